@@ -1,0 +1,526 @@
+"""Every field of a run, with its default and unit, as frozen dataclasses.
+
+A config file (`configs/*.py`) is an `ml_collections` file over the `ConfigDict`
+of these dataclasses (`to_config_dict`); it is locked after parsing and turned
+back by `from_config_dict`, so a typo or a wrong type fails before any device is
+touched. Importing this module needs only the standard library: models and
+kernels use these types where `ml_collections` is not installed.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import pathlib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+if typing.TYPE_CHECKING:
+  import ml_collections
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+  """A user's mistake in a config or on the command line."""
+
+
+# --------------------------------------------------------------------- model
+@dataclass(frozen=True)
+class VisionConfig:
+  """The encoder shared by every knowledge modality."""
+
+  encoder: str = "vit"  # key of `mico_jax.models.ENCODERS`
+  image_size: int = 224  # pixels; also mel bins and frames of an audio slice
+  patch_size: int = 14  # pixels; must divide image_size
+  width: int = 1408
+  depth: int = 40
+  num_heads: int = 16
+  mlp_dim: int = 6144
+  norm_eps: float = 1e-6
+  drop_path_rate: float = 0.0  # linearly increasing over depth
+  clip_embed_dim: int = 0  # EVA-CLIP's own head; 0: no such head
+
+
+@dataclass(frozen=True)
+class TextConfig:
+  """The BERT-like tower: encodes, matches and writes captions."""
+
+  encoder: str = "bert"  # key of `mico_jax.models.TEXT_ENCODERS`
+  vocab_size: int = 30522
+  width: int = 768
+  depth: int = 12
+  num_heads: int = 12
+  mlp_dim: int = 3072
+  max_positions: int = 512
+  type_vocab_size: int = 2
+  dropout: float = 0.1  # residual and attention dropout, training only
+  norm_eps: float = 1e-12
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+  """MiCo: encoder, text tower, contexts and heads."""
+
+  vision: VisionConfig = VisionConfig()
+  text: TextConfig = TextConfig()
+  embed_dim: int = 512  # joint contrastive space
+  # Contrastive heads, by letters of the modality table. One letter: linear
+  # without bias; several: linear with bias on the concatenated pooled features.
+  heads: tuple[str, ...] = ("t", "s", "v", "a", "d", "n", "va", "id", "vs", "vas")
+  # Length of the frame table E_C per context type; also says which exist.
+  frame_table: Mapping[str, int] = field(
+    default_factory=lambda: {"video": 8, "audio": 4, "depth": 1, "normal": 1}
+  )
+  pool_frames: bool = False  # context keeps [cls, mean of the rest] per frame
+  normals_as: str = "normal"  # "depth": normals use depth's tables and head
+  temperature_init: float = 0.07
+  temperature_min: float = 0.01  # clamp; 0: none (as released)
+  context_positions: int = 0  # > 0: extra E_Pos over the context (paper, eq. 2)
+  sample_embeddings: int = 0  # > 0: E_Sam table, one vector per corpus of a draw
+  joined_positions: int = 0  # > 0: own position table of joined captions
+  # "zero": fully masked attention rows give 0 with zero gradient; "released":
+  # additive -10000, as the original.
+  masked_rows: str = "zero"
+  # Drop the gradient of the embedding lookup of the pad id (the original's
+  # `padding_idx`); the tied decoder still sends its own.
+  freeze_pad_embedding: bool = True
+  # Hide padded subtitle positions from cross-attention; the original does not.
+  mask_subtitle_padding: bool = True
+  dtype: str = "float32"  # compute dtype: "float32" | "bfloat16"
+  matmul_precision: str = "default"  # "default" | "high" | "highest"
+  attention: str = "auto"  # kernel backend, see mico_jax.kernels.attention
+  remat: str = "none"  # policy name, see mico_jax.layers.stack.REMAT
+  scan: bool = True  # scan over layers; false unrolls (for debugging)
+
+
+# ---------------------------------------------------------------------- data
+@dataclass(frozen=True)
+class AudioConfig:
+  """Waveform to log-mel slices (Kaldi filterbank)."""
+
+  sample_rate: int = 16000  # Hz
+  window_ms: float = 25.0
+  hop_ms: float = 10.0
+  mel_bins: int = 0  # 0: the encoder's image_size (no resize)
+  mean: float = 15.41663  # of the log-mel values; the released constants
+  std: float = 6.55582
+  max_seconds: float = 600.0  # longer files are cut, never read whole
+
+
+@dataclass(frozen=True)
+class InputConfig:
+  """How one modality reaches the encoder."""
+
+  frames: int = 1  # frames or slices per sample
+  mode: str = ""  # named preprocessing in training; "": the modality's default
+  eval_mode: str = ""  # "": the modality's deterministic default for `mode`
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+  """Text to ids."""
+
+  kind: str = "wordpiece"  # "wordpiece" | "sentencepiece" | "omniworld"
+  path: str = ""  # vocabulary file or SentencePiece model
+  # Token counts per caption kind, special tokens included.
+  max_length: Mapping[str, int] = field(
+    default_factory=lambda: {
+      "default": 40,
+      "omni": 70,
+      "subtitle": 70,
+      "question": 30,
+      "answer": 10,
+    }
+  )
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+  """Where samples come from."""
+
+  kind: str = "omniworld"  # key of `mico_jax.data.sources.SOURCES`
+  path: str = ""  # manifest, shard pattern or TFDS directory
+  split: str = "train"
+  where: Mapping[str, Any] = field(default_factory=dict)  # field -> value(s)
+  # Record field of each modality / caption kind / label; unset: same name.
+  fields: Mapping[str, str] = field(default_factory=dict)
+  captions: Mapping[str, str] = field(default_factory=dict)
+  depth_unit: str = ""  # "metre" | "millimetre" | "relative"
+  size: int = 0  # OmniWorld: scenes of the split; others: 0 = all
+  seed: int = 0  # OmniWorld
+  version: str = "v1"  # OmniWorld
+  count: int = 0  # samples found; filled when the run starts
+  sha256: str = ""  # of the index; filled when the run starts
+
+
+@dataclass(frozen=True)
+class DataConfig:
+  """Sources and how they are read."""
+
+  sources: Mapping[str, SourceConfig] = field(default_factory=dict)
+  inputs: Mapping[str, InputConfig] = field(default_factory=dict)
+  audio: AudioConfig = AudioConfig()
+  tokenizer: TokenizerConfig = TokenizerConfig()
+  num_negatives: int = 0  # explicit text negatives per sample and group (K)
+  num_threads: int = 2  # decoding threads
+  num_workers: int = 0  # processes; 0: threads only
+  prefetch: int = 8  # steps read ahead
+  timeout: float = 60.0  # seconds until a stalled decoder is an error
+  max_bad_fraction: float = 0.01  # of samples; the run stops beyond it
+  max_pixels: int = 120_000_000  # larger images are refused, not decoded
+  cache_gb: float = 4.0  # local cache of remote shards
+
+
+# ---------------------------------------------------------------- objectives
+@dataclass(frozen=True)
+class ContrastiveConfig:
+  """Contrastive objective (ITC)."""
+
+  weight: float = 1.0
+  label_smoothing: float = 0.1
+  share_identical_texts: bool = True  # identical texts share target mass
+  detach_gathered: bool = False  # the original's gradient
+
+
+@dataclass(frozen=True)
+class MatchingConfig:
+  """Matching objective (ITM) with mined hard negatives."""
+
+  weight: float = 0.1
+  group_rows: int = 0  # negatives from N consecutive global rows; 0: all
+  exclude_identical_texts: bool = True
+  floor: float = 1e-4  # added to the mining probabilities
+  explicit_negatives: bool = True  # use the batch's negative_text as well
+
+
+@dataclass(frozen=True)
+class CaptioningConfig:
+  """Masked-causal captioning."""
+
+  weight: float = 1.0
+  mask_prob: float = 0.6
+  label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class QuestionAnsweringConfig:
+  """Question answering: captioning of the answer after the question."""
+
+  weight: float = 1.0
+  mask_prob: float = 0.99
+
+
+@dataclass(frozen=True)
+class MaskedModellingConfig:
+  """Masked modelling of knowledge tokens: the paradigm to compare with."""
+
+  weight: float = 1.0
+  mask_prob: float = 0.75  # of the patches
+
+
+@dataclass(frozen=True)
+class ObjectivesConfig:
+  """Options of each objective of `mico_jax.objectives.OBJECTIVES`."""
+
+  contrastive: ContrastiveConfig = ContrastiveConfig()
+  matching: MatchingConfig = MatchingConfig()
+  captioning: CaptioningConfig = CaptioningConfig()
+  question_answering: QuestionAnsweringConfig = QuestionAnsweringConfig()
+  masked_modelling: MaskedModellingConfig = MaskedModellingConfig()
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+  """A corpus with its groups and objectives: one task per optimizer step."""
+
+  steps: int = 1  # integer weight (step budget)
+  sources: Mapping[str, int] = field(default_factory=dict)  # integer weights
+  batch_size: int = 64  # global
+  # Objective -> groups, e.g. {"contrastive": ("tv", "tva")}.
+  objectives: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+  # Group -> {caption kind: weight}; unset: by its letters (see data.language).
+  texts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------ training
+@dataclass(frozen=True)
+class OptimizerConfig:
+  """Optimizer, schedule and parameter groups."""
+
+  name: str = "adamw"  # key of `mico_jax.train.optimizer.OPTIMIZERS`
+  learning_rate: float = 1e-4
+  b1: float = 0.9
+  b2: float = 0.98
+  eps: float = 1e-6
+  weight_decay: float = 0.01
+  # Paths (regex, re.search on "a/b/c") without weight decay.
+  no_decay: tuple[str, ...] = (r"bias$", r"/scale$", r"temperature$")
+  schedule: str = "linear"  # "linear" | "cosine" | "constant"
+  warmup: float = 0.1  # fraction of the steps if < 1, else steps
+  end_fraction: float = 0.0  # of the learning rate at the last step
+  clip_norm: float = 2.0  # global gradient norm; 0: none
+  # Path regex -> factor on the learning rate; 0 freezes. First match wins.
+  lr_multipliers: Mapping[str, float] = field(default_factory=dict)
+  freeze: tuple[str, ...] = ()  # path regexes without update
+  layer_decay: float = 1.0  # per block of the shared encoder, from the top
+  ema: float = 0.0  # decay of the averaged weights; 0: none
+  lora_rank: int = 0  # > 0: train low-rank deltas of `lora_targets` only
+  lora_alpha: float = 16.0
+  lora_targets: tuple[str, ...] = (r"attn/(qkv|proj)/kernel$",)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+  """The loop."""
+
+  steps: int = 1000
+  patch_dropout: float = 0.0  # fraction of patch tokens dropped in training
+  log_every: int = 10  # steps
+  checkpoint_every: int = 500  # steps; the last step always saves
+  keep: int = 3  # newest checkpoints kept
+  keep_best: str = ""  # metric name; its best checkpoint is kept beside
+  eval_every: int = 0  # steps between cheap evaluations; 0: none
+  nonfinite_patience: int = 5  # skipped steps in a row until the run stops
+  collapse_patience: int = 200  # steps at ln(batch) after warm-up until alarm
+  profile_steps: tuple[int, ...] = ()  # (first, last): profiler trace
+  tensorboard: bool = True
+  wandb: bool = False  # needs the `wandb` package
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+  """The device mesh."""
+
+  mesh: Mapping[str, int] = field(default_factory=lambda: {"data": -1})
+  rules: str = "ddp"  # key of `mico_jax.axes.RULES`
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+  """What is measured at the end of training and by `mico-jax evaluate`."""
+
+  source: str = ""  # name of a data source; "": nothing is evaluated
+  suite: str = "retrieval"  # key of `mico_jax.evaluation.SUITES`
+  size: int = 256  # samples of the gallery; 0: all
+  batch_size: int = 64
+  # Queries: text against each of these letter groups.
+  groups: tuple[str, ...] = ()
+  rerank: int = 0  # top-k re-ranked with the matching head
+  captions: int = 0  # samples captioned and scored with CIDEr
+  bootstrap: int = 1000  # resamples of the 95% interval
+
+
+@dataclass(frozen=True)
+class Config:
+  """A whole run."""
+
+  name: str = "run"
+  seed: int = 0
+  model: ModelConfig = ModelConfig()
+  data: DataConfig = DataConfig()
+  objectives: ObjectivesConfig = ObjectivesConfig()
+  tasks: Mapping[str, TaskConfig] = field(default_factory=dict)
+  optimizer: OptimizerConfig = OptimizerConfig()
+  train: TrainConfig = TrainConfig()
+  parallel: ParallelConfig = ParallelConfig()
+  evaluation: EvaluationConfig = EvaluationConfig()
+
+
+# ---------------------------------------------------------------- conversion
+def to_dict(config: Any) -> dict[str, Any]:
+  """A plain nested dict of a config dataclass (tuples stay tuples)."""
+
+  def convert(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+      return {
+        f.name: convert(getattr(value, f.name))
+        for f in dataclasses.fields(value)
+      }
+    if isinstance(value, Mapping):
+      return {k: convert(v) for k, v in value.items()}
+    return value
+
+  return convert(config)
+
+
+def to_config_dict(config: Any) -> ml_collections.ConfigDict:
+  """The `ConfigDict` that config files edit."""
+  import ml_collections
+
+  return ml_collections.ConfigDict(to_dict(config), convert_dict=True)
+
+
+def to_json(config: Config) -> str:
+  """Stable JSON text of a config: what checkpoints store and hash."""
+  return json.dumps(to_dict(config), indent=2, sort_keys=True)
+
+
+def _check(value: Any, hint: Any, path: str) -> Any:
+  """Returns `value` as the type `hint` asks for, or raises ConfigError."""
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if hint is Any:
+    return value
+  if origin in (types.UnionType, typing.Union):
+    if value is None and type(None) in args:
+      return None
+    return _check(value, next(a for a in args if a is not type(None)), path)
+  if dataclasses.is_dataclass(hint):
+    return _build(typing.cast(type, hint), value, path)
+  if origin is Mapping:
+    if not isinstance(value, Mapping):
+      raise ConfigError(f"{path}: expected a mapping, got {value!r}.")
+    return {str(k): _check(v, args[1], f"{path}.{k}") for k, v in value.items()}
+  if origin is tuple:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+      raise ConfigError(f"{path}: expected a tuple, got {value!r}.")
+    return tuple(
+      _check(v, args[0], f"{path}[{i}]") for i, v in enumerate(value)
+    )
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, hint) or (
+    isinstance(value, bool) and hint is not bool
+  ):
+    raise ConfigError(
+      f"{path}: expected {hint.__name__}, got {value!r} "
+      f"({type(value).__name__})."
+    )
+  return value
+
+
+def _build(cls: type[T], values: Any, path: str) -> T:
+  if dataclasses.is_dataclass(values):
+    values = to_dict(values)
+  if not isinstance(values, Mapping):
+    raise ConfigError(f"{path or 'config'}: expected a mapping, got {values!r}.")
+  hints = typing.get_type_hints(cls)
+  unknown = [k for k in values if k not in hints]
+  if unknown:
+    key = str(unknown[0])
+    close = difflib.get_close_matches(key, hints, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(
+      f"unknown config key {f'{path}.{key}'.lstrip('.')!r}.{hint} "
+      f"Known keys here: {', '.join(sorted(hints))}."
+    )
+  return cls(
+    **{k: _check(v, hints[k], f"{path}.{k}".lstrip(".")) for k, v in values.items()}
+  )
+
+
+def from_dict(values: Mapping[str, Any], cls: type[T] = Config) -> T:
+  """Builds a checked dataclass from nested dicts; missing keys take defaults.
+
+  Raises:
+    ConfigError: naming the first unknown key or wrong type.
+  """
+  return _build(cls, values, "")
+
+
+def from_config_dict(values: ml_collections.ConfigDict) -> Config:
+  """Turns the `ConfigDict` of a config file into a checked `Config`."""
+  return from_dict(values.to_dict())
+
+
+# ------------------------------------------------------------- loading files
+def config_dirs() -> list[pathlib.Path]:
+  """Folders searched for named configs: the packaged one and a checkout's."""
+  here = pathlib.Path(__file__).resolve().parent
+  found = [here / "configs", here.parent / "configs"]
+  return [d for d in found if d.is_dir()]
+
+
+def find(name: str) -> pathlib.Path:
+  """Path of a config given by file name or packaged name ("demo").
+
+  Raises:
+    ConfigError: listing the packaged names if there is no such config.
+  """
+  path = pathlib.Path(name)
+  if path.suffix == ".py":
+    if not path.is_file():
+      raise ConfigError(f"no config file {name!r}.")
+    return path
+  for folder in config_dirs():
+    if (folder / f"{name}.py").is_file():
+      return folder / f"{name}.py"
+  known = sorted(
+    str(p.relative_to(d).with_suffix(""))
+    for d in config_dirs()
+    for p in d.rglob("*.py")
+    if p.stem not in ("__init__", "base")
+  )
+  raise ConfigError(
+    f"no config {name!r}. Packaged configs: {', '.join(known)}; "
+    "or give the path of a .py file."
+  )
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+  """Splits "train.steps=200" into key and value (a Python literal or text)."""
+  key, sep, raw = text.partition("=")
+  if not sep:
+    raise ConfigError(f"--config.{text}: write --config.{text}=VALUE.")
+  try:
+    return key, ast.literal_eval(raw)
+  except (ValueError, SyntaxError):
+    return key, {"true": True, "false": False}.get(raw.lower(), raw)
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+  """Applies "a.b.c=value" overrides to a config.
+
+  Raises:
+    ConfigError: for an unknown key or a value of the wrong type.
+  """
+  values = to_dict(config)
+  for text in overrides:
+    key, value = parse_override(text)
+    *parents, leaf = key.split(".")
+    node = values
+    for i, part in enumerate(parents):
+      if not isinstance(node.get(part), dict):
+        known = ", ".join(sorted(node))
+        raise ConfigError(
+          f"unknown config key {'.'.join(parents[: i + 1])!r}. "
+          f"Known keys here: {known}."
+        )
+      node = node[part]
+    node[leaf] = value
+  return from_dict(values)
+
+
+def load(
+  name: str, overrides: Sequence[str] = (), *, arg: str | None = None
+) -> Config:
+  """Loads a config file or packaged config and applies overrides.
+
+  Args:
+    name: path of a .py file or packaged name; "name:arg" passes `arg` to its
+      `get_config`.
+    overrides: texts of the form "train.steps=200".
+    arg: argument of `get_config`; overrides the one in `name`.
+
+  Raises:
+    ConfigError: for a missing file, an unknown key or a wrong type.
+  """
+  base, sep, suffix = name.partition(":")
+  if sep and arg is None:
+    arg = suffix
+  path = find(base)
+  spec = importlib.util.spec_from_file_location(f"mico_jax_config_{path.stem}", path)
+  if spec is None or spec.loader is None:
+    raise ConfigError(f"cannot read config file {str(path)!r}.")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise ConfigError(f"{path}: has no function get_config().")
+  values = module.get_config() if arg is None else module.get_config(arg)
+  return override(from_config_dict(values), overrides)

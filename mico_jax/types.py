@@ -1,0 +1,34 @@
+"""Type aliases, the dimension key and the batch contract.
+
+Dimension key, used in every jaxtyping annotation and einsum string:
+
+  B batch, M modalities, T frames or slices, Y X rows and columns, C channels,
+  L query tokens, S context tokens, N heads, H head dim, D width of the shared
+  encoder, W width of the text tower, F mlp dim, E joint embedding,
+  V vocabulary, K explicit negatives, P number of layers.
+  `*B` any leading axes, `#B` broadcastable.
+
+Batch contract. A batch is a nested dict of host (NumPy) or device arrays. Its
+leading axis is the (global or per-process) batch:
+
+  row            int32 [B]           index in the global batch of the step
+  weight         float32 [B]         1 for a sample, 0 for padding (evaluation)
+  inputs         {modality key: array}   as the modality's `ArraySpec` says
+  present        {modality key: bool [B]}   false where the sample lacks it
+  text           {group: int32 [B, L]}   one text slot per group, e.g. "tva"
+  negative_text  {group: int32 [B, K, L]}  explicit negatives (absent if K = 0)
+  question       int32 [B, L], answer int32 [B, L]  (absent without QA)
+
+Text ids are padded with the tokenizer's pad id and start with its cls id and
+end with its sep id. What a batch of a task holds follows from the config alone
+(`mico_jax.data.pipeline.batch_spec`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+PyTree = Any
+Params = Mapping[str, Any]
+Batch = Mapping[str, Any]
