@@ -1,0 +1,71 @@
+"""Settings of every test: eight CPU devices, strict promotion, checked shapes.
+
+Environment:
+  MICO_JAX_GOLDEN: folder of golden cases; default: a sibling `shared/golden`.
+  MICO_JAX_DATA: folder of real data sets; default: a sibling `shared/data`.
+  MICO_JAX_TEST_CACHE: JAX compilation cache; default: a folder in the system's
+    temporary folder; "off" for none.
+  MICO_JAX_TEST_TYPES: "off" leaves out the jaxtyping checks.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+
+# Before JAX is imported anywhere.
+os.environ["JAX_PLATFORMS"] = os.environ.get("MICO_JAX_TEST_PLATFORM", "cpu")
+_FLAGS = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in _FLAGS:
+  _FLAGS += " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = _FLAGS.strip()
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+import pytest
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+_CACHE = os.environ.get(
+  "MICO_JAX_TEST_CACHE",
+  str(pathlib.Path(tempfile.gettempdir()) / "mico_jax_test_cache"),
+)
+if _CACHE != "off":
+  jax.config.update("jax_compilation_cache_dir", _CACHE)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+# Annotated shapes of the package are checked at trace time, in tests only.
+if os.environ.get("MICO_JAX_TEST_TYPES", "on") != "off":
+  from jaxtyping import install_import_hook
+
+  install_import_hook("mico_jax", "beartype.beartype")
+
+
+def _folder(variable: str, name: str) -> pathlib.Path:
+  given = os.environ.get(variable)
+  path = pathlib.Path(given) if given else _ROOT.parent / "shared" / name
+  if not path.is_dir():
+    pytest.skip(f"no folder {path}; set {variable}")
+  return path
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> pathlib.Path:
+  """Folder of the golden cases; the test is skipped where it is absent."""
+  return _folder("MICO_JAX_GOLDEN", "golden")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+  """Folder of the real data sets; the test is skipped where it is absent."""
+  return _folder("MICO_JAX_DATA", "data")
+
+
+@pytest.fixture(scope="session")
+def repository() -> pathlib.Path:
+  """Top of the checkout."""
+  return _ROOT
