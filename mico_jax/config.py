@@ -128,7 +128,10 @@ class TokenizerConfig:
   """Text to ids."""
 
   kind: str = "wordpiece"  # "wordpiece" | "sentencepiece" | "omniworld"
-  path: str = ""  # vocabulary file or SentencePiece model
+  # Vocabulary file or SentencePiece model; kind "sentencepiece" without one
+  # trains a model on the captions of the run.
+  path: str = ""
+  vocab_size: int = 512  # upper limit of a SentencePiece model trained here
   # Token counts per caption kind, special tokens included.
   max_length: Mapping[str, int] = field(
     default_factory=lambda: {
