@@ -1,0 +1,148 @@
+"""Alarms of a training run: a collapsed contrastive loss, non-finite steps.
+
+A contrastive loss that stays at ln(batch) says that all similarities are equal:
+nothing is learned, though every number is finite. It is so for any label
+smoothing, since the loss of a uniform softmax is ln(batch) for every target.
+The watch compares unweighted losses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+COLLAPSE_TOLERANCE = 0.01  # relative distance to ln(batch)
+_IDS_SHOWN = 16
+
+COLLAPSE_ADVICE = (
+  "Look at the samples (mico-jax trace --show): do texts and inputs belong "
+  "together? Then try a longer warm-up or a smaller learning rate, a larger "
+  "batch, and see that neither tower is frozen and that the temperature moved."
+)
+
+
+class NonFiniteError(RuntimeError):
+  """Too many steps in a row had a non-finite loss or gradient.
+
+  Attributes:
+    step: index of the last one.
+    sample_ids: ids of its batch.
+  """
+
+  def __init__(self, message: str, *, step: int, sample_ids: Sequence[str]):
+    """Keeps what the loop logs beside the message."""
+    super().__init__(message)
+    self.step = step
+    self.sample_ids = tuple(sample_ids)
+
+
+class LossWatch:
+  """Watches the losses of each step, in order.
+
+  Attributes:
+    nonfinite_in_a_row: non-finite steps since the last finite one.
+    nonfinite_total: of this process' life.
+    collapsed: names of the losses that gave the alarm.
+  """
+
+  def __init__(
+    self,
+    *,
+    warmup_steps: int,
+    collapse_patience: int = 200,
+    nonfinite_patience: int = 5,
+  ):
+    """Sets the limits.
+
+    Args:
+      warmup_steps: steps before which a loss at ln(batch) is normal.
+      collapse_patience: steps in a row at ln(batch) until the alarm; 0: never.
+      nonfinite_patience: non-finite steps in a row until the run stops; 0:
+        never.
+    """
+    self.nonfinite_in_a_row = 0
+    self.nonfinite_total = 0
+    self.collapsed: list[str] = []
+    self._warmup_steps = warmup_steps
+    self._collapse_patience = collapse_patience
+    self._nonfinite_patience = nonfinite_patience
+    self._flat_steps: dict[str, int] = {}
+
+  def update(
+    self,
+    step: int,
+    *,
+    finite: bool,
+    contrastive: Mapping[str, float] = {},
+    batch_size: int = 0,
+    sample_ids: Callable[[], Sequence[str]] | Sequence[str] = (),
+    count: int = 1,
+  ) -> str | None:
+    """Takes the outcome of one step, or of `count` steps since the last update.
+
+    Args:
+      step: its index.
+      finite: false if the step was skipped for a non-finite loss or gradient.
+      contrastive: unweighted contrastive losses in nats, by name.
+      batch_size: pairs the losses compare (the global batch).
+      sample_ids: ids of the batch, or a function that finds them; asked only
+        when the run stops.
+      count: steps that the values stand for.
+
+    Returns:
+      The text of an alarm, once per loss name; else None.
+
+    Raises:
+      NonFiniteError: after `nonfinite_patience` non-finite steps in a row.
+    """
+    if not finite:
+      self.nonfinite_in_a_row += count
+      self.nonfinite_total += count
+      if 0 < self._nonfinite_patience <= self.nonfinite_in_a_row:
+        self._stop(step, sample_ids)
+      return None
+    self.nonfinite_in_a_row = 0
+    return self._collapse(step, contrastive, batch_size, count)
+
+  def _stop(
+    self, step: int, sample_ids: Callable[[], Sequence[str]] | Sequence[str]
+  ) -> None:
+    ids = list(sample_ids() if callable(sample_ids) else sample_ids)
+    shown = ", ".join(map(str, ids[:_IDS_SHOWN])) or "not known"
+    if len(ids) > _IDS_SHOWN:
+      shown += f", ... ({len(ids)} in all)"
+    raise NonFiniteError(
+      f"{self.nonfinite_in_a_row} non-finite steps in a row (the last: step "
+      f"{step}); training stops. Samples of that batch: {shown}. Lower "
+      "optimizer.learning_rate or optimizer.clip_norm, or look at the samples "
+      f"with mico-jax trace --step {step} --show.",
+      step=step,
+      sample_ids=ids,
+    )
+
+  def _collapse(
+    self,
+    step: int,
+    contrastive: Mapping[str, float],
+    batch_size: int,
+    count: int,
+  ) -> str | None:
+    if not self._collapse_patience or batch_size < 2:
+      return None
+    flat = math.log(batch_size)
+    alarm = None
+    for name, loss in contrastive.items():
+      near = abs(loss - flat) <= COLLAPSE_TOLERANCE * flat
+      if step < self._warmup_steps or not near:
+        self._flat_steps[name] = 0
+        continue
+      self._flat_steps[name] = self._flat_steps.get(name, 0) + count
+      waited = self._flat_steps[name]
+      if waited >= self._collapse_patience and name not in self.collapsed:
+        self.collapsed.append(name)
+        alarm = (
+          f"ALARM at step {step}: the contrastive loss {name} = {loss:.3f} has "
+          f"been at ln({batch_size}) = {flat:.3f} for {waited} steps after "
+          f"warm-up: nothing is being learned. {COLLAPSE_ADVICE}"
+        )
+    return alarm
