@@ -1,0 +1,429 @@
+"""The picture of a run: `<workdir>/report.png`, curves and final numbers.
+
+Drawn from `metrics.jsonl` and, where present, `evaluation.json`. A panel
+appears when the run has values for it:
+
+  loss                                the weighted sum, raw and smoothed
+  <objective>/<group>                 one panel per objective, a line per group
+  <anything>accuracy<anything>        accuracies in training
+  temperature, learning_rate, grad_norm, samples_per_second
+  input_wait                          share of the step spent waiting, in [0, 1]
+  eval/<name>                         the cheap evaluation during training
+
+Events (alarms, skipped steps) are marked in every panel. `evaluation.json` may
+nest as it likes: a leaf is a number or a dict with `value` and, if known,
+`interval` (low, high), `chance` and `ceiling`; shares in [0, 1] are drawn as
+bars.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from etils import epath
+
+from mico_jax.run import logging
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+
+REPORT_FILE = "report.png"
+EVALUATION_FILE = "evaluation.json"
+
+# Readable side by side, also without colour vision (Okabe and Ito's set).
+COLORS = (
+  "#0072B2",
+  "#D55E00",
+  "#009E73",
+  "#CC79A7",
+  "#E69F00",
+  "#56B4E9",
+  "#7A5195",
+  "#4D4D4D",
+)
+_INK, _FAINT, _ALARM = "#222222", "#d9d9d9", "#C00000"
+_COLUMNS = 3
+_MAX_LINES = 8
+_BAR_NAME_WIDTH = 42
+
+_SINGLE = {
+  "temperature": "temperature",
+  "learning_rate": "learning rate",
+  "grad_norm": "gradient norm",
+  "samples_per_second": "samples per second",
+  "input_wait": "input wait (share of the step)",
+}
+_OBJECTIVES = (
+  "contrastive",
+  "matching",
+  "captioning",
+  "question_answering",
+  "masked_modelling",
+)
+_NOT_CURVES = ("step", "time", "task", "event", "message", "epoch")
+
+
+@dataclass(frozen=True)
+class Bar:
+  """One bar of the final evaluation.
+
+  Attributes:
+    name: path of the value in `evaluation.json`, shortened.
+    value: in [0, 1].
+    low: lower end of the 95% interval.
+    high: upper end of the 95% interval.
+    chance: of guessing.
+    ceiling: best possible value.
+  """
+
+  name: str
+  value: float
+  low: float | None = None
+  high: float | None = None
+  chance: float | None = None
+  ceiling: float | None = None
+
+
+@dataclass
+class Panel:
+  """One set of axes.
+
+  Attributes:
+    title: above the axes.
+    curves: name -> (steps, values).
+    smooth: draw raw values faintly under a running mean.
+    log: logarithmic values.
+  """
+
+  title: str
+  curves: dict[str, tuple[list[float], list[float]]] = field(
+    default_factory=dict
+  )
+  smooth: bool = False
+  log: bool = False
+
+
+def _panel_of(name: str) -> tuple[str, str] | None:
+  """Title of the panel a value belongs to and its label there."""
+  if name in _NOT_CURVES:
+    return None
+  if name.startswith("eval/"):
+    return "evaluation while training", name.removeprefix("eval/")
+  if name in _SINGLE:
+    return _SINGLE[name], ""
+  if name == "loss":
+    return "loss", ""
+  if "accuracy" in name:
+    return "accuracy in training", name.replace("accuracy", "").strip("/_")
+  parts = [p for p in name.split("/") if p != "loss"]
+  for objective in _OBJECTIVES:
+    if objective in parts:
+      rest = "/".join(p for p in parts if p != objective)
+      return f"{objective.replace('_', ' ')} loss", rest
+  return None
+
+
+def collect(lines: Sequence[Mapping[str, Any]]) -> list[Panel]:
+  """Sorts the values of `metrics.jsonl` into panels.
+
+  Args:
+    lines: as `mico_jax.run.logging.read_metrics` returns them.
+
+  Returns:
+    Panels that have at least one finite value, in the order they are drawn.
+  """
+  panels: dict[str, Panel] = {}
+  tasks = {line["task"] for line in lines if line.get("task")}
+  for line in lines:
+    for name, value in line.items():
+      place = _panel_of(name)
+      if place is None or isinstance(value, str | bool | list | dict):
+        continue
+      if value is None or not math.isfinite(value):
+        continue
+      title, label = place
+      if title == "loss" and len(tasks) > 1:
+        label = str(line.get("task", ""))
+      panel = panels.setdefault(title, Panel(title))
+      steps, values = panel.curves.setdefault(label, ([], []))
+      steps.append(float(line["step"]))
+      values.append(float(value))
+  first = ["loss", *(f"{o.replace('_', ' ')} loss" for o in _OBJECTIVES)]
+  for title in first:
+    if title in panels:
+      panels[title].smooth = True
+  order = [
+    *first,
+    "accuracy in training",
+    "evaluation while training",
+    *_SINGLE.values(),
+  ]
+  if "gradient norm" in panels:
+    values = [
+      v
+      for _, (_, vs) in panels["gradient norm"].curves.items()
+      for v in vs
+      if v > 0
+    ]
+    panels["gradient norm"].log = bool(values) and max(values) > 30 * min(
+      values
+    )
+    panels["gradient norm"].smooth = True
+  return [panels[title] for title in order if title in panels]
+
+
+def bars(evaluation: Any, *, limit: int = 40) -> list[Bar]:
+  """The shares of an `evaluation.json`, flattened.
+
+  Args:
+    evaluation: the parsed file.
+    limit: most bars returned.
+
+  Returns:
+    Numbers whose name or place says that they are a share (recall, accuracy),
+    in the order of the file.
+  """
+  found: list[Bar] = []
+
+  def number(value: Any) -> float | None:
+    ok = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if ok and math.isfinite(value) else None
+
+  def is_share(name: str, value: float) -> bool:
+    lower = name.lower()
+    named = any(
+      x in lower for x in ("r@", "recall", "accuracy", "r1", "r5", "r10")
+    )
+    return named and 0 <= value <= 1
+
+  def walk(node: Any, path: tuple[str, ...]) -> None:
+    if isinstance(node, Mapping):
+      value = number(node.get("value"))
+      if value is None:
+        for key, child in node.items():
+          if key not in ("interval", "chance", "ceiling"):
+            walk(child, (*path, str(key)))
+        return
+      name = " ".join(path)
+      if is_share(name, value):
+        low, high = node.get("interval") or (None, None)
+        found.append(
+          Bar(
+            name,
+            value,
+            number(low),
+            number(high),
+            number(node.get("chance")),
+            number(node.get("ceiling")),
+          )
+        )
+    elif (value := number(node)) is not None:
+      name = " ".join(path)
+      if is_share(name, value):
+        found.append(Bar(name, value))
+
+  walk(evaluation, ())
+  return found[:limit]
+
+
+def smooth(values: Sequence[float]) -> np.ndarray:
+  """Running mean over about a twentieth of the curve, without lag at the start.
+
+  Args:
+    values: of a curve.
+
+  Returns:
+    As many values.
+  """
+  array = np.asarray(values, np.float64)
+  width = max(1, len(array) // 20)
+  sums = np.concatenate([[0.0], np.cumsum(array)])
+  index = np.arange(len(array))
+  low, high = (
+    np.maximum(index - width, 0),
+    np.minimum(index + width + 1, len(array)),
+  )
+  return (sums[high] - sums[low]) / (high - low)
+
+
+def _style(axes: Axes, title: str) -> None:
+  axes.set_title(title, loc="left", fontsize=10, color=_INK, pad=6)
+  axes.grid(True, color=_FAINT, linewidth=0.6)
+  axes.set_axisbelow(True)
+  for side in ("top", "right"):
+    axes.spines[side].set_visible(False)
+  for side in ("left", "bottom"):
+    axes.spines[side].set_color("#888888")
+  axes.tick_params(labelsize=8, colors="#555555")
+
+
+def _draw_panel(
+  axes: Axes, panel: Panel, events: Sequence[float], last: float
+) -> None:
+  _style(axes, panel.title)
+  labelled = False
+  curves = list(panel.curves.items())
+  for index, (label, (steps, values)) in enumerate(curves[:_MAX_LINES]):
+    color = COLORS[index % len(COLORS)]
+    marker = "o" if len(values) < 12 else ""
+    if panel.smooth and len(values) >= 20:
+      axes.plot(steps, values, color=color, alpha=0.22, linewidth=0.8)
+      values = smooth(values).tolist()
+    axes.plot(
+      steps,
+      values,
+      color=color,
+      linewidth=1.6,
+      marker=marker,
+      markersize=3,
+      label=label or None,
+    )
+    labelled = labelled or bool(label)
+  if len(curves) > _MAX_LINES:
+    more = f"+ {len(curves) - _MAX_LINES} more"
+    axes.plot([], [], linestyle="none", label=more)
+  if len(curves) == 1:
+    value = curves[0][1][1][-1]
+    axes.set_title(
+      f"{value:.4g} at the end", loc="right", fontsize=8, color="#777777"
+    )
+  for step in events:
+    axes.axvline(step, color=_ALARM, linewidth=0.8, alpha=0.6, linestyle=":")
+  if panel.log:
+    axes.set_yscale("log")
+  if panel.title == _SINGLE["input_wait"]:
+    axes.axhline(0.05, color="#888888", linewidth=0.8, linestyle="--")
+    axes.set_ylim(bottom=0)
+  if panel.title.startswith(("accuracy", "evaluation")):
+    top = max(v for _, (_, vs) in curves for v in vs)
+    axes.set_ylim(0, 1.02 if top <= 1 else None)
+  axes.set_xlim(0, max(last, 1.0))
+  if labelled:
+    axes.legend(fontsize=7, frameon=False, ncols=1 + (len(curves) > 4))
+
+
+def _draw_bars(axes: Axes, shown: Sequence[Bar]) -> None:
+  _style(axes, "final evaluation")
+  axes.grid(False, axis="y")
+  places = np.arange(len(shown))[::-1]
+  axes.barh(places, [b.value for b in shown], height=0.66, color=COLORS[0])
+  for place, bar in zip(places, shown, strict=True):
+    if bar.low is not None and bar.high is not None:
+      axes.plot([bar.low, bar.high], [place, place], color=_INK, linewidth=1.2)
+    for value, color in ((bar.chance, "#888888"), (bar.ceiling, COLORS[1])):
+      if value is not None:
+        axes.plot(
+          [value, value], [place - 0.4, place + 0.4], color=color, linewidth=2
+        )
+    axes.text(
+      1.02, place, f"{bar.value:.3f}", va="center", fontsize=8, color=_INK
+    )
+  names = [
+    b.name
+    if len(b.name) <= _BAR_NAME_WIDTH
+    else "..." + b.name[3 - _BAR_NAME_WIDTH :]
+    for b in shown
+  ]
+  axes.set_yticks(places, names)
+  axes.set_xlim(0, 1)
+  axes.set_ylim(-0.7, len(shown) - 0.3)
+  notes = (
+    ["line: 95% interval"] if any(b.low is not None for b in shown) else []
+  )
+  if any(b.chance is not None for b in shown):
+    notes.append("grey: chance")
+  if any(b.ceiling is not None for b in shown):
+    notes.append("orange: ceiling")
+  if notes:
+    axes.set_xlabel(", ".join(notes), fontsize=8, color="#777777")
+
+
+def draw(
+  lines: Sequence[Mapping[str, Any]],
+  *,
+  evaluation: Any = None,
+  title: str = "",
+) -> Figure:
+  """Draws the report.
+
+  Args:
+    lines: of `metrics.jsonl`.
+    evaluation: parsed `evaluation.json`, if there is one.
+    title: over everything.
+
+  Returns:
+    The figure.
+
+  Raises:
+    ValueError: if there is nothing to draw.
+  """
+  from matplotlib.figure import Figure
+
+  panels = collect(lines)
+  shown = bars(evaluation) if evaluation is not None else []
+  if not panels and not shown:
+    raise ValueError(
+      "nothing to draw: no values in metrics.jsonl and no evaluation.json."
+    )
+  events = [float(x["step"]) for x in lines if x.get("event")]
+  last = max((float(x["step"]) for x in lines), default=1.0)
+  rows = math.ceil(len(panels) / _COLUMNS)
+  heights = [2.5] * rows + ([0.6 + 0.26 * len(shown)] if shown else [])
+  figure = Figure(figsize=(13, 0.7 + sum(heights)), layout="constrained")
+  grid = figure.add_gridspec(len(heights), _COLUMNS, height_ratios=heights)
+  makers: list[tuple[Callable[..., None], Any, tuple[Any, ...]]] = []
+  for index, panel in enumerate(panels):
+    cell = grid[index // _COLUMNS, index % _COLUMNS]
+    makers.append((_draw_panel, cell, (panel, events, last)))
+  if shown:
+    makers.append((_draw_bars, grid[len(heights) - 1, :], (shown,)))
+  for maker, cell, arguments in makers:
+    maker(figure.add_subplot(cell), *arguments)
+  figure.suptitle(
+    title or "run", x=0.01, ha="left", fontsize=13, color=_INK, weight="bold"
+  )
+  return figure
+
+
+def _headline(workdir: epath.Path, lines: Sequence[Mapping[str, Any]]) -> str:
+  text = workdir.name
+  timed = [x for x in lines if "time" in x]
+  if timed:
+    minutes = (timed[-1]["time"] - timed[0]["time"]) / 60
+    text += f"   {int(timed[-1]['step']) + 1} steps in {minutes:.1f} min"
+  count = sum(1 for x in lines if x.get("event"))
+  if count:
+    text += f"   {count} events (dotted red)"
+  return text
+
+
+def write_report(workdir: epath.PathLike) -> epath.Path:
+  """Draws `<workdir>/report.png`.
+
+  Args:
+    workdir: folder of a run.
+
+  Returns:
+    Path of the picture.
+
+  Raises:
+    ValueError: if the folder has neither metrics nor an evaluation.
+  """
+  folder = epath.Path(workdir)
+  lines = logging.read_metrics(folder)
+  evaluation = None
+  if (folder / EVALUATION_FILE).exists():
+    evaluation = json.loads((folder / EVALUATION_FILE).read_text())
+  figure = draw(lines, evaluation=evaluation, title=_headline(folder, lines))
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png", dpi=110)
+  path = folder / REPORT_FILE
+  path.write_bytes(buffer.getvalue())
+  return path
