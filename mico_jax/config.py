@@ -112,6 +112,7 @@ class AudioConfig:
   mean: float = 15.41663  # of the log-mel values; the released constants
   std: float = 6.55582
   max_seconds: float = 600.0  # longer files are cut, never read whole
+  channel: str = "first"  # of several channels: "first" | "mean"
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ class SourceConfig:
 
   kind: str = "omniworld"  # key of `mico_jax.data.sources.SOURCES`
   path: str = ""  # manifest, shard pattern or TFDS directory
+  # Folder that paths of a manifest may not leave; "": the manifest's folder.
+  root: str = ""
   split: str = "train"
   where: Mapping[str, Any] = field(default_factory=dict)  # field -> value(s)
   # Record field of each modality / caption kind / label; unset: same name.

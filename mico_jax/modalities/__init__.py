@@ -1,1 +1,106 @@
+"""The table of modalities: the one place that lists them.
 
+Data, embedding, loss groups, evaluation, command line, export and tests loop
+over `MODALITIES`. To add a modality, write `mico_jax/modalities/<name>.py` and
+add its line here.
+"""
+
+from __future__ import annotations
+
+from mico_jax.modalities.audio import AUDIO
+from mico_jax.modalities.base import (
+  ArraySpec,
+  DecodeError,
+  Geometry,
+  Modality,
+  Mode,
+)
+from mico_jax.modalities.depth import DEPTH
+from mico_jax.modalities.files import FileSpec, parse_file
+from mico_jax.modalities.image import IMAGE
+from mico_jax.modalities.normal import NORMAL
+from mico_jax.modalities.subtitle import SUBTITLE
+from mico_jax.modalities.text import TEXT
+from mico_jax.modalities.video import VIDEO
+
+MODALITIES: dict[str, Modality] = {
+  "image": IMAGE,
+  "video": VIDEO,
+  "audio": AUDIO,
+  "depth": DEPTH,
+  "normal": NORMAL,
+  "subtitle": SUBTITLE,
+  "text": TEXT,
+}
+
+KNOWLEDGE: tuple[str, ...] = tuple(
+  key for key, m in MODALITIES.items() if m.kind == "knowledge"
+)
+
+
+def by_letter(letter: str) -> Modality:
+  """The modality of a group letter.
+
+  Raises:
+    ValueError: listing the known letters.
+  """
+  for modality in MODALITIES.values():
+    if modality.letter == letter:
+      return modality
+  known = ", ".join(f"{m.letter} {k}" for k, m in MODALITIES.items())
+  raise ValueError(f"no modality with letter {letter!r}; known: {known}.")
+
+
+def letters(group: str) -> str:
+  """The context letters of a group, in its order: "tva" -> "va", "va" -> "va".
+
+  Raises:
+    ValueError: for an unknown or repeated letter, or no context at all.
+  """
+  context = group.removeprefix("t")
+  for letter in context:
+    if by_letter(letter).letter == "t":
+      raise ValueError(f"group {group!r}: 't' must come first.")
+  if not context or len(set(context)) < len(context):
+    raise ValueError(
+      f"group {group!r} needs one or more different context letters, such as "
+      "'tv' or 'tva'."
+    )
+  return context
+
+
+def by_extension(suffix: str) -> Modality | None:
+  """The modality that files ending in `suffix` (".jpg") imply, if any."""
+  suffix = suffix.lower()
+  for modality in MODALITIES.values():
+    if suffix in modality.extensions:
+      return modality
+  return None
+
+
+def file_spec(text: str) -> FileSpec:
+  """Modality and unit of a file named on the command line.
+
+  The type follows the extension; "depth:mm:FILE", "normal:FILE" and any other
+  "<modality>:FILE" override it.
+
+  Raises:
+    ValueError: for an unknown type, naming the known ones.
+  """
+  return parse_file(text, MODALITIES)
+
+
+__all__ = [
+  "KNOWLEDGE",
+  "MODALITIES",
+  "ArraySpec",
+  "DecodeError",
+  "FileSpec",
+  "Geometry",
+  "Modality",
+  "Mode",
+  "by_extension",
+  "by_letter",
+  "file_spec",
+  "letters",
+]

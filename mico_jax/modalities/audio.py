@@ -1,0 +1,126 @@
+"""Sound as log-mel slices [T, frames, mel bins], each as large as an image.
+
+What travels is log-mel energy minus `data.audio.mean`, so that 0 is padding
+(the release pads after normalisation) and float16 is finest near the mean.
+Modes: `plain` pads the last slice only; `mico` is the released quirk, one more
+slice of zeros when the length is a multiple of a slice; `spec_augment` is plain
+with time shift, gain and masked bands, and plain in evaluation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mico_jax.config import InputConfig
+from mico_jax.modalities.base import ArraySpec, Geometry, Modality, Mode
+from mico_jax.modalities.sound import decode_audio, fbank
+from mico_jax.modalities.spatial import modes, resize_axis, sample_frames
+
+
+def log_mel_slices(
+  waveform: np.ndarray,
+  geometry: Geometry,
+  *,
+  slice_frames: int = 0,
+  extra_slice: bool = False,
+  rng: np.random.Generator | None = None,
+) -> np.ndarray:
+  """T slices of log-mel energy minus the mean, float32 [T, frames, bins].
+
+  Args:
+    waveform: mono, in [-1, 1], at the configured rate.
+    geometry: T, the size of a slice, and the filterbank.
+    slice_frames: frames of a slice; 0: as many as the image has rows.
+    extra_slice: pad a full last slice with one of zeros, as released.
+    rng: chooses a random slice of each of T groups; None the middle one.
+  """
+  config, size = geometry.audio, geometry.size
+  rows = slice_frames or size
+  energies = fbank(waveform, config.mel_bins or size, config)
+  energies = resize_axis(energies, size, 1) - np.float32(config.mean)
+  frames = len(energies)
+  rest = rows - frames % rows if extra_slice else -frames % rows
+  energies = np.pad(
+    energies, ((0, max(rows * geometry.frames - frames, rest)), (0, 0))
+  )
+  slices = energies.reshape(-1, rows, size)
+  return slices[sample_frames(len(slices), geometry.frames, rng)]
+
+
+def _plain(
+  waveform: np.ndarray, geometry: Geometry, rng: Any = None
+) -> np.ndarray:
+  return log_mel_slices(waveform, geometry, rng=rng).astype(np.float16)
+
+
+def _mico(
+  waveform: np.ndarray, geometry: Geometry, rng: Any = None
+) -> np.ndarray:
+  slices = log_mel_slices(waveform, geometry, extra_slice=True, rng=rng)
+  return slices.astype(np.float16)
+
+
+def _augment(
+  waveform: np.ndarray, geometry: Geometry, rng: Any = None
+) -> np.ndarray:
+  """Shift by up to 10% of the slices' time, gain of 6 dB, two masked bands."""
+  if rng is None:
+    return _plain(waveform, geometry)
+  config = geometry.audio
+  covered = geometry.frames * geometry.size * config.hop_ms / 1000
+  reach = int(0.1 * min(covered * config.sample_rate, len(waveform)))
+  offset = int(rng.integers(-reach, reach + 1))
+  if offset < 0:
+    waveform = np.pad(waveform, (-offset, 0))
+  else:
+    waveform = waveform[offset:] if offset < len(waveform) else waveform
+  gain = np.float32(10 ** (rng.uniform(-6, 6) / 20))
+  slices = log_mel_slices(waveform * gain, geometry, rng=rng)
+  for axis in (0, 1):
+    long = slices.reshape(-1, geometry.size)
+    width = int(rng.integers(0, max(2, long.shape[axis] // 8)))
+    start = int(rng.integers(0, long.shape[axis] - width + 1))
+    index = [slice(None), slice(None)]
+    index[axis] = slice(start, start + width)
+    long[tuple(index)] = 0.0
+  return slices.astype(np.float16)
+
+
+def _to_pixels(array: Any, *, geometry: Geometry, xp: Any) -> Any:
+  x = array.astype(xp.float32)[..., None] / (2.0 * geometry.audio.std)
+  return xp.broadcast_to(x, (*x.shape[:-1], 3))
+
+
+def example_audio(geometry: Geometry, seed: int) -> np.ndarray:
+  """A decaying chirp as long as the slices."""
+  config = geometry.audio
+  seconds = geometry.frames * geometry.size * config.hop_ms / 1000 + 0.02
+  t = np.arange(int(seconds * config.sample_rate)) / config.sample_rate
+  pitch = 220.0 * (1 + seed % 5)
+  wave = 0.5 * np.exp(-2 * t) * np.sin(2 * np.pi * pitch * t * (1 + t))
+  return wave.astype(np.float32)
+
+
+AUDIO = Modality(
+  key="audio",
+  letter="a",
+  kind="knowledge",
+  spec=ArraySpec(
+    ("T", "Y", "X"), "float16", "log mel energy - mean", (-40.0, 40.0)
+  ),
+  decode=decode_audio,
+  modes=modes(
+    Mode("plain", _plain, _to_pixels, "", "log-mel slices"),
+    Mode("mico", _mico, _to_pixels, "", "released padding: an extra slice"),
+    Mode("spec_augment", _augment, _to_pixels, "plain",
+         "shift, gain, time and frequency masks"),
+  ),
+  default_mode="plain",
+  example=example_audio,
+  context_type="audio",
+  extensions=(".flac", ".wav", ".ogg", ".mp3", ".opus"),
+  default_input=InputConfig(frames=1),
+  notes="rows are time, columns mel bins; any rate is resampled",
+)  # fmt: skip

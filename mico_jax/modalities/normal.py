@@ -1,0 +1,35 @@
+"""Surface normals as an RGB map: value = (n + 1) / 2, R right, G up, B near."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mico_jax.modalities.base import ArraySpec, Modality
+from mico_jax.modalities.media import decode_frames, example_frames
+from mico_jax.modalities.spatial import (
+  HALF, crop_flip, frame_mode, modes, resize_smooth, squash,
+)  # fmt: skip
+
+
+def mirror(frames: np.ndarray) -> np.ndarray:
+  """Negates the x component after a horizontal flip."""
+  frames = frames.copy()
+  frames[..., 0] = 255 - frames[..., 0]
+  return frames
+
+
+NORMAL = Modality(
+  key="normal",
+  letter="n",
+  kind="knowledge",
+  spec=ArraySpec(("T", "Y", "X", "C"), "uint8", "(n + 1) / 2", (0, 255)),
+  decode=decode_frames,
+  modes=modes(
+    frame_mode("plain", squash, resize_smooth, HALF, description="squash"),
+    frame_mode("crop_flip", crop_flip, resize_smooth, HALF, on_flip=mirror,
+               description="crop and flip; x changes sign with the flip"),
+  ),
+  default_mode="plain",
+  example=example_frames,
+  context_type="normal",
+)  # fmt: skip
