@@ -60,6 +60,7 @@ class TextConfig:
   mlp_dim: int = 3072
   max_positions: int = 512
   type_vocab_size: int = 2
+  pad_id: int = 0  # of the tokenizer: hidden from attention by default
   dropout: float = 0.1  # residual and attention dropout, training only
   norm_eps: float = 1e-12
 
