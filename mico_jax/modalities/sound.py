@@ -154,15 +154,21 @@ def mel_filters(
 ) -> Float[np.ndarray, "frequency bins"]:
   """Triangular mel filters [fft_size / 2 + 1, bins]; Nyquist has weight 0."""
 
-  def mel(hz: Any) -> Any:
-    return 1127.0 * np.log(1.0 + hz / 700.0)
-
-  low, high = mel(_LOW_HZ), mel(rate / 2)
-  step = (high - low) / (bins + 1)
-  left = low + np.arange(bins) * step
-  at = mel(np.arange(fft_size // 2) * rate / fft_size)[:, None]
-  up, down = (at - left) / step, (left + 2 * step - at) / step
-  filters = np.maximum(0.0, np.minimum(up, down))
+  # Edges in float64, the rest in float32, as torchaudio: with many bins the
+  # filters are narrow and feel the rounding.
+  one = np.float32(1)
+  edge_low = 1127.0 * math.log(1.0 + _LOW_HZ / 700.0)
+  edge_high = 1127.0 * math.log(1.0 + rate / 2 / 700.0)
+  step = np.float32((edge_high - edge_low) / (bins + 1))
+  low = np.float32(edge_low)
+  index = np.arange(bins, dtype=np.float32)
+  left, centre = low + index * step, low + (index + one) * step
+  right = low + (index + np.float32(2)) * step
+  hz = np.float32(rate / fft_size) * np.arange(fft_size // 2, dtype=np.float32)
+  at = np.float32(1127) * np.log(one + hz / np.float32(700))
+  at = at[:, None]
+  up, down = (at - left) / (centre - left), (right - at) / (right - centre)
+  filters = np.maximum(np.float32(0), np.minimum(up, down))
   return np.pad(filters, ((0, 1), (0, 0))).astype(np.float32)
 
 

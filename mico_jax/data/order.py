@@ -1,0 +1,153 @@
+"""Which samples step s trains on: a pure function of (seed, step).
+
+Nothing here has state, so a run resumes anywhere, on any number of processes,
+and any past step can be listed without replaying the ones before it.
+
+1. Tasks. Weights are integers. `choose` splits them in two halves again and
+   again; of the first n picks of a node, floor((n a + w // 2) / w) went to the
+   half of weight a out of w. After every full cycle of the weights the counts
+   are exact, and each pick also says how often its item was picked before.
+2. Sources. The p-th sample of a task picks its source in the same way, and
+   thereby the position q within that source.
+3. Samples. epoch = q // n, and the sample is element q of Grain's
+   `MapDataset.range(n).seed(...).shuffle().repeat()`, a new permutation for
+   each epoch that needs no memory. Grain's minor version is pinned by this.
+
+Names are sorted, so the order of a config's keys does not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+
+from mico_jax.config import Config, ConfigError
+
+
+def choose(weights: Sequence[int], n: int) -> tuple[int, int]:
+  """The item picked n-th, and how often it was picked before.
+
+  Args:
+    weights: non-negative integers, not all zero.
+    n: number of the pick, from 0.
+  """
+  low, high = 0, len(weights)
+  total = sum(weights)
+  while high - low > 1:
+    middle = (low + high) // 2
+    half = sum(weights[low:middle])
+    before = (n * half + total // 2) // total
+    after = ((n + 1) * half + total // 2) // total
+    if after > before:
+      high, n, total = middle, before, half
+    else:
+      low, n, total = middle, n - before, total - half
+  return low, n
+
+
+def fold(*parts: object) -> int:
+  """A stable 128-bit number from the text of its arguments."""
+  text = "\0".join(str(p) for p in parts)
+  return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
+
+
+def generator(*parts: object) -> np.random.Generator:
+  """A NumPy generator keyed by its arguments, the same on every machine."""
+  return np.random.Generator(np.random.PCG64(fold(*parts)))
+
+
+@dataclass(frozen=True)
+class Row:
+  """What one row of a step's global batch reads.
+
+  Attributes:
+    row: index in the global batch.
+    source: name of the data source.
+    epoch: how often this task has read the whole source before.
+    index: sample number in the source.
+  """
+
+  row: int
+  source: str
+  epoch: int
+  index: int
+
+
+class Order:
+  """The order of a config's tasks and samples."""
+
+  def __init__(self, config: Config, sizes: Mapping[str, int]):
+    """Takes the number of samples of each source.
+
+    Raises:
+      ConfigError: for tasks or sources without a positive weight, unknown
+        source names, or an empty source.
+    """
+    self._config = config
+    self._tasks = sorted(config.tasks)
+    self._task_weights = [config.tasks[t].steps for t in self._tasks]
+    _check_weights("tasks", self._tasks, self._task_weights)
+    self._sizes = dict(sizes)
+    self._sources: dict[str, tuple[list[str], list[int]]] = {}
+    self._shuffled = {}
+    for task in self._tasks:
+      weights = config.tasks[task].sources
+      names = sorted(weights)
+      for name in names:
+        if name not in sizes:
+          raise ConfigError(
+            f"tasks.{task}.sources names {name!r}, which data.sources lacks; "
+            f"known: {', '.join(sorted(sizes))}."
+          )
+        if sizes[name] < 1:
+          raise ConfigError(
+            f"source {name!r} has no samples; check its path, split and where."
+          )
+        seed = fold(config.seed, "order", task, name) % 2**31
+        self._shuffled[task, name] = (
+          grain.MapDataset.range(sizes[name]).seed(seed).shuffle().repeat()
+        )
+      counts = [weights[n] for n in names]
+      _check_weights(f"tasks.{task}.sources", names, counts)
+      self._sources[task] = (names, counts)
+
+  def task(self, step: int) -> tuple[str, int]:
+    """The task of a step and the number of its steps before."""
+    which, before = choose(self._task_weights, step)
+    return self._tasks[which], before
+
+  def rows(
+    self, step: int, rows: Sequence[int] | None = None
+  ) -> tuple[str, list[Row]]:
+    """The task of a step and what each row (None: all) of its batch reads."""
+    task, before = self.task(step)
+    size = self._config.tasks[task].batch_size
+    names, weights = self._sources[task]
+    found = []
+    for row in range(size) if rows is None else rows:
+      which, q = choose(weights, before * size + int(row))
+      name = names[which]
+      index = int(self._shuffled[task, name][q])
+      found.append(Row(int(row), name, q // self._sizes[name], index))
+    return task, found
+
+  def substitute(self, row: Row, attempt: int) -> Row:
+    """The sample that replaces a broken one, at the `attempt`-th try."""
+    seed = self._config.seed
+    key = fold(seed, "substitute", row.source, row.epoch, row.index, attempt)
+    index = key % self._sizes[row.source]
+    return Row(row.row, row.source, row.epoch, index)
+
+
+def _check_weights(
+  path: str, names: Sequence[str], weights: Sequence[int]
+) -> None:
+  if not names or any(w < 0 for w in weights) or sum(weights) < 1:
+    raise ConfigError(
+      f"{path}: integer weights must be >= 0 and not all 0, got "
+      f"{dict(zip(names, weights, strict=True))}."
+    )

@@ -1,0 +1,163 @@
+"""A record: what a source knows of one sample, nothing decoded yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mico_jax.config import SourceConfig
+from mico_jax.modalities import MODALITIES, DecodeError
+
+# Caption kind -> record fields that hold it, where the source's `captions` does
+# not say. Every field "<kind>_caption" is one more kind of that name.
+CAPTION_FIELDS: dict[str, tuple[str, ...]] = {
+  "vision": ("vision_caption", "image_caption", "video_caption"),
+  "audio": ("audio_caption",),
+  "omni": ("omni_caption", "caption", "text"),
+  "subtitle": ("subtitle", "transcript"),
+  "alt_text": ("alt_text",),
+  "story": ("story",),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+  """One sample of a source.
+
+  Attributes:
+    id: unique within its source.
+    media: modality key -> function that reads the file or array.
+    captions: kind -> alternative texts.
+    negatives: kind -> texts that almost fit but do not.
+    questions: pairs of question and answer.
+    fields: everything else the source says (labels, split, ...).
+  """
+
+  id: str
+  media: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+  captions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+  negatives: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+  questions: tuple[tuple[str, str], ...] = ()
+  fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+def as_texts(value: Any) -> tuple[str, ...]:
+  """A string or a list of strings (or UTF-8 bytes) as a tuple; None: none.
+
+  Raises:
+    DecodeError: for anything else, or bytes that are not UTF-8.
+  """
+  if value is None:
+    return ()
+  items = value if isinstance(value, (list, tuple)) else [value]
+  texts = []
+  for item in items:
+    if isinstance(item, bytes):
+      try:
+        item = item.decode("utf-8")
+      except UnicodeDecodeError as error:
+        raise DecodeError(f"caption is not UTF-8: {error}.") from error
+    if not isinstance(item, str):
+      raise DecodeError(f"a caption must be text, got {item!r:.60}.")
+    texts.append(item)
+  return tuple(texts)
+
+
+def captions_of(
+  fields: Mapping[str, Any], config: SourceConfig
+) -> dict[str, tuple[str, ...]]:
+  """Captions by kind out of the fields of a record.
+
+  `config.captions` (kind -> field) comes first, then a field `captions` that is
+  itself a mapping by kind, then the names of `CAPTION_FIELDS`.
+  """
+  found: dict[str, tuple[str, ...]] = {}
+  for kind, name in config.captions.items():
+    texts = as_texts(fields.get(name))
+    if texts:
+      found[kind] = texts
+  by_kind = fields.get("captions")
+  if isinstance(by_kind, Mapping):
+    for kind, value in by_kind.items():
+      found.setdefault(str(kind), as_texts(value))
+  elif by_kind is not None:
+    found.setdefault("omni", as_texts(by_kind))
+  for kind, names in CAPTION_FIELDS.items():
+    for name in names:
+      if kind not in found and fields.get(name) is not None:
+        found[kind] = as_texts(fields[name])
+  for name, value in fields.items():
+    kind = name.removesuffix("_caption")
+    if kind != name and value is not None:
+      found.setdefault(kind, as_texts(value))
+  return {kind: texts for kind, texts in found.items() if texts}
+
+
+def negatives_of(fields: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+  """Explicit negatives: a mapping by caption kind, or texts of kind "omni"."""
+  value = fields.get("negatives")
+  if isinstance(value, Mapping):
+    return {str(k): as_texts(v) for k, v in value.items()}
+  texts = as_texts(value)
+  return {"omni": texts} if texts else {}
+
+
+def questions_of(fields: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+  """Question-answer pairs: `questions` (a list), or `question` and `answer`."""
+  items = fields.get("questions")
+  if items is None:
+    question, answer = fields.get("question"), fields.get("answer")
+    items = [(question, answer)] if question and answer else []
+  pairs = []
+  for item in items:
+    if isinstance(item, Mapping):
+      item = (item.get("question"), item.get("answer"))
+    question, answer = item
+    if not isinstance(question, str) or not isinstance(answer, str):
+      raise DecodeError(f"a question needs two texts, got {item!r:.80}.")
+    pairs.append((question, answer))
+  return tuple(pairs)
+
+
+def media_fields(config: SourceConfig) -> dict[str, str]:
+  """Modality key -> record field: `config.fields`, else the key itself."""
+  return {
+    key: config.fields.get(key, key)
+    for key, modality in MODALITIES.items()
+    if modality.embedding != "text"
+  }
+
+
+def make_record(
+  sample_id: str,
+  fields: Mapping[str, Any],
+  media: Mapping[str, Callable[[], Any]],
+  config: SourceConfig,
+) -> Record:
+  """A record whose texts come from its fields by the usual names."""
+  return Record(
+    id=sample_id,
+    media=media,
+    captions=captions_of(fields, config),
+    negatives=negatives_of(fields),
+    questions=questions_of(fields),
+    fields=fields,
+  )
+
+
+def matches(
+  fields: Mapping[str, Any], config: SourceConfig, *, use_split: bool = True
+) -> bool:
+  """Whether a record belongs to the configured split and `where` filter.
+
+  A record without a `split` field belongs to every split.
+  """
+  if use_split and config.split and fields.get("split") is not None:
+    if fields["split"] != config.split:
+      return False
+  for name, wanted in config.where.items():
+    values = wanted if isinstance(wanted, (list, tuple)) else (wanted,)
+    if fields.get(name) not in values:
+      return False
+  return True
