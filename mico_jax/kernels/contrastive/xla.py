@@ -1,0 +1,70 @@
+"""Contrastive loss in plain XLA: the whole [B, B] matrix in float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, UInt32
+
+NEGATIVE = -1e30  # in place of -inf: keeps gradients of masked entries finite
+
+
+def targets(
+  size: int,
+  *,
+  label_smoothing: float,
+  fingerprint: UInt32[Array, "B 2"] | None,
+  valid: Bool[Array, " B"] | None,
+  dtype: jnp.dtype,
+) -> tuple[Float[Array, "B B"], Bool[Array, "B B"]]:
+  """Target distribution per query and which keys are its true ones."""
+  same = jnp.eye(size, dtype=bool)
+  if fingerprint is not None:
+    equal = fingerprint[:, None, :] == fingerprint[None, :, :]
+    same = same | jnp.all(equal, axis=-1)
+  allowed = jnp.ones((size, size), bool)
+  if valid is not None:
+    allowed = jnp.broadcast_to(valid[None, :], (size, size))
+    same = same & allowed
+  mass = same.astype(dtype)
+  mass = mass / jnp.maximum(mass.sum(axis=1, keepdims=True), 1)
+  uniform = allowed.astype(dtype)
+  uniform = uniform / jnp.maximum(uniform.sum(axis=1, keepdims=True), 1)
+  return (1 - label_smoothing) * mass + label_smoothing * uniform, same
+
+
+def loss(
+  query: Float[Array, "B E"],
+  key: Float[Array, "B E"],
+  *,
+  temperature: Float[Array, ""],
+  label_smoothing: float,
+  fingerprint: UInt32[Array, "B 2"] | None,
+  valid: Bool[Array, " B"] | None,
+  detach_keys: bool,
+) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
+  """See `mico_jax.kernels.contrastive.contrastive_loss`."""
+  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  query, key = query.astype(dtype), key.astype(dtype)
+  if detach_keys:
+    key = jax.lax.stop_gradient(key)
+  logits = query @ key.T / temperature.astype(dtype)
+  target, same = targets(
+    query.shape[0],
+    label_smoothing=label_smoothing,
+    fingerprint=fingerprint,
+    valid=valid,
+    dtype=dtype,
+  )
+  if valid is not None:
+    logits = jnp.where(valid[None, :], logits, jnp.asarray(NEGATIVE, dtype))
+  log_prob = jax.nn.log_softmax(logits, axis=1)
+  # A masked key has target 0; its log-probability must not reach the product.
+  cross = jnp.where(target > 0, target * log_prob, jnp.zeros((), dtype))
+  values = -cross.sum(axis=1)
+  best = jnp.argmax(logits, axis=1)
+  correct = jnp.take_along_axis(same, best[:, None], axis=1)[:, 0]
+  if valid is not None:
+    values = jnp.where(valid, values, jnp.zeros((), dtype))
+    correct = correct & valid
+  return values, correct

@@ -1,0 +1,7 @@
+"""Cross-entropy of token ids under vocabulary logits."""
+
+from mico_jax.kernels.cross_entropy.api import BACKENDS as BACKENDS
+from mico_jax.kernels.cross_entropy.api import IGNORE as IGNORE
+from mico_jax.kernels.cross_entropy.api import (
+  token_cross_entropy as token_cross_entropy,
+)

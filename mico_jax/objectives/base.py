@@ -1,0 +1,205 @@
+"""What objectives get, what they return, and how the terms become one loss.
+
+An objective sees one group of the task at a time and returns one value and one
+weight per row of the batch; masking, averaging over rows, averaging over the
+groups of the objective and weighting live here, once:
+
+  loss = sum over objectives of  weight * mean over groups of
+         sum_rows(w * value) / sum_rows(w)
+
+A row's weight is 0 where the batch says so (padding), where a modality of the
+group is absent, or where the group's text is empty. A group without a single
+row of positive weight contributes 0 and still counts in the mean over groups,
+so the scale of a term does not depend on what a batch happens to lack.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, UInt32
+
+from mico_jax.config import ModelConfig
+from mico_jax.modalities import letters
+from mico_jax.objectives import draws
+from mico_jax.types import Batch, Params
+
+Need = Literal["features", "context", "text", "question_answer", "pixels"]
+
+
+class Mean(NamedTuple):
+  """A mean that can be merged: sum of weighted values and of weights."""
+
+  total: Float[Array, ""]
+  count: Float[Array, ""]
+
+
+class TextSlot(NamedTuple):
+  """The text side of a group."""
+
+  ids: Int[Array, "B L"]
+  fingerprint: UInt32[Array, "B 2"]
+  feature: Float[Array, "B E"] | None  # unit norm; None: nobody asked
+
+
+class Output(NamedTuple):
+  """What an objective returns for one group.
+
+  Attributes:
+    values: per row, in nats (or squared pixels); the base averages.
+    weights: per row, the row weights of the group, possibly scaled (captioning
+      scales by the number of scored tokens).
+    metrics: further means to report, e.g. accuracy.
+    aux: per-row arrays to look at, e.g. mined indices.
+  """
+
+  values: Float[Array, " B"]
+  weights: Float[Array, " B"]
+  metrics: Mapping[str, Mean]
+  aux: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Inputs:
+  """Everything of a step that objectives read.
+
+  Attributes:
+    model: the model's pure functions (`text`, `lm_logits`, ...).
+    params: model parameters, deltas merged, plus "objective" if any.
+    batch: the batch contract of `mico_jax.types`.
+    tokenizer: special ids.
+    row_keys: one key per row, from (seed, step, global row).
+    train: whether dropout is on.
+    pixels: modality key -> float32 pixels [B T Y X 3].
+    letters_to_key: context letter -> modality key.
+    features: context letters ("va") -> unit-norm embeddings [B E].
+    text: group ("tva") -> its text side.
+    contexts: context letters -> projected keys and values of the context.
+  """
+
+  model: Any
+  params: Params
+  batch: Batch
+  tokenizer: draws.SpecialIds
+  row_keys: Key[Array, " B"]
+  train: bool
+  pixels: Mapping[str, Array] = field(default_factory=dict)
+  letters_to_key: Mapping[str, str] = field(default_factory=dict)
+  features: Mapping[str, Array] = field(default_factory=dict)
+  text: Mapping[str, TextSlot] = field(default_factory=dict)
+  contexts: Mapping[str, Any] = field(default_factory=dict)
+
+  def keys(self, site: str) -> Key[Array, " B"]:
+    """Row keys of one named draw."""
+    return draws.at_site(self.row_keys, site)
+
+  def dropout_keys(self, site: str) -> Key[Array, " B"] | None:
+    """Row keys for a dropout site; None in evaluation."""
+    return self.keys(f"dropout/{site}") if self.train else None
+
+  def given(self, objective: str, group: str) -> Mapping[str, Array]:
+    """Draws handed in by the caller instead of random ones; may be empty."""
+    return self.batch.get("draws", {}).get(objective, {}).get(group, {})
+
+  def row_weight(self, group: str) -> Float[Array, " B"]:
+    """Weight of each row for a group: 0 where padding or absent modalities."""
+    weight = self.batch["weight"].astype(jnp.float32)
+    for letter in letters(group):
+      present = self.batch.get("present", {}).get(self.letters_to_key[letter])
+      if present is not None:
+        weight = weight * present.astype(jnp.float32)
+    return weight
+
+  def text_weight(self, ids: Int[Array, "B L"]) -> Float[Array, " B"]:
+    """1 where a row has a token besides its start and its end, else 0."""
+    length = (ids != self.tokenizer.pad).sum(axis=1)
+    return (length > 2).astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class Objective(abc.ABC):
+  """One training objective; the table is `mico_jax.objectives.OBJECTIVES`.
+
+  Attributes:
+    config: its options, a field of `ObjectivesConfig`.
+    name: key in the table and in the config.
+    needs: what the step must prepare for its groups.
+  """
+
+  config: Any
+  name: ClassVar[str] = ""
+  needs: ClassVar[frozenset[Need]] = frozenset()
+
+  @abc.abstractmethod
+  def __call__(self, inputs: Inputs, group: str) -> Output:
+    """Per-row values, weights and metrics of one group."""
+
+  def init(self, key: Key[Array, ""], model: ModelConfig) -> Params:
+    """Parameters of its own, kept under params["objective"][name]."""
+    del key, model
+    return {}
+
+
+def weighted_mean(
+  values: Float[Array, "*B"], weights: Float[Array, "*B"]
+) -> Mean:
+  """Sums of `values` and of `weights`; entries of weight 0 never count."""
+  values = jnp.where(weights > 0, values, jnp.zeros_like(values))
+  return Mean((values * weights).sum(), weights.sum())
+
+
+def compute(mean: Mean) -> Float[Array, ""]:
+  """The value of a mean; 0 if nothing was counted."""
+  safe = jnp.where(mean.count > 0, mean.count, jnp.ones_like(mean.count))
+  zero = jnp.zeros_like(mean.total)
+  return jnp.where(mean.count > 0, mean.total / safe, zero)
+
+
+def scalar(value: Float[Array, ""]) -> Mean:
+  """A number that is averaged over steps with equal weight."""
+  return Mean(value.astype(jnp.float32), jnp.ones((), jnp.float32))
+
+
+def total_loss(
+  objectives: Mapping[str, tuple[Objective, tuple[str, ...]]], inputs: Inputs
+) -> tuple[Float[Array, ""], dict[str, Mean], dict[str, Array]]:
+  """Runs every objective on its groups and sums the weighted terms.
+
+  Args:
+    objectives: name -> (objective, groups).
+    inputs: what the step prepared.
+
+  Returns:
+    (loss, metrics, aux). Metrics: "loss", "loss/<objective>" (unweighted mean
+    over its groups), "loss/<objective>/<group>", "rows/<objective>/<group>"
+    (share of rows that took part) and each objective's own as
+    "<metric>/<objective>/<group>". Aux: "<objective>/<group>/<name>" arrays.
+  """
+  loss = jnp.zeros((), jnp.float32)
+  metrics: dict[str, Mean] = {}
+  aux: dict[str, Array] = {}
+  for name, (objective, groups) in objectives.items():
+    terms = []
+    for group in groups:
+      with jax.named_scope(f"{name}_{group}"):
+        output = objective(inputs, group)
+      mean = weighted_mean(output.values, output.weights)
+      terms.append(compute(mean))
+      metrics[f"loss/{name}/{group}"] = mean
+      taking_part = (output.weights > 0).astype(jnp.float32)
+      metrics[f"rows/{name}/{group}"] = scalar(taking_part.mean())
+      for key, value in output.metrics.items():
+        metrics[f"{key}/{name}/{group}"] = value
+      for key, value in output.aux.items():
+        aux[f"{name}/{group}/{key}"] = value
+    term = jnp.stack(terms).mean()
+    metrics[f"loss/{name}"] = scalar(term)
+    weight = jnp.asarray(objective.config.weight, term.dtype)
+    loss = loss.astype(term.dtype) + weight * term
+  metrics["loss"] = scalar(loss)
+  return loss, metrics, aux

@@ -1,0 +1,187 @@
+"""Random draws and fingerprints that do not depend on the topology.
+
+Every draw of a step is keyed by (seed, step, global row) and a named site, so
+it is the same on any number of devices and in any split into micro-batches.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+
+from mico_jax.kernels.cross_entropy import IGNORE
+
+
+class SpecialIds(Protocol):
+  """What the masker must know of a tokenizer (`TokenizerInfo` fits)."""
+
+  @property
+  def pad(self) -> int:
+    """Id of padding."""
+    ...
+
+  @property
+  def cls(self) -> int:
+    """Id of the first token."""
+    ...
+
+  @property
+  def mask(self) -> int:
+    """Id that hides a token."""
+    ...
+
+  @property
+  def random_range(self) -> tuple[int, int]:
+    """(first, last + 1) of the ids of random replacements."""
+    ...
+
+
+def row_keys(
+  seed: int, step: Int[Array, ""], row: Int[Array, " B"]
+) -> Key[Array, " B"]:
+  """One key per row of the global batch, from (seed, step, global row)."""
+  base = jax.random.fold_in(jax.random.key(seed), step)
+  return jax.vmap(lambda r: jax.random.fold_in(base, r))(row)
+
+
+def at_site(keys: Key[Array, " B"], site: str) -> Key[Array, " B"]:
+  """Keys of one named use of randomness, independent of all others."""
+  code = zlib.crc32(site.encode()) & 0x7FFFFFFF
+  return jax.vmap(lambda k: jax.random.fold_in(k, code))(keys)
+
+
+def expand(keys: Key[Array, " B"], count: int) -> Key[Array, " BK"]:
+  """`count` keys per row, flattened row-major (row 0's keys first)."""
+  index = jnp.arange(count)
+  fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+  return jax.vmap(lambda k: fold(k, index))(keys).reshape(-1)
+
+
+def row_uniform(keys: Key[Array, " B"], count: int) -> Float[Array, "B L"]:
+  """`count` uniform numbers in [0, 1) per row."""
+  return jax.vmap(lambda k: jax.random.uniform(k, (count,)))(keys)
+
+
+def row_subset(
+  keys: Key[Array, " B"], total: int, count: int
+) -> Int[Array, "B K"]:
+  """A sorted uniform subset of `count` of the indices 0..total-1 per row."""
+  order = jnp.argsort(row_uniform(keys, total), axis=1)
+  return jnp.sort(order[:, :count], axis=1)
+
+
+def _mix(x: UInt32[Array, "*B"]) -> UInt32[Array, "*B"]:
+  """A bijective scrambling of 32 bits (two multiply-xorshift rounds)."""
+  x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(0x7FEB352D)
+  x = (x ^ (x >> jnp.uint32(15))) * jnp.uint32(0x846CA68B)
+  return x ^ (x >> jnp.uint32(16))
+
+
+def fingerprint(
+  ids: Int[Array, "B L"], *, pad: int
+) -> UInt32[Array, "B 2"]:
+  """64 bits per text that are equal for equal texts, whatever the padding.
+
+  Two different texts of a batch of B collide with probability about
+  B^2 / 2^65.
+  """
+  position = jnp.arange(ids.shape[1], dtype=jnp.uint32)[None, :]
+  real = ids != pad
+  token = ids.astype(jnp.uint32)
+  halves = []
+  for salt in (0x9E3779B9, 0x85EBCA6B):
+    seat = _mix(position * jnp.uint32(2) + jnp.uint32(salt))
+    word = _mix(_mix(token + jnp.uint32(salt)) ^ seat)
+    word = jnp.where(real, word, jnp.zeros_like(word))
+    halves.append(_mix(word.sum(axis=1, dtype=jnp.uint32)))
+  return jnp.stack(halves, axis=1)
+
+
+def choose_tokens(
+  keys: Key[Array, " B"], eligible: Bool[Array, "B L"], *, prob: float
+) -> Bool[Array, "B L"]:
+  """Chooses each eligible token with `prob`, at least one per row.
+
+  The distribution is exactly that of redrawing a row until one token is
+  chosen, without a loop: the first chosen token follows a truncated geometric
+  law, those behind it are independent. Rows without eligible tokens choose
+  none.
+
+  Args:
+    keys: one key per row.
+    eligible: tokens that may be chosen.
+    prob: probability in (0, 1].
+  """
+  rank = jnp.cumsum(eligible.astype(jnp.int32), axis=1)  # 1-based
+  total = rank[:, -1]
+  uniform = row_uniform(keys, eligible.shape[1] + 1)
+  if prob >= 1:
+    return eligible
+  keep = jnp.log1p(jnp.asarray(-prob, jnp.float32))  # log(1 - prob)
+  some = -jnp.expm1(total.astype(jnp.float32) * keep)  # P(at least one)
+  first = jnp.log1p(-uniform[:, 0] * some) / keep
+  first = 1 + jnp.floor(first).astype(jnp.int32)
+  first = jnp.clip(first, 1, jnp.maximum(total, 1))[:, None]
+  later = (rank > first) & (uniform[:, 1:] < prob)
+  return eligible & ((rank == first) | later)
+
+
+def apply_mask(
+  ids: Int[Array, "B L"],
+  chosen: Bool[Array, "B L"],
+  *,
+  action: Float[Array, "B L"],
+  random_ids: Int[Array, "B L"],
+  mask_id: int,
+) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
+  """Hides the chosen tokens: 80% mask, 10% random, 10% unchanged.
+
+  Args:
+    ids: the true text.
+    chosen: tokens to predict.
+    action: uniform in [0, 1): below 0.8 masks, below 0.9 replaces.
+    random_ids: replacements.
+    mask_id: the mask token.
+
+  Returns:
+    (masked ids, labels: the true id where chosen, else `IGNORE`).
+  """
+  hidden = jnp.where(action < 0.8, jnp.full_like(ids, mask_id), random_ids)
+  masked = jnp.where(chosen & (action < 0.9), hidden, ids)
+  return masked, jnp.where(chosen, ids, jnp.full_like(ids, IGNORE))
+
+
+def mask_tokens(
+  keys: Key[Array, " B"],
+  ids: Int[Array, "B L"],
+  *,
+  info: SpecialIds,
+  prob: float,
+) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
+  """The token masker of captioning and question answering.
+
+  The first token, cls and padding are never chosen; sep can be.
+
+  Returns:
+    (masked ids, labels), as `apply_mask`.
+
+  Source: mico.md section 3 (generation); the released token masker.
+  """
+  length = ids.shape[1]
+  eligible = (ids != info.pad) & (ids != info.cls)
+  eligible = eligible & (jnp.arange(length) > 0)[None, :]
+  low, high = info.random_range
+  random_ids = jax.vmap(lambda k: jax.random.randint(k, (length,), low, high))(
+    at_site(keys, "replace")
+  )
+  return apply_mask(
+    ids,
+    choose_tokens(at_site(keys, "choose"), eligible, prob=prob),
+    action=row_uniform(at_site(keys, "action"), length),
+    random_ids=random_ids.astype(ids.dtype),
+    mask_id=info.mask,
+  )

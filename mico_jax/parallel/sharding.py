@@ -1,0 +1,169 @@
+"""From logical axis names to shardings, and from host rows to global arrays.
+
+A parameter's logical axes (`mico_jax.axes`) become mesh axes by a table of
+rules; an axis without a rule is an error, never "replicated". Rows of a batch
+are split over the mesh axis of `axes.BATCH`; a process loads exactly the rows
+that its devices own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mico_jax import axes
+from mico_jax.config import ConfigError
+from mico_jax.types import Batch, PyTree
+
+Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
+
+
+def rules_by_name(name: str) -> Rules:
+  """The rules of `config.parallel.rules`.
+
+  Raises:
+    ConfigError: listing the known ones.
+  """
+  if name not in axes.RULES:
+    raise ConfigError(
+      f"parallel.rules={name!r} is unknown; known: {', '.join(axes.RULES)}."
+    )
+  return axes.RULES[name]
+
+
+def spec(logical: Sequence[str | None], rules: Rules) -> PartitionSpec:
+  """Mesh axes of one array from its logical axes.
+
+  A mesh axis is used once per array: the first logical axis that asks gets it.
+
+  Raises:
+    ValueError: for a logical axis without a rule.
+  """
+  table = dict(rules)
+  used: set[str] = set()
+  parts: list[str | tuple[str, ...] | None] = []
+  for name in logical:
+    if name is not None and name not in table:
+      raise ValueError(
+        f"logical axis {name!r} has no rule; known: {', '.join(table)}. Add "
+        "it to mico_jax.axes and to each table of axes.RULES."
+      )
+    target = table[name] if name is not None else None
+    wanted = (target,) if isinstance(target, str) else (target or ())
+    if not wanted or used.intersection(wanted):
+      parts.append(None)
+      continue
+    used.update(wanted)
+    parts.append(target)
+  while parts and parts[-1] is None:
+    parts.pop()
+  return PartitionSpec(*parts)
+
+
+def param_shardings(
+  mesh: Mesh, logical_axes: PyTree, rules: Rules = axes.DDP_RULES
+) -> PyTree:
+  """A tree of shardings for a tree of logical axes (tuples are leaves).
+
+  Raises:
+    ValueError: for a logical axis without a rule, or a rule whose mesh axis the
+      mesh lacks.
+  """
+  for name, target in rules:
+    for axis in (target,) if isinstance(target, str) else (target or ()):
+      if axis not in mesh.axis_names:
+        raise ValueError(
+          f"rule {name!r} -> {axis!r}: the mesh has only "
+          f"{', '.join(mesh.axis_names)}; set parallel.mesh."
+        )
+  return jax.tree.map(
+    lambda logical: NamedSharding(mesh, spec(logical, rules)),
+    logical_axes,
+    is_leaf=lambda x: isinstance(x, tuple),
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Every device holds the whole array."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(
+  mesh: Mesh, rules: Rules = axes.DDP_RULES
+) -> NamedSharding:
+  """Rows (axis 0) over the mesh axis of `axes.BATCH`."""
+  return NamedSharding(mesh, spec((axes.BATCH,), rules))
+
+
+def like_params(
+  mesh: Mesh, tree: PyTree, params: PyTree, shardings: PyTree
+) -> PyTree:
+  """Shardings of a tree that holds copies of parameters, such as moments.
+
+  A leaf whose path ends with a parameter's path and whose shape is that
+  parameter's gets its sharding; every other leaf is replicated.
+  """
+  known: dict[tuple[str, ...], tuple[tuple[int, ...], NamedSharding]] = {}
+  for (path, leaf), sharding in zip(
+    jax.tree_util.tree_leaves_with_path(params),
+    jax.tree.leaves(shardings),
+    strict=True,
+  ):
+    known[_names(path)] = (tuple(leaf.shape), sharding)
+
+  def find(path: Any, leaf: Any) -> NamedSharding:
+    names = _names(path)
+    for start in range(len(names)):
+      if names[start:] in known:
+        shape, sharding = known[names[start:]]
+        return sharding if shape == tuple(leaf.shape) else replicated(mesh)
+    return replicated(mesh)
+
+  return jax.tree_util.tree_map_with_path(find, tree)
+
+
+def _names(path: Any) -> tuple[str, ...]:
+  return tuple(
+    str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))))
+    for k in path
+  )
+
+
+def local_rows(
+  mesh: Mesh, global_batch: int, rules: Rules = axes.DDP_RULES
+) -> np.ndarray:
+  """Global rows that this process' devices own, ascending.
+
+  Raises:
+    ConfigError: if the batch does not divide over the devices.
+  """
+  sharding = batch_sharding(mesh, rules)
+  try:
+    index_map = sharding.addressable_devices_indices_map((global_batch,))
+  except ValueError:
+    raise ConfigError(
+      f"batch_size={global_batch} does not divide over the {mesh.size} devices "
+      f"of the mesh {dict(mesh.shape)}; choose a multiple."
+    ) from None
+  rows = [
+    np.arange(global_batch)[index[0] if index else slice(None)]
+    for index in index_map.values()
+  ]
+  return np.unique(np.concatenate(rows))
+
+
+def put_batch(
+  batch: Batch,
+  mesh: Mesh,
+  rules: Rules = axes.DDP_RULES,
+) -> Mapping[str, Any]:
+  """Makes global device arrays of this process' rows (`local_rows`)."""
+  sharding = batch_sharding(mesh, rules)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
+    batch,
+  )
