@@ -82,7 +82,7 @@ def _mode(name: str, place: Place, *, relative: bool, about: str) -> _Mode:
     del geometry
     x = array.astype(xp.float32)
     if not relative:  # logarithmic: a centimetre counts more when near
-      x = xp.log1p(xp.minimum(x, 10.0)) / float(np.log1p(10.0))
+      x = xp.log1p(x) / float(np.log1p(FAR))
     x = 2.0 * x[..., None] - 1.0
     return xp.broadcast_to(x, (*x.shape[:-1], 3))
 
@@ -104,7 +104,7 @@ DEPTH = Modality(
   spec=ArraySpec(("T", "Y", "X"), "float16", "metre or 0..1", (0, FAR)),
   decode=decode_depth,
   modes=modes(
-    _mode("metric", squash, relative=False, about="log(1 + m), up to 10 m"),
+    _mode("metric", squash, relative=False, about="log(1 + m), up to 100 m"),
     _mode("relative", squash, relative=True, about="0..1 to -1..1"),
     _mode("metric_crop_flip", crop_flip, relative=False, about="and crop_flip"),
     _mode("relative_crop_flip", crop_flip, relative=True, about="and crop_flip"),
