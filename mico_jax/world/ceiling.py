@@ -1,0 +1,66 @@
+"""What a perfect model could reach, computed from the scene graphs.
+
+A caption states facts; a set of modalities shows facts. Items that agree with
+the caption in every fact that is both stated and shown cannot be told apart by
+any model, so the right one is found with probability one over their number.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from mico_jax.world.scene import SCENE_FACTS, STATED, Scene, observes
+
+# (count, facts of the solids, facts of the scene) that matter for a comparison.
+Key = tuple[int, tuple[tuple[str, ...], ...], tuple[str, ...]]
+
+
+def check_kind(kind: str) -> None:
+  """Raises ValueError, naming the known ones, for an unknown caption kind."""
+  if kind not in STATED:
+    raise ValueError(f"caption {kind=} is unknown; known: {', '.join(STATED)}.")
+
+
+def shown_facts(modalities: str, kind: str = "omni") -> tuple[str, ...]:
+  """Names of the facts that captions of `kind` state and `modalities` show."""
+  check_kind(kind)
+  return tuple(f for f in STATED[kind] if observes(modalities, f))
+
+
+def facts_key(scene: Scene, names: Sequence[str]) -> Key:
+  """The values of the facts called `names`; equal iff they all agree."""
+  per_solid = [f for f in names if f not in SCENE_FACTS and f != "count"]
+  return (
+    len(scene.solids) if "count" in names else 0,
+    tuple(
+      tuple(getattr(solid, f) for f in per_solid)
+      for solid in (scene.solids if per_solid else ())
+    ),
+    tuple(getattr(scene, f) for f in names if f in SCENE_FACTS),
+  )
+
+
+def ceilings(
+  scenes: Sequence[Scene], modalities: str, kind: str = "omni"
+) -> float:
+  """Highest expected text->item R@1 over a gallery of scenes.
+
+  Args:
+    scenes: the gallery; each is query and item once.
+    modalities: letters that are shown of each item, e.g. "va".
+    kind: caption kind of the queries.
+
+  Returns:
+    The mean over queries of 1 / (items consistent with what the caption states
+    and the modalities show), in (0, 1]. Never lower with more modalities.
+
+  Raises:
+    ValueError: for no scenes or an unknown kind.
+  """
+  if not scenes:
+    raise ValueError("ceilings needs at least one scene, got none.")
+  names = shown_facts(modalities, kind)
+  counts = Counter(facts_key(scene, names) for scene in scenes)
+  # Each of the c scenes of a group succeeds with probability 1 / c.
+  return len(counts) / len(scenes)

@@ -1,0 +1,349 @@
+"""The scene graph: facts, how they are drawn, and who can observe them.
+
+A scene is one to three solids, listed from left to right, plus facts of the
+whole scene. Every fact is a word out of a short list; `look` holds the
+continuous variation (light, jitter of position, pitch, ...) that no sentence
+mentions. Neighbouring scenes (one fact changed) keep the same `look`, so they
+differ in nothing else.
+
+Which modality can tell which fact is stated once, in `OBSERVABLE`, and which
+caption states which fact in `STATED`; ceilings, hard galleries and questions
+follow from these two tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+VERSIONS = ("v1",)
+SPLITS = ("train", "test", "hard")
+
+SHAPES = ("sphere", "cube", "cylinder", "cone")
+COLOURS = (
+  "red",
+  "orange",
+  "yellow",
+  "green",
+  "cyan",
+  "blue",
+  "purple",
+  "white",
+)
+SIZES = ("small", "large")
+MATERIALS = ("metal", "glass", "wood", "stone")
+PLACES = ("left", "middle", "right")
+MOTIONS = ("still", "left", "right", "up", "down")
+STRIKES = ("once", "twice", "thrice")
+SETTINGS = ("table", "room", "hall", "hangar")
+NAMES = (
+  "anna",
+  "ben",
+  "clara",
+  "david",
+  "emma",
+  "felix",
+  "greta",
+  "henry",
+  "ida",
+  "jonas",
+  "kira",
+  "leo",
+  "mia",
+  "noah",
+  "olga",
+  "paul",
+  "rosa",
+  "simon",
+  "tina",
+  "victor",
+)
+
+# Facts of each solid, and facts of the scene, with their possible values.
+SOLID_FACTS: Mapping[str, tuple[str, ...]] = {
+  "shape": SHAPES,
+  "colour": COLOURS,
+  "size": SIZES,
+  "material": MATERIALS,
+  "place": PLACES,
+  "motion": MOTIONS,
+}
+SCENE_FACTS: Mapping[str, tuple[str, ...]] = {
+  "strikes": STRIKES,
+  "setting": SETTINGS,
+  "name": NAMES,
+}
+
+# Fact -> the sets of modality letters each of which suffices to observe it.
+# `v` means several frames; image, depth and normal are one frame. "count" is
+# the number of solids. Place is the slot (left, middle, right); the order of
+# the solids is also heard, since they are struck from left to right.
+OBSERVABLE: Mapping[str, tuple[frozenset[str], ...]] = {
+  "count": tuple(frozenset(x) for x in "viadn"),
+  "shape": tuple(frozenset(x) for x in "viadn"),
+  "size": tuple(frozenset(x) for x in "viadn"),
+  "colour": (frozenset("v"), frozenset("i")),
+  "place": tuple(frozenset(x) for x in "vidn"),
+  "motion": (frozenset("v"),),
+  "material": (frozenset("a"),),
+  "strikes": (frozenset("a"),),
+  "setting": (frozenset("d"),),
+  "name": (frozenset("s"),),
+}
+
+# Caption kind -> the facts that each of its sentences states.
+STATED: Mapping[str, tuple[str, ...]] = {
+  "vision": ("count", "shape", "colour", "size", "place", "motion"),
+  "audio": ("count", "shape", "size", "material", "strikes"),
+  "omni": (
+    "count",
+    "shape",
+    "colour",
+    "size",
+    "material",
+    "place",
+    "motion",
+    "strikes",
+    "setting",
+  ),
+  "depth": ("count", "shape", "size", "place", "setting"),
+  "normal": ("count", "shape", "size", "place"),
+  "subtitle": ("name",),
+  "story": (
+    "count",
+    "shape",
+    "colour",
+    "size",
+    "material",
+    "place",
+    "motion",
+    "strikes",
+    "setting",
+    "name",
+  ),
+}
+
+# `Scene.look`: uniform numbers in [0, 1), a multiple of 1/256 each.
+LOOK_SCENE = (
+  "light_side",
+  "light_height",
+  "floor",
+  "wall",
+  "scale",
+  "middle_depth",
+  "noise",
+)
+LOOK_SOLID = ("x", "height", "z", "radius", "yaw", "tint", "pitch", "loudness")
+_LOOK_LENGTH = len(LOOK_SCENE) + 3 * len(LOOK_SOLID)
+
+# (fact, index of the solid or None for a fact of the scene)
+Fact = tuple[str, int | None]
+
+
+@dataclass(frozen=True)
+class Solid:
+  """One solid; every attribute is a word of the table of the same name."""
+
+  shape: str
+  colour: str
+  size: str
+  material: str
+  place: str
+  motion: str
+
+
+@dataclass(frozen=True)
+class Scene:
+  """Everything that is true of a scene.
+
+  Attributes:
+    solids: one to three, from left to right; struck in this order.
+    strikes: how often each solid is struck.
+    setting: where it happens; sets the metres per unit of the geometry and
+      nothing else.
+    name: who tells the story; only the subtitle says it.
+    look: continuous variation that no sentence mentions, see `LOOK_SCENE` and
+      `LOOK_SOLID`.
+  """
+
+  solids: tuple[Solid, ...]
+  strikes: str
+  setting: str
+  name: str
+  look: tuple[float, ...]
+
+  def look_of(self, name: str, solid: int | None = None) -> float:
+    """The variation called `name`, of the scene or of a solid, in [0, 1)."""
+    if solid is None:
+      return self.look[LOOK_SCENE.index(name)]
+    start = len(LOOK_SCENE) + solid * len(LOOK_SOLID)
+    return self.look[start + LOOK_SOLID.index(name)]
+
+  def value(self, fact: Fact) -> str:
+    """The word that holds for `fact`."""
+    name, solid = fact
+    return getattr(self if solid is None else self.solids[solid], name)
+
+  def with_fact(self, fact: Fact, value: str) -> Scene:
+    """This scene with one fact changed, everything else equal."""
+    name, solid = fact
+    if solid is None:
+      return dataclasses.replace(self, **{name: value})
+    changed = dataclasses.replace(self.solids[solid], **{name: value})
+    solids = (*self.solids[:solid], changed, *self.solids[solid + 1 :])
+    return dataclasses.replace(self, solids=solids)
+
+  def facts(self) -> dict[Fact, str]:
+    """All facts, except the number of solids."""
+    out: dict[Fact, str] = {}
+    for i in range(len(self.solids)):
+      for name in SOLID_FACTS:
+        out[name, i] = self.value((name, i))
+    for name in SCENE_FACTS:
+      out[name, None] = self.value((name, None))
+    return out
+
+  def alternatives(self, fact: Fact) -> tuple[str, ...]:
+    """Other values `fact` could take, keeping the solids in their order."""
+    name, solid = fact
+    if solid is None:
+      values = SCENE_FACTS[name]
+    else:
+      values = SOLID_FACTS[name]
+      if name == "place":
+        order = [PLACES.index(s.place) for s in self.solids]
+        low = order[solid - 1] if solid else -1
+        high = order[solid + 1] if solid + 1 < len(order) else len(PLACES)
+        values = PLACES[low + 1 : high]
+    now = self.value(fact)
+    return tuple(v for v in values if v != now)
+
+  def to_dict(self) -> dict[str, Any]:
+    """Plain data, for JSON."""
+    return dataclasses.asdict(self)
+
+
+def stream(*key: str | int, index: int, count: int) -> np.ndarray:
+  """Uniform float64 numbers in [0, 1), a pure function of the arguments.
+
+  Reads the raw Philox stream, which NumPy keeps across versions.
+
+  Args:
+    *key: what the stream belongs to, e.g. version, seed, split, purpose.
+    index: sample number; each has its own 2**64 blocks of the counter.
+    count: how many numbers.
+  """
+  text = "omniworld|" + "|".join(map(str, key))
+  digest = hashlib.sha256(text.encode()).digest()
+  bits = np.random.Philox(
+    key=np.frombuffer(digest[:16], "<u8"),
+    counter=np.array([0, index, 0, 0], np.uint64),
+  )
+  return (bits.random_raw(count) >> 11) * 2.0**-53
+
+
+def _places(count: int, u: float) -> tuple[str, ...]:
+  if count == 1:
+    return (PLACES[int(u * 3)],)
+  if count == 2:
+    gap = int(u * 3)
+    return tuple(p for i, p in enumerate(PLACES) if i != gap)
+  return PLACES
+
+
+def draw_scene(*key: str | int, index: int) -> Scene:
+  """Draws the scene `index` of the stream `key`.
+
+  One solid in 40% of the scenes, two in 40%, three in 20%; every other fact is
+  uniform over its values and independent of the rest.
+  """
+  u = stream(*key, "scene", index=index, count=24 + _LOOK_LENGTH).tolist()
+  numbers = iter(u)
+
+  def choose(values: Sequence[str]) -> str:
+    return values[int(next(numbers) * len(values))]
+
+  size = next(numbers)
+  count = 1 if size < 0.4 else 2 if size < 0.8 else 3
+  places = _places(count, next(numbers))
+  strikes, setting, name = choose(STRIKES), choose(SETTINGS), choose(NAMES)
+  solids = tuple(
+    Solid(
+      shape=choose(SHAPES),
+      colour=choose(COLOURS),
+      size=choose(SIZES),
+      material=choose(MATERIALS),
+      place=place,
+      motion=choose(MOTIONS),
+    )
+    for place in places
+  )
+  look = tuple(int(x * 256) / 256 for x in u[24:])
+  return Scene(solids, strikes, setting, name, look)
+
+
+def observes(modalities: str, fact: str) -> bool:
+  """Whether the modalities with these letters tell the fact (a name).
+
+  Raises:
+    ValueError: for an unknown fact.
+  """
+  if fact not in OBSERVABLE:
+    raise ValueError(f"{fact=} is unknown; known: {', '.join(OBSERVABLE)}.")
+  return any(need <= set(modalities) for need in OBSERVABLE[fact])
+
+
+def changes(scene: Scene, names: Sequence[str]) -> Iterator[Fact]:
+  """The facts called `names` that can change alone in this scene."""
+  for name in names:
+    if name in SCENE_FACTS:
+      yield name, None
+    elif name in SOLID_FACTS:
+      for i in range(len(scene.solids)):
+        if scene.alternatives((name, i)):
+          yield name, i
+
+
+def neighbours(
+  scene: Scene, number: int, names: Sequence[str], u: Sequence[float]
+) -> list[tuple[Fact, Scene]]:
+  """Scenes that differ from `scene` in one fact each, all different facts.
+
+  Fact names are used evenly: a second fact of the same name (of another solid)
+  is taken only when every name has been used.
+
+  Args:
+    scene: where to start.
+    number: how many; at most as many as facts can change.
+    names: fact names to choose from; earlier ones are no more likely.
+    u: numbers in [0, 1), at least `number + 20`, that decide.
+
+  Raises:
+    ValueError: when fewer than `number` facts can change.
+  """
+  queues: dict[str, list[Fact]] = {}
+  for fact in changes(scene, names):
+    queues.setdefault(fact[0], []).append(fact)
+  numbers = iter(u)
+  rounds: list[tuple[int, float, Fact]] = []
+  for facts in queues.values():
+    shift = int(next(numbers) * len(facts))
+    turned = facts[shift:] + facts[:shift]
+    rounds += [(i, next(numbers), f) for i, f in enumerate(turned[:2])]
+  rounds.sort()
+  if len(rounds) < number:
+    raise ValueError(
+      f"only {len(rounds)} facts of this scene can change among "
+      f"{', '.join(names)}, {number} were asked for; ask for fewer."
+    )
+  out = []
+  for _, _, fact in rounds[:number]:
+    values = scene.alternatives(fact)
+    value = values[int(next(numbers) * len(values))]
+    out.append((fact, scene.with_fact(fact, value)))
+  return out
