@@ -1,1 +1,1 @@
-
+"""Checkpoints that say what they are and check themselves."""

@@ -1,0 +1,479 @@
+"""The checkpoints of one run: save, keep, restore the newest that verifies.
+
+`<workdir>/checkpoints/<step>/{params,opt_state,ema,data,config,manifest}`.
+Saves are asynchronous and atomic: the arrays are copied to the host before
+`save` returns; hashing, the self-check and writing happen behind training, and
+the step folder takes its final name only when everything is on disk. A save
+that fails therefore never touches a former checkpoint; its error is raised by
+the next `save`, `wait` or `close`.
+
+`checkpoints/` goes through `etils.epath`; the arrays themselves through Orbax,
+which reads and writes local folders, gs:// and s3:// but not memory://.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from mico_jax import config as config_lib
+from mico_jax.checkpoint import manifest as manifest_lib
+from mico_jax.checkpoint import storage
+from mico_jax.checkpoint.manifest import CheckpointError
+from mico_jax.config import Config, ConfigError
+
+CHECKPOINTS = "checkpoints"
+
+# Keys that may change between the parts of one run: none of them alters which
+# samples a step sees or what it computes.
+_FREE_KEYS = re.compile(
+  r"^(name|evaluation\..*|parallel\..*"
+  r"|train\.(log_every|checkpoint_every|keep|keep_best|eval_every"
+  r"|nonfinite_patience|collapse_patience|profile_steps|tensorboard|wandb)"
+  r"|data\.(num_threads|num_workers|prefetch|timeout|max_bad_fraction"
+  r"|cache_gb))(:|\.|$)"
+)
+# Filled in when a run starts: the same if either side is still empty.
+_FILLED_KEYS = ("count", "sha256")
+
+
+@dataclass(frozen=True)
+class Restored:
+  """What `Manager.restore` found.
+
+  Attributes:
+    step: step of the checkpoint.
+    state: the train state, on devices.
+    data: the data item, `{"step": ...}` at least.
+    skipped: newer steps that do not verify, with the reason.
+    notes: differences of versions and topology to the run that saved; with
+      any, the continued run is correct but may not be bit-identical.
+  """
+
+  step: int
+  state: Any
+  data: Mapping[str, Any]
+  skipped: tuple[tuple[int, str], ...] = ()
+  notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Extras:
+  """What a checkpoint holds beside the state; the same for every save.
+
+  Attributes:
+    logical_axes: tree of axis-name tuples, in the form of the parameters.
+    tokenizer_files: {file name: content}.
+    tokenizer_info: special ids and sizes, JSON types only.
+    preprocessing: {modality: mode name} for train and eval, and constants.
+    originals: path -> original name and dtype of imported parameters.
+    topology: mesh, processes, devices; `topology()` by default.
+    self_check: host parameters -> arrays of the self-check.
+  """
+
+  logical_axes: Mapping[str, Any] | None = None
+  tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
+  tokenizer_info: Mapping[str, Any] = field(default_factory=dict)
+  preprocessing: Mapping[str, Any] = field(default_factory=dict)
+  originals: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+  topology: Mapping[str, Any] = field(default_factory=dict)
+  self_check: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+
+
+def topology() -> dict[str, Any]:
+  """Processes, devices and backend of this run."""
+  return {
+    "backend": jax.default_backend(),
+    "device_kind": jax.devices()[0].device_kind,
+    "num_devices": jax.device_count(),
+    "num_processes": jax.process_count(),
+  }
+
+
+def list_steps(folder: epath.PathLike) -> list[int]:
+  """Finished steps below a `checkpoints` folder, ascending."""
+  root = epath.Path(folder)
+  if not root.is_dir():
+    return []
+  return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())
+
+
+def claim_workdir(workdir: epath.PathLike, config: Config) -> bool:
+  """Binds a workdir to a config, or checks that it is bound to this one.
+
+  The config is stored as `<workdir>/config.json`. Keys that change neither
+  data nor arithmetic (logging, threads, evaluation, mesh) may differ.
+
+  Returns:
+    True if the workdir was already bound (a run to resume).
+
+  Raises:
+    ConfigError: naming the first keys that differ.
+  """
+  path = epath.Path(workdir) / "config.json"
+  if path.exists():
+    try:
+      stored = json.loads(path.read_text())
+    except ValueError:
+      raise ConfigError(
+        f"{path} is not valid JSON; restore it or use another --workdir."
+      ) from None
+    wanted = json.loads(config_lib.to_json(config))
+    lines = [
+      line
+      for line in manifest_lib.differences(_filled(stored, wanted), wanted)
+      if not _FREE_KEYS.match(line)
+    ]
+    if lines:
+      more = f" ({len(lines) - 3} more)" if len(lines) > 3 else ""
+      raise ConfigError(
+        f"workdir {str(workdir)!r} belongs to another config: "
+        f"{'; '.join(lines[:3])}{more}. Use another --workdir (and --init to "
+        "start from its parameters), or the former config."
+      )
+    return True
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if jax.process_index() == 0:
+    path.write_text(config_lib.to_json(config))
+  return False
+
+
+def _filled(stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+  """`stored` with the sources' counts and hashes as in `wanted` if unset."""
+  new = wanted.get("data", {}).get("sources", {})
+  for name, source in stored.get("data", {}).get("sources", {}).items():
+    for key in _FILLED_KEYS:
+      if name in new and not (source.get(key) and new[name].get(key)):
+        source[key] = new[name].get(key)
+  return stored
+
+
+class Manager:
+  """Saves, keeps and restores the checkpoints of one workdir."""
+
+  def __init__(
+    self,
+    workdir: epath.PathLike,
+    *,
+    config: Config,
+    extras: Extras | None = None,
+  ):
+    """Opens `<workdir>/checkpoints`.
+
+    Args:
+      workdir: folder of the run; created when the first save needs it.
+      config: of the run; `train.keep` newest checkpoints are kept, and the
+        best one by the metric `train.keep_best`.
+      extras: tokenizer, axes, self-check and so on, stored with each save.
+    """
+    self.folder = epath.Path(workdir) / CHECKPOINTS
+    self.config = config
+    self.extras = extras or Extras()
+    self._checkpointer = storage.make_checkpointer()
+    self._pending: int | None = None
+
+  # ---------------------------------------------------------------- saving
+  def save(
+    self,
+    step: int,
+    state: Any,
+    *,
+    data: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
+  ) -> bool:
+    """Starts saving a step; returns once its arrays are copied to the host.
+
+    Args:
+      step: the number of finished optimizer steps.
+      state: with attributes `params`, `opt_state`, `ema` (or None) and
+        `skipped`.
+      data: JSON-able state of the data beside the step.
+      metrics: for `train.keep_best`, stored in the manifest.
+
+    Returns:
+      False if that step is already saved.
+
+    Raises:
+      CheckpointError: if this save could not start or the former one failed.
+    """
+    self.wait()
+    if step in self.steps():
+      try:
+        manifest_lib.read(self.folder / str(step))
+        return False
+      except CheckpointError:
+        pass  # Damaged: written anew below.
+    arrays = {"params": state.params}
+    if state.opt_state is not None:
+      arrays["opt_state"] = storage.path_dict(state.opt_state)
+    if getattr(state, "ema", None) is not None:
+      arrays["ema"] = state.ema
+    hosts = jax.tree.map(storage.host_copy, arrays)
+    stored = dict(arrays)
+    if "opt_state" in stored:
+      stored["opt_state"] = storage.numbered(stored["opt_state"])
+    values = {
+      "step": step,
+      "skipped": int(np.asarray(getattr(state, "skipped", 0))),
+      **(data or {}),
+    }
+    config_text = config_lib.to_json(self.config).encode()
+    data_text = json.dumps(values, indent=1, sort_keys=True).encode()
+
+    def manifest_files() -> dict[str, bytes]:
+      return self._manifest_files(step, hosts, config_text, data_text, metrics)
+
+    target = self.folder / str(step)
+    try:
+      self.folder.mkdir(parents=True, exist_ok=True)
+      self._checkpointer.save(
+        target,
+        args=storage.save_args(
+          stored,
+          {
+            "data": lambda: {manifest_lib.DATA: data_text},
+            "config": lambda: {manifest_lib.CONFIG: config_text},
+            "manifest": manifest_files,
+          },
+        ),
+        force=True,
+      )
+    except Exception as e:
+      raise self._failure(step, e) from e
+    self._pending = step
+    return True
+
+  def _manifest_files(
+    self,
+    step: int,
+    hosts: Mapping[str, Any],
+    config_text: bytes,
+    data_text: bytes,
+    metrics: Mapping[str, float] | None,
+  ) -> dict[str, bytes]:
+    """Hashes the arrays, runs the self-check, writes the manifest's text."""
+    extras = self.extras
+    items = {
+      name: manifest_lib.describe_arrays(
+        tree,
+        logical_axes=None if name == "opt_state" else extras.logical_axes,
+        originals=extras.originals,
+      )
+      if name != "opt_state"
+      else {
+        path: manifest_lib.describe_arrays({"x": value})["x"]
+        for path, value in tree.items()
+      }
+      for name, tree in hosts.items()
+    }
+    files = {
+      f"{manifest_lib.TOKENIZER_PREFIX}{name}": content
+      for name, content in extras.tokenizer_files.items()
+    }
+    checked = "ema" if "ema" in hosts else "params"
+    if extras.self_check is not None:
+      outputs = extras.self_check(hosts[checked])
+      files[manifest_lib.SELF_CHECK] = manifest_lib.pack_arrays(outputs)
+    return manifest_lib.to_files(
+      {
+        "step": step,
+        "items": items,
+        "config_sha256": manifest_lib.sha256(config_text),
+        "data_sha256": manifest_lib.sha256(data_text),
+        "tokenizer": dict(extras.tokenizer_info),
+        "preprocessing": dict(extras.preprocessing),
+        "versions": manifest_lib.versions(),
+        "topology": dict(extras.topology or topology()),
+        "metrics": {k: float(v) for k, v in (metrics or {}).items()},
+        "self_check_of": checked,
+      },
+      files,
+    )
+
+  def _failure(self, step: int, error: Exception) -> CheckpointError:
+    """Removes what a failed save left behind and words the error."""
+    for path in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+      path.rmtree(missing_ok=True)
+    last = self.steps()[-1:]
+    kept = f"step {last[0]} is intact" if last else "there is no former one"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return CheckpointError(
+      f"cannot save step {step} to {self.folder}: {lines[0][:200]}. "
+      f"The last checkpoint: {kept}. Free space or fix the path, then run the "
+      "same command to resume."
+    )
+
+  def wait(self) -> None:
+    """Blocks until the running save is on disk, then drops old checkpoints.
+
+    Raises:
+      CheckpointError: if that save failed; former checkpoints are intact.
+    """
+    step, self._pending = self._pending, None
+    if step is None:
+      return
+    try:
+      self._checkpointer.wait_until_finished()
+    except Exception as e:
+      raise self._failure(step, e) from e
+    self._prune()
+
+  def close(self) -> None:
+    """Waits for the running save and ends the background threads."""
+    try:
+      self.wait()
+    finally:
+      self._checkpointer.close()
+
+  # --------------------------------------------------------------- keeping
+  def steps(self) -> list[int]:
+    """Steps with a finished checkpoint, ascending."""
+    return list_steps(self.folder)
+
+  def best_step(self) -> int | None:
+    """The step with the best `train.keep_best` metric; None without one.
+
+    Names that hold "loss" are better when lower, all others when higher.
+    """
+    name = self.config.train.keep_best
+    if not name:
+      return None
+    sign = -1.0 if "loss" in name else 1.0
+    scores = {}
+    for step in self.steps():
+      try:
+        metrics = manifest_lib.read(self.folder / str(step))["metrics"]
+      except CheckpointError:
+        continue
+      if name in metrics and np.isfinite(metrics[name]):
+        scores[step] = sign * metrics[name]
+    return max(scores, key=lambda s: (scores[s], s)) if scores else None
+
+  def _prune(self) -> None:
+    """Deletes all but the newest `train.keep` and the best checkpoint."""
+    if jax.process_index():
+      return
+    steps = self.steps()
+    keep = set(steps[-max(self.config.train.keep, 1) :])
+    keep.add(self.best_step() or -1)
+    for step in steps:
+      if step not in keep:
+        (self.folder / str(step)).rmtree()
+
+  # -------------------------------------------------------------- restoring
+  def restore(self, target: Any, *, step: int | None = None) -> Restored | None:
+    """Restores the newest checkpoint that verifies.
+
+    Args:
+      target: a train state of arrays or `ShapeDtypeStruct` with shardings,
+        with a method `replace`.
+      step: restore this step or fail.
+
+    Returns:
+      None if the workdir holds no checkpoint at all.
+
+    Raises:
+      CheckpointError: if there are checkpoints but none verifies, or if one
+        that verifies does not fit `target`.
+    """
+    self.wait()
+    candidates = self.steps()[::-1] if step is None else [step]
+    if not candidates:
+      return None
+    skipped: list[tuple[int, str]] = []
+    for number in candidates:
+      folder = self.folder / str(number)
+      try:
+        manifest, arrays, data = read_verified(folder)
+      except CheckpointError as e:
+        skipped.append((number, str(e)))
+        continue
+      return Restored(
+        step=number,
+        state=_fill(target, number, arrays, data),
+        data=data,
+        skipped=tuple(skipped),
+        notes=tuple(self._notes(manifest)),
+      )
+    reasons = "; ".join(f"step {s}: {reason}" for s, reason in skipped[:3])
+    raise CheckpointError(
+      f"no checkpoint of {self.folder} verifies: {reasons} "
+      "Move the folder away to start anew, or use --init with a good one."
+    )
+
+  def _notes(self, manifest: Mapping[str, Any]) -> list[str]:
+    now = {
+      "versions": manifest_lib.versions(),
+      "topology": json.loads(json.dumps(self.extras.topology or topology())),
+    }
+    return manifest_lib.differences({k: manifest[k] for k in now}, now)
+
+
+def read_verified(
+  folder: epath.PathLike,
+) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]], dict[str, Any]]:
+  """Reads a whole step folder and verifies every hash.
+
+  Returns:
+    Manifest, {item: {path: host array}} and the data item.
+
+  Raises:
+    CheckpointError: naming the first things that do not verify.
+  """
+  folder = epath.Path(folder)
+  manifest = manifest_lib.read(folder)
+  _, problems = manifest_lib.read_files(folder, manifest)
+  data_path = folder / "data" / manifest_lib.DATA
+  data_text = data_path.read_bytes() if data_path.exists() else b""
+  if manifest_lib.sha256(data_text) != manifest["data_sha256"]:
+    problems.append(f"{data_path}: content differs from the manifest's hash.")
+  if problems:
+    raise CheckpointError(manifest_lib.summarise(problems))
+  arrays = {}
+  for item, entries in manifest["items"].items():
+    arrays[item] = storage.read_arrays(folder, item, entries)
+    problems += manifest_lib.array_problems(entries, arrays[item], item=item)
+  if problems:
+    raise CheckpointError(manifest_lib.summarise(problems))
+  return manifest, arrays, json.loads(data_text)
+
+
+def _fill(
+  target: Any,
+  step: int,
+  arrays: Mapping[str, Mapping[str, np.ndarray]],
+  data: Mapping[str, Any],
+) -> Any:
+  """The target train state with the checkpoint's values."""
+
+  def item(name: str, like: Any) -> Any:
+    if like is None:
+      return None
+    if name not in arrays:
+      raise CheckpointError(
+        f"the checkpoint of step {step} has no {name}, but this run needs it; "
+        "start a new workdir with --init."
+      )
+    tree = storage.from_path_dict(like, arrays[name])
+    return jax.tree.map(storage.place, tree, like)
+
+  values = {
+    name: item(name, getattr(target, name))
+    for name in manifest_lib.ARRAY_ITEMS
+    if hasattr(target, name)
+  }
+  for name, number in (("step", step), ("skipped", data.get("skipped", 0))):
+    if hasattr(target, name):
+      like = getattr(target, name)
+      if hasattr(like, "dtype"):
+        values[name] = storage.place(np.asarray(number, like.dtype), like)
+      else:
+        values[name] = number
+  return target.replace(**values)

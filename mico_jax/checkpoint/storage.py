@@ -1,0 +1,240 @@
+"""Reading and writing one step folder through Orbax.
+
+A step folder is written by one asynchronous, atomic Orbax save of a composite:
+arrays (`params`, `opt_state`, `ema`) as OCDBT, and small items (`data`,
+`config`, `manifest`) as plain files by `FilesHandler`, whose contents are
+computed in the background once the arrays are safely copied to the host.
+
+Arrays are read back as host arrays without a target tree or a mesh; the caller
+verifies them and places them on devices. Each process reads every array in
+full: fine up to a few billion parameters, to be split by shard beyond that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_args, future
+
+from mico_jax.checkpoint import manifest as manifest_lib
+from mico_jax.checkpoint.manifest import CheckpointError
+
+
+class FilesHandler(ocp.AsyncCheckpointHandler):
+  """Orbax handler of an item that is a few plain files.
+
+  The contents come from a function, called in the commit thread of process 0.
+  """
+
+  async def _write(
+    self, files: manifest_lib.FilesFn, directory: epath.Path
+  ) -> None:
+    if jax.process_index():
+      return
+    for name, data in files().items():
+      path = directory / name
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(data)
+
+  async def async_save(
+    self, directory: epath.Path, args: FilesSave
+  ) -> list[ocp.Future]:
+    """Starts writing and returns the commit future."""
+    return [
+      future.CommitFutureAwaitingContractedSignals(
+        self._write(args.files, directory), name="mico_jax_files"
+      )
+    ]
+
+  def save(self, directory: epath.Path, args: FilesSave) -> None:
+    """Writes the files and returns when they are written."""
+    asyncio.run(self._write(args.files, directory))
+
+  def restore(
+    self, directory: epath.Path, args: FilesRestore | None = None
+  ) -> dict[str, bytes]:
+    """Reads every file below the item's folder."""
+    return {
+      str(path.relative_to(directory)): path.read_bytes()
+      for path in directory.rglob("*")
+      if path.is_file()
+    }
+
+
+@checkpoint_args.register_with_handler(FilesHandler, for_save=True)
+@dataclasses.dataclass
+class FilesSave(checkpoint_args.CheckpointArgs):
+  """Save arguments of `FilesHandler`: a function that returns the files."""
+
+  files: manifest_lib.FilesFn
+
+
+@checkpoint_args.register_with_handler(FilesHandler, for_restore=True)
+@dataclasses.dataclass
+class FilesRestore(checkpoint_args.CheckpointArgs):
+  """Restore arguments of `FilesHandler`: none."""
+
+
+class OrbaxNoise(logging.Filter):
+  """Drops log lines about errors that reach the caller as exceptions."""
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    """False for records that Orbax or its event loop wrote."""
+    if record.name == "asyncio":
+      return "never retrieved" not in record.getMessage()
+    return "orbax" not in record.pathname
+
+
+_NOISE = OrbaxNoise()
+
+
+def _quiet() -> None:
+  for name in ("absl", "asyncio"):
+    logging.getLogger(name).addFilter(_NOISE)
+
+
+def make_checkpointer() -> ocp.AsyncCheckpointer:
+  """The asynchronous composite checkpointer of all items."""
+  _quiet()
+  arrays = {
+    name: ocp.PyTreeCheckpointHandler() for name in manifest_lib.ARRAY_ITEMS
+  }
+  return ocp.AsyncCheckpointer(
+    ocp.CompositeCheckpointHandler(
+      **arrays,
+      data=FilesHandler(),
+      config=FilesHandler(),
+      manifest=FilesHandler(),
+    )
+  )
+
+
+def save_args(
+  arrays: Mapping[str, Any], files: Mapping[str, manifest_lib.FilesFn]
+) -> ocp.args.Composite:
+  """Arguments of one composite save."""
+  return ocp.args.Composite(
+    **{name: ocp.args.PyTreeSave(tree) for name, tree in arrays.items()},
+    **{name: FilesSave(fn) for name, fn in files.items()},
+  )
+
+
+def path_dict(tree: Any) -> dict[str, Any]:
+  """Any pytree (an optimizer state, say) as {"a/b/0": leaf}."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  flat = {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in leaves
+  }
+  if len(flat) != len(leaves):
+    raise ValueError("two leaves of the state have the same path.")
+  return flat
+
+
+def from_path_dict(target: Any, flat: Mapping[str, Any]) -> Any:
+  """Puts {"a/b/0": leaf} back into a tree of the form of `target`.
+
+  Raises:
+    CheckpointError: if the leaves do not fit the target, naming the first.
+  """
+  wanted = path_dict(target)
+  missing = [k for k in wanted if k not in flat]
+  unknown = [k for k in flat if k not in wanted]
+  if missing or unknown:
+    raise CheckpointError(
+      "the checkpoint's state does not fit this run: "
+      f"{len(missing)} missing (first {missing[:1]}), "
+      f"{len(unknown)} unknown (first {unknown[:1]}). "
+      "Start a new workdir with --init."
+    )
+  return jax.tree.unflatten(
+    jax.tree.structure(target), [flat[k] for k in wanted]
+  )
+
+
+def host_copy(value: Any) -> np.ndarray:
+  """A copy of a (possibly sharded) array on the host.
+
+  Sharded across processes, it is gathered: every process must call this.
+  """
+  if isinstance(value, jax.Array) and not value.is_fully_addressable:
+    if value.is_fully_replicated:
+      return np.array(value.addressable_data(0))
+    return np.asarray(multihost_utils.process_allgather(value, tiled=True))
+  return np.array(value)
+
+
+def place(value: np.ndarray, like: Any) -> Any:
+  """Puts a host array where `like` (array or ShapeDtypeStruct) says.
+
+  Raises:
+    CheckpointError: if shape or dtype differ.
+  """
+  if tuple(value.shape) != tuple(like.shape) or value.dtype != like.dtype:
+    raise CheckpointError(
+      f"the checkpoint holds {value.dtype}{list(value.shape)} where this run "
+      f"needs {like.dtype}{list(like.shape)}. Start a new workdir with --init."
+    )
+  sharding = getattr(like, "sharding", None)
+  if sharding is None:
+    return jax.numpy.asarray(value)
+  return jax.make_array_from_callback(
+    value.shape, sharding, lambda index: value[index]
+  )
+
+
+def read_arrays(
+  folder: epath.PathLike, item: str, entries: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+  """Reads the arrays of one item as {path: host array}.
+
+  Args:
+    folder: step folder.
+    item: "params", "opt_state" or "ema".
+    entries: the manifest's entries of that item; names the arrays to read.
+
+  Raises:
+    CheckpointError: if the files are absent, cut short or damaged.
+  """
+  _quiet()
+  path = epath.Path(folder) / item
+  if not path.is_dir():
+    raise CheckpointError(
+      f"{path}: no such folder; the checkpoint is incomplete."
+    )
+  names = {f"{i:06d}": key for i, key in enumerate(sorted(entries))}
+  like = (
+    {key: 0 for key in names}
+    if item == "opt_state"
+    else manifest_lib.unflatten({key: 0 for key in entries})
+  )
+  restore_args = jax.tree.map(
+    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like
+  )
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      tree = checkpointer.restore(
+        path, args=ocp.args.PyTreeRestore(item=like, restore_args=restore_args)
+      )
+  except Exception as e:  # Orbax raises many kinds for damaged files.
+    lines = str(e).strip().splitlines() or [type(e).__name__]
+    raise CheckpointError(
+      f"{path}: cannot be read, cut short or damaged ({lines[0][:160]})."
+    ) from e
+  if item == "opt_state":
+    return {names[k]: np.asarray(v) for k, v in tree.items()}
+  return {k: np.asarray(v) for k, v in manifest_lib.flatten(tree).items()}
+
+
+def numbered(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """{"path": leaf} -> {"000000": leaf} in sorted order, for `opt_state`."""
+  return {f"{i:06d}": flat[key] for i, key in enumerate(sorted(flat))}
