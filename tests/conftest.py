@@ -13,7 +13,9 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+import sys
 import tempfile
+import types
 from typing import Any
 
 # Before JAX is imported anywhere.
@@ -55,11 +57,18 @@ if _CACHE != "off":
   jax.config.update("jax_compilation_cache_dir", _CACHE)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
-# Annotated shapes of the package are checked at trace time, in tests only.
+# Annotated shapes of the package are checked at trace time, in tests only. An
+# int may stand where a float is asked for, as type checkers have it.
 if os.environ.get("MICO_JAX_TEST_TYPES", "on") != "off":
+  import beartype
   from jaxtyping import install_import_hook
 
-  install_import_hook("mico_jax", "beartype.beartype")
+  _checker: Any = types.ModuleType("mico_jax_test_types")
+  _checker.check = beartype.beartype(
+    conf=beartype.BeartypeConf(is_pep484_tower=True)
+  )
+  sys.modules[_checker.__name__] = _checker
+  install_import_hook("mico_jax", "mico_jax_test_types.check")
 
 
 def _folder(variable: str, name: str) -> pathlib.Path:

@@ -12,12 +12,27 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import TextIO
+from typing import Any, Protocol, runtime_checkable
 
 import tqdm
 
 
-def say(text: str, *, stream: TextIO | None = None) -> None:
+@runtime_checkable
+class Stream(Protocol):
+  """What progress is written to: stderr, a file, a notebook's output."""
+
+  def write(self, text: str, /) -> Any:
+    """Takes a text."""
+
+  def flush(self) -> Any:
+    """Shows it."""
+
+  def isatty(self) -> bool:
+    """True for a terminal."""
+    ...
+
+
+def say(text: str, *, stream: Stream | None = None) -> None:
   """Writes a line to stderr without tearing a progress bar apart.
 
   Args:
@@ -70,7 +85,7 @@ class Progress:
     label: str = "",
     interval: float = 10.0,
     window: int = 50,
-    stream: TextIO | None = None,
+    stream: Stream | None = None,
     enabled: bool = True,
     clock: Callable[[], float] = time.monotonic,
   ):
@@ -184,8 +199,7 @@ class Progress:
     self._shown_step = self.step
     share = 100 * self.step // max(self.total, 1)
     label = f"{self._label} " if self._label else ""
-    print(
-      f"{label}step {self.step}/{self.total} {share}% | {self._status()}",
-      file=self._stream,
-      flush=True,
+    self._stream.write(
+      f"{label}step {self.step}/{self.total} {share}% | {self._status()}\n"
     )
+    self._stream.flush()

@@ -21,7 +21,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ _SINGLE = {
   "learning_rate": "learning rate",
   "grad_norm": "gradient norm",
   "samples_per_second": "samples per second",
-  "input_wait": "input wait (share of the step)",
+  "input_wait": "input wait (share of step)",
 }
 _OBJECTIVES = (
   "contrastive",
@@ -233,7 +233,7 @@ def bars(evaluation: Any, *, limit: int = 40) -> list[Bar]:
   return found[:limit]
 
 
-def smooth(values: Sequence[float]) -> np.ndarray:
+def smooth(values: Sequence[float] | np.ndarray) -> np.ndarray:
   """Running mean over about a twentieth of the curve, without lag at the start.
 
   Args:
@@ -264,6 +264,12 @@ def _style(axes: Axes, title: str) -> None:
   axes.tick_params(labelsize=8, colors="#555555")
 
 
+def _smooth_for(panel: Panel, values: Sequence[float]) -> list[float]:
+  if panel.log and min(values) > 0:
+    return np.exp(smooth(np.log(values))).tolist()
+  return smooth(values).tolist()
+
+
 def _draw_panel(
   axes: Axes, panel: Panel, events: Sequence[float], last: float
 ) -> None:
@@ -275,7 +281,7 @@ def _draw_panel(
     marker = "o" if len(values) < 12 else ""
     if panel.smooth and len(values) >= 20:
       axes.plot(steps, values, color=color, alpha=0.22, linewidth=0.8)
-      values = smooth(values).tolist()
+      values = _smooth_for(panel, values)
     axes.plot(
       steps,
       values,
@@ -300,6 +306,7 @@ def _draw_panel(
     axes.set_yscale("log")
   if panel.title == _SINGLE["input_wait"]:
     axes.axhline(0.05, color="#888888", linewidth=0.8, linestyle="--")
+  if panel.title in (_SINGLE["input_wait"], _SINGLE["samples_per_second"]):
     axes.set_ylim(bottom=0)
   if panel.title.startswith(("accuracy", "evaluation")):
     top = max(v for _, (_, vs) in curves for v in vs)
@@ -375,17 +382,18 @@ def draw(
   events = [float(x["step"]) for x in lines if x.get("event")]
   last = max((float(x["step"]) for x in lines), default=1.0)
   rows = math.ceil(len(panels) / _COLUMNS)
-  heights = [2.5] * rows + ([0.6 + 0.26 * len(shown)] if shown else [])
-  figure = Figure(figsize=(13, 0.7 + sum(heights)), layout="constrained")
-  grid = figure.add_gridspec(len(heights), _COLUMNS, height_ratios=heights)
-  makers: list[tuple[Callable[..., None], Any, tuple[Any, ...]]] = []
-  for index, panel in enumerate(panels):
-    cell = grid[index // _COLUMNS, index % _COLUMNS]
-    makers.append((_draw_panel, cell, (panel, events, last)))
+  heights = [2.5 * rows] if panels else []
   if shown:
-    makers.append((_draw_bars, grid[len(heights) - 1, :], (shown,)))
-  for maker, cell, arguments in makers:
-    maker(figure.add_subplot(cell), *arguments)
+    heights.append(0.8 + 0.26 * len(shown))
+  figure = Figure(figsize=(13, 0.7 + sum(heights)), layout="constrained")
+  # Separate layouts, so that long names of bars do not narrow the curves.
+  parts = figure.subfigures(len(heights), 1, height_ratios=heights)
+  parts = list(np.atleast_1d(parts))
+  for index, panel in enumerate(panels):
+    axes = parts[0].add_subplot(rows, _COLUMNS, index + 1)
+    _draw_panel(axes, panel, events, last)
+  if shown:
+    _draw_bars(parts[-1].add_subplot(), shown)
   figure.suptitle(
     title or "run", x=0.01, ha="left", fontsize=13, color=_INK, weight="bold"
   )
@@ -397,10 +405,12 @@ def _headline(workdir: epath.Path, lines: Sequence[Mapping[str, Any]]) -> str:
   timed = [x for x in lines if "time" in x]
   if timed:
     minutes = (timed[-1]["time"] - timed[0]["time"]) / 60
-    text += f"   {int(timed[-1]['step']) + 1} steps in {minutes:.1f} min"
+    text += (
+      f"   {int(max(x['step'] for x in timed)) + 1} steps in {minutes:.1f} min"
+    )
   count = sum(1 for x in lines if x.get("event"))
   if count:
-    text += f"   {count} events (dotted red)"
+    text += f"   {count} event{'s' * (count > 1)} (dotted red)"
   return text
 
 
