@@ -1,0 +1,83 @@
+"""Attention as plain JAX: the truth that every backend is compared with.
+
+Every product is computed in the dtype of the inputs, so float64 inputs give
+float64 results; nothing is fused and the whole score matrix is kept.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from mico_jax.kernels.dtypes import accumulation_dtype
+
+RELEASED_MASK_VALUE = -10000.0  # added to masked scores by the original
+
+
+def attention(
+  q: Float[Array, "B L N H"],
+  k: Float[Array, "B S N H"],
+  v: Float[Array, "B S N H"],
+  *,
+  mask: Bool[Array, "#B #N #L #S"] | None,
+  scale: float,
+  masked_rows: str,
+  dropout_rate: float = 0.0,
+  row_keys: Key[Array, " B"] | None = None,
+) -> Float[Array, "B L N H"]:
+  """Softmax attention; see `mico_jax.kernels.attention.attention`."""
+  dtype = q.dtype
+  softmax_dtype = accumulation_dtype(dtype)
+  scores = jnp.einsum(
+    "blnh,bsnh->bnls",
+    q,
+    k,
+    preferred_element_type=softmax_dtype,
+  )
+  probs = masked_softmax(
+    scores * jnp.asarray(scale, softmax_dtype), mask, masked_rows
+  )
+  probs = probability_dropout(probs, dropout_rate, row_keys)
+  return jnp.einsum("bnls,bsnh->blnh", probs.astype(dtype), v)
+
+
+def masked_softmax(
+  scores: Float[Array, "B N L S"],
+  mask: Bool[Array, "#B #N #L #S"] | None,
+  masked_rows: str,
+) -> Float[Array, "B N L S"]:
+  """Softmax over the last axis among the positions where `mask` is true.
+
+  Args:
+    scores: scaled products of queries and keys.
+    mask: true where a query may look; None: everywhere.
+    masked_rows: "zero": a row without any position gives 0 with zero gradient;
+      "released": -10000 is added to masked scores, so that such a row behaves
+      like an unmasked one, as in the original.
+  """
+  if mask is None:
+    return jax.nn.softmax(scores, axis=-1)
+  if masked_rows == "released":
+    bias = jnp.where(mask, 0.0, RELEASED_MASK_VALUE).astype(scores.dtype)
+    return jax.nn.softmax(scores + bias, axis=-1)
+  low = jnp.finfo(scores.dtype).min
+  scores = jnp.where(mask, scores, low)
+  top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+  weights = jnp.where(mask, jnp.exp(scores - top), 0.0)
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  return weights / jnp.where(total == 0.0, 1.0, total)
+
+
+def probability_dropout(
+  probs: Float[Array, "B N L S"],
+  rate: float,
+  row_keys: Key[Array, " B"] | None,
+) -> Float[Array, "B N L S"]:
+  """Drops attention weights; the draw of a row depends on its key only."""
+  if rate == 0.0 or row_keys is None:
+    return probs
+  keep = jax.vmap(
+    lambda key: jax.random.bernoulli(key, 1.0 - rate, probs.shape[1:])
+  )(row_keys)
+  return jnp.where(keep, probs / (1.0 - rate), 0.0)

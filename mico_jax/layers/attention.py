@@ -1,0 +1,215 @@
+"""Self-attention with a packed projection, and cross-attention to a context.
+
+Queries, keys and values come from one kernel [D, 3D]; heads are split by a
+reshape, so no transpose stands between projection and attention kernel. The
+keys and values of a context are not computed here: they are projected once per
+step for all layers (`models.bert.project_context`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from mico_jax import axes
+from mico_jax.kernels.attention import attention
+from mico_jax.layers import dropout
+from mico_jax.layers.mlp import KERNEL_INIT, Dense
+
+ATTENTION_OUT = "attention_out"  # name for remat policies
+
+
+def _bias(module: nn.Module, name: str, size: int) -> Array:
+  init = nn.with_logical_partitioning(nn.initializers.zeros, (axes.QKV,))
+  return module.param(name, init, (size,), jnp.float32)
+
+
+class PackedProjection(nn.Module):
+  """One kernel [D, num * D] whose outputs are `num` groups of heads.
+
+  Attributes:
+    num: 3 for queries, keys and values; 2 for keys and values.
+    num_heads: N.
+    bias: "all": one bias [num * D]; "qv": q_bias and v_bias, none on keys.
+    dtype: compute dtype.
+  """
+
+  num: int
+  num_heads: int
+  bias: str = "all"
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B L D"]
+  ) -> tuple[Float[Array, "B L N H"], ...]:
+    """Returns the `num` groups."""
+    width = x.shape[-1]
+    kernel = self.param(
+      "kernel",
+      nn.with_logical_partitioning(KERNEL_INIT, (axes.EMBED, axes.QKV)),
+      (width, self.num * width),
+      jnp.float32,
+    )
+    if self.bias == "qv":
+      q_bias, v_bias = (_bias(self, f"{n}_bias", width) for n in "qv")
+      bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
+    else:
+      bias = _bias(self, "bias", self.num * width)
+    y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+    y = y + bias.astype(self.dtype)[None, None]
+    heads = (*x.shape[:2], self.num_heads, width // self.num_heads)
+    return tuple(p.reshape(heads) for p in jnp.split(y, self.num, axis=-1))
+
+
+class SelfAttention(nn.Module):
+  """Multi-head self-attention.
+
+  Attributes:
+    num_heads: N; must divide the width.
+    bias: see `PackedProjection`.
+    causal: whether a token sees itself and its left only.
+    dtype: compute dtype.
+    backend: see `mico_jax.kernels.attention`.
+    masked_rows: see `mico_jax.kernels.attention`.
+    dropout_rate: of attention weights.
+  """
+
+  num_heads: int
+  bias: str = "all"
+  causal: bool = False
+  dtype: Any = jnp.float32
+  backend: str = "auto"
+  masked_rows: str = "zero"
+  dropout_rate: float = 0.0
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B L D"],
+    *,
+    mask: Bool[Array, "#B #N #L #S"] | None = None,
+    prefix_lengths: Int[Array, " B"] | None = None,
+    row_keys: Key[Array, " B"] | None = None,
+    cache: tuple[Array, Array, Array] | None = None,
+  ) -> tuple[Float[Array, "B L D"], tuple[Array, Array]]:
+    """Attends among the tokens, or from new tokens to a cache.
+
+    Args:
+      x: tokens.
+      mask: true where a query may look.
+      prefix_lengths: see `mico_jax.kernels.attention.attention`.
+      row_keys: one key per row; None: no dropout.
+      cache: (keys [B S N H], values [B S N H], position): only the first token
+        of `x` is written, at `position`; the others follow behind the cache and
+        are forgotten, so `mask` has S + L - 1 columns.
+
+    Returns:
+      The attended tokens, and keys and values: of all tokens without a cache,
+      else the updated cache.
+    """
+    qkv = PackedProjection(3, self.num_heads, self.bias, self.dtype, name="qkv")
+    q, k, v = qkv(x)
+    kv = (k, v)
+    if cache is not None:
+      old_k, old_v, position = cache
+      start = (0, position, 0, 0)
+      kv = (
+        jax.lax.dynamic_update_slice(
+          old_k, k[:, :1].astype(old_k.dtype), start
+        ),
+        jax.lax.dynamic_update_slice(
+          old_v, v[:, :1].astype(old_v.dtype), start
+        ),
+      )
+      k = jnp.concatenate([kv[0], k[:, 1:]], axis=1)
+      v = jnp.concatenate([kv[1], v[:, 1:]], axis=1)
+    if row_keys is not None:
+      row_keys = dropout.fold_rows(row_keys, dropout.ATTENTION)
+    out = attention(
+      q,
+      k,
+      v,
+      mask=mask,
+      causal=self.causal and cache is None,
+      prefix_lengths=prefix_lengths if self.causal else None,
+      masked_rows=self.masked_rows,
+      dropout_rate=self.dropout_rate,
+      row_keys=row_keys,
+      backend=self.backend,
+    )
+    out = checkpoint_name(out, ATTENTION_OUT)
+    out = out.reshape(x.shape)
+    proj = Dense(
+      x.shape[-1], self.dtype, names=(axes.QKV, axes.EMBED), name="proj"
+    )
+    return proj(out), kv
+
+
+class CrossAttention(nn.Module):
+  """Attention from text tokens to the projected context of their row.
+
+  The kernel of keys and values belongs to this layer's parameters ("kv"), but
+  is applied outside, once for all layers.
+
+  Attributes: as of `SelfAttention`.
+  """
+
+  num_heads: int
+  dtype: Any = jnp.float32
+  backend: str = "auto"
+  masked_rows: str = "zero"
+  dropout_rate: float = 0.0
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B L W"],
+    k: Float[Array, "C S N H"],
+    v: Float[Array, "C S N H"],
+    *,
+    mask: Bool[Array, "C S"] | None = None,
+    row_keys: Key[Array, " B"] | None = None,
+  ) -> Float[Array, "B L W"]:
+    """Attends to the context.
+
+    Args:
+      x: text tokens; B is a multiple of C: consecutive rows share a context
+        (the beams of a decoder) without a copy of it.
+      k: keys of the context.
+      v: values of the context.
+      mask: true at valid context tokens.
+      row_keys: one key per row; None: no dropout.
+    """
+    batch, length, width = x.shape
+    if self.is_initializing():
+      # Creates the parameters that `project_context` applies.
+      PackedProjection(2, self.num_heads, dtype=self.dtype, name="kv")(x)
+    q = Dense(
+      width,
+      self.dtype,
+      names=(axes.EMBED, axes.QKV),
+      bias_name=axes.QKV,
+      name="query",
+    )(x)
+    q = q.reshape(k.shape[0], -1, self.num_heads, width // self.num_heads)
+    if row_keys is not None:
+      row_keys = dropout.fold_rows(row_keys, dropout.CROSS)
+    out = attention(
+      q,
+      k.astype(q.dtype),
+      v.astype(q.dtype),
+      mask=None if mask is None else mask[:, None, None, :],
+      masked_rows=self.masked_rows,
+      dropout_rate=self.dropout_rate,
+      row_keys=row_keys,
+      backend=self.backend,
+    )
+    out = checkpoint_name(out, ATTENTION_OUT)
+    proj = Dense(width, self.dtype, names=(axes.QKV, axes.EMBED), name="proj")
+    return proj(out.reshape(batch, length, width))

@@ -1,0 +1,83 @@
+"""Linear layers and the two-layer MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mico_jax import axes
+
+# Truncated normal with standard deviation 0.02 after truncation at two sigma
+# of the untruncated one, as BERT and ViT codes have it.
+KERNEL_INIT = nn.initializers.truncated_normal(0.02)
+
+
+class Dense(nn.Module):
+  """Linear layer: float32 parameters, products in `dtype`.
+
+  Attributes:
+    features: output width.
+    dtype: compute dtype.
+    use_bias: whether a bias is added.
+    names: logical axes of the kernel.
+    bias_name: logical axis of the bias.
+    kernel_init: initializer of the kernel.
+  """
+
+  features: int
+  dtype: Any = jnp.float32
+  use_bias: bool = True
+  names: tuple[str, str] = (axes.EMBED, axes.UNSHARDED)
+  bias_name: str = axes.NORM
+  kernel_init: Callable[..., Any] = KERNEL_INIT
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+    """Returns x @ kernel + bias in the compute dtype."""
+    kernel = self.param(
+      "kernel",
+      nn.with_logical_partitioning(self.kernel_init, self.names),
+      (x.shape[-1], self.features),
+      jnp.float32,
+    )
+    y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+    if self.use_bias:
+      bias = self.param(
+        "bias",
+        nn.with_logical_partitioning(nn.initializers.zeros, (self.bias_name,)),
+        (self.features,),
+        jnp.float32,
+      )
+      y = y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+    return y
+
+
+class Mlp(nn.Module):
+  """Linear, exact (erf) GELU, linear.
+
+  Attributes:
+    hidden_dim: width between the two layers.
+    dtype: compute dtype.
+  """
+
+  hidden_dim: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Returns the transformed tokens."""
+    width = x.shape[-1]
+    y = Dense(
+      self.hidden_dim,
+      self.dtype,
+      names=(axes.EMBED, axes.MLP),
+      bias_name=axes.MLP,
+      name="fc1",
+    )(x)
+    y = jax.nn.gelu(y, approximate=False)
+    return Dense(width, self.dtype, names=(axes.MLP, axes.EMBED), name="fc2")(y)

@@ -1,0 +1,71 @@
+"""The one place with `nn.scan` and `nn.remat`: a stack of equal blocks.
+
+Parameters are stacked on axis 0 (`axes.LAYERS`), whether the stack runs as a
+loop or unrolled, so both read the same checkpoint. A block is a Linen module
+called as `block(x, layer, shared) -> (x, out)`: `layer` holds what differs from
+layer to layer (leading axis P), `shared` what does not, `out` is stacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from mico_jax import axes
+from mico_jax.layers.attention import ATTENTION_OUT
+
+_policies = jax.checkpoint_policies
+
+# Name -> what is kept from the forward pass for the backward pass. None: all.
+REMAT: dict[str, Callable[..., Any] | None] = {
+  "none": None,
+  "full": _policies.nothing_saveable,
+  "attention": _policies.save_only_these_names(ATTENTION_OUT),
+  "dots": _policies.dots_saveable,
+  "dots_no_batch": _policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def stack(
+  block: type[nn.Module],
+  options: Mapping[str, Any],
+  *,
+  depth: int,
+  scan: bool,
+  remat: str,
+  name: str,
+) -> nn.Module:
+  """A module that applies `depth` blocks; call it inside a compact method.
+
+  Args:
+    block: class of the block.
+    options: attributes of every block.
+    depth: number of blocks, P.
+    scan: one compiled body run P times; false: P copies of it.
+    remat: key of `REMAT`.
+    name: of the parameters.
+
+  Raises:
+    ValueError: for an unknown policy.
+  """
+  if remat not in REMAT:
+    raise ValueError(
+      f"{remat=} is no policy; set config.model.remat to one of "
+      f"{', '.join(REMAT)}."
+    )
+  if REMAT[remat] is not None:
+    block = nn.remat(block, policy=REMAT[remat], prevent_cse=not scan)
+  scanned = nn.scan(
+    block,
+    variable_axes={"params": 0},
+    split_rngs={"params": True},
+    in_axes=(0, nn.broadcast),
+    out_axes=0,
+    length=depth,
+    unroll=1 if scan else depth,
+    metadata_params={nn.PARTITION_NAME: axes.LAYERS},
+  )
+  return scanned(**options, name=name)

@@ -1,0 +1,357 @@
+"""The text tower: a BERT that encodes, matches and writes captions.
+
+Post-norm blocks of self-attention, cross-attention to a projected context
+(skipped without one) and MLP. Attention is bidirectional, causal (a token sees
+itself: a [MASK] at position k predicts token k), or prefix-causal (a question
+read in both directions, then a causal answer). Decoding keeps keys and values of
+the chosen tokens per layer.
+
+Source: BERT, arXiv:1810.04805; VAST, arXiv:2305.18500, for the use as a
+conditional masked-causal decoder; the released MiCo weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from mico_jax import axes
+from mico_jax.config import TextConfig
+from mico_jax.kernels.dtypes import accumulation_dtype
+from mico_jax.layers import dropout
+from mico_jax.layers.attention import CrossAttention, SelfAttention
+from mico_jax.layers.embed import TABLE_INIT, look_up
+from mico_jax.layers.mlp import Dense, Mlp
+from mico_jax.layers.norm import LayerNorm
+from mico_jax.layers.stack import stack
+from mico_jax.types import Params
+
+ATTENTION = ("bidirectional", "causal", "prefix_causal")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ContextKV:
+  """Keys and values of a context for every layer, projected once per step.
+
+  Attributes:
+    keys: one set per layer.
+    values: one set per layer.
+    mask: true at valid context tokens; None: all are.
+  """
+
+  keys: Float[Array, "P B S N H"]
+  values: Float[Array, "P B S N H"]
+  mask: Bool[Array, "B S"] | None = None
+
+  def take(self, indices: Int[Array, " C"]) -> ContextKV:
+    """The contexts of the named rows, e.g. of mined negatives."""
+    mask = None if self.mask is None else jnp.take(self.mask, indices, axis=0)
+    return ContextKV(
+      jnp.take(self.keys, indices, axis=1),
+      jnp.take(self.values, indices, axis=1),
+      mask,
+    )
+
+  @staticmethod
+  def concat(parts: Sequence[ContextKV]) -> ContextKV:
+    """Rows of several contexts of equal length, one after the other."""
+    masks = [p.mask for p in parts]
+    mask = None
+    if any(m is not None for m in masks):
+      mask = jnp.concatenate(
+        [
+          jnp.ones(p.keys.shape[1:3], bool) if p.mask is None else p.mask
+          for p in parts
+        ]
+      )
+    return ContextKV(
+      jnp.concatenate([p.keys for p in parts], axis=1),
+      jnp.concatenate([p.values for p in parts], axis=1),
+      mask,
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+  """Keys and values of the tokens written so far, per layer."""
+
+  keys: Float[Array, "P B S N H"]
+  values: Float[Array, "P B S N H"]
+
+
+def project_context(
+  params: Params,
+  values: Float[Array, "B S W"],
+  *,
+  num_heads: int,
+  mask: Bool[Array, "B S"] | None,
+  dtype: Any,
+) -> ContextKV:
+  """Projects a context for the cross-attention of all layers at once.
+
+  Args:
+    params: of the text tower.
+    values: the context.
+    num_heads: N.
+    mask: true at valid context tokens.
+    dtype: compute dtype.
+  """
+  packed = params["blocks"]["cross_attn"]["kv"]
+  kernel = packed["kernel"].astype(dtype)
+  bias = packed["bias"].astype(dtype)
+  kv = jnp.einsum("bsw,pwf->pbsf", values.astype(dtype), kernel)
+  kv = kv + bias[:, None, None, :]
+  keys, vals = jnp.split(kv, 2, axis=-1)
+  shape = (*keys.shape[:3], num_heads, keys.shape[-1] // num_heads)
+  return ContextKV(keys.reshape(shape), vals.reshape(shape), mask)
+
+
+class BertBlock(nn.Module):
+  """Post-norm self-attention, cross-attention and MLP.
+
+  Attributes:
+    config: of the tower.
+    causal: whether a token sees itself and its left only.
+    return_kv: whether keys and values are returned as output of the layer.
+    dtype: compute dtype.
+    backend: of attention.
+    masked_rows: see `mico_jax.kernels.attention`.
+  """
+
+  config: TextConfig
+  causal: bool = False
+  return_kv: bool = False
+  dtype: Any = jnp.float32
+  backend: str = "auto"
+  masked_rows: str = "zero"
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B L W"],
+    layer: Mapping[str, Array],
+    shared: Mapping[str, Array],
+  ) -> tuple[Float[Array, "B L W"], tuple[Array, Array] | None]:
+    """Returns the tokens after this block, and keys and values on request."""
+    config = self.config
+    row_keys = shared.get("row_keys")
+    if row_keys is not None:
+      row_keys = dropout.fold_rows(row_keys, layer["index"])
+    options = {
+      "dtype": self.dtype,
+      "backend": self.backend,
+      "masked_rows": self.masked_rows,
+      "dropout_rate": config.dropout,
+    }
+
+    def add(x: Array, y: Array, tag: int, name: str) -> Array:
+      y = dropout.row_dropout(y, row_keys, config.dropout, tag)
+      return LayerNorm(config.norm_eps, name=name)(x + y)
+
+    cache = None
+    if "cache_keys" in layer:
+      cache = (layer["cache_keys"], layer["cache_values"], shared["position"])
+    attend = SelfAttention(
+      config.num_heads, causal=self.causal, name="attn", **options
+    )
+    y, kv = attend(
+      x,
+      mask=shared.get("mask"),
+      prefix_lengths=shared.get("prefix_lengths"),
+      row_keys=row_keys,
+      cache=cache,
+    )
+    x = add(x, y, dropout.ATTENTION_OUT, "attn_norm")
+    if "context_keys" in layer:
+      cross = CrossAttention(config.num_heads, name="cross_attn", **options)
+      y = cross(
+        x,
+        layer["context_keys"],
+        layer["context_values"],
+        mask=shared.get("context_mask"),
+        row_keys=row_keys,
+      )
+      x = add(x, y, dropout.CROSS_OUT, "cross_norm")
+    y = Mlp(config.mlp_dim, self.dtype, name="mlp")(x)
+    x = add(x, y, dropout.MLP_OUT, "mlp_norm")
+    return x, kv if self.return_kv else None
+
+
+class TextEmbed(nn.Module):
+  """Word, position and type vectors, LayerNorm, dropout.
+
+  Attributes:
+    config: of the tower.
+    freeze_pad: whether the lookup of the pad id passes no gradient.
+    dtype: compute dtype.
+  """
+
+  config: TextConfig
+  freeze_pad: bool = True
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    ids: Int[Array, "B L"],
+    *,
+    position_ids: Int[Array, " L"],
+    position_table: Float[Array, "Q W"] | None = None,
+    extra: Float[Array, "B L W"] | None = None,
+    row_keys: Key[Array, " B"] | None = None,
+  ) -> Float[Array, "B L W"]:
+    """Embeds token ids.
+
+    Args:
+      ids: token ids.
+      position_ids: of the columns of `ids`.
+      position_table: instead of the tower's own.
+      extra: added before the LayerNorm.
+      row_keys: one key per row; None: no dropout.
+    """
+    config = self.config
+
+    def table(name: str, size: int, axis: str) -> Array:
+      init = nn.with_logical_partitioning(TABLE_INIT, (axis, axes.EMBED))
+      return self.param(name, init, (size, config.width), jnp.float32)
+
+    words = table("words", config.vocab_size, axes.VOCAB)
+    positions = table("positions", config.max_positions, axes.POSITION)
+    types = table("types", config.type_vocab_size, axes.POSITION)
+    if position_table is not None:
+      positions = position_table
+    x = look_up(
+      words, ids, frozen_id=config.pad_id if self.freeze_pad else None
+    )
+    x = x + types[:1][None]
+    x = x + jnp.take(positions, position_ids, axis=0)[None]
+    if extra is not None:
+      x = x + extra
+    x = LayerNorm(config.norm_eps, name="norm")(x).astype(self.dtype)
+    return dropout.row_dropout(x, row_keys, config.dropout, dropout.EMBEDDING)
+
+
+class Bert(nn.Module):
+  """Embedding and blocks of the text tower.
+
+  Attributes:
+    config: sizes.
+    freeze_pad: see `TextEmbed`.
+    dtype: compute dtype.
+    backend: of attention.
+    masked_rows: see `mico_jax.kernels.attention`.
+    remat: key of `mico_jax.layers.stack.REMAT`.
+    scan: whether blocks run as a loop.
+  """
+
+  config: TextConfig
+  freeze_pad: bool = True
+  dtype: Any = jnp.float32
+  backend: str = "auto"
+  masked_rows: str = "zero"
+  remat: str = "none"
+  scan: bool = True
+
+  @nn.compact
+  def __call__(
+    self,
+    ids: Int[Array, "B L"],
+    *,
+    causal: bool = False,
+    mask: Bool[Array, "#B 1 #L #S"] | None = None,
+    prefix_lengths: Int[Array, " B"] | None = None,
+    context: ContextKV | None = None,
+    cache: KVCache | None = None,
+    position: Int[Array, ""] | int = 0,
+    position_table: Float[Array, "Q W"] | None = None,
+    extra: Float[Array, "B L W"] | None = None,
+    row_keys: Key[Array, " B"] | None = None,
+    return_kv: bool = False,
+  ) -> tuple[Float[Array, "B L W"], tuple[Array, Array] | None]:
+    """Encodes token ids; see `mico_jax.models.mico.MiCo.text`.
+
+    Returns:
+      Tokens after the last block; stacked keys and values if `return_kv` (with
+      a cache: the updated cache).
+    """
+    config = self.config
+    shared = {
+      "mask": mask,
+      "prefix_lengths": prefix_lengths,
+      "row_keys": row_keys if config.dropout > 0.0 else None,
+      "position": None if cache is None else jnp.asarray(position, jnp.int32),
+      "context_mask": None if context is None else context.mask,
+    }
+    layer = {"index": jnp.arange(config.depth)}
+    if context is not None:
+      layer |= {"context_keys": context.keys, "context_values": context.values}
+    if cache is not None:
+      layer |= {"cache_keys": cache.keys, "cache_values": cache.values}
+    embed = TextEmbed(config, self.freeze_pad, self.dtype, name="embed")
+    x = embed(
+      ids,
+      position_ids=jnp.arange(ids.shape[1]) + position,
+      position_table=position_table,
+      extra=extra,
+      row_keys=shared["row_keys"],
+    )
+    blocks = stack(
+      BertBlock,
+      {
+        "config": config,
+        "causal": causal,
+        "return_kv": return_kv,
+        "dtype": self.dtype,
+        "backend": self.backend,
+        "masked_rows": self.masked_rows,
+      },
+      depth=config.depth,
+      scan=self.scan,
+      remat=self.remat,
+      name="blocks",
+    )
+    return blocks(x, layer, {k: v for k, v in shared.items() if v is not None})
+
+
+class LMHead(nn.Module):
+  """Transform and decoder tied to the word vectors.
+
+  Attributes:
+    config: of the tower.
+    dtype: compute dtype of the transform and of the product; logits are
+      float32.
+  """
+
+  config: TextConfig
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, hidden: Float[Array, "*B W"], words: Float[Array, "V W"]
+  ) -> Float[Array, "*B V"]:
+    """Returns logits over the vocabulary."""
+    x = Dense(self.config.width, self.dtype, name="dense")(hidden)
+    x = jax.nn.gelu(x, approximate=False)
+    x = LayerNorm(self.config.norm_eps, name="norm")(x)
+    out_dtype = accumulation_dtype(self.dtype)
+    logits = jnp.einsum(
+      "...w,vw->...v",
+      x,
+      words.astype(self.dtype),
+      preferred_element_type=out_dtype,
+    )
+    bias = self.param(
+      "bias",
+      nn.with_logical_partitioning(nn.initializers.zeros, (axes.VOCAB,)),
+      (self.config.vocab_size,),
+      jnp.float32,
+    )
+    return logits + bias.astype(out_dtype).reshape((1,) * (x.ndim - 1) + (-1,))

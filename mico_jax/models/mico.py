@@ -1,0 +1,504 @@
+"""MiCo: one encoder for every knowledge modality, a text tower, contexts, heads.
+
+A plain frozen dataclass of pure methods over a nested dict of parameters. The
+contexts follow section 3 of the paper (arXiv:2406.09412): z_m + E_C + E_M, after
+projection to the text width; the position table of the encoder is E_Pos. What
+the paper has and the released weights lack (a further E_Pos over the context,
+E_Sam, a position table for joined captions) exists by config, off by default.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from mico_jax.config import ModelConfig
+from mico_jax.kernels.dtypes import accumulation_dtype
+from mico_jax.layers import dropout, pool
+from mico_jax.modalities import MODALITIES, by_letter
+from mico_jax.models import bert, parameters
+from mico_jax.models.bert import ContextKV, KVCache
+from mico_jax.models.resize import nearest_indices
+from mico_jax.types import Params, PyTree
+
+MATMUL_PRECISIONS = ("default", "high", "highest")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What the text tower attends to.
+
+  Attributes:
+    values: tokens of all modalities of the context, at the text width.
+    mask: true at valid tokens; None: all are.
+  """
+
+  values: Float[Array, "B S W"]
+  mask: Bool[Array, "B S"] | None = None
+
+
+def _precise(method: Callable[..., Any]) -> Callable[..., Any]:
+  """Traces a method under the configured matrix product precision."""
+
+  @functools.wraps(method)
+  def wrapped(self: MiCo, *args: Any, **kwargs: Any) -> Any:
+    precision = self.config.matmul_precision
+    scope = (
+      contextlib.nullcontext()
+      if precision == "default"
+      else jax.default_matmul_precision(precision)
+    )
+    with scope:
+      return method(self, *args, **kwargs)
+
+  return wrapped
+
+
+@dataclasses.dataclass(frozen=True)
+class MiCo:
+  """The model of a config; build it with `mico_jax.models.build`.
+
+  Letters and groups are those of `mico_jax.modalities`. All methods are pure
+  and may be traced.
+
+  Attributes:
+    config: sizes and options.
+  """
+
+  config: ModelConfig
+
+  # ---------------------------------------------------------------- parameters
+  def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+    """New float32 parameters as a nested dict."""
+    return nn.meta.unbox(parameters.create(self.config, key))
+
+  def abstract_params(self) -> PyTree:
+    """Shapes and dtypes of the parameters, without allocating them."""
+    return jax.eval_shape(self.init, jax.random.key(0))
+
+  def logical_axes(self) -> PyTree:
+    """The logical axis names of each parameter, as tuples."""
+    boxed = jax.eval_shape(
+      functools.partial(parameters.create, self.config), jax.random.key(0)
+    )
+    return jax.tree.map(
+      lambda box: tuple(box.names),
+      boxed,
+      is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+    )
+
+  # ------------------------------------------------------------------- encode
+  @_precise
+  def encode(
+    self,
+    params: Params,
+    key: str,
+    pixels: Float[Array, "B T *frame"],
+    *,
+    token_indices: Int[Array, "B *T K"] | None = None,
+    row_keys: Key[Array, " B"] | None = None,
+    train: bool = False,
+    return_hidden: bool = False,
+  ) -> Any:
+    """Encodes the frames or slices of one knowledge modality.
+
+    Args:
+      params: parameters.
+      key: of the modality.
+      pixels: normalised frames [B T Y X 3] of the configured size, or what the
+        embedding class of the modality takes.
+      token_indices: patches to encode, the same for all frames of a row unless
+        it has a frame axis; None: all. The class token is always kept.
+      row_keys: one key per row; None: no stochastic depth.
+      train: whether stochastic depth is on.
+      return_hidden: also return the tokens after every block.
+
+    Returns:
+      Tokens [B T L D] after the final LayerNorm; with `return_hidden`, also a
+      list of [B T L D].
+
+    Raises:
+      ValueError: for an unknown modality or frames of another size.
+    """
+    modality = MODALITIES.get(key)
+    if modality is None or modality.kind != "knowledge":
+      known = [k for k, m in MODALITIES.items() if m.kind == "knowledge"]
+      raise ValueError(
+        f"cannot encode {key!r}; knowledge modalities: {', '.join(known)}."
+      )
+    batch, frames = pixels.shape[:2]
+    flat = pixels.reshape(batch * frames, *pixels.shape[2:])
+    options: dict[str, Any] = {"return_hidden": return_hidden}
+    if train and row_keys is not None:
+      options["row_keys"] = dropout.fold_frames(row_keys, frames)
+    if modality.embedding == "patch":
+      size = self.config.vision.image_size
+      if flat.shape[1:] != (size, size, 3):
+        raise ValueError(
+          f"{key}: frames of shape {flat.shape[1:]}; the encoder takes "
+          f"({size}, {size}, 3) (config.model.vision.image_size)."
+        )
+      options["pixels"] = flat
+      if token_indices is not None:
+        if token_indices.ndim == 2:
+          token_indices = jnp.repeat(token_indices, frames, axis=0)
+        options["token_indices"] = token_indices.reshape(batch * frames, -1)
+    else:
+      embed = parameters.own_embedding(self.config, modality)
+      tokens = embed.apply({"params": params["embedding"][key]}, flat)
+      if token_indices is not None:
+        indices = jnp.repeat(token_indices, frames, axis=0)
+        tokens = jnp.take_along_axis(tokens, indices[:, :, None], axis=1)
+      options["tokens"] = tokens
+    vit = parameters.towers(self.config)[0]
+    tokens, hidden = vit.apply({"params": params["vision"]}, **options)
+    tokens = tokens.reshape(batch, frames, *tokens.shape[1:])
+    if not return_hidden:
+      return tokens
+    return tokens, [h.reshape(tokens.shape) for h in hidden]
+
+  def pool(
+    self,
+    key: str,
+    tokens: Float[Array, "B T L D"],
+    *,
+    frame_mask: Bool[Array, "B T"] | None = None,
+  ) -> Float[Array, "B D"]:
+    """Pools the tokens of a modality as its record says."""
+    pooling = pool.POOLINGS[MODALITIES[key].pooling]
+    return pooling(tokens, frame_mask=frame_mask)
+
+  def pool_text(self, hidden: Float[Array, "B L W"]) -> Float[Array, "B W"]:
+    """The first token of a text."""
+    return hidden[:, 0]
+
+  # ------------------------------------------------------------------ features
+  def head(self, letters: str) -> str:
+    """The name of the contrastive head of a text ("t") or of letters.
+
+    Raises:
+      ValueError: if the config has no such head.
+    """
+    name = letters
+    if len(letters) == 1:
+      name = by_letter(letters).head_letter or letters
+      if name == "n" and self.config.normals_as == "depth":
+        name = "d"
+    if name not in parameters.head_names(self.config):
+      raise ValueError(
+        f"no contrastive head for {letters!r}; config.model.heads has "
+        f"{', '.join(parameters.head_names(self.config))}."
+      )
+    return name
+
+  @_precise
+  def embed(
+    self,
+    params: Params,
+    letters: str,
+    pooled: Mapping[str, Float[Array, "B D"]],
+  ) -> Float[Array, "B E"]:
+    """Unit-norm embeddings in the joint space.
+
+    Args:
+      params: parameters.
+      letters: "t", or the letters of a context, in the order of its head.
+      pooled: pooled features of each letter.
+    """
+    name = self.head(letters)
+    x = jnp.concatenate([pooled[letter] for letter in letters], axis=-1)
+    head = parameters.head_module(self.config, name)
+    x = head.apply({"params": params["contrastive_head"][name]}, x)
+    x = x.astype(accumulation_dtype(x.dtype))
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    # max before the root: no NaN in the gradient of a zero vector.
+    return x * jax.lax.rsqrt(jnp.maximum(square, jnp.asarray(1e-24, x.dtype)))
+
+  def context_type(self, letter: str) -> str:
+    """The context type of a letter: names projection and tables.
+
+    Raises:
+      ValueError: if the config has no such type.
+    """
+    name = by_letter(letter).context_type
+    if name == "normal" and self.config.normals_as == "depth":
+      name = "depth"
+    known = parameters.context_types(self.config)
+    if name not in known:
+      raise ValueError(
+        f"no context for {letter!r}; config.model.frame_table has "
+        f"{', '.join(self.config.frame_table)}."
+      )
+    return name
+
+  @_precise
+  def context(
+    self,
+    params: Params,
+    letters: str,
+    tokens: Mapping[str, Float[Array, "B ..."]],
+    *,
+    masks: Mapping[str, Bool[Array, "B ..."]] | None = None,
+    sample_index: Mapping[str, int | Int[Array, " B"]] | None = None,
+  ) -> Context:
+    """Builds the context of a group.
+
+    Args:
+      params: parameters.
+      letters: of the context, in order.
+      tokens: of each letter: [B T L D] from `encode`, or the subtitle's hidden
+        states [B L W] from `text`.
+      masks: by letter: [B] presence, or [B T] valid frames, or for subtitles
+        [B L] valid tokens (ignored unless config.mask_subtitle_padding).
+      sample_index: by letter: row of E_Sam, the pair embedding of the corpus
+        that the tokens come from; needs config.sample_embeddings.
+
+    Raises:
+      ValueError: if E_Pos is shorter than the context, or E_Sam missing.
+    """
+    values, valid = [], []
+    for letter in letters:
+      x = self._project(params, letter, tokens[letter])
+      mask = (masks or {}).get(letter)
+      if mask is not None and mask.ndim == 2 and tokens[letter].ndim == 3:
+        mask = mask if self.config.mask_subtitle_padding else None
+      elif mask is not None and mask.ndim == 2:
+        mask = jnp.repeat(mask, x.shape[1] // mask.shape[1], axis=1)
+      elif mask is not None:
+        mask = jnp.broadcast_to(mask[:, None], x.shape[:2])
+      if sample_index is not None and letter in sample_index:
+        x = x + self._sample_vectors(params, sample_index[letter], x.dtype)
+      values.append(x)
+      valid.append(mask)
+    context = jnp.concatenate(values, axis=1)
+    if self.config.context_positions:
+      if context.shape[1] > self.config.context_positions:
+        raise ValueError(
+          f"context {letters!r} has {context.shape[1]} tokens; set "
+          f"config.model.context_positions={self.config.context_positions} "
+          "higher."
+        )
+      table = params["context_pos"][: context.shape[1]]
+      context = context + table.astype(context.dtype)[None]
+    if all(mask is None for mask in valid):
+      return Context(context)
+    valid = [
+      jnp.ones(x.shape[:2], bool) if mask is None else mask
+      for x, mask in zip(values, valid, strict=True)
+    ]
+    return Context(context, jnp.concatenate(valid, axis=1))
+
+  def _project(
+    self, params: Params, letter: str, tokens: Float[Array, "B ..."]
+  ) -> Float[Array, "B S W"]:
+    """Projects tokens of one letter and adds frame and type vectors."""
+    config = self.config
+    name = self.context_type(letter)
+    if tokens.ndim == 4 and config.pool_frames:
+      tokens = pool.cls_and_mean(tokens)
+    project = parameters.Projection(
+      config.text.width, config.text.norm_eps, jnp.dtype(config.dtype)
+    )
+    x = project.apply({"params": params["project"][name]}, tokens)
+    if tokens.ndim == 4:
+      length = config.frame_table[name]
+      if length:
+        table = params["frame_embed"][name].astype(x.dtype)
+        if x.shape[1] != length:
+          table = table[nearest_indices(length, x.shape[1])]
+        x = x + table[None, :, None]
+      x = x.reshape(x.shape[0], -1, x.shape[-1])
+    return x + params["type_embed"][name].astype(x.dtype)[None, None]
+
+  def _sample_vectors(
+    self, params: Params, index: int | Array, dtype: Any
+  ) -> Float[Array, "#B #L W"]:
+    if not self.config.sample_embeddings:
+      raise ValueError("sample_index needs config.model.sample_embeddings > 0.")
+    index = jnp.asarray(index)
+    index = index.reshape(index.shape + (1,) * (2 - index.ndim))
+    return jnp.take(params["sample_embed"], index, axis=0).astype(dtype)
+
+  @_precise
+  def project_context(self, params: Params, context: Context) -> ContextKV:
+    """Keys and values of a context for all layers: once per step."""
+    return bert.project_context(
+      params["text"],
+      context.values,
+      num_heads=self.config.text.num_heads,
+      mask=context.mask,
+      dtype=jnp.dtype(self.config.dtype),
+    )
+
+  # ---------------------------------------------------------------------- text
+  @_precise
+  def text(
+    self,
+    params: Params,
+    ids: Int[Array, "B L"],
+    *,
+    attention: str = "bidirectional",
+    mask: Bool[Array, "B *L S"] | None = None,
+    prefix_length: int | Int[Array, " B"] | None = None,
+    context: ContextKV | None = None,
+    joined: bool = False,
+    sample_index: int | Int[Array, "B *L"] | None = None,
+    row_keys: Key[Array, " B"] | None = None,
+    train: bool = False,
+    return_kv: bool = False,
+  ) -> Any:
+    """Encodes token ids, alone or with cross-attention to a context.
+
+    Args:
+      params: parameters.
+      ids: token ids, padded with config.text.pad_id.
+      attention: "bidirectional"; "causal" (own position included); or
+        "prefix_causal": the first `prefix_length` tokens see each other only.
+      mask: true where a token may be seen: [B L], or [B L L] per query; None:
+        `ids != pad_id`.
+      prefix_length: tokens of the prefix.
+      context: what to attend to; None: cross-attention is skipped.
+      joined: use the position table of joined captions.
+      sample_index: row of E_Sam per row or per token.
+      row_keys: one key per row; None: no dropout.
+      train: whether dropout is on.
+      return_kv: also return keys and values of all layers.
+
+    Returns:
+      Hidden states [B L W]; with `return_kv`, also a `KVCache`.
+
+    Raises:
+      ValueError: for an unknown attention, or a table that the config lacks.
+    """
+    if attention not in bert.ATTENTION:
+      raise ValueError(
+        f"{attention=} is not one of {', '.join(bert.ATTENTION)}."
+      )
+    prefixed = attention == "prefix_causal"
+    if prefixed != (prefix_length is not None):
+      raise ValueError("prefix_length belongs to attention='prefix_causal'.")
+    if mask is None:
+      mask = ids != self.config.text.pad_id
+    options: dict[str, Any] = {
+      "causal": attention != "bidirectional",
+      "mask": mask[:, None, None] if mask.ndim == 2 else mask[:, None],
+      "context": context,
+      "row_keys": row_keys if train else None,
+      "return_kv": return_kv,
+    }
+    if prefixed:
+      options["prefix_lengths"] = jnp.broadcast_to(
+        jnp.asarray(prefix_length, jnp.int32), ids.shape[:1]
+      )
+    if joined:
+      if not self.config.joined_positions:
+        raise ValueError("joined=True needs config.model.joined_positions > 0.")
+      options["position_table"] = params["joined_pos"]
+    if sample_index is not None:
+      options["extra"] = self._sample_vectors(
+        params, sample_index, params["text"]["embed"]["words"].dtype
+      )
+    tower = parameters.towers(self.config)[1]
+    hidden, kv = tower.apply({"params": params["text"]}, ids, **options)
+    return (hidden, KVCache(*kv)) if return_kv else hidden
+
+  @_precise
+  def decode_step(
+    self,
+    params: Params,
+    ids: Int[Array, "R 2"],
+    cache: KVCache,
+    *,
+    position: Int[Array, ""] | int,
+    visible: Bool[Array, "R S"],
+    context: ContextKV | None = None,
+  ) -> tuple[Float[Array, "R V"], KVCache]:
+    """Logits of the token after the last chosen one.
+
+    The masked-causal decoder reads a [MASK] placed behind the chosen tokens,
+    which is not kept: the last chosen token is written to the cache, the [MASK]
+    is not.
+
+    Args:
+      params: parameters.
+      ids: last chosen token and [MASK].
+      cache: of the tokens before.
+      position: of the last chosen token.
+      visible: cache positions a token may see, `position` included.
+      context: what to attend to; R is a multiple of its rows.
+    """
+    rows = ids.shape[0]
+    own = jnp.broadcast_to(jnp.array([[False], [True]])[None], (rows, 2, 1))
+    seen = jnp.broadcast_to(visible[:, None], (rows, 2, visible.shape[1]))
+    tower = parameters.towers(self.config)[1]
+    hidden, kv = tower.apply(
+      {"params": params["text"]},
+      ids,
+      mask=jnp.concatenate([seen, own], axis=-1)[:, None],
+      context=context,
+      cache=cache,
+      position=position,
+      return_kv=True,
+    )
+    return self.lm_logits(params, hidden[:, 1]), KVCache(*kv)
+
+  @_precise
+  def lm_logits(
+    self, params: Params, hidden: Float[Array, "*B W"]
+  ) -> Float[Array, "*B V"]:
+    """Float32 logits over the vocabulary, by the tied decoder."""
+    head = parameters.towers(self.config)[2]
+    text = params["text"]
+    return head.apply(
+      {"params": text["lm_head"]}, hidden, text["embed"]["words"]
+    )
+
+  @_precise
+  def matching_logits(
+    self, params: Params, hidden: Float[Array, "B L W"]
+  ) -> Float[Array, "B 2"]:
+    """Float32 logits (no match, match) of a text read with a context."""
+    head = parameters.MatchingHead(
+      self.config.text.norm_eps, jnp.dtype(self.config.dtype)
+    )
+    logits = head.apply(
+      {"params": params["matching_head"]}, self.pool_text(hidden)
+    )
+    return logits.astype(accumulation_dtype(logits.dtype))
+
+  def temperature(self, params: Params) -> Float[Array, ""]:
+    """The divisor of similarities, not below config.temperature_min."""
+    value = params["temperature"]
+    if not self.config.temperature_min:
+      return value
+    return jnp.maximum(value, self.config.temperature_min)
+
+
+def build(config: ModelConfig) -> MiCo:
+  """The model of a config.
+
+  Raises:
+    ValueError: if sizes or names of the config do not fit together.
+  """
+  if config.matmul_precision not in MATMUL_PRECISIONS:
+    raise ValueError(
+      f"config.model.matmul_precision={config.matmul_precision!r} is not one "
+      f"of {', '.join(MATMUL_PRECISIONS)}."
+    )
+  if config.normals_as not in ("normal", "depth"):
+    raise ValueError(
+      f"config.model.normals_as={config.normals_as!r} is neither 'normal' nor "
+      "'depth'."
+    )
+  model = MiCo(config)
+  parameters.parts(config)
+  return model

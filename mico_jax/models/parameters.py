@@ -1,0 +1,259 @@
+"""What parameters a MiCo has: its modules and free tables, by path.
+
+The names are the checkpoint format. `parts` is the one list of them; creation,
+shapes and logical axes all follow from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from mico_jax import axes
+from mico_jax.config import ModelConfig
+from mico_jax.layers.embed import EMBEDDINGS, TABLE_INIT
+from mico_jax.layers.mlp import Dense
+from mico_jax.layers.norm import LayerNorm
+from mico_jax.modalities import MODALITIES, Modality, by_letter
+from mico_jax.models.bert import ContextKV, LMHead
+from mico_jax.models.encoders import ENCODERS, TEXT_ENCODERS
+from mico_jax.models.vit import grid_size
+
+SUBTITLE = "subtitle"  # context type of subtitles
+
+
+@dataclasses.dataclass(frozen=True)
+class Free:
+  """A parameter outside of any module."""
+
+  shape: tuple[int, ...]
+  names: tuple[str, ...]
+  init: Callable[..., Array] = TABLE_INIT
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A module and example inputs to create its parameters with."""
+
+  module: nn.Module
+  args: tuple[Any, ...]
+  kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Projection(nn.Module):
+  """Linear and LayerNorm: encoder width to text width.
+
+  Attributes:
+    features: output width.
+    eps: of the LayerNorm.
+    dtype: compute dtype.
+  """
+
+  features: int
+  eps: float
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B W"]:
+    """Returns the projected tokens."""
+    x = Dense(self.features, self.dtype, name="dense")(x)
+    return LayerNorm(self.eps, name="norm")(x)
+
+
+class MatchingHead(nn.Module):
+  """Linear, GELU, LayerNorm, Linear to (no match, match).
+
+  Attributes:
+    eps: of the LayerNorm.
+    dtype: compute dtype.
+  """
+
+  eps: float
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B W"]) -> Float[Array, "B 2"]:
+    """Returns logits."""
+    x = Dense(x.shape[-1], self.dtype, name="dense1")(x)
+    x = jax.nn.gelu(x, approximate=False)
+    x = LayerNorm(self.eps, name="norm")(x)
+    names = (axes.EMBED, axes.UNSHARDED)
+    return Dense(
+      2, self.dtype, names=names, bias_name=axes.UNSHARDED, name="dense2"
+    )(x)
+
+
+def head_module(config: ModelConfig, letters: str) -> Dense:
+  """Contrastive head: bias-free for one letter, with bias for several."""
+  return Dense(
+    config.embed_dim,
+    jnp.dtype(config.dtype),
+    use_bias=len(letters) > 1,
+    names=(axes.EMBED, axes.JOINT),
+    bias_name=axes.JOINT,
+  )
+
+
+def own_embeddings(config: ModelConfig) -> Mapping[str, Modality]:
+  """Modalities of this config that bring an embedding class of their own."""
+  return {
+    key: m
+    for key, m in MODALITIES.items()
+    if m.kind == "knowledge"
+    and m.embedding != "patch"
+    and m.context_type in config.frame_table
+  }
+
+
+def context_types(config: ModelConfig) -> tuple[str, ...]:
+  """Context types with parameters: of the frame tables, and subtitles."""
+  types = [
+    t
+    for t in config.frame_table
+    if not (t == "normal" and config.normals_as == "depth")
+  ]
+  return (*types, SUBTITLE)
+
+
+def head_names(config: ModelConfig) -> tuple[str, ...]:
+  """Contrastive heads with parameters."""
+  return tuple(
+    h for h in config.heads if not (h == "n" and config.normals_as == "depth")
+  )
+
+
+def feature_width(config: ModelConfig, letter: str) -> int:
+  """Width of the pooled features of a letter."""
+  interface = by_letter(letter).kind == "interface"
+  return config.text.width if interface else config.vision.width
+
+
+def towers(config: ModelConfig) -> tuple[nn.Module, nn.Module, LMHead]:
+  """The modules of the shared encoder, the text tower and its decoder."""
+  dtype = jnp.dtype(config.dtype)
+  shared = {
+    "dtype": dtype,
+    "backend": config.attention,
+    "remat": config.remat,
+    "scan": config.scan,
+  }
+  for name, table, field in (
+    (config.vision.encoder, ENCODERS, "vision"),
+    (config.text.encoder, TEXT_ENCODERS, "text"),
+  ):
+    if name not in table:
+      raise ValueError(
+        f"config.model.{field}.encoder={name!r} is unknown; known: "
+        f"{', '.join(table)}."
+      )
+  return (
+    ENCODERS[config.vision.encoder](config.vision, **shared),
+    TEXT_ENCODERS[config.text.encoder](
+      config.text,
+      freeze_pad=config.freeze_pad_embedding,
+      masked_rows=config.masked_rows,
+      **shared,
+    ),
+    LMHead(config.text, dtype),
+  )
+
+
+def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
+  """Path -> module with example inputs, or free parameter."""
+  vision, text = config.vision, config.text
+  dtype = jnp.dtype(config.dtype)
+  vit, bert, lm_head = towers(config)
+  size = grid_size(vision) * vision.patch_size
+  if text.width % text.num_heads:
+    raise ValueError(
+      f"num_heads={text.num_heads} must divide width={text.width}; set "
+      "config.model.text.num_heads."
+    )
+  heads = (text.num_heads, text.width // text.num_heads)
+  context = jnp.zeros((text.depth, 1, 2, *heads), dtype)
+  one = jnp.zeros((1, text.width))
+  words = jnp.zeros((text.vocab_size, text.width))
+  found: dict[tuple[str, ...], Part | Free] = {
+    ("vision",): Part(vit, (jnp.zeros((1, size, size, 3)),)),
+    ("text",): Part(
+      bert,
+      (jnp.zeros((1, 2), jnp.int32),),
+      {"context": ContextKV(context, context)},
+    ),
+    ("text", "lm_head"): Part(lm_head, (one, words)),
+    ("matching_head",): Part(MatchingHead(text.norm_eps, dtype), (one,)),
+    ("temperature",): Free(
+      (), (), nn.initializers.constant(config.temperature_init)
+    ),
+  }
+  for name in context_types(config):
+    width = text.width if name == SUBTITLE else vision.width
+    project = Projection(text.width, text.norm_eps, dtype)
+    found["project", name] = Part(project, (jnp.zeros((1, width)),))
+    found["type_embed", name] = Free((text.width,), (axes.EMBED,))
+    if config.frame_table.get(name, 0):
+      found["frame_embed", name] = Free(
+        (config.frame_table[name], text.width), (axes.POSITION, axes.EMBED)
+      )
+  for name in head_names(config):
+    width = sum(feature_width(config, letter) for letter in name)
+    found["contrastive_head", name] = Part(
+      head_module(config, name), (jnp.zeros((1, width)),)
+    )
+  for name, rows in (
+    ("context_pos", config.context_positions),
+    ("sample_embed", config.sample_embeddings),
+    ("joined_pos", config.joined_positions),
+  ):
+    if rows:
+      found[name,] = Free((rows, text.width), (axes.POSITION, axes.EMBED))
+  for key, modality in own_embeddings(config).items():
+    shape = modality.extra["embedding_shape"]
+    module = own_embedding(config, modality)
+    found["embedding", key] = Part(module, (jnp.zeros((1, *shape)),))
+  return found
+
+
+def own_embedding(config: ModelConfig, modality: Modality) -> nn.Module:
+  """The embedding module of a modality with a tokeniser of its own.
+
+  Raises:
+    ValueError: if the record names no class of `layers.embed.EMBEDDINGS`.
+  """
+  if modality.embedding not in EMBEDDINGS:
+    raise ValueError(
+      f"{modality.key}: embedding={modality.embedding!r} is not one of patch, "
+      f"{', '.join(EMBEDDINGS)} (mico_jax.layers.embed.EMBEDDINGS)."
+    )
+  return EMBEDDINGS[modality.embedding](
+    config.vision.width, jnp.dtype(config.dtype)
+  )
+
+
+def create(config: ModelConfig, key: Key[Array, ""]) -> dict[str, Any]:
+  """New parameters, still boxed with their logical axes.
+
+  A parameter's draw depends on its path and `key` only, so adding a head or a
+  modality leaves the others as they were.
+  """
+  tree: dict[str, Any] = {}
+  for path, part in parts(config).items():
+    seed = zlib.crc32("/".join(path).encode()) & 0x7FFFFFFF
+    part_key = jax.random.fold_in(key, seed)
+    if isinstance(part, Free):
+      init = nn.with_logical_partitioning(part.init, part.names)
+      value = init(part_key, part.shape, jnp.float32)
+    else:
+      value = part.module.init(part_key, *part.args, **part.kwargs)["params"]
+    node = tree
+    for name in path[:-1]:
+      node = node.setdefault(name, {})
+    node[path[-1]] = value
+  return tree
