@@ -1,0 +1,166 @@
+"""Trains small SentencePiece models, and the one shipped for OmniWorld.
+
+    python -m mico_jax.data.sentencepiece_training    # rewrites the asset
+
+A unigram model in which each frequent word becomes one piece. Two facts about
+the trainer shape this file: it takes candidate pieces from substrings that
+repeat before different characters, so a word that always stands before the
+same one would be cut into letters (hence `_with_words`); and its own
+case-folding table weighs 240 KB (hence `_folding_rules`, about 4 KB).
+
+Source: SentencePiece, arXiv:1808.06226; unigram model, arXiv:1804.10959.
+"""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import re
+import tempfile
+import unicodedata
+from collections.abc import Iterable
+
+OMNIWORLD_SCENES = 4096  # whose texts the shipped model is trained on
+OMNIWORLD_VOCAB = 512
+_PATH_LENGTH = 200  # characters
+_WORD_WEIGHT = 16  # enough that a rare word is kept whole
+_LAST_FOLDED = 0x24F  # Latin letters with their extensions
+
+
+def _fold(char: str) -> str:
+  """Compatibility form, case-folded."""
+  folded = unicodedata.normalize("NFKC", char).casefold()
+  return unicodedata.normalize("NFKC", folded)
+
+
+def _folding_rules() -> str:
+  """Normalisation rules of the trainer: one character to its folded form.
+
+  Spaces and line breaks become a space; the curly quotes become straight.
+  """
+  rules = {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'}
+  rules |= {c: " " for c in "\t\n\r\u00a0\u2009\u202f\u3000"}
+  for code in range(0x21, _LAST_FOLDED + 1):
+    folded = _fold(chr(code)).strip()
+    # Combining marks and empty results keep their character.
+    if folded and folded != chr(code):
+      rules.setdefault(chr(code), folded)
+  return "".join(
+    f"{ord(source):X}\t{' '.join(f'{ord(c):X}' for c in target)}\n"
+    for source, target in sorted(rules.items())
+  )
+
+
+def _with_words(sentences: list[str]) -> list[str]:
+  """Adds every word twice in a row, so that it is a candidate piece."""
+  words = {w for s in sentences for w in re.findall(r"\w+", s)}
+  doubled = [f"{word} {word}" for word in sorted(words)]
+  return sentences + _WORD_WEIGHT * doubled
+
+
+def train_sentencepiece(
+  sentences: Iterable[str], vocab_size: int = 512
+) -> bytes:
+  """Trains a small unigram model, the same bytes for the same sentences.
+
+  One thread, no sampling, sentences sorted and made unique. Text is
+  case-folded; what no piece covers falls back to bytes, so any text encodes.
+
+  Args:
+    sentences: texts; empty ones are ignored.
+    vocab_size: upper limit of the ids, the 5 special and 256 byte pieces
+      included; the model has fewer where the texts do not hold that many.
+
+  Returns:
+    The serialised model with [PAD], [UNK], [CLS], [SEP], [MASK] at 0 to 4.
+
+  Raises:
+    ValueError: if there is no text, or it has too many different characters
+      for `vocab_size`.
+  """
+  import sentencepiece
+
+  unique = {" ".join(map(_fold, s.split())) for s in sentences}
+  ordered = sorted(unique - {""})
+  if not ordered:
+    raise ValueError(
+      "no text to train a tokenizer on: every caption is empty; name a model "
+      "in data.tokenizer.path or check the captions of the source."
+    )
+  model = io.BytesIO()
+  # Every letter, digit and mark of plain English has a piece of its own.
+  plain = "".join(chr(c) for c in range(33, 127) if not chr(c).isupper())
+  with tempfile.TemporaryDirectory() as folder:
+    # The model stores this path: a fixed length lets it be overwritten below.
+    name = "folding.tsv".rjust(_PATH_LENGTH - len(folder), "/")
+    rules = pathlib.Path(folder + name)
+    rules.write_text(_folding_rules(), encoding="utf-8")
+    try:
+      sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_with_words(ordered)),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        required_chars=plain,
+        byte_fallback=True,
+        normalization_rule_name="user_defined",
+        normalization_rule_tsv=folder + name,
+        split_digits=True,
+        num_threads=1,
+        shuffle_input_sentence=False,
+        input_sentence_size=0,
+        max_sentence_length=1 << 16,
+        pad_id=0,
+        unk_id=1,
+        bos_id=2,
+        eos_id=3,
+        pad_piece="[PAD]",
+        unk_piece="[UNK]",
+        bos_piece="[CLS]",
+        eos_piece="[SEP]",
+        control_symbols=["[MASK]"],
+        minloglevel=3,
+      )
+    except RuntimeError as error:
+      reason = " ".join(str(error).split())
+      raise ValueError(
+        f"cannot train a tokenizer with {vocab_size=} on {len(ordered)} "
+        f"texts: {reason} Set a larger data.tokenizer.vocab_size."
+      ) from None
+  path = (folder + name).encode()
+  return model.getvalue().replace(path, b"folding".ljust(len(path)))
+
+
+def omniworld_sentences(num_scenes: int = OMNIWORLD_SCENES) -> list[str]:
+  """Captions, questions and answers of the first scenes, and all words."""
+  from mico_jax import world
+
+  source = world.World()
+  sentences = [f"{word} {word}" for word in world.vocabulary()]
+  for index in range(num_scenes):
+    language = source.language(source.scene(index), index)
+    for texts in language.captions.values():
+      sentences += texts
+    for question, answer, _ in language.questions:
+      sentences += (question, answer)
+  return sentences
+
+
+def train_omniworld() -> bytes:
+  """Trains the model shipped for OmniWorld, on the language of its world."""
+  return train_sentencepiece(omniworld_sentences(), OMNIWORLD_VOCAB)
+
+
+def main() -> None:
+  """Rewrites the shipped model."""
+  path = pathlib.Path(__file__).parent / "assets" / "omniworld_v1.model"
+  path.parent.mkdir(exist_ok=True)
+  model = train_omniworld()
+  path.write_bytes(model)
+  print(f"wrote {path} ({len(model)} bytes)")
+
+
+if __name__ == "__main__":
+  main()

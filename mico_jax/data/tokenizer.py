@@ -1,0 +1,394 @@
+"""Tokenizers: text to ids and back, with everything a checkpoint must keep.
+
+Three kinds (`TOKENIZERS`): `wordpiece` for weights derived from BERT,
+`sentencepiece` for a given model file or one trained on the captions of the
+run, and `omniworld`, the small SentencePiece model shipped for the embedded
+world. All return `[cls] pieces [sep]`, truncated and padded to a fixed length,
+and declare their special ids and the range that random replacement draws from;
+maskers, decoders and exporters use only those (`TokenizerInfo`).
+
+No JAX here: data workers load this module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.resources
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, SupportsInt, runtime_checkable
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int
+
+from mico_jax.config import ConfigError, TokenizerConfig
+from mico_jax.data import wordpiece
+from mico_jax.data.sentencepiece_training import train_sentencepiece
+
+META_FILE = "tokenizer.json"
+OMNIWORLD_MODEL = "omniworld_v1.model"
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerInfo:
+  """What masking, decoding and export need to know of a tokenizer.
+
+  Attributes:
+    pad: id that fills a row behind its text.
+    cls: id that starts every text.
+    sep: id that ends every text; generation stops at it.
+    mask: id that hides a token from the model.
+    vocab_size: number of ids.
+    random_range: (first, last + 1) of the ids that may replace a token.
+  """
+
+  pad: int
+  cls: int
+  sep: int
+  mask: int
+  vocab_size: int
+  random_range: tuple[int, int]
+
+  @property
+  def special(self) -> tuple[int, int, int, int]:
+    """The ids (pad, cls, sep, mask)."""
+    return (self.pad, self.cls, self.sep, self.mask)
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+  """Text to ids and back."""
+
+  info: TokenizerInfo
+
+  def encode(self, text: str, max_length: int) -> Int[np.ndarray, " L"]:
+    """Ids `[cls] ... [sep]` of a text, cut and padded to `max_length`."""
+    ...
+
+  def decode(
+    self, ids: Iterable[SupportsInt], skip_special: bool = True
+  ) -> str:
+    """The text of ids."""
+    ...
+
+  def files(self) -> dict[str, bytes]:
+    """Name to content of the files that rebuild this tokenizer."""
+    ...
+
+  @property
+  def sha256(self) -> str:
+    """Hash over the names and contents of `files()`."""
+    ...
+
+
+def _check_text(text: Any) -> str:
+  """The text with lone surrogates replaced, so that any str encodes."""
+  if not isinstance(text, str):
+    raise TypeError(
+      f"cannot tokenize {type(text).__name__} {text!r:.80}: expected a str; "
+      "decode bytes as UTF-8 first."
+    )
+  return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _finish(
+  ids: Sequence[int], max_length: int, info: TokenizerInfo
+) -> Int[np.ndarray, " L"]:
+  """Adds cls and sep, cuts and pads."""
+  if max_length < 2:
+    raise ValueError(
+      f"{max_length=} leaves no room for the cls and sep ids; use 2 or more."
+    )
+  row = np.full((max_length,), info.pad, np.int32)
+  kept = list(ids[: max_length - 2])
+  row[: len(kept) + 2] = [info.cls, *kept, info.sep]
+  return row
+
+
+class _Files:
+  """`files`, `sha256` and pickling, shared by the tokenizers."""
+
+  kind: str
+  _content: dict[str, bytes]
+
+  def files(self) -> dict[str, bytes]:
+    """Name to content of the files that rebuild this tokenizer."""
+    meta = json.dumps({"kind": self.kind}, sort_keys=True).encode()
+    return {META_FILE: meta, **self._content}
+
+  @property
+  def sha256(self) -> str:
+    """Hash over the names and contents of `files()`."""
+    digest = hashlib.sha256()
+    for name, content in sorted(self.files().items()):
+      digest.update(f"{name}\0{len(content)}\0".encode())
+      digest.update(content)
+    return digest.hexdigest()
+
+  def __reduce__(self):
+    return tokenizer_from_files, (self.files(),)
+
+
+class WordPieceTokenizer(_Files):
+  """BERT-uncased WordPiece over a vocabulary file."""
+
+  kind = "wordpiece"
+
+  def __init__(self, vocabulary: bytes, name: str = "vocab.txt"):
+    """Builds from the content of a vocabulary file.
+
+    Args:
+      vocabulary: content of the file, one piece per line.
+      name: of the file, for error messages.
+
+    Raises:
+      ValueError: if it is not a BERT vocabulary.
+    """
+    self._content = {"vocab.txt": vocabulary}
+    self._ids = wordpiece.read_vocabulary(vocabulary, name)
+    self._pieces = {i: piece for piece, i in self._ids.items()}
+    special = [self._ids[token] for token in wordpiece.SPECIAL]
+    size = max(self._pieces) + 1
+    low = max(special) + 1
+    # The released masker starts at 106: the two ids after [MASK] are unused.
+    if low == 104 and size > 106:
+      low = 106
+    self.info = TokenizerInfo(
+      pad=self._ids[wordpiece.PAD],
+      cls=self._ids[wordpiece.CLS],
+      sep=self._ids[wordpiece.SEP],
+      mask=self._ids[wordpiece.MASK],
+      vocab_size=size,
+      random_range=(min(low, size - 1), size),
+    )
+    self._skipped = frozenset(special)
+
+  def tokenize(self, text: str) -> list[str]:
+    """The pieces of a text, without cls and sep."""
+    return wordpiece.tokenize(_check_text(text), self._ids)
+
+  def encode(self, text: str, max_length: int) -> Int[np.ndarray, " L"]:
+    """Ids `[cls] ... [sep]` of a text, cut and padded to `max_length`."""
+    return _finish(
+      [self._ids[piece] for piece in self.tokenize(text)], max_length, self.info
+    )
+
+  def decode(
+    self, ids: Iterable[SupportsInt], skip_special: bool = True
+  ) -> str:
+    """The text of ids; special ids are left out unless asked for."""
+    return wordpiece.join(
+      [
+        self._pieces.get(int(i), wordpiece.UNK)
+        for i in ids
+        if not (skip_special and int(i) in self._skipped)
+      ]
+    )
+
+
+class SentencePieceTokenizer(_Files):
+  """A SentencePiece model that has pad, cls, sep and mask pieces."""
+
+  kind = "sentencepiece"
+
+  def __init__(self, model: bytes, name: str = "sentencepiece.model"):
+    """Builds from a serialised SentencePiece model.
+
+    Args:
+      model: content of the model file.
+      name: of the file, for error messages.
+
+    Raises:
+      ValueError: if it is no SentencePiece model or lacks a special piece.
+    """
+    import sentencepiece
+
+    self._content = {"sentencepiece.model": model}
+    try:
+      processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+      size = processor.get_piece_size()
+    except (RuntimeError, OSError):
+      size = 0
+    if not size:
+      raise ValueError(f"{name}: not a readable SentencePiece model.")
+    self._processor = processor
+
+    def find(role: str, fallback: int, *pieces: str) -> int:
+      unknown = processor.unk_id()
+      for piece in pieces:
+        if (i := processor.piece_to_id(piece)) != unknown:
+          return i
+      if fallback < 0:
+        raise ValueError(
+          f"{name}: the SentencePiece model has no {role} piece (looked for "
+          f"{', '.join(pieces)}); train it with these control symbols, see "
+          "mico_jax.data.sentencepiece_training."
+        )
+      return fallback
+
+    pad = find("pad", processor.pad_id(), "[PAD]", "<pad>")
+    cls = find("cls", processor.bos_id(), "[CLS]", "<cls>", "<s>")
+    sep = find("sep", processor.eos_id(), "[SEP]", "<sep>", "</s>")
+    mask = find("mask", -1, "[MASK]", "<mask>")
+    self._skipped = frozenset((pad, cls, sep, mask))
+    low = 0
+    while low < size - 1 and (
+      low in self._skipped
+      or processor.is_control(low)
+      or processor.is_unknown(low)
+      or processor.is_byte(low)
+    ):
+      low += 1
+    self.info = TokenizerInfo(
+      pad=pad,
+      cls=cls,
+      sep=sep,
+      mask=mask,
+      vocab_size=size,
+      random_range=(low, size),
+    )
+
+  def tokenize(self, text: str) -> list[str]:
+    """The pieces of a text, without cls and sep."""
+    return self._processor.encode(_check_text(text), out_type=str)
+
+  def encode(self, text: str, max_length: int) -> Int[np.ndarray, " L"]:
+    """Ids `[cls] ... [sep]` of a text, cut and padded to `max_length`."""
+    ids = self._processor.encode(_check_text(text), out_type=int)
+    return _finish(ids, max_length, self.info)
+
+  def decode(
+    self, ids: Iterable[SupportsInt], skip_special: bool = True
+  ) -> str:
+    """The text of ids; special ids are left out unless asked for."""
+    size = self.info.vocab_size
+    kept = [int(i) for i in ids]
+    # Ids beyond the pieces exist where the model's table is larger.
+    kept = [i for i in kept if 0 <= i < size]
+    if skip_special:
+      return self._processor.decode([i for i in kept if i not in self._skipped])
+    parts: list[str] = []
+    run: list[int] = []
+    for i in kept:
+      if i not in self._skipped:
+        run.append(i)
+        continue
+      parts += [self._processor.decode(run)] if run else []
+      parts.append(self._processor.id_to_piece(i))
+      run = []
+    parts += [self._processor.decode(run)] if run else []
+    return " ".join(parts)
+
+
+def _read(path: str, what: str) -> bytes:
+  """Content of the file a config names.
+
+  Raises:
+    ConfigError: if it is not given or cannot be read.
+  """
+  if not path:
+    raise ConfigError(
+      f"data.tokenizer.path is empty; set it to the {what} to use."
+    )
+  try:
+    return epath.Path(path).read_bytes()
+  except OSError as error:
+    raise ConfigError(
+      f"data.tokenizer.path={path!r}: cannot read the {what} "
+      f"({error.strerror or type(error).__name__})."
+    ) from None
+
+
+def _make_wordpiece(
+  config: TokenizerConfig, captions: Iterable[str] | None
+) -> Tokenizer:
+  del captions  # the vocabulary is given
+  content = _read(config.path, "WordPiece vocabulary (vocab.txt)")
+  return WordPieceTokenizer(content, config.path)
+
+
+def _make_sentencepiece(
+  config: TokenizerConfig, captions: Iterable[str] | None
+) -> Tokenizer:
+  if config.path:
+    content = _read(config.path, "SentencePiece model")
+    return SentencePieceTokenizer(content, config.path)
+  if captions is None:
+    raise ConfigError(
+      "data.tokenizer.path is empty and there are no captions to train a "
+      "SentencePiece model on; set it to a model file."
+    )
+  return SentencePieceTokenizer(
+    train_sentencepiece(captions, config.vocab_size)
+  )
+
+
+def _make_omniworld(
+  config: TokenizerConfig, captions: Iterable[str] | None
+) -> Tokenizer:
+  del config, captions  # shipped
+  return SentencePieceTokenizer(read_omniworld_model(), OMNIWORLD_MODEL)
+
+
+def read_omniworld_model() -> bytes:
+  """The shipped model, as `train_omniworld` made it."""
+  assets = importlib.resources.files("mico_jax.data") / "assets"
+  return (assets / OMNIWORLD_MODEL).read_bytes()
+
+
+TOKENIZERS: Mapping[
+  str, Callable[[TokenizerConfig, Iterable[str] | None], Tokenizer]
+] = {
+  "wordpiece": _make_wordpiece,
+  "sentencepiece": _make_sentencepiece,
+  "omniworld": _make_omniworld,
+}
+
+
+def make_tokenizer(
+  config: TokenizerConfig, captions: Iterable[str] | None = None
+) -> Tokenizer:
+  """Builds the tokenizer a config names.
+
+  Args:
+    config: kind and path.
+    captions: training texts for kind "sentencepiece" without a path; read
+      only then, so a lazy iterable costs nothing otherwise.
+
+  Raises:
+    ConfigError: for an unknown kind or a missing file.
+    ValueError: for a file of another form.
+  """
+  if config.kind not in TOKENIZERS:
+    raise ConfigError(
+      f"unknown data.tokenizer.kind={config.kind!r}; known: "
+      f"{', '.join(TOKENIZERS)}."
+    )
+  return TOKENIZERS[config.kind](config, captions)
+
+
+def tokenizer_from_files(files: Mapping[str, bytes]) -> Tokenizer:
+  """Rebuilds a tokenizer from the copies a checkpoint holds.
+
+  Args:
+    files: what `Tokenizer.files()` returned.
+
+  Raises:
+    ValueError: if a file is missing or the kind is unknown.
+  """
+  try:
+    kind = json.loads(files[META_FILE])["kind"]
+    if kind == "wordpiece":
+      return WordPieceTokenizer(files["vocab.txt"])
+    if kind == "sentencepiece":
+      return SentencePieceTokenizer(files["sentencepiece.model"])
+  except KeyError as error:
+    raise ValueError(
+      f"tokenizer files lack {error}; found {', '.join(sorted(files))}."
+    ) from None
+  raise ValueError(
+    f"unknown tokenizer kind {kind!r} in {META_FILE}; known: wordpiece, "
+    "sentencepiece."
+  )
