@@ -1,1 +1,1 @@
-
+"""Building blocks: the only room but `models` that uses Linen."""

@@ -3,8 +3,8 @@
 Post-norm blocks of self-attention, cross-attention to a projected context
 (skipped without one) and MLP. Attention is bidirectional, causal (a token sees
 itself: a [MASK] at position k predicts token k), or prefix-causal (a question
-read in both directions, then a causal answer). Decoding keeps keys and values of
-the chosen tokens per layer.
+read in both directions, then a causal answer). Decoding keeps keys and values
+of the chosen tokens per layer.
 
 Source: BERT, arXiv:1810.04805; VAST, arXiv:2305.18500, for the use as a
 conditional masked-causal decoder; the released MiCo weights.

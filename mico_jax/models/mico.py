@@ -1,8 +1,8 @@
-"""MiCo: one encoder for every knowledge modality, a text tower, contexts, heads.
+"""MiCo: one encoder for all knowledge modalities, a text tower and contexts.
 
 A plain frozen dataclass of pure methods over a nested dict of parameters. The
-contexts follow section 3 of the paper (arXiv:2406.09412): z_m + E_C + E_M, after
-projection to the text width; the position table of the encoder is E_Pos. What
+contexts follow section 3 of the paper (arXiv:2406.09412): z_m + E_C + E_M,
+after projection to the text width; the position table of the encoder is E_Pos. What
 the paper has and the released weights lack (a further E_Pos over the context,
 E_Sam, a position table for joined captions) exists by config, off by default.
 """
@@ -351,7 +351,7 @@ class MiCo:
     prefix_length: int | Int[Array, " B"] | None = None,
     context: ContextKV | None = None,
     joined: bool = False,
-    sample_index: int | Int[Array, "B *L"] | None = None,
+    sample_index: Array | int | None = None,
     row_keys: Key[Array, " B"] | None = None,
     train: bool = False,
     return_kv: bool = False,

@@ -5,8 +5,8 @@ queries and values only, exact GELU, a final LayerNorm on all tokens. Any subset
 of the patches may be encoded (patch dropout, masking), and every block's tokens
 are returned on request.
 
-Source: EVA-CLIP, arXiv:2303.15389, and the released MiCo weights (their tower is
-EVA-01-CLIP ViT-g/14).
+Source: EVA-CLIP, arXiv:2303.15389, and the released MiCo weights (their tower
+is EVA-01-CLIP ViT-g/14).
 """
 
 from __future__ import annotations
