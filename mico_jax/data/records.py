@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,16 +30,48 @@ class Record:
     media: modality key -> function that reads the file or array.
     captions: kind -> alternative texts.
     negatives: kind -> texts that almost fit but do not.
-    questions: pairs of question and answer.
+    questions: question, answer, and the letters of modalities that together
+      tell the answer ("": any).
     fields: everything else the source says (labels, split, ...).
+    read_many: reads several modalities at once, where that is cheaper.
   """
 
   id: str
   media: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
   captions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
   negatives: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-  questions: tuple[tuple[str, str], ...] = ()
+  questions: Sequence[tuple[str, str, str]] = ()
   fields: Mapping[str, Any] = field(default_factory=dict)
+  read_many: Callable[[Sequence[str]], Mapping[str, Any]] | None = None
+
+  def read(self, keys: Sequence[str]) -> dict[str, Any]:
+    """Raw media of those modalities among `keys` that the sample has."""
+    keys = [key for key in keys if key in self.media]
+    if self.read_many is not None and len(keys) > 1:
+      return dict(self.read_many(keys))
+    return {key: self.media[key]() for key in keys}
+
+
+class Lazy(Mapping[str, Any]):
+  """A mapping whose values are made when they are asked for."""
+
+  def __init__(self, keys: Sequence[str], make: Callable[[str], Any]):
+    """Takes the keys and the function that makes a value."""
+    self._keys, self._make = tuple(keys), make
+
+  def __getitem__(self, key: str) -> Any:
+    """The value of a key, made now."""
+    if key not in self._keys:
+      raise KeyError(key)
+    return self._make(key)
+
+  def __iter__(self) -> Iterator[str]:
+    """The keys."""
+    return iter(self._keys)
+
+  def __len__(self) -> int:
+    """Number of keys."""
+    return len(self._keys)
 
 
 def as_texts(value: Any) -> tuple[str, ...]:
@@ -103,8 +135,14 @@ def negatives_of(fields: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
   return {"omni": texts} if texts else {}
 
 
-def questions_of(fields: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-  """Question-answer pairs: `questions` (a list), or `question` and `answer`."""
+def questions_of(
+  fields: Mapping[str, Any],
+) -> tuple[tuple[str, str, str], ...]:
+  """Questions with answers: `questions` (a list), or `question` and `answer`.
+
+  An item of the list is a pair, or a mapping with `question`, `answer` and
+  optionally `letters`, the modalities that tell the answer.
+  """
   items = fields.get("questions")
   if items is None:
     question, answer = fields.get("question"), fields.get("answer")
@@ -112,11 +150,12 @@ def questions_of(fields: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
   pairs = []
   for item in items:
     if isinstance(item, Mapping):
-      item = (item.get("question"), item.get("answer"))
-    question, answer = item
-    if not isinstance(question, str) or not isinstance(answer, str):
+      keys = ("question", "answer", "letters")
+      item = [item[k] for k in keys if item.get(k) is not None]
+    if len(item) not in (2, 3) or not all(isinstance(x, str) for x in item):
       raise DecodeError(f"a question needs two texts, got {item!r:.80}.")
-    pairs.append((question, answer))
+    question, answer, *letters = item
+    pairs.append((question, answer, "".join(letters)))
   return tuple(pairs)
 
 

@@ -1,0 +1,532 @@
+"""Batches: the order of the data, read by Grain's threads or processes.
+
+`Pipeline` yields (step, task, batch) as `mico_jax.types` describes, for the
+rows that this process owns. Broken samples are replaced by a deterministic
+substitute and written down (`bad_samples`); a decoder that does not come back
+is an error that names its sample. Nothing here calls JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+
+from mico_jax.config import Config, ConfigError
+from mico_jax.data.bad_samples import BadSamples, read_bad_samples
+from mico_jax.data.order import Order, Row
+from mico_jax.data.records import Record
+from mico_jax.data.samples import (
+  ArrayShape,
+  TextSlots,
+  check_inputs,
+  groups_of,
+  input_shape,
+  keys_of,
+  load_inputs,
+  load_texts,
+)
+from mico_jax.data.sources import Source, open_source, open_sources
+from mico_jax.data.tokenizer import Tokenizer
+from mico_jax.modalities import DecodeError
+
+SUBSTITUTES = 20  # broken samples in a row until a row gives up
+
+
+class StalledDecoder(RuntimeError):
+  """A sample took longer than `data.timeout`."""
+
+
+def batch_spec(
+  config: Config, task: str, *, batch_size: int = 0
+) -> dict[str, Any]:
+  """What a batch of a task holds: nested as the batch, leaves `ArrayShape`.
+
+  Args:
+    config: of the run.
+    task: its name.
+    batch_size: rows; 0: the task's global batch.
+  """
+  spec = config.tasks[task]
+  size = batch_size or spec.batch_size
+  slots = TextSlots.of(config, spec)
+  keys = keys_of(groups_of(spec))
+
+  def rows(shape: tuple[int, ...], dtype: str) -> ArrayShape:
+    return ArrayShape((size, *shape), dtype)
+
+  inputs = {key: input_shape(config, key) for key in keys}
+  out: dict[str, Any] = {
+    "row": rows((), "int32"),
+    "weight": rows((), "float32"),
+    "inputs": {k: rows(s.shape, s.dtype) for k, s in inputs.items()},
+    "present": {k: rows((), "bool") for k in keys},
+    "text": {g: rows((n,), "int32") for g, n in slots.groups.items()},
+  }
+  if slots.negatives:
+    out["negative_text"] = {
+      g: rows((slots.negatives, n), "int32") for g, n in slots.groups.items()
+    }
+  if slots.asking:
+    out["question"] = rows((slots.question,), "int32")
+    out["answer"] = rows((slots.answer,), "int32")
+  return out
+
+
+def empty_batch(spec: Mapping[str, Any], pad: int = 0) -> dict[str, Any]:
+  """Zero arrays (token ids: `pad`) of the shapes of `batch_spec`."""
+
+  def make(node: Any, name: str) -> Any:
+    if isinstance(node, ArrayShape):
+      fill = pad if name in _TEXTS else 0
+      return np.full(node.shape, fill, np.dtype(node.dtype))
+    return {
+      k: make(v, name if name in _TEXTS else k) for k, v in node.items()
+    }
+
+  return {k: make(v, k) for k, v in spec.items()}
+
+
+_TEXTS = ("text", "negative_text", "question", "answer", "subtitle")
+
+
+class _Guard:
+  """Runs work in a daemon thread and watches the sample it is at."""
+
+  def __init__(self, timeout: float):
+    self._timeout = timeout
+    self._started = 0.0
+    self._name = ""
+
+  def at(self, name: str) -> None:
+    """Notes that a sample begins."""
+    self._name, self._started = name, time.monotonic()
+
+  def run(self, work: Callable[[], Any]) -> Any:
+    """The result of `work`; raises StalledDecoder if a sample hangs."""
+    done = threading.Event()
+    result: list[Any] = []
+
+    def target() -> None:
+      try:
+        result.extend((True, work()))
+      except BaseException as error:
+        result.extend((False, error))
+      done.set()
+
+    self._started = time.monotonic()
+    threading.Thread(target=target, daemon=True).start()
+    while not done.wait(max(0.01, min(self._timeout / 4, 1.0))):
+      if time.monotonic() - self._started > self._timeout:
+        raise StalledDecoder(
+          f"sample {self._name} was not decoded within data.timeout="
+          f"{self._timeout:g} s; the file or its store hangs."
+        )
+    if not result[0]:
+      raise result[1]
+    return result[1]
+
+
+@dataclass
+class _Made:
+  """A batch and its broken samples."""
+
+  step: int
+  task: str
+  batch: dict[str, Any]
+  bad: list[dict[str, Any]]
+
+
+class _BatchMaker:
+  """step -> batch. Travels to worker processes, which open their own files."""
+
+  def __init__(
+    self,
+    config: Config,
+    tokenizer: Tokenizer,
+    sizes: Mapping[str, int],
+    rows: Mapping[str, tuple[int, ...]],
+  ):
+    self._config, self._tokenizer = config, tokenizer
+    self._sizes, self._rows = dict(sizes), dict(rows)
+    self._sources: dict[str, Source] | None = None
+    self._prepare()
+
+  def _prepare(self) -> None:
+    self._order = Order(self._config, self._sizes)
+    self._lock = threading.Lock()
+
+  def __getstate__(self) -> dict[str, Any]:
+    hidden = {"_sources": None, "_order": None, "_lock": None}
+    return {**self.__dict__, **hidden}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self._prepare()
+
+  def use(self, sources: dict[str, Source]) -> None:
+    """Takes sources that are open already."""
+    self._sources = sources
+
+  def _open(self) -> dict[str, Source]:
+    with self._lock:
+      if self._sources is None:
+        names = {s for t in self._config.tasks.values() for s in t.sources}
+        self._sources = {n: open_source(self._config, n) for n in names}
+      return self._sources
+
+  def __call__(self, step: int) -> _Made:
+    guard = _Guard(self._config.data.timeout)
+    return guard.run(lambda: self._make(int(step), guard))
+
+  def _make(self, step: int, guard: _Guard) -> _Made:
+    task, _ = self._order.task(step)
+    _, rows = self._order.rows(step, self._rows[task])
+    spec = self._config.tasks[task]
+    slots = TextSlots.of(self._config, spec)
+    keys = keys_of(groups_of(spec))
+    shapes = batch_spec(self._config, task, batch_size=len(rows))
+    batch = empty_batch(shapes, self._tokenizer.info.pad)
+    bad = []
+    for i, row in enumerate(rows):
+      sample, entry = self._row(step, row, keys, slots, guard)
+      _fill(batch, i, sample)
+      batch["row"][i], batch["weight"][i] = row.row, 1.0
+      if entry is not None:
+        bad.append(entry)
+    return _Made(step, task, batch, bad)
+
+  def _row(
+    self,
+    step: int,
+    row: Row,
+    keys: Sequence[str],
+    slots: TextSlots,
+    guard: _Guard,
+  ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    entry = None
+    wanted = row
+    for attempt in range(SUBSTITUTES):
+      name = f"{wanted.source}[{wanted.index}]"
+      try:
+        guard.at(name)
+        record = self._open()[wanted.source].record(wanted.index)
+        name = record.id
+        guard.at(name)
+        sample = self._load(record, wanted, keys, slots)
+      except DecodeError as error:
+        if entry is None:
+          entry = {
+            "step": step,
+            "row": row.row,
+            "source": row.source,
+            "id": name,
+            "reason": str(error),
+          }
+        wanted = self._order.substitute(row, attempt)
+        continue
+      if entry is not None:
+        entry["substitute"] = record.id
+        entry["substitute_index"] = wanted.index
+      return sample, entry
+    raise ConfigError(
+      f"source {row.source!r}: {SUBSTITUTES} samples in a row are broken; the "
+      f"first: {entry and entry['id']}: {entry and entry['reason']}"
+    )
+
+  def _load(
+    self, record: Record, row: Row, keys: Sequence[str], slots: TextSlots
+  ) -> dict[str, Any]:
+    rng_key = (self._config.seed, row.epoch, record.id)
+    inputs = load_inputs(
+      self._config, record, row.source, keys, self._tokenizer, rng_key=rng_key
+    )
+    texts = load_texts(record, slots, self._tokenizer, rng_key=rng_key)
+    return {"inputs": inputs, **texts}
+
+
+def _fill(batch: dict[str, Any], i: int, sample: Mapping[str, Any]) -> None:
+  """Writes a sample into row `i`."""
+  for name, value in sample.items():
+    if isinstance(value, Mapping):
+      for key, array in value.items():
+        batch[name][key][i] = array
+        if name == "inputs":
+          batch["present"][key][i] = True
+    else:
+      batch[name][i] = value
+
+
+def _in_notebook() -> bool:
+  main = sys.modules.get("IPython")
+  shell = main.get_ipython() if main else None
+  return shell is not None and hasattr(shell, "kernel")
+
+
+class Pipeline:
+  """Iterates (step, task name, batch) from a step on."""
+
+  def __init__(
+    self,
+    config: Config,
+    tokenizer: Tokenizer,
+    *,
+    workdir: str | pathlib.Path = "",
+    start_step: int = 0,
+    end_step: int | None = None,
+    rows: Callable[[int], Sequence[int]] | None = None,
+    sources: dict[str, Source] | None = None,
+  ):
+    """Opens the sources and checks that the tasks fit them.
+
+    Args:
+      config: of the run.
+      tokenizer: of its texts.
+      workdir: where broken samples are written; "": nowhere.
+      start_step: first step to yield.
+      end_step: one past the last; None: `config.train.steps`.
+      rows: batch size -> rows of the global batch that this process reads, in
+        its own order; None: all.
+      sources: the open sources of the config, if at hand.
+
+    Raises:
+      ConfigError: for a config that does not fit the data.
+    """
+    check_inputs(config)
+    self._config = config
+    self._end = config.train.steps if end_step is None else end_step
+    self._start = start_step
+    if sources is None:
+      sources = open_sources(config)
+    self._sources = sources
+    sizes = {name: len(source) for name, source in sources.items()}
+    self.order = Order(config, sizes)
+    self._rows = {
+      name: tuple(
+        range(task.batch_size) if rows is None else rows(task.batch_size)
+      )
+      for name, task in config.tasks.items()
+    }
+    for name in config.tasks:
+      self._check_task(name)
+    if config.data.num_workers and _in_notebook():
+      raise ConfigError(
+        f"data.num_workers={config.data.num_workers}: worker processes import "
+        "the main program, which a notebook is not; set data.num_workers=0."
+      )
+    self._maker = _BatchMaker(config, tokenizer, sizes, self._rows)
+    if not config.data.num_workers:
+      self._maker.use(sources)
+    self.bad_samples = BadSamples(
+      str(workdir),
+      max_fraction=config.data.max_bad_fraction,
+      start_step=start_step,
+      seen=self._seen(start_step),
+      first_row=min((r for x in self._rows.values() for r in x), default=0),
+    )
+
+  def _seen(self, step: int) -> int:
+    """Samples of this process's rows before a step (mean over the tasks)."""
+    total = sum(t.steps for t in self._config.tasks.values())
+    per_cycle = sum(
+      t.steps * len(self._rows[n]) for n, t in self._config.tasks.items()
+    )
+    return step * per_cycle // max(total, 1)
+
+  def _check_task(self, task: str) -> None:
+    """Looks at the first sample of each source: does it have any input?"""
+    spec = self._config.tasks[task]
+    keys = keys_of(groups_of(spec))
+    for name in spec.sources:
+      try:
+        record = self._sources[name].record(0)
+      except DecodeError:
+        continue
+      have = set(record.media) | set(record.captions)
+      if keys and not have & set(keys):
+        raise ConfigError(
+          f"tasks.{task} needs {' or '.join(keys)}, but samples of source "
+          f"{name!r} have {', '.join(sorted(have)) or 'nothing'}; map record "
+          f"fields with data.sources.{name}.fields."
+        )
+
+  def __iter__(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Yields until the end step; notes broken samples as it goes."""
+    data = self._config.data
+    dataset = grain.MapDataset.range(self._start, self._end).map(self._maker)
+    if data.num_workers:
+      reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+      ahead = max(1, data.prefetch // data.num_workers)
+      steps = dataset.to_iter_dataset(reading).mp_prefetch(
+        grain.MultiprocessingOptions(
+          num_workers=data.num_workers, per_worker_buffer_size=ahead
+        )
+      )
+    else:
+      reading = grain.ReadOptions(
+        num_threads=data.num_threads,
+        prefetch_buffer_size=max(data.prefetch, data.num_threads),
+      )
+      steps = dataset.to_iter_dataset(reading)
+    for made in steps:
+      self.bad_samples.add(made.bad, len(made.batch["row"]))
+      yield made.step, made.task, made.batch
+
+  def sample_ids(self, step: int) -> list[str]:
+    """Ids of the global batch of a step, before any substitution."""
+    _, rows = self.order.rows(step)
+    return [_sample_id(self._sources[r.source], r) for r in rows]
+
+
+def _sample_id(source: Source, row: Row) -> str:
+  try:
+    return source.record(row.index).id
+  except DecodeError:
+    return f"{row.source}[{row.index}]"
+
+
+@dataclass(frozen=True)
+class TraceRow:
+  """What one row of a step trained on.
+
+  Attributes:
+    row: index in the global batch.
+    source: name of the source.
+    epoch: of the source in this task.
+    index: number of the sample that was used, in its source.
+    id: of the sample the order asked for.
+    substituted: id of the sample used instead, "" if none.
+    reason: why.
+  """
+
+  row: int
+  source: str
+  epoch: int
+  index: int
+  id: str
+  substituted: str = ""
+  reason: str = ""
+
+
+def trace(
+  config: Config,
+  step: int,
+  workdir: str | pathlib.Path = "",
+  *,
+  sources: Mapping[str, Source] | None = None,
+) -> tuple[str, list[TraceRow]]:
+  """The task of a step and the samples of its global batch.
+
+  Args:
+    config: of the run (its sources pinned).
+    step: any step, past or future.
+    workdir: of the run, for the substitutes.
+    sources: the open sources of the config, if at hand.
+  """
+  sources = open_sources(config) if sources is None else sources
+  order = Order(config, {n: len(s) for n, s in sources.items()})
+  task, rows = order.rows(step)
+  entries = read_bad_samples(str(workdir)) if str(workdir) else []
+  bad = {e["row"]: e for e in entries if e["step"] == step}
+  out = []
+  for row in rows:
+    traced = TraceRow(
+      row.row, row.source, row.epoch, row.index,
+      _sample_id(sources[row.source], row),
+    )  # fmt: skip
+    if row.row in bad:
+      entry = bad[row.row]
+      traced = dataclasses.replace(
+        traced,
+        substituted=entry.get("substitute", ""),
+        index=entry.get("substitute_index", row.index),
+        reason=entry.get("reason", ""),
+      )
+    out.append(traced)
+  return task, out
+
+
+def evaluation_batches(
+  config: Config,
+  source_name: str,
+  *,
+  size: int = 0,
+  batch_size: int = 64,
+  keys: Sequence[str],
+  tokenizer: Tokenizer | None = None,
+  source: Source | None = None,
+  indices: Sequence[int] | None = None,
+  records: Sequence[Record] | None = None,
+) -> Iterator[tuple[dict[str, Any], list[Record | None]]]:
+  """Batches of row, weight, inputs and present, in order, without augmentation.
+
+  The last batch is padded to `batch_size` with weight 0. A broken sample keeps
+  its row with weight 0 and None for its record, so coverage can be reported.
+
+  Args:
+    config: of the run.
+    source_name: a data source.
+    size: samples; 0: all.
+    batch_size: rows of each batch.
+    keys: modalities to load.
+    tokenizer: needed for subtitles.
+    source: the open source, if at hand.
+    indices: samples instead of the first `size`.
+    records: records instead of a source's samples.
+  """
+  if records is None:
+    source = open_source(config, source_name) if source is None else source
+    if indices is None:
+      indices = range(min(size or len(source), len(source)))
+  total = len(records) if records is not None else len(indices or ())
+
+  def load(i: int) -> tuple[Record, dict[str, Any]] | None:
+    try:
+      if records is not None:
+        record = records[i]
+      else:
+        record = source.record(indices[i])
+      inputs = load_inputs(config, record, source_name, keys, tokenizer)
+    except DecodeError:
+      return None
+    return record, inputs
+
+  reading = grain.ReadOptions(
+    num_threads=config.data.num_threads, prefetch_buffer_size=2 * batch_size
+  )
+  # Grain drops elements that are None, hence the tuple.
+  samples = iter(
+    grain.MapDataset.range(total)
+    .map(lambda i: (load(int(i)),))
+    .to_iter_dataset(reading)
+  )
+  pad = tokenizer.info.pad if tokenizer is not None else 0
+  shapes = {key: input_shape(config, key) for key in keys}
+  for start in range(0, total, batch_size):
+    spec = {
+      "row": ArrayShape((batch_size,), "int32"),
+      "weight": ArrayShape((batch_size,), "float32"),
+      "inputs": {
+        k: ArrayShape((batch_size, *s.shape), s.dtype)
+        for k, s in shapes.items()
+      },
+      "present": {k: ArrayShape((batch_size,), "bool") for k in keys},
+    }
+    batch = empty_batch(spec, pad)
+    batch["row"][:] = np.arange(start, start + batch_size)
+    found: list[Record | None] = []
+    for i in range(min(batch_size, total - start)):
+      (loaded,) = next(samples)
+      found.append(None if loaded is None else loaded[0])
+      if loaded is not None:
+        batch["weight"][i] = 1.0
+        _fill(batch, i, {"inputs": loaded[1]})
+    yield batch, found

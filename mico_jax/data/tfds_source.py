@@ -1,0 +1,103 @@
+"""TensorFlow Datasets without TensorFlow: a prepared folder, read at random."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mico_jax.config import ConfigError, SourceConfig
+from mico_jax.data.records import Record, make_record, matches
+from mico_jax.data.remote import Storage
+
+
+class TfdsSource:
+  """A folder written by TFDS in ArrayRecord format.
+
+  `path` is the folder of one version (it holds `dataset_info.json`), `split` a
+  TFDS split ("train", "test[:10%]"). `fields` maps modalities and `captions`
+  kinds to feature names; unset, features with a modality's key are used.
+  """
+
+  def __init__(self, name: str, config: SourceConfig, storage: Storage):
+    """Opens the split.
+
+    Raises:
+      ConfigError: if the folder is no prepared dataset of random access.
+    """
+    del storage  # TFDS reads through etils.epath itself
+    import tensorflow_datasets as tfds
+
+    try:
+      builder = tfds.builder_from_directory(config.path)
+      self._data = builder.as_data_source(split=config.split)
+    except Exception as error:
+      text = " ".join(str(error).split())[:200]
+      raise ConfigError(
+        f"data.sources.{name}: {config.path!r} is no TFDS folder with a split "
+        f"{config.split!r} in array_record format: {text}"
+      ) from error
+    self._features = dict(builder.info.features.items())
+    self._config = config
+    counts = {s: i.num_examples for s, i in builder.info.splits.items()}
+    text = json.dumps(
+      [builder.info.full_name, config.split, counts, len(self._data)],
+      sort_keys=True,
+    )
+    self.sha256 = hashlib.sha256(text.encode()).hexdigest()
+    self._kept: list[int] | None = None
+    if config.where:
+      self._kept = [
+        i
+        for i in range(len(self._data))
+        if matches(_plain(self._data[i]), config, use_split=False)
+      ]
+
+  def __len__(self) -> int:
+    """Number of samples."""
+    return len(self._data) if self._kept is None else len(self._kept)
+
+  def record(self, index: int) -> Record:
+    """Sample number `index`."""
+    if self._kept is not None:
+      index = self._kept[index]
+    example = self._data[int(index)]
+    media = {}
+    from mico_jax.data.records import media_fields
+
+    for key, name in media_fields(self._config).items():
+      if name in example:
+        media[key] = _media(key, example[name], self._features[name])
+    fields = _plain(example)
+    return make_record(f"{self._config.split}-{index}", fields, media,
+                       self._config)  # fmt: skip
+
+
+def _media(key: str, value: Any, feature: Any) -> Callable[[], Any]:
+  rate = getattr(feature, "sample_rate", None)
+  if key == "audio" and isinstance(value, np.ndarray) and rate:
+    return lambda: (_sound(value), rate)
+  if isinstance(value, np.ndarray) and value.ndim and value.shape[-1] == 1:
+    return lambda: value[..., 0]
+  return lambda: value
+
+
+def _sound(value: np.ndarray) -> np.ndarray:
+  """TFDS keeps 16-bit samples in wider integers."""
+  return value.astype(np.int16) if value.dtype.kind == "i" else value
+
+
+def _plain(example: Mapping[str, Any]) -> dict[str, Any]:
+  """The texts and numbers of an example as Python values."""
+  fields: dict[str, Any] = {}
+  for name, value in example.items():
+    if isinstance(value, (bytes, str)):
+      fields[name] = value
+    elif isinstance(value, np.ndarray) and value.dtype == object:
+      fields[name] = list(value)
+    elif np.ndim(value) == 0 and hasattr(value, "item"):
+      fields[name] = value.item()
+  return fields

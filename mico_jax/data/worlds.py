@@ -1,0 +1,101 @@
+"""The embedded OmniWorld as a source of samples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mico_jax.config import Config, ConfigError, SourceConfig
+from mico_jax.data.records import Lazy, Record
+from mico_jax.modalities import MODALITIES
+from mico_jax.world import FIELDS, STATED, Scene, World
+
+DEFAULT_SIZE = 100_000  # scenes of a split
+_SMALLEST, _LARGEST = 32, 224  # pixels that the world renders
+
+
+class OmniWorldSource:
+  """Scenes rendered when they are read, at the encoder's size."""
+
+  def __init__(self, name: str, spec: SourceConfig, config: Config):
+    """Sets up a split of the world.
+
+    Raises:
+      ConfigError: for an unknown version or split, or a `where` filter.
+    """
+    if spec.where:
+      raise ConfigError(f"data.sources.{name}.where: OmniWorld has no filter.")
+    if spec.depth_unit not in ("", "metre"):
+      raise ConfigError(
+        f"data.sources.{name}.depth_unit={spec.depth_unit!r}: OmniWorld "
+        "measures in metres."
+      )
+    try:
+      self.world = World(version=spec.version, seed=spec.seed, split=spec.split)
+    except ValueError as error:
+      raise ConfigError(f"data.sources.{name}: {error}") from error
+    self._split = spec.split
+    self._size = spec.size or DEFAULT_SIZE
+    pixels = config.model.vision.image_size
+    self._pixels = min(max(pixels, _SMALLEST), _LARGEST)
+    self._frames = {
+      key: config.data.inputs[key].frames
+      if key in config.data.inputs
+      else MODALITIES[key].default_input.frames
+      for key in ("video", "depth", "normal")
+    }
+    text = f"omniworld {spec.version} {spec.seed} {spec.split} {self._size}"
+    self.sha256 = hashlib.sha256(text.encode()).hexdigest()
+
+  def __len__(self) -> int:
+    """Number of scenes."""
+    return self._size
+
+  def record(self, index: int) -> Record:
+    """Scene number `index` of the split."""
+    return self.scene_record(
+      self.world.scene(int(index)), int(index), f"{self._split}-{index}"
+    )
+
+  def scene_record(self, scene: Scene, index: int, sample_id: str) -> Record:
+    """The record of any scene, also one that was made by changing a fact."""
+    language = self.world.language(scene, index)
+
+    def read_many(keys: Sequence[str]) -> dict[str, Any]:
+      out: dict[str, Any] = self.world.render(
+        scene, size=self._pixels, num_frames=self._frames, fields=tuple(keys)
+      )
+      if "normal" in out:
+        out["normal"] = np.rint(127.5 + 127.5 * out["normal"]).astype(np.uint8)
+      return out
+
+    return Record(
+      id=sample_id,
+      media={key: _one(read_many, key) for key in FIELDS},
+      captions=Lazy(tuple(STATED), lambda kind: language.captions[kind]),
+      negatives=Lazy(tuple(STATED), lambda kind: language.negatives[kind]),
+      questions=_Questions(language),
+      fields={"scene": scene},
+      read_many=read_many,
+    )
+
+
+def _one(read_many: Any, key: str) -> Any:
+  return lambda: read_many((key,))[key]
+
+
+class _Questions(Sequence[tuple[str, str, str]]):
+  """The world's questions, written when they are asked for."""
+
+  def __init__(self, language: Any):
+    self._language = language
+
+  def __len__(self) -> int:
+    return len(self._language.questions)
+
+  def __getitem__(self, index: Any) -> Any:
+    question, answer, needs = self._language.questions[index]
+    return question, answer, "".join(sorted(needs))
