@@ -81,9 +81,7 @@ def _mix(x: UInt32[Array, "*B"]) -> UInt32[Array, "*B"]:
   return x ^ (x >> jnp.uint32(16))
 
 
-def fingerprint(
-  ids: Int[Array, "B L"], *, pad: int
-) -> UInt32[Array, "B 2"]:
+def fingerprint(ids: Int[Array, "B L"], *, pad: int) -> UInt32[Array, "B 2"]:
   """64 bits per text that are equal for equal texts, whatever the padding.
 
   Two different texts of a batch of B collide with probability about

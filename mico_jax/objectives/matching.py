@@ -138,9 +138,7 @@ class Matching(Objective):
     context_index, has_context = draw_negatives(
       inputs.keys(f"{site}/context"), for_context
     )
-    text_index, has_text = draw_negatives(
-      inputs.keys(f"{site}/text"), for_text
-    )
+    text_index, has_text = draw_negatives(inputs.keys(f"{site}/text"), for_text)
     return {
       "context_index": context_index,
       "text_index": text_index,

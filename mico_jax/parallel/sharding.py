@@ -92,9 +92,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(
-  mesh: Mesh, rules: Rules = axes.DDP_RULES
-) -> NamedSharding:
+def batch_sharding(mesh: Mesh, rules: Rules = axes.DDP_RULES) -> NamedSharding:
   """Rows (axis 0) over the mesh axis of `axes.BATCH`."""
   return NamedSharding(mesh, spec((axes.BATCH,), rules))
 

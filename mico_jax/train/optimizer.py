@@ -1,0 +1,406 @@
+"""Optimizers by name, schedules, and parameter groups by path.
+
+A gradient transformation of optax turns gradients into a direction of unit
+learning rate; the last step is ours, the same for all of them:
+
+  p <- p - lr * (direction + decay * p)
+
+with a learning rate and a decay per leaf (or per layer of a stacked leaf), so
+multipliers, freezing, layer-wise decay and weight-decay masks need no nesting of
+transformations. Frozen leaves have no optimizer state.
+
+`adamw_mico` is the released arithmetic: eps is added to the uncorrected
+sqrt(v); decay comes after the step, on the updated parameter; a leaf whose
+gradient is exactly zero counts as having none and is skipped entirely, moments,
+its own step count and decay included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from mico_jax.config import ConfigError, OptimizerConfig
+from mico_jax.train import lora, selection
+from mico_jax.types import Params, PyTree
+
+Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
+
+
+# -------------------------------------------------------------------- schedules
+def warmup_steps(config: OptimizerConfig, num_steps: int) -> int:
+  """Warm-up in steps: a fraction of the run if below 1, else as given."""
+  warmup = config.warmup
+  return round(warmup * num_steps) if warmup < 1 else int(warmup)
+
+
+def _linear(config: OptimizerConfig, num_steps: int) -> Schedule:
+  warm = warmup_steps(config, num_steps)
+  return lambda step: _ramp(
+    step, warm, lambda x: 1 + (config.end_fraction - 1) * x, num_steps
+  )
+
+
+def _cosine(config: OptimizerConfig, num_steps: int) -> Schedule:
+  warm = warmup_steps(config, num_steps)
+  end = config.end_fraction
+
+  def decay(x: Array) -> Array:
+    return end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.float32(math.pi) * x))
+
+  return lambda step: _ramp(step, warm, decay, num_steps)
+
+
+def _constant(config: OptimizerConfig, num_steps: int) -> Schedule:
+  warm = warmup_steps(config, num_steps)
+  return lambda step: _ramp(step, warm, jnp.ones_like, num_steps)
+
+
+def _linear_mico(config: OptimizerConfig, num_steps: int) -> Schedule:
+  """The released rule: x = (step + 1) / steps, x / w, then (x - 1) / (w - 1)."""
+  warm = warmup_steps(config, num_steps) / num_steps
+
+  def schedule(step: Array) -> Array:
+    x = (step + 1).astype(jnp.float32) / num_steps
+    rising = x / max(warm, 1e-9)
+    falling = (x - 1) / min(warm - 1, -1e-9)
+    return jnp.where(x < warm, rising, jnp.maximum(falling, 0))
+
+  return schedule
+
+
+def _ramp(
+  step: Array, warm: int, decay: Callable[[Array], Array], num_steps: int
+) -> Array:
+  """Linear to 1 over `warm` steps (1 at step `warm - 1`), then `decay`."""
+  position = step.astype(jnp.float32)
+  x = (position - warm) / max(num_steps - warm, 1)
+  rising = (position + 1) / max(warm, 1)
+  return jnp.where(position < warm, rising, decay(jnp.clip(x, 0, 1)))
+
+
+SCHEDULES: dict[str, Callable[[OptimizerConfig, int], Schedule]] = {
+  "linear": _linear,
+  "cosine": _cosine,
+  "constant": _constant,
+  "linear_mico": _linear_mico,
+}
+
+
+def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:
+  """Step (counted from 0) -> learning rate.
+
+  Raises:
+    ConfigError: for an unknown schedule.
+  """
+  if config.schedule not in SCHEDULES:
+    raise ConfigError(
+      f"optimizer.schedule={config.schedule!r} is unknown; known: "
+      f"{', '.join(SCHEDULES)}."
+    )
+  factor = SCHEDULES[config.schedule](config, num_steps)
+  return lambda step: config.learning_rate * factor(step)
+
+
+# ------------------------------------------------------------------- directions
+class MicoAdamState(NamedTuple):
+  """Moments and the number of updates of each leaf."""
+
+  count: PyTree
+  mu: PyTree
+  nu: PyTree
+
+
+def _seen(gradient: Array) -> Array:
+  return jnp.any(gradient != 0)
+
+
+def scale_by_adam_mico(
+  b1: float, b2: float, eps: float
+) -> optax.GradientTransformation:
+  """Adam with eps on the uncorrected sqrt(v); zero gradients are skipped."""
+
+  def init(params: Params) -> MicoAdamState:
+    return MicoAdamState(
+      jax.tree.map(lambda p: jnp.zeros((), jnp.int32), params),
+      jax.tree.map(jnp.zeros_like, params),
+      jax.tree.map(jnp.zeros_like, params),
+    )
+
+  def update(
+    grads: PyTree, state: MicoAdamState, params: Params | None = None
+  ) -> tuple[PyTree, MicoAdamState]:
+    del params
+    keep = lambda g, new, old: jnp.where(_seen(g), new, old)
+    count = jax.tree.map(lambda g, n: keep(g, n + 1, n), grads, state.count)
+    mu = jax.tree.map(
+      lambda g, m: keep(g, b1 * m + (1 - b1) * g, m), grads, state.mu
+    )
+    nu = jax.tree.map(
+      lambda g, v: keep(g, b2 * v + (1 - b2) * g * g, v), grads, state.nu
+    )
+
+    def direction(g: Array, m: Array, v: Array, n: Array) -> Array:
+      t = jnp.maximum(n, 1).astype(g.dtype)
+      correction = jnp.sqrt(1 - b2**t) / (1 - b1**t)
+      return keep(g, correction * m / (jnp.sqrt(v) + eps), jnp.zeros_like(m))
+
+    out = jax.tree.map(direction, grads, mu, nu, count)
+    return out, MicoAdamState(count, mu, nu)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
+  """Muon for the kernels of blocks, Adam for everything else.
+
+  Updates are scaled to the size that AdamW's have, so one learning rate serves
+  both (arXiv:2502.16982).
+  """
+  numbers = optax.contrib.MuonDimensionNumbers
+
+  def kernels(params: Params) -> PyTree:
+    def choose(path: str, leaf: Any) -> Any:
+      if not selection.is_stacked(path) or not path.endswith("kernel"):
+        return None
+      if getattr(leaf, "ndim", 0) != 3:
+        return None
+      return numbers(reduction_axis=1, output_axis=2)
+
+    return selection.map_paths(choose, params)
+
+  rule = optax.contrib.muon(
+    learning_rate=1.0,
+    adam_b1=config.b1,
+    adam_b2=config.b2,
+    eps=config.eps,
+    muon_weight_dimension_numbers=kernels,
+    consistent_rms=0.2,
+  )
+  return optax.chain(rule, optax.scale(-1.0))  # the last step subtracts
+
+
+def _adafactor(config: OptimizerConfig) -> optax.GradientTransformation:
+  del config
+  return optax.chain(
+    optax.scale_by_factored_rms(min_dim_size_to_factor=32),
+    optax.clip_by_block_rms(1.0),
+  )
+
+
+def _adamw(config: OptimizerConfig) -> optax.GradientTransformation:
+  return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+
+
+OPTIMIZERS: dict[
+  str, Callable[[OptimizerConfig], optax.GradientTransformation]
+] = {
+  "adamw": _adamw,
+  "adamw_mico": lambda c: scale_by_adam_mico(c.b1, c.b2, c.eps),
+  "adafactor": _adafactor,
+  "lion": lambda c: optax.scale_by_lion(b1=c.b1, b2=c.b2),
+  "muon": _muon,
+}
+
+
+# --------------------------------------------------------------- parameter groups
+def _layer_factors(config: OptimizerConfig, params: Params) -> PyTree:
+  """Layer-wise decay of the shared encoder: one factor, or one per layer.
+
+  Block i of n gets decay ** (n - i), what comes before the blocks
+  decay ** (n + 1), everything else 1 (BEiT, arXiv:2106.08254).
+  """
+  if config.layer_decay == 1.0:
+    return jax.tree.map(lambda p: 1.0, params)
+  depths = [
+    leaf.shape[0]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    if selection.path_name(path).startswith("vision/blocks/")
+  ]
+  if not depths:
+    raise ConfigError(
+      "optimizer.layer_decay needs the shared encoder's blocks in the "
+      "parameters (paths that start with 'vision/blocks/')."
+    )
+
+  def factor(path: str, leaf: Any) -> Any:
+    if path.startswith("vision/blocks/"):
+      exponent = jnp.arange(leaf.shape[0], 0, -1, dtype=jnp.float32)
+      shape = (-1,) + (1,) * (leaf.ndim - 1)
+      return (jnp.float32(config.layer_decay) ** exponent).reshape(shape)
+    before = ("vision/patch_embed", "vision/cls_token", "vision/pos_embed")
+    if path.startswith(before):
+      return config.layer_decay ** (depths[0] + 1)
+    return 1.0
+
+  return selection.map_paths(factor, params)
+
+
+def trainable(config: OptimizerConfig, params: Params) -> PyTree:
+  """True where a leaf is updated: not frozen, and a delta if there are any.
+
+  Raises:
+    ConfigError: if a pattern matches nothing, or nothing is left to train.
+  """
+  selection.check_patterns(config.freeze, params, field="optimizer.freeze")
+  selection.check_patterns(
+    config.lr_multipliers, params, field="optimizer.lr_multipliers"
+  )
+
+  def free(path: str, leaf: Any) -> bool:
+    del leaf
+    if config.lora_rank > 0 and not path.startswith(f"{lora.KEY}/"):
+      return False
+    if selection.matches(config.freeze, path):
+      return False
+    return selection.first_match(config.lr_multipliers, path, 1.0) != 0
+
+  mask = selection.map_paths(free, params)
+  if not any(jax.tree.leaves(mask)):
+    raise ConfigError(
+      "optimizer.freeze and optimizer.lr_multipliers leave nothing to train."
+    )
+  return mask
+
+
+@dataclass(frozen=True)
+class Optimizer:
+  """Gradients to updated parameters; build it with `make_optimizer`.
+
+  Attributes:
+    transform: gradients -> directions of unit learning rate.
+    schedule: step -> learning rate.
+    mask: per leaf, whether it is updated.
+    factors: per leaf, factor on the learning rate (a scalar, or [layers, 1...]).
+    decay: per leaf, weight decay per unit learning rate.
+    clip_norm: largest global gradient norm; 0: any.
+    decay_after: decay on the updated parameter, and none without gradient.
+  """
+
+  transform: optax.GradientTransformation
+  schedule: Schedule
+  mask: PyTree
+  factors: PyTree
+  decay: PyTree
+  clip_norm: float = 0.0
+  decay_after: bool = False
+
+  def init(self, params: Params) -> PyTree:
+    """The optimizer state; frozen leaves have none."""
+    return optax.masked(self.transform, self.mask).init(params)
+
+  def freeze(self, params: Params) -> Params:
+    """Parameters whose frozen leaves stop the gradient."""
+    return jax.tree.map(
+      lambda p, free: p if free else jax.lax.stop_gradient(p), params, self.mask
+    )
+
+  def norm(self, grads: PyTree) -> Float[Array, ""]:
+    """Global norm of the gradient of the trained leaves."""
+    squares = [
+      jnp.square(g.astype(jnp.float32)).sum()
+      for g, free in zip(
+        jax.tree.leaves(grads), jax.tree.leaves(self.mask), strict=True
+      )
+      if free
+    ]
+    return jnp.sqrt(jnp.stack(squares).sum())
+
+  def update(
+    self,
+    grads: PyTree,
+    state: PyTree,
+    params: Params,
+    *,
+    step: Int[Array, ""],
+    norm: Float[Array, ""] | None = None,
+  ) -> tuple[Params, PyTree]:
+    """One update.
+
+    Args:
+      grads: gradients, of the structure of `params`.
+      state: from `init` or the last update.
+      params: to be updated.
+      step: counted from 0; sets the learning rate.
+      norm: `self.norm(grads)` if already known.
+
+    Returns:
+      (new parameters, new state).
+    """
+    if self.clip_norm:
+      norm = self.norm(grads) if norm is None else norm
+      scale = jnp.minimum(1.0, self.clip_norm / jnp.maximum(norm, 1e-12))
+      grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+    # optax promotes dtypes and ranks implicitly; only its own lines may.
+    with (
+      jax.numpy_dtype_promotion("standard"),
+      jax.numpy_rank_promotion("allow"),
+    ):
+      directions, state = optax.masked(self.transform, self.mask).update(
+        grads, state, params
+      )
+    rate = self.schedule(step)
+
+    def move(p: Array, d: Array, g: Array, free: bool, f: Any, w: float) -> Any:
+      if not free:
+        return p
+      lr = (rate * f).astype(p.dtype)
+      lr = lr.reshape(lr.shape if lr.ndim else (1,) * p.ndim)
+      d = d.astype(p.dtype)
+      if self.decay_after:
+        moved = p - lr * d
+        return jnp.where(_seen(g), moved - lr * w * moved, p)
+      return p - lr * (d + w * p)
+
+    moved = jax.tree.map(
+      move, params, directions, grads, self.mask, self.factors, self.decay
+    )
+    return moved, state
+
+
+def make_optimizer(
+  config: OptimizerConfig, params: Params, num_steps: int
+) -> Optimizer:
+  """The optimizer of a run.
+
+  Args:
+    config: name, schedule and parameter groups.
+    params: the whole parameter tree, deltas included, or its shapes.
+    num_steps: of the run, for the schedule.
+
+  Raises:
+    ConfigError: for an unknown name, or a pattern that matches nothing.
+  """
+  if config.name not in OPTIMIZERS:
+    raise ConfigError(
+      f"optimizer.name={config.name!r} is unknown; known: "
+      f"{', '.join(OPTIMIZERS)}."
+    )
+  mask = trainable(config, params)
+  layer_factors = _layer_factors(config, params)
+  multipliers = selection.map_paths(
+    lambda path, _: selection.first_match(config.lr_multipliers, path, 1.0),
+    params,
+  )
+
+  def decay(path: str, leaf: Any) -> float:
+    del leaf
+    skip = selection.matches(config.no_decay, path)
+    return 0.0 if skip else config.weight_decay
+
+  return Optimizer(
+    transform=OPTIMIZERS[config.name](config),
+    schedule=make_schedule(config, num_steps),
+    mask=mask,
+    factors=jax.tree.map(lambda m, f: m * f, multipliers, layer_factors),
+    decay=selection.map_paths(decay, params),
+    clip_norm=config.clip_norm,
+    decay_after=config.name == "adamw_mico",
+  )

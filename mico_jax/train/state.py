@@ -1,0 +1,157 @@
+"""What a run carries from step to step.
+
+The parameter tree holds the model's parameters, plus "objective" for what
+objectives bring themselves and "lora" for low-rank deltas, if any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, Key
+
+from mico_jax import axes
+from mico_jax.config import Config
+from mico_jax.objectives import OBJECTIVES
+from mico_jax.parallel import sharding
+from mico_jax.train import lora
+from mico_jax.train.optimizer import Optimizer, make_optimizer
+from mico_jax.types import Params, PyTree
+
+
+@flax.struct.dataclass
+class TrainState:
+  """The state of a run, a pytree.
+
+  Attributes:
+    step: steps done; also the state of the data.
+    params: float32 parameters.
+    opt_state: of the optimizer; frozen leaves have none.
+    ema: averaged parameters, or None.
+    skipped: steps skipped in a row because of a non-finite loss or gradient.
+    total_skipped: steps skipped in the run.
+  """
+
+  step: Int[Array, ""]
+  params: Params
+  opt_state: PyTree
+  ema: Params | None
+  skipped: Int[Array, ""]
+  total_skipped: Int[Array, ""]
+
+
+def used_objectives(config: Config) -> tuple[str, ...]:
+  """Objectives that any task of the config uses, in the table's order."""
+  used = {n for task in config.tasks.values() for n in task.objectives}
+  return tuple(name for name in OBJECTIVES if name in used)
+
+
+def init_params(model: Any, config: Config, key: Key[Array, ""]) -> Params:
+  """New parameters of a run: model, objectives, deltas."""
+  params = dict(model.init(key))
+  extra = {}
+  for index, name in enumerate(used_objectives(config)):
+    objective = OBJECTIVES[name](getattr(config.objectives, name))
+    own = objective.init(jax.random.fold_in(key, index + 1), config.model)
+    if own:
+      extra[name] = own
+  if extra:
+    params["objective"] = extra
+  if config.optimizer.lora_rank > 0:
+    params[lora.KEY] = lora.init(
+      jax.random.fold_in(key, 0), params, config.optimizer
+    )
+  return params
+
+
+def abstract_params(model: Any, config: Config) -> PyTree:
+  """Shapes and dtypes of `init_params`, without allocating them."""
+  return jax.eval_shape(
+    lambda key: init_params(model, config, key), jax.random.key(0)
+  )
+
+
+def logical_axes(model: Any, params: Params) -> PyTree:
+  """Logical axes of a run's parameters; what is not the model's: none."""
+  known = model.logical_axes()
+  extra: Iterable[str] = (k for k in params if k not in known)
+  return {
+    **known,
+    **{
+      k: jax.tree.map(lambda leaf: (axes.UNSHARDED,) * leaf.ndim, params[k])
+      for k in extra
+    },
+  }
+
+
+def create_state(
+  params: Params, optimizer: Optimizer, *, ema: bool = False
+) -> TrainState:
+  """The state at step 0 of a run with given parameters."""
+  # Distinct buffers: a donated state may not hold one array twice.
+  number = lambda: jnp.zeros((), jnp.int32)
+  return TrainState(
+    step=number(),
+    params=params,
+    opt_state=optimizer.init(params),
+    ema=jax.tree.map(jnp.copy, params) if ema else None,
+    skipped=number(),
+    total_skipped=number(),
+  )
+
+
+def state_shardings(
+  mesh: Mesh, model: Any, abstract: TrainState, rules: sharding.Rules
+) -> TrainState:
+  """A tree of shardings for a state: parameters by their logical axes."""
+  logical = logical_axes(model, abstract.params)
+  params = sharding.param_shardings(mesh, logical, rules)
+  alone = sharding.replicated(mesh)
+  return TrainState(
+    step=alone,
+    params=params,
+    opt_state=sharding.like_params(
+      mesh, abstract.opt_state, abstract.params, params
+    ),
+    ema=None if abstract.ema is None else params,
+    skipped=alone,
+    total_skipped=alone,
+  )
+
+
+def init_state(
+  model: Any,
+  config: Config,
+  mesh: Mesh,
+  *,
+  seed: int | None = None,
+  optimizer: Optimizer | None = None,
+) -> TrainState:
+  """Creates a new state, each leaf directly where it belongs.
+
+  Args:
+    model: from `mico_jax.models.build`.
+    config: of the run.
+    mesh: from `mico_jax.parallel.mesh.make_mesh`.
+    seed: of the parameters; None: config.seed.
+    optimizer: None: `make_optimizer` of the config.
+  """
+  seed = config.seed if seed is None else seed
+  if optimizer is None:
+    optimizer = make_optimizer(
+      config.optimizer, abstract_params(model, config), config.train.steps
+    )
+
+  def create() -> TrainState:
+    params = init_params(model, config, jax.random.key(seed))
+    return create_state(params, optimizer, ema=config.optimizer.ema > 0)
+
+  abstract = jax.eval_shape(create)
+  rules = sharding.rules_by_name(config.parallel.rules)
+  shardings = state_shardings(mesh, model, abstract, rules)
+  return jax.jit(create, out_shardings=shardings)()

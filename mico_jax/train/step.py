@@ -1,0 +1,303 @@
+"""One step function for every task.
+
+  batch -> encode once -> objectives -> loss -> gradient -> update
+
+A step whose loss or gradient norm is not finite changes nothing but the step
+number and the counters of skipped steps; it costs no host synchronisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from mico_jax.config import Config, ConfigError, TaskConfig
+from mico_jax.modalities import MODALITIES, by_letter
+from mico_jax.objectives import Mean, draws, select, total_loss
+from mico_jax.objectives.base import scalar
+from mico_jax.parallel import sharding
+from mico_jax.train import encode, lora
+from mico_jax.train.optimizer import Optimizer, make_optimizer
+from mico_jax.train.state import (
+  TrainState,
+  abstract_params,
+  create_state,
+  state_shardings,
+)
+from mico_jax.types import Batch, Params
+
+Loss = Callable[
+  ..., tuple[Float[Array, ""], tuple[dict[str, Mean], dict[str, Array]]]
+]
+Step = Callable[..., Any]
+
+
+def make_loss(
+  model: Any, config: Config, task: TaskConfig, tokenizer: draws.SpecialIds
+) -> Loss:
+  """The loss of a task as a pure function.
+
+  Returns:
+    loss(params, batch, *, step, train=True) -> (loss, (metrics, aux)), see
+    `mico_jax.objectives.total_loss`. `step` and config.seed key every draw.
+
+  Raises:
+    ConfigError: for objectives, groups or a mining group that do not fit.
+  """
+  selected = select(config.objectives, task)
+  plan = encode.make_plan(selected)
+  if "matching" in selected:
+    rows = config.objectives.matching.group_rows
+    if rows and task.batch_size % rows:
+      raise ConfigError(
+        f"objectives.matching.group_rows={rows} must divide the task's "
+        f"batch_size={task.batch_size}."
+      )
+
+  def loss(
+    params: Params, batch: Batch, *, step: Int[Array, ""], train: bool = True
+  ) -> tuple[Float[Array, ""], tuple[dict[str, Mean], dict[str, Array]]]:
+    params = lora.merge(params, alpha=config.optimizer.lora_alpha)
+    inputs = encode.prepare(
+      model,
+      config,
+      params,
+      batch,
+      plan,
+      tokenizer=tokenizer,
+      row_keys=draws.row_keys(config.seed, step, batch["row"]),
+      train=train,
+    )
+    value, metrics, aux = total_loss(selected, inputs)
+    metrics["temperature"] = scalar(model.temperature(params))
+    return value, (metrics, aux)
+
+  return loss
+
+
+def _averaged(
+  ema: Params, params: Params, step: Int[Array, ""], decay: float
+) -> Params:
+  """Moving average; early on it forgets faster, so that it starts unbiased."""
+  done = step.astype(jnp.float32)
+  rate = jnp.minimum(jnp.float32(decay), (1 + done) / (10 + done))
+  return jax.tree.map(
+    lambda a, p: rate.astype(p.dtype) * a + (1 - rate).astype(p.dtype) * p,
+    ema,
+    params,
+  )
+
+
+def _floor_temperature(params: Params, floor: float) -> Params:
+  """Keeps the temperature at its floor, where its gradient still lives."""
+  if not floor or "temperature" not in params:
+    return params
+  value = jnp.maximum(params["temperature"], floor)
+  return {**params, "temperature": value}
+
+
+def update_state(
+  state: TrainState,
+  loss: Loss,
+  batch: Batch,
+  *,
+  optimizer: Optimizer,
+  config: Config,
+) -> tuple[TrainState, dict[str, Mean], dict[str, Array]]:
+  """One step as a pure function, to be jitted.
+
+  Returns:
+    (new state, metrics, aux arrays of the objectives).
+  """
+
+  def objective(params: Params) -> Any:
+    return loss(optimizer.freeze(params), batch, step=state.step)
+
+  (value, (metrics, aux)), grads = jax.value_and_grad(objective, has_aux=True)(
+    state.params
+  )
+  norm = optimizer.norm(grads)
+  finite = jnp.isfinite(value) & jnp.isfinite(norm)
+  params, opt_state = optimizer.update(
+    grads, state.opt_state, state.params, step=state.step, norm=norm
+  )
+  if jax.tree.all(optimizer.mask) or optimizer.mask.get("temperature"):
+    params = _floor_temperature(params, config.model.temperature_min)
+  ema = state.ema
+  if ema is not None:
+    ema = _averaged(ema, params, state.step, config.optimizer.ema)
+  kept = (state.params, state.opt_state, state.ema)
+  params, opt_state, ema = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old),
+    (params, opt_state, ema),
+    kept,
+  )
+  bad = (~finite).astype(jnp.int32)
+  new = TrainState(
+    step=state.step + 1,
+    params=params,
+    opt_state=opt_state,
+    ema=ema,
+    skipped=(state.skipped + 1) * bad,
+    total_skipped=state.total_skipped + bad,
+  )
+  metrics = {
+    **metrics,
+    "grad_norm": scalar(norm),
+    "learning_rate": scalar(optimizer.schedule(state.step)),
+    "skipped": scalar(bad),
+  }
+  return new, metrics, aux
+
+
+def make_train_step(
+  model: Any,
+  config: Config,
+  task: TaskConfig,
+  tokenizer: draws.SpecialIds,
+  mesh: Mesh,
+  *,
+  optimizer: Optimizer | None = None,
+  return_aux: bool = False,
+  donate: bool = True,
+) -> Step:
+  """The jitted training step of a task.
+
+  Args:
+    model: from `mico_jax.models.build`.
+    config: of the run.
+    task: one of config.tasks.
+    tokenizer: special ids (`Tokenizer.info`).
+    mesh: from `mico_jax.parallel.mesh.make_mesh`.
+    optimizer: shared by the tasks of a run; None: made from the config.
+    return_aux: also return the objectives' aux arrays (mined indices).
+    donate: reuse the buffers of the old state, which is then gone.
+
+  Returns:
+    step(state, batch) -> (state, metrics), or with aux as third. `batch` comes
+    from `parallel.sharding.put_batch`; metrics go to `train.metrics.Aggregator`.
+
+  Raises:
+    ConfigError: for options that do not fit together.
+  """
+  abstract = abstract_params(model, config)
+  if optimizer is None:
+    optimizer = make_optimizer(config.optimizer, abstract, config.train.steps)
+  loss = make_loss(model, config, task, tokenizer)
+  rules = sharding.rules_by_name(config.parallel.rules)
+  ema = config.optimizer.ema > 0
+  shapes = jax.eval_shape(
+    lambda p: create_state(p, optimizer, ema=ema), abstract
+  )
+  shardings = state_shardings(mesh, model, shapes, rules)
+  alone = sharding.replicated(mesh)
+
+  def step(state: TrainState, batch: Batch) -> Any:
+    state, metrics, aux = update_state(
+      state, loss, batch, optimizer=optimizer, config=config
+    )
+    return (state, metrics, aux) if return_aux else (state, metrics)
+
+  outputs = (shardings, alone, alone) if return_aux else (shardings, alone)
+  return jax.jit(
+    step,
+    in_shardings=(shardings, sharding.batch_sharding(mesh, rules)),
+    out_shardings=outputs,
+    donate_argnums=(0,) if donate else (),
+  )
+
+
+def make_eval_loss(
+  model: Any,
+  config: Config,
+  task: TaskConfig,
+  tokenizer: draws.SpecialIds,
+  mesh: Mesh,
+) -> Step:
+  """The jitted loss of a task without dropout: (params, batch) -> metrics.
+
+  Draws (masks, negatives) are those of step 0 of the config's seed.
+  """
+  loss = make_loss(model, config, task, tokenizer)
+  rules = sharding.rules_by_name(config.parallel.rules)
+
+  def evaluate(params: Params, batch: Batch) -> dict[str, Mean]:
+    start = jnp.zeros((), jnp.int32)
+    _, (metrics, _) = loss(params, batch, step=start, train=False)
+    return metrics
+
+  return jax.jit(
+    evaluate,
+    in_shardings=(None, sharding.batch_sharding(mesh, rules)),
+    out_shardings=sharding.replicated(mesh),
+  )
+
+
+def make_eval_forward(
+  model: Any,
+  config: Config,
+  contexts: Sequence[str],
+  *,
+  project: Sequence[str] = (),
+  pad: int = 0,
+) -> Step:
+  """The jitted evaluation forward: embeddings, and contexts where asked.
+
+  Args:
+    model: from `mico_jax.models.build`.
+    config: of the run.
+    contexts: letters to embed, e.g. ("v", "va"); may be empty.
+    project: letters whose projected context is returned as well, for matching
+      and captioning.
+    pad: the tokenizer's pad id.
+
+  Returns:
+    forward(params, batch) -> {"features": {letters: [B E]},
+    "contexts": {letters: ContextKV}, "text": {group: [B E]}}, with a "text"
+    entry for each slot of the batch.
+  """
+  wanted = dict.fromkeys((*contexts, *project))
+  used = {by_letter(letter).key for c in wanted for letter in c}
+  keys = tuple(key for key in MODALITIES if key in used)
+
+  def forward(params: Params, batch: Batch) -> dict[str, Any]:
+    params = lora.merge(params, alpha=config.optimizer.lora_alpha)
+    pixels = encode.to_pixels(config, batch, keys, train=False)
+    pixels = {key: pixels[key] for key in keys if key in pixels}
+    slots = dict(batch.get("text", {}))
+    words = [key for key in keys if MODALITIES[key].kind == "interface"]
+    slots.update({f"<{key}>": batch["inputs"][key] for key in words})
+    hidden = encode.encode_texts(model, params, slots)
+    tokens, pooled, masks = {}, {}, {}
+    encoded = encode.encode_pixels(model, params, pixels)
+    for key in keys:
+      letter = MODALITIES[key].letter
+      if key in words:
+        tokens[letter] = hidden.pop(f"<{key}>")
+        pooled[letter] = model.pool_text(tokens[letter])
+        masks[letter] = batch["inputs"][key] != pad
+      else:
+        tokens[letter] = encoded[key]
+        pooled[letter] = model.pool(key, encoded[key])
+    return {
+      "features": {
+        c: model.embed(params, c, {x: pooled[x] for x in c}) for c in contexts
+      },
+      "contexts": {
+        c: model.project_context(
+          params, model.context(params, c, tokens, masks=masks)
+        )
+        for c in project
+      },
+      "text": {
+        g: model.embed(params, "t", {"t": model.pool_text(h)})
+        for g, h in hidden.items()
+      },
+    }
+
+  return jax.jit(forward)
