@@ -387,8 +387,9 @@ def draw(
     heights.append(0.8 + 0.26 * len(shown))
   figure = Figure(figsize=(13, 0.7 + sum(heights)), layout="constrained")
   # Separate layouts, so that long names of bars do not narrow the curves.
-  parts = figure.subfigures(len(heights), 1, height_ratios=heights)
-  parts = list(np.atleast_1d(parts))
+  parts = figure.subfigures(
+    len(heights), 1, height_ratios=heights, squeeze=False
+  )[:, 0]
   for index, panel in enumerate(panels):
     axes = parts[0].add_subplot(rows, _COLUMNS, index + 1)
     _draw_panel(axes, panel, events, last)
