@@ -25,6 +25,9 @@ if "xla_force_host_platform_device_count" not in _FLAGS:
   _FLAGS += " --xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = _FLAGS.strip()
 os.environ.setdefault("MPLBACKEND", "agg")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
+  for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
 
 import jax
 import optax

@@ -26,6 +26,8 @@ ROOMS: tuple[tuple[str, ...], ...] = (
   ("parallel",),
   ("train",),
   ("checkpoint",),
+  ("inputs",),
+  ("verification",),
   ("evaluation", "interop"),
   ("run", "inference", "benchmarks"),
   ("testing",),
@@ -44,7 +46,7 @@ ONLY = {
   "data": {"types", "axes", "config", "modalities", "world"},
   "kernels": {"types"},
   "layers": {"types", "axes", "kernels"},
-  "objectives": {"types", "axes", "config", "kernels"},
+  "objectives": {"types", "axes", "config", "modalities", "kernels"},
   "parallel": {"types", "axes", "config"},
   "checkpoint": {"types", "axes", "config"},
 }
