@@ -136,10 +136,10 @@ def choose_negatives(
   """Up to `count` different explicit negatives of a caption kind."""
   if count == 0 or kind not in record.negatives:
     return []
-  texts = [decode_text(t) for t in record.negatives[kind]]
+  texts = record.negatives[kind]
   if rng is not None:
     texts = [texts[i] for i in rng.permutation(len(texts))]
-  return texts[:count]
+  return [decode_text(t) for t in texts[:count]]
 
 
 def choose_question(

@@ -363,6 +363,10 @@ class Pipeline:
     data = self._config.data
     dataset = grain.MapDataset.range(self._start, self._end).map(self._maker)
     if data.num_workers:
+      from absl import flags
+
+      if not flags.FLAGS.is_parsed():  # Grain reads a flag of its own
+        flags.FLAGS.mark_as_parsed()
       reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
       ahead = max(1, data.prefetch // data.num_workers)
       steps = dataset.to_iter_dataset(reading).mp_prefetch(

@@ -65,6 +65,10 @@ class Lazy(Mapping[str, Any]):
       raise KeyError(key)
     return self._make(key)
 
+  def __contains__(self, key: object) -> bool:
+    """Whether there is such a key; makes no value."""
+    return key in self._keys
+
   def __iter__(self) -> Iterator[str]:
     """The keys."""
     return iter(self._keys)

@@ -11,7 +11,8 @@ import numpy as np
 from mico_jax.config import Config, ConfigError, SourceConfig
 from mico_jax.data.records import Lazy, Record
 from mico_jax.modalities import MODALITIES
-from mico_jax.world import FIELDS, STATED, Scene, World
+from mico_jax.world import FIELDS, STATED, Scene, World, negatives
+from mico_jax.world.language import NUM_PHRASINGS, caption
 
 DEFAULT_SIZE = 100_000  # scenes of a split
 _SMALLEST, _LARGEST = 32, 224  # pixels that the world renders
@@ -64,6 +65,13 @@ class OmniWorldSource:
     """The record of any scene, also one that was made by changing a fact."""
     language = self.world.language(scene, index)
 
+    # One kind at a time: a batch needs one or two of them.
+    def captions(kind: str) -> list[str]:
+      return [caption(scene, kind, p) for p in range(NUM_PHRASINGS)]
+
+    def opposites(kind: str) -> list[str]:
+      return negatives(scene, kind, index)
+
     def read_many(keys: Sequence[str]) -> dict[str, Any]:
       out: dict[str, Any] = self.world.render(
         scene, size=self._pixels, num_frames=self._frames, fields=tuple(keys)
@@ -75,8 +83,8 @@ class OmniWorldSource:
     return Record(
       id=sample_id,
       media={key: _one(read_many, key) for key in FIELDS},
-      captions=Lazy(tuple(STATED), lambda kind: language.captions[kind]),
-      negatives=Lazy(tuple(STATED), lambda kind: language.negatives[kind]),
+      captions=Lazy(tuple(STATED), captions),
+      negatives=Lazy(tuple(STATED), opposites),
       questions=_Questions(language),
       fields={"scene": scene},
       read_many=read_many,

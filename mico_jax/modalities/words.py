@@ -31,8 +31,13 @@ def decode_text(raw: Any, geometry: Geometry | None = None) -> str:
   text = " ".join(raw.split())
   if not text:
     raise DecodeError("the text is empty.")
-  if any(0xD800 <= ord(c) <= 0xDFFF for c in text):
-    raise DecodeError("text is not UTF-8: it holds a lone surrogate.")
+  if not text.isascii():
+    try:
+      text.encode("utf-8")
+    except UnicodeEncodeError as error:
+      raise DecodeError(
+        "text is not UTF-8: it holds a lone surrogate."
+      ) from error
   return text
 
 
