@@ -1,0 +1,399 @@
+"""The released MiCo: its parameter names and layout, and its config.
+
+One table, `entries`, says for each of our parameters under which names a
+released file holds it; both directions follow from it and are exact. Linear
+weights are transposed, the patch convolution is flattened, queries, keys and
+values are packed, layers are stacked. Gradients have the same form.
+
+The released model serves normals through the depth path and has no parameters
+for them, nor for the paper's options that are off by default; a config with such
+parameters cannot be written in its form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mico_jax.config import ModelConfig, TextConfig, VisionConfig
+from mico_jax.models import build
+from mico_jax.types import Params
+
+VISUAL = "vision_encoder.visual."
+BERT = "multimodal_encoder."
+LAYER = BERT + "bert.encoder.layer.{i}."
+# Context type -> the word the released names use for it.
+WORDS = {"video": "vision", "audio": "audio", "depth": "depth"}
+# Names a released file may hold that the model does not use: the text tower of
+# EVA-CLIP and buffers.
+IGNORED = (r"^vision_encoder\.text\.", r"\.position_ids$")
+TIED = {
+  BERT + "cls.predictions.decoder.weight": BERT
+  + "bert.embeddings.word_embeddings.weight",
+  BERT + "cls.predictions.decoder.bias": BERT + "cls.predictions.bias",
+}
+LOGIT_SCALE = "vision_encoder.logit_scale"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One of our parameters and where a released file holds it.
+
+  Attributes:
+    path: of our parameter.
+    names: released names whose tensors are packed side by side; `{i}` is the
+      layer.
+    kind: "linear" (transposed), "conv" (flattened) or "same".
+    lead: leading axes of length one in the released tensor.
+    layers: number of stacked layers; 0: not stacked.
+  """
+
+  path: tuple[str, ...]
+  names: tuple[str, ...]
+  kind: str = "same"
+  lead: int = 0
+  layers: int = 0
+
+
+def _linear(
+  path: Sequence[str], names: Sequence[str], layers: int = 0, bias: bool = True
+) -> Iterator[Entry]:
+  weights = tuple(f"{n}.weight" for n in names)
+  yield Entry((*path, "kernel"), weights, "linear", layers=layers)
+  if bias:
+    biases = tuple(f"{n}.bias" for n in names)
+    yield Entry((*path, "bias"), biases, layers=layers)
+
+
+def _norm(path: Sequence[str], name: str, layers: int = 0) -> Iterator[Entry]:
+  yield Entry((*path, "scale"), (f"{name}.weight",), layers=layers)
+  yield Entry((*path, "bias"), (f"{name}.bias",), layers=layers)
+
+
+def _vision(config: VisionConfig) -> Iterator[Entry]:
+  top, depth = ("vision",), config.depth
+  blocks, block = ("vision", "blocks"), VISUAL + "blocks.{i}."
+  attn = (*blocks, "attn", "qkv")
+  yield Entry((*top, "cls_token"), (VISUAL + "cls_token",), lead=2)
+  yield Entry((*top, "pos_embed"), (VISUAL + "pos_embed",), lead=1)
+  patch = (*top, "patch_embed", "proj")
+  yield Entry((*patch, "kernel"), (VISUAL + "patch_embed.proj.weight",), "conv")
+  yield Entry((*patch, "bias"), (VISUAL + "patch_embed.proj.bias",))
+  yield from _linear(attn, [block + "attn.qkv"], depth, bias=False)
+  for bias in ("q_bias", "v_bias"):
+    yield Entry((*attn, bias), (f"{block}attn.{bias}",), layers=depth)
+  yield from _linear((*blocks, "attn", "proj"), [block + "attn.proj"], depth)
+  for fc in ("fc1", "fc2"):
+    yield from _linear((*blocks, "mlp", fc), [f"{block}mlp.{fc}"], depth)
+  for norm in ("norm1", "norm2"):
+    yield from _norm((*blocks, norm), block + norm, depth)
+  yield from _norm((*top, "norm"), VISUAL + "norm")
+  if config.clip_embed_dim:
+    yield from _linear((*top, "clip_head"), [VISUAL + "head"])
+    yield Entry((*top, "logit_scale"), (LOGIT_SCALE,))
+
+
+def _text(config: TextConfig) -> Iterator[Entry]:
+  depth = config.depth
+  blocks = ("text", "blocks")
+  embed, name = ("text", "embed"), BERT + "bert.embeddings."
+  for ours, theirs in (
+    ("words", "word"),
+    ("positions", "position"),
+    ("types", "token_type"),
+  ):
+    yield Entry((*embed, ours), (f"{name}{theirs}_embeddings.weight",))
+  yield from _norm((*embed, "norm"), name + "LayerNorm")
+  own, cross = LAYER + "attention.", LAYER + "crossattention."
+  packed = [f"{own}self.{n}" for n in ("query", "key", "value")]
+  yield from _linear((*blocks, "attn", "qkv"), packed, depth)
+  packed = [f"{cross}self.{n}" for n in ("key", "value")]
+  yield from _linear((*blocks, "cross_attn", "kv"), packed, depth)
+  query = (*blocks, "cross_attn", "query")
+  yield from _linear(query, [cross + "self.query"], depth)
+  for ours, prefix in (("attn", own), ("cross_attn", cross)):
+    proj = (*blocks, ours, "proj")
+    yield from _linear(proj, [prefix + "output.dense"], depth)
+  for ours, prefix in (("attn", own), ("cross", cross), ("mlp", LAYER)):
+    norm = (*blocks, f"{ours}_norm")
+    yield from _norm(norm, prefix + "output.LayerNorm", depth)
+  mlp = (*blocks, "mlp")
+  yield from _linear((*mlp, "fc1"), [LAYER + "intermediate.dense"], depth)
+  yield from _linear((*mlp, "fc2"), [LAYER + "output.dense"], depth)
+  head, name = ("text", "lm_head"), BERT + "cls.predictions."
+  yield from _linear((*head, "dense"), [name + "transform.dense"])
+  yield from _norm((*head, "norm"), name + "transform.LayerNorm")
+  yield Entry((*head, "bias"), (name + "bias",))
+
+
+def _heads(config: ModelConfig) -> Iterator[Entry]:
+  types = [t for t in config.frame_table if t in WORDS]
+  for name in (*types, "subtitle"):
+    word = WORDS.get(name, name)
+    path, source = ("project", name), f"hidden_trans_{word}_multimodal"
+    yield from _linear((*path, "dense"), [f"{source}.0"])
+    yield from _norm((*path, "norm"), f"{source}.1")
+    table = f"{word}_type_embeddings"
+    yield Entry(("type_embed", name), (table,), lead=2)
+    if config.frame_table.get(name, 0):
+      table = f"{word}_frame_embedding"
+      yield Entry(("frame_embed", name), (table,), lead=1)
+  for head in config.heads:
+    single = len(head) == 1
+    name = f"contra_head_{head}" + (".linear" if single else "")
+    if head != "n":
+      path = ("contrastive_head", head)
+      yield from _linear(path, [name], bias=not single)
+  head, name = ("matching_head",), "itm_head."
+  yield from _linear((*head, "dense1"), [name + "linear1"])
+  yield from _norm((*head, "norm"), name + "layernorm")
+  yield from _linear((*head, "dense2"), [name + "linear2"])
+  yield Entry(("temperature",), ("contra_temp",))
+
+
+def entries(
+  config: ModelConfig, parts: Sequence[str] | None = None
+) -> list[Entry]:
+  """The table of parameters.
+
+  Args:
+    config: of the model.
+    parts: top keys of our tree to cover; None: all.
+  """
+  table = [*_vision(config.vision), *_text(config.text), *_heads(config)]
+  return [e for e in table if parts is None or e.path[0] in parts]
+
+
+def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+  if not isinstance(tree, Mapping):
+    return {path: tree}
+  found = {}
+  for key, value in tree.items():
+    found |= _flat(value, (*path, key))
+  return found
+
+
+def _import(value: np.ndarray, kind: str) -> np.ndarray:
+  if kind == "linear":
+    return value.T
+  if kind == "conv":  # (out, in, rows, columns)
+    return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
+  return value
+
+
+def from_released(
+  tensors: Mapping[str, np.ndarray],
+  config: ModelConfig,
+  *,
+  parts: Sequence[str] | None = None,
+) -> dict[str, Any]:
+  """Parameters out of released tensors.
+
+  Args:
+    tensors: by released name (see `rename`), of the sizes of `config`.
+    config: of the model; `config_from_released` finds it.
+    parts: top keys of our tree to build; None: all.
+
+  Returns:
+    Nested dict of float32 arrays.
+
+  Raises:
+    ValueError: naming every missing or left-over tensor, or a wrong shape.
+  """
+  tensors = dict(tensors)
+  for copy, original in TIED.items():
+    if copy in tensors:  # the later key wins when PyTorch loads
+      tensors[original] = tensors.pop(copy)
+  if config.vision.clip_embed_dim and LOGIT_SCALE not in tensors:
+    # Bare encoders come without it; nothing uses it.
+    tensors[LOGIT_SCALE] = np.float32(math.log(1 / 0.07))
+  shapes = _flat(build(config).abstract_params())
+  missing: list[str] = []
+  tree: dict[str, Any] = {}
+
+  def one(entry: Entry, layer: int) -> np.ndarray | None:
+    values = []
+    for name in entry.names:
+      name = name.format(i=layer)
+      if name not in tensors:
+        missing.append(name)
+        return None
+      value = np.asarray(tensors.pop(name))
+      values.append(
+        _import(value.reshape(value.shape[entry.lead :]), entry.kind)
+      )
+    return np.concatenate(values, axis=-1) if len(values) > 1 else values[0]
+
+  for entry in entries(config, parts):
+    values = [one(entry, i) for i in range(max(entry.layers, 1))]
+    if any(v is None for v in values):
+      continue
+    value = np.stack(values) if entry.layers else values[0]
+    if value.shape != shapes[entry.path].shape:
+      raise ValueError(
+        f"{' + '.join(entry.names)}: shape {value.shape} in our layout, the "
+        f"config wants {shapes[entry.path].shape}; resize first."
+      )
+    node = tree
+    for key in entry.path[:-1]:
+      node = node.setdefault(key, {})
+    node[entry.path[-1]] = np.ascontiguousarray(value, np.float32)
+  extra = [n for n in tensors if not any(re.search(p, n) for p in IGNORED)]
+  extra = [] if parts is not None else extra
+  if missing or extra:
+    raise ValueError(
+      f"released tensors do not fit: missing {missing[:8]} ({len(missing)}), "
+      f"left over {extra[:8]} ({len(extra)})."
+    )
+  return tree
+
+
+def to_released(
+  params: Params,
+  config: ModelConfig,
+  *,
+  parts: Sequence[str] | None = None,
+  copies: bool = True,
+) -> dict[str, np.ndarray]:
+  """Released tensors out of parameters (or out of gradients).
+
+  Args:
+    params: nested dict of arrays.
+    config: of the model.
+    parts: top keys to write; None: all.
+    copies: also write the tied copies and the position buffer, as a released
+      file has them; false for gradients.
+
+  Raises:
+    ValueError: for parameters that the released model does not have.
+  """
+  flat = _flat(params)
+  table = entries(config, parts)
+  known = {e.path for e in table}
+  extra = [
+    "/".join(p)
+    for p in flat
+    if p not in known and (parts is None or p[0] in parts)
+  ]
+  if extra:
+    raise ValueError(
+      f"the released model has no {', '.join(extra)}; it serves normals as "
+      "depth and has none of the paper's optional tables."
+    )
+  tensors: dict[str, np.ndarray] = {}
+  patch = config.vision.patch_size
+  for entry in table:
+    stacked = np.asarray(flat[entry.path])
+    for i in range(max(entry.layers, 1)):
+      value = stacked[i] if entry.layers else stacked
+      packed = (
+        np.split(value, len(entry.names), axis=-1)
+        if len(entry.names) > 1
+        else [value]
+      )
+      for name, piece in zip(entry.names, packed, strict=True):
+        if entry.kind == "linear":
+          piece = piece.T
+        elif entry.kind == "conv":
+          piece = piece.reshape(patch, patch, -1, piece.shape[-1])
+          piece = piece.transpose(3, 2, 0, 1)
+        piece = piece.reshape((1,) * entry.lead + piece.shape)
+        tensors[name.format(i=i)] = np.ascontiguousarray(piece)
+  if copies and (parts is None or "text" in parts):
+    for copy, original in TIED.items():
+      tensors[copy] = tensors[original]
+    positions = np.arange(config.text.max_positions, dtype=np.int64)[None]
+    tensors[BERT + "bert.embeddings.position_ids"] = positions
+  return tensors
+
+
+def rename(name: str) -> str:
+  """A name of an older released file as the original's loader rewrites it."""
+  if "video" in name:
+    return name.replace("video", "vision")
+  for old in ("evaclip_model", "clip_model"):
+    if old in name:
+      return name.replace(old, "vision_encoder")
+  return name
+
+
+def _count(tensors: Mapping[str, Any], pattern: str) -> int:
+  found = [re.match(pattern, name) for name in tensors]
+  return 1 + max((int(m.group(1)) for m in found if m), default=-1)
+
+
+def config_from_released(
+  tensors: Mapping[str, np.ndarray],
+  *,
+  vision_heads: int | None = None,
+  text_heads: int | None = None,
+) -> ModelConfig:
+  """The config of released tensors, from their shapes.
+
+  Parts that are absent keep small placeholder sizes. Options take the released
+  behaviour: normals through depth, no clamp of the temperature, padded
+  subtitles visible, the additive mask.
+
+  Args:
+    tensors: by released name.
+    vision_heads: heads of the encoder; None: 88 wide each, as in ViT-g.
+    text_heads: heads of the text tower; None: 64 wide each, as in BERT.
+  """
+  vision = VisionConfig(
+    image_size=4, patch_size=4, width=8, depth=1, num_heads=1, mlp_dim=8
+  )
+  if VISUAL + "pos_embed" in tensors:
+    _, length, width = tensors[VISUAL + "pos_embed"].shape
+    patch = tensors[VISUAL + "patch_embed.proj.weight"].shape[-1]
+    head = tensors.get(VISUAL + "head.weight")
+    vision = VisionConfig(
+      image_size=math.isqrt(length - 1) * patch,
+      patch_size=patch,
+      width=width,
+      depth=_count(tensors, re.escape(VISUAL) + r"blocks\.(\d+)\."),
+      num_heads=vision_heads or width // 88,
+      mlp_dim=tensors[VISUAL + "blocks.0.mlp.fc1.weight"].shape[0],
+      clip_embed_dim=0 if head is None else head.shape[0],
+    )
+  text = TextConfig(
+    vocab_size=8, width=8, depth=1, num_heads=1, mlp_dim=8, max_positions=8
+  )
+  words = tensors.get(BERT + "bert.embeddings.word_embeddings.weight")
+  if words is not None:
+    name = BERT + "bert.embeddings.{}_embeddings.weight"
+    first = LAYER.format(i=0)
+    text = TextConfig(
+      vocab_size=words.shape[0],
+      width=words.shape[1],
+      depth=_count(tensors, re.escape(BERT) + r"bert\.encoder\.layer\.(\d+)\."),
+      num_heads=text_heads or words.shape[1] // 64,
+      mlp_dim=tensors[first + "intermediate.dense.weight"].shape[0],
+      max_positions=tensors[name.format("position")].shape[0],
+      type_vocab_size=tensors[name.format("token_type")].shape[0],
+    )
+  contrastive = {}
+  for name, value in tensors.items():
+    match = re.match(r"contra_head_(\w+)(\.linear)?\.weight$", name)
+    if match:
+      contrastive[match.group(1)] = value.shape[0]
+  frame_table = {
+    key: tensors[f"{word}_frame_embedding"].shape[1]
+    for key, word in WORDS.items()
+    if f"{word}_frame_embedding" in tensors
+  }
+  return ModelConfig(
+    vision=vision,
+    text=text,
+    embed_dim=next(iter(contrastive.values()), 8),
+    heads=tuple(contrastive),
+    frame_table=frame_table,
+    normals_as="depth",
+    temperature_min=0.0,
+    masked_rows="released",
+    mask_subtitle_padding=False,
+  )

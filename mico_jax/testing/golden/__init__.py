@@ -1,0 +1,55 @@
+"""Comparison with numbers of the original code, stored in folders.
+
+`python -m mico_jax.testing.golden DIR [--cases A,B]` runs every case found.
+"""
+
+from __future__ import annotations
+
+from mico_jax.testing.golden.case import (
+  LOSS_LIMIT,
+  OUTPUT_LIMIT,
+  WEIGHT_LIMIT,
+  Case,
+  Check,
+  Folder,
+  Missing,
+  Unsupported,
+)
+from mico_jax.testing.golden.generation import generate
+from mico_jax.testing.golden.model import mico_full
+from mico_jax.testing.golden.resize import pos_resize
+from mico_jax.testing.golden.text import text_bert
+from mico_jax.testing.golden.vision import vision_eva01
+
+# Case named by the folder's config -> function.
+CASES: dict[str, Case] = {
+  "vision_eva01": vision_eva01,
+  "text_bert": text_bert,
+  "mico_full": mico_full,
+  "generate": generate,
+  "pos_resize": pos_resize,
+}
+
+# Cases that later work brings -> the feature they need.
+FEATURES: dict[str, str] = {
+  "vision_eva02": "the EVA-02 encoder (rotary positions, SwiGLU, sub-LN)",
+  "vision_eva02_e": "the EVA-02-E encoder (post-norm blocks)",
+  "vision_clip": "the OpenAI CLIP encoder",
+  "vision_swin": "the Swin encoder",
+  "preprocess": "a comparison of the preprocessing modes",
+  "demo_e2e": "the import of released checkpoint files",
+  "ckpt_layout": "the export to released checkpoint files",
+}
+
+__all__ = [
+  "CASES",
+  "FEATURES",
+  "LOSS_LIMIT",
+  "OUTPUT_LIMIT",
+  "WEIGHT_LIMIT",
+  "Case",
+  "Check",
+  "Folder",
+  "Missing",
+  "Unsupported",
+]

@@ -1,0 +1,143 @@
+"""What a golden case is: a folder of stored numbers, and checks against it.
+
+A case is a function of a `Folder` that yields one `Check` per stored output, in
+any order. It takes every size, count and setting from the folder, so that it
+works on folders of the same form that it has never seen. Where the library lacks
+something, it raises `Unsupported` (the whole case) or yields a `Missing` (one
+output). To add a case, write the function and its line in `CASES`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mico_jax.interop import safetensors
+
+OUTPUT_LIMIT = 5e-5  # encoder outputs and logits
+LOSS_LIMIT = 2e-5  # losses and gradients
+WEIGHT_LIMIT = 3e-5  # weights after optimiser steps
+
+
+class Unsupported(Exception):
+  """The library lacks what a case needs; the message names the feature."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+  """One comparison.
+
+  Attributes:
+    name: of the stored output.
+    got: ours.
+    want: the stored one.
+    limit: largest absolute difference allowed; 0 asks for equality.
+  """
+
+  name: str
+  got: Any
+  want: Any
+  limit: float = OUTPUT_LIMIT
+
+  @functools.cached_property
+  def difference(self) -> tuple[float, float]:
+    """Largest absolute difference, and relative to the largest value.
+
+    Infinite where shapes differ or a value is not finite on one side only.
+    """
+    got, want = np.asarray(self.got), np.asarray(self.want)
+    if got.shape != want.shape:
+      return np.inf, np.inf
+    if got.dtype.kind in "USO" or want.dtype.kind in "USO":
+      return (0.0, 0.0) if np.array_equal(got, want) else (np.inf, np.inf)
+    if want.size == 0:
+      return 0.0, 0.0
+    got, want = got.astype(np.float64), want.astype(np.float64)
+    same = (got == want) | (np.isnan(got) & np.isnan(want))
+    with np.errstate(invalid="ignore"):
+      absolute = np.where(same, 0.0, np.abs(got - want))
+    absolute = np.where(np.isnan(absolute), np.inf, absolute)
+    worst = float(np.max(absolute))
+    scale = float(np.max(np.abs(want[np.isfinite(want)]), initial=0.0))
+    return worst, worst / scale if scale else worst
+
+  @property
+  def passed(self) -> bool:
+    """Whether the difference is within the limit."""
+    return self.difference[0] <= self.limit
+
+  def line(self) -> str:
+    """One line of the report."""
+    absolute, relative = self.difference
+    state = "ok  " if self.passed else "FAIL"
+    detail = ""
+    if np.shape(self.got) != np.shape(self.want):
+      detail = f"  shape {np.shape(self.got)} != {np.shape(self.want)}"
+    return (
+      f"  {state} {self.name:<48} max_abs {absolute:.2e}  max_rel "
+      f"{relative:.2e}  limit {self.limit:.0e}{detail}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Missing:
+  """A stored output that needs what the library lacks."""
+
+  name: str
+  feature: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+  """A stored case."""
+
+  path: pathlib.Path
+
+  @functools.cached_property
+  def config(self) -> Mapping[str, Any]:
+    """The case's `config.json`, or for wordpiece its `cases.json`."""
+    for name in ("config.json", "cases.json"):
+      if (self.path / name).is_file():
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
+    raise ValueError(f"{self.path}: neither config.json nor cases.json.")
+
+  @property
+  def case(self) -> str:
+    """The name of the case."""
+    return str(self.config.get("case") or self.path.name)
+
+  def tensors(self, name: str) -> dict[str, np.ndarray]:
+    """The tensors of `<name>.safetensors`; ids and masks become int32."""
+    found = safetensors.read(self.path / f"{name}.safetensors")
+    return {
+      k: v.astype(np.int32) if v.dtype == np.int64 else v
+      for k, v in found.items()
+    }
+
+  def has(self, name: str) -> bool:
+    """Whether `<name>.safetensors` exists."""
+    return (self.path / f"{name}.safetensors").is_file()
+
+  @functools.cached_property
+  def weights(self) -> dict[str, np.ndarray]:
+    """The stored weights under their released names."""
+    return self.tensors("weights")
+
+  @functools.cached_property
+  def inputs(self) -> dict[str, np.ndarray]:
+    """The stored inputs."""
+    return self.tensors("inputs")
+
+  @functools.cached_property
+  def outputs(self) -> dict[str, np.ndarray]:
+    """The stored outputs of the float32 run."""
+    return self.tensors("outputs")
+
+
+Case = Callable[[Folder], Iterator[Check | Missing]]
