@@ -13,6 +13,7 @@ which reads and writes local folders, gs:// and s3:// but not memory://.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -155,6 +156,15 @@ def _filled(stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
   return stored
 
 
+def _counters(state: Any) -> dict[str, int]:
+  """The scalar fields of a train state: steps done, steps skipped."""
+  return {
+    field.name: int(np.asarray(getattr(state, field.name)))
+    for field in dataclasses.fields(state)
+    if field.name not in manifest_lib.ARRAY_ITEMS
+  }
+
+
 class Manager:
   """Saves, keeps and restores the checkpoints of one workdir."""
 
@@ -192,8 +202,8 @@ class Manager:
 
     Args:
       step: the number of finished optimizer steps.
-      state: with attributes `params`, `opt_state`, `ema` (or None) and
-        `skipped`.
+      state: a dataclass with `params`, `opt_state`, `ema` (or None); its other
+        fields are scalar counters.
       data: JSON-able state of the data beside the step.
       metrics: for `train.keep_best`, stored in the manifest.
 
@@ -210,18 +220,18 @@ class Manager:
         return False
       except CheckpointError:
         pass  # Damaged: written anew below.
-    arrays = {"params": state.params}
-    if state.opt_state is not None:
-      arrays["opt_state"] = storage.path_dict(state.opt_state)
-    if getattr(state, "ema", None) is not None:
-      arrays["ema"] = state.ema
+    arrays = {
+      name: storage.path_dict(getattr(state, name))
+      for name in manifest_lib.ARRAY_ITEMS
+      if getattr(state, name, None) is not None
+    }
     hosts = jax.tree.map(storage.host_copy, arrays)
-    stored = dict(arrays)
-    if "opt_state" in stored:
-      stored["opt_state"] = storage.numbered(stored["opt_state"])
+    stored = {
+      name: storage.stored_tree(name, flat) for name, flat in arrays.items()
+    }
     values = {
       "step": step,
-      "skipped": int(np.asarray(getattr(state, "skipped", 0))),
+      "counters": _counters(state),
       **(data or {}),
     }
     config_text = config_lib.to_json(self.config).encode()
@@ -260,18 +270,14 @@ class Manager:
   ) -> dict[str, bytes]:
     """Hashes the arrays, runs the self-check, writes the manifest's text."""
     extras = self.extras
+    axes = manifest_lib.flatten(extras.logical_axes or {})
     items = {
       name: manifest_lib.describe_arrays(
-        tree,
-        logical_axes=None if name == "opt_state" else extras.logical_axes,
-        originals=extras.originals,
+        flat,
+        logical_axes={} if name == "opt_state" else axes,
+        originals={} if name == "opt_state" else extras.originals,
       )
-      if name != "opt_state"
-      else {
-        path: manifest_lib.describe_arrays({"x": value})["x"]
-        for path, value in tree.items()
-      }
-      for name, tree in hosts.items()
+      for name, flat in hosts.items()
     }
     files = {
       f"{manifest_lib.TOKENIZER_PREFIX}{name}": content
@@ -279,7 +285,7 @@ class Manager:
     }
     checked = "ema" if "ema" in hosts else "params"
     if extras.self_check is not None:
-      outputs = extras.self_check(hosts[checked])
+      outputs = extras.self_check(manifest_lib.unflatten(hosts[checked]))
       files[manifest_lib.SELF_CHECK] = manifest_lib.pack_arrays(outputs)
     return manifest_lib.to_files(
       {
@@ -469,11 +475,10 @@ def _fill(
     for name in manifest_lib.ARRAY_ITEMS
     if hasattr(target, name)
   }
-  for name, number in (("step", step), ("skipped", data.get("skipped", 0))):
-    if hasattr(target, name):
-      like = getattr(target, name)
-      if hasattr(like, "dtype"):
-        values[name] = storage.place(np.asarray(number, like.dtype), like)
-      else:
-        values[name] = number
+  for name, number in {**data["counters"], "step": step}.items():
+    like = getattr(target, name, None)
+    if hasattr(like, "dtype"):
+      values[name] = storage.place(np.asarray(number, like.dtype), like)
+    elif like is not None:
+      values[name] = number
   return target.replace(**values)

@@ -64,54 +64,61 @@ def array_hash(array: Any) -> str:
   return digest.hexdigest()
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Nested dict -> {"a/b/c": leaf}, in sorted order.
+def escape(key: str) -> str:
+  """A key as one part of a path: "~" and "/" written as JSON Pointer does."""
+  return key.replace("~", "~0").replace("/", "~1")
 
-  Raises:
-    ValueError: for a key that holds a slash.
-  """
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Nested dict -> {"a/b/c": leaf}, in sorted order; see `escape`."""
   flat: dict[str, Any] = {}
   for key in sorted(tree):
-    if "/" in key:
-      raise ValueError(f"parameter name {key!r} must not hold a slash.")
-    value = tree[key]
+    value, path = tree[key], f"{prefix}{escape(key)}"
     if isinstance(value, Mapping):
-      flat.update(flatten(value, f"{prefix}{key}/"))
+      flat.update(flatten(value, f"{path}/"))
     else:
-      flat[f"{prefix}{key}"] = value
+      flat[path] = value
   return flat
 
 
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """{"a/b/c": leaf} -> nested dict; the inverse of `flatten`."""
+def unflatten(
+  flat: Mapping[str, Any], *, escaped: bool = False
+) -> dict[str, Any]:
+  """{"a/b/c": leaf} -> nested dict; the inverse of `flatten`.
+
+  Args:
+    flat: leaves by path.
+    escaped: leave the parts as they stand in the path.
+  """
   tree: dict[str, Any] = {}
   for path, value in flat.items():
-    *parents, leaf = path.split("/")
+    parts = path.split("/")
+    if not escaped:
+      parts = [p.replace("~1", "/").replace("~0", "~") for p in parts]
     node = tree
-    for part in parents:
+    for part in parts[:-1]:
       node = node.setdefault(part, {})
-    node[leaf] = value
+    node[parts[-1]] = value
   return tree
 
 
 def describe_arrays(
-  tree: Mapping[str, Any],
+  flat: Mapping[str, Any],
   *,
   logical_axes: Mapping[str, Any] | None = None,
   originals: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-  """The manifest's entry of every array of a tree.
+  """The manifest's entry of every array.
 
   Args:
-    tree: nested dict of host arrays.
-    logical_axes: a tree of the same form whose leaves are tuples of axis
-      names.
+    flat: host arrays by path.
+    logical_axes: tuples of axis names by path.
     originals: path -> {"name", "dtype"} in the files the parameters were
       imported from.
   """
-  axes = flatten(logical_axes) if logical_axes is not None else {}
+  axes = logical_axes or {}
   entries = {}
-  for path, value in flatten(tree).items():
+  for path, value in flat.items():
     array = np.asarray(value)
     entry: dict[str, Any] = {
       "shape": list(array.shape),

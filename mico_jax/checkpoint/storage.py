@@ -132,7 +132,10 @@ def path_dict(tree: Any) -> dict[str, Any]:
   """Any pytree (an optimizer state, say) as {"a/b/0": leaf}."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   flat = {
-    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    "/".join(
+      manifest_lib.escape(jax.tree_util.keystr((part,), simple=True))
+      for part in path
+    ): leaf
     for path, leaf in leaves
   }
   if len(flat) != len(leaves):
@@ -211,12 +214,7 @@ def read_arrays(
     raise CheckpointError(
       f"{path}: no such folder; the checkpoint is incomplete."
     )
-  names = {f"{i:06d}": key for i, key in enumerate(sorted(entries))}
-  like = (
-    {key: 0 for key in names}
-    if item == "opt_state"
-    else manifest_lib.unflatten({key: 0 for key in entries})
-  )
+  like = stored_tree(item, {key: 0 for key in entries})
   restore_args = jax.tree.map(
     lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like
   )
@@ -230,11 +228,20 @@ def read_arrays(
     raise CheckpointError(
       f"{path}: cannot be read, cut short or damaged ({lines[0][:160]})."
     ) from e
-  if item == "opt_state":
-    return {names[k]: np.asarray(v) for k, v in tree.items()}
-  return {k: np.asarray(v) for k, v in manifest_lib.flatten(tree).items()}
+  # Both trees have the same keys, so their leaves come in the same order.
+  paths = jax.tree.leaves(stored_tree(item, {key: key for key in entries}))
+  arrays = jax.tree.leaves(tree)
+  return {
+    path: np.asarray(array) for path, array in zip(paths, arrays, strict=True)
+  }
 
 
-def numbered(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """{"path": leaf} -> {"000000": leaf} in sorted order, for `opt_state`."""
+def stored_tree(item: str, flat: Mapping[str, Any]) -> dict[str, Any]:
+  """{path: leaf} as the tree that Orbax stores.
+
+  Parameters keep their names on disk. The leaves of an optimizer state are
+  numbered in the order of their paths, which the manifest has.
+  """
+  if item != "opt_state":
+    return manifest_lib.unflatten(flat, escaped=True)
   return {f"{i:06d}": flat[key] for i, key in enumerate(sorted(flat))}

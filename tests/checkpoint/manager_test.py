@@ -43,6 +43,7 @@ def make_state(value: float) -> State:
   params = {
     "vision": {"kernel": jnp.asarray(kernel, "f4"), "bias": jnp.arange(4.0)},
     "temperature": jnp.asarray(0.07, jnp.bfloat16),
+    "lora": {"vision/kernel": {"a~b": jnp.ones((2,))}},
   }
   return State(
     step=jnp.asarray(0, jnp.int32),
@@ -96,7 +97,11 @@ def test_state_returns_bit_for_bit(tmp_path):
   restored = manager.restore(make_state(0.0))
   assert restored is not None
   assert restored.step == 10
-  assert restored.data == {"step": 10, "skipped": 2, "task": {"a": 4}}
+  assert restored.data == {
+    "step": 10,
+    "counters": {"skipped": 2, "step": 0},
+    "task": {"a": 4},
+  }
   assert restored.skipped == restored.notes == ()
   want = make_state(10.0)
   for name in ("params", "opt_state", "ema", "skipped"):

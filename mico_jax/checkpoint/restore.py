@@ -1,0 +1,266 @@
+"""Opening a checkpoint for use, and starting a run from its parameters.
+
+`open_checkpoint` takes a workdir or a step folder and needs neither a mesh nor
+a target tree. `partial_load` fits parameters into another model: tables are
+resized by functions the caller gives, new parts are listed, the rest is strict.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from etils import epath
+
+from mico_jax import config as config_lib
+from mico_jax.checkpoint import manifest as manifest_lib
+from mico_jax.checkpoint import storage
+from mico_jax.checkpoint.manager import CHECKPOINTS, list_steps
+from mico_jax.checkpoint.manifest import CheckpointError
+from mico_jax.config import Config
+
+Check = Literal["full", "fast", "off"]
+CHECKS: tuple[str, ...] = ("full", "fast", "off")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+  """A verified checkpoint, on the host.
+
+  Attributes:
+    folder: of the step.
+    step: of the training run.
+    config: of the run.
+    manifest: as read.
+    params: nested dict of host arrays: the averaged weights if asked for and
+      present.
+    source: "ema" or "params".
+    files: the manifest's files (tokenizer, self-check) by name.
+    warnings: one line each: newer steps that were skipped, and problems that
+      `strict=False` let pass.
+  """
+
+  folder: Any
+  step: int
+  config: Config
+  manifest: Mapping[str, Any]
+  params: Mapping[str, Any]
+  source: str
+  files: Mapping[str, bytes]
+  warnings: tuple[str, ...] = ()
+
+  def tokenizer_files(self) -> dict[str, bytes]:
+    """The copied tokenizer files by their own names."""
+    prefix = manifest_lib.TOKENIZER_PREFIX
+    return {
+      name.removeprefix(prefix): data
+      for name, data in self.files.items()
+      if name.startswith(prefix)
+    }
+
+  def self_check(self) -> dict[str, np.ndarray] | None:
+    """Arrays of the self-check; None if the checkpoint has none."""
+    data = self.files.get(manifest_lib.SELF_CHECK)
+    return None if data is None else manifest_lib.unpack_arrays(data)
+
+
+def step_folders(path: epath.PathLike) -> list[Any]:
+  """Step folders that a path names, newest first.
+
+  Args:
+    path: a workdir, its `checkpoints` folder or a step folder.
+
+  Raises:
+    CheckpointError: if there is no checkpoint.
+  """
+  root = epath.Path(path)
+  if (root / "manifest").is_dir() or (root / "params").is_dir():
+    return [root]
+  for folder in (root / CHECKPOINTS, root):
+    steps = list_steps(folder)
+    if steps:
+      return [folder / str(step) for step in reversed(steps)]
+  if not root.exists():
+    raise CheckpointError(f"no such workdir or checkpoint: {str(path)!r}.")
+  raise CheckpointError(
+    f"{str(path)!r} holds no checkpoint; give a workdir (with checkpoints/) "
+    "or a step folder, runs/demo/checkpoints/1000 say."
+  )
+
+
+def open_checkpoint(
+  path: epath.PathLike,
+  *,
+  check: Check = "full",
+  strict: bool = True,
+  ema: bool = True,
+) -> Checkpoint:
+  """Reads the newest checkpoint that verifies.
+
+  Args:
+    path: a workdir, its `checkpoints` folder or a step folder.
+    check: "off" skips the content hashes of the parameters.
+    strict: false turns problems of content into warnings; files that cannot be
+      read stay errors.
+    ema: take the averaged weights if there are any.
+
+  Raises:
+    CheckpointError: if none can be read or verified.
+  """
+  if check not in CHECKS:
+    raise ValueError(f"{check=} must be one of {', '.join(CHECKS)}.")
+  reasons: list[str] = []
+  folders = step_folders(path)
+  for folder in folders:
+    try:
+      return _open_step(folder, check, strict, ema, tuple(reasons))
+    except CheckpointError as e:
+      reasons.append(f"skipped step {folder.name}: {e}")
+  if len(folders) == 1:
+    raise CheckpointError(reasons[0].partition(": ")[2])
+  raise CheckpointError(
+    f"no checkpoint of {str(path)!r} verifies: "
+    f"{manifest_lib.summarise(reasons)}"
+  )
+
+
+def _open_step(
+  folder: Any, check: str, strict: bool, ema: bool, warnings: tuple[str, ...]
+) -> Checkpoint:
+  manifest = manifest_lib.read(folder)
+  files, problems = manifest_lib.read_files(folder, manifest)
+  if manifest_lib.CONFIG not in files:
+    raise CheckpointError(manifest_lib.summarise(problems))
+  if problems and strict:
+    raise CheckpointError(manifest_lib.summarise(problems))
+  config = parse_config(files.pop(manifest_lib.CONFIG), folder)
+  source = "ema" if ema and "ema" in manifest["items"] else "params"
+  entries = manifest["items"][source]
+  flat = storage.read_arrays(folder, source, entries)
+  problems += manifest_lib.array_problems(
+    entries, flat, item=source, hashes=check != "off"
+  )
+  if problems and strict:
+    raise CheckpointError(manifest_lib.summarise(problems))
+  return Checkpoint(
+    folder=folder,
+    step=int(manifest["step"]),
+    config=config,
+    manifest=manifest,
+    params=manifest_lib.unflatten(flat),
+    source=source,
+    files=files,
+    warnings=(*warnings, *problems),
+  )
+
+
+def parse_config(text: bytes, folder: Any) -> Config:
+  """The config stored in a checkpoint.
+
+  Raises:
+    CheckpointError: if it is not the JSON of a config of this version.
+  """
+  try:
+    return config_lib.from_dict(json.loads(text))
+  except ValueError as e:  # ConfigError and broken JSON.
+    raise CheckpointError(
+      f"{folder}: its config does not fit this version of mico_jax: {e}"
+    ) from e
+
+
+# ----------------------------------------------------------- partial loading
+@dataclass(frozen=True)
+class LoadReport:
+  """What `partial_load` did, as lists of parameter paths.
+
+  Attributes:
+    loaded: taken as they are.
+    resized: tables brought to another size.
+    new: not in the source; they keep their fresh initial values.
+    unused: in the source only.
+  """
+
+  loaded: tuple[str, ...] = ()
+  resized: tuple[str, ...] = ()
+  new: tuple[str, ...] = ()
+  unused: tuple[str, ...] = field(default=())
+
+  def lines(self) -> list[str]:
+    """A few lines for the console."""
+    text = [f"{len(self.loaded)} parameters loaded"]
+    for name in ("resized", "new", "unused"):
+      paths = getattr(self, name)
+      if paths:
+        text.append(f"{name}: {', '.join(paths)}")
+    return text
+
+
+# (array, wanted shape) -> array of that shape.
+Resizer = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+
+
+def partial_load(
+  target: Mapping[str, Any],
+  source: Mapping[str, Any],
+  *,
+  resizers: Mapping[str, Resizer] | None = None,
+  may_be_new: Sequence[str] = (),
+) -> tuple[dict[str, Any], LoadReport]:
+  """Fits parameters into a model of other sizes or with other heads.
+
+  Args:
+    target: freshly initialised parameters.
+    source: parameters of a checkpoint, host arrays.
+    resizers: path regex -> function for parameters whose shapes differ.
+    may_be_new: path regexes of parameters the source may lack.
+
+  Returns:
+    The target's tree with the source's values, and what was done.
+
+  Raises:
+    CheckpointError: listing parameters that are missing or whose shapes
+      differ without a resizer.
+  """
+  have = manifest_lib.flatten(source)
+  found: dict[str, Any] = {}
+  loaded, resized, new, problems = [], [], [], []
+  for path, like in manifest_lib.flatten(target).items():
+    if path not in have:
+      if any(re.search(pattern, path) for pattern in may_be_new):
+        new.append(path)
+        found[path] = like
+      else:
+        problems.append(f"{path} is not in the checkpoint")
+      continue
+    value = np.asarray(have[path])
+    if value.shape != tuple(like.shape):
+      resize = next(
+        (f for p, f in (resizers or {}).items() if re.search(p, path)), None
+      )
+      if resize is None:
+        problems.append(
+          f"{path} has shape {list(value.shape)}, the model needs "
+          f"{list(like.shape)}"
+        )
+        continue
+      value = resize(value, tuple(like.shape))
+      if value.shape != tuple(like.shape):
+        problems.append(f"{path} cannot be resized to {list(like.shape)}")
+        continue
+      resized.append(path)
+    else:
+      loaded.append(path)
+    found[path] = value.astype(like.dtype)
+  if problems:
+    more = f" ({len(problems) - 3} more)" if len(problems) > 3 else ""
+    raise CheckpointError(
+      f"the checkpoint does not fit the model: {'; '.join(problems[:3])}{more}."
+      " Give the model the checkpoint's sizes, see mico-jax inspect."
+    )
+  unused = tuple(path for path in have if path not in found)
+  report = LoadReport(tuple(loaded), tuple(resized), tuple(new), unused)
+  return manifest_lib.unflatten(found), report

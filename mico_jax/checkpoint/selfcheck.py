@@ -1,0 +1,94 @@
+"""The self-check: stored inputs with the outputs they must give.
+
+The arrays live in one .npz: `input/...` are raw samples as a user would hand
+them in (frames, waveforms, text), `output/...` what the model made of them in
+float32 on CPU. This module compares; `mico_jax.inference` computes.
+
+Limits. Between CPUs and library versions float32 results move by about 1e-6 of
+unit-norm embeddings; a changed LayerNorm epsilon, GELU form, normalisation or
+antialiasing moves them by 1e-4 and more on at least one of the inputs (the
+near-constant one for epsilon, the off-size one for resizing), see the fault
+tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+INPUT = "input/"
+OUTPUT = "output/"
+TOLERANCE = 2e-5  # absolute, on unit-norm embeddings and probabilities
+
+
+def inputs(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The raw inputs by name."""
+  return {
+    name.removeprefix(INPUT): value
+    for name, value in arrays.items()
+    if name.startswith(INPUT)
+  }
+
+
+def text_array(text: str) -> np.ndarray:
+  """A text as UTF-8 bytes in a uint8 array."""
+  return np.frombuffer(text.encode(), np.uint8)
+
+
+def array_text(array: np.ndarray) -> str:
+  """The inverse of `text_array`."""
+  return array.astype(np.uint8).tobytes().decode()
+
+
+def compare(
+  stored: Mapping[str, np.ndarray],
+  outputs: Mapping[str, np.ndarray],
+  *,
+  tolerance: float = TOLERANCE,
+) -> list[str]:
+  """Compares outputs with the stored ones.
+
+  Args:
+    stored: arrays of the checkpoint; only `output/` entries are compared.
+    outputs: the same names, computed now.
+    tolerance: largest absolute difference of floating outputs; integers
+      (token ids) must be equal.
+
+  Returns:
+    One line per output that differs, the largest difference first.
+  """
+  problems: list[tuple[float, str]] = []
+  for name, want in stored.items():
+    if not name.startswith(OUTPUT):
+      continue
+    label = name.removeprefix(OUTPUT)
+    if name not in outputs:
+      problems.append((np.inf, f"self-check: {label} could not be computed."))
+      continue
+    got = np.asarray(outputs[name])
+    if got.shape != want.shape:
+      problems.append(
+        (
+          np.inf,
+          f"self-check: {label} has shape {list(got.shape)}, stored "
+          f"{list(want.shape)}.",
+        )
+      )
+    elif want.dtype.kind in "iu":
+      if not np.array_equal(got, want):
+        problems.append(
+          (np.inf, f"self-check: {label} gives other token ids than stored.")
+        )
+    else:
+      worst = float(np.max(np.abs(got.astype("f8") - want.astype("f8"))))
+      if not worst <= tolerance:
+        problems.append(
+          (
+            worst,
+            f"self-check: {label} differs from the stored output by "
+            f"{worst:.2g} (limit {tolerance:.0e}).",
+          )
+        )
+  problems.sort(key=lambda pair: -pair[0])
+  return [text for _, text in problems]

@@ -1,0 +1,251 @@
+"""Computing a checkpoint's self-check: stored inputs through the whole way.
+
+For every modality three raw samples (an ordinary one, a near-constant one that
+shows a changed LayerNorm epsilon, and one of another size that shows changed
+resizing) pass decoding, preprocessing, encoder, heads, context, matching and
+captioning, in float32 at the highest matrix precision on CPU. All of it is one
+compiled function, so a check costs one compilation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mico_jax.checkpoint import selfcheck
+from mico_jax.config import Config
+from mico_jax.data.tokenizer import Tokenizer
+from mico_jax.inputs import Preparer
+from mico_jax.modalities import MODALITIES
+from mico_jax.models import build
+
+VARIANTS = ("example", "near_constant", "off_size")
+CAPTION_TOKENS = 3
+_PROMPT = "a red cube and a small ball"
+
+
+def _raw(sample: Any) -> np.ndarray:
+  """A decoded example as a raw array that `decode` takes back."""
+  if isinstance(sample, np.ndarray):
+    return sample
+  return np.asarray(sample.take(range(len(sample))))
+
+
+def _near_constant(array: np.ndarray) -> np.ndarray:
+  """The same sample with a hundredth of its contrast."""
+  mean = array.astype(np.float64).mean()
+  flat = mean + 0.01 * (array.astype(np.float64) - mean)
+  if array.dtype.kind in "iu":
+    flat = np.rint(flat)
+  return flat.astype(array.dtype)
+
+
+def make_inputs(preparer: Preparer) -> dict[str, np.ndarray]:
+  """Raw inputs of the self-check by name, "video/example" and so on."""
+  found = {"text": selfcheck.text_array(_PROMPT)}
+  for key in preparer.keys:
+    modality = MODALITIES[key]
+    if modality.kind != "knowledge":
+      continue
+    geometry = preparer.geometry(key)
+    other = dataclasses.replace(
+      geometry, size=geometry.size * 5 // 3 + 3, frames=geometry.frames + 1
+    )
+    example = _raw(modality.example(geometry, 1))
+    found[f"{key}/example"] = example
+    found[f"{key}/near_constant"] = _near_constant(example)
+    found[f"{key}/off_size"] = _raw(modality.example(other, 2))
+  return found
+
+
+@contextlib.contextmanager
+def on_cpu():
+  """Runs on the CPU backend where there is one."""
+  try:
+    device = jax.local_devices(backend="cpu")[0]
+  except RuntimeError:
+    yield False
+    return
+  with jax.default_device(device):
+    yield True
+
+
+class SelfCheck:
+  """The self-check of one config: makes it, and runs it again.
+
+  Call it with parameters to get the arrays to store (`Extras.self_check`).
+  """
+
+  def __init__(self, config: Config, tokenizer: Tokenizer):
+    self.preparer = Preparer(config, tokenizer)
+    self.model = build(
+      dataclasses.replace(
+        config.model,
+        dtype="float32",
+        matmul_precision="highest",
+        remat="none",
+        attention="xla",
+      )
+    )
+    self._heads = _heads(config, self.preparer.keys)
+    self._letters = _letters(config, self.preparer.keys)
+    self._outputs = jax.jit(self._compute)
+
+  def __call__(self, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Inputs and outputs for the given parameters, ready to store."""
+    inputs = make_inputs(self.preparer)
+    arrays = {f"{selfcheck.INPUT}{k}": v for k, v in inputs.items()}
+    return {**arrays, **self.outputs(params, inputs)}
+
+  def outputs(
+    self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray]
+  ) -> dict[str, np.ndarray]:
+    """Outputs for stored inputs, by name."""
+    with on_cpu():
+      host, ids = self._prepare(inputs)
+      params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), dict(params))
+      found = jax.device_get(self._outputs(params, host, ids))
+    outputs = {f"{selfcheck.OUTPUT}ids/text": ids[0]}
+    for name, value in found.items():
+      if name.startswith("embed/") and name != "embed/text":
+        for variant, row in zip(VARIANTS, value, strict=True):
+          outputs[f"{selfcheck.OUTPUT}{name}/{variant}"] = row
+      else:
+        outputs[f"{selfcheck.OUTPUT}{name}"] = value
+    return outputs
+
+  def problems(
+    self, params: Mapping[str, Any], stored: Mapping[str, np.ndarray]
+  ) -> list[str]:
+    """Runs the check again and compares; one line per difference."""
+    outputs = self.outputs(params, selfcheck.inputs(stored))
+    return selfcheck.compare(stored, outputs)
+
+  def _prepare(
+    self, inputs: Mapping[str, np.ndarray]
+  ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    host = {}
+    for key in self.preparer.keys:
+      if MODALITIES[key].kind == "knowledge":
+        host[key] = np.stack(
+          [
+            self.preparer.prepare_one(key, inputs[f"{key}/{variant}"])
+            for variant in VARIANTS
+          ]
+        )
+    ids = self.preparer.prepare_one(
+      "text", selfcheck.array_text(inputs["text"])
+    )
+    return host, np.repeat(ids[None], len(VARIANTS), axis=0)
+
+  def _encode(
+    self, params: Any, host: Mapping[str, jax.Array]
+  ) -> dict[str, jax.Array]:
+    """Tokens of every modality; those of patches in one pass of all frames."""
+    pixels = {
+      key: self.preparer.mode(key).to_pixels(
+        array, geometry=self.preparer.geometry(key), xp=jnp
+      )
+      for key, array in host.items()
+    }
+    patches = [k for k in pixels if MODALITIES[k].embedding == "patch"]
+    tokens = {
+      key: self.model.encode(params, key, x)
+      for key, x in pixels.items()
+      if key not in patches
+    }
+    if patches:
+      frames = [pixels[k].reshape(-1, 1, *pixels[k].shape[2:]) for k in patches]
+      encoded = self.model.encode(params, patches[0], jnp.concatenate(frames))
+      start = 0
+      for key, part in zip(patches, frames, strict=True):
+        rows = encoded[start : start + len(part)]
+        start += len(part)
+        tokens[key] = rows.reshape(*pixels[key].shape[:2], *rows.shape[2:])
+    return tokens
+
+  def _compute(
+    self, params: Any, host: Mapping[str, jax.Array], ids: jax.Array
+  ) -> dict[str, jax.Array]:
+    model = self.model
+    found, by_letter, pooled = {}, {}, {}
+    for key, x in self._encode(params, host).items():
+      letter = MODALITIES[key].letter
+      by_letter[letter] = x
+      pooled[letter] = model.pool(key, x)
+      found[f"embed/{key}"] = model.embed(params, letter, pooled)
+    for head in self._heads:
+      found[f"embed/{head}"] = model.embed(params, head, pooled)
+    hidden = model.text(params, ids[:1])
+    text = {"t": model.pool_text(hidden)}
+    found["embed/text"] = model.embed(params, "t", text)[0]
+    if not self._letters:
+      return found
+    context = model.project_context(
+      params, model.context(params, self._letters, by_letter)
+    )
+    fused = model.text(params, ids, context=context)
+    logits = model.matching_logits(params, fused)
+    found["matching"] = jax.nn.softmax(logits, axis=-1)[:, 1]
+    found["caption"] = self._caption(params, context, len(VARIANTS))
+    return found
+
+  def _caption(self, params: Any, context: Any, rows: int) -> jax.Array:
+    """The first tokens of greedy captions, by full passes without a cache."""
+    info = self.preparer.tokenizer.info
+    ids = jnp.full((rows, CAPTION_TOKENS + 1), info.mask, jnp.int32)
+    ids = ids.at[:, 0].set(info.cls)
+
+    def step(i: jax.Array, ids: jax.Array) -> jax.Array:
+      # A [MASK] at i is read; what stands behind it is not seen.
+      hidden = self.model.text(
+        params,
+        ids,
+        attention="causal",
+        mask=jnp.ones(ids.shape, bool),
+        context=context,
+      )
+      hidden = jax.lax.dynamic_index_in_dim(hidden, i, 1, keepdims=False)
+      best = jnp.argmax(self.model.lm_logits(params, hidden), axis=-1)
+      return ids.at[:, i].set(best.astype(jnp.int32))
+
+    return jax.lax.fori_loop(1, CAPTION_TOKENS + 1, step, ids)[:, 1:]
+
+
+def _heads(config: Config, keys: Sequence[str]) -> tuple[str, ...]:
+  """Joint heads whose letters are all knowledge modalities of the model."""
+  letters = {
+    MODALITIES[k].letter for k in keys if MODALITIES[k].kind == "knowledge"
+  }
+  return tuple(
+    head
+    for head in config.model.heads
+    if len(head) > 1 and set(head) <= letters
+  )
+
+
+def _letters(config: Config, keys: Sequence[str]) -> str:
+  """Letters of the context that matching and captioning are checked with."""
+  known = [
+    MODALITIES[k].letter for k in keys if MODALITIES[k].kind == "knowledge"
+  ]
+  for task in config.tasks.values():
+    for groups in task.objectives.values():
+      for group in groups:
+        letters = group.removeprefix("t")
+        if letters and set(letters) <= set(known):
+          return letters
+  return known[0] if known else ""
+
+
+def make_self_check(
+  config: Config, tokenizer: Tokenizer
+) -> Callable[[Mapping[str, Any]], dict[str, np.ndarray]]:
+  """The function that computes a checkpoint's self-check from parameters."""
+  return SelfCheck(config, tokenizer)
