@@ -8,7 +8,6 @@ is an error that names its sample. Nothing here calls JAX.
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import sys
 import threading
@@ -18,84 +17,41 @@ from dataclasses import dataclass
 from typing import Any
 
 import grain
-import numpy as np
 
 from mico_jax.config import Config, ConfigError
-from mico_jax.data.bad_samples import BadSamples, read_bad_samples
+from mico_jax.data.bad_samples import BadSamples
+from mico_jax.data.batches import batch_spec, empty_batch, fill_row
+from mico_jax.data.gallery import evaluation_batches
 from mico_jax.data.order import Order, Row
 from mico_jax.data.records import Record
 from mico_jax.data.samples import (
-  ArrayShape,
   TextSlots,
   check_inputs,
   groups_of,
-  input_shape,
   keys_of,
   load_inputs,
   load_texts,
 )
 from mico_jax.data.sources import Source, open_source, open_sources
 from mico_jax.data.tokenizer import Tokenizer
+from mico_jax.data.trace import TraceRow, sample_id, trace
 from mico_jax.modalities import DecodeError
+
+__all__ = [
+  "Pipeline",
+  "StalledDecoder",
+  "TraceRow",
+  "batch_spec",
+  "empty_batch",
+  "evaluation_batches",
+  "trace",
+]
 
 SUBSTITUTES = 20  # broken samples in a row until a row gives up
 
 
 class StalledDecoder(RuntimeError):
   """A sample took longer than `data.timeout`."""
-
-
-def batch_spec(
-  config: Config, task: str, *, batch_size: int = 0
-) -> dict[str, Any]:
-  """What a batch of a task holds: nested as the batch, leaves `ArrayShape`.
-
-  Args:
-    config: of the run.
-    task: its name.
-    batch_size: rows; 0: the task's global batch.
-  """
-  spec = config.tasks[task]
-  size = batch_size or spec.batch_size
-  slots = TextSlots.of(config, spec)
-  keys = keys_of(groups_of(spec))
-
-  def rows(shape: tuple[int, ...], dtype: str) -> ArrayShape:
-    return ArrayShape((size, *shape), dtype)
-
-  inputs = {key: input_shape(config, key) for key in keys}
-  out: dict[str, Any] = {
-    "row": rows((), "int32"),
-    "weight": rows((), "float32"),
-    "inputs": {k: rows(s.shape, s.dtype) for k, s in inputs.items()},
-    "present": {k: rows((), "bool") for k in keys},
-    "text": {g: rows((n,), "int32") for g, n in slots.groups.items()},
-  }
-  if slots.negatives:
-    out["negative_text"] = {
-      g: rows((slots.negatives, n), "int32") for g, n in slots.groups.items()
-    }
-  if slots.asking:
-    out["question"] = rows((slots.question,), "int32")
-    out["answer"] = rows((slots.answer,), "int32")
-  return out
-
-
-def empty_batch(spec: Mapping[str, Any], pad: int = 0) -> dict[str, Any]:
-  """Zero arrays (token ids: `pad`) of the shapes of `batch_spec`."""
-
-  def make(node: Any, name: str) -> Any:
-    if isinstance(node, ArrayShape):
-      fill = pad if name in _TEXTS else 0
-      return np.full(node.shape, fill, np.dtype(node.dtype))
-    return {
-      k: make(v, name if name in _TEXTS else k) for k, v in node.items()
-    }
-
-  return {k: make(v, k) for k, v in spec.items()}
-
-
-_TEXTS = ("text", "negative_text", "question", "answer", "subtitle")
 
 
 class _Guard:
@@ -198,7 +154,7 @@ class _BatchMaker:
     bad = []
     for i, row in enumerate(rows):
       sample, entry = self._row(step, row, keys, slots, guard)
-      _fill(batch, i, sample)
+      fill_row(batch, i, sample)
       batch["row"][i], batch["weight"][i] = row.row, 1.0
       if entry is not None:
         bad.append(entry)
@@ -251,18 +207,6 @@ class _BatchMaker:
     )
     texts = load_texts(record, slots, self._tokenizer, rng_key=rng_key)
     return {"inputs": inputs, **texts}
-
-
-def _fill(batch: dict[str, Any], i: int, sample: Mapping[str, Any]) -> None:
-  """Writes a sample into row `i`."""
-  for name, value in sample.items():
-    if isinstance(value, Mapping):
-      for key, array in value.items():
-        batch[name][key][i] = array
-        if name == "inputs":
-          batch["present"][key][i] = True
-    else:
-      batch[name][i] = value
 
 
 def _in_notebook() -> bool:
@@ -387,150 +331,4 @@ class Pipeline:
   def sample_ids(self, step: int) -> list[str]:
     """Ids of the global batch of a step, before any substitution."""
     _, rows = self.order.rows(step)
-    return [_sample_id(self._sources[r.source], r) for r in rows]
-
-
-def _sample_id(source: Source, row: Row) -> str:
-  try:
-    return source.record(row.index).id
-  except DecodeError:
-    return f"{row.source}[{row.index}]"
-
-
-@dataclass(frozen=True)
-class TraceRow:
-  """What one row of a step trained on.
-
-  Attributes:
-    row: index in the global batch.
-    source: name of the source.
-    epoch: of the source in this task.
-    index: number of the sample that was used, in its source.
-    id: of the sample the order asked for.
-    substituted: id of the sample used instead, "" if none.
-    reason: why.
-  """
-
-  row: int
-  source: str
-  epoch: int
-  index: int
-  id: str
-  substituted: str = ""
-  reason: str = ""
-
-
-def trace(
-  config: Config,
-  step: int,
-  workdir: str | pathlib.Path = "",
-  *,
-  sources: Mapping[str, Source] | None = None,
-) -> tuple[str, list[TraceRow]]:
-  """The task of a step and the samples of its global batch.
-
-  Args:
-    config: of the run (its sources pinned).
-    step: any step, past or future.
-    workdir: of the run, for the substitutes.
-    sources: the open sources of the config, if at hand.
-  """
-  sources = open_sources(config) if sources is None else sources
-  order = Order(config, {n: len(s) for n, s in sources.items()})
-  task, rows = order.rows(step)
-  entries = read_bad_samples(str(workdir)) if str(workdir) else []
-  bad = {e["row"]: e for e in entries if e["step"] == step}
-  out = []
-  for row in rows:
-    traced = TraceRow(
-      row.row, row.source, row.epoch, row.index,
-      _sample_id(sources[row.source], row),
-    )  # fmt: skip
-    if row.row in bad:
-      entry = bad[row.row]
-      traced = dataclasses.replace(
-        traced,
-        substituted=entry.get("substitute", ""),
-        index=entry.get("substitute_index", row.index),
-        reason=entry.get("reason", ""),
-      )
-    out.append(traced)
-  return task, out
-
-
-def evaluation_batches(
-  config: Config,
-  source_name: str,
-  *,
-  size: int = 0,
-  batch_size: int = 64,
-  keys: Sequence[str],
-  tokenizer: Tokenizer | None = None,
-  source: Source | None = None,
-  indices: Sequence[int] | None = None,
-  records: Sequence[Record] | None = None,
-) -> Iterator[tuple[dict[str, Any], list[Record | None]]]:
-  """Batches of row, weight, inputs and present, in order, without augmentation.
-
-  The last batch is padded to `batch_size` with weight 0. A broken sample keeps
-  its row with weight 0 and None for its record, so coverage can be reported.
-
-  Args:
-    config: of the run.
-    source_name: a data source.
-    size: samples; 0: all.
-    batch_size: rows of each batch.
-    keys: modalities to load.
-    tokenizer: needed for subtitles.
-    source: the open source, if at hand.
-    indices: samples instead of the first `size`.
-    records: records instead of a source's samples.
-  """
-  if records is None:
-    source = open_source(config, source_name) if source is None else source
-    if indices is None:
-      indices = range(min(size or len(source), len(source)))
-  total = len(records) if records is not None else len(indices or ())
-
-  def load(i: int) -> tuple[Record, dict[str, Any]] | None:
-    try:
-      if records is not None:
-        record = records[i]
-      else:
-        record = source.record(indices[i])
-      inputs = load_inputs(config, record, source_name, keys, tokenizer)
-    except DecodeError:
-      return None
-    return record, inputs
-
-  reading = grain.ReadOptions(
-    num_threads=config.data.num_threads, prefetch_buffer_size=2 * batch_size
-  )
-  # Grain drops elements that are None, hence the tuple.
-  samples = iter(
-    grain.MapDataset.range(total)
-    .map(lambda i: (load(int(i)),))
-    .to_iter_dataset(reading)
-  )
-  pad = tokenizer.info.pad if tokenizer is not None else 0
-  shapes = {key: input_shape(config, key) for key in keys}
-  for start in range(0, total, batch_size):
-    spec = {
-      "row": ArrayShape((batch_size,), "int32"),
-      "weight": ArrayShape((batch_size,), "float32"),
-      "inputs": {
-        k: ArrayShape((batch_size, *s.shape), s.dtype)
-        for k, s in shapes.items()
-      },
-      "present": {k: ArrayShape((batch_size,), "bool") for k in keys},
-    }
-    batch = empty_batch(spec, pad)
-    batch["row"][:] = np.arange(start, start + batch_size)
-    found: list[Record | None] = []
-    for i in range(min(batch_size, total - start)):
-      (loaded,) = next(samples)
-      found.append(None if loaded is None else loaded[0])
-      if loaded is not None:
-        batch["weight"][i] = 1.0
-        _fill(batch, i, {"inputs": loaded[1]})
-    yield batch, found
+    return [sample_id(self._sources[r.source], r) for r in rows]

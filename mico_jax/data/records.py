@@ -196,9 +196,9 @@ def matches(
 
   A record without a `split` field belongs to every split.
   """
-  if use_split and config.split and fields.get("split") is not None:
-    if fields["split"] != config.split:
-      return False
+  split = fields.get("split") if use_split and config.split else None
+  if split is not None and split != config.split:
+    return False
   for name, wanted in config.where.items():
     values = wanted if isinstance(wanted, (list, tuple)) else (wanted,)
     if fields.get(name) not in values:

@@ -126,7 +126,9 @@ class FileReader:
     if isinstance(reference, (list, tuple)):
       return [self.read(item) for item in reference]
     if not isinstance(reference, str) or not reference:
-      raise DecodeError(f"expected a path or a list of them, got {reference!r}.")
+      raise DecodeError(
+        f"expected a path or a list of them, got {reference!r}."
+      )
     if match := _TAR.fullmatch(reference):
       tar, member = self.tar(match["file"]), match["member"]
       if member not in tar.members:

@@ -189,7 +189,9 @@ class TextSlots:
     table = config.data.tokenizer
     asking = tuple(task.objectives.get(QUESTIONS, ()))
     return cls(
-      groups={g: language.max_length(table, tuple(k)) for g, k in kinds.items()},
+      groups={
+        g: language.max_length(table, tuple(k)) for g, k in kinds.items()
+      },
       kinds=kinds,
       negatives=config.data.num_negatives,
       question=language.max_length(table, ("question",)) if asking else 0,

@@ -27,9 +27,14 @@ _TEXT = 380  # pixels of the caption column
 _HEAD = 18
 # A perceptual dark-to-bright ramp (violet, teal, yellow) for scalar maps.
 _RAMP = np.array(
-  [(0.07, 0.03, 0.2), (0.25, 0.2, 0.5), (0.13, 0.5, 0.55), (0.4, 0.78, 0.4),
-   (0.98, 0.9, 0.2)],
-)  # fmt: skip
+  [
+    (0.07, 0.03, 0.2),
+    (0.25, 0.2, 0.5),
+    (0.13, 0.5, 0.55),
+    (0.4, 0.78, 0.4),
+    (0.98, 0.9, 0.2),
+  ],
+)
 
 
 def colour_map(x: np.ndarray) -> UInt8[np.ndarray, "Y X 3"]:
@@ -64,7 +69,7 @@ def _captions(record: Record, width: int) -> list[str]:
   if record.questions:
     question, answer, _ = record.questions[0]
     lines += textwrap.wrap(f"Q: {question} A: {answer}", width)
-  if "omni" in record.negatives and record.negatives["omni"]:
+  if record.negatives.get("omni"):
     text = f"false: {record.negatives['omni'][0]}"
     lines += textwrap.wrap(text, width, subsequent_indent="  ")
   return lines
@@ -102,7 +107,9 @@ def draw_records(
     for i, (name, array) in enumerate(tiles):
       x = GAP + i * (CELL + GAP)
       draw.text((x, y), name, fill="black")
-      tile = Image.fromarray(array).resize((CELL, CELL), Image.Resampling.NEAREST)
+      tile = Image.fromarray(array).resize(
+        (CELL, CELL), Image.Resampling.NEAREST
+      )
       sheet.paste(tile, (x, y + _HEAD))
     x = GAP + columns * (CELL + GAP)
     text = "\n".join(lines).encode("latin-1", "replace").decode("latin-1")

@@ -116,8 +116,8 @@ class ManifestSource:
       line = self._data[start:end].decode("utf-8")
     except UnicodeDecodeError as error:
       raise DecodeError(
-        f"{self._config.path}, line {number}: text is not UTF-8: {error.reason} "
-        f"at byte {error.start}."
+        f"{self._config.path}, line {number}: text is not UTF-8: "
+        f"{error.reason} at byte {error.start}."
       ) from error
     return self._parse(line, number)
 

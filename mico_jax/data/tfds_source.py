@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mico_jax.config import ConfigError, SourceConfig
-from mico_jax.data.records import Record, make_record, matches
+from mico_jax.data.records import Record, make_record, matches, media_fields
 from mico_jax.data.remote import Storage
 
 
@@ -33,13 +33,14 @@ class TfdsSource:
 
     try:
       builder = tfds.builder_from_directory(config.path)
-      self._data = builder.as_data_source(split=config.split)
+      data: Any = builder.as_data_source(split=config.split)
     except Exception as error:
       text = " ".join(str(error).split())[:200]
       raise ConfigError(
         f"data.sources.{name}: {config.path!r} is no TFDS folder with a split "
         f"{config.split!r} in array_record format: {text}"
       ) from error
+    self._data = data
     self._features = dict(builder.info.features.items())
     self._config = config
     counts = {s: i.num_examples for s, i in builder.info.splits.items()}
@@ -66,14 +67,13 @@ class TfdsSource:
       index = self._kept[index]
     example = self._data[int(index)]
     media = {}
-    from mico_jax.data.records import media_fields
-
     for key, name in media_fields(self._config).items():
       if name in example:
         media[key] = _media(key, example[name], self._features[name])
     fields = _plain(example)
-    return make_record(f"{self._config.split}-{index}", fields, media,
-                       self._config)  # fmt: skip
+    return make_record(
+      f"{self._config.split}-{index}", fields, media, self._config
+    )
 
 
 def _media(key: str, value: Any, feature: Any) -> Callable[[], Any]:

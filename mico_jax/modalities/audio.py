@@ -114,8 +114,13 @@ AUDIO = Modality(
   modes=modes(
     Mode("plain", _plain, _to_pixels, "", "log-mel slices"),
     Mode("mico", _mico, _to_pixels, "", "released padding: an extra slice"),
-    Mode("spec_augment", _augment, _to_pixels, "plain",
-         "shift, gain, time and frequency masks"),
+    Mode(
+      "spec_augment",
+      _augment,
+      _to_pixels,
+      "plain",
+      "shift, gain, time and frequency masks",
+    ),
   ),
   default_mode="plain",
   example=example_audio,
@@ -123,4 +128,4 @@ AUDIO = Modality(
   extensions=(".flac", ".wav", ".ogg", ".mp3", ".opus"),
   default_input=InputConfig(frames=1),
   notes="rows are time, columns mel bins; any rate is resampled",
-)  # fmt: skip
+)

@@ -11,8 +11,15 @@ from mico_jax.modalities.base import ArraySpec, DecodeError, Geometry, Modality
 from mico_jax.modalities.base import Mode as _Mode
 from mico_jax.modalities.media import open_image
 from mico_jax.modalities.spatial import (
-  ArrayClip, Clip, Place, crop_flip, modes, place_clip, resize_nearest, squash,
-)  # fmt: skip
+  ArrayClip,
+  Clip,
+  Place,
+  crop_flip,
+  modes,
+  place_clip,
+  resize_nearest,
+  squash,
+)
 
 FAR = 100.0  # metres; readings beyond are clipped
 UNITS = ("metre", "millimetre", "relative")
@@ -31,7 +38,8 @@ def _read(raw: Any, geometry: Geometry) -> np.ndarray:
   with open_image(raw, geometry) as image:
     if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
       raise DecodeError(
-        f"depth must be one channel (8 or 16-bit PNG, .npy), got {image.mode!r}."
+        "depth must be one channel (8 or 16-bit PNG, .npy), got "
+        f"{image.mode!r}."
       )
     return np.asarray(image)
 
@@ -107,7 +115,9 @@ DEPTH = Modality(
     _mode("metric", squash, relative=False, about="log(1 + m), up to 100 m"),
     _mode("relative", squash, relative=True, about="0..1 to -1..1"),
     _mode("metric_crop_flip", crop_flip, relative=False, about="and crop_flip"),
-    _mode("relative_crop_flip", crop_flip, relative=True, about="and crop_flip"),
+    _mode(
+      "relative_crop_flip", crop_flip, relative=True, about="and crop_flip"
+    ),
   ),
   default_mode="metric",
   example=example_depth,

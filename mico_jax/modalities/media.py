@@ -43,7 +43,7 @@ def open_image(data: bytes, geometry: Geometry) -> Iterator[Image.Image]:
       if pixels > geometry.max_pixels:
         raise DecodeError(
           f"image of {image.width} x {image.height} pixels exceeds "
-          f"data.max_pixels={geometry.max_pixels}; shrink it or raise the limit."
+          f"data.max_pixels={geometry.max_pixels}; shrink it or raise that."
         )
       large = pixels > LARGE
       with _large_lock if large else contextlib.nullcontext():

@@ -7,8 +7,13 @@ import numpy as np
 from mico_jax.modalities.base import ArraySpec, Modality
 from mico_jax.modalities.media import decode_frames, example_frames
 from mico_jax.modalities.spatial import (
-  HALF, crop_flip, frame_mode, modes, resize_smooth, squash,
-)  # fmt: skip
+  HALF,
+  crop_flip,
+  frame_mode,
+  modes,
+  resize_smooth,
+  squash,
+)
 
 
 def mirror(frames: np.ndarray) -> np.ndarray:
@@ -26,10 +31,16 @@ NORMAL = Modality(
   decode=decode_frames,
   modes=modes(
     frame_mode("plain", squash, resize_smooth, HALF, description="squash"),
-    frame_mode("crop_flip", crop_flip, resize_smooth, HALF, on_flip=mirror,
-               description="crop and flip; x changes sign with the flip"),
+    frame_mode(
+      "crop_flip",
+      crop_flip,
+      resize_smooth,
+      HALF,
+      on_flip=mirror,
+      description="crop and flip; x changes sign with the flip",
+    ),
   ),
   default_mode="plain",
   example=example_frames,
   context_type="normal",
-)  # fmt: skip
+)

@@ -52,9 +52,7 @@ def read_sound(data: bytes, config: AudioConfig) -> tuple[np.ndarray, int]:
     raise DecodeError(f"not a readable sound file: {text}") from error
 
 
-def decode_audio(
-  raw: Any, geometry: Geometry
-) -> Float[np.ndarray, " N"]:
+def decode_audio(raw: Any, geometry: Geometry) -> Float[np.ndarray, " N"]:
   """A file, an array at the configured rate, or (array, rate), as a waveform.
 
   Returns:
@@ -153,7 +151,6 @@ def mel_filters(
   bins: int, fft_size: int, rate: int
 ) -> Float[np.ndarray, "frequency bins"]:
   """Triangular mel filters [fft_size / 2 + 1, bins]; Nyquist has weight 0."""
-
   # Edges in float64, the rest in float32, as torchaudio: with many bins the
   # filters are narrow and feel the rounding.
   one = np.float32(1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
@@ -29,6 +29,7 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # maps 0..1 to -1..1
 Stats = tuple[tuple[float, ...], tuple[float, ...]]
 
 
+@runtime_checkable
 class Clip(Protocol):
   """Decoded frames, possibly still compressed: `take` decodes what it needs."""
 
@@ -224,7 +225,9 @@ def place_clip(
   """
   draws = None if rng is None else rng.random(NUM_DRAWS)
   indices = sample_frames(len(clip), geometry.frames, rng)
-  frames, flipped = place(clip.take(indices), geometry.size, resize, draws)
+  frames, flipped = place(
+    clip.take(indices.tolist()), geometry.size, resize, draws
+  )
   return np.ascontiguousarray(frames), flipped
 
 
@@ -277,16 +280,47 @@ def modes(*items: Mode) -> dict[str, Mode]:
 
 
 VISUAL_MODES = modes(
-  frame_mode("plain", squash, resize_smooth, HALF,
-             description="squash, antialiased; -1..1"),
-  frame_mode("shift", shift, resize_smooth, HALF, eval_mode="plain",
-             description="plain after a small shift and zoom; no flip"),
-  frame_mode("mico_demo", squash, resize_released, IMAGENET,
-             description="the released demo: squash, no antialias; ImageNet"),
-  frame_mode("mico_train", squash, resize_released, CLIP,
-             description="the released training: squash, no antialias; CLIP"),
-  frame_mode("crop_flip", crop_flip, resize_released, CLIP,
-             description="crop of 80-100% and flip; eval: centre crop; CLIP"),
-  frame_mode("crop_flip_smooth", crop_flip, resize_smooth, HALF,
-             description="crop_flip, antialiased; -1..1"),
-)  # fmt: skip
+  frame_mode(
+    "plain",
+    squash,
+    resize_smooth,
+    HALF,
+    description="squash, antialiased; -1..1",
+  ),
+  frame_mode(
+    "shift",
+    shift,
+    resize_smooth,
+    HALF,
+    eval_mode="plain",
+    description="plain after a small shift and zoom; no flip",
+  ),
+  frame_mode(
+    "mico_demo",
+    squash,
+    resize_released,
+    IMAGENET,
+    description="the released demo: squash, no antialias; ImageNet",
+  ),
+  frame_mode(
+    "mico_train",
+    squash,
+    resize_released,
+    CLIP,
+    description="the released training: squash, no antialias; CLIP",
+  ),
+  frame_mode(
+    "crop_flip",
+    crop_flip,
+    resize_released,
+    CLIP,
+    description="crop of 80-100% and flip; eval: centre crop; CLIP",
+  ),
+  frame_mode(
+    "crop_flip_smooth",
+    crop_flip,
+    resize_smooth,
+    HALF,
+    description="crop_flip, antialiased; -1..1",
+  ),
+)
