@@ -24,10 +24,22 @@ from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.inputs import Preparer
 from mico_jax.modalities import MODALITIES
 from mico_jax.models import build
+from mico_jax.train import lora
 
 VARIANTS = ("example", "near_constant", "off_size")
 CAPTION_TOKENS = 3
 _PROMPT = "a red cube and a small ball"
+
+
+def model_params(params: Mapping[str, Any], config: Config) -> dict[str, Any]:
+  """A run's parameters as the model takes them: deltas merged, rest dropped.
+
+  Args:
+    params: as trained; may hold low-rank deltas and objectives' own.
+    config: of the run, for the scale of the deltas.
+  """
+  merged = lora.merge(params, alpha=config.optimizer.lora_alpha)
+  return {k: v for k, v in merged.items() if k != "objective"}
 
 
 def _raw(sample: Any) -> np.ndarray:
@@ -109,7 +121,8 @@ class SelfCheck:
     """Outputs for stored inputs, by name."""
     with on_cpu():
       host, ids = self._prepare(inputs)
-      params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), dict(params))
+      params = model_params(params, self.preparer.config)
+      params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
       found = jax.device_get(self._outputs(params, host, ids))
     outputs = {f"{selfcheck.OUTPUT}ids/text": ids[0]}
     for name, value in found.items():

@@ -1,0 +1,465 @@
+"""Using a checkpoint: load it, embed, match, caption, score.
+
+    model = mico_jax.load("runs/demo")
+    z = model.embed(image=["a.jpg"], audio=["b.flac"], text=["a dog barks"])
+
+Inputs run in batches of a few fixed sizes (powers of two up to `batch_size`),
+so repeated calls compile nothing new.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+
+from mico_jax import inputs as inputs_lib
+from mico_jax.checkpoint import manifest as manifest_lib
+from mico_jax.checkpoint import restore
+from mico_jax.checkpoint.manifest import CheckpointError
+from mico_jax.config import Config
+from mico_jax.data.tokenizer import Tokenizer, tokenizer_from_files
+from mico_jax.evaluation.generate import generate
+from mico_jax.inputs import Preparer
+from mico_jax.modalities import MODALITIES, by_letter, file_spec
+from mico_jax.models import build
+from mico_jax.verification import SelfCheck, model_params, on_cpu
+
+
+@dataclass(frozen=True)
+class Scores:
+  """Files against texts.
+
+  Attributes:
+    files: names, one per row.
+    texts: one per column.
+    similarity: cosine of the embeddings, in [-1, 1].
+    matching: probability that text and file belong together, in [0, 1].
+  """
+
+  files: tuple[str, ...]
+  texts: tuple[str, ...]
+  similarity: Float[np.ndarray, "F Q"]
+  matching: Float[np.ndarray, "F Q"]
+
+
+class OmniModel:
+  """A model with its tokenizer and preprocessing, ready to use.
+
+  Inputs are lists: paths, bytes or raw arrays of a modality (`image`, `video`,
+  `audio`, `depth`, `normal`), or strings (`text`, `subtitle`). A depth file
+  says its unit: "mm:d.png", "m:d.npy", "relative:d.png".
+
+  Attributes:
+    config: of the run that made the checkpoint.
+    step: of that run.
+    params: parameters on the default device.
+    notes: what was skipped or tolerated while loading, one line each.
+  """
+
+  def __init__(
+    self,
+    config: Config,
+    params: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    *,
+    step: int = 0,
+    batch_size: int = 32,
+    notes: Sequence[str] = (),
+  ):
+    """Wraps parameters; `mico_jax.load` makes one from a checkpoint.
+
+    Args:
+      config: of the model and its preprocessing.
+      params: nested dict; low-rank deltas are merged.
+      tokenizer: of the checkpoint.
+      step: of the run.
+      batch_size: largest number of inputs per compiled call.
+      notes: see the class.
+    """
+    self.config = config
+    self.step = step
+    self.tokenizer = tokenizer
+    self.notes = tuple(notes)
+    self.batch_size = batch_size
+    self.preparer = Preparer(config, tokenizer)
+    self.model = build(dataclasses.replace(config.model, remat="none"))
+    merged = model_params(params, config)
+    self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), merged)
+    self._embed = jax.jit(self._embed_batch, static_argnums=2)
+    self._context = jax.jit(self._context_batch, static_argnums=2)
+    self._match = jax.jit(self._match_batch)
+    self._caption = functools.lru_cache(8)(self._make_caption)
+
+  @property
+  def modalities(self) -> tuple[str, ...]:
+    """Keys of the modalities this checkpoint takes."""
+    return self.preparer.keys
+
+  @property
+  def embed_dim(self) -> int:
+    """Size of the joint space."""
+    return self.config.model.embed_dim
+
+  # -------------------------------------------------------------- compiled
+  def _features(
+    self, params: Any, arrays: Mapping[str, jax.Array]
+  ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Tokens, pooled features and masks of each letter."""
+    tokens, pooled, masks = {}, {}, {}
+    for key, array in arrays.items():
+      letter = MODALITIES[key].letter
+      if MODALITIES[key].kind == "interface":
+        tokens[letter] = self.model.text(params, array)
+        pooled[letter] = self.model.pool_text(tokens[letter])
+        masks[letter] = array != self.tokenizer.info.pad
+      else:
+        pixels = self.preparer.mode(key).to_pixels(
+          array, geometry=self.preparer.geometry(key), xp=jnp
+        )
+        tokens[letter] = self.model.encode(params, key, pixels)
+        pooled[letter] = self.model.pool(key, tokens[letter])
+    if "v" not in tokens and "i" in tokens:  # An image is a one-frame video.
+      tokens["v"], pooled["v"] = tokens["i"], pooled["i"]
+    return tokens, pooled, masks
+
+  def _embed_batch(
+    self, params: Any, arrays: Mapping[str, jax.Array], letters: str
+  ) -> jax.Array:
+    _, pooled, _ = self._features(params, arrays)
+    return self.model.embed(params, letters, pooled)
+
+  def _context_batch(
+    self, params: Any, arrays: Mapping[str, jax.Array], letters: str
+  ) -> Any:
+    tokens, _, masks = self._features(params, arrays)
+    context = self.model.context(params, letters, tokens, masks=masks)
+    return self.model.project_context(params, context)
+
+  def _match_batch(
+    self, params: Any, ids: jax.Array, context: Any
+  ) -> jax.Array:
+    hidden = self.model.text(params, ids, context=context)
+    logits = self.model.matching_logits(params, hidden)
+    return jax.nn.softmax(logits, axis=-1)[:, 1]
+
+  def _make_caption(self, max_new_tokens: int, num_beams: int) -> Any:
+    return jax.jit(
+      lambda params, context: generate(
+        self.model,
+        params,
+        context,
+        tokens=self.tokenizer.info,
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+      ).sequences[:, 0]
+    )
+
+  # --------------------------------------------------------------- batching
+  def _batches(
+    self, arrays: Mapping[str, np.ndarray]
+  ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """Slices of fixed sizes, the last padded; with the number of real rows."""
+    count = len(next(iter(arrays.values())))
+    size = min(self.batch_size, 1 << max(count - 1, 0).bit_length())
+    for start in range(0, count, size):
+      batch = {k: v[start : start + size] for k, v in arrays.items()}
+      real = min(size, count - start)
+      yield {k: pad_rows(v, size) for k, v in batch.items()}, real
+
+  def _prepare(
+    self, given: Mapping[str, Sequence[Any]]
+  ) -> dict[str, np.ndarray]:
+    """Host arrays of aligned lists; the first broken input is an error."""
+    arrays = {}
+    for key, values in given.items():
+      array, _, errors = self.preparer.prepare(key, values)
+      if errors:
+        raise errors[0]
+      arrays[key] = array
+    return arrays
+
+  def _chunks(
+    self, given: Mapping[str, Sequence[Any]]
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Prepared arrays of a few batches at a time: memory stays bounded."""
+    count = inputs_lib.lengths_of(given)
+    for start in range(0, count, self.batch_size):
+      yield self._prepare(
+        {k: v[start : start + self.batch_size] for k, v in given.items()}
+      )
+
+  def embed_arrays(
+    self, arrays: Mapping[str, np.ndarray], letters: str
+  ) -> Float[np.ndarray, "N E"]:
+    """Embeddings of prepared inputs (see `Preparer`), for pipelines.
+
+    Args:
+      arrays: {modality: stacked rows}.
+      letters: of the head: one letter, or those of a joint head.
+    """
+    return np.concatenate(
+      [
+        np.asarray(self._embed(self.params, batch, letters))[:real]
+        for batch, real in self._batches(arrays)
+      ]
+    )
+
+  # ------------------------------------------------------------- public use
+  def embed(
+    self, *, groups: str | Sequence[str] = (), **inputs: Sequence[Any]
+  ) -> dict[str, Float[np.ndarray, "N E"]]:
+    """Unit-norm embeddings in the joint space.
+
+    Args:
+      groups: joint heads to use, such as "va": aligned lists of those
+        modalities give one embedding per row. None: each modality alone.
+      **inputs: lists by modality.
+
+    Returns:
+      {modality or group: embeddings}.
+
+    Raises:
+      ValueError: for a modality or head that the checkpoint lacks.
+      DecodeError: for an input that cannot be read.
+    """
+    if not inputs:
+      raise ValueError("nothing to embed; give e.g. image=['photo.jpg'].")
+    found = {}
+    if not groups:
+      for key, values in inputs.items():
+        letter = self.preparer.check_key(key).letter
+        rows = [
+          self.embed_arrays(arrays, letter)
+          for arrays in self._chunks({key: values})
+        ]
+        found[key] = np.concatenate(rows) if rows else self._no_rows()
+      return found
+    for group in [groups] if isinstance(groups, str) else groups:
+      self.model.head(group)  # Raises for an unknown one.
+      given = {self._key_of(letter, inputs): () for letter in group}
+      given = {key: inputs[key] for key in given}
+      rows = [self.embed_arrays(a, group) for a in self._chunks(given)]
+      found[group] = np.concatenate(rows) if rows else self._no_rows()
+    return found
+
+  def _no_rows(self) -> np.ndarray:
+    return np.zeros((0, self.embed_dim), np.float32)
+
+  def _key_of(self, letter: str, inputs: Mapping[str, Any]) -> str:
+    """The given modality that plays a letter; an image may play a video."""
+    key = by_letter(letter).key
+    if key not in inputs and letter == "v" and "image" in inputs:
+      return "image"
+    if key not in inputs:
+      raise ValueError(
+        f"letter {letter!r} needs {key}=[...]; given: {', '.join(inputs)}."
+      )
+    return key
+
+  def _letters(self, inputs: Mapping[str, Any]) -> str:
+    """Context letters of the given modalities, in the table's order."""
+    for key in inputs:
+      if self.preparer.check_key(key).letter == "t":
+        raise ValueError("text=[...] cannot be its own context.")
+    return context_order(
+      [MODALITIES[key].letter for key in inputs], self.config
+    )
+
+  def match(
+    self, *, text: Sequence[str], **inputs: Sequence[Any]
+  ) -> Float[np.ndarray, " N"]:
+    """Probability that text i belongs to the inputs i, in [0, 1].
+
+    Args:
+      text: one per row.
+      **inputs: aligned lists; several modalities form one context.
+    """
+    letters = self._letters(inputs)
+    inputs_lib.lengths_of({"text": text, **inputs})
+    rows = [np.zeros((0,), np.float32)]
+    for arrays in self._chunks({"text": text, **inputs}):
+      for batch, real in self._batches(arrays):
+        ids = batch.pop("text")
+        context = self._context(self.params, batch, letters)
+        rows.append(np.asarray(self._match(self.params, ids, context))[:real])
+    return np.concatenate(rows)
+
+  def caption(
+    self,
+    *,
+    max_new_tokens: int = 30,
+    num_beams: int = 1,
+    **inputs: Sequence[Any],
+  ) -> list[str]:
+    """Writes a caption for each row.
+
+    Args:
+      max_new_tokens: most tokens of a caption.
+      num_beams: 1 is greedy.
+      **inputs: aligned lists; several modalities form one context.
+    """
+    letters = self._letters(inputs)
+    room = self.config.model.text.max_positions - 1
+    write = self._caption(min(max_new_tokens, room), num_beams)
+    texts = []
+    for arrays in self._chunks(inputs):
+      for batch, real in self._batches(arrays):
+        context = self._context(self.params, batch, letters)
+        ids = np.asarray(write(self.params, context))[:real]
+        texts += [self.tokenizer.decode(row) for row in ids]
+    return texts
+
+  def score(self, texts: Sequence[str], files: Sequence[Any]) -> Scores:
+    """Every text against every file.
+
+    Args:
+      texts: at least one.
+      files: paths; the type follows the extension, or "depth:mm:FILE",
+        "normal:FILE" say it.
+    """
+    if not texts or not files:
+      raise ValueError("score needs at least one text and one file.")
+    specs = [file_spec(str(f)) for f in files]
+    queries = self.embed(text=texts)["text"]
+    ids = self._prepare({"text": texts})["text"]
+    similarity = np.zeros((len(files), len(texts)), np.float32)
+    matching = np.zeros_like(similarity)
+    for key in dict.fromkeys(spec.key for spec in specs):
+      rows = [i for i, spec in enumerate(specs) if spec.key == key]
+      items = [
+        inputs_lib.Item(specs[i].path, specs[i].depth_unit, str(files[i]))
+        for i in rows
+      ]
+      letter = self.preparer.check_key(key).letter
+      for start in range(0, len(rows), self.batch_size):
+        chosen = rows[start : start + self.batch_size]
+        arrays = self._prepare({key: items[start : start + self.batch_size]})
+        similarity[chosen] = self.embed_arrays(arrays, letter) @ queries.T
+        for batch, real in self._batches(arrays):
+          context = self._context(self.params, batch, letter)
+          size = len(batch[key])
+          for j, row in enumerate(ids):
+            repeated = np.repeat(row[None], size, axis=0)
+            values = self._match(self.params, repeated, context)
+            matching[chosen, j] = np.asarray(values)[:real]
+    names = tuple(str(f) for f in files)
+    return Scores(names, tuple(texts), similarity, matching)
+
+
+def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
+  """Repeats the last row until there are `size`."""
+  missing = size - len(array)
+  if missing <= 0:
+    return array
+  return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+
+
+def context_order(letters: Sequence[str], config: Config) -> str:
+  """Letters in the order the model was trained with, else the table's.
+
+  A context concatenates its modalities, so their order matters to position
+  tables only; heads and trained groups fix it where they name the same set.
+  """
+  wanted = frozenset(letters)
+  groups = [
+    group.removeprefix("t")
+    for task in config.tasks.values()
+    for named in task.objectives.values()
+    for group in named
+  ]
+  for group in (*groups, *config.model.heads):
+    if frozenset(group) == wanted:
+      return group
+  order = [m.letter for m in MODALITIES.values()]
+  return "".join(sorted(wanted, key=order.index))
+
+
+def load(
+  path: epath.PathLike,
+  *,
+  check: restore.Check = "full",
+  strict: bool = True,
+  ema: bool = True,
+  batch_size: int = 32,
+) -> OmniModel:
+  """Loads a checkpoint for use; needs no mesh and no target tree.
+
+  Args:
+    path: a workdir (its newest checkpoint that verifies) or a step folder.
+    check: "full": content hashes and the self-check's outputs; "fast": hashes
+      only; "off": neither.
+    strict: false turns mismatches into warnings.
+    ema: use the averaged weights if there are any.
+    batch_size: largest number of inputs per compiled call.
+
+  Raises:
+    CheckpointError: if a file is missing, altered or cut short, or if the
+      model's outputs differ from the stored ones.
+  """
+  checkpoint = restore.open_checkpoint(
+    path, check=check, strict=strict, ema=ema
+  )
+  notes = list(checkpoint.warnings)
+  files = checkpoint.tokenizer_files()
+  try:
+    tokenizer = tokenizer_from_files(files)
+  except ValueError as e:
+    raise CheckpointError(f"{checkpoint.folder}: {e}") from e
+  if check == "full":
+    problems, drift = verify(checkpoint, tokenizer)
+    if problems and strict and not drift:
+      raise CheckpointError(
+        f"{checkpoint.folder}: {manifest_lib.summarise(problems)} The code or "
+        "its settings changed what the parameters compute; strict=False loads "
+        "it all the same."
+      )
+    notes += problems
+  for note in notes:
+    warnings.warn(f"{path}: {note}", UserWarning, stacklevel=2)
+  return OmniModel(
+    checkpoint.config,
+    checkpoint.params,
+    tokenizer,
+    step=checkpoint.step,
+    batch_size=batch_size,
+    notes=notes,
+  )
+
+
+def verify(
+  checkpoint: restore.Checkpoint, tokenizer: Tokenizer
+) -> tuple[list[str], bool]:
+  """Runs the self-check of a checkpoint.
+
+  Returns:
+    One line per problem, and whether they may be mere numeric drift because
+    no CPU backend was there to run it on.
+  """
+  problems = []
+  config = checkpoint.config
+  preprocessing = Preparer(config, tokenizer).describe()
+  for line in manifest_lib.differences(
+    checkpoint.manifest["preprocessing"], preprocessing
+  ):
+    problems.append(f"preprocessing.{line}.")
+  stored = checkpoint.self_check()
+  wanted = checkpoint.manifest["self_check_of"]
+  if stored is None or wanted != checkpoint.source:
+    return problems, False
+  try:
+    check = SelfCheck(config, tokenizer)
+    problems += check.problems(checkpoint.params, stored)
+  except (KeyError, TypeError, ValueError) as e:
+    problems.append(f"self-check cannot run: {str(e).splitlines()[0][:200]}.")
+  with on_cpu() as exact:
+    return problems, not exact
