@@ -321,6 +321,15 @@ class EvaluationConfig:
   groups: tuple[str, ...] = ()
   rerank: int = 0  # top-k re-ranked with the matching head
   captions: int = 0  # samples captioned and scored with CIDEr
+  questions: int = 0  # samples asked one question each
+  hard: int = 0  # OmniWorld: galleries of eight nearly equal scenes
+  texts_per_item: int = 1  # captions of a sample used as queries; 0: all
+  # Retrieval between samples, right when their labels agree: "a:i".
+  item_pairs: tuple[str, ...] = ()
+  label: str = ""  # record field with the class of a sample
+  classes: str = ""  # file with one class name per line, in order of the label
+  prompts: str = ""  # file with one template per line, "{}" for the class
+  probe_source: str = ""  # data source a linear probe is trained on; "": none
   bootstrap: int = 1000  # resamples of the 95% interval
 
 
