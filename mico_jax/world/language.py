@@ -115,7 +115,7 @@ def caption(scene: Scene, kind: str, phrasing: int = 0) -> str:
 
 def _identified(scene: Scene) -> list[tuple[str, str, int, frozenset[str]]]:
   """Names that fit one solid only: noun, naming fact, index, letters needed."""
-  out = []
+  out: list[tuple[str, str, int, frozenset[str]]] = []
   for fact, letters, noun in (
     ("shape", "", "{}"),
     ("colour", "v", "{} solid"),
@@ -134,7 +134,7 @@ def questions(scene: Scene) -> list[tuple[str, str, frozenset[str]]]:
   Returns:
     (question, answer, letters of modalities that together suffice).
   """
-  out = [
+  out: list[tuple[str, str, frozenset[str]]] = [
     (
       "how many solids are there?",
       _COUNT[len(scene.solids) - 1],
@@ -224,7 +224,7 @@ def vocabulary() -> list[str]:
   sample = Solid("cube", "red", "small", "metal", "left", "still")
   scenes = []
   for value in facts.MATERIALS:
-    solid = Solid("cube", "red", "large", value, "right", "still")
+    solid = Solid("cone", "blue", "large", value, "right", "still")
     scenes.append(Scene((sample, solid), "once", "room", "anna", ()))
   for text in (
     *(caption(s, k, p) for s in scenes for k in facts.STATED for p in range(3)),

@@ -40,7 +40,7 @@ RGB = {
   "purple": (160, 40, 205),
   "white": (250, 250, 250),
 }
-RADIUS = {"small": 0.30, "large": 0.52}  # scene units
+RADIUS = {"small": 0.34, "large": 0.53}  # scene units
 PLACE_X = dict(zip(PLACES, (-1.1, 0.0, 1.1), strict=True))
 # Scene units from the middle to the last frame.
 MOTION_STEP = {
