@@ -6,8 +6,8 @@ weights are transposed, the patch convolution is flattened, queries, keys and
 values are packed, layers are stacked. Gradients have the same form.
 
 The released model serves normals through the depth path and has no parameters
-for them, nor for the paper's options that are off by default; a config with such
-parameters cannot be written in its form.
+for them, nor for the paper's options that are off by default; a config with
+such parameters cannot be written in its form.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ def from_released(
     node = tree
     for key in entry.path[:-1]:
       node = node.setdefault(key, {})
-    node[entry.path[-1]] = np.ascontiguousarray(value, np.float32)
+    node[entry.path[-1]] = np.asarray(value, np.float32, order="C")
   extra = [n for n in tensors if not any(re.search(p, n) for p in IGNORED)]
   extra = [] if parts is not None else extra
   if missing or extra:
@@ -303,7 +303,7 @@ def to_released(
           piece = piece.reshape(patch, patch, -1, piece.shape[-1])
           piece = piece.transpose(3, 2, 0, 1)
         piece = piece.reshape((1,) * entry.lead + piece.shape)
-        tensors[name.format(i=i)] = np.ascontiguousarray(piece)
+        tensors[name.format(i=i)] = np.asarray(piece, order="C")
   if copies and (parts is None or "text" in parts):
     for copy, original in TIED.items():
       tensors[copy] = tensors[original]

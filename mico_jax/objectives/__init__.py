@@ -11,8 +11,15 @@ from collections.abc import Mapping
 
 from mico_jax.config import ConfigError, ObjectivesConfig, TaskConfig
 from mico_jax.modalities import letters
-from mico_jax.objectives.base import Inputs, Mean, Objective, Output
-from mico_jax.objectives.base import TextSlot, compute, total_loss
+from mico_jax.objectives.base import (
+  Inputs,
+  Mean,
+  Objective,
+  Output,
+  TextSlot,
+  compute,
+  total_loss,
+)
 from mico_jax.objectives.captioning import Captioning
 from mico_jax.objectives.contrastive import Contrastive
 from mico_jax.objectives.masked_modelling import MaskedModelling

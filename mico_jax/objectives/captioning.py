@@ -16,8 +16,13 @@ from mico_jax.config import CaptioningConfig
 from mico_jax.kernels.cross_entropy import IGNORE, token_cross_entropy
 from mico_jax.modalities import letters
 from mico_jax.objectives import draws
-from mico_jax.objectives.base import Inputs, Need, Objective, Output
-from mico_jax.objectives.base import weighted_mean
+from mico_jax.objectives.base import (
+  Inputs,
+  Need,
+  Objective,
+  Output,
+  weighted_mean,
+)
 
 
 def token_output(

@@ -15,8 +15,13 @@ import jax.numpy as jnp
 from mico_jax.config import ContrastiveConfig
 from mico_jax.kernels.contrastive import contrastive_loss
 from mico_jax.modalities import letters
-from mico_jax.objectives.base import Inputs, Need, Objective, Output
-from mico_jax.objectives.base import weighted_mean
+from mico_jax.objectives.base import (
+  Inputs,
+  Need,
+  Objective,
+  Output,
+  weighted_mean,
+)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ it is the same on any number of devices and in any split into micro-batches.
 from __future__ import annotations
 
 import zlib
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from mico_jax.kernels.cross_entropy import IGNORE
 
 
+@runtime_checkable
 class SpecialIds(Protocol):
   """What the masker must know of a tokenizer (`TokenizerInfo` fits)."""
 

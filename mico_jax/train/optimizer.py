@@ -64,8 +64,12 @@ def _constant(config: OptimizerConfig, num_steps: int) -> Schedule:
 
 
 def _linear_mico(config: OptimizerConfig, num_steps: int) -> Schedule:
-  """The released rule: x = (step + 1) / steps, x / w, then (x - 1) / (w - 1)."""
-  warm = warmup_steps(config, num_steps) / num_steps
+  """The released rule: x / w, then (x - 1) / (w - 1), x = (step + 1) / steps.
+
+  Unlike "linear" it counts from 1, peaks between two steps unless w * steps is
+  whole, and reaches 0 in the last step.
+  """
+  warm = config.warmup if config.warmup < 1 else config.warmup / num_steps
 
   def schedule(step: Array) -> Array:
     x = (step + 1).astype(jnp.float32) / num_steps
@@ -210,7 +214,7 @@ OPTIMIZERS: dict[
 }
 
 
-# --------------------------------------------------------------- parameter groups
+# ------------------------------------------------------------ parameter groups
 def _layer_factors(config: OptimizerConfig, params: Params) -> PyTree:
   """Layer-wise decay of the shared encoder: one factor, or one per layer.
 
@@ -278,7 +282,7 @@ class Optimizer:
     transform: gradients -> directions of unit learning rate.
     schedule: step -> learning rate.
     mask: per leaf, whether it is updated.
-    factors: per leaf, factor on the learning rate (a scalar, or [layers, 1...]).
+    factors: per leaf, factor on the learning rate, or one per layer.
     decay: per leaf, weight decay per unit learning rate.
     clip_norm: largest global gradient norm; 0: any.
     decay_after: decay on the updated parameter, and none without gradient.

@@ -180,7 +180,8 @@ def make_train_step(
 
   Returns:
     step(state, batch) -> (state, metrics), or with aux as third. `batch` comes
-    from `parallel.sharding.put_batch`; metrics go to `train.metrics.Aggregator`.
+    from `parallel.sharding.put_batch`; metrics go to a
+    `train.metrics.Aggregator`.
 
   Raises:
     ConfigError: for options that do not fit together.

@@ -16,9 +16,11 @@ from mico_jax.testing.golden.case import (
   Unsupported,
 )
 from mico_jax.testing.golden.generation import generate
+from mico_jax.testing.golden.losses import losses
 from mico_jax.testing.golden.model import mico_full
 from mico_jax.testing.golden.resize import pos_resize
 from mico_jax.testing.golden.text import text_bert
+from mico_jax.testing.golden.token_masker import token_masker
 from mico_jax.testing.golden.vision import vision_eva01
 
 # Case named by the folder's config -> function.
@@ -26,8 +28,10 @@ CASES: dict[str, Case] = {
   "vision_eva01": vision_eva01,
   "text_bert": text_bert,
   "mico_full": mico_full,
+  "losses": losses,
   "generate": generate,
   "pos_resize": pos_resize,
+  "token_masker": token_masker,
 }
 
 # Cases that later work brings -> the feature they need.

@@ -1,0 +1,93 @@
+"""Mining of hard negatives."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mico_jax.objectives import draws
+from mico_jax.objectives.matching import draw_negatives, mining_weights
+
+ONE = jnp.float32(0.5)
+
+
+def features(rows, seed=0):
+  x = np.random.default_rng(seed).standard_normal((rows, 4))
+  return jnp.asarray(x / np.linalg.norm(x, axis=1)[:, None], jnp.float32)
+
+
+def keys(rows, step=0):
+  return draws.row_keys(0, jnp.int32(step), jnp.arange(rows, dtype=jnp.int32))
+
+
+def test_weights_are_softmax_plus_floor_without_diagonal():
+  a, b = features(4), features(4, 1)
+  weights = mining_weights(a, b, temperature=ONE, valid=jnp.ones(4, bool))
+  logits = np.asarray(a, np.float64) @ np.asarray(b, np.float64).T / 0.5
+  expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) + 1e-4
+  np.fill_diagonal(expected, 0)
+  np.testing.assert_allclose(weights[0], expected, atol=1e-6)
+
+
+def test_groups_of_consecutive_rows():
+  a, b = features(6), features(6, 1)
+  valid = jnp.ones(6, bool)
+  weights = mining_weights(a, b, temperature=ONE, valid=valid, group_rows=3)
+  assert weights.shape == (2, 3, 3)
+  alone = mining_weights(a[3:], b[3:], temperature=ONE, valid=valid[3:])
+  np.testing.assert_allclose(weights[1], alone[0], atol=1e-6)
+  index, exists = draw_negatives(keys(6), weights)
+  np.testing.assert_array_equal(np.asarray(index) // 3, [0, 0, 0, 1, 1, 1])
+  assert (np.asarray(index) != np.arange(6)).all()
+  assert exists.all()
+
+
+def test_group_rows_must_divide_the_batch():
+  with pytest.raises(ValueError, match="group_rows=4"):
+    mining_weights(
+      features(6),
+      features(6),
+      temperature=ONE,
+      valid=jnp.ones(6, bool),
+      group_rows=4,
+    )
+
+
+def test_identical_texts_and_masked_rows_are_never_drawn():
+  valid = jnp.asarray([True, True, True, True, False])
+  prints = jnp.asarray([[1, 1], [2, 2], [1, 1], [3, 3], [4, 4]], jnp.uint32)
+  weights = mining_weights(
+    features(5),
+    features(5, 1),
+    temperature=ONE,
+    valid=valid,
+    fingerprint=prints,
+  )[0]
+  assert weights[0, 2] == 0
+  assert weights[2, 0] == 0
+  assert (weights[:, 4] == 0).all()
+  assert weights[0, 1] > 0
+
+
+def test_no_candidate_is_reported():
+  prints = jnp.zeros((3, 2), jnp.uint32)
+  weights = mining_weights(
+    features(3),
+    features(3),
+    temperature=ONE,
+    valid=jnp.ones(3, bool),
+    fingerprint=prints,
+  )
+  index, exists = draw_negatives(keys(3), weights)
+  assert not exists.any()
+  assert ((np.asarray(index) >= 0) & (np.asarray(index) < 3)).all()
+
+
+def test_draws_follow_the_weights():
+  weights = jnp.asarray([[[0.0, 0.7, 0.2, 0.1]] * 4], jnp.float32)
+  run = jax.jit(jax.vmap(lambda s: draw_negatives(keys(4, s), weights)[0]))
+  index = np.asarray(run(jnp.arange(3000, dtype=jnp.int32)))
+  share = np.bincount(index.ravel(), minlength=4) / index.size
+  np.testing.assert_allclose(share, [0, 0.7, 0.2, 0.1], atol=0.02)
