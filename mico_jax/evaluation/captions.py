@@ -1,0 +1,266 @@
+"""Captions and answers that the model writes, scored against true ones.
+
+Generation runs in one compiled loop per batch size; texts are compared after
+decoding. Token accuracy is the objective's own: the share of masked tokens that
+are predicted right when the true text stands to their left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mico_jax.data.language import max_length
+from mico_jax.evaluation.caption_metrics import score_captions
+from mico_jax.evaluation.features import Embedder, Gallery
+from mico_jax.evaluation.generate import generate
+from mico_jax.evaluation.report import Protocol, Result
+from mico_jax.models import ContextKV
+from mico_jax.objectives import draws
+from mico_jax.types import Params
+
+NUM_BEAMS = 3
+CAPTION_PENALTY = 0.6  # length penalties of the released protocol
+ANSWER_PENALTY = 1.0
+
+
+class Writer:
+  """Writes captions and answers for a gallery.
+
+  Attributes:
+    embedder: the model with its parameters.
+  """
+
+  def __init__(self, embedder: Embedder):
+    """Keeps the embedder; nothing is computed yet."""
+    self.embedder = embedder
+    self._write = jax.jit(self._generate, static_argnums=(3, 4))
+    self._token_hits = jax.jit(self._count_hits)
+
+  def _generate(
+    self,
+    params: Params,
+    context: ContextKV,
+    prompt: Int[Array, "B Q"] | None,
+    max_new_tokens: int,
+    penalty: float,
+  ) -> Int[Array, "B L"]:
+    found = generate(
+      self.embedder.model,
+      params,
+      context,
+      tokens=self.embedder.tokenizer.info,
+      max_new_tokens=max_new_tokens,
+      num_beams=NUM_BEAMS,
+      length_penalty=penalty,
+      prompt=prompt,
+    )
+    skip = 1 if prompt is None else prompt.shape[1]
+    return found.sequences[:, 0, skip:]
+
+  def _count_hits(
+    self, params: Params, context: ContextKV, rows: Array, ids: Array, keys: Any
+  ) -> tuple[Array, Array]:
+    embedder = self.embedder
+    masked, labels = draws.mask_tokens(
+      keys,
+      ids,
+      info=embedder.tokenizer.info,
+      prob=embedder.config.objectives.captioning.mask_prob,
+    )
+    hidden = embedder.model.text(
+      params, masked, attention="causal", context=context.take(rows)
+    )
+    found = jnp.argmax(embedder.model.lm_logits(params, hidden), axis=-1)
+    scored = labels >= 0
+    hits = scored & (found.astype(labels.dtype) == labels)
+    return hits.sum(axis=1), scored.sum(axis=1)
+
+  def captions(
+    self,
+    gallery: Gallery,
+    letters: str,
+    items: Int[np.ndarray, " M"],
+    kind: str,
+  ) -> list[str]:
+    """One caption for each of the items.
+
+    Args:
+      gallery: made with `keep_batches`.
+      letters: of the context.
+      items: indices in the gallery.
+      kind: caption kind; decides the token count.
+    """
+    embedder = self.embedder
+    length = max_length(embedder.config.data.tokenizer, (kind,)) - 1
+    written: dict[int, str] = {}
+    wanted = {int(i) for i in items}
+    for start, context in embedder.contexts(gallery, letters):
+      here = range(start, start + embedder.batch_size)
+      if wanted.isdisjoint(here):
+        continue
+      ids = np.asarray(
+        self._write(embedder.params, context, None, length, CAPTION_PENALTY)
+      )
+      for i in wanted.intersection(here):
+        written[i] = self._decode(ids[i - start])
+    return [written[int(i)] for i in items]
+
+  def answers(
+    self,
+    gallery: Gallery,
+    letters: str,
+    items: Int[np.ndarray, " M"],
+    questions: Sequence[str],
+  ) -> list[str]:
+    """The answer to one question about each of the items.
+
+    Args:
+      gallery: made with `keep_batches`.
+      letters: of the context.
+      items: indices in the gallery, each once.
+      questions: one per item.
+    """
+    embedder = self.embedder
+    info = embedder.tokenizer.info
+    table = embedder.config.data.tokenizer
+    length = max_length(table, ("answer",)) - 1
+    asked = embedder.encode_texts(questions, "question")
+    row_of = {int(item): row for row, item in enumerate(items)}
+    out = [""] * len(questions)
+    for start, context in embedder.contexts(gallery, letters):
+      here = [
+        i for i in range(start, start + embedder.batch_size) if i in row_of
+      ]
+      if not here:
+        continue
+      prompt = np.full((embedder.batch_size, asked.shape[1] + 1), info.pad)
+      prompt[:, 0] = info.cls  # rows nobody asks about
+      prompt[:, -1] = info.cls
+      for i in here:
+        prompt[i - start, :-1] = asked[row_of[i]]
+      ids = np.asarray(
+        self._write(
+          embedder.params,
+          context,
+          prompt.astype(np.int32),
+          length,
+          ANSWER_PENALTY,
+        )
+      )
+      for i in here:
+        out[row_of[i]] = self._decode(ids[i - start])
+    return out
+
+  def token_accuracy(
+    self,
+    gallery: Gallery,
+    letters: str,
+    items: Int[np.ndarray, " M"],
+    texts: Sequence[str],
+    kind: str,
+    *,
+    seed: int = 0,
+  ) -> Float[np.ndarray, " M"]:
+    """Share of masked tokens predicted right, per item.
+
+    Args:
+      gallery: made with `keep_batches`.
+      letters: of the context.
+      items: indices in the gallery.
+      texts: the true text of each item.
+      kind: caption kind.
+      seed: of the masks, which are keyed by it and the item.
+    """
+    embedder = self.embedder
+    ids = embedder.encode_texts(texts, kind)
+    row_of = {int(item): row for row, item in enumerate(items)}
+    size = embedder.batch_size
+    out = np.zeros(len(texts), np.float64)
+    for start, context in embedder.contexts(gallery, letters):
+      here = [i for i in range(start, start + size) if i in row_of]
+      if not here:
+        continue
+      chosen = [row_of[i] for i in here] + [row_of[here[0]]] * (
+        size - len(here)
+      )
+      rows = [i - start for i in here] + [0] * (size - len(here))
+      keys = draws.row_keys(
+        seed,
+        jnp.zeros((), jnp.int32),
+        jnp.asarray(start + np.asarray(rows), jnp.int32),
+      )
+      hits, scored = self._token_hits(
+        embedder.params,
+        context,
+        np.asarray(rows, np.int32),
+        ids[chosen],
+        keys,
+      )
+      share = np.asarray(hits) / np.maximum(np.asarray(scored), 1)
+      out[chosen[: len(here)]] = share[: len(here)]
+    return out
+
+  def _decode(self, ids: Int[np.ndarray, " L"]) -> str:
+    """Text up to the first sep."""
+    info = self.embedder.tokenizer.info
+    ends = np.flatnonzero(ids == info.sep)
+    return self.embedder.tokenizer.decode(ids[: ends[0]] if len(ends) else ids)
+
+
+def caption_results(
+  writer: Writer,
+  gallery: Gallery,
+  letters: str,
+  items: Int[np.ndarray, " M"],
+  texts: Sequence[Sequence[str]],
+  kind: str,
+  protocol: Protocol,
+  *,
+  total: int,
+) -> list[Result]:
+  """CIDEr, BLEU-4, ROUGE-L and token accuracy of captions.
+
+  Args:
+    writer: writes them.
+    gallery: the items.
+    letters: of the context.
+    items: indices in the gallery.
+    texts: true captions of each item.
+    kind: caption kind.
+    protocol: makes the results.
+    total: items that the protocol asks for.
+  """
+  written = writer.captions(gallery, letters, items, kind)
+  scores = score_captions(written, texts)
+  first = [own[0] for own in texts]
+  tokens = writer.token_accuracy(
+    gallery, letters, items, first, kind, seed=protocol.seed
+  )
+  name = f"caption/{letters}"
+  result = lambda key, values: protocol.result(
+    f"{name}/{key}", values, total=total, prompts=written
+  )
+  bleu = Result(
+    name=f"{name}/BLEU-4",
+    value=scores.bleu[3],
+    interval=None,  # a property of the corpus, not a mean over items
+    n=len(written),
+    total=total,
+    source=protocol.source,
+    split=protocol.split,
+    prompt_sha256=result("x", tokens).prompt_sha256,
+    preprocessing_sha256=protocol.preprocessing_sha256,
+    command=protocol.command,
+  )
+  return [
+    result("CIDEr", scores.cider_items),
+    bleu,
+    result("ROUGE-L", scores.rouge_l_items),
+    result("token accuracy", tokens),
+  ]

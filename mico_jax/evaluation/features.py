@@ -1,0 +1,316 @@
+"""Embeddings, contexts and matching probabilities of whole galleries.
+
+Every function here runs one compiled step over batches of a fixed size: the
+last batch is padded and its padding dropped, so exactly the given items are
+scored and nothing compiles twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from mico_jax.config import Config
+from mico_jax.data.language import max_length
+from mico_jax.data.pipeline import evaluation_batches
+from mico_jax.data.records import Record
+from mico_jax.data.samples import keys_of, mode_of
+from mico_jax.data.sources import Source
+from mico_jax.data.tokenizer import Tokenizer
+from mico_jax.evaluation.report import hash_json
+from mico_jax.modalities import MODALITIES, by_letter
+from mico_jax.models import ContextKV, MiCo
+from mico_jax.train import encode
+from mico_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+  """Items with their records and embeddings.
+
+  Attributes:
+    records: of every item asked for; None where it could not be read.
+    present: modality key -> whether the item has it.
+    embeddings: context letters -> unit-norm rows; rows of items that lack a
+      modality mean nothing.
+    pooled: letter -> pooled encoder features.
+    batches: the host arrays, kept for contexts; empty unless asked for.
+  """
+
+  records: list[Record | None]
+  present: Mapping[str, Bool[np.ndarray, " N"]]
+  embeddings: Mapping[str, Float[np.ndarray, "N E"]]
+  pooled: Mapping[str, Float[np.ndarray, "N D"]]
+  batches: list[dict[str, Any]]
+
+  def usable(self, letters: str) -> Int[np.ndarray, " M"]:
+    """Indices of the items that were read and have all modalities."""
+    ok = np.asarray([record is not None for record in self.records], bool)
+    for letter in letters:
+      ok &= self.present[by_letter(letter).key]
+    return np.flatnonzero(ok)
+
+
+class Embedder:
+  """A model with its parameters, ready to embed and match.
+
+  Attributes:
+    model: from `mico_jax.models.build`.
+    config: of the run: how inputs are read and preprocessed.
+    tokenizer: of the run.
+    batch_size: rows of every compiled step.
+  """
+
+  def __init__(
+    self,
+    model: MiCo,
+    params: Params,
+    config: Config,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int = 0,
+  ):
+    """Keeps the parts; nothing is computed yet.
+
+    Args:
+      model: the model.
+      params: its parameters (averaged ones, if the run keeps them).
+      config: of the run.
+      tokenizer: of the run.
+      batch_size: rows per step; 0: config.evaluation.batch_size.
+    """
+    self.model, self.params = model, params
+    self.config, self.tokenizer = config, tokenizer
+    self.batch_size = batch_size or config.evaluation.batch_size
+    self._embed = jax.jit(self._embed_items, static_argnums=(2, 3))
+    self._text = jax.jit(self._embed_text)
+    self._context = jax.jit(self._make_context, static_argnums=2)
+    self._match = jax.jit(self._match_pairs)
+
+  def preprocessing_sha256(self, keys: Sequence[str]) -> str:
+    """Hash of how these modalities and the texts are read."""
+    config = self.config
+    return hash_json(
+      {
+        "modes": {k: mode_of(config, k, train=False).name for k in keys},
+        "frames": {k: encode.input_config(config, k).frames for k in keys},
+        "image_size": config.model.vision.image_size,
+        "audio": dataclasses.asdict(config.data.audio),
+        "tokenizer": self.tokenizer.sha256,
+        "max_length": dict(config.data.tokenizer.max_length),
+      }
+    )
+
+  # ----------------------------------------------------------------- compiled
+  def _tokens(
+    self, params: Params, inputs: Mapping[str, Array]
+  ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
+    """Tokens, pooled features and masks by letter."""
+    keys = tuple(key for key in MODALITIES if key in inputs)
+    batch = {"inputs": inputs}
+    pixels = encode.to_pixels(self.config, batch, keys, train=False)
+    tokens, pooled, masks = {}, {}, {}
+    for key, value in encode.encode_pixels(self.model, params, pixels).items():
+      letter = MODALITIES[key].letter
+      tokens[letter] = value
+      pooled[letter] = self.model.pool(key, value)
+    for key in keys:
+      if MODALITIES[key].kind == "interface":
+        letter = MODALITIES[key].letter
+        tokens[letter] = self.model.text(params, inputs[key])
+        pooled[letter] = self.model.pool_text(tokens[letter])
+        masks[letter] = inputs[key] != self.tokenizer.info.pad
+    return tokens, pooled, masks
+
+  def _embed_items(
+    self,
+    params: Params,
+    inputs: Mapping[str, Array],
+    contexts: tuple[str, ...],
+    with_pooled: bool,
+  ) -> tuple[dict[str, Array], dict[str, Array]]:
+    _, pooled, _ = self._tokens(params, inputs)
+    embeddings = {
+      c: self.model.embed(params, c, {x: pooled[x] for x in c})
+      for c in contexts
+    }
+    return embeddings, pooled if with_pooled else {}
+
+  def _embed_text(self, params: Params, ids: Array) -> Array:
+    hidden = self.model.text(params, ids)
+    return self.model.embed(params, "t", {"t": self.model.pool_text(hidden)})
+
+  def _make_context(
+    self, params: Params, inputs: Mapping[str, Array], letters: str
+  ) -> ContextKV:
+    tokens, _, masks = self._tokens(params, inputs)
+    context = self.model.context(params, letters, tokens, masks=masks)
+    return self.model.project_context(params, context)
+
+  def _match_pairs(
+    self, params: Params, context: ContextKV, rows: Array, ids: Array
+  ) -> Array:
+    hidden = self.model.text(params, ids, context=context.take(rows))
+    logits = self.model.matching_logits(params, hidden)
+    return jax.nn.softmax(logits, axis=-1)[:, 1]
+
+  # --------------------------------------------------------------------- host
+  def encode_texts(
+    self, texts: Sequence[str], kind: str
+  ) -> Int[np.ndarray, "N L"]:
+    """Token ids of texts of one caption kind."""
+    length = max_length(self.config.data.tokenizer, (kind,))
+    rows = [self.tokenizer.encode(text, length) for text in texts]
+    return np.asarray(rows, np.int32).reshape(-1, length)
+
+  def embed_texts(
+    self, texts: Sequence[str], kind: str = "default"
+  ) -> Float[np.ndarray, "N E"]:
+    """Unit-norm embeddings of texts.
+
+    Args:
+      texts: any number.
+      kind: caption kind; decides the token count.
+
+    Raises:
+      ValueError: for no texts.
+    """
+    if not texts:
+      raise ValueError("no texts to embed.")
+    ids = self.encode_texts(texts, kind)
+    parts = [
+      np.asarray(self._text(self.params, rows))[:valid]
+      for rows, valid in _padded(ids, self.batch_size)
+    ]
+    return np.concatenate(parts).astype(np.float32)
+
+  def embed_gallery(
+    self,
+    source_name: str,
+    contexts: Sequence[str],
+    *,
+    source: Source | None = None,
+    size: int = 0,
+    indices: Sequence[int] | None = None,
+    records: Sequence[Record] | None = None,
+    also_read: Sequence[str] = (),
+    keep_batches: bool = False,
+    keep_pooled: bool = False,
+  ) -> Gallery:
+    """Reads and embeds items once per modality.
+
+    Args:
+      source_name: data source of the config.
+      contexts: letters to embed, e.g. ("v", "a", "va").
+      source: the open source, if at hand.
+      size: first samples; 0: all.
+      indices: these samples instead.
+      records: these records instead.
+      also_read: letters to read without embedding them.
+      keep_batches: keep the arrays, for matching and captions.
+      keep_pooled: keep encoder features, for probes.
+    """
+    keys = keys_of((*contexts, *also_read))
+    records_, batches = [], []
+    embedded: dict[str, list[np.ndarray]] = {c: [] for c in contexts}
+    pooled: dict[str, list[np.ndarray]] = {}
+    present: dict[str, list[np.ndarray]] = {key: [] for key in keys}
+    reading = evaluation_batches(
+      self.config,
+      source_name,
+      size=size,
+      batch_size=self.batch_size,
+      keys=keys,
+      tokenizer=self.tokenizer,
+      source=source,
+      indices=indices,
+      records=records,
+    )
+    for batch, found in reading:
+      n = len(found)
+      rows, features = self._embed(
+        self.params, batch["inputs"], tuple(contexts), keep_pooled
+      )
+      for c, value in rows.items():
+        embedded[c].append(np.asarray(value, np.float32)[:n])
+      for letter, value in features.items():
+        pooled.setdefault(letter, []).append(np.asarray(value, np.float32)[:n])
+      for key in keys:
+        present[key].append(np.asarray(batch["present"][key][:n]))
+      records_ += found
+      if keep_batches:
+        batches.append(batch["inputs"])
+    if not records_:
+      raise ValueError(f"data source {source_name!r} gave no samples.")
+    return Gallery(
+      records=records_,
+      present={key: np.concatenate(x) for key, x in present.items()},
+      embeddings={c: np.concatenate(x) for c, x in embedded.items()},
+      pooled={x: np.concatenate(v) for x, v in pooled.items()},
+      batches=batches,
+    )
+
+  def contexts(
+    self, gallery: Gallery, letters: str
+  ) -> Iterable[tuple[int, ContextKV]]:
+    """The first item and the projected context of each batch of a gallery."""
+    keys = keys_of((letters,))
+    for number, inputs in enumerate(gallery.batches):
+      chosen = {key: inputs[key] for key in keys}
+      context = self._context(self.params, chosen, letters)
+      yield number * self.batch_size, context
+
+  def match(
+    self,
+    gallery: Gallery,
+    letters: str,
+    texts: Sequence[str],
+    kind: str,
+    pairs: Int[np.ndarray, "P 2"],
+  ) -> Float[np.ndarray, " P"]:
+    """P(match) of pairs (text, item).
+
+    Each batch of items is encoded once, whatever the number of pairs.
+
+    Args:
+      gallery: made with `keep_batches`.
+      letters: of the context.
+      texts: that pairs point to.
+      kind: caption kind of the texts.
+      pairs: index of the text and of the item.
+
+    Raises:
+      ValueError: if the gallery kept no batches.
+    """
+    if not gallery.batches:
+      raise ValueError("matching needs a gallery made with keep_batches=True.")
+    ids = self.encode_texts(texts, kind)
+    out = np.zeros(len(pairs), np.float32)
+    for start, context in self.contexts(gallery, letters):
+      end = start + self.batch_size
+      mine = np.flatnonzero((pairs[:, 1] >= start) & (pairs[:, 1] < end))
+      for chosen, valid in _padded(mine, self.batch_size):
+        scores = self._match(
+          self.params,
+          context,
+          (pairs[chosen, 1] - start).astype(np.int32),
+          ids[pairs[chosen, 0]],
+        )
+        out[chosen[:valid]] = np.asarray(scores)[:valid]
+    return out
+
+
+def _padded(rows: np.ndarray, size: int) -> Iterable[tuple[np.ndarray, int]]:
+  """Chunks of exactly `size` rows (the last repeats a row) and their count."""
+  for start in range(0, len(rows), size):
+    chunk = rows[start : start + size]
+    valid = len(chunk)
+    if valid < size:
+      filler = np.repeat(chunk[:1], size - valid, axis=0)
+      chunk = np.concatenate([chunk, filler])
+    yield chunk, valid

@@ -1,0 +1,210 @@
+"""Measures on score matrices and their uncertainty, in NumPy.
+
+Everything is a function of arrays, deterministic for a given seed. Ranks are
+pessimistic: an irrelevant item with the same score counts as ranked before, so
+a model that scores all items alike finds nothing instead of everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+_CHUNK = 2_000_000  # counts drawn at once by the bootstrap
+
+
+class Interval(NamedTuple):
+  """A percentile interval."""
+
+  low: float
+  high: float
+
+
+class Difference(NamedTuple):
+  """A paired comparison.
+
+  Attributes:
+    mean: of `b - a`.
+    interval: of that mean.
+    p_value: one-sided share of resamples in which b is not better than a.
+  """
+
+  mean: float
+  interval: Interval
+  p_value: float
+
+
+def ranks(
+  scores: Float[np.ndarray, "Q G"], relevant: Bool[np.ndarray, "Q G"]
+) -> Int[np.ndarray, " Q"]:
+  """Rank of the best relevant item of each query, from 1.
+
+  Args:
+    scores: higher is better; NaN ranks last if relevant and first if not.
+    relevant: which items answer a query; one or more each.
+
+  Raises:
+    ValueError: for shapes that differ or a query without relevant item.
+  """
+  if scores.shape != relevant.shape:
+    raise ValueError(
+      f"scores {scores.shape} and relevant {relevant.shape} differ in shape."
+    )
+  if not relevant.any(axis=1).all():
+    query = int(np.argmin(relevant.any(axis=1)))
+    raise ValueError(
+      f"query {query} has no relevant item; leave such queries out."
+    )
+  bad = np.isnan(scores)
+  best = np.where(relevant & ~bad, scores, -np.inf).max(axis=1, keepdims=True)
+  before = ~relevant & (bad | (scores >= best))
+  return 1 + before.sum(axis=1)
+
+
+def recall_at(ranks: Int[np.ndarray, " Q"], k: int) -> Float[np.ndarray, " Q"]:
+  """1 where a rank is `k` or better, else 0; the mean is R@k."""
+  return (ranks <= k).astype(np.float64)
+
+
+def average_precision(
+  scores: Float[np.ndarray, "Q G"], relevant: Bool[np.ndarray, "Q G"]
+) -> Float[np.ndarray, " Q"]:
+  """Average precision of each query; the mean is mAP.
+
+  Ties count against the relevant items. NaN ranks last if relevant and first
+  if not.
+
+  Raises:
+    ValueError: as `ranks`.
+  """
+  ranks(scores, relevant)  # checks
+  bad = np.isnan(scores)
+  scores = np.where(bad, np.where(relevant, -np.inf, np.inf), scores)
+  out = np.empty(len(scores))
+  for q, (row, hit) in enumerate(zip(scores, relevant, strict=True)):
+    # By falling score; among equals the irrelevant first.
+    hit = hit[np.lexsort((hit, -row))]
+    places = np.flatnonzero(hit) + 1
+    out[q] = np.mean(np.arange(1, len(places) + 1) / places)
+  return out
+
+
+def mean_average_precision(
+  scores: Float[np.ndarray, "N C"], targets: Bool[np.ndarray, "N C"]
+) -> float:
+  """Macro mAP of multi-label classification: the mean over classes.
+
+  Classes without a positive example are left out.
+
+  Raises:
+    ValueError: if no class has a positive example.
+  """
+  used = targets.any(axis=0)
+  if not used.any():
+    raise ValueError("no class has a positive example.")
+  return float(average_precision(scores[:, used].T, targets[:, used].T).mean())
+
+
+def accuracy(
+  predicted: Sequence[object] | np.ndarray,
+  target: Sequence[object] | np.ndarray,
+) -> Float[np.ndarray, " N"]:
+  """1 where a prediction equals its target, else 0; the mean is accuracy.
+
+  Raises:
+    ValueError: for unequal lengths.
+  """
+  if len(predicted) != len(target):
+    raise ValueError(f"{len(predicted)} predictions for {len(target)} targets.")
+  pairs = zip(predicted, target, strict=True)
+  return np.asarray([float(p == t) for p, t in pairs])
+
+
+def _resampled_means(
+  values: Float[np.ndarray, "N ..."], num: int, rng: np.random.Generator
+) -> Float[np.ndarray, "R ..."]:
+  """Means over `num` resamples of the first axis, with replacement."""
+  n = len(values)
+  share = np.full(n, 1.0 / n)
+  step = max(1, _CHUNK // n)
+  parts = [
+    rng.multinomial(n, share, size=min(step, num - start)) @ values / n
+    for start in range(0, num, step)
+  ]
+  return np.concatenate(parts)
+
+
+def bootstrap_interval(
+  values: Float[np.ndarray, " N"],
+  *,
+  num: int = 1000,
+  seed: int = 0,
+  level: float = 0.95,
+) -> Interval:
+  """Percentile bootstrap interval of the mean.
+
+  Args:
+    values: one per item (query, caption, ...).
+    num: resamples.
+    seed: of the draw.
+    level: coverage, in (0, 1).
+
+  Raises:
+    ValueError: for no values.
+  """
+  values = np.asarray(values, np.float64)
+  if not len(values):
+    raise ValueError("no values to resample.")
+  means = _resampled_means(values, num, np.random.default_rng(seed))
+  tail = 50.0 * (1.0 - level)
+  low, high = np.percentile(means, [tail, 100.0 - tail])
+  return Interval(float(low), float(high))
+
+
+def paired_bootstrap(
+  a: Float[np.ndarray, "... N"],
+  b: Float[np.ndarray, "... N"],
+  *,
+  num: int = 10_000,
+  seed: int = 0,
+  level: float = 0.95,
+) -> Difference:
+  """Compares two systems on the same items.
+
+  Items are resampled in pairs; with a leading axis of runs (random seeds of
+  training), runs are resampled as well, so the interval covers both.
+
+  Args:
+    a: per-item values of the first system, [N] or [S, N].
+    b: of the second.
+    num: resamples.
+    seed: of the draw.
+    level: coverage of the interval, in (0, 1).
+
+  Raises:
+    ValueError: for unequal shapes or no items.
+  """
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  if a.shape != b.shape or a.ndim not in (1, 2) or not a.size:
+    raise ValueError(
+      f"cannot pair values of shape {a.shape} and {b.shape}; expected two "
+      "equal shapes [N] or [runs, N]."
+    )
+  delta = np.atleast_2d(b - a)
+  rng = np.random.default_rng(seed)
+  means = _resampled_means(delta.T, num, rng)  # [num, runs]
+  runs = len(delta)
+  if runs > 1:
+    picked = rng.integers(runs, size=(num, runs))
+    means = np.take_along_axis(means, picked, axis=1)
+  means = means.mean(axis=1)
+  tail = 50.0 * (1.0 - level)
+  low, high = np.percentile(means, [tail, 100.0 - tail])
+  return Difference(
+    mean=float(delta.mean()),
+    interval=Interval(float(low), float(high)),
+    p_value=float((means <= 0).mean()),
+  )
