@@ -337,7 +337,9 @@ class OmniModel:
     for key in dict.fromkeys(spec.key for spec in specs):
       rows = [i for i, spec in enumerate(specs) if spec.key == key]
       items = [
-        inputs_lib.Item(specs[i].path, specs[i].depth_unit, str(files[i]))
+        inputs_lib.Item(
+          specs[i].path, specs[i].depth_unit, str(files[i]), file=True
+        )
         for i in rows
       ]
       letter = self.preparer.check_key(key).letter

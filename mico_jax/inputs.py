@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mico_jax.config import Config, InputConfig
+from mico_jax.config import Config
+from mico_jax.data import samples
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import (
   KNOWLEDGE,
@@ -38,11 +39,13 @@ class Item:
     value: path, bytes, raw array or text.
     depth_unit: of a depth map: "metre", "millimetre" or "relative".
     name: for error messages and tables.
+    file: `value` is a path even where the modality is a text.
   """
 
   value: Any
   depth_unit: str = ""
   name: str = ""
+  file: bool = False
 
 
 def as_item(key: str, value: Any) -> Item:
@@ -100,16 +103,9 @@ class Preparer:
     )
     self._subtitle_length = lengths.get("subtitle", self._text_length)
 
-  def input_config(self, key: str) -> InputConfig:
-    """Frames and modes of a modality."""
-    return self.config.data.inputs.get(key, MODALITIES[key].default_input)
-
   def mode(self, key: str) -> Mode:
     """The evaluation preprocessing of a modality."""
-    settings = self.input_config(key)
-    return MODALITIES[key].mode(
-      settings.eval_mode or settings.mode, train=False
-    )
+    return samples.mode_of(self.config, key, train=False)
 
   def depth_unit(self) -> str:
     """The unit the depth mode works in: "relative" or "metre"."""
@@ -120,7 +116,7 @@ class Preparer:
     if key == "depth" and not depth_unit:
       depth_unit = self.depth_unit()
     return Geometry(
-      frames=self.input_config(key).frames,
+      frames=samples.input_config(self.config, key).frames,
       size=self.config.model.vision.image_size,
       audio=self.config.data.audio,
       depth_unit=depth_unit,
@@ -133,10 +129,9 @@ class Preparer:
     for key in self.keys:
       if MODALITIES[key].kind != "knowledge":
         continue
-      settings = self.input_config(key)
       table[key] = {
-        "frames": settings.frames,
-        "train": MODALITIES[key].mode(settings.mode).name,
+        "frames": samples.input_config(self.config, key).frames,
+        "train": samples.mode_of(self.config, key, train=True).name,
         "eval": self.mode(key).name,
       }
       if key == "depth":
@@ -166,7 +161,8 @@ class Preparer:
     item = as_item(key, value)
     try:
       if modality.kind == "interface":
-        text = modality.decode(item.value, None)
+        raw = read_file(item.value) if item.file else item.value
+        text = modality.decode(raw, None)
         length = (
           self._subtitle_length if key == "subtitle" else self._text_length
         )

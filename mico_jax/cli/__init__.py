@@ -1,1 +1,1 @@
-
+"""The `mico-jax` command: one file per subcommand; parse, call, print."""

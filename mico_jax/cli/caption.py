@@ -1,0 +1,62 @@
+"""`mico-jax caption`."""
+
+from __future__ import annotations
+
+import argparse
+
+from mico_jax.cli import common
+
+DESCRIPTION = f"""\
+Writes a caption for each file.
+
+{common.TYPES}"""
+EXAMPLES = """\
+  mico-jax caption --checkpoint runs/demo photo.jpg clip.mp4
+  mico-jax caption --checkpoint runs/demo --beams 3 --json sound.flac"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds this command's arguments."""
+  common.add_checkpoint(parser)
+  parser.add_argument("files", nargs="+", metavar="FILE")
+  parser.add_argument(
+    "--beams",
+    type=common.positive_int,
+    default=1,
+    metavar="N",
+    help="beam search with N beams (default: 1, greedy)",
+  )
+  parser.add_argument(
+    "--max-tokens",
+    type=common.positive_int,
+    default=30,
+    metavar="N",
+    help="longest caption (default: 30)",
+  )
+  common.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+  """Prints file and caption."""
+  from mico_jax.inputs import Item
+
+  common.parse_files(args.files)
+  model = common.load_model(args)
+  specs = common.parse_files(args.files, model.modalities)
+  captions: dict[int, str] = {}
+  for key in dict.fromkeys(spec.key for spec in specs):
+    rows = [i for i, spec in enumerate(specs) if spec.key == key]
+    items = [
+      Item(specs[i].path, specs[i].depth_unit, args.files[i], file=True)
+      for i in rows
+    ]
+    texts = model.caption(
+      max_new_tokens=args.max_tokens, num_beams=args.beams, **{key: items}
+    )
+    captions.update(zip(rows, texts, strict=True))
+  found = [(name, captions[i]) for i, name in enumerate(args.files)]
+  if args.json:
+    common.print_json([{"file": f, "caption": c} for f, c in found])
+  else:
+    print(common.table(found))
+  return 0

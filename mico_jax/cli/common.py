@@ -1,0 +1,168 @@
+"""What the subcommands share: arguments, tables, warnings."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mico_jax import config as config_lib
+from mico_jax.config import Config, ConfigError
+
+if TYPE_CHECKING:
+  from mico_jax.inference import OmniModel
+  from mico_jax.modalities import FileSpec
+
+TYPES = """\
+File types follow the extension (.jpg .png .webp image, .mp4 .webm video, .flac
+.wav .ogg audio); say it otherwise: depth:mm:FILE, depth:m:FILE,
+depth:relative:FILE, normal:FILE, image:FILE."""
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+  """Adds --json."""
+  parser.add_argument(
+    "--json", action="store_true", help="print results as JSON"
+  )
+
+
+def add_config(
+  parser: argparse.ArgumentParser, *, required: bool = True
+) -> None:
+  """Adds --config; `--config.a.b=value` is taken out before parsing."""
+  parser.add_argument(
+    "--config",
+    required=required,
+    metavar="NAME",
+    help="packaged config (demo, ...) or path of a .py file; NAME:ARG passes "
+    "an argument; override keys with --config.train.steps=200",
+  )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+  """Adds --checkpoint and how it is loaded."""
+  parser.add_argument(
+    "--checkpoint",
+    required=True,
+    metavar="PATH",
+    help="workdir of a run, or one of its checkpoints/STEP folders",
+  )
+  parser.add_argument(
+    "--check",
+    choices=("full", "fast", "off"),
+    default="full",
+    help="full: hashes and self-check; fast: hashes only (default: full)",
+  )
+  parser.add_argument(
+    "--not-strict",
+    action="store_true",
+    help="go on with a warning where the checkpoint does not verify",
+  )
+  parser.add_argument(
+    "--batch-size",
+    type=positive_int,
+    default=32,
+    metavar="N",
+    help="inputs per compiled call (default: 32)",
+  )
+
+
+def positive_int(text: str) -> int:
+  """An integer of at least one, for argparse."""
+  value = int(text)
+  if value < 1:
+    raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+  return value
+
+
+def load_config(args: argparse.Namespace) -> Config:
+  """The config of --config with its overrides."""
+  return config_lib.load(args.config, args.overrides)
+
+
+@contextlib.contextmanager
+def warnings_as_lines() -> Iterator[None]:
+  """Shows warnings as single lines on stderr."""
+
+  def show(message: Any, *_: Any, **__: Any) -> None:
+    print(f"mico-jax: warning: {message}", file=sys.stderr)
+
+  with warnings.catch_warnings():
+    warnings.simplefilter("default")
+    warnings.showwarning = show
+    yield
+
+
+def load_model(args: argparse.Namespace) -> OmniModel:
+  """The model of --checkpoint."""
+  from mico_jax.inference import load
+
+  with warnings_as_lines():
+    return load(
+      args.checkpoint,
+      check=args.check,
+      strict=not args.not_strict,
+      batch_size=args.batch_size,
+    )
+
+
+def parse_files(
+  texts: Sequence[str], keys: Sequence[str] = ()
+) -> list[FileSpec]:
+  """Files with their modality.
+
+  Args:
+    texts: as given on the command line.
+    keys: modalities the checkpoint takes; empty: any.
+
+  Raises:
+    ConfigError: for an unknown type, or one the checkpoint does not take.
+  """
+  from mico_jax.modalities import file_spec
+
+  specs = []
+  for text in texts:
+    try:
+      spec = file_spec(text)
+    except ValueError as e:
+      raise ConfigError(str(e)) from e
+    if keys and spec.key not in keys:
+      raise ConfigError(
+        f"{text!r} is {spec.key}; this checkpoint takes {', '.join(keys)}."
+      )
+    specs.append(spec)
+  return specs
+
+
+def print_json(value: Any) -> None:
+  """One JSON document on stdout."""
+  print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def table(rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> str:
+  """Aligned columns; numbers to the right, the rest to the left."""
+  cells = [[_cell(c) for c in row] for row in rows]
+  numeric = [
+    all(isinstance(row[i], (int, float)) for row in rows)
+    for i in range(len(rows[0]) if rows else 0)
+  ]
+  lines = [list(header), *cells] if header else cells
+  if not lines:
+    return ""
+  widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+  numeric = numeric or [False] * len(widths)
+  return "\n".join(
+    "  ".join(
+      c.rjust(w) if right else c.ljust(w)
+      for c, w, right in zip(line, widths, numeric, strict=True)
+    ).rstrip()
+    for line in lines
+  )
+
+
+def _cell(value: Any) -> str:
+  return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,143 @@
+"""Entry point of `mico-jax`: picks the subcommand and words the errors.
+
+Exit status: 0 on success only, 2 for a user's mistake (one line on stderr),
+130 after Ctrl-C. Anything else is a defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import mico_jax
+from mico_jax.config import ConfigError
+
+# Name -> one line of help. Each has a module of its name in this folder with
+# `DESCRIPTION`, `EXAMPLES`, `add_arguments` and `run`, imported when chosen.
+COMMANDS: dict[str, str] = {
+  "pretrain": "train a model from a config, or resume a run",
+  "evaluate": "measure a checkpoint: retrieval, matching, captions, ...",
+  "embed": "write the embeddings of many files",
+  "score": "compare texts with files",
+  "caption": "write a caption for each file",
+  "trace": "list the samples of any past step",
+  "inspect": "show what a checkpoint or config holds",
+  "data": "look at data, pack it, make a tokenizer",
+  "doctor": "show versions, devices and optional packages",
+}
+
+_EXAMPLES = """\
+examples:
+  mico-jax pretrain --config demo --workdir runs/demo
+  mico-jax score --checkpoint runs/demo --text "a red cube" photo.jpg clip.mp4
+  mico-jax embed --checkpoint runs/demo --out vectors.parquet *.jpg *.flac
+
+`mico-jax COMMAND --help` explains each command. Results go to stdout, progress
+to stderr."""
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Takes the "--config.a.b=value" arguments out.
+
+  Returns:
+    The other arguments, and the texts "a.b=value".
+  """
+  rest, overrides = [], []
+  for i, arg in enumerate(argv):
+    if arg == "--":
+      return [*rest, *argv[i:]], overrides
+    if arg.startswith("--config."):
+      overrides.append(arg.removeprefix("--config."))
+    else:
+      rest.append(arg)
+  return rest, overrides
+
+
+def make_parser(command: str | None) -> argparse.ArgumentParser:
+  """The parser; only the chosen command's module is imported."""
+  parser = argparse.ArgumentParser(
+    prog="mico-jax",
+    description="Omni-modal pretraining in JAX.",
+    epilog=_EXAMPLES,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    "--version", action="version", version=f"mico-jax {mico_jax.__version__}"
+  )
+  commands = parser.add_subparsers(
+    dest="command", metavar="COMMAND", required=True
+  )
+  for name, text in COMMANDS.items():
+    if name != command:
+      commands.add_parser(name, help=text, add_help=False)
+      continue
+    module = importlib.import_module(f"mico_jax.cli.{name}")
+    sub = commands.add_parser(
+      name,
+      help=text,
+      description=module.DESCRIPTION,
+      epilog=f"examples:\n{module.EXAMPLES}",
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      allow_abbrev=False,
+    )
+    module.add_arguments(sub)
+    sub.set_defaults(run=module.run)
+  return parser
+
+
+def _user_errors() -> tuple[type[BaseException], ...]:
+  """Exceptions that are a user's mistake or a full disk, never a defect."""
+  from mico_jax.checkpoint.manifest import CheckpointError
+  from mico_jax.data.bad_samples import TooManyBadSamples
+  from mico_jax.modalities import DecodeError
+
+  return (
+    ConfigError,
+    CheckpointError,
+    DecodeError,
+    TooManyBadSamples,
+    OSError,
+  )
+
+
+def one_line(error: BaseException) -> str:
+  """The message of an error in one line."""
+  if isinstance(error, OSError) and error.strerror:
+    name = f"{error.filename}: " if error.filename else ""
+    return f"{name}{error.strerror}"
+  return " ".join(str(error).split()) or type(error).__name__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line and returns the exit status."""
+  args, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+  command = next((a for a in args if not a.startswith("-")), None)
+  try:
+    parser = make_parser(command)
+    parsed: Any = parser.parse_args(args)
+  except SystemExit as e:  # argparse: 0 for --help, 2 for a mistake.
+    return int(e.code or 0)
+  if overrides and not hasattr(parsed, "config"):
+    print(
+      f"mico-jax: error: {parsed.command} takes no --config.{overrides[0]}; "
+      "see its --help.",
+      file=sys.stderr,
+    )
+    return 2
+  parsed.overrides = overrides
+  try:
+    return parsed.run(parsed) or 0
+  except KeyboardInterrupt:
+    print("mico-jax: stopped.", file=sys.stderr)
+    return 130
+  except BrokenPipeError:  # `mico-jax ... | head` is no error.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+  except _user_errors() as e:
+    print(f"mico-jax: error: {one_line(e)}", file=sys.stderr)
+    return 2

@@ -1,0 +1,61 @@
+"""`mico-jax pretrain`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from mico_jax.cli import common
+from mico_jax.config import ConfigError
+
+DESCRIPTION = """\
+Trains a model. The run lives in a workdir: the same command again resumes it
+at the newest checkpoint that verifies; Ctrl-C or SIGTERM saves first."""
+EXAMPLES = """\
+  mico-jax pretrain --config demo
+  mico-jax pretrain --config demo --workdir runs/short --config.train.steps=200
+  mico-jax pretrain --config demo --init runs/demo --workdir runs/tuned"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds this command's arguments."""
+  common.add_config(parser)
+  parser.add_argument(
+    "--workdir",
+    metavar="DIR",
+    help="folder of the run (default: runs/NAME of the config)",
+  )
+  parser.add_argument(
+    "--init",
+    metavar="CKPT",
+    help="start from the parameters of this workdir or checkpoint; position "
+    "and frame tables are resized, new heads listed",
+  )
+  parser.add_argument(
+    "--profile-steps",
+    metavar="A,B",
+    help="write a profiler trace of steps A to B into the workdir",
+  )
+  common.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+  """Trains and prints the final results."""
+  if args.profile_steps:
+    first, sep, last = args.profile_steps.partition(",")
+    if not sep or not (first.isdigit() and last.isdigit()):
+      raise ConfigError(f"--profile-steps {args.profile_steps}: write A,B.")
+    args.overrides.append(f"train.profile_steps=({first}, {last})")
+  config = common.load_config(args)
+  from mico_jax.run.pretrain import pretrain
+
+  workdir = args.workdir or f"runs/{config.name}"
+  with common.warnings_as_lines():
+    results: Any = pretrain(config, workdir, init=args.init)
+  if args.json:
+    common.print_json(results)
+  elif isinstance(results, Mapping):
+    for name, value in results.items():
+      print(f"{name}: {value}")
+  return 0
