@@ -4,16 +4,16 @@ Drawn from `metrics.jsonl` and, where present, `evaluation.json`. A panel
 appears when the run has values for it:
 
   loss                                the weighted sum, raw and smoothed
-  <objective>/<group>                 one panel per objective, a line per group
-  <anything>accuracy<anything>        accuracies in training
+  loss/<objective>/<group>            a panel per objective, a line per group
+  accuracy/<objective>/<group>        likewise; also token_accuracy, and for
+                                      contrastive accuracy_to_context
   temperature, learning_rate, grad_norm, samples_per_second
   input_wait                          share of the step spent waiting, in [0, 1]
   eval/<name>                         the cheap evaluation during training
 
-Events (alarms, skipped steps) are marked in every panel. `evaluation.json` may
-nest as it likes: a leaf is a number or a dict with `value` and, if known,
-`interval` (low, high), `chance` and `ceiling`; shares in [0, 1] are drawn as
-bars.
+Events (alarms, skipped steps) are marked in every panel. `evaluation.json` is
+what `mico_jax.evaluation.report` writes; shares in [0, 1] are drawn as bars
+with interval, chance and ceiling.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _OBJECTIVES = (
   "question_answering",
   "masked_modelling",
 )
-_NOT_CURVES = ("step", "time", "task", "event", "message", "epoch")
+_ACCURACIES = ("accuracy", "token_accuracy", "accuracy_to_context")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Bar:
   """One bar of the final evaluation.
 
   Attributes:
-    name: path of the value in `evaluation.json`, shortened.
+    name: what was measured.
     value: in [0, 1].
     low: lower end of the 95% interval.
     high: upper end of the 95% interval.
@@ -112,21 +112,21 @@ class Panel:
 
 def _panel_of(name: str) -> tuple[str, str] | None:
   """Title of the panel a value belongs to and its label there."""
-  if name in _NOT_CURVES:
-    return None
   if name.startswith("eval/"):
     return "evaluation while training", name.removeprefix("eval/")
   if name in _SINGLE:
     return _SINGLE[name], ""
   if name == "loss":
     return "loss", ""
-  if "accuracy" in name:
-    return "accuracy in training", name.replace("accuracy", "").strip("/_")
-  parts = [p for p in name.split("/") if p != "loss"]
-  for objective in _OBJECTIVES:
-    if objective in parts:
-      rest = "/".join(p for p in parts if p != objective)
-      return f"{objective.replace('_', ' ')} loss", rest
+  kind, _, rest = name.partition("/")
+  objective, _, group = rest.partition("/")
+  if objective not in _OBJECTIVES or not group:
+    return None
+  title = objective.replace("_", " ")
+  if kind == "loss":
+    return f"{title} loss", group
+  if kind in _ACCURACIES:
+    return f"{title} {kind.replace('_', ' ')}", group
   return None
 
 
@@ -161,7 +161,7 @@ def collect(lines: Sequence[Mapping[str, Any]]) -> list[Panel]:
       panels[title].smooth = True
   order = [
     *first,
-    "accuracy in training",
+    *(t for t in panels if "accuracy" in t),
     "evaluation while training",
     *_SINGLE.values(),
   ]
@@ -179,57 +179,26 @@ def collect(lines: Sequence[Mapping[str, Any]]) -> list[Panel]:
   return [panels[title] for title in order if title in panels]
 
 
-def bars(evaluation: Any, *, limit: int = 40) -> list[Bar]:
-  """The shares of an `evaluation.json`, flattened.
+def bars(evaluation: Mapping[str, Any], *, limit: int = 40) -> list[Bar]:
+  """The shares of an `evaluation.json`.
 
   Args:
     evaluation: the parsed file.
     limit: most bars returned.
 
   Returns:
-    Numbers whose name or place says that they are a share (recall, accuracy),
-    in the order of the file.
+    Results in [0, 1] that are recalls or accuracies, in the file's order.
   """
   found: list[Bar] = []
-
-  def number(value: Any) -> float | None:
-    ok = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if ok and math.isfinite(value) else None
-
-  def is_share(name: str, value: float) -> bool:
-    lower = name.lower()
-    named = any(
-      x in lower for x in ("r@", "recall", "accuracy", "r1", "r5", "r10")
+  for row in evaluation.get("results", ()):
+    value, name = row.get("value"), str(row.get("name", ""))
+    share = any(x in name.lower() for x in ("r@", "accuracy", "recall"))
+    if value is None or not share or not 0 <= value <= 1:
+      continue
+    low, high = row.get("interval") or (None, None)
+    found.append(
+      Bar(name, value, low, high, row.get("baseline"), row.get("ceiling"))
     )
-    return named and 0 <= value <= 1
-
-  def walk(node: Any, path: tuple[str, ...]) -> None:
-    if isinstance(node, Mapping):
-      value = number(node.get("value"))
-      if value is None:
-        for key, child in node.items():
-          if key not in ("interval", "chance", "ceiling"):
-            walk(child, (*path, str(key)))
-        return
-      name = " ".join(path)
-      if is_share(name, value):
-        low, high = node.get("interval") or (None, None)
-        found.append(
-          Bar(
-            name,
-            value,
-            number(low),
-            number(high),
-            number(node.get("chance")),
-            number(node.get("ceiling")),
-          )
-        )
-    elif (value := number(node)) is not None:
-      name = " ".join(path)
-      if is_share(name, value):
-        found.append(Bar(name, value))
-
-  walk(evaluation, ())
   return found[:limit]
 
 
@@ -308,7 +277,7 @@ def _draw_panel(
     axes.axhline(0.05, color="#888888", linewidth=0.8, linestyle="--")
   if panel.title in (_SINGLE["input_wait"], _SINGLE["samples_per_second"]):
     axes.set_ylim(bottom=0)
-  if panel.title.startswith(("accuracy", "evaluation")):
+  if "accuracy" in panel.title or panel.title.startswith("evaluation"):
     top = max(v for _, (_, vs) in curves for v in vs)
     axes.set_ylim(0, 1.02 if top <= 1 else None)
   axes.set_xlim(0, max(last, 1.0))

@@ -17,10 +17,11 @@ def write_run(folder, steps=40):
         step,
         {
           "loss": 4.0 - 0.05 * step if step != 5 else math.nan,
-          "contrastive/tv": 4.0 - 0.05 * step,
-          "contrastive/tva": 3.9 - 0.05 * step,
-          "matching/tva": 0.7,
-          "matching/accuracy": 0.5 + 0.01 * step,
+          "loss/contrastive/tv": 4.0 - 0.05 * step,
+          "loss/contrastive/tva": 3.9 - 0.05 * step,
+          "loss/matching/tva": 0.7,
+          "rows/matching/tva": 4.0,
+          "accuracy/matching/tva": 0.5 + 0.01 * step,
           "temperature": 0.07,
           "learning_rate": 1e-3,
           "grad_norm": 1.0 + step,
@@ -38,7 +39,8 @@ def test_panels(tmp_path):
   panels = {p.title: p for p in report.collect(logging.read_metrics(tmp_path))}
   assert list(panels)[:3] == ["loss", "contrastive loss", "matching loss"]
   assert set(panels["contrastive loss"].curves) == {"tv", "tva"}
-  assert set(panels["accuracy in training"].curves) == {"matching"}
+  assert set(panels["matching accuracy"].curves) == {"tva"}
+  assert set(panels["matching loss"].curves) == {"tva"}
   assert len(panels["loss"].curves[""][0]) == 39  # without the non-finite one
   assert panels["gradient norm"].log
   assert "unknown" not in str(list(panels))
@@ -50,28 +52,28 @@ def test_loss_per_task():
   assert set(panel.curves) == {"a", "b"}
 
 
-def test_bars():
-  found = report.bars(
+RESULTS = {
+  "results": [
     {
-      "retrieval": {
-        "text->video": {
-          "R@1": {"value": 0.5, "interval": [0.4, 0.6], "chance": 0.01},
-          "R@5": 0.8,
-        },
-        "size": 256,
-      },
-      "matching": {"accuracy": {"value": 0.9, "ceiling": 0.99}},
-      "caption": {"CIDEr": 1.2},
-      "split": "test",
-    }
-  )
-  assert [b.name for b in found] == [
-    "retrieval text->video R@1",
-    "retrieval text->video R@5",
-    "matching accuracy",
+      "name": "retrieval/t->va/R@1",
+      "value": 0.5,
+      "interval": [0.4, 0.6],
+      "baseline": 0.01,
+      "ceiling": 0.97,
+    },
+    {"name": "matching/accuracy", "value": 0.9, "interval": None},
+    {"name": "matching/accuracy/none", "value": None},
+    {"name": "caption/CIDEr", "value": 0.8},
   ]
-  assert (found[0].low, found[0].high, found[0].chance) == (0.4, 0.6, 0.01)
-  assert found[2].ceiling == 0.99
+}
+
+
+def test_bars():
+  first, second = report.bars(RESULTS)
+  assert first.name == "retrieval/t->va/R@1"
+  assert (first.low, first.high) == (0.4, 0.6)
+  assert (first.chance, first.ceiling) == (0.01, 0.97)
+  assert (second.name, second.low) == ("matching/accuracy", None)
 
 
 def test_smooth_keeps_constants_and_length():
@@ -82,9 +84,7 @@ def test_smooth_keeps_constants_and_length():
 
 def test_report_is_a_picture(tmp_path):
   write_run(tmp_path)
-  (tmp_path / "evaluation.json").write_text(
-    json.dumps({"retrieval": {"R@1": {"value": 0.5, "interval": [0.4, 0.6]}}})
-  )
+  (tmp_path / "evaluation.json").write_text(json.dumps(RESULTS))
   path = report.write_report(tmp_path)
   assert path.name == "report.png"
   with Image.open(path) as image:
