@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from mico_jax.types import Params
 WORST = -1e9  # score of a beam that must not be chosen
 
 
+@runtime_checkable
 class SpecialTokens(Protocol):
   """Token ids that decoding needs; a `TokenizerInfo` has them."""
 

@@ -2,9 +2,10 @@
 
 A plain frozen dataclass of pure methods over a nested dict of parameters. The
 contexts follow section 3 of the paper (arXiv:2406.09412): z_m + E_C + E_M,
-after projection to the text width; the position table of the encoder is E_Pos. What
-the paper has and the released weights lack (a further E_Pos over the context,
-E_Sam, a position table for joined captions) exists by config, off by default.
+after projection to the text width; E_Pos is the position table of the
+encoder. What the paper has and the released weights lack (a further E_Pos over
+the context, E_Sam, a position table for joined captions) exists by config, off
+by default.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Model configs by name.
 
 Giant is the released MiCo: EVA-01-CLIP ViT-g/14 and BERT-base
-(arXiv:2406.09412, arXiv:2303.15389). Large, base and small take the encoder sizes of ViT
-(arXiv:2010.11929, table 1; small: arXiv:2012.12877); the paper states only
-their totals. Tiny is for the demo and for tests.
+(arXiv:2406.09412, arXiv:2303.15389). Large, base and small take the encoder
+sizes of ViT (arXiv:2010.11929, table 1; small: arXiv:2012.12877); the paper
+states only their totals. Tiny is for the demo and for tests.
 """
 
 from __future__ import annotations

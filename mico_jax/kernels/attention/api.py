@@ -6,8 +6,8 @@ shape and dtype. A backend says "I cannot" by NotImplementedError; its reason is
 logged once. A backend that was named and cannot is an error, not a fallback.
 
 Masks are given as what they mean (`causal`, `prefix_lengths`, `kv_lengths`)
-where possible, so that a kernel can skip blocks; the backends of today receive one
-boolean mask made from all of them.
+where possible, so that a kernel can skip blocks; the backends of today receive
+one boolean mask made from all of them.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 A case is a function of a `Folder` that yields one `Check` per stored output, in
 any order. It takes every size, count and setting from the folder, so that it
-works on folders of the same form that it has never seen. Where the library lacks
-something, it raises `Unsupported` (the whole case) or yields a `Missing` (one
-output). To add a case, write the function and its line in `CASES`.
+works on folders of the same form that it has never seen. Where the library
+lacks something, it raises `Unsupported` (the whole case) or yields a `Missing`
+(one output). To add a case, write the function and its line in `CASES`.
 """
 
 from __future__ import annotations

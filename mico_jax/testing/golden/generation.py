@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mico_jax.evaluation.generate import Generation, make_generator
-from mico_jax.models import Context, MiCo
+from mico_jax.models import Context
 from mico_jax.testing.golden.case import Check, Folder, Missing
 from mico_jax.testing.golden.text import text_model
 
@@ -72,9 +72,7 @@ def generate(folder: Folder) -> Iterator[Check | Missing]:
   inputs = {k: jnp.asarray(v) for k, v in folder.inputs.items()}
   condition = inputs["encoder_hidden_states"]
   context = jax.jit(model.project_context)(params, Context(condition))
-  tags = sorted({n.rsplit(".", 1)[0] for n in folder.outputs})
-  tags = [t for t in {_tag(n) for n in folder.outputs} if t or tags]
-  for tag in sorted(tags):
+  for tag in sorted({_tag(name) for name in folder.outputs}):
     run = setting(tag)
     if run is None:
       for name in folder.outputs:
@@ -99,7 +97,7 @@ def generate(folder: Folder) -> Iterator[Check | Missing]:
       mask = inputs["qa.init_attention_mask"]
       prompt["prompt_mask"] = mask[:, -1].astype(bool)
     found = decode(params, context if run.condition else None, **prompt)
-    yield from _checks(folder, tag, found, special, model)
+    yield from _checks(folder, tag, found, special)
 
 
 def _tag(name: str) -> str:
@@ -108,7 +106,7 @@ def _tag(name: str) -> str:
 
 
 def _checks(
-  folder: Folder, tag: str, found: Generation, special: Special, model: MiCo
+  folder: Folder, tag: str, found: Generation, special: Special
 ) -> Iterator[Check]:
   outputs = folder.outputs
   sequences = np.asarray(found.sequences)

@@ -20,8 +20,7 @@ WORDS = {
   "a": ("audio", "audio", "audio_spectrograms"),
   "d": ("depth", "depth", "depth_pixels"),
 }
-# In letters of the released heads, "i" of "id" is the vision features.
-CONTEXTS = {"va": "va", "vs": "vs", "vas": "vas", "id": "vd"}
+CONTEXTS = ("va", "vs", "vas", "id")
 
 
 def whole_model(folder: Folder) -> tuple[MiCo, dict[str, Any]]:
@@ -155,14 +154,18 @@ def _contexts(
 ) -> Iterator[Check]:
   """Joint contexts, and the matching head on each."""
   outputs = folder.outputs
-  tokens: Mapping[str, jax.Array] = {**state.tokens, "s": state.subtitle}
+  tokens: Mapping[str, jax.Array] = {
+    **state.tokens,
+    "i": state.tokens["v"],
+    "s": state.subtitle,
+  }
   contexts: dict[str, Context] = {
     "s": model.context(params, "s", tokens),
     "v": model.context(params, "v", tokens),
     "v_pool": _with(model, pool_frames=True).context(params, "v", tokens),
   }
-  for name, letters in CONTEXTS.items():
-    contexts[name] = model.context(params, letters, tokens)
+  for name in CONTEXTS:
+    contexts[name] = model.context(params, name, tokens)
   for name, context in contexts.items():
     if f"cond_{name}" in outputs:
       yield Check(f"cond_{name}", context.values, outputs[f"cond_{name}"])

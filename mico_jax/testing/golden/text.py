@@ -68,26 +68,24 @@ def _shallow(
   return build(config), {"text": {**text, "blocks": blocks}}
 
 
-def _masks(folder: Folder) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
-  """Tag of a mask -> what the original was given, and our words for it."""
+def _masks(folder: Folder) -> dict[str, dict[str, Any]]:
+  """Tag of a mask -> our words for it."""
   inputs = folder.inputs
-  mask = inputs["attention_mask_2d"].astype(bool)
+  mask = jnp.asarray(inputs["attention_mask_2d"]).astype(bool)
   question = folder.config["question_len_in_partcausal"]
+  # The last row of a causal mask says which tokens are no padding: question
+  # and answer are padded apart.
+  last = inputs["attention_mask_3d_partcausal"][:, -1]
+  last = jnp.asarray(last).astype(bool)
   return {
-    "nomask": (np.ones_like(mask), {"mask": np.ones_like(mask)}),
-    "mask2d": (mask, {"mask": mask}),
-    "mask3d_causal": (
-      inputs["attention_mask_3d_causal"].astype(bool),
-      {"mask": mask, "attention": "causal"},
-    ),
-    "mask3d_partcausal": (
-      inputs["attention_mask_3d_partcausal"].astype(bool),
-      {
-        "mask": mask,
-        "attention": "prefix_causal",
-        "prefix_length": question,
-      },
-    ),
+    "nomask": {"mask": jnp.ones_like(mask)},
+    "mask2d": {"mask": mask},
+    "mask3d_causal": {"mask": mask, "attention": "causal"},
+    "mask3d_partcausal": {
+      "mask": last,
+      "attention": "prefix_causal",
+      "prefix_length": question,
+    },
   }
 
 
@@ -115,7 +113,7 @@ def text_bert(folder: Folder) -> Iterator[Check]:
     labelled = tag.startswith("lm_loss_")
     ids = inputs["masked_input_ids" if labelled else "input_ids"]
     cross = tag.endswith("_cross")
-    hidden, logits = run(params, ids, masks[name][1], cross)
+    hidden, logits = run(params, ids, masks[name], cross)
     if f"{tag}.sequence_output" in outputs:
       yield Check(
         f"{tag}.sequence_output", hidden, outputs[f"{tag}.sequence_output"]
@@ -132,7 +130,7 @@ def text_bert(folder: Folder) -> Iterator[Check]:
 
     def loss_of(params: Any) -> jax.Array:
       ids = inputs["masked_input_ids"]
-      logits = run(params, ids, masks[name][1], tag.endswith("_cross"))[1]
+      logits = run(params, ids, masks[name], tag.endswith("_cross"))[1]
       return masked_lm_loss(logits, jnp.asarray(inputs["labels"]))
 
     yield from gradients(
