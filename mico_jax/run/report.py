@@ -8,7 +8,7 @@ appears when the run has values for it:
   accuracy/<objective>/<group>        likewise; also token_accuracy, and for
                                       contrastive accuracy_to_context
   temperature, learning_rate, grad_norm, samples_per_second
-  input_wait                          share of the step spent waiting, in [0, 1]
+  input_wait_share                    share of the time waiting for data
   eval/<name>                         the cheap evaluation during training
 
 Events (alarms, skipped steps) are marked in every panel. `evaluation.json` is
@@ -58,7 +58,7 @@ _SINGLE = {
   "learning_rate": "learning rate",
   "grad_norm": "gradient norm",
   "samples_per_second": "samples per second",
-  "input_wait": "input wait (share of step)",
+  "input_wait_share": "input wait (share of the time)",
 }
 _OBJECTIVES = (
   "contrastive",
@@ -113,6 +113,8 @@ class Panel:
 def _panel_of(name: str) -> tuple[str, str] | None:
   """Title of the panel a value belongs to and its label there."""
   if name.startswith("eval/"):
+    if name.endswith(("R@5", "R@10")):
+      return None  # R@1 tells more, and the panel stays readable
     return "evaluation while training", name.removeprefix("eval/")
   if name in _SINGLE:
     return _SINGLE[name], ""
@@ -273,9 +275,12 @@ def _draw_panel(
     axes.axvline(step, color=_ALARM, linewidth=0.8, alpha=0.6, linestyle=":")
   if panel.log:
     axes.set_yscale("log")
-  if panel.title == _SINGLE["input_wait"]:
+  if panel.title == _SINGLE["input_wait_share"]:
     axes.axhline(0.05, color="#888888", linewidth=0.8, linestyle="--")
-  if panel.title in (_SINGLE["input_wait"], _SINGLE["samples_per_second"]):
+  if panel.title in (
+    _SINGLE["input_wait_share"],
+    _SINGLE["samples_per_second"],
+  ):
     axes.set_ylim(bottom=0)
   if "accuracy" in panel.title or panel.title.startswith("evaluation"):
     top = max(v for _, (_, vs) in curves for v in vs)

@@ -26,7 +26,7 @@ def write_run(folder, steps=40):
           "learning_rate": 1e-3,
           "grad_norm": 1.0 + step,
           "samples_per_second": 100.0,
-          "input_wait": 0.01,
+          "input_wait_share": 0.01,
           "unknown": 7.0,
         },
       )
