@@ -22,6 +22,7 @@ from mico_jax.testing.golden.resize import pos_resize
 from mico_jax.testing.golden.text import text_bert
 from mico_jax.testing.golden.token_masker import token_masker
 from mico_jax.testing.golden.vision import vision_eva01
+from mico_jax.testing.golden.wordpiece import wordpiece
 
 # Case named by the folder's config -> function.
 CASES: dict[str, Case] = {
@@ -32,6 +33,7 @@ CASES: dict[str, Case] = {
   "generate": generate,
   "pos_resize": pos_resize,
   "token_masker": token_masker,
+  "wordpiece": wordpiece,
 }
 
 # Cases that later work brings -> the feature they need.
