@@ -43,8 +43,9 @@ def _output(
   if name == "input_ids":
     return tokenizer.encode(text, max_length).tolist()
   if name == "attention_mask":
-    ids = tokenizer.encode(text, max_length)
-    return (ids != tokenizer.info.pad).astype(int).tolist()
+    # By count: a "[PAD]" written in the text is a token like any other.
+    length = min(len(tokenizer.tokenize(text)) + 2, max_length)
+    return [1] * length + [0] * (max_length - length)
   if name == "decoded_skip_special":
     return tokenizer.decode(item["input_ids"])
   if match := _IDS.match(name):
