@@ -1,0 +1,1 @@
+"""Shipped configs, packaged as `mico_jax.configs`."""

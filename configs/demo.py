@@ -1,0 +1,107 @@
+"""The main job in small: all modalities of OmniWorld on two CPU cores.
+
+    mico-jax pretrain --config demo
+
+Two tasks alternate. `av` is the paper's core: video and audio against vision,
+audio and omni captions, with matching and captioning on the joint context.
+`space` brings in image, depth and normals, each against its own captions, and
+depth beside video and audio against omni captions.
+"""
+
+import ml_collections
+
+from mico_jax import config as c
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The demo: about eight minutes, under 4 GB."""
+  world = lambda split, size: c.SourceConfig(
+    kind="omniworld", split=split, size=size
+  )
+  config = c.Config(
+    name="demo",
+    model=c.ModelConfig(
+      vision=c.VisionConfig(
+        image_size=32, patch_size=8, width=96, depth=4, num_heads=3, mlp_dim=384
+      ),
+      text=c.TextConfig(
+        vocab_size=512,
+        width=96,
+        depth=3,
+        num_heads=3,
+        mlp_dim=384,
+        max_positions=64,
+        dropout=0.0,
+      ),
+      embed_dim=96,
+      heads=("t", "s", "v", "a", "d", "n", "va", "vad"),
+      frame_table={"video": 2, "audio": 2, "depth": 1, "normal": 1},
+    ),
+    data=c.DataConfig(
+      sources={
+        "train": world("train", 1_000_000),
+        "test": world("test", 10_000),
+      },
+      inputs={
+        "image": c.InputConfig(frames=1, mode="plain"),
+        "video": c.InputConfig(frames=2, mode="plain"),
+        "audio": c.InputConfig(frames=2, mode="plain"),
+        "depth": c.InputConfig(frames=1),
+        "normal": c.InputConfig(frames=1, mode="plain"),
+      },
+      audio=c.AudioConfig(hop_ms=16.0),
+      tokenizer=c.TokenizerConfig(
+        kind="omniworld",
+        max_length={
+          "default": 40,
+          "omni": 40,
+          "vision": 30,
+          "audio": 22,
+          "depth": 30,
+          "normal": 24,
+          "question": 12,
+          "answer": 6,
+        },
+      ),
+      num_threads=1,
+      prefetch=16,
+    ),
+    tasks={
+      "av": c.TaskConfig(
+        steps=2,
+        sources={"train": 1},
+        batch_size=64,
+        objectives={
+          "contrastive": ("tv", "ta", "tva"),
+          "matching": ("tva",),
+          "captioning": ("tva",),
+        },
+        texts={"tv": {"vision": 0.5, "omni": 0.5}},
+      ),
+      "space": c.TaskConfig(
+        steps=1,
+        sources={"train": 1},
+        batch_size=64,
+        objectives={
+          "contrastive": ("ti", "td", "tn", "tvad"),
+        },
+      ),
+    },
+    objectives=c.ObjectivesConfig(
+      contrastive=c.ContrastiveConfig(label_smoothing=0.0),
+      matching=c.MatchingConfig(weight=0.5),
+      captioning=c.CaptioningConfig(weight=0.5),
+    ),
+    optimizer=c.OptimizerConfig(
+      learning_rate=1e-3,
+      schedule="cosine",
+      warmup=0.05,
+      weight_decay=0.05,
+      clip_norm=1.0,
+    ),
+    train=c.TrainConfig(steps=600, log_every=10, checkpoint_every=300),
+    evaluation=c.EvaluationConfig(
+      suite="omniworld", source="test", size=256, groups=("v", "a", "va", "vad")
+    ),
+  )
+  return c.to_config_dict(config)

@@ -1,0 +1,160 @@
+"""From a config to everything a run needs, checked before a device is used.
+
+`resolve` touches only the host: it opens the sources, pins their counts and
+hashes into the config, makes the tokenizer and checks that all parts fit.
+`Session` then builds model, mesh and optimizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from jax.sharding import Mesh
+
+from mico_jax import models
+from mico_jax.checkpoint.manager import Extras, topology
+from mico_jax.config import Config, ConfigError
+from mico_jax.data.samples import check_inputs, groups_of
+from mico_jax.data.sources import Source, open_sources, pin_sources
+from mico_jax.data.tokenizer import Tokenizer, make_tokenizer
+from mico_jax.inputs import Preparer
+from mico_jax.modalities import DecodeError, letters
+from mico_jax.parallel.mesh import make_mesh
+from mico_jax.train.optimizer import Optimizer, make_optimizer
+from mico_jax.train.state import abstract_params, logical_axes
+from mico_jax.verification import make_self_check
+
+
+def training_captions(
+  config: Config, sources: Mapping[str, Source]
+) -> Iterator[str]:
+  """Every caption, question and answer of the sources that tasks train on."""
+  names = {n for task in config.tasks.values() for n in task.sources}
+  for name in sorted(names):
+    for index in range(len(sources[name])):
+      try:
+        record = sources[name].record(index)
+      except DecodeError:
+        continue  # skipped and counted when a batch asks for it
+      for kind in record.captions:
+        try:
+          yield from record.captions[kind]
+        except DecodeError:
+          continue
+      for question in record.questions:
+        yield from question[:2]
+
+
+def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
+  """The config with the text tower's vocabulary and pad id of a tokenizer."""
+  info, text = tokenizer.info, config.model.text
+  if text.vocab_size and text.vocab_size < info.vocab_size:
+    raise ConfigError(
+      f"model.text.vocab_size={text.vocab_size} is smaller than the "
+      f"tokenizer's {info.vocab_size}; set it to that, or to 0 to take it."
+    )
+  text = dataclasses.replace(
+    text, vocab_size=text.vocab_size or info.vocab_size, pad_id=info.pad
+  )
+  return dataclasses.replace(
+    config, model=dataclasses.replace(config.model, text=text)
+  )
+
+
+def _check_tasks(config: Config) -> None:
+  """Groups need heads and tables; text slots need positions."""
+  if not config.tasks:
+    raise ConfigError("the config has no tasks; set config.tasks.")
+  model = models.build(config.model)
+  for name, task in config.tasks.items():
+    for group in groups_of(task):
+      if group.startswith("t"):
+        try:
+          for letter in letters(group):
+            model.context_type(letter)
+          if group in task.objectives.get("contrastive", ()):
+            model.head(letters(group))
+        except ValueError as error:
+          raise ConfigError(f"tasks.{name}: group {group!r}: {error}") from None
+  longest = max(config.data.tokenizer.max_length.values(), default=0)
+  if longest > config.model.text.max_positions:
+    raise ConfigError(
+      f"data.tokenizer.max_length asks for {longest} tokens, but "
+      f"model.text.max_positions={config.model.text.max_positions}."
+    )
+
+
+@dataclass(frozen=True)
+class Session:
+  """The parts of a run.
+
+  Attributes:
+    config: resolved: sources pinned, vocabulary filled in.
+    tokenizer: of all its texts.
+    sources: open, by name.
+  """
+
+  config: Config
+  tokenizer: Tokenizer
+  sources: Mapping[str, Source]
+
+  @cached_property
+  def model(self) -> models.MiCo:
+    """The model of the config."""
+    return models.build(self.config.model)
+
+  @cached_property
+  def mesh(self) -> Mesh:
+    """The device mesh; the first use touches the devices."""
+    return make_mesh(self.config.parallel)
+
+  @cached_property
+  def optimizer(self) -> Optimizer:
+    """The optimizer of the config."""
+    return make_optimizer(
+      self.config.optimizer,
+      abstract_params(self.model, self.config),
+      self.config.train.steps,
+    )
+
+  def extras(self) -> Extras:
+    """What each checkpoint holds beside the state."""
+    info = self.tokenizer.info
+    return Extras(
+      logical_axes=logical_axes(
+        self.model, abstract_params(self.model, self.config)
+      ),
+      tokenizer_files=self.tokenizer.files(),
+      tokenizer_info={
+        **dataclasses.asdict(info),
+        "sha256": self.tokenizer.sha256,
+      },
+      preprocessing=Preparer(self.config, self.tokenizer).describe(),
+      topology={**topology(), "mesh": dict(self.mesh.shape)},
+      self_check=make_self_check(self.config, self.tokenizer),
+    )
+
+
+def resolve(config: Config, **given: Any) -> Session:
+  """Checks a config and opens what it names, without touching a device.
+
+  Args:
+    config: as loaded.
+    **given: `tokenizer`: use this one instead of making it.
+
+  Raises:
+    ConfigError: for parts that do not fit together or files that are missing.
+  """
+  check_inputs(config)
+  sources = open_sources(config)
+  config = pin_sources(config, sources)
+  tokenizer = given.get("tokenizer") or make_tokenizer(
+    config.data.tokenizer, training_captions(config, sources)
+  )
+  config = _with_vocabulary(config, tokenizer)
+  _check_tasks(config)
+  return Session(config, tokenizer, sources)
