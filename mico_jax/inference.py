@@ -64,6 +64,7 @@ class OmniModel:
     step: of that run.
     params: parameters on the default device.
     notes: what was skipped or tolerated while loading, one line each.
+    fingerprint: hash of the checkpoint's manifest; "" without one.
   """
 
   def __init__(
@@ -75,6 +76,7 @@ class OmniModel:
     step: int = 0,
     batch_size: int = 32,
     notes: Sequence[str] = (),
+    fingerprint: str = "",
   ):
     """Wraps parameters; `mico_jax.load` makes one from a checkpoint.
 
@@ -85,11 +87,13 @@ class OmniModel:
       step: of the run.
       batch_size: largest number of inputs per compiled call.
       notes: see the class.
+      fingerprint: see the class.
     """
     self.config = config
     self.step = step
     self.tokenizer = tokenizer
     self.notes = tuple(notes)
+    self.fingerprint = fingerprint
     self.batch_size = batch_size
     self.preparer = Preparer(config, tokenizer)
     self.model = build(dataclasses.replace(config.model, remat="none"))
@@ -435,6 +439,7 @@ def load(
     step=checkpoint.step,
     batch_size=batch_size,
     notes=notes,
+    fingerprint=manifest_lib.fingerprint(checkpoint.folder),
   )
 
 

@@ -36,7 +36,7 @@ class Item:
   """One input: what it is and where it comes from.
 
   Attributes:
-    value: path, bytes, raw array or text.
+    value: path, bytes, raw array, text, or a function that gives one.
     depth_unit: of a depth map: "metre", "millimetre" or "relative".
     name: for error messages and tables.
     file: `value` is a path even where the modality is a text.
@@ -167,7 +167,7 @@ class Preparer:
           self._subtitle_length if key == "subtitle" else self._text_length
         )
         return self.tokenizer.encode(text, length)
-      raw = item.value
+      raw = item.value() if callable(item.value) else item.value
       if isinstance(raw, str):
         raw = read_file(raw)
       elif isinstance(raw, (list, tuple)) and all(

@@ -208,6 +208,12 @@ def read(folder: epath.PathLike) -> dict[str, Any]:
   return manifest
 
 
+def fingerprint(folder: epath.PathLike) -> str:
+  """The hash of a step folder's manifest: names its whole content."""
+  path = epath.Path(folder) / "manifest" / MANIFEST_HASH
+  return _read_bytes(path).decode(errors="replace").strip()
+
+
 def _read_bytes(path: Any) -> bytes:
   try:
     return path.read_bytes()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -115,7 +116,8 @@ def one_line(error: BaseException) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line and returns the exit status."""
-  args, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+  given = list(sys.argv[1:] if argv is None else argv)
+  args, overrides = split_overrides(given)
   command = next((a for a in args if not a.startswith("-")), None)
   try:
     parser = make_parser(command)
@@ -130,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     return 2
   parsed.overrides = overrides
+  parsed.command_line = shlex.join(["mico-jax", *given])
   try:
     return parsed.run(parsed) or 0
   except KeyboardInterrupt:

@@ -1,0 +1,163 @@
+"""`mico-jax data sheet | build | tokenizer`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import pathlib
+import sys
+from collections.abc import Iterator
+
+from mico_jax.cli import common
+from mico_jax.config import ConfigError, SourceConfig
+
+DESCRIPTION = """\
+sheet      draws samples as the model sees them: frames, depth, normals,
+           spectrogram, captions, in one PNG
+build      packs a manifest (.jsonl) into ArrayRecord files
+tokenizer  trains a SentencePiece model on a config's captions"""
+EXAMPLES = """\
+  mico-jax data sheet --config demo --out sheet.png
+  mico-jax data build --manifest set/manifest.jsonl --split train --out packed
+  mico-jax data tokenizer --config demo --out words.model --vocab-size 512"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds this command's arguments."""
+  parser.set_defaults(config=None)
+  actions = parser.add_subparsers(
+    dest="action", metavar="ACTION", required=True
+  )
+  sheet = actions.add_parser("sheet", help="draw samples to a PNG")
+  common.add_config(sheet)
+  sheet.add_argument("--out", required=True, metavar="FILE.png")
+  sheet.add_argument(
+    "--samples", type=common.positive_int, default=8, metavar="N"
+  )
+  sheet.add_argument("--source", default="", help="default: the config's first")
+  build = actions.add_parser("build", help="pack a manifest to ArrayRecord")
+  build.add_argument("--manifest", required=True, metavar="FILE.jsonl")
+  build.add_argument("--out", required=True, metavar="DIR")
+  build.add_argument("--split", default="", help="default: all samples")
+  build.add_argument("--shards", type=common.positive_int, default=1)
+  build.add_argument(
+    "--root", default="", help="folder its paths may not leave"
+  )
+  build.add_argument(
+    "--strict", action="store_true", help="fail on the first broken sample"
+  )
+  tokenizer = actions.add_parser(
+    "tokenizer", help="train a SentencePiece model"
+  )
+  common.add_config(tokenizer)
+  tokenizer.add_argument("--out", required=True, metavar="FILE.model")
+  tokenizer.add_argument("--vocab-size", type=common.positive_int, default=512)
+  tokenizer.add_argument(
+    "--samples",
+    type=common.positive_int,
+    default=20000,
+    metavar="N",
+    help="most samples read per source (default: 20000)",
+  )
+  for sub in (sheet, build, tokenizer):
+    common.add_json(sub)
+
+
+def run(args: argparse.Namespace) -> int:
+  """Runs the chosen action."""
+  actions = {"sheet": _sheet, "build": _build, "tokenizer": _tokenizer}
+  found = actions[args.action](args)
+  if args.json:
+    common.print_json(found)
+  else:
+    for name, value in found.items():
+      print(f"{name}: {value}")
+  return 0
+
+
+def _sheet(args: argparse.Namespace) -> dict[str, object]:
+  from mico_jax.data.sheet import draw_sheet
+
+  if pathlib.Path(args.out).suffix.lower() != ".png":
+    raise ConfigError(f"--out {args.out!r} must end in .png.")
+  config = common.load_config(args)
+  path = draw_sheet(config, args.out, args.samples, source_name=args.source)
+  return {"sheet": str(path), "samples": args.samples}
+
+
+def _build(args: argparse.Namespace) -> dict[str, object]:
+  from mico_jax.data.build import build
+  from mico_jax.run.progress import Progress
+
+  source = SourceConfig(
+    kind="manifest", path=args.manifest, split=args.split, root=args.root
+  )
+  bars: list[Progress] = []
+
+  def progress(done: int, total: int) -> None:
+    if not bars:
+      bars.append(Progress(total, label="build"))
+    bars[0].update(done, samples=1)
+
+  try:
+    report = build(
+      source,
+      args.out,
+      shards=args.shards,
+      strict=args.strict,
+      progress=progress,
+    )
+  finally:
+    for bar in bars:
+      bar.close()
+  for name, reason in report.skipped:
+    print(f"skipped {name}: {reason}", file=sys.stderr)
+  used = {
+    k: v
+    for k, v in dataclasses.asdict(report.source).items()
+    if v and k in ("kind", "path", "split", "depth_unit")
+  }
+  return {
+    "samples": report.count,
+    "skipped": len(report.skipped),
+    "files": list(report.files),
+    "source": used,
+  }
+
+
+def _tokenizer(args: argparse.Namespace) -> dict[str, object]:
+  from mico_jax.data.sources import open_sources
+  from mico_jax.data.tokenizer import (
+    SentencePieceTokenizer,
+    train_sentencepiece,
+  )
+  from mico_jax.modalities import DecodeError
+
+  config = common.load_config(args)
+  sources = open_sources(config)
+
+  def captions() -> Iterator[str]:
+    for source in sources.values():
+      for i in range(min(len(source), args.samples)):
+        try:
+          record = source.record(i)
+        except DecodeError:
+          continue
+        yield from itertools.chain.from_iterable(record.captions.values())
+        for pair in record.questions:
+          yield from (pair[0], pair[1])
+
+  try:
+    model = train_sentencepiece(captions(), args.vocab_size)
+  except ValueError as e:
+    raise ConfigError(str(e)) from e
+  path = pathlib.Path(args.out)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(model)
+  tokenizer = SentencePieceTokenizer(model)
+  return {
+    "model": str(path),
+    "vocab_size": tokenizer.info.vocab_size,
+    "sha256": tokenizer.sha256,
+  }

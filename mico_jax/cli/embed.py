@@ -1,0 +1,152 @@
+"""`mico-jax embed`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from mico_jax.cli import common
+from mico_jax.config import ConfigError, SourceConfig
+
+DESCRIPTION = f"""\
+Writes the embeddings of many files to one table. Files that cannot be read are
+skipped, counted and listed beside the output. Killed and run again, it goes on
+behind the last finished shard.
+
+{common.TYPES}
+A .jsonl file is a manifest: each of its samples gives one row per modality."""
+EXAMPLES = """\
+  mico-jax embed --checkpoint runs/demo --out vectors.parquet *.jpg clip.mp4
+  mico-jax embed --checkpoint runs/demo --out v.npy --modality audio set.jsonl
+  find . -name '*.flac' | mico-jax embed --checkpoint runs/demo --out v.npz -"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds this command's arguments."""
+  common.add_checkpoint(parser)
+  parser.add_argument(
+    "--out",
+    required=True,
+    metavar="FILE",
+    help=".parquet (id, modality, path, embedding), or .npy / .npz with a "
+    ".jsonl of the rows beside it",
+  )
+  parser.add_argument(
+    "files",
+    nargs="+",
+    metavar="FILE",
+    help="files, a manifest (.jsonl), or - for names on stdin, one a line",
+  )
+  parser.add_argument(
+    "--modality",
+    action="append",
+    metavar="KEY",
+    help="of a manifest, embed only this modality; may be repeated",
+  )
+  parser.add_argument(
+    "--split", default="", help="of a manifest (default: all samples)"
+  )
+  parser.add_argument(
+    "--field",
+    action="append",
+    default=[],
+    metavar="KEY=FIELD",
+    help="record field of a manifest that holds a modality",
+  )
+  parser.add_argument(
+    "--depth-unit",
+    choices=("metre", "millimetre", "relative"),
+    default="",
+    help="of a manifest's depth maps",
+  )
+  parser.add_argument(
+    "--root",
+    default="",
+    metavar="DIR",
+    help="folder a manifest's paths may not leave (default: its own)",
+  )
+  parser.add_argument(
+    "--shard-size",
+    type=common.positive_int,
+    default=256,
+    metavar="N",
+    help="files per shard: what a kill can cost (default: 256)",
+  )
+  parser.add_argument(
+    "--overwrite", action="store_true", help="replace an existing output"
+  )
+  common.add_json(parser)
+
+
+def _names(files: Sequence[str]) -> list[str]:
+  if list(files) != ["-"]:
+    return list(files)
+  return [line.strip() for line in sys.stdin if line.strip()]
+
+
+def _source(args: argparse.Namespace, path: str) -> SourceConfig:
+  fields = {}
+  for text in args.field:
+    key, sep, value = text.partition("=")
+    if not sep:
+      raise ConfigError(f"--field {text}: write KEY=FIELD.")
+    fields[key] = value
+  return SourceConfig(
+    kind="manifest",
+    path=path,
+    split=args.split,
+    fields=fields,
+    depth_unit=args.depth_unit,
+    root=args.root,
+  )
+
+
+def run(args: argparse.Namespace) -> int:
+  """Embeds, with progress on stderr and a summary on stdout."""
+  from mico_jax.modalities import MODALITIES
+  from mico_jax.run import embed as job
+  from mico_jax.run.progress import Progress
+
+  job.check_out(args.out, overwrite=args.overwrite)
+  names = _names(args.files)
+  manifests = [n for n in names if n.endswith(".jsonl")]
+  common.parse_files([n for n in names if n not in manifests])
+  for key in args.modality or ():
+    if key not in MODALITIES:
+      raise ConfigError(
+        f"--modality {key}: unknown; known: {', '.join(MODALITIES)}."
+      )
+  model = common.load_model(args)
+  keys = args.modality or [
+    k for k in model.modalities if MODALITIES[k].kind == "knowledge"
+  ]
+  entries = []
+  for name in names:
+    if name in manifests:
+      entries += job.manifest_entries(_source(args, name), keys)
+    else:
+      specs = common.parse_files([name], model.modalities)
+      entries += job.file_entries(specs)
+  with Progress(len(entries), label="embed") as bar:
+    report = job.embed_files(
+      model,
+      entries,
+      args.out,
+      fingerprint=model.fingerprint,
+      shard_size=args.shard_size,
+      overwrite=args.overwrite,
+      progress=lambda done, total, new: bar.update(done, samples=new),
+    )
+  if args.json:
+    common.print_json(dataclasses.asdict(report))
+    return 0
+  resumed = f", {report.resumed} of them before" if report.resumed else ""
+  print(
+    f"{report.items} items{resumed} -> {report.out} "
+    f"({report.items_per_second:.1f} items/s)"
+  )
+  if report.failed:
+    print(f"{report.failed} files skipped, listed in {report.errors}")
+  return 0

@@ -1,0 +1,60 @@
+"""`mico-jax evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from mico_jax.cli import common
+
+DESCRIPTION = """\
+Measures a checkpoint with the evaluation suite of its config: retrieval,
+matching, captions, questions, classification. Every number carries its split,
+prompts, preprocessing, coverage and a 95% interval.
+
+What is measured, and on which data, may be changed with
+--config.evaluation.KEY=VALUE and --config.data.sources.NAME.KEY=VALUE."""
+EXAMPLES = """\
+  mico-jax evaluate --checkpoint runs/demo
+  mico-jax evaluate --checkpoint runs/demo --config.evaluation.size=1000 \\
+    --config.evaluation.rerank=20 --out runs/demo/evaluation
+  mico-jax evaluate --checkpoint runs/demo --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds this command's arguments."""
+  common.add_checkpoint(parser)
+  parser.add_argument(
+    "--out",
+    metavar="DIR",
+    help="also write evaluation.json, .txt and a bar chart .png there",
+  )
+  parser.add_argument(
+    "--cheap",
+    action="store_true",
+    help="only retrieval and matching, as during training",
+  )
+  common.add_json(parser)
+  parser.set_defaults(config=None)
+
+
+def run(args: argparse.Namespace) -> int:
+  """Prints a table of results."""
+  from mico_jax.run.evaluate import evaluate_model
+
+  model = common.load_model(args)
+  from mico_jax.evaluation import table, to_json, write
+
+  print("evaluating ...", file=sys.stderr)
+  results = evaluate_model(
+    model, args.overrides, command=args.command_line, cheap=args.cheap
+  )
+  if args.out:
+    for path in write(results, args.out):
+      print(f"written: {path}", file=sys.stderr)
+  if args.json:
+    common.print_json(json.loads(to_json(results)))
+  else:
+    print(table(results))
+  return 0

@@ -1,0 +1,104 @@
+"""What a checkpoint or a config holds, for `mico-jax inspect`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from mico_jax import config as config_lib
+from mico_jax.checkpoint import manager, manifest, restore
+from mico_jax.config import Config
+from mico_jax.models import build
+
+
+@dataclass(frozen=True)
+class Inspection:
+  """What was found.
+
+  Attributes:
+    config: of the run.
+    params: path -> {"shape", "dtype", "axes"}.
+    about: step, versions, topology, preprocessing, tokenizer, metrics.
+  """
+
+  config: Config
+  params: Mapping[str, Mapping[str, Any]]
+  about: Mapping[str, Any]
+
+  def counts(self) -> dict[str, int]:
+    """Number of parameters by top-level key, and in all."""
+    found: dict[str, int] = {}
+    for path, entry in self.params.items():
+      top = path.partition("/")[0]
+      size = int(np.prod(entry["shape"], dtype=np.int64))
+      found[top] = found.get(top, 0) + size
+    return {**found, "total": sum(found.values())}
+
+  def overview(self) -> str:
+    """The parameter table."""
+    from clu import parameter_overview
+
+    tree = manifest.unflatten(
+      {
+        path.replace("/", "."): jax.ShapeDtypeStruct(
+          tuple(e["shape"]), e["dtype"]
+        )
+        for path, e in self.params.items()
+      }
+    )
+    return parameter_overview.get_parameter_overview(tree, include_stats=False)
+
+  def as_dict(self) -> dict[str, Any]:
+    """JSON types only."""
+    return {
+      **self.about,
+      "config": json.loads(config_lib.to_json(self.config)),
+      "params": {k: dict(v) for k, v in self.params.items()},
+      "counts": self.counts(),
+    }
+
+
+def of_config(config: Config) -> Inspection:
+  """A config's parameters, from shapes alone: nothing is allocated."""
+  model = build(config.model)
+  shapes = manifest.flatten(model.abstract_params())
+  axes = manifest.flatten(model.logical_axes())
+  params = {
+    path: {
+      "shape": list(s.shape),
+      "dtype": s.dtype.name,
+      "axes": list(axes[path]),
+    }
+    for path, s in shapes.items()
+  }
+  return Inspection(config, params, {})
+
+
+def of_checkpoint(path: str | os.PathLike[str]) -> Inspection:
+  """A checkpoint's manifest and config; the arrays are not read.
+
+  Raises:
+    CheckpointError: if there is none, or its small files do not verify.
+  """
+  folder = restore.step_folders(path)[0]
+  found = manifest.read(folder)
+  files, problems = manifest.read_files(folder, found)
+  if problems:
+    raise manifest.CheckpointError(manifest.summarise(problems))
+  keys = ("step", "versions", "topology", "preprocessing", "tokenizer")
+  about = {"path": str(folder), **{k: found[k] for k in keys}}
+  about["metrics"] = found["metrics"]
+  about["items"] = {
+    name: sum(int(np.prod(e["shape"], dtype=np.int64)) for e in item.values())
+    for name, item in found["items"].items()
+  }
+  if folder.parent.name == manager.CHECKPOINTS:
+    about["steps"] = manager.list_steps(folder.parent)
+  config = restore.parse_config(files[manifest.CONFIG], folder)
+  return Inspection(config, found["items"]["params"], about)

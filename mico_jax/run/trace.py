@@ -1,0 +1,87 @@
+"""The samples of any past step of a run, from its workdir alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+from mico_jax import config as config_lib
+from mico_jax.config import Config, ConfigError
+from mico_jax.data.sheet import draw_records
+from mico_jax.data.sources import open_sources
+from mico_jax.data.trace import TraceRow, trace
+
+
+@dataclass(frozen=True)
+class Trace:
+  """A step's samples.
+
+  Attributes:
+    step: asked for.
+    task: that the step trained.
+    rows: of the global batch.
+  """
+
+  step: int
+  task: str
+  rows: tuple[TraceRow, ...]
+
+
+def run_config(workdir: epath.PathLike) -> Config:
+  """The config a workdir belongs to.
+
+  Raises:
+    ConfigError: if there is none or it does not fit this version.
+  """
+  path = epath.Path(workdir) / "config.json"
+  if not path.exists():
+    raise ConfigError(
+      f"{str(workdir)!r} is no workdir of a run: it has no config.json."
+    )
+  try:
+    return config_lib.from_dict(json.loads(path.read_text()))
+  except json.JSONDecodeError as e:
+    raise ConfigError(f"{path} is not valid JSON: {e}.") from e
+
+
+def trace_step(
+  workdir: str | os.PathLike[str],
+  step: int,
+  *,
+  picture: str | os.PathLike[str] | None = None,
+  limit: int = 16,
+) -> Trace:
+  """Lists the samples a step trained on, substitutes included.
+
+  Args:
+    workdir: of the run.
+    step: from 0 to the run's last.
+    picture: PNG to draw the samples to.
+    limit: most samples drawn.
+
+  Raises:
+    ConfigError: for a step the run does not have, or a missing workdir.
+  """
+  config = run_config(workdir)
+  if not 0 <= step < config.train.steps:
+    raise ConfigError(
+      f"--step {step}: the run has steps 0 to {config.train.steps - 1}."
+    )
+  sources = open_sources(config)
+  task, rows = trace(config, step, pathlib.Path(workdir), sources=sources)
+  if picture is not None:
+    shown = rows[:limit]
+    # One picture has one source; a mixture is drawn for its first.
+    name = shown[0].source
+    records: list[Any] = [
+      sources[name].record(r.index) for r in shown if r.source == name
+    ]
+    out = pathlib.Path(picture)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw_records(config, records, name).save(out)
+  return Trace(step, task, tuple(rows))
