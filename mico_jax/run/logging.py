@@ -73,7 +73,7 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
   return _read(path) if path.exists() else []
 
 
-def _read(path: epath.Path) -> list[dict[str, Any]]:
+def _read(path: Any) -> list[dict[str, Any]]:
   lines = []
   for text in path.read_text().splitlines():
     try:
@@ -91,7 +91,7 @@ def _read(path: epath.Path) -> list[dict[str, Any]]:
 class _JsonLines:
   """Appends lines to a file; a store without append is rewritten at times."""
 
-  def __init__(self, path: epath.Path, start_step: int):
+  def __init__(self, path: Any, start_step: int):
     self._path = path
     self._local = "://" not in str(path)
     self._last_flush = time.monotonic()
@@ -155,7 +155,7 @@ def _without_torch() -> Iterator[None]:
       del sys.modules["torch"]
 
 
-def _tensorboard(workdir: epath.Path, start_step: int) -> Any:
+def _tensorboard(workdir: Any, start_step: int) -> Any:
   with _without_torch():
     import tensorboardX
   # Steps from `start_step` on are written again; TensorBoard drops the old.
@@ -165,7 +165,7 @@ def _tensorboard(workdir: epath.Path, start_step: int) -> Any:
   )
 
 
-def _wandb(workdir: epath.Path, name: str, config: Mapping[str, Any]) -> Any:
+def _wandb(workdir: Any, name: str, config: Mapping[str, Any]) -> Any:
   try:
     wandb = importlib.import_module("wandb")
   except ImportError:

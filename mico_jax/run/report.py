@@ -375,7 +375,7 @@ def draw(
   return figure
 
 
-def _headline(workdir: epath.Path, lines: Sequence[Mapping[str, Any]]) -> str:
+def _headline(workdir: Any, lines: Sequence[Mapping[str, Any]]) -> str:
   text = workdir.name
   timed = [x for x in lines if "time" in x]
   if timed:
@@ -389,14 +389,14 @@ def _headline(workdir: epath.Path, lines: Sequence[Mapping[str, Any]]) -> str:
   return text
 
 
-def write_report(workdir: epath.PathLike) -> epath.Path:
+def write_report(workdir: epath.PathLike) -> Any:
   """Draws `<workdir>/report.png`.
 
   Args:
     workdir: folder of a run.
 
   Returns:
-    Path of the picture.
+    Path (`etils.epath`) of the picture.
 
   Raises:
     ValueError: if the folder has neither metrics nor an evaluation.

@@ -11,6 +11,7 @@ import pytest
 
 from mico_jax.config import ConfigError
 from mico_jax.run import logging
+from mico_jax.testing import memory_path
 
 
 def test_values_of_every_kind(tmp_path):
@@ -115,3 +116,17 @@ def test_missing_wandb_is_named(tmp_path, monkeypatch):
 
 def test_no_metrics(tmp_path):
   assert logging.read_metrics(tmp_path) == []
+
+
+def test_store_without_append(capsys):
+  memory_path.register()
+  folder = "memory://logging_test/run"
+  with logging.MetricsWriter(folder, tensorboard=True) as writer:
+    for step in range(4):
+      writer.write(step, {"loss": float(step)})
+    writer.flush()
+    assert len(logging.read_metrics(folder)) == 4
+  assert "not a local folder" in capsys.readouterr().err
+  with logging.MetricsWriter(folder, start_step=2, tensorboard=False) as writer:
+    writer.write(2, {"loss": 7.0})
+  assert [x["loss"] for x in logging.read_metrics(folder)] == [0.0, 1.0, 7.0]
