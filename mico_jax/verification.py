@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -107,7 +108,21 @@ class SelfCheck:
     )
     self._heads = _heads(config, self.preparer.keys)
     self._letters = _letters(config, self.preparer.keys)
-    self._outputs = jax.jit(self._compute)
+    self._executable: Any = None
+    self._lock = threading.Lock()
+
+  def warm(self) -> None:
+    """Compiles ahead, so that no save compiles in the middle of training."""
+    with on_cpu():
+      host, ids = self._prepare(make_inputs(self.preparer))
+      self._compiled(self.model.abstract_params(), host, ids)
+
+  def _compiled(self, params: Any, host: Any, ids: Any) -> Any:
+    with self._lock:
+      if self._executable is None:
+        lowered = jax.jit(self._compute).lower(params, host, ids)
+        self._executable = lowered.compile()
+      return self._executable
 
   def __call__(self, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Inputs and outputs for the given parameters, ready to store."""
@@ -123,7 +138,8 @@ class SelfCheck:
       host, ids = self._prepare(inputs)
       params = model_params(params, self.preparer.config)
       params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-      found = jax.device_get(self._outputs(params, host, ids))
+      run = self._compiled(params, host, ids)
+      found = jax.device_get(run(params, host, ids))
     outputs = {f"{selfcheck.OUTPUT}ids/text": ids[0]}
     for name, value in found.items():
       if name.startswith("embed/") and name != "embed/text":

@@ -96,12 +96,14 @@ def _user_errors() -> tuple[type[BaseException], ...]:
   from mico_jax.checkpoint.manifest import CheckpointError
   from mico_jax.data.bad_samples import TooManyBadSamples
   from mico_jax.modalities import DecodeError
+  from mico_jax.run.watch import NonFiniteError
 
   return (
     ConfigError,
     CheckpointError,
     DecodeError,
     TooManyBadSamples,
+    NonFiniteError,
     OSError,
   )
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
 
 from mico_jax.cli import common
 from mico_jax.config import ConfigError
@@ -52,10 +51,24 @@ def run(args: argparse.Namespace) -> int:
 
   workdir = args.workdir or f"runs/{config.name}"
   with common.warnings_as_lines():
-    results: Any = pretrain(config, workdir, init=args.init)
+    summary = pretrain(
+      config, workdir, init=args.init, command=args.command_line
+    )
   if args.json:
-    common.print_json(results)
-  elif isinstance(results, Mapping):
-    for name, value in results.items():
-      print(f"{name}: {value}")
-  return 0
+    common.print_json(
+      {
+        "workdir": summary.workdir,
+        "step": summary.step,
+        "metrics": dict(summary.metrics),
+        "results": [r.as_dict() for r in summary.results],
+        "seconds": dataclasses.asdict(summary.clock),
+        "recompiles": summary.recompiles,
+      }
+    )
+  elif summary.results:
+    from mico_jax.evaluation import table
+
+    print(table(summary.results))
+  else:
+    print(f"{summary.workdir}: step {summary.step} of {config.train.steps}")
+  return summary.exit_code
