@@ -181,7 +181,8 @@ from mico_jax.data.tokenizer import make_tokenizer
 config = mico_jax.config.load("demo", ["data.prefetch=1"])
 tokenizer = make_tokenizer(config.data.tokenizer)
 with tempfile.TemporaryDirectory() as workdir:
-  step, task, batch = next(iter(Pipeline(config, tokenizer, workdir=workdir, end_step=1)))
+  pipeline = Pipeline(config, tokenizer, workdir=workdir, end_step=1)
+  step, task, batch = next(iter(pipeline))
 assert step == 0 and len(batch["row"]) == config.tasks[task].batch_size
 """,
     JAX_PLATFORMS="no_such_platform",

@@ -47,6 +47,9 @@ def run(args: argparse.Namespace) -> int:
       raise ConfigError(f"--profile-steps {args.profile_steps}: write A,B.")
     args.overrides.append(f"train.profile_steps=({first}, {last})")
   config = common.load_config(args)
+  from mico_jax.parallel import distributed
+
+  distributed.initialize_from_env()  # set by launch/*.sh
   from mico_jax.run.pretrain import pretrain
 
   workdir = args.workdir or f"runs/{config.name}"
