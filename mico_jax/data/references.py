@@ -65,6 +65,10 @@ class TarIndex:
             if member.offset_data + member.size > size:
               raise DecodeError(f"{path}: cut short in {member.name!r}.")
             self.members[member.name] = (member.offset_data, member.size)
+        # tarfile takes a cut header for the end; a whole file ends in zeros.
+        self._file.seek(tar.offset)
+        if self._file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+          raise DecodeError(f"{path}: the tar file is cut short.")
       # tarfile closes nothing it was handed; keep reading from our handle.
     except (tarfile.TarError, OSError) as error:
       raise DecodeError(f"{path}: not a readable tar file: {error}") from error

@@ -11,7 +11,7 @@ import hashlib
 import json
 import posixpath
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from mico_jax.data.worlds import OmniWorldSource
 from mico_jax.modalities import DecodeError, by_extension
 
 
+@runtime_checkable
 class Source(Protocol):
   """Random access to records.
 
@@ -111,7 +112,7 @@ class ManifestSource:
     Raises:
       DecodeError: if it is not UTF-8.
     """
-    start, end, number = self._lines[index]
+    start, end, number = self._lines[index].tolist()
     try:
       line = self._data[start:end].decode("utf-8")
     except UnicodeDecodeError as error:

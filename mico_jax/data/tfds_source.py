@@ -94,7 +94,7 @@ def _plain(example: Mapping[str, Any]) -> dict[str, Any]:
   """The texts and numbers of an example as Python values."""
   fields: dict[str, Any] = {}
   for name, value in example.items():
-    if isinstance(value, (bytes, str)):
+    if isinstance(value, (bytes, str, int, float)):
       fields[name] = value
     elif isinstance(value, np.ndarray) and value.dtype == object:
       fields[name] = list(value)

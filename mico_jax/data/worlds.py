@@ -66,11 +66,11 @@ class OmniWorldSource:
     language = self.world.language(scene, index)
 
     # One kind at a time: a batch needs one or two of them.
-    def captions(kind: str) -> list[str]:
-      return [caption(scene, kind, p) for p in range(NUM_PHRASINGS)]
+    def captions(kind: str) -> tuple[str, ...]:
+      return tuple(caption(scene, kind, p) for p in range(NUM_PHRASINGS))
 
-    def opposites(kind: str) -> list[str]:
-      return negatives(scene, kind, index)
+    def opposites(kind: str) -> tuple[str, ...]:
+      return tuple(negatives(scene, kind, index))
 
     def read_many(keys: Sequence[str]) -> dict[str, Any]:
       out: dict[str, Any] = self.world.render(
