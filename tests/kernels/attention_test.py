@@ -1,0 +1,203 @@
+"""Every backend of attention against the plain one in float64."""
+
+from __future__ import annotations
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mico_jax.kernels.attention import BACKENDS, api, attention
+from mico_jax.kernels.attention import reference as plain
+
+ON_CPU = [name for name in BACKENDS if name != "cudnn"]
+
+
+def _arrays(batch, queries, keys, heads, width, dtype=np.float64, seed=0):
+  rng = np.random.default_rng(seed)
+  shapes = [(batch, queries, heads, width)] + [(batch, keys, heads, width)] * 2
+  return [rng.normal(size=s).astype(dtype) for s in shapes]
+
+
+def _truth(q, k, v, mask, masked_rows):
+  """Output and gradients of its sum of squares, in float64."""
+  with jax.enable_x64(True):
+
+    def loss(q, k, v):
+      out = plain.attention(
+        q,
+        k,
+        v,
+        mask=None if mask is None else jnp.asarray(mask),
+        scale=q.shape[-1] ** -0.5,
+        masked_rows=masked_rows,
+      )
+      return jnp.sum(jnp.square(out)), out
+
+    grads, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(
+      *(jnp.asarray(x) for x in (q, k, v))
+    )
+    return [np.asarray(x) for x in (out, *grads)]
+
+
+def _numpy_attention(q, k, v, mask):
+  scores = np.einsum("blnh,bsnh->bnls", q, k) * q.shape[-1] ** -0.5
+  if mask is not None:
+    scores = np.where(mask, scores, -np.inf)
+  scores = np.exp(scores - scores.max(-1, keepdims=True))
+  return np.einsum("bnls,bsnh->blnh", scores / scores.sum(-1, keepdims=True), v)
+
+
+def test_the_plain_backend_is_attention():
+  q, k, v = _arrays(2, 5, 7, 3, 4)
+  mask = np.arange(7) < np.array([3, 7])[:, None, None, None]
+  out = _truth(q, k, v, mask, "zero")[0]
+  np.testing.assert_allclose(out, _numpy_attention(q, k, v, mask), atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("masked_rows", ["zero", "released"])
+@pytest.mark.parametrize(
+  ("shape", "masked"),
+  [
+    ((2, 5, 7, 3, 4), True),
+    ((1, 257, 257, 2, 88), False),
+    ((2, 9, 9, 1, 3), 1),
+  ],
+)
+def test_forward_and_gradients(backend, masked_rows, shape, masked):
+  q, k, v = _arrays(*shape)
+  mask = None
+  if masked:
+    rng = np.random.default_rng(1)
+    mask = rng.random((shape[0], 1, shape[1], shape[2])) < 0.6
+    mask[0, :, 2] = False  # a row that may look nowhere
+  want = _truth(q, k, v, mask, masked_rows)
+
+  def loss(q, k, v):
+    out = attention(
+      q,
+      k,
+      v,
+      mask=None if mask is None else jnp.asarray(mask),
+      masked_rows=masked_rows,
+      backend=backend,
+    )
+    return jnp.sum(jnp.square(out)), out
+
+  arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+  grads, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*arrays)
+  limit = 2e-3 if masked and masked_rows == "released" else 1e-5
+  for got, expected in zip((out, *grads), want, strict=True):
+    np.testing.assert_allclose(np.asarray(got), expected, atol=limit)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_bfloat16(backend):
+  q, k, v = _arrays(2, 33, 17, 2, 88)
+  low = [jnp.asarray(x, jnp.float32).astype(jnp.bfloat16) for x in (q, k, v)]
+  exact = [np.asarray(x, np.float64) for x in low]
+  out = attention(*low, backend=backend)
+  assert out.dtype == jnp.bfloat16
+  want = _truth(*exact, None, "zero")[0]
+  np.testing.assert_allclose(np.asarray(out, np.float64), want, atol=2e-2)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_fully_masked_rows_give_nothing(backend):
+  q, k, v = (jnp.asarray(x, jnp.float32) for x in _arrays(2, 3, 4, 1, 8))
+  mask = jnp.zeros((2, 1, 1, 4), bool).at[1].set(True)
+
+  def loss(q, k, v):
+    out = attention(q, k, v, mask=mask, backend=backend)
+    return jnp.sum(out), out
+
+  grads, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+  for x in (out, *grads):
+    assert not np.any(np.asarray(x[0]))
+    assert np.isfinite(np.asarray(x)).all()
+  assert np.any(np.asarray(out[1]))
+  out = attention(q, k, v, mask=mask, backend=backend, masked_rows="released")
+  mean = np.broadcast_to(np.asarray(v[0]).mean(0), (3, 1, 8))
+  scores = attention(q, k, v, backend=backend)
+  np.testing.assert_allclose(out[0], scores[0], atol=2e-3)
+  assert mean.shape == out[0].shape
+
+
+def test_rules_equal_the_mask_they_mean():
+  q, k, v = (jnp.asarray(x, jnp.float32) for x in _arrays(2, 6, 6, 2, 4))
+  rows, columns = np.arange(6)[:, None], np.arange(6)[None]
+  causal = columns <= rows
+  prefix = np.stack([causal, causal | ((rows < 3) & (columns < 3))])
+  lengths = np.array([6, 4])
+  valid = np.arange(6)[None] < lengths[:, None]
+  cases = [
+    ({"causal": True}, causal[None]),
+    ({"causal": True, "prefix_lengths": jnp.array([0, 3])}, prefix),
+    ({"kv_lengths": jnp.asarray(lengths)}, valid[:, None]),
+    (
+      {"causal": True, "kv_lengths": jnp.asarray(lengths)},
+      causal[None] & valid[:, None],
+    ),
+  ]
+  for rules, mask in cases:
+    got = attention(q, k, v, **rules)
+    want = attention(q, k, v, mask=jnp.asarray(mask)[:, None])
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_dropout_belongs_to_the_row(backend):
+  q, k, v = (jnp.asarray(x, jnp.float32) for x in _arrays(4, 8, 8, 2, 4))
+  keys = jax.random.split(jax.random.key(0), 4)
+  order = jnp.array([2, 0, 3, 1])
+
+  def run(rows):
+    return attention(
+      q[rows],
+      k[rows],
+      v[rows],
+      dropout_rate=0.5,
+      row_keys=keys[rows],
+      backend=backend,
+    )
+
+  whole = run(jnp.arange(4))
+  np.testing.assert_array_equal(run(order), whole[order])
+  assert np.abs(np.asarray(whole - attention(q, k, v))).max() > 0.1
+
+
+def test_deterministic():
+  q, k, v = (jnp.asarray(x, jnp.float32) for x in _arrays(2, 9, 9, 2, 8))
+  np.testing.assert_array_equal(attention(q, k, v), attention(q, k, v))
+
+
+def test_dispatch_says_what_ran(caplog, monkeypatch):
+  q, k, v = (jnp.asarray(x, jnp.float32) for x in _arrays(1, 2, 2, 1, 8))
+  monkeypatch.delenv(api.ENVIRONMENT, raising=False)
+  api._log_once.cache_clear()
+  with caplog.at_level(logging.INFO, logger=api.__name__):
+    attention(q, k, v)
+    attention(q, k, v)
+  assert [r.message for r in caplog.records] == [
+    "attention: xla; not cudnn: platform is cpu, not gpu"
+  ]
+  monkeypatch.setenv(api.ENVIRONMENT, "reference")
+  with caplog.at_level(logging.INFO, logger=api.__name__):
+    attention(q, k, v, backend="xla")
+  assert caplog.records[-1].message == "attention: reference (named)"
+
+
+def test_mistakes_are_named(monkeypatch):
+  monkeypatch.delenv(api.ENVIRONMENT, raising=False)
+  q, k, v = (jnp.asarray(x, jnp.float32) for x in _arrays(1, 2, 2, 1, 8))
+  with pytest.raises(ValueError, match="known: auto, cudnn"):
+    attention(q, k, v, backend="nope")
+  with pytest.raises(NotImplementedError, match="not gpu"):
+    attention(q, k, v, backend="cudnn")
+  with pytest.raises(ValueError, match="masked_rows"):
+    attention(q, k, v, masked_rows="nope")
+  with pytest.raises(ValueError, match="causal=True"):
+    attention(q, k, v, prefix_lengths=1)

@@ -1,0 +1,92 @@
+"""Norm, dropout, embedding and pooling."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mico_jax.layers import dropout, embed, pool
+from mico_jax.layers.norm import LayerNorm
+
+
+def test_norm_has_no_cancellation():
+  """E[x^2] - E[x]^2 would be useless at this offset."""
+  x = np.random.default_rng(0).normal(size=(4, 16)) + 1e3
+  want = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+  params = {"scale": jnp.ones(16), "bias": jnp.zeros(16)}
+  got = LayerNorm(1e-12).apply({"params": params}, jnp.asarray(x, jnp.float32))
+  np.testing.assert_allclose(got, want, atol=1e-3)
+
+
+@pytest.mark.parametrize("drop", [dropout.row_dropout, dropout.drop_path])
+def test_dropout_follows_the_row(drop):
+  keys = jax.random.split(jax.random.key(0), 8)
+  x = jnp.ones((8, 64))
+  out = drop(x, keys, 0.5, 3)
+  order = jnp.array([5, 1, 0])
+  np.testing.assert_array_equal(drop(x[order], keys[order], 0.5, 3), out[order])
+  assert set(np.unique(np.asarray(out))) == {0.0, 2.0}
+  assert not np.array_equal(out, drop(x, keys, 0.5, 4))
+  np.testing.assert_array_equal(drop(x, None, 0.5, 3), x)
+
+
+def test_dropout_rate():
+  keys = jax.random.split(jax.random.key(0), 4)
+  out = dropout.row_dropout(jnp.ones((4, 10_000)), keys, 0.3, 0)
+  assert abs(float(jnp.mean(out == 0.0)) - 0.3) < 0.02
+  assert abs(float(jnp.mean(out)) - 1.0) < 0.02
+
+
+def test_frames_have_their_own_keys():
+  keys = jax.random.split(jax.random.key(0), 2)
+  frames = jax.random.key_data(dropout.fold_frames(keys, 3))
+  assert len({tuple(k) for k in np.asarray(frames)}) == 6
+  other = jax.random.key_data(dropout.fold_frames(keys[1:], 3))
+  np.testing.assert_array_equal(frames[3:], other)
+
+
+def test_patches_are_a_strided_convolution():
+  rng = np.random.default_rng(0)
+  pixels = jnp.asarray(rng.normal(size=(2, 12, 12, 3)), jnp.float32)
+  kernel = jnp.asarray(rng.normal(size=(4, 4, 3, 5)), jnp.float32)
+  params = {"proj": {"kernel": kernel.reshape(-1, 5), "bias": jnp.zeros(5)}}
+  got = embed.PatchEmbed(5, 4).apply({"params": params}, pixels)
+  want = jax.lax.conv_general_dilated(
+    pixels, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+  np.testing.assert_allclose(got, want.reshape(2, 9, 5), atol=1e-4)
+
+
+def test_pad_id_passes_no_gradient():
+  ids = jnp.array([[1, 0, 2]])
+
+  def grad(frozen):
+    return jax.grad(lambda t: jnp.sum(embed.look_up(t, ids, frozen_id=frozen)))(
+      jnp.ones((3, 2))
+    )
+
+  np.testing.assert_array_equal(grad(0)[:, 0], [0.0, 1.0, 1.0])
+  np.testing.assert_array_equal(grad(None)[:, 0], [1.0, 1.0, 1.0])
+
+
+def test_signal_windows():
+  module = embed.SignalEmbed(6, window=4)
+  x = jnp.ones((2, 12, 3))
+  variables = module.init(jax.random.key(0), x)
+  assert module.apply(variables, x).shape == (2, 3, 6)
+  with pytest.raises(ValueError, match="multiple"):
+    module.init(jax.random.key(0), jnp.ones((2, 13, 3)))
+
+
+def test_pooling_skips_invalid_frames():
+  tokens = jnp.arange(2 * 3 * 4 * 2, dtype=jnp.float32).reshape(2, 3, 4, 2)
+  mask = jnp.array([[True, True, False], [False, False, False]])
+  for name, pooling in pool.POOLINGS.items():
+    got = pooling(tokens, frame_mask=mask)
+    np.testing.assert_allclose(got[0], pooling(tokens[:1, :2])[0], err_msg=name)
+    np.testing.assert_array_equal(got[1], 0.0)
+  short = pool.cls_and_mean(tokens)
+  np.testing.assert_array_equal(short[:, :, 0], tokens[:, :, 0])
+  np.testing.assert_allclose(short[:, :, 1], tokens[:, :, 1:].mean(2))

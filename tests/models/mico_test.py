@@ -1,0 +1,370 @@
+"""The model as a whole, at tiny sizes, and the presets by shape."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mico_jax import axes, models
+from mico_jax.config import ModelConfig, TextConfig, VisionConfig
+from mico_jax.layers.stack import REMAT
+
+CONFIG = ModelConfig(
+  vision=VisionConfig(
+    image_size=12, patch_size=4, width=16, depth=2, num_heads=2, mlp_dim=32
+  ),
+  text=TextConfig(
+    vocab_size=40,
+    width=12,
+    depth=2,
+    num_heads=2,
+    mlp_dim=24,
+    max_positions=16,
+    dropout=0.0,
+  ),
+  embed_dim=8,
+)
+IDS = jnp.array([[1, 5, 6, 2, 0, 0], [1, 7, 8, 9, 10, 2]])
+
+
+def _model(**changes):
+  config = dataclasses.replace(CONFIG, **changes)
+  return models.build(config)
+
+
+@pytest.fixture(scope="module")
+def params():
+  return jax.jit(_model().init)(jax.random.key(0))
+
+
+def _pixels(frames=2, seed=1):
+  return jax.random.normal(jax.random.key(seed), (2, frames, 12, 12, 3))
+
+
+def _context(model, params, letters="va", frames=2):
+  tokens = {
+    "v": model.encode(params, "video", _pixels(frames)),
+    "a": model.encode(params, "audio", _pixels(1, 2)),
+    "s": model.text(params, IDS),
+  }
+  return model.context(params, letters, tokens)
+
+
+@pytest.mark.parametrize("name", models.list_models())
+def test_presets_by_shape(name):
+  model = models.build(models.PRESETS[name])
+  shapes = model.abstract_params()
+  names = model.logical_axes()
+  known = {axis for axis, _ in axes.DDP_RULES}
+  for (path, shape), axis in zip(
+    jax.tree_util.tree_leaves_with_path(shapes),
+    jax.tree.leaves(names, is_leaf=lambda x: isinstance(x, tuple)),
+    strict=True,
+  ):
+    assert shape.dtype == jnp.float32, path
+    assert len(shape.shape) == len(axis), path
+    assert set(axis) <= known, path
+    used = [a for a in axis if a != axes.UNSHARDED]
+    assert len(set(used)) == len(used), path
+  batch = jax.ShapeDtypeStruct(
+    (2, 3, *[models.PRESETS[name].vision.image_size] * 2, 3), jnp.float32
+  )
+  tokens = jax.eval_shape(
+    lambda p, x: model.encode(p, "video", x), shapes, batch
+  )
+  vision = models.PRESETS[name].vision
+  length = 1 + (vision.image_size // vision.patch_size) ** 2
+  assert tokens.shape == (2, 3, length, vision.width)
+
+
+def test_giant_has_the_released_size():
+  shapes = models.build(models.PRESETS["mico_g14"]).abstract_params()
+  count = sum(x.size for x in jax.tree.leaves(shapes["vision"]))
+  assert abs(count / 1e9 - 1.01) < 0.005
+
+
+def test_frozen_names(params):
+  assert set(params) == {
+    "vision",
+    "text",
+    "project",
+    "frame_embed",
+    "type_embed",
+    "contrastive_head",
+    "matching_head",
+    "temperature",
+  }
+  assert params["vision"]["blocks"]["attn"]["qkv"]["kernel"].shape == (
+    2,
+    16,
+    48,
+  )
+  assert params["text"]["blocks"]["cross_attn"]["kv"]["kernel"].shape == (
+    2,
+    12,
+    24,
+  )
+  assert float(params["temperature"]) == pytest.approx(0.07)
+
+
+def test_a_new_head_leaves_other_parameters(params):
+  other = jax.jit(_model(heads=("t", "v", "vad")).init)(jax.random.key(0))
+  for path in (("contrastive_head", "v"), ("vision",), ("text",)):
+    ours, theirs = params, other
+    for key in path:
+      ours, theirs = ours[key], theirs[key]
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.mark.parametrize("name", REMAT)
+def test_unrolled_and_rematerialised_are_the_same(params, name):
+  row_keys = jax.random.split(jax.random.key(3), 2)
+  text = dataclasses.replace(CONFIG.text, dropout=0.1)
+  vision = dataclasses.replace(CONFIG.vision, drop_path_rate=0.2)
+
+  def value(model):
+    def loss(params):
+      tokens = model.encode(
+        params, "video", _pixels(), row_keys=row_keys, train=True
+      )
+      context = model.context(params, "v", {"v": tokens})
+      kv = model.project_context(params, context)
+      hidden = model.text(
+        params,
+        IDS,
+        context=kv,
+        attention="causal",
+        row_keys=row_keys,
+        train=True,
+      )
+      return jnp.mean(jnp.square(model.lm_logits(params, hidden)))
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+  base = value(_model(text=text, vision=vision))
+  for scan in (True, False):
+    if scan and name == "none":
+      continue
+    got = value(_model(text=text, vision=vision, remat=name, scan=scan))
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-4),
+      got,
+      base,
+    )
+
+
+def test_unknown_remat_is_named(params):
+  with pytest.raises(ValueError, match="dots_no_batch"):
+    _model(remat="nope").abstract_params()
+
+
+def test_token_subsets(params):
+  model = _model()
+  whole, hidden = model.encode(params, "image", _pixels(), return_hidden=True)
+  assert len(hidden) == 2
+  assert hidden[0].shape == whole.shape == (2, 2, 10, 16)
+  order = jnp.array([[4, 0, 8, 1, 2, 3, 5, 6, 7]] * 2)
+  shuffled = model.encode(params, "image", _pixels(), token_indices=order)
+  index = jnp.concatenate([jnp.zeros((2, 1), jnp.int32), order + 1], axis=1)
+  want = jnp.take_along_axis(whole, index[:, None, :, None], axis=2)
+  np.testing.assert_allclose(shuffled, want, atol=1e-5)
+  some = model.encode(
+    params,
+    "image",
+    _pixels(),
+    token_indices=order[:, :3][:, None] + jnp.zeros((2, 2, 1), jnp.int32),
+  )
+  same = model.encode(params, "image", _pixels(), token_indices=order[:, :3])
+  assert same.shape == (2, 2, 4, 16)
+  np.testing.assert_array_equal(some, same)
+
+
+def test_context_projected_once_equals_direct(params):
+  model = _model()
+  context = _context(model, params)
+  kv = model.project_context(params, context)
+  rows = jnp.array([1, 0, 1])
+  direct = model.project_context(
+    params, models.Context(context.values[rows], None)
+  )
+  taken = kv.take(rows)
+  ids = IDS[jnp.array([0, 0, 1])]
+  np.testing.assert_allclose(
+    model.text(params, ids, context=taken),
+    model.text(params, ids, context=direct),
+    atol=1e-6,
+  )
+  both = models.ContextKV.concat([kv, taken])
+  assert both.keys.shape[1] == 5
+
+
+def test_absent_modalities_do_not_matter(params):
+  """A masked modality gives what a context without it gives."""
+  model = _model()
+  tokens = {
+    "v": model.encode(params, "video", _pixels()),
+    "a": model.encode(params, "audio", _pixels(1, 2)),
+  }
+  present = {"a": jnp.array([False, False])}
+  masked = model.context(params, "va", tokens, masks=present)
+  alone = model.context(params, "v", tokens)
+  got, want = (
+    model.text(params, IDS, context=model.project_context(params, c))
+    for c in (masked, alone)
+  )
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  nothing = model.context(
+    params, "v", tokens, masks={"v": jnp.zeros((2, 2), bool)}
+  )
+  kv = model.project_context(params, nothing)
+  assert np.isfinite(np.asarray(model.text(params, IDS, context=kv))).all()
+
+
+def test_text_attention(params):
+  model = _model()
+  changed = IDS.at[:, 4].set(11)
+  full = jnp.ones(IDS.shape, bool)
+
+  def first(ids, **options):
+    return model.text(params, ids, mask=full, **options)[:, :4]
+
+  causal = {"attention": "causal"}
+  np.testing.assert_allclose(
+    first(IDS, **causal), first(changed, **causal), atol=1e-6
+  )
+  assert np.abs(np.asarray(first(IDS) - first(changed))).max() > 1e-3
+  prefix = {"attention": "prefix_causal", "prefix_length": 3}
+  hidden = model.text(params, IDS, mask=full, **prefix)
+  alone = model.text(params, IDS[:, :3], mask=full[:, :3])
+  np.testing.assert_allclose(hidden[:, :3], alone, atol=1e-5)
+  padded = model.text(params, IDS)[0, :4]
+  cut = model.text(params, IDS[:1, :4])[0]
+  np.testing.assert_allclose(padded, cut, atol=1e-5)
+  with pytest.raises(ValueError, match="prefix_length"):
+    model.text(params, IDS, attention="prefix_causal")
+  with pytest.raises(ValueError, match="bidirectional"):
+    model.text(params, IDS, attention="nope")
+
+
+def test_features(params):
+  model = _model()
+  pooled = {
+    "i": model.pool("image", model.encode(params, "image", _pixels())),
+    "a": model.pool("audio", model.encode(params, "audio", _pixels(1))),
+    "t": model.pool_text(model.text(params, IDS)),
+  }
+  pooled |= {"v": pooled["i"], "d": pooled["a"]}
+  for letters in ("t", "i", "a", "va", "id"):
+    z = model.embed(params, letters, pooled)
+    assert z.shape == (2, 8)
+    np.testing.assert_allclose(jnp.linalg.norm(z, axis=-1), 1.0, atol=1e-5)
+  np.testing.assert_array_equal(
+    model.embed(params, "i", pooled), model.embed(params, "v", pooled)
+  )
+  zeros = jax.grad(lambda x: jnp.sum(model.embed(params, "v", {"v": x})))(
+    jnp.zeros((2, 16))
+  )
+  assert np.isfinite(np.asarray(zeros)).all()
+  with pytest.raises(ValueError, match=r"config\.model\.heads"):
+    model.embed(params, "vad", pooled)
+
+
+def test_options_of_the_paper():
+  model = _model(context_positions=30, sample_embeddings=3, joined_positions=9)
+  params = jax.jit(model.init)(jax.random.key(0))
+  plain = _model()
+  tokens = {"v": model.encode(params, "video", _pixels())}
+  base = plain.context(params, "v", tokens).values
+  got = model.context(params, "v", tokens, sample_index={"v": 2}).values
+  want = (
+    base
+    + params["context_pos"][None, :20]
+    + params["sample_embed"][2][None, None]
+  )
+  np.testing.assert_allclose(got, want, atol=1e-6)
+  rows = {"v": jnp.array([0, 1])}
+  per_row = model.context(params, "v", tokens, sample_index=rows).values
+  assert not np.array_equal(per_row, got)
+  joined = model.text(params, IDS, joined=True)
+  swapped = {**params["text"]["embed"], "positions": params["joined_pos"]}
+  small = dataclasses.replace(
+    CONFIG, text=dataclasses.replace(CONFIG.text, max_positions=9)
+  )
+  other = models.build(small).text(
+    {"text": {**params["text"], "embed": swapped}}, IDS
+  )
+  np.testing.assert_allclose(joined, other, atol=1e-6)
+  spans = jnp.array([[0, 0, 1, 1, 2, 2]] * 2)
+  assert not np.array_equal(
+    model.text(params, IDS, sample_index=spans), model.text(params, IDS)
+  )
+  with pytest.raises(ValueError, match="context_positions"):
+    wide = {"v": jnp.tile(tokens["v"], (1, 2, 1, 1))}
+    model.context(params, "v", wide)
+  with pytest.raises(ValueError, match="joined_positions"):
+    plain.text(params, IDS, joined=True)
+
+
+def test_normals_as_depth():
+  model = _model(normals_as="depth")
+  params = jax.jit(model.init)(jax.random.key(0))
+  assert "normal" not in params["type_embed"]
+  assert "n" not in params["contrastive_head"]
+  tokens = model.encode(params, "normal", _pixels(1))
+  np.testing.assert_array_equal(
+    model.context(params, "n", {"n": tokens}).values,
+    model.context(params, "d", {"d": tokens}).values,
+  )
+
+
+def test_padded_subtitles(params):
+  hidden = _model().text(params, IDS)
+  masks = {"s": IDS != 0}
+  context = _model().context(params, "s", {"s": hidden}, masks=masks)
+  np.testing.assert_array_equal(context.mask, IDS != 0)
+  seen = _model(mask_subtitle_padding=False)
+  assert seen.context(params, "s", {"s": hidden}, masks=masks).mask is None
+
+
+def test_short_contexts_and_other_frame_counts(params):
+  model = _model(pool_frames=True)
+  assert _context(model, params, "vas", frames=5).values.shape == (2, 18, 12)
+  long = _model().encode(params, "video", _pixels(11))
+  assert _model().context(params, "v", {"v": long}).values.shape[1] == 110
+
+
+def test_bfloat16_stays_close(params):
+  low = _model(dtype="bfloat16")
+  tokens = low.encode(params, "video", _pixels())
+  assert tokens.dtype == jnp.bfloat16
+  want = _model().encode(params, "video", _pixels())
+  assert float(jnp.abs(tokens.astype(jnp.float32) - want).mean()) < 0.05
+  hidden = low.text(params, IDS)
+  assert low.lm_logits(params, hidden).dtype == jnp.float32
+  assert low.matching_logits(params, hidden).dtype == jnp.float32
+
+
+def test_temperature_is_clamped(params):
+  cold = {**params, "temperature": jnp.float32(1e-5)}
+  assert float(_model().temperature(cold)) == pytest.approx(0.01)
+  free = _model(temperature_min=0.0)
+  assert float(free.temperature(cold)) == pytest.approx(1e-5)
+
+
+def test_mistakes_are_named(params):
+  with pytest.raises(ValueError, match="knowledge modalities"):
+    _model().encode(params, "text", _pixels())
+  with pytest.raises(ValueError, match="image_size"):
+    _model().encode(params, "image", jnp.zeros((1, 1, 8, 8, 3)))
+  with pytest.raises(ValueError, match="num_heads"):
+    _model(text=dataclasses.replace(CONFIG.text, num_heads=5))
+  with pytest.raises(ValueError, match="patch_size"):
+    _model(vision=dataclasses.replace(CONFIG.vision, patch_size=5))
+  with pytest.raises(ValueError, match="encoder"):
+    _model(vision=dataclasses.replace(CONFIG.vision, encoder="nope"))
+  with pytest.raises(ValueError, match="matmul_precision"):
+    _model(matmul_precision="nope")
