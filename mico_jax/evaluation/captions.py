@@ -16,17 +16,63 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mico_jax.data.language import max_length
+from mico_jax.data.tokenizer import TokenizerInfo
 from mico_jax.evaluation.caption_metrics import score_captions
 from mico_jax.evaluation.features import Embedder, Gallery
 from mico_jax.evaluation.generate import generate
 from mico_jax.evaluation.report import Protocol, Result
-from mico_jax.models import ContextKV
+from mico_jax.kernels.cross_entropy import IGNORE
+from mico_jax.models import ContextKV, MiCo
 from mico_jax.objectives import draws
 from mico_jax.types import Params
 
 NUM_BEAMS = 3
 CAPTION_PENALTY = 0.6  # length penalties of the released protocol
 ANSWER_PENALTY = 1.0
+
+
+def _make_write(model: MiCo, info: TokenizerInfo) -> Any:
+  """Compiled (params, context, prompt, max_new_tokens, penalty) -> ids."""
+
+  def write(
+    params: Params,
+    context: ContextKV,
+    prompt: Int[Array, "B Q"] | None,
+    max_new_tokens: int,
+    penalty: float,
+  ) -> Int[Array, "B L"]:
+    found = generate(
+      model,
+      params,
+      context,
+      tokens=info,
+      max_new_tokens=max_new_tokens,
+      num_beams=NUM_BEAMS,
+      length_penalty=penalty,
+      prompt=prompt,
+    )
+    skip = 1 if prompt is None else prompt.shape[1]
+    return found.sequences[:, 0, skip:]
+
+  return jax.jit(write, static_argnums=(3, 4))
+
+
+def _make_hits(model: MiCo, info: TokenizerInfo, mask_prob: float) -> Any:
+  """Compiled (params, context, rows, ids, keys) -> hits and scored tokens."""
+
+  def count(
+    params: Params, context: ContextKV, rows: Array, ids: Array, keys: Any
+  ) -> tuple[Array, Array]:
+    masked, labels = draws.mask_tokens(keys, ids, info=info, prob=mask_prob)
+    hidden = model.text(
+      params, masked, attention="causal", context=context.take(rows)
+    )
+    found = jnp.argmax(model.lm_logits(params, hidden), axis=-1)
+    scored = labels != IGNORE
+    hits = scored & (found.astype(labels.dtype) == labels)
+    return hits.sum(axis=1), scored.sum(axis=1)
+
+  return jax.jit(count)
 
 
 class Writer:
@@ -39,47 +85,13 @@ class Writer:
   def __init__(self, embedder: Embedder):
     """Keeps the embedder; nothing is computed yet."""
     self.embedder = embedder
-    self._write = jax.jit(self._generate, static_argnums=(3, 4))
-    self._token_hits = jax.jit(self._count_hits)
-
-  def _generate(
-    self,
-    params: Params,
-    context: ContextKV,
-    prompt: Int[Array, "B Q"] | None,
-    max_new_tokens: int,
-    penalty: float,
-  ) -> Int[Array, "B L"]:
-    found = generate(
-      self.embedder.model,
-      params,
-      context,
-      tokens=self.embedder.tokenizer.info,
-      max_new_tokens=max_new_tokens,
-      num_beams=NUM_BEAMS,
-      length_penalty=penalty,
-      prompt=prompt,
+    model, config = embedder.model, embedder.config
+    info = embedder.tokenizer.info
+    self._write = embedder.compiled("write", lambda: _make_write(model, info))
+    self._token_hits = embedder.compiled(
+      "token_hits",
+      lambda: _make_hits(model, info, config.objectives.captioning.mask_prob),
     )
-    skip = 1 if prompt is None else prompt.shape[1]
-    return found.sequences[:, 0, skip:]
-
-  def _count_hits(
-    self, params: Params, context: ContextKV, rows: Array, ids: Array, keys: Any
-  ) -> tuple[Array, Array]:
-    embedder = self.embedder
-    masked, labels = draws.mask_tokens(
-      keys,
-      ids,
-      info=embedder.tokenizer.info,
-      prob=embedder.config.objectives.captioning.mask_prob,
-    )
-    hidden = embedder.model.text(
-      params, masked, attention="causal", context=context.take(rows)
-    )
-    found = jnp.argmax(embedder.model.lm_logits(params, hidden), axis=-1)
-    scored = labels >= 0
-    hits = scored & (found.astype(labels.dtype) == labels)
-    return hits.sum(axis=1), scored.sum(axis=1)
 
   def captions(
     self,

@@ -8,14 +8,14 @@ scored and nothing compiles twice.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mico_jax.config import Config
+from mico_jax.config import Config, to_json
 from mico_jax.data.language import max_length
 from mico_jax.data.pipeline import evaluation_batches
 from mico_jax.data.records import Record
@@ -45,7 +45,7 @@ class Gallery:
   records: list[Record | None]
   present: Mapping[str, Bool[np.ndarray, " N"]]
   embeddings: Mapping[str, Float[np.ndarray, "N E"]]
-  pooled: Mapping[str, Float[np.ndarray, "N D"]]
+  pooled: Mapping[str, Float[np.ndarray, "N _"]]
   batches: list[dict[str, Any]]
 
   def usable(self, letters: str) -> Int[np.ndarray, " M"]:
@@ -54,6 +54,85 @@ class Gallery:
     for letter in letters:
       ok &= self.present[by_letter(letter).key]
     return np.flatnonzero(ok)
+
+
+class _Steps:
+  """The compiled functions of an embedder; they take parameters, hold none."""
+
+  def __init__(self, model: MiCo, config: Config, tokenizer: Tokenizer):
+    self._model, self._config = model, config
+    self._pad = tokenizer.info.pad
+    self.embed = jax.jit(self._embed_items, static_argnums=(2, 3))
+    self.text = jax.jit(self._embed_text)
+    self.context = jax.jit(self._make_context, static_argnums=2)
+    self.match = jax.jit(self._match_pairs)
+    self.others: dict[str, Any] = {}
+
+  def _tokens(
+    self, params: Params, inputs: Mapping[str, Array]
+  ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
+    """Tokens, pooled features and masks by letter."""
+    keys = tuple(key for key in MODALITIES if key in inputs)
+    batch = {"inputs": inputs}
+    pixels = encode.to_pixels(self._config, batch, keys, train=False)
+    tokens, pooled, masks = {}, {}, {}
+    for key, value in encode.encode_pixels(self._model, params, pixels).items():
+      letter = MODALITIES[key].letter
+      tokens[letter] = value
+      pooled[letter] = self._model.pool(key, value)
+    for key in keys:
+      if MODALITIES[key].kind == "interface":
+        letter = MODALITIES[key].letter
+        tokens[letter] = self._model.text(params, inputs[key])
+        pooled[letter] = self._model.pool_text(tokens[letter])
+        masks[letter] = inputs[key] != self._pad
+    return tokens, pooled, masks
+
+  def _embed_items(
+    self,
+    params: Params,
+    inputs: Mapping[str, Array],
+    contexts: tuple[str, ...],
+    with_pooled: bool,
+  ) -> tuple[dict[str, Array], dict[str, Array]]:
+    _, pooled, _ = self._tokens(params, inputs)
+    embeddings = {
+      c: self._model.embed(params, c, {x: pooled[x] for x in c})
+      for c in contexts
+    }
+    return embeddings, pooled if with_pooled else {}
+
+  def _embed_text(self, params: Params, ids: Array) -> Array:
+    hidden = self._model.text(params, ids)
+    return self._model.embed(params, "t", {"t": self._model.pool_text(hidden)})
+
+  def _make_context(
+    self, params: Params, inputs: Mapping[str, Array], letters: str
+  ) -> ContextKV:
+    tokens, _, masks = self._tokens(params, inputs)
+    context = self._model.context(params, letters, tokens, masks=masks)
+    return self._model.project_context(params, context)
+
+  def _match_pairs(
+    self, params: Params, context: ContextKV, rows: Array, ids: Array
+  ) -> Array:
+    hidden = self._model.text(params, ids, context=context.take(rows))
+    logits = self._model.matching_logits(params, hidden)
+    return jax.nn.softmax(logits, axis=-1)[:, 1]
+
+
+_MAX_STEPS = 4
+_STEPS: dict[tuple[str, str], _Steps] = {}
+
+
+def _steps_of(model: MiCo, config: Config, tokenizer: Tokenizer) -> _Steps:
+  """Compiled functions, shared by all evaluations of a run."""
+  key = (to_json(config), tokenizer.sha256)
+  if key not in _STEPS:
+    while len(_STEPS) >= _MAX_STEPS:
+      del _STEPS[next(iter(_STEPS))]
+    _STEPS[key] = _Steps(model, config, tokenizer)
+  return _STEPS[key]
 
 
 class Embedder:
@@ -87,10 +166,7 @@ class Embedder:
     self.model, self.params = model, params
     self.config, self.tokenizer = config, tokenizer
     self.batch_size = batch_size or config.evaluation.batch_size
-    self._embed = jax.jit(self._embed_items, static_argnums=(2, 3))
-    self._text = jax.jit(self._embed_text)
-    self._context = jax.jit(self._make_context, static_argnums=2)
-    self._match = jax.jit(self._match_pairs)
+    self._steps = _steps_of(model, config, tokenizer)
 
   def preprocessing_sha256(self, keys: Sequence[str]) -> str:
     """Hash of how these modalities and the texts are read."""
@@ -106,60 +182,18 @@ class Embedder:
       }
     )
 
-  # ----------------------------------------------------------------- compiled
-  def _tokens(
-    self, params: Params, inputs: Mapping[str, Array]
-  ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
-    """Tokens, pooled features and masks by letter."""
-    keys = tuple(key for key in MODALITIES if key in inputs)
-    batch = {"inputs": inputs}
-    pixels = encode.to_pixels(self.config, batch, keys, train=False)
-    tokens, pooled, masks = {}, {}, {}
-    for key, value in encode.encode_pixels(self.model, params, pixels).items():
-      letter = MODALITIES[key].letter
-      tokens[letter] = value
-      pooled[letter] = self.model.pool(key, value)
-    for key in keys:
-      if MODALITIES[key].kind == "interface":
-        letter = MODALITIES[key].letter
-        tokens[letter] = self.model.text(params, inputs[key])
-        pooled[letter] = self.model.pool_text(tokens[letter])
-        masks[letter] = inputs[key] != self.tokenizer.info.pad
-    return tokens, pooled, masks
-
-  def _embed_items(
-    self,
-    params: Params,
-    inputs: Mapping[str, Array],
-    contexts: tuple[str, ...],
-    with_pooled: bool,
-  ) -> tuple[dict[str, Array], dict[str, Array]]:
-    _, pooled, _ = self._tokens(params, inputs)
-    embeddings = {
-      c: self.model.embed(params, c, {x: pooled[x] for x in c})
-      for c in contexts
-    }
-    return embeddings, pooled if with_pooled else {}
-
-  def _embed_text(self, params: Params, ids: Array) -> Array:
-    hidden = self.model.text(params, ids)
-    return self.model.embed(params, "t", {"t": self.model.pool_text(hidden)})
-
-  def _make_context(
-    self, params: Params, inputs: Mapping[str, Array], letters: str
-  ) -> ContextKV:
-    tokens, _, masks = self._tokens(params, inputs)
-    context = self.model.context(params, letters, tokens, masks=masks)
-    return self.model.project_context(params, context)
-
-  def _match_pairs(
-    self, params: Params, context: ContextKV, rows: Array, ids: Array
-  ) -> Array:
-    hidden = self.model.text(params, ids, context=context.take(rows))
-    logits = self.model.matching_logits(params, hidden)
-    return jax.nn.softmax(logits, axis=-1)[:, 1]
-
   # --------------------------------------------------------------------- host
+  def compiled(self, name: str, make: Callable[[], Any]) -> Any:
+    """A compiled function that other evaluations of the run share.
+
+    Args:
+      name: of the function.
+      make: makes it, where it does not exist yet; it must not hold parameters.
+    """
+    if name not in self._steps.others:
+      self._steps.others[name] = make()
+    return self._steps.others[name]
+
   def encode_texts(
     self, texts: Sequence[str], kind: str
   ) -> Int[np.ndarray, "N L"]:
@@ -184,7 +218,7 @@ class Embedder:
       raise ValueError("no texts to embed.")
     ids = self.encode_texts(texts, kind)
     parts = [
-      np.asarray(self._text(self.params, rows))[:valid]
+      np.asarray(self._steps.text(self.params, rows))[:valid]
       for rows, valid in _padded(ids, self.batch_size)
     ]
     return np.concatenate(parts).astype(np.float32)
@@ -233,7 +267,7 @@ class Embedder:
     )
     for batch, found in reading:
       n = len(found)
-      rows, features = self._embed(
+      rows, features = self._steps.embed(
         self.params, batch["inputs"], tuple(contexts), keep_pooled
       )
       for c, value in rows.items():
@@ -262,7 +296,7 @@ class Embedder:
     keys = keys_of((letters,))
     for number, inputs in enumerate(gallery.batches):
       chosen = {key: inputs[key] for key in keys}
-      context = self._context(self.params, chosen, letters)
+      context = self._steps.context(self.params, chosen, letters)
       yield number * self.batch_size, context
 
   def match(
@@ -295,7 +329,7 @@ class Embedder:
       end = start + self.batch_size
       mine = np.flatnonzero((pairs[:, 1] >= start) & (pairs[:, 1] < end))
       for chosen, valid in _padded(mine, self.batch_size):
-        scores = self._match(
+        scores = self._steps.match(
           self.params,
           context,
           (pairs[chosen, 1] - start).astype(np.int32),

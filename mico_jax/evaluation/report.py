@@ -237,7 +237,8 @@ def bar_chart(results: Sequence[Result], path: str, *, title: str = "") -> None:
       fontsize=7,
     )
   axes.set_yticks(places, [r.name for r in results], fontsize=8)
-  axes.set_xlim(0, max(1.0, 1.1 * float(values.max(initial=0.0))))
+  axes.set_xlim(0, 1.1 * max(1.0, float(values.max(initial=0.0))))
+  axes.margins(y=0.01)
   axes.set_xlabel("value (line: 95%; red: ceiling; dotted: chance)")
   axes.set_title(title, fontsize=9)
   with epath.Path(path).open("wb") as file:

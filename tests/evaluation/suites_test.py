@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mico_jax import config as c
+from mico_jax import evaluation, models
+from mico_jax.data.records import Record
+from mico_jax.data.sources import open_source
+from mico_jax.data.tokenizer import make_tokenizer
+from mico_jax.data.worlds import OmniWorldSource
+from mico_jax.evaluation import retrieval, suites
+from mico_jax.evaluation.features import Embedder, Gallery
+from mico_jax.world import ceilings
+
+OBJECTIVES = {
+  "contrastive": ("ti", "ta", "tva"),
+  "matching": ("tva",),
+  "captioning": ("tva",),
+  "question_answering": ("tva",),
+}
+
+
+@pytest.fixture(scope="module")
+def config() -> c.Config:
+  model = c.ModelConfig(
+    vision=c.VisionConfig(
+      image_size=32, patch_size=16, width=16, depth=1, num_heads=2, mlp_dim=32
+    ),
+    text=c.TextConfig(
+      vocab_size=512,
+      width=16,
+      depth=1,
+      num_heads=2,
+      mlp_dim=32,
+      max_positions=80,
+      dropout=0.0,
+    ),
+    embed_dim=8,
+    heads=("t", "v", "a", "va"),
+    frame_table={"video": 2, "audio": 1},
+  )
+  return c.Config(
+    model=model,
+    data=c.DataConfig(
+      sources={
+        "test": c.SourceConfig(split="test"),
+        "train": c.SourceConfig(split="train", size=12),
+      },
+      inputs={
+        "video": c.InputConfig(frames=2),
+        "audio": c.InputConfig(frames=1),
+      },
+      tokenizer=c.TokenizerConfig(
+        kind="omniworld",
+        max_length={"default": 24, "omni": 48, "question": 16, "answer": 6},
+      ),
+    ),
+    tasks={"all": c.TaskConfig(objectives=OBJECTIVES)},
+    evaluation=c.EvaluationConfig(
+      source="test",
+      suite="omniworld",
+      size=11,  # not a multiple of the batch
+      batch_size=4,
+      rerank=3,
+      captions=5,
+      questions=5,
+      hard=2,
+      bootstrap=50,
+    ),
+  )
+
+
+@pytest.fixture(scope="module")
+def parts(config):
+  model = models.build(config.model)
+  params = model.init(jax.random.key(0))
+  return model, params, make_tokenizer(config.data.tokenizer)
+
+
+def _run(config, parts, **options):
+  model, params, tokenizer = parts
+  return evaluation.evaluate(
+    model, params, config, tokenizer, command="test", **options
+  )
+
+
+def test_omniworld_suite(config, parts):
+  results = _run(config, parts)
+  by_name = {r.name: r for r in results}
+  assert len(by_name) == len(results)
+  for letters in ("i", "a", "va"):
+    for name in (f"t->{letters}", f"{letters}->t"):
+      for k in (1, 5, 10):
+        assert f"retrieval/{name}/R@{k}" in by_name
+      assert f"retrieval/{name} (re-ranked 3)/R@1" in by_name
+  assert by_name["retrieval/va->t/R@1"].n == 11
+  assert by_name["retrieval/t->va/R@1"].gallery == 11
+  assert 0 < by_name["retrieval/t->va/R@1"].ceiling <= 1
+  assert by_name["matching/va/accuracy"].n == 11
+  assert by_name["hard/t->va/R@1"].gallery == 8
+  assert by_name["hard/t->va/R@1"].n == 2
+  for name in ("CIDEr", "BLEU-4", "ROUGE-L", "token accuracy"):
+    assert by_name[f"caption/va/{name}"].n == 5
+  assert by_name["question/va/accuracy"].total == 5
+  assert all(0 <= r.value <= 10 for r in results)
+  assert all(r.preprocessing_sha256 and r.command == "test" for r in results)
+  # The same checkpoint gives the same bytes.
+  assert evaluation.to_json(_run(config, parts)) == evaluation.to_json(results)
+  json.loads(evaluation.to_json(results))
+
+
+def test_cheap_form(config, parts):
+  names = [r.name for r in _run(config, parts, cheap=True)]
+  assert "retrieval/t->va/R@1" in names
+  assert "matching/va/accuracy" in names
+  assert not [n for n in names if n.startswith(("caption", "hard", "question"))]
+  assert not [n for n in names if "re-ranked" in n]
+
+
+def test_embeddings_do_not_depend_on_the_batch(config, parts):
+  model, params, tokenizer = parts
+  found = []
+  for size in (4, 11):
+    embedder = Embedder(model, params, config, tokenizer, batch_size=size)
+    gallery = embedder.embed_gallery(
+      "test", ("va",), size=11, keep_batches=True
+    )
+    texts = embedder.embed_texts(["a red cube", "a", ""], "omni")
+    pairs = np.array([[0, 10], [2, 0], [1, 5], [0, 4]])
+    match = embedder.match(
+      gallery, "va", ["a red cube", "a", ""], "omni", pairs
+    )
+    found.append((gallery.embeddings["va"], texts, match))
+  for a, b in zip(*found, strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+  assert found[0][0].shape == (11, 8)
+  np.testing.assert_allclose(np.linalg.norm(found[0][0], axis=-1), 1, atol=1e-5)
+
+
+def test_repeated_evaluation_compiles_once(config, parts):
+  model, params, tokenizer = parts
+  first = Embedder(model, params, config, tokenizer)
+  second = Embedder(
+    model, jax.tree.map(lambda x: 2 * x, params), config, tokenizer
+  )
+  assert first._steps is second._steps
+  a, b = (x.embed_texts(["a red cube"]) for x in (first, second))
+  assert not np.allclose(a, b)
+
+
+def test_ceiling_counts_what_can_be_told_apart(config):
+  source = open_source(config, "test")
+  assert isinstance(source, OmniWorldSource)
+  records: list[Record | None] = [
+    source.record(i) for i in source.world.gallery(200, kind="omni")
+  ]
+  gallery = Gallery(records, {}, {}, {}, [])
+  texts = [suites.texts_of(r, "omni", 1) for r in records if r is not None]
+  queries = retrieval.make_queries(texts, np.arange(200), "omni")
+  scenes = [r.fields["scene"] for r in records if r is not None]
+  found = [suites.world_ceiling(gallery, queries, x) for x in ("a", "v", "va")]
+  assert found == pytest.approx([ceilings(scenes, x) for x in ("a", "v", "va")])
+  assert found[0] < 1
+  assert found[2] >= max(found[:2])
+  # All items of a shared text are right answers.
+  same = retrieval.make_queries([["x"]] * 200, np.arange(200), "omni")
+  assert suites.world_ceiling(gallery, same, "a") == 1.0
+
+
+def test_classification_suite(config, parts, tmp_path):
+  settings = dataclasses.replace(
+    config.evaluation, suite="classification", groups=("i",), size=9
+  )
+  derived = dataclasses.replace(config, evaluation=settings)
+  (result,) = _run(derived, parts)
+  assert result.name == "zero-shot/i/accuracy"
+  assert result.n == 9
+
+
+def test_manifest_with_classes_probe_and_pairs(config, parts, tmp_path):
+  rows = []
+  for i in range(10):
+    shade = (i % 2) * 200
+    image = np.full((32, 32, 3), shade, np.uint8)
+    Image.fromarray(image).save(tmp_path / f"{i}.png")
+    rows.append(
+      {
+        "id": str(i),
+        "image": f"{i}.png" if i != 3 else "missing.png",
+        "caption": ["a dark wall", "a white wall"][i % 2],
+        "label": i % 2,
+      }
+    )
+  manifest = tmp_path / "manifest.jsonl"
+  manifest.write_text("\n".join(json.dumps(row) for row in rows))
+  classes = tmp_path / "classes.txt"
+  classes.write_text("dark\nwhite\n")
+  source = c.SourceConfig(kind="manifest", path=str(manifest), split="")
+  data = dataclasses.replace(config.data, sources={"m": source})
+  settings = c.EvaluationConfig(
+    source="m",
+    suite="classification",
+    groups=("i",),
+    size=0,
+    batch_size=4,
+    bootstrap=20,
+    label="label",
+    classes=str(classes),
+    probe_source="m",
+  )
+  config = dataclasses.replace(config, data=data, tasks={}, evaluation=settings)
+  zero, probe = _run(config, parts)
+  assert (zero.n, zero.total, zero.baseline) == (9, 10, 0.5)
+  assert probe.name == "linear probe/i/accuracy"
+  assert probe.value == 1.0
+  settings = dataclasses.replace(
+    settings, suite="retrieval", item_pairs=("i:i",)
+  )
+  results = _run(dataclasses.replace(config, evaluation=settings), parts)
+  by_name = {r.name: r for r in results}
+  assert by_name["retrieval/t->i/R@1"].total == 3  # two texts, one lost item
+  assert by_name["retrieval/i->t/R@1"].n == 9
+  assert by_name["class/i->i/R@1"].value == 1.0
+
+
+def test_user_mistakes(config, parts):
+  def with_settings(**changes):
+    settings = dataclasses.replace(config.evaluation, **changes)
+    return dataclasses.replace(config, evaluation=settings)
+
+  with pytest.raises(c.ConfigError, match="known: omniworld"):
+    _run(with_settings(suite="nope"), parts)
+  with pytest.raises(c.ConfigError, match=r"evaluation\.source is empty"):
+    _run(with_settings(source=""), parts)
+  with pytest.raises(c.ConfigError, match="no data source"):
+    _run(with_settings(source="x"), parts)
+  nothing = dataclasses.replace(with_settings(), tasks={})
+  with pytest.raises(c.ConfigError, match="nothing to evaluate"):
+    _run(nothing, parts)
+  pairs = with_settings(item_pairs=("i:a",), suite="retrieval", size=4)
+  with pytest.raises(c.ConfigError, match=r"evaluation\.label"):
+    _run(pairs, parts)
