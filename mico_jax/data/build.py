@@ -12,9 +12,9 @@ import pathlib
 from collections.abc import Callable
 
 from mico_jax.config import ConfigError, SourceConfig
-from mico_jax.data.packed import ArrayRecordSource, pack
+from mico_jax.data.packed import pack
 from mico_jax.data.remote import Storage
-from mico_jax.data.sources import SOURCES, ManifestSource
+from mico_jax.data.sources import ManifestSource
 from mico_jax.modalities import DecodeError
 
 
@@ -107,5 +107,4 @@ def build(
     captions=source.captions,
     depth_unit=source.depth_unit,
   )
-  assert SOURCES[result.kind] is ArrayRecordSource
   return BuildReport(tuple(files), count, tuple(skipped), result)

@@ -24,6 +24,21 @@ from mico_jax.modalities import (
   letters,
 )
 
+
+class _Draws:
+  """Generators of equal state, made once (making one costs more than using)."""
+
+  def __init__(self, rng_key: tuple[Any, ...] | None, purpose: str):
+    self._rng = None if rng_key is None else generator(*rng_key, purpose)
+    self._state = self._rng.bit_generator.state if self._rng else None
+
+  def again(self) -> np.random.Generator | None:
+    """The generator, set back to its start; None in evaluation."""
+    if self._rng is not None:
+      self._rng.bit_generator.state = self._state
+    return self._rng
+
+
 QUESTIONS = "question_answering"  # the objective that asks
 
 
@@ -145,13 +160,14 @@ def load_inputs(
   """
   train = rng_key is not None
   found = {}
+  draws = _Draws(rng_key, "input")
   media = [k for k in keys if MODALITIES[k].embedding != "text"]
   for key, raw in record.read(media).items():
     g = geometry(config, key, source)
-    rng = None if rng_key is None else generator(*rng_key, "input")
+    mode = mode_of(config, key, train=train)
     try:
       decoded = MODALITIES[key].decode(raw, g)
-      found[key] = mode_of(config, key, train=train).host(decoded, g, rng)
+      found[key] = mode.host(decoded, g, draws.again())
     except DecodeError as error:
       raise DecodeError(f"{key}: {error}") from error
   for key in keys:
@@ -220,9 +236,10 @@ def load_texts(
   out: dict[str, Any] = {"text": {}}
   if slots.negatives:
     out["negative_text"] = {}
+  draws = _Draws(rng_key, "text")
   for group, length in slots.groups.items():
-    rng = None if rng_key is None else generator(*rng_key, "text")
-    text, kind = language.choose_text(record, slots.kinds[group], rng)
+    kinds = slots.kinds[group]
+    text, kind = language.choose_text(record, kinds, draws.again())
     out["text"][group] = encode(text, length)
     if slots.negatives:
       rows = np.full((slots.negatives, length), pad, np.int32)

@@ -225,12 +225,29 @@ def _member(shard: TarIndex, name: str) -> Callable[[], bytes]:
   return lambda: shard.read(name)
 
 
-# Kind -> class. A new format is one class and one line.
-SOURCES: dict[str, Callable[[str, SourceConfig, Storage], Source]] = {
-  "manifest": ManifestSource,
-  "webdataset": WebDatasetSource,
-  "array_record": ArrayRecordSource,
-  "tfds": TfdsSource,
+Opener = Callable[[str, SourceConfig, Config], Source]
+
+
+def _files(
+  source: Callable[[str, SourceConfig, Storage], Source],
+) -> Opener:
+  """Opens a source that reads files, with the config's timeout and cache."""
+
+  def opener(name: str, spec: SourceConfig, config: Config) -> Source:
+    data = config.data
+    storage = Storage(timeout=data.timeout, cache_gb=data.cache_gb)
+    return source(name, spec, storage)
+
+  return opener
+
+
+# Kind -> opener. A new format is one class and one line.
+SOURCES: dict[str, Opener] = {
+  "omniworld": OmniWorldSource,
+  "manifest": _files(ManifestSource),
+  "webdataset": _files(WebDatasetSource),
+  "array_record": _files(ArrayRecordSource),
+  "tfds": _files(TfdsSource),
 }
 
 
@@ -247,16 +264,12 @@ def open_source(config: Config, name: str) -> Source:
       f"no data source {name!r}; known: {', '.join(sorted(data.sources))}."
     )
   spec = data.sources[name]
-  if spec.kind == "omniworld":
-    source: Source = OmniWorldSource(name, spec, config)
-  elif spec.kind in SOURCES:
-    storage = Storage(timeout=data.timeout, cache_gb=data.cache_gb)
-    source = SOURCES[spec.kind](name, spec, storage)
-  else:
+  if spec.kind not in SOURCES:
     raise ConfigError(
-      f"data.sources.{name}.kind={spec.kind!r} is unknown; known: omniworld, "
+      f"data.sources.{name}.kind={spec.kind!r} is unknown; known: "
       f"{', '.join(SOURCES)}."
     )
+  source = SOURCES[spec.kind](name, spec, config)
   if spec.size and spec.kind != "omniworld":
     source = First(source, spec.size)
   for what, old, new in (

@@ -21,7 +21,7 @@ from mico_jax.data.pipeline import (
   evaluation_batches,
   trace,
 )
-from mico_jax.data.sources import open_sources, pin_sources
+from mico_jax.data.sources import ManifestSource, open_sources, pin_sources
 from mico_jax.data.tokenizer import make_tokenizer
 from mico_jax.testing.tiny_data import (
   config_of,
@@ -59,7 +59,8 @@ def _digest(batch):
   for name in sorted(batch):
     value = batch[name]
     for key in sorted(value) if isinstance(value, dict) else [None]:
-      digest.update(np.ascontiguousarray(value if key is None else value[key]))
+      array = value if key is None else value[key]
+      digest.update(array.tobytes())
   return digest.hexdigest()
 
 
@@ -218,6 +219,7 @@ def test_stalled_decoder_names_the_sample(tmp_path, tokenizer):
     groups=("ti",),
   )
   sources = open_sources(config)
+  assert isinstance(sources["a"], ManifestSource)
   files = sources["a"]._files
   read = files.read
 

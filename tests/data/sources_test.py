@@ -18,7 +18,7 @@ from mico_jax.data.gallery import evaluation_batches
 from mico_jax.data.pipeline import Pipeline
 from mico_jax.data.samples import load_sample
 from mico_jax.data.sheet import draw_sheet
-from mico_jax.data.sources import open_source
+from mico_jax.data.sources import ManifestSource, open_source
 from mico_jax.data.tokenizer import make_tokenizer
 from mico_jax.modalities import DecodeError
 from mico_jax.testing.tiny_data import (
@@ -202,7 +202,7 @@ def test_build_array_record(tmp_path):
     ((batches[name], records),) = evaluation_batches(
       config, name, batch_size=6, keys=("image", "audio"), indices=indices
     )
-    assert [r.id for r in records] == ["s0", "s1", "s2", "s3", "s4", "s6"]
+    assert [r and r.id for r in records] == ["s0", "s1", "s2", "s3", "s4", "s6"]
   for key in ("image", "audio"):
     np.testing.assert_array_equal(
       batches["a"]["inputs"][key], batches["b"]["inputs"][key]
@@ -306,6 +306,7 @@ def test_remote(memory, tmp_path):
   assert (batch["weight"] == 1).all()
   cached = list((tmp_path / "cache" / "mico_jax" / "shards").iterdir())
   assert len(cached) == 1  # the tar; single files are not kept
+  assert isinstance(source, ManifestSource)
   with pytest.raises(ConfigError, match="leaves the folder"):
     source._files.read("../other/x.png")
   with pytest.raises(DecodeError, match="set/nope"):

@@ -50,8 +50,8 @@ def test_mode(key, name):
   again = mode.host(sample, geometry, np.random.default_rng(0))
   np.testing.assert_array_equal(array, again)
   partner = modality.mode(name, train=False)
-  fixed = [partner.host(sample, geometry, None) for _ in range(2)]
-  np.testing.assert_array_equal(*fixed)
+  one, two = (partner.host(sample, geometry, None) for _ in range(2))
+  np.testing.assert_array_equal(one, two)
 
 
 def test_letters_are_unique():
