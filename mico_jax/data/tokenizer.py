@@ -206,8 +206,9 @@ class SentencePieceTokenizer(_Files):
     import sentencepiece
 
     self._content = {"sentencepiece.model": model}
+    processor = sentencepiece.SentencePieceProcessor()
     try:
-      processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+      processor.LoadFromSerializedProto(model)
       size = processor.get_piece_size()
     except (RuntimeError, OSError):
       size = 0

@@ -20,12 +20,12 @@ def _compare(
   name: str, got: Sequence[Any], want: Sequence[Any]
 ) -> Iterator[Check]:
   """One line for all items, and one for each that differs."""
-  texts = [
+  ours, theirs = (
     np.asarray([json.dumps(x, ensure_ascii=True) for x in values])
     for values in (got, want)
-  ]
-  yield Check(f"{name} ({len(want)} items)", *texts, 0.0)
-  for i, (a, b) in enumerate(zip(*texts, strict=True)):
+  )
+  yield Check(f"{name} ({len(want)} items)", ours, theirs, 0.0)
+  for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
     if a != b:
       yield Check(f"{name}[{i}]", a, b, 0.0)
 
