@@ -324,7 +324,8 @@ class EvaluationConfig:
   questions: int = 0  # samples asked one question each
   hard: int = 0  # OmniWorld: galleries of eight nearly equal scenes
   texts_per_item: int = 1  # captions of a sample used as queries; 0: all
-  # Retrieval between samples, right when their labels agree: "a:i".
+  # Retrieval between samples, right when their labels agree: "a:i"; "a:t":
+  # from samples to the texts of samples.
   item_pairs: tuple[str, ...] = ()
   label: str = ""  # record field with the class of a sample
   classes: str = ""  # file with one class name per line, in order of the label

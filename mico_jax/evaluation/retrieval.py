@@ -249,6 +249,51 @@ def class_retrieval(
   ]
 
 
+def class_text_retrieval(
+  embedder: Embedder,
+  gallery: Gallery,
+  queries: Queries,
+  letters: str,
+  labels: Sequence[Any],
+  protocol: Protocol,
+) -> list[Result]:
+  """Item to text, right when the text is of an item with the same label.
+
+  Args:
+    embedder: embeds the texts.
+    gallery: the items.
+    queries: their texts.
+    letters: of the items, e.g. "a".
+    labels: of each item of the gallery; None: unknown, left out.
+    protocol: makes the results.
+
+  Raises:
+    ValueError: if no item has a label.
+  """
+  own = [labels[i] for i in queries.items]
+  meant = [
+    {own[i] for i in np.flatnonzero(row) if own[i] is not None}
+    for row in queries.relevant
+  ]
+  rows = [i for i, label in enumerate(own) if label is not None]
+  relevant = np.asarray(
+    [[own[i] in text for text in meant] for i in rows], bool
+  )
+  texts = embedder.embed_texts(queries.texts, queries.kind)
+  items = gallery.embeddings[letters][queries.items[rows]]
+  scores = (items @ texts.T).astype(np.float64)
+  return [
+    protocol.result(
+      f"class/{letters}->t/R@1",
+      metrics.recall_at(metrics.ranks(scores, relevant), 1),
+      total=len(gallery.records),
+      prompts=queries.texts,
+      gallery=len(queries.texts),
+      baseline=float(relevant.mean()),
+    )
+  ]
+
+
 def matching_accuracy(
   embedder: Embedder,
   gallery: Gallery,

@@ -83,13 +83,18 @@ def evaluated_groups(config: Config) -> tuple[str, ...]:
 
 
 def kind_of(config: Config, context: str) -> str:
-  """The caption kind that queries of a context use: the heaviest trained."""
+  """The caption kind that queries of a context use.
+
+  The heaviest trained one; among equals the one that its letters call for.
+  """
   group = f"t{context}"
+  own = language.default_kind(group)
   for task in config.tasks.values():
     if group in groups_of(task):
       kinds = language.kinds_of(task, group)
-      return max(sorted(kinds), key=lambda kind: kinds[kind])
-  return language.default_kind(group)
+      order = lambda kind: (kinds[kind], kind == own, kind)
+      return max(kinds, key=order)
+  return own
 
 
 def texts_of(record: Record, kind: str, count: int) -> list[str]:
@@ -166,7 +171,12 @@ def _read_gallery(
   settings = job.config.evaluation
   matching = trained(job.config, "matching")
   others = () if job.cheap else (*_written(job.config), *_asked(job.config))
-  paired = [part for pair in settings.item_pairs for part in pair.split(":")]
+  paired = [
+    part
+    for pair in settings.item_pairs
+    for part in pair.split(":")
+    if part != "t"
+  ]
   embedded = tuple(dict.fromkeys((*contexts, *matching, *paired)))
   return job.embedder.embed_gallery(
     job.protocol.source,
@@ -211,7 +221,16 @@ def _retrieval_results(
       raise ConfigError("evaluation.item_pairs needs evaluation.label.")
     labels = _labels(gallery, settings.label)
     for pair in settings.item_pairs:
-      results += retrieval.class_retrieval(gallery, pair, labels, job.protocol)
+      context = pair.removesuffix(":t")
+      if context == pair:
+        results += retrieval.class_retrieval(
+          gallery, pair, labels, job.protocol
+        )
+        continue
+      queries = queries_of(job, gallery, context, 1)
+      results += retrieval.class_text_retrieval(
+        job.embedder, gallery, queries, context, labels, job.protocol
+      )
   for context in trained(job.config, "matching"):
     queries = queries_of(job, gallery, context, 1)
     results += retrieval.matching_accuracy(

@@ -222,13 +222,17 @@ def test_manifest_with_classes_probe_and_pairs(config, parts, tmp_path):
   assert probe.name == "linear probe/i/accuracy"
   assert probe.value == 1.0
   settings = dataclasses.replace(
-    settings, suite="retrieval", item_pairs=("i:i",)
+    settings, suite="retrieval", item_pairs=("i:i", "i:t")
   )
   results = _run(dataclasses.replace(config, evaluation=settings), parts)
   by_name = {r.name: r for r in results}
   assert by_name["retrieval/t->i/R@1"].total == 3  # two texts, one lost item
   assert by_name["retrieval/i->t/R@1"].n == 9
   assert by_name["class/i->i/R@1"].value == 1.0
+  text = by_name["class/i->t/R@1"]
+  assert (text.n, text.gallery, text.baseline) == (9, 2, 0.5)
+  # One text per class: the same as item to text.
+  assert text.value == by_name["retrieval/i->t/R@1"].value
 
 
 def test_user_mistakes(config, parts):
