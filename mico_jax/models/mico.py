@@ -349,7 +349,7 @@ class MiCo:
     *,
     attention: str = "bidirectional",
     mask: Bool[Array, "B *L S"] | None = None,
-    prefix_length: int | Int[Array, " B"] | None = None,
+    prefix_length: int | Int[Array, ""] | Int[Array, " B"] | None = None,
     context: ContextKV | None = None,
     joined: bool = False,
     sample_index: Array | int | None = None,
