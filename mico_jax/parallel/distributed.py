@@ -59,6 +59,8 @@ def initialize_from_env(environment: Mapping[str, str] | None = None) -> bool:
     return False
   # CPU processes reach each other through gloo; ignored by other platforms.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  # Its service would swallow SIGTERM; `mico_jax.run.signals` handles that.
+  jax.config.update("jax_enable_preemption_service", False)
   if coordinator == "auto":
     jax.distributed.initialize()
     return jax.process_count() > 1
