@@ -6,7 +6,7 @@ itself, attention is causal including the current position, as released.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ class Captioning(Objective):
   Source: mico.md section 3 (generation).
   """
 
-  config: CaptioningConfig = CaptioningConfig()
+  config: CaptioningConfig = field(default_factory=CaptioningConfig)
   name: ClassVar[str] = "captioning"
   needs: ClassVar[frozenset[Need]] = frozenset({"text", "context"})
 

@@ -7,7 +7,7 @@ batch share the target mass (`share_identical_texts`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ class Contrastive(Objective):
   Source: mico.md section 3.
   """
 
-  config: ContrastiveConfig = ContrastiveConfig()
+  config: ContrastiveConfig = field(default_factory=ContrastiveConfig)
   name: ClassVar[str] = "contrastive"
   needs: ClassVar[frozenset[Need]] = frozenset({"features", "text"})
 

@@ -12,7 +12,7 @@ Source: MAE, arXiv:2111.06377, sections 3 and 4.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
@@ -98,7 +98,7 @@ class MaskedModelling(Objective):
   modalities of the group that come as pixels.
   """
 
-  config: MaskedModellingConfig = MaskedModellingConfig()
+  config: MaskedModellingConfig = field(default_factory=MaskedModellingConfig)
   name: ClassVar[str] = "masked_modelling"
   needs: ClassVar[frozenset[Need]] = frozenset({"pixels"})
 

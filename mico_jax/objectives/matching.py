@@ -14,7 +14,7 @@ the batch are further pairs (`explicit_negatives`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
@@ -112,7 +112,7 @@ class Matching(Objective):
   Source: mico.md section 3; ALBEF, arXiv:2107.07651, section 3.2.
   """
 
-  config: MatchingConfig = MatchingConfig()
+  config: MatchingConfig = field(default_factory=MatchingConfig)
   name: ClassVar[str] = "matching"
   needs: ClassVar[frozenset[Need]] = frozenset({"features", "text", "context"})
 

@@ -6,7 +6,7 @@ tokens see the question and the answer to their left.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -25,7 +25,9 @@ class QuestionAnswering(Objective):
   Source: mico.md section 3 (QA fine-tuning).
   """
 
-  config: QuestionAnsweringConfig = QuestionAnsweringConfig()
+  config: QuestionAnsweringConfig = field(
+    default_factory=QuestionAnsweringConfig
+  )
   name: ClassVar[str] = "question_answering"
   needs: ClassVar[frozenset[Need]] = frozenset({"context", "question_answer"})
 

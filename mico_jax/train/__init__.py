@@ -1,1 +1,1 @@
-
+"""State, optimizers and the training step."""

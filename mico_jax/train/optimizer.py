@@ -6,8 +6,8 @@ learning rate; the last step is ours, the same for all of them:
   p <- p - lr * (direction + decay * p)
 
 with a learning rate and a decay per leaf (or per layer of a stacked leaf), so
-multipliers, freezing, layer-wise decay and weight-decay masks need no nesting of
-transformations. Frozen leaves have no optimizer state.
+multipliers, freezing, layer-wise decay and weight-decay masks need no nesting
+of transformations. Frozen leaves have no optimizer state.
 
 `adamw_mico` is the released arithmetic: eps is added to the uncorrected
 sqrt(v); decay comes after the step, on the updated parameter; a leaf whose
@@ -163,7 +163,7 @@ def scale_by_adam_mico(
 
 
 def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
-  """Muon for the kernels of blocks, Adam for everything else.
+  """Muon for the kernels of blocks, Nesterov Adam for everything else.
 
   Updates are scaled to the size that AdamW's have, so one learning rate serves
   both (arXiv:2502.16982).

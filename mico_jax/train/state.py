@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Key
 
 from mico_jax import axes
 from mico_jax.config import Config
@@ -29,20 +29,24 @@ class TrainState:
   """The state of a run, a pytree.
 
   Attributes:
-    step: steps done; also the state of the data.
+    step: int32 scalar: steps done; also the state of the data.
     params: float32 parameters.
     opt_state: of the optimizer; frozen leaves have none.
     ema: averaged parameters, or None.
-    skipped: steps skipped in a row because of a non-finite loss or gradient.
-    total_skipped: steps skipped in the run.
+    skipped: int32 scalar: steps skipped in a row because of a non-finite loss
+      or gradient.
+    total_skipped: int32 scalar: steps skipped in the run.
+
+  The same structure also carries shapes or shardings in place of arrays, so
+  the fields have no array types.
   """
 
-  step: Int[Array, ""]
+  step: Any
   params: Params
   opt_state: PyTree
   ema: Params | None
-  skipped: Int[Array, ""]
-  total_skipped: Int[Array, ""]
+  skipped: Any
+  total_skipped: Any
 
 
 def used_objectives(config: Config) -> tuple[str, ...]:

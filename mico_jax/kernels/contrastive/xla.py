@@ -44,7 +44,8 @@ def loss(
   detach_keys: bool,
 ) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
   """See `mico_jax.kernels.contrastive.contrastive_loss`."""
-  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  double = query.dtype == jnp.float64
+  dtype = jnp.dtype(jnp.float64 if double else jnp.float32)
   query, key = query.astype(dtype), key.astype(dtype)
   if detach_keys:
     key = jax.lax.stop_gradient(key)

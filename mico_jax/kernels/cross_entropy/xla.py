@@ -15,7 +15,8 @@ def loss(
   ignore: int,
 ) -> tuple[Float[Array, "*B"], Bool[Array, "*B"]]:
   """See `mico_jax.kernels.cross_entropy.token_cross_entropy`."""
-  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  double = logits.dtype == jnp.float64
+  logits = logits.astype(jnp.float64 if double else jnp.float32)
   scored = labels != ignore
   index = jnp.where(scored, labels, jnp.zeros_like(labels))
   chosen = jnp.take_along_axis(logits, index[..., None], axis=-1)[..., 0]

@@ -1,9 +1,9 @@
 """Case token_masker: the released draws, replayed through our masker.
 
-Our masker draws on the device, by row; the released one draws from Python's
-random module, row after row. The replay makes the released draws and hands them
-to the function that both share, `apply_mask`; that our own draws follow the same
-law is tested apart.
+Our masker draws on the device, by row; the released one from Python's random
+module, row after row. The replay makes the released draws and hands them to the
+function that both share, `apply_mask`; that our own draws follow the same law
+is tested apart.
 """
 
 from __future__ import annotations

@@ -1,0 +1,304 @@
+"""The training step: skipping, averaging, options, and what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mico_jax.config import (
+  ConfigError,
+  MatchingConfig,
+  OptimizerConfig,
+  ParallelConfig,
+)
+from mico_jax.models import build
+from mico_jax.objectives import compute
+from mico_jax.parallel.mesh import make_mesh
+from mico_jax.parallel.sharding import put_batch
+from mico_jax.testing.objective_contract import (
+  TINY_MODEL,
+  TOKENIZER,
+  fake_batch,
+  tiny_config,
+)
+from mico_jax.train import encode
+from mico_jax.train.metrics import Aggregator
+from mico_jax.train.state import init_state
+from mico_jax.train.step import make_eval_forward, make_loss, make_train_step
+
+CONTRASTIVE = {"contrastive": ("tva",)}
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return make_mesh(ParallelConfig(), jax.devices()[:1])
+
+
+def start(config, mesh):
+  model = build(config.model)
+  step = make_train_step(
+    model, config, config.tasks["main"], TOKENIZER, mesh, donate=False
+  )
+  return init_state(model, config, mesh), step
+
+
+def fast(**changes):
+  return OptimizerConfig(learning_rate=1e-2, warmup=0.0, **changes)
+
+
+def same(a, b):
+  return all(
+    jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b))
+  )
+
+
+def test_nonfinite_step_changes_counters_only_and_training_goes_on(mesh):
+  config = tiny_config(CONTRASTIVE, optimizer=fast(ema=0.9))
+  state, step = start(config, mesh)
+  good = put_batch(fake_batch(("tva",)), mesh)
+  bad = fake_batch(("tva",))
+  bad["pixels"]["audio"][2, 0, 0, 0, 0] = np.nan
+  bad = put_batch(bad, mesh)
+  state, _ = step(state, good)
+  broken, metrics = step(state, bad)
+  assert same(broken.params, state.params)
+  assert same(broken.opt_state, state.opt_state)
+  assert same(broken.ema, state.ema)
+  assert int(broken.step) == 2
+  assert int(broken.skipped) == int(broken.total_skipped) == 1
+  assert compute(metrics["skipped"]) == 1
+  broken, _ = step(broken, bad)
+  assert int(broken.skipped) == 2
+  state, metrics = step(broken, good)
+  assert int(state.skipped) == 0
+  assert int(state.total_skipped) == 2
+  assert not same(state.params, broken.params)
+  assert compute(metrics["skipped"]) == 0
+  assert step._cache_size() == 1  # no recompilation on the way
+
+
+def test_loss_falls_and_averaged_weights_follow(mesh):
+  config = tiny_config(CONTRASTIVE, optimizer=fast(ema=0.99))
+  state, step = start(config, mesh)
+  batch = put_batch(fake_batch(("tva",)), mesh)
+  first = state
+  losses = Aggregator()
+  for _ in range(12):
+    state, metrics = step(state, batch)
+    losses.add(metrics)
+  _, last = step(state, batch)
+  assert len(losses) == 12
+  mean = losses.compute()
+  assert len(losses) == 0
+  assert compute(last["loss"]) < mean["loss"]
+  assert mean["learning_rate"] > 0
+  leaf = lambda s: np.asarray(s["contrastive_head"]["va"]["kernel"])
+  distance = lambda a, b: np.abs(leaf(a) - leaf(b)).max()
+  assert 0 < distance(state.ema, state.params)
+  assert distance(state.ema, state.params) < distance(
+    first.params, state.params
+  )
+
+
+def test_learning_rate_follows_the_step_not_the_updates(mesh):
+  config = tiny_config(CONTRASTIVE, optimizer=OptimizerConfig(warmup=10.0))
+  state, step = start(config, mesh)
+  batch = put_batch(fake_batch(("tva",)), mesh)
+  rates = []
+  for _ in range(3):
+    state, metrics = step(state, batch)
+    rates.append(float(compute(metrics["learning_rate"])))
+  np.testing.assert_allclose(rates, [1e-5, 2e-5, 3e-5], rtol=1e-5)
+
+
+def test_temperature_stays_above_its_floor_and_can_leave_it(mesh):
+  config = tiny_config(CONTRASTIVE, optimizer=fast())
+  state, step = start(config, mesh)
+  batch = put_batch(fake_batch(("tva",)), mesh)
+  low = {**state.params, "temperature": jnp.float32(0.01)}
+  state, _ = step(state.replace(params=low), batch)
+  assert state.params["temperature"] > 0.01  # random pairs: it rises
+
+
+def test_frozen_text_and_deltas(mesh):
+  optimizer = fast(freeze=("^text/",))
+  state, step = start(tiny_config(CONTRASTIVE, optimizer=optimizer), mesh)
+  batch = put_batch(fake_batch(("tva",)), mesh)
+  after, _ = step(state, batch)
+  assert same(after.params["text"], state.params["text"])
+  assert not same(after.params["vision"], state.params["vision"])
+
+  optimizer = fast(lora_rank=2)
+  state, step = start(tiny_config(CONTRASTIVE, optimizer=optimizer), mesh)
+  after, _ = step(state, batch)
+  rest = lambda s: {k: v for k, v in s.params.items() if k != "lora"}
+  assert same(rest(after), rest(state))
+  assert not same(after.params["lora"], state.params["lora"])
+
+
+# --------------------------------------------------------------------- options
+def loss_of(config, batch, seed_step=0, train=True):
+  model = build(config.model)
+  loss = make_loss(model, config, config.tasks["main"], TOKENIZER)
+  params = model.init(jax.random.key(0))
+  run = jax.jit(lambda p, b: loss(p, b, step=jnp.int32(seed_step), train=train))
+  return run(params, batch)
+
+
+def replace(config, objective, **changes):
+  own = dataclasses.replace(getattr(config.objectives, objective), **changes)
+  objectives = dataclasses.replace(config.objectives, **{objective: own})
+  return dataclasses.replace(config, objectives=objectives)
+
+
+@pytest.mark.parametrize(
+  ("objective", "changes"),
+  [
+    ("contrastive", {"weight": 0.5}),
+    ("contrastive", {"label_smoothing": 0.0}),
+    ("contrastive", {"share_identical_texts": False}),
+    ("matching", {"weight": 1.0}),
+    ("matching", {"explicit_negatives": False}),
+    ("captioning", {"mask_prob": 0.2}),
+    ("captioning", {"label_smoothing": 0.1}),
+    ("question_answering", {"mask_prob": 0.3}),
+  ],
+)
+def test_every_option_changes_the_loss(objective, changes):
+  config = tiny_config({objective: ("tv",)})
+  batch = fake_batch(("tv",), negatives=1)
+  batch["text"]["tv"][1] = batch["text"]["tv"][0]
+  before, _ = loss_of(config, batch)
+  after, _ = loss_of(replace(config, objective, **changes), batch)
+  assert abs(float(before - after)) > 1e-6
+
+
+def test_options_of_mining_change_the_candidates():
+  config = tiny_config({"matching": ("tv",)})
+  batch = fake_batch(("tv",))
+  batch["text"]["tv"][:4] = batch["text"]["tv"][0]
+  draws = lambda c, s: loss_of(c, batch, s)[1][1]["matching/tv/context_index"]
+  ours = np.stack([draws(config, s) for s in range(3)])
+  assert (ours[:, :4] >= 4).all()
+  released = replace(config, "matching", exclude_identical_texts=False)
+  theirs = np.stack([draws(released, s) for s in range(3)])
+  assert (theirs[:, :4] < 4).any()
+  small = replace(config, "matching", group_rows=2)
+  batch["text"] = fake_batch(("tv",), seed=5)["text"]
+  pairs = np.asarray(draws(small, 0))
+  np.testing.assert_array_equal(pairs, [1, 0, 3, 2, 5, 4, 7, 6])
+
+
+def test_patch_dropout_drops_in_training_only():
+  config = tiny_config({"contrastive": ("tv",)})
+  train = dataclasses.replace(config.train, patch_dropout=0.5)
+  dropped = dataclasses.replace(config, train=train)
+  batch = fake_batch(("tv",))
+  assert loss_of(config, batch)[0] != loss_of(dropped, batch)[0]
+  assert loss_of(dropped, batch, 0)[0] != loss_of(dropped, batch, 1)[0]
+  np.testing.assert_allclose(
+    loss_of(config, batch, train=False)[0],
+    loss_of(dropped, batch, train=False)[0],
+    rtol=1e-6,
+  )
+
+
+def test_mining_group_must_divide_the_batch(mesh):
+  config = replace(tiny_config({"matching": ("tv",)}), "matching", group_rows=3)
+  assert config.objectives.matching == MatchingConfig(group_rows=3)
+  with pytest.raises(ConfigError, match="group_rows=3 must divide"):
+    start(config, mesh)
+
+
+# ------------------------------------------------------------------------ costs
+def test_context_is_projected_once(monkeypatch):
+  """Projecting for every use costs more; compiled cost analysis says so."""
+  groups = {"matching": ("tva",), "captioning": ("tva",)}
+  config = tiny_config(groups)
+  model = build(config.model)
+  loss = make_loss(model, config, config.tasks["main"], TOKENIZER)
+  params, batch = model.init(jax.random.key(0)), fake_batch(("tva",))
+
+  class Again:
+    """A context that is projected anew for each reader."""
+
+    def __init__(self, context, indices=None):
+      self.context, self.indices = context, indices
+
+    def take(self, indices):
+      return Again(self.context, indices)
+
+  class PerUse(type(model)):
+    def project_context(self, params, context):
+      return Again(context)
+
+    def text(self, params, ids, *, context=None, **options):
+      if isinstance(context, Again):
+        values = context.context
+        if context.indices is not None:
+          values = jax.tree.map(lambda x: x[context.indices], values)
+        context = model.project_context(params, values)
+      return super().text(params, ids, context=context, **options)
+
+  def flops(model):
+    loss = make_loss(model, config, config.tasks["main"], TOKENIZER)
+    run = jax.jit(lambda p, b: loss(p, b, step=jnp.int32(0))[0])
+    compiled = run.lower(params, batch).compile()
+    return compiled.cost_analysis()["flops"], compiled(params, batch)
+
+  del loss
+  shared, value = flops(model)
+  apart, again = flops(PerUse(config.model))
+  np.testing.assert_allclose(value, again, rtol=1e-5)
+  text, rows = TINY_MODEL.text, 8
+  tokens = 2 * 5 * 2  # frames x (cls + patches), video and audio
+  once = 2 * rows * tokens * text.depth * text.width * 2 * text.width
+  # Readers: matching with three texts per row, captioning with one.
+  assert apart - shared > 0.9 * 3 * once
+
+
+def test_frames_of_all_modalities_go_through_one_call():
+  config = tiny_config()
+  model = build(config.model)
+  calls = []
+
+  class Counting(type(model)):
+    def encode(self, params, key, pixels, **options):
+      calls.append((key, pixels.shape))
+      return super().encode(params, key, pixels, **options)
+
+  counting = Counting(config.model)
+  batch = fake_batch(("tva",))
+  pixels = {k: jnp.asarray(batch["pixels"][k]) for k in ("video", "audio")}
+  params = model.init(jax.random.key(0))
+  joint = encode.encode_pixels(counting, params, pixels)
+  assert calls == [("video", (8, 4, 8, 8, 3))]
+  for key, value in pixels.items():
+    np.testing.assert_allclose(
+      joint[key], model.encode(params, key, value), atol=1e-5
+    )
+
+
+def test_eval_forward_agrees_with_training_features(mesh):
+  config = tiny_config(CONTRASTIVE)
+  model = build(config.model)
+  params = model.init(jax.random.key(0))
+  forward = make_eval_forward(model, config, ("va", "s"), project=("vas",))
+  batch = fake_batch(("tva",))
+  out = forward(params, batch)
+  assert out["features"]["va"].shape == (8, config.model.embed_dim)
+  norms = jnp.linalg.norm(out["text"]["tva"], axis=1)
+  np.testing.assert_allclose(norms, 1.0, rtol=1e-5)
+  assert out["contexts"]["vas"].keys.shape[1] == 8
+  temperature = model.temperature(params)
+  sims = out["features"]["va"] @ out["text"]["tva"].T / temperature
+  log_prob = 0.5 * (
+    jax.nn.log_softmax(sims, axis=1) + jax.nn.log_softmax(sims, axis=0)
+  )
+  config = replace(config, "contrastive", label_smoothing=0.0)
+  value, _ = loss_of(config, batch, train=False)
+  np.testing.assert_allclose(-jnp.trace(log_prob) / 8, value, rtol=1e-5)
