@@ -101,7 +101,7 @@ def measure(
 
     grad = jax.jit(jax.value_and_grad(step, argnums=(0, 2)))
     cost = grad.lower(*arguments).compile().cost_analysis()
-    flops["once" if once else "every_pass"] = float(cost["flops"])
+    flops["once" if once else "every_pass"] = float((cost or {})["flops"])
   saved = 1.0 - flops["once"] / flops["every_pass"]
   return {
     "preset": preset,

@@ -211,7 +211,7 @@ def from_released(
       tensors[original] = tensors.pop(copy)
   if config.vision.clip_embed_dim and LOGIT_SCALE not in tensors:
     # Bare encoders come without it; nothing uses it.
-    tensors[LOGIT_SCALE] = np.float32(math.log(1 / 0.07))
+    tensors[LOGIT_SCALE] = np.array(math.log(1 / 0.07), np.float32)
   shapes = _flat(build(config).abstract_params())
   missing: list[str] = []
   tree: dict[str, Any] = {}
@@ -230,8 +230,9 @@ def from_released(
     return np.concatenate(values, axis=-1) if len(values) > 1 else values[0]
 
   for entry in entries(config, parts):
-    values = [one(entry, i) for i in range(max(entry.layers, 1))]
-    if any(v is None for v in values):
+    layers = max(entry.layers, 1)
+    values = [v for i in range(layers) if (v := one(entry, i)) is not None]
+    if len(values) < layers:
       continue
     value = np.stack(values) if entry.layers else values[0]
     if value.shape != shapes[entry.path].shape:

@@ -20,13 +20,13 @@ from mico_jax import axes
 from mico_jax.kernels.attention import attention
 from mico_jax.layers import dropout
 from mico_jax.layers.mlp import KERNEL_INIT, Dense
+from mico_jax.layers.parameter import parameter
 
 ATTENTION_OUT = "attention_out"  # name for remat policies
 
 
 def _bias(module: nn.Module, name: str, size: int) -> Array:
-  init = nn.with_logical_partitioning(nn.initializers.zeros, (axes.QKV,))
-  return module.param(name, init, (size,), jnp.float32)
+  return parameter(module, name, nn.initializers.zeros, (size,), (axes.QKV,))
 
 
 class PackedProjection(nn.Module):
@@ -50,11 +50,12 @@ class PackedProjection(nn.Module):
   ) -> tuple[Float[Array, "B L N H"], ...]:
     """Returns the `num` groups."""
     width = x.shape[-1]
-    kernel = self.param(
+    kernel = parameter(
+      self,
       "kernel",
-      nn.with_logical_partitioning(KERNEL_INIT, (axes.EMBED, axes.QKV)),
+      KERNEL_INIT,
       (width, self.num * width),
-      jnp.float32,
+      (axes.EMBED, axes.QKV),
     )
     if self.bias == "qv":
       q_bias, v_bias = (_bias(self, f"{n}_bias", width) for n in "qv")

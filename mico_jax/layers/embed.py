@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from mico_jax import axes
 from mico_jax.layers.mlp import Dense
+from mico_jax.layers.parameter import parameter
 
 TABLE_INIT = nn.initializers.truncated_normal(0.02)
 
@@ -96,11 +97,12 @@ class SignalEmbed(nn.Module):
     tokens = Dense(
       self.width, self.dtype, names=(axes.PATCH, axes.EMBED), name="proj"
     )(windows)
-    positions = self.param(
+    positions = parameter(
+      self,
       "positions",
-      nn.with_logical_partitioning(TABLE_INIT, (axes.POSITION, axes.EMBED)),
+      TABLE_INIT,
       (tokens.shape[1], self.width),
-      jnp.float32,
+      (axes.POSITION, axes.EMBED),
     )
     return tokens + positions.astype(self.dtype)[None]
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mico_jax import axes
+from mico_jax.layers.parameter import parameter
 
 # Truncated normal with standard deviation 0.02 after truncation at two sigma
 # of the untruncated one, as BERT and ViT codes have it.
@@ -42,19 +43,13 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
     """Returns x @ kernel + bias in the compute dtype."""
-    kernel = self.param(
-      "kernel",
-      nn.with_logical_partitioning(self.kernel_init, self.names),
-      (x.shape[-1], self.features),
-      jnp.float32,
+    kernel = parameter(
+      self, "kernel", self.kernel_init, (x.shape[-1], self.features), self.names
     )
     y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype))
     if self.use_bias:
-      bias = self.param(
-        "bias",
-        nn.with_logical_partitioning(nn.initializers.zeros, (self.bias_name,)),
-        (self.features,),
-        jnp.float32,
+      bias = parameter(
+        self, "bias", nn.initializers.zeros, (self.features,), (self.bias_name,)
       )
       y = y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
     return y

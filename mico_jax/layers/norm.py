@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from mico_jax import axes
 from mico_jax.kernels.dtypes import accumulation_dtype
+from mico_jax.layers.parameter import parameter
 
 
 class LayerNorm(nn.Module):
@@ -25,10 +26,8 @@ class LayerNorm(nn.Module):
     """Returns the normalised input in its own dtype."""
     names = (axes.NORM,)
     shape = (x.shape[-1],)
-    ones = nn.with_logical_partitioning(nn.initializers.ones, names)
-    zeros = nn.with_logical_partitioning(nn.initializers.zeros, names)
-    scale = self.param("scale", ones, shape, jnp.float32)
-    bias = self.param("bias", zeros, shape, jnp.float32)
+    scale = parameter(self, "scale", nn.initializers.ones, shape, names)
+    bias = parameter(self, "bias", nn.initializers.zeros, shape, names)
     dtype = accumulation_dtype(x.dtype)
     y = x.astype(dtype)
     y = y - jnp.mean(y, axis=-1, keepdims=True)

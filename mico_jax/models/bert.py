@@ -29,6 +29,7 @@ from mico_jax.layers.attention import CrossAttention, SelfAttention
 from mico_jax.layers.embed import TABLE_INIT, look_up
 from mico_jax.layers.mlp import Dense, Mlp
 from mico_jax.layers.norm import LayerNorm
+from mico_jax.layers.parameter import parameter
 from mico_jax.layers.stack import stack
 from mico_jax.types import Params
 
@@ -220,8 +221,8 @@ class TextEmbed(nn.Module):
     config = self.config
 
     def table(name: str, size: int, axis: str) -> Array:
-      init = nn.with_logical_partitioning(TABLE_INIT, (axis, axes.EMBED))
-      return self.param(name, init, (size, config.width), jnp.float32)
+      shape = (size, config.width)
+      return parameter(self, name, TABLE_INIT, shape, (axis, axes.EMBED))
 
     words = table("words", config.vocab_size, axes.VOCAB)
     positions = table("positions", config.max_positions, axes.POSITION)
@@ -348,10 +349,11 @@ class LMHead(nn.Module):
       words.astype(self.dtype),
       preferred_element_type=out_dtype,
     )
-    bias = self.param(
+    bias = parameter(
+      self,
       "bias",
-      nn.with_logical_partitioning(nn.initializers.zeros, (axes.VOCAB,)),
+      nn.initializers.zeros,
       (self.config.vocab_size,),
-      jnp.float32,
+      (axes.VOCAB,),
     )
     return logits + bias.astype(out_dtype).reshape((1,) * (x.ndim - 1) + (-1,))

@@ -64,6 +64,11 @@ def _precise(method: Callable[..., Any]) -> Callable[..., Any]:
   return wrapped
 
 
+def _apply(module: nn.Module, params: Params, *args: Any, **kwargs: Any) -> Any:
+  """Runs a module on its parameters."""
+  return module.apply({"params": params}, *args, **kwargs)
+
+
 @dataclasses.dataclass(frozen=True)
 class MiCo:
   """The model of a config; build it with `mico_jax.models.build`.
@@ -155,13 +160,13 @@ class MiCo:
         options["token_indices"] = token_indices.reshape(batch * frames, -1)
     else:
       embed = parameters.own_embedding(self.config, modality)
-      tokens = embed.apply({"params": params["embedding"][key]}, flat)
+      tokens = _apply(embed, params["embedding"][key], flat)
       if token_indices is not None:
         indices = jnp.repeat(token_indices, frames, axis=0)
         tokens = jnp.take_along_axis(tokens, indices[:, :, None], axis=1)
       options["tokens"] = tokens
     vit = parameters.towers(self.config)[0]
-    tokens, hidden = vit.apply({"params": params["vision"]}, **options)
+    tokens, hidden = _apply(vit, params["vision"], **options)
     tokens = tokens.reshape(batch, frames, *tokens.shape[1:])
     if not return_hidden:
       return tokens
@@ -218,7 +223,7 @@ class MiCo:
     name = self.head(letters)
     x = jnp.concatenate([pooled[letter] for letter in letters], axis=-1)
     head = parameters.head_module(self.config, name)
-    x = head.apply({"params": params["contrastive_head"][name]}, x)
+    x = _apply(head, params["contrastive_head"][name], x)
     x = x.astype(accumulation_dtype(x.dtype))
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     # max before the root: no NaN in the gradient of a zero vector.
@@ -309,7 +314,7 @@ class MiCo:
     project = parameters.Projection(
       config.text.width, config.text.norm_eps, jnp.dtype(config.dtype)
     )
-    x = project.apply({"params": params["project"][name]}, tokens)
+    x = _apply(project, params["project"][name], tokens)
     if tokens.ndim == 4:
       length = config.frame_table[name]
       if length:
@@ -409,7 +414,7 @@ class MiCo:
         params, sample_index, params["text"]["embed"]["words"].dtype
       )
     tower = parameters.towers(self.config)[1]
-    hidden, kv = tower.apply({"params": params["text"]}, ids, **options)
+    hidden, kv = _apply(tower, params["text"], ids, **options)
     return (hidden, KVCache(*kv)) if return_kv else hidden
 
   @_precise
@@ -441,8 +446,9 @@ class MiCo:
     own = jnp.broadcast_to(jnp.array([[False], [True]])[None], (rows, 2, 1))
     seen = jnp.broadcast_to(visible[:, None], (rows, 2, visible.shape[1]))
     tower = parameters.towers(self.config)[1]
-    hidden, kv = tower.apply(
-      {"params": params["text"]},
+    hidden, kv = _apply(
+      tower,
+      params["text"],
       ids,
       mask=jnp.concatenate([seen, own], axis=-1)[:, None],
       context=context,
@@ -459,9 +465,7 @@ class MiCo:
     """Float32 logits over the vocabulary, by the tied decoder."""
     head = parameters.towers(self.config)[2]
     text = params["text"]
-    return head.apply(
-      {"params": text["lm_head"]}, hidden, text["embed"]["words"]
-    )
+    return _apply(head, text["lm_head"], hidden, text["embed"]["words"])
 
   @_precise
   def matching_logits(
@@ -471,9 +475,7 @@ class MiCo:
     head = parameters.MatchingHead(
       self.config.text.norm_eps, jnp.dtype(self.config.dtype)
     )
-    logits = head.apply(
-      {"params": params["matching_head"]}, self.pool_text(hidden)
-    )
+    logits = _apply(head, params["matching_head"], self.pool_text(hidden))
     return logits.astype(accumulation_dtype(logits.dtype))
 
   def temperature(self, params: Params) -> Float[Array, ""]:

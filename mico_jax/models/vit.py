@@ -25,6 +25,7 @@ from mico_jax.layers.attention import SelfAttention
 from mico_jax.layers.embed import TABLE_INIT, PatchEmbed
 from mico_jax.layers.mlp import Dense, Mlp
 from mico_jax.layers.norm import LayerNorm
+from mico_jax.layers.parameter import parameter
 from mico_jax.layers.stack import stack
 
 
@@ -132,17 +133,11 @@ class ViT(nn.Module):
     config = self.config
     num_patches = grid_size(config) ** 2
     names = (axes.POSITION, axes.EMBED)
-    positions = self.param(
-      "pos_embed",
-      nn.with_logical_partitioning(TABLE_INIT, names),
-      (1 + num_patches, config.width),
-      jnp.float32,
+    positions = parameter(
+      self, "pos_embed", TABLE_INIT, (1 + num_patches, config.width), names
     ).astype(self.dtype)
-    cls = self.param(
-      "cls_token",
-      nn.with_logical_partitioning(TABLE_INIT, (axes.EMBED,)),
-      (config.width,),
-      jnp.float32,
+    cls = parameter(
+      self, "cls_token", TABLE_INIT, (config.width,), (axes.EMBED,)
     ).astype(self.dtype)
     if tokens is None:
       if pixels is None:
@@ -195,9 +190,4 @@ class ViT(nn.Module):
       bias_name=axes.JOINT,
       name="clip_head",
     )(x[:, 0])
-    self.param(
-      "logit_scale",
-      nn.with_logical_partitioning(nn.initializers.constant(2.6592), ()),
-      (),
-      jnp.float32,
-    )
+    parameter(self, "logit_scale", nn.initializers.constant(2.6592), (), ())
