@@ -92,8 +92,7 @@ def kind_of(config: Config, context: str) -> str:
   for task in config.tasks.values():
     if group in groups_of(task):
       kinds = language.kinds_of(task, group)
-      order = lambda kind: (kinds[kind], kind == own, kind)
-      return max(kinds, key=order)
+      return max((w, kind == own, kind) for kind, w in kinds.items())[-1]
   return own
 
 
