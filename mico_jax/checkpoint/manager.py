@@ -184,7 +184,7 @@ class Manager:
         best one by the metric `train.keep_best`.
       extras: tokenizer, axes, self-check and so on, stored with each save.
     """
-    self.folder = epath.Path(workdir) / CHECKPOINTS
+    self.folder = storage.absolute(workdir) / CHECKPOINTS
     self.config = config
     self.extras = extras or Extras()
     self._checkpointer = storage.make_checkpointer()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,6 +101,12 @@ _NOISE = OrbaxNoise()
 def _quiet() -> None:
   for name in ("absl", "asyncio"):
     logging.getLogger(name).addFilter(_NOISE)
+
+
+def absolute(path: epath.PathLike) -> Any:
+  """An epath with the current folder in front of a relative local path."""
+  text = os.fspath(path)
+  return epath.Path(text if "://" in text else os.path.abspath(text))
 
 
 def make_checkpointer() -> ocp.AsyncCheckpointer:
@@ -209,7 +216,7 @@ def read_arrays(
     CheckpointError: if the files are absent, cut short or damaged.
   """
   _quiet()
-  path = epath.Path(folder) / item
+  path = absolute(folder) / item
   if not path.is_dir():
     raise CheckpointError(
       f"{path}: no such folder; the checkpoint is incomplete."

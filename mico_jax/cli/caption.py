@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
   common.parse_files(args.files)
   model = common.load_model(args)
-  specs = common.parse_files(args.files, model.modalities)
+  specs = common.parse_files(args.files, common.context_keys(model))
   captions: dict[int, str] = {}
   for key in dict.fromkeys(spec.key for spec in specs):
     rows = [i for i, spec in enumerate(specs) if spec.key == key]

@@ -110,6 +110,11 @@ def load_model(args: argparse.Namespace) -> OmniModel:
     )
 
 
+def context_keys(model: OmniModel) -> list[str]:
+  """Modalities that a text can be compared with or written about."""
+  return [key for key in model.modalities if key != "text"]
+
+
 def parse_files(
   texts: Sequence[str], keys: Sequence[str] = ()
 ) -> list[FileSpec]:
@@ -132,7 +137,7 @@ def parse_files(
       raise ConfigError(str(e)) from e
     if keys and spec.key not in keys:
       raise ConfigError(
-        f"{text!r} is {spec.key}; this checkpoint takes {', '.join(keys)}."
+        f"{text!r} is {spec.key}; expected one of {', '.join(keys)}."
       )
     specs.append(spec)
   return specs

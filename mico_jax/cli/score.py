@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
   """Prints a table of similarities and matching probabilities."""
   common.parse_files(args.files)
   model = common.load_model(args)
-  common.parse_files(args.files, model.modalities)
+  common.parse_files(args.files, common.context_keys(model))
   scores = model.score(args.text, args.files)
   if args.json:
     common.print_json(

@@ -267,6 +267,15 @@ def test_full_disk_keeps_the_former_checkpoint(tmp_path, monkeypatch):
   manager.close()
 
 
+def test_relative_workdir(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  manager = open_manager("runs/a")
+  save(manager, 1)
+  assert manager.restore(make_state(0.0)).step == 1
+  assert (tmp_path / "runs" / "a" / "checkpoints" / "1").is_dir()
+  manager.close()
+
+
 def test_empty_workdir_and_other_state(tmp_path):
   manager = open_manager(tmp_path)
   assert manager.restore(make_state(0.0)) is None
