@@ -255,7 +255,10 @@ class Pipeline:
     self.order = Order(config, sizes)
     self._rows = {
       name: tuple(
-        range(task.batch_size) if rows is None else rows(task.batch_size)
+        int(row)  # the mesh names them as NumPy integers
+        for row in (
+          range(task.batch_size) if rows is None else rows(task.batch_size)
+        )
       )
       for name, task in config.tasks.items()
     }

@@ -44,7 +44,7 @@ class TrainState:
   step: Any
   params: Params
   opt_state: PyTree
-  ema: Params | None
+  ema: Any  # Params or None; a sharding tree while jit resolves it
   skipped: Any
   total_skipped: Any
 

@@ -122,14 +122,11 @@ def test_full_disk_is_one_line(here, capsys, monkeypatch):
 
 # ------------------------------------------------------------ score and caption
 def test_score(here, capsys):
-  out = ok(capsys, "score", "--checkpoint", "run", "--text", "a red cube",
-           "--text", "a sound", "photo1.png", "sound.wav", "--json")  # fmt: skip
-  rows = json.loads(out)
-  assert [(r["file"], r["text"]) for r in rows] == [
-    (f, t)
-    for f in ("photo1.png", "sound.wav")
-    for t in ("a red cube", "a sound")
-  ]
+  texts, files = ["a red cube", "a sound"], ["photo1.png", "sound.wav"]
+  base = ["score", "--checkpoint", "run", "--json", "--text", texts[0]]
+  rows = json.loads(ok(capsys, *base, "--text", texts[1], *files))
+  want = [(file, text) for file in files for text in texts]
+  assert [(r["file"], r["text"]) for r in rows] == want
   assert all(0 <= r["matching"] <= 1 for r in rows)
   assert all(-1 <= r["similarity"] <= 1 for r in rows)
   out = ok(capsys, "score", "--checkpoint", "run", "--check", "off", "--text",
@@ -152,7 +149,7 @@ def test_caption(here, capsys):
     (["empty.wav"], "empty.wav: the file is empty"),
     (["what.xyz"], "unknown file type"),
     (["depth:photo1.png"], "depth needs its unit"),
-    (["note.txt"], "text"),
+    (["note.txt"], "is text; expected one of"),
   ],
 )
 def test_bad_files(here, capsys, files, message):
