@@ -42,7 +42,7 @@ class TrainState:
   """
 
   step: Any
-  params: Params
+  params: PyTree
   opt_state: PyTree
   ema: Any  # Params or None; a sharding tree while jit resolves it
   skipped: Any

@@ -150,7 +150,7 @@ def update_state(
     **metrics,
     "grad_norm": scalar(norm),
     "learning_rate": scalar(optimizer.schedule(state.step)),
-    "skipped": scalar(bad),
+    "skipped": scalar(bad.astype(jnp.float32)),
   }
   return new, metrics, aux
 

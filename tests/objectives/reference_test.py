@@ -28,6 +28,11 @@ from mico_jax.train import state as train_state
 from mico_jax.train.step import make_loss
 
 ROWS = 3
+# Compiled once, run once.
+CHEAP = {
+  "xla_backend_optimization_level": 0,
+  "xla_llvm_disable_expensive_passes": True,
+}
 GROUP = "tva"
 
 
@@ -218,7 +223,8 @@ def test_loss_and_gradients(name):
   ours = jax.jit(
     jax.value_and_grad(
       lambda p, b: loss(p, b, step=jnp.int32(0), train=False), has_aux=True
-    )
+    ),
+    compiler_options=CHEAP,
   )
   with jax.default_matmul_precision("highest"):
     (value, _), grads = ours(params, batch)
@@ -232,7 +238,8 @@ def test_loss_and_gradients(name):
     reference = jax.jit(
       jax.value_and_grad(
         lambda p: PLAIN[name](Plain(double, p, data), draws, weight)
-      )
+      ),
+      compiler_options=CHEAP,
     )
     expected, wanted = reference(jax.tree.map(wide, params))
     wanted = jax.tree.map(np.asarray, wanted)

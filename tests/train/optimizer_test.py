@@ -178,7 +178,10 @@ def test_clipping_by_the_global_norm_of_trained_leaves():
   params = jax.tree.map(jnp.asarray, tree())
   optimizer = make_optimizer(config, params, STEPS)
   grads = tree(1)
-  trained = [grads["temperature"]] + jax.tree.leaves(grads["vision"]["blocks"])
+  trained = [
+    grads["temperature"],
+    *jax.tree.leaves(grads["vision"]["blocks"]),
+  ]
   norm = math.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in trained))
   np.testing.assert_allclose(optimizer.norm(grads), norm, rtol=1e-6)
   scaled = jax.tree.map(lambda g: np.asarray(g * 0.5 / norm), grads)
