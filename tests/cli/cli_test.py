@@ -335,6 +335,6 @@ def test_pretrain_trace_evaluate(here, capsys, tmp_path):
   )
   out = ok(capsys, "evaluate", "--checkpoint", work, "--json", "--out",
            str(tmp_path / "e"), "--config.evaluation.size=6")  # fmt: skip
-  names = {r["name"] for r in json.loads(out)}
+  names = {r["name"] for r in json.loads(out)["results"]}
   assert any(name.endswith("R@1") for name in names)
   assert (tmp_path / "e" / "evaluation.json").exists()
