@@ -189,6 +189,7 @@ class OmniModel:
       array, _, errors = self.preparer.prepare(key, values)
       if errors:
         raise errors[0]
+      assert array is not None  # No input failed, and there is at least one.
       arrays[key] = array
     return arrays
 

@@ -162,7 +162,7 @@ class Preparer:
     try:
       if modality.kind == "interface":
         raw = read_file(item.value) if item.file else item.value
-        text = modality.decode(raw, None)
+        text = modality.decode(raw, self.geometry(key))
         length = (
           self._subtitle_length if key == "subtitle" else self._text_length
         )

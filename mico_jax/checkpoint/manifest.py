@@ -299,7 +299,8 @@ FilesFn = Callable[[], Mapping[str, bytes]]
 def pack_arrays(arrays: Mapping[str, Any]) -> bytes:
   """Named arrays as the bytes of an .npz file (never pickled)."""
   buffer = io.BytesIO()
-  np.savez(buffer, **{k: np.asarray(v) for k, v in arrays.items()})
+  plain: dict[str, Any] = {k: np.asarray(v) for k, v in arrays.items()}
+  np.savez(buffer, **plain)
   return buffer.getvalue()
 
 

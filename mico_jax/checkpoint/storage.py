@@ -112,7 +112,7 @@ def absolute(path: epath.PathLike) -> Any:
 def make_checkpointer() -> ocp.AsyncCheckpointer:
   """The asynchronous composite checkpointer of all items."""
   _quiet()
-  arrays = {
+  arrays: dict[str, Any] = {
     name: ocp.PyTreeCheckpointHandler() for name in manifest_lib.ARRAY_ITEMS
   }
   return ocp.AsyncCheckpointer(

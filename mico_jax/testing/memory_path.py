@@ -7,6 +7,7 @@ fsspec's in-process file system, with the methods this package uses.
 from __future__ import annotations
 
 import pathlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,8 +25,9 @@ class MemoryPath(pathlib.PurePosixPath):
     texts = [str(p).removeprefix(_PREFIX) for p in parts]
     return super().__new__(cls, "/", *(t.lstrip("/") for t in texts))
 
-  def __init__(self, *parts: Any):
-    if pathlib.PurePath.__init__ is not object.__init__:  # Python 3.12 on
+  if sys.version_info >= (3, 12):
+
+    def __init__(self, *parts: Any):
       texts = [str(p).removeprefix(_PREFIX) for p in parts]
       super().__init__("/", *(t.lstrip("/") for t in texts))
 
