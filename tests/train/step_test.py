@@ -172,6 +172,7 @@ def test_every_option_changes_the_loss(objective, changes):
   config = tiny_config({objective: ("tv",)})
   batch = fake_batch(("tv",), negatives=1)
   batch["text"]["tv"][1] = batch["text"]["tv"][0]
+  batch["weight"][1] = 0.5  # equal weights: shared mass changes no sum
   before, _ = loss_of(config, batch)
   after, _ = loss_of(replace(config, objective, **changes), batch)
   assert abs(float(before - after)) > 1e-6
