@@ -315,6 +315,8 @@ class Manager:
     last = self.steps()[-1:]
     kept = f"step {last[0]} is intact" if last else "there is no former one"
     lines = str(error).strip().splitlines() or [type(error).__name__]
+    if "RESOURCE_EXHAUSTED" in lines[0]:  # TensorStore's word for ENOSPC.
+      lines = ["no space left on the device"]
     return CheckpointError(
       f"cannot save step {step} to {self.folder}: {lines[0][:200]}. "
       f"The last checkpoint: {kept}. Free space or fix the path, then run the "

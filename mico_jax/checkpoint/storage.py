@@ -13,10 +13,13 @@ full: fine up to a few billion parameters, to be split by shard beyond that.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -202,6 +205,29 @@ def place(value: np.ndarray, like: Any) -> Any:
   )
 
 
+@contextlib.contextmanager
+def _late_callbacks() -> Iterator[None]:
+  """Swallows what other reads report after one of them failed.
+
+  Orbax closes its event loop at the first damaged array; reads that are still
+  running then fail to answer, which Python would print with a traceback each.
+  """
+  former = sys.unraisablehook
+
+  def hook(report: Any) -> None:
+    if "Event loop is closed" not in str(report.exc_value):
+      former(report)
+
+  sys.unraisablehook = hook
+  try:
+    yield
+  except Exception:
+    time.sleep(0.3)  # They come within milliseconds.
+    raise
+  finally:
+    sys.unraisablehook = former
+
+
 def read_arrays(
   folder: epath.PathLike, item: str, entries: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
@@ -226,7 +252,10 @@ def read_arrays(
     lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like
   )
   try:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with (
+      _late_callbacks(),
+      ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
+    ):
       tree = checkpointer.restore(
         path, args=ocp.args.PyTreeRestore(item=like, restore_args=restore_args)
       )
