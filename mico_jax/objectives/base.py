@@ -40,11 +40,18 @@ class Mean(NamedTuple):
 
 
 class TextSlot(NamedTuple):
-  """The text side of a group."""
+  """The text side of a group.
+
+  Attributes:
+    ids: padded token ids.
+    fingerprint: equal for equal texts.
+    feature: unit-norm embedding [B E]; None if no objective of the group
+      needs features.
+  """
 
   ids: Int[Array, "B L"]
   fingerprint: UInt32[Array, "B 2"]
-  feature: Float[Array, "B E"] | None  # unit norm; None: nobody asked
+  feature: Any
 
 
 class Output(NamedTuple):

@@ -131,17 +131,16 @@ def scale_by_adam_mico(
 ) -> optax.GradientTransformation:
   """Adam with eps on the uncorrected sqrt(v); zero gradients are skipped."""
 
-  def init(params: Params) -> MicoAdamState:
+  def init(params: Any) -> Any:
     return MicoAdamState(
       jax.tree.map(lambda p: jnp.zeros((), jnp.int32), params),
       jax.tree.map(jnp.zeros_like, params),
       jax.tree.map(jnp.zeros_like, params),
     )
 
-  def update(
-    grads: PyTree, state: MicoAdamState, params: Params | None = None
-  ) -> tuple[PyTree, MicoAdamState]:
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
     del params
+    grads = updates
     keep = lambda g, new, old: jnp.where(_seen(g), new, old)
     count = jax.tree.map(lambda g, n: keep(g, n + 1, n), grads, state.count)
     mu = jax.tree.map(
@@ -170,7 +169,7 @@ def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
   """
   numbers = optax.contrib.MuonDimensionNumbers
 
-  def kernels(params: Params) -> PyTree:
+  def kernels(params: Any) -> Any:
     def choose(path: str, leaf: Any) -> Any:
       if not selection.is_stacked(path) or not path.endswith("kernel"):
         return None
