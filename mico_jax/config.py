@@ -74,7 +74,7 @@ class ModelConfig:
   embed_dim: int = 512  # joint contrastive space
   # Contrastive heads, by letters of the modality table. One letter: linear
   # without bias; several: linear with bias on the concatenated pooled features.
-  heads: tuple[str, ...] = ("t", "s", "v", "a", "d", "n", "va", "id", "vs", "vas")
+  heads: tuple[str, ...] = (*"tsvadn", "va", "id", "vs", "vas")
   # Length of the frame table E_C per context type; also says which exist.
   frame_table: Mapping[str, int] = field(
     default_factory=lambda: {"video": 8, "audio": 4, "depth": 1, "normal": 1}
@@ -84,7 +84,7 @@ class ModelConfig:
   temperature_init: float = 0.07
   temperature_min: float = 0.01  # clamp; 0: none (as released)
   context_positions: int = 0  # > 0: extra E_Pos over the context (paper, eq. 2)
-  sample_embeddings: int = 0  # > 0: E_Sam table, one vector per corpus of a draw
+  sample_embeddings: int = 0  # > 0: E_Sam table, a vector per corpus of a draw
   joined_positions: int = 0  # > 0: own position table of joined captions
   # "zero": fully masked attention rows give 0 with zero gradient; "released":
   # additive -10000, as the original.
@@ -416,7 +416,9 @@ def _build(cls: type[T], values: Any, path: str) -> T:
   if dataclasses.is_dataclass(values):
     values = to_dict(values)
   if not isinstance(values, Mapping):
-    raise ConfigError(f"{path or 'config'}: expected a mapping, got {values!r}.")
+    raise ConfigError(
+      f"{path or 'config'}: expected a mapping, got {values!r}."
+    )
   hints = typing.get_type_hints(cls)
   unknown = [k for k in values if k not in hints]
   if unknown:
@@ -428,7 +430,10 @@ def _build(cls: type[T], values: Any, path: str) -> T:
       f"Known keys here: {', '.join(sorted(hints))}."
     )
   return cls(
-    **{k: _check(v, hints[k], f"{path}.{k}".lstrip(".")) for k, v in values.items()}
+    **{
+      k: _check(v, hints[k], f"{path}.{k}".lstrip("."))
+      for k, v in values.items()
+    }
   )
 
 
@@ -532,7 +537,9 @@ def load(
   if sep and arg is None:
     arg = suffix
   path = find(base)
-  spec = importlib.util.spec_from_file_location(f"mico_jax_config_{path.stem}", path)
+  spec = importlib.util.spec_from_file_location(
+    f"mico_jax_config_{path.stem}", path
+  )
   if spec is None or spec.loader is None:
     raise ConfigError(f"cannot read config file {str(path)!r}.")
   module = importlib.util.module_from_spec(spec)

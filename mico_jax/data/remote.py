@@ -166,8 +166,8 @@ def _read_remote(path: str) -> bytes:
     return epath.Path(path).read_bytes()
   import fsspec
 
-  with fsspec.open(path, "rb") as file:
-    return file.read()
+  filesystem, name = fsspec.core.url_to_fs(path)
+  return filesystem.cat_file(name)
 
 
 def _remote_stamp(path: str) -> str:

@@ -30,7 +30,7 @@ class _Draws:
 
   def __init__(self, rng_key: tuple[Any, ...] | None, purpose: str):
     self._rng = None if rng_key is None else generator(*rng_key, purpose)
-    self._state = self._rng.bit_generator.state if self._rng else None
+    self._state = self._rng.bit_generator.state if self._rng else {}
 
   def again(self) -> np.random.Generator | None:
     """The generator, set back to its start; None in evaluation."""

@@ -98,8 +98,8 @@ class _CompileCounter:
       self._registered = True
     self.active = True
 
-  def _hear(self, event: str, duration: float, **_: Any) -> None:
-    del duration
+  def _hear(self, event: str, duration_secs: float, **_: Any) -> None:
+    del duration_secs
     if self.active and event == COMPILE_EVENT:
       self.count += 1
 
@@ -250,7 +250,7 @@ class Trainer:
       self.session.tokenizer,
       workdir=str(self.workdir),
       start_step=start,
-      rows=lambda size: sharding.local_rows(mesh, size, rules),
+      rows=lambda size: sharding.local_rows(mesh, size, rules).tolist(),
       sources=dict(self.session.sources),
     )
     log = _Log(self, writer, pipeline)

@@ -34,7 +34,7 @@ from mico_jax.types import Batch, Params
 Loss = Callable[
   ..., tuple[Float[Array, ""], tuple[dict[str, Mean], dict[str, Array]]]
 ]
-Step = Callable[..., Any]
+Step = jax.stages.Wrapped
 
 
 def make_loss(
