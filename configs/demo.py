@@ -2,10 +2,10 @@
 
     mico-jax pretrain --config demo
 
-Two tasks alternate. `av` is the paper's core: video and audio against vision,
-audio and omni captions, with matching and captioning on the joint context.
-`space` brings in image, depth and normals, each against its own captions, and
-depth beside video and audio against omni captions.
+Three tasks alternate: `align` contrasts video, audio and both with vision,
+audio and omni captions; `fuse` adds matching and captioning on their joint
+context; `space` brings in image, depth and normals with their own captions, and
+depth beside video and audio with omni captions.
 """
 
 import ml_collections
@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
       text=c.TextConfig(
         vocab_size=512,
         width=96,
-        depth=3,
+        depth=2,
         num_heads=3,
         mlp_dim=384,
         max_positions=64,
@@ -53,12 +53,12 @@ def get_config() -> ml_collections.ConfigDict:
       tokenizer=c.TokenizerConfig(
         kind="omniworld",
         max_length={
-          "default": 40,
-          "omni": 40,
-          "vision": 30,
-          "audio": 22,
-          "depth": 30,
-          "normal": 24,
+          "default": 44,
+          "omni": 44,
+          "vision": 34,
+          "audio": 26,
+          "depth": 34,
+          "normal": 28,
           "question": 12,
           "answer": 6,
         },
@@ -67,30 +67,35 @@ def get_config() -> ml_collections.ConfigDict:
       prefetch=16,
     ),
     tasks={
-      "av": c.TaskConfig(
-        steps=2,
+      "align": c.TaskConfig(
+        steps=5,
+        sources={"train": 1},
+        batch_size=64,
+        objectives={"contrastive": ("tv", "ta", "tva")},
+        texts={"tv": {"vision": 0.5, "omni": 0.5}},
+      ),
+      "fuse": c.TaskConfig(
+        steps=4,
         sources={"train": 1},
         batch_size=64,
         objectives={
-          "contrastive": ("tv", "ta", "tva"),
+          "contrastive": ("tva",),
           "matching": ("tva",),
           "captioning": ("tva",),
         },
-        texts={"tv": {"vision": 0.5, "omni": 0.5}},
       ),
       "space": c.TaskConfig(
-        steps=1,
+        steps=3,
         sources={"train": 1},
         batch_size=64,
-        objectives={
-          "contrastive": ("ti", "td", "tn", "tvad"),
-        },
+        objectives={"contrastive": ("ti", "td", "tn", "tvad")},
       ),
     },
     objectives=c.ObjectivesConfig(
       contrastive=c.ContrastiveConfig(label_smoothing=0.0),
-      matching=c.MatchingConfig(weight=0.5),
-      captioning=c.CaptioningConfig(weight=0.5),
+      # Mostly random negatives: mined ones alone are too hard to start with.
+      matching=c.MatchingConfig(weight=1.0, floor=0.02),
+      captioning=c.CaptioningConfig(weight=1.0),
     ),
     optimizer=c.OptimizerConfig(
       learning_rate=1e-3,
@@ -99,9 +104,14 @@ def get_config() -> ml_collections.ConfigDict:
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(steps=600, log_every=10, checkpoint_every=300),
+    train=c.TrainConfig(steps=720, log_every=12, checkpoint_every=360),
     evaluation=c.EvaluationConfig(
-      suite="omniworld", source="test", size=256, groups=("v", "a", "va", "vad")
+      suite="omniworld",
+      source="test",
+      size=256,
+      groups=("v", "a", "i", "d", "n", "va", "vad"),
+      captions=64,
+      hard=64,
     ),
   )
   return c.to_config_dict(config)

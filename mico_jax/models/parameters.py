@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from mico_jax import axes
 from mico_jax.config import ModelConfig
-from mico_jax.layers.embed import EMBEDDINGS, TABLE_INIT
+from mico_jax.layers.embed import EMBEDDINGS, POSITION_INIT, TABLE_INIT
 from mico_jax.layers.mlp import Dense
 from mico_jax.layers.norm import LayerNorm
 from mico_jax.modalities import MODALITIES, Modality, by_letter
@@ -200,7 +200,9 @@ def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
     found["type_embed", name] = Free((text.width,), (axes.EMBED,))
     if config.frame_table.get(name, 0):
       found["frame_embed", name] = Free(
-        (config.frame_table[name], text.width), (axes.POSITION, axes.EMBED)
+        (config.frame_table[name], text.width),
+        (axes.POSITION, axes.EMBED),
+        POSITION_INIT,
       )
   for name in head_names(config):
     width = sum(feature_width(config, letter) for letter in name)

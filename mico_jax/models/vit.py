@@ -22,7 +22,7 @@ from mico_jax import axes
 from mico_jax.config import VisionConfig
 from mico_jax.layers import dropout
 from mico_jax.layers.attention import SelfAttention
-from mico_jax.layers.embed import TABLE_INIT, PatchEmbed
+from mico_jax.layers.embed import POSITION_INIT, TABLE_INIT, PatchEmbed
 from mico_jax.layers.mlp import Dense, Mlp
 from mico_jax.layers.norm import LayerNorm
 from mico_jax.layers.parameter import parameter
@@ -134,7 +134,7 @@ class ViT(nn.Module):
     num_patches = grid_size(config) ** 2
     names = (axes.POSITION, axes.EMBED)
     positions = parameter(
-      self, "pos_embed", TABLE_INIT, (1 + num_patches, config.width), names
+      self, "pos_embed", POSITION_INIT, (1 + num_patches, config.width), names
     ).astype(self.dtype)
     cls = parameter(
       self, "cls_token", TABLE_INIT, (config.width,), (axes.EMBED,)
