@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -189,10 +188,6 @@ class Manager:
     self.extras = extras or Extras()
     self._checkpointer = storage.make_checkpointer()
     self._pending: int | None = None
-    # Compiled while the training steps are, and not during the first save.
-    warm = getattr(self.extras.self_check, "warm", None)
-    if warm is not None:
-      threading.Thread(target=warm, daemon=True).start()
 
   # ---------------------------------------------------------------- saving
   def save(

@@ -11,11 +11,13 @@ Workdir: `config.json`, `metrics.jsonl`, `bad_samples.jsonl`, `checkpoints/`,
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -23,41 +25,36 @@ import numpy as np
 from etils import epath
 
 from mico_jax import evaluation
-from mico_jax.checkpoint.manager import Manager, claim_workdir
+from mico_jax.checkpoint.manager import (
+  CHECKPOINTS,
+  Manager,
+  claim_workdir,
+  list_steps,
+)
+from mico_jax.checkpoint.manifest import CheckpointError
+from mico_jax.checkpoint.restore import step_folders
 from mico_jax.config import Config, to_dict
 from mico_jax.data.pipeline import Pipeline, batch_spec
 from mico_jax.parallel import distributed, sharding
 from mico_jax.run import report
+from mico_jax.run.instruments import (
+  CompileCounter,
+  StepProfiler,
+  release_memory,
+)
 from mico_jax.run.logging import MetricsWriter
 from mico_jax.run.progress import Progress, format_seconds, say
 from mico_jax.run.setup import Session, resolve
 from mico_jax.run.signals import StopSignal
+from mico_jax.run.step_log import Clock, StepLog
 from mico_jax.run.warm_start import warm_start
-from mico_jax.run.watch import LossWatch
-from mico_jax.train.metrics import Aggregator
-from mico_jax.train.optimizer import warmup_steps
 from mico_jax.train.state import TrainState, init_state
 from mico_jax.train.step import make_train_step
 
 IN_FLIGHT = 2  # steps queued on the device before the loop waits
-COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
-
-
-@dataclass
-class Clock:
-  """Where the wall time of a run went, in seconds.
-
-  Attributes:
-    compile: until every task's step was compiled.
-    train: in the loop, saves and cheap evaluations included.
-    input_wait: of `train`, waiting for a batch.
-    evaluate: of the evaluation at the end.
-  """
-
-  compile: float = 0.0
-  train: float = 0.0
-  input_wait: float = 0.0
-  evaluate: float = 0.0
+# Tasks compiled at a time: each takes some 600 MB on CPU, and XLA itself uses
+# all cores.
+COMPILE_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -83,29 +80,8 @@ class Summary:
   exit_code: int = 0
 
 
-@dataclass
-class _CompileCounter:
-  """Counts backend compilations while it is on."""
-
-  count: int = 0
-  active: bool = False
-  _registered: bool = field(default=False, repr=False)
-
-  def start(self) -> None:
-    """Starts counting."""
-    if not self._registered:
-      jax.monitoring.register_event_duration_secs_listener(self._hear)
-      self._registered = True
-    self.active = True
-
-  def _hear(self, event: str, duration_secs: float, **_: Any) -> None:
-    del duration_secs
-    if self.active and event == COMPILE_EVENT:
-      self.count += 1
-
-
 def compile_steps(session: Session, state: TrainState) -> dict[str, Any]:
-  """Compiles the step of every task ahead, in parallel threads."""
+  """Compiles the step of every task that has any, ahead, in threads."""
   config = session.config
   rules = sharding.rules_by_name(config.parallel.rules)
   rows = sharding.batch_sharding(session.mesh, rules)
@@ -124,13 +100,13 @@ def compile_steps(session: Session, state: TrainState) -> dict[str, Any]:
       batch_spec(config, name),
       is_leaf=lambda s: hasattr(s, "dtype"),
     )
-    return step.lower(state, shapes).compile()
+    compiled = step.lower(state, shapes).compile()
+    release_memory()
+    return compiled
 
-  with ThreadPoolExecutor(max_workers=4) as pool:
-    found = dict(
-      zip(config.tasks, pool.map(compile_task, config.tasks), strict=True)
-    )
-  return found
+  names = [name for name, task in config.tasks.items() if task.steps]
+  with ThreadPoolExecutor(max_workers=COMPILE_THREADS) as pool:
+    return dict(zip(names, pool.map(compile_task, names), strict=True))
 
 
 class Trainer:
@@ -144,7 +120,7 @@ class Trainer:
     init: str | None = None,
     command: str = "",
   ):
-    """Resolves the config and claims the workdir; no device is touched.
+    """Checks all that can be checked, then claims the workdir.
 
     Args:
       config: as loaded.
@@ -155,6 +131,7 @@ class Trainer:
 
     Raises:
       ConfigError: for a wrong config, or a workdir of another one.
+      CheckpointError: if there is nothing at `init`.
     """
     self.session = resolve(config)
     self.config = self.session.config
@@ -162,13 +139,20 @@ class Trainer:
     self.init = init
     self.command = command
     self.main = distributed.is_main_process()
+    if init and not list_steps(self.workdir / CHECKPOINTS):
+      step_folders(init)
+    self.session.check_training()
+    extras = self.session.extras()
     claim_workdir(self.workdir, self.config)
     self.clock = Clock()
-    self.manager = Manager(
-      self.workdir, config=self.config, extras=self.session.extras()
-    )
+    self.manager = Manager(self.workdir, config=self.config, extras=extras)
     self.metrics: dict[str, float] = {}
-    self._compiles = _CompileCounter()
+    self._evaluated: tuple[int, dict[str, float]] = (-1, {})
+    self._told_best = False
+    self._compiles = CompileCounter()
+    self._profiler = StepProfiler(
+      self.config.train.profile_steps if self.main else (), self.workdir
+    )
 
   # ----------------------------------------------------------------- starting
   def start_state(self) -> TrainState:
@@ -186,8 +170,12 @@ class Trainer:
       say(f"resuming {self.workdir} at step {restored.step}.")
       return restored.state
     if self.init:
-      params, done = warm_start(state.params, self.init)
-      for line in done.lines():
+      params, done, notes = warm_start(
+        state.params,
+        self.init,
+        tokenizer_sha256=session.tokenizer.sha256,
+      )
+      for line in (*done.lines(), *notes):
         say(f"--init {self.init}: {line}")
       place = lambda new, old: jax.device_put(new, old.sharding)
       params = jax.tree.map(place, params, state.params)
@@ -200,12 +188,25 @@ class Trainer:
   # -------------------------------------------------------------------- loop
   def run(self) -> Summary:
     """Trains to the last step, saves, evaluates and draws the report."""
+    try:
+      summary = self._run()
+    except BaseException:
+      with contextlib.suppress(CheckpointError):
+        self.manager.close()  # a save may still be under way
+      raise
+    self.manager.close()
+    return summary
+
+  def _run(self) -> Summary:
     began = time.monotonic()
     state = self.start_state()
     start = int(state.step)
-    steps = compile_steps(self.session, state)
-    self.clock.compile = time.monotonic() - began
-    say(f"compiled {len(steps)} task(s) in {self.clock.compile:.1f} s.")
+    steps = {}
+    if start < self.config.train.steps:
+      steps = compile_steps(self.session, state)
+      self.clock.compile = time.monotonic() - began
+      say(f"compiled {len(steps)} task(s) in {self.clock.compile:.1f} s.")
+      self._warm_self_check()
     writer = MetricsWriter(
       self.workdir,
       start_step=start,
@@ -217,23 +218,35 @@ class Trainer:
     )
     with writer, StopSignal() as stop:
       began = time.monotonic()
-      state = self._loop(state, start, steps, writer, stop)
+      with contextlib.closing(self._profiler):
+        state = self._loop(state, start, steps, writer, stop)
       self.manager.wait()
       self.clock.train = time.monotonic() - began
       done = int(state.step)
       results: list[evaluation.Result] = []
       if not stop.requested:
         results = self._finish(state, writer)
-    self.manager.close()
     return Summary(
       workdir=str(self.workdir),
       step=done,
-      metrics=self.metrics,
+      metrics={**self.metrics, **self._evaluated[1]},
       results=results,
       clock=self.clock,
       recompiles=self._compiles.count,
       exit_code=stop.exit_code,
     )
+
+  def _warm_self_check(self) -> None:
+    """Compiles the checkpoints' self-check beside the first steps."""
+    warm = getattr(self.manager.extras.self_check, "warm", None)
+    if warm is None or not self.main:
+      return
+
+    def compile_it() -> None:
+      warm()
+      release_memory()
+
+    threading.Thread(target=compile_it, daemon=True).start()
 
   def _loop(
     self,
@@ -253,11 +266,13 @@ class Trainer:
       rows=lambda size: sharding.local_rows(mesh, size, rules).tolist(),
       sources=dict(self.session.sources),
     )
-    log = _Log(self, writer, pipeline)
+    log = StepLog(
+      config, writer, pipeline, clock=self.clock, metrics=self.metrics
+    )
     queued: collections.deque[Any] = collections.deque()
-    saved, last = -1, config.train.steps
+    saved, train = -1, config.train
     with Progress(
-      last, start=start, label=config.name, enabled=self.main
+      train.steps, start=start, label=config.name, enabled=self.main
     ) as bar:
       batches = iter(pipeline)
       seen: set[str] = set()
@@ -268,9 +283,11 @@ class Trainer:
         if item is None:
           break
         number, task, batch = item
+        self._profiler.before(number)
         state, metrics = steps[task](
           state, sharding.put_batch(batch, mesh, rules)
         )
+        self._profiler.after(number, metrics)
         queued.append(metrics["loss"])
         if len(queued) > IN_FLIGHT:
           jax.block_until_ready(queued.popleft())
@@ -278,37 +295,38 @@ class Trainer:
           self._compiles.start()
         seen.add(task)
         done = number + 1
+        stopping = distributed.any_process(stop.requested)
         log.add(number, task, metrics)
-        if done % config.train.log_every == 0 or done == last:
+        if done % train.log_every == 0 or done == train.steps or stopping:
           log.flush(state, bar)
         bar.update(done, samples=config.tasks[task].batch_size)
-        self._profile(done)
-        every = config.train.eval_every
-        if every and done % every == 0 and done < last:
+        if self._evaluation_is_due(done) and not stopping:
           self._cheap_evaluation(state, done, writer)
-        stopping = distributed.any_process(stop.requested)
-        every = config.train.checkpoint_every
-        if (every and done % every == 0) or done == last or stopping:
-          self.manager.save(done, state, metrics=self.metrics)
+        every = train.checkpoint_every
+        if (every and done % every == 0) or done == train.steps or stopping:
+          self._save(done, state)
           saved = done
         if stopping:
           break
       jax.block_until_ready(state.step)
-      self._compiles.active = False
+      self._compiles.stop()
     if saved != int(state.step) and int(state.step) > start:
-      self.manager.save(int(state.step), state, metrics=self.metrics)
+      self._save(int(state.step), state)
     return state
 
-  def _profile(self, done: int) -> None:
-    """Starts and stops the profiler at `train.profile_steps`."""
-    wanted = self.config.train.profile_steps
-    if not wanted or not self.main:
-      return
-    if done == wanted[0]:
-      jax.profiler.start_trace(str(self.workdir / "profile"))
-    elif done == wanted[-1]:
-      jax.profiler.stop_trace()
-      say(f"profiler trace: {self.workdir / 'profile'}")
+  def _save(self, done: int, state: TrainState) -> None:
+    """Starts a checkpoint, with the metrics that are those of its step."""
+    step, values = self._evaluated
+    metrics = {**self.metrics, **(values if step == done else {})}
+    best = self.config.train.keep_best
+    if best and best not in metrics and not self._told_best:
+      self._told_best = True
+      say(
+        f"train.keep_best={best!r} is no metric of step {done}, which has "
+        f"{', '.join(sorted(metrics)) or 'none'}; those of evaluations need "
+        "train.eval_every to divide train.checkpoint_every."
+      )
+    self.manager.save(done, state, metrics=metrics)
 
   # -------------------------------------------------------------- evaluation
   def _params(self, state: TrainState) -> Any:
@@ -332,13 +350,22 @@ class Trainer:
       command=self.command,
     )
 
+  def _evaluation_is_due(self, done: int) -> bool:
+    """Every `eval_every` steps; at the end only to compare checkpoints."""
+    train = self.config.train
+    if done == train.steps:
+      return bool(train.eval_every and train.keep_best)
+    return bool(train.eval_every) and done % train.eval_every == 0
+
   def _cheap_evaluation(
     self, state: TrainState, done: int, writer: MetricsWriter
   ) -> None:
-    active, self._compiles.active = self._compiles.active, False
+    active = self._compiles.active
+    self._compiles.stop()
     values = {r.name: r.value for r in self.evaluate(state, cheap=True)}
-    self._compiles.active = active
-    self.metrics.update(values)
+    if active:
+      self._compiles.start()
+    self._evaluated = (done, values)
     writer.write(done - 1, values, prefix="eval")
 
   def _finish(
@@ -362,92 +389,6 @@ class Trainer:
         f"checkpoint {self.manager.folder / str(int(state.step))}"
       )
     return results
-
-
-class _Log:
-  """Metrics between two log steps, by task."""
-
-  def __init__(
-    self, trainer: Trainer, writer: MetricsWriter, pipeline: Pipeline
-  ):
-    config = trainer.config
-    self._trainer, self._writer, self._pipeline = trainer, writer, pipeline
-    self._tasks = {name: Aggregator() for name in config.tasks}
-    self._since = time.monotonic()
-    self._waited = 0.0
-    self._steps = 0
-    self._number = -1
-    self._terms: dict[str, float] = {}
-    self._watch = LossWatch(
-      warmup_steps=warmup_steps(config.optimizer, config.train.steps),
-      collapse_patience=config.train.collapse_patience,
-      nonfinite_patience=config.train.nonfinite_patience,
-    )
-
-  def add(self, number: int, task: str, metrics: Mapping[str, Any]) -> None:
-    self._tasks[task].add(metrics)
-    self._steps += 1
-    self._number = number
-
-  def flush(self, state: TrainState, bar: Progress) -> None:
-    """Fetches, writes and watches; the one place that waits for the device."""
-    number, trainer = self._number, self._trainer
-    skipped = int(state.skipped)
-    now = time.monotonic()
-    waited = trainer.clock.input_wait
-    share = (waited - self._waited) / max(now - self._since, 1e-9)
-    common = {
-      "samples_per_second": bar.samples_per_second,
-      "input_wait_share": share,
-      "total_skipped": int(state.total_skipped),
-      "bad_samples": self._pipeline.bad_samples.count,
-    }
-    self._since, self._waited = now, waited
-    for task, aggregator in self._tasks.items():
-      if not len(aggregator):
-        continue
-      count = len(aggregator)
-      values = aggregator.compute()
-      several = len(self._tasks) > 1
-      self._writer.write(
-        number, {**values, **common}, task=task if several else ""
-      )
-      trainer.metrics.update({**values, **common})
-      self._terms.update(
-        {
-          k.removeprefix("loss/"): v
-          for k, v in values.items()
-          if k.startswith("loss/") and k.count("/") == 1
-        }
-      )
-      self._observe(number, task, values, skipped, count)
-    # The display needs no more than the terms of the objectives.
-    bar.update(bar.step, terms=self._terms)
-
-  def _observe(
-    self,
-    number: int,
-    task: str,
-    values: Mapping[str, float],
-    skipped: int,
-    count: int,
-  ) -> None:
-    prefix = "loss/contrastive/"
-    self._watch.nonfinite_in_a_row = 0
-    alarm = self._watch.update(
-      number,
-      finite=skipped == 0,
-      count=skipped or count,
-      contrastive={
-        f"{task}/{k.removeprefix(prefix)}": v
-        for k, v in values.items()
-        if k.startswith(prefix)
-      },
-      batch_size=self._trainer.config.tasks[task].batch_size,
-      sample_ids=lambda: self._pipeline.sample_ids(number),
-    )
-    if alarm:
-      self._writer.event(number, "collapse", alarm)
 
 
 def pretrain(

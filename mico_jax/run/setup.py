@@ -26,6 +26,7 @@ from mico_jax.modalities import DecodeError, letters
 from mico_jax.parallel.mesh import make_mesh
 from mico_jax.train.optimizer import Optimizer, make_optimizer
 from mico_jax.train.state import abstract_params, logical_axes
+from mico_jax.train.step import make_loss
 from mico_jax.verification import make_self_check
 
 
@@ -120,6 +121,17 @@ class Session:
       abstract_params(self.model, self.config),
       self.config.train.steps,
     )
+
+  def check_training(self) -> None:
+    """Builds what a training needs, compiling nothing.
+
+    Raises:
+      ConfigError: for options of mesh, optimizer or objectives that do not fit.
+    """
+    _ = self.mesh, self.optimizer
+    info = self.tokenizer.info
+    for task in self.config.tasks.values():
+      make_loss(self.model, self.config, task, info)
 
   def extras(self) -> Extras:
     """What each checkpoint holds beside the state."""

@@ -16,6 +16,7 @@ from etils import epath
 
 from mico_jax.checkpoint import restore
 from mico_jax.models.resize import resize_frames, resize_positions
+from mico_jax.train import lora
 from mico_jax.types import Params
 
 RESIZERS: Mapping[str, restore.Resizer] = {
@@ -37,25 +38,38 @@ MAY_BE_NEW = (
 
 
 def warm_start(
-  params: Params, path: epath.PathLike
-) -> tuple[dict[str, Any], restore.LoadReport]:
+  params: Params, path: epath.PathLike, *, tokenizer_sha256: str = ""
+) -> tuple[dict[str, Any], restore.LoadReport, list[str]]:
   """Puts a checkpoint's parameters into freshly initialised ones.
+
+  Low-rank deltas of the checkpoint are merged into its weights first.
 
   Args:
     params: of the new run, on devices or host.
     path: workdir or step folder of another run; its averaged weights are
       taken if there are any.
+    tokenizer_sha256: of the new run's tokenizer; "": not compared.
 
   Returns:
-    Host parameters of the new run's shapes, and what was done.
+    Host parameters of the new run's shapes, what was done, and notes: newer
+    checkpoints that were skipped, another tokenizer.
 
   Raises:
     CheckpointError: if the checkpoint does not verify or does not fit.
   """
   checkpoint = restore.open_checkpoint(path)
-  return restore.partial_load(
+  notes = list(checkpoint.warnings)
+  theirs = checkpoint.manifest["tokenizer"].get("sha256", tokenizer_sha256)
+  if tokenizer_sha256 and theirs != tokenizer_sha256:
+    notes.append(
+      "its tokenizer is another one, so its word embeddings mean other words; "
+      "set data.tokenizer to the checkpoint's (its folder manifest/tokenizer)."
+    )
+  alpha = checkpoint.config.optimizer.lora_alpha
+  found, report = restore.partial_load(
     jax.tree.map(np.asarray, params),
-    checkpoint.params,
+    lora.merge(checkpoint.params, alpha=alpha),
     resizers=RESIZERS,
     may_be_new=MAY_BE_NEW,
   )
+  return found, report, notes

@@ -1,0 +1,144 @@
+"""What the training loop logs: metrics by task, every `train.log_every` steps.
+
+Between two logs the metrics stay on the device, so that no step waits for them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mico_jax.config import Config
+from mico_jax.data.pipeline import Pipeline
+from mico_jax.run.logging import MetricsWriter
+from mico_jax.run.progress import Progress
+from mico_jax.run.watch import LossWatch
+from mico_jax.train.metrics import Aggregator
+from mico_jax.train.optimizer import warmup_steps
+from mico_jax.train.state import TrainState
+
+
+@dataclass
+class Clock:
+  """Where the wall time of a run went, in seconds.
+
+  Attributes:
+    compile: until every task's step was compiled.
+    train: in the loop, saves and cheap evaluations included.
+    input_wait: of `train`, waiting for a batch.
+    evaluate: of the evaluation at the end.
+  """
+
+  compile: float = 0.0
+  train: float = 0.0
+  input_wait: float = 0.0
+  evaluate: float = 0.0
+
+
+class StepLog:
+  """Metrics between two log steps, by task, and what is watched in them."""
+
+  def __init__(
+    self,
+    config: Config,
+    writer: MetricsWriter,
+    pipeline: Pipeline,
+    *,
+    clock: Clock,
+    metrics: dict[str, float],
+  ):
+    """Starts an interval.
+
+    Args:
+      config: of the run.
+      writer: takes the values.
+      pipeline: counts bad samples and knows their ids.
+      clock: of the run, for the share of waiting.
+      metrics: the newest values are put here.
+    """
+    self._config, self._writer, self._pipeline = config, writer, pipeline
+    self._clock, self._metrics = clock, metrics
+    self._tasks = {name: Aggregator() for name in config.tasks}
+    self._since = time.monotonic()
+    self._waited = 0.0
+    self._steps = 0
+    self._number = -1
+    self._terms: dict[str, float] = {}
+    self._watch = LossWatch(
+      warmup_steps=warmup_steps(config.optimizer, config.train.steps),
+      collapse_patience=config.train.collapse_patience,
+      nonfinite_patience=config.train.nonfinite_patience,
+    )
+
+  def add(self, number: int, task: str, metrics: Mapping[str, Any]) -> None:
+    """Takes the metrics of a step; they stay on the device."""
+    self._tasks[task].add(metrics)
+    self._steps += 1
+    self._number = number
+
+  def flush(self, state: TrainState, bar: Progress) -> None:
+    """Fetches, writes and watches; the one place that waits for the device.
+
+    Raises:
+      NonFiniteError: after `train.nonfinite_patience` non-finite steps in a
+        row, counted here: a run stops at the log step that follows them.
+    """
+    number = self._number
+    skipped = int(state.skipped)
+    now = time.monotonic()
+    waited = self._clock.input_wait
+    share = (waited - self._waited) / max(now - self._since, 1e-9)
+    common = {
+      "samples_per_second": bar.samples_per_second,
+      "input_wait_share": share,
+      "total_skipped": int(state.total_skipped),
+      "bad_samples": self._pipeline.bad_samples.count,
+    }
+    self._since, self._waited = now, waited
+    for task, aggregator in self._tasks.items():
+      if not len(aggregator):
+        continue
+      count = len(aggregator)
+      values = aggregator.compute()
+      several = len(self._tasks) > 1
+      self._writer.write(
+        number, {**values, **common}, task=task if several else ""
+      )
+      self._metrics.update({**values, **common})
+      self._terms.update(
+        {
+          k.removeprefix("loss/"): v
+          for k, v in values.items()
+          if k.startswith("loss/") and k.count("/") == 1
+        }
+      )
+      self._observe(number, task, values, skipped, count)
+    # The display needs no more than the terms of the objectives.
+    bar.update(bar.step, terms=self._terms)
+
+  def _observe(
+    self,
+    number: int,
+    task: str,
+    values: Mapping[str, float],
+    skipped: int,
+    count: int,
+  ) -> None:
+    prefix = "loss/contrastive/"
+    self._watch.nonfinite_in_a_row = 0
+    alarm = self._watch.update(
+      number,
+      finite=skipped == 0,
+      count=skipped or count,
+      contrastive={
+        f"{task}/{k.removeprefix(prefix)}": v
+        for k, v in values.items()
+        if k.startswith(prefix)
+      },
+      batch_size=self._config.tasks[task].batch_size,
+      sample_ids=lambda: self._pipeline.sample_ids(number),
+    )
+    if alarm:
+      self._writer.event(number, "collapse", alarm)
