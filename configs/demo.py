@@ -63,6 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
           "answer": 6,
         },
       ),
+      num_negatives=1,
       num_threads=1,
       prefetch=16,
     ),
@@ -71,11 +72,11 @@ def get_config() -> ml_collections.ConfigDict:
         steps=5,
         sources={"train": 1},
         batch_size=64,
-        objectives={"contrastive": ("tv", "ta", "tva")},
+        objectives={"contrastive": ("tv", "ta", "tva", "tvad")},
         texts={"tv": {"vision": 0.5, "omni": 0.5}},
       ),
       "fuse": c.TaskConfig(
-        steps=4,
+        steps=3,
         sources={"train": 1},
         batch_size=64,
         objectives={
@@ -92,7 +93,9 @@ def get_config() -> ml_collections.ConfigDict:
       ),
     },
     objectives=c.ObjectivesConfig(
-      contrastive=c.ContrastiveConfig(label_smoothing=0.0),
+      contrastive=c.ContrastiveConfig(
+        label_smoothing=0.0, explicit_negatives=("tva", "tvad")
+      ),
       # Mostly random negatives: mined ones alone are too hard to start with.
       matching=c.MatchingConfig(weight=1.0, floor=0.02),
       captioning=c.CaptioningConfig(weight=1.0),

@@ -82,7 +82,7 @@ def get_config(
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(steps=1500, log_every=20, checkpoint_every=500),
+    train=c.TrainConfig(steps=1800, log_every=20, checkpoint_every=500),
     evaluation=c.EvaluationConfig(
       source="test",
       size=0,

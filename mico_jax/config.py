@@ -13,11 +13,12 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import json
 import pathlib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -193,6 +194,8 @@ class ContrastiveConfig:
   weight: float = 1.0
   label_smoothing: float = 0.1
   share_identical_texts: bool = True  # identical texts share target mass
+  # Groups whose contexts are also set against the batch's negative_text.
+  explicit_negatives: tuple[str, ...] = ()
   detach_gathered: bool = False  # the original's gradient
 
 
@@ -519,6 +522,29 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
   return from_dict(values)
 
 
+def _get_config(path: pathlib.Path) -> Callable[..., Any]:
+  """The function `get_config` of a config file.
+
+  Raises:
+    ConfigError: if the file cannot be run or has no such function.
+  """
+  spec = importlib.util.spec_from_file_location(
+    f"mico_jax_config_{path.stem}", path
+  )
+  if spec is None or spec.loader is None:
+    raise ConfigError(f"cannot read config file {str(path)!r}.")
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except SyntaxError as error:
+    raise ConfigError(f"{path}, line {error.lineno}: {error.msg}.") from error
+  except ImportError as error:
+    raise ConfigError(f"{path}: {error}.") from error
+  if not hasattr(module, "get_config"):
+    raise ConfigError(f"{path}: has no function get_config().")
+  return module.get_config
+
+
 def load(
   name: str, overrides: Sequence[str] = (), *, arg: str | None = None
 ) -> Config:
@@ -537,14 +563,13 @@ def load(
   if sep and arg is None:
     arg = suffix
   path = find(base)
-  spec = importlib.util.spec_from_file_location(
-    f"mico_jax_config_{path.stem}", path
-  )
-  if spec is None or spec.loader is None:
-    raise ConfigError(f"cannot read config file {str(path)!r}.")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
-    raise ConfigError(f"{path}: has no function get_config().")
-  values = module.get_config() if arg is None else module.get_config(arg)
+  get_config = _get_config(path)
+  if arg is not None and not inspect.signature(get_config).parameters:
+    raise ConfigError(f"{name!r}: get_config of {path} takes no argument.")
+  values = get_config() if arg is None else get_config(arg)
+  if not hasattr(values, "to_dict"):
+    raise ConfigError(
+      f"{path}: get_config() must return a ConfigDict, such as "
+      f"mico_jax.config.to_config_dict(Config()); got {type(values).__name__}."
+    )
   return override(from_config_dict(values), overrides)

@@ -127,3 +127,36 @@ def test_errors_name_the_values():
     contrastive_loss(x, x, temperature=one, backend="fast")
   with pytest.raises(ValueError, match="label_smoothing"):
     contrastive_loss(x, x, temperature=one, label_smoothing=1.5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_explicit_negatives_join_the_keys_of_their_own_query(case, backend):
+  query, key, _, _, _ = case
+  rng = np.random.default_rng(1)
+  negatives = np.stack([unit(rng, 2, 3) for _ in range(5)])
+  there = rng.random((5, 2)) < 0.6
+
+  def plain_loss(extra):
+    values = np.zeros(5)
+    for i in range(5):
+      own = [extra[i, k] for k in range(2) if there[i, k]]
+      logits = np.array([query[i] @ x / 0.3 for x in [*key, *own]])
+      values[i] = np.log(np.exp(logits).sum()) - logits[i]
+    return values
+
+  def ours(extra):
+    return contrastive_loss(
+      jnp.asarray(query, jnp.float32),
+      jnp.asarray(key, jnp.float32),
+      temperature=jnp.float32(0.3),
+      negatives=extra,
+      negatives_valid=jnp.asarray(there),
+      backend=backend,
+    )[0]
+
+  extra = jnp.asarray(negatives, jnp.float32)
+  np.testing.assert_allclose(ours(extra), plain_loss(negatives), rtol=2e-6)
+  grad = jax.grad(lambda x: ours(x).sum())(extra)
+  expected = gradient(lambda x: plain_loss(x).sum(), negatives)
+  np.testing.assert_allclose(grad, expected, atol=2e-5)
+  assert not np.asarray(grad)[~there].any()

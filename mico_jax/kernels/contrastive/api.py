@@ -32,6 +32,8 @@ def contrastive_loss(
   fingerprint: UInt32[Array, "B 2"] | None = None,
   valid: Bool[Array, " B"] | None = None,
   detach_keys: bool = False,
+  negatives: Float[Array, "B K E"] | None = None,
+  negatives_valid: Bool[Array, "B K"] | None = None,
   backend: str = "auto",
 ) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
   """Cross-entropy of each query against all keys of the global batch.
@@ -47,6 +49,8 @@ def contrastive_loss(
       invalid queries get loss 0. None: all.
     detach_keys: no gradient into `key`, as the released code, which gathers
       the other side without gradient.
+    negatives: further keys of query i alone, never a target; unit-norm.
+    negatives_valid: which of them there are; None: all.
     backend: "auto" or a key of `BACKENDS`.
 
   Returns:
@@ -79,4 +83,6 @@ def contrastive_loss(
     fingerprint=fingerprint,
     valid=valid,
     detach_keys=detach_keys,
+    negatives=negatives,
+    negatives_valid=negatives_valid,
   )

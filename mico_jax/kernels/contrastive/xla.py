@@ -42,6 +42,8 @@ def loss(
   fingerprint: UInt32[Array, "B 2"] | None,
   valid: Bool[Array, " B"] | None,
   detach_keys: bool,
+  negatives: Float[Array, "B K E"] | None = None,
+  negatives_valid: Bool[Array, "B K"] | None = None,
 ) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
   """See `mico_jax.kernels.contrastive.contrastive_loss`."""
   double = query.dtype == jnp.float64
@@ -59,6 +61,14 @@ def loss(
   )
   if valid is not None:
     logits = jnp.where(valid[None, :], logits, jnp.asarray(NEGATIVE, dtype))
+  if negatives is not None:
+    extra = jnp.einsum("be,bke->bk", query, negatives.astype(dtype))
+    extra = extra / temperature.astype(dtype)
+    if negatives_valid is not None:
+      extra = jnp.where(negatives_valid, extra, jnp.asarray(NEGATIVE, dtype))
+    logits = jnp.concatenate([logits, extra], axis=1)
+    beside = ((0, 0), (0, extra.shape[1]))
+    target, same = jnp.pad(target, beside), jnp.pad(same, beside)
   log_prob = jax.nn.log_softmax(logits, axis=1)
   # A masked key has target 0; its log-probability must not reach the product.
   cross = jnp.where(target > 0, target * log_prob, jnp.zeros((), dtype))
