@@ -24,7 +24,8 @@ def loss_of(groups, batch):
   model = build(config.model)
   params = init_params(model, config, jax.random.key(0))
   loss = make_loss(model, config, config.tasks["main"], tiny.TOKENIZER)
-  return float(loss(params, batch, step=jnp.zeros((), jnp.int32))[0])
+  arrays = jax.tree.map(jnp.asarray, batch)
+  return float(loss(params, arrays, step=jnp.zeros((), jnp.int32))[0])
 
 
 def test_explicit_negatives_count_for_the_named_groups_alone():
