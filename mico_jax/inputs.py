@@ -19,7 +19,6 @@ from mico_jax.config import Config
 from mico_jax.data import samples
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import (
-  KNOWLEDGE,
   MODALITIES,
   DecodeError,
   Geometry,
@@ -217,8 +216,9 @@ def enabled_keys(config: Config) -> tuple[str, ...]:
   """Modalities that a config's model has tables and a head for."""
   model = config.model
   found = []
-  for key in KNOWLEDGE:
-    modality = MODALITIES[key]
+  for key, modality in MODALITIES.items():
+    if modality.kind != "knowledge":
+      continue
     head = modality.head_letter or modality.letter
     context = modality.context_type
     if context == "normal" and model.normals_as == "depth":

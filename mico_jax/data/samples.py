@@ -131,6 +131,9 @@ def input_shape(config: Config, key: str) -> ArrayShape:
   sizes = {"T": g.frames, "Y": g.size, "X": g.size, "C": 3}
   if modality.embedding == "text":
     sizes["L"] = language.max_length(config.data.tokenizer, (key,))
+  # A modality with a tokeniser of its own says the shape of a frame.
+  own = modality.extra.get("embedding_shape", ())
+  sizes.update(zip(modality.spec.dims[1:], own, strict=False))
   shape = tuple(sizes[d] for d in modality.spec.dims)
   return ArrayShape(shape, modality.spec.dtype)
 
