@@ -23,6 +23,10 @@ os.environ["JAX_PLATFORMS"] = os.environ.get("MICO_JAX_TEST_PLATFORM", "cpu")
 _FLAGS = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in _FLAGS:
   _FLAGS += " --xla_force_host_platform_device_count=8"
+# Graphs of tests run a few times only, so compiling is what takes time.
+if "xla_backend_optimization_level" not in _FLAGS:
+  _FLAGS += " --xla_backend_optimization_level=0"
+  _FLAGS += " --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = _FLAGS.strip()
 os.environ.setdefault("MPLBACKEND", "agg")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
@@ -72,6 +76,15 @@ if os.environ.get("MICO_JAX_TEST_TYPES", "on") != "off":
   )
   sys.modules[_checker.__name__] = _checker
   install_import_hook("mico_jax", "mico_jax_test_types.check")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+  """Adds --update-golden."""
+  parser.addoption(
+    "--update-golden",
+    action="store_true",
+    help="rewrite the golden texts of tests/golden/texts; read the difference",
+  )
 
 
 def _folder(variable: str, name: str) -> pathlib.Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -11,13 +12,32 @@ from mico_jax.interop import safetensors
 from mico_jax.testing import golden
 from mico_jax.testing.golden import __main__ as runner
 
+SMALL = pathlib.Path(__file__).parent / "cases"
+# Minutes of compiling; .ci/run has them in its stage "golden".
+LONG = ("mico_full", "losses", "generate")
 
-@pytest.mark.golden
-@pytest.mark.parametrize("name", golden.CASES)
-def test_case(golden_dir, name, capsys):
-  code = runner.main([str(golden_dir), "--cases", name])
+
+def check(folder, name, capsys):
+  code = runner.main([str(folder), "--cases", name])
   failed = [x for x in capsys.readouterr().out.splitlines() if " ok  " not in x]
   assert code == 0, "\n".join(failed)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.slow if name in LONG else ())
+    for name in golden.CASES
+  ],
+)
+def test_case(golden_dir, name, capsys):
+  check(golden_dir, name, capsys)
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in SMALL.iterdir()))
+def test_small_case(name, capsys):
+  check(SMALL, name, capsys)
 
 
 @pytest.fixture

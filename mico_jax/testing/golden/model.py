@@ -52,7 +52,8 @@ def whole_model(folder: Folder) -> tuple[MiCo, dict[str, Any]]:
     pool_frames=bool(settings.get("pool_video", False)),
     matmul_precision="highest",
   )
-  return build(config), released.from_released(folder.weights, config)
+  params = released.from_released(folder.weights, config)
+  return build(config), jax.tree.map(jnp.asarray, params)
 
 
 def to_frames(value: np.ndarray) -> jax.Array:

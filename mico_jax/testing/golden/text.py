@@ -44,7 +44,7 @@ def text_model(
   )
   config = dataclasses.replace(config, text=text, matmul_precision="highest")
   params = released.from_released(weights, config, parts=["text"])
-  return build(config), params
+  return build(config), jax.tree.map(jnp.asarray, params)
 
 
 def masked_lm_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -53,7 +53,8 @@ def masked_lm_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
   valid = labels >= 0
   index = jnp.where(valid, labels, 0)[..., None]
   picked = jnp.take_along_axis(logprobs, index, axis=-1)[..., 0]
-  return -jnp.sum(jnp.where(valid, picked, 0.0)) / jnp.sum(valid)
+  count = jnp.sum(valid).astype(picked.dtype)
+  return -jnp.sum(jnp.where(valid, picked, 0.0)) / count
 
 
 def _shallow(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,6 +39,7 @@ def vision_eva01(folder: Folder) -> Iterator[Check]:
   )
   config = dataclasses.replace(config, matmul_precision="highest")
   params = released.from_released(weights, config, parts=["vision"])
+  params = jax.tree.map(jnp.asarray, params)
   model = build(config)
   pixels = jnp.asarray(folder.inputs["pixels"]).transpose(0, 2, 3, 1)
   tokens, hidden = model.encode(
