@@ -195,6 +195,21 @@ def text_retrieval(
   return results
 
 
+def check_pair(pair: str) -> tuple[str, str]:
+  """Query and candidate letters of an entry of `evaluation.item_pairs`.
+
+  Raises:
+    ValueError: if it is not of the form "a:i".
+  """
+  query, colon, candidate = pair.partition(":")
+  if not colon or not query or not candidate:
+    raise ValueError(
+      f"evaluation.item_pairs has {pair!r}; write query and candidate letters "
+      "as in 'a:i'."
+    )
+  return query, candidate
+
+
 def class_retrieval(
   gallery: Gallery,
   pair: str,
@@ -212,12 +227,7 @@ def class_retrieval(
   Raises:
     ValueError: if `pair` is not of that form.
   """
-  query, colon, candidate = pair.partition(":")
-  if not colon or not query or not candidate:
-    raise ValueError(
-      f"evaluation.item_pairs has {pair!r}; write query and candidate letters "
-      "as in 'a:i'."
-    )
+  query, candidate = check_pair(pair)
   known = {i for i, label in enumerate(labels) if label is not None}
   rows = [i for i in gallery.usable(query) if i in known]
   columns = [i for i in gallery.usable(candidate) if i in known]

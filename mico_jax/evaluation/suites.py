@@ -28,7 +28,7 @@ from mico_jax.evaluation.features import Embedder, Gallery
 from mico_jax.evaluation.questions import pick_questions, question_results
 from mico_jax.evaluation.report import Protocol, Result
 from mico_jax.modalities import DecodeError, letters
-from mico_jax.models import MiCo
+from mico_jax.models import MiCo, build
 from mico_jax.types import Params
 from mico_jax.world import shown_facts
 from mico_jax.world.ceiling import facts_key
@@ -216,8 +216,6 @@ def _retrieval_results(
       ceiling=world_ceiling(gallery, queries, context),
     )
   if settings.item_pairs:
-    if not settings.label:
-      raise ConfigError("evaluation.item_pairs needs evaluation.label.")
     labels = _labels(gallery, settings.label)
     for pair in settings.item_pairs:
       context = pair.removesuffix(":t")
@@ -450,6 +448,51 @@ SUITES: Mapping[str, Callable[[Job], list[Result]]] = {
 }
 
 
+def check_evaluation(config: Config) -> None:
+  """Checks all that `config.evaluation` names, before a run is trained.
+
+  Raises:
+    ConfigError: for an unknown suite, source or group, a group without a
+      head, or a file that cannot be read.
+  """
+  settings, sources = config.evaluation, config.data.sources
+  if not settings.source:
+    return
+  for field in ("source", "probe_source"):
+    name = getattr(settings, field)
+    if name and name not in sources:
+      raise ConfigError(
+        f"evaluation.{field}={name!r} is no data source; known: "
+        f"{', '.join(sorted(sources))}."
+      )
+  if settings.suite not in SUITES:
+    raise ConfigError(
+      f"unknown evaluation.suite={settings.suite!r}; known: "
+      f"{', '.join(SUITES)}."
+    )
+  kind = sources[settings.source].kind
+  if settings.suite == "omniworld" and kind != "omniworld":
+    raise ConfigError(
+      "evaluation.suite='omniworld' needs an omniworld source; "
+      f"{settings.source!r} is of kind {kind!r}: use 'retrieval'."
+    )
+  model = build(config.model)
+  try:
+    for group in evaluated_groups(config):
+      model.head(group)
+    for pair in settings.item_pairs:
+      retrieval.check_pair(pair)
+      for part in pair.split(":"):
+        model.head(part)
+  except ValueError as error:
+    raise ConfigError(f"config.evaluation: {error}") from None
+  if settings.item_pairs and not settings.label:
+    raise ConfigError("evaluation.item_pairs needs evaluation.label.")
+  if settings.classes:
+    zero_shot.read_lines(settings.classes, "evaluation.classes")
+  zero_shot.read_prompts(settings.prompts)
+
+
 def evaluate(
   model: MiCo,
   params: Params,
@@ -475,13 +518,9 @@ def evaluate(
     ConfigError: for an unknown suite or source, or nothing to measure.
   """
   settings = config.evaluation
-  if settings.suite not in SUITES:
-    raise ConfigError(
-      f"unknown evaluation.suite={settings.suite!r}; known: "
-      f"{', '.join(SUITES)}."
-    )
   if not settings.source:
     raise ConfigError("evaluation.source is empty; name a data source.")
+  check_evaluation(config)
   if source is None:
     source = open_source(config, settings.source)
   embedder = Embedder(model, params, config, tokenizer)

@@ -21,16 +21,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mico_jax.config import ModelConfig
+from mico_jax.config import ConfigError, ModelConfig
+from mico_jax.kernels.attention.api import BACKENDS, MASKED_ROWS
 from mico_jax.kernels.dtypes import accumulation_dtype
 from mico_jax.layers import dropout, pool
+from mico_jax.layers.stack import REMAT
 from mico_jax.modalities import MODALITIES, by_letter
 from mico_jax.models import bert, parameters
 from mico_jax.models.bert import ContextKV, KVCache
 from mico_jax.models.resize import nearest_indices
 from mico_jax.types import Params, PyTree
 
-MATMUL_PRECISIONS = ("default", "high", "highest")
+# Field of the config -> what it may be.
+NAMES: Mapping[str, tuple[str, ...]] = {
+  "matmul_precision": ("default", "high", "highest"),
+  "normals_as": ("normal", "depth"),
+  "dtype": ("float32", "bfloat16", "float16", "float64"),
+  "masked_rows": MASKED_ROWS,
+  "attention": ("auto", *BACKENDS),
+  "remat": tuple(REMAT),
+}
 
 
 @jax.tree_util.register_dataclass
@@ -490,18 +500,17 @@ def build(config: ModelConfig) -> MiCo:
   """The model of a config.
 
   Raises:
-    ValueError: if sizes or names of the config do not fit together.
+    ConfigError: if sizes or names of the config do not fit together.
   """
-  if config.matmul_precision not in MATMUL_PRECISIONS:
-    raise ValueError(
-      f"config.model.matmul_precision={config.matmul_precision!r} is not one "
-      f"of {', '.join(MATMUL_PRECISIONS)}."
-    )
-  if config.normals_as not in ("normal", "depth"):
-    raise ValueError(
-      f"config.model.normals_as={config.normals_as!r} is neither 'normal' nor "
-      "'depth'."
-    )
+  for field, known in NAMES.items():
+    value = getattr(config, field)
+    if value not in known:
+      raise ConfigError(
+        f"config.model.{field}={value!r} is not one of {', '.join(known)}."
+      )
   model = MiCo(config)
-  parameters.parts(config)
+  try:
+    parameters.parts(config)
+  except (ValueError, TypeError) as error:
+    raise ConfigError(str(error)) from error
   return model

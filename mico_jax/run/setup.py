@@ -18,12 +18,15 @@ from jax.sharding import Mesh
 from mico_jax import models
 from mico_jax.checkpoint.manager import Extras, topology
 from mico_jax.config import Config, ConfigError
+from mico_jax.data.order import Order
 from mico_jax.data.samples import check_inputs, groups_of
 from mico_jax.data.sources import Source, open_sources, pin_sources
 from mico_jax.data.tokenizer import Tokenizer, make_tokenizer
+from mico_jax.evaluation import check_evaluation
 from mico_jax.inputs import Preparer
 from mico_jax.modalities import DecodeError, letters
 from mico_jax.parallel.mesh import make_mesh
+from mico_jax.run.checks import check_mesh, check_ranges
 from mico_jax.train.optimizer import Optimizer, make_optimizer
 from mico_jax.train.state import abstract_params, logical_axes
 from mico_jax.train.step import make_loss
@@ -128,7 +131,9 @@ class Session:
     Raises:
       ConfigError: for options of mesh, optimizer or objectives that do not fit.
     """
-    _ = self.mesh, self.optimizer
+    check_mesh(self.config, self.mesh)
+    Order(self.config, {n: len(s) for n, s in self.sources.items()})
+    _ = self.optimizer
     info = self.tokenizer.info
     for task in self.config.tasks.values():
       make_loss(self.model, self.config, task, info)
@@ -161,6 +166,7 @@ def resolve(config: Config, **given: Any) -> Session:
   Raises:
     ConfigError: for parts that do not fit together or files that are missing.
   """
+  check_ranges(config)
   check_inputs(config)
   sources = open_sources(config)
   config = pin_sources(config, sources)
@@ -169,4 +175,5 @@ def resolve(config: Config, **given: Any) -> Session:
   )
   config = _with_vocabulary(config, tokenizer)
   _check_tasks(config)
+  check_evaluation(config)
   return Session(config, tokenizer, sources)

@@ -30,6 +30,9 @@ def folder(tmp_path_factory) -> pathlib.Path:
   (root / "empty.wav").write_bytes(b"")
   (root / "note.txt").write_text("a red cube")
   (root / "tiny.py").write_text(tiny_checkpoint.CONFIG_FILE)
+  (root / "broken.py").write_text("def get_config(:\n")
+  (root / "imports.py").write_text("import absent\n")
+  (root / "dict.py").write_text("def get_config():\n  return {}\n")
   tiny_data.write_manifest(root / "set", 4)
   return root
 
@@ -243,10 +246,15 @@ def test_embed_manifest(here, capsys, tmp_path):
     (["--out", "v.npy", "broken.png"], "none of 1 files could be read"),
     (["--out", "v.npy", "--modality", "x", "a.jsonl"], "--modality x"),
     (["--out", "v.npy", "what.xyz"], "unknown file type"),
+    (
+      ["--out", "set/manifest.npy", "--overwrite", "set/manifest.jsonl"],
+      "which is an input",
+    ),
   ],
 )
 def test_embed_mistakes(here, capsys, tmp_path, argv, message):
-  argv[1] = str(tmp_path / argv[1])
+  if not argv[1].startswith("set/"):
+    argv[1] = str(tmp_path / argv[1])
   base = ["embed", "--checkpoint", "run", "--check", "off"]
   assert message in mistake(capsys, *base, *argv)
 
@@ -296,6 +304,12 @@ def test_data_sheet_build_and_tokenizer(here, capsys, tmp_path):
     (["pretrain", "--config", "tiny.py", "--config.train.stepz=3"], "steps"),
     (["pretrain", "--config", "tiny.py", "--config.train.steps=x"], "int"),
     (["pretrain", "--config", "tiny.py", "--init", "absent"], "absent"),
+    (["pretrain", "--config", "tiny.py:x"], "takes no argument"),
+    (["inspect", "--config", "broken.py"], "broken.py, line 1: "),
+    (["inspect", "--config", "imports.py"], "No module named 'absent'"),
+    (["inspect", "--config", "dict.py"], "must return a ConfigDict"),
+    (["inspect", "--config", "tiny.py", "--config.model.text.num_heads=5"],
+     "must divide"),
     (["doctor", "--config.train.steps=3"], "takes no --config.train.steps"),
     (["trace", "--workdir", "set", "--step", "1"], "no workdir"),
     (

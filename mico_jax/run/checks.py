@@ -1,0 +1,117 @@
+"""Values that a config may take, checked before anything is opened or built.
+
+Types and names are checked by `mico_jax.config`; here are the ranges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from jax.sharding import Mesh
+
+from mico_jax import axes
+from mico_jax.config import Config, ConfigError
+from mico_jax.parallel import sharding
+
+# Path ("*": every entry), least and greatest value.
+RANGES: tuple[tuple[str, float, float], ...] = (
+  ("model.vision.image_size", 1, math.inf),
+  ("model.vision.patch_size", 1, math.inf),
+  ("model.vision.width", 1, math.inf),
+  ("model.vision.depth", 1, math.inf),
+  ("model.vision.num_heads", 1, math.inf),
+  ("model.vision.drop_path_rate", 0, 0.99),
+  ("model.text.width", 1, math.inf),
+  ("model.text.depth", 1, math.inf),
+  ("model.text.num_heads", 1, math.inf),
+  ("model.text.dropout", 0, 0.99),
+  ("model.embed_dim", 1, math.inf),
+  ("data.inputs.*.frames", 1, math.inf),
+  ("data.num_negatives", 0, math.inf),
+  ("data.num_threads", 1, math.inf),
+  ("data.num_workers", 0, math.inf),
+  ("data.prefetch", 1, math.inf),
+  ("data.timeout", 0.001, math.inf),
+  ("data.max_bad_fraction", 0, 1),
+  ("objectives.contrastive.label_smoothing", 0, 0.99),
+  ("objectives.captioning.label_smoothing", 0, 0.99),
+  ("objectives.captioning.mask_prob", 0.001, 1),
+  ("objectives.question_answering.mask_prob", 0.001, 1),
+  ("objectives.masked_modelling.mask_prob", 0, 1),
+  ("objectives.matching.group_rows", 0, math.inf),
+  ("tasks.*.steps", 0, math.inf),
+  ("tasks.*.batch_size", 1, math.inf),
+  ("optimizer.ema", 0, 0.9999999),
+  ("optimizer.warmup", 0, math.inf),
+  ("optimizer.clip_norm", 0, math.inf),
+  ("optimizer.lora_rank", 0, math.inf),
+  ("train.steps", 1, math.inf),
+  ("train.patch_dropout", 0, 0.99),
+  ("train.log_every", 1, math.inf),
+  ("train.checkpoint_every", 0, math.inf),
+  ("train.keep", 1, math.inf),
+  ("train.eval_every", 0, math.inf),
+  ("evaluation.size", 0, math.inf),
+  ("evaluation.batch_size", 1, math.inf),
+  ("evaluation.rerank", 0, math.inf),
+  ("evaluation.captions", 0, math.inf),
+  ("evaluation.questions", 0, math.inf),
+  ("evaluation.hard", 0, math.inf),
+  ("evaluation.texts_per_item", 0, math.inf),
+  ("evaluation.bootstrap", 0, math.inf),
+)
+
+
+def _values(
+  node: Any, parts: list[str], path: str
+) -> Iterator[tuple[str, Any]]:
+  """Path and value of every field that a pattern names."""
+  if not parts:
+    yield path, node
+    return
+  first, *rest = parts
+  if first == "*":
+    names, get = list(node), node.__getitem__
+  else:
+    names, get = [first], lambda name: getattr(node, name)
+  for name in names:
+    yield from _values(get(name), rest, f"{path}.{name}".lstrip("."))
+
+
+def check_ranges(config: Config) -> None:
+  """Checks every number of `RANGES`.
+
+  Raises:
+    ConfigError: naming the first field that is out of its range.
+  """
+  for pattern, low, high in RANGES:
+    for path, value in _values(config, pattern.split("."), ""):
+      if not low <= value <= high:
+        limit = f" and at most {high:g}" if high < math.inf else ""
+        raise ConfigError(f"{path}={value}: must be at least {low:g}{limit}.")
+
+
+def check_mesh(config: Config, mesh: Mesh) -> None:
+  """Checks that rules and batches fit the device mesh.
+
+  Raises:
+    ConfigError: for unknown rules, a mesh without their axes, or a batch that
+      the devices cannot share.
+  """
+  rules = sharding.rules_by_name(config.parallel.rules)
+  wanted = {axis for _, axis in rules if axis is not None}
+  if missing := sorted(wanted - set(mesh.shape)):
+    raise ConfigError(
+      f"parallel.mesh={dict(config.parallel.mesh)} has no axis "
+      f"{', '.join(missing)}, which parallel.rules={config.parallel.rules!r} "
+      "uses."
+    )
+  shards = mesh.shape[dict(rules)[axes.BATCH] or axes.DATA]
+  for name, task in config.tasks.items():
+    if task.batch_size % shards:
+      raise ConfigError(
+        f"tasks.{name}.batch_size={task.batch_size} must be a multiple of the "
+        f"{shards} devices of the mesh that share it."
+      )

@@ -1,0 +1,80 @@
+"""A config's mistakes are found before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import pytest
+
+from mico_jax import config as c
+from mico_jax.run import checks
+from mico_jax.run.setup import resolve
+from mico_jax.testing import tiny_checkpoint
+
+
+def mistake(*overrides: str) -> str:
+  """The message that a config with these overrides gives."""
+  config = c.override(tiny_checkpoint.tiny_config(), overrides)
+  with pytest.raises(c.ConfigError) as caught:
+    resolve(config).check_training()
+  message = str(caught.value)
+  assert "\n" not in message
+  return message
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("train.log_every=0", "train.log_every=0: must be at least 1"),
+    ("data.inputs.video.frames=0", "data.inputs.video.frames=0"),
+    ("tasks.av.batch_size=0", "tasks.av.batch_size=0"),
+    ("train.patch_dropout=1.5", "at most 0.99"),
+    ("evaluation.source=x", "no data source; known: test, train"),
+    ("evaluation.probe_source=x", "no data source; known: test, train"),
+    ("evaluation.suite=x", "known: omniworld, retrieval, classification"),
+    ("evaluation.groups=('q',)", "no modality with letter 'q'"),
+    ("evaluation.groups=('vd',)", "no contrastive head for 'vd'"),
+    ("evaluation.item_pairs=('a-i',)", "write query and candidate letters"),
+    ("evaluation.item_pairs=('a:i',)", "needs evaluation.label"),
+    ("evaluation.classes='absent'", "cannot be read"),
+    ("model.remat=x", "none, full"),
+    ("model.attention=x", "auto, cudnn, xla"),
+    ("model.dtype=float8", "float32, bfloat16"),
+    ("model.vision.num_heads=5", "must divide"),
+    ("parallel.rules=x", "known: ddp"),
+    ("parallel.mesh={'rows': -1}", "has no axis data"),
+    ("tasks.av.batch_size=9", "must be a multiple of"),
+    ("tasks.av.sources.x=1", "which data.sources lacks"),
+    ("tasks.av.steps=0", "not all 0"),
+  ],
+)
+def test_mistakes(override, message):
+  if override == "tasks.av.batch_size=9" and jax.device_count() == 1:
+    pytest.skip("needs more than one device")
+  assert message in mistake(override)
+
+
+def test_omniworld_suite_needs_its_source(tmp_path):
+  path = tmp_path / "m.jsonl"
+  path.write_text('{"id": "0", "image": "0.png", "caption": "x"}\n')
+  message = mistake(
+    "evaluation.suite=omniworld",
+    "data.sources.test.kind=manifest",
+    f"data.sources.test.path={path}",
+  )
+  assert "needs an omniworld source" in message
+
+
+def test_shipped_ranges_name_fields():
+  config = tiny_checkpoint.tiny_config()
+  checks.check_ranges(config)
+  for pattern, _, _ in checks.RANGES:
+    node: object = c.Config
+    for part in pattern.split("."):
+      if part == "*" or not isinstance(node, type):
+        break
+      names = {f.name for f in dataclasses.fields(node)}
+      assert part in names, pattern
+      default = next(f for f in dataclasses.fields(node) if f.name == part)
+      node = type(default.default)
