@@ -109,8 +109,8 @@ def run(args: argparse.Namespace) -> int:
   from mico_jax.run import embed as job
   from mico_jax.run.progress import Progress
 
-  job.check_out(args.out, overwrite=args.overwrite)
   names = _names(args.files)
+  job.check_out(args.out, overwrite=args.overwrite, inputs=names)
   manifests = [n for n in names if n.endswith(".jsonl")]
   common.parse_files([n for n in names if n not in manifests])
   for key in args.modality or ():

@@ -51,7 +51,7 @@ class Entry:
   read: Callable[[], Any] | None = None
 
   def describe(self) -> dict[str, str]:
-    """What identifies the entry, for lists and hashes."""
+    """What identifies the entry in the output."""
     return {"id": self.id, "modality": self.key, "path": self.path}
 
   def item(self) -> Item:
@@ -126,8 +126,18 @@ class EmbedReport:
   errors: str = ""
 
 
-def check_out(out: str | os.PathLike[str], *, overwrite: bool) -> pathlib.Path:
+def check_out(
+  out: str | os.PathLike[str],
+  *,
+  overwrite: bool,
+  inputs: Sequence[str] = (),
+) -> pathlib.Path:
   """Checks an output path before any work is done.
+
+  Args:
+    out: of the job.
+    overwrite: whether existing files may be replaced.
+    inputs: files that must not be.
 
   Raises:
     ConfigError: for an unknown format, a missing package or an existing file.
@@ -145,9 +155,23 @@ def check_out(out: str | os.PathLike[str], *, overwrite: bool) -> pathlib.Path:
         "--out x.parquet needs pyarrow: pip install 'mico-jax[eval]', or write "
         ".npy."
       ) from None
-  if path.exists() and not overwrite:
-    raise ConfigError(f"{path} exists; give another --out or --overwrite.")
+  rows = _rows_path(path)
+  for file in (path, rows):
+    if file is not None and file.exists() and not overwrite:
+      raise ConfigError(f"{file} exists; give another --out or --overwrite.")
+  if rows is not None and rows.resolve() in {
+    pathlib.Path(file).resolve() for file in inputs
+  }:
+    raise ConfigError(
+      f"--out {str(path)!r} lists its rows in {rows}, which is an input; give "
+      "another --out."
+    )
   return path
+
+
+def _rows_path(path: pathlib.Path) -> pathlib.Path | None:
+  """The list of rows beside an output; None: the output holds it itself."""
+  return None if path.suffix == ".parquet" else path.with_suffix(".jsonl")
 
 
 def embed_files(
@@ -226,7 +250,9 @@ def _open_job(
 ) -> pathlib.Path:
   """The job's folder, new or of an earlier part."""
   parts = path.with_name(f"{path.name}.parts")
-  listed = json.dumps([e.describe() for e in entries]).encode()
+  listed = json.dumps(
+    [{**e.describe(), "depth_unit": e.depth_unit} for e in entries]
+  ).encode()
   job = {
     "checkpoint": fingerprint,
     "entries": manifest_lib.sha256(listed),
@@ -344,6 +370,8 @@ def _merge(
   if lines:
     text = "".join(f"{line}\n" for line in lines)
     _write_atomically(_errors_path(path), text.encode())
+  else:  # Of a former output that was replaced.
+    _errors_path(path).unlink(missing_ok=True)
   if not indices:
     first = errors[min(errors)]
     raise DecodeError(
@@ -378,5 +406,7 @@ def _write_output(
     text = "".join(
       json.dumps(e.describe(), ensure_ascii=False) + "\n" for e in entries
     )
-    _write_atomically(path.with_suffix(".jsonl"), text.encode())
+    rows = _rows_path(path)
+    assert rows is not None  # Only .parquet has none.
+    _write_atomically(rows, text.encode())
   os.replace(part, path)
