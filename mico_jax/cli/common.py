@@ -43,7 +43,9 @@ def add_config(
   )
 
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint(
+  parser: argparse.ArgumentParser, *, batch_size: bool = True
+) -> None:
   """Adds --checkpoint and how it is loaded."""
   parser.add_argument(
     "--checkpoint",
@@ -62,6 +64,9 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     action="store_true",
     help="go on with a warning where the checkpoint does not verify",
   )
+  if not batch_size:
+    parser.set_defaults(batch_size=32)
+    return
   parser.add_argument(
     "--batch-size",
     type=positive_int,

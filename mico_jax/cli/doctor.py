@@ -29,6 +29,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
   for title, entries in found.items():
     print(title)
-    rows = [(f"  {k}", v) for k, v in entries.items()]
+    rows = [(f"  {k}", str(v)) for k, v in entries.items()]
     print(common.table(rows))
   return 0

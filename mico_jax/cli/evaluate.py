@@ -24,7 +24,7 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds this command's arguments."""
-  common.add_checkpoint(parser)
+  common.add_checkpoint(parser, batch_size=False)
   parser.add_argument(
     "--out",
     metavar="DIR",

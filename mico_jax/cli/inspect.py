@@ -49,5 +49,9 @@ def run(args: argparse.Namespace) -> int:
     print(found.overview())
   print(common.table([(k, f"{v:,}") for k, v in found.counts().items()]))
   for name, value in found.about.items():
-    print(f"{name}: {value}")
+    if isinstance(value, dict):
+      print(f"{name}:")
+      print(common.table([(f"  {k}", str(v)) for k, v in value.items()]))
+    else:
+      print(f"{name}: {value}")
   return 0

@@ -77,14 +77,19 @@ def _captions(record: Record, width: int) -> list[str]:
 
 def draw_records(
   config: Config,
-  records: Sequence[Record],
-  source: str,
+  records: Sequence[tuple[str, Record]],
   *,
   keys: Sequence[str] = KNOWLEDGE,
 ) -> Image.Image:
-  """The picture of some records of a source; broken ones show their reason."""
+  """The picture of some records; broken ones show their reason.
+
+  Args:
+    config: names the sources and how modalities are read.
+    records: with the name of the source of each.
+    keys: modalities to draw.
+  """
   rows = []
-  for record in records:
+  for source, record in records:
     tiles: list[tuple[str, np.ndarray]] = []
     lines = _captions(record, 60)
     try:
@@ -148,10 +153,10 @@ def draw_sheet(
   records = []
   for i in range(min(n, len(source))) if indices is None else indices:
     try:
-      records.append(source.record(i))
+      records.append((name, source.record(i)))
     except DecodeError as error:
-      records.append(Record(f"{name}[{i}]: {error}"))
+      records.append((name, Record(f"{name}[{i}]: {error}")))
   path = pathlib.Path(out)
   path.parent.mkdir(parents=True, exist_ok=True)
-  draw_records(config, records, name).save(path)
+  draw_records(config, records).save(path)
   return path

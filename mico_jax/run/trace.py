@@ -12,9 +12,11 @@ from etils import epath
 
 from mico_jax import config as config_lib
 from mico_jax.config import Config, ConfigError
+from mico_jax.data.records import Record
 from mico_jax.data.sheet import draw_records
 from mico_jax.data.sources import open_sources
 from mico_jax.data.trace import TraceRow, trace
+from mico_jax.modalities import DecodeError
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,13 @@ def trace_step(
   sources = open_sources(config)
   task, rows = trace(config, step, pathlib.Path(workdir), sources=sources)
   if picture is not None:
-    shown = rows[:limit]
-    # One picture has one source; a mixture is drawn for its first.
-    name = shown[0].source
-    records: list[Any] = [
-      sources[name].record(r.index) for r in shown if r.source == name
-    ]
+    records: list[tuple[str, Any]] = []
+    for row in rows[:limit]:
+      try:
+        records.append((row.source, sources[row.source].record(row.index)))
+      except DecodeError as error:
+        records.append((row.source, Record(f"{row.id}: {error}")))
     out = pathlib.Path(picture)
     out.parent.mkdir(parents=True, exist_ok=True)
-    draw_records(config, records, name).save(out)
+    draw_records(config, records).save(out)
   return Trace(step, task, tuple(rows))
