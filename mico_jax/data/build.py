@@ -79,7 +79,7 @@ def build(
     writer = array_record_module.ArrayRecordWriter(str(part), "group_size:1")
     try:
       for i in range(shard * total // shards, (shard + 1) * total // shards):
-        sample_id = f"line {i}"
+        sample_id = f"sample {i}"
         try:
           record = manifest.record(i)
           sample_id = record.id

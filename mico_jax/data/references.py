@@ -115,8 +115,9 @@ class FileReader:
     if not full.startswith(inside):
       raise ConfigError(
         f"source {self._name!r}: path {path!r} leaves the folder {self._root}. "
-        f"If that is meant, set data.sources.{self._name}.root to a folder "
-        "that holds everything (relative to the manifest, such as '..')."
+        f"If that is meant, set data.sources.{self._name}.root (--root of "
+        "data build and embed) to a folder that holds everything, relative to "
+        "the manifest, such as '..'."
       )
     return full
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -59,7 +60,7 @@ def open_image(data: bytes, geometry: Geometry) -> Iterator[Image.Image]:
   except DecodeError:
     raise
   except Exception as error:  # Pillow raises many kinds for broken files
-    raise DecodeError(f"not a readable image: {_one_line(error)}") from error
+    raise DecodeError(f"not a readable image: {one_line(error)}") from error
 
 
 def _reduce(image: Image.Image) -> Image.Image:
@@ -71,8 +72,10 @@ def _reduce(image: Image.Image) -> Image.Image:
   return image.reduce(factor)
 
 
-def _one_line(error: BaseException) -> str:
-  return " ".join(str(error).split())[:200] or type(error).__name__
+def one_line(error: BaseException) -> str:
+  """The message of a library's error, without the object it was reading."""
+  text = re.sub(r"<_io\.BytesIO[^>]*>", "file", str(error))
+  return " ".join(text.split())[:200] or type(error).__name__
 
 
 def decode_image(data: bytes, geometry: Geometry) -> np.ndarray:
@@ -171,7 +174,7 @@ class VideoClip:
     except DecodeError:
       raise
     except Exception as error:
-      raise DecodeError(f"not a readable video: {_one_line(error)}") from error
+      raise DecodeError(f"not a readable video: {one_line(error)}") from error
 
   def __len__(self) -> int:
     """Number of frames, as the header says."""

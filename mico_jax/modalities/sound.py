@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from mico_jax.config import AudioConfig
 from mico_jax.modalities.base import DecodeError, Geometry
+from mico_jax.modalities.media import one_line
 
 _LOW_HZ = 20.0
 _PREEMPHASIS = np.float32(0.97)
@@ -48,8 +49,8 @@ def read_sound(data: bytes, config: AudioConfig) -> tuple[np.ndarray, int]:
         )
       return samples, file.samplerate
   except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-    text = " ".join(str(error).split())[:200]
-    raise DecodeError(f"not a readable sound file: {text}") from error
+    reason = one_line(error)
+    raise DecodeError(f"not a readable sound file: {reason}") from error
 
 
 def decode_audio(raw: Any, geometry: Geometry) -> Float[np.ndarray, " N"]:

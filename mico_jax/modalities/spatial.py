@@ -30,7 +30,6 @@ Stats = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @runtime_checkable
-@runtime_checkable
 class Clip(Protocol):
   """Decoded frames, possibly still compressed: `take` decodes what it needs."""
 
