@@ -107,14 +107,14 @@ def get_config() -> ml_collections.ConfigDict:
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(steps=720, log_every=12, checkpoint_every=360),
+    train=c.TrainConfig(steps=560, log_every=11, checkpoint_every=280),
     evaluation=c.EvaluationConfig(
       suite="omniworld",
       source="test",
       size=256,
       groups=("v", "a", "i", "d", "n", "va", "vad"),
       captions=64,
-      hard=64,
+      hard=128,
     ),
   )
   return c.to_config_dict(config)
