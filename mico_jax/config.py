@@ -295,7 +295,9 @@ class TrainConfig:
   log_every: int = 10  # steps
   checkpoint_every: int = 500  # steps; the last step always saves
   keep: int = 3  # newest checkpoints kept
-  keep_best: str = ""  # metric name; its best checkpoint is kept beside
+  # Metric whose best checkpoint is kept beside: of the evaluation at the same
+  # step ("retrieval/t->va/R@1") or of training ("loss"; lower is better).
+  keep_best: str = ""
   eval_every: int = 0  # steps between cheap evaluations; 0: none
   nonfinite_patience: int = 5  # skipped steps in a row until the run stops
   collapse_patience: int = 200  # steps at ln(batch) after warm-up until alarm

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config, ConfigError
 
 CHECKPOINTS = "checkpoints"
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of Orbax's folders
 
 # Keys that may change between the parts of one run: none of them alters which
 # samples a step sees or what it computes.
@@ -241,6 +243,7 @@ class Manager:
       return self._manifest_files(step, hosts, config_text, data_text, metrics)
 
     target = self.folder / str(step)
+    self._remove_unfinished()
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
       self._checkpointer.save(
@@ -305,8 +308,7 @@ class Manager:
 
   def _failure(self, step: int, error: Exception) -> CheckpointError:
     """Removes what a failed save left behind and words the error."""
-    for path in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
-      path.rmtree(missing_ok=True)
+    self._remove_unfinished()
     last = self.steps()[-1:]
     kept = f"step {last[0]} is intact" if last else "there is no former one"
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -317,6 +319,18 @@ class Manager:
       f"The last checkpoint: {kept}. Free space or fix the path, then run the "
       "same command to resume."
     )
+
+  def _remove_unfinished(self) -> None:
+    """Removes what failed or killed saves left behind, as far as it can."""
+    if jax.process_index() or not self.folder.is_dir():
+      return
+    for path in self.folder.glob(f"*{_UNFINISHED}*"):
+      for _ in range(10):
+        try:
+          path.rmtree(missing_ok=True)
+          break
+        except OSError:  # Another item of the failed save is still written.
+          time.sleep(0.1)
 
   def wait(self) -> None:
     """Blocks until the running save is on disk, then drops old checkpoints.
