@@ -4,8 +4,8 @@
 
 Every checkpoint embeds the same scenes of OmniWorld's test split as video, as
 video + audio, and as video + audio + depth; the queries are the same omni
-captions throughout. Two views are compared by a paired bootstrap that resamples scenes
-and seeds. The ceilings follow from the scene graphs.
+captions throughout. Two views are compared by a paired bootstrap that resamples
+scenes and seeds. The ceilings follow from the scene graphs.
 """
 
 from __future__ import annotations
