@@ -1,0 +1,1 @@
+"""Pages made from the tables of the code, and measured results."""

@@ -1,0 +1,201 @@
+"""Writes the reference pages of this folder from the tables of the code.
+
+    python -m mico_jax.docs.tables
+
+`modalities.md`, `objectives.md`, `models.md` and `config.md` say what the code
+says; a test fails when they no longer do. The text of a config field is its
+comment in `mico_jax/config.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from mico_jax import config
+from mico_jax.modalities import MODALITIES
+from mico_jax.objectives import OBJECTIVES
+
+HEAD = "<!-- Made by `python -m mico_jax.docs.tables`; do not edit. -->\n"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+  """A Markdown table."""
+  cells = [header, ["---"] * len(header), *rows]
+  lines = (
+    "| " + " | ".join(str(c).replace("|", "\\|") for c in row) + " |"
+    for row in cells
+  )
+  return "\n".join(lines) + "\n"
+
+
+def _first(doc: str | None) -> str:
+  """The first paragraph of a docstring in one line."""
+  return " ".join((doc or "").strip().partition("\n\n")[0].split())
+
+
+def modalities_page() -> str:
+  """What each modality is, and its preprocessing modes."""
+  text = f"{HEAD}\n# Modalities\n\n"
+  text += _table(
+    ("key", "letter", "kind", "travels as", "unit", "files", "notes"),
+    (
+      (
+        key,
+        m.letter,
+        m.kind,
+        f"{m.spec.dtype} [{' '.join(m.spec.dims)}]",
+        m.spec.unit,
+        " ".join(m.extensions) or "say it: `" + key + ":FILE`",
+        m.notes,
+      )
+      for key, m in MODALITIES.items()
+    ),
+  )
+  text += "\n## Preprocessing modes\n\n`data.inputs.<key>.mode`:\n\n"
+  text += _table(
+    ("modality", "mode", "in evaluation", "what it does"),
+    (
+      (
+        key,
+        f"**{name}** (default)" if name == m.default_mode else name,
+        mode.eval_mode or name,
+        mode.description,
+      )
+      for key, m in MODALITIES.items()
+      if m.kind == "knowledge"
+      for name, mode in m.modes.items()
+    ),
+  )
+  return text
+
+
+def objectives_page() -> str:
+  """What each objective computes and needs."""
+  return f"{HEAD}\n# Objectives\n\n" + _table(
+    ("name", "what it is", "needs", "options"),
+    (
+      (
+        f"`{name}`",
+        _first(cls.__doc__),
+        ", ".join(sorted(cls.needs)),
+        f"`objectives.{name}` in [config](config.md)",
+      )
+      for name, cls in OBJECTIVES.items()
+    ),
+  )
+
+
+def models_page() -> str:
+  """Sizes of the packaged model configs."""
+  import math
+
+  import jax
+
+  from mico_jax.models import build
+  from mico_jax.models.presets import PRESETS
+
+  def row(name: str, model: config.ModelConfig) -> tuple[Any, ...]:
+    shapes = jax.tree.leaves(build(model).abstract_params())
+    total = sum(math.prod(leaf.shape) for leaf in shapes)
+    v, t = model.vision, model.text
+    return (
+      f"`{name}`",
+      f"{v.width} x {v.depth}, {v.num_heads} heads, patch {v.patch_size}",
+      v.image_size,
+      f"{t.width} x {t.depth}, {t.num_heads} heads",
+      model.embed_dim,
+      f"{total / 1e6:,.1f} M",
+    )
+
+  return f"{HEAD}\n# Models\n\n`mico_jax.list_models()`:\n\n" + _table(
+    ("name", "encoder", "pixels", "text tower", "joint", "parameters"),
+    (row(name, model) for name, model in PRESETS.items()),
+  )
+
+
+def field_comments(cls: type) -> dict[str, str]:
+  """The comment of each field: on its line, and in the lines above it."""
+  found: dict[str, str] = {}
+  above: list[str] = []
+  for line in inspect.getsource(cls).splitlines():
+    text = line.strip()
+    if text.startswith("#"):
+      above.append(text.lstrip("# "))
+      continue
+    match = re.match(r"(\w+): ", text) if line.startswith("  ") else None
+    if match and not line.startswith("   "):
+      beside = text.partition("  # ")[2]
+      found[match[1]] = " ".join([*above, beside]).strip()
+    above = []
+  return found
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+  value = field.default
+  if value is dataclasses.MISSING and field.default_factory is not (
+    dataclasses.MISSING
+  ):
+    value = field.default_factory()
+  return f"`{value!r}`"
+
+
+def config_page() -> str:
+  """Every field of a config with its default and meaning."""
+  parts = [f"{HEAD}\n# Config\n\nOverride any of them: "]
+  parts.append("`--config.train.steps=200`.\n")
+  sections: dict[type, str] = {}
+
+  def visit(cls: type, path: str) -> None:
+    sections[cls] = path
+    for field in dataclasses.fields(cls):
+      name = f"{path}.{field.name}".lstrip(".")
+      if dataclasses.is_dataclass(field.default):
+        visit(type(field.default), name)
+    entries = {
+      "data": (("sources", config.SourceConfig), ("inputs", config.InputConfig))
+    }
+    for name, entry in entries.get(path, ()):
+      visit(entry, f"{path}.{name}.NAME")
+    if not path:
+      visit(config.TaskConfig, "tasks.NAME")
+
+  visit(config.Config, "")
+  for cls, path in sections.items():
+    comments = field_comments(cls)
+    parts.append(f"\n## {path or 'top level'}\n\n{_first(cls.__doc__)}\n\n")
+    parts.append(
+      _table(
+        ("field", "default", "meaning"),
+        (
+          (f"`{f.name}`", _default(f), comments.get(f.name, ""))
+          for f in dataclasses.fields(cls)
+          if not dataclasses.is_dataclass(f.default)
+        ),
+      )
+    )
+  return "".join(parts)
+
+
+PAGES: Mapping[str, Callable[[], str]] = {
+  "modalities.md": modalities_page,
+  "objectives.md": objectives_page,
+  "models.md": models_page,
+  "config.md": config_page,
+}
+
+
+def main() -> None:
+  """Writes every page beside this file."""
+  folder = pathlib.Path(__file__).parent
+  for name, make in PAGES.items():
+    (folder / name).write_text(make(), encoding="utf-8")
+    print(folder / name)
+
+
+if __name__ == "__main__":
+  main()
