@@ -71,7 +71,7 @@ def merge(params: Params, *, alpha: float) -> Params:
     return params
   deltas: Mapping[str, Any] = params[KEY]
 
-  def add(name: str, leaf: Array) -> Array:
+  def add(name: str, leaf: Any) -> Any:  # on the host or a device
     if name not in deltas:
       return leaf
     a, b = deltas[name]["a"], deltas[name]["b"]
