@@ -64,7 +64,7 @@ def get_config(
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(steps=1200, log_every=20, checkpoint_every=600),
+    train=c.TrainConfig(steps=800, log_every=20, checkpoint_every=400),
     evaluation=c.EvaluationConfig(
       source="test",
       size=0,

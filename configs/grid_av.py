@@ -42,12 +42,12 @@ def get_config(
       ),
       embed_dim=96,
       heads=("t", "v", "a", "va"),
-      frame_table={"video": 8, "audio": 10},
+      frame_table={"video": 4, "audio": 10},
     ),
     data=c.DataConfig(
       sources={"train": source("train"), "test": source("test")},
       inputs={
-        "video": c.InputConfig(frames=8, mode="shift"),
+        "video": c.InputConfig(frames=4, mode="shift"),
         "audio": c.InputConfig(frames=10, mode="spec_augment"),
       },
       tokenizer=c.TokenizerConfig(
@@ -71,7 +71,7 @@ def get_config(
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(steps=700, log_every=10, checkpoint_every=350),
+    train=c.TrainConfig(steps=450, log_every=10, checkpoint_every=225),
     evaluation=c.EvaluationConfig(
       source="test", size=0, suite="retrieval", groups=("a", "va")
     ),
