@@ -19,12 +19,18 @@ from mico_jax import models
 from mico_jax.checkpoint.manager import Extras, topology
 from mico_jax.config import Config, ConfigError
 from mico_jax.data.order import Order
-from mico_jax.data.samples import check_inputs, groups_of
+from mico_jax.data.samples import (
+  TextSlots,
+  check_inputs,
+  groups_of,
+  input_shape,
+  keys_of,
+)
 from mico_jax.data.sources import Source, open_sources, pin_sources
 from mico_jax.data.tokenizer import Tokenizer, make_tokenizer
 from mico_jax.evaluation import check_evaluation
 from mico_jax.inputs import Preparer
-from mico_jax.modalities import DecodeError, letters
+from mico_jax.modalities import MODALITIES, DecodeError, letters
 from mico_jax.parallel.mesh import make_mesh
 from mico_jax.run.checks import check_mesh, check_ranges
 from mico_jax.train.optimizer import Optimizer, make_optimizer
@@ -84,12 +90,25 @@ def _check_tasks(config: Config) -> None:
             model.head(letters(group))
         except ValueError as error:
           raise ConfigError(f"tasks.{name}: group {group!r}: {error}") from None
-  longest = max(config.data.tokenizer.max_length.values(), default=0)
-  if longest > config.model.text.max_positions:
-    raise ConfigError(
-      f"data.tokenizer.max_length asks for {longest} tokens, but "
-      f"model.text.max_positions={config.model.text.max_positions}."
-    )
+    _check_lengths(config, name)
+
+
+def _check_lengths(config: Config, name: str) -> None:
+  """Every text of a task fits the text tower's position table."""
+  task, limit = config.tasks[name], config.model.text.max_positions
+  slots = TextSlots.of(config, task)
+  lengths = {f"the text of {g!r}": n for g, n in slots.groups.items()}
+  lengths["question and answer together"] = slots.question + slots.answer
+  for key in keys_of(groups_of(task)):
+    if MODALITIES[key].kind == "interface":
+      (lengths[f"a {key}"],) = input_shape(config, key).shape
+  for what, length in lengths.items():
+    if length > limit:
+      raise ConfigError(
+        f"tasks.{name}: {what} may take {length} tokens, but "
+        f"model.text.max_positions={limit}; lower data.tokenizer.max_length or "
+        "raise max_positions."
+      )
 
 
 @dataclass(frozen=True)
