@@ -69,7 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
     ),
     tasks={
       "align": c.TaskConfig(
-        steps=5,
+        steps=6,
         sources={"train": 1},
         batch_size=64,
         objectives={"contrastive": ("tv", "ta", "tva", "tvad")},
@@ -86,7 +86,7 @@ def get_config() -> ml_collections.ConfigDict:
         },
       ),
       "space": c.TaskConfig(
-        steps=3,
+        steps=2,
         sources={"train": 1},
         batch_size=64,
         objectives={"contrastive": ("ti", "td", "tn", "tvad")},
@@ -97,7 +97,9 @@ def get_config() -> ml_collections.ConfigDict:
         label_smoothing=0.0, explicit_negatives=("tva", "tvad")
       ),
       # Mostly random negatives: mined ones alone are too hard to start with.
-      matching=c.MatchingConfig(weight=1.0, floor=0.02),
+      matching=c.MatchingConfig(
+        weight=1.0, floor=0.02, explicit_negatives=False
+      ),
       captioning=c.CaptioningConfig(weight=1.0),
     ),
     optimizer=c.OptimizerConfig(
@@ -107,7 +109,7 @@ def get_config() -> ml_collections.ConfigDict:
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(steps=560, log_every=11, checkpoint_every=280),
+    train=c.TrainConfig(steps=517, log_every=11, checkpoint_every=264),
     evaluation=c.EvaluationConfig(
       suite="omniworld",
       source="test",
