@@ -10,10 +10,9 @@ against (`explicit_negatives`, as in NegCLIP, arXiv:2210.01936).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from mico_jax.config import ContrastiveConfig
 from mico_jax.kernels.contrastive import contrastive_loss
@@ -39,7 +38,7 @@ class Contrastive(Objective):
   name: ClassVar[str] = "contrastive"
   needs: ClassVar[frozenset[Need]] = frozenset({"features", "text"})
 
-  def _negatives(self, inputs: Inputs, group: str) -> dict[str, Array]:
+  def _negatives(self, inputs: Inputs, group: str) -> dict[str, Any]:
     """Embeddings of the batch's explicit negatives; empty without any."""
     ids = inputs.batch.get("negative_text", {}).get(group)
     if ids is None or group not in self.config.explicit_negatives:

@@ -93,6 +93,13 @@ def check_ranges(config: Config) -> None:
         raise ConfigError(f"{path}={value}: must be at least {low:g}{limit}.")
 
 
+def _mesh_axes(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """The mesh axes that a rule names."""
+  if given is None:
+    return ()
+  return (given,) if isinstance(given, str) else given
+
+
 def check_mesh(config: Config, mesh: Mesh) -> None:
   """Checks that rules and batches fit the device mesh.
 
@@ -101,14 +108,15 @@ def check_mesh(config: Config, mesh: Mesh) -> None:
       the devices cannot share.
   """
   rules = sharding.rules_by_name(config.parallel.rules)
-  wanted = {axis for _, axis in rules if axis is not None}
+  wanted = {axis for _, given in rules for axis in _mesh_axes(given)}
   if missing := sorted(wanted - set(mesh.shape)):
     raise ConfigError(
       f"parallel.mesh={dict(config.parallel.mesh)} has no axis "
       f"{', '.join(missing)}, which parallel.rules={config.parallel.rules!r} "
       "uses."
     )
-  shards = mesh.shape[dict(rules)[axes.BATCH] or axes.DATA]
+  over = _mesh_axes(dict(rules)[axes.BATCH]) or (axes.DATA,)
+  shards = math.prod(mesh.shape[axis] for axis in over)
   for name, task in config.tasks.items():
     if task.batch_size % shards:
       raise ConfigError(

@@ -49,8 +49,8 @@ class CompileCounter:
     """Stops counting; `start` goes on."""
     self._thread = None
 
-  def _hear(self, event: str, duration: float, **_: Any) -> None:
-    del duration
+  def _hear(self, event: str, duration_secs: float, **_: Any) -> None:
+    del duration_secs
     if event == COMPILE_EVENT and self._thread == threading.get_ident():
       self.count += 1
 
