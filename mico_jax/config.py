@@ -85,8 +85,12 @@ class ModelConfig:
   temperature_init: float = 0.07
   temperature_min: float = 0.01  # clamp; 0: none (as released)
   context_positions: int = 0  # > 0: extra E_Pos over the context (paper, eq. 2)
-  sample_embeddings: int = 0  # > 0: E_Sam table, a vector per corpus of a draw
-  joined_positions: int = 0  # > 0: own position table of joined captions
+  # > 0: E_Sam table, a vector per corpus of a draw. For callers of the model
+  # (`MiCo.context(sample_index=...)`): no task draws over corpora yet.
+  sample_embeddings: int = 0
+  # > 0: own position table of joined captions. For callers of the model
+  # (`MiCo.text(joined=True)`): no task asks for it yet.
+  joined_positions: int = 0
   # "zero": fully masked attention rows give 0 with zero gradient; "released":
   # additive -10000, as the original.
   masked_rows: str = "zero"
