@@ -47,7 +47,7 @@ def get_config(
       # Five seconds in eight slices of 32 frames.
       audio=c.AudioConfig(hop_ms=20.0, window_ms=40.0),
       tokenizer=c.TokenizerConfig(
-        kind="sentencepiece", vocab_size=100, max_length={"default": 14}
+        kind="sentencepiece", max_length={"default": 14}
       ),
     ),
     tasks={

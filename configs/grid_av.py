@@ -51,7 +51,7 @@ def get_config(
         "audio": c.InputConfig(frames=10, mode="spec_augment"),
       },
       tokenizer=c.TokenizerConfig(
-        kind="sentencepiece", vocab_size=120, max_length={"default": 14}
+        kind="sentencepiece", max_length={"default": 14}
       ),
     ),
     tasks={

@@ -321,9 +321,11 @@ def _make_sentencepiece(
       "data.tokenizer.path is empty and there are no captions to train a "
       "SentencePiece model on; set it to a model file."
     )
-  return SentencePieceTokenizer(
-    train_sentencepiece(captions, config.vocab_size)
-  )
+  try:
+    model = train_sentencepiece(captions, config.vocab_size)
+  except ValueError as error:
+    raise ConfigError(str(error)) from None
+  return SentencePieceTokenizer(model)
 
 
 def _make_omniworld(
