@@ -31,8 +31,10 @@ from mico_jax.data.tokenizer import Tokenizer, make_tokenizer
 from mico_jax.evaluation import check_evaluation
 from mico_jax.inputs import Preparer
 from mico_jax.modalities import MODALITIES, DecodeError, letters
+from mico_jax.objectives import select
 from mico_jax.parallel.mesh import make_mesh
 from mico_jax.run.checks import check_mesh, check_ranges
+from mico_jax.train.encode import make_plan
 from mico_jax.train.optimizer import Optimizer, make_optimizer
 from mico_jax.train.state import abstract_params, logical_axes
 from mico_jax.train.step import make_loss
@@ -81,12 +83,14 @@ def _check_tasks(config: Config) -> None:
     raise ConfigError("the config has no tasks; set config.tasks.")
   model = models.build(config.model)
   for name, task in config.tasks.items():
+    # Matching mines its negatives by similarity, so it needs heads as well.
+    compared = make_plan(select(config.objectives, task)).features
     for group in groups_of(task):
       if group.startswith("t"):
         try:
           for letter in letters(group):
             model.context_type(letter)
-          if group in task.objectives.get("contrastive", ()):
+          if letters(group) in compared:
             model.head(letters(group))
         except ValueError as error:
           raise ConfigError(f"tasks.{name}: group {group!r}: {error}") from None

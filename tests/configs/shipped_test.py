@@ -54,8 +54,8 @@ def shipped(name: str, folder: pathlib.Path) -> Config:
 @pytest.mark.parametrize("name", NAMES)
 def test_config_resolves_and_has_a_model(name, tmp_path):
   config = shipped(name, tmp_path)
-  if name == "base":  # all defaults; names no task and no data
-    with pytest.raises(config_lib.ConfigError, match="no tasks"):
+  if name == "base":  # all defaults; names no vocabulary, data or task
+    with pytest.raises(config_lib.ConfigError, match="path is empty"):
       setup.resolve(config)
     return
   session = setup.resolve(config)

@@ -12,7 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from mico_jax.config import OptimizerConfig, TaskConfig, TrainConfig
+from mico_jax.config import (
+  ConfigError,
+  OptimizerConfig,
+  TaskConfig,
+  TrainConfig,
+)
 from mico_jax.data.pipeline import Pipeline
 from mico_jax.objectives import compute
 from mico_jax.parallel import sharding
@@ -60,7 +65,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], Any]] = {
     (("contrastive_head/a",), ("contrastive_head/v",)),
   ),
   "subtitles": (
-    {"contrastive": ("ts",), "matching": ("tvs",)},
+    {"contrastive": ("ts",), "matching": ("ts",)},
     *({}, {}),
     (("project/subtitle", "contrastive_head/s"), ()),
   ),
@@ -157,3 +162,10 @@ def test_one_step(name):
       prefix
     )
   assert (after.ema is not None) == (config.optimizer.ema > 0)
+
+
+def test_matching_needs_a_head_and_says_so(monkeypatch):
+  case = ({"matching": ("tvs",)}, {}, {}, ((), ()))
+  monkeypatch.setitem(CASES, "no head", case)
+  with pytest.raises(ConfigError, match="no contrastive head for 'vs'"):
+    session_of("no head")
