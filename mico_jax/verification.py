@@ -264,8 +264,9 @@ def _letters(config: Config, keys: Sequence[str]) -> str:
   known = [
     MODALITIES[k].letter for k in keys if MODALITIES[k].kind == "knowledge"
   ]
-  for task in config.tasks.values():
-    for groups in task.objectives.values():
+  # Sorted, since a config that was stored comes back with its keys in order.
+  for _, task in sorted(config.tasks.items()):
+    for _, groups in sorted(task.objectives.items()):
       for group in groups:
         letters = group.removeprefix("t")
         if letters and set(letters) <= set(known):
