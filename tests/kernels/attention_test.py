@@ -201,3 +201,42 @@ def test_mistakes_are_named(monkeypatch):
     attention(q, k, v, masked_rows="nope")
   with pytest.raises(ValueError, match="causal=True"):
     attention(q, k, v, prefix_lengths=1)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("lead", [(1, 1), (1, 3), (2, 1), (2, 3)])
+def test_additive_bias(backend, lead):
+  q, k, v = _arrays(2, 5, 7, 3, 4)
+  bias = np.random.default_rng(1).normal(size=(*lead, 5, 7))
+  mask = np.random.default_rng(2).random((2, 1, 5, 7)) < 0.7
+  mask[:, :, :, 0] = True
+  scores = np.einsum("blnh,bsnh->bnls", q, k) * 4**-0.5 + bias
+  weights = np.where(mask, np.exp(scores), 0.0)
+  weights /= weights.sum(-1, keepdims=True)
+  want = np.einsum("bnls,bsnh->blnh", weights, v)
+  # d loss / d scores of a softmax, for loss = sum(out).
+  by_weight = np.einsum("blnh,bsnh->bnls", np.ones_like(want), v)
+  mean = (weights * by_weight).sum(-1, keepdims=True)
+  want_gradient = weights * (by_weight - mean)
+  for axis in (0, 1):
+    if lead[axis] == 1:
+      want_gradient = want_gradient.sum(axis, keepdims=True)
+
+  def loss(bias, q, k, v):
+    out = attention(q, k, v, bias=bias, mask=jnp.asarray(mask), backend=backend)
+    return jnp.sum(out), out
+
+  arrays = [jnp.asarray(x, jnp.float32) for x in (bias, q, k, v)]
+  gradient, out = jax.grad(loss, has_aux=True)(*arrays)
+  np.testing.assert_allclose(out, want, atol=1e-5)
+  np.testing.assert_allclose(gradient, want_gradient, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (3, 1, 5, 7), (1, 1, 1, 7)])
+def test_a_bias_that_does_not_fit(shape):
+  # Not through `attention`: the types of these tests would speak first.
+  with pytest.raises(
+    ValueError, match=r"expected \[B N L S\] = \(2, 3, 5, 7\)"
+  ):
+    api._check_bias(jnp.zeros(shape), (2, 3, 5, 7))
+  api._check_bias(jnp.zeros((1, 3, 5, 7)), (2, 3, 5, 7))

@@ -45,6 +45,7 @@ def attention(
   v: Float[Array, "B S N H"],
   *,
   mask: Bool[Array, "#B #N #L #S"] | None = None,
+  bias: Float[Array, "#B #N L S"] | None = None,
   kv_lengths: Int[Array, " B"] | None = None,
   causal: bool = False,
   prefix_lengths: Int[Array, " B"] | int | None = None,
@@ -61,6 +62,8 @@ def attention(
     k: keys.
     v: values.
     mask: true where a query may look; combined with the rules below by "and".
+    bias: added to the scaled products in the dtype of the softmax; has a
+      gradient (relative positions).
     kv_lengths: keys at or beyond this index are hidden.
     causal: query i sees keys 0..i, its own included.
     prefix_lengths: with `causal`: the first so many positions see each other in
@@ -80,6 +83,7 @@ def attention(
     NotImplementedError: if the named backend cannot do this.
   """
   _check(q, k, v, masked_rows, prefix_lengths, causal)
+  _check_bias(bias, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
   mask = combine_masks(
     mask,
     q.shape[1],
@@ -90,6 +94,7 @@ def attention(
   )
   options = {
     "mask": mask,
+    "bias": bias,
     "scale": q.shape[-1] ** -0.5 if scale is None else scale,
     "masked_rows": masked_rows,
     "dropout_rate": dropout_rate,
@@ -163,3 +168,17 @@ def _check(
     raise ValueError(f"{masked_rows=} must be one of {', '.join(MASKED_ROWS)}.")
   if prefix_lengths is not None and not causal:
     raise ValueError("attention: prefix_lengths needs causal=True.")
+
+
+def _check_bias(bias: Array | None, scores: tuple[int, ...]) -> None:
+  if bias is None:
+    return
+  fits = bias.ndim == 4 and bias.shape[2:] == scores[2:]
+  if not fits or any(
+    have not in (1, want)
+    for have, want in zip(bias.shape[:2], scores[:2], strict=True)
+  ):
+    raise ValueError(
+      f"attention: bias of shape {bias.shape}; expected [B N L S] = {scores}, "
+      "where B and N may be 1."
+    )

@@ -1,7 +1,8 @@
 """Attention by cuDNN's fused kernel, through `jax.nn.dot_product_attention`.
 
 The score matrix is never stored. Refuses what the kernel cannot do: other
-platforms, float32, attention dropout keyed by row, the additive -10000.
+platforms, float32, attention dropout keyed by row, an additive bias, the
+additive -10000.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ def attention(
   v: Float[Array, "B S N H"],
   *,
   mask: Bool[Array, "#B #N #L #S"] | None,
+  bias: Float[Array, "#B #N L S"] | None = None,
   scale: float,
   masked_rows: str,
   dropout_rate: float = 0.0,
@@ -33,6 +35,9 @@ def attention(
     raise NotImplementedError(f"dtype is {q.dtype}, not bfloat16 or float16")
   if dropout_rate and row_keys is not None:
     raise NotImplementedError("attention dropout keyed by row")
+  if bias is not None:
+    # Its gradient exists in cuDNN for even lengths only; Swin has 49 tokens.
+    raise NotImplementedError("additive bias")
   if masked_rows != "zero":
     raise NotImplementedError(f"masked_rows={masked_rows!r}")
   if q.shape[-1] % 8 or q.shape[-1] > 128:

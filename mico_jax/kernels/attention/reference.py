@@ -21,6 +21,7 @@ def attention(
   v: Float[Array, "B S N H"],
   *,
   mask: Bool[Array, "#B #N #L #S"] | None,
+  bias: Float[Array, "#B #N L S"] | None = None,
   scale: float,
   masked_rows: str,
   dropout_rate: float = 0.0,
@@ -35,9 +36,10 @@ def attention(
     k,
     preferred_element_type=softmax_dtype,
   )
-  probs = masked_softmax(
-    scores * jnp.asarray(scale, softmax_dtype), mask, masked_rows
-  )
+  scores = scores * jnp.asarray(scale, softmax_dtype)
+  if bias is not None:
+    scores = scores + bias.astype(softmax_dtype)
+  probs = masked_softmax(scores, mask, masked_rows)
   probs = probability_dropout(probs, dropout_rate, row_keys)
   return jnp.einsum("bnls,bsnh->blnh", probs.astype(dtype), v)
 

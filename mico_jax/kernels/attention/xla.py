@@ -20,6 +20,7 @@ def attention(
   v: Float[Array, "B S N H"],
   *,
   mask: Bool[Array, "#B #N #L #S"] | None,
+  bias: Float[Array, "#B #N L S"] | None = None,
   scale: float,
   masked_rows: str,
   dropout_rate: float = 0.0,
@@ -34,6 +35,8 @@ def attention(
   scores = jnp.einsum(
     "blnh,bsnh->bnls", q, k, preferred_element_type=softmax_dtype
   )
+  if bias is not None:
+    scores = scores + bias.astype(softmax_dtype)
   probs = reference.masked_softmax(scores, mask, masked_rows)
   probs = reference.probability_dropout(probs, dropout_rate, row_keys)
   out = jnp.einsum(
