@@ -72,7 +72,7 @@ def evaluation_batches(
     .to_iter_dataset(reading)
   )
   pad = tokenizer.info.pad if tokenizer is not None else 0
-  shapes = {key: input_shape(config, key) for key in keys}
+  shapes = {key: input_shape(config, key, train=False) for key in keys}
   for start in range(0, total, batch_size):
     spec = {
       "row": ArrayShape((batch_size,), "int32"),

@@ -124,7 +124,7 @@ class ArrayShape:
   dtype: str
 
 
-def input_shape(config: Config, key: str) -> ArrayShape:
+def input_shape(config: Config, key: str, *, train: bool = True) -> ArrayShape:
   """Shape (without batch) and dtype of a modality as it travels."""
   modality = MODALITIES[key]
   g = geometry(config, key)
@@ -135,7 +135,10 @@ def input_shape(config: Config, key: str) -> ArrayShape:
   own = modality.extra.get("embedding_shape", ())
   sizes.update(zip(modality.spec.dims[1:], own, strict=False))
   shape = tuple(sizes[d] for d in modality.spec.dims)
-  return ArrayShape(shape, modality.spec.dtype)
+  dtype = ""
+  if modality.kind == "knowledge":
+    dtype = mode_of(config, key, train=train).dtype
+  return ArrayShape(shape, dtype or modality.spec.dtype)
 
 
 def load_inputs(

@@ -3,7 +3,8 @@
 What travels is log-mel energy minus `data.audio.mean`, so that 0 is padding
 (the release pads after normalisation) and float16 is finest near the mean.
 Modes: `plain` pads the last slice only; `mico` is the released quirk, one more
-slice of zeros when the length is a multiple of a slice; `spec_augment` is plain
+slice of zeros when the length is a multiple of a slice; `mico_demo` is the same
+in float32, for numbers equal to the released demo's; `spec_augment` is plain
 with time shift, gain and masked bands, and plain in evaluation.
 """
 
@@ -55,11 +56,16 @@ def _plain(
   return log_mel_slices(waveform, geometry, rng=rng).astype(np.float16)
 
 
+def _exact(
+  waveform: np.ndarray, geometry: Geometry, rng: Any = None
+) -> np.ndarray:
+  return log_mel_slices(waveform, geometry, extra_slice=True, rng=rng)
+
+
 def _mico(
   waveform: np.ndarray, geometry: Geometry, rng: Any = None
 ) -> np.ndarray:
-  slices = log_mel_slices(waveform, geometry, extra_slice=True, rng=rng)
-  return slices.astype(np.float16)
+  return _exact(waveform, geometry, rng).astype(np.float16)
 
 
 def _augment(
@@ -114,6 +120,13 @@ AUDIO = Modality(
   modes=modes(
     Mode("plain", _plain, _to_pixels, "", "log-mel slices"),
     Mode("mico", _mico, _to_pixels, "", "released padding: an extra slice"),
+    Mode(
+      "mico_demo",
+      _exact,
+      _to_pixels,
+      description="the released demo, exact: float32 slices",
+      dtype="float32",
+    ),
     Mode(
       "spec_augment",
       _augment,

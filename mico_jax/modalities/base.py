@@ -58,6 +58,7 @@ class Mode:
   to_pixels: Callable[..., Any]  # (array, *, geometry, xp) -> pixels
   eval_mode: str = ""  # deterministic partner; "": itself
   description: str = ""
+  dtype: str = ""  # of the array that travels; "": as `Modality.spec` says
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,15 @@ from mico_jax.modalities.base import ArraySpec, DecodeError, Geometry, Modality
 from mico_jax.modalities.base import Mode as _Mode
 from mico_jax.modalities.media import open_image
 from mico_jax.modalities.spatial import (
+  IMAGENET,
   ArrayClip,
   Clip,
   Place,
   crop_flip,
   modes,
+  normalise,
   place_clip,
+  resize_bilinear,
   resize_nearest,
   squash,
 )
@@ -97,6 +100,28 @@ def _mode(name: str, place: Place, *, relative: bool, about: str) -> _Mode:
   return _Mode(name, host, to_pixels, description=about)
 
 
+def _released_host(
+  clip: Clip, geometry: Geometry, rng: np.random.Generator | None = None
+) -> np.ndarray:
+  if geometry.depth_unit != "relative":
+    raise ValueError(
+      "depth mode 'relative_mico_demo' takes relative depth, not "
+      f"{geometry.depth_unit!r}; write depth:relative:FILE."
+    )
+
+  def resize(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return resize_bilinear(x[..., None], size)[..., 0]
+
+  return place_clip(clip, geometry, rng, squash, resize)[0].astype(np.float32)
+
+
+def _released_pixels(array: Any, *, geometry: Geometry, xp: Any) -> Any:
+  """Depth as the grey picture that the released encoder was shown."""
+  del geometry
+  x = array.astype(xp.float32)[..., None]
+  return normalise(xp.broadcast_to(x, (*x.shape[:-1], 3)), IMAGENET, xp)
+
+
 def example_depth(geometry: Geometry, seed: int) -> Clip:
   """A tilted plane with a bump, in the source's unit."""
   y, x = np.mgrid[0 : geometry.size, 0 : geometry.size] / geometry.size
@@ -117,6 +142,13 @@ DEPTH = Modality(
     _mode("metric_crop_flip", crop_flip, relative=False, about="and crop_flip"),
     _mode(
       "relative_crop_flip", crop_flip, relative=True, about="and crop_flip"
+    ),
+    _Mode(
+      "relative_mico_demo",
+      _released_host,
+      _released_pixels,
+      description="relative depth as a grey image of image mode mico_demo",
+      dtype="float32",
     ),
   ),
   default_mode="metric",

@@ -9,6 +9,7 @@ from mico_jax.modalities.media import decode_frames, example_frames
 from mico_jax.modalities.spatial import (
   HALF,
   crop_flip,
+  demo_mode,
   frame_mode,
   modes,
   resize_smooth,
@@ -39,6 +40,7 @@ NORMAL = Modality(
       on_flip=mirror,
       description="crop and flip; x changes sign with the flip",
     ),
+    demo_mode(),
   ),
   default_mode="plain",
   example=example_frames,

@@ -150,6 +150,13 @@ def resize_released(
   return np.rint(y).astype(np.uint8)
 
 
+def resize_exact(
+  x: UInt8[np.ndarray, "T Y X C"], size: tuple[int, int]
+) -> Float[np.ndarray, "T y x C"]:
+  """`resize_bilinear` of values scaled to [0, 1] first, as released."""
+  return resize_bilinear(x.astype(np.float32) / np.float32(255), size)
+
+
 Resize = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 # (frames, size, resize, draws in [0, 1) or None) -> frames and "was flipped".
 Place = Callable[
@@ -248,6 +255,7 @@ def frame_mode(
   eval_mode: str = "",
   description: str = "",
   on_flip: Callable[[np.ndarray], np.ndarray] | None = None,
+  dtype: str = "",
 ) -> Mode:
   """A preprocessing of uint8 frames [T, Y, X, 3].
 
@@ -259,19 +267,33 @@ def frame_mode(
     eval_mode: deterministic partner; "": itself.
     description: one line for the documentation tables.
     on_flip: corrects values after a horizontal flip (normals point in x).
+    dtype: what travels; "": uint8, "float32": values in [0, 1].
   """
 
   def host(
     clip: Clip, geometry: Geometry, rng: np.random.Generator | None = None
-  ) -> UInt8[np.ndarray, "T Y X 3"]:
+  ) -> Shaped[np.ndarray, "T Y X 3"]:
     frames, flipped = place_clip(clip, geometry, rng, place, resize)
     return on_flip(frames) if flipped and on_flip is not None else frames
 
   def to_pixels(array: Any, *, geometry: Geometry, xp: Any) -> Any:
     del geometry
-    return normalise(array.astype(xp.float32) / 255.0, stats, xp)
+    x = array.astype(xp.float32)
+    return normalise(x if dtype else x / 255.0, stats, xp)
 
-  return Mode(name, host, to_pixels, eval_mode, description)
+  return Mode(name, host, to_pixels, eval_mode, description, dtype)
+
+
+def demo_mode() -> Mode:
+  """The preprocessing of the released demo, exact: float32 frames travel."""
+  return frame_mode(
+    "mico_demo",
+    squash,
+    resize_exact,
+    IMAGENET,
+    description="the released demo, exact: squash, no antialias; ImageNet",
+    dtype="float32",
+  )
 
 
 def modes(*items: Mode) -> dict[str, Mode]:
@@ -295,13 +317,7 @@ VISUAL_MODES = modes(
     eval_mode="plain",
     description="plain after a small shift and zoom; no flip",
   ),
-  frame_mode(
-    "mico_demo",
-    squash,
-    resize_released,
-    IMAGENET,
-    description="the released demo: squash, no antialias; ImageNet",
-  ),
+  demo_mode(),
   frame_mode(
     "mico_train",
     squash,

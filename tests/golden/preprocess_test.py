@@ -111,16 +111,19 @@ def test_image(case, golden_dir):
   )
 
 
-def test_modes_round_only(case):
-  """What travels is the released picture, rounded to 8 bits."""
+def test_exact_and_rounded_modes(case):
+  """What travels is the released picture, exact or rounded to 8 bits."""
   stored = case[1]["image.decoded_rgb_uint8"]
   geometry = Geometry(1, 28)
   clip = spatial.ArrayClip(stored[None])
-  mode = spatial.VISUAL_MODES["mico_demo"]
-  mine = mode.to_pixels(mode.host(clip, geometry, None), geometry=geometry,
-                        xp=np)  # fmt: skip
-  want = case[1]["image.swin.res28"]
-  assert np.abs(np.moveaxis(mine, -1, 1) - want).max() < 0.51 / 255 / 0.224
+  for name, tensor, limit in (
+    ("mico_demo", "image.swin.res28", 1e-4),
+    ("mico_train", "image.evaclip.res28", 0.51 / 255 / 0.224),
+  ):
+    mode = spatial.VISUAL_MODES[name]
+    host = mode.host(clip, geometry, None)
+    mine = mode.to_pixels(host, geometry=geometry, xp=np)
+    assert np.abs(np.moveaxis(mine, -1, 1) - case[1][tensor]).max() < limit
 
 
 def test_video(case, golden_dir):

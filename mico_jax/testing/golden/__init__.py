@@ -18,6 +18,7 @@ from mico_jax.testing.golden.case import (
 from mico_jax.testing.golden.generation import generate
 from mico_jax.testing.golden.losses import losses
 from mico_jax.testing.golden.model import mico_full
+from mico_jax.testing.golden.preprocess import preprocess
 from mico_jax.testing.golden.resize import pos_resize
 from mico_jax.testing.golden.text import text_bert
 from mico_jax.testing.golden.token_masker import token_masker
@@ -32,6 +33,7 @@ CASES: dict[str, Case] = {
   "losses": losses,
   "generate": generate,
   "pos_resize": pos_resize,
+  "preprocess": preprocess,
   "token_masker": token_masker,
   "wordpiece": wordpiece,
 }
@@ -42,7 +44,6 @@ FEATURES: dict[str, str] = {
   "vision_eva02_e": "the EVA-02-E encoder (post-norm blocks)",
   "vision_clip": "the OpenAI CLIP encoder",
   "vision_swin": "the Swin encoder",
-  "preprocess": "a comparison of the preprocessing modes",
   "demo_e2e": "the import of released checkpoint files",
   "ckpt_layout": "the export to released checkpoint files",
 }

@@ -1,0 +1,255 @@
+"""Case preprocess: files to the arrays that the original fed its encoder.
+
+The media lie beside the folder, in `../media`. Each kind of output has its own
+function, which reads sizes from the output's name and shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mico_jax.config import AudioConfig
+from mico_jax.modalities import Geometry, audio, media, sound, spatial
+from mico_jax.testing.golden.case import Check, Folder, Missing
+
+IMAGE_LIMIT = 1e-4
+MEL_LIMIT = 3e-3  # worst of log-mel values; the mean must stay below 1e-5
+MEL_MEAN_LIMIT = 1e-5
+RESAMPLE_LIMIT = 5e-5
+STATS = {"evaclip": spatial.CLIP, "swin": spatial.IMAGENET}
+KINDS = ((".jpeg", ".jpg", ".png"), (".flac", ".wav"), (".mp4", ".webm"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Media:
+  """The files that a folder's numbers were made from."""
+
+  folder: Folder
+
+  def _data(self, kind: int, name: str = "") -> bytes | None:
+    place = self.folder.path.parent / "media"
+    files = sorted(place.iterdir()) if place.is_dir() else []
+    for path in files:
+      if path.name == name or (not name and path.suffix in KINDS[kind]):
+        return path.read_bytes()
+    return None
+
+  @functools.cached_property
+  def image(self) -> np.ndarray | None:
+    """The image as decoded here, uint8 [Y, X, 3]."""
+    data = self._data(0, self.folder.config["image"].get("file", ""))
+    return None if data is None else media.decode_image(data, Geometry(1, 224))
+
+  @functools.cached_property
+  def waveform(self) -> np.ndarray | None:
+    """The sound at 16 kHz."""
+    data = self._data(1, self.folder.config["audio"].get("file", ""))
+    return None if data is None else sound.decode_audio(data, Geometry(1, 224))
+
+  @functools.cached_property
+  def video(self) -> spatial.Clip | None:
+    """The video."""
+    data = self._data(2, self.folder.config["video"].get("file", ""))
+    return None if data is None else media.decode_video(data, Geometry(1, 224))
+
+
+def preprocess(folder: Folder) -> Iterator[Check | Missing]:
+  """Images, filterbanks, slices, resampling, video frames, frame indices."""
+  found = Media(folder)
+  for name, want in folder.outputs.items():
+    kind, _, rest = name.partition(".")
+    if kind == "image":
+      yield _image(folder, found, rest, want)
+    elif kind == "video":
+      yield _video(found, rest, want)
+    elif kind == "audio":
+      yield from _audio(folder, found, rest, want)
+    elif kind.startswith("short"):
+      yield from _short(folder, kind, rest, want)
+    else:
+      yield Missing(name, f"a reading of the name {name!r}")
+  for key, table in folder.config.get("frame_indices", {}).items():
+    wanted = int(key.rpartition("=")[2])
+    lengths = [int(n) for n in table]
+    got = [spatial.sample_frames(n, wanted) for n in lengths]
+    want = np.array(list(table.values()))
+    yield Check(f"frame_indices.{key}", np.stack(got), want, 0.0)
+
+
+def _pixels(frames: np.ndarray, stats: spatial.Stats) -> np.ndarray:
+  return np.moveaxis(spatial.normalise(frames, stats, np), -1, 1)
+
+
+def _antialiased(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Antialiased resize of float frames, channel by channel."""
+  rows, columns = size
+  channels = [
+    np.asarray(
+      Image.fromarray(frames[0, ..., c]).resize(
+        (columns, rows), Image.Resampling.BILINEAR
+      )
+    )
+    for c in range(3)
+  ]
+  return np.stack(channels, axis=-1)[None]
+
+
+def _image(
+  folder: Folder, found: Media, rest: str, want: np.ndarray
+) -> Check | Missing:
+  """`<statistics>[.res<N>][.crop_flip_eval][.antialias_true...]`."""
+  name = f"image.{rest}"
+  if rest == "decoded_rgb_uint8":
+    if found.image is None:
+      return Missing(name, "the image, in a sibling folder media")
+    return Check(name, found.image, want, 1.0)
+  size = re.search(r"\bres(\d+)", rest)
+  stats = STATS.get(rest.partition(".")[0])
+  stored = folder.outputs.get("image.decoded_rgb_uint8", found.image)
+  if size is None or stats is None or stored is None:
+    return Missing(name, f"a reading of the name {name!r}, and the image")
+  side = int(size.group(1))
+  frames = stored[None]
+  if "antialias_true" in rest:
+    scaled = frames.astype(np.float32) / np.float32(255)
+    frames = _antialiased(scaled, (side, side))
+  elif "crop_flip_eval" in rest:
+    resize = spatial.resize_exact
+    frames, _ = spatial.crop_flip(frames, side, resize, None)
+  elif rest.startswith("swin"):  # exactly the mode of the demo
+    mode, geometry = spatial.VISUAL_MODES["mico_demo"], Geometry(1, side)
+    host = mode.host(spatial.ArrayClip(frames), geometry, None)
+    got = np.moveaxis(mode.to_pixels(host, geometry=geometry, xp=np), -1, 1)
+    return Check(name, got[_corner(want)], want, IMAGE_LIMIT)
+  else:
+    frames = spatial.resize_exact(frames, (side, side))
+  return Check(name, _pixels(frames, stats)[_corner(want)], want, IMAGE_LIMIT)
+
+
+def _corner(want: np.ndarray) -> tuple[slice, ...]:
+  """The top left part of a picture that is stored."""
+  return tuple(slice(n) for n in want.shape)
+
+
+def _video(found: Media, rest: str, want: np.ndarray) -> Check | Missing:
+  """`n<frames>.<what>`."""
+  name = f"video.{rest}"
+  match = re.match(r"n(\d+)\.(.+)$", rest)
+  if found.video is None or match is None:
+    return Missing(name, "the video, in a sibling folder media")
+  clip, what = found.video, match.group(2)
+  frames = clip.take(
+    spatial.sample_frames(len(clip), int(match.group(1))).tolist()
+  )
+  every, size = re.search(r"every(\d+)", what), re.match(r"res(\d+)", what)
+  if what.startswith("raw_rgb") and every is not None:
+    step = int(every.group(1))
+    return Check(name, frames[:, ::step, ::step], want, 1.0)
+  side = int(size.group(1)) if size is not None else 224
+  pixels = _pixels(spatial.resize_exact(frames, (side, side)), spatial.CLIP)
+  if what == "mean_per_frame_channel":
+    pixels = pixels.mean(axis=(2, 3), dtype=np.float64)
+  elif what == "std_per_frame_channel":
+    pixels = _deviation(pixels, want)
+  elif size is None:
+    return Missing(name, f"a reading of the name {name!r}")
+  return Check(name, pixels, want, IMAGE_LIMIT)
+
+
+def _deviation(pixels: np.ndarray, want: np.ndarray) -> np.ndarray:
+  """By frame and channel; unbiased, as torch has it, where that is closer."""
+  pixels = pixels.astype(np.float64)
+  found = [pixels.std(axis=(2, 3), ddof=n) for n in (0, 1)]
+  return min(found, key=lambda x: np.abs(x - want).max())
+
+
+def _mels(name: str, got: np.ndarray, want: np.ndarray) -> Iterator[Check]:
+  """The worst and the mean difference of log-mel energies."""
+  yield Check(name, got, want, MEL_LIMIT)
+  if got.shape == want.shape:
+    mean = np.abs(got.astype(np.float64) - want).mean()
+    yield Check(f"{name} (mean difference)", mean, 0.0, MEL_MEAN_LIMIT)
+
+
+def _slices(waveform: np.ndarray, args: Mapping[str, Any]) -> np.ndarray:
+  """The original's audio processor by way of mode `mico_demo`."""
+  config = dataclasses.replace(AudioConfig(), mel_bins=args["melbins"])
+  size, rows = args.get("resize_melbin_num", 224), args["target_length"]
+  geometry = Geometry(args["sample_num"], size, config)
+  if rows == size:
+    mode = audio.AUDIO.mode("mico_demo")
+    host = mode.host(waveform, geometry, None)
+    return mode.to_pixels(host, geometry=geometry, xp=np)[..., 0]
+  slices = audio.log_mel_slices(
+    waveform, geometry, slice_frames=rows, extra_slice=True
+  )
+  return slices / np.float32(2 * config.std)
+
+
+def _audio(
+  folder: Folder, found: Media, rest: str, want: np.ndarray
+) -> Iterator[Check | Missing]:
+  """`fbank<bins>[_every<k>]`, `proc.<...>` or `waveform_first_<n>`."""
+  name = f"audio.{rest}"
+  if found.waveform is None:
+    yield Missing(name, "the sound, in a sibling folder media")
+    return
+  bank = re.match(r"fbank(\d+)(?:_every(\d+))?$", rest)
+  first = re.match(r"waveform_first_(\d+)$", rest)
+  if bank is not None:
+    bins, every = int(bank.group(1)), int(bank.group(2) or 1)
+    got = sound.fbank(found.waveform, bins, AudioConfig())[::every]
+    yield from _mels(name, got, want)
+  elif first is not None:
+    yield Check(name, found.waveform[None, : want.shape[-1]], want, 1e-6)
+  else:
+    items = folder.config.get("audio_processor", [])
+    item = next((i for i in items if i["tensor"] == name), None)
+    if item is None:
+      yield Missing(name, f"a reading of the name {name!r}")
+      return
+    got = _slices(found.waveform, item["args"])
+    steps = [int(n) for n in re.findall(r"every (\d+)", item.get("stored", ""))]
+    if steps:
+      got = got[:, :: steps[0], :: steps[1]]
+    yield Check(name, got, want, MEL_LIMIT)
+
+
+def _short(
+  folder: Folder, kind: str, rest: str, want: np.ndarray
+) -> Iterator[Check | Missing]:
+  """Synthetic sounds at several rates: resampled, filtered, sliced."""
+  name = f"{kind}.{rest}"
+  items = folder.config.get("short_audio", [])
+  item = next((i for i in items if i["name"] == kind), None)
+  waveform = folder.outputs.get(f"{kind}.waveform")
+  if item is None or waveform is None:
+    yield Missing(name, f"the waveform and settings of {kind}")
+    return
+  rate = item["sample_rate"]
+  if rest == "waveform":
+    config = dataclasses.replace(AudioConfig(), sample_rate=rate)
+    got = sound.decode_audio((waveform.T, rate), Geometry(1, 32, config))
+    yield Check(name, got, want[0], 0.0)
+    return
+  mono = sound.decode_audio((waveform.T, rate), Geometry(1, 32))
+  if rest.startswith("resampled"):
+    got = np.stack([sound.resample(x, rate, 16000) for x in waveform])
+    yield Check(name, got, want, RESAMPLE_LIMIT)
+  elif rest == "fbank":
+    # From the stored samples: the resampling has a line of its own.
+    stored = folder.outputs.get(f"{kind}.resampled_16000")
+    given = mono if stored is None else stored[0]
+    bins = item["args"]["melbins"]
+    yield from _mels(name, sound.fbank(given, bins, AudioConfig()), want)
+  elif rest == "out":
+    yield Check(name, _slices(mono, item["args"]), want, MEL_LIMIT)
+  else:
+    yield Missing(name, f"a reading of the name {name!r}")
