@@ -18,7 +18,7 @@ if TYPE_CHECKING:
   from mico_jax.inference import OmniModel, load
   from mico_jax.modalities import MODALITIES, DecodeError
   from mico_jax.models import build
-  from mico_jax.models.presets import list_models
+  from mico_jax.models.presets import list_encoders, list_models
 
 __version__ = "0.1.0"
 
@@ -30,6 +30,7 @@ _PUBLIC = {
   "DecodeError": "mico_jax.modalities",
   "OmniModel": "mico_jax.inference",
   "build": "mico_jax.models",
+  "list_encoders": "mico_jax.models.presets",
   "list_models": "mico_jax.models.presets",
   "load": "mico_jax.inference",
 }
@@ -43,6 +44,7 @@ __all__ = [
   "OmniModel",
   "__version__",
   "build",
+  "list_encoders",
   "list_models",
   "load",
 ]

@@ -47,6 +47,20 @@ class VisionConfig:
   norm_eps: float = 1e-6
   drop_path_rate: float = 0.0  # linearly increasing over depth
   clip_embed_dim: int = 0  # EVA-CLIP's own head; 0: no such head
+  clip_embed_bias: bool = True  # of that head; OpenAI's CLIP has none
+  # "pre": x + f(norm(x)); "post": x + norm(f(x)), as in EVA-02-E.
+  norm: str = "pre"
+  # "gelu" (exact) | "gelu_tanh" | "quick_gelu" (OpenAI's CLIP) | "swiglu"
+  mlp: str = "gelu"
+  qkv_bias: str = "qv"  # "qv": none on keys (EVA) | "all" | "none"
+  patch_bias: bool = True  # of the patch embedding; OpenAI's CLIP has none
+  pre_norm: bool = False  # LayerNorm before the first block (CLIP)
+  # LayerNorm before the last layer of attention and of the MLP (EVA-02).
+  sub_norm: bool = False
+  # > 0: rotary positions of the patches beside the learned ones, scaled to a
+  # grid of this many patches along one side (EVA-02: 16).
+  rope_grid: int = 0
+  layer_scale: float = 0.0  # initial factor per channel of a branch; 0: none
 
 
 @dataclass(frozen=True)

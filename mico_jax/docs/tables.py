@@ -91,30 +91,76 @@ def objectives_page() -> str:
 
 
 def models_page() -> str:
-  """Sizes of the packaged model configs."""
+  """Sizes of the packaged model and encoder configs."""
   import math
 
   import jax
 
   from mico_jax.models import build
-  from mico_jax.models.presets import PRESETS
+  from mico_jax.models.presets import PRESETS, VISION
+
+  def size(tree: Any) -> str:
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    return f"{total / 1e6:,.1f} M"
+
+  def encoder(v: config.VisionConfig) -> tuple[Any, ...]:
+    form = f"{v.width} x {v.depth}, {v.num_heads} heads, patch {v.patch_size}"
+    return form, v.image_size
 
   def row(name: str, model: config.ModelConfig) -> tuple[Any, ...]:
-    shapes = jax.tree.leaves(build(model).abstract_params())
-    total = sum(math.prod(leaf.shape) for leaf in shapes)
-    v, t = model.vision, model.text
+    t, shapes = model.text, build(model).abstract_params()
     return (
       f"`{name}`",
-      f"{v.width} x {v.depth}, {v.num_heads} heads, patch {v.patch_size}",
-      v.image_size,
+      *encoder(model.vision),
       f"{t.width} x {t.depth}, {t.num_heads} heads",
       model.embed_dim,
-      f"{total / 1e6:,.1f} M",
+      size(shapes["vision"]),
+      size(shapes),
     )
 
-  return f"{HEAD}\n# Models\n\n`mico_jax.list_models()`:\n\n" + _table(
-    ("name", "encoder", "pixels", "text tower", "joint", "parameters"),
+  def encoder_row(name: str, vision: config.VisionConfig) -> tuple[Any, ...]:
+    shapes = build(config.ModelConfig(vision=vision)).abstract_params()
+    default = config.VisionConfig()
+    sizes = [
+      "image_size",
+      "patch_size",
+      "width",
+      "depth",
+      "num_heads",
+      "mlp_dim",
+    ]
+    options = (
+      f"{f.name}={getattr(vision, f.name)!r}"
+      for f in dataclasses.fields(vision)
+      if f.name not in sizes
+      and getattr(vision, f.name) != getattr(default, f.name)
+    )
+    return (
+      f"`{name}`",
+      *encoder(vision),
+      size(shapes["vision"]),
+      " ".join(f"`{o}`" for o in options),
+    )
+
+  text = f"{HEAD}\n# Models\n\n`mico_jax.list_models()`:\n\n" + _table(
+    (
+      "name",
+      "encoder",
+      "pixels",
+      "text tower",
+      "joint",
+      "of encoder",
+      "of all",
+    ),
     (row(name, model) for name, model in PRESETS.items()),
+  )
+  text += (
+    "\n## Encoders\n\n`mico_jax.list_encoders()`; use one as `model.vision` of "
+    "any config (`mico_jax.models.VISION[name]`):\n\n"
+  )
+  return text + _table(
+    ("name", "size", "pixels", "parameters", "options"),
+    (encoder_row(name, vision) for name, vision in VISION.items()),
   )
 
 

@@ -12,7 +12,6 @@ such parameters cannot be written in its form.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,81 +20,28 @@ from typing import Any
 import numpy as np
 
 from mico_jax.config import ModelConfig, TextConfig, VisionConfig
+from mico_jax.interop import mico_vision
+from mico_jax.interop.entries import Entry, layer_norm, linear
+from mico_jax.interop.mico_vision import LOGIT_SCALE
 from mico_jax.models import build
 from mico_jax.types import Params
 
-VISUAL = "vision_encoder.visual."
 BERT = "multimodal_encoder."
 LAYER = BERT + "bert.encoder.layer.{i}."
 # Context type -> the word the released names use for it.
 WORDS = {"video": "vision", "audio": "audio", "depth": "depth"}
-# Names a released file may hold that the model does not use: the text tower of
-# EVA-CLIP and buffers.
-IGNORED = (r"^vision_encoder\.text\.", r"\.position_ids$")
+# Names a released file may hold that the model does not use: the text towers of
+# EVA-CLIP and OpenAI's CLIP, and buffers.
+IGNORED = (
+  r"^vision_encoder\.(text|transformer|token_embedding|ln_final)\.",
+  r"^vision_encoder\.(positional_embedding|text_projection)$",
+  r"\.position_ids$",
+)
 TIED = {
   BERT + "cls.predictions.decoder.weight": BERT
   + "bert.embeddings.word_embeddings.weight",
   BERT + "cls.predictions.decoder.bias": BERT + "cls.predictions.bias",
 }
-LOGIT_SCALE = "vision_encoder.logit_scale"
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """One of our parameters and where a released file holds it.
-
-  Attributes:
-    path: of our parameter.
-    names: released names whose tensors are packed side by side; `{i}` is the
-      layer.
-    kind: "linear" (transposed), "conv" (flattened) or "same".
-    lead: leading axes of length one in the released tensor.
-    layers: number of stacked layers; 0: not stacked.
-  """
-
-  path: tuple[str, ...]
-  names: tuple[str, ...]
-  kind: str = "same"
-  lead: int = 0
-  layers: int = 0
-
-
-def _linear(
-  path: Sequence[str], names: Sequence[str], layers: int = 0, bias: bool = True
-) -> Iterator[Entry]:
-  weights = tuple(f"{n}.weight" for n in names)
-  yield Entry((*path, "kernel"), weights, "linear", layers=layers)
-  if bias:
-    biases = tuple(f"{n}.bias" for n in names)
-    yield Entry((*path, "bias"), biases, layers=layers)
-
-
-def _norm(path: Sequence[str], name: str, layers: int = 0) -> Iterator[Entry]:
-  yield Entry((*path, "scale"), (f"{name}.weight",), layers=layers)
-  yield Entry((*path, "bias"), (f"{name}.bias",), layers=layers)
-
-
-def _vision(config: VisionConfig) -> Iterator[Entry]:
-  top, depth = ("vision",), config.depth
-  blocks, block = ("vision", "blocks"), VISUAL + "blocks.{i}."
-  attn = (*blocks, "attn", "qkv")
-  yield Entry((*top, "cls_token"), (VISUAL + "cls_token",), lead=2)
-  yield Entry((*top, "pos_embed"), (VISUAL + "pos_embed",), lead=1)
-  patch = (*top, "patch_embed", "proj")
-  yield Entry((*patch, "kernel"), (VISUAL + "patch_embed.proj.weight",), "conv")
-  yield Entry((*patch, "bias"), (VISUAL + "patch_embed.proj.bias",))
-  yield from _linear(attn, [block + "attn.qkv"], depth, bias=False)
-  for bias in ("q_bias", "v_bias"):
-    yield Entry((*attn, bias), (f"{block}attn.{bias}",), layers=depth)
-  yield from _linear((*blocks, "attn", "proj"), [block + "attn.proj"], depth)
-  for fc in ("fc1", "fc2"):
-    yield from _linear((*blocks, "mlp", fc), [f"{block}mlp.{fc}"], depth)
-  for norm in ("norm1", "norm2"):
-    yield from _norm((*blocks, norm), block + norm, depth)
-  yield from _norm((*top, "norm"), VISUAL + "norm")
-  if config.clip_embed_dim:
-    yield from _linear((*top, "clip_head"), [VISUAL + "head"])
-    yield Entry((*top, "logit_scale"), (LOGIT_SCALE,))
 
 
 def _text(config: TextConfig) -> Iterator[Entry]:
@@ -108,26 +54,26 @@ def _text(config: TextConfig) -> Iterator[Entry]:
     ("types", "token_type"),
   ):
     yield Entry((*embed, ours), (f"{name}{theirs}_embeddings.weight",))
-  yield from _norm((*embed, "norm"), name + "LayerNorm")
+  yield from layer_norm((*embed, "norm"), name + "LayerNorm")
   own, cross = LAYER + "attention.", LAYER + "crossattention."
   packed = [f"{own}self.{n}" for n in ("query", "key", "value")]
-  yield from _linear((*blocks, "attn", "qkv"), packed, depth)
+  yield from linear((*blocks, "attn", "qkv"), packed, depth)
   packed = [f"{cross}self.{n}" for n in ("key", "value")]
-  yield from _linear((*blocks, "cross_attn", "kv"), packed, depth)
+  yield from linear((*blocks, "cross_attn", "kv"), packed, depth)
   query = (*blocks, "cross_attn", "query")
-  yield from _linear(query, [cross + "self.query"], depth)
+  yield from linear(query, [cross + "self.query"], depth)
   for ours, prefix in (("attn", own), ("cross_attn", cross)):
     proj = (*blocks, ours, "proj")
-    yield from _linear(proj, [prefix + "output.dense"], depth)
+    yield from linear(proj, [prefix + "output.dense"], depth)
   for ours, prefix in (("attn", own), ("cross", cross), ("mlp", LAYER)):
     norm = (*blocks, f"{ours}_norm")
-    yield from _norm(norm, prefix + "output.LayerNorm", depth)
+    yield from layer_norm(norm, prefix + "output.LayerNorm", depth)
   mlp = (*blocks, "mlp")
-  yield from _linear((*mlp, "fc1"), [LAYER + "intermediate.dense"], depth)
-  yield from _linear((*mlp, "fc2"), [LAYER + "output.dense"], depth)
+  yield from linear((*mlp, "fc1"), [LAYER + "intermediate.dense"], depth)
+  yield from linear((*mlp, "fc2"), [LAYER + "output.dense"], depth)
   head, name = ("text", "lm_head"), BERT + "cls.predictions."
-  yield from _linear((*head, "dense"), [name + "transform.dense"])
-  yield from _norm((*head, "norm"), name + "transform.LayerNorm")
+  yield from linear((*head, "dense"), [name + "transform.dense"])
+  yield from layer_norm((*head, "norm"), name + "transform.LayerNorm")
   yield Entry((*head, "bias"), (name + "bias",))
 
 
@@ -136,8 +82,8 @@ def _heads(config: ModelConfig) -> Iterator[Entry]:
   for name in (*types, "subtitle"):
     word = WORDS.get(name, name)
     path, source = ("project", name), f"hidden_trans_{word}_multimodal"
-    yield from _linear((*path, "dense"), [f"{source}.0"])
-    yield from _norm((*path, "norm"), f"{source}.1")
+    yield from linear((*path, "dense"), [f"{source}.0"])
+    yield from layer_norm((*path, "norm"), f"{source}.1")
     table = f"{word}_type_embeddings"
     yield Entry(("type_embed", name), (table,), lead=2)
     if config.frame_table.get(name, 0):
@@ -148,11 +94,11 @@ def _heads(config: ModelConfig) -> Iterator[Entry]:
     name = f"contra_head_{head}" + (".linear" if single else "")
     if head != "n":
       path = ("contrastive_head", head)
-      yield from _linear(path, [name], bias=not single)
+      yield from linear(path, [name], bias=not single)
   head, name = ("matching_head",), "itm_head."
-  yield from _linear((*head, "dense1"), [name + "linear1"])
-  yield from _norm((*head, "norm"), name + "layernorm")
-  yield from _linear((*head, "dense2"), [name + "linear2"])
+  yield from linear((*head, "dense1"), [name + "linear1"])
+  yield from layer_norm((*head, "norm"), name + "layernorm")
+  yield from linear((*head, "dense2"), [name + "linear2"])
   yield Entry(("temperature",), ("contra_temp",))
 
 
@@ -165,7 +111,9 @@ def entries(
     config: of the model.
     parts: top keys of our tree to cover; None: all.
   """
-  table = [*_vision(config.vision), *_text(config.text), *_heads(config)]
+  table = [*_text(config.text), *_heads(config)]
+  if parts is None or "vision" in parts:
+    table = [*mico_vision.entries(config.vision), *table]
   return [e for e in table if parts is None or e.path[0] in parts]
 
 
@@ -206,6 +154,8 @@ def from_released(
     ValueError: naming every missing or left-over tensor, or a wrong shape.
   """
   tensors = dict(tensors)
+  if parts is None or "vision" in parts:
+    tensors = mico_vision.drop_rotary_buffers(tensors, config.vision)
   for copy, original in TIED.items():
     if copy in tensors:  # the later key wins when PyTorch loads
       tensors[original] = tensors.pop(copy)
@@ -267,8 +217,8 @@ def to_released(
     params: nested dict of arrays.
     config: of the model.
     parts: top keys to write; None: all.
-    copies: also write the tied copies and the position buffer, as a released
-      file has them; false for gradients.
+    copies: also write the tied copies and the buffers, as a released file has
+      them; false for gradients.
 
   Raises:
     ValueError: for parameters that the released model does not have.
@@ -305,6 +255,8 @@ def to_released(
           piece = piece.transpose(3, 2, 0, 1)
         piece = piece.reshape((1,) * entry.lead + piece.shape)
         tensors[name.format(i=i)] = np.asarray(piece, order="C")
+  if copies and (parts is None or "vision" in parts):
+    tensors |= mico_vision.rotary_buffers(config.vision)
   if copies and (parts is None or "text" in parts):
     for copy, original in TIED.items():
       tensors[copy] = tensors[original]
@@ -333,6 +285,7 @@ def config_from_released(
   *,
   vision_heads: int | None = None,
   text_heads: int | None = None,
+  vision_options: Mapping[str, Any] | None = None,
 ) -> ModelConfig:
   """The config of released tensors, from their shapes.
 
@@ -342,25 +295,16 @@ def config_from_released(
 
   Args:
     tensors: by released name.
-    vision_heads: heads of the encoder; None: 88 wide each, as in ViT-g.
+    vision_heads: heads of the encoder; None: as wide as in the released ones.
     text_heads: heads of the text tower; None: 64 wide each, as in BERT.
+    vision_options: fields of the encoder that no tensor tells, such as
+      {"norm": "post"} of EVA-02-E.
   """
-  vision = VisionConfig(
+  vision = mico_vision.config_from_tensors(
+    tensors, num_heads=vision_heads, **(vision_options or {})
+  ) or VisionConfig(
     image_size=4, patch_size=4, width=8, depth=1, num_heads=1, mlp_dim=8
   )
-  if VISUAL + "pos_embed" in tensors:
-    _, length, width = tensors[VISUAL + "pos_embed"].shape
-    patch = tensors[VISUAL + "patch_embed.proj.weight"].shape[-1]
-    head = tensors.get(VISUAL + "head.weight")
-    vision = VisionConfig(
-      image_size=math.isqrt(length - 1) * patch,
-      patch_size=patch,
-      width=width,
-      depth=_count(tensors, re.escape(VISUAL) + r"blocks\.(\d+)\."),
-      num_heads=vision_heads or width // 88,
-      mlp_dim=tensors[VISUAL + "blocks.0.mlp.fc1.weight"].shape[0],
-      clip_embed_dim=0 if head is None else head.shape[0],
-    )
   text = TextConfig(
     vocab_size=8, width=8, depth=1, num_heads=1, mlp_dim=8, max_positions=8
   )

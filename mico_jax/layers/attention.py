@@ -20,9 +20,19 @@ from mico_jax import axes
 from mico_jax.kernels.attention import attention
 from mico_jax.layers import dropout
 from mico_jax.layers.mlp import KERNEL_INIT, Dense
+from mico_jax.layers.norm import LayerNorm
 from mico_jax.layers.parameter import parameter
+from mico_jax.layers.rotary import rotate
 
 ATTENTION_OUT = "attention_out"  # name for remat policies
+
+
+# Biases of a packed projection -> what they are.
+BIASES = {
+  "all": "one bias of all groups",
+  "qv": "on queries and values, none on keys",
+  "none": "none",
+}
 
 
 def _bias(module: nn.Module, name: str, size: int) -> Array:
@@ -35,7 +45,7 @@ class PackedProjection(nn.Module):
   Attributes:
     num: 3 for queries, keys and values; 2 for keys and values.
     num_heads: N.
-    bias: "all": one bias [num * D]; "qv": q_bias and v_bias, none on keys.
+    bias: key of `BIASES`.
     dtype: compute dtype.
   """
 
@@ -57,13 +67,15 @@ class PackedProjection(nn.Module):
       (width, self.num * width),
       (axes.EMBED, axes.QKV),
     )
+    bias = None
     if self.bias == "qv":
       q_bias, v_bias = (_bias(self, f"{n}_bias", width) for n in "qv")
       bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
-    else:
+    elif self.bias == "all":
       bias = _bias(self, "bias", self.num * width)
     y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype))
-    y = y + bias.astype(self.dtype)[None, None]
+    if bias is not None:
+      y = y + bias.astype(self.dtype)[None, None]
     heads = (*x.shape[:2], self.num_heads, width // self.num_heads)
     return tuple(p.reshape(heads) for p in jnp.split(y, self.num, axis=-1))
 
@@ -79,6 +91,7 @@ class SelfAttention(nn.Module):
     backend: see `mico_jax.kernels.attention`.
     masked_rows: see `mico_jax.kernels.attention`.
     dropout_rate: of attention weights.
+    norm_eps: of a LayerNorm before the output projection; None: no such norm.
   """
 
   num_heads: int
@@ -88,6 +101,7 @@ class SelfAttention(nn.Module):
   backend: str = "auto"
   masked_rows: str = "zero"
   dropout_rate: float = 0.0
+  norm_eps: float | None = None
 
   @nn.compact
   def __call__(
@@ -98,6 +112,7 @@ class SelfAttention(nn.Module):
     prefix_lengths: Int[Array, " B"] | None = None,
     row_keys: Key[Array, " B"] | None = None,
     cache: tuple[Array, Array, Array] | None = None,
+    rotary: tuple[Array, Array] | None = None,
   ) -> tuple[Float[Array, "B L D"], tuple[Array, Array]]:
     """Attends among the tokens, or from new tokens to a cache.
 
@@ -109,6 +124,8 @@ class SelfAttention(nn.Module):
       cache: (keys [B S N H], values [B S N H], position): only the first token
         of `x` is written, at `position`; the others follow behind the cache and
         are forgotten, so `mask` has S + L - 1 columns.
+      rotary: cosine and sine [#B L H] that turn queries and keys, see
+        `mico_jax.layers.rotary`; None: no rotary positions.
 
     Returns:
       The attended tokens, and keys and values: of all tokens without a cache,
@@ -116,6 +133,8 @@ class SelfAttention(nn.Module):
     """
     qkv = PackedProjection(3, self.num_heads, self.bias, self.dtype, name="qkv")
     q, k, v = qkv(x)
+    if rotary is not None:
+      q, k = rotate(q, *rotary), rotate(k, *rotary)
     kv = (k, v)
     if cache is not None:
       old_k, old_v, position = cache
@@ -146,6 +165,8 @@ class SelfAttention(nn.Module):
     )
     out = checkpoint_name(out, ATTENTION_OUT)
     out = out.reshape(x.shape)
+    if self.norm_eps is not None:
+      out = LayerNorm(self.norm_eps, name="norm")(out)
     proj = Dense(
       x.shape[-1], self.dtype, names=(axes.QKV, axes.EMBED), name="proj"
     )

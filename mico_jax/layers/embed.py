@@ -47,11 +47,13 @@ class PatchEmbed(nn.Module):
     width: of the tokens.
     patch_size: in pixels.
     dtype: compute dtype.
+    use_bias: whether a bias is added.
   """
 
   width: int
   patch_size: int
   dtype: Any = jnp.float32
+  use_bias: bool = True
 
   @nn.compact
   def __call__(
@@ -68,6 +70,7 @@ class PatchEmbed(nn.Module):
     return Dense(
       self.width,
       self.dtype,
+      use_bias=self.use_bias,
       names=(axes.PATCH, axes.EMBED),
       kernel_init=nn.initializers.xavier_uniform(),
       name="proj",

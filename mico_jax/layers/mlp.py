@@ -1,4 +1,4 @@
-"""Linear layers and the two-layer MLP."""
+"""Linear layers and the MLPs of blocks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mico_jax import axes
+from mico_jax.layers.norm import LayerNorm
 from mico_jax.layers.parameter import parameter
 
 # Truncated normal with standard deviation 0.02 after truncation at two sigma
@@ -55,27 +56,57 @@ class Dense(nn.Module):
     return y
 
 
+def quick_gelu(x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+  """X * sigmoid(1.702 x): the GELU of OpenAI's CLIP."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+def _gelu(x: Array) -> Array:
+  return jax.nn.gelu(x, approximate=False)
+
+
+# Kind of MLP -> its activation; "swiglu" activates a gate beside the values.
+MLPS: dict[str, Callable[[Array], Array]] = {
+  "gelu": _gelu,
+  "gelu_tanh": jax.nn.gelu,
+  "quick_gelu": quick_gelu,
+  "swiglu": jax.nn.silu,
+}
+
+
 class Mlp(nn.Module):
-  """Linear, exact (erf) GELU, linear.
+  """Linear, activation, linear; or fc2(silu(gate(x)) * fc1(x)).
 
   Attributes:
     hidden_dim: width between the two layers.
     dtype: compute dtype.
+    kind: key of `MLPS`; "gelu" is the exact one.
+    norm_eps: of a LayerNorm before the last layer; None: no such norm.
   """
 
   hidden_dim: int
   dtype: Any = jnp.float32
+  kind: str = "gelu"
+  norm_eps: float | None = None
 
   @nn.compact
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """Returns the transformed tokens."""
     width = x.shape[-1]
-    y = Dense(
-      self.hidden_dim,
-      self.dtype,
-      names=(axes.EMBED, axes.MLP),
-      bias_name=axes.MLP,
-      name="fc1",
-    )(x)
-    y = jax.nn.gelu(y, approximate=False)
+
+    def first(name: str) -> Array:
+      return Dense(
+        self.hidden_dim,
+        self.dtype,
+        names=(axes.EMBED, axes.MLP),
+        bias_name=axes.MLP,
+        name=name,
+      )(x)
+
+    if self.kind == "swiglu":
+      y = MLPS[self.kind](first("gate")) * first("fc1")
+    else:
+      y = MLPS[self.kind](first("fc1"))
+    if self.norm_eps is not None:
+      y = LayerNorm(self.norm_eps, name="norm")(y)
     return Dense(width, self.dtype, names=(axes.MLP, axes.EMBED), name="fc2")(y)

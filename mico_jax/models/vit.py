@@ -1,12 +1,15 @@
-"""The encoder shared by every knowledge modality: EVA-01's vision transformer.
+"""The encoder shared by every knowledge modality: one vision transformer.
 
-Pre-norm blocks, learned absolute positions (class token included), bias on
-queries and values only, exact GELU, a final LayerNorm on all tokens. Any subset
-of the patches may be encoded (patch dropout, masking), and every block's tokens
-are returned on request.
+Learned absolute positions (class token included) and a final LayerNorm on all
+tokens, always; the rest is composed of options of `config.VisionConfig`, whose
+defaults are EVA-01. `mico_jax.models.presets.VISION` names the usual choices:
+EVA-01, EVA-02 (rotary positions, SwiGLU, sub-LN), EVA-02-E (post-norm), OpenAI
+CLIP and plain ViT. Any subset of the patches may be encoded (patch dropout,
+masking), and every block's tokens are returned on request.
 
-Source: EVA-CLIP, arXiv:2303.15389, and the released MiCo weights (their tower
-is EVA-01-CLIP ViT-g/14).
+Source: ViT, arXiv:2010.11929; EVA-CLIP, arXiv:2303.15389; EVA-02,
+arXiv:2303.11331; CLIP, arXiv:2103.00020; and the released MiCo weights (their
+tower is EVA-01-CLIP ViT-g/14).
 """
 
 from __future__ import annotations
@@ -21,20 +24,31 @@ from jaxtyping import Array, Float, Int, Key
 from mico_jax import axes
 from mico_jax.config import VisionConfig
 from mico_jax.layers import dropout
-from mico_jax.layers.attention import SelfAttention
+from mico_jax.layers.attention import BIASES, SelfAttention
 from mico_jax.layers.embed import POSITION_INIT, TABLE_INIT, PatchEmbed
-from mico_jax.layers.mlp import Dense, Mlp
+from mico_jax.layers.mlp import MLPS, Dense, Mlp
 from mico_jax.layers.norm import LayerNorm
 from mico_jax.layers.parameter import parameter
+from mico_jax.layers.rotary import rotary_tables, token_tables
 from mico_jax.layers.stack import stack
+
+NORMS = ("pre", "post")  # where the LayerNorm of a branch stands
 
 
 def grid_size(config: VisionConfig) -> int:
   """Patches along one side of a frame.
 
   Raises:
-    ValueError: if patches do not fill the image or heads the width.
+    ValueError: if patches do not fill the image or heads the width, or an
+      option is unknown.
   """
+  for field, known in (("norm", NORMS), ("mlp", MLPS), ("qkv_bias", BIASES)):
+    value = getattr(config, field)
+    if value not in known:
+      raise ValueError(
+        f"config.model.vision.{field}={value!r} is not one of "
+        f"{', '.join(known)}."
+      )
   if config.image_size % config.patch_size:
     raise ValueError(
       f"image_size={config.image_size} is no multiple of "
@@ -45,11 +59,15 @@ def grid_size(config: VisionConfig) -> int:
       f"num_heads={config.num_heads} must divide width={config.width}; set "
       "config.model.vision.num_heads."
     )
-  return config.image_size // config.patch_size
+  grid = config.image_size // config.patch_size
+  if config.rope_grid:
+    head_dim = config.width // config.num_heads
+    rotary_tables(grid, head_dim, base_grid=config.rope_grid)
+  return grid
 
 
 class ViTBlock(nn.Module):
-  """Pre-norm attention and MLP with stochastic depth.
+  """Attention and MLP, each with its LayerNorm and stochastic depth.
 
   Attributes:
     config: of the encoder.
@@ -68,25 +86,38 @@ class ViTBlock(nn.Module):
     self,
     x: Float[Array, "B L D"],
     layer: Mapping[str, Array],
-    shared: Mapping[str, Array],
+    shared: Mapping[str, Any],
   ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"] | None]:
     """Returns the tokens after this block."""
     row_keys = shared.get("row_keys")
     if row_keys is not None:
       row_keys = dropout.fold_rows(row_keys, layer["index"])
     rate = layer["drop_path_rate"]
+    config = self.config
+    inner = config.norm_eps if config.sub_norm else None
     attend = SelfAttention(
-      self.config.num_heads,
-      bias="qv",
+      config.num_heads,
+      bias=config.qkv_bias,
       dtype=self.dtype,
       backend=self.backend,
+      norm_eps=inner,
       name="attn",
     )
-    y, _ = attend(LayerNorm(self.config.norm_eps, name="norm1")(x))
-    x = x + dropout.drop_path(y, row_keys, rate, dropout.DROP_PATH_ATTN)
-    mlp = Mlp(self.config.mlp_dim, self.dtype, name="mlp")
-    y = mlp(LayerNorm(self.config.norm_eps, name="norm2")(x))
-    x = x + dropout.drop_path(y, row_keys, rate, dropout.DROP_PATH_MLP)
+    mlp = Mlp(config.mlp_dim, self.dtype, config.mlp, inner, name="mlp")
+    rotary = shared.get("rotary")
+    for i, tag, branch in (
+      (1, dropout.DROP_PATH_ATTN, lambda y: attend(y, rotary=rotary)[0]),
+      (2, dropout.DROP_PATH_MLP, mlp),
+    ):
+      norm = LayerNorm(config.norm_eps, name=f"norm{i}")
+      y = norm(branch(x)) if config.norm == "post" else branch(norm(x))
+      if config.layer_scale:
+        init = nn.initializers.constant(config.layer_scale)
+        scale = parameter(
+          self, f"scale{i}", init, (config.width,), (axes.NORM,)
+        )
+        y = y * scale.astype(y.dtype)[None, None]
+      x = x + dropout.drop_path(y, row_keys, rate, tag)
     return x, x if self.return_hidden else None
 
 
@@ -121,7 +152,8 @@ class ViT(nn.Module):
 
     Args:
       pixels: normalised frames of the configured size.
-      tokens: instead of `pixels`: embedded tokens with their own positions.
+      tokens: instead of `pixels`: embedded tokens with their own positions;
+        rotary ones, which belong to patches of a grid, are left out.
       token_indices: patches to encode, 0 <= index < grid^2; None: all.
       row_keys: one key per frame; None: no stochastic depth.
       return_hidden: also return the tokens after every block.
@@ -143,7 +175,11 @@ class ViT(nn.Module):
       if pixels is None:
         raise ValueError("ViT takes pixels or tokens; got neither.")
       embed = PatchEmbed(
-        config.width, config.patch_size, self.dtype, name="patch_embed"
+        config.width,
+        config.patch_size,
+        self.dtype,
+        config.patch_bias,
+        name="patch_embed",
       )
       x = embed(pixels, token_indices=token_indices)
       if token_indices is None:
@@ -156,8 +192,19 @@ class ViT(nn.Module):
       (cls + positions[0])[None, None], (x.shape[0], 1, config.width)
     )
     x = jnp.concatenate([first, x], axis=1)
+    if config.pre_norm:
+      x = LayerNorm(config.norm_eps, name="pre_norm")(x)
+    shared: dict[str, Any] = {}
+    if config.drop_path_rate > 0.0 and row_keys is not None:
+      shared["row_keys"] = row_keys
+    if config.rope_grid and tokens is None:
+      shared["rotary"] = token_tables(
+        grid_size(config),
+        config.width // config.num_heads,
+        base_grid=config.rope_grid,
+        token_indices=token_indices,
+      )
     rates = jnp.linspace(0.0, config.drop_path_rate, config.depth)
-    drop_path = config.drop_path_rate > 0.0 and row_keys is not None
     blocks = stack(
       ViTBlock,
       {
@@ -174,7 +221,7 @@ class ViT(nn.Module):
     x, hidden = blocks(
       x,
       {"index": jnp.arange(config.depth), "drop_path_rate": rates},
-      {"row_keys": row_keys} if drop_path else {},
+      shared,
     )
     x = LayerNorm(config.norm_eps, name="norm")(x)
     if config.clip_embed_dim and self.is_initializing():
@@ -182,10 +229,11 @@ class ViT(nn.Module):
     return x, hidden
 
   def _clip_parameters(self, x: Float[Array, "B L D"]) -> None:
-    """Creates EVA-CLIP's own head, which released files carry unused."""
+    """Creates the own head of a CLIP, which released files carry unused."""
     Dense(
       self.config.clip_embed_dim,
       self.dtype,
+      use_bias=self.config.clip_embed_bias,
       names=(axes.EMBED, axes.JOINT),
       bias_name=axes.JOINT,
       name="clip_head",

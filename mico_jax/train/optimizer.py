@@ -18,6 +18,7 @@ its own step count and decay included.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -238,8 +239,7 @@ def _layer_factors(config: OptimizerConfig, params: Params) -> PyTree:
       exponent = jnp.arange(leaf.shape[0], 0, -1, dtype=jnp.float32)
       shape = (-1,) + (1,) * (leaf.ndim - 1)
       return (jnp.float32(config.layer_decay) ** exponent).reshape(shape)
-    before = ("vision/patch_embed", "vision/cls_token", "vision/pos_embed")
-    if path.startswith(before):
+    if re.match(r"vision/(patch_embed|cls_token|pos_embed|pre_norm)", path):
       return config.layer_decay ** (depths[0] + 1)
     return 1.0
 

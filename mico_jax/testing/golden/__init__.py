@@ -22,12 +22,15 @@ from mico_jax.testing.golden.preprocess import preprocess
 from mico_jax.testing.golden.resize import pos_resize
 from mico_jax.testing.golden.text import text_bert
 from mico_jax.testing.golden.token_masker import token_masker
-from mico_jax.testing.golden.vision import vision_eva01
+from mico_jax.testing.golden.vision import vision_clip, vision_eva
 from mico_jax.testing.golden.wordpiece import wordpiece
 
 # Case named by the folder's config -> function.
 CASES: dict[str, Case] = {
-  "vision_eva01": vision_eva01,
+  "vision_eva01": vision_eva,
+  "vision_eva02": vision_eva,
+  "vision_eva02_e": vision_eva,
+  "vision_clip": vision_clip,
   "text_bert": text_bert,
   "mico_full": mico_full,
   "losses": losses,
@@ -40,9 +43,6 @@ CASES: dict[str, Case] = {
 
 # Cases that later work brings -> the feature they need.
 FEATURES: dict[str, str] = {
-  "vision_eva02": "the EVA-02 encoder (rotary positions, SwiGLU, sub-LN)",
-  "vision_eva02_e": "the EVA-02-E encoder (post-norm blocks)",
-  "vision_clip": "the OpenAI CLIP encoder",
   "vision_swin": "the Swin encoder",
   "demo_e2e": "the import of released checkpoint files",
   "ckpt_layout": "the export to released checkpoint files",

@@ -1,61 +1,119 @@
-"""Case vision_eva01: the encoder, block by block."""
+"""Cases vision_*: the encoder, block by block."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mico_jax.interop import mico as released
+from mico_jax.interop import mico_vision
 from mico_jax.layers.embed import PatchEmbed
 from mico_jax.layers.mlp import Dense
-from mico_jax.models import build
+from mico_jax.layers.norm import LayerNorm
+from mico_jax.models import MiCo, build
 from mico_jax.testing.golden.case import Check, Folder, Unsupported
 
 
-def vision_eva01(folder: Folder) -> Iterator[Check]:
-  """Tokens, every block, the patch embedding and EVA-CLIP's own head."""
-  settings = folder.config["vision_cfg"]
-  for option, feature in (
-    ("rope", "rotary positions"),
-    ("naiveswiglu", "SwiGLU"),
-    ("subln", "sub-LN"),
-    ("postnorm", "post-norm blocks"),
-    ("ls_init_value", "layer scale"),
-    ("global_average_pool", "mean pooling"),
-  ):
-    if settings.get(option):
-      raise Unsupported(feature)
-  prefix = folder.config.get("key_prefix", released.VISUAL)
+def encoder(
+  folder: Folder, num_heads: int, **options: Any
+) -> tuple[MiCo, dict[str, Any]]:
+  """A model with the encoder of a folder that holds only that.
+
+  Args:
+    folder: with weights under the original's names.
+    num_heads: heads.
+    **options: fields of the encoder's config that no tensor tells.
+  """
+  prefix = folder.config.get("key_prefix", mico_vision.VISUAL)
   weights = {
-    released.VISUAL + name.removeprefix(prefix): value
+    mico_vision.VISUAL + name.removeprefix(prefix): value
     for name, value in folder.weights.items()
   }
   config = released.config_from_released(
-    weights, vision_heads=settings["width"] // settings["head_width"]
+    weights, vision_heads=num_heads, vision_options=options
   )
   config = dataclasses.replace(config, matmul_precision="highest")
   params = released.from_released(weights, config, parts=["vision"])
-  params = jax.tree.map(jnp.asarray, params)
-  model = build(config)
-  pixels = jnp.asarray(folder.inputs["pixels"]).transpose(0, 2, 3, 1)
-  tokens, hidden = model.encode(
-    params, "image", pixels[:, None], return_hidden=True
+  return build(config), jax.tree.map(jnp.asarray, params)
+
+
+def vision_eva(folder: Folder) -> Iterator[Check]:
+  """EVA-01, EVA-02, EVA-02-E: also patch embedding, rotary tables and head."""
+  settings = folder.config["vision_cfg"]
+  if settings.get("global_average_pool"):
+    raise Unsupported("mean pooling")
+  options = {"norm": "post"} if settings.get("postnorm") else {}
+  if settings.get("rope"):
+    grid = settings["image_size"] // settings["patch_size"]
+    base = settings["pt_hw_seq_len"] if settings.get("intp_freq") else grid
+    options["rope_grid"] = base
+  heads = settings["width"] // settings["head_width"]
+  model, params = encoder(folder, heads, **options)
+  yield from _tokens(folder, model, params, "cls_head")
+  name = "hidden.patch_embed"
+  if name in folder.outputs:
+    yield Check(name, _patches(folder, model, params), folder.outputs[name])
+  for name, table in mico_vision.rotary_buffers(model.config.vision).items():
+    if name in folder.weights:
+      yield Check(name, table, folder.weights[name])
+
+
+def vision_clip(folder: Folder) -> Iterator[Check]:
+  """OpenAI's CLIP: also the tokens before the blocks, and CLIP's own head."""
+  model, params = encoder(
+    folder, folder.config["heads"], norm_eps=folder.config["layernorm_eps"]
   )
-  outputs = folder.outputs
+  yield from _tokens(folder, model, params, "cls_proj")
+  name = "hidden.ln_pre"
+  if name in folder.outputs:
+    x, vision = _patches(folder, model, params), params["vision"]
+    first = jnp.broadcast_to(
+      vision["cls_token"][None, None], (len(x), 1, x.shape[-1])
+    )
+    x = jnp.concatenate([first, x], axis=1) + vision["pos_embed"][None]
+    norm = LayerNorm(model.config.vision.norm_eps)
+    got = norm.apply({"params": vision["pre_norm"]}, x)
+    yield Check(name, got, folder.outputs[name])
+
+
+def _pixels(folder: Folder) -> jax.Array:
+  return jnp.asarray(folder.inputs["pixels"]).transpose(0, 2, 3, 1)
+
+
+def _patches(folder: Folder, model: MiCo, params: Any) -> Any:
+  """Embedded patches, before class token and positions."""
+  vision = model.config.vision
+  embed = PatchEmbed(
+    vision.width, vision.patch_size, use_bias=vision.patch_bias
+  )
+  with jax.default_matmul_precision("highest"):
+    return embed.apply(
+      {"params": params["vision"]["patch_embed"]}, _pixels(folder)
+    )
+
+
+def _tokens(
+  folder: Folder, model: MiCo, params: Any, head: str
+) -> Iterator[Check]:
+  """Tokens, the residual stream after every block, and the unused head."""
+  outputs, vision = folder.outputs, model.config.vision
+  tokens, hidden = model.encode(
+    params, "image", _pixels(folder)[:, None], return_hidden=True
+  )
   yield Check("tokens", tokens[:, 0], outputs["tokens"])
   for i, block in enumerate(hidden):
     name = f"hidden.block{i}"
-    yield Check(name, block[:, 0], outputs[name])
-  vision = config.vision
-  name = "hidden.patch_embed"
-  embed = PatchEmbed(vision.width, vision.patch_size)
-  got = embed.apply({"params": params["vision"]["patch_embed"]}, pixels)
-  yield Check(name, np.asarray(got), outputs[name])
-  if "cls_head" in outputs:
-    head = Dense(vision.clip_embed_dim)
-    got = head.apply({"params": params["vision"]["clip_head"]}, tokens[:, 0, 0])
-    yield Check("cls_head", np.asarray(got), outputs["cls_head"])
+    if name in outputs:
+      yield Check(name, block[:, 0], outputs[name])
+  if head in outputs:
+    dense = Dense(vision.clip_embed_dim, use_bias=vision.clip_embed_bias)
+    with jax.default_matmul_precision("highest"):
+      got = dense.apply(
+        {"params": params["vision"]["clip_head"]}, tokens[:, 0, 0]
+      )
+    yield Check(head, np.asarray(got), outputs[head])
