@@ -215,6 +215,15 @@ class ContrastiveConfig:
   # Groups whose contexts are also set against the batch's negative_text.
   explicit_negatives: tuple[str, ...] = ()
   detach_gathered: bool = False  # the original's gradient
+  # "softmax", or "sigmoid" (SigLIP): every pair is a decision of its own, with
+  # a learnable bias; goes with model.temperature_init=0.1.
+  form: str = "softmax"
+  bias_init: float = -10.0  # of the sigmoid form
+  backend: str = "auto"  # see mico_jax.kernels.contrastive: xla, chunked, ring
+  chunk: int = 0  # columns compared at a time; 0: automatic
+  # Embeddings are rounded to this before they travel and are compared;
+  # "bfloat16" halves both. "": as the heads give them, in float32.
+  gather_dtype: str = ""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from mico_jax.config import ModelConfig
+from mico_jax.kernels.partition import RowPartition
 from mico_jax.modalities import letters
 from mico_jax.objectives import draws
 from mico_jax.types import Batch, Params
@@ -87,6 +88,10 @@ class Inputs:
     features: context letters ("va") -> unit-norm embeddings [B E].
     text: group ("tva") -> its text side.
     contexts: context letters -> projected keys and values of the context.
+    negatives: group -> embeddings of its explicit negatives [B K E], and which
+      of them there are [B K].
+    partition: how the rows lie on the mesh; None: on one device, or the
+      compiler decides.
   """
 
   model: Any
@@ -100,6 +105,8 @@ class Inputs:
   features: Mapping[str, Array] = field(default_factory=dict)
   text: Mapping[str, TextSlot] = field(default_factory=dict)
   contexts: Mapping[str, Any] = field(default_factory=dict)
+  negatives: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
+  partition: RowPartition | None = None
 
   def keys(self, site: str) -> Key[Array, " B"]:
     """Row keys of one named draw."""
@@ -145,6 +152,11 @@ class Objective(abc.ABC):
   @abc.abstractmethod
   def __call__(self, inputs: Inputs, group: str) -> Output:
     """Per-row values, weights and metrics of one group."""
+
+  def negative_groups(self, groups: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of its groups whose explicit negatives must be embedded."""
+    del groups
+    return ()
 
   def init(self, key: Key[Array, ""], model: ModelConfig) -> Params:
     """Parameters of its own, kept under params["objective"][name]."""

@@ -4,20 +4,21 @@ Departures from the release, each with its option: the gathered side carries
 gradient (`detach_gathered` restores the original), and identical texts of the
 batch share the target mass (`share_identical_texts`). Explicit negatives of the
 batch, minimally different texts, can join the texts that a context is set
-against (`explicit_negatives`, as in NegCLIP, arXiv:2210.01936).
+against (`explicit_negatives`, as in NegCLIP, arXiv:2210.01936). Instead of a
+softmax over the batch, every pair can be a decision of its own (`form`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
+from jaxtyping import Array, Key
 
-from mico_jax.config import ContrastiveConfig
-from mico_jax.kernels.contrastive import contrastive_loss
+from mico_jax.config import ConfigError, ContrastiveConfig, ModelConfig
+from mico_jax.kernels.contrastive import BACKENDS, FORMS, contrastive_pair
 from mico_jax.modalities import letters
-from mico_jax.objectives import draws
 from mico_jax.objectives.base import (
   Inputs,
   Need,
@@ -25,6 +26,9 @@ from mico_jax.objectives.base import (
   Output,
   weighted_mean,
 )
+from mico_jax.types import Params
+
+DTYPES = ("", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -38,53 +42,67 @@ class Contrastive(Objective):
   name: ClassVar[str] = "contrastive"
   needs: ClassVar[frozenset[Need]] = frozenset({"features", "text"})
 
-  def _negatives(self, inputs: Inputs, group: str) -> dict[str, Any]:
-    """Embeddings of the batch's explicit negatives; empty without any."""
-    ids = inputs.batch.get("negative_text", {}).get(group)
-    if ids is None or group not in self.config.explicit_negatives:
+  def __post_init__(self) -> None:
+    """Checks names.
+
+    Raises:
+      ConfigError: for a form, backend or dtype that does not exist.
+    """
+    for name, known in (
+      ("form", FORMS),
+      ("backend", ("auto", *BACKENDS)),
+      ("gather_dtype", DTYPES),
+    ):
+      value = getattr(self.config, name)
+      if value not in known:
+        raise ConfigError(
+          f"objectives.contrastive.{name}={value!r} is not one of "
+          f"{', '.join(repr(k) for k in known)}."
+        )
+
+  def negative_groups(self, groups: tuple[str, ...]) -> tuple[str, ...]:
+    """See `Objective`."""
+    return tuple(g for g in groups if g in self.config.explicit_negatives)
+
+  def init(self, key: Key[Array, ""], model: ModelConfig) -> Params:
+    """The bias of the sigmoid form; softmax has no parameter of its own."""
+    del key, model
+    if self.config.form != "sigmoid":
       return {}
-    rows, count, length = ids.shape
-    flat = ids.reshape(rows * count, length)
-    keys = inputs.dropout_keys(f"{self.name}/{group}/negatives")
-    hidden = inputs.model.text(
-      inputs.params,
-      flat,
-      row_keys=None if keys is None else draws.expand(keys, count),
-      train=inputs.train,
-    )
-    pooled = {"t": inputs.model.pool_text(hidden)}
-    feature = inputs.model.embed(inputs.params, "t", pooled)
-    return {
-      "negatives": feature.reshape(rows, count, -1),
-      "negatives_valid": inputs.text_weight(flat).reshape(rows, count) > 0,
-    }
+    return {"bias": jnp.asarray(self.config.bias_init, jnp.float32)}
 
   def __call__(self, inputs: Inputs, group: str) -> Output:
     """See `Objective`."""
-    slot = inputs.text[group]
-    context, text = inputs.features[letters(group)], slot.feature
+    slot, config = inputs.text[group], self.config
     weights = inputs.row_weight(group) * inputs.text_weight(slot.ids)
-    shared = self.config.share_identical_texts
-    options = dict(
+    own = inputs.params.get("objective", {}).get(self.name, {})
+    negatives, negatives_valid = inputs.negatives.get(group, (None, None))
+    if group not in config.explicit_negatives:
+      negatives = negatives_valid = None
+    pair = contrastive_pair(
+      inputs.features[letters(group)],
+      slot.feature,
       temperature=inputs.model.temperature(inputs.params),
-      label_smoothing=self.config.label_smoothing,
-      fingerprint=slot.fingerprint if shared else None,
+      bias=own.get("bias"),
+      form=config.form,
+      label_smoothing=config.label_smoothing,
+      fingerprint=slot.fingerprint if config.share_identical_texts else None,
       valid=weights > 0,
-      detach_keys=self.config.detach_gathered,
+      detach=config.detach_gathered,
+      negatives=negatives,
+      negatives_valid=negatives_valid,
+      partition=inputs.partition,
+      chunk=config.chunk,
+      dtype=config.gather_dtype,
+      backend=config.backend,
     )
-    negatives = self._negatives(inputs, group)
-    to_text, text_hit = contrastive_loss(context, text, **options, **negatives)
-    to_context, context_hit = contrastive_loss(text, context, **options)
+    mean = lambda hit: weighted_mean(hit.astype(jnp.float32), weights)
     return Output(
-      values=0.5 * (to_text + to_context),
+      values=0.5 * (pair.to_key + pair.to_query),
       weights=weights,
       metrics={
-        "accuracy_to_text": weighted_mean(
-          text_hit.astype(jnp.float32), weights
-        ),
-        "accuracy_to_context": weighted_mean(
-          context_hit.astype(jnp.float32), weights
-        ),
+        "accuracy_to_text": mean(pair.key_hit),
+        "accuracy_to_context": mean(pair.query_hit),
       },
       aux={},
     )

@@ -36,6 +36,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
   ("data.timeout", 0.001, math.inf),
   ("data.max_bad_fraction", 0, 1),
   ("objectives.contrastive.label_smoothing", 0, 0.99),
+  ("objectives.contrastive.chunk", 0, math.inf),
   ("objectives.captioning.label_smoothing", 0, 0.99),
   ("objectives.captioning.mask_prob", 0.001, 1),
   ("objectives.question_answering.mask_prob", 0.001, 1),

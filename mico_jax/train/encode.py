@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mico_jax.config import Config, InputConfig
+from mico_jax.kernels.partition import RowPartition
 from mico_jax.modalities import MODALITIES, Geometry, by_letter, letters
 from mico_jax.objectives import Inputs, Selected, TextSlot, draws
 from mico_jax.types import Batch, Params
@@ -31,6 +32,7 @@ class Plan:
     texts: groups whose text slot is needed.
     text_features: groups whose text embedding is needed.
     encoded: modality keys that must go through the encoder.
+    negatives: groups whose explicit negatives must be embedded.
   """
 
   keys: tuple[str, ...]
@@ -39,6 +41,7 @@ class Plan:
   texts: tuple[str, ...]
   text_features: tuple[str, ...]
   encoded: tuple[str, ...]
+  negatives: tuple[str, ...] = ()
 
 
 def make_plan(selected: Selected) -> Plan:
@@ -58,6 +61,9 @@ def make_plan(selected: Selected) -> Plan:
     used = {by_letter(letter).key for c in contexts for letter in c}
     return tuple(key for key in MODALITIES if key in used)
 
+  negatives = {}
+  for objective, groups in selected.values():
+    negatives.update(dict.fromkeys(objective.negative_groups(groups)))
   text_groups = groups_of("text")
   feature_groups = groups_of("features")
   features, contexts = contexts_of("features"), contexts_of("context")
@@ -68,6 +74,7 @@ def make_plan(selected: Selected) -> Plan:
     texts=text_groups,
     text_features=tuple(g for g in text_groups if g in feature_groups),
     encoded=keys_of((*features, *contexts)),
+    negatives=tuple(negatives),
   )
 
 
@@ -197,6 +204,28 @@ def encode_texts(
   return {name: hidden[first] for name, first in alias.items()}
 
 
+def embed_negatives(
+  model: Any,
+  params: Params,
+  ids: Int[Array, "B K L"],
+  *,
+  pad: int,
+  row_keys: Key[Array, " B"] | None = None,
+) -> tuple[Float[Array, "B K E"], Bool[Array, "B K"]]:
+  """Embeddings of explicit negatives, and which of them there are."""
+  rows, count, length = ids.shape
+  flat = ids.reshape(rows * count, length)
+  hidden = model.text(
+    params,
+    flat,
+    row_keys=None if row_keys is None else draws.expand(row_keys, count),
+    train=row_keys is not None,
+  )
+  feature = model.embed(params, "t", {"t": model.pool_text(hidden)})
+  there = (ids != pad).sum(axis=2) > 2  # a token besides start and end
+  return feature.reshape(rows, count, -1), there
+
+
 def prepare(
   model: Any,
   config: Config,
@@ -207,6 +236,7 @@ def prepare(
   tokenizer: draws.SpecialIds,
   row_keys: Key[Array, " B"],
   train: bool,
+  partition: RowPartition | None = None,
 ) -> Inputs:
   """Encodes a batch as the plan says.
 
@@ -219,6 +249,7 @@ def prepare(
     tokenizer: special ids.
     row_keys: one key per row.
     train: whether dropout, stochastic depth and patch dropout are on.
+    partition: how the rows lie on the mesh.
   """
   pixels = to_pixels(config, batch, plan.keys, train=train)
   site = lambda name: draws.at_site(row_keys, name) if train else None
@@ -258,6 +289,17 @@ def prepare(
     ids = batch["text"][group]
     prints = draws.fingerprint(ids, pad=tokenizer.pad)
     text[group] = TextSlot(ids, prints, feature)
+  negatives = {
+    group: embed_negatives(
+      model,
+      params,
+      batch["negative_text"][group],
+      pad=tokenizer.pad,
+      row_keys=site(f"dropout/contrastive/{group}/negatives"),
+    )
+    for group in plan.negatives
+    if group in batch.get("negative_text", {})
+  }
   return Inputs(
     model=model,
     params=params,
@@ -278,4 +320,6 @@ def prepare(
       )
       for c in plan.contexts
     },
+    negatives=negatives,
+    partition=partition,
   )

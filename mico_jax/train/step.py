@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from mico_jax import axes
 from mico_jax.config import Config, ConfigError, TaskConfig
+from mico_jax.kernels.partition import RowPartition
 from mico_jax.modalities import MODALITIES, by_letter
 from mico_jax.objectives import Mean, draws, select, total_loss
 from mico_jax.objectives.base import scalar
@@ -37,10 +39,31 @@ Loss = Callable[
 Step = jax.stages.Wrapped
 
 
+def row_partition(mesh: Mesh, rules: sharding.Rules) -> RowPartition | None:
+  """How the rows of a batch lie on the mesh; None: on one device."""
+  target = sharding.spec((axes.BATCH,), rules)
+  names = target[0] if target else ()
+  names = (names,) if isinstance(names, str) else tuple(names or ())
+  partition = RowPartition(mesh, names)
+  return partition if partition.size > 1 else None
+
+
 def make_loss(
-  model: Any, config: Config, task: TaskConfig, tokenizer: draws.SpecialIds
+  model: Any,
+  config: Config,
+  task: TaskConfig,
+  tokenizer: draws.SpecialIds,
+  *,
+  partition: RowPartition | None = None,
 ) -> Loss:
   """The loss of a task as a pure function.
+
+  Args:
+    model: from `mico_jax.models.build`.
+    config: of the run.
+    task: one of config.tasks.
+    tokenizer: special ids.
+    partition: how the rows lie on the mesh, from `row_partition`.
 
   Returns:
     loss(params, batch, *, step, train=True) -> (loss, (metrics, aux)), see
@@ -72,6 +95,7 @@ def make_loss(
       tokenizer=tokenizer,
       row_keys=draws.row_keys(config.seed, step, batch["row"]),
       train=train,
+      partition=partition,
     )
     value, metrics, aux = total_loss(selected, inputs)
     metrics["temperature"] = scalar(model.temperature(params))
@@ -189,8 +213,9 @@ def make_train_step(
   abstract = abstract_params(model, config)
   if optimizer is None:
     optimizer = make_optimizer(config.optimizer, abstract, config.train.steps)
-  loss = make_loss(model, config, task, tokenizer)
   rules = sharding.rules_by_name(config.parallel.rules)
+  partition = row_partition(mesh, rules)
+  loss = make_loss(model, config, task, tokenizer, partition=partition)
   ema = config.optimizer.ema > 0
   shapes = jax.eval_shape(
     lambda p: create_state(p, optimizer, ema=ema), abstract
@@ -224,8 +249,9 @@ def make_eval_loss(
 
   Draws (masks, negatives) are those of step 0 of the config's seed.
   """
-  loss = make_loss(model, config, task, tokenizer)
   rules = sharding.rules_by_name(config.parallel.rules)
+  partition = row_partition(mesh, rules)
+  loss = make_loss(model, config, task, tokenizer, partition=partition)
 
   def evaluate(params: Params, batch: Batch) -> dict[str, Mean]:
     start = jnp.zeros((), jnp.int32)

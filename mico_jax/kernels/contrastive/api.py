@@ -1,8 +1,11 @@
 """The door of the contrastive loss: one signature, several backends.
 
-Only the plain `xla` form exists so far; it holds one [B, B] matrix. A form
-whose memory does not grow with the global batch is one more entry of the
-table: it gets the same arguments and must pass the same tests.
+  xla      the whole [B, B] matrix; the compiler splits it over a mesh
+  chunked  blocks of columns, gathered a few rows of every device at a time
+  ring     blocks of columns that travel from device to device
+
+The last two hold one block, see `mico_jax.kernels.contrastive.blockwise`; they
+compute both directions at once. All give the same values and gradients.
 """
 
 from __future__ import annotations
@@ -10,79 +13,313 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt32
 
-from mico_jax.kernels.contrastive import xla
+from mico_jax.kernels.contrastive import blocks, blockwise, xla
+from mico_jax.kernels.dtypes import accumulation_dtype
+from mico_jax.kernels.partition import RowPartition, parts
 
-BACKENDS: dict[str, Callable[..., tuple[Array, Array]]] = {"xla": xla.loss}
+FORMS = ("softmax", "sigmoid")
+MATRIX_BYTES = 64 * 2**20  # largest matrix that one device holds by itself
+BLOCK_BYTES = 32 * 2**20  # of a block of scores, where the chunk is automatic
+MAX_CHUNK = 8192  # columns; likewise
+
+
+class Pair(NamedTuple):
+  """Both directions of the loss.
+
+  Attributes:
+    to_key: each query against all keys, in nats.
+    to_query: each key against all queries.
+    key_hit: whether the best key of a query is a true one.
+    query_hit: whether the best query of a key is.
+  """
+
+  to_key: Float[Array, " B"]
+  to_query: Float[Array, " B"]
+  key_hit: Bool[Array, " B"]
+  query_hit: Bool[Array, " B"]
+
+
+@dataclass(frozen=True)
+class Options:
+  """Arguments of `contrastive_pair` that every backend reads."""
+
+  temperature: Array
+  bias: Array | None
+  form: str
+  label_smoothing: float
+  fingerprint: Array | None
+  valid: Array | None
+  detach: bool
+  negatives: Array | None
+  negatives_valid: Array | None
+  chunk: int
+  partition: RowPartition | None
+
+
+def _xla(query: Array, key: Array, options: Options) -> Pair:
+  shared: dict[str, Any] = {
+    "temperature": options.temperature,
+    "bias": options.bias,
+    "sigmoid": options.form == "sigmoid",
+    "label_smoothing": options.label_smoothing,
+    "fingerprint": options.fingerprint,
+    "valid": options.valid,
+    "detach_keys": options.detach,
+  }
+  to_key, key_hit = xla.loss(
+    query,
+    key,
+    negatives=options.negatives,
+    negatives_valid=options.negatives_valid,
+    **shared,
+  )
+  to_query, query_hit = xla.loss(key, query, **shared)
+  return Pair(to_key, to_query, key_hit, query_hit)
+
+
+def _mean_score(
+  query: Array, key: Array, x: blockwise.Operands, detach: bool
+) -> Float[Array, " B"]:
+  """Mean score of each query over the valid keys."""
+  dtype = x.temperature.dtype
+  query, key = query.astype(dtype), key.astype(dtype)
+  if detach:
+    key = jax.lax.stop_gradient(key)
+  weight = x.valid.astype(dtype)
+  mean = (key * weight[:, None]).sum(axis=0) / jnp.maximum(weight.sum(), 1)
+  return query @ mean / x.temperature + x.bias
+
+
+def _with_negatives(
+  half: blockwise.Half, query: Array, x: blockwise.Operands, options: Options
+) -> blockwise.Half:
+  """Adds each query's explicit negatives to its direction."""
+  if options.negatives is None:
+    return half
+  dtype = x.temperature.dtype
+  product = jnp.einsum(
+    "be,bke->bk", query.astype(dtype), options.negatives.astype(dtype)
+  )
+  extra = product / x.temperature + x.bias
+  if options.negatives_valid is not None:
+    nothing = jnp.asarray(blocks.NEGATIVE, dtype)
+    extra = jnp.where(options.negatives_valid, extra, nothing)
+  if options.form == "softmax":
+    beyond = jax.nn.logsumexp(extra - half.positive[:, None], axis=1)
+    gap = jnp.logaddexp(half.gap, beyond)
+  else:
+    gap = half.gap + jax.nn.softplus(extra).sum(axis=1)
+  best = jax.lax.stop_gradient(extra.max(axis=1))
+  beaten = best > half.peak
+  hit = jnp.where(beaten, jnp.zeros_like(half.hit), half.hit)
+  return half._replace(gap=gap, hit=hit)
+
+
+def _blockwise(
+  query: Array, key: Array, options: Options, *, ring: bool
+) -> Pair:
+  form = blocks.Form(
+    kind=options.form,
+    shared=options.fingerprint is not None,
+    detach=options.detach,
+    chunk=options.chunk,
+    ring=ring,
+    partition=options.partition if parts(options.partition) > 1 else None,
+  )
+  x = blockwise.operands(
+    query,
+    key,
+    options.temperature,
+    options.bias,
+    options.valid,
+    options.fingerprint,
+  )
+  row, column = blockwise.halves(form, x)
+  row = _with_negatives(row, query, x, options)
+  smoothing = options.label_smoothing
+  values = []
+  for half, own, other in ((row, query, key), (column, key, query)):
+    value = half.gap
+    if smoothing:
+      mean = _mean_score(own, other, x, options.detach)
+      value = value + smoothing * (half.positive - mean)
+    values.append(jnp.where(x.valid, value, jnp.zeros_like(value)))
+  hits = [(half.hit > 0) & x.valid for half in (row, column)]
+  return Pair(*values, *hits)
+
+
+BACKENDS: dict[str, Callable[[Array, Array, Options], Pair]] = {
+  "xla": _xla,
+  "chunked": functools.partial(_blockwise, ring=False),
+  "ring": functools.partial(_blockwise, ring=True),
+}
 
 
 @functools.cache
-def _log_choice(backend: str) -> None:
-  logging.getLogger(__name__).info("contrastive loss: backend %s", backend)
+def _log_once(message: str) -> None:
+  logging.getLogger(__name__).info("%s", message)
+
+
+def _refusal(name: str, rows: int, partition: RowPartition | None) -> str:
+  """Why a backend cannot; "": it can."""
+  count = parts(partition)
+  if name != "xla" and rows % count:
+    return f"{rows} rows do not divide over {count} devices"
+  return ""
+
+
+def _choose(
+  backend: str, rows: int, dtype: Any, partition: RowPartition | None
+) -> tuple[str, str]:
+  """(backend, why)."""
+  if backend != "auto":
+    if backend not in BACKENDS:
+      raise ValueError(
+        f"unknown contrastive {backend=}; known: auto, {', '.join(BACKENDS)}."
+      )
+    reason = _refusal(backend, rows, partition)
+    if reason:
+      raise NotImplementedError(f"contrastive loss: not {backend}: {reason}.")
+    return backend, "named"
+  count = parts(partition)
+  size = rows * rows * accumulation_dtype(dtype).itemsize
+  if count == 1 and size <= MATRIX_BYTES:
+    return "xla", f"one device, a matrix of {size / 2**20:.1f} MiB"
+  reason = _refusal("chunked", rows, partition)
+  if reason:
+    return "xla", f"not chunked: {reason}"
+  if count == 1:
+    return "chunked", f"not xla: a matrix of {size / 2**20:.0f} MiB"
+  return "chunked", f"{count} devices; not xla: it gathers a whole side"
+
+
+def automatic_chunk(rows: int, partition: RowPartition | None) -> int:
+  """Columns of a block that keep its scores within `BLOCK_BYTES`."""
+  local = max(rows // parts(partition), 1)
+  return max(min(BLOCK_BYTES // (4 * local), MAX_CHUNK), parts(partition))
+
+
+def _check(
+  query: Array, key: Array, form: str, smoothing: float, chunk: int
+) -> None:
+  if query.shape != key.shape:
+    raise ValueError(
+      f"{query.shape=} and {key.shape=} differ; both sides of a contrastive "
+      "pair need the same batch and embedding width."
+    )
+  if not 0 <= smoothing < 1:
+    raise ValueError(f"label_smoothing={smoothing} must lie in [0, 1).")
+  if form not in FORMS:
+    raise ValueError(f"{form=} is not one of {', '.join(FORMS)}.")
+  if chunk < 0:
+    raise ValueError(f"{chunk=} must be a number of columns, 0: automatic.")
+
+
+def contrastive_pair(
+  query: Float[Array, "B E"],
+  key: Float[Array, "B E"],
+  *,
+  temperature: Float[Array, ""],
+  bias: Float[Array, ""] | None = None,
+  form: str = "softmax",
+  label_smoothing: float = 0.0,
+  fingerprint: UInt32[Array, "B 2"] | None = None,
+  valid: Bool[Array, " B"] | None = None,
+  detach: bool = False,
+  negatives: Float[Array, "B K E"] | None = None,
+  negatives_valid: Bool[Array, "B K"] | None = None,
+  partition: RowPartition | None = None,
+  chunk: int = 0,
+  dtype: str = "",
+  backend: str = "auto",
+) -> Pair:
+  """Both directions of the contrastive loss over the global batch.
+
+  With softmax a value is the cross-entropy of a row against all rows of the
+  other side; with sigmoid the sum of binary cross-entropies over them. With
+  label smoothing e the target of a pair is (1 - e) times what it is without,
+  plus e over the number of valid rows.
+
+  Args:
+    query: unit-norm embeddings; row i pairs with row i of `key`.
+    key: unit-norm embeddings.
+    temperature: divides the similarities; positive, learnable.
+    bias: added to the scaled similarities; without effect on softmax.
+    form: "softmax" or "sigmoid".
+    label_smoothing: mass moved from the true pairs to all, in [0, 1).
+    fingerprint: rows of equal fingerprint are true pairs of each other and
+      share the target mass (sigmoid: each is a positive); None: equal rows.
+    valid: rows that take part; the others are in no sum and have value 0.
+      None: all.
+    detach: each direction passes gradient to its own side only, as the
+      released code, which gathers the other without gradient.
+    negatives: further keys of query i alone, never a target; unit-norm.
+    negatives_valid: which of them there are; None: all.
+    partition: how the rows lie on a mesh; None: the compiler decides.
+    chunk: columns of a block of "chunked" and "ring"; 0: automatic.
+    dtype: that embeddings are rounded to before they travel and are compared;
+      "": their own.
+    backend: "auto" or a key of `BACKENDS`.
+
+  Raises:
+    ValueError: for shapes, numbers or names that do not fit.
+    NotImplementedError: if the named backend cannot do this.
+
+  Source: CLIP, arXiv:2103.00020, figure 3; SigLIP, arXiv:2303.15343, section
+  3; the released MiCo code smooths by 0.1 and detaches the gathered side.
+  """
+  _check(query, key, form, label_smoothing, chunk)
+  if dtype:
+    query, key = query.astype(dtype), key.astype(dtype)
+  rows = query.shape[0]
+  name, reason = _choose(backend, rows, query.dtype, partition)
+  chunk = min(chunk or automatic_chunk(rows, partition), rows)
+  columns = "" if name == "xla" else f", {chunk} columns at a time"
+  _log_once(f"contrastive loss ({form}): {name}{columns} ({reason})")
+  options = Options(
+    temperature=temperature,
+    bias=bias if form == "sigmoid" else None,
+    form=form,
+    label_smoothing=label_smoothing,
+    fingerprint=fingerprint,
+    valid=valid,
+    detach=detach,
+    negatives=negatives,
+    negatives_valid=negatives_valid,
+    chunk=chunk,
+    partition=partition,
+  )
+  return BACKENDS[name](query, key, options)
 
 
 def contrastive_loss(
   query: Float[Array, "B E"],
   key: Float[Array, "B E"],
   *,
-  temperature: Float[Array, ""],
-  label_smoothing: float = 0.0,
-  fingerprint: UInt32[Array, "B 2"] | None = None,
-  valid: Bool[Array, " B"] | None = None,
   detach_keys: bool = False,
-  negatives: Float[Array, "B K E"] | None = None,
-  negatives_valid: Bool[Array, "B K"] | None = None,
-  backend: str = "auto",
+  **options: Any,
 ) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
-  """Cross-entropy of each query against all keys of the global batch.
+  """One direction: each query against all keys of the global batch.
 
   Args:
     query: unit-norm embeddings; row i pairs with row i of `key`.
     key: unit-norm embeddings.
-    temperature: divides the similarities; positive, learnable.
-    label_smoothing: mass moved from the true pair to all keys, in [0, 1).
-    fingerprint: keys whose pair has the fingerprint of row i share the target
-      mass of query i equally; None: only key i is a target.
-    valid: rows that take part; invalid keys are in no denominator and
-      invalid queries get loss 0. None: all.
-    detach_keys: no gradient into `key`, as the released code, which gathers
-      the other side without gradient.
-    negatives: further keys of query i alone, never a target; unit-norm.
-    negatives_valid: which of them there are; None: all.
-    backend: "auto" or a key of `BACKENDS`.
+    detach_keys: no gradient into `key`.
+    **options: of `contrastive_pair`.
 
   Returns:
     (loss [B] in nats, whether the best key is a target [B]).
 
   Raises:
-    ValueError: if the shapes differ or the backend is unknown.
-
-  Source: CLIP, arXiv:2103.00020, figure 3; the released MiCo code smooths by
-  0.1 and detaches the gathered side.
+    ValueError: see `contrastive_pair`.
+    NotImplementedError: see `contrastive_pair`.
   """
-  if query.shape != key.shape:
-    raise ValueError(
-      f"{query.shape=} and {key.shape=} differ; both sides of a contrastive "
-      "pair need the same batch and embedding width."
-    )
-  if not 0 <= label_smoothing < 1:
-    raise ValueError(f"{label_smoothing=} must lie in [0, 1).")
-  name = "xla" if backend == "auto" else backend
-  if name not in BACKENDS:
-    raise ValueError(
-      f"unknown contrastive {backend=}; known: auto, {', '.join(BACKENDS)}."
-    )
-  _log_choice(name)
-  return BACKENDS[name](
-    query,
-    key,
-    temperature=temperature,
-    label_smoothing=label_smoothing,
-    fingerprint=fingerprint,
-    valid=valid,
-    detach_keys=detach_keys,
-    negatives=negatives,
-    negatives_valid=negatives_valid,
-  )
+  pair = contrastive_pair(query, key, detach=detach_keys, **options)
+  return pair.to_key, pair.key_hit

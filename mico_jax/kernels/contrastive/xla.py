@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt32
 
-NEGATIVE = -1e30  # in place of -inf: keeps gradients of masked entries finite
+from mico_jax.kernels.contrastive.blocks import NEGATIVE
 
 
 def targets(
@@ -16,8 +16,12 @@ def targets(
   fingerprint: UInt32[Array, "B 2"] | None,
   valid: Bool[Array, " B"] | None,
   dtype: jnp.dtype,
+  sigmoid: bool = False,
 ) -> tuple[Float[Array, "B B"], Bool[Array, "B B"]]:
-  """Target distribution per query and which keys are its true ones."""
+  """Target per pair and which keys are a query's true ones.
+
+  The targets of a query sum to 1; in the sigmoid form each true pair has 1.
+  """
   same = jnp.eye(size, dtype=bool)
   if fingerprint is not None:
     equal = fingerprint[:, None, :] == fingerprint[None, :, :]
@@ -27,7 +31,8 @@ def targets(
     allowed = jnp.broadcast_to(valid[None, :], (size, size))
     same = same & allowed
   mass = same.astype(dtype)
-  mass = mass / jnp.maximum(mass.sum(axis=1, keepdims=True), 1)
+  if not sigmoid:
+    mass = mass / jnp.maximum(mass.sum(axis=1, keepdims=True), 1)
   uniform = allowed.astype(dtype)
   uniform = uniform / jnp.maximum(uniform.sum(axis=1, keepdims=True), 1)
   return (1 - label_smoothing) * mass + label_smoothing * uniform, same
@@ -44,6 +49,8 @@ def loss(
   detach_keys: bool,
   negatives: Float[Array, "B K E"] | None = None,
   negatives_valid: Bool[Array, "B K"] | None = None,
+  bias: Float[Array, ""] | None = None,
+  sigmoid: bool = False,
 ) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
   """See `mico_jax.kernels.contrastive.contrastive_loss`."""
   double = query.dtype == jnp.float64
@@ -51,28 +58,33 @@ def loss(
   query, key = query.astype(dtype), key.astype(dtype)
   if detach_keys:
     key = jax.lax.stop_gradient(key)
-  logits = query @ key.T / temperature.astype(dtype)
+  shift = jnp.zeros((), dtype) if bias is None else bias.astype(dtype)
+  logits = query @ key.T / temperature.astype(dtype) + shift
   target, same = targets(
     query.shape[0],
     label_smoothing=label_smoothing,
     fingerprint=fingerprint,
     valid=valid,
     dtype=dtype,
+    sigmoid=sigmoid,
   )
   if valid is not None:
     logits = jnp.where(valid[None, :], logits, jnp.asarray(NEGATIVE, dtype))
   if negatives is not None:
     extra = jnp.einsum("be,bke->bk", query, negatives.astype(dtype))
-    extra = extra / temperature.astype(dtype)
+    extra = extra / temperature.astype(dtype) + shift
     if negatives_valid is not None:
       extra = jnp.where(negatives_valid, extra, jnp.asarray(NEGATIVE, dtype))
     logits = jnp.concatenate([logits, extra], axis=1)
     beside = ((0, 0), (0, extra.shape[1]))
     target, same = jnp.pad(target, beside), jnp.pad(same, beside)
-  log_prob = jax.nn.log_softmax(logits, axis=1)
   # A masked key has target 0; its log-probability must not reach the product.
-  cross = jnp.where(target > 0, target * log_prob, jnp.zeros((), dtype))
-  values = -cross.sum(axis=1)
+  if sigmoid:
+    against = jax.nn.softplus(logits).sum(axis=1)
+    values = against - jnp.where(target > 0, target * logits, 0).sum(axis=1)
+  else:
+    log_prob = jax.nn.log_softmax(logits, axis=1)
+    values = -jnp.where(target > 0, target * log_prob, 0).sum(axis=1)
   best = jnp.argmax(logits, axis=1)
   correct = jnp.take_along_axis(same, best[:, None], axis=1)[:, 0]
   if valid is not None:
