@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mico_jax import axes
+from mico_jax.layers.activations import gelu, quick_gelu
 from mico_jax.layers.norm import LayerNorm
 from mico_jax.layers.parameter import parameter
 
@@ -56,18 +57,9 @@ class Dense(nn.Module):
     return y
 
 
-def quick_gelu(x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
-  """X * sigmoid(1.702 x): the GELU of OpenAI's CLIP."""
-  return x * jax.nn.sigmoid(1.702 * x)
-
-
-def _gelu(x: Array) -> Array:
-  return jax.nn.gelu(x, approximate=False)
-
-
 # Kind of MLP -> its activation; "swiglu" activates a gate beside the values.
 MLPS: dict[str, Callable[[Array], Array]] = {
-  "gelu": _gelu,
+  "gelu": gelu,
   "gelu_tanh": jax.nn.gelu,
   "quick_gelu": quick_gelu,
   "swiglu": jax.nn.silu,

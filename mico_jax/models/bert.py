@@ -25,6 +25,7 @@ from mico_jax import axes
 from mico_jax.config import TextConfig
 from mico_jax.kernels.dtypes import accumulation_dtype
 from mico_jax.layers import dropout
+from mico_jax.layers.activations import gelu
 from mico_jax.layers.attention import CrossAttention, SelfAttention
 from mico_jax.layers.embed import TABLE_INIT, look_up
 from mico_jax.layers.mlp import Dense, Mlp
@@ -340,7 +341,7 @@ class LMHead(nn.Module):
   ) -> Float[Array, "*B V"]:
     """Returns logits over the vocabulary."""
     x = Dense(self.config.width, self.dtype, name="dense")(hidden)
-    x = jax.nn.gelu(x, approximate=False)
+    x = gelu(x)
     x = LayerNorm(self.config.norm_eps, name="norm")(x)
     out_dtype = accumulation_dtype(self.dtype)
     logits = jnp.einsum(

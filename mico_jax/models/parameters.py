@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from mico_jax import axes
 from mico_jax.config import ModelConfig
+from mico_jax.layers.activations import gelu
 from mico_jax.layers.embed import EMBEDDINGS, POSITION_INIT, TABLE_INIT
 from mico_jax.layers.mlp import Dense
 from mico_jax.layers.norm import LayerNorm
@@ -82,7 +83,7 @@ class MatchingHead(nn.Module):
   def __call__(self, x: Float[Array, "B W"]) -> Float[Array, "B 2"]:
     """Returns logits."""
     x = Dense(x.shape[-1], self.dtype, name="dense1")(x)
-    x = jax.nn.gelu(x, approximate=False)
+    x = gelu(x)
     x = LayerNorm(self.eps, name="norm")(x)
     names = (axes.EMBED, axes.UNSHARDED)
     return Dense(

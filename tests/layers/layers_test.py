@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mico_jax.layers import dropout, embed, pool
+from mico_jax.layers import activations, dropout, embed, norm, pool
 from mico_jax.layers.norm import LayerNorm
 
 
@@ -90,3 +90,54 @@ def test_pooling_skips_invalid_frames():
   short = pool.cls_and_mean(tokens)
   np.testing.assert_array_equal(short[:, :, 0], tokens[:, :, 0])
   np.testing.assert_allclose(short[:, :, 1], tokens[:, :, 1:].mean(2))
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (2, 3, 9)])
+def test_norm_and_its_gradients_equal_float64(shape):
+  rng = np.random.default_rng(1)
+  with jax.enable_x64(True):
+    x, g = (jnp.asarray(rng.normal(size=shape)) for _ in range(2))
+    scale, bias = (jnp.asarray(rng.normal(size=shape[-1:])) for _ in range(2))
+
+    def plain(x, scale, bias):
+      y = x - x.mean(-1, keepdims=True)
+      y = y / jnp.sqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
+      lead = (1,) * (x.ndim - 1)
+      return y * scale.reshape(*lead, -1) + bias.reshape(*lead, -1)
+
+    want, pullback = jax.vjp(plain, x, scale, bias)
+    got, ours = jax.vjp(lambda *a: norm.layer_norm(*a, 1e-6), x, scale, bias)
+    np.testing.assert_allclose(got, want, atol=1e-13)
+    for a, b in zip(ours(g), pullback(g), strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-12)
+    small = jax.tree.map(lambda a: a.astype(jnp.float32), (x, scale, bias))
+    _, ours = jax.vjp(lambda *a: norm.layer_norm(*a, 1e-6), *small)
+    for a, b in zip(ours(g.astype(jnp.float32)), pullback(g), strict=True):
+      np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_norm_keeps_bfloat16():
+  x = jnp.ones((3, 8), jnp.bfloat16)
+  y, pullback = jax.vjp(
+    lambda x, s: norm.layer_norm(x, s, s, 1e-6), x, jnp.ones(8)
+  )
+  dx, ds = pullback(y)
+  assert (y.dtype, dx.dtype, ds.dtype) == (x.dtype, x.dtype, jnp.float32)
+
+
+def test_gelu_and_its_gradient_equal_float64():
+  with jax.enable_x64(True):
+    x = jnp.linspace(-12.0, 12.0, 4001)
+    exact = lambda x: jax.nn.gelu(x, approximate=False)
+    want, slope = jax.vjp(exact, x)
+    got, ours = jax.vjp(activations.gelu, x)
+    np.testing.assert_allclose(got, want, atol=1e-14)
+    np.testing.assert_allclose(
+      ours(jnp.ones_like(x))[0], slope(jnp.ones_like(x))[0], atol=1e-14
+    )
+    small = x.astype(jnp.float32)
+    got, ours = jax.vjp(activations.gelu, small)
+    np.testing.assert_allclose(got, want, atol=2e-6)
+    np.testing.assert_allclose(
+      ours(jnp.ones_like(small))[0], slope(jnp.ones_like(x))[0], atol=2e-6
+    )
