@@ -99,6 +99,11 @@ def _to_pixels(array: Any, *, geometry: Geometry, xp: Any) -> Any:
   return xp.broadcast_to(x, (*x.shape[:-1], 3))
 
 
+def _recipe(*, extra_slice: bool, rounded: bool = True) -> dict[str, Any]:
+  """`rounded`: slices travel in 16 bits."""
+  return {"kind": "log_mel", "extra_slice": extra_slice, "rounded": rounded}
+
+
 def example_audio(geometry: Geometry, seed: int) -> np.ndarray:
   """A decaying chirp as long as the slices."""
   config = geometry.audio
@@ -118,14 +123,27 @@ AUDIO = Modality(
   ),
   decode=decode_audio,
   modes=modes(
-    Mode("plain", _plain, _to_pixels, "", "log-mel slices"),
-    Mode("mico", _mico, _to_pixels, "", "released padding: an extra slice"),
+    Mode(
+      "plain",
+      _plain,
+      _to_pixels,
+      description="log-mel slices",
+      recipe=_recipe(extra_slice=False),
+    ),
+    Mode(
+      "mico",
+      _mico,
+      _to_pixels,
+      description="released padding: an extra slice",
+      recipe=_recipe(extra_slice=True),
+    ),
     Mode(
       "mico_demo",
       _exact,
       _to_pixels,
       description="the released demo, exact: float32 slices",
       dtype="float32",
+      recipe=_recipe(extra_slice=True, rounded=False),
     ),
     Mode(
       "spec_augment",

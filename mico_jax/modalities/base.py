@@ -51,6 +51,8 @@ class Mode:
   `rng` (None: deterministic). Aligned modalities of a sample get generators
   with equal state and so share the draw. `to_pixels` runs inside the step and
   maps the travelling array [*B, ...] to float32 pixels [*B, Y, X, 3].
+  `recipe` says the same as plain data, for code that runs without this package
+  (exported models); empty where no such words exist.
   """
 
   name: str
@@ -59,6 +61,7 @@ class Mode:
   eval_mode: str = ""  # deterministic partner; "": itself
   description: str = ""
   dtype: str = ""  # of the array that travels; "": as `Modality.spec` says
+  recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,14 @@ def _mode(name: str, place: Place, *, relative: bool, about: str) -> _Mode:
     x = 2.0 * x[..., None] - 1.0
     return xp.broadcast_to(x, (*x.shape[:-1], 3))
 
-  return _Mode(name, host, to_pixels, description=about)
+  recipe = {
+    "kind": "depth",
+    "place": place.__name__,
+    "resize": resize_nearest.__name__,
+    "values": "linear" if relative else "log",
+    "far": 1.0 if relative else FAR,
+  }
+  return _Mode(name, host, to_pixels, description=about, recipe=recipe)
 
 
 def _released_host(
@@ -149,6 +156,15 @@ DEPTH = Modality(
       _released_pixels,
       description="relative depth as a grey image of image mode mico_demo",
       dtype="float32",
+      recipe={
+        "kind": "depth",
+        "place": squash.__name__,
+        "resize": resize_bilinear.__name__,
+        "values": "picture",
+        "far": 1.0,
+        "mean": IMAGENET[0],
+        "std": IMAGENET[1],
+      },
     ),
   ),
   default_mode="metric",

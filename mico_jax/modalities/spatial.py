@@ -159,6 +159,7 @@ def resize_exact(
 
 Resize = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 # (frames, size, resize, draws in [0, 1) or None) -> frames and "was flipped".
+# Recipes name these functions.
 Place = Callable[
   [np.ndarray, int, Resize, np.ndarray | None], tuple[np.ndarray, bool]
 ]
@@ -281,7 +282,14 @@ def frame_mode(
     x = array.astype(xp.float32)
     return normalise(x if dtype else x / 255.0, stats, xp)
 
-  return Mode(name, host, to_pixels, eval_mode, description, dtype)
+  recipe = {
+    "kind": "frames",
+    "place": place.__name__,
+    "resize": resize.__name__,
+    "mean": stats[0],
+    "std": stats[1],
+  }
+  return Mode(name, host, to_pixels, eval_mode, description, dtype, recipe)
 
 
 def demo_mode() -> Mode:

@@ -1,0 +1,1 @@
+"""The PyTorch file that exports carry; never imported by this package."""

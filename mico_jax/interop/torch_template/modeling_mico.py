@@ -1,0 +1,1365 @@
+"""MiCo in PyTorch: one encoder for all modalities, a text tower, contexts.
+
+This file stands alone: it needs PyTorch and safetensors, and the folder it was
+written into (weights, config.json, preprocessing.json, tokenizer/).
+
+    from modeling_mico import MiCo
+
+    model = MiCo.from_folder(".")                   # .to("cuda") works
+    z = model.embed(image=[frames], text=["a dog"])  # {modality: [N, E]}
+    p = model.match(text=["a dog barks"], audio=[waveform])
+    s = model.caption(image=[frames], num_beams=3)
+
+Raw inputs are arrays or tensors: frames and normals uint8 [Y, X, 3] or
+[T, Y, X, 3]; sound [N] in [-1, 1] at the configured rate, or (samples, rate);
+depth [Y, X] or [T, Y, X] in the unit preprocessing.json names; text as str.
+
+Letters: t text, s subtitle, v video, i image, a audio, d depth, n normal; a
+group such as "va" is a context of several. In shapes, B is the batch, T frames,
+L tokens, S context tokens, N heads, H head width, D the encoder's width, W the
+text width, E the joint space, V the vocabulary.
+
+No dropout is applied. Method: arXiv:2406.09412.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+FORMAT = "mico_jax torch 1"
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+
+
+# --------------------------------------------------------------------- layers
+def attend(
+  q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, masked_rows: str
+) -> Tensor:
+  """Softmax attention; q [B, L, N, H], k and v [B, S, N, H].
+
+  `mask` is true where a query may look. A query that may look nowhere gives 0
+  (masked_rows "zero"), or an average of all values ("released": masked scores
+  get -10000, as in the original).
+  """
+  q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+  if mask is None:
+    out = functional.scaled_dot_product_attention(q, k, v)
+    return out.transpose(1, 2).flatten(2)
+  scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+  if masked_rows == "released":
+    weights = torch.softmax(scores + (~mask) * -10000.0, -1)
+  else:
+    low = torch.finfo(scores.dtype).min
+    weights = torch.softmax(scores.masked_fill(~mask, low), -1)
+    weights = weights.masked_fill(~mask, 0.0)
+  return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+
+
+class PackedProjection(nn.Module):
+  """One weight for several groups of heads, such as queries, keys, values."""
+
+  def __init__(self, width: int, num: int, num_heads: int, bias: str = "all"):
+    """Args: bias is "all", or "qv": none on the keys."""
+    super().__init__()
+    self.num, self.num_heads = num, num_heads
+    self.weight = nn.Parameter(torch.zeros(num * width, width))
+    if bias == "qv":
+      self.q_bias = nn.Parameter(torch.zeros(width))
+      self.v_bias = nn.Parameter(torch.zeros(width))
+    else:
+      self.bias = nn.Parameter(torch.zeros(num * width))
+    self.kind = bias
+
+  def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    """Returns `num` tensors [B, L, N, H]."""
+    if self.kind == "qv":
+      zeros = torch.zeros_like(self.q_bias)
+      bias = torch.cat([self.q_bias, zeros, self.v_bias])
+    else:
+      bias = self.bias
+    y = functional.linear(x, self.weight, bias)
+    parts = y.chunk(self.num, -1)
+    return tuple(p.unflatten(-1, (self.num_heads, -1)) for p in parts)
+
+
+class SelfAttention(nn.Module):
+  """Multi-head self-attention."""
+
+  def __init__(self, width: int, num_heads: int, bias: str = "all"):
+    super().__init__()
+    self.qkv = PackedProjection(width, 3, num_heads, bias)
+    self.proj = nn.Linear(width, width)
+
+  def forward(
+    self, x: Tensor, mask: Tensor | None = None, masked_rows: str = "zero"
+  ) -> Tensor:
+    """Attends among the tokens x [B, L, D]."""
+    q, k, v = self.qkv(x)
+    return self.proj(attend(q, k, v, mask, masked_rows))
+
+
+class CrossAttention(nn.Module):
+  """Attention from text tokens to a context."""
+
+  def __init__(self, width: int, num_heads: int):
+    super().__init__()
+    self.num_heads = num_heads
+    self.kv = PackedProjection(width, 2, num_heads)
+    self.query = nn.Linear(width, width)
+    self.proj = nn.Linear(width, width)
+
+  def forward(
+    self, x: Tensor, context: Context, masked_rows: str = "zero"
+  ) -> Tensor:
+    """Attends from x [B, L, W] to the context of each row."""
+    q = self.query(x).unflatten(-1, (self.num_heads, -1))
+    k, v = self.kv(context.values)
+    mask = None if context.mask is None else context.mask[:, None, None]
+    return self.proj(attend(q, k, v, mask, masked_rows))
+
+
+class Mlp(nn.Module):
+  """Linear, exact GELU, linear."""
+
+  def __init__(self, width: int, hidden: int):
+    super().__init__()
+    self.fc1 = nn.Linear(width, hidden)
+    self.fc2 = nn.Linear(hidden, width)
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Transforms the last axis."""
+    return self.fc2(functional.gelu(self.fc1(x)))
+
+
+class SignalEmbed(nn.Module):
+  """Tokens of a sampled signal [B, time, C]: windows with own positions."""
+
+  def __init__(self, width: int, shape: Sequence[int], window: int = 8):
+    super().__init__()
+    length, channels = shape
+    self.window = window
+    self.proj = nn.Linear(window * channels, width)
+    self.positions = nn.Parameter(torch.zeros(length // window, width))
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Returns one token per window."""
+    return self.proj(x.reshape(len(x), -1, self.proj.in_features)) + (
+      self.positions
+    )
+
+
+EMBEDDINGS = {"signal": SignalEmbed}
+
+
+# ------------------------------------------------------------ vision encoders
+class ViTBlock(nn.Module):
+  """Pre-norm attention and MLP."""
+
+  def __init__(self, config: Mapping[str, Any]):
+    super().__init__()
+    width, eps = config["width"], config["norm_eps"]
+    self.norm1 = nn.LayerNorm(width, eps)
+    self.attn = SelfAttention(width, config["num_heads"], "qv")
+    self.norm2 = nn.LayerNorm(width, eps)
+    self.mlp = Mlp(width, config["mlp_dim"])
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Returns the tokens after this block."""
+    x = x + self.attn(self.norm1(x))
+    return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nn.Module):
+  """Linear embedding of non-overlapping patches (row, column, channel)."""
+
+  def __init__(self, width: int, patch_size: int):
+    super().__init__()
+    self.patch_size = patch_size
+    self.proj = nn.Linear(patch_size**2 * 3, width)
+
+  def forward(self, pixels: Tensor) -> Tensor:
+    """Embeds frames [B, Y, X, 3] as [B, L, D]."""
+    p = self.patch_size
+    batch, rows, columns, _ = pixels.shape
+    x = pixels.reshape(batch, rows // p, p, columns // p, p, 3)
+    return self.proj(x.transpose(2, 3).reshape(batch, -1, p * p * 3))
+
+
+class ViT(nn.Module):
+  """Vision transformer over frames."""
+
+  def __init__(self, config: Mapping[str, Any]):
+    super().__init__()
+    width, grid = config["width"], config["image_size"] // config["patch_size"]
+    self.cls_token = nn.Parameter(torch.zeros(width))
+    self.pos_embed = nn.Parameter(torch.zeros(1 + grid**2, width))
+    self.patch_embed = PatchEmbed(width, config["patch_size"])
+    self.blocks = nn.ModuleList(
+      ViTBlock(config) for _ in range(config["depth"])
+    )
+    self.norm = nn.LayerNorm(width, config["norm_eps"])
+    if config["clip_embed_dim"]:  # carried along, not used
+      self.clip_head = nn.Linear(width, config["clip_embed_dim"])
+      self.logit_scale = nn.Parameter(torch.zeros(()))
+
+  def forward(
+    self, pixels: Tensor | None = None, *, tokens: Tensor | None = None
+  ) -> Tensor:
+    """Encodes frames [B, Y, X, 3], or tokens with positions of their own.
+
+    Returns tokens [B, L, D] after the final norm, class token first.
+    """
+    if tokens is None:
+      tokens = self.patch_embed(pixels) + self.pos_embed[1:]
+    first = (self.cls_token + self.pos_embed[0]).expand(len(tokens), 1, -1)
+    x = torch.cat([first, tokens], 1)
+    for block in self.blocks:
+      x = block(x)
+    return self.norm(x)
+
+
+ENCODERS = {"vit": ViT}
+
+
+# ----------------------------------------------------------------- text tower
+class Context:
+  """What the text tower attends to: values [B, S, W], mask [B, S] or None."""
+
+  def __init__(self, values: Tensor, mask: Tensor | None = None):
+    self.values, self.mask = values, mask
+
+  def repeat(self, times: int) -> Context:
+    """Every row `times` in a row, for the beams of a decoder."""
+    mask = self.mask
+    return Context(
+      self.values.repeat_interleave(times, 0),
+      None if mask is None else mask.repeat_interleave(times, 0),
+    )
+
+
+class TextEmbed(nn.Module):
+  """Word, position and type vectors, LayerNorm."""
+
+  def __init__(self, config: Mapping[str, Any]):
+    super().__init__()
+    width = config["width"]
+    self.words = nn.Parameter(torch.zeros(config["vocab_size"], width))
+    self.positions = nn.Parameter(torch.zeros(config["max_positions"], width))
+    self.types = nn.Parameter(torch.zeros(config["type_vocab_size"], width))
+    self.norm = nn.LayerNorm(width, config["norm_eps"])
+
+  def forward(
+    self, ids: Tensor, positions: Tensor | None = None, extra: Any = 0.0
+  ) -> Tensor:
+    """Embeds ids [B, L]; `positions` replaces the tower's own table."""
+    table = self.positions if positions is None else positions
+    x = self.words[ids] + self.types[0] + table[: ids.shape[1]] + extra
+    return self.norm(x)
+
+
+class BertBlock(nn.Module):
+  """Post-norm self-attention, cross-attention (with a context) and MLP."""
+
+  def __init__(self, config: Mapping[str, Any]):
+    super().__init__()
+    width, heads = config["width"], config["num_heads"]
+    self.attn = SelfAttention(width, heads)
+    self.attn_norm = nn.LayerNorm(width, config["norm_eps"])
+    self.cross_attn = CrossAttention(width, heads)
+    self.cross_norm = nn.LayerNorm(width, config["norm_eps"])
+    self.mlp = Mlp(width, config["mlp_dim"])
+    self.mlp_norm = nn.LayerNorm(width, config["norm_eps"])
+
+  def forward(
+    self, x: Tensor, mask: Tensor, context: Context | None, masked_rows: str
+  ) -> Tensor:
+    """Returns the tokens after this block."""
+    x = self.attn_norm(x + self.attn(x, mask, masked_rows))
+    if context is not None:
+      x = self.cross_norm(x + self.cross_attn(x, context, masked_rows))
+    return self.mlp_norm(x + self.mlp(x))
+
+
+class LMHead(nn.Module):
+  """Transform and decoder tied to the word vectors."""
+
+  def __init__(self, config: Mapping[str, Any]):
+    super().__init__()
+    self.dense = nn.Linear(config["width"], config["width"])
+    self.norm = nn.LayerNorm(config["width"], config["norm_eps"])
+    self.bias = nn.Parameter(torch.zeros(config["vocab_size"]))
+
+  def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
+    """Logits over the vocabulary."""
+    x = self.norm(functional.gelu(self.dense(hidden)))
+    return functional.linear(x, words, self.bias)
+
+
+class Bert(nn.Module):
+  """The text tower: encodes, matches and writes captions."""
+
+  def __init__(self, config: Mapping[str, Any], masked_rows: str):
+    super().__init__()
+    self.masked_rows = masked_rows
+    self.embed = TextEmbed(config)
+    self.blocks = nn.ModuleList(
+      BertBlock(config) for _ in range(config["depth"])
+    )
+    self.lm_head = LMHead(config)
+
+  def forward(
+    self,
+    ids: Tensor,
+    mask: Tensor,
+    context: Context | None = None,
+    positions: Tensor | None = None,
+    extra: Any = 0.0,
+  ) -> Tensor:
+    """Hidden states [B, L, W]; mask [B, 1, L or 1, L] is true where visible."""
+    x = self.embed(ids, positions, extra)
+    for block in self.blocks:
+      x = block(x, mask, context, self.masked_rows)
+    return x
+
+
+# ----------------------------------------------------------------------- MiCo
+class Projection(nn.Module):
+  """Linear and LayerNorm: encoder width to text width."""
+
+  def __init__(self, inputs: int, outputs: int, eps: float):
+    super().__init__()
+    self.dense = nn.Linear(inputs, outputs)
+    self.norm = nn.LayerNorm(outputs, eps)
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Returns the projected tokens."""
+    return self.norm(self.dense(x))
+
+
+class MatchingHead(nn.Module):
+  """Linear, GELU, LayerNorm, Linear to (no match, match)."""
+
+  def __init__(self, width: int, eps: float):
+    super().__init__()
+    self.dense1 = nn.Linear(width, width)
+    self.norm = nn.LayerNorm(width, eps)
+    self.dense2 = nn.Linear(width, 2)
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Returns logits."""
+    return self.dense2(self.norm(functional.gelu(self.dense1(x))))
+
+
+def nearest_indices(old: int, new: int) -> Tensor:
+  """Source index of each entry of a nearest resize, in float32 arithmetic."""
+  scale = torch.tensor(float(old)) / torch.tensor(float(new))
+  index = torch.floor(torch.arange(new, dtype=torch.float32) * scale)
+  return index.long().clamp(max=old - 1)
+
+
+def table(rows: int, width: int) -> nn.Parameter:
+  """A learned table of vectors."""
+  return nn.Parameter(torch.zeros(rows, width))
+
+
+class MiCo(nn.Module):
+  """The model; build it with `MiCo.from_folder`.
+
+  The upper half takes raw inputs (`embed`, `match`, `caption`), the lower half
+  tensors: `encode`, `pool`, `features`, `context`, `encode_text`,
+  `generate`.
+  """
+
+  def __init__(
+    self,
+    config: Mapping[str, Any],
+    preprocessing: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
+  ):
+    """Builds the modules.
+
+    Args:
+      config: content of config.json.
+      preprocessing: content of preprocessing.json, for raw inputs.
+      tokenizer: of the folder, for raw inputs.
+    """
+    super().__init__()
+    self.config, self.options = config, config["model"]
+    self.modalities = config["modalities"]
+    self.by_letter = {m["letter"]: k for k, m in self.modalities.items()}
+    self.preprocessing, self.tokenizer = preprocessing, tokenizer
+    options = self.options
+    vision, text = options["vision"], options["text"]
+    wide, eps = text["width"], text["norm_eps"]
+    if vision["encoder"] not in ENCODERS:
+      raise ValueError(
+        f"encoder {vision['encoder']!r} is not one of {', '.join(ENCODERS)}."
+      )
+    self.vision = ENCODERS[vision["encoder"]](vision)
+    self.text = Bert(text, options["masked_rows"])
+    width = config["encoder_width"]
+    sizes = {m["letter"]: width for m in self.modalities.values()}
+    sizes |= dict.fromkeys("ts", wide)
+    contexts = config["contexts"]  # name -> length of its frame table
+    self.project = nn.ModuleDict(
+      {
+        name: Projection(wide if name == "subtitle" else width, wide, eps)
+        for name in contexts
+      }
+    )
+    self.type_embed = nn.ParameterDict(
+      {name: torch.zeros(wide) for name in contexts}
+    )
+    self.frame_embed = nn.ParameterDict(
+      {name: torch.zeros(n, wide) for name, n in contexts.items() if n}
+    )
+    self.contrastive_head = nn.ModuleDict(
+      {
+        head: nn.Linear(
+          sum(sizes[x] for x in head), options["embed_dim"], len(head) > 1
+        )
+        for head in config["heads"]
+      }
+    )
+    self.matching_head = MatchingHead(wide, eps)
+    self.temperature = nn.Parameter(torch.tensor(options["temperature_init"]))
+    self.embedding = nn.ModuleDict(
+      {
+        key: EMBEDDINGS[m["embedding"]](width, m["embedding_shape"])
+        for key, m in self.modalities.items()
+        if m["kind"] == "knowledge" and m["embedding"] != "patch"
+      }
+    )
+    for name, field in (
+      ("context_pos", "context_positions"),
+      ("sample_embed", "sample_embeddings"),
+      ("joined_pos", "joined_positions"),
+    ):
+      if options[field]:
+        self.register_parameter(name, table(options[field], wide))
+
+  @classmethod
+  def from_folder(cls, folder: str | pathlib.Path) -> MiCo:
+    """Builds the model of an exported folder, in float32, on the CPU."""
+    folder = pathlib.Path(folder)
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("format") != FORMAT:
+      raise ValueError(
+        f"{folder}/config.json: format {config.get('format')!r}, expected "
+        f"{FORMAT!r}."
+      )
+    model = cls(
+      config,
+      json.loads((folder / "preprocessing.json").read_text()),
+      read_tokenizer(folder / "tokenizer", config["tokenizer"]),
+    )
+    model.load_state_dict(read_weights(folder))
+    return model.eval()
+
+  @property
+  def device(self) -> torch.device:
+    """Where the parameters live."""
+    return self.temperature.device
+
+  # ------------------------------------------------------------- raw inputs
+  @torch.no_grad()
+  def embed(
+    self, *, groups: str | Sequence[str] = (), **inputs: Sequence[Any]
+  ) -> dict[str, Tensor]:
+    """Unit-norm embeddings [N, E] of each modality, or of joint groups.
+
+    Args:
+      groups: joint heads such as "va"; empty: each modality alone.
+      **inputs: aligned lists by modality.
+    """
+    _, pooled, _ = self.read(inputs)
+    if not groups:
+      letters = {key: self.modalities[key]["letter"] for key in inputs}
+      return {k: self.features(x, pooled) for k, x in letters.items()}
+    groups = [groups] if isinstance(groups, str) else groups
+    return {group: self.features(group, pooled) for group in groups}
+
+  @torch.no_grad()
+  def match(self, *, text: Sequence[str], **inputs: Sequence[Any]) -> Tensor:
+    """Probability [N] that text i belongs to the inputs i."""
+    ids = self.tokens("text", text)
+    hidden = self.encode_text(ids, context=self.context_of(inputs))
+    return self.matching_logits(hidden).softmax(-1)[:, 1]
+
+  @torch.no_grad()
+  def caption(
+    self, *, max_new_tokens: int = 30, num_beams: int = 1, **inputs: Any
+  ) -> list[str]:
+    """A text about each row of the inputs."""
+    room = self.options["text"]["max_positions"] - 1
+    sequences, _ = self.generate(
+      self.context_of(inputs),
+      max_new_tokens=min(max_new_tokens, room),
+      num_beams=num_beams,
+    )
+    return [self.tokenizer.decode(row[0].tolist()) for row in sequences]
+
+  def context_of(self, inputs: Mapping[str, Sequence[Any]]) -> Context:
+    """The context of raw inputs, in the order the model was trained with."""
+    tokens, _, masks = self.read(inputs)
+    wanted = {self.modalities[key]["letter"] for key in inputs}
+    order = "".join(m["letter"] for m in self.modalities.values())
+    letters = "".join(sorted(wanted, key=order.index))
+    for group in self.config["groups"]:
+      if set(group) == wanted:
+        letters = group
+        break
+    return self.context(letters, tokens, masks)
+
+  def read(
+    self, inputs: Mapping[str, Sequence[Any]]
+  ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Tokens, pooled features and masks by letter, of raw inputs."""
+    tokens, pooled, masks = {}, {}, {}
+    for key, values in inputs.items():
+      if key not in self.modalities:
+        raise ValueError(
+          f"this model takes no {key!r}; it takes {', '.join(self.modalities)}."
+        )
+      letter = self.modalities[key]["letter"]
+      if self.modalities[key]["kind"] == "interface":
+        ids = self.tokens(key, values)
+        tokens[letter] = self.encode_text(ids)
+        pooled[letter] = tokens[letter][:, 0]
+        masks[letter] = ids != self.options["text"]["pad_id"]
+      else:
+        tokens[letter] = self.encode(key, self.pixels(key, values))
+        pooled[letter] = self.pool(key, tokens[letter])
+    if "v" not in tokens and "i" in tokens:  # an image is a one-frame video
+      tokens["v"], pooled["v"] = tokens["i"], pooled["i"]
+    return tokens, pooled, masks
+
+  def tokens(self, key: str, texts: Sequence[str]) -> Tensor:
+    """Token ids [N, L] of texts or subtitles."""
+    length = self.modalities[key]["max_length"]
+    rows = [self.tokenizer.encode(text, length) for text in texts]
+    return torch.tensor(rows, device=self.device)
+
+  def pixels(self, key: str, values: Sequence[Any]) -> Tensor:
+    """Raw inputs of one modality as [N, T, Y, X, 3] for `encode`."""
+    recipe = self.preprocessing["inputs"][key]
+    if recipe["kind"] not in RECIPES:
+      raise ValueError(
+        f"{key}: this modality's preprocessing is code of its own; give "
+        "`encode` the prepared arrays."
+      )
+    prepare = RECIPES[recipe["kind"]]
+    rows = [prepare(x, recipe, self.preprocessing) for x in values]
+    return torch.stack(rows).to(self.device, self.temperature.dtype)
+
+  # --------------------------------------------------------------- features
+  def encode(self, key: str, pixels: Tensor) -> Tensor:
+    """Tokens [B, T, L, D] of normalised frames [B, T, Y, X, 3]."""
+    batch, frames = pixels.shape[:2]
+    flat = pixels.flatten(0, 1)
+    if key in self.embedding:
+      x = self.vision(tokens=self.embedding[key](flat))
+    else:
+      x = self.vision(flat)
+    return x.unflatten(0, (batch, frames))
+
+  def pool(self, key: str, tokens: Tensor) -> Tensor:
+    """One vector per row [B, D]: class tokens, or all, then over frames."""
+    if self.modalities[key]["pooling"] == "mean":
+      return tokens.mean(2).mean(1)
+    return tokens[:, :, 0].mean(1)
+
+  def features(self, letters: str, pooled: Mapping[str, Tensor]) -> Tensor:
+    """Unit-norm embeddings [B, E] by the head of a letter or a group."""
+    name = letters
+    if len(letters) == 1:
+      name = self.modalities[self.by_letter[letters]]["head"]
+    if name not in self.contrastive_head:
+      raise ValueError(
+        f"no contrastive head for {letters!r}; there are "
+        f"{', '.join(self.contrastive_head)}."
+      )
+    x = torch.cat([pooled[letter] for letter in letters], -1)
+    x = self.contrastive_head[name](x).float()
+    square = x.square().sum(-1, keepdim=True)
+    return x * square.clamp(min=1e-24).rsqrt()
+
+  def context(
+    self,
+    letters: str,
+    tokens: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor] | None = None,
+    sample_index: Mapping[str, Tensor | int] | None = None,
+  ) -> Context:
+    """The context of a group.
+
+    Args:
+      letters: in order.
+      tokens: by letter [B, T, L, D] of `encode`, or a subtitle's hidden states
+        [B, L, W] of `encode_text`.
+      masks: by letter: [B] presence, [B, T] valid frames, or [B, L] valid
+        subtitle tokens.
+      sample_index: by letter: row of the pair embedding.
+    """
+    values, valid = [], []
+    for letter in letters:
+      x = self._project(letter, tokens[letter])
+      mask = (masks or {}).get(letter)
+      if mask is not None and mask.ndim == 1:
+        mask = mask[:, None].expand(x.shape[:2])
+      elif mask is not None and tokens[letter].ndim == 4:
+        mask = mask.repeat_interleave(x.shape[1] // mask.shape[1], 1)
+      elif mask is not None and not self.options["mask_subtitle_padding"]:
+        mask = None
+      if sample_index is not None and letter in sample_index:
+        x = x + self._sample_vectors(sample_index[letter])
+      values.append(x)
+      valid.append(mask)
+    context = torch.cat(values, 1)
+    if self.options["context_positions"]:
+      context = context + self.context_pos[: context.shape[1]]
+    if all(mask is None for mask in valid):
+      return Context(context)
+    masks_ = [
+      torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+      if mask is None
+      else mask
+      for x, mask in zip(values, valid, strict=True)
+    ]
+    return Context(context, torch.cat(masks_, 1))
+
+  def _project(self, letter: str, tokens: Tensor) -> Tensor:
+    """Projects tokens of one letter and adds frame and type vectors."""
+    name = self.modalities[self.by_letter[letter]]["context"]
+    if tokens.ndim == 4 and self.options["pool_frames"]:
+      mean = tokens[:, :, 1:].mean(2, keepdim=True)
+      tokens = torch.cat([tokens[:, :, :1], mean], 2)
+    x = self.project[name](tokens)
+    if tokens.ndim == 4:
+      if name in self.frame_embed:
+        vectors = self.frame_embed[name]
+        if x.shape[1] != len(vectors):
+          vectors = vectors[nearest_indices(len(vectors), x.shape[1])]
+        x = x + vectors[None, :, None]
+      x = x.flatten(1, 2)
+    return x + self.type_embed[name]
+
+  def _sample_vectors(self, index: Tensor | int) -> Tensor:
+    index = torch.as_tensor(index, device=self.device)
+    index = index.reshape(*index.shape, *(1,) * (2 - index.ndim))
+    return self.sample_embed[index]
+
+  # ------------------------------------------------------------------- text
+  def encode_text(
+    self,
+    ids: Tensor,
+    *,
+    attention: str = "bidirectional",
+    mask: Tensor | None = None,
+    prefix_length: int = 0,
+    context: Context | None = None,
+    joined: bool = False,
+    sample_index: Tensor | int | None = None,
+  ) -> Tensor:
+    """Hidden states [B, L, W] of token ids, alone or with a context.
+
+    Args:
+      ids: [B, L].
+      attention: "bidirectional", "causal" (own position included) or
+        "prefix_causal": the first `prefix_length` tokens see each other only.
+      mask: [B, L], or [B, L, L] per query: true where a token may be seen;
+        None: not padding.
+      prefix_length: see `attention`.
+      context: what to attend to.
+      joined: use the position table of joined captions.
+      sample_index: row of the pair embedding.
+    """
+    if mask is None:
+      mask = ids != self.options["text"]["pad_id"]
+    mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]
+    if attention != "bidirectional":
+      at = torch.arange(ids.shape[1], device=ids.device)
+      last = at
+      if attention == "prefix_causal":
+        last = at.clamp(min=prefix_length - 1)
+      mask = mask & (at[None] <= last[:, None])
+    extra = 0.0 if sample_index is None else self._sample_vectors(sample_index)
+    positions = self.joined_pos if joined else None
+    return self.text(ids, mask, context, positions, extra)
+
+  def lm_logits(self, hidden: Tensor) -> Tensor:
+    """Logits over the vocabulary."""
+    return self.text.lm_head(hidden, self.text.embed.words).float()
+
+  def matching_logits(self, hidden: Tensor) -> Tensor:
+    """Logits (no match, match) [B, 2] of a text read with a context."""
+    return self.matching_head(hidden[:, 0]).float()
+
+  # ------------------------------------------------------------- generation
+  @torch.no_grad()
+  def generate(
+    self,
+    context: Context | None,
+    *,
+    max_new_tokens: int,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    num_return: int = 1,
+    prompt: Tensor | None = None,
+    prompt_mask: Tensor | None = None,
+    batch_size: int | None = None,
+  ) -> tuple[Tensor, Tensor]:
+    """Decodes texts: greedy (one beam) or beam search.
+
+    A [MASK] behind the chosen tokens is read and thrown away again. A
+    hypothesis scores its summed log-probabilities over length ** penalty; the
+    length includes the prompt, not the final [SEP].
+
+    Args:
+      context: what to write about; None: nothing.
+      max_new_tokens: most tokens to choose, [SEP] included.
+      num_beams: beams kept.
+      length_penalty: exponent of the length.
+      num_return: hypotheses per item, at most `num_beams`.
+      prompt: tokens [B, Q] to continue; all but the last are read in both
+        directions (a question, then [CLS]). None: [CLS].
+      prompt_mask: true at valid prompt tokens; None: not padding.
+      batch_size: where neither context nor prompt tells it.
+
+    Returns:
+      Sequences [B, num_return, L], best first, and their scores.
+    """
+    special = self.config["tokenizer"]
+    batch = batch_size
+    if context is not None:
+      batch = len(context.values)
+    elif prompt is not None:
+      batch = len(prompt)
+    if batch is None:
+      raise ValueError("generate needs a context, a prompt or batch_size.")
+    if prompt is None:
+      prompt = torch.full((batch, 1), special["cls"], device=self.device)
+    if prompt_mask is None:
+      prompt_mask = prompt != special["pad"]
+      prompt_mask[:, -1] = True
+    search = BeamSearch(special, num_beams, length_penalty, prompt)
+    context = None if context is None else context.repeat(num_beams)
+    visible = prompt_mask.repeat_interleave(num_beams, 0)
+    for _ in range(max_new_tokens):
+      logits = self._next_logits(search.rows(), visible, context)
+      search.step(logits.unflatten(0, (batch, num_beams)))
+      if all(search.done):
+        break
+    return search.result(max_new_tokens, num_return)
+
+  def _next_logits(
+    self, ids: Tensor, visible: Tensor, context: Context | None
+  ) -> Tensor:
+    """Logits [R, V] of a [MASK] put behind the ids [R, L]."""
+    special, prompt = self.config["tokenizer"], visible.shape[1]
+    ids = functional.pad(ids, (0, 1), value=special["mask"])
+    mask = functional.pad(visible, (0, ids.shape[1] - prompt), value=True)
+    hidden = self.encode_text(
+      ids,
+      attention="prefix_causal",
+      prefix_length=prompt - 1,
+      mask=mask,
+      context=context,
+    )
+    return self.lm_logits(hidden[:, -1])
+
+
+class BeamSearch:
+  """The state of decoding; one beam is greedy decoding.
+
+  The rules are those of the library the released model decodes with
+  (transformers 4.31).
+  """
+
+  def __init__(
+    self,
+    special: Mapping[str, int],
+    beams: int,
+    length_penalty: float,
+    prompt: Tensor,
+  ):
+    self.special, self.beams, self.penalty = special, beams, length_penalty
+    self.prompt = prompt
+    batch = len(prompt)
+    self.sequences = [[row] * beams for row in prompt.tolist()]
+    # The first step may leave from the first beam only: all are equal.
+    self.scores = torch.full((batch, beams), -1e9, device=prompt.device)
+    self.scores[:, 0] = 0.0
+    self.kept: list[list[tuple[float, list[int]]]] = [[] for _ in range(batch)]
+    self.done = [False] * batch
+
+  def rows(self) -> Tensor:
+    """Ids [B * beams, L] to continue."""
+    rows = [row for item in self.sequences for row in item]
+    return torch.tensor(rows, device=self.prompt.device)
+
+  def keep(self, item: int, score: float, sequence: list[int]) -> None:
+    """Keeps a hypothesis if it is among the best of its item."""
+    kept = self.kept[item]
+    if len(kept) < self.beams:
+      kept.append((score, sequence))
+      return
+    worst = min(range(self.beams), key=lambda i: kept[i][0])
+    if score > kept[worst][0]:
+      kept[worst] = (score, sequence)
+
+  def step(self, logits: Tensor) -> None:
+    """Extends every beam by one token; logits [B, beams, V]."""
+    logprobs = torch.log_softmax(logits, -1)
+    candidates = (logprobs + self.scores[:, :, None]).flatten(1)
+    # One beam ends at most once, so twice as many hold enough that go on.
+    scores, flat = candidates.topk(2 * self.beams)
+    vocabulary = logits.shape[-1]
+    for item, (values, places) in enumerate(
+      zip(scores.tolist(), flat.tolist(), strict=True)
+    ):
+      self._extend(item, values, places, vocabulary)
+
+  def _extend(
+    self, item: int, values: list[float], places: list[int], vocabulary: int
+  ) -> None:
+    length = len(self.sequences[item][0])
+    following = []
+    for rank, (score, place) in enumerate(zip(values, places, strict=True)):
+      beam, token = divmod(place, vocabulary)
+      sequence = [*self.sequences[item][beam], token]
+      if token == self.special["sep"]:
+        if rank < self.beams and not self.done[item]:
+          self.keep(item, score / length**self.penalty, sequence)
+          self.done[item] = self.beams == 1
+      elif len(following) < self.beams:
+        following.append((score, sequence))
+    self.sequences[item] = [sequence for _, sequence in following]
+    self.scores[item] = self.scores.new_tensor([s for s, _ in following])
+    kept = self.kept[item]
+    if len(kept) == self.beams > 1:
+      # Done when no open beam can still beat the worst kept hypothesis.
+      attainable = values[0] / (length + 1) ** self.penalty
+      worst = min(score for score, _ in kept)
+      self.done[item] = self.done[item] or worst >= attainable
+
+  def result(self, new: int, num_return: int) -> tuple[Tensor, Tensor]:
+    """Sequences [B, num_return, L] padded, and scores, best first."""
+    total = self.prompt.shape[1] + new
+    found, scores = [], []
+    for item, sequences in enumerate(self.sequences):
+      if not self.done[item]:  # open beams count with their full length
+        for score, row in zip(self.scores[item], sequences, strict=True):
+          self.keep(item, float(score) / total**self.penalty, row)
+      best = sorted(self.kept[item], key=lambda pair: -pair[0])[:num_return]
+      pad = self.special["pad"]
+      found.append([row + [pad] * (total - len(row)) for _, row in best])
+      scores.append([score for score, _ in best])
+    device = self.prompt.device
+    return (
+      torch.tensor(found, device=device),
+      torch.tensor(scores, device=device),
+    )
+
+
+# -------------------------------------------------------------- preprocessing
+def sample_frames(available: int, wanted: int) -> Tensor:
+  """The middle frame of each of `wanted` equal chunks; the last is repeated."""
+  if available <= wanted:
+    return torch.arange(wanted).clamp(max=available - 1)
+  chunks = torch.arange(available).tensor_split(wanted)
+  return torch.stack([c[(len(c) + 1) // 2 - 1] for c in chunks])
+
+
+def resize_axis(x: Tensor, size: int, axis: int) -> Tensor:
+  """Linear resize of one axis of float32 values, without antialiasing."""
+  source = x.shape[axis]
+  if source == size:
+    return x
+  scale = torch.tensor(float(source)) / torch.tensor(float(size))
+  at = ((torch.arange(size) + 0.5) * scale - 0.5).clamp(min=0)
+  low = at.long().clamp(max=source - 1)
+  high = (low + 1).clamp(max=source - 1)
+  shape = [1] * x.ndim
+  shape[axis] = size
+  weight = (at - low).reshape(shape)
+  below, above = x.index_select(axis, low), x.index_select(axis, high)
+  return below * (1 - weight) + above * weight
+
+
+def resize_bilinear(x: Tensor, rows: int, columns: int) -> Tensor:
+  """Bilinear, no antialiasing; float32 [T, Y, X, ...]."""
+  return resize_axis(resize_axis(x.float(), rows, 1), columns, 2)
+
+
+def resize_exact(x: Tensor, rows: int, columns: int) -> Tensor:
+  """`resize_bilinear` of uint8 values scaled to [0, 1] first."""
+  return resize_bilinear(x.float() / 255.0, rows, columns)
+
+
+def resize_released(x: Tensor, rows: int, columns: int) -> Tensor:
+  """`resize_bilinear`, rounded to uint8."""
+  return resize_bilinear(x, rows, columns).round().to(torch.uint8)
+
+
+def _triangles(source: int, size: int) -> Tensor:
+  """Integer weights [size, source] of an antialiased linear resize.
+
+  Fixed point with 22 binary digits, the arithmetic of common image libraries.
+  """
+  scale = source / size
+  reach = max(scale, 1.0)
+  weights = torch.zeros(size, source, dtype=torch.float64)
+  for i in range(size):
+    centre = (i + 0.5) * scale
+    first = max(int(centre - reach + 0.5), 0)
+    last = min(int(centre + reach + 0.5), source)
+    at = torch.arange(first, last, dtype=torch.float64)
+    taps = (1 - ((at - centre + 0.5) / reach).abs()).clamp(min=0)
+    weights[i, first:last] = taps / taps.sum()
+  return (weights * (1 << 22) + 0.5).long()
+
+
+def resize_smooth(x: Tensor, rows: int, columns: int) -> Tensor:
+  """Bilinear, antialiased where it shrinks; uint8 [T, Y, X, C]."""
+  for axis, size in ((2, columns), (1, rows)):
+    if x.shape[axis] != size:
+      y = x.movedim(axis, -1).long() @ _triangles(x.shape[axis], size).T
+      y = ((y + (1 << 21)) >> 22).clamp(0, 255).to(torch.uint8)
+      x = y.movedim(-1, axis)
+  return x
+
+
+def resize_nearest(x: Tensor, rows: int, columns: int) -> Tensor:
+  """Nearest: never mixes depths across an edge."""
+  for axis, size in ((1, rows), (2, columns)):
+    at = (torch.arange(size) + 0.5).double() * x.shape[axis] / size
+    x = x.index_select(axis, at.long())
+  return x
+
+
+RESIZES = {
+  "resize_bilinear": resize_bilinear,
+  "resize_exact": resize_exact,
+  "resize_released": resize_released,
+  "resize_smooth": resize_smooth,
+  "resize_nearest": resize_nearest,
+}
+
+
+def place(x: Tensor, recipe: Mapping[str, Any], common: Mapping) -> Tensor:
+  """Chooses frames and brings them to the encoder's size."""
+  resize, size = RESIZES[recipe["resize"]], common["image_size"]
+  x = x[sample_frames(len(x), recipe["frames"])]
+  if recipe["place"] != "crop_flip":
+    return resize(x, size, size)
+  rows, columns = x.shape[1:3]  # the centre of the frame, unflipped
+  if rows <= columns:
+    small = (size, max(size, int(size * columns / rows)))
+  else:
+    small = (max(size, int(size * rows / columns)), size)
+  x = resize(x, *small)
+  top, left = (round((n - size) / 2) for n in small)
+  return x[:, top : top + size, left : left + size]
+
+
+def prepare_frames(raw: Any, recipe: Mapping, common: Mapping) -> Tensor:
+  """Frames or normals, uint8, as [T, Y, X, 3]."""
+  x = torch.as_tensor(raw).cpu()
+  if x.dtype != torch.uint8:
+    raise ValueError(f"frames must be uint8, got {x.dtype}.")
+  if x.ndim == 2:  # grey
+    x = x[..., None].expand(-1, -1, 3)
+  x = x[None] if x.ndim == 3 else x
+  if x.ndim != 4 or x.shape[-1] != 3:
+    raise ValueError(
+      f"frames must be [Y, X], [Y, X, 3] or [T, Y, X, 3], got {list(x.shape)}."
+    )
+  x = place(x, recipe, common)
+  x = x.float() / 255.0 if x.dtype == torch.uint8 else x
+  return standardise(x, recipe)
+
+
+def standardise(x: Tensor, recipe: Mapping[str, Any]) -> Tensor:
+  """(x - mean) / std of values in [0, 1], per colour."""
+  return (x - torch.tensor(recipe["mean"])) / torch.tensor(recipe["std"])
+
+
+def prepare_depth(raw: Any, recipe: Mapping, common: Mapping) -> Tensor:
+  """Depth, in metres or relative in [0, 1], as [T, Y, X, 3]."""
+  x = torch.as_tensor(raw).cpu()
+  if recipe["unit"] == "relative" and not x.is_floating_point():
+    x = x / (255.0 if x.element_size() == 1 else 65535.0)
+  x = x.float().clamp(max=recipe["far"])
+  x = place(x[None] if x.ndim == 2 else x, recipe, common)
+  if recipe["values"] == "picture":  # grey
+    return standardise(x[..., None].expand(*x.shape, 3), recipe)
+  x = x.half().float()  # as the model was trained
+  if recipe["values"] == "log":  # a centimetre counts more when near
+    x = torch.log1p(x) / math.log1p(recipe["far"])
+  return (2.0 * x[..., None] - 1.0).expand(*x.shape, 3)
+
+
+def prepare_sound(raw: Any, recipe: Mapping, common: Mapping) -> Tensor:
+  """Sound as slices [T, Y, X, 3]: rows are time, columns mel bins."""
+  audio, size = common["audio"], common["image_size"]
+  samples, rate = raw if isinstance(raw, tuple) else (raw, None)
+  samples = torch.as_tensor(samples).cpu()
+  if samples.dtype in (torch.int16, torch.int32):
+    samples = samples / (torch.iinfo(samples.dtype).max + 1.0)
+  samples = samples.float().reshape(len(samples), -1)
+  mean = audio["channel"] == "mean"
+  samples = samples.mean(1) if mean else samples[:, 0]
+  samples = resample(samples, rate or audio["sample_rate"], audio)
+  x = log_mel(samples, audio["mel_bins"] or size, audio)
+  x = resize_axis(x, size, 1) - audio["mean"]
+  frames, slices = len(x), recipe["frames"]
+  rest = size - frames % size if recipe["extra_slice"] else -frames % size
+  x = functional.pad(x, (0, 0, 0, max(size * slices - frames, rest)))
+  x = x.reshape(-1, size, size)
+  x = x[sample_frames(len(x), slices)]
+  x = (x.half().float() if recipe["rounded"] else x) / (2.0 * audio["std"])
+  return x[..., None].expand(*x.shape, 3)
+
+
+RECIPES = {
+  "frames": prepare_frames,
+  "depth": prepare_depth,
+  "log_mel": prepare_sound,
+}
+
+
+def resample(x: Tensor, rate: int, audio: Mapping[str, Any]) -> Tensor:
+  """A waveform at the configured rate: Hann-windowed sinc of width 6."""
+  common = math.gcd(int(rate), audio["sample_rate"])
+  source, target = int(rate) // common, audio["sample_rate"] // common
+  if source == target:
+    return x
+  cutoff = 0.99 * min(source, target)
+  reach = math.ceil(6 * source / cutoff)
+  at = torch.arange(-reach, reach + source, dtype=torch.float64) / source
+  phase = torch.arange(target, dtype=torch.float64)[:, None] / target
+  t = ((at - phase) * cutoff).clamp(-6, 6)
+  taps = torch.sinc(t) * torch.cos(t * math.pi / 12) ** 2 * (cutoff / source)
+  x_padded = functional.pad(x, (reach, reach + source))[None, None]
+  y = functional.conv1d(x_padded, taps.float()[:, None], stride=source)
+  return y[0].T.reshape(-1)[: -(-len(x) * target // source)]
+
+
+def log_mel(x: Tensor, bins: int, audio: Mapping[str, Any]) -> Tensor:
+  """Kaldi log-mel energies [frames, bins] of a waveform in [-1, 1]."""
+  rate = audio["sample_rate"]
+  size = round(rate * audio["window_ms"] / 1000)
+  hop = round(rate * audio["hop_ms"] / 1000)
+  fft_size = 1 << (size - 1).bit_length()
+  x = functional.pad(x, (0, max(0, size - len(x)))) * 2.0**15
+  frames = x.double().unfold(0, size, hop)
+  frames = frames - frames.mean(1, keepdim=True)
+  before = torch.cat([frames[:, :1], frames[:, :-1]], 1)
+  window = torch.hann_window(size, periodic=False, dtype=torch.float64) ** 0.85
+  spectrum = torch.fft.rfft((frames - 0.97 * before) * window, fft_size)
+  power = spectrum.abs().square()
+  energies = power @ mel_filters(bins, fft_size, rate).double()
+  return energies.clamp(min=torch.finfo(torch.float32).eps).log().float()
+
+
+def mel_filters(bins: int, fft_size: int, rate: int) -> Tensor:
+  """Triangular filters [fft_size / 2 + 1, bins], 20 Hz to Nyquist."""
+  edges = [1127.0 * math.log(1.0 + hz / 700.0) for hz in (20.0, rate / 2)]
+  step = torch.tensor((edges[1] - edges[0]) / (bins + 1))
+  low, index = torch.tensor(edges[0]), torch.arange(bins).float()
+  left, centre, right = (low + (index + k) * step for k in range(3))
+  hz = torch.arange(fft_size // 2).float() * (rate / fft_size)
+  at = (1127.0 * torch.log(1.0 + hz / 700.0))[:, None]
+  up, down = (at - left) / (centre - left), (right - at) / (right - centre)
+  return functional.pad(torch.minimum(up, down).clamp(min=0), (0, 0, 0, 1))
+
+
+# ----------------------------------------------------------------- tokenizers
+class Tokenizer:
+  """Text to `[cls] pieces [sep]` and back."""
+
+  def __init__(self, special: Mapping[str, int]):
+    self.special = special
+    self.hidden = {special[k] for k in ("pad", "cls", "sep", "mask")}
+
+  def pieces(self, text: str) -> list[int]:
+    """Ids of a text, without cls and sep."""
+    raise NotImplementedError
+
+  def join(self, ids: list[int]) -> str:
+    """The text of ids that are not special."""
+    raise NotImplementedError
+
+  def encode(self, text: str, max_length: int) -> list[int]:
+    """Ids of a text, cut and padded to `max_length`."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    ids = self.pieces(" ".join(text.split()))[: max_length - 2]
+    ids = [self.special["cls"], *ids, self.special["sep"]]
+    return ids + [self.special["pad"]] * (max_length - len(ids))
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """The text of ids, special ones left out."""
+    return self.join([i for i in ids if i not in self.hidden])
+
+
+class WordPiece(Tokenizer):
+  """BERT-uncased WordPiece over vocab.txt."""
+
+  tidy = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+  cjk = (
+    (0x4E00, 0x9FFF),
+    (0x3400, 0x4DBF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF),
+    (0xF900, 0xFAFF),
+    (0x2F800, 0x2FA1F),
+  )
+  marks = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
+
+  def __init__(self, special: Mapping[str, int], vocabulary: str):
+    super().__init__(special)
+    lines = vocabulary.split("\n")
+    lines = lines[:-1] if not lines[-1] else lines
+    self.ids = {line.rstrip("\r"): i for i, line in enumerate(lines)}
+    self.names = {i: piece for piece, i in self.ids.items()}
+    self.hidden |= {self.ids["[UNK]"]}
+
+  def pieces(self, text: str) -> list[int]:
+    """Greedy longest-match pieces; marks written in the text stay whole."""
+    found = []
+    for part in re.split(
+      "(" + "|".join(map(re.escape, self.marks)) + ")", text
+    ):
+      if part in self.marks:
+        found.append(self.ids[part])
+        continue
+      for word in self.words(part):
+        found += self.split(word)
+    return found
+
+  def words(self, text: str) -> list[str]:
+    """Lower-case words; punctuation and CJK characters stand alone."""
+    clean = "".join(map(self.clean, "".join(c.lower() for c in text)))
+    clean = unicodedata.normalize("NFC", clean)
+    words = []
+    for word in clean.split():
+      plain = unicodedata.normalize("NFD", word.lower())
+      plain = [c for c in plain if unicodedata.category(c) != "Mn"]
+      words.append("".join(map(self.spaced, plain)))
+    return " ".join(words).split()
+
+  def clean(self, char: str) -> str:
+    """The character, a space, the character between spaces, or nothing."""
+    category = unicodedata.category(char)
+    if char in " \t\n\r" or category == "Zs":
+      return " "
+    if ord(char) in (0, 0xFFFD) or category.startswith("C"):
+      return ""
+    if any(first <= ord(char) <= last for first, last in self.cjk):
+      return f" {char} "
+    return char
+
+  def spaced(self, char: str) -> str:
+    """Punctuation between spaces."""
+    mark = unicodedata.category(char).startswith("P")
+    if char.isascii():
+      mark = "!" <= char <= "~" and not char.isalnum()
+    return f" {char} " if mark else char
+
+  def split(self, word: str) -> list[int]:
+    """The pieces of one word; [UNK] if a part is unknown."""
+    found, start = [], 0
+    while start < len(word) <= 100:
+      prefix = "##" if start else ""
+      for end in range(len(word), start, -1):
+        if prefix + word[start:end] in self.ids:
+          found.append(self.ids[prefix + word[start:end]])
+          start = end
+          break
+      else:
+        return [self.ids["[UNK]"]]
+    return found or [self.ids["[UNK]"]]
+
+  def join(self, ids: list[int]) -> str:
+    """Joined pieces without the spaces in front of punctuation."""
+    text = " ".join(self.names.get(i, "[UNK]") for i in ids)
+    text = text.replace(" ##", "").strip()
+    for mark in self.tidy:
+      text = text.replace(mark, mark.strip())
+    return text
+
+
+def _fields(data: bytes) -> list[tuple[int, Any]]:
+  """(number, value) of the fields of a protocol buffer message."""
+  found, at = [], 0
+
+  def number() -> int:
+    nonlocal at
+    value = shift = 0
+    while True:
+      byte = data[at]
+      at += 1
+      value |= (byte & 127) << shift
+      shift += 7
+      if byte < 128:
+        return value
+
+  while at < len(data):
+    key = number()
+    if key & 7 == 0:
+      found.append((key >> 3, number()))
+      continue
+    size = {1: 8, 5: 4}.get(key & 7) or number()
+    found.append((key >> 3, data[at : at + size]))
+    at += size
+  return found
+
+
+class SentencePiece(Tokenizer):
+  """A SentencePiece unigram model, read from its file.
+
+  Pieces have a score and a type: 1 normal, 2 unknown, 3 control, 4 given by
+  the user, 6 a byte. A text becomes the sequence of pieces of the highest
+  summed score; what no piece covers becomes bytes.
+  """
+
+  def __init__(self, special: Mapping[str, int], model: bytes):
+    super().__init__(special)
+    fields = _fields(model)
+    self.table = []  # (piece, score, type)
+    for number, value in fields:
+      if number == 1:
+        piece = dict(_fields(value))
+        score = torch.frombuffer(bytearray(piece[2]), dtype=torch.float32)
+        self.table.append((piece[1].decode(), score.item(), piece.get(3, 1)))
+    training = dict(_fields(dict(fields)[2]))
+    self.rules = dict(_fields(dict(fields)[3]))
+    if training.get(3, 1) != 1:
+      raise ValueError("this SentencePiece model is not of type unigram.")
+    self.bytes = training.get(35, 0)
+    self.ids = {p: i for i, (p, _, t) in enumerate(self.table) if t in (1, 4)}
+    self.unknown = next(i for i, (_, _, t) in enumerate(self.table) if t == 2)
+    byte_ids = (i for i, (_, _, t) in enumerate(self.table) if t == 6)
+    self.byte_ids = list(byte_ids)
+    self.longest = max(map(len, self.ids))
+    scores = [s for _, s, t in self.table if t == 1]
+    self.lowest, self.highest = min(scores), max(scores)
+
+  def pieces(self, text: str) -> list[int]:
+    """The best segmentation (Viterbi)."""
+    text = self.normalise(text)
+    best: list[tuple[float, int, int]] = [(0.0, 0, -1)]  # score, start, id
+    for end in range(1, len(text) + 1):
+      choices = []
+      for start in range(max(0, end - self.longest), end):
+        i = self.ids.get(text[start:end])
+        if i is not None:
+          score = self.table[i][1]
+          if self.table[i][2] == 4:
+            score = (end - start) * self.highest - 0.1
+          choices.append((best[start][0] + score, start, i))
+      if not any(start == end - 1 for _, start, _ in choices):
+        score = best[end - 1][0] + self.lowest - 10.0
+        choices.append((score, end - 1, self.unknown))
+      best.append(max(choices, key=lambda c: c[0]))
+    found, end = [], len(text)
+    while end:
+      _, start, i = best[end]
+      found.append((i, text[start:end]))
+      end = start
+    ids = []
+    for i, piece in reversed(found):
+      if i == self.unknown and self.bytes:
+        ids += [self.byte_ids[b] for b in piece.encode()]
+      elif i != self.unknown or ids[-1:] != [i]:
+        ids.append(i)
+    return ids
+
+  def normalise(self, text: str) -> str:
+    """Applies the model's character rules and marks spaces as U+2581."""
+    rules = self.rules
+    data, out, at = text.encode(), b"", 0
+    while at < len(data):
+      size, replacement = self.replaced(data[at : at + 64])
+      out, at = out + replacement, at + size
+    text = out.decode()
+    if rules.get(4, 1):
+      text = re.sub(" +", " ", text).strip(" ")
+    if rules.get(3, 1) and text:
+      text = " " + text
+    return text.replace(" ", "\u2581") if rules.get(5, 1) else text
+
+  def replaced(self, data: bytes) -> tuple[int, bytes]:
+    """Length of the longest prefix with a rule, and what it becomes.
+
+    The rules are a trie as a double array of 32-bit units, then the results.
+    """
+    blob = self.rules.get(2, b"")
+    first = data[0]
+    size = 1 + (first >= 0xC0) + (first >= 0xE0) + (first >= 0xF0)
+    if not blob:
+      return size, data[:size]
+    trie_bytes = int.from_bytes(blob[:4], "little")
+    read = lambda i: int.from_bytes(blob[4 + 4 * i : 8 + 4 * i], "little")
+    found = (size, data[:size])
+    unit = read(0)
+    node = (unit >> 10) << ((unit & 512) >> 6)
+    for length, byte in enumerate(data, 1):
+      node ^= byte
+      unit = read(node)
+      if unit & 0x800000FF != byte:
+        break
+      node ^= (unit >> 10) << ((unit & 512) >> 6)
+      if unit >> 8 & 1:  # a rule ends here
+        start = 4 + trie_bytes + (read(node) & 0x7FFFFFFF)
+        found = (length, blob[start : blob.index(b"\0", start)])
+    return found
+
+  def join(self, ids: list[int]) -> str:
+    """Joined pieces; runs of bytes are read as UTF-8."""
+    out, run = "", b""
+    for i in [i for i in ids if 0 <= i < len(self.table)]:
+      piece, _, kind = self.table[i]
+      if kind == 6:
+        run += bytes([self.byte_ids.index(i)])
+        continue
+      out, run = out + run.decode("utf-8", "replace"), b""
+      if kind != 3:
+        out += " \u2047 " if kind == 2 else piece
+    out = (out + run.decode("utf-8", "replace")).replace("\u2581", " ")
+    return out.removeprefix(" ") if self.rules.get(3, 1) else out
+
+
+def read_tokenizer(
+  folder: pathlib.Path, special: Mapping[str, Any]
+) -> Tokenizer:
+  """The tokenizer of an exported folder."""
+  if special["kind"] == "wordpiece":
+    return WordPiece(special, (folder / "vocab.txt").read_text("utf-8"))
+  model = (folder / "sentencepiece.model").read_bytes()
+  return SentencePiece(special, model)
+
+
+def read_weights(folder: pathlib.Path) -> dict[str, Tensor]:
+  """All tensors of a folder, of one file or several with an index."""
+  if not (folder / INDEX).is_file():
+    return load_file(folder / WEIGHTS)
+  index = json.loads((folder / INDEX).read_text())["weight_map"]
+  tensors: dict[str, Tensor] = {}
+  for name in sorted(set(index.values())):
+    tensors |= load_file(folder / name)
+  return tensors
