@@ -102,6 +102,10 @@ class Preparer:
     )
     self._subtitle_length = lengths.get("subtitle", self._text_length)
 
+  def max_length(self, key: str) -> int:
+    """Tokens of a text or subtitle."""
+    return self._subtitle_length if key == "subtitle" else self._text_length
+
   def mode(self, key: str) -> Mode:
     """The evaluation preprocessing of a modality."""
     return samples.mode_of(self.config, key, train=False)
@@ -162,10 +166,7 @@ class Preparer:
       if modality.kind == "interface":
         raw = read_file(item.value) if item.file else item.value
         text = modality.decode(raw, self.geometry(key))
-        length = (
-          self._subtitle_length if key == "subtitle" else self._text_length
-        )
-        return self.tokenizer.encode(text, length)
+        return self.tokenizer.encode(text, self.max_length(key))
       raw = item.value() if callable(item.value) else item.value
       if isinstance(raw, str):
         raw = read_file(raw)

@@ -93,6 +93,12 @@ class SelfCheck:
   """The self-check of one config: makes it, and runs it again.
 
   Call it with parameters to get the arrays to store (`Extras.self_check`).
+
+  Attributes:
+    preparer: of the inputs.
+    model: in float32.
+    heads: joint heads that are checked.
+    letters: of the context that matching and captions are checked with.
   """
 
   def __init__(self, config: Config, tokenizer: Tokenizer):
@@ -106,8 +112,8 @@ class SelfCheck:
         attention="xla",
       )
     )
-    self._heads = _heads(config, self.preparer.keys)
-    self._letters = _letters(config, self.preparer.keys)
+    self.heads = _heads(config, self.preparer.keys)
+    self.letters = _letters(config, self.preparer.keys)
     self._executable: Any = None
     self._lock = threading.Lock()
 
@@ -209,15 +215,15 @@ class SelfCheck:
       by_letter[letter] = x
       pooled[letter] = model.pool(key, x)
       found[f"embed/{key}"] = model.embed(params, letter, pooled)
-    for head in self._heads:
+    for head in self.heads:
       found[f"embed/{head}"] = model.embed(params, head, pooled)
     hidden = model.text(params, ids[:1])
     text = {"t": model.pool_text(hidden)}
     found["embed/text"] = model.embed(params, "t", text)[0]
-    if not self._letters:
+    if not self.letters:
       return found
     context = model.project_context(
-      params, model.context(params, self._letters, by_letter)
+      params, model.context(params, self.letters, by_letter)
     )
     fused = model.text(params, ids, context=context)
     logits = model.matching_logits(params, fused)

@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
   "embed": "write the embeddings of many files",
   "score": "compare texts with files",
   "caption": "write a caption for each file",
+  "export": "write a checkpoint for PyTorch and others",
   "trace": "list the samples of any past step",
   "inspect": "show what a checkpoint or config holds",
   "data": "look at data, pack it, make a tokenizer",

@@ -409,8 +409,6 @@ class MiCo(nn.Module):
     self.vision = ENCODERS[vision["encoder"]](vision)
     self.text = Bert(text, options["masked_rows"])
     width = config["encoder_width"]
-    sizes = {m["letter"]: width for m in self.modalities.values()}
-    sizes |= dict.fromkeys("ts", wide)
     contexts = config["contexts"]  # name -> length of its frame table
     self.project = nn.ModuleDict(
       {
@@ -426,10 +424,8 @@ class MiCo(nn.Module):
     )
     self.contrastive_head = nn.ModuleDict(
       {
-        head: nn.Linear(
-          sum(sizes[x] for x in head), options["embed_dim"], len(head) > 1
-        )
-        for head in config["heads"]
+        head: nn.Linear(inputs, options["embed_dim"], len(head) > 1)
+        for head, inputs in config["heads"].items()
       }
     )
     self.matching_head = MatchingHead(wide, eps)
@@ -459,12 +455,13 @@ class MiCo(nn.Module):
         f"{folder}/config.json: format {config.get('format')!r}, expected "
         f"{FORMAT!r}."
       )
-    model = cls(
-      config,
-      json.loads((folder / "preprocessing.json").read_text()),
-      read_tokenizer(folder / "tokenizer", config["tokenizer"]),
-    )
-    model.load_state_dict(read_weights(folder))
+    with torch.device("meta"):  # allocates nothing
+      model = cls(
+        config,
+        json.loads((folder / "preprocessing.json").read_text()),
+        read_tokenizer(folder / "tokenizer", config["tokenizer"]),
+      )
+    model.load_state_dict(read_weights(folder), assign=True)
     return model.eval()
 
   @property

@@ -1,0 +1,86 @@
+"""`mico-jax export`."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+from mico_jax.cli import common
+
+DESCRIPTION = """\
+Writes a checkpoint in another form, with a report of every tensor, and of both
+sides' outputs where the other side can run here.
+
+  torch        modeling_mico.py (PyTorch and safetensors only), weights,
+               tokenizer and preprocessing; and in mico/ the folder that the
+               original code loads, where its layout can hold the model
+  mico         that folder alone
+  safetensors  the weights alone"""
+EXAMPLES = """\
+  mico-jax export --to torch --checkpoint runs/demo --out exported/
+  mico-jax export --to safetensors --checkpoint ckpts/mico-g --out weights/ \\
+    --max-shard-size 2GB"""
+TARGETS = ("torch", "mico", "safetensors")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds this command's arguments."""
+  parser.add_argument("--to", required=True, choices=TARGETS, help="the form")
+  common.add_checkpoint(parser, batch_size=False)
+  parser.add_argument(
+    "--out", required=True, type=pathlib.Path, metavar="DIR", help="new folder"
+  )
+  parser.add_argument(
+    "--weights",
+    choices=("ema", "raw"),
+    default="ema",
+    help="averaged weights, where there are any, or raw ones (default: ema)",
+  )
+  parser.add_argument(
+    "--max-shard-size",
+    default="5GB",
+    metavar="SIZE",
+    help="largest file of tensors (default: 5GB)",
+  )
+  parser.add_argument(
+    "--no-compare",
+    action="store_true",
+    help="do not run the exported model on the self-check inputs",
+  )
+  common.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+  """Prints the files written and how far the outputs of both sides are."""
+  from mico_jax.interop import export, sharded, targets
+
+  options = targets.Options(
+    max_shard_size=sharded.parse_size(args.max_shard_size),
+    compare=not args.no_compare,
+  )
+  with common.warnings_as_lines():
+    source = export.open_source(
+      args.checkpoint,
+      weights=args.weights,
+      check=args.check,
+      strict=not args.not_strict,
+    )
+    report = targets.run(source, args.to, args.out, options)
+  if args.json:
+    common.print_json({"out": str(args.out), **report.as_dict()})
+  else:
+    header = ("file", "tensors", "bytes", "SHA-256")
+    print(common.table(report.rows(), header))
+    if report.compared:
+      print()
+      rows = [
+        (name, f"{gap:.1e}", f"{export.limit(name):.0e}")
+        for name, gap in report.compared.items()
+      ]
+      print(common.table(rows, ("output", "largest difference", "limit")))
+  for note in report.notes:
+    print(f"mico-jax: {note}", file=sys.stderr)
+  for line in report.failures():
+    print(f"mico-jax: error: {line}", file=sys.stderr)
+  return 1 if report.failures() else 0

@@ -1,0 +1,223 @@
+"""What every export shares: the opened checkpoint, the report, the folder.
+
+An export opens a checkpoint, writes a folder and lays `export_report.json`
+beside the files: every tensor with bytes and SHA-256, every file, and, where
+the other side can run here, how far its outputs are from ours on the inputs of
+the checkpoint's self-check.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mico_jax.checkpoint import manifest as manifest_lib
+from mico_jax.checkpoint import restore, selfcheck
+from mico_jax.checkpoint.manifest import CheckpointError
+from mico_jax.config import Config
+from mico_jax.data.tokenizer import Tokenizer, tokenizer_from_files
+from mico_jax.interop import sharded
+from mico_jax.models import MiCo, build
+from mico_jax.verification import SelfCheck, model_params
+
+REPORT = "export_report.json"
+TOLERANCE = 1e-5  # of float32 outputs on the self-check inputs
+# Of outputs that include the other side's own preprocessing: the float32 noise
+# of two FFTs, which the logarithm amplifies in silent mel bins.
+RAW, RAW_TOLERANCE = "raw/", 1e-3
+
+
+@dataclasses.dataclass
+class Source:
+  """An opened checkpoint, ready to be written in another form.
+
+  Attributes:
+    checkpoint: as restored.
+    params: of the model alone, low-rank deltas merged, host arrays.
+    tokenizer: of the checkpoint.
+    model: of its config.
+  """
+
+  checkpoint: restore.Checkpoint
+  params: Mapping[str, Any]
+  tokenizer: Tokenizer
+  model: MiCo
+
+  @property
+  def config(self) -> Config:
+    """Of the run that made the checkpoint."""
+    return self.checkpoint.config
+
+  def self_check(self) -> dict[str, np.ndarray]:
+    """Inputs and our outputs; computed where the stored ones do not apply.
+
+    The stored ones are of the weights that the checkpoint is used with by
+    default.
+    """
+    stored = self.checkpoint.self_check()
+    wanted = self.checkpoint.manifest.get("self_check_of")
+    if stored is not None and wanted == self.checkpoint.source:
+      return stored
+    check = SelfCheck(self.config, self.tokenizer)
+    if stored is None:
+      return check(self.params)
+    inputs = selfcheck.inputs(stored)
+    arrays = {f"{selfcheck.INPUT}{k}": v for k, v in inputs.items()}
+    return {**arrays, **check.outputs(self.params, inputs)}
+
+
+def open_source(
+  path: str | pathlib.Path,
+  *,
+  weights: str = "ema",
+  check: restore.Check = "fast",
+  strict: bool = True,
+) -> Source:
+  """Opens a checkpoint for export.
+
+  Args:
+    path: workdir or step folder.
+    weights: "ema" (the averaged ones if there are any) or "raw".
+    check: see `restore.open_checkpoint`.
+    strict: see `restore.open_checkpoint`.
+
+  Raises:
+    CheckpointError: if it cannot be read or does not verify.
+  """
+  if weights not in ("ema", "raw"):
+    raise ValueError(f"{weights=} must be ema or raw.")
+  checkpoint = restore.open_checkpoint(
+    path, check=check, strict=strict, ema=weights == "ema"
+  )
+  try:
+    tokenizer = tokenizer_from_files(checkpoint.tokenizer_files())
+  except ValueError as e:
+    raise CheckpointError(f"{checkpoint.folder}: {e}") from e
+  params = model_params(checkpoint.params, checkpoint.config)
+  return Source(checkpoint, params, tokenizer, build(checkpoint.config.model))
+
+
+@dataclasses.dataclass
+class Report:
+  """What an export did.
+
+  Attributes:
+    target: the form, such as "torch".
+    source: {"checkpoint", "step", "weights", "fingerprint"}.
+    files: {"part", "name", "bytes", "sha256", "tensors"}; tensors: how many.
+    tensors: {"name", "dtype", "shape", "bytes", "sha256"}.
+    compared: name of an output -> largest absolute difference between the
+      sides; empty where the other side cannot run here.
+    notes: what was left out and why.
+  """
+
+  target: str
+  source: Mapping[str, Any]
+  files: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  tensors: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  compared: dict[str, float] = dataclasses.field(default_factory=dict)
+  notes: list[str] = dataclasses.field(default_factory=list)
+
+  def as_dict(self) -> dict[str, Any]:
+    """As stored beside the export."""
+    return dataclasses.asdict(self)
+
+  def add(self, part: str, written: sharded.Written, prefix: str = "") -> None:
+    """Notes files of tensors of one part, in the subfolder `prefix`."""
+    for file in written.files:
+      self.files.append({"part": part, **file, "name": prefix + file["name"]})
+    self.tensors += [{"part": part, **one} for one in written.tensors]
+
+  def add_file(self, part: str, path: pathlib.Path, name: str) -> None:
+    """Notes a file without tensors."""
+    data = path.read_bytes()
+    self.files.append(
+      {
+        "part": part,
+        "name": name,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "tensors": 0,
+      }
+    )
+
+  def rows(self) -> list[tuple[Any, ...]]:
+    """The table: file, tensors, bytes, hash."""
+    return [
+      (f["name"], f["tensors"], f["bytes"], f["sha256"][:16])
+      for f in self.files
+    ]
+
+  def failures(self) -> list[str]:
+    """Outputs beyond the tolerance, one line each."""
+    return [
+      f"{name} differs by {value:.2g} (limit {limit(name):.0e})"
+      for name, value in self.compared.items()
+      if not value <= limit(name)
+    ]
+
+  def save(self, folder: pathlib.Path) -> None:
+    """Writes the report beside the export."""
+    text = json.dumps(self.as_dict(), indent=1) + "\n"
+    (folder / REPORT).write_text(text)
+
+
+def limit(name: str) -> float:
+  """Largest difference allowed of a compared output."""
+  return RAW_TOLERANCE if name.startswith(RAW) else TOLERANCE
+
+
+def new_report(target: str, source: Source) -> Report:
+  """An empty report about a checkpoint."""
+  checkpoint = source.checkpoint
+  return Report(
+    target,
+    {
+      "checkpoint": str(checkpoint.folder),
+      "step": checkpoint.step,
+      "weights": "ema" if checkpoint.source == "ema" else "raw",
+      "fingerprint": manifest_lib.fingerprint(checkpoint.folder),
+    },
+  )
+
+
+def differences(
+  stored: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+  """Largest absolute difference of every stored output."""
+  found = {}
+  for name, want in stored.items():
+    if not name.startswith(selfcheck.OUTPUT):
+      continue
+    got = np.asarray(outputs[name])
+    label = name.removeprefix(selfcheck.OUTPUT)
+    if got.shape != want.shape:
+      found[label] = float("inf")
+    else:
+      gap = np.abs(got.astype("f8") - want.astype("f8"))
+      found[label] = float(np.max(gap, initial=0.0))
+  return found
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """One JSON document."""
+  path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_files(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
+  """Several small files."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, data in files.items():
+    (folder / name).write_bytes(data)
+
+
+def summarise(names: Sequence[str], limit: int = 6) -> str:
+  """The first names, and how many there are."""
+  more = f" and {len(names) - limit} more" if len(names) > limit else ""
+  return ", ".join(names[:limit]) + more

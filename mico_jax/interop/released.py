@@ -1,0 +1,143 @@
+"""The folder that the original code loads: `ckpt/model_step_N.pt`, `log/`.
+
+Names and layout follow `interop.mico`; what the checkpoint's manifest says of
+imported parameters (`original`: name and dtype) is kept.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from mico_jax.config import Config, ConfigError
+from mico_jax.interop import export, mico, sharded
+from mico_jax.interop.export import Report, Source
+from mico_jax.interop.sharded import Item
+
+# Encoders of the original by (width, depth, patch size).
+ENCODER_TYPES = {
+  (1408, 40, 14): "evaclip01_giant",
+  (1024, 24, 14): "evaclip02_large",
+  (768, 12, 16): "evaclip02_base",
+  (1792, 64, 14): "evaclip02_bige",
+}
+
+
+def hps(config: Config) -> dict[str, Any]:
+  """The content of log/hps.json, as far as the original reads it."""
+  vision, model = config.model.vision, config.model
+  lengths = config.data.tokenizer.max_length
+  size = (vision.width, vision.depth, vision.patch_size)
+  return {
+    "model_cfg": {
+      "model_type": "mico",
+      "vision_encoder_type": ENCODER_TYPES.get(size, "evaclip01_giant"),
+      "audio_encoder_type": "shared_vision",
+      "frame_embedding_type": "adaptive",
+      "vision_resolution": vision.image_size,
+      "checkpointing": False,
+      "frozen_vision": False,
+      "frozen_audio": False,
+      "itm_ratio": config.objectives.matching.weight,
+      "contra_dim": model.embed_dim,
+      "max_vision_sample_num": model.frame_table.get("video", 1),
+      "max_audio_sample_num": model.frame_table.get("audio", 1),
+      "max_depth_sample_num": model.frame_table.get("depth", 1),
+      "max_caption_len": lengths.get("default", 40),
+      "max_omni_caption_len": lengths.get("omni", 70),
+      "max_subtitle_len": lengths.get("subtitle", 70),
+      "beam_size": 3,
+      "captioner_mode": False,
+      "generate_nums": 1,
+      "pool_video": model.pool_frames,
+    }
+  }
+
+
+def tensors(source: Source) -> dict[str, np.ndarray]:
+  """Tensors under the original's names.
+
+  Raises:
+    ConfigError: naming the parameters that it cannot hold or lacks.
+  """
+  try:
+    found = mico.to_released(source.params, source.config.model)
+  except (ValueError, KeyError) as e:
+    raise ConfigError(str(e)) from e
+  missing = missing_names(found)
+  if missing:
+    raise ConfigError(
+      "the original expects tensors that this model has not: "
+      f"{export.summarise(missing)}."
+    )
+  return found
+
+
+# What the original's modules always hold besides the towers.
+EXPECTED = (
+  *(f"contra_head_{x}.linear.weight" for x in "tsvad"),
+  *(
+    f"contra_head_{x}.{leaf}"
+    for x in ("va", "id", "vs", "vas")
+    for leaf in ("weight", "bias")
+  ),
+  *(f"{x}_frame_embedding" for x in ("vision", "audio", "depth")),
+  *(f"{x}_type_embeddings" for x in ("vision", "audio", "depth", "subtitle")),
+)
+
+
+def missing_names(found: dict[str, np.ndarray]) -> list[str]:
+  """Names that the original's modules hold and `found` has not."""
+  return [name for name in EXPECTED if name not in found]
+
+
+def original_items(source: Source) -> Iterator[Item] | None:
+  """Tensors with names and dtypes of the imported file; None: not imported."""
+  originals = originals_of(source)
+  if not originals:
+    return None
+  found = tensors(source)
+  return (
+    sharded.item(name, value, originals.get(name, value.dtype))
+    for name, value in found.items()
+  )
+
+
+def originals_of(source: Source) -> dict[str, Any]:
+  """Original name -> dtype, from the manifest of an imported checkpoint."""
+  entries = source.checkpoint.manifest["items"][source.checkpoint.source]
+  return {
+    entry["original"]["name"]: np.dtype(entry["original"]["dtype"])
+    for entry in entries.values()
+    if "original" in entry
+  }
+
+
+def write(source: Source, folder: pathlib.Path, report: Report) -> None:
+  """Writes the folder; needs PyTorch.
+
+  Raises:
+    ConfigError: naming the parameters that the original cannot hold.
+    ImportError: without PyTorch.
+  """
+  found = tensors(source)
+  import torch
+
+  originals = originals_of(source)
+  (folder / "ckpt").mkdir(parents=True)
+  (folder / "log").mkdir()
+  step = source.checkpoint.step
+  name = f"ckpt/model_step_{step}.pt"
+  state = {}
+  for key, value in found.items():
+    value = np.array(value, originals.get(key, value.dtype), order="C")
+    state[key] = torch.from_numpy(value)
+  torch.save(state, folder / name)
+  export.write_json(folder / "log" / "hps.json", hps(source.config))
+  prefix = "" if report.target == "mico" else f"{folder.name}/"
+  report.add_file("mico", folder / name, prefix + name)
+  report.files[-1]["tensors"] = len(state)
+  report.add_file("mico", folder / "log/hps.json", f"{prefix}log/hps.json")

@@ -1,0 +1,232 @@
+"""Writing safetensors tensor by tensor: one file, or several with an index.
+
+Nothing is collected in memory: a tensor is read, hashed, written and forgotten.
+bfloat16 is written by its bits. PyTorch is not needed.
+
+Source: https://huggingface.co/docs/safetensors (format description); the index
+file is the one of the transformers library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mico_jax.config import ConfigError
+from mico_jax.interop.safetensors import DTYPES
+
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Item:
+  """One tensor to write.
+
+  Attributes:
+    name: in the file.
+    shape: of the tensor.
+    dtype: that it is written in.
+    read: gives the array when its turn comes.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  read: Callable[[], np.ndarray]
+
+  @property
+  def nbytes(self) -> int:
+    """Size in bytes."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
+
+def item(name: str, array: np.ndarray, dtype: Any = None) -> Item:
+  """An array in memory, to be written as `dtype` (None: its own)."""
+  kind = array.dtype if dtype is None else np.dtype(dtype)
+  return Item(name, array.shape, kind, lambda: array)
+
+
+def parse_size(text: str) -> int:
+  """Bytes of "5GB", "200MB" or "1000".
+
+  Raises:
+    ConfigError: for anything else.
+  """
+  match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip().upper())
+  if not match or not float(match[1]):
+    raise ConfigError(f"size {text!r} is not like 5GB, 200MB or 1000.")
+  return int(float(match[1]) * UNITS[match[2]])
+
+
+def content(item: Item) -> np.ndarray:
+  """The bytes of a tensor, as the file holds them.
+
+  Raises:
+    ValueError: if the array has another shape than announced.
+  """
+  array = np.asarray(item.read())
+  if array.shape != item.shape:
+    raise ValueError(f"{item.name}: {array.shape} instead of {item.shape}.")
+  array = np.ascontiguousarray(array, dtype=item.dtype)
+  return array.reshape(-1).view(np.uint8)
+
+
+def _shards(items: Sequence[Item], limit: int) -> list[list[Item]]:
+  """Items in order, in groups of at most `limit` bytes (one at least)."""
+  groups: list[list[Item]] = [[]]
+  size = 0
+  for one in items:
+    if groups[-1] and size + one.nbytes > limit:
+      groups.append([])
+      size = 0
+    groups[-1].append(one)
+    size += one.nbytes
+  return groups
+
+
+def _write_file(
+  path: pathlib.Path, items: Sequence[Item], metadata: Mapping[str, str]
+) -> tuple[list[dict[str, Any]], str]:
+  """Writes one file; returns its tensors' records and its SHA-256."""
+  header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+  offset = 0
+  for one in items:
+    if one.dtype not in NAMES:
+      raise ValueError(f"{one.name}: dtype {one.dtype} is not in safetensors.")
+    header[one.name] = {
+      "dtype": NAMES[one.dtype],
+      "shape": list(one.shape),
+      "data_offsets": [offset, offset + one.nbytes],
+    }
+    offset += one.nbytes
+  text = json.dumps(header).encode()
+  text += b" " * (-len(text) % 8)
+  whole, records = hashlib.sha256(), []
+  with open(path, "wb") as file:
+    _put(file, whole, len(text).to_bytes(8, "little") + text)
+    for one in items:
+      data = content(one)
+      _put(file, whole, data.data)
+      records.append(
+        {
+          "name": one.name,
+          "dtype": one.dtype.name,
+          "shape": list(one.shape),
+          "bytes": one.nbytes,
+          "sha256": hashlib.sha256(data.data).hexdigest(),
+        }
+      )
+  return records, whole.hexdigest()
+
+
+def _put(file: BinaryIO, digest: Any, data: Any) -> None:
+  file.write(data)
+  digest.update(data)
+
+
+@dataclass(frozen=True)
+class Written:
+  """What was written.
+
+  Attributes:
+    files: {"name", "bytes", "sha256", "tensors"} of each file of tensors.
+    tensors: {"name", "dtype", "shape", "bytes", "sha256"} of each tensor.
+  """
+
+  files: tuple[dict[str, Any], ...]
+  tensors: tuple[dict[str, Any], ...]
+
+
+def write(
+  folder: pathlib.Path,
+  items: Iterable[Item],
+  *,
+  max_shard_size: int = 5 * 10**9,
+  metadata: Mapping[str, str] | None = None,
+) -> Written:
+  """Writes `model.safetensors`, or shards and their index.
+
+  Args:
+    folder: an existing folder.
+    items: in the order of the file.
+    max_shard_size: bytes of tensors per file.
+    metadata: strings of the header; such as {"format": "pt"}.
+
+  Raises:
+    ValueError: for two tensors of one name, or a dtype that the format lacks.
+  """
+  items = list(items)
+  names = [one.name for one in items]
+  double = (
+    sorted({n for n in names if names.count(n) > 1})
+    if (len(set(names)) < len(names))
+    else []
+  )
+  if double:
+    raise ValueError(f"tensors of one name: {', '.join(double)}.")
+  groups = _shards(items, max_shard_size)
+  files, tensors, places = [], [], {}
+  for i, group in enumerate(groups, 1):
+    name = WEIGHTS
+    if len(groups) > 1:
+      name = f"model-{i:05d}-of-{len(groups):05d}.safetensors"
+    path = folder / name
+    records, digest = _write_file(path, group, metadata or {})
+    tensors += records
+    places |= dict.fromkeys((one.name for one in group), name)
+    files.append(
+      {
+        "name": name,
+        "bytes": path.stat().st_size,
+        "sha256": digest,
+        "tensors": len(group),
+      }
+    )
+  if len(groups) > 1:
+    index = {
+      "metadata": {"total_size": sum(one.nbytes for one in items)},
+      "weight_map": places,
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=1))
+  return Written(tuple(files), tuple(tensors))
+
+
+@contextlib.contextmanager
+def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder that takes its name when complete, and vanishes on an error.
+
+  Raises:
+    ConfigError: if the path exists and is not an empty folder.
+  """
+  path = pathlib.Path(path)
+  if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    raise ConfigError(
+      f"{str(path)!r} exists and is not an empty folder; give a new --out."
+    )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = pathlib.Path(
+    tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
+  )
+  try:
+    yield partial
+    partial.chmod(0o755)
+    if path.is_dir():
+      path.rmdir()
+    partial.rename(path)
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise

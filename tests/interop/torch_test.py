@@ -1,0 +1,394 @@
+"""Exported `modeling_mico.py` against our model: every part of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mico_jax.checkpoint.restore import Checkpoint
+from mico_jax.config import Config, InputConfig, TextConfig, VisionConfig
+from mico_jax.data.tokenizer import (
+  SentencePieceTokenizer,
+  WordPieceTokenizer,
+  read_omniworld_model,
+)
+from mico_jax.evaluation.generate import generate
+from mico_jax.inputs import Preparer
+from mico_jax.interop import export, layout
+from mico_jax.interop import torch as exporter
+from mico_jax.modalities import MODALITIES
+from mico_jax.models import build
+from mico_jax.testing.tiny_checkpoint import tiny_config
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
+
+LIMIT = 1e-5
+ROWS = 3
+
+
+def noisy(params: Any, seed: int = 1) -> Any:
+  """Parameters without zeros or ones: every bias and norm counts."""
+  leaves, tree = jax.tree.flatten(params)
+  rng = np.random.default_rng(seed)
+  leaves = [
+    np.asarray(x) + (0.1 * rng.standard_normal(x.shape)).astype(np.float32)
+    for x in leaves
+  ]
+  return jax.tree.unflatten(tree, leaves)
+
+
+def make(config: Config, folder: pathlib.Path) -> tuple[Any, Any, Any, Any]:
+  """(our model, its parameters, the exported model, tokenizer)."""
+  tokenizer = SentencePieceTokenizer(read_omniworld_model())
+  model = build(config.model)
+  params = noisy(jax.jit(model.init)(jax.random.key(0)))
+  checkpoint = Checkpoint(folder, 0, config, {}, params, "params", {})
+  source = export.Source(checkpoint, params, tokenizer, model)
+  params = jax.tree.map(jnp.asarray, params)
+  exporter.write(source, folder, export.Report("torch", {}))
+  exported = exporter.load_module(folder).MiCo.from_folder(folder)
+  return model, params, exported, tokenizer
+
+
+def changed(**model: Any) -> Config:
+  config = tiny_config()
+  return dataclasses.replace(
+    config, model=dataclasses.replace(config.model, **model)
+  )
+
+
+CONFIGS = {
+  "plain": changed(heads=(*"tsvadn", "va", "id", "vs", "vas", "vad")),
+  "options": changed(
+    heads=(*"tsvad", "va"),
+    frame_table={"video": 3, "audio": 1, "depth": 2},
+    normals_as="depth",
+    pool_frames=True,
+    context_positions=64,
+    sample_embeddings=3,
+    joined_positions=20,
+    masked_rows="released",
+    mask_subtitle_padding=False,
+  ),
+}
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def pair(request, tmp_path_factory):
+  config = CONFIGS[request.param]
+  return make(config, tmp_path_factory.mktemp(request.param))
+
+
+def pixels(model: Any, seed: int = 0, frames: int = 2) -> np.ndarray:
+  size = model.config.vision.image_size
+  rng = np.random.default_rng(seed)
+  shape = (ROWS, frames, size, size, 3)
+  return rng.standard_normal(shape).astype(np.float32)
+
+
+def some_ids(seed: int = 0, length: int = 12) -> np.ndarray:
+  """Token ids with padding of different lengths."""
+  rng = np.random.default_rng(seed)
+  ids = rng.integers(5, 500, (ROWS, length)).astype(np.int32)
+  for row in range(ROWS):
+    ids[row, length - 3 * row :] = 0
+  ids[:, 0] = 2
+  return ids
+
+
+def close(ours: Any, theirs: Any, limit: float = LIMIT) -> None:
+  theirs = theirs.detach().numpy()
+  scale = max(1.0, float(np.abs(theirs).max()))
+  np.testing.assert_allclose(np.asarray(ours), theirs, atol=limit * scale)
+
+
+def t(array: Any) -> Any:
+  return torch.as_tensor(np.array(array))
+
+
+def contexts(pair: Any, letters: str) -> tuple[Any, Any]:
+  """The context of letters on both sides, with their masks."""
+  model, params, exported, _ = pair
+  ours, theirs, masks = {}, {}, {}
+  for i, letter in enumerate(letters):
+    if letter == "s":
+      ids = some_ids(7)
+      ours[letter] = model.text(params, jnp.asarray(ids))
+      theirs[letter] = exported.encode_text(t(ids).long())
+      masks[letter] = ids != 0
+      continue
+    x = pixels(model, i)
+    key = exported.by_letter[letter]
+    ours[letter] = model.encode(params, key, jnp.asarray(x))
+    theirs[letter] = exported.encode(key, t(x))
+    masks[letter] = np.array([[True, True], [True, False], [False, False]])
+  a = model.context(
+    params, letters, ours, masks={k: jnp.asarray(m) for k, m in masks.items()}
+  )
+  b = exported.context(letters, theirs, {k: t(m) for k, m in masks.items()})
+  return a, b
+
+
+def test_weights_come_back(pair):
+  model, params, exported, _ = pair
+  tensors = {k: v.numpy() for k, v in exported.state_dict().items()}
+  back = layout.from_torch(tensors, model)
+  jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_every_modality_and_head(pair):
+  model, params, exported, _ = pair
+  ours: dict[str, Any] = {}
+  theirs: dict[str, Any] = {}
+  for i, (key, entry) in enumerate(exported.modalities.items()):
+    letter = entry["letter"]
+    if entry["kind"] == "interface":
+      ids = some_ids(i)
+      ours[letter] = model.pool_text(model.text(params, jnp.asarray(ids)))
+      theirs[letter] = exported.encode_text(t(ids).long())[:, 0]
+    else:
+      x = pixels(model, i)
+      tokens = model.encode(params, key, jnp.asarray(x))
+      got = exported.encode(key, t(x))
+      close(tokens, got)
+      ours[letter] = model.pool(key, tokens)
+      theirs[letter] = exported.pool(key, got)
+  heads = [h for h in model.config.heads if set(h) <= set(ours)]
+  assert len(heads) > 5
+  for head in heads:
+    if head == "n" and model.config.normals_as == "depth":
+      continue
+    close(model.embed(params, head, ours), exported.features(head, theirs))
+
+
+def test_contexts_and_matching(pair):
+  model, params, exported, _ = pair
+  known = set(exported.by_letter)
+  for letters in ("v", "va", "sd", "vas", "n"):
+    assert set(letters) <= known
+    a, b = contexts(pair, letters)
+    close(a.values, b.values)
+    np.testing.assert_array_equal(
+      np.ones(a.values.shape[:2], bool) if a.mask is None else a.mask,
+      np.ones(b.values.shape[:2], bool) if b.mask is None else b.mask,
+    )
+    ids = some_ids(3)
+    kv = model.project_context(params, a)
+    hidden = model.text(params, jnp.asarray(ids), context=kv)
+    got = exported.encode_text(t(ids).long(), context=b)
+    close(hidden, got)
+    close(model.matching_logits(params, hidden), exported.matching_logits(got))
+
+
+@pytest.mark.parametrize(
+  ("attention", "prefix"),
+  [("bidirectional", None), ("causal", None), ("prefix_causal", 4)],
+)
+def test_text(pair, attention, prefix):
+  model, params, exported, _ = pair
+  ids = some_ids(5)
+  hidden = model.text(
+    params, jnp.asarray(ids), attention=attention, prefix_length=prefix
+  )
+  got = exported.encode_text(
+    t(ids).long(), attention=attention, prefix_length=prefix or 0
+  )
+  close(hidden, got)
+  close(model.lm_logits(params, hidden), exported.lm_logits(got))
+
+
+def test_tables_of_the_paper(pair):
+  model, params, exported, _ = pair
+  if not model.config.joined_positions:
+    with pytest.raises(AttributeError):
+      exported.encode_text(t(some_ids()).long(), joined=True)
+    return
+  ids = some_ids(6)
+  index = np.array([2, 0, 1], np.int32)
+  hidden = model.text(
+    params, jnp.asarray(ids), joined=True, sample_index=jnp.asarray(index)
+  )
+  got = exported.encode_text(
+    t(ids).long(), joined=True, sample_index=t(index).long()
+  )
+  close(hidden, got)
+  x = pixels(model)
+  a = model.context(
+    params,
+    "v",
+    {"v": model.encode(params, "video", jnp.asarray(x))},
+    sample_index={"v": 1},
+  )
+  b = exported.context(
+    "v", {"v": exported.encode("video", t(x))}, sample_index={"v": 1}
+  )
+  close(a.values, b.values)
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"num_beams": 1},
+    {"num_beams": 3, "length_penalty": 0.6, "num_return": 3},
+    {"num_beams": 2, "prompt": True},
+    {"num_beams": 1, "prompt": True},
+  ],
+  ids=["greedy", "beam", "beam_prompt", "greedy_prompt"],
+)
+def test_generation(pair, options):
+  model, params, exported, tokenizer = pair
+  options = dict(options)
+  if options.pop("prompt", False):
+    prompt = np.concatenate(
+      [some_ids(8, 9), np.full((ROWS, 1), tokenizer.info.cls, np.int32)], 1
+    )
+    options["prompt"] = prompt
+  a, b = contexts(pair, "va")
+  kv = model.project_context(params, a)
+  run = jax.jit(
+    functools.partial(
+      generate,
+      model,
+      tokens=tokenizer.info,
+      max_new_tokens=7,
+      **{k: v for k, v in options.items() if k != "prompt"},
+    )
+  )
+  ours = run(params, kv, prompt=options.get("prompt"))
+  if "prompt" in options:
+    options["prompt"] = t(options["prompt"]).long()
+  sequences, scores = exported.generate(b, max_new_tokens=7, **options)
+  np.testing.assert_array_equal(np.asarray(ours.sequences), sequences.numpy())
+  np.testing.assert_allclose(np.asarray(ours.scores), scores.numpy(), atol=1e-4)
+
+
+MODES = [
+  (key, name)
+  for key, modality in MODALITIES.items()
+  if modality.kind == "knowledge"
+  for name in modality.modes
+]
+
+
+@pytest.mark.parametrize(("key", "name"), MODES)
+def test_preprocessing(key, name, tmp_path):
+  config = tiny_config()
+  unit = "relative" if "relative" in name else "metre"
+  config = dataclasses.replace(
+    config,
+    model=dataclasses.replace(
+      config.model,
+      vision=dataclasses.replace(config.model.vision, image_size=24),
+    ),
+    data=dataclasses.replace(
+      config.data, inputs={key: InputConfig(frames=2, mode=name)}
+    ),
+  )
+  tokenizer = SentencePieceTokenizer(read_omniworld_model())
+  preparer = Preparer(config, tokenizer)
+  module = template()
+  common = exporter.preprocessing(config, tokenizer)
+  recipe = common["inputs"][key]
+  rng = np.random.default_rng(0)
+  raw: Any = rng.integers(0, 256, (3, 41, 30, 3), dtype=np.uint8)
+  if key == "depth":
+    raw = rng.random((41, 30)).astype(np.float32)
+    assert recipe["unit"] == unit
+  elif key == "audio":
+    raw = (rng.standard_normal(16000).astype(np.float32) * 0.1, 22050)
+  mode = preparer.mode(key)
+  want = mode.to_pixels(
+    preparer.prepare_one(key, raw), geometry=preparer.geometry(key), xp=np
+  )
+  got = module.RECIPES[recipe["kind"]](raw, recipe, common).numpy()
+  assert got.shape == want.shape
+  # Sound: the logarithm of weak bins feels the FFT's rounding, and what
+  # travels in 16 bits may round the other way.
+  limit = 2e-3 if key == "audio" else 2e-6
+  np.testing.assert_allclose(got, want, atol=limit)
+  assert np.abs(got - want).mean() < 1e-6
+
+
+@functools.cache
+def template() -> Any:
+  folder = pathlib.Path(exporter.__file__).parent / "torch_template"
+  return exporter.load_module(folder)
+
+
+TEXTS = [
+  "A large red cube moves left; two small BALLS rest.",
+  "it's 12:30, don't ask -- caf\u00e9 \u4f60\u597d \U0001f600 \ufb01ne",
+  "  spaces\t and\nlines  \u00a0 \u2019quoted\u2018 \u00c0\u00c9 ",
+  "supercalifragilistic",
+  "\u0130 \u00df \u01c5 x" * 9,
+]
+
+
+def special(tokenizer: Any) -> dict[str, Any]:
+  info = tokenizer.info
+  return {
+    "kind": tokenizer.kind,
+    "pad": info.pad,
+    "cls": info.cls,
+    "sep": info.sep,
+    "mask": info.mask,
+  }
+
+
+def check_tokenizer(ours: Any, theirs: Any, texts: list[str]) -> None:
+  for text in texts:
+    clean = " ".join(text.split())
+    want = ours.encode(clean, 40).tolist()
+    assert theirs.encode(text, 40) == want, text
+    assert theirs.decode(want) == ours.decode(want), text
+
+
+def test_sentencepiece(tmp_path):
+  ours = SentencePieceTokenizer(read_omniworld_model())
+  (tmp_path / "sentencepiece.model").write_bytes(read_omniworld_model())
+  theirs = template().read_tokenizer(tmp_path, special(ours))
+  from mico_jax.data.sentencepiece_training import omniworld_sentences
+
+  check_tokenizer(ours, theirs, TEXTS + omniworld_sentences(8))
+
+
+def test_wordpiece(tmp_path):
+  marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+  letters = [chr(c) for c in range(33, 127)] + ["\u4f60"]
+  pieces = ["red", "cube", "##s", "ball", "##ali", "cafe", "don", "moves"]
+  vocabulary = [*marks, *letters, *(f"##{c}" for c in "abcdefil"), *pieces]
+  data = "\n".join(vocabulary).encode() + b"\n"
+  (tmp_path / "vocab.txt").write_bytes(data)
+  ours = WordPieceTokenizer(data)
+  theirs = template().read_tokenizer(tmp_path, special(ours))
+  check_tokenizer(ours, theirs, [*TEXTS, "[SEP] [sep] cubes", "x" * 101])
+
+
+def test_wrong_folders_are_named(tmp_path):
+  (tmp_path / "config.json").write_text('{"format": "other"}')
+  with pytest.raises(ValueError, match="format 'other', expected"):
+    template().MiCo.from_folder(tmp_path)
+
+
+def test_an_encoder_without_torch_form_is_named():
+  config = {
+    "model": dataclasses.asdict(
+      dataclasses.replace(
+        tiny_config().model,
+        vision=VisionConfig(encoder="mystery"),
+        text=TextConfig(width=8, num_heads=1, depth=1, vocab_size=8),
+      )
+    ),
+    "modalities": {},
+    "encoder_width": 8,
+  }
+  with pytest.raises(ValueError, match="encoder 'mystery' is not one of"):
+    template().MiCo(config)
