@@ -38,7 +38,7 @@ def _modalities(config: Config, preparer: Preparer) -> dict[str, Any]:
   model = config.model
   contexts = parameters.context_types(model)
   as_depth = model.normals_as == "depth"
-  table = {}
+  table: dict[str, dict[str, Any]] = {}
   for key, m in MODALITIES.items():
     context, head = m.context_type, m.head_letter or m.letter
     if as_depth and context == "normal":

@@ -207,7 +207,7 @@ class TextEmbed(nn.Module):
     *,
     position_ids: Int[Array, " L"],
     position_table: Float[Array, "Q W"] | None = None,
-    extra: Float[Array, "B L W"] | None = None,
+    extra: Float[Array, "#B #L W"] | None = None,
     row_keys: Key[Array, " B"] | None = None,
   ) -> Float[Array, "B L W"]:
     """Embeds token ids.
@@ -274,7 +274,7 @@ class Bert(nn.Module):
     cache: KVCache | None = None,
     position: Int[Array, ""] | int = 0,
     position_table: Float[Array, "Q W"] | None = None,
-    extra: Float[Array, "B L W"] | None = None,
+    extra: Float[Array, "#B #L W"] | None = None,
     row_keys: Key[Array, " B"] | None = None,
     return_kv: bool = False,
   ) -> tuple[Float[Array, "B L W"], tuple[Array, Array] | None]:

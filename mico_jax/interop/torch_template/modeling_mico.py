@@ -70,14 +70,14 @@ class PackedProjection(nn.Module):
   """One weight for several groups of heads, such as queries, keys, values."""
 
   def __init__(self, width: int, num: int, num_heads: int, bias: str = "all"):
-    """Args: bias is "all", or "qv": none on the keys."""
+    """`bias` is "all", "qv" (none on the keys) or "none"."""
     super().__init__()
     self.num, self.num_heads = num, num_heads
     self.weight = nn.Parameter(torch.zeros(num * width, width))
     if bias == "qv":
       self.q_bias = nn.Parameter(torch.zeros(width))
       self.v_bias = nn.Parameter(torch.zeros(width))
-    else:
+    elif bias == "all":
       self.bias = nn.Parameter(torch.zeros(num * width))
     self.kind = bias
 
@@ -87,26 +87,42 @@ class PackedProjection(nn.Module):
       zeros = torch.zeros_like(self.q_bias)
       bias = torch.cat([self.q_bias, zeros, self.v_bias])
     else:
-      bias = self.bias
+      bias = self.bias if self.kind == "all" else None
     y = functional.linear(x, self.weight, bias)
     parts = y.chunk(self.num, -1)
     return tuple(p.unflatten(-1, (self.num_heads, -1)) for p in parts)
 
 
 class SelfAttention(nn.Module):
-  """Multi-head self-attention."""
+  """Multi-head self-attention, with a LayerNorm before `proj` if asked for."""
 
-  def __init__(self, width: int, num_heads: int, bias: str = "all"):
+  def __init__(
+    self,
+    width: int,
+    num_heads: int,
+    bias: str = "all",
+    norm_eps: float | None = None,
+  ):
     super().__init__()
     self.qkv = PackedProjection(width, 3, num_heads, bias)
+    if norm_eps is not None:
+      self.norm = nn.LayerNorm(width, norm_eps)
+    self.inner = norm_eps is not None
     self.proj = nn.Linear(width, width)
 
   def forward(
-    self, x: Tensor, mask: Tensor | None = None, masked_rows: str = "zero"
+    self,
+    x: Tensor,
+    mask: Tensor | None = None,
+    masked_rows: str = "zero",
+    rotary: tuple[Tensor, Tensor] | None = None,
   ) -> Tensor:
     """Attends among the tokens x [B, L, D]."""
     q, k, v = self.qkv(x)
-    return self.proj(attend(q, k, v, mask, masked_rows))
+    if rotary is not None:
+      q, k = rotate(q, *rotary), rotate(k, *rotary)
+    x = attend(q, k, v, mask, masked_rows)
+    return self.proj(self.norm(x) if self.inner else x)
 
 
 class CrossAttention(nn.Module):
@@ -129,17 +145,41 @@ class CrossAttention(nn.Module):
     return self.proj(attend(q, k, v, mask, masked_rows))
 
 
-class Mlp(nn.Module):
-  """Linear, exact GELU, linear."""
+ACTIVATIONS = {
+  "gelu": functional.gelu,
+  "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+  "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+  "swiglu": functional.silu,
+}
 
-  def __init__(self, width: int, hidden: int):
+
+class Mlp(nn.Module):
+  """Linear, activation, linear; or fc2(silu(gate(x)) * fc1(x))."""
+
+  def __init__(
+    self,
+    width: int,
+    hidden: int,
+    kind: str = "gelu",
+    norm_eps: float | None = None,
+  ):
     super().__init__()
+    self.kind, self.inner = kind, norm_eps is not None
+    if kind == "swiglu":
+      self.gate = nn.Linear(width, hidden)
     self.fc1 = nn.Linear(width, hidden)
+    if norm_eps is not None:
+      self.norm = nn.LayerNorm(hidden, norm_eps)
     self.fc2 = nn.Linear(hidden, width)
 
   def forward(self, x: Tensor) -> Tensor:
     """Transforms the last axis."""
-    return self.fc2(functional.gelu(self.fc1(x)))
+    activation = ACTIVATIONS[self.kind]
+    if self.kind == "swiglu":
+      y = activation(self.gate(x)) * self.fc1(x)
+    else:
+      y = activation(self.fc1(x))
+    return self.fc2(self.norm(y) if self.inner else y)
 
 
 class SignalEmbed(nn.Module):
@@ -163,30 +203,71 @@ EMBEDDINGS = {"signal": SignalEmbed}
 
 
 # ------------------------------------------------------------ vision encoders
+def rotary_tables(
+  grid: int, head_dim: int, base_grid: int
+) -> tuple[Tensor, Tensor]:
+  """Cosine and sine [1 + L, 1, H] of the class token and every patch.
+
+  Half of a head turns with the row of a patch, half with its column.
+  """
+  half = head_dim // 2
+  power = torch.arange(0, half, 2, dtype=torch.float32) / half
+  position = torch.arange(grid, dtype=torch.float32) / grid * base_grid
+  angle = position[:, None] * (1.0 / 10000.0**power)
+  angle = angle.repeat_interleave(2, -1)
+  rows = angle[:, None].expand(grid, grid, half)
+  columns = angle[None].expand(grid, grid, half)
+  angles = torch.cat([rows, columns], -1).reshape(-1, 1, head_dim).double()
+  angles = torch.cat([torch.zeros(1, 1, head_dim), angles])
+  return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+  """Turns neighbouring pairs (x0, x1) of each head; x [B, L, N, H]."""
+  pairs = x.unflatten(-1, (-1, 2))
+  turned = torch.stack([-pairs[..., 1], pairs[..., 0]], -1).flatten(-2)
+  return (x * cos + turned * sin).to(x.dtype)
+
+
 class ViTBlock(nn.Module):
-  """Pre-norm attention and MLP."""
+  """Attention and MLP, each with its LayerNorm."""
 
   def __init__(self, config: Mapping[str, Any]):
     super().__init__()
     width, eps = config["width"], config["norm_eps"]
+    inner = eps if config["sub_norm"] else None
+    self.post = config["norm"] == "post"
     self.norm1 = nn.LayerNorm(width, eps)
-    self.attn = SelfAttention(width, config["num_heads"], "qv")
+    self.attn = SelfAttention(
+      width, config["num_heads"], config["qkv_bias"], inner
+    )
     self.norm2 = nn.LayerNorm(width, eps)
-    self.mlp = Mlp(width, config["mlp_dim"])
+    self.mlp = Mlp(width, config["mlp_dim"], config["mlp"], inner)
+    self.scaled = bool(config["layer_scale"])
+    if self.scaled:
+      self.scale1 = nn.Parameter(torch.zeros(width))
+      self.scale2 = nn.Parameter(torch.zeros(width))
 
-  def forward(self, x: Tensor) -> Tensor:
+  def forward(
+    self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None
+  ) -> Tensor:
     """Returns the tokens after this block."""
-    x = x + self.attn(self.norm1(x))
-    return x + self.mlp(self.norm2(x))
+    if self.post:
+      y = self.norm1(self.attn(x, rotary=rotary))
+    else:
+      y = self.attn(self.norm1(x), rotary=rotary)
+    x = x + (y * self.scale1 if self.scaled else y)
+    y = self.norm2(self.mlp(x)) if self.post else self.mlp(self.norm2(x))
+    return x + (y * self.scale2 if self.scaled else y)
 
 
 class PatchEmbed(nn.Module):
   """Linear embedding of non-overlapping patches (row, column, channel)."""
 
-  def __init__(self, width: int, patch_size: int):
+  def __init__(self, width: int, patch_size: int, bias: bool = True):
     super().__init__()
     self.patch_size = patch_size
-    self.proj = nn.Linear(patch_size**2 * 3, width)
+    self.proj = nn.Linear(patch_size**2 * 3, width, bias)
 
   def forward(self, pixels: Tensor) -> Tensor:
     """Embeds frames [B, Y, X, 3] as [B, L, D]."""
@@ -197,20 +278,27 @@ class PatchEmbed(nn.Module):
 
 
 class ViT(nn.Module):
-  """Vision transformer over frames."""
+  """Vision transformer over frames, of options (see config.json)."""
 
   def __init__(self, config: Mapping[str, Any]):
     super().__init__()
-    width, grid = config["width"], config["image_size"] // config["patch_size"]
+    self.config = config
+    width, eps = config["width"], config["norm_eps"]
+    self.grid = config["image_size"] // config["patch_size"]
     self.cls_token = nn.Parameter(torch.zeros(width))
-    self.pos_embed = nn.Parameter(torch.zeros(1 + grid**2, width))
-    self.patch_embed = PatchEmbed(width, config["patch_size"])
+    self.pos_embed = nn.Parameter(torch.zeros(1 + self.grid**2, width))
+    self.patch_embed = PatchEmbed(
+      width, config["patch_size"], config["patch_bias"]
+    )
+    if config["pre_norm"]:
+      self.pre_norm = nn.LayerNorm(width, eps)
     self.blocks = nn.ModuleList(
       ViTBlock(config) for _ in range(config["depth"])
     )
-    self.norm = nn.LayerNorm(width, config["norm_eps"])
+    self.norm = nn.LayerNorm(width, eps)
     if config["clip_embed_dim"]:  # carried along, not used
-      self.clip_head = nn.Linear(width, config["clip_embed_dim"])
+      dim, bias = config["clip_embed_dim"], config["clip_embed_bias"]
+      self.clip_head = nn.Linear(width, dim, bias)
       self.logit_scale = nn.Parameter(torch.zeros(()))
 
   def forward(
@@ -220,12 +308,19 @@ class ViT(nn.Module):
 
     Returns tokens [B, L, D] after the final norm, class token first.
     """
+    config, rotary = self.config, None
     if tokens is None:
       tokens = self.patch_embed(pixels) + self.pos_embed[1:]
+      if config["rope_grid"]:
+        head_dim = config["width"] // config["num_heads"]
+        tables = rotary_tables(self.grid, head_dim, config["rope_grid"])
+        rotary = tuple(x.to(tokens.device) for x in tables)
     first = (self.cls_token + self.pos_embed[0]).expand(len(tokens), 1, -1)
     x = torch.cat([first, tokens], 1)
+    if config["pre_norm"]:
+      x = self.pre_norm(x)
     for block in self.blocks:
-      x = block(x)
+      x = block(x, rotary)
     return self.norm(x)
 
 
@@ -381,17 +476,22 @@ class MiCo(nn.Module):
   `generate`.
   """
 
+  # Tables of the paper's options, there if the config has them.
+  context_pos: nn.Parameter
+  sample_embed: nn.Parameter
+  joined_pos: nn.Parameter
+
   def __init__(
     self,
     config: Mapping[str, Any],
-    preprocessing: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, Any],
     tokenizer: Any = None,
   ):
     """Builds the modules.
 
     Args:
       config: content of config.json.
-      preprocessing: content of preprocessing.json, for raw inputs.
+      preprocessing: content of preprocessing.json.
       tokenizer: of the folder, for raw inputs.
     """
     super().__init__()
@@ -929,8 +1029,14 @@ def _triangles(source: int, size: int) -> Tensor:
 
 
 def resize_smooth(x: Tensor, rows: int, columns: int) -> Tensor:
-  """Bilinear, antialiased where it shrinks; uint8 [T, Y, X, C]."""
-  for axis, size in ((2, columns), (1, rows)):
+  """Bilinear, antialiased where it shrinks; uint8 [T, Y, X, C].
+
+  Image libraries differ in which axis comes first, which may change a value by
+  one of 255.
+  """
+  first_rows = rows < x.shape[1] and columns >= x.shape[2]
+  axes = ((1, rows), (2, columns)) if first_rows else ((2, columns), (1, rows))
+  for axis, size in axes:
     if x.shape[axis] != size:
       y = x.movedim(axis, -1).long() @ _triangles(x.shape[axis], size).T
       y = ((y + (1 << 21)) >> 22).clamp(0, 255).to(torch.uint8)
@@ -1226,6 +1332,15 @@ def _fields(data: bytes) -> list[tuple[int, Any]]:
   return found
 
 
+def read_utf8(data: bytes) -> str:
+  """Text of bytes, U+FFFD for every byte that is no part of a character."""
+  try:
+    return data.decode()
+  except UnicodeDecodeError as e:
+    rest = read_utf8(data[e.start + 1 :])
+    return data[: e.start].decode() + "\ufffd" + rest
+
+
 class SentencePiece(Tokenizer):
   """A SentencePiece unigram model, read from its file.
 
@@ -1334,10 +1449,10 @@ class SentencePiece(Tokenizer):
       if kind == 6:
         run += bytes([self.byte_ids.index(i)])
         continue
-      out, run = out + run.decode("utf-8", "replace"), b""
+      out, run = out + read_utf8(run), b""
       if kind != 3:
         out += " \u2047 " if kind == 2 else piece
-    out = (out + run.decode("utf-8", "replace")).replace("\u2581", " ")
+    out = (out + read_utf8(run)).replace("\u2581", " ")
     return out.removeprefix(" ") if self.rules.get(3, 1) else out
 
 
