@@ -34,6 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
         dropout=0.0,
       ),
       embed_dim=96,
+      scan=False,
       heads=("t", "s", "v", "a", "d", "n", "va", "vad"),
       frame_table={"video": 2, "audio": 2, "depth": 1, "normal": 1},
     ),
@@ -109,7 +110,7 @@ def get_config() -> ml_collections.ConfigDict:
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(steps=517, log_every=11, checkpoint_every=264),
+    train=c.TrainConfig(steps=814, log_every=11, checkpoint_every=407),
     evaluation=c.EvaluationConfig(
       suite="omniworld",
       source="test",

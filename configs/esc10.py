@@ -38,6 +38,7 @@ def get_config(
         dropout=0.0,
       ),
       embed_dim=96,
+      scan=False,
       heads=("t", "a"),
       frame_table={"audio": 8},
     ),

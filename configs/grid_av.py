@@ -41,6 +41,7 @@ def get_config(
         dropout=0.0,
       ),
       embed_dim=96,
+      scan=False,
       heads=("t", "v", "a", "va"),
       frame_table={"video": 4, "audio": 10},
     ),

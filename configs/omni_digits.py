@@ -47,6 +47,7 @@ def get_config(
         dropout=0.0,
       ),
       embed_dim=96,
+      scan=False,
       heads=("t", "v", "a"),
       frame_table={"video": 1, "audio": 2},
     ),

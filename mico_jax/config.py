@@ -117,7 +117,9 @@ class ModelConfig:
   matmul_precision: str = "default"  # "default" | "high" | "highest"
   attention: str = "auto"  # kernel backend, see mico_jax.kernels.attention
   remat: str = "none"  # policy name, see mico_jax.layers.stack.REMAT
-  scan: bool = True  # scan over layers; false unrolls (for debugging)
+  # Scan over layers. False unrolls: slower to compile, but without copies of
+  # what the backward pass needs (a fifth of a small step's time on a CPU).
+  scan: bool = True
 
 
 # ---------------------------------------------------------------------- data

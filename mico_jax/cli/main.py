@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import mico_jax
+from mico_jax.cli.huge_pages import restart_with_huge_pages
 from mico_jax.config import ConfigError
 
 # Name -> one line of help. Each has a module of its name in this folder with
@@ -122,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   given = list(sys.argv[1:] if argv is None else argv)
   args, overrides = split_overrides(given)
   command = next((a for a in args if not a.startswith("-")), None)
+  if argv is None:
+    restart_with_huge_pages(command)
   try:
     parser = make_parser(command)
     parsed: Any = parser.parse_args(args)
