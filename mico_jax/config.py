@@ -61,6 +61,16 @@ class VisionConfig:
   # grid of this many patches along one side (EVA-02: 16).
   rope_grid: int = 0
   layer_scale: float = 0.0  # initial factor per channel of a branch; 0: none
+  # Encoders in stages (swin, convnext, unireplknet): blocks and width of each.
+  # `depth` is their sum, `width` the last stage's; mlp_dim / width holds in
+  # every stage; `patch_size` is the stride of the stem.
+  stage_depths: tuple[int, ...] = ()
+  stage_widths: tuple[int, ...] = ()
+  # Swin: heads of each stage; `num_heads` is the last stage's.
+  stage_heads: tuple[int, ...] = ()
+  window_size: int = 7  # Swin: tokens along a side of a window
+  # UniRepLKNet: kernel sizes of each stage, repeated until its depth.
+  stage_kernels: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

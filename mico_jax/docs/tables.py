@@ -105,6 +105,11 @@ def models_page() -> str:
 
   def encoder(v: config.VisionConfig) -> tuple[Any, ...]:
     form = f"{v.width} x {v.depth}, {v.num_heads} heads, patch {v.patch_size}"
+    if v.stage_depths:
+      widths, depths = (
+        " ".join(map(str, x)) for x in (v.stage_widths, v.stage_depths)
+      )
+      form = f"{v.encoder}: {widths} x {depths}"
     return form, v.image_size
 
   def row(name: str, model: config.ModelConfig) -> tuple[Any, ...]:
@@ -133,6 +138,7 @@ def models_page() -> str:
       f"{f.name}={getattr(vision, f.name)!r}"
       for f in dataclasses.fields(vision)
       if f.name not in sizes
+      and not f.name.startswith("stage_")
       and getattr(vision, f.name) != getattr(default, f.name)
     )
     return (

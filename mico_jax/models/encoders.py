@@ -7,7 +7,16 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from mico_jax.models.bert import Bert
+from mico_jax.models.convnext import ConvNeXt
+from mico_jax.models.encoder import Encoder
+from mico_jax.models.swin import Swin
+from mico_jax.models.unireplknet import UniRepLKNet
 from mico_jax.models.vit import ViT
 
-ENCODERS: dict[str, Callable[..., nn.Module]] = {"vit": ViT}
+ENCODERS: dict[str, type[Encoder]] = {
+  "vit": ViT,
+  "swin": Swin,
+  "convnext": ConvNeXt,
+  "unireplknet": UniRepLKNet,
+}
 TEXT_ENCODERS: dict[str, Callable[..., nn.Module]] = {"bert": Bert}

@@ -145,6 +145,13 @@ class MiCo:
     Raises:
       ValueError: for an unknown modality or frames of another size.
     """
+    encoder = parameters.towers(self.config)[0]
+    if token_indices is not None and not encoder.supports_token_indices:
+      raise ValueError(
+        f"config.model.vision.encoder={self.config.vision.encoder!r} encodes "
+        "whole frames; token_indices (patch dropout, masked modelling) need "
+        "encoder='vit'."
+      )
     modality = MODALITIES.get(key)
     if modality is None or modality.kind != "knowledge":
       known = [k for k, m in MODALITIES.items() if m.kind == "knowledge"]
@@ -175,12 +182,16 @@ class MiCo:
         indices = jnp.repeat(token_indices, frames, axis=0)
         tokens = jnp.take_along_axis(tokens, indices[:, :, None], axis=1)
       options["tokens"] = tokens
-    vit = parameters.towers(self.config)[0]
-    tokens, hidden = _apply(vit, params["vision"], **options)
+    tokens, hidden = _apply(encoder, params["vision"], **options)
     tokens = tokens.reshape(batch, frames, *tokens.shape[1:])
     if not return_hidden:
       return tokens
-    return tokens, [h.reshape(tokens.shape) for h in hidden]
+    return tokens, [h.reshape(batch, frames, *h.shape[1:]) for h in hidden]
+
+  @property
+  def has_class_token(self) -> bool:
+    """Whether token 0 of a frame stands for all of it."""
+    return parameters.towers(self.config)[0].has_class_token
 
   def pool(
     self,
@@ -189,8 +200,14 @@ class MiCo:
     *,
     frame_mask: Bool[Array, "B T"] | None = None,
   ) -> Float[Array, "B D"]:
-    """Pools the tokens of a modality as its record says."""
-    pooling = pool.POOLINGS[MODALITIES[key].pooling]
+    """Pools the tokens of a modality as its record says.
+
+    Where it says class token and the encoder has none: the mean.
+    """
+    name = MODALITIES[key].pooling
+    if name == "cls" and not self.has_class_token:
+      name = "mean"
+    pooling = pool.POOLINGS[name]
     return pooling(tokens, frame_mask=frame_mask)
 
   def pool_text(self, hidden: Float[Array, "B L W"]) -> Float[Array, "B W"]:
@@ -316,11 +333,18 @@ class MiCo:
   def _project(
     self, params: Params, letter: str, tokens: Float[Array, "B ..."]
   ) -> Float[Array, "B S W"]:
-    """Projects tokens of one letter and adds frame and type vectors."""
+    """Projects tokens of one letter and adds frame and type vectors.
+
+    With `config.pool_frames`, an encoder without a class token gives its mean.
+    """
     config = self.config
     name = self.context_type(letter)
     if tokens.ndim == 4 and config.pool_frames:
-      tokens = pool.cls_and_mean(tokens)
+      tokens = (
+        pool.cls_and_mean(tokens)
+        if self.has_class_token
+        else jnp.mean(tokens, axis=2, keepdims=True)
+      )
     project = parameters.Projection(
       config.text.width, config.text.norm_eps, jnp.dtype(config.dtype)
     )

@@ -24,8 +24,8 @@ from mico_jax.layers.mlp import Dense
 from mico_jax.layers.norm import LayerNorm
 from mico_jax.modalities import MODALITIES, Modality, by_letter
 from mico_jax.models.bert import ContextKV, LMHead
+from mico_jax.models.encoder import Encoder
 from mico_jax.models.encoders import ENCODERS, TEXT_ENCODERS
-from mico_jax.models.vit import grid_size
 
 SUBTITLE = "subtitle"  # context type of subtitles
 
@@ -136,7 +136,7 @@ def feature_width(config: ModelConfig, letter: str) -> int:
   return config.text.width if interface else config.vision.width
 
 
-def towers(config: ModelConfig) -> tuple[nn.Module, nn.Module, LMHead]:
+def towers(config: ModelConfig) -> tuple[Encoder, nn.Module, LMHead]:
   """The modules of the shared encoder, the text tower and its decoder."""
   dtype = jnp.dtype(config.dtype)
   shared = {
@@ -171,7 +171,8 @@ def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
   vision, text = config.vision, config.text
   dtype = jnp.dtype(config.dtype)
   vit, bert, lm_head = towers(config)
-  size = grid_size(vision) * vision.patch_size
+  vit.check()
+  size = vision.image_size
   if text.width % text.num_heads:
     raise ValueError(
       f"num_heads={text.num_heads} must divide width={text.width}; set "
@@ -218,6 +219,12 @@ def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
     if rows:
       found[name,] = Free((rows, text.width), (axes.POSITION, axes.EMBED))
   for key, modality in own_embeddings(config).items():
+    if not vit.supports_token_indices:
+      raise ValueError(
+        f"{key} brings its own embedding, and encoder={vision.encoder!r} takes "
+        f"pixels only; remove {modality.context_type!r} from "
+        "config.model.frame_table or choose encoder='vit'."
+      )
     shape = modality.extra["embedding_shape"]
     module = own_embedding(config, modality)
     found["embedding", key] = Part(module, (jnp.zeros((1, *shape)),))

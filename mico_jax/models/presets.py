@@ -4,7 +4,8 @@ Giant is the released MiCo: EVA-01-CLIP ViT-g/14 and BERT-base
 (arXiv:2406.09412, arXiv:2303.15389). Large, base and small take the encoder
 sizes of ViT (arXiv:2010.11929, table 1; small: arXiv:2012.12877) in the form of
 EVA-01; the paper states only their totals. The EVA-02 and CLIP models are the
-other encoders that the released code can be built with. Tiny is for the demo
+other encoders that the released code can be built with. Swin, ConvNeXt V2 and
+UniRepLKNet have the sizes that their authors published. Tiny is for the demo
 and for tests.
 
 Any encoder goes with any MiCo:
@@ -17,6 +18,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from mico_jax.config import ModelConfig, TextConfig, VisionConfig
+from mico_jax.models import convnext, swin, unireplknet
 
 # Plain ViT: width, depth, heads, width of the MLP. Tiny, small:
 # arXiv:2012.12877; base to huge: arXiv:2010.11929; giant: table 2 of
@@ -101,6 +103,9 @@ VISION: dict[str, VisionConfig] = {
   "clip_l14": _clip(1024, 24, 14),
   "clip_l14_336": _clip(1024, 24, 14, 336),
   **dict(_plain()),
+  **{f"swin_{name}": size for name, size in swin.SIZES.items()},
+  **{f"convnext_{name}": size for name, size in convnext.SIZES.items()},
+  **{f"unireplknet_{name}": size for name, size in unireplknet.SIZES.items()},
 }
 
 PRESETS: dict[str, ModelConfig] = {
@@ -133,6 +138,11 @@ PRESETS: dict[str, ModelConfig] = {
       "eva02_bige14_plus",
       "clip_b16",
       "clip_l14_336",
+      "swin_b",
+      "convnext_base",
+      "convnext_huge",
+      "unireplknet_b",
+      "unireplknet_xl",
     )
   },
 }

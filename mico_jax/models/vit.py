@@ -31,6 +31,7 @@ from mico_jax.layers.norm import LayerNorm
 from mico_jax.layers.parameter import parameter
 from mico_jax.layers.rotary import rotary_tables, token_tables
 from mico_jax.layers.stack import stack
+from mico_jax.models.encoder import Encoder
 
 NORMS = ("pre", "post")  # where the LayerNorm of a branch stands
 
@@ -121,22 +122,13 @@ class ViTBlock(nn.Module):
     return x, x if self.return_hidden else None
 
 
-class ViT(nn.Module):
-  """Vision transformer over frames.
+class ViT(Encoder):
+  """Vision transformer over frames; for the attributes see `Encoder`."""
 
-  Attributes:
-    config: sizes.
-    dtype: compute dtype.
-    backend: of attention.
-    remat: key of `mico_jax.layers.stack.REMAT`.
-    scan: whether blocks run as a loop.
-  """
-
-  config: VisionConfig
-  dtype: Any = jnp.float32
-  backend: str = "auto"
-  remat: str = "none"
-  scan: bool = True
+  @property
+  def num_tokens(self) -> int:
+    """Tokens of one frame, class token included."""
+    return 1 + grid_size(self.config) ** 2
 
   @nn.compact
   def __call__(

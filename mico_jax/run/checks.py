@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from mico_jax import axes
 from mico_jax.config import Config, ConfigError
+from mico_jax.models import ENCODERS
 from mico_jax.parallel import sharding
 
 # Path ("*": every entry), least and greatest value.
@@ -92,6 +93,38 @@ def check_ranges(config: Config) -> None:
       if not low <= value <= high:
         limit = f" and at most {high:g}" if high < math.inf else ""
         raise ConfigError(f"{path}={value}: must be at least {low:g}{limit}.")
+
+
+def check_encoder(config: Config) -> None:
+  """Checks that the shared encoder can do what the run asks of it.
+
+  Raises:
+    ConfigError: naming the option that needs another encoder.
+  """
+  vision = config.model.vision
+  if vision.encoder not in ENCODERS:
+    raise ConfigError(
+      f"model.vision.encoder={vision.encoder!r} is unknown; known: "
+      f"{', '.join(ENCODERS)}."
+    )
+  if ENCODERS[vision.encoder].supports_token_indices:
+    return
+  able = [n for n, e in ENCODERS.items() if e.supports_token_indices]
+  hint = (
+    f"model.vision.encoder={vision.encoder!r} encodes whole frames; choose "
+    f"{' or '.join(able)}, or"
+  )
+  if config.train.patch_dropout:
+    raise ConfigError(
+      f"train.patch_dropout={config.train.patch_dropout} encodes a part of the "
+      f"patches, but {hint} set train.patch_dropout=0."
+    )
+  for name, task in config.tasks.items():
+    if "masked_modelling" in task.objectives:
+      raise ConfigError(
+        f"tasks.{name}.objectives: masked_modelling encodes a part of the "
+        f"patches, but {hint} remove that objective."
+      )
 
 
 def _mesh_axes(given: str | tuple[str, ...] | None) -> tuple[str, ...]:

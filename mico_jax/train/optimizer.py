@@ -215,32 +215,57 @@ OPTIMIZERS: dict[
 
 
 # ------------------------------------------------------------ parameter groups
+# A block of the shared encoder: its stage, and its place among the unequal
+# blocks that a stage repeats (none of both for encoders without stages).
+_BLOCK = re.compile(r"^vision/(?:stage(\d+)/)?blocks/(?:block(\d+)/)?")
+_STAGE = re.compile(r"^vision/stage(\d+)/")
+_BEFORE = (
+  "vision/patch_embed",
+  "vision/stem",
+  "vision/cls_token",
+  "vision/pos_embed",
+  "vision/pre_norm",
+)
+
+
 def _layer_factors(config: OptimizerConfig, params: Params) -> PyTree:
   """Layer-wise decay of the shared encoder: one factor, or one per layer.
 
-  Block i of n gets decay ** (n - i), what comes before the blocks
-  decay ** (n + 1), everything else 1 (BEiT, arXiv:2106.08254).
+  Block i of n, counted over all stages, gets decay ** (n - i), what comes
+  before the blocks decay ** (n + 1), the downsampling before a stage what the
+  stage's first block gets, everything else 1 (BEiT, arXiv:2106.08254).
   """
   if config.layer_decay == 1.0:
     return jax.tree.map(lambda p: 1.0, params)
-  depths = [
-    leaf.shape[0]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    if selection.path_name(path).startswith("vision/blocks/")
-  ]
-  if not depths:
+  repeats: dict[int, int] = {}  # stage -> length of its stacked leaves
+  period: dict[int, int] = {}  # stage -> unequal blocks that it repeats
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if found := _BLOCK.match(selection.path_name(path)):
+      stage, place = (int(group or 0) for group in found.groups())
+      repeats[stage] = leaf.shape[0]
+      period[stage] = max(period.get(stage, 1), place + 1)
+  if not repeats:
     raise ConfigError(
       "optimizer.layer_decay needs the shared encoder's blocks in the "
-      "parameters (paths that start with 'vision/blocks/')."
+      "parameters (paths such as 'vision/blocks/' or 'vision/stage0/blocks/')."
     )
+  first, total = {}, 0
+  for stage in sorted(repeats):
+    first[stage] = total
+    total += repeats[stage] * period[stage]
 
   def factor(path: str, leaf: Any) -> Any:
-    if path.startswith("vision/blocks/"):
-      exponent = jnp.arange(leaf.shape[0], 0, -1, dtype=jnp.float32)
+    if found := _BLOCK.match(path):
+      stage, place = (int(group or 0) for group in found.groups())
+      number = first[stage] + place
+      layers = number + period[stage] * jnp.arange(leaf.shape[0])
+      exponent = (total - layers).astype(jnp.float32)
       shape = (-1,) + (1,) * (leaf.ndim - 1)
       return (jnp.float32(config.layer_decay) ** exponent).reshape(shape)
-    if re.match(r"vision/(patch_embed|cls_token|pos_embed|pre_norm)", path):
-      return config.layer_decay ** (depths[0] + 1)
+    if found := _STAGE.match(path):
+      return config.layer_decay ** (total - first[int(found[1])])
+    if path.startswith(_BEFORE):
+      return config.layer_decay ** (total + 1)
     return 1.0
 
   return selection.map_paths(factor, params)

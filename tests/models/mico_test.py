@@ -77,7 +77,7 @@ def test_presets_by_shape(name):
     lambda p, x: model.encode(p, "video", x), shapes, batch
   )
   vision = models.PRESETS[name].vision
-  length = 1 + (vision.image_size // vision.patch_size) ** 2
+  length = models.ENCODERS[vision.encoder](vision).num_tokens
   assert tokens.shape == (2, 3, length, vision.width)
 
 

@@ -20,6 +20,7 @@ from mico_jax.testing.golden.losses import losses
 from mico_jax.testing.golden.model import mico_full
 from mico_jax.testing.golden.preprocess import preprocess
 from mico_jax.testing.golden.resize import pos_resize
+from mico_jax.testing.golden.swin import vision_swin
 from mico_jax.testing.golden.text import text_bert
 from mico_jax.testing.golden.token_masker import token_masker
 from mico_jax.testing.golden.vision import vision_clip, vision_eva
@@ -31,6 +32,7 @@ CASES: dict[str, Case] = {
   "vision_eva02": vision_eva,
   "vision_eva02_e": vision_eva,
   "vision_clip": vision_clip,
+  "vision_swin": vision_swin,
   "text_bert": text_bert,
   "mico_full": mico_full,
   "losses": losses,
@@ -43,7 +45,6 @@ CASES: dict[str, Case] = {
 
 # Cases that later work brings -> the feature they need.
 FEATURES: dict[str, str] = {
-  "vision_swin": "the Swin encoder",
   "demo_e2e": "the import of released checkpoint files",
   "ckpt_layout": "the export to released checkpoint files",
 }

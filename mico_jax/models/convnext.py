@@ -1,0 +1,170 @@
+"""ConvNeXt V2: large depthwise kernels, an MLP and global response norm.
+
+Tokens are the last stage's features after a LayerNorm, place by place. The
+published classifier averages first and normalises the mean; the LayerNorm is
+the same, its place is not, because MiCo's contexts take tokens.
+
+Source: arXiv:2301.00808 (blocks and sizes: sections 3 and 4, appendix A.1) and
+arXiv:2201.03545 for stem and downsampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mico_jax import axes
+from mico_jax.config import VisionConfig
+from mico_jax.layers import dropout
+from mico_jax.layers.conv import DepthwiseConv, GlobalResponseNorm
+from mico_jax.layers.embed import PatchEmbed, to_patches
+from mico_jax.layers.mlp import Dense
+from mico_jax.layers.norm import LayerNorm
+from mico_jax.models.staged import StagedEncoder, StageSize
+
+KERNEL_SIZE = 7
+
+
+def to_grid(tokens: Float[Array, "B L D"]) -> Float[Array, "B Y X D"]:
+  """Tokens of a square grid as a feature map."""
+  side = round(tokens.shape[1] ** 0.5)
+  return tokens.reshape(tokens.shape[0], side, side, tokens.shape[-1])
+
+
+class ConvNeXtStem(nn.Module):
+  """Non-overlapping patches and a LayerNorm.
+
+  Attributes:
+    config: of the encoder.
+    dtype: compute dtype.
+  """
+
+  config: VisionConfig
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, pixels: Float[Array, "B Y X 3"]
+  ) -> Float[Array, "B R S D"]:
+    """Returns features of the first stage."""
+    width, patch = self.config.stage_widths[0], self.config.patch_size
+    x = PatchEmbed(width, patch, self.dtype, name="patch_embed")(pixels)
+    return to_grid(LayerNorm(self.config.norm_eps, name="norm")(x))
+
+
+class ConvNeXtDownsample(nn.Module):
+  """LayerNorm, then a linear layer on 2 x 2 places.
+
+  Attributes:
+    width: of the next stage.
+    norm_eps: of the LayerNorm.
+    dtype: compute dtype.
+  """
+
+  width: int
+  norm_eps: float
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B Y X C"]) -> Float[Array, "B R S D"]:
+    """Returns features of half the resolution."""
+    x = LayerNorm(self.norm_eps, name="norm")(x)
+    names = (axes.PATCH, axes.EMBED)
+    reduce = Dense(self.width, self.dtype, names=names, name="reduction")
+    return to_grid(reduce(to_patches(x, 2)))
+
+
+class ConvNeXtBlock(nn.Module):
+  """Depthwise convolution, LayerNorm, and an MLP with response norm.
+
+  Attributes:
+    config: of the encoder.
+    mlp_dim: hidden width.
+    dtype: compute dtype.
+    return_hidden: whether the features are returned as output of the layer too.
+  """
+
+  config: VisionConfig
+  mlp_dim: int
+  dtype: Any = jnp.float32
+  return_hidden: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B Y X D"],
+    layer: Mapping[str, Array],
+    shared: Mapping[str, Array],
+  ) -> tuple[Float[Array, "B Y X D"], Float[Array, "B Y X D"] | None]:
+    """Returns the features after this block."""
+    width = x.shape[-1]
+    row_keys = shared.get("row_keys")
+    if row_keys is not None:
+      row_keys = dropout.fold_rows(row_keys, layer["index"])
+    y = DepthwiseConv(KERNEL_SIZE, self.dtype, name="conv")(x)
+    y = LayerNorm(self.config.norm_eps, name="norm")(y)
+    names = (axes.EMBED, axes.MLP)
+    y = Dense(
+      self.mlp_dim, self.dtype, names=names, bias_name=axes.MLP, name="fc1"
+    )(y)
+    y = GlobalResponseNorm(name="grn")(jax.nn.gelu(y, approximate=False))
+    y = Dense(width, self.dtype, names=names[::-1], name="fc2")(y)
+    rate = layer["drop_path_rate"]
+    x = x + dropout.drop_path(y, row_keys, rate, dropout.DROP_PATH_MLP)
+    return x, x if self.return_hidden else None
+
+
+class ConvNeXt(StagedEncoder):
+  """ConvNeXt V2 over frames; see `StagedEncoder`."""
+
+  def stem(self) -> nn.Module:
+    """Pixels to features of the first stage."""
+    return ConvNeXtStem(self.config, self.dtype, name="stem")
+
+  def downsampling(self, stage: StageSize) -> nn.Module:
+    """Features of the stage before to those of `stage`."""
+    return ConvNeXtDownsample(
+      stage.width, self.config.norm_eps, self.dtype, parent=None
+    )
+
+  def block(
+    self, stage: StageSize, *, return_hidden: bool
+  ) -> tuple[type[nn.Module], dict[str, Any]]:
+    """Class and attributes of the blocks of a stage."""
+    return ConvNeXtBlock, {
+      "config": self.config,
+      "mlp_dim": stage.mlp_dim,
+      "dtype": self.dtype,
+      "return_hidden": return_hidden,
+    }
+
+
+def _size(depths: tuple[int, ...], width: int) -> VisionConfig:
+  widths = tuple(width * 2**i for i in range(len(depths)))
+  return VisionConfig(
+    encoder="convnext",
+    patch_size=4,
+    width=widths[-1],
+    depth=sum(depths),
+    mlp_dim=4 * widths[-1],
+    stage_depths=depths,
+    stage_widths=widths,
+  )
+
+
+# Published sizes by name.
+SIZES: dict[str, VisionConfig] = {
+  "atto": _size((2, 2, 6, 2), 40),
+  "femto": _size((2, 2, 6, 2), 48),
+  "pico": _size((2, 2, 6, 2), 64),
+  "nano": _size((2, 2, 8, 2), 80),
+  "tiny": _size((3, 3, 9, 3), 96),
+  "base": _size((3, 3, 27, 3), 128),
+  "large": _size((3, 3, 27, 3), 192),
+  "huge": _size((3, 3, 27, 3), 352),
+}
