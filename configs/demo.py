@@ -35,6 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
       ),
       embed_dim=96,
       scan=False,
+      frame_weights=True,  # motion is a stated fact
       heads=("t", "s", "v", "a", "d", "n", "va", "vad"),
       frame_table={"video": 2, "audio": 2, "depth": 1, "normal": 1},
     ),

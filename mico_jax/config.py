@@ -104,6 +104,10 @@ class ModelConfig:
   frame_table: Mapping[str, int] = field(
     default_factory=lambda: {"video": 8, "audio": 4, "depth": 1, "normal": 1}
   )
+  # A learned weight per frame and channel in the pooled features, so that
+  # embeddings know the order of frames (left to right, or right to left). The
+  # released model averages, and cannot.
+  frame_weights: bool = False
   pool_frames: bool = False  # context keeps [cls, mean of the rest] per frame
   normals_as: str = "normal"  # "depth": normals use depth's tables and head
   temperature_init: float = 0.07

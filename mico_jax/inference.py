@@ -131,7 +131,7 @@ class OmniModel:
           array, geometry=self.preparer.geometry(key), xp=jnp
         )
         tokens[letter] = self.model.encode(params, key, pixels)
-        pooled[letter] = self.model.pool(key, tokens[letter])
+        pooled[letter] = self.model.pool(params, key, tokens[letter])
     if "v" not in tokens and "i" in tokens:  # An image is a one-frame video.
       tokens["v"], pooled["v"] = tokens["i"], pooled["i"]
     return tokens, pooled, masks

@@ -213,7 +213,7 @@ class SelfCheck:
     for key, x in self._encode(params, host).items():
       letter = MODALITIES[key].letter
       by_letter[letter] = x
-      pooled[letter] = model.pool(key, x)
+      pooled[letter] = model.pool(params, key, x)
       found[f"embed/{key}"] = model.embed(params, letter, pooled)
     for head in self.heads:
       found[f"embed/{head}"] = model.embed(params, head, pooled)

@@ -70,7 +70,12 @@ class OmniWorldSource:
       return tuple(caption(scene, kind, p) for p in range(NUM_PHRASINGS))
 
     def opposites(kind: str) -> tuple[str, ...]:
-      return tuple(negatives(scene, kind, index))
+      # In all phrasings, as true captions are: else the form alone would tell.
+      return tuple(
+        text
+        for phrasing in range(NUM_PHRASINGS)
+        for text in negatives(scene, kind, index, phrasing)
+      )
 
     def read_many(keys: Sequence[str]) -> dict[str, Any]:
       out: dict[str, Any] = self.world.render(

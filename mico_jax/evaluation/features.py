@@ -79,7 +79,7 @@ class _Steps:
     for key, value in encode.encode_pixels(self._model, params, pixels).items():
       letter = MODALITIES[key].letter
       tokens[letter] = value
-      pooled[letter] = self._model.pool(key, value)
+      pooled[letter] = self._model.pool(params, key, value)
     for key in keys:
       if MODALITIES[key].kind == "interface":
         letter = MODALITIES[key].letter

@@ -9,8 +9,12 @@ from jaxtyping import Array, Bool, Float
 
 
 def _mean_frames(
-  x: Float[Array, "B T D"], frame_mask: Bool[Array, "B T"] | None
+  x: Float[Array, "B T D"],
+  frame_mask: Bool[Array, "B T"] | None,
+  frame_gain: Float[Array, "T D"] | None,
 ) -> Float[Array, "B D"]:
+  if frame_gain is not None:
+    x = x * (1 + frame_gain.astype(x.dtype))[None]
   if frame_mask is None:
     return jnp.mean(x, axis=1)
   weight = frame_mask.astype(x.dtype)[:, :, None]
@@ -22,18 +26,26 @@ def cls_pool(
   tokens: Float[Array, "B T L D"],
   *,
   frame_mask: Bool[Array, "B T"] | None = None,
+  frame_gain: Float[Array, "T D"] | None = None,
 ) -> Float[Array, "B D"]:
-  """The class token of each frame, averaged over the valid frames."""
-  return _mean_frames(tokens[:, :, 0], frame_mask)
+  """The class token of each frame, averaged over the valid frames.
+
+  Args:
+    tokens: of the encoder.
+    frame_mask: which frames are valid; None: all.
+    frame_gain: frame t counts 1 + gain[t], by channel.
+  """
+  return _mean_frames(tokens[:, :, 0], frame_mask, frame_gain)
 
 
 def mean_pool(
   tokens: Float[Array, "B T L D"],
   *,
   frame_mask: Bool[Array, "B T"] | None = None,
+  frame_gain: Float[Array, "T D"] | None = None,
 ) -> Float[Array, "B D"]:
-  """All tokens of each frame, then the valid frames, averaged."""
-  return _mean_frames(jnp.mean(tokens, axis=2), frame_mask)
+  """All tokens of each frame, then the valid frames, averaged; see above."""
+  return _mean_frames(jnp.mean(tokens, axis=2), frame_mask, frame_gain)
 
 
 POOLINGS: dict[str, Callable[..., Array]] = {"cls": cls_pool, "mean": mean_pool}

@@ -29,7 +29,7 @@ from mico_jax.layers.stack import REMAT
 from mico_jax.modalities import MODALITIES, by_letter
 from mico_jax.models import bert, parameters
 from mico_jax.models.bert import ContextKV, KVCache
-from mico_jax.models.resize import nearest_indices
+from mico_jax.models.resize import resize_frames
 from mico_jax.types import Params, PyTree
 
 # Field of the config -> what it may be.
@@ -195,6 +195,7 @@ class MiCo:
 
   def pool(
     self,
+    params: Params,
     key: str,
     tokens: Float[Array, "B T L D"],
     *,
@@ -202,13 +203,18 @@ class MiCo:
   ) -> Float[Array, "B D"]:
     """Pools the tokens of a modality as its record says.
 
-    Where it says class token and the encoder has none: the mean.
+    Where it says class token and the encoder has none: the mean. Several
+    frames are weighted with `config.frame_weights`.
     """
+    kind, gain = MODALITIES[key].letter, None
+    if tokens.shape[1] > 1 and self.config.frame_weights:
+      table = params["frame_gain"].get(self.context_type(kind))
+      gain = None if table is None else resize_frames(table, tokens.shape[1])
     name = MODALITIES[key].pooling
     if name == "cls" and not self.has_class_token:
       name = "mean"
     pooling = pool.POOLINGS[name]
-    return pooling(tokens, frame_mask=frame_mask)
+    return pooling(tokens, frame_mask=frame_mask, frame_gain=gain)
 
   def pool_text(self, hidden: Float[Array, "B L W"]) -> Float[Array, "B W"]:
     """The first token of a text."""
@@ -352,10 +358,8 @@ class MiCo:
     if tokens.ndim == 4:
       length = config.frame_table[name]
       if length:
-        table = params["frame_embed"][name].astype(x.dtype)
-        if x.shape[1] != length:
-          table = table[nearest_indices(length, x.shape[1])]
-        x = x + table[None, :, None]
+        table = resize_frames(params["frame_embed"][name], x.shape[1])
+        x = x + table.astype(x.dtype)[None, :, None]
       x = x.reshape(x.shape[0], -1, x.shape[-1])
     return x + params["type_embed"][name].astype(x.dtype)[None, None]
 

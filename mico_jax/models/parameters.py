@@ -123,6 +123,16 @@ def context_types(config: ModelConfig) -> tuple[str, ...]:
   return (*types, SUBTITLE)
 
 
+def weighted_types(config: ModelConfig) -> tuple[str, ...]:
+  """Context types whose frames are weighted when pooled."""
+  if not config.frame_weights:
+    return ()
+  sizes = {
+    name: config.frame_table.get(name, 0) for name in context_types(config)
+  }
+  return tuple(name for name, size in sizes.items() if size > 1)
+
+
 def head_names(config: ModelConfig) -> tuple[str, ...]:
   """Contrastive heads with parameters."""
   return tuple(
@@ -205,6 +215,12 @@ def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
         (config.frame_table[name], text.width),
         (axes.POSITION, axes.EMBED),
         POSITION_INIT,
+      )
+    if name in weighted_types(config):
+      found["frame_gain", name] = Free(
+        (config.frame_table[name], vision.width),
+        (axes.POSITION, axes.EMBED),
+        nn.initializers.zeros,
       )
   for name in head_names(config):
     width = sum(feature_width(config, letter) for letter in name)

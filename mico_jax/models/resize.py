@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 BICUBIC_A = -0.75  # the constant of PyTorch's cubic convolution
 
@@ -28,8 +28,8 @@ def nearest_indices(old: int, new: int) -> Int[np.ndarray, " new"]:
 
 
 def resize_frames(
-  table: Float[np.ndarray, "T W"], new: int
-) -> Float[np.ndarray, "new W"]:
+  table: Float[np.ndarray, "T W"] | Float[Array, "T W"], new: int
+) -> Float[np.ndarray, "new W"] | Float[Array, "new W"]:
   """Frame table for another number of frames, by nearest neighbour."""
   return table[nearest_indices(table.shape[0], new)]
 

@@ -23,13 +23,13 @@ RESIZERS: Mapping[str, restore.Resizer] = {
   r"^vision/pos_embed$": lambda table, shape: resize_positions(
     table, math.isqrt(shape[0] - 1)
   ),
-  r"^frame_embed/": lambda table, shape: resize_frames(table, shape[0]),
+  r"^frame_(embed|gain)/": lambda table, shape: resize_frames(table, shape[0]),
 }
 MAY_BE_NEW = (
   r"^contrastive_head/",
   r"^matching_head/",
   r"^project/",
-  r"^frame_embed/",
+  r"^frame_(embed|gain)/",
   r"^type_embed/",
   r"^(context_pos|sample_embed|joined_pos)",
   r"^objective/",

@@ -266,7 +266,7 @@ def prepare(
   for key, value in encoded.items():
     letter = MODALITIES[key].letter
     tokens[letter] = value
-    pooled[letter] = model.pool(key, value)
+    pooled[letter] = model.pool(params, key, value)
 
   slots: dict[str, Array] = {g: batch["text"][g] for g in plan.text_features}
   interfaces = [k for k in plan.encoded if MODALITIES[k].kind == "interface"]

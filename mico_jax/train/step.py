@@ -310,7 +310,7 @@ def make_eval_forward(
         masks[letter] = batch["inputs"][key] != pad
       else:
         tokens[letter] = encoded[key]
-        pooled[letter] = model.pool(key, encoded[key])
+        pooled[letter] = model.pool(params, key, encoded[key])
     return {
       "features": {
         c: model.embed(params, c, {x: pooled[x] for x in c}) for c in contexts

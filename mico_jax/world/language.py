@@ -167,13 +167,16 @@ def questions(scene: Scene) -> list[tuple[str, str, frozenset[str]]]:
   return out
 
 
-def negatives(scene: Scene, kind: str, index: int) -> list[str]:
+def negatives(
+  scene: Scene, kind: str, index: int, phrasing: int = 0
+) -> list[str]:
   """False captions, each with one stated fact changed, all different facts.
 
   Args:
     scene: the true scene.
     kind: caption kind.
     index: decides which facts change and how.
+    phrasing: of the captions, see `caption`.
   """
   stated = tuple(f for f in facts.STATED[kind] if f != "count")
   if kind == "subtitle":
@@ -182,7 +185,7 @@ def negatives(scene: Scene, kind: str, index: int) -> list[str]:
     number = min(MAX_NEGATIVES, len(list(facts.changes(scene, stated))))
   u = facts.stream("negatives", kind, index=index, count=40).tolist()
   changed = facts.neighbours(scene, number, stated, u)
-  return [caption(other, kind) for _, other in changed]
+  return [caption(other, kind, phrasing) for _, other in changed]
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def test_every_modality_and_head(pair):
       tokens = model.encode(params, key, jnp.asarray(x))
       got = exported.encode(key, t(x))
       close(tokens, got)
-      ours[letter] = model.pool(key, tokens)
+      ours[letter] = model.pool(params, key, tokens)
       theirs[letter] = exported.pool(key, got)
   heads = [h for h in model.config.heads if set(h) <= set(ours)]
   assert len(heads) > 5

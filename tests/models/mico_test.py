@@ -11,7 +11,9 @@ import pytest
 
 from mico_jax import axes, models
 from mico_jax.config import ModelConfig, TextConfig, VisionConfig
+from mico_jax.layers import pool
 from mico_jax.layers.stack import REMAT
+from mico_jax.models.resize import resize_frames
 
 CONFIG = ModelConfig(
   vision=VisionConfig(
@@ -252,8 +254,8 @@ def test_text_attention(params):
 def test_features(params):
   model = _model()
   pooled = {
-    "i": model.pool("image", model.encode(params, "image", _pixels())),
-    "a": model.pool("audio", model.encode(params, "audio", _pixels(1))),
+    "i": model.pool(params, "image", model.encode(params, "image", _pixels())),
+    "a": model.pool(params, "audio", model.encode(params, "audio", _pixels(1))),
     "t": model.pool_text(model.text(params, IDS)),
   }
   pooled |= {"v": pooled["i"], "d": pooled["a"]}
@@ -367,3 +369,28 @@ def test_mistakes_are_named(params):
     _model(vision=dataclasses.replace(CONFIG.vision, encoder="nope"))
   with pytest.raises(ValueError, match="matmul_precision"):
     _model(matmul_precision="nope")
+
+
+def test_frame_weights_tell_the_order_of_frames():
+  config = dataclasses.replace(CONFIG, frame_weights=True)
+  model = models.build(config)
+  params = model.init(jax.random.key(0))
+  tokens = model.encode(params, "video", _pixels(2))
+  turned = tokens[:, ::-1]
+  plain = pool.cls_pool(tokens)
+  np.testing.assert_allclose(model.pool(params, "video", tokens), plain)
+  gains = params["frame_gain"]
+  assert set(gains) == {
+    name for name, size in config.frame_table.items() if size > 1
+  }
+  gain = jax.random.normal(jax.random.key(1), gains["video"].shape)
+  params = {**params, "frame_gain": {**gains, "video": gain}}
+  got = model.pool(params, "video", tokens)
+  two = np.asarray(resize_frames(np.asarray(gain), 2))
+  want = (np.asarray(tokens)[:, :, 0] * (1 + two)[None]).mean(1)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  assert np.abs(got - model.pool(params, "video", turned)).max() > 1e-3
+  one = tokens[:, :1]  # a picture has no order
+  np.testing.assert_allclose(
+    model.pool(params, "image", one), one[:, 0, 0], atol=1e-6
+  )

@@ -79,7 +79,7 @@ class Plain:
 
   def features(self, row):
     pooled = {
-      c: self.model.pool(by_letter(c).key, self.tokens(c, row))
+      c: self.model.pool(self.params, by_letter(c).key, self.tokens(c, row))
       for c in letters(GROUP)
     }
     text = self.read(self.batch["text"][GROUP][row])

@@ -522,6 +522,13 @@ class MiCo(nn.Module):
     self.frame_embed = nn.ParameterDict(
       {name: torch.zeros(n, wide) for name, n in contexts.items() if n}
     )
+    self.frame_gain = nn.ParameterDict(
+      {
+        name: torch.zeros(n, width)
+        for name, n in contexts.items()
+        if n > 1 and options["frame_weights"]
+      }
+    )
     self.contrastive_head = nn.ModuleDict(
       {
         head: nn.Linear(inputs, options["embed_dim"], len(head) > 1)
@@ -673,9 +680,14 @@ class MiCo(nn.Module):
 
   def pool(self, key: str, tokens: Tensor) -> Tensor:
     """One vector per row [B, D]: class tokens, or all, then over frames."""
-    if self.modalities[key]["pooling"] == "mean":
-      return tokens.mean(2).mean(1)
-    return tokens[:, :, 0].mean(1)
+    mean = self.modalities[key]["pooling"] == "mean"
+    frames = tokens.mean(2) if mean else tokens[:, :, 0]
+    name = self.modalities[key]["context"]
+    if frames.shape[1] > 1 and name in self.frame_gain:
+      gain = self.frame_gain[name]
+      gain = gain[nearest_indices(len(gain), frames.shape[1])]
+      frames = frames * (1 + gain)
+    return frames.mean(1)
 
   def features(self, letters: str, pooled: Mapping[str, Tensor]) -> Tensor:
     """Unit-norm embeddings [B, E] by the head of a letter or a group."""

@@ -134,7 +134,7 @@ def _modality(
     count = name.rsplit(".", 1)[1]
     frames = to_frames(folder.inputs[name])
     tokens = model.encode(params, key, frames)
-    pooled = model.pool(key, tokens)
+    pooled = model.pool(params, key, tokens)
     if count == f"n{joint}":
       state.tokens[letter], state.pooled[letter] = tokens, pooled
     got = {

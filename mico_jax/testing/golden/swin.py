@@ -47,7 +47,7 @@ def vision_swin(folder: Folder) -> Iterator[Check]:
     params, "image", pixels[:, None], return_hidden=True
   )
   yield Check("tokens", tokens[:, 0], outputs["tokens"])
-  pooled = model.pool("image", tokens)
+  pooled = model.pool(params, "image", tokens)
   yield Check("pooled_contra", pooled, outputs["pooled_contra"])
 
   with jax.default_matmul_precision("highest"):
