@@ -383,6 +383,15 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class GenerationConfig:
+  """How captions are written unless a caller says otherwise."""
+
+  num_beams: int = 1  # 1: greedy
+  length_penalty: float = 1.0  # exponent of the length in a beam's score
+  max_new_tokens: int = 30
+
+
+@dataclass(frozen=True)
 class Config:
   """A whole run."""
 
@@ -396,6 +405,7 @@ class Config:
   train: TrainConfig = TrainConfig()
   parallel: ParallelConfig = ParallelConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
+  generation: GenerationConfig = GenerationConfig()
 
 
 # ---------------------------------------------------------------- conversion

@@ -156,7 +156,9 @@ class OmniModel:
     logits = self.model.matching_logits(params, hidden)
     return jax.nn.softmax(logits, axis=-1)[:, 1]
 
-  def _make_caption(self, max_new_tokens: int, num_beams: int) -> Any:
+  def _make_caption(
+    self, max_new_tokens: int, num_beams: int, length_penalty: float
+  ) -> Any:
     return jax.jit(
       lambda params, context: generate(
         self.model,
@@ -165,6 +167,7 @@ class OmniModel:
         tokens=self.tokenizer.info,
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
+        length_penalty=length_penalty,
       ).sequences[:, 0]
     )
 
@@ -302,20 +305,29 @@ class OmniModel:
   def caption(
     self,
     *,
-    max_new_tokens: int = 30,
-    num_beams: int = 1,
+    max_new_tokens: int | None = None,
+    num_beams: int | None = None,
+    length_penalty: float | None = None,
     **inputs: Sequence[Any],
   ) -> list[str]:
     """Writes a caption for each row.
 
+    What is None is as the checkpoint's config.generation says.
+
     Args:
       max_new_tokens: most tokens of a caption.
       num_beams: 1 is greedy.
+      length_penalty: exponent of the length in the score of a beam.
       **inputs: aligned lists; several modalities form one context.
     """
     letters = self._letters(inputs)
     room = self.config.model.text.max_positions - 1
-    write = self._caption(min(max_new_tokens, room), num_beams)
+    given = self.config.generation
+    most = max_new_tokens or given.max_new_tokens
+    penalty = given.length_penalty if length_penalty is None else length_penalty
+    write = self._caption(
+      min(most, room), num_beams or given.num_beams, penalty
+    )
     texts = []
     for arrays in self._chunks(inputs):
       for batch, real in self._batches(arrays):

@@ -37,7 +37,7 @@ _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of Orbax's folders
 # Keys that may change between the parts of one run: none of them alters which
 # samples a step sees or what it computes.
 _FREE_KEYS = re.compile(
-  r"^(name|evaluation\..*|parallel\..*"
+  r"^(name|generation|evaluation\..*|parallel\..*"
   r"|train\.(log_every|checkpoint_every|keep|keep_best|eval_every"
   r"|nonfinite_patience|collapse_patience|profile_steps|tensorboard|wandb)"
   r"|data\.(num_threads|num_workers|prefetch|timeout|max_bad_fraction"
@@ -85,7 +85,7 @@ class Extras:
   tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
   tokenizer_info: Mapping[str, Any] = field(default_factory=dict)
   preprocessing: Mapping[str, Any] = field(default_factory=dict)
-  originals: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+  originals: Mapping[str, Any] = field(default_factory=dict)
   topology: Mapping[str, Any] = field(default_factory=dict)
   self_check: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 

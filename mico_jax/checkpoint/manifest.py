@@ -106,15 +106,15 @@ def describe_arrays(
   flat: Mapping[str, Any],
   *,
   logical_axes: Mapping[str, Any] | None = None,
-  originals: Mapping[str, Mapping[str, str]] | None = None,
+  originals: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
   """The manifest's entry of every array.
 
   Args:
     flat: host arrays by path.
     logical_axes: tuples of axis names by path.
-    originals: path -> {"name", "dtype"} in the files the parameters were
-      imported from.
+    originals: path -> what it was imported from: a list of {"name", "dtype",
+      "sha256"}, layer by layer.
   """
   axes = logical_axes or {}
   entries = {}
@@ -128,7 +128,7 @@ def describe_arrays(
     if path in axes:
       entry["axes"] = list(axes[path])
     if originals and path in originals:
-      entry["original"] = dict(originals[path])
+      entry["original"] = originals[path]
     entries[path] = entry
   return entries
 

@@ -101,7 +101,8 @@ class OrbaxNoise(logging.Filter):
 _NOISE = OrbaxNoise()
 
 
-def _quiet() -> None:
+def quiet() -> None:
+  """Keeps Orbax from logging what reaches the caller as an exception."""
   for name in ("absl", "asyncio"):
     logging.getLogger(name).addFilter(_NOISE)
 
@@ -114,7 +115,7 @@ def absolute(path: epath.PathLike) -> Any:
 
 def make_checkpointer() -> ocp.AsyncCheckpointer:
   """The asynchronous composite checkpointer of all items."""
-  _quiet()
+  quiet()
   arrays: dict[str, Any] = {
     name: ocp.PyTreeCheckpointHandler() for name in manifest_lib.ARRAY_ITEMS
   }
@@ -229,7 +230,11 @@ def _late_callbacks() -> Iterator[None]:
 
 
 def read_arrays(
-  folder: epath.PathLike, item: str, entries: Mapping[str, Any]
+  folder: epath.PathLike,
+  item: str,
+  entries: Mapping[str, Any],
+  *,
+  partial: bool = False,
 ) -> dict[str, np.ndarray]:
   """Reads the arrays of one item as {path: host array}.
 
@@ -237,11 +242,12 @@ def read_arrays(
     folder: step folder.
     item: "params", "opt_state" or "ema".
     entries: the manifest's entries of that item; names the arrays to read.
+    partial: the item may hold others as well.
 
   Raises:
     CheckpointError: if the files are absent, cut short or damaged.
   """
-  _quiet()
+  quiet()
   path = absolute(folder) / item
   if not path.is_dir():
     raise CheckpointError(
@@ -257,7 +263,10 @@ def read_arrays(
       ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
     ):
       tree = checkpointer.restore(
-        path, args=ocp.args.PyTreeRestore(item=like, restore_args=restore_args)
+        path,
+        args=ocp.args.PyTreeRestore(
+          item=like, restore_args=restore_args, partial_restore=partial
+        ),
       )
   except Exception as e:  # Orbax raises many kinds for damaged files.
     lines = str(e).strip().splitlines() or [type(e).__name__]

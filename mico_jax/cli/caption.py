@@ -22,16 +22,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--beams",
     type=common.positive_int,
-    default=1,
     metavar="N",
-    help="beam search with N beams (default: 1, greedy)",
+    help="beam search with N beams, 1 is greedy (default: the checkpoint's)",
   )
   parser.add_argument(
     "--max-tokens",
     type=common.positive_int,
-    default=30,
     metavar="N",
-    help="longest caption (default: 30)",
+    help="longest caption (default: the checkpoint's)",
+  )
+  parser.add_argument(
+    "--length-penalty",
+    type=float,
+    metavar="X",
+    help="exponent of the length in a beam's score (default: the checkpoint's)",
   )
   common.add_json(parser)
 
@@ -51,7 +55,10 @@ def run(args: argparse.Namespace) -> int:
       for i in rows
     ]
     texts = model.caption(
-      max_new_tokens=args.max_tokens, num_beams=args.beams, **{key: items}
+      max_new_tokens=args.max_tokens,
+      num_beams=args.beams,
+      length_penalty=args.length_penalty,
+      **{key: items},
     )
     captions.update(zip(rows, texts, strict=True))
   found = [(name, captions[i]) for i, name in enumerate(args.files)]

@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
   "embed": "write the embeddings of many files",
   "score": "compare texts with files",
   "caption": "write a caption for each file",
+  "import": "make a checkpoint of weights of other libraries",
   "export": "write a checkpoint for PyTorch and others",
   "trace": "list the samples of any past step",
   "inspect": "show what a checkpoint or config holds",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -43,3 +45,38 @@ def layer_norm(
   """A LayerNorm."""
   yield Entry((*path, "scale"), (f"{name}.weight",), layers=layers)
   yield Entry((*path, "bias"), (f"{name}.bias",), layers=layers)
+
+
+def to_ours(value: np.ndarray, entry: Entry) -> np.ndarray:
+  """A tensor in the layout of our parameter.
+
+  Raises:
+    ValueError: for a tensor that does not have the axes of its kind.
+  """
+  if any(n != 1 for n in value.shape[: entry.lead]):
+    raise ValueError(f"leading axes of {value.shape} are not of length one.")
+  value = value.reshape(value.shape[entry.lead :])
+  if entry.kind == "linear":
+    return value.T
+  if entry.kind == "conv":  # (out, in, rows, columns)
+    return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
+  return value
+
+
+def to_theirs(
+  value: np.ndarray, entry: Entry, *, patch_size: int
+) -> np.ndarray:
+  """The inverse of `to_ours`, in C order.
+
+  Args:
+    value: one layer and one of the packed parts of our parameter.
+    entry: where it goes.
+    patch_size: rows and columns of a "conv" kernel.
+  """
+  if entry.kind == "linear":
+    value = value.T
+  elif entry.kind == "conv":
+    value = value.reshape(patch_size, patch_size, -1, value.shape[-1])
+    value = value.transpose(3, 2, 0, 1)
+  value = value.reshape((1,) * entry.lead + value.shape)
+  return np.asarray(value, order="C")

@@ -21,7 +21,13 @@ import numpy as np
 
 from mico_jax.config import ModelConfig, TextConfig, VisionConfig
 from mico_jax.interop import mico_vision
-from mico_jax.interop.entries import Entry, layer_norm, linear
+from mico_jax.interop.entries import (
+  Entry,
+  layer_norm,
+  linear,
+  to_ours,
+  to_theirs,
+)
 from mico_jax.interop.mico_vision import LOGIT_SCALE
 from mico_jax.models import build
 from mico_jax.types import Params
@@ -126,14 +132,6 @@ def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
   return found
 
 
-def _import(value: np.ndarray, kind: str) -> np.ndarray:
-  if kind == "linear":
-    return value.T
-  if kind == "conv":  # (out, in, rows, columns)
-    return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
-  return value
-
-
 def from_released(
   tensors: Mapping[str, np.ndarray],
   config: ModelConfig,
@@ -174,9 +172,7 @@ def from_released(
         missing.append(name)
         return None
       value = np.asarray(tensors.pop(name))
-      values.append(
-        _import(value.reshape(value.shape[entry.lead :]), entry.kind)
-      )
+      values.append(to_ours(value, entry))
     return np.concatenate(values, axis=-1) if len(values) > 1 else values[0]
 
   for entry in entries(config, parts):
@@ -248,13 +244,7 @@ def to_released(
         else [value]
       )
       for name, piece in zip(entry.names, packed, strict=True):
-        if entry.kind == "linear":
-          piece = piece.T
-        elif entry.kind == "conv":
-          piece = piece.reshape(patch, patch, -1, piece.shape[-1])
-          piece = piece.transpose(3, 2, 0, 1)
-        piece = piece.reshape((1,) * entry.lead + piece.shape)
-        tensors[name.format(i=i)] = np.asarray(piece, order="C")
+        tensors[name.format(i=i)] = to_theirs(piece, entry, patch_size=patch)
   if copies and (parts is None or "vision" in parts):
     tensors |= mico_vision.rotary_buffers(config.vision)
   if copies and (parts is None or "text" in parts):
@@ -281,7 +271,7 @@ def _count(tensors: Mapping[str, Any], pattern: str) -> int:
 
 
 def config_from_released(
-  tensors: Mapping[str, np.ndarray],
+  tensors: Mapping[str, Any],
   *,
   vision_heads: int | None = None,
   text_heads: int | None = None,
@@ -294,7 +284,7 @@ def config_from_released(
   subtitles visible, the additive mask.
 
   Args:
-    tensors: by released name.
+    tensors: by released name; arrays, or what has their shape and index.
     vision_heads: heads of the encoder; None: as wide as in the released ones.
     text_heads: heads of the text tower; None: 64 wide each, as in BERT.
     vision_options: fields of the encoder that no tensor tells, such as

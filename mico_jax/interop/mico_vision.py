@@ -208,7 +208,7 @@ def _rope_grid(cos: np.ndarray, sin: np.ndarray) -> int:
 
 
 def config_from_tensors(
-  tensors: Mapping[str, np.ndarray], *, num_heads: int | None, **options: Any
+  tensors: Mapping[str, Any], *, num_heads: int | None, **options: Any
 ) -> VisionConfig | None:
   """The config of released tensors, from names and shapes; None: no encoder.
 
@@ -256,7 +256,9 @@ def config_from_tensors(
       found["clip_embed_dim"] = tensors[VISUAL + "head.weight"].shape[0]
     if has("rope.freqs_cos") and "rope_grid" not in options:
       found["rope_grid"] = _rope_grid(
-        tensors[VISUAL + "rope.freqs_cos"], tensors[VISUAL + "rope.freqs_sin"]
+        *(
+          np.asarray(tensors[f"{VISUAL}rope.freqs_{n}"]) for n in ("cos", "sin")
+        )
       )
     if has("rope.freqs_cos") and num_heads is None:
       num_heads = width // tensors[VISUAL + "rope.freqs_cos"].shape[1]

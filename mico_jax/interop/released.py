@@ -1,7 +1,7 @@
 """The folder that the original code loads: `ckpt/model_step_N.pt`, `log/`.
 
-Names and layout follow `interop.mico`; what the checkpoint's manifest says of
-imported parameters (`original`: name and dtype) is kept.
+Names and layout follow `interop.mico`; an imported checkpoint gives back the
+tensors that it was imported from, byte for byte.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from mico_jax.config import Config, ConfigError
-from mico_jax.interop import export, mico, sharded
+from mico_jax.interop import export, mico, originals
 from mico_jax.interop.export import Report, Source
 from mico_jax.interop.sharded import Item
 
@@ -95,25 +96,33 @@ def missing_names(found: dict[str, np.ndarray]) -> list[str]:
 
 
 def original_items(source: Source) -> Iterator[Item] | None:
-  """Tensors with names and dtypes of the imported file; None: not imported."""
-  originals = originals_of(source)
-  if not originals:
+  """The tensors of the imported file, byte for byte; None: not imported."""
+  if "import" not in source.checkpoint.manifest:
     return None
-  found = tensors(source)
+  found = originals.open_tensors(source.checkpoint.folder)
   return (
-    sharded.item(name, value, originals.get(name, value.dtype))
-    for name, value in found.items()
+    Item(name, tensor.shape, tensor.dtype, tensor.load)
+    for name, tensor in found.items()
   )
 
 
-def originals_of(source: Source) -> dict[str, Any]:
-  """Original name -> dtype, from the manifest of an imported checkpoint."""
-  entries = source.checkpoint.manifest["items"][source.checkpoint.source]
-  return {
-    entry["original"]["name"]: np.dtype(entry["original"]["dtype"])
-    for entry in entries.values()
-    if "original" in entry
-  }
+def _arrays(source: Source) -> dict[str, np.ndarray]:
+  """What the original's file holds: as imported, or by its own names."""
+  about = source.checkpoint.manifest.get("import", {})
+  if about.get("format") != "mico":
+    return tensors(source)
+  found = originals.open_tensors(source.checkpoint.folder)
+  return {name: tensor.load() for name, tensor in found.items()}
+
+
+def _torch_tensor(array: np.ndarray) -> Any:
+  """A tensor of the same bytes; bfloat16 by its bits."""
+  import torch
+
+  array = np.array(array, order="C")
+  if array.dtype == ml_dtypes.bfloat16:
+    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+  return torch.from_numpy(array)
 
 
 def write(source: Source, folder: pathlib.Path, report: Report) -> None:
@@ -123,18 +132,14 @@ def write(source: Source, folder: pathlib.Path, report: Report) -> None:
     ConfigError: naming the parameters that the original cannot hold.
     ImportError: without PyTorch.
   """
-  found = tensors(source)
+  found = _arrays(source)
   import torch
 
-  originals = originals_of(source)
   (folder / "ckpt").mkdir(parents=True)
   (folder / "log").mkdir()
   step = source.checkpoint.step
   name = f"ckpt/model_step_{step}.pt"
-  state = {}
-  for key, value in found.items():
-    value = np.array(value, originals.get(key, value.dtype), order="C")
-    state[key] = torch.from_numpy(value)
+  state = {key: _torch_tensor(value) for key, value in found.items()}
   torch.save(state, folder / name)
   export.write_json(folder / "log" / "hps.json", hps(source.config))
   prefix = "" if report.target == "mico" else f"{folder.name}/"

@@ -1,7 +1,7 @@
 """Reading safetensors files with NumPy alone.
 
 The format: eight bytes of header length, a JSON header of names, dtypes, shapes
-and byte ranges, then the bytes. Arrays are memory-mapped, not copied.
+and byte ranges, then the bytes.
 
 Source: https://huggingface.co/docs/safetensors (format description).
 """
@@ -9,11 +9,15 @@ Source: https://huggingface.co/docs/safetensors (format description).
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from mico_jax.interop.tensors import Tensor, Tensors, WeightsError
 
 DTYPES: dict[str, np.dtype] = {
   "F64": np.dtype("<f8"),
@@ -29,46 +33,139 @@ DTYPES: dict[str, np.dtype] = {
 }
 
 
+def dtype(name: str) -> np.dtype:
+  """The dtype of NumPy's or ml_dtypes' name, "bfloat16" say."""
+  return next(d for d in DTYPES.values() if d.name == name)
+
+
+MAX_HEADER = 100_000_000  # bytes; the format's own limit
+
+
+def open_tensors(path: str | os.PathLike[str]) -> Tensors:
+  """The tensors of a file, read when they are needed.
+
+  The header is trusted in nothing: its length, every dtype, shape and range of
+  bytes are checked against each other and against the size of the file before
+  any number is read.
+
+  Raises:
+    WeightsError: naming the first tensor that does not fit the file.
+  """
+  place, size = os.fspath(path), os.path.getsize(path)
+  with open(path, "rb") as file:
+    prefix = file.read(8)
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8:
+      raise WeightsError(f"{place}: no safetensors header; cut short?")
+    if length > MAX_HEADER or 8 + length > size:
+      raise WeightsError(
+        f"{place}: declares a header of {length} bytes in a file of {size} "
+        f"(at most {MAX_HEADER}); cut short, or no safetensors file."
+      )
+    try:
+      header = json.loads(file.read(length), object_pairs_hook=_unique)
+    except ValueError as error:
+      raise WeightsError(
+        f"{place}: the safetensors header is not valid ({error})."
+      ) from error
+  if not isinstance(header, dict):
+    raise WeightsError(f"{place}: the safetensors header is no object.")
+  header.pop("__metadata__", None)
+  start, end = 8 + length, 0
+  tensors: Tensors = {}
+  ranges = []
+  for name, entry in header.items():
+    dtype, shape, first, last = _entry(place, name, entry, size - start)
+    ranges.append((first, last, name))
+    tensors[name] = Tensor(
+      name, shape, dtype, _loader(place, dtype, shape, start + first)
+    )
+  for first, last, name in sorted(ranges):
+    if first != end:
+      raise WeightsError(
+        f"{place}: {name!r} begins at byte {first}, expected {end}: the "
+        "tensors must follow each other without gap or overlap."
+      )
+    end = last
+  if end != size - start:
+    raise WeightsError(
+      f"{place}: {size - start - end} bytes behind the last tensor; cut short "
+      "or altered."
+    )
+  return tensors
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    double = next(n for n in names if names.count(n) > 1)
+    raise ValueError(f"the name {double!r} stands twice")
+  return found
+
+
+def _entry(
+  place: str, name: str, entry: Any, size: int
+) -> tuple[np.dtype, tuple[int, ...], int, int]:
+  """Dtype, shape and byte range of a header's entry, checked."""
+  whole = lambda values: (
+    isinstance(values, list) and all(type(n) is int and n >= 0 for n in values)
+  )
+  try:
+    kind, shape = entry["dtype"], entry["shape"]
+    offsets = entry["data_offsets"]
+  except (KeyError, TypeError) as error:
+    raise WeightsError(
+      f"{place}: {name!r} lacks dtype, shape or data_offsets."
+    ) from error
+  if kind not in DTYPES:
+    raise WeightsError(
+      f"{place}: {name!r} has dtype {kind!r}; known: {', '.join(DTYPES)}."
+    )
+  if not whole(shape) or not whole(offsets) or len(offsets) != 2:
+    raise WeightsError(
+      f"{place}: {name!r} has shape {shape!r} and data_offsets {offsets!r}; "
+      "expected whole numbers, none negative."
+    )
+  first, last = offsets
+  need = math.prod(shape) * DTYPES[kind].itemsize
+  if last > size:
+    raise WeightsError(
+      f"{place}: {name!r} ends at byte {last} of {size}; cut short?"
+    )
+  if last - first != need:
+    raise WeightsError(
+      f"{place}: {name!r} is {kind} {shape}, {need} bytes, but the header "
+      f"gives it {last - first}."
+    )
+  return DTYPES[kind], tuple(shape), first, last
+
+
+def _loader(
+  place: str, dtype: np.dtype, shape: tuple[int, ...], offset: int
+) -> Callable[[], np.ndarray]:
+  count = math.prod(shape)
+
+  def load() -> np.ndarray:
+    raw = np.fromfile(place, np.uint8, count * dtype.itemsize, offset=offset)
+    return raw.view(dtype).reshape(shape)
+
+  return load
+
+
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   """The tensors of a file, by name.
 
   Raises:
-    ValueError: if the file is cut short or holds an unknown dtype.
+    WeightsError: a ValueError, as `open_tensors`.
   """
-  size = os.path.getsize(path)
-  with open(path, "rb") as file:
-    prefix = file.read(8)
-    length = int.from_bytes(prefix, "little")
-    if len(prefix) < 8 or 8 + length > size:
-      raise ValueError(f"{os.fspath(path)}: no safetensors header; cut short?")
-    header = json.loads(file.read(length))
-  start = 8 + length
-  data = (
-    np.memmap(path, np.uint8, "r", offset=start)
-    if size > start
-    else np.zeros(0, np.uint8)
-  )
-  tensors = {}
-  for name, entry in header.items():
-    if name == "__metadata__":
-      continue
-    if entry["dtype"] not in DTYPES:
-      raise ValueError(
-        f"{os.fspath(path)}: {name} has dtype {entry['dtype']}; known: "
-        f"{', '.join(DTYPES)}."
-      )
-    first, last = entry["data_offsets"]
-    if last > data.size:
-      raise ValueError(f"{os.fspath(path)}: {name} is cut short.")
-    raw = np.array(data[first:last])
-    tensors[name] = raw.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
-  return tensors
+  return {name: t.load() for name, t in open_tensors(path).items()}
 
 
 def write(
-  path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]
+  path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray | Tensor]
 ) -> None:
-  """Writes tensors, in the order given.
+  """Writes tensors, in the order given; lazy ones are read one at a time.
 
   Raises:
     ValueError: for a dtype that the format lacks.
@@ -90,4 +187,4 @@ def write(
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
     for value in tensors.values():
-      file.write(np.ascontiguousarray(value).tobytes())
+      file.write(np.ascontiguousarray(np.asarray(value)).tobytes())

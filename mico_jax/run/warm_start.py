@@ -7,6 +7,7 @@ lacks keep their fresh values and are listed, everything else must fit.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mico_jax.checkpoint import restore
+from mico_jax.checkpoint import manifest, restore
 from mico_jax.models.resize import resize_frames, resize_positions
 from mico_jax.train import lora
 from mico_jax.types import Params
@@ -66,10 +67,18 @@ def warm_start(
       "set data.tokenizer to the checkpoint's (its folder manifest/tokenizer)."
     )
   alpha = checkpoint.config.optimizer.lora_alpha
+  source = lora.merge(checkpoint.params, alpha=alpha)
+  # An import lists what its file had no weights for: no better than fresh.
+  fresh = checkpoint.manifest.get("import", {}).get("new", [])
+  if fresh:
+    flat = manifest.flatten(source)
+    source = manifest.unflatten(
+      {path: flat[path] for path in flat if path not in fresh}
+    )
   found, report = restore.partial_load(
     jax.tree.map(np.asarray, params),
-    lora.merge(checkpoint.params, alpha=alpha),
+    source,
     resizers=RESIZERS,
-    may_be_new=MAY_BE_NEW,
+    may_be_new=(*MAY_BE_NEW, *(f"^{re.escape(path)}$" for path in fresh)),
   )
   return found, report, notes

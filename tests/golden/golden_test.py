@@ -14,7 +14,7 @@ from mico_jax.testing.golden import __main__ as runner
 
 SMALL = pathlib.Path(__file__).parent / "cases"
 # Minutes of compiling; .ci/run has them in its stage "golden".
-LONG = ("mico_full", "losses", "generate")
+LONG = ("mico_full", "losses", "generate", "demo_e2e")
 
 
 def check(folder, name, capsys):

@@ -15,6 +15,7 @@ from mico_jax.testing.golden.case import (
   Missing,
   Unsupported,
 )
+from mico_jax.testing.golden.demo import demo_e2e
 from mico_jax.testing.golden.generation import generate
 from mico_jax.testing.golden.losses import losses
 from mico_jax.testing.golden.model import mico_full
@@ -39,13 +40,13 @@ CASES: dict[str, Case] = {
   "generate": generate,
   "pos_resize": pos_resize,
   "preprocess": preprocess,
+  "demo_e2e": demo_e2e,
   "token_masker": token_masker,
   "wordpiece": wordpiece,
 }
 
 # Cases that later work brings -> the feature they need.
 FEATURES: dict[str, str] = {
-  "demo_e2e": "the import of released checkpoint files",
   "ckpt_layout": "the export to released checkpoint files",
 }
 

@@ -1,0 +1,41 @@
+"""The table of forms that weights are read from: the one place that lists them.
+
+To add a form, write a module with `read` (a file or folder to a `Source`) and
+`table` (a config to the entries that say where each parameter comes from), and
+add its line here.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mico_jax.config import ModelConfig
+from mico_jax.interop import mico, mico_folder
+from mico_jax.interop.entries import Entry
+from mico_jax.interop.source import Source
+
+
+@dataclass(frozen=True)
+class Format:
+  """A form of weights.
+
+  Attributes:
+    read: names the tensors of a file or folder and finds their config.
+    table: where each parameter comes from.
+    about: one line of help.
+  """
+
+  read: Callable[[pathlib.Path], Source]
+  table: Callable[[ModelConfig], Sequence[Entry]]
+  about: str
+
+
+FORMATS: dict[str, Format] = {
+  "mico": Format(
+    mico_folder.read,
+    mico.entries,
+    "a released folder: ckpt/model_step_*.pt and log/hps.json",
+  ),
+}

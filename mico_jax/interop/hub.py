@@ -1,0 +1,54 @@
+"""Weights by name of a Hugging Face repository: hf://owner/name."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+from mico_jax.config import ConfigError
+
+SCHEME = "hf://"
+# What may be needed of a repository; never its code.
+PATTERNS = (
+  "*.safetensors",
+  "*.safetensors.index.json",
+  "*.pt",
+  "*.pth",
+  "*.bin",
+  "*.json",
+  "vocab.txt",
+)
+
+
+def local(path: str) -> pathlib.Path:
+  """A local path for `path`; files of hf://owner/name are fetched first.
+
+  Raises:
+    ConfigError: for a malformed name, without huggingface_hub, or if the
+      repository cannot be fetched.
+  """
+  if not path.startswith(SCHEME):
+    return pathlib.Path(path)
+  name = path.removeprefix(SCHEME)
+  match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
+  if match is None:
+    raise ConfigError(
+      f"{path!r} is not hf://owner/name (or hf://owner/name@revision)."
+    )
+  try:
+    import huggingface_hub
+  except ImportError as error:
+    raise ConfigError(
+      f"{path}: needs huggingface_hub: pip install 'mico-jax[hub]', or give a "
+      "local path."
+    ) from error
+  try:
+    found = huggingface_hub.snapshot_download(
+      match.group(1),
+      revision=match.group(2),
+      allow_patterns=list(PATTERNS),
+    )
+  except Exception as error:  # network, permissions, unknown name
+    text = " ".join(str(error).split())[:200]
+    raise ConfigError(f"{path}: cannot be fetched ({text}).") from error
+  return pathlib.Path(found)

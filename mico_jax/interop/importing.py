@@ -1,0 +1,405 @@
+"""Foreign weights to a checkpoint of ours.
+
+    import_checkpoint("mico", "MiCo-g/", "ckpts/mico-g")
+
+writes a step folder that `mico_jax.load` opens and `pretrain --init` starts
+from. Tensors are read one by one; the folder takes its name when everything is
+written, and an error leaves nothing behind. Tensors that no parameter holds
+exactly (a text tower that the model lacks, buffers, tables before they were
+resized) lie beside them in `extra/tensors.safetensors`, so that an export can
+give back every byte. `import_report.json` says what became of each tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mico_jax import config as config_lib
+from mico_jax.checkpoint import manifest as manifest_lib
+from mico_jax.checkpoint import restore, streamed
+from mico_jax.checkpoint.manager import Extras
+from mico_jax.config import Config, ConfigError, ModelConfig
+from mico_jax.data.tokenizer import (
+  Tokenizer,
+  WordPieceTokenizer,
+  make_tokenizer,
+  tokenizer_from_files,
+)
+from mico_jax.inputs import Preparer
+from mico_jax.interop import assemble, hub, safetensors, sharded
+from mico_jax.interop.entries import Entry
+from mico_jax.interop.formats import FORMATS
+from mico_jax.interop.source import Source
+from mico_jax.interop.tensors import WeightsError
+from mico_jax.models import MiCo, build
+from mico_jax.models.resize import resize_frames, resize_positions
+from mico_jax.verification import make_self_check
+
+Table = Callable[[ModelConfig], Sequence[Entry]]
+REPORT = "import_report.json"
+EXTRA = "extra"
+EXTRA_FILE = "tensors.safetensors"
+# Models with more parameters get no self-check unless asked for: computing it
+# on a CPU would take far longer than the import.
+SMALL = 400_000_000
+PUBLIC_VOCABULARY = (
+  "https://huggingface.co/google-bert/bert-base-uncased/blob/main/vocab.txt"
+)
+RESIZERS: Mapping[str, assemble.Resizer] = {
+  r"^vision/pos_embed$": lambda table, shape: resize_positions(
+    table, math.isqrt(shape[0] - 1)
+  ),
+  r"^frame_embed/": lambda table, shape: resize_frames(table, shape[0]),
+}
+
+
+@dataclasses.dataclass
+class Report:
+  """What an import did.
+
+  Attributes:
+    format: of the source.
+    source: its file.
+    checkpoint: the folder written.
+    tensors: one record per tensor of the source: name, dtype, shape, bytes,
+      sha256, and the place it went to.
+    tensors_sha256: over all names, dtypes, shapes and hashes.
+    parameters: number of our parameters.
+    bytes: of the source's tensors.
+    resized: tables that were brought to another size.
+    tied: copies equal to another tensor: copy -> that tensor.
+    extra: names kept beside the parameters.
+    new: parameters that the source has nothing for, freshly initialised.
+    taken: parameters taken from another checkpoint.
+    outputs: of the self-check, a few numbers each.
+    notes: one line each.
+  """
+
+  format: str
+  source: str
+  checkpoint: str
+  tensors: list[dict[str, Any]]
+  tensors_sha256: str
+  parameters: int
+  bytes: int
+  resized: list[str]
+  tied: dict[str, str]
+  extra: list[str]
+  new: list[str]
+  taken: list[str]
+  outputs: dict[str, list[float]]
+  notes: list[str]
+
+  def as_dict(self) -> dict[str, Any]:
+    """As stored beside the checkpoint."""
+    return dataclasses.asdict(self)
+
+
+def tensors_hash(records: Sequence[Mapping[str, Any]]) -> str:
+  """SHA-256 over names, dtypes, shapes and content hashes, sorted by name."""
+  lines = sorted(
+    f"{r['name']}\0{r['dtype']}\0{list(r['shape'])}\0{r['sha256']}\n"
+    for r in records
+  )
+  return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def import_checkpoint(
+  form: str,
+  path: str | pathlib.Path,
+  out: str | pathlib.Path,
+  *,
+  vocabulary: str | pathlib.Path | None = None,
+  onto: str | pathlib.Path | None = None,
+  overrides: Sequence[str] = (),
+  self_check: bool | None = None,
+  keep_extra: bool = True,
+) -> Report:
+  """Reads foreign weights and writes a checkpoint.
+
+  Args:
+    form: key of `FORMATS`.
+    path: file or folder, or "hf://owner/name".
+    out: folder to write; must not exist, or be empty.
+    vocabulary: vocab.txt of the text tower; None: found beside the weights.
+    onto: checkpoint that gives everything the weights lack, config and
+      tokenizer included; None: fresh initial values.
+    overrides: texts "model.vision.image_size=384" on the config.
+    self_check: whether to compute and store it; None: for small models.
+    keep_extra: keep tensors that no parameter holds.
+
+  Raises:
+    WeightsError: if the weights cannot be used, naming what is wrong.
+    ConfigError: if the arguments cannot.
+  """
+  if form not in FORMATS:
+    raise ConfigError(f"unknown form {form!r}; known: {', '.join(FORMATS)}.")
+  place = hub.local(str(path))
+  if not place.exists():
+    raise WeightsError(f"{path}: no such file or folder.")
+  source = FORMATS[form].read(place)
+  base = None if onto is None else restore.open_checkpoint(onto)
+  config = _config(source, base, overrides)
+  tokenizer = _tokenizer(source, config, vocabulary, base)
+  _check_vocabulary(config, tokenizer)
+  model = build(config.model)
+  plan, tied, replaced = _plan(source, FORMATS[form].table, model)
+  notes = [*source.notes, *_notes(plan, replaced)]
+  leaves, taken, new = _complete(plan, model, base)
+  with sharded.new_folder(pathlib.Path(out)) as folder:
+    count = sum(leaf.size for leaf in leaves.values())
+    wanted = count <= SMALL if self_check is None else self_check
+    if not wanted:
+      notes.append("no self-check was computed (see --self-check)")
+    extra = _write_extra(folder, plan, keep_extra)
+    manifest = streamed.write_step(
+      folder,
+      leaves,
+      config=config,
+      extras=_extras(config, tokenizer, model, wanted),
+      more=lambda: {
+        "import": {
+          "format": form,
+          "file": source.file.name,
+          "new": new,
+          "tied": tied,
+          **extra,
+        }
+      },
+    )
+    records = _records(plan, tied, source)
+    report = Report(
+      format=form,
+      source=str(source.file),
+      checkpoint=str(out),
+      tensors=records,
+      tensors_sha256=tensors_hash(records),
+      parameters=count,
+      bytes=sum(r["bytes"] for r in records),
+      resized=plan.resized,
+      tied=tied,
+      extra=sorted(plan.extra) if keep_extra else [],
+      new=new,
+      taken=taken,
+      outputs=_outputs(folder, manifest),
+      notes=notes,
+    )
+    text = json.dumps(report.as_dict(), indent=1) + "\n"
+    (folder / REPORT).write_text(text, encoding="utf-8")
+  return report
+
+
+def _config(
+  source: Source, base: restore.Checkpoint | None, overrides: Sequence[str]
+) -> Config:
+  """The source's config, with the base's in what the source lacks."""
+  config = source.config
+  if base is not None:
+    theirs = base.config
+    model = theirs.model
+    for part in ("vision", "text"):
+      if not source.parts or part in source.parts:
+        value = getattr(config.model, part)
+        model = dataclasses.replace(model, **{part: value})
+    config = dataclasses.replace(theirs, name=config.name, model=model)
+  return config_lib.override(config, overrides)
+
+
+def _tokenizer(
+  source: Source,
+  config: Config,
+  given: str | pathlib.Path | None,
+  base: restore.Checkpoint | None,
+) -> Tokenizer:
+  """The tokenizer to copy into the checkpoint.
+
+  Raises:
+    ConfigError: if there is none, naming the public file.
+  """
+  if given is None and base is not None and "text" not in source.parts:
+    return tokenizer_from_files(base.tokenizer_files())
+  if config.data.tokenizer.kind != "wordpiece" and given is None:
+    return make_tokenizer(config.data.tokenizer)
+  path = source.vocabulary if given is None else pathlib.Path(given)
+  if path is None:
+    raise ConfigError(
+      "the text tower needs its vocabulary: give --vocab vocab.txt, the "
+      f"{config.model.text.vocab_size} lines of bert-base-uncased for released "
+      f"weights ({PUBLIC_VOCABULARY})."
+    )
+  try:
+    return WordPieceTokenizer(path.read_bytes(), str(path))
+  except OSError as error:
+    raise ConfigError(
+      f"--vocab {path}: {error.strerror or type(error).__name__}; expected the "
+      f"vocab.txt of bert-base-uncased ({PUBLIC_VOCABULARY})."
+    ) from error
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+
+
+def _check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
+  have, rows = tokenizer.info.vocab_size, config.model.text.vocab_size
+  if have > rows:
+    raise ConfigError(
+      f"the vocabulary has {have} pieces, the weights have embeddings for "
+      f"{rows}: it is that of another model. Give the one of these weights."
+    )
+  if tokenizer.info.pad != config.model.text.pad_id:
+    raise ConfigError(
+      f"the vocabulary's [PAD] is id {tokenizer.info.pad}, the model's "
+      f"{config.model.text.pad_id}; set --config.model.text.pad_id."
+    )
+
+
+def _plan(
+  source: Source, table: Table, model: MiCo
+) -> tuple[assemble.Plan, dict[str, str], list[str]]:
+  """The plan, tied copies, and names that a differing copy replaces."""
+  shapes = {
+    tuple(path.split("/")): leaf
+    for path, leaf in manifest_lib.flatten(model.abstract_params()).items()
+  }
+  tied: dict[str, str] = {}
+  copies = {
+    source.tensors[name].name: source.tensors[name]
+    for name in source.ties
+    if name in source.tensors
+  }
+  tensors, replaced = assemble.settle_ties(source.tensors, source.ties, tied)
+  entries = [
+    entry
+    for entry in table(model.config)
+    if not source.parts or entry.path[0] in source.parts
+  ]
+  plan = assemble.plan(
+    tensors,
+    entries,
+    shapes,
+    ignored=source.ignored,
+    optional=source.optional,
+    resizers=RESIZERS,
+    hint=source.hint,
+  )
+  for name, other in tied.items():
+    plan.records[name] = assemble.record(copies[name], f"equals {other}")
+  for tensor in replaced.values():
+    plan.keep(tensor, "a tied copy with other values takes its place")
+  return plan, tied, list(replaced)
+
+
+def _notes(plan: assemble.Plan, replaced: Sequence[str]) -> Iterator[str]:
+  for name in dict.fromkeys(plan.resized):
+    yield f"{name}: brought to the size of the config"
+  for name in replaced:
+    yield f"{name}: its tied copy differs and wins, as in PyTorch"
+
+
+def _complete(
+  plan: assemble.Plan, model: MiCo, base: restore.Checkpoint | None
+) -> tuple[dict[str, streamed.Leaf], list[str], list[str]]:
+  """All leaves of the model; paths taken from the base; fresh ones.
+
+  Raises:
+    WeightsError: if a parameter of the base has another shape.
+  """
+  leaves, taken, new = dict(plan.leaves), [], []
+  theirs = {} if base is None else manifest_lib.flatten(base.params)
+  shapes = manifest_lib.flatten(model.abstract_params())
+  for path, like in shapes.items():
+    if path in leaves:
+      continue
+    if path not in theirs:
+      new.append(path)
+      continue
+    value = np.asarray(theirs[path], np.float32)
+    if value.shape != tuple(like.shape):
+      new.append(path)  # Such as projections of an encoder of another width.
+      continue
+    taken.append(path)
+    leaves[path] = _held(value)
+  if new:
+    wanted = set(new)
+
+    def fresh(key: Any) -> dict[str, Any]:
+      flat = manifest_lib.flatten(model.init(key))
+      return {path: flat[path] for path in flat if path in wanted}
+
+    values = jax.jit(fresh)(jax.random.key(0))
+    leaves |= {path: _held(np.asarray(v)) for path, v in values.items()}
+  return leaves, taken, new
+
+
+def _held(value: np.ndarray) -> streamed.Leaf:
+  return streamed.Leaf(value.shape, value.dtype, lambda: value)
+
+
+def _extras(
+  config: Config, tokenizer: Tokenizer, model: MiCo, self_check: bool
+) -> Extras:
+  return Extras(
+    logical_axes=model.logical_axes(),
+    tokenizer_files=tokenizer.files(),
+    tokenizer_info={
+      **dataclasses.asdict(tokenizer.info),
+      "sha256": tokenizer.sha256,
+    },
+    preprocessing=Preparer(config, tokenizer).describe(),
+    self_check=make_self_check(config, tokenizer) if self_check else None,
+  )
+
+
+def _write_extra(
+  folder: pathlib.Path, plan: assemble.Plan, keep: bool
+) -> dict[str, Any]:
+  """Writes what no parameter holds; what the manifest says of it."""
+  if not keep:
+    for name in plan.extra:
+      plan.records[name].setdefault("sha256", "")
+    return {}
+  if not plan.extra:
+    return {}
+  path = folder / EXTRA / EXTRA_FILE
+  path.parent.mkdir()
+  safetensors.write(path, plan.extra)
+  with open(path, "rb") as file:
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+  return {"extra": {"file": f"{EXTRA}/{EXTRA_FILE}", "sha256": found}}
+
+
+def _records(
+  plan: assemble.Plan, tied: Mapping[str, str], source: Source
+) -> list[dict[str, Any]]:
+  """One record per tensor of the source, hashes complete."""
+  by_file = {tensor.name: tensor for tensor in source.tensors.values()}
+  for name, found in plan.records.items():
+    if name in tied:
+      found["sha256"] = plan.records[tied[name]].get("sha256", "")
+  for name, found in plan.records.items():
+    if not found.get("sha256"):
+      found["sha256"] = assemble.digest(by_file[name].load())
+  return [plan.records[name] for name in by_file]
+
+
+def _outputs(
+  folder: pathlib.Path, manifest: Mapping[str, Any]
+) -> dict[str, list[float]]:
+  """The first numbers of each output of the self-check."""
+  path = folder / "manifest" / manifest_lib.SELF_CHECK
+  if not path.is_file():
+    return {}
+  arrays = manifest_lib.unpack_arrays(path.read_bytes())
+  return {
+    name: [float(x) for x in np.asarray(value).reshape(-1)[:4]]
+    for name, value in sorted(arrays.items())
+    if name.startswith("output/")
+  }

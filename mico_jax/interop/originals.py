@@ -1,0 +1,102 @@
+"""The tensors that a checkpoint was imported from, byte for byte.
+
+The manifest of an import holds name, dtype and SHA-256 of every tensor that its
+parameters were made of; what no parameter holds lies in `extra/`. Together they
+give back the file: the same names, dtypes and bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mico_jax.checkpoint import manifest as manifest_lib
+from mico_jax.checkpoint import restore, storage
+from mico_jax.checkpoint.manifest import CheckpointError
+from mico_jax.interop import safetensors
+from mico_jax.interop.entries import Entry, to_theirs
+from mico_jax.interop.formats import FORMATS
+from mico_jax.interop.tensors import Tensor, Tensors
+
+
+def open_tensors(path: str | pathlib.Path) -> Tensors:
+  """The original tensors of an import, read when they are needed.
+
+  Args:
+    path: folder that `import_checkpoint` wrote.
+
+  Raises:
+    CheckpointError: if it is no import, or its files do not verify.
+  """
+  folder = restore.step_folders(path)[0]
+  manifest = manifest_lib.read(folder)
+  files, problems = manifest_lib.read_files(folder, manifest)
+  if problems:
+    raise CheckpointError(manifest_lib.summarise(problems))
+  about = manifest.get("import")
+  if about is None:
+    raise CheckpointError(
+      f"{path}: was not imported, so it has no original tensors."
+    )
+  config = restore.parse_config(files[manifest_lib.CONFIG], folder)
+  table = {
+    "/".join(entry.path): entry
+    for entry in FORMATS[about["format"]].table(config.model)
+  }
+  entries = manifest["items"]["params"]
+
+  @functools.lru_cache(maxsize=1)
+  def leaf(path: str) -> np.ndarray:
+    one = {path: entries[path]}
+    found = storage.read_arrays(folder, "params", one, partial=True)
+    problems = manifest_lib.array_problems(one, found, item="params")
+    if problems:
+      raise CheckpointError(manifest_lib.summarise(problems))
+    return found[path]
+
+  tensors: Tensors = {}
+  patch = config.model.vision.patch_size
+  for path, described in entries.items():
+    for at, original in enumerate(described.get("original", ())):
+      tensors[original["name"]] = _tensor(
+        original, described, table[path], at, functools.partial(leaf, path),
+        patch,
+      )  # fmt: skip
+  extra = about.get("extra")
+  if extra is not None:  # Resized tables are there as they were.
+    tensors |= safetensors.open_tensors(folder / extra["file"])
+  for copy, name in about["tied"].items():
+    one = tensors[name]
+    tensors[copy] = Tensor(copy, one.shape, one.dtype, one.load)
+  return tensors
+
+
+def _tensor(
+  original: Mapping[str, str],
+  described: Mapping[str, Any],
+  entry: Entry,
+  at: int,
+  leaf: Any,
+  patch_size: int,
+) -> Tensor:
+  """One of the tensors of a parameter."""
+  layer, part = divmod(at, len(entry.names))
+  dtype = safetensors.dtype(original["dtype"])
+
+  def piece(value: np.ndarray) -> np.ndarray:
+    if entry.layers:
+      value = value[layer]
+    if len(entry.names) > 1:
+      width = value.shape[-1] // len(entry.names)
+      value = value[..., part * width : (part + 1) * width]
+    return to_theirs(value, entry, patch_size=patch_size)
+
+  like = np.broadcast_to(np.zeros((), np.int8), described["shape"])
+  shape = piece(like).shape
+  return Tensor(
+    original["name"], shape, dtype, lambda: piece(leaf()).astype(dtype)
+  )

@@ -1,0 +1,133 @@
+"""Tensors of foreign files, read when they are needed.
+
+`open_tensors` reads names, shapes and dtypes of a file of weights, or of
+several; the numbers stay on disk until a tensor is read. Nothing that a file
+holds is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mico_jax.checkpoint.manifest import CheckpointError
+
+INDEX = ".index.json"  # of sharded files: {"weight_map": {name: file}}
+
+
+class WeightsError(CheckpointError):
+  """Foreign weights that cannot be used; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+  """A tensor of a file; an array to NumPy, which then reads it.
+
+  Attributes:
+    name: in the file.
+    shape: of the tensor.
+    dtype: as stored; bfloat16 by `ml_dtypes`.
+    load: reads it; each call reads again.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  load: Callable[[], np.ndarray]
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of the tensor."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
+  def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+    array = self.load()
+    return array if dtype is None else array.astype(dtype)
+
+  def __getitem__(self, index: Any) -> Any:
+    return self.load()[index]
+
+
+Tensors = dict[str, Tensor]
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray]) -> Tensors:
+  """Arrays in memory as tensors."""
+  return {
+    name: Tensor(name, value.shape, value.dtype, lambda value=value: value)
+    for name, value in arrays.items()
+  }
+
+
+def renamed(tensors: Tensors, rename: Callable[[str], str]) -> Tensors:
+  """The tensors under other names; each still knows the one in its file.
+
+  Raises:
+    WeightsError: if two tensors get the same name.
+  """
+  found: Tensors = {}
+  for name, tensor in tensors.items():
+    new = rename(name)
+    if new in found:
+      raise WeightsError(
+        f"{tensor.name!r} and {found[new].name!r} of the file mean the same "
+        f"tensor ({new!r}); remove one."
+      )
+    found[new] = tensor
+  return found
+
+
+def open_tensors(path: str | pathlib.Path) -> Tensors:
+  """The tensors of a file of weights.
+
+  Args:
+    path: a .safetensors file, a PyTorch file (.pt, .pth, .bin; needs torch),
+      or the index of sharded ones (*.index.json).
+
+  Raises:
+    WeightsError: if it is no such file, is cut short or holds anything else
+      than tensors.
+  """
+  from mico_jax.interop import safetensors, torch_file
+
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise WeightsError(f"{path}: no such file.")
+  if path.name.endswith(INDEX):
+    return _open_shards(path)
+  if path.suffix == ".safetensors":
+    return safetensors.open_tensors(path)
+  return torch_file.open_tensors(path)
+
+
+def _open_shards(path: pathlib.Path) -> Tensors:
+  try:
+    places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    files = sorted({str(name) for name in places.values()})
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise WeightsError(
+      f"{path}: not an index of sharded weights ({type(error).__name__}); "
+      'expected {"weight_map": {tensor: file}}.'
+    ) from error
+  found: Tensors = {}
+  for name in files:
+    if pathlib.Path(name).name != name or name in (".", ".."):
+      raise WeightsError(
+        f"{path}: names the file {name!r} outside of its folder; expected "
+        "plain file names."
+      )
+    tensors = open_tensors(path.parent / name)
+    found |= {k: t for k, t in tensors.items() if places.get(k) == name}
+  missing = [name for name in places if name not in found]
+  if missing:
+    raise WeightsError(
+      f"{path}: {missing[0]!r} is not in {places[missing[0]]!r} "
+      f"({len(missing)} such); a shard is missing or cut short."
+    )
+  return found

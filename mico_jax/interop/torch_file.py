@@ -1,0 +1,202 @@
+"""Reading PyTorch files of weights, without running what they hold.
+
+`torch.load(weights_only=True, mmap=True)`: a pickle that names anything but
+tensors and plain containers is refused, and the numbers stay on disk. Pages
+that were read are given back at once, so that the process never
+holds more of the file than one tensor. Needs the extra `torch`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import pathlib
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from mico_jax.interop.tensors import Tensor, Tensors, WeightsError
+
+# Keys under which training code keeps the weights beside other things.
+NESTED = ("state_dict", "model", "module", "model_state_dict")
+_DONTNEED = 4  # MADV_DONTNEED of Linux
+
+
+def open_tensors(path: str | pathlib.Path) -> Tensors:
+  """The tensors of a file written by `torch.save`.
+
+  Raises:
+    WeightsError: if torch is missing, or the file is cut short, holds code or
+      anything else than tensors.
+  """
+  try:
+    import torch
+  except ImportError as error:
+    raise WeightsError(
+      f"{path}: reading PyTorch files needs torch: pip install "
+      "'mico-jax[torch]' (.safetensors files need no torch)."
+    ) from error
+  path = pathlib.Path(path)
+  mapped = _check_archive(path)
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")
+      value = torch.load(
+        str(path), map_location="cpu", weights_only=True, mmap=mapped
+      )
+  except Exception as error:  # torch raises many kinds for broken files
+    raise WeightsError(_reason(path, error)) from error
+  # Only pages of the file may be dropped: elsewhere that would erase them.
+  places = _mappings(path) if mapped else ()
+  return {
+    name: Tensor(
+      name,
+      tuple(tensor.shape),
+      _dtype(path, name, tensor),
+      lambda tensor=tensor: _to_numpy(tensor, places),
+    )
+    for name, tensor in _state(path, value).items()
+  }
+
+
+def _check_archive(path: pathlib.Path) -> bool:
+  """Whether the file is a zip archive, as torch writes since 1.6.
+
+  Raises:
+    WeightsError: for an empty or broken archive, one of TorchScript, or one
+      whose members leave it.
+  """
+  with open(path, "rb") as file:
+    start = file.read(4)
+  if not start:
+    raise WeightsError(f"{path}: the file is empty (0 bytes).")
+  if not start.startswith(b"PK"):
+    return False
+  try:
+    with zipfile.ZipFile(path) as archive:
+      members = archive.infolist()
+  except (zipfile.BadZipFile, OSError, ValueError) as error:
+    raise WeightsError(
+      f"{path}: a broken PyTorch file, cut short? ({error})"
+    ) from error
+  size = path.stat().st_size
+  for member in members:
+    parts = member.filename.replace("\\", "/").split("/")
+    if ".." in parts or member.filename.startswith(("/", "\\")):
+      raise WeightsError(
+        f"{path}: its member {member.filename!r} leaves the archive."
+      )
+    if member.file_size > size:
+      raise WeightsError(
+        f"{path}: its member {member.filename!r} declares "
+        f"{member.file_size} bytes, the whole file has {size}."
+      )
+  if any(m.filename.split("/")[1:2] == ["code"] for m in members):
+    raise WeightsError(
+      f"{path}: a TorchScript archive holds code and is not run here; write "
+      "its weights once, where you trust it: torch.save(torch.jit.load(path)"
+      ".state_dict(), 'weights.pt'), and import that."
+    )
+  return True
+
+
+def _reason(path: pathlib.Path, error: Exception) -> str:
+  text = " ".join(str(error).split())
+  found = re.search(r"(?:GLOBAL|global|class)\s+`?([\w.]+)`?", text)
+  if "weights_only" in text.lower() or "Unsupported" in text:
+    what = f" ({found.group(1)})" if found else ""
+    return (
+      f"{path}: its pickle holds more than tensors{what}, which could be code "
+      "and is not run; write the plain state dict with torch.save and import "
+      "that."
+    )
+  return f"{path}: not a readable PyTorch file, cut short? ({text[:160]})"
+
+
+def _state(path: pathlib.Path, value: Any) -> dict[str, Any]:
+  """The name -> tensor mapping, looked for below the usual keys."""
+  import torch
+
+  for _ in range(3):
+    inner = next(
+      (
+        value[key]
+        for key in NESTED
+        if isinstance(value, Mapping) and isinstance(value.get(key), Mapping)
+      ),
+      None,
+    )
+    if inner is None:
+      break
+    value = inner
+  if not isinstance(value, Mapping) or not value:
+    raise WeightsError(
+      f"{path}: holds {type(value).__name__}, expected a state dict (names of "
+      "tensors)."
+    )
+  for name, tensor in value.items():
+    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+      raise WeightsError(
+        f"{path}: {name!r} is {type(tensor).__name__}, expected a tensor; "
+        f"known places of a state dict: {', '.join(NESTED)}."
+      )
+  return dict(value)
+
+
+def _dtype(path: pathlib.Path, name: str, tensor: Any) -> np.dtype:
+  import torch
+
+  if tensor.dtype == torch.bfloat16:
+    return np.dtype(ml_dtypes.bfloat16)
+  try:
+    return torch.empty(0, dtype=tensor.dtype).numpy().dtype
+  except TypeError as error:
+    raise WeightsError(
+      f"{path}: {name!r} has dtype {tensor.dtype}, which NumPy lacks."
+    ) from error
+
+
+def _to_numpy(tensor: Any, mapped: tuple[tuple[int, int], ...]) -> np.ndarray:
+  """A copy of a tensor; the pages of its file are given back."""
+  import torch
+
+  tensor = tensor.detach()
+  bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+  array = np.array(bits.contiguous().numpy(), order="C")
+  start = tensor.data_ptr()
+  end = start + tensor.numel() * tensor.element_size()
+  if any(low <= start and end <= high for low, high in mapped):
+    _give_back(start, end)
+  if tensor.dtype == torch.bfloat16:
+    return array.view(ml_dtypes.bfloat16)
+  return array
+
+
+def _mappings(path: pathlib.Path) -> tuple[tuple[int, int], ...]:
+  """Address ranges of this process that are the pages of a file (Linux)."""
+  maps = pathlib.Path("/proc/self/maps")
+  if not maps.is_file():
+    return ()
+  name = str(path.resolve())
+  ranges = [
+    line.split(" ", 1)[0].split("-")
+    for line in maps.read_text(errors="replace").splitlines()
+    if line.endswith(" " + name)
+  ]
+  return tuple((int(low, 16), int(high, 16)) for low, high in ranges)
+
+
+def _give_back(start: int, end: int) -> None:
+  """Drops mapped pages from memory; they are read again when needed."""
+  first = start // mmap.PAGESIZE * mmap.PAGESIZE
+  libc = ctypes.CDLL(None)
+  libc.madvise(
+    ctypes.c_void_p(first),
+    ctypes.c_size_t(end - first),
+    ctypes.c_int(_DONTNEED),
+  )

@@ -1,0 +1,117 @@
+"""Tiny released folders with random weights, for tests of the import."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from mico_jax.config import ModelConfig, TextConfig, VisionConfig
+from mico_jax.interop import mico, safetensors
+from mico_jax.models import build
+
+PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrst")
+MODEL = ModelConfig(
+  vision=VisionConfig(
+    image_size=16,
+    patch_size=8,
+    width=8,
+    depth=2,
+    num_heads=2,
+    mlp_dim=12,
+    clip_embed_dim=6,
+  ),
+  text=TextConfig(
+    vocab_size=len(PIECES),
+    width=6,
+    depth=2,
+    num_heads=2,
+    mlp_dim=10,
+    max_positions=48,
+  ),
+  embed_dim=5,
+  heads=("t", "s", "v", "a", "d", "va", "id", "vs", "vas"),
+  frame_table={"video": 4, "audio": 2, "depth": 1},
+  normals_as="depth",
+)
+HPS: Mapping[str, Any] = {
+  "vision_encoder_type": "evaclip01_giant",
+  "frame_embedding_type": "adaptive",
+  "vision_resolution": 16,
+  "contra_dim": 5,
+  "max_vision_sample_num": 4,
+  "max_audio_sample_num": 2,
+  "max_depth_sample_num": 1,
+  "max_caption_len": 12,
+  "max_omni_caption_len": 12,
+  "max_subtitle_len": 12,
+  "beam_size": 2,
+  "tiny_vision": {"width": 8, "head_width": 4, "layers": 2, "patch_size": 8},
+  "tiny_bert": {"num_attention_heads": 2},
+}
+OLD = (("vision_encoder.", "evaclip_model."), ("vision_", "video_"))
+
+
+def tensors(
+  seed: int = 0, *, mixed: bool = True, model: ModelConfig = MODEL
+) -> dict[str, np.ndarray]:
+  """Random tensors under the names of an older released file.
+
+  Args:
+    seed: of the values.
+    mixed: store a third of them as float16 and a third as bfloat16.
+    model: whose tensors.
+  """
+  rng = np.random.default_rng(seed)
+  params = jax.tree.map(
+    lambda like: rng.normal(size=like.shape).astype(np.float32),
+    build(model).abstract_params(),
+  )
+  found = {}
+  dtypes = (np.float32, np.float16, ml_dtypes.bfloat16)
+  released = mico.to_released(params, model)
+  for i, (name, value) in enumerate(released.items()):
+    if name in mico.TIED.values():
+      value = value.astype(np.float16)
+    elif value.dtype == np.float32 and mixed and name not in mico.TIED:
+      value = value.astype(dtypes[i % 3])
+    found[name] = value
+  for copy, name in mico.TIED.items():
+    found[copy] = found[name]
+  for new, old in OLD:
+    found = {
+      name.replace(new, old) if name.startswith(new) else name: value
+      for name, value in found.items()
+    }
+  return found
+
+
+def write(
+  folder: pathlib.Path,
+  values: Mapping[str, np.ndarray],
+  *,
+  hps: Mapping[str, Any] | None = HPS,
+  step: int = 12,
+) -> pathlib.Path:
+  """Writes a folder with `ckpt/`, `log/` and vocab.txt; returns it.
+
+  Args:
+    folder: to write.
+    values: tensors by name.
+    hps: `model_cfg` of log/hps.json; None: no such file.
+    step: of the file's name.
+  """
+  (folder / "ckpt").mkdir(parents=True, exist_ok=True)
+  name = f"model_step_{step}.safetensors"
+  safetensors.write(folder / "ckpt" / name, values)
+  (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
+  if hps is not None:
+    (folder / "log").mkdir(exist_ok=True)
+    text = json.dumps({"model_cfg": hps})
+    (folder / "log" / "hps.json").write_text(text)
+  return folder

@@ -1,0 +1,213 @@
+"""Files of weights that are broken or hostile."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from mico_jax.interop import safetensors
+from mico_jax.interop.tensors import (
+  WeightsError,
+  from_arrays,
+  open_tensors,
+  renamed,
+)
+
+
+# ---------------------------------------------------------------- safetensors
+def raw(path, header, data=b"", length=None):
+  text = header if isinstance(header, bytes) else json.dumps(header).encode()
+  size = len(text) if length is None else length
+  path.write_bytes(size.to_bytes(8, "little") + text + data)
+  return path
+
+
+def entry(shape, offsets, dtype="F32"):
+  return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@pytest.mark.parametrize(
+  ("header", "data", "length", "match"),
+  [
+    ({}, b"", 2**62, "declares a header of 4611686018427387904 bytes"),
+    ({}, b"", 100, "declares a header of 100 bytes in a file of 10"),
+    (b"{broken", b"", None, "header is not valid"),
+    (b"[]", b"", None, "header is no object"),
+    ({"a": entry([2**40, 2**40], [0, 8])}, b"12345678", None, "bytes, but the"),
+    ({"a": entry([2], [0, 2**60])}, b"12345678", None, "ends at byte"),
+    ({"a": entry([-2], [0, 8])}, b"12345678", None, "none negative"),
+    ({"a": entry([2], [8, 0])}, b"12345678", None, "gives it -8"),
+    ({"a": entry([2.0], [0, 8])}, b"12345678", None, "whole numbers"),
+    ({"a": entry([2], [0, 8], "Q4")}, b"12345678", None, "has dtype 'Q4'"),
+    ({"a": {"dtype": "F32"}}, b"", None, "lacks dtype, shape"),
+    ({"a": 3}, b"", None, "lacks dtype, shape"),
+    (
+      {"a": entry([1], [0, 4]), "b": entry([1], [0, 4])},
+      b"1234",
+      None,
+      "without gap or overlap",
+    ),
+    ({"a": entry([1], [4, 8])}, b"12345678", None, "without gap or overlap"),
+    ({"a": entry([1], [0, 4])}, b"12345678", None, "behind the last tensor"),
+    (b'{"a": 1, "a": 2}', b"", None, "'a' stands twice"),
+  ],
+)
+def test_hostile_headers(tmp_path, header, data, length, match):
+  path = raw(tmp_path / "x.safetensors", header, data, length)
+  with pytest.raises(WeightsError, match=match):
+    open_tensors(path)
+
+
+def test_bfloat16_by_bits(tmp_path):
+  value = np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3)
+  path = tmp_path / "x.safetensors"
+  safetensors.write(path, from_arrays({"a": value, "b": value[:0]}))
+  found = open_tensors(path)
+  assert found["a"].dtype == ml_dtypes.bfloat16
+  assert found["a"].load().tobytes() == value.tobytes()
+  assert found["b"].load().shape == (0, 3)
+  np.testing.assert_array_equal(np.asarray(found["a"], np.float32)[1, 2], 5.0)
+
+
+def test_two_names_of_one_tensor():
+  tensors = from_arrays({"a": np.ones(1), "b": np.ones(1)})
+  with pytest.raises(WeightsError, match="mean the same"):
+    renamed(tensors, lambda name: "c")
+
+
+# ------------------------------------------------------------------ torch files
+@pytest.fixture
+def torch():
+  return pytest.importorskip("torch")
+
+
+@pytest.fixture
+def saved(torch, tmp_path):
+  """A file of several dtypes, its path and its tensors."""
+  values = {
+    "half": torch.arange(4, dtype=torch.float16),
+    "brain": torch.arange(4, dtype=torch.bfloat16).reshape(2, 2),
+    "turned": torch.arange(6.0).reshape(2, 3).T,
+    "scalar": torch.tensor(0.25),
+    "ids": torch.arange(3),
+    "large": torch.arange(40_000.0),
+  }
+  path = tmp_path / "weights.pt"
+  torch.save(values, path)
+  return path, values
+
+
+@pytest.mark.parity
+def test_torch_files(torch, saved):
+  path, values = saved
+  found = open_tensors(path)
+  assert found.keys() == values.keys()
+  for name, value in values.items():
+    for _ in range(2):  # The pages were given back; they are read again.
+      array = found[name].load()
+      same = torch.from_numpy(array.astype(np.float32))
+      assert torch.equal(same, value.float()), name
+    assert found[name].shape == tuple(value.shape)
+    assert array.dtype == found[name].dtype
+    assert array.dtype.name == str(value.dtype).removeprefix("torch.")
+
+
+@pytest.mark.parity
+def test_nested_and_old_torch_files(torch, tmp_path):
+  weights = {"a": torch.ones(2)}
+  path = tmp_path / "nested.pth"
+  torch.save({"epoch": 3, "model": {"state_dict": weights}}, path)
+  assert open_tensors(path).keys() == {"a"}
+  torch.save(weights, path, _use_new_zipfile_serialization=False)
+  assert open_tensors(path)["a"].load().tolist() == [1.0, 1.0]
+
+
+class Bomb:
+  """Runs a command when it is unpickled."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parity
+def test_code_is_not_run(torch, tmp_path):
+  target, path = tmp_path / "ran", tmp_path / "evil.pt"
+  torch.save({"a": torch.ones(1), "b": Bomb(target)}, path)
+  with pytest.raises(WeightsError, match=r"more than tensors.*mkdir"):
+    open_tensors(path)
+  path.write_bytes(pickle.dumps({"a": Bomb(target)}))
+  with pytest.raises(WeightsError):
+    open_tensors(path)
+  assert not target.exists()
+
+
+@pytest.mark.parity
+def test_broken_torch_files(torch, saved, tmp_path):
+  path, _ = saved
+  data = path.read_bytes()
+  for size, match in (
+    (0, "empty"),
+    (len(data) // 2, "cut short"),
+    (len(data) - 20, "cut short"),
+  ):
+    path.write_bytes(data[:size])
+    with pytest.raises(WeightsError, match=match):
+      open_tensors(path)
+  path.write_bytes(b"hello there, this is no file of weights")
+  with pytest.raises(WeightsError, match=r"weights\.pt"):
+    open_tensors(path)
+  for value, match in (
+    ([torch.ones(1)], "expected a state dict"),
+    ({"a": 3}, "'a' is int, expected a tensor"),
+    ({}, "expected a state dict"),
+  ):
+    torch.save(value, path)
+    with pytest.raises(WeightsError, match=match):
+      open_tensors(path)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+  ("member", "match"),
+  [
+    ("../../evil.txt", r"'../../evil.txt' leaves the archive"),
+    ("/etc/evil", "'/etc/evil' leaves the archive"),
+    ("x/code/__torch__.py", "TorchScript archive holds code"),
+  ],
+)
+def test_members_of_archives(torch, saved, member, match):
+  path, _ = saved
+  with zipfile.ZipFile(path, "a") as archive:
+    archive.writestr(member, b"x")
+  with pytest.raises(WeightsError, match=match):
+    open_tensors(path)
+
+
+@pytest.mark.parity
+def test_declared_sizes_of_archives(torch, tmp_path):
+  path = tmp_path / "bomb.pt"
+  buffer = io.BytesIO()
+  with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr("x/data/0", bytes(10_000_000))
+  path.write_bytes(buffer.getvalue())
+  with pytest.raises(WeightsError, match="declares 10000000 bytes"):
+    open_tensors(path)
+
+
+def test_torch_is_named_when_it_is_absent(tmp_path, monkeypatch):
+  monkeypatch.setitem(__import__("sys").modules, "torch", None)
+  (tmp_path / "a.pt").write_bytes(b"PK")
+  with pytest.raises(WeightsError, match=r"mico-jax\[torch\]"):
+    open_tensors(tmp_path / "a.pt")
+  with pytest.raises(WeightsError, match="no such file"):
+    open_tensors(tmp_path / "b.pt")

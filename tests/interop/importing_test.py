@@ -1,0 +1,281 @@
+"""Import of released folders, and every way it can go wrong."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import mico_jax
+from mico_jax import config as config_lib
+from mico_jax.checkpoint import manifest, restore
+from mico_jax.checkpoint.manifest import CheckpointError
+from mico_jax.config import ConfigError
+from mico_jax.interop import mico, originals, safetensors
+from mico_jax.interop.importing import REPORT, import_checkpoint
+from mico_jax.models import build
+from mico_jax.run.warm_start import warm_start
+from mico_jax.testing import released_folder as tiny
+
+
+@pytest.fixture(scope="module")
+def values():
+  return tiny.tensors()
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory, values):
+  root = tmp_path_factory.mktemp("import")
+  folder = tiny.write(root / "released", values)
+  report = import_checkpoint("mico", folder, root / "out")
+  return root / "out", report
+
+
+def run(tmp_path, values, **options):
+  """Imports without the self-check, which other tests have."""
+  hps = {**tiny.HPS, **options.pop("hps", {})}
+  folder = tiny.write(tmp_path / "released", values, hps=hps)
+  return import_checkpoint(
+    "mico", folder, tmp_path / "out", self_check=False, **options
+  )
+
+
+def refused(tmp_path, values, match, error=CheckpointError, **options):
+  """The import fails with a message of one line and leaves nothing."""
+  with pytest.raises(error, match=match) as caught:
+    run(tmp_path, values, **options)
+  assert "\n" not in str(caught.value)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["released"]
+
+
+def test_loads_and_scores(imported):
+  path, report = imported
+  model = mico_jax.load(path)
+  assert not model.notes
+  assert "depth" in model.modalities
+  rows = model.embed(text=["a b c"])["text"]
+  assert rows.shape == (1, 5)
+  image = np.full((20, 30, 3), 7, np.uint8)
+  assert len(model.caption(image=[image])) == 1
+  assert report.outputs
+  assert json.loads((path / REPORT).read_text()) == report.as_dict()
+
+
+def test_values_are_those_of_the_file(imported, values):
+  path, _ = imported
+  checkpoint = restore.open_checkpoint(path)
+  single = {
+    mico.rename(name): value.astype(np.float32)
+    for name, value in values.items()
+  }
+  want = mico.from_released(single, checkpoint.config.model)
+  jax.tree.map(np.testing.assert_array_equal, dict(checkpoint.params), want)
+  info = checkpoint.manifest["items"]["params"]["vision/blocks/norm1/scale"]
+  assert [one["name"] for one in info["original"]] == [
+    f"evaclip_model.visual.blocks.{i}.norm1.weight" for i in range(2)
+  ]
+
+
+def test_gives_back_every_byte(imported, values):
+  path, report = imported
+  found = originals.open_tensors(path)
+  assert found.keys() == values.keys()
+  assert {r["name"] for r in report.tensors} == values.keys()
+  for name, value in values.items():
+    got = found[name].load()
+    assert got.dtype == value.dtype, name
+    assert got.tobytes() == value.tobytes(), name
+
+
+def test_resizes_as_the_original(tmp_path, values):
+  report = run(
+    tmp_path,
+    values,
+    hps={"vision_resolution": 24, "max_vision_sample_num": 3},
+  )
+  assert sorted(report.resized) == [
+    "evaclip_model.visual.pos_embed",
+    "video_frame_embedding",
+  ]
+  checkpoint = restore.open_checkpoint(tmp_path / "out")
+  assert checkpoint.params["vision"]["pos_embed"].shape == (10, 8)
+  table = values["video_frame_embedding"][0].astype(np.float32)
+  np.testing.assert_array_equal(
+    checkpoint.params["frame_embed"]["video"], table[[0, 1, 2]]
+  )
+  back = originals.open_tensors(tmp_path / "out")
+  assert back["video_frame_embedding"].shape == (1, 4, 6)
+
+
+def test_highest_step_counts(tmp_path, values):
+  tiny.write(tmp_path / "released", {"contra_temp": np.ones(())}, step=9)
+  run(tmp_path, values)
+
+
+def test_text_tower_is_kept_beside(tmp_path, values):
+  tower = {"evaclip_model.text.ln_final.weight": np.ones(3, np.float16)}
+  report = run(tmp_path, {**values, **tower})
+  assert set(tower) <= set(report.extra)
+  assert set(tower) <= set(originals.open_tensors(tmp_path / "out"))
+  folder, out = tmp_path / "released", tmp_path / "without"
+  report = import_checkpoint(
+    "mico", folder, out, self_check=False, keep_extra=False
+  )
+  assert report.extra == []
+  assert not (out / "extra").exists()
+
+
+def test_copy_with_other_values_wins(tmp_path, values):
+  copy = "multimodal_encoder.cls.predictions.decoder.weight"
+  changed = {**values, copy: values[copy] + np.float16(1)}
+  run(tmp_path, changed)
+  checkpoint = restore.open_checkpoint(tmp_path / "out")
+  np.testing.assert_array_equal(
+    checkpoint.params["text"]["embed"]["words"],
+    changed[copy].astype(np.float32),
+  )
+  back = originals.open_tensors(tmp_path / "out")
+  assert back.keys() == changed.keys()
+  for name, value in changed.items():
+    assert back[name].load().tobytes() == value.tobytes(), name
+
+
+def test_pretraining_starts_from_it(imported):
+  path, _ = imported
+  config = restore.open_checkpoint(path, check="off").config
+  config = config_lib.override(
+    config, ["model.vision.image_size=24", "model.normals_as='normal'"]
+  )
+  model = build(config.model).init(jax.random.key(1))
+  params, report, _ = warm_start(model, path)
+  assert report.resized == ("vision/pos_embed",)
+  assert params["vision"]["pos_embed"].shape == (10, 8)
+
+
+# ------------------------------------------------------------------ bad input
+def test_missing_and_unexpected_and_misshaped(tmp_path, values):
+  broken = {k: v for k, v in values.items() if k != "contra_temp"}
+  broken["surprise"] = np.zeros(2, np.float32)
+  name = "itm_head.linear2.bias"
+  broken[name] = np.zeros(3, np.float32)
+  refused(
+    tmp_path,
+    broken,
+    r"missing contra_temp; unexpected surprise; mis-shaped "
+    r"itm_head.linear2.bias \[3\].*expected \[2\]",
+  )
+
+
+def test_nan(tmp_path, values):
+  broken = dict(values)
+  broken["contra_head_va.bias"] = np.full(5, np.nan, np.float32)
+  refused(tmp_path, broken, "'contra_head_va.bias' holds 5 NaN")
+
+
+def test_other_numbers(tmp_path, values):
+  doubles = {**values, "contra_temp": np.array(0.1)}
+  refused(tmp_path, doubles, "float32 cannot hold")
+  exact = {**values, "contra_temp": np.array(0.5)}
+  run(tmp_path, exact)
+  back = originals.open_tensors(tmp_path / "out")["contra_temp"]
+  assert back.load().tobytes() == exact["contra_temp"].tobytes()
+
+
+def test_whole_numbers_are_no_weights(tmp_path, values):
+  broken = {**values, "contra_temp": np.array(1, np.int64)}
+  refused(tmp_path, broken, "'contra_temp' holds int64")
+
+
+def test_other_architecture(tmp_path, values):
+  other = {"visual.proj": np.ones((2, 2), np.float32)}
+  refused(tmp_path, other, "no MiCo")
+
+
+@pytest.mark.parametrize(
+  ("hps", "match"),
+  [
+    ({"contra_dim": 512}, "contra_dim 512, the weights have 5"),
+    ({"vision_resolution": 20}, "no multiple of the weights' patch size 8"),
+    ({"vision_resolution": "large"}, "expected a positive whole number"),
+    ({"max_depth_sample_num": 2}, "the original never resizes it"),
+    ({"tiny_vision": {"width": 16, "head_width": 4}}, "width 16.*have 8"),
+    ({"tiny_vision": None}, "evaclip01_giant has width 1408.*have 8"),
+  ],
+)
+def test_config_against_weights(tmp_path, values, hps, match):
+  refused(tmp_path, values, match, hps=hps)
+
+
+def test_missing_pieces_of_the_folder(tmp_path, values):
+  folder = tiny.write(tmp_path / "released", values, hps=None)
+  out = tmp_path / "out"
+  with pytest.raises(CheckpointError, match=r"hps\.json: no such file"):
+    import_checkpoint("mico", folder, out)
+  (folder / "log").mkdir()
+  (folder / "log" / "hps.json").write_text("{}")
+  with pytest.raises(CheckpointError, match="expected JSON with an object"):
+    import_checkpoint("mico", folder, out)
+  with pytest.raises(CheckpointError, match="no folder ckpt"):
+    import_checkpoint("mico", tmp_path, out)
+  with pytest.raises(CheckpointError, match="no such file or folder"):
+    import_checkpoint("mico", tmp_path / "nowhere", out)
+  assert not out.exists()
+
+
+def test_vocabulary(tmp_path, values):
+  folder = tiny.write(tmp_path / "released", values)
+  (folder / "vocab.txt").unlink()
+  with pytest.raises(ConfigError, match="bert-base-uncased"):
+    import_checkpoint("mico", folder, tmp_path / "out")
+  longer = tmp_path / "released" / "longer.txt"
+  longer.write_text("\n".join([*tiny.PIECES, "zebra"]) + "\n")
+  with pytest.raises(ConfigError, match=r"26 pieces.*embeddings for 25"):
+    import_checkpoint("mico", folder, tmp_path / "out", vocabulary=longer)
+  with pytest.raises(ConfigError, match="No such file"):
+    import_checkpoint("mico", folder, tmp_path / "out", vocabulary="nope.txt")
+
+
+def test_out_must_be_new(tmp_path, values):
+  (tmp_path / "out").mkdir()
+  (tmp_path / "out" / "mine.txt").write_text("keep")
+  with pytest.raises(ConfigError, match="not an empty folder"):
+    run(tmp_path, values)
+  assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
+
+
+def test_altered_import_is_refused(tmp_path, values):
+  run(tmp_path, values)
+  extra = tmp_path / "out" / "config" / manifest.CONFIG
+  extra.write_bytes(extra.read_bytes() + b" ")
+  with pytest.raises(CheckpointError, match="content differs"):
+    originals.open_tensors(tmp_path / "out")
+
+
+def test_hub_names(tmp_path):
+  with pytest.raises(ConfigError, match="is not hf://owner/name"):
+    import_checkpoint("mico", "hf://../../etc", tmp_path / "out")
+
+
+def test_shards(tmp_path, values):
+  from mico_jax.interop.tensors import open_tensors
+
+  names = sorted(values)
+  halves = {"a.safetensors": names[:40], "b.safetensors": names[40:]}
+  for file, part in halves.items():
+    safetensors.write(tmp_path / file, {n: values[n] for n in part})
+  places = {n: f for f, part in halves.items() for n in part}
+  index = tmp_path / "model.safetensors.index.json"
+  index.write_text(json.dumps({"weight_map": places}))
+  assert open_tensors(index).keys() == values.keys()
+  for bad, match in (
+    ({**places, "x": "../secret.safetensors"}, "outside of its folder"),
+    ({**places, "x": "a.safetensors"}, "'x' is not in"),
+  ):
+    index.write_text(json.dumps({"weight_map": bad}))
+    with pytest.raises(CheckpointError, match=match):
+      open_tensors(index)
+  index.write_text("[]")
+  with pytest.raises(CheckpointError, match="not an index"):
+    open_tensors(index)
