@@ -26,7 +26,7 @@ from mico_jax.inputs import Preparer
 from mico_jax.interop import export, layout, sharded
 from mico_jax.interop.export import Report, Source
 from mico_jax.modalities import MODALITIES
-from mico_jax.models import parameters
+from mico_jax.models import build, parameters
 from mico_jax.verification import CAPTION_TOKENS, VARIANTS, SelfCheck
 
 FORMAT = "mico_jax torch 1"
@@ -38,6 +38,7 @@ def _modalities(config: Config, preparer: Preparer) -> dict[str, Any]:
   model = config.model
   contexts = parameters.context_types(model)
   as_depth = model.normals_as == "depth"
+  has_class_token = build(model).has_class_token
   table: dict[str, dict[str, Any]] = {}
   for key, m in MODALITIES.items():
     context, head = m.context_type, m.head_letter or m.letter
@@ -47,12 +48,15 @@ def _modalities(config: Config, preparer: Preparer) -> dict[str, Any]:
       head = "d"
     if m.kind == "knowledge" and context not in contexts:
       continue
+    pooling = m.pooling
+    if pooling == "cls" and not has_class_token:
+      pooling = "mean"
     table[key] = {
       "letter": m.letter,
       "kind": m.kind,
       "head": head,
       "context": context,
-      "pooling": m.pooling,
+      "pooling": pooling,
       "embedding": m.embedding,
     }
     if m.kind == "interface":
@@ -78,6 +82,7 @@ def model_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     "name": config.name,
     "model": config_lib.to_dict(model),
     "modalities": _modalities(config, preparer),
+    "class_token": build(model).has_class_token,
     "encoder_width": parameters.feature_width(model, "v"),
     "contexts": {
       name: model.frame_table.get(name, 0)

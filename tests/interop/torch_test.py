@@ -404,6 +404,22 @@ def test_an_encoder_without_torch_form_is_named():
 
 def shrunk(vision: VisionConfig) -> VisionConfig:
   """An encoder of the table at a tiny size, its options kept."""
+  if vision.stage_depths:
+    kernels = vision.stage_kernels and ((3,), (5, 3))
+    return dataclasses.replace(
+      vision,
+      image_size=32,
+      patch_size=4,
+      width=16,
+      depth=6,
+      num_heads=2 if vision.stage_heads else vision.num_heads,
+      mlp_dim=32,
+      stage_depths=(2, 4),
+      stage_widths=(8, 16),
+      stage_heads=vision.stage_heads and (1, 2),
+      window_size=4,
+      stage_kernels=kernels,
+    )
   return dataclasses.replace(
     vision,
     image_size=16,
@@ -431,12 +447,16 @@ def forms() -> dict[str, VisionConfig]:
 
 @pytest.mark.parametrize("name", list(forms()))
 def test_every_encoder(name, tmp_path):
-  config = changed(vision=forms()[name])
+  config = changed(vision=forms()[name], pool_frames=True)
   model, params, exported, _ = make(config, tmp_path)
   x = pixels(model, frames=1)
   encode = jax.jit(functools.partial(model.encode, key="image"))
-  ours = encode(params, pixels=jnp.asarray(x))
-  close(ours, exported.encode("image", t(x)))
+  ours, theirs = encode(params, pixels=jnp.asarray(x)), exported.encode
+  theirs = theirs("image", t(x))
+  close(ours, theirs)
+  close(model.pool("image", ours), exported.pool("image", theirs))
+  ours = model.context(params, "v", {"v": ours}).values
+  close(ours, exported.context("v", {"v": theirs}).values)
 
 
 def test_every_encoder_has_a_torch_form():

@@ -324,7 +324,313 @@ class ViT(nn.Module):
     return self.norm(x)
 
 
-ENCODERS = {"vit": ViT}
+class Conv(nn.Conv2d):
+  """Convolution of feature maps [B, Y, X, C], zeros around."""
+
+  def __init__(
+    self, inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1
+  ):
+    super().__init__(
+      inputs, outputs, size, stride, padding=size // 2, groups=groups
+    )
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Returns [B, Y / stride, X / stride, D]."""
+    return super().forward(x.movedim(-1, 1)).movedim(1, -1)
+
+
+class ResponseNorm(nn.Module):
+  """Scales each channel by its size relative to the mean of all channels."""
+
+  def __init__(self, width: int, bias: bool = True):
+    super().__init__()
+    self.weight = nn.Parameter(torch.zeros(width))
+    self.register_parameter(
+      "bias", nn.Parameter(torch.zeros(width)) if bias else None
+    )
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Returns features [B, Y, X, C] of the same size."""
+    norm = x.square().sum((1, 2), keepdim=True).sqrt()
+    y = x * (1 + self.weight * norm / (norm.mean(-1, keepdim=True) + 1e-6))
+    return y if self.bias is None else y + self.bias
+
+
+class PatchStem(nn.Module):
+  """Patches and a LayerNorm: pixels to the first stage's feature map."""
+
+  def __init__(self, config: Mapping[str, Any]):
+    super().__init__()
+    width = config["stage_widths"][0]
+    self.side = config["image_size"] // config["patch_size"]
+    self.patch_embed = PatchEmbed(width, config["patch_size"])
+    self.norm = nn.LayerNorm(width, config["norm_eps"])
+
+  def forward(self, pixels: Tensor) -> Tensor:
+    """Returns [B, Y, X, D]."""
+    x = self.norm(self.patch_embed(pixels))
+    return x.unflatten(1, (self.side, self.side))
+
+
+class WindowAttention(nn.Module):
+  """Self-attention within windows, with relative positions."""
+
+  def __init__(self, width: int, num_heads: int, window: int):
+    super().__init__()
+    self.window = window
+    rows = (2 * window - 1) ** 2
+    self.position_bias = nn.Parameter(torch.zeros(rows, num_heads))
+    self.qkv = PackedProjection(width, 3, num_heads)
+    self.proj = nn.Linear(width, width)
+
+  def bias(self) -> Tensor:
+    """Relative positions [N, L, L] of the tokens of a window."""
+    w = self.window
+    at = torch.stack(
+      torch.meshgrid(torch.arange(w), torch.arange(w), indexing="ij")
+    ).flatten(1)
+    offset = at[:, :, None] - at[:, None] + w - 1
+    index = offset[0] * (2 * w - 1) + offset[1]
+    return self.position_bias[index.to(self.position_bias.device)].movedim(
+      -1, 0
+    )
+
+  def mask(self, side: int, shift: int) -> Tensor:
+    """-100 [windows, L, L] between tokens that only the shift made meet."""
+    w = self.window
+    at = torch.arange(side)
+    piece = (at >= side - w).int() + (at >= side - shift).int()
+    region = 3 * piece[:, None] + piece[None]
+    count = side // w
+    region = region.reshape(count, w, count, w).transpose(1, 2)
+    region = region.reshape(count**2, w * w)
+    return (region[:, :, None] != region[:, None]) * -100.0
+
+  def forward(self, x: Tensor, shifted: bool) -> Tensor:
+    """Attends within windows of x [B, Y, X, D], shifted by half or not."""
+    batch, side, _, width = x.shape
+    w, count = self.window, side // self.window
+    shift = w // 2 if shifted and count > 1 else 0
+    x = x.roll((-shift, -shift), (1, 2))
+    x = x.reshape(batch, count, w, count, w, width).transpose(2, 3)
+    q, k, v = self.qkv(x.reshape(-1, w * w, width))
+    scores = torch.einsum("blnh,bsnh->bnls", q, k) * q.shape[-1] ** -0.5
+    scores = scores + self.bias()
+    if shift:
+      mask = self.mask(side, shift).to(x.device, scores.dtype)
+      scores = scores.unflatten(0, (batch, -1)) + mask[:, None]
+      scores = scores.flatten(0, 1)
+    y = torch.einsum("bnls,bsnh->blnh", scores.softmax(-1), v)
+    y = self.proj(y.reshape(batch, count, count, w, w, width))
+    y = y.transpose(2, 3).reshape(batch, side, side, width)
+    return y.roll((shift, shift), (1, 2))
+
+
+class SwinBlock(nn.Module):
+  """Pre-norm window attention and MLP."""
+
+  def __init__(self, config: Mapping[str, Any], stage: int, index: int):
+    super().__init__()
+    width, eps = config["stage_widths"][stage], config["norm_eps"]
+    side = config["image_size"] // config["patch_size"] // 2**stage
+    self.shifted = index % 2 == 1
+    self.norm1 = nn.LayerNorm(width, eps)
+    self.attn = WindowAttention(
+      width, config["stage_heads"][stage], min(config["window_size"], side)
+    )
+    self.norm2 = nn.LayerNorm(width, eps)
+    self.mlp = Mlp(width, config["mlp_dim"] // config["width"] * width)
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Returns the features after this block."""
+    x = x + self.attn(self.norm1(x), self.shifted)
+    return x + self.mlp(self.norm2(x))
+
+
+class PatchMerging(nn.Module):
+  """2 x 2 places side by side (columns outermost), LayerNorm, linear."""
+
+  def __init__(self, config: Mapping[str, Any], stage: int):
+    super().__init__()
+    before, width = config["stage_widths"][stage - 1 : stage + 1]
+    self.norm = nn.LayerNorm(4 * before, config["norm_eps"])
+    self.reduction = nn.Linear(4 * before, width, bias=False)
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Returns features of half the resolution."""
+    batch, side, _, width = x.shape
+    x = x.reshape(batch, side // 2, 2, side // 2, 2, width)
+    return self.reduction(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
+
+
+class ConvNeXtBlock(nn.Module):
+  """Depthwise convolution, LayerNorm, MLP with response norm."""
+
+  def __init__(self, config: Mapping[str, Any], stage: int, index: int):
+    super().__init__()
+    del index
+    width = config["stage_widths"][stage]
+    hidden = config["mlp_dim"] // config["width"] * width
+    self.conv = Conv(width, width, 7, groups=width)
+    self.norm = nn.LayerNorm(width, config["norm_eps"])
+    self.fc1 = nn.Linear(width, hidden)
+    self.grn = ResponseNorm(hidden)
+    self.fc2 = nn.Linear(hidden, width)
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Returns the features after this block."""
+    y = functional.gelu(self.fc1(self.norm(self.conv(x))))
+    return x + self.fc2(self.grn(y))
+
+
+class ConvNeXtDownsample(nn.Module):
+  """LayerNorm, then a linear layer on 2 x 2 places."""
+
+  def __init__(self, config: Mapping[str, Any], stage: int):
+    super().__init__()
+    before, width = config["stage_widths"][stage - 1 : stage + 1]
+    self.norm = nn.LayerNorm(before, config["norm_eps"])
+    self.reduction = nn.Linear(4 * before, width)
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Returns features of half the resolution."""
+    batch, side, _, width = x.shape
+    x = self.norm(x).reshape(batch, side // 2, 2, side // 2, 2, width)
+    return self.reduction(x.transpose(2, 3).flatten(3))
+
+
+class SqueezeExcite(nn.Module):
+  """Gates the channels by a small MLP of their means."""
+
+  def __init__(self, width: int):
+    super().__init__()
+    self.fc1 = nn.Linear(width, width // 4)
+    self.fc2 = nn.Linear(width // 4, width)
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Returns gated features."""
+    gate = self.fc2(functional.relu(self.fc1(x.mean((1, 2)))))
+    return x * torch.sigmoid(gate)[:, None, None]
+
+
+class UniRepBlock(nn.Module):
+  """Depthwise convolution, gate, MLP with response norm."""
+
+  def __init__(self, width: int, hidden: int, kernel_size: int):
+    super().__init__()
+    self.conv = Conv(width, width, kernel_size, groups=width)
+    self.gate = SqueezeExcite(width)
+    self.fc1 = nn.Linear(width, hidden)
+    self.grn = ResponseNorm(hidden, bias=False)
+    self.fc2 = nn.Linear(hidden, width)
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Returns the features after this block."""
+    y = functional.gelu(self.fc1(self.gate(self.conv(x))))
+    return x + self.fc2(self.grn(y))
+
+
+class UniRepCycle(nn.Module):
+  """Blocks of the kernel sizes that a stage repeats: block0, block1, ..."""
+
+  def __init__(self, config: Mapping[str, Any], stage: int, index: int):
+    super().__init__()
+    del index
+    width = config["stage_widths"][stage]
+    hidden = config["mlp_dim"] // config["width"] * width
+    for i, size in enumerate(config["stage_kernels"][stage]):
+      self.add_module(f"block{i}", UniRepBlock(width, hidden, size))
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Returns the features after the last block."""
+    for block in self.children():
+      x = block(x)
+    return x
+
+
+class UniRepStem(nn.Module):
+  """Two strided 3 x 3 convolutions with LayerNorms."""
+
+  def __init__(self, config: Mapping[str, Any]):
+    super().__init__()
+    width, eps = config["stage_widths"][0], config["norm_eps"]
+    self.conv1 = Conv(3, width // 2, 3, 2)
+    self.norm1 = nn.LayerNorm(width // 2, eps)
+    self.conv2 = Conv(width // 2, width, 3, 2)
+    self.norm2 = nn.LayerNorm(width, eps)
+
+  def forward(self, pixels: Tensor) -> Tensor:
+    """Returns a quarter of the resolution."""
+    x = functional.gelu(self.norm1(self.conv1(pixels)))
+    return self.norm2(self.conv2(x))
+
+
+class UniRepDownsample(nn.Module):
+  """A strided 3 x 3 convolution and a LayerNorm."""
+
+  def __init__(self, config: Mapping[str, Any], stage: int):
+    super().__init__()
+    before, width = config["stage_widths"][stage - 1 : stage + 1]
+    self.conv = Conv(before, width, 3, 2)
+    self.norm = nn.LayerNorm(width, config["norm_eps"])
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Returns features of half the resolution."""
+    return self.norm(self.conv(x))
+
+
+# Family -> stem, downsampling between stages, block.
+STAGED: dict[str, tuple[Any, Any, Any]] = {
+  "swin": (PatchStem, PatchMerging, SwinBlock),
+  "convnext": (PatchStem, ConvNeXtDownsample, ConvNeXtBlock),
+  "unireplknet": (UniRepStem, UniRepDownsample, UniRepCycle),
+}
+
+
+class Stage(nn.Module):
+  """Downsampling (not in the first stage) and blocks."""
+
+  def __init__(self, config: Mapping[str, Any], stage: int):
+    super().__init__()
+    _, downsample, block = STAGED[config["encoder"]]
+    self.first = stage == 0
+    if not self.first:
+      self.downsample = downsample(config, stage)
+    kernels = config["stage_kernels"]
+    period = len(kernels[stage]) if kernels else 1
+    self.blocks = nn.ModuleList(
+      block(config, stage, i)
+      for i in range(config["stage_depths"][stage] // period)
+    )
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Returns the features of this stage."""
+    x = x if self.first else self.downsample(x)
+    for block in self.blocks:
+      x = block(x)
+    return x
+
+
+class StagedEncoder(nn.Module):
+  """Swin, ConvNeXt V2 and UniRepLKNet: feature maps that shrink by stages."""
+
+  def __init__(self, config: Mapping[str, Any]):
+    super().__init__()
+    self.stem = STAGED[config["encoder"]][0](config)
+    self.num_stages = len(config["stage_depths"])
+    for i in range(self.num_stages):
+      self.add_module(f"stage{i}", Stage(config, i))
+    self.norm = nn.LayerNorm(config["width"], config["norm_eps"])
+
+  def forward(self, pixels: Tensor) -> Tensor:
+    """Tokens [B, L, D] of frames [B, Y, X, 3], row by row; no class token."""
+    x = self.stem(pixels)
+    for i in range(self.num_stages):
+      x = getattr(self, f"stage{i}")(x)
+    return self.norm(x).flatten(1, 2)
+
+
+ENCODERS = {"vit": ViT, **dict.fromkeys(STAGED, StagedEncoder)}
 
 
 # ----------------------------------------------------------------- text tower
@@ -752,8 +1058,9 @@ class MiCo(nn.Module):
     """Projects tokens of one letter and adds frame and type vectors."""
     name = self.modalities[self.by_letter[letter]]["context"]
     if tokens.ndim == 4 and self.options["pool_frames"]:
-      mean = tokens[:, :, 1:].mean(2, keepdim=True)
-      tokens = torch.cat([tokens[:, :, :1], mean], 2)
+      first = int(self.config["class_token"])
+      mean = tokens[:, :, first:].mean(2, keepdim=True)
+      tokens = torch.cat([tokens[:, :, :first], mean], 2)
     x = self.project[name](tokens)
     if tokens.ndim == 4:
       if name in self.frame_embed:
