@@ -417,7 +417,7 @@ def shrunk(vision: VisionConfig) -> VisionConfig:
       stage_depths=(2, 4),
       stage_widths=(8, 16),
       stage_heads=vision.stage_heads and (1, 2),
-      window_size=4,
+      window_size=4 if vision.stage_heads else 7,
       stage_kernels=kernels,
     )
   return dataclasses.replace(
