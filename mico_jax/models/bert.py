@@ -23,7 +23,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mico_jax import axes
 from mico_jax.config import TextConfig
-from mico_jax.kernels.dtypes import accumulation_dtype
 from mico_jax.layers import dropout
 from mico_jax.layers.activations import gelu
 from mico_jax.layers.attention import CrossAttention, SelfAttention
@@ -324,12 +323,11 @@ class Bert(nn.Module):
 
 
 class LMHead(nn.Module):
-  """Transform and decoder tied to the word vectors.
+  """Transform and bias of the decoder tied to the word vectors.
 
   Attributes:
     config: of the tower.
-    dtype: compute dtype of the transform and of the product; logits are
-      float32.
+    dtype: compute dtype of the transform.
   """
 
   config: TextConfig
@@ -337,19 +335,12 @@ class LMHead(nn.Module):
 
   @nn.compact
   def __call__(
-    self, hidden: Float[Array, "*B W"], words: Float[Array, "V W"]
-  ) -> Float[Array, "*B V"]:
-    """Returns logits over the vocabulary."""
+    self, hidden: Float[Array, "*B W"]
+  ) -> tuple[Float[Array, "*B W"], Float[Array, " V"]]:
+    """What the word vectors are multiplied with, and the bias of each word."""
     x = Dense(self.config.width, self.dtype, name="dense")(hidden)
     x = gelu(x)
     x = LayerNorm(self.config.norm_eps, name="norm")(x)
-    out_dtype = accumulation_dtype(self.dtype)
-    logits = jnp.einsum(
-      "...w,vw->...v",
-      x,
-      words.astype(self.dtype),
-      preferred_element_type=out_dtype,
-    )
     bias = parameter(
       self,
       "bias",
@@ -357,4 +348,4 @@ class LMHead(nn.Module):
       (self.config.vocab_size,),
       (axes.VOCAB,),
     )
-    return logits + bias.astype(out_dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    return x, bias

@@ -23,7 +23,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mico_jax.config import ConfigError, ModelConfig
 from mico_jax.kernels.attention.api import BACKENDS, MASKED_ROWS
+from mico_jax.kernels.cross_entropy import tied, tied_cross_entropy
 from mico_jax.kernels.dtypes import accumulation_dtype
+from mico_jax.kernels.partition import RowPartition
 from mico_jax.layers import dropout, pool
 from mico_jax.layers.stack import REMAT
 from mico_jax.modalities import MODALITIES, by_letter
@@ -502,8 +504,42 @@ class MiCo:
   ) -> Float[Array, "*B V"]:
     """Float32 logits over the vocabulary, by the tied decoder."""
     head = parameters.towers(self.config)[2]
-    text = params["text"]
-    return _apply(head, text["lm_head"], hidden, text["embed"]["words"])
+    x, bias = _apply(head, params["text"]["lm_head"], hidden)
+    return tied.logits(x, params["text"]["embed"]["words"], bias)
+
+  @_precise
+  def token_loss(
+    self,
+    params: Params,
+    hidden: Float[Array, "B L W"],
+    labels: Int[Array, "B L"],
+    *,
+    label_smoothing: float = 0.0,
+    partition: RowPartition | None = None,
+  ) -> tuple[Float[Array, "B L"], Bool[Array, "B L"]]:
+    """Cross-entropy of labelled positions, without holding their logits.
+
+    Args:
+      params: parameters.
+      hidden: states of the text tower.
+      labels: ids, or `mico_jax.kernels.cross_entropy.IGNORE`.
+      label_smoothing: mass moved from the label to the vocabulary.
+      partition: how the rows lie on a mesh.
+
+    Returns:
+      (loss in nats, whether the best id is the label); 0 and false where
+      ignored.
+    """
+    head = parameters.towers(self.config)[2]
+    x, bias = _apply(head, params["text"]["lm_head"], hidden)
+    return tied_cross_entropy(
+      x,
+      params["text"]["embed"]["words"],
+      bias,
+      labels,
+      label_smoothing=label_smoothing,
+      partition=partition,
+    )
 
   @_precise
   def matching_logits(

@@ -191,7 +191,6 @@ def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
   heads = (text.num_heads, text.width // text.num_heads)
   context = jnp.zeros((text.depth, 1, 2, *heads), dtype)
   one = jnp.zeros((1, text.width))
-  words = jnp.zeros((text.vocab_size, text.width))
   found: dict[tuple[str, ...], Part | Free] = {
     ("vision",): Part(vit, (jnp.zeros((1, size, size, 3)),)),
     ("text",): Part(
@@ -199,7 +198,7 @@ def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
       (jnp.zeros((1, 2), jnp.int32),),
       {"context": ContextKV(context, context)},
     ),
-    ("text", "lm_head"): Part(lm_head, (one, words)),
+    ("text", "lm_head"): Part(lm_head, (one,)),
     ("matching_head",): Part(MatchingHead(text.norm_eps, dtype), (one,)),
     ("temperature",): Free(
       (), (), nn.initializers.constant(config.temperature_init)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mico_jax.config import CaptioningConfig
-from mico_jax.kernels.cross_entropy import IGNORE, token_cross_entropy
+from mico_jax.kernels.cross_entropy import IGNORE
 from mico_jax.modalities import letters
 from mico_jax.objectives import draws
 from mico_jax.objectives.base import (
@@ -26,7 +26,8 @@ from mico_jax.objectives.base import (
 
 
 def token_output(
-  logits: Float[Array, "B L V"],
+  inputs: Inputs,
+  hidden: Float[Array, "B L W"],
   labels: Int[Array, "B L"],
   row_weights: Float[Array, " B"],
   *,
@@ -37,8 +38,12 @@ def token_output(
   Averaging rows with these weights gives the mean over all scored tokens of
   the batch, as released.
   """
-  values, correct = token_cross_entropy(
-    logits, labels, label_smoothing=label_smoothing
+  values, correct = inputs.model.token_loss(
+    inputs.params,
+    hidden,
+    labels,
+    label_smoothing=label_smoothing,
+    partition=inputs.partition,
   )
   count = (labels != IGNORE).sum(axis=1).astype(values.dtype)
   safe = jnp.maximum(count, 1)
@@ -86,7 +91,8 @@ class Captioning(Objective):
       train=inputs.train,
     )
     return token_output(
-      inputs.model.lm_logits(inputs.params, hidden),
+      inputs,
+      hidden,
       labels,
       inputs.row_weight(group) * inputs.text_weight(ids),
       label_smoothing=self.config.label_smoothing,

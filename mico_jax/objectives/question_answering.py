@@ -57,7 +57,8 @@ class QuestionAnswering(Objective):
     )
     weights = inputs.row_weight(group) * inputs.text_weight(answer)
     return token_output(
-      inputs.model.lm_logits(inputs.params, hidden[:, prefix:]),
+      inputs,
+      hidden[:, prefix:],
       labels,
       weights * inputs.text_weight(question),
     )

@@ -1,7 +1,10 @@
-"""The door of the token cross-entropy: one signature, several backends.
+"""The door of the token cross-entropy, with logits and without.
 
-Only the plain `xla` form exists so far. A form that never holds the logits of
-the whole vocabulary is one more entry of the table.
+`token_cross_entropy` takes logits. `tied_cross_entropy` takes hidden states and
+the tied table, and holds the logits of a block of positions at most:
+
+  dense    all logits, where they fit into one block
+  chunked  scored positions only, a block at a time
 """
 
 from __future__ import annotations
@@ -10,18 +13,23 @@ import functools
 import logging
 from collections.abc import Callable
 
+import jax
 from jaxtyping import Array, Bool, Float, Int
 
-from mico_jax.kernels.cross_entropy import xla
+from mico_jax.kernels.cross_entropy import tied, xla
+from mico_jax.kernels.dtypes import accumulation_dtype
+from mico_jax.kernels.partition import RowPartition, parts
 
 IGNORE = -100  # label of a position that is not scored
+BLOCK_BYTES = 64 * 2**20  # of the logits of a block
 
 BACKENDS: dict[str, Callable[..., tuple[Array, Array]]] = {"xla": xla.loss}
+TIED_BACKENDS = ("dense", "chunked")
 
 
 @functools.cache
-def _log_choice(backend: str) -> None:
-  logging.getLogger(__name__).info("token cross-entropy: backend %s", backend)
+def _log_once(message: str) -> None:
+  logging.getLogger(__name__).info("%s", message)
 
 
 def token_cross_entropy(
@@ -57,7 +65,86 @@ def token_cross_entropy(
     raise ValueError(
       f"unknown cross-entropy {backend=}; known: auto, {', '.join(BACKENDS)}."
     )
-  _log_choice(name)
+  _log_once(f"token cross-entropy: {name}")
   return BACKENDS[name](
     logits, labels, label_smoothing=label_smoothing, ignore=IGNORE
   )
+
+
+def tied_cross_entropy(
+  x: Float[Array, "*B W"],
+  words: Float[Array, "V W"],
+  bias: Float[Array, " V"],
+  labels: Int[Array, "*B"],
+  *,
+  label_smoothing: float = 0.0,
+  partition: RowPartition | None = None,
+  chunk: int = 0,
+  backend: str = "auto",
+) -> tuple[Float[Array, "*B"], Bool[Array, "*B"]]:
+  """Cross-entropy of each labelled position under the logits x words^T + bias.
+
+  Args:
+    x: what the decoder reads, in the compute dtype; sums are in float32.
+    words: the table, cast to the dtype of `x`.
+    bias: of each word.
+    labels: ids in [0, V), or `IGNORE` where nothing is scored or decoded.
+    label_smoothing: mass moved from the label to the whole vocabulary.
+    partition: how axis 0 lies on a mesh; None: the compiler decides.
+    chunk: positions decoded at a time; 0: as many as fit into 64 MiB.
+    backend: "auto" or one of `TIED_BACKENDS`.
+
+  Returns:
+    (loss in nats, 0 where ignored; whether the best id is the label, false
+    where ignored).
+
+  Raises:
+    ValueError: if shapes do not fit or the backend is unknown.
+    NotImplementedError: if "chunked" is named and the rows do not divide.
+  """
+  if x.shape[:-1] != labels.shape or bias.shape != words.shape[:1]:
+    raise ValueError(
+      f"{x.shape=} must be {labels.shape=} and a width, {bias.shape=} the "
+      f"words of {words.shape=}."
+    )
+  if not 0 <= label_smoothing < 1:
+    raise ValueError(f"{label_smoothing=} must lie in [0, 1).")
+  if backend not in ("auto", *TIED_BACKENDS):
+    raise ValueError(
+      f"unknown cross-entropy {backend=}; known: auto, "
+      f"{', '.join(TIED_BACKENDS)}."
+    )
+  count = parts(partition)
+  per_position = words.shape[0] * accumulation_dtype(x.dtype).itemsize
+  positions = max(labels.size // count, 1)
+  divides = labels.ndim > 0 and labels.shape[0] % count == 0
+  size = f"logits of {positions * per_position / 2**20:.1f} MiB a device"
+  name, reason = backend, "named"
+  if backend == "auto" and not divides:
+    name, reason = "dense", f"rows do not divide over {count} devices"
+  elif backend == "auto":
+    small = positions * per_position <= BLOCK_BYTES
+    name, reason = ("dense" if small else "chunked"), size
+  elif backend == "chunked" and not divides:
+    raise NotImplementedError(
+      f"cross-entropy: not chunked: {labels.shape=} does not divide over "
+      f"{count} devices."
+    )
+  _log_once(f"caption cross-entropy: {name} ({reason})")
+  precision = getattr(jax.config, "jax_default_matmul_precision", None)
+  if name == "dense":
+    scores = tied.logits(x, words, bias, precision)
+    return xla.loss(
+      scores, labels, label_smoothing=label_smoothing, ignore=IGNORE
+    )
+  form = tied.Form(
+    label_smoothing=label_smoothing,
+    ignore=IGNORE,
+    chunk=min(chunk or max(BLOCK_BYTES // per_position, 1), positions),
+    precision=precision,
+    partition=partition if count > 1 else None,
+  )
+  values, hits = tied.loss(
+    form, x.reshape(-1, x.shape[-1]), words, bias, labels.reshape(-1)
+  )
+  return values.reshape(labels.shape), hits.reshape(labels.shape)
