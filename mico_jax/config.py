@@ -247,7 +247,9 @@ class MatchingConfig:
   """Matching objective (ITM) with mined hard negatives."""
 
   weight: float = 0.1
-  group_rows: int = 0  # negatives from N consecutive global rows; 0: all
+  # Contexts are drawn from N consecutive global rows; 0: from all. Texts are
+  # always drawn from all. Groups that lie on one device cost no traffic.
+  group_rows: int = 0
   exclude_identical_texts: bool = True
   floor: float = 1e-4  # added to the mining probabilities
   explicit_negatives: bool = True  # use the batch's negative_text as well

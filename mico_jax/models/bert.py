@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mico_jax import axes
 from mico_jax.config import TextConfig
+from mico_jax.kernels.partition import RowPartition
 from mico_jax.layers import dropout
 from mico_jax.layers.activations import gelu
 from mico_jax.layers.attention import CrossAttention, SelfAttention
@@ -51,14 +52,35 @@ class ContextKV:
   values: Float[Array, "P B S N H"]
   mask: Bool[Array, "B S"] | None = None
 
-  def take(self, indices: Int[Array, " C"]) -> ContextKV:
-    """The contexts of the named rows, e.g. of mined negatives."""
-    mask = None if self.mask is None else jnp.take(self.mask, indices, axis=0)
-    return ContextKV(
-      jnp.take(self.keys, indices, axis=1),
-      jnp.take(self.values, indices, axis=1),
-      mask,
-    )
+  def take(
+    self, indices: Int[Array, " C"], *, partition: RowPartition | None = None
+  ) -> ContextKV:
+    """The contexts of the named rows, e.g. of mined negatives.
+
+    Args:
+      indices: global rows.
+      partition: how the rows lie on a mesh, given only if the indices that
+        lie on a device name rows of that device: nothing then travels.
+    """
+    rows = self.keys.shape[1]
+
+    def pick(indices: Array, *arrays: Array) -> tuple[Array, ...]:
+      keys, values, *masks = arrays
+      return (
+        jnp.take(keys, indices, axis=1),
+        jnp.take(values, indices, axis=1),
+        *(jnp.take(mask, indices, axis=0) for mask in masks),
+      )
+
+    run: Any = pick
+    masks = () if self.mask is None else (self.mask,)
+    if partition is not None and partition.size > 1:
+      outer, inner = partition.spec(), partition.spec(1)
+      specs = (inner, inner, *(outer for _ in masks))
+      indices = indices % (rows // partition.size)
+      run = partition.local(pick, (outer, *specs), specs)
+    keys, values, *masks = run(indices, self.keys, self.values, *masks)
+    return ContextKV(keys, values, masks[0] if masks else None)
 
   @staticmethod
   def concat(parts: Sequence[ContextKV]) -> ContextKV:

@@ -1,11 +1,12 @@
 """Matching objective (ITM) with mined hard negatives.
 
-Negatives of row i are drawn from the same mining group of consecutive global
-rows, with probability softmax(similarity) + floor; the row itself, rows that
-take no part and rows with an identical text are excluded. Each draw is keyed
-by (seed, step, global row), so mined indices depend on neither devices nor
-micro-batches. The context's keys and values come from the step, projected
-once, and are gathered for the negatives.
+Negatives of row i are drawn with probability softmax(similarity) + floor; the
+row itself, rows that take no part and rows with an identical text are excluded.
+Texts come from the whole global batch, their ids travel; contexts come from the
+mining group of consecutive global rows (`group_rows`), and stay on their device
+if the group does. Each draw is keyed by (seed, step, global row), so mined
+indices depend on neither devices nor micro-batches. The context's keys and
+values come from the step, projected once, and are gathered for the negatives.
 
 Departures from the release: identical texts are never each other's negatives
 (`exclude_identical_texts=False` restores the original), explicit negatives of
@@ -14,15 +15,17 @@ the batch are further pairs (`explicit_negatives`).
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+from jaxtyping import Array, Bool
 
 from mico_jax.config import MatchingConfig
 from mico_jax.kernels.cross_entropy import token_cross_entropy
+from mico_jax.kernels.partition import parts
 from mico_jax.modalities import letters
 from mico_jax.objectives import draws
 from mico_jax.objectives.base import (
@@ -32,73 +35,11 @@ from mico_jax.objectives.base import (
   Output,
   weighted_mean,
 )
-
-
-def mining_weights(
-  query: Float[Array, "B E"],
-  key: Float[Array, "B E"],
-  *,
-  temperature: Float[Array, ""],
-  valid: Bool[Array, " B"],
-  fingerprint: UInt32[Array, "B 2"] | None = None,
-  group_rows: int = 0,
-  floor: float = 1e-4,
-) -> Float[Array, "G N N"]:
-  """Unnormalised probabilities of drawing key j as a negative of query i.
-
-  Args:
-    query: unit-norm embeddings.
-    key: unit-norm embeddings of the other side.
-    temperature: divides the similarities.
-    valid: rows that take part.
-    fingerprint: texts with equal fingerprints exclude each other; None: only
-      the row itself is excluded.
-    group_rows: N consecutive global rows form a mining group; 0: all rows.
-    floor: added to the softmax, so that every candidate has a chance.
-
-  Raises:
-    ValueError: if `group_rows` does not divide the batch.
-  """
-  rows = query.shape[0]
-  size = group_rows or rows
-  if rows % size:
-    raise ValueError(
-      f"{group_rows=} must divide the global batch of {rows} rows; set "
-      "config.objectives.matching.group_rows."
-    )
-  split = lambda x: x.reshape(rows // size, size, *x.shape[1:])
-  query = split(query.astype(jnp.float32))
-  key = split(key.astype(jnp.float32))
-  logits = jnp.einsum("gne,gme->gnm", query, key)
-  logits = logits / temperature.astype(jnp.float32)
-  candidate = split(valid)[:, None, :]
-  logits = jnp.where(candidate, logits, jnp.asarray(-1e30, jnp.float32))
-  excluded = jnp.eye(size, dtype=bool)[None]
-  if fingerprint is not None:
-    prints = split(fingerprint)
-    same = prints[:, :, None, :] == prints[:, None, :, :]
-    excluded = excluded | jnp.all(same, axis=-1)
-  weights = jax.nn.softmax(logits, axis=-1) + floor
-  return jnp.where(candidate & ~excluded, weights, jnp.zeros_like(weights))
-
-
-def draw_negatives(
-  keys: Key[Array, " B"], weights: Float[Array, "G N N"]
-) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
-  """Draws one row per query in proportion to `weights` (Gumbel trick).
-
-  Returns:
-    (index into the global batch, whether there was any candidate).
-  """
-  groups, size, _ = weights.shape
-  noise = jax.vmap(lambda k: jax.random.gumbel(k, (size,)))(keys)
-  positive = weights > 0
-  scores = jnp.log(jnp.where(positive, weights, jnp.ones_like(weights)))
-  scores = scores + noise.reshape(groups, size, size)
-  scores = jnp.where(positive, scores, jnp.asarray(-jnp.inf, scores.dtype))
-  index = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-  start = jnp.arange(groups, dtype=jnp.int32)[:, None] * size
-  return (index + start).reshape(-1), positive.any(axis=-1).reshape(-1)
+from mico_jax.objectives.mining import (
+  draw_from_all,
+  draw_negatives,
+  mining_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -119,37 +60,53 @@ class Matching(Objective):
   def mine(
     self, inputs: Inputs, group: str, valid: Bool[Array, " B"]
   ) -> dict[str, Array]:
-    """Indices of the negatives and whether each row has any."""
+    """Indices of the negatives, whether each row has any, the drawn texts."""
     slot, options = inputs.text[group], self.config
     given = inputs.given(self.name, group)
     if given:
       everyone = jnp.ones_like(valid)
-      return {"has_context": everyone, "has_text": everyone, **given}
-    text = jax.lax.stop_gradient(slot.feature)
-    context = jax.lax.stop_gradient(inputs.features[letters(group)])
+      found = {"has_context": everyone, "has_text": everyone, **given}
+      if "text_ids" not in found:
+        found["text_ids"] = slot.ids[found["text_index"]]
+      return found
+    text, context = slot.feature, inputs.features[letters(group)]
     shared = options.exclude_identical_texts
-    rules = dict(
-      temperature=jax.lax.stop_gradient(
+    rules: dict[str, Any] = {
+      "temperature": jax.lax.stop_gradient(
         inputs.model.temperature(inputs.params)
       ),
-      valid=valid,
-      fingerprint=slot.fingerprint if shared else None,
-      group_rows=options.group_rows,
-      floor=options.floor,
+      "valid": valid,
+      "fingerprint": slot.fingerprint if shared else None,
+      "floor": options.floor,
+    }
+    keys = [inputs.keys(f"matching/{group}/{x}") for x in ("context", "text")]
+    everywhere = functools.partial(
+      draw_from_all, payload=slot.ids, partition=inputs.partition, **rules
     )
-    site = f"matching/{group}"
-    for_context = mining_weights(text, context, **rules)
-    for_text = mining_weights(context, text, **rules)
-    context_index, has_context = draw_negatives(
-      inputs.keys(f"{site}/context"), for_context
-    )
-    text_index, has_text = draw_negatives(inputs.keys(f"{site}/text"), for_text)
+    if options.group_rows:
+      weights = mining_weights(
+        jax.lax.stop_gradient(text),
+        jax.lax.stop_gradient(context),
+        group_rows=options.group_rows,
+        **rules,
+      )
+      context_index, has_context = draw_negatives(keys[0], weights)
+    else:
+      context_index, has_context, _ = everywhere(keys[0], text, context)
+    text_index, has_text, text_ids = everywhere(keys[1], context, text)
     return {
       "context_index": context_index,
       "text_index": text_index,
       "has_context": has_context,
       "has_text": has_text,
+      "text_ids": text_ids,
     }
+
+  def _stays(self, inputs: Inputs, rows: int) -> bool:
+    """Whether every mining group lies on one device."""
+    size = self.config.group_rows
+    count = parts(inputs.partition)
+    return bool(size) and rows % count == 0 and rows // count % size == 0
 
   def __call__(self, inputs: Inputs, group: str) -> Output:
     """See `Objective`."""
@@ -163,7 +120,7 @@ class Matching(Objective):
     own = jnp.arange(rows, dtype=jnp.int32)
     context_index = mined["context_index"].astype(jnp.int32)
     contexts = [own, context_index, own]
-    texts = [ids, ids, ids[mined["text_index"]]]
+    texts = [ids, ids, mined["text_ids"]]
     exists = [valid, valid & mined["has_context"], valid & mined["has_text"]]
     explicit = inputs.batch.get("negative_text", {}).get(group)
     if explicit is not None and self.config.explicit_negatives:
@@ -177,7 +134,8 @@ class Matching(Objective):
       inputs.params,
       jnp.stack(texts, axis=1).reshape(rows * pairs, length),
       context=inputs.contexts[letters(group)].take(
-        jnp.stack(contexts, axis=1).reshape(-1)
+        jnp.stack(contexts, axis=1).reshape(-1),
+        partition=inputs.partition if self._stays(inputs, rows) else None,
       ),
       row_keys=None if keys is None else draws.expand(keys, pairs),
       train=inputs.train,

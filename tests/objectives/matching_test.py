@@ -7,8 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mico_jax.kernels.partition import RowPartition
 from mico_jax.objectives import draws
-from mico_jax.objectives.matching import draw_negatives, mining_weights
+from mico_jax.objectives.mining import (
+  draw_from_all,
+  draw_negatives,
+  mining_weights,
+)
 
 ONE = jnp.float32(0.5)
 
@@ -91,3 +96,57 @@ def test_draws_follow_the_weights():
   index = np.asarray(run(jnp.arange(3000, dtype=jnp.int32)))
   share = np.bincount(index.ravel(), minlength=4) / index.size
   np.testing.assert_allclose(share, [0, 0.7, 0.2, 0.1], atol=0.02)
+
+
+def test_exponentials_of_pairs():
+  words = draws.row_words(keys(64))
+  index = jnp.arange(512, dtype=jnp.int32)
+  values = np.exp(np.asarray(draws.pair_log_exponential(words, index)))
+  assert np.isfinite(values).all()
+  np.testing.assert_allclose(values.mean(), 1, atol=0.03)
+  np.testing.assert_allclose((values < np.log(2)).mean(), 0.5, atol=0.01)
+  rows, columns = values.mean(axis=1), values.mean(axis=0)
+  np.testing.assert_allclose(rows.std(), 512**-0.5, rtol=0.3)
+  np.testing.assert_allclose(columns.std(), 64**-0.5, rtol=0.2)
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_drawing_from_all_in_blocks_is_drawing_from_the_matrix(devices):
+  rows = 16
+  a, b = features(rows), features(rows, 1)
+  rng = np.random.default_rng(2)
+  prints = np.stack([rng.integers(0, 12, rows), np.ones(rows)], axis=1)
+  rules = {
+    "temperature": ONE,
+    "valid": jnp.asarray(rng.random(rows) < 0.8),
+    "fingerprint": jnp.asarray(prints, jnp.uint32),
+  }
+  ids = jnp.arange(3 * rows, dtype=jnp.int32).reshape(rows, 3)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
+  partition = RowPartition(mesh, ("data",))
+  draw = jax.jit(
+    lambda k: draw_from_all(k, a, b, ids, partition=partition, chunk=8, **rules)
+  )
+  for step in range(4):
+    wanted = draw_negatives(keys(rows, step), mining_weights(a, b, **rules))
+    index, exists, payload = draw(keys(rows, step))
+    np.testing.assert_array_equal(index, wanted[0])
+    np.testing.assert_array_equal(exists, wanted[1])
+    np.testing.assert_array_equal(payload, ids[index])
+
+
+def test_no_candidate_among_all_is_reported():
+  ids = jnp.arange(3, dtype=jnp.int32)[:, None]
+  index, exists, payload = draw_from_all(
+    keys(3),
+    features(3),
+    features(3, 1),
+    ids,
+    temperature=ONE,
+    valid=jnp.ones(3, bool),
+    fingerprint=jnp.zeros((3, 2), jnp.uint32),
+  )
+  assert not exists.any()
+  np.testing.assert_array_equal(payload, ids)
+  np.testing.assert_array_equal(index, np.arange(3))

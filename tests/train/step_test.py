@@ -230,7 +230,8 @@ def test_context_is_projected_once(monkeypatch):
     def __init__(self, context, indices=None):
       self.context, self.indices = context, indices
 
-    def take(self, indices):
+    def take(self, indices, *, partition=None):
+      del partition
       return Again(self.context, indices)
 
   class PerUse(type(model)):
