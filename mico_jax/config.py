@@ -212,6 +212,9 @@ class DataConfig:
   tokenizer: TokenizerConfig = TokenizerConfig()
   num_negatives: int = 0  # explicit text negatives per sample and group (K)
   num_threads: int = 2  # decoding threads
+  # MiB of decoded media kept in memory by each process, for sets that are read
+  # many times; 0: none.
+  cache_mib: int = 0
   num_workers: int = 0  # processes; 0: threads only
   prefetch: int = 8  # steps read ahead
   timeout: float = 60.0  # seconds until a stalled decoder is an error

@@ -21,6 +21,7 @@ import grain
 from mico_jax.config import Config, ConfigError
 from mico_jax.data.bad_samples import BadSamples
 from mico_jax.data.batches import batch_spec, empty_batch, fill_row
+from mico_jax.data.cache import DecodedCache
 from mico_jax.data.gallery import evaluation_batches
 from mico_jax.data.order import Order, Row
 from mico_jax.data.records import Record
@@ -114,6 +115,7 @@ class _BatchMaker:
     self._config, self._tokenizer = config, tokenizer
     self._sizes, self._rows = dict(sizes), dict(rows)
     self._sources: dict[str, Source] | None = None
+    self._cache = DecodedCache(config.data.cache_mib)
     self._prepare()
 
   def _prepare(self) -> None:
@@ -203,7 +205,13 @@ class _BatchMaker:
   ) -> dict[str, Any]:
     rng_key = (self._config.seed, row.epoch, record.id)
     inputs = load_inputs(
-      self._config, record, row.source, keys, self._tokenizer, rng_key=rng_key
+      self._config,
+      record,
+      row.source,
+      keys,
+      self._tokenizer,
+      rng_key=rng_key,
+      cache=self._cache,
     )
     texts = load_texts(record, slots, self._tokenizer, rng_key=rng_key)
     return {"inputs": inputs, **texts}

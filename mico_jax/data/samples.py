@@ -11,6 +11,7 @@ import numpy as np
 
 from mico_jax.config import Config, ConfigError, InputConfig, TaskConfig
 from mico_jax.data import language
+from mico_jax.data.cache import DecodedCache
 from mico_jax.data.order import generator
 from mico_jax.data.records import Record
 from mico_jax.data.sources import Source
@@ -149,6 +150,7 @@ def load_inputs(
   tokenizer: Tokenizer | None,
   *,
   rng_key: tuple[Any, ...] | None = None,
+  cache: DecodedCache | None = None,
 ) -> dict[str, np.ndarray]:
   """Decoded and transformed inputs; modalities the sample lacks are left out.
 
@@ -160,6 +162,7 @@ def load_inputs(
     tokenizer: needed for subtitles.
     rng_key: keys the augmentation (all modalities draw from equal
       generators); None: evaluation.
+    cache: of decoded media; None: none.
 
   Raises:
     DecodeError: naming the modality, if one of them is broken.
@@ -167,12 +170,21 @@ def load_inputs(
   train = rng_key is not None
   found = {}
   draws = _Draws(rng_key, "input")
-  media = [k for k in keys if MODALITIES[k].embedding != "text"]
-  for key, raw in record.read(media).items():
-    g = geometry(config, key, source)
+  media = [
+    k for k in keys if MODALITIES[k].embedding != "text" and k in record.media
+  ]
+  cache = DecodedCache(0) if cache is None else cache
+  names = {
+    k: (source, record.id, k, geometry(config, k, source)) for k in media
+  }
+  raw = record.read([k for k in media if names[k] not in cache])
+  for key in media:
+    g = names[key][-1]
     mode = mode_of(config, key, train=train)
     try:
-      decoded = MODALITIES[key].decode(raw, g)
+      decoded = cache.get(
+        names[key], lambda k=key, g=g: MODALITIES[k].decode(raw[k], g)
+      )
       found[key] = mode.host(decoded, g, draws.again())
     except DecodeError as error:
       raise DecodeError(f"{key}: {error}") from error

@@ -159,6 +159,7 @@ class VideoClip:
       self._length = stream.frames or sum(
         1 for packet in container.demux(stream) if packet.size
       )
+      self.nbytes = 3 * pixels * self._length  # decoded
     if self._length < 1:
       raise DecodeError("the video has no frames.")
 

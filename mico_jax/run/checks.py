@@ -34,6 +34,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
   ("data.num_threads", 1, math.inf),
   ("data.num_workers", 0, math.inf),
   ("data.prefetch", 1, math.inf),
+  ("data.cache_mib", 0, math.inf),
   ("data.timeout", 0.001, math.inf),
   ("data.max_bad_fraction", 0, 1),
   ("objectives.contrastive.label_smoothing", 0, 0.99),

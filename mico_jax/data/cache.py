@@ -1,0 +1,82 @@
+"""Decoded media of small sets, kept in memory after their first use.
+
+Decoding a three-second clip takes longer than a small model's step on it; with
+a few hundred files the second epoch should not pay for it again. What is kept
+is the decoded, not yet augmented sample, so that a run with the cache sees the
+same batches as one without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy as np
+
+from mico_jax.modalities import DecodeError
+from mico_jax.modalities.media import VideoClip
+from mico_jax.modalities.spatial import ArrayClip
+
+MIB = 1 << 20
+
+
+class DecodedCache:
+  """Keeps decoded samples until a limit; nothing is dropped again.
+
+  In random order over epochs every sample is wanted equally often, so a full
+  cache serves its share of a larger set.
+  """
+
+  def __init__(self, limit_mib: int):
+    """Makes an empty cache.
+
+    Args:
+      limit_mib: of decoded data, in MiB; 0: keeps nothing.
+    """
+    self._limit = limit_mib * MIB
+    self._bytes = 0
+    self._kept: dict[Hashable, Any] = {}
+
+  def __contains__(self, key: Hashable) -> bool:
+    """Whether a sample is kept."""
+    return key in self._kept
+
+  def __len__(self) -> int:
+    """How many samples are kept."""
+    return len(self._kept)
+
+  def get(self, key: Hashable, decode: Callable[[], Any]) -> Any:
+    """The kept sample, or a decoded one, which is kept if there is room.
+
+    Args:
+      key: names the sample and how it is decoded.
+      decode: makes it; its errors pass through and nothing is kept.
+    """
+    if key in self._kept:
+      return self._kept[key]
+    decoded = decode()
+    if self._bytes < self._limit:
+      whole = _whole(decoded, self._limit - self._bytes)
+      if whole is not None:
+        self._bytes += _size(whole)
+        self._kept[key] = decoded = whole
+    return decoded
+
+
+def _size(decoded: Any) -> int:
+  array = decoded.frames if isinstance(decoded, ArrayClip) else decoded
+  return array.nbytes
+
+
+def _whole(decoded: Any, room: int) -> Any:
+  """The sample as arrays if they fit into `room` bytes; else None."""
+  if isinstance(decoded, VideoClip):
+    if decoded.nbytes > room:
+      return None
+    try:
+      return ArrayClip(decoded.take(range(len(decoded))))
+    except DecodeError:  # Cut short; the frames that are wanted may be there.
+      return None
+  if isinstance(decoded, (np.ndarray, ArrayClip)) and _size(decoded) <= room:
+    return decoded
+  return None
