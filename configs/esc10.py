@@ -47,6 +47,7 @@ def get_config(
       inputs={"audio": c.InputConfig(frames=8, mode="spec_augment")},
       # Five seconds in eight slices of 32 frames.
       audio=c.AudioConfig(hop_ms=20.0, window_ms=40.0),
+      cache_mib=256,
       tokenizer=c.TokenizerConfig(
         kind="sentencepiece", max_length={"default": 14}
       ),

@@ -43,14 +43,15 @@ def get_config(
       embed_dim=96,
       scan=False,
       heads=("t", "v", "a", "va"),
-      frame_table={"video": 4, "audio": 10},
+      frame_table={"video": 2, "audio": 10},
     ),
     data=c.DataConfig(
       sources={"train": source("train"), "test": source("test")},
       inputs={
-        "video": c.InputConfig(frames=4, mode="shift"),
+        "video": c.InputConfig(frames=2, mode="shift"),
         "audio": c.InputConfig(frames=10, mode="spec_augment"),
       },
+      cache_mib=1024,
       tokenizer=c.TokenizerConfig(
         kind="sentencepiece", max_length={"default": 14}
       ),
@@ -59,20 +60,24 @@ def get_config(
       "speech": c.TaskConfig(
         sources={"train": 1},
         batch_size=64,
-        objectives={"contrastive": ("ta", "tva")},
+        objectives={
+          "contrastive": ("ta", "tva"),
+          # Writing the words teaches to hear them.
+          "captioning": ("ta",),
+        },
       )
     },
     objectives=c.ObjectivesConfig(
       contrastive=c.ContrastiveConfig(label_smoothing=0.0)
     ),
     optimizer=c.OptimizerConfig(
-      learning_rate=1e-3,
+      learning_rate=1.5e-3,
       schedule="cosine",
       warmup=0.05,
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(steps=450, log_every=10, checkpoint_every=225),
+    train=c.TrainConfig(steps=1400, log_every=20, checkpoint_every=700),
     evaluation=c.EvaluationConfig(
       source="test", size=0, suite="retrieval", groups=("a", "va")
     ),

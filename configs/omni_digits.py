@@ -57,6 +57,7 @@ def get_config(
         "image": c.InputConfig(frames=1, mode="shift"),
         "audio": c.InputConfig(frames=2, mode="spec_augment"),
       },
+      cache_mib=256,
       tokenizer=c.TokenizerConfig(
         kind="sentencepiece", max_length={"default": 18}
       ),
