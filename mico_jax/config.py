@@ -319,7 +319,7 @@ class OptimizerConfig:
   eps: float = 1e-6
   weight_decay: float = 0.01
   # Paths (regex, re.search on "a/b/c") without weight decay.
-  no_decay: tuple[str, ...] = (r"bias$", r"/scale$", r"temperature$")
+  no_decay: tuple[str, ...] = (r"bias$", r"/scale\d*$", r"temperature$")
   schedule: str = "linear"  # "linear" | "cosine" | "constant"
   warmup: float = 0.1  # fraction of the steps if < 1, else steps
   end_fraction: float = 0.0  # of the learning rate at the last step

@@ -1,9 +1,9 @@
 """Position and frame tables at another resolution or number of frames.
 
 Pure NumPy; used when a checkpoint is loaded into other sizes, and for the frame
-table of inputs with another number of frames than the table has. Arithmetic
-follows PyTorch's `interpolate` (align_corners False, no antialias, also when
-shrinking), which the original applies.
+table of inputs with another number of frames than the table has. Arithmetic of
+grids follows PyTorch's `interpolate` (align_corners False, no antialias, also
+when shrinking), which the original applies.
 """
 
 from __future__ import annotations
@@ -32,6 +32,19 @@ def resize_frames(
 ) -> Float[np.ndarray, "new W"] | Float[Array, "new W"]:
   """Frame table for another number of frames, by nearest neighbour."""
   return table[nearest_indices(table.shape[0], new)]
+
+
+def resize_text_positions(
+  table: Float[np.ndarray, "L W"], new: int
+) -> Float[np.ndarray, "new W"]:
+  """Text position table of another length: cut, or repeated from its start.
+
+  Positions that both lengths have keep their vectors, so texts that fit before
+  are read as before.
+
+  Source: Longformer, arXiv:2004.05150, section 5, for the repetition.
+  """
+  return table[np.arange(new) % table.shape[0]]
 
 
 def _linear_weights(old: int, new: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """`pretrain --init CKPT`: start from the parameters of another run.
 
-Position and frame tables are resized, heads and tables that the checkpoint
-lacks keep their fresh values and are listed, everything else must fit.
+Position and frame tables are resized (those of texts, too), heads and tables
+that the checkpoint lacks keep their fresh values and are listed, everything
+else must fit.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ import numpy as np
 from etils import epath
 
 from mico_jax.checkpoint import manifest, restore
-from mico_jax.models.resize import resize_frames, resize_positions
+from mico_jax.models.resize import (
+  resize_frames,
+  resize_positions,
+  resize_text_positions,
+)
 from mico_jax.train import lora
 from mico_jax.types import Params
 
@@ -25,6 +30,9 @@ RESIZERS: Mapping[str, restore.Resizer] = {
     table, math.isqrt(shape[0] - 1)
   ),
   r"^frame_(embed|gain)/": lambda table, shape: resize_frames(table, shape[0]),
+  r"^(text/embed/positions|joined_pos)$": lambda table, shape: (
+    resize_text_positions(table, shape[0])
+  ),
 }
 MAY_BE_NEW = (
   r"^contrastive_head/",

@@ -97,6 +97,22 @@ def test_tables_are_resized_and_new_heads_listed(base, source):
   )
 
 
+@pytest.mark.parametrize("length", [5, 200])
+def test_text_positions_keep_what_both_have(base, source, length):
+  text = dataclasses.replace(base.model.text, max_positions=length)
+  config = dataclasses.replace(
+    base, model=dataclasses.replace(base.model, text=text)
+  )
+  found, report, _ = warm_start(fresh(config), source[0])
+  assert report.resized == ("text/embed/positions",)
+  got = found["text"]["embed"]["positions"]
+  want = source[1]["text"]["embed"]["positions"]
+  assert got.shape == (length, 16)
+  both = min(length, len(want))
+  np.testing.assert_array_equal(got[:both], want[:both])
+  np.testing.assert_array_equal(got[len(want) :][:both], want[: length - both])
+
+
 def test_dropped_heads_are_listed(base, source):
   config = dataclasses.replace(
     base, model=dataclasses.replace(base.model, heads=("t", "v"))
