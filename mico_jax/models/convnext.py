@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mico_jax import axes
 from mico_jax.config import VisionConfig
 from mico_jax.layers import dropout
+from mico_jax.layers.activations import gelu
 from mico_jax.layers.conv import DepthwiseConv, GlobalResponseNorm
 from mico_jax.layers.embed import PatchEmbed, to_patches
 from mico_jax.layers.mlp import Dense
@@ -112,7 +112,7 @@ class ConvNeXtBlock(nn.Module):
     y = Dense(
       self.mlp_dim, self.dtype, names=names, bias_name=axes.MLP, name="fc1"
     )(y)
-    y = GlobalResponseNorm(name="grn")(jax.nn.gelu(y, approximate=False))
+    y = GlobalResponseNorm(name="grn")(gelu(y))
     y = Dense(width, self.dtype, names=names[::-1], name="fc2")(y)
     rate = layer["drop_path_rate"]
     x = x + dropout.drop_path(y, row_keys, rate, dropout.DROP_PATH_MLP)

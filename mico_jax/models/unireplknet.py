@@ -22,13 +22,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mico_jax import axes
 from mico_jax.config import VisionConfig
 from mico_jax.layers import dropout
+from mico_jax.layers.activations import gelu
 from mico_jax.layers.conv import (
   Conv,
   DepthwiseConv,
@@ -58,7 +58,7 @@ class UniRepStem(nn.Module):
     """Returns features of the first stage, a quarter of the resolution."""
     width, eps = self.config.stage_widths[0], self.config.norm_eps
     x = Conv(width // 2, 3, 2, self.dtype, name="conv1")(pixels)
-    x = jax.nn.gelu(LayerNorm(eps, name="norm1")(x), approximate=False)
+    x = gelu(LayerNorm(eps, name="norm1")(x))
     x = Conv(width, 3, 2, self.dtype, name="conv2")(x)
     return LayerNorm(eps, name="norm2")(x)
 
@@ -114,7 +114,7 @@ class UniRepBlock(nn.Module):
     y = Dense(
       self.mlp_dim, self.dtype, names=names, bias_name=axes.MLP, name="fc1"
     )(y)
-    y = jax.nn.gelu(y, approximate=False)
+    y = gelu(y)
     y = GlobalResponseNorm(use_bias=False, name="grn")(y)
     y = Dense(
       width,

@@ -55,6 +55,36 @@ def test_mistakes(override, message):
   assert message in mistake(override)
 
 
+STAGED = (
+  "model.vision.encoder=convnext",
+  "model.vision.image_size=32",
+  "model.vision.patch_size=4",
+  "model.vision.width=16",
+  "model.vision.depth=2",
+  "model.vision.num_heads=16",
+  "model.vision.mlp_dim=32",
+  "model.vision.stage_depths=(1, 1)",
+  "model.vision.stage_widths=(8, 16)",
+)
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("train.patch_dropout=0.5", "train.patch_dropout=0.5 encodes a part"),
+    (
+      "tasks.av.objectives={'masked_modelling': ('ti',)}",
+      "tasks.av.objectives: masked_modelling encodes a part",
+    ),
+    ("model.vision.num_heads=2", "num_heads=2 says nothing to"),
+    ("model.vision.encoder=nope", "known: vit, swin, convnext, unireplknet"),
+    ("model.vision.stage_depths=(1,)", "must name a depth and a width"),
+  ],
+)
+def test_mistakes_of_encoders_in_stages(override, message):
+  assert message in mistake(*STAGED, override)
+
+
 def test_omniworld_suite_needs_its_source(tmp_path):
   path = tmp_path / "m.jsonl"
   path.write_text('{"id": "0", "image": "0.png", "caption": "x"}\n')

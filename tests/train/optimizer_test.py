@@ -239,6 +239,36 @@ def test_layer_decay_is_per_layer_of_the_stack():
   )
 
 
+def test_layer_decay_counts_blocks_over_stages():
+  """Two stages of 2 and 2 x 2 blocks: six layers, the stem before them."""
+  leaf = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+  params = {
+    "vision": {
+      "stem": {"conv": {"kernel": leaf(3, 4)}},
+      "stage0": {"blocks": {"block0": {"fc1": {"kernel": leaf(2, 4, 4)}}}},
+      "stage1": {
+        "downsample": {"kernel": leaf(4, 8)},
+        "blocks": {
+          "block0": {"fc1": {"kernel": leaf(2, 8, 8)}},
+          "block1": {"fc1": {"kernel": leaf(2, 8, 8)}},
+        },
+      },
+      "norm": {"scale": leaf(8)},
+    }
+  }
+  config = dataclasses.replace(BASE, layer_decay=0.5)
+  vision = make_optimizer(config, params, 10).factors["vision"]
+  factors = lambda stage, block: np.log2(
+    np.ravel(vision[stage]["blocks"][block]["fc1"]["kernel"])
+  ).tolist()
+  assert factors("stage0", "block0") == [-6, -5]
+  assert factors("stage1", "block0") == [-4, -2]
+  assert factors("stage1", "block1") == [-3, -1]
+  assert vision["stage1"]["downsample"]["kernel"] == 0.5**4
+  assert vision["stem"]["conv"]["kernel"] == 0.5**7
+  assert vision["norm"]["scale"] == 1.0
+
+
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
