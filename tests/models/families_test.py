@@ -12,21 +12,13 @@ import numpy as np
 import pytest
 
 from mico_jax import axes, models
-from mico_jax.config import ConfigError, OptimizerConfig, ParallelConfig
+from mico_jax.config import ConfigError
 from mico_jax.config import VisionConfig as Vision
 from mico_jax.interop import families
 from mico_jax.models import swin
-from mico_jax.objectives import compute
-from mico_jax.parallel.mesh import make_mesh
-from mico_jax.parallel.sharding import put_batch
 from mico_jax.testing.objective_contract import (
   TINY_MODEL,
-  TOKENIZER,
-  fake_batch,
-  tiny_config,
 )
-from mico_jax.train.state import init_state
-from mico_jax.train.step import make_train_step
 
 STAGES = {
   "image_size": 16,
@@ -188,54 +180,6 @@ def test_a_frame_depends_on_itself_only(name, params):
   np.testing.assert_allclose(apply(pixels)[0], apply(other)[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_unrolled_and_rematerialised_are_the_same(name, params):
-  keys = jax.random.split(jax.random.key(3), 3)
-
-  def value(**options):
-    encoder = _encoder(name, drop_path_rate=0.3, **options)
-
-    def loss(params):
-      tokens, _ = encoder.apply({"params": params}, _pixels(), row_keys=keys)
-      return jnp.sum(tokens[:, 0, :3])
-
-    return jax.jit(jax.value_and_grad(loss))(params[name])
-
-  base = value()
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-3),
-    value(scan=False, remat="attention"),
-    base,
-  )
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_stochastic_depth_belongs_to_the_row(name, params):
-  encoder = _encoder(name, drop_path_rate=0.5)
-  keys = jax.random.split(jax.random.key(3), 3)
-
-  @jax.jit
-  def run(pixels, keys):
-    return encoder.apply({"params": params[name]}, pixels, row_keys=keys)[0]
-
-  order = jnp.array([2, 0, 1])
-  whole = run(_pixels(), keys)
-  moved = run(_pixels()[order], keys[order])
-  np.testing.assert_allclose(moved, whole[order], atol=1e-6)
-  without = encoder.apply({"params": params[name]}, _pixels())[0]
-  assert np.abs(np.asarray(whole - without)).max() > 1e-2
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_bfloat16_stays_close(name, params):
-  low = _encoder(name, dtype=jnp.bfloat16)
-  tokens, _ = low.apply({"params": params[name]}, _pixels())
-  assert tokens.dtype == jnp.bfloat16
-  want, _ = _encoder(name).apply({"params": params[name]}, _pixels())
-  error = jnp.abs(tokens.astype(jnp.float32) - want).mean()
-  assert float(error) < 0.1 * float(jnp.abs(want).mean())
-
-
 def test_black_frames_have_finite_gradients(params):
   """Norms over a map of equal values: the root has no infinite slope."""
   for name in CONFIGS:
@@ -316,58 +260,6 @@ def test_swin_buffers_are_checked():
     )
   with pytest.raises(ValueError, match="known: swin: released, timm"):
     families.entries(config, layout="nope")
-
-
-# ------------------------------------------------------------------- in MiCo
-@pytest.mark.parametrize("name", CONFIGS)
-def test_pretrains_through_the_same_step(name):
-  """Two optimizer steps lower the loss of the batch and move everything."""
-  model_config = dataclasses.replace(TINY_MODEL, vision=CONFIGS[name])
-  config = tiny_config(
-    {"contrastive": ("tva",)},
-    model=model_config,
-    optimizer=OptimizerConfig(learning_rate=3e-3, warmup=0.0, layer_decay=0.9),
-  )
-  mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
-  model = models.build(config.model)
-  step = make_train_step(
-    model, config, config.tasks["main"], TOKENIZER, mesh, donate=False
-  )
-  state = first = init_state(model, config, mesh)
-  batch = put_batch(fake_batch(("tva",), size=16), mesh)
-  losses = []
-  for _ in range(3):
-    state, metrics = step(state, batch)
-    losses.append(float(compute(metrics["loss"])))
-  assert losses[2] < losses[0]
-  changed = jax.tree.map(
-    lambda a, b: bool((a != b).any()),
-    first.params["vision"],
-    state.params["vision"],
-  )
-  still = [
-    jax.tree_util.keystr(path)
-    for path, moved in jax.tree_util.tree_leaves_with_path(changed)
-    if not moved
-  ]
-  assert not still
-
-
-def test_pooling_and_short_contexts_without_a_class_token():
-  model = _model("convnext", pool_frames=True)
-  params = jax.jit(model.init)(jax.random.key(0))
-  pixels = jnp.stack([_pixels(2), _pixels(2) + 1.0], axis=1)
-  tokens = model.encode(params, "video", pixels)
-  assert tokens.shape == (2, 2, 4, 16)
-  np.testing.assert_allclose(
-    model.pool("video", tokens), tokens.mean((1, 2)), atol=1e-6
-  )
-  context = model.context(params, "v", {"v": tokens})
-  assert context.values.shape[1] == 2  # one token per frame
-  with pytest.raises(ValueError, match="encodes whole frames"):
-    model.encode(
-      params, "video", pixels, token_indices=jnp.zeros((2, 1), jnp.int32)
-    )
 
 
 @pytest.mark.parametrize(
