@@ -77,7 +77,7 @@ def get_config(
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(steps=1400, log_every=20, checkpoint_every=700),
+    train=c.TrainConfig(steps=1000, log_every=20, checkpoint_every=500),
     evaluation=c.EvaluationConfig(
       source="test", size=0, suite="retrieval", groups=("a", "va")
     ),
