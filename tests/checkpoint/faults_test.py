@@ -21,6 +21,7 @@ from mico_jax.checkpoint import restore, storage
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import override
 from mico_jax.data.tokenizer import tokenizer_from_files
+from mico_jax.layers import mlp
 from mico_jax.modalities import spatial
 from mico_jax.models import mico
 from mico_jax.testing import tiny_checkpoint
@@ -43,8 +44,7 @@ def change_config(step: pathlib.Path, text: str) -> None:
 
 
 def gelu_variant(step: pathlib.Path, patch: pytest.MonkeyPatch) -> None:
-  real = jax.nn.gelu
-  patch.setattr(jax.nn, "gelu", lambda x, approximate=True: real(x))
+  patch.setitem(mlp.MLPS, "gelu", jax.nn.gelu)  # tanh form
 
 
 def norm_epsilon(step: pathlib.Path, patch: pytest.MonkeyPatch) -> None:
