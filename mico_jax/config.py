@@ -198,6 +198,8 @@ class SourceConfig:
   size: int = 0  # OmniWorld: scenes of the split; others: 0 = all
   seed: int = 0  # OmniWorld
   version: str = "v1"  # OmniWorld
+  # OmniWorld: facts that explicit negatives change; (): every stated one.
+  negative_facts: tuple[str, ...] = ()
   count: int = 0  # samples found; filled when the run starts
   sha256: str = ""  # of the index; filled when the run starts
 

@@ -269,6 +269,11 @@ def open_source(config: Config, name: str) -> Source:
       f"data.sources.{name}.kind={spec.kind!r} is unknown; known: "
       f"{', '.join(SOURCES)}."
     )
+  if spec.negative_facts and spec.kind != "omniworld":
+    raise ConfigError(
+      f"data.sources.{name}.negative_facts={spec.negative_facts}: only "
+      'kind="omniworld" makes negatives; write them into the records instead.'
+    )
   source = SOURCES[spec.kind](name, spec, config)
   if spec.size and spec.kind != "omniworld":
     source = First(source, spec.size)

@@ -13,6 +13,7 @@ from mico_jax.data.records import Lazy, Record
 from mico_jax.modalities import MODALITIES
 from mico_jax.world import FIELDS, STATED, Scene, World, negatives
 from mico_jax.world.language import NUM_PHRASINGS, caption
+from mico_jax.world.scene import SCENE_FACTS, SOLID_FACTS
 
 DEFAULT_SIZE = 100_000  # scenes of a split
 _SMALLEST, _LARGEST = 32, 224  # pixels that the world renders
@@ -25,7 +26,7 @@ class OmniWorldSource:
     """Sets up a split of the world.
 
     Raises:
-      ConfigError: for an unknown version or split, or a `where` filter.
+      ConfigError: for an unknown version, split or fact, or a `where` filter.
     """
     if spec.where:
       raise ConfigError(f"data.sources.{name}.where: OmniWorld has no filter.")
@@ -34,6 +35,14 @@ class OmniWorldSource:
         f"data.sources.{name}.depth_unit={spec.depth_unit!r}: OmniWorld "
         "measures in metres."
       )
+    facts = [*SOLID_FACTS, *SCENE_FACTS]
+    for fact in spec.negative_facts:
+      if fact not in facts:
+        raise ConfigError(
+          f"data.sources.{name}.negative_facts: {fact!r} is not a fact of "
+          f"OmniWorld; known: {', '.join(facts)}."
+        )
+    self._negative_facts = spec.negative_facts
     try:
       self.world = World(version=spec.version, seed=spec.seed, split=spec.split)
     except ValueError as error:
@@ -74,7 +83,9 @@ class OmniWorldSource:
       return tuple(
         text
         for phrasing in range(NUM_PHRASINGS)
-        for text in negatives(scene, kind, index, phrasing)
+        for text in negatives(
+          scene, kind, index, phrasing, self._negative_facts
+        )
       )
 
     def read_many(keys: Sequence[str]) -> dict[str, Any]:

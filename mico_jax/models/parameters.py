@@ -7,6 +7,7 @@ shapes and logical axes all follow from it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -37,6 +38,23 @@ class Free:
   shape: tuple[int, ...]
   names: tuple[str, ...]
   init: Callable[..., Array] = TABLE_INIT
+
+
+def frame_gain_init(
+  key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32
+) -> Float[Array, "T D"]:
+  """Frame gains to start with: what stays, and what changes.
+
+  Three quarters of the channels are the mean over frames. The rest follow half
+  a cosine wave over time, so that pooled features tell the direction of a
+  change from the first step; learned from zeros, it is not found in a short
+  training.
+  """
+  frames, width = shape
+  time = (jnp.arange(frames, dtype=dtype) + 0.5) / frames
+  wave = math.sqrt(2.0) * jnp.cos(math.pi * time)
+  changing = jnp.arange(width) >= width - width // 4
+  return jnp.where(changing[None], wave[:, None] - 1, 0).astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +237,7 @@ def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
       found["frame_gain", name] = Free(
         (config.frame_table[name], vision.width),
         (axes.POSITION, axes.EMBED),
-        nn.initializers.zeros,
+        frame_gain_init,
       )
   for name in head_names(config):
     width = sum(feature_width(config, letter) for letter in name)

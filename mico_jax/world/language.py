@@ -7,7 +7,7 @@ is the plainest, and different facts always give a different first phrasing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -168,7 +168,11 @@ def questions(scene: Scene) -> list[tuple[str, str, frozenset[str]]]:
 
 
 def negatives(
-  scene: Scene, kind: str, index: int, phrasing: int = 0
+  scene: Scene,
+  kind: str,
+  index: int,
+  phrasing: int = 0,
+  names: Sequence[str] = (),
 ) -> list[str]:
   """False captions, each with one stated fact changed, all different facts.
 
@@ -177,8 +181,11 @@ def negatives(
     kind: caption kind.
     index: decides which facts change and how.
     phrasing: of the captions, see `caption`.
+    names: of the facts that may change; empty, or none of them stated by
+      this kind: all that are stated.
   """
-  stated = tuple(f for f in facts.STATED[kind] if f != "count")
+  every = tuple(f for f in facts.STATED[kind] if f != "count")
+  stated = tuple(f for f in every if f in names) or every
   if kind == "subtitle":
     number = 1
   else:

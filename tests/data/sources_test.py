@@ -156,6 +156,15 @@ def test_missing_manifest_and_unknown_names(tmp_path):
     open_source(config_of(a=SourceConfig()), "b")
   with pytest.raises(ConfigError, match="split"):
     _open(a=SourceConfig(split="nope"))
+  with pytest.raises(ConfigError, match=r"'speed' is not a fact.*motion"):
+    _open(a=SourceConfig(negative_facts=("motion", "speed")))
+  (tmp_path / "m.jsonl").write_text("{}")
+  with pytest.raises(ConfigError, match=r"only .*omniworld.* makes negatives"):
+    _open(
+      a=dataclasses.replace(
+        manifest_source(tmp_path / "m.jsonl"), negative_facts=("motion",)
+      )
+    )
 
 
 def test_webdataset(tmp_path):

@@ -11,7 +11,6 @@ import pytest
 
 from mico_jax import axes, models
 from mico_jax.config import ModelConfig, TextConfig, VisionConfig
-from mico_jax.layers import pool
 from mico_jax.layers.stack import REMAT
 from mico_jax.models.resize import resize_frames
 
@@ -377,9 +376,17 @@ def test_frame_weights_tell_the_order_of_frames():
   params = model.init(jax.random.key(0))
   tokens = model.encode(params, "video", _pixels(2))
   turned = tokens[:, ::-1]
-  plain = pool.cls_pool(tokens)
-  np.testing.assert_allclose(model.pool(params, "video", tokens), plain)
   gains = params["frame_gain"]
+  # To start with: three quarters are the mean, a quarter is the change.
+  first, second = np.asarray(tokens)[:, 0, 0], np.asarray(tokens)[:, 1, 0]
+  keep = first.shape[1] - first.shape[1] // 4
+  got = model.pool(params, "video", tokens)
+  np.testing.assert_allclose(
+    got[:, :keep], ((first + second) / 2)[:, :keep], atol=1e-6
+  )
+  wave = 1 + np.asarray(gains["video"])[:, keep:]
+  assert (np.diff(wave, axis=0) < 0).all()
+  np.testing.assert_allclose(wave, -wave[::-1], atol=1e-6)
   assert set(gains) == {
     name for name, size in config.frame_table.items() if size > 1
   }

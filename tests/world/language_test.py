@@ -85,6 +85,20 @@ def test_negatives_are_false_and_change_one_fact(scenes, kind):
     assert truth not in wrong
 
 
+def test_negatives_change_the_named_facts_only(scenes):
+  names = ("motion", "material")
+  for i, scene in enumerate(scenes[:100]):
+    one_fact = {
+      world.caption(scene.with_fact(fact, value), "omni")
+      for fact in facts.changes(scene, names)
+      for value in scene.alternatives(fact)
+    }
+    wrong = world.negatives(scene, "omni", i, names=names)
+    assert set(wrong) <= one_fact
+    # A kind that states none of them changes what it states.
+    assert world.negatives(scene, "subtitle", i, names=names)
+
+
 def test_questions_have_one_answer_of_one_word(scenes):
   for scene in scenes:
     asked = language.questions(scene)
