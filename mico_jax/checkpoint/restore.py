@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -156,6 +157,67 @@ def _open_step(
     files=files,
     warnings=(*warnings, *problems),
   )
+
+
+def stream_params(
+  path: epath.PathLike,
+  shardings: Mapping[str, Any] | None = None,
+  *,
+  ema: bool = True,
+) -> tuple[dict[str, Any], Config]:
+  """Puts parameters onto devices, one array at a time.
+
+  The host never holds more than one whole array (stacked over layers), so
+  weights as large as the memory of the devices load on a small host. Every
+  array is verified before it is placed.
+
+  Args:
+    path: a workdir (its newest checkpoint) or a step folder.
+    shardings: tree of the parameters' shardings, as `parallel.param_shardings`
+      makes it of the model's logical axes; None: the default device.
+    ema: take the averaged weights if there are any.
+
+  Returns:
+    The parameters as device arrays, and the config of the checkpoint.
+
+  Raises:
+    CheckpointError: if a file or an array does not verify, or the shardings
+      are those of another model.
+  """
+  folder = step_folders(path)[0]
+  manifest = manifest_lib.read(folder)
+  files, problems = manifest_lib.read_files(folder, manifest)
+  if problems:
+    raise CheckpointError(manifest_lib.summarise(problems))
+  item = "ema" if ema and "ema" in manifest["items"] else "params"
+  entries = manifest["items"][item]
+  places = None if shardings is None else manifest_lib.flatten(shardings)
+  if places is not None and places.keys() != entries.keys():
+    other = sorted(places.keys() ^ entries.keys())
+    raise CheckpointError(
+      f"the shardings are those of another model: {other[:3]} ({len(other)}) "
+      f"differ from {folder}."
+    )
+  found = {}
+  for name, entry in entries.items():
+    one = storage.read_arrays(folder, item, {name: entry}, partial=True)
+    problems = manifest_lib.array_problems({name: entry}, one, item=item)
+    if problems:
+      raise CheckpointError(manifest_lib.summarise(problems))
+    found[name] = _placed(one.pop(name), places[name] if places else None)
+  config = parse_config(files[manifest_lib.CONFIG], folder)
+  return manifest_lib.unflatten(found), config
+
+
+def _placed(array: np.ndarray, sharding: Any) -> Any:
+  """The array on its devices; returns when the host copy may go."""
+  if sharding is None:
+    placed = jax.device_put(array)
+  else:
+    placed = jax.make_array_from_callback(
+      array.shape, sharding, lambda index: array[index]
+    )
+  return jax.block_until_ready(placed)
 
 
 def parse_config(text: bytes, folder: Any) -> Config:

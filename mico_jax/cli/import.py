@@ -24,7 +24,9 @@ DESCRIPTION = (
   + _TAIL
 )
 EXAMPLES = """\
-  mico-jax import --from mico MiCo-g/ --out ckpts/mico-g --vocab vocab.txt"""
+  mico-jax import --from mico MiCo-g/ --out ckpts/mico-g --vocab vocab.txt
+  mico-jax import --from bert hf://google-bert/bert-base-uncased --out ckpts/bert
+  mico-jax import --from evaclip EVA.pt --onto ckpts/bert --out ckpts/start"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mico_jax.config import ModelConfig
-from mico_jax.interop import mico, mico_folder
+from mico_jax.interop import bert, clip, evaclip, mico, mico_folder, timm
 from mico_jax.interop.entries import Entry
 from mico_jax.interop.source import Source
 
@@ -38,4 +38,16 @@ FORMATS: dict[str, Format] = {
     mico.entries,
     "a released folder: ckpt/model_step_*.pt and log/hps.json",
   ),
+  "evaclip": Format(
+    evaclip.read, evaclip.table, "EVA-CLIP, EVA-01 and EVA-02: the encoder"
+  ),
+  "clip": Format(
+    clip.read, clip.table, "OpenAI's CLIP and open_clip: the encoder"
+  ),
+  "timm": Format(
+    timm.read,
+    lambda config: list(timm.table(config)),
+    "vision transformers of timm",
+  ),
+  "bert": Format(bert.read, bert.table, "BERT of Hugging Face: the text tower"),
 }

@@ -54,12 +54,20 @@ SMALL = 400_000_000
 PUBLIC_VOCABULARY = (
   "https://huggingface.co/google-bert/bert-base-uncased/blob/main/vocab.txt"
 )
-RESIZERS: Mapping[str, assemble.Resizer] = {
-  r"^vision/pos_embed$": lambda table, shape: resize_positions(
-    table, math.isqrt(shape[0] - 1)
-  ),
-  r"^frame_embed/": lambda table, shape: resize_frames(table, shape[0]),
-}
+
+
+def resizers(positions: str) -> Mapping[str, assemble.Resizer]:
+  """How tables of another size are brought to ours, by path.
+
+  Args:
+    positions: "bilinear" or "bicubic", of the position table.
+  """
+  return {
+    r"^vision/pos_embed$": lambda table, shape: resize_positions(
+      table, math.isqrt(shape[0] - 1), method=positions
+    ),
+    r"^frame_embed/": lambda table, shape: resize_frames(table, shape[0]),
+  }
 
 
 @dataclasses.dataclass
@@ -287,7 +295,7 @@ def _plan(
     shapes,
     ignored=source.ignored,
     optional=source.optional,
-    resizers=RESIZERS,
+    resizers=resizers(source.positions),
     hint=source.hint,
   )
   for name, other in tied.items():

@@ -27,6 +27,7 @@ class Source:
     ties: name of a tied copy -> name of its original.
     vocabulary: vocab.txt found beside the weights.
     hint: what to do about weights that do not fit.
+    positions: how a position table of another size is resized.
     notes: one line each.
   """
 
@@ -39,6 +40,7 @@ class Source:
   ties: Mapping[str, str] = field(default_factory=dict)
   vocabulary: pathlib.Path | None = None
   hint: str = ""
+  positions: str = "bilinear"
   notes: tuple[str, ...] = ()
 
 

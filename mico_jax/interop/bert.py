@@ -1,0 +1,119 @@
+"""BERT of Hugging Face, with or without cross-attention and its decoder.
+
+Cross-attention that the file lacks is listed as new. Pooler and next-sentence
+head are kept beside the parameters.
+
+Source: https://github.com/huggingface/transformers (names of the weights; the
+older `gamma` and `beta` of LayerNorm included).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mico_jax.config import Config, ModelConfig, TextConfig
+from mico_jax.interop import mico, towers
+from mico_jax.interop.entries import Entry
+from mico_jax.interop.source import Source, find_vocabulary
+from mico_jax.interop.tensors import WeightsError, open_tensors, renamed
+from mico_jax.models import PRESETS
+
+IGNORED = {
+  r"\.position_ids$": "buffer, computed here",
+  r"\.bert\.pooler\.": "the model does not use it",
+  r"\.cls\.seq_relationship\.": "the model does not use it",
+}
+OPTIONAL = (
+  r"^text/blocks/cross_(attn|norm)/",
+  r"^text/lm_head/",
+)
+# config.json of the weights -> the only value that this model computes.
+FIXED: Mapping[str, Any] = {
+  "hidden_act": "gelu",
+  "position_embedding_type": "absolute",
+}
+
+
+def rename(name: str) -> str:
+  """The released name of a tensor of BERT."""
+  name = towers.without_prefix(name)
+  name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+  name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+  if not name.startswith(("bert.", "cls.")):
+    name = f"bert.{name}"
+  return mico.BERT + name
+
+
+def table(config: ModelConfig) -> list[Entry]:
+  """Where the text tower's parameters come from, by released names."""
+  return mico.entries(config, ["text"])
+
+
+def read(path: pathlib.Path) -> Source:
+  """Reads a file, or a folder with one and its config.json and vocab.txt.
+
+  Raises:
+    WeightsError: if it holds no BERT of a kind that the model computes.
+  """
+  file = towers.weights_file(path)
+  tensors = renamed(open_tensors(file), rename)
+  settings = towers.read_json(file.parent / "config.json")
+  if mico.BERT + "bert.embeddings.word_embeddings.weight" not in tensors:
+    raise WeightsError(
+      f"{file}: no BERT (no embeddings.word_embeddings.weight); see --from "
+      "for other kinds of weights."
+    )
+  for key, value in FIXED.items():
+    if settings.get(key, value) != value:
+      raise WeightsError(
+        f"config.json: {key}={settings[key]!r}, this model has {value!r} only."
+      )
+  try:
+    found = mico.config_from_released(
+      tensors, text_heads=settings.get("num_attention_heads")
+    ).text
+  except (KeyError, ValueError, IndexError) as error:
+    raise WeightsError(
+      f"{file}: no BERT: {error} is missing or of another form."
+    ) from error
+  text = dataclasses.replace(
+    found,
+    norm_eps=settings.get("layer_norm_eps", found.norm_eps),
+    pad_id=settings.get("pad_token_id", found.pad_id),
+    dropout=settings.get("hidden_dropout_prob", found.dropout),
+  )
+  _check(text, settings)
+  base = PRESETS["mico_b16"]
+  return Source(
+    file=file,
+    tensors=tensors,
+    config=Config(
+      name=file.parent.name, model=dataclasses.replace(base, text=text)
+    ),
+    parts=("text",),
+    ignored=IGNORED,
+    optional=OPTIONAL,
+    ties=mico.TIED,
+    vocabulary=find_vocabulary(file.parent),
+    hint="Is it a BERT?",
+  )
+
+
+def _check(text: TextConfig, settings: Mapping[str, Any]) -> None:
+  """config.json against the weights."""
+  for key, have in (
+    ("hidden_size", text.width),
+    ("num_hidden_layers", text.depth),
+    ("intermediate_size", text.mlp_dim),
+    ("vocab_size", text.vocab_size),
+    ("max_position_embeddings", text.max_positions),
+  ):
+    if settings.get(key, have) != have:
+      raise WeightsError(
+        f"config.json and weights contradict: {key} {settings[key]}, the "
+        f"weights have {have}."
+      )

@@ -1,0 +1,117 @@
+"""What readers of single towers share: one file, a run around one encoder."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mico_jax.config import (
+  Config,
+  DataConfig,
+  InputConfig,
+  ModelConfig,
+  TokenizerConfig,
+  VisionConfig,
+)
+from mico_jax.interop import mico_vision
+from mico_jax.interop.tensors import INDEX, Tensors, WeightsError
+
+# Encoder's width -> of a head, where no config says; others: 64.
+HEAD_DIMS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+def weights_file(path: pathlib.Path) -> pathlib.Path:
+  """The file of weights that a path names: itself, or the one in a folder.
+
+  Raises:
+    WeightsError: if a folder holds none, or several.
+  """
+  if path.is_file():
+    return path
+  files = sorted(p for p in path.iterdir() if p.is_file())
+  index = [p for p in files if p.name.endswith(INDEX)]
+  if index:
+    return index[0]
+  for suffix in SUFFIXES:
+    found = [p for p in files if p.suffix == suffix]
+    if len(found) == 1:
+      return found[0]
+    if found:
+      names = ", ".join(p.name for p in found[:8])
+      raise WeightsError(f"{path}: holds several files ({names}); name one.")
+  raise WeightsError(
+    f"{path}: no file of weights in it ({', '.join(SUFFIXES)})."
+  )
+
+
+def read_json(file: pathlib.Path) -> Mapping[str, Any]:
+  """A JSON object that may lie beside the weights; {} if it does not.
+
+  Raises:
+    WeightsError: if it cannot be parsed.
+  """
+  if not file.is_file():
+    return {}
+  try:
+    value = json.loads(file.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise WeightsError(f"{file}: not valid JSON ({error}).") from error
+  if not isinstance(value, dict):
+    raise WeightsError(f"{file}: expected a JSON object.")
+  return value
+
+
+def without_prefix(name: str, prefixes: Sequence[str] = ("module.",)) -> str:
+  """A name without what wrappers of training put before it."""
+  for prefix in prefixes:
+    name = name.removeprefix(prefix)
+  return name
+
+
+def vision_config(
+  tensors: Tensors, file: pathlib.Path, kind: str, **options: Any
+) -> VisionConfig:
+  """The encoder of tensors under released names.
+
+  Raises:
+    WeightsError: if there is none.
+  """
+  try:
+    found = mico_vision.config_from_tensors(tensors, num_heads=None, **options)
+  except (KeyError, ValueError, IndexError) as error:
+    raise WeightsError(
+      f"{file}: no {kind} encoder: {error} is missing or of another form."
+    ) from error
+  if found is None:
+    raise WeightsError(
+      f"{file}: no {kind} encoder in it (no position table by that name); see "
+      "--from for other kinds of weights."
+    )
+  return found
+
+
+def run_config(
+  name: str, vision: VisionConfig, mode: str, **model: Any
+) -> Config:
+  """A run around one encoder; its other parts are this library's own.
+
+  Args:
+    name: of the run.
+    vision: the encoder.
+    mode: preprocessing of frames that the encoder was trained with.
+    **model: further fields of the model.
+  """
+  return Config(
+    name=name,
+    model=ModelConfig(vision=vision, **model),
+    data=DataConfig(
+      inputs={
+        "image": InputConfig(1, mode),
+        "video": InputConfig(4, mode),
+      },
+      tokenizer=TokenizerConfig(),
+    ),
+  )

@@ -1,0 +1,200 @@
+"""Weights of single towers: read, put into a model, given back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from mico_jax.checkpoint import manifest, restore
+from mico_jax.checkpoint.manifest import CheckpointError
+from mico_jax.config import VisionConfig
+from mico_jax.interop import originals, safetensors
+from mico_jax.interop.entries import to_theirs
+from mico_jax.interop.formats import FORMATS
+from mico_jax.interop.importing import import_checkpoint
+from mico_jax.models import build
+from mico_jax.run.warm_start import warm_start
+from mico_jax.testing import released_folder as tiny
+
+EVA = VisionConfig(
+  image_size=16,
+  patch_size=8,
+  width=64,
+  depth=2,
+  num_heads=1,
+  mlp_dim=12,
+  clip_embed_dim=6,
+)
+CLIP = dataclasses.replace(
+  EVA,
+  norm_eps=1e-5,
+  mlp="quick_gelu",
+  qkv_bias="all",
+  patch_bias=False,
+  pre_norm=True,
+  clip_embed_bias=False,
+)
+PLAIN = dataclasses.replace(EVA, qkv_bias="all", clip_embed_dim=0)
+# Form -> encoder, and our table's names -> those of the file.
+FORMS = {
+  "evaclip": (EVA, "vision_encoder."),
+  "clip": (CLIP, "vision_encoder."),
+  "timm": (PLAIN, ""),
+}
+
+
+def tensors_of(form, model, prefix, seed=1):
+  """Random tensors of a form, by the names in a file."""
+  rng = np.random.default_rng(seed)
+  shapes = manifest.flatten(build(model).abstract_params())
+  found = {}
+  for entry in FORMATS[form].table(model):
+    value = rng.normal(size=shapes["/".join(entry.path)].shape)
+    value = value.astype(np.float16)
+    for i in range(max(entry.layers, 1)):
+      layer = value[i] if entry.layers else value
+      parts = np.split(layer, len(entry.names), -1) if layer.ndim else [layer]
+      for name, part in zip(entry.names, parts, strict=True):
+        name = name.format(i=i).removeprefix(prefix)
+        size = model.vision.patch_size
+        found[name] = to_theirs(part, entry, patch_size=size)
+  return found
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  """A whole import, which gives the single towers their other half."""
+  root = tmp_path_factory.mktemp("base")
+  folder = tiny.write(root / "released", tiny.tensors())
+  import_checkpoint("mico", folder, root / "out", self_check=False)
+  return root / "out"
+
+
+def run(tmp_path, form, tensors, base, **options):
+  tmp_path.mkdir(exist_ok=True)
+  safetensors.write(tmp_path / "w.safetensors", tensors)
+  return import_checkpoint(
+    form, tmp_path, tmp_path / "out", onto=base, self_check=False, **options
+  )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_encoders(tmp_path, form, base):
+  vision, prefix = FORMS[form]
+  model = dataclasses.replace(tiny.MODEL, vision=vision)
+  tensors = tensors_of(form, model, prefix)
+  extra = {"head.weight": np.ones((3, 64), np.float32)}
+  if form != "timm":
+    extra = {"token_embedding.weight": np.ones((3, 4), np.float32)}
+  if form == "evaclip":
+    extra = {"text.ln_final.weight": np.ones(3, np.float32)}
+  tensors |= extra
+  report = run(tmp_path, form, tensors, base)
+  assert report.extra == list(extra)
+  assert all(not path.startswith(("vision/", "text/")) for path in report.new)
+  assert "text/embed/words" in report.taken
+  # Projections of another width are fresh.
+  assert "project/video/dense/kernel" in report.new
+  found = originals.open_tensors(tmp_path / "out")
+  assert found.keys() == tensors.keys()
+  for name, value in tensors.items():
+    assert found[name].load().tobytes() == value.tobytes(), name
+  checkpoint = restore.open_checkpoint(tmp_path / "out")
+  got = checkpoint.config.model.vision
+  assert got == dataclasses.replace(vision, mlp=got.mlp)
+  image = jax.random.normal(jax.random.key(0), (1, 1, 16, 16, 3))
+  model = build(checkpoint.config.model)
+  tokens = model.encode(checkpoint.params, "image", image)
+  assert np.isfinite(tokens).all()
+
+
+@pytest.mark.parametrize("cross", [True, False])
+def test_bert(tmp_path, base, cross):
+  model = dataclasses.replace(tiny.MODEL)
+  tensors = tensors_of("bert", model, "multimodal_encoder.")
+  if not cross:
+    tensors = {k: v for k, v in tensors.items() if "crossattention" not in k}
+  old = {
+    "LayerNorm.weight": "LayerNorm.gamma",
+    "LayerNorm.bias": "LayerNorm.beta",
+  }
+  for new, name in old.items():
+    tensors = {k.replace(new, name): v for k, v in tensors.items()}
+  tensors["bert.pooler.dense.bias"] = np.ones(6, np.float32)
+  (tmp_path / "vocab.txt").write_text("\n".join(tiny.PIECES) + "\n")
+  settings = {"num_attention_heads": 2, "hidden_size": 6}
+  (tmp_path / "config.json").write_text(json.dumps(settings))
+  report = run(tmp_path, "bert", tensors, base)
+  crossed = [p for p in report.taken if "cross_" in p]
+  assert bool(crossed) != cross
+  assert not any(path.startswith("text/") for path in report.new)
+  found = originals.open_tensors(tmp_path / "out")
+  assert found.keys() == tensors.keys()
+  for name, value in tensors.items():
+    assert found[name].load().tobytes() == value.tobytes(), name
+  for wrong, match in (
+    ({"hidden_size": 768}, "hidden_size 768, the weights have 6"),
+    ({"hidden_act": "relu"}, "hidden_act='relu'"),
+  ):
+    text = json.dumps({"num_attention_heads": 2, **wrong})
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=match):
+      import_checkpoint("bert", tmp_path, tmp_path / "other", onto=base)
+
+
+def test_what_a_file_lacks_is_new_to_a_run(tmp_path, base):
+  model = dataclasses.replace(tiny.MODEL)
+  tensors = tensors_of("bert", model, "multimodal_encoder.")
+  tensors = {k: v for k, v in tensors.items() if "crossattention" not in k}
+  (tmp_path / "vocab.txt").write_text("\n".join(tiny.PIECES) + "\n")
+  (tmp_path / "config.json").write_text('{"num_attention_heads": 2}')
+  safetensors.write(tmp_path / "w.safetensors", tensors)
+  small = ["image_size=16", "patch_size=8", "width=8", "depth=1", "mlp_dim=8"]
+  report = import_checkpoint(
+    "bert",
+    tmp_path,
+    tmp_path / "out",
+    self_check=False,
+    overrides=[f"model.vision.{text}" for text in [*small, "num_heads=1"]],
+  )
+  assert "text/blocks/cross_attn/query/kernel" in report.new
+  config = restore.open_checkpoint(tmp_path / "out").config
+  params = jax.jit(build(config.model).init)(jax.random.key(3))
+  found, loaded, _ = warm_start(params, tmp_path / "out")
+  assert set(loaded.new) == set(report.new)
+  np.testing.assert_array_equal(
+    found["text"]["blocks"]["cross_attn"]["query"]["kernel"],
+    params["text"]["blocks"]["cross_attn"]["query"]["kernel"],
+  )
+
+
+def test_wrong_form_is_named(tmp_path, base):
+  vision, prefix = FORMS["clip"]
+  model = dataclasses.replace(tiny.MODEL, vision=vision)
+  tensors = tensors_of("clip", model, prefix)
+  for form, match in (
+    ("bert", "no BERT"),
+    ("timm", "no vision transformer of timm"),
+    ("mico", "no folder ckpt"),
+  ):
+    with pytest.raises(CheckpointError, match=match):
+      run(tmp_path, form, tensors, base)
+  (tmp_path / "w.safetensors").unlink()
+  with pytest.raises(CheckpointError, match="no file of weights"):
+    import_checkpoint("clip", tmp_path, tmp_path / "out")
+
+
+def test_open_clip_says_its_activation(tmp_path, base):
+  vision, prefix = FORMS["clip"]
+  model = dataclasses.replace(tiny.MODEL, vision=vision)
+  tensors = tensors_of("clip", model, prefix)
+  settings = {"model_cfg": {"vision_cfg": {"image_size": 16, "head_width": 32}}}
+  path = tmp_path / "open_clip_config.json"
+  path.write_text(json.dumps(settings))
+  run(tmp_path, "clip", tensors, base)
+  found = restore.open_checkpoint(tmp_path / "out").config.model.vision
+  assert (found.mlp, found.num_heads) == ("gelu", 2)
