@@ -25,8 +25,8 @@ DESCRIPTION = (
 )
 EXAMPLES = """\
   mico-jax import --from mico MiCo-g/ --out ckpts/mico-g --vocab vocab.txt
-  mico-jax import --from bert hf://google-bert/bert-base-uncased --out ckpts/bert
-  mico-jax import --from evaclip EVA.pt --onto ckpts/bert --out ckpts/start"""
+  mico-jax import --from bert hf://google-bert/bert-base-uncased --out bert
+  mico-jax import --from evaclip EVA.pt --onto bert --out start"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

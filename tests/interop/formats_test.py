@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -108,7 +109,8 @@ def test_encoders(tmp_path, form, base):
   assert got == dataclasses.replace(vision, mlp=got.mlp)
   image = jax.random.normal(jax.random.key(0), (1, 1, 16, 16, 3))
   model = build(checkpoint.config.model)
-  tokens = model.encode(checkpoint.params, "image", image)
+  params = jax.tree.map(jnp.asarray, dict(checkpoint.params))
+  tokens = model.encode(params, "image", image)
   assert np.isfinite(tokens).all()
 
 
