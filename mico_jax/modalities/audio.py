@@ -5,7 +5,7 @@ What travels is log-mel energy minus `data.audio.mean`, so that 0 is padding
 Modes: `plain` pads the last slice only; `mico` is the released quirk, one more
 slice of zeros when the length is a multiple of a slice; `mico_demo` is the same
 in float32, for numbers equal to the released demo's; `spec_augment` is plain
-with time shift, gain and masked bands, and plain in evaluation.
+with speed, time shift, gain and masked bands, and plain in evaluation.
 """
 
 from __future__ import annotations
@@ -71,10 +71,18 @@ def _mico(
 def _augment(
   waveform: np.ndarray, geometry: Geometry, rng: Any = None
 ) -> np.ndarray:
-  """Shift by up to 10% of the slices' time, gain of 6 dB, two masked bands."""
+  """Speed and shift by up to 10%, gain of 6 dB, masked bands.
+
+  Speed perturbation (Ko et al., Interspeech 2015) also shifts the pitch; masks
+  as SpecAugment (arXiv 1904.08779) has them, two of time and two of frequency.
+  """
   if rng is None:
     return _plain(waveform, geometry)
   config = geometry.audio
+  speed = rng.uniform(0.9, 1.1)
+  old = np.arange(len(waveform))
+  new = np.arange(0, len(waveform) - 1, speed) if len(waveform) > 1 else old
+  waveform = np.interp(new, old, waveform).astype(np.float32)
   covered = geometry.frames * geometry.size * config.hop_ms / 1000
   reach = int(0.1 * min(covered * config.sample_rate, len(waveform)))
   offset = int(rng.integers(-reach, reach + 1))
@@ -84,7 +92,7 @@ def _augment(
     waveform = waveform[offset:] if offset < len(waveform) else waveform
   gain = np.float32(10 ** (rng.uniform(-6, 6) / 20))
   slices = log_mel_slices(waveform * gain, geometry, rng=rng)
-  for axis in (0, 1):
+  for axis in (0, 1, 0, 1):
     long = slices.reshape(-1, geometry.size)
     width = int(rng.integers(0, max(2, long.shape[axis] // 8)))
     start = int(rng.integers(0, long.shape[axis] - width + 1))
@@ -150,7 +158,7 @@ AUDIO = Modality(
       _augment,
       _to_pixels,
       "plain",
-      "shift, gain, time and frequency masks",
+      "speed, shift, gain, time and frequency masks",
     ),
   ),
   default_mode="plain",

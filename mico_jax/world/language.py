@@ -7,6 +7,7 @@ is the plainest, and different facts always give a different first phrasing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -189,7 +190,9 @@ def negatives(
   if kind == "subtitle":
     number = 1
   else:
-    number = min(MAX_NEGATIVES, len(list(facts.changes(scene, stated))))
+    counts = Counter(name for name, _ in facts.changes(scene, stated))
+    # `neighbours` changes a fact of a name at most twice.
+    number = min(MAX_NEGATIVES, sum(min(2, n) for n in counts.values()))
   u = facts.stream("negatives", kind, index=index, count=40).tolist()
   changed = facts.neighbours(scene, number, stated, u)
   return [caption(other, kind, phrasing) for _, other in changed]

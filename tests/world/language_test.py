@@ -85,8 +85,8 @@ def test_negatives_are_false_and_change_one_fact(scenes, kind):
     assert truth not in wrong
 
 
-def test_negatives_change_the_named_facts_only(scenes):
-  names = ("motion", "material")
+@pytest.mark.parametrize("names", [("motion", "material"), ("shape",)])
+def test_negatives_change_the_named_facts_only(scenes, names):
   for i, scene in enumerate(scenes[:100]):
     one_fact = {
       world.caption(scene.with_fact(fact, value), "omni")
