@@ -22,6 +22,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
   ("kernels",),
   ("layers",),
   ("models",),
+  ("finetuning",),
   ("objectives",),
   ("parallel",),
   ("train",),

@@ -16,12 +16,26 @@ sides' outputs where the other side can run here.
                tokenizer and preprocessing; and in mico/ the folder that the
                original code loads, where its layout can hold the model
   mico         that folder alone
-  safetensors  the weights alone"""
+  safetensors  the weights alone: names and dtypes of the file that they were
+               imported from, else parameter paths with layers apart
+  timm         the encoder in timm's names
+  openclip     the encoder in open_clip's names
+  transformers the text tower as a BertForMaskedLM
+  stablehlo    a function per modality and context that JAX alone runs, on CPU,
+               GPU and TPU, for any batch size"""
 EXAMPLES = """\
   mico-jax export --to torch --checkpoint runs/demo --out exported/
   mico-jax export --to safetensors --checkpoint ckpts/mico-g --out weights/ \\
     --max-shard-size 2GB"""
-TARGETS = ("torch", "mico", "safetensors")
+TARGETS = (
+  "torch",
+  "mico",
+  "safetensors",
+  "timm",
+  "openclip",
+  "transformers",
+  "stablehlo",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,8 @@
 
 `torch` is the PyTorch folder and, where the original layout can express the
 model, a MiCo folder in `mico/`; `mico` is that folder alone; `safetensors` the
-weights alone.
+weights alone; `timm` and `openclip` the encoder, `transformers` the text tower
+in the names of those libraries; `stablehlo` functions that JAX alone runs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mico_jax.config import ConfigError
-from mico_jax.interop import export, layout, released, sharded, torch
+from mico_jax.interop import (
+  export,
+  layout,
+  released,
+  sharded,
+  stablehlo,
+  torch,
+  tower_names,
+)
 from mico_jax.interop.export import Report, Source
 
 
@@ -75,11 +84,69 @@ def _safetensors(
   report.add("weights", written)
 
 
+def _vision(
+  source: Source, folder: pathlib.Path, report: Report, options: Options
+) -> None:
+  vision, form = source.config.model.vision, report.target
+  written = sharded.write(
+    folder,
+    tower_names.vision_items(source.params, vision, form),
+    max_shard_size=options.max_shard_size,
+    metadata={"format": "pt"},
+  )
+  report.add("encoder", written)
+  preprocessing = torch.preprocessing(source.config, source.tokenizer)
+  image = preprocessing["inputs"].get("image", {})
+  quick = "_quickgelu" if vision.mlp == "quick_gelu" else ""
+  about = {
+    # The first two as timm's own repositories have them.
+    "architecture": f"{vision.encoder}_patch{vision.patch_size}{quick}",
+    "pretrained_cfg": {
+      "input_size": [3, vision.image_size, vision.image_size],
+      **{k: image[k] for k in ("mean", "std") if k in image},
+    },
+    "model": tower_names.timm_model(vision),
+    "preprocessing": image,
+  }
+  export.write_json(folder / "config.json", about)
+  report.add_file("encoder", folder / "config.json", "config.json")
+
+
+def _transformers(
+  source: Source, folder: pathlib.Path, report: Report, options: Options
+) -> None:
+  written = sharded.write(
+    folder,
+    tower_names.text_items(source.params, source.config),
+    max_shard_size=options.max_shard_size,
+    metadata={"format": "pt"},
+  )
+  report.add("text tower", written)
+  config = tower_names.text_config(source.config, source.tokenizer.info.pad)
+  export.write_json(folder / "config.json", config)
+  files = source.tokenizer.files()
+  export.write_files(folder, files)
+  for name in ("config.json", *files):
+    report.add_file("text tower", folder / name, name)
+
+
+def _stablehlo(
+  source: Source, folder: pathlib.Path, report: Report, options: Options
+) -> None:
+  stablehlo.write(source, folder, report, max_shard_size=options.max_shard_size)
+  if options.compare:
+    report.compared = stablehlo.compare(source, folder)
+
+
 Target = Callable[[Source, pathlib.Path, Report, Options], None]
 TARGETS: dict[str, Target] = {
   "torch": _torch,
   "mico": _mico,
   "safetensors": _safetensors,
+  "timm": _vision,
+  "openclip": _vision,
+  "transformers": _transformers,
+  "stablehlo": _stablehlo,
 }
 
 

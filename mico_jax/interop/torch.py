@@ -88,6 +88,7 @@ def model_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
       name: model.frame_table.get(name, 0)
       for name in parameters.context_types(model)
     },
+    "weighted": parameters.weighted_types(model),
     "heads": {
       head: sum(parameters.feature_width(model, letter) for letter in head)
       for head in parameters.head_names(model)

@@ -72,7 +72,9 @@ def changed(**model: Any) -> Config:
 
 
 CONFIGS = {
-  "plain": changed(heads=(*"tsvadn", "va", "id", "vs", "vas", "vad")),
+  "plain": changed(
+    heads=(*"tsvadn", "va", "id", "vs", "vas", "vad"), frame_weights=True
+  ),
   "options": changed(
     heads=(*"tsvad", "va"),
     frame_table={"video": 3, "audio": 1, "depth": 2},
@@ -454,7 +456,7 @@ def test_every_encoder(name, tmp_path):
   ours, theirs = encode(params, pixels=jnp.asarray(x)), exported.encode
   theirs = theirs("image", t(x))
   close(ours, theirs)
-  close(model.pool("image", ours), exported.pool("image", theirs))
+  close(model.pool(params, "image", ours), exported.pool("image", theirs))
   ours = model.context(params, "v", {"v": ours}).values
   close(ours, exported.context("v", {"v": theirs}).values)
 

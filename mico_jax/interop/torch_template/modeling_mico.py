@@ -334,9 +334,9 @@ class Conv(nn.Conv2d):
       inputs, outputs, size, stride, padding=size // 2, groups=groups
     )
 
-  def forward(self, x: Tensor) -> Tensor:
+  def forward(self, input: Tensor) -> Tensor:
     """Returns [B, Y / stride, X / stride, D]."""
-    return super().forward(x.movedim(-1, 1)).movedim(1, -1)
+    return super().forward(input.movedim(-1, 1)).movedim(1, -1)
 
 
 class ResponseNorm(nn.Module):
@@ -762,11 +762,12 @@ class MatchingHead(nn.Module):
     return self.dense2(self.norm(functional.gelu(self.dense1(x))))
 
 
-def nearest_indices(old: int, new: int) -> Tensor:
-  """Source index of each entry of a nearest resize, in float32 arithmetic."""
-  scale = torch.tensor(float(old)) / torch.tensor(float(new))
-  index = torch.floor(torch.arange(new, dtype=torch.float32) * scale)
-  return index.long().clamp(max=old - 1)
+def resize_frames(vectors: Tensor, frames: int) -> Tensor:
+  """A table [T, W] for another number of frames, by nearest neighbour."""
+  old = len(vectors)  # the index is computed in float32, as in the original
+  scale = torch.tensor(float(old)) / torch.tensor(float(frames))
+  index = torch.floor(torch.arange(frames, dtype=torch.float32) * scale)
+  return vectors[index.long().clamp(max=old - 1).to(vectors.device)]
 
 
 def table(rows: int, width: int) -> nn.Parameter:
@@ -834,6 +835,9 @@ class MiCo(nn.Module):
         for name, n in contexts.items()
         if n > 1 and options["frame_weights"]
       }
+    )
+    self.frame_gain = nn.ParameterDict(
+      {name: torch.zeros(contexts[name], width) for name in config["weighted"]}
     )
     self.contrastive_head = nn.ModuleDict(
       {
@@ -986,14 +990,11 @@ class MiCo(nn.Module):
 
   def pool(self, key: str, tokens: Tensor) -> Tensor:
     """One vector per row [B, D]: class tokens, or all, then over frames."""
-    mean = self.modalities[key]["pooling"] == "mean"
-    frames = tokens.mean(2) if mean else tokens[:, :, 0]
-    name = self.modalities[key]["context"]
-    if frames.shape[1] > 1 and name in self.frame_gain:
-      gain = self.frame_gain[name]
-      gain = gain[nearest_indices(len(gain), frames.shape[1])]
-      frames = frames * (1 + gain)
-    return frames.mean(1)
+    entry, frames = self.modalities[key], tokens.shape[1]
+    x = tokens.mean(2) if entry["pooling"] == "mean" else tokens[:, :, 0]
+    if frames > 1 and entry["context"] in self.frame_gain:
+      x = x * (1 + resize_frames(self.frame_gain[entry["context"]], frames))
+    return x.mean(1)
 
   def features(self, letters: str, pooled: Mapping[str, Tensor]) -> Tensor:
     """Unit-norm embeddings [B, E] by the head of a letter or a group."""
@@ -1064,9 +1065,7 @@ class MiCo(nn.Module):
     x = self.project[name](tokens)
     if tokens.ndim == 4:
       if name in self.frame_embed:
-        vectors = self.frame_embed[name]
-        if x.shape[1] != len(vectors):
-          vectors = vectors[nearest_indices(len(vectors), x.shape[1])]
+        vectors = resize_frames(self.frame_embed[name], x.shape[1])
         x = x + vectors[None, :, None]
       x = x.flatten(1, 2)
     return x + self.type_embed[name]

@@ -1,0 +1,1 @@
+"""Fine-tuning with the published settings, by kind of task."""

@@ -1,0 +1,325 @@
+"""`mico-jax export`: files, reports, errors, and artefacts used elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mico_jax.cli import export as cli_export
+from mico_jax.cli import main as cli
+from mico_jax.config import ConfigError
+from mico_jax.interop import (
+  export,
+  layout,
+  safetensors,
+  sharded,
+  stablehlo,
+  targets,
+)
+from mico_jax.models import build
+from mico_jax.models.presets import VISION
+from mico_jax.testing.tiny_checkpoint import save_tiny, tiny_config
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+  return save_tiny(tmp_path_factory.mktemp("w"))
+
+
+@pytest.fixture(scope="module")
+def source(checkpoint):
+  return export.open_source(checkpoint)
+
+
+def run_cli(capsys, *argv: object) -> tuple[int, str, str]:
+  status = cli.main([str(a) for a in argv])
+  out = capsys.readouterr()
+  return status, out.out, out.err
+
+
+def test_command_lists_every_target():
+  assert tuple(targets.TARGETS) == cli_export.TARGETS
+
+
+@pytest.mark.parity
+def test_torch_folder_and_report(checkpoint, tmp_path, capsys):
+  pytest.importorskip("torch")
+  out = tmp_path / "out"
+  argv = ("export", "--to", "torch", "--checkpoint", checkpoint)
+  status, text, err = run_cli(capsys, *argv, "--out", out, "--json")
+  assert status == 0
+  report = json.loads(text)
+  assert report == {
+    "out": str(out),
+    **json.loads((out / export.REPORT).read_text()),
+  }
+  assert (
+    max(v for k, v in report["compared"].items() if "raw" not in k)
+    <= export.TOLERANCE
+  )
+  assert {"embed/va/off_size", "matching", "caption", "raw/matching"} <= set(
+    report["compared"]
+  )
+  # The original has no normals: said by name, and only for its part.
+  assert "contrastive_head/n/kernel" in err
+  assert not (out / "mico").exists()
+  for name in ("modeling_mico.py", "config.json", "preprocessing.json"):
+    assert (out / name).is_file()
+  status, _, err = run_cli(capsys, *argv, "--out", out)
+  assert status == 2
+  assert "not an empty folder" in err
+
+
+@pytest.mark.parity
+def test_torch_folder_runs_without_this_package(source, tmp_path):
+  pytest.importorskip("torch")
+  targets.run(source, "torch", tmp_path / "o", targets.Options(compare=False))
+  code = """
+import sys
+for name in ("jax", "flax", "mico_jax", "sentencepiece"):
+  sys.modules[name] = None
+import torch
+from modeling_mico import MiCo
+model = MiCo.from_folder(".")
+frames = torch.zeros(20, 30, 3, dtype=torch.uint8)
+z = model.embed(image=[frames], audio=[torch.ones(9000)], text=["a red cube"])
+assert {k: tuple(v.shape) for k, v in z.items()} == dict.fromkeys(z, (1, 32))
+z = model.embed(groups="va", video=[frames], audio=[(torch.ones(9000), 8000)])
+p = model.match(text=["a cube"], video=[frames], depth=[torch.ones(9, 9)])
+assert 0 <= float(p) <= 1
+assert isinstance(model.caption(normal=[frames], num_beams=2)[0], str)
+"""
+  subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=tmp_path / "o",
+    env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    check=True,
+    timeout=300,
+  )
+
+
+def test_shards_hold_everything_once(source, tmp_path):
+  options = targets.Options(max_shard_size=100_000)
+  out = tmp_path / "o"
+  report = targets.run(source, "safetensors", out, options)
+  index = json.loads((out / sharded.INDEX).read_text())
+  tensors = {}
+  for name in set(index["weight_map"].values()):
+    found = safetensors.read(out / name)
+    assert sum(v.nbytes for v in found.values()) <= 100_000
+    tensors |= found
+  assert set(tensors) == set(index["weight_map"])
+  assert len(tensors) == len(report.tensors)
+  back = layout.from_torch(tensors, source.model)
+  jax.tree.map(np.testing.assert_array_equal, back, dict(source.params))
+  del tensors["temperature"]
+  with pytest.raises(ValueError, match="missing \\['temperature'\\]"):
+    layout.from_torch(tensors, source.model)
+
+
+def test_bfloat16_keeps_its_bits(tmp_path):
+  value = jnp.arange(7, dtype=jnp.bfloat16) / jnp.bfloat16(3)
+  items = [sharded.item("x", np.asarray(value))]
+  sharded.write(tmp_path, items)
+  got = safetensors.read(tmp_path / sharded.WEIGHTS)["x"]
+  np.testing.assert_array_equal(
+    got.view(np.uint16), np.asarray(value).view(np.uint16)
+  )
+
+
+@pytest.mark.parametrize("text", ["5 gigs", "", "-1", "0", "GB"])
+def test_bad_sizes_are_named(text):
+  with pytest.raises(ConfigError, match="is not like 5GB"):
+    sharded.parse_size(text)
+  assert sharded.parse_size("1.5MB") == 1_500_000
+
+
+def test_nothing_is_left_behind(source, tmp_path, monkeypatch):
+  def fail(*args, **kwargs):
+    raise OSError("disk full")
+
+  monkeypatch.setattr(sharded, "_write_file", fail)
+  with pytest.raises(OSError, match="disk full"):
+    targets.run(source, "safetensors", tmp_path / "o")
+  assert list(tmp_path.iterdir()) == []
+  with pytest.raises(ConfigError, match="known: torch, mico"):
+    targets.run(source, "onnx", tmp_path / "o")
+
+
+DROPPED = ("PYTHONPATH", "XLA_FLAGS")  # of the environment
+TINY = {
+  "image_size": 32,
+  "patch_size": 8,
+  "width": 32,
+  "depth": 2,
+  "num_heads": 2,
+  "mlp_dim": 64,
+}
+FORMS = ("eva01_g14", "eva02_b16", "eva02_bige14_plus", "clip_b16", "vit_b16")
+
+
+def encoder(name: str):
+  vision = dataclasses.replace(VISION[name], **TINY)
+  if vision.rope_grid:
+    vision = dataclasses.replace(vision, rope_grid=4)
+  config = tiny_config()
+  return dataclasses.replace(config.model, vision=vision)
+
+
+def random_params(model):
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda s: (0.2 * rng.standard_normal(s.shape)).astype(np.float32),
+    model.abstract_params(),
+  )
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FORMS)
+def test_timm_loads_and_agrees(name):
+  torch = pytest.importorskip("torch")
+  timm = pytest.importorskip("timm")
+  from timm.models import eva, vision_transformer
+
+  config = encoder(name)
+  model = build(config)
+  params = random_params(model)
+  about = tower_names.timm_model(config.vision)
+  arguments = dict(about["arguments"])
+  if about["class"] == "Eva":
+    arguments.setdefault("norm_layer", None)
+    arguments = {k: v for k, v in arguments.items() if k != "norm_layer"}
+    theirs = eva.Eva(**arguments)
+  else:
+    eps = arguments.pop("norm_eps")
+    act = arguments.pop("act_layer")
+    arguments["act_layer"] = timm.layers.get_act_layer(act)
+    arguments["norm_layer"] = lambda n, **kw: torch.nn.LayerNorm(n, eps=eps)
+    theirs = vision_transformer.VisionTransformer(**arguments)
+  state = {
+    one.name: torch.from_numpy(np.array(one.read()))
+    for one in tower_names.vision_items(params, config.vision, "timm")
+  }
+  theirs.load_state_dict(state, strict=True)
+  x = np.random.default_rng(1).standard_normal((2, 1, 32, 32, 3))
+  x = x.astype(np.float32)
+  encode = jax.jit(lambda p, x: model.encode(p, "image", x))
+  ours = np.asarray(encode(params, x))[:, 0]
+  with torch.no_grad():
+    pixels = torch.from_numpy(x[:, 0]).permute(0, 3, 1, 2)
+    got = theirs.eval().forward_features(pixels).numpy()
+  np.testing.assert_allclose(ours, got, atol=2e-5)
+
+
+def test_openclip_names():
+  config = encoder("clip_b16")
+  params = random_params(build(config))
+  names = [
+    one.name
+    for one in tower_names.vision_items(params, config.vision, "openclip")
+  ]
+  assert "visual.conv1.weight" in names
+  assert "visual.transformer.resblocks.1.attn.in_proj_weight" in names
+  config = encoder("eva02_b16")
+  params = random_params(build(config))
+  names = [
+    one.name
+    for one in tower_names.vision_items(params, config.vision, "openclip")
+  ]
+  assert "visual.trunk.blocks.1.mlp.fc1_g.weight" in names
+  assert all(name.startswith("visual.trunk.") for name in names)
+
+
+def test_what_timm_lacks_is_named(tmp_path, source):
+  vision = dataclasses.replace(
+    VISION["eva02_b16"], mlp="quick_gelu", pre_norm=True
+  )
+  with pytest.raises(ConfigError, match=r"mlp='quick_gelu'.*pre_norm"):
+    tower_names.timm_entries(vision)
+  vision = dataclasses.replace(VISION["unireplknet_a"])
+  with pytest.raises(ConfigError, match="encoder='unireplknet'"):
+    list(tower_names.vision_items({}, vision, "timm"))
+
+
+def test_text_tower_for_transformers(source, tmp_path):
+  out = tmp_path / "o"
+  report = targets.run(source, "transformers", out)
+  tensors = safetensors.read(out / sharded.WEIGHTS)
+  assert "bert.encoder.layer.1.crossattention.self.key.weight" in tensors
+  assert "cls.predictions.transform.dense.weight" in tensors
+  assert not any(name.startswith("multimodal") for name in tensors)
+  config = json.loads((out / "config.json").read_text())
+  words = tensors["bert.embeddings.word_embeddings.weight"]
+  assert words.shape == (config["vocab_size"], config["hidden_size"])
+  assert len(report.tensors) == len(tensors)
+
+
+def test_stablehlo_runs_with_jax_alone(source, tmp_path):
+  """The files, in a process that cannot import this package."""
+  out = tmp_path / "o"
+  config = dataclasses.replace(
+    source.config,
+    model=dataclasses.replace(source.config.model, heads=(*"tva", "va")),
+  )
+  wanted = ("embed_video", "embed_va", "embed_text", "match_va")
+  found = stablehlo.functions(config, source.tokenizer)
+  out.mkdir()
+  for name in wanted:
+    lowered = stablehlo.lower(found[name], source.params)
+    assert set(lowered.platforms) == {"cpu", "cuda", "tpu"}
+    (out / f"{name}.stablehlo").write_bytes(lowered.serialize())
+  flat = layout.flatten(source.params)
+  items = [sharded.item(k, np.asarray(v)) for k, v in flat.items()]
+  sharded.write(out, items)
+  rng = np.random.default_rng(0)
+  inputs = {
+    key: rng.integers(0, 200, (3, *spec.shape)).astype(spec.dtype)
+    for key, spec in found["match_va"].inputs.items()
+  }
+  np.savez(out / "inputs.npz", **inputs)
+  code = """
+import sys
+for name in ("mico_jax", "flax", "torch"):
+  sys.modules[name] = None
+import jax, numpy as np
+from safetensors.numpy import load_file
+weights, x = load_file("model.safetensors"), np.load("inputs.npz")
+def call(name, *keys, rows=3):
+  data = bytearray(open(name + ".stablehlo", "rb").read())
+  f = jax.export.deserialize(data)
+  return np.asarray(f.call(weights, *(x[k][:rows] for k in keys)))
+np.savez("outputs.npz", video=call("embed_video", "video"),
+  one=call("embed_video", "video", rows=1),
+  va=call("embed_va", "video", "audio"), text=call("embed_text", "text"),
+  match=call("match_va", "text", "video", "audio"))
+"""
+  subprocess.run(
+    [sys.executable, "-c", f"import jax.export\n{code}"],
+    cwd=out,
+    env={k: v for k, v in os.environ.items() if k not in DROPPED},
+    check=True,
+    timeout=300,
+  )
+  got = np.load(out / "outputs.npz")
+  flat = {k: jnp.asarray(v) for k, v in flat.items()}
+  for name, result, keys in (
+    ("embed_video", "video", ("video",)),
+    ("embed_va", "va", ("video", "audio")),
+    ("match_va", "match", ("text", "video", "audio")),
+  ):
+    arrays = [jnp.asarray(inputs[k]) for k in keys]
+    want = jax.jit(found[name].call)(flat, *arrays)
+    np.testing.assert_allclose(got[result], want, atol=1e-5)
+  np.testing.assert_allclose(got["one"], got["video"][:1], atol=1e-6)
+  np.testing.assert_allclose(
+    np.linalg.norm(got["text"], axis=-1), 1.0, atol=1e-5
+  )
