@@ -23,6 +23,7 @@ from mico_jax.interop import (
   sharded,
   stablehlo,
   targets,
+  tower_names,
 )
 from mico_jax.models import build
 from mico_jax.models.presets import VISION
