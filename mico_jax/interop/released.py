@@ -27,35 +27,62 @@ ENCODER_TYPES = {
 }
 
 
+BERT_BASE = (768, 12, 12)  # width, layers and heads of its text tower
+
+
 def hps(config: Config) -> dict[str, Any]:
-  """The content of log/hps.json, as far as the original reads it."""
-  vision, model = config.model.vision, config.model
+  """The content of log/hps.json, as far as the original reads it.
+
+  Encoders and text towers of sizes that the original has no name for are
+  written out under `tiny_vision` and `tiny_bert`.
+  """
+  vision, text, model = config.model.vision, config.model.text, config.model
   lengths = config.data.tokenizer.max_length
   size = (vision.width, vision.depth, vision.patch_size)
-  return {
-    "model_cfg": {
-      "model_type": "mico",
-      "vision_encoder_type": ENCODER_TYPES.get(size, "evaclip01_giant"),
-      "audio_encoder_type": "shared_vision",
-      "frame_embedding_type": "adaptive",
-      "vision_resolution": vision.image_size,
-      "checkpointing": False,
-      "frozen_vision": False,
-      "frozen_audio": False,
-      "itm_ratio": config.objectives.matching.weight,
-      "contra_dim": model.embed_dim,
-      "max_vision_sample_num": model.frame_table.get("video", 1),
-      "max_audio_sample_num": model.frame_table.get("audio", 1),
-      "max_depth_sample_num": model.frame_table.get("depth", 1),
-      "max_caption_len": lengths.get("default", 40),
-      "max_omni_caption_len": lengths.get("omni", 70),
-      "max_subtitle_len": lengths.get("subtitle", 70),
-      "beam_size": 3,
-      "captioner_mode": False,
-      "generate_nums": 1,
-      "pool_video": model.pool_frames,
-    }
+  settings: dict[str, Any] = {
+    "model_type": "mico",
+    "vision_encoder_type": ENCODER_TYPES.get(size, "evaclip01_giant"),
+    "audio_encoder_type": "shared_vision",
+    "frame_embedding_type": "adaptive",
+    "vision_resolution": vision.image_size,
+    "checkpointing": False,
+    "frozen_vision": False,
+    "frozen_audio": False,
+    "itm_ratio": config.objectives.matching.weight,
+    "contra_dim": model.embed_dim,
+    "max_vision_sample_num": model.frame_table.get("video", 1),
+    "max_audio_sample_num": model.frame_table.get("audio", 1),
+    "max_depth_sample_num": model.frame_table.get("depth", 1),
+    "max_caption_len": lengths.get("default", 40),
+    "max_omni_caption_len": lengths.get("omni", 70),
+    "max_subtitle_len": lengths.get("subtitle", 70),
+    "beam_size": 3,
+    "captioner_mode": False,
+    "generate_nums": 1,
+    "pool_video": model.pool_frames,
   }
+  if size not in ENCODER_TYPES:
+    settings["tiny_vision"] = {
+      "embed_dim": vision.clip_embed_dim,
+      "layers": vision.depth,
+      "width": vision.width,
+      "head_width": vision.width // vision.num_heads,
+      "patch_size": vision.patch_size,
+      "image_size": vision.image_size,
+      "mlp_ratio": vision.mlp_dim / vision.width,
+      "drop_path_rate": vision.drop_path_rate,
+      "postnorm": vision.norm == "post",
+    }
+  if (text.width, text.depth, text.num_heads) != BERT_BASE:
+    settings["tiny_bert"] = {
+      "vocab_size": text.vocab_size,
+      "hidden_size": text.width,
+      "num_attention_heads": text.num_heads,
+      "num_hidden_layers": text.depth,
+      "intermediate_size": text.mlp_dim,
+      "max_position_embeddings": text.max_positions,
+    }
+  return {"model_cfg": settings}
 
 
 def tensors(source: Source) -> dict[str, np.ndarray]:

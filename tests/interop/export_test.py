@@ -19,6 +19,8 @@ from mico_jax.config import ConfigError
 from mico_jax.interop import (
   export,
   layout,
+  mico_folder,
+  released,
   safetensors,
   sharded,
   stablehlo,
@@ -26,7 +28,7 @@ from mico_jax.interop import (
   tower_names,
 )
 from mico_jax.models import build
-from mico_jax.models.presets import VISION
+from mico_jax.models.presets import PRESETS, VISION
 from mico_jax.testing.tiny_checkpoint import save_tiny, tiny_config
 
 
@@ -321,3 +323,23 @@ np.savez("outputs.npz", video=call("embed_video", "video"),
   np.testing.assert_allclose(
     np.linalg.norm(got["text"], axis=-1), 1.0, atol=1e-5
   )
+
+
+def test_settings_of_the_original_name_unusual_sizes(source):
+  """Read back by the importer, which refuses settings that contradict."""
+  settings = released.hps(source.config)["model_cfg"]
+  vision, text = source.config.model.vision, source.config.model.text
+  assert settings["tiny_vision"]["head_width"] == 16
+  assert settings["tiny_bert"]["num_attention_heads"] == text.num_heads
+  mico_folder._check(source.config.model, settings)
+  wrong = dataclasses.replace(
+    source.config.model, vision=dataclasses.replace(vision, depth=3)
+  )
+  with pytest.raises(ValueError, match="contradict"):
+    mico_folder._check(wrong, settings)
+  giant = dataclasses.replace(
+    source.config, model=dataclasses.replace(PRESETS["mico_g14"])
+  )
+  settings = released.hps(giant)["model_cfg"]
+  assert settings["vision_encoder_type"] == "evaclip01_giant"
+  assert not {"tiny_vision", "tiny_bert"} & set(settings)
