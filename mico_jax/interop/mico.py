@@ -200,6 +200,50 @@ def from_released(
   return tree
 
 
+def table_of(
+  params: Params,
+  config: ModelConfig,
+  *,
+  parts: Sequence[str] | None = None,
+) -> list[Entry]:
+  """The table of a model whose every parameter has a place in it.
+
+  Args:
+    params: nested dict; its keys alone count.
+    config: of the model.
+    parts: top keys to cover; None: all.
+
+  Raises:
+    ValueError: for parameters that the released model does not have.
+  """
+  table = entries(config, parts)
+  known = {e.path for e in table}
+  extra = [
+    "/".join(p)
+    for p in _flat(params)
+    if p not in known and (parts is None or p[0] in parts)
+  ]
+  if extra:
+    raise ValueError(
+      f"the released model has no {', '.join(extra)}; it serves normals as "
+      "depth and has none of the paper's optional tables."
+    )
+  return table
+
+
+def buffers(
+  config: ModelConfig, parts: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+  """What a released file repeats: rotary tables, position ids."""
+  found: dict[str, np.ndarray] = {}
+  if parts is None or "vision" in parts:
+    found |= mico_vision.rotary_buffers(config.vision)
+  if parts is None or "text" in parts:
+    positions = np.arange(config.text.max_positions, dtype=np.int64)[None]
+    found[BERT + "bert.embeddings.position_ids"] = positions
+  return found
+
+
 def to_released(
   params: Params,
   config: ModelConfig,
@@ -220,18 +264,7 @@ def to_released(
     ValueError: for parameters that the released model does not have.
   """
   flat = _flat(params)
-  table = entries(config, parts)
-  known = {e.path for e in table}
-  extra = [
-    "/".join(p)
-    for p in flat
-    if p not in known and (parts is None or p[0] in parts)
-  ]
-  if extra:
-    raise ValueError(
-      f"the released model has no {', '.join(extra)}; it serves normals as "
-      "depth and has none of the paper's optional tables."
-    )
+  table = table_of(params, config, parts=parts)
   tensors: dict[str, np.ndarray] = {}
   patch = config.vision.patch_size
   for entry in table:
@@ -245,13 +278,11 @@ def to_released(
       )
       for name, piece in zip(entry.names, packed, strict=True):
         tensors[name.format(i=i)] = to_theirs(piece, entry, patch_size=patch)
-  if copies and (parts is None or "vision" in parts):
-    tensors |= mico_vision.rotary_buffers(config.vision)
-  if copies and (parts is None or "text" in parts):
+  if copies:
+    tensors |= buffers(config, parts)
     for copy, original in TIED.items():
-      tensors[copy] = tensors[original]
-    positions = np.arange(config.text.max_positions, dtype=np.int64)[None]
-    tensors[BERT + "bert.embeddings.position_ids"] = positions
+      if original in tensors:
+        tensors[copy] = tensors[original]
   return tensors
 
 

@@ -6,17 +6,21 @@ tensors that it was imported from, byte for byte.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
 from mico_jax.config import Config, ConfigError
-from mico_jax.interop import export, mico, originals
+from mico_jax.interop import (
+  export,
+  mico,
+  originals,
+  tower_names,
+  torch_archive,
+)
 from mico_jax.interop.export import Report, Source
-from mico_jax.interop.sharded import Item
+from mico_jax.interop.sharded import Item, item
 
 # Encoders of the original by (width, depth, patch size).
 ENCODER_TYPES = {
@@ -85,23 +89,32 @@ def hps(config: Config) -> dict[str, Any]:
   return {"model_cfg": settings}
 
 
-def tensors(source: Source) -> dict[str, np.ndarray]:
-  """Tensors under the original's names.
+def items(source: Source) -> tuple[list[Item], dict[str, str]]:
+  """Tensors under the original's names, and which share their values.
 
   Raises:
     ConfigError: naming the parameters that it cannot hold or lacks.
   """
+  config = source.config.model
   try:
-    found = mico.to_released(source.params, source.config.model)
-  except (ValueError, KeyError) as e:
+    table = mico.table_of(source.params, config)
+  except ValueError as e:
     raise ConfigError(str(e)) from e
-  missing = missing_names(found)
+  patch = config.vision.patch_size
+  found = list(
+    tower_names.entry_items(source.params, table, patch_size=patch)
+  )
+  found += [item(k, v) for k, v in mico.buffers(config).items()]
+  by_name = {one.name: one for one in found}
+  for copy, original in mico.TIED.items():
+    found.append(dataclasses.replace(by_name[original], name=copy))
+  missing = [name for name in EXPECTED if name not in by_name]
   if missing:
     raise ConfigError(
       "the original expects tensors that this model has not: "
       f"{export.summarise(missing)}."
     )
-  return found
+  return found, mico.TIED
 
 
 # What the original's modules always hold besides the towers.
@@ -117,11 +130,6 @@ EXPECTED = (
 )
 
 
-def missing_names(found: dict[str, np.ndarray]) -> list[str]:
-  """Names that the original's modules hold and `found` has not."""
-  return [name for name in EXPECTED if name not in found]
-
-
 def original_items(source: Source) -> Iterator[Item] | None:
   """The tensors of the imported file, byte for byte; None: not imported."""
   if "import" not in source.checkpoint.manifest:
@@ -133,43 +141,26 @@ def original_items(source: Source) -> Iterator[Item] | None:
   )
 
 
-def _arrays(source: Source) -> dict[str, np.ndarray]:
+def _content(source: Source) -> tuple[list[Item], dict[str, str]]:
   """What the original's file holds: as imported, or by its own names."""
   about = source.checkpoint.manifest.get("import", {})
   if about.get("format") != "mico":
-    return tensors(source)
-  found = originals.open_tensors(source.checkpoint.folder)
-  return {name: tensor.load() for name, tensor in found.items()}
-
-
-def _torch_tensor(array: np.ndarray) -> Any:
-  """A tensor of the same bytes; bfloat16 by its bits."""
-  import torch
-
-  array = np.array(array, order="C")
-  if array.dtype == ml_dtypes.bfloat16:
-    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-  return torch.from_numpy(array)
+    return items(source)
+  return list(original_items(source) or ()), about["tied"]
 
 
 def write(source: Source, folder: pathlib.Path, report: Report) -> None:
-  """Writes the folder; needs PyTorch.
+  """Writes the folder, tensor by tensor.
 
   Raises:
     ConfigError: naming the parameters that the original cannot hold.
-    ImportError: without PyTorch.
   """
-  found = _arrays(source)
-  import torch
-
+  found, ties = _content(source)
   (folder / "ckpt").mkdir(parents=True)
   (folder / "log").mkdir()
-  step = source.checkpoint.step
-  name = f"ckpt/model_step_{step}.pt"
-  state = {key: _torch_tensor(value) for key, value in found.items()}
-  torch.save(state, folder / name)
+  name = f"model_step_{source.checkpoint.step}.pt"
+  written = torch_archive.write(folder / "ckpt" / name, found, ties=ties)
   export.write_json(folder / "log" / "hps.json", hps(source.config))
   prefix = "" if report.target == "mico" else f"{folder.name}/"
-  report.add_file("mico", folder / name, prefix + name)
-  report.files[-1]["tensors"] = len(state)
+  report.add("mico", written, f"{prefix}ckpt/")
   report.add_file("mico", folder / "log/hps.json", f"{prefix}log/hps.json")

@@ -44,7 +44,7 @@ def _torch(
   torch.write(source, folder, report, max_shard_size=options.max_shard_size)
   try:
     released.write(source, folder / "mico", report)
-  except (ConfigError, ImportError) as e:
+  except ConfigError as e:
     report.notes.append(f"no folder for the original code: {e}")
   if not options.compare:
     return
@@ -58,12 +58,7 @@ def _mico(
   source: Source, folder: pathlib.Path, report: Report, options: Options
 ) -> None:
   del options
-  try:
-    released.write(source, folder, report)
-  except ImportError as e:
-    raise ConfigError(
-      f"{e}: a .pt file needs PyTorch; pip install 'mico-jax[torch]'."
-    ) from e
+  released.write(source, folder, report)
 
 
 def _safetensors(
