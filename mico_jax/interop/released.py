@@ -101,9 +101,7 @@ def items(source: Source) -> tuple[list[Item], dict[str, str]]:
   except ValueError as e:
     raise ConfigError(str(e)) from e
   patch = config.vision.patch_size
-  found = list(
-    tower_names.entry_items(source.params, table, patch_size=patch)
-  )
+  found = list(tower_names.entry_items(source.params, table, patch_size=patch))
   found += [item(k, v) for k, v in mico.buffers(config).items()]
   by_name = {one.name: one for one in found}
   for copy, original in mico.TIED.items():
