@@ -70,12 +70,14 @@ def trained(config: Config, objective: str) -> tuple[str, ...]:
 def evaluated_groups(config: Config) -> tuple[str, ...]:
   """Context letters whose retrieval is measured.
 
+  None where captions or answers alone are trained and measured.
+
   Raises:
-    ConfigError: if the config names none and trains none.
+    ConfigError: if the config names none, trains none and asks for no texts.
   """
   named = [letters(group) for group in config.evaluation.groups]
   found = tuple(dict.fromkeys(named)) or trained(config, "contrastive")
-  if not found:
+  if not found and not (_written(config) or _asked(config)):
     raise ConfigError(
       "nothing to evaluate: set evaluation.groups, e.g. ('v', 'a', 'va')."
     )
@@ -524,7 +526,10 @@ def evaluate(
   if source is None:
     source = open_source(config, settings.source)
   embedder = Embedder(model, params, config, tokenizer)
-  keys = keys_of(evaluated_groups(config))
+  groups = evaluated_groups(config)
+  if cheap and not groups:
+    return []
+  keys = keys_of((*groups, *_written(config), *_asked(config)))
   protocol = Protocol(
     source=settings.source,
     split=config.data.sources[settings.source].split,

@@ -16,8 +16,8 @@ from mico_jax.interop import (
   export,
   mico,
   originals,
-  tower_names,
   torch_archive,
+  tower_names,
 )
 from mico_jax.interop.export import Report, Source
 from mico_jax.interop.sharded import Item, item

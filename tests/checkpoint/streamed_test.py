@@ -90,11 +90,15 @@ def test_streams_onto_a_mesh(tmp_path):
 
 
 def test_flipped_byte_is_found(tmp_path):
-  save(tmp_path / "0", VALUES)
-  needle = VALUES["vision/w"][3].tobytes()
+  # Large enough not to be packed into the compressed index.
+  value = np.random.default_rng(0).standard_normal((64, 256), np.float32)
+  save(tmp_path / "0", {**VALUES, "vision/w": value})
+  needle, changed = value[3].tobytes(), 0
   for path in (tmp_path / "0" / "params").rglob("*"):
     data = path.read_bytes() if path.is_file() else b""
     if needle in data:
       path.write_bytes(data.replace(needle, needle[:-1] + b"\x00"))
-  with pytest.raises(CheckpointError):
+      changed += 1
+  assert changed
+  with pytest.raises(CheckpointError, match="params"):
     restore.stream_params(tmp_path / "0")

@@ -28,7 +28,7 @@ def test_it_resolves(kind, name, tmp_path):
   manifest = write_manifest(
     tmp_path / "set", 8, split=["train"] * 4 + ["test"] * 4, label=[0, 1] * 4
   )
-  config = setup.resolve(load(kind, name, manifest))
+  config = setup.resolve(load(kind, name, manifest)).config
   assert config.name == name
   assert config.tasks[name].batch_size in (64, 128, 256, 512, 4096)
   assert config.data.sources["train"].count == 4

@@ -90,6 +90,23 @@ def _run(config, parts, **options):
   )
 
 
+def test_captions_and_answers_alone(config, parts):
+  """A run that trains no contrastive group measures what it writes."""
+  names = ("captioning", "question_answering")
+  task = c.TaskConfig(objectives={name: OBJECTIVES[name] for name in names})
+  config = dataclasses.replace(
+    config,
+    tasks={"all": task},
+    evaluation=dataclasses.replace(
+      config.evaluation, suite="retrieval", captions=2, questions=2
+    ),
+  )
+  found = {r.name for r in _run(config, parts)}
+  assert {"caption/va/CIDEr", "question/va/accuracy"} <= found
+  assert not any(name.startswith("retrieval") for name in found)
+  assert _run(config, parts, cheap=True) == []
+
+
 def test_omniworld_suite(config, parts):
   results = _run(config, parts)
   by_name = {r.name: r for r in results}

@@ -16,6 +16,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -170,7 +171,7 @@ def _check(
     raise ValueError("attention: prefix_lengths needs causal=True.")
 
 
-def _check_bias(bias: Array | None, scores: tuple[int, ...]) -> None:
+def _check_bias(bias: Array | None, scores: tuple[Any, ...]) -> None:
   if bias is None:
     return
   fits = bias.ndim == 4 and bias.shape[2:] == scores[2:]
