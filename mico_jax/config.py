@@ -158,6 +158,9 @@ class InputConfig:
   frames: int = 1  # frames or slices per sample
   mode: str = ""  # named preprocessing in training; "": the modality's default
   eval_mode: str = ""  # "": the modality's deterministic default for `mode`
+  # Share of training samples that show nothing here (modality dropout), so that
+  # joint features do not rest on one modality alone.
+  dropout: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,10 @@ def load_inputs(
       found[key] = mode.host(decoded, g, draws.again())
     except DecodeError as error:
       raise DecodeError(f"{key}: {error}") from error
+    if rng_key is not None and key in config.data.inputs:
+      draw = generator(*rng_key, "dropout", key).random()
+      if draw < config.data.inputs[key].dropout:
+        found[key] = np.zeros_like(found[key])
   for key in keys:
     if MODALITIES[key].embedding == "text" and record.captions.get(key):
       if tokenizer is None:

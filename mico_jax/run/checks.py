@@ -30,6 +30,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
   ("model.text.dropout", 0, 0.99),
   ("model.embed_dim", 1, math.inf),
   ("data.inputs.*.frames", 1, math.inf),
+  ("data.inputs.*.dropout", 0, 0.99),
   ("data.num_negatives", 0, math.inf),
   ("data.num_threads", 1, math.inf),
   ("data.num_workers", 0, math.inf),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import av
@@ -111,3 +112,27 @@ def test_no_limit_no_cache(record):
   _load(record, cache, 1)
   assert reads.count("audio") == 2
   assert len(cache) == 0
+
+
+def test_modality_dropout_blanks_a_share_of_the_training_samples(record):
+  record, _ = record
+  data = dataclasses.replace(
+    CONFIG.data,
+    inputs={
+      **CONFIG.data.inputs,
+      "video": InputConfig(frames=2, mode="shift", dropout=0.5),
+    },
+  )
+  config = dataclasses.replace(CONFIG, data=data)
+  cache, blank = DecodedCache(1), []
+  for epoch in range(200):
+    key = (0, epoch, "one")
+    got = load_inputs(config, record, "", KEYS, None, rng_key=key, cache=cache)
+    want = _load(record, cache, epoch)
+    np.testing.assert_array_equal(got["audio"], want["audio"])
+    blank.append(not got["video"].any())
+    if not blank[-1]:
+      np.testing.assert_array_equal(got["video"], want["video"])
+  assert 0.35 < np.mean(blank) < 0.65
+  seen = load_inputs(config, record, "", KEYS, None, cache=cache)
+  assert seen["video"].any()
