@@ -1,4 +1,4 @@
-"""Logical axis names of parameters and activations, and the default rules.
+"""Logical axis names of parameters and activations, and the rules of presets.
 
 Flax turns a misspelt axis name into "replicated" without a word, so the names
 are constants and a test checks that each axis a parameter carries has a rule.
@@ -22,23 +22,38 @@ UNSHARDED = "unsharded"  # singletons
 BATCH = "batch"
 TOKENS = "tokens"
 
-# Mesh axes.
-DATA = "data"
-
-# Logical axis -> mesh axis (None: replicated). The data-parallel preset.
-DDP_RULES: tuple[tuple[str, str | None], ...] = (
-  (BATCH, DATA),
-  (TOKENS, None),
-  (LAYERS, None),
-  (EMBED, None),
-  (QKV, None),
-  (MLP, None),
-  (VOCAB, None),
-  (POSITION, None),
-  (JOINT, None),
-  (PATCH, None),
-  (NORM, None),
-  (UNSHARDED, None),
+LOGICAL = (
+  *(BATCH, TOKENS, LAYERS, EMBED, QKV, MLP, VOCAB, POSITION, JOINT, PATCH),
+  *(NORM, UNSHARDED),
 )
 
-RULES: dict[str, tuple[tuple[str, str | None], ...]] = {"ddp": DDP_RULES}
+# Mesh axes, in the order of every mesh: the last changes fastest, so its
+# devices are nearest to each other.
+DATA = "data"  # rows of the batch; parameters are copied
+FSDP = "fsdp"  # rows of the batch; parameters are split, gathered for use
+SEQUENCE = "sequence"  # tokens of a row
+TENSOR = "tensor"  # heads, hidden widths, vocabulary
+
+MESH_AXES = (DATA, FSDP, SEQUENCE, TENSOR)
+
+Target = str | tuple[str, ...] | None
+
+
+def rules(given: dict[str, Target]) -> tuple[tuple[str, Target], ...]:
+  """Logical axis -> mesh axes for every logical axis; unnamed: replicated."""
+  return tuple((name, given.get(name)) for name in LOGICAL)
+
+
+_ROWS = (DATA, FSDP)
+_TENSOR = {QKV: TENSOR, MLP: TENSOR, VOCAB: TENSOR}
+
+DDP_RULES = rules({BATCH: DATA})
+
+# Preset -> its rules. A mesh axis of several devices that the preset does not
+# name is an error (`run.checks.check_mesh`): its devices would repeat work.
+RULES: dict[str, tuple[tuple[str, Target], ...]] = {
+  "ddp": DDP_RULES,
+  "fsdp": rules({BATCH: _ROWS, EMBED: FSDP}),
+  "fsdp_tp": rules({BATCH: _ROWS, EMBED: FSDP, **_TENSOR}),
+  "fsdp_sp": rules({BATCH: _ROWS, EMBED: FSDP, TOKENS: SEQUENCE}),
+}

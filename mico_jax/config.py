@@ -361,9 +361,15 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-  """The device mesh."""
+  """The device mesh and what lies where on it."""
 
+  # Devices along each axis of `mico_jax.axes.MESH_AXES`: data, fsdp, sequence,
+  # tensor; -1: all that are left; axes not named here have one.
   mesh: Mapping[str, int] = field(default_factory=lambda: {"data": -1})
+  # Mesh axis -> number of slices (parts joined by DCN) that it spans; counted
+  # in `mesh` as well: 2 slices of 8 devices are mesh {"data": 16}, slices
+  # {"data": 2}.
+  slices: Mapping[str, int] = field(default_factory=dict)
   rules: str = "ddp"  # key of `mico_jax.axes.RULES`
 
 

@@ -13,7 +13,9 @@ versions, preprocessing. Reads no arrays and allocates none."""
 EXAMPLES = """\
   mico-jax inspect --checkpoint runs/demo
   mico-jax inspect --config demo --config.model.vision.depth=12
-  mico-jax inspect --checkpoint runs/demo --json"""
+  mico-jax inspect --checkpoint runs/demo --json
+  mico-jax inspect --config demo --sharding sharding.png --devices 8 \\
+    --config.parallel.rules=fsdp --config.parallel.mesh={'fsdp':-1}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,11 +30,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--no-table", action="store_true", help="counts only, no parameter table"
   )
+  parser.add_argument(
+    "--sharding",
+    metavar="PNG",
+    help="print which device holds what part of parameters and optimizer "
+    "state of the config's mesh, and draw it into this file",
+  )
+  parser.add_argument(
+    "--devices",
+    type=int,
+    default=0,
+    metavar="N",
+    help="with --sharding: lay out for N devices instead of this machine's",
+  )
   common.add_json(parser)
+
+
+def _sharding(args: argparse.Namespace) -> int:
+  """Prints and draws the shardings of a config."""
+  import jax
+
+  config = common.load_config(args)
+  if args.devices > 0:
+    # Stand-ins on the CPU: only their numbers and places matter.
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", args.devices)
+  from mico_jax.run import sharding_view
+
+  found = sharding_view.view(config)
+  found.draw(args.sharding)
+  if args.json:
+    common.print_json(found.as_dict())
+    return 0
+  print(common.table(found.lines()))
+  for name, rows in found.rows.items():
+    print(f"task {name}: {rows} rows on a device")
+  return 0
 
 
 def run(args: argparse.Namespace) -> int:
   """Prints config, parameters and the rest."""
+  if args.sharding:
+    if not args.config:
+      raise ConfigError("--sharding needs --config.")
+    return _sharding(args)
+  if args.devices:
+    raise ConfigError("--devices belongs to --sharding.")
   from mico_jax.run import inspect
 
   if args.checkpoint:

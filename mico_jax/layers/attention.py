@@ -66,6 +66,7 @@ class PackedProjection(nn.Module):
       KERNEL_INIT,
       (width, self.num * width),
       (axes.EMBED, axes.QKV),
+      dtype=self.dtype,
     )
     bias = None
     if self.bias == "qv":
@@ -73,7 +74,7 @@ class PackedProjection(nn.Module):
       bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
     elif self.bias == "all":
       bias = _bias(self, "bias", self.num * width)
-    y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+    y = jnp.matmul(x.astype(self.dtype), kernel)
     if bias is not None:
       y = y + bias.astype(self.dtype)[None, None]
     heads = (*x.shape[:2], self.num_heads, width // self.num_heads)

@@ -46,9 +46,14 @@ class Dense(nn.Module):
   def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
     """Returns x @ kernel + bias in the compute dtype."""
     kernel = parameter(
-      self, "kernel", self.kernel_init, (x.shape[-1], self.features), self.names
+      self,
+      "kernel",
+      self.kernel_init,
+      (x.shape[-1], self.features),
+      self.names,
+      dtype=self.dtype,
     )
-    y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+    y = jnp.matmul(x.astype(self.dtype), kernel)
     if self.use_bias:
       bias = parameter(
         self, "bias", nn.initializers.zeros, (self.features,), (self.bias_name,)

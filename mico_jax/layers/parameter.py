@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from mico_jax.layers.placement import gathered
+
 
 def parameter(
   module: nn.Module,
@@ -16,6 +18,8 @@ def parameter(
   init: Callable[..., Any],
   shape: tuple[int, ...],
   names: tuple[str, ...],
+  *,
+  dtype: Any = jnp.float32,
 ) -> Array:
   """A float32 parameter of a module; call it inside a compact method.
 
@@ -25,7 +29,10 @@ def parameter(
     init: initializer.
     shape: of the parameter.
     names: logical axis of each dimension.
+    dtype: that it is used in; it travels between devices in this one.
   """
   boxed = nn.with_logical_partitioning(init, names)
   value: Any = module.param(name, boxed, shape, jnp.float32)
-  return value
+  if module.is_initializing():
+    return value.astype(dtype)
+  return gathered(value.astype(dtype), names)

@@ -16,6 +16,7 @@ import jax
 
 from mico_jax import axes
 from mico_jax.layers.attention import ATTENTION_OUT
+from mico_jax.layers.placement import split_tokens
 
 _policies = jax.checkpoint_policies
 
@@ -37,8 +38,8 @@ def stack(
   scan: bool,
   remat: str,
   name: str,
-) -> nn.Module:
-  """A module that applies `depth` blocks; call it inside a compact method.
+) -> Callable[..., Any]:
+  """A function that applies `depth` blocks; call it inside a compact method.
 
   Args:
     block: class of the block.
@@ -68,4 +69,5 @@ def stack(
     unroll=1 if scan else depth,
     metadata_params={nn.PARTITION_NAME: axes.LAYERS},
   )
-  return scanned(**options, name=name)
+  blocks = scanned(**options, name=name)
+  return lambda x, *rest: blocks(split_tokens(x), *rest)

@@ -1,15 +1,95 @@
-"""The device mesh of a run."""
+"""The device mesh of a run: always the four axes of `axes.MESH_AXES`.
+
+Axes that the config does not name have one device, so every preset of rules
+fits every mesh. Slices (parts of a machine joined by a slow network, DCN) are
+the outer part of the axes of `parallel.slices`: only what crosses those axes
+leaves a slice.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
+from mico_jax import axes
 from mico_jax.config import ConfigError, ParallelConfig
+
+
+def mesh_sizes(config: ParallelConfig, num_devices: int) -> dict[str, int]:
+  """Number of devices along each mesh axis.
+
+  Args:
+    config: axis -> number of devices; -1 (once) takes what is left.
+    num_devices: to share out.
+
+  Raises:
+    ConfigError: for an unknown axis, or sizes that do not multiply to the
+      number of devices.
+  """
+  given = dict(config.mesh)
+  for field, names in (("mesh", given), ("slices", config.slices)):
+    if unknown := sorted(set(names) - set(axes.MESH_AXES)):
+      raise ConfigError(
+        f"parallel.{field} names {unknown[0]!r}, which is no mesh axis; known: "
+        f"{', '.join(axes.MESH_AXES)}."
+      )
+  free = [name for name, size in given.items() if size == -1]
+  fixed = math.prod(size for size in given.values() if size != -1)
+  if len(free) > 1 or any(s < 1 and s != -1 for s in given.values()):
+    raise ConfigError(
+      f"parallel.mesh={given}: sizes must be positive, with at most one -1 "
+      "(all remaining devices)."
+    )
+  if free:
+    given[free[0]] = max(num_devices // fixed, 1)
+  sizes = {name: given.get(name, 1) for name in axes.MESH_AXES}
+  if math.prod(sizes.values()) != num_devices:
+    raise ConfigError(
+      f"parallel.mesh={dict(config.mesh)} asks for "
+      f"{math.prod(sizes.values())} devices, but there are {num_devices}; "
+      "change parallel.mesh."
+    )
+  return sizes
+
+
+def _slices(
+  devices: Sequence[jax.Device], count: int
+) -> list[list[jax.Device]]:
+  """The devices of each slice.
+
+  By `slice_index` where the platform has it (TPU), else by process, else (one
+  process on a CPU, for trying out) in equal runs.
+  """
+  for attribute in ("slice_index", "process_index"):
+    found: dict[int, list[jax.Device]] = {}
+    for device in devices:
+      found.setdefault(getattr(device, attribute, 0), []).append(device)
+    if len(found) == count and len({len(x) for x in found.values()}) == 1:
+      return [found[index] for index in sorted(found)]
+    if len(found) > 1 and len(found) % count:
+      raise ConfigError(
+        f"parallel.slices asks for {count} slices, but the devices lie in "
+        f"{len(found)}; change parallel.slices."
+      )
+  size = len(devices) // count
+  return [list(devices[i * size : (i + 1) * size]) for i in range(count)]
+
+
+def _block(shape: Sequence[int], devices: Sequence[jax.Device]) -> Any:
+  """The devices of one slice, neighbours along the last axes."""
+  try:
+    return mesh_utils.create_device_mesh(shape, devices)
+  except (NotImplementedError, ValueError, AssertionError):
+    # A mesh axis that no group of physical axes gives.
+    return mesh_utils.create_device_mesh(
+      shape, devices, allow_split_physical_axes=True
+    )
 
 
 def make_mesh(
@@ -18,26 +98,32 @@ def make_mesh(
   """Builds the mesh that the config describes.
 
   Args:
-    config: axis name -> number of devices; -1 (once) takes what is left.
+    config: sizes of the axes, slices included.
     devices: the devices to use; None: all of the run.
 
   Raises:
-    ConfigError: if the sizes do not multiply to the number of devices.
+    ConfigError: for sizes or slices that do not fit the devices.
   """
   devices = list(jax.devices() if devices is None else devices)
-  names, sizes = tuple(config.mesh), list(config.mesh.values())
-  free = [i for i, size in enumerate(sizes) if size == -1]
-  fixed = math.prod(size for size in sizes if size != -1)
-  if len(free) > 1 or any(s < 1 and s != -1 for s in sizes) or not names:
-    raise ConfigError(
-      f"parallel.mesh={dict(config.mesh)}: sizes must be positive, with at "
-      "most one -1 (all remaining devices)."
-    )
-  if free:
-    sizes[free[0]] = max(len(devices) // fixed, 1)
-  if math.prod(sizes) != len(devices):
-    raise ConfigError(
-      f"parallel.mesh={dict(config.mesh)} asks for {math.prod(sizes)} devices,"
-      f" but there are {len(devices)}; change parallel.mesh."
-    )
-  return Mesh(np.asarray(devices, dtype=object).reshape(sizes), names)
+  sizes = mesh_sizes(config, len(devices))
+  outer = [config.slices.get(name, 1) for name in axes.MESH_AXES]
+  for name, count in config.slices.items():
+    if count < 1 or sizes[name] % count:
+      raise ConfigError(
+        f"parallel.slices={dict(config.slices)}: {count} must divide the "
+        f"{sizes[name]} devices of the mesh axis {name!r}."
+      )
+  inner = [
+    size // part for size, part in zip(sizes.values(), outer, strict=True)
+  ]
+  blocks = [
+    np.asarray(_block(inner, part), dtype=object)
+    for part in _slices(devices, math.prod(outer))
+  ]
+  # [outer axes, inner axes] -> each outer axis in front of its inner one.
+  grid = np.stack(blocks).reshape(*outer, *inner)
+  count = len(axes.MESH_AXES)
+  order = [i for pair in zip(range(count), range(count, 2 * count), strict=True)
+           for i in pair]  # fmt: skip
+  grid = grid.transpose(order).reshape(tuple(sizes.values()))
+  return Mesh(grid, axes.MESH_AXES)

@@ -8,6 +8,7 @@ that its devices own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,10 +65,36 @@ def spec(logical: Sequence[str | None], rules: Rules) -> PartitionSpec:
   return PartitionSpec(*parts)
 
 
+def fitting(
+  wanted: PartitionSpec, shape: Sequence[int], mesh: Mesh
+) -> PartitionSpec:
+  """`wanted` without the mesh axes that do not divide their dimension."""
+  parts: list[Any] = []
+  for size, target in zip(shape, wanted, strict=False):
+    names = (target,) if isinstance(target, str) else (target or ())
+    count = math.prod(mesh.shape[name] for name in names)
+    parts.append(target if size % count == 0 else None)
+  while parts and parts[-1] is None:
+    parts.pop()
+  return PartitionSpec(*parts)
+
+
 def param_shardings(
-  mesh: Mesh, logical_axes: PyTree, rules: Rules = axes.DDP_RULES
+  mesh: Mesh,
+  logical_axes: PyTree,
+  rules: Rules = axes.DDP_RULES,
+  *,
+  shapes: PyTree | None = None,
 ) -> PyTree:
   """A tree of shardings for a tree of logical axes (tuples are leaves).
+
+  Args:
+    mesh: of the run.
+    logical_axes: names of each dimension of each parameter.
+    rules: logical axis -> mesh axes.
+    shapes: tree of arrays or shapes; a dimension that its mesh axes do not
+      divide is then not split (a vocabulary of 30522 over 4 devices, say).
+      None: taken to divide.
 
   Raises:
     ValueError: for a logical axis without a rule, or a rule whose mesh axis the
@@ -80,10 +107,20 @@ def param_shardings(
           f"rule {name!r} -> {axis!r}: the mesh has only "
           f"{', '.join(mesh.axis_names)}; set parallel.mesh."
         )
+  is_leaf = lambda x: isinstance(x, tuple)
+  specs = jax.tree.map(
+    lambda logical: spec(logical, rules), logical_axes, is_leaf=is_leaf
+  )
+  is_leaf = lambda x: isinstance(x, PartitionSpec)
+  if shapes is not None:
+    specs = jax.tree.map(
+      lambda part, leaf: fitting(part, leaf.shape, mesh),
+      specs,
+      shapes,
+      is_leaf=is_leaf,
+    )
   return jax.tree.map(
-    lambda logical: NamedSharding(mesh, spec(logical, rules)),
-    logical_axes,
-    is_leaf=lambda x: isinstance(x, tuple),
+    lambda part: NamedSharding(mesh, part), specs, is_leaf=is_leaf
   )
 
 

@@ -6,9 +6,10 @@ Types and names are checked by `mico_jax.config`; here are the ranges.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from mico_jax import axes
@@ -137,25 +138,48 @@ def _mesh_axes(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def check_mesh(config: Config, mesh: Mesh) -> None:
-  """Checks that rules and batches fit the device mesh.
+  """Checks that rules, batches and heads fit the device mesh.
 
   Raises:
-    ConfigError: for unknown rules, a mesh without their axes, or a batch that
-      the devices cannot share.
+    ConfigError: for unknown rules, a mesh axis that the rules do not use, a
+      batch that the devices cannot share, or heads that they cannot.
   """
-  rules = sharding.rules_by_name(config.parallel.rules)
-  wanted = {axis for _, given in rules for axis in _mesh_axes(given)}
-  if missing := sorted(wanted - set(mesh.shape)):
-    raise ConfigError(
-      f"parallel.mesh={dict(config.parallel.mesh)} has no axis "
-      f"{', '.join(missing)}, which parallel.rules={config.parallel.rules!r} "
-      "uses."
-    )
-  over = _mesh_axes(dict(rules)[axes.BATCH]) or (axes.DATA,)
-  shards = math.prod(mesh.shape[axis] for axis in over)
-  for name, task in config.tasks.items():
+  name = config.parallel.rules
+  rules = dict(sharding.rules_by_name(name))
+  used = {axis for given in rules.values() for axis in _mesh_axes(given)}
+  for axis, size in mesh.shape.items():
+    if size > 1 and axis not in used:
+      raise ConfigError(
+        f"the mesh has {size} devices along {axis!r}, which parallel.rules="
+        f"{name!r} does not use, so they would repeat each other's work; use "
+        f"other rules ({', '.join(axes.RULES)}) or another parallel.mesh."
+      )
+  shards = math.prod(mesh.shape[axis] for axis in _mesh_axes(rules[axes.BATCH]))
+  for task_name, task in config.tasks.items():
+    where = f"tasks.{task_name}.batch_size={task.batch_size}"
+    if task.batch_size < shards and jax.process_count() > 1:
+      raise ConfigError(
+        f"{where}: the {jax.process_count()} processes have {shards} devices "
+        "that share the rows, more than there are rows; start fewer processes "
+        "or enlarge the batch."
+      )
     if task.batch_size % shards:
       raise ConfigError(
-        f"tasks.{name}.batch_size={task.batch_size} must be a multiple of the "
-        f"{shards} devices of the mesh that share it."
+        f"{where} must be a multiple of the {shards} devices of the mesh that "
+        "share it."
+      )
+  _check_heads(config, mesh, rules)
+
+
+def _check_heads(config: Config, mesh: Mesh, rules: Mapping[str, Any]) -> None:
+  """Whole heads on each device, where the rules split them."""
+  split = math.prod(mesh.shape[axis] for axis in _mesh_axes(rules[axes.QKV]))
+  heads = {"model.text.num_heads": config.model.text.num_heads}
+  if config.model.vision.encoder == "vit":
+    heads["model.vision.num_heads"] = config.model.vision.num_heads
+  for name, count in heads.items():
+    if count % split:
+      raise ConfigError(
+        f"{name}={count} must be a multiple of the {split} devices of the "
+        "mesh that share the heads; change parallel.mesh."
       )

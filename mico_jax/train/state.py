@@ -114,7 +114,9 @@ def state_shardings(
 ) -> TrainState:
   """A tree of shardings for a state: parameters by their logical axes."""
   logical = logical_axes(model, abstract.params)
-  params = sharding.param_shardings(mesh, logical, rules)
+  params = sharding.param_shardings(
+    mesh, logical, rules, shapes=abstract.params
+  )
   alone = sharding.replicated(mesh)
   return TrainState(
     step=alone,

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from mico_jax import axes
 from mico_jax.config import Config, ConfigError, TaskConfig
 from mico_jax.kernels.partition import RowPartition
+from mico_jax.layers.placement import placed
 from mico_jax.modalities import MODALITIES, by_letter
 from mico_jax.objectives import Mean, draws, select, total_loss
 from mico_jax.objectives.base import scalar
@@ -224,9 +225,10 @@ def make_train_step(
   alone = sharding.replicated(mesh)
 
   def step(state: TrainState, batch: Batch) -> Any:
-    state, metrics, aux = update_state(
-      state, loss, batch, optimizer=optimizer, config=config
-    )
+    with placed(mesh, rules):
+      state, metrics, aux = update_state(
+        state, loss, batch, optimizer=optimizer, config=config
+      )
     return (state, metrics, aux) if return_aux else (state, metrics)
 
   outputs = (shardings, alone, alone) if return_aux else (shardings, alone)
@@ -255,7 +257,8 @@ def make_eval_loss(
 
   def evaluate(params: Params, batch: Batch) -> dict[str, Mean]:
     start = jnp.zeros((), jnp.int32)
-    _, (metrics, _) = loss(params, batch, step=start, train=False)
+    with placed(mesh, rules):
+      _, (metrics, _) = loss(params, batch, step=start, train=False)
     return metrics
 
   return jax.jit(

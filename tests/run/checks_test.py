@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from mico_jax import config as c
+from mico_jax.parallel.mesh import make_mesh
 from mico_jax.run import checks
 from mico_jax.run.setup import resolve
 from mico_jax.testing import tiny_checkpoint
@@ -43,14 +44,17 @@ def mistake(*overrides: str) -> str:
     ("model.dtype=float8", "float32, bfloat16"),
     ("model.vision.num_heads=5", "must divide"),
     ("parallel.rules=x", "known: ddp"),
-    ("parallel.mesh={'rows': -1}", "has no axis data"),
+    ("parallel.mesh={'rows': -1}", "no mesh axis; known: data, fsdp"),
+    ("parallel.mesh={'data': 1, 'fsdp': -1}", "does not use"),
+    ("parallel.slices={'data': 3}", "must divide the"),
     ("tasks.av.batch_size=9", "must be a multiple of"),
     ("tasks.av.sources.x=1", "which data.sources lacks"),
     ("tasks.av.steps=0", "not all 0"),
   ],
 )
 def test_mistakes(override, message):
-  if override == "tasks.av.batch_size=9" and jax.device_count() == 1:
+  several = override.startswith(("tasks.av.batch_size=9", "parallel"))
+  if several and jax.device_count() == 1:
     pytest.skip("needs more than one device")
   assert message in mistake(override)
 
@@ -108,3 +112,25 @@ def test_shipped_ranges_name_fields():
       assert part in names, pattern
       default = next(f for f in dataclasses.fields(node) if f.name == part)
       node = type(default.default)
+
+
+@pytest.mark.multidevice
+def test_mesh_must_divide_the_heads():
+  base = tiny_checkpoint.tiny_config()
+  overrides = (
+    "parallel.mesh={'data': -1, 'tensor': 4}",
+    "parallel.rules=fsdp_tp",
+  )
+  config = c.override(base, overrides)
+  mesh = make_mesh(config.parallel)
+  with pytest.raises(c.ConfigError, match="num_heads=2 must be a multiple"):
+    checks.check_mesh(config, mesh)
+
+
+@pytest.mark.multidevice
+def test_more_processes_than_rows(monkeypatch):
+  config = c.override(tiny_checkpoint.tiny_config(), ("tasks.av.batch_size=4",))
+  mesh = make_mesh(config.parallel)
+  monkeypatch.setattr(checks.jax, "process_count", lambda: mesh.size)
+  with pytest.raises(c.ConfigError, match="more than there are rows"):
+    checks.check_mesh(config, mesh)
