@@ -354,7 +354,13 @@ class TrainConfig:
   eval_every: int = 0  # steps between cheap evaluations; 0: none
   nonfinite_patience: int = 5  # skipped steps in a row until the run stops
   collapse_patience: int = 200  # steps at ln(batch) after warm-up until alarm
+  # Seconds without a finished step until the run ends with the stacks of all
+  # threads and status 76, to be started again; 0: never.
+  watchdog_s: float = 1800.0
   profile_steps: tuple[int, ...] = ()  # (first, last): profiler trace
+  # Folder of compiled programs, shared by restarts and hosts; "": as JAX's own
+  # setting (JAX_COMPILATION_CACHE_DIR) says.
+  compilation_cache: str = ""
   tensorboard: bool = True
   wandb: bool = False  # needs the `wandb` package
 

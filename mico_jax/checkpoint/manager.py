@@ -39,7 +39,8 @@ _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of Orbax's folders
 _FREE_KEYS = re.compile(
   r"^(name|generation|evaluation\..*|parallel\..*"
   r"|train\.(log_every|checkpoint_every|keep|keep_best|eval_every"
-  r"|nonfinite_patience|collapse_patience|profile_steps|tensorboard|wandb)"
+  r"|nonfinite_patience|collapse_patience|profile_steps|tensorboard|wandb"
+  r"|watchdog_s|compilation_cache)"
   r"|data\.(num_threads|num_workers|prefetch|timeout|max_bad_fraction"
   r"|cache_gb))(:|\.|$)"
 )

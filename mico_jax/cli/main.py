@@ -1,7 +1,8 @@
 """Entry point of `mico-jax`: picks the subcommand and words the errors.
 
 Exit status: 0 on success only, 2 for a user's mistake (one line on stderr),
-130 after Ctrl-C. Anything else is a defect and keeps its traceback.
+130 after Ctrl-C, 75 and 76 when a run should be started again (see
+`mico_jax.run.status`). Anything else is a defect and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -111,6 +112,21 @@ def _user_errors() -> tuple[type[BaseException], ...]:
   )
 
 
+def _lost_process(error: BaseException) -> bool:
+  """Whether a run of several processes failed in talking to the others."""
+  jax = sys.modules.get("jax")
+  if jax is None or not isinstance(error, jax.errors.JaxRuntimeError):
+    return False
+  own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+  return jax.process_count() > 1 and not str(error).startswith(own)
+
+
+def _lost_status() -> int:
+  from mico_jax.run import status
+
+  return status.LOST
+
+
 def one_line(error: BaseException) -> str:
   """The message of an error in one line."""
   if isinstance(error, OSError) and error.strerror:
@@ -151,3 +167,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   except _user_errors() as e:
     print(f"mico-jax: error: {one_line(e)}", file=sys.stderr)
     return 2
+  except Exception as e:
+    if not _lost_process(e):
+      raise
+    print(
+      f"mico-jax: lost another process ({one_line(e)[:200]}); start all of "
+      "them again to resume.",
+      file=sys.stderr,
+      flush=True,
+    )
+    sys.stdout.flush()
+    # Not `return`: leaving JAX in order would wait for the lost one.
+    os._exit(_lost_status())

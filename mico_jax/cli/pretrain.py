@@ -49,6 +49,13 @@ def run(args: argparse.Namespace) -> int:
   config = common.load_config(args)
   from mico_jax.parallel import distributed
 
+  if config.train.compilation_cache:
+    import jax
+
+    folder = config.train.compilation_cache
+    jax.config.update("jax_compilation_cache_dir", folder)
+    # The small programs around a step count as well when it restarts.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   distributed.initialize_from_env()  # set by launch/*.sh
   from mico_jax.run.pretrain import pretrain
 

@@ -9,12 +9,15 @@ before it touches a device:
   MICO_JAX_PROCESS_ID      0 ... number - 1
   MICO_JAX_LOCAL_DEVICES   ids of the devices this process uses, "0,1"; unset:
                            all
+  MICO_JAX_HEARTBEAT       seconds of silence after which a process counts as
+                           lost and the others end (default 60)
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar, cast
 
 import jax
 import numpy as np
@@ -25,10 +28,16 @@ COORDINATOR = "MICO_JAX_COORDINATOR"
 NUM_PROCESSES = "MICO_JAX_NUM_PROCESSES"
 PROCESS_ID = "MICO_JAX_PROCESS_ID"
 LOCAL_DEVICES = "MICO_JAX_LOCAL_DEVICES"
+HEARTBEAT = "MICO_JAX_HEARTBEAT"
+
+HEARTBEAT_SECONDS = 60
+T = TypeVar("T")
 
 
-def _integer(environment: Mapping[str, str], name: str) -> int:
-  text = environment.get(name, "")
+def _integer(
+  environment: Mapping[str, str], name: str, default: str = ""
+) -> int:
+  text = environment.get(name, default)
   try:
     return int(text)
   except ValueError:
@@ -61,8 +70,9 @@ def initialize_from_env(environment: Mapping[str, str] | None = None) -> bool:
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   # Its service would swallow SIGTERM; `mico_jax.run.signals` handles that.
   jax.config.update("jax_enable_preemption_service", False)
+  silence = _integer(environment, HEARTBEAT, str(HEARTBEAT_SECONDS))
   if coordinator == "auto":
-    jax.distributed.initialize()
+    jax.distributed.initialize(heartbeat_timeout_seconds=silence)
     return jax.process_count() > 1
   num_processes = _integer(environment, NUM_PROCESSES)
   process_id = _integer(environment, PROCESS_ID)
@@ -83,6 +93,7 @@ def initialize_from_env(environment: Mapping[str, str] | None = None) -> bool:
     num_processes=num_processes,
     process_id=process_id,
     local_device_ids=devices,
+    heartbeat_timeout_seconds=silence,
   )
   return num_processes > 1
 
@@ -104,3 +115,58 @@ def any_process(flag: bool) -> bool:
 
   flags = multihost_utils.process_allgather(np.asarray(flag, np.int32))
   return bool(np.any(flags))
+
+
+def gather_texts(text: str) -> list[str]:
+  """The text of every process, in their order; all processes must call it."""
+  if jax.process_count() == 1:
+    return [text]
+  from jax.experimental import multihost_utils
+
+  data = np.frombuffer(text.encode(), np.uint8)
+  sizes = np.asarray(
+    multihost_utils.process_allgather(np.asarray(data.size, np.int32))
+  ).ravel()
+  padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
+  padded[: data.size] = data
+  rows = np.asarray(multihost_utils.process_allgather(padded))
+  return [
+    row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)
+  ]
+
+
+def barrier() -> None:
+  """Waits until every process is here."""
+  gather_texts("")
+
+
+def together(function: Callable[[], T]) -> T:
+  """Calls a function in every process; if it fails in one, it fails in all.
+
+  Without this, the others would wait for the failed one in their next
+  collective.
+
+  Args:
+    function: what each process does; holds no collective itself.
+
+  Returns:
+    What it returned here.
+
+  Raises:
+    Exception: what it raised here.
+    ConfigError: naming another process in which it failed, and why.
+  """
+  if jax.process_count() == 1:
+    return function()
+  try:
+    value, failure = function(), None
+  except Exception as e:
+    value, failure = None, e
+  said = "" if failure is None else " ".join(str(failure).split()) or "failed"
+  texts = gather_texts(said)
+  if failure is not None:
+    raise failure
+  for process, text in enumerate(texts):
+    if text:
+      raise ConfigError(f"process {process}: {text}")
+  return cast(T, value)

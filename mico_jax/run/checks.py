@@ -58,6 +58,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
   ("train.checkpoint_every", 0, math.inf),
   ("train.keep", 1, math.inf),
   ("train.eval_every", 0, math.inf),
+  ("train.watchdog_s", 0, math.inf),
   ("evaluation.size", 0, math.inf),
   ("evaluation.batch_size", 1, math.inf),
   ("evaluation.rerank", 0, math.inf),

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from mico_jax import evaluation
@@ -33,21 +32,25 @@ from mico_jax.checkpoint.manager import (
 )
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.checkpoint.restore import step_folders
+from mico_jax.checkpoint.storage import host_copy
 from mico_jax.config import Config, to_dict
 from mico_jax.data.pipeline import Pipeline, batch_spec
 from mico_jax.parallel import distributed, sharding
 from mico_jax.run import report
+from mico_jax.run.agreement import check_agreement, check_same_step
 from mico_jax.run.instruments import (
   CompileCounter,
   StepProfiler,
   release_memory,
 )
+from mico_jax.run.lock import WorkdirLock
 from mico_jax.run.logging import MetricsWriter
 from mico_jax.run.progress import Progress, format_seconds, say
 from mico_jax.run.setup import Session, resolve
 from mico_jax.run.signals import StopSignal
 from mico_jax.run.step_log import Clock, StepLog
 from mico_jax.run.warm_start import warm_start
+from mico_jax.run.watchdog import Watchdog
 from mico_jax.train.state import TrainState, init_state
 from mico_jax.train.step import make_train_step
 
@@ -133,17 +136,17 @@ class Trainer:
       ConfigError: for a wrong config, or a workdir of another one.
       CheckpointError: if there is nothing at `init`.
     """
-    self.session = resolve(config)
+    check_agreement(config)
+    self.session = distributed.together(lambda: resolve(config))
     self.config = self.session.config
     self.workdir = epath.Path(workdir)
     self.init = init
     self.command = command
     self.main = distributed.is_main_process()
-    if init and not list_steps(self.workdir / CHECKPOINTS):
-      step_folders(init)
-    self.session.check_training()
+    distributed.together(self._check)
     extras = self.session.extras()
-    claim_workdir(self.workdir, self.config)
+    self._lock = WorkdirLock(self.workdir)
+    distributed.together(self._claim)
     self.clock = Clock()
     self.manager = Manager(self.workdir, config=self.config, extras=extras)
     self.metrics: dict[str, float] = {}
@@ -154,6 +157,22 @@ class Trainer:
       self.config.train.profile_steps if self.main else (), self.workdir
     )
 
+  def _check(self) -> None:
+    if self.init and not list_steps(self.workdir / CHECKPOINTS):
+      step_folders(self.init)
+    self.session.check_training()
+
+  def _claim(self) -> None:
+    """Process 0 locks the workdir and binds it to the config."""
+    if not self.main:
+      return
+    self._lock.acquire()
+    try:
+      claim_workdir(self.workdir, self.config)
+    except BaseException:
+      self._lock.release()
+      raise
+
   # ----------------------------------------------------------------- starting
   def start_state(self) -> TrainState:
     """The state to go on from: resume, then warm start, then scratch."""
@@ -161,7 +180,8 @@ class Trainer:
     state = init_state(
       session.model, self.config, session.mesh, optimizer=session.optimizer
     )
-    restored = self.manager.restore(state)
+    restored = distributed.together(lambda: self.manager.restore(state))
+    check_same_step(-1 if restored is None else restored.step)
     if restored is not None:
       for step, reason in restored.skipped:
         say(f"checkpoint {step} is skipped: {reason}")
@@ -194,7 +214,10 @@ class Trainer:
       with contextlib.suppress(CheckpointError):
         self.manager.close()  # a save may still be under way
       raise
-    self.manager.close()
+    else:
+      self.manager.close()
+    finally:
+      self._lock.release()
     return summary
 
   def _run(self) -> Summary:
@@ -271,9 +294,12 @@ class Trainer:
     )
     queued: collections.deque[Any] = collections.deque()
     saved, train = -1, config.train
-    with Progress(
-      train.steps, start=start, label=config.name, enabled=self.main
-    ) as bar:
+    with (
+      Progress(
+        train.steps, start=start, label=config.name, enabled=self.main
+      ) as bar,
+      Watchdog(train.watchdog_s, self.workdir) as self._watchdog,
+    ):
       batches = iter(pipeline)
       seen: set[str] = set()
       while True:
@@ -296,10 +322,13 @@ class Trainer:
         seen.add(task)
         done = number + 1
         stopping = distributed.any_process(stop.requested)
+        if stopping and not stop.requested:
+          stop.request()  # another process received the signal
         log.add(number, task, metrics)
         if done % train.log_every == 0 or done == train.steps or stopping:
           log.flush(state, bar)
         bar.update(done, samples=config.tasks[task].batch_size)
+        self._watchdog.beat(number)
         if self._evaluation_is_due(done) and not stopping:
           self._cheap_evaluation(state, done, writer)
         every = train.checkpoint_every
@@ -331,18 +360,21 @@ class Trainer:
   # -------------------------------------------------------------- evaluation
   def _params(self, state: TrainState) -> Any:
     params = state.ema if state.ema is not None else state.params
-    return jax.tree.map(np.asarray, params)
+    return jax.tree.map(host_copy, params)
 
   def evaluate(
     self, state: TrainState, *, cheap: bool = False
   ) -> list[evaluation.Result]:
     """Runs the suite of the config on a state's weights (averaged if kept)."""
     name = self.config.evaluation.source
-    if not name or not self.main:
+    if not name:
+      return []
+    params = self._params(state)  # gathered by all processes together
+    if not self.main:
       return []
     return evaluation.evaluate(
       self.session.model,
-      self._params(state),
+      params,
       self.config,
       self.session.tokenizer,
       source=self.session.sources[name],
@@ -362,7 +394,9 @@ class Trainer:
   ) -> None:
     active = self._compiles.active
     self._compiles.stop()
-    values = {r.name: r.value for r in self.evaluate(state, cheap=True)}
+    with self._watchdog.paused():
+      values = {r.name: r.value for r in self.evaluate(state, cheap=True)}
+      distributed.barrier()  # the others wait for the process that evaluates
     if active:
       self._compiles.start()
     self._evaluated = (done, values)
@@ -373,10 +407,13 @@ class Trainer:
   ) -> list[evaluation.Result]:
     began = time.monotonic()
     results = []
-    if self.config.evaluation.source and self.main:
-      say("evaluating ...")
+    if self.config.evaluation.source:
+      if self.main:
+        say("evaluating ...")
       results = self.evaluate(state)
-      evaluation.write(results, str(self.workdir))
+      if self.main:
+        evaluation.write(results, str(self.workdir))
+      distributed.barrier()  # leaving earlier, the others would give up on it
     self.clock.evaluate = time.monotonic() - began
     seconds = {f"seconds/{k}": v for k, v in vars(self.clock).items()}
     last = max(int(state.step) - 1, 0)

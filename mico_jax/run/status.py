@@ -1,0 +1,11 @@
+"""Exit statuses of a run that did not end by itself.
+
+0 and 2 (a user's mistake) are final. All others leave a state from which the
+same command resumes; `launch/*` start it again, except after a signal that they
+received themselves.
+"""
+
+from __future__ import annotations
+
+LOST = 75  # another process or the connection to it was lost
+HUNG = 76  # no step finished within train.watchdog_s
