@@ -9,6 +9,8 @@
 #   --cpu-devices K             CPU devices of each process, for trying out a
 #                               mesh; also sets JAX_PLATFORMS=cpu
 #   --port P                    port of process 0 (default: a random one)
+#   --restarts N                start all again, at most N times, when they end
+#                               in a way that resumes (launch/restart.sh)
 #   --dry-run                   print what would run, run nothing
 #   -h, --help                  this text
 #
@@ -16,8 +18,9 @@
 #
 # Process 0 shows its progress here; the others write to
 # ${TMPDIR:-/tmp}/mico_jax_local.*/process_<i>.log. SIGTERM and Ctrl-C are
-# passed on, so that every process saves and stops. The exit status is that of
-# the first process that failed, else 0.
+# passed on, so that every process saves and stops. When one fails, the others
+# are asked to stop and, waiting for the lost one, are ended after a while. The
+# exit status is that of the first process that failed, else 0.
 set -euo pipefail
 
 usage() { sed -n '2,/^set -euo/{/^set -euo/d;s/^# \{0,1\}//;p}' "$0"; }
@@ -36,19 +39,32 @@ processes=1
 per_process=""
 cpu_devices=""
 port=""
+restarts=0
 dry_run=false
+given=()
 while (($#)); do
   case "$1" in
     -n | --processes) processes=$(number "$1" "${2:-}"); shift 2 ;;
     --devices-per-process) per_process=$(number "$1" "${2:-}"); shift 2 ;;
     --cpu-devices) cpu_devices=$(number "$1" "${2:-}"); shift 2 ;;
     --port) port=$(number "$1" "${2:-}"); shift 2 ;;
+    --restarts) restarts=$(number "$1" "${2:-}"); shift 2 ;;
     --dry-run) dry_run=true; shift ;;
     -h | --help) usage; exit 0 ;;
     --) shift; break ;;
     *) break ;;
   esac
 done
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if ((restarts > 0)) && ! $dry_run; then
+  given=(-n "$processes")
+  [[ -z $per_process ]] || given+=(--devices-per-process "$per_process")
+  [[ -z $cpu_devices ]] || given+=(--cpu-devices "$cpu_devices")
+  [[ -z $port ]] || given+=(--port "$port")
+  exec "$here/restart.sh" --restarts "$restarts" -- \
+    "$here/local.sh" "${given[@]}" -- "$@"
+fi
 
 # The command of this environment; without it, the checkout's module.
 if command -v mico-jax > /dev/null; then
@@ -77,6 +93,7 @@ variables() {
 }
 
 if $dry_run; then
+  ((restarts == 0)) || echo "# all again, at most $restarts times:"
   for ((i = 0; i < processes; i++)); do
     mapfile -t vars < <(variables "$i")
     ((${#vars[@]} == 0)) || printf '%q ' env "${vars[@]}"
@@ -112,6 +129,7 @@ done
 echo "$processes processes; logs of the others in $logs" >&2
 
 status=0
+killer=""
 running=$processes
 while ((running > 0)); do
   code=0
@@ -128,6 +146,15 @@ while ((running > 0)); do
         echo "a process ended with status $code; stopping the others" >&2
         tail -n 5 "$logs"/*.log >&2
         forward TERM
+        # Peers of a killed process wait for it in a collective, for ever.
+        # The others are saving.
+        patience=60
+        case "$code" in 75 | 76 | 134 | 137) patience=${MICO_JAX_GRACE:-5} ;; esac
+        (
+          sleep "$patience"
+          for pid in "${pids[@]}"; do kill -KILL "$pid" 2> /dev/null || true; done
+        ) > /dev/null 2>&1 &
+        killer=$!
       fi
     else
       rest+=("${pids[$i]}")
@@ -135,4 +162,5 @@ while ((running > 0)); do
   done
   pids=("${rest[@]}")
 done
+[[ -z $killer ]] || kill "$killer" 2> /dev/null || true
 exit "$status"

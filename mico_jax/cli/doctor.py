@@ -3,24 +3,71 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 
 from mico_jax.cli import common
 
 DESCRIPTION = """\
 Shows what this installation has: versions, devices, optional packages, memory
-and disk. Put its output into a bug report."""
+and disk. Put its output into a bug report. With --pod, called on every host of
+a run (launch/tpu_pod.sh doctor), it checks that all are there, have the same
+versions and reach each other, and names those that do not."""
 EXAMPLES = """\
   mico-jax doctor
-  mico-jax doctor --json"""
+  mico-jax doctor --json
+  MICO_JAX_COORDINATOR=auto mico-jax doctor --pod --hosts 64"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds this command's arguments."""
+  parser.add_argument(
+    "--pod", action="store_true", help="check all hosts of a run instead"
+  )
+  parser.add_argument(
+    "--hosts",
+    type=int,
+    default=0,
+    metavar="N",
+    help="with --pod: processes that must be there (default: as the "
+    "environment says)",
+  )
+  parser.add_argument(
+    "--limit",
+    type=float,
+    default=60.0,
+    metavar="S",
+    help="with --pod: seconds for everything (default 60)",
+  )
   common.add_json(parser)
+
+
+def _pod(args: argparse.Namespace) -> int:
+  """Prints what is wrong with the pod; ends with 1 if anything is."""
+  from mico_jax.run import pod
+
+  found = pod.check(pod.find_place(hosts=args.hosts), limit=args.limit)
+  if args.json:
+    common.print_json(found)
+  else:
+    print(
+      f"{found['seen']} of {found['expected']} hosts in {found['seconds']} s: "
+      f"{', '.join(found['hosts'])}"
+    )
+    for line in found["problems"]:
+      print(line)
+    if not found["problems"]:
+      print("versions are equal; a collective over all devices works")
+  sys.stdout.flush()
+  if found["problems"]:
+    os._exit(1)  # leaving JAX in order would wait for the missing host
+  return 0
 
 
 def run(args: argparse.Namespace) -> int:
   """Prints the report."""
+  if args.pod:
+    return _pod(args)
   from mico_jax.run.doctor import report
 
   found = report()

@@ -34,9 +34,14 @@ HEARTBEAT_SECONDS = 60
 T = TypeVar("T")
 
 
-def _integer(
+def integer(
   environment: Mapping[str, str], name: str, default: str = ""
 ) -> int:
+  """The number in a variable.
+
+  Raises:
+    ConfigError: naming the variable, if it holds none.
+  """
   text = environment.get(name, default)
   try:
     return int(text)
@@ -70,12 +75,12 @@ def initialize_from_env(environment: Mapping[str, str] | None = None) -> bool:
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   # Its service would swallow SIGTERM; `mico_jax.run.signals` handles that.
   jax.config.update("jax_enable_preemption_service", False)
-  silence = _integer(environment, HEARTBEAT, str(HEARTBEAT_SECONDS))
+  silence = integer(environment, HEARTBEAT, str(HEARTBEAT_SECONDS))
   if coordinator == "auto":
     jax.distributed.initialize(heartbeat_timeout_seconds=silence)
     return jax.process_count() > 1
-  num_processes = _integer(environment, NUM_PROCESSES)
-  process_id = _integer(environment, PROCESS_ID)
+  num_processes = integer(environment, NUM_PROCESSES)
+  process_id = integer(environment, PROCESS_ID)
   if not 0 <= process_id < num_processes:
     raise ConfigError(
       f"{PROCESS_ID}={process_id} must lie in [0, {num_processes}); "

@@ -101,7 +101,7 @@ class WorkdirLock:
         f"taking over {self._path}: process {holder['pid']} on "
         f"{holder['host'].split()[0]} is gone."
       )
-    self._write(new=holder is None)
+    self._write(new=not self._path.exists())
     now = self._settled()
     if now is None or now["token"] != self._token:
       raise ConfigError(

@@ -16,7 +16,6 @@ import dataclasses
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +33,12 @@ from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.checkpoint.restore import step_folders
 from mico_jax.checkpoint.storage import host_copy
 from mico_jax.config import Config, to_dict
-from mico_jax.data.pipeline import Pipeline, batch_spec
+from mico_jax.data.pipeline import Pipeline
 from mico_jax.parallel import distributed, sharding
 from mico_jax.run import report
 from mico_jax.run.agreement import check_agreement, check_same_step
+from mico_jax.run.compile import compile_steps
+from mico_jax.run.goodput import GoodputLog
 from mico_jax.run.instruments import (
   CompileCounter,
   StepProfiler,
@@ -45,19 +46,16 @@ from mico_jax.run.instruments import (
 )
 from mico_jax.run.lock import WorkdirLock
 from mico_jax.run.logging import MetricsWriter
+from mico_jax.run.meter import Clock, Meter
 from mico_jax.run.progress import Progress, format_seconds, say
-from mico_jax.run.setup import Session, resolve
+from mico_jax.run.setup import resolve
 from mico_jax.run.signals import StopSignal
-from mico_jax.run.step_log import Clock, StepLog
+from mico_jax.run.step_log import StepLog
 from mico_jax.run.warm_start import warm_start
 from mico_jax.run.watchdog import Watchdog
 from mico_jax.train.state import TrainState, init_state
-from mico_jax.train.step import make_train_step
 
 IN_FLIGHT = 2  # steps queued on the device before the loop waits
-# Tasks compiled at a time: each takes some 600 MB on CPU, and XLA itself uses
-# all cores.
-COMPILE_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -81,35 +79,6 @@ class Summary:
   clock: Clock
   recompiles: int = 0
   exit_code: int = 0
-
-
-def compile_steps(session: Session, state: TrainState) -> dict[str, Any]:
-  """Compiles the step of every task that has any, ahead, in threads."""
-  config = session.config
-  rules = sharding.rules_by_name(config.parallel.rules)
-  rows = sharding.batch_sharding(session.mesh, rules)
-
-  def compile_task(name: str) -> Any:
-    step = make_train_step(
-      session.model,
-      config,
-      config.tasks[name],
-      session.tokenizer.info,
-      session.mesh,
-      optimizer=session.optimizer,
-    )
-    shapes = jax.tree.map(
-      lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows),
-      batch_spec(config, name),
-      is_leaf=lambda s: hasattr(s, "dtype"),
-    )
-    compiled = step.lower(state, shapes).compile()
-    release_memory()
-    return compiled
-
-  names = [name for name, task in config.tasks.items() if task.steps]
-  with ThreadPoolExecutor(max_workers=COMPILE_THREADS) as pool:
-    return dict(zip(names, pool.map(compile_task, names), strict=True))
 
 
 class Trainer:
@@ -136,6 +105,7 @@ class Trainer:
       ConfigError: for a wrong config, or a workdir of another one.
       CheckpointError: if there is nothing at `init`.
     """
+    self._began = time.time()
     check_agreement(config)
     self.session = distributed.together(lambda: resolve(config))
     self.config = self.session.config
@@ -289,9 +259,13 @@ class Trainer:
       rows=lambda size: sharding.local_rows(mesh, size, rules).tolist(),
       sources=dict(self.session.sources),
     )
-    log = StepLog(
-      config, writer, pipeline, clock=self.clock, metrics=self.metrics
-    )
+    clock = self.clock
+    goodput = None
+    if self.main:
+      goodput = GoodputLog(self.workdir, start_step=start, began=self._began)
+    flops = {name: getattr(step, "flops", 0) for name, step in steps.items()}
+    meter = Meter(clock, flops=flops, goodput=goodput)
+    log = StepLog(config, writer, pipeline, meter=meter, metrics=self.metrics)
     queued: collections.deque[Any] = collections.deque()
     saved, train = -1, config.train
     with (
@@ -303,20 +277,20 @@ class Trainer:
       batches = iter(pipeline)
       seen: set[str] = set()
       while True:
-        waiting = time.monotonic()
-        item = next(batches, None)
-        self.clock.input_wait += time.monotonic() - waiting
+        with clock.measure("input_wait"):
+          item = next(batches, None)
         if item is None:
           break
         number, task, batch = item
         self._profiler.before(number)
-        state, metrics = steps[task](
-          state, sharding.put_batch(batch, mesh, rules)
-        )
-        self._profiler.after(number, metrics)
-        queued.append(metrics["loss"])
-        if len(queued) > IN_FLIGHT:
-          jax.block_until_ready(queued.popleft())
+        with clock.measure("transfer"):
+          placed = sharding.put_batch(batch, mesh, rules)
+        with clock.measure("step"):
+          state, metrics = steps[task](state, placed)
+          self._profiler.after(number, metrics)
+          queued.append(metrics["loss"])
+          if len(queued) > IN_FLIGHT:
+            jax.block_until_ready(queued.popleft())
         if not self._compiles.active and seen >= set(steps):
           self._compiles.start()
         seen.add(task)
@@ -326,11 +300,13 @@ class Trainer:
           stop.request()  # another process received the signal
         log.add(number, task, metrics)
         if done % train.log_every == 0 or done == train.steps or stopping:
-          log.flush(state, bar)
+          with clock.measure("log"):
+            log.flush(state, bar)
         bar.update(done, samples=config.tasks[task].batch_size)
         self._watchdog.beat(number)
         if self._evaluation_is_due(done) and not stopping:
-          self._cheap_evaluation(state, done, writer)
+          with clock.measure("check"):
+            self._cheap_evaluation(state, done, writer)
         every = train.checkpoint_every
         if (every and done % every == 0) or done == train.steps or stopping:
           self._save(done, state)
@@ -355,7 +331,8 @@ class Trainer:
         f"{', '.join(sorted(metrics)) or 'none'}; those of evaluations need "
         "train.eval_every to divide train.checkpoint_every."
       )
-    self.manager.save(done, state, metrics=metrics)
+    with self.clock.measure("save"):
+      self.manager.save(done, state, metrics=metrics)
 
   # -------------------------------------------------------------- evaluation
   def _params(self, state: TrainState) -> Any:
@@ -422,7 +399,7 @@ class Trainer:
     if self.main:
       path = report.write_report(self.workdir)
       say(
-        f"done in {format_seconds(sum(seconds.values()))}: {path}, "
+        f"done in {format_seconds(self.clock.total)}: {path}, "
         f"checkpoint {self.manager.folder / str(int(state.step))}"
       )
     return results

@@ -9,6 +9,8 @@ appears when the run has values for it:
                                       contrastive accuracy_to_context
   temperature, learning_rate, grad_norm, samples_per_second
   input_wait_share                    share of the time waiting for data
+  mfu, goodput                        shares, see `run.meter`, `run.goodput`
+  time/<part>, memory/<place>         parts of a step, high-water marks
   eval/<name>                         the cheap evaluation during training
 
 Events (alarms, skipped steps) are marked in every panel. `evaluation.json` is
@@ -59,6 +61,13 @@ _SINGLE = {
   "grad_norm": "gradient norm",
   "samples_per_second": "samples per second",
   "input_wait_share": "input wait (share of the time)",
+  "mfu": "MFU (model FLOPs, share of the peak)",
+  "goodput": "goodput (share of the time)",
+}
+# Prefix -> panel with a line for each name behind it.
+_GROUPED = {
+  "time/": "time of a step (ms)",
+  "memory/": "memory, high-water mark (GB)",
 }
 _OBJECTIVES = (
   "contrastive",
@@ -118,6 +127,9 @@ def _panel_of(name: str) -> tuple[str, str] | None:
     return "evaluation while training", name.removeprefix("eval/")
   if name in _SINGLE:
     return _SINGLE[name], ""
+  for prefix, title in _GROUPED.items():
+    if name.startswith(prefix):
+      return title, name.removeprefix(prefix)
   if name == "loss":
     return "loss", ""
   kind, _, rest = name.partition("/")
@@ -166,6 +178,7 @@ def collect(lines: Sequence[Mapping[str, Any]]) -> list[Panel]:
     *(t for t in panels if "accuracy" in t),
     "evaluation while training",
     *_SINGLE.values(),
+    *_GROUPED.values(),
   ]
   if "gradient norm" in panels:
     values = [

@@ -5,36 +5,18 @@ Between two logs the metrics stay on the device, so that no step waits for them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from mico_jax.config import Config
 from mico_jax.data.pipeline import Pipeline
 from mico_jax.run.logging import MetricsWriter
+from mico_jax.run.meter import Meter
 from mico_jax.run.progress import Progress
 from mico_jax.run.watch import LossWatch
 from mico_jax.train.metrics import Aggregator
 from mico_jax.train.optimizer import warmup_steps
 from mico_jax.train.state import TrainState
-
-
-@dataclass
-class Clock:
-  """Where the wall time of a run went, in seconds.
-
-  Attributes:
-    compile: until every task's step was compiled.
-    train: in the loop, saves and cheap evaluations included.
-    input_wait: of `train`, waiting for a batch.
-    evaluate: of the evaluation at the end.
-  """
-
-  compile: float = 0.0
-  train: float = 0.0
-  input_wait: float = 0.0
-  evaluate: float = 0.0
 
 
 class StepLog:
@@ -46,7 +28,7 @@ class StepLog:
     writer: MetricsWriter,
     pipeline: Pipeline,
     *,
-    clock: Clock,
+    meter: Meter,
     metrics: dict[str, float],
   ):
     """Starts an interval.
@@ -55,15 +37,12 @@ class StepLog:
       config: of the run.
       writer: takes the values.
       pipeline: counts bad samples and knows their ids.
-      clock: of the run, for the share of waiting.
+      meter: of the run: where the time went.
       metrics: the newest values are put here.
     """
     self._config, self._writer, self._pipeline = config, writer, pipeline
-    self._clock, self._metrics = clock, metrics
+    self._meter, self._metrics = meter, metrics
     self._tasks = {name: Aggregator() for name in config.tasks}
-    self._since = time.monotonic()
-    self._waited = 0.0
-    self._steps = 0
     self._number = -1
     self._terms: dict[str, float] = {}
     self._watch = LossWatch(
@@ -75,7 +54,6 @@ class StepLog:
   def add(self, number: int, task: str, metrics: Mapping[str, Any]) -> None:
     """Takes the metrics of a step; they stay on the device."""
     self._tasks[task].add(metrics)
-    self._steps += 1
     self._number = number
 
   def flush(self, state: TrainState, bar: Progress) -> None:
@@ -86,17 +64,15 @@ class StepLog:
         row, counted here: a run stops at the log step that follows them.
     """
     number = self._number
-    skipped = int(state.skipped)
-    now = time.monotonic()
-    waited = self._clock.input_wait
-    share = (waited - self._waited) / max(now - self._since, 1e-9)
+    with self._meter.clock.measure("step"):
+      skipped = int(state.skipped)  # waits for the device
+    counts = {name: len(values) for name, values in self._tasks.items()}
     common = {
       "samples_per_second": bar.samples_per_second,
-      "input_wait_share": share,
+      **self._meter.interval(number + 1, counts),
       "total_skipped": int(state.total_skipped),
       "bad_samples": self._pipeline.bad_samples.count,
     }
-    self._since, self._waited = now, waited
     for task, aggregator in self._tasks.items():
       if not len(aggregator):
         continue

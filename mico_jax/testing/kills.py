@@ -98,13 +98,14 @@ def work(workdir: pathlib.Path, steps: int, stop_at: int) -> int:
 
   process = jax.process_index()
   workdir.mkdir(parents=True, exist_ok=True)
-  samples = open(workdir / f"samples-{process}.jsonl", "a", encoding="utf-8")
-  events = open(workdir / _EVENTS, "a", encoding="utf-8")
+
+  def append(name: str, text: str) -> None:
+    with (workdir / name).open("a", encoding="utf-8") as file:
+      file.write(text)
 
   def note(kind: str, step: int) -> None:
     if process == 0:
-      events.write(f"{kind} {step}\n")
-      events.flush()
+      append(_EVENTS, f"{kind} {step}\n")
 
   stops: list[Any] = []
   setup.make_self_check = lambda *_: None  # not what is tested; slow
@@ -126,8 +127,7 @@ def work(workdir: pathlib.Path, steps: int, stop_at: int) -> int:
           for i, row in enumerate(batch["row"])
         }
         line = {"step": number, "task": task, "ids": rows, "content": content}
-        samples.write("\n" + json.dumps(line))
-        samples.flush()
+        append(f"samples-{process}.jsonl", "\n" + json.dumps(line))
         note("step", number)
         if number + 1 == stop_at < steps:
           stops[-1].request()

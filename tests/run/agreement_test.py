@@ -66,7 +66,7 @@ def test_seed_of_two_processes_differs(tmp_path):
   ]
   try:
     for process in processes:
-      _, err = process.communicate(timeout=120)
+      _, err = process.communicate(timeout=300)
       assert process.returncode == 2, err
       line = err.strip().splitlines()[-1]
       assert "process 1 has another seed than process 0: seed: 0 != 1" in line

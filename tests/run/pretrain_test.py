@@ -42,6 +42,8 @@ STEPS = 12
 LOGGED = {
   *("loss", "grad_norm", "learning_rate", "samples_per_second"),
   *("input_wait_share", "total_skipped", "bad_samples", "skipped"),
+  *("goodput", "memory/host_gb", "model_tflops_per_second"),
+  *("time/input_wait", "time/transfer", "time/step", "time/save"),
 }
 
 
@@ -311,7 +313,7 @@ def test_order_of_an_interrupted_run(whole, tmp_path, monkeypatch):
 
 
 def test_finished_run_is_not_trained_again(whole, monkeypatch):
-  monkeypatch.setattr(pretrain_lib, "make_train_step", None)
+  monkeypatch.setattr(pretrain_lib, "compile_steps", None)
   summary = pretrain(tiny(), whole.workdir)
   assert summary.step == STEPS
   assert summary.clock.compile == 0

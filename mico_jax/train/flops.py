@@ -1,0 +1,130 @@
+"""Model FLOPs of a step, counted in its jaxpr: for MFU.
+
+Only products count (matrix products and convolutions, a multiplication and an
+addition each), as is usual for MFU; loops count each turn, parts under
+`shard_map` each shard. Count a step traced without remat: what a policy
+computes twice is no model FLOP.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Peak of one JAX device in bfloat16 (float16 for T4 and V100), dense, without
+# sparsity, in FLOP/s, by `device_kind`. Sources: the vendors' data sheets;
+# a device of TPU v2, v3 and 7x is one of the two cores of a chip.
+PEAK_FLOPS: Mapping[str, float] = {
+  "TPU v2": 22.5e12,
+  "TPU v3": 61.5e12,
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5e": 197e12,
+  "TPU v5": 459e12,
+  "TPU v5p": 459e12,
+  "TPU v6 lite": 918e12,
+  "TPU v6e": 918e12,
+  "TPU7x": 1153.5e12,
+  "NVIDIA H100 80GB HBM3": 989e12,
+  "NVIDIA H200": 989e12,
+  "NVIDIA H100 PCIe": 756e12,
+  "NVIDIA A100-SXM4-80GB": 312e12,
+  "NVIDIA A100-SXM4-40GB": 312e12,
+  "NVIDIA A100-PCIE-40GB": 312e12,
+  "NVIDIA A10G": 70e12,
+  "NVIDIA L4": 121e12,
+  "Tesla T4": 65e12,
+  "Tesla V100-SXM2-16GB": 125e12,
+}
+
+
+def peak_flops(device: Any) -> float | None:
+  """Peak of a device in FLOP/s; None where it is not known (a CPU)."""
+  return PEAK_FLOPS.get(device.device_kind)
+
+
+def _dot_general(eqn: Any) -> int:
+  (contract, _), _ = eqn.params["dimension_numbers"]
+  left = eqn.invars[0].aval.shape
+  depth = math.prod(left[i] for i in contract)
+  return 2 * math.prod(eqn.outvars[0].aval.shape) * depth
+
+
+def _convolution(eqn: Any) -> int:
+  kernel = eqn.invars[1].aval.shape
+  layout = eqn.params["dimension_numbers"]
+  outputs = kernel[layout.rhs_spec[0]]
+  per_output = math.prod(kernel) // outputs  # input features x window
+  return 2 * math.prod(eqn.outvars[0].aval.shape) * per_output
+
+
+def _inner(value: Any) -> Iterator[Any]:
+  """The jaxprs in a parameter of an equation."""
+  if isinstance(value, (tuple, list)):
+    for part in value:
+      yield from _inner(part)
+  elif hasattr(value, "eqns"):
+    yield value
+  elif hasattr(value, "jaxpr") and hasattr(value.jaxpr, "eqns"):
+    yield value.jaxpr
+
+
+def _repeats(eqn: Any) -> int:
+  """How often the inner jaxprs of an equation run."""
+  name, params = eqn.primitive.name, eqn.params
+  if name == "scan":
+    return int(params["length"])
+  if name == "shard_map":
+    sizes = params["mesh"].shape
+    return math.prod(sizes[a] for a in params.get("manual_axes", sizes))
+  if name == "pallas_call":
+    return math.prod(int(n) for n in params["grid_mapping"].grid)
+  return 1
+
+
+def count_flops(jaxpr: Any) -> int:
+  """FLOPs of the products in a jaxpr, those of inner jaxprs included.
+
+  A `while` loop of unknown length counts one turn, a `cond` its most expensive
+  branch.
+
+  Args:
+    jaxpr: `jax.make_jaxpr(f)(...)` or the `.jaxpr` of a traced function.
+  """
+  jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+  total = 0
+  for eqn in jaxpr.eqns:
+    name = eqn.primitive.name
+    if name == "dot_general":
+      total += _dot_general(eqn)
+    elif name == "conv_general_dilated":
+      total += _convolution(eqn)
+    elif name == "cond":
+      total += max(count_flops(b) for b in eqn.params["branches"])
+    elif name in ("custom_jvp_call", "custom_vjp_call"):
+      # The function itself; its rules are other parameters.
+      inner = next(_inner(list(eqn.params.values())), None)
+      total += count_flops(inner) if inner is not None else 0
+    else:
+      inner = [j for v in eqn.params.values() for j in _inner(v)]
+      if inner:
+        total += _repeats(eqn) * sum(count_flops(j) for j in inner)
+  return total
+
+
+def mfu(
+  flops: float, seconds: float, devices: int, device: Any
+) -> float | None:
+  """Share of the peak that model FLOPs reached; None for an unknown device.
+
+  Args:
+    flops: of all steps, on all devices together.
+    seconds: they took.
+    devices: number of devices.
+    device: one of them.
+  """
+  peak = peak_flops(device)
+  if peak is None or seconds <= 0:
+    return None
+  return flops / (seconds * devices * peak)
