@@ -58,9 +58,7 @@ def mesh_sizes(config: ParallelConfig, num_devices: int) -> dict[str, int]:
   return sizes
 
 
-def _slices(
-  devices: Sequence[jax.Device], count: int
-) -> list[list[jax.Device]]:
+def _slices(devices: Sequence[Any], count: int) -> list[list[Any]]:
   """The devices of each slice.
 
   By `slice_index` where the platform has it (TPU), else by process, else (one
@@ -81,7 +79,7 @@ def _slices(
   return [list(devices[i * size : (i + 1) * size]) for i in range(count)]
 
 
-def _block(shape: Sequence[int], devices: Sequence[jax.Device]) -> Any:
+def _block(shape: Sequence[int], devices: Sequence[Any]) -> Any:
   """The devices of one slice, neighbours along the last axes."""
   try:
     return mesh_utils.create_device_mesh(shape, devices)
@@ -93,7 +91,7 @@ def _block(shape: Sequence[int], devices: Sequence[jax.Device]) -> Any:
 
 
 def make_mesh(
-  config: ParallelConfig, devices: Sequence[jax.Device] | None = None
+  config: ParallelConfig, devices: Sequence[Any] | None = None
 ) -> Mesh:
   """Builds the mesh that the config describes.
 

@@ -12,10 +12,11 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +110,7 @@ def card(place: Place) -> dict[str, Any]:
 def _collect(place: Place, end: float) -> list[dict[str, Any]]:
   """Process 0: takes the cards of the others and sends all of them back."""
   cards = {place.process: card(place)}
-  waiting: list[tuple[socket.socket, Any]] = []
+  waiting: list[socket.socket] = []
   with socket.create_server(("", place.port), backlog=1024) as server:
     while len(cards) < len(place.hosts) and time.monotonic() < end:
       server.settimeout(max(end - time.monotonic(), 0.01))
@@ -118,19 +119,20 @@ def _collect(place: Place, end: float) -> list[dict[str, Any]]:
       except TimeoutError:
         break
       connection.settimeout(5)
-      file = connection.makefile("rw")
-      with contextlib.suppress(OSError, ValueError, KeyError):
+      with (
+        contextlib.suppress(OSError, ValueError, KeyError),
+        connection.makefile("r") as file,
+      ):
         told = json.loads(file.readline())
         # Told at the moment it arrives, so that clocks can be compared.
         told["late"] = told["clock"] - time.time()
         cards[told["process"]] = told
-        waiting.append((connection, file))
+      waiting.append(connection)
     found = [cards[i] for i in sorted(cards)]
-    for connection, file in waiting:
-      with contextlib.suppress(OSError):
-        file.write(json.dumps(found) + "\n")
-        file.flush()
-        connection.close()
+    answer = (json.dumps(found) + "\n").encode()
+    for connection in waiting:
+      with contextlib.suppress(OSError), connection:
+        connection.sendall(answer)
   return found
 
 
@@ -142,10 +144,9 @@ def _tell(place: Place, end: float) -> list[dict[str, Any]]:
       address = (place.address, place.port)
       with socket.create_connection(address, timeout=left) as connection:
         connection.settimeout(left + 2)  # process 0 answers at its own end
-        file = connection.makefile("rw")
-        file.write(json.dumps(card(place)) + "\n")
-        file.flush()
-        return json.loads(file.readline())
+        connection.sendall((json.dumps(card(place)) + "\n").encode())
+        with connection.makefile("r") as file:
+          return json.loads(file.readline())
     time.sleep(0.2)
   return [card(place)]
 
@@ -168,6 +169,19 @@ def problems(place: Place, cards: Sequence[Mapping[str, Any]]) -> list[str]:
     if abs(other.get("late", 0.0)) > MAX_CLOCK_DIFFERENCE:
       found.append(f"the clock of {name} is {other['late']:+.0f} s off")
   return found
+
+
+@contextlib.contextmanager
+def _stdout_for_results() -> Iterator[None]:
+  """What libraries print to stdout goes to stderr (gloo tells of its peers)."""
+  sys.stdout.flush()
+  former = os.dup(1)
+  try:
+    os.dup2(2, 1)
+    yield
+  finally:
+    os.dup2(former, 1)
+    os.close(former)
 
 
 def _collective(count: int) -> list[str]:
@@ -211,8 +225,10 @@ def check(place: Place, *, limit: float = LIMIT) -> dict[str, Any]:
         result.append(f"the collective failed: {' '.join(str(e).split())}")
       done.set()
 
-    threading.Thread(target=run, daemon=True).start()
-    if not done.wait(max(began + limit - time.monotonic(), 1.0)):
+    with _stdout_for_results():
+      threading.Thread(target=run, daemon=True).start()
+      ended = done.wait(max(began + limit - time.monotonic(), 1.0))
+    if not ended:
       result = [f"no collective within {limit:g} s: is the network closed?"]
     wrong = result
   return {
