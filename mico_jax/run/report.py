@@ -23,6 +23,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -194,12 +195,13 @@ def collect(lines: Sequence[Mapping[str, Any]]) -> list[Panel]:
   return [panels[title] for title in order if title in panels]
 
 
-def bars(evaluation: Mapping[str, Any], *, limit: int = 40) -> list[Bar]:
+def bars(evaluation: Mapping[str, Any], *, limit: int = 28) -> list[Bar]:
   """The shares of an `evaluation.json`.
 
   Args:
     evaluation: the parsed file.
-    limit: most bars returned.
+    limit: most bars returned; with more results, recalls beyond the first
+      rank are left out first.
 
   Returns:
     Results in [0, 1] that are recalls or accuracies, in the file's order.
@@ -214,6 +216,8 @@ def bars(evaluation: Mapping[str, Any], *, limit: int = 40) -> list[Bar]:
     found.append(
       Bar(name, value, low, high, row.get("baseline"), row.get("ceiling"))
     )
+  if len(found) > limit:
+    found = [b for b in found if not re.search(r"R@(?!1$)\d+$", b.name)]
   return found[:limit]
 
 
