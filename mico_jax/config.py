@@ -345,6 +345,9 @@ class TrainConfig:
 
   steps: int = 1000
   patch_dropout: float = 0.0  # fraction of patch tokens dropped in training
+  # A step's batch in so many parts, for activations that do not fit at once:
+  # the same gradient, by cached embeddings where rows are compared.
+  micro_batches: int = 1
   log_every: int = 10  # steps
   checkpoint_every: int = 500  # steps; the last step always saves
   keep: int = 3  # newest checkpoints kept

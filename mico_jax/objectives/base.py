@@ -143,15 +143,36 @@ class Objective(abc.ABC):
     config: its options, a field of `ObjectivesConfig`.
     name: key in the table and in the config.
     needs: what the step must prepare for its groups.
+    whole_batch: it compares rows of the whole batch, and reads their features
+      and texts alone; the others look at one row at a time, beside what
+      `of_batch` gives them.
+    row_indices: names of what `of_batch` gives that are indices of rows.
   """
 
   config: Any
   name: ClassVar[str] = ""
   needs: ClassVar[frozenset[Need]] = frozenset()
+  whole_batch: ClassVar[bool] = False
+  row_indices: ClassVar[frozenset[str]] = frozenset()
 
   @abc.abstractmethod
   def __call__(self, inputs: Inputs, group: str) -> Output:
     """Per-row values, weights and metrics of one group."""
+
+  def weights(self, inputs: Inputs, group: str) -> Float[Array, " B"]:
+    """The weights of `Output`, from the batch and its draws alone."""
+    weights = inputs.row_weight(group)
+    if "text" in self.needs:
+      weights = weights * inputs.text_weight(inputs.batch["text"][group])
+    return weights
+
+  def of_batch(self, inputs: Inputs, group: str) -> Mapping[str, Array]:
+    """What a row must know of the whole batch: comes back as `Inputs.given`.
+
+    Reads features and texts alone; arrays of one entry per row.
+    """
+    del inputs, group
+    return {}
 
   def negative_groups(self, groups: tuple[str, ...]) -> tuple[str, ...]:
     """Those of its groups whose explicit negatives must be embedded."""

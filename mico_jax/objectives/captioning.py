@@ -25,6 +25,26 @@ from mico_jax.objectives.base import (
 )
 
 
+def masked_text(
+  inputs: Inputs,
+  objective: str,
+  group: str,
+  ids: Int[Array, "B L"],
+  prob: float,
+) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
+  """(masked ids, labels) of a text: given, or drawn for each row."""
+  given = inputs.given(objective, group)
+  if given:
+    return given["ids"], given["labels"]
+  keys = inputs.keys(f"{objective}/{group}")
+  return draws.mask_tokens(keys, ids, info=inputs.tokenizer, prob=prob)
+
+
+def num_scored(labels: Int[Array, "B L"]) -> Float[Array, " B"]:
+  """Labelled positions of each row."""
+  return (labels != IGNORE).sum(axis=1).astype(jnp.float32)
+
+
 def token_output(
   inputs: Inputs,
   hidden: Float[Array, "B L W"],
@@ -45,8 +65,8 @@ def token_output(
     label_smoothing=label_smoothing,
     partition=inputs.partition,
   )
-  count = (labels != IGNORE).sum(axis=1).astype(values.dtype)
-  safe = jnp.maximum(count, 1)
+  count = num_scored(labels)
+  safe = jnp.maximum(count, 1).astype(values.dtype)
   weights = row_weights * count.astype(row_weights.dtype)
   hits = correct.sum(axis=1).astype(jnp.float32) / safe.astype(jnp.float32)
   return Output(
@@ -68,20 +88,24 @@ class Captioning(Objective):
   name: ClassVar[str] = "captioning"
   needs: ClassVar[frozenset[Need]] = frozenset({"text", "context"})
 
+  def weights(self, inputs: Inputs, group: str) -> Float[Array, " B"]:
+    """See `Objective`: how many tokens are scored."""
+    _, labels = masked_text(
+      inputs,
+      self.name,
+      group,
+      inputs.batch["text"][group],
+      self.config.mask_prob,
+    )
+    return super().weights(inputs, group) * num_scored(labels)
+
   def __call__(self, inputs: Inputs, group: str) -> Output:
     """See `Objective`."""
     ids = inputs.text[group].ids
     site = f"captioning/{group}"
-    given = inputs.given(self.name, group)
-    if given:
-      masked, labels = given["ids"], given["labels"]
-    else:
-      masked, labels = draws.mask_tokens(
-        inputs.keys(site),
-        ids,
-        info=inputs.tokenizer,
-        prob=self.config.mask_prob,
-      )
+    masked, labels = masked_text(
+      inputs, self.name, group, ids, self.config.mask_prob
+    )
     hidden = inputs.model.text(
       inputs.params,
       masked,

@@ -41,6 +41,7 @@ class Contrastive(Objective):
   config: ContrastiveConfig = field(default_factory=ContrastiveConfig)
   name: ClassVar[str] = "contrastive"
   needs: ClassVar[frozenset[Need]] = frozenset({"features", "text"})
+  whole_batch: ClassVar[bool] = True
 
   def __post_init__(self) -> None:
     """Checks names.
@@ -74,7 +75,7 @@ class Contrastive(Objective):
   def __call__(self, inputs: Inputs, group: str) -> Output:
     """See `Objective`."""
     slot, config = inputs.text[group], self.config
-    weights = inputs.row_weight(group) * inputs.text_weight(slot.ids)
+    weights = self.weights(inputs, group)
     own = inputs.params.get("objective", {}).get(self.name, {})
     negatives, negatives_valid = inputs.negatives.get(group, (None, None))
     if group not in config.explicit_negatives:

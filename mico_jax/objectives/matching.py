@@ -16,6 +16,7 @@ the batch are further pairs (`explicit_negatives`).
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -56,6 +57,7 @@ class Matching(Objective):
   config: MatchingConfig = field(default_factory=MatchingConfig)
   name: ClassVar[str] = "matching"
   needs: ClassVar[frozenset[Need]] = frozenset({"features", "text", "context"})
+  row_indices: ClassVar[frozenset[str]] = frozenset({"context_index"})
 
   def mine(
     self, inputs: Inputs, group: str, valid: Bool[Array, " B"]
@@ -102,6 +104,10 @@ class Matching(Objective):
       "text_ids": text_ids,
     }
 
+  def of_batch(self, inputs: Inputs, group: str) -> Mapping[str, Array]:
+    """The mined negatives of every row."""
+    return self.mine(inputs, group, self.weights(inputs, group) > 0)
+
   def _stays(self, inputs: Inputs, rows: int) -> bool:
     """Whether every mining group lies on one device."""
     size = self.config.group_rows
@@ -112,7 +118,7 @@ class Matching(Objective):
     """See `Objective`."""
     ids = inputs.text[group].ids
     rows, length = ids.shape
-    row_weights = inputs.row_weight(group) * inputs.text_weight(ids)
+    row_weights = self.weights(inputs, group)
     valid = row_weights > 0
     mined = self.mine(inputs, group, valid)
 

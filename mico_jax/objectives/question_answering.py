@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from mico_jax.config import QuestionAnsweringConfig
 from mico_jax.modalities import letters
-from mico_jax.objectives import draws
 from mico_jax.objectives.base import Inputs, Need, Objective, Output
-from mico_jax.objectives.captioning import token_output
+from mico_jax.objectives.captioning import (
+  masked_text,
+  num_scored,
+  token_output,
+)
 
 
 @dataclass(frozen=True)
@@ -31,20 +35,26 @@ class QuestionAnswering(Objective):
   name: ClassVar[str] = "question_answering"
   needs: ClassVar[frozenset[Need]] = frozenset({"context", "question_answer"})
 
+  def _row_weights(self, inputs: Inputs, group: str) -> Float[Array, " B"]:
+    weights = inputs.row_weight(group)
+    for name in ("answer", "question"):
+      weights = weights * inputs.text_weight(inputs.batch[name])
+    return weights
+
+  def weights(self, inputs: Inputs, group: str) -> Float[Array, " B"]:
+    """See `Objective`: how many tokens of the answer are scored."""
+    _, labels = masked_text(
+      inputs, self.name, group, inputs.batch["answer"], self.config.mask_prob
+    )
+    return self._row_weights(inputs, group) * num_scored(labels)
+
   def __call__(self, inputs: Inputs, group: str) -> Output:
     """See `Objective`."""
     question, answer = inputs.batch["question"], inputs.batch["answer"]
     site = f"question_answering/{group}"
-    given = inputs.given(self.name, group)
-    if given:
-      masked, labels = given["ids"], given["labels"]
-    else:
-      masked, labels = draws.mask_tokens(
-        inputs.keys(site),
-        answer,
-        info=inputs.tokenizer,
-        prob=self.config.mask_prob,
-      )
+    masked, labels = masked_text(
+      inputs, self.name, group, answer, self.config.mask_prob
+    )
     prefix = question.shape[1]
     hidden = inputs.model.text(
       inputs.params,
@@ -55,10 +65,9 @@ class QuestionAnswering(Objective):
       row_keys=inputs.dropout_keys(site),
       train=inputs.train,
     )
-    weights = inputs.row_weight(group) * inputs.text_weight(answer)
     return token_output(
       inputs,
       hidden[:, prefix:],
       labels,
-      weights * inputs.text_weight(question),
+      self._row_weights(inputs, group),
     )

@@ -54,6 +54,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
   ("optimizer.lora_rank", 0, math.inf),
   ("train.steps", 1, math.inf),
   ("train.patch_dropout", 0, 0.99),
+  ("train.micro_batches", 1, math.inf),
   ("train.log_every", 1, math.inf),
   ("train.checkpoint_every", 0, math.inf),
   ("train.keep", 1, math.inf),

@@ -7,6 +7,7 @@ the text tower in one call; a context is built and projected once per group.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,18 @@ def make_plan(selected: Selected) -> Plan:
     encoded=keys_of((*features, *contexts)),
     negatives=tuple(negatives),
   )
+
+
+def features_only(plan: Plan) -> Plan:
+  """The plan without contexts, and without what only they need."""
+  used = {by_letter(letter).key for c in plan.features for letter in c}
+  encoded = tuple(key for key in plan.encoded if key in used)
+  return dataclasses.replace(plan, contexts=(), encoded=encoded)
+
+
+def letters_to_key(plan: Plan) -> dict[str, str]:
+  """Context letter -> modality key, for the modalities of a plan."""
+  return {MODALITIES[key].letter: key for key in plan.keys}
 
 
 def input_config(config: Config, key: str) -> InputConfig:
@@ -308,7 +321,7 @@ def prepare(
     row_keys=row_keys,
     train=train,
     pixels=pixels,
-    letters_to_key={MODALITIES[key].letter: key for key in plan.keys},
+    letters_to_key=letters_to_key(plan),
     features={
       c: model.embed(params, c, {x: pooled[x] for x in c})
       for c in plan.features

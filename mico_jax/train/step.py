@@ -24,7 +24,7 @@ from mico_jax.modalities import MODALITIES, by_letter
 from mico_jax.objectives import Mean, draws, select, total_loss
 from mico_jax.objectives.base import scalar
 from mico_jax.parallel import sharding
-from mico_jax.train import encode, lora
+from mico_jax.train import cached, encode, lora
 from mico_jax.train.optimizer import Optimizer, make_optimizer
 from mico_jax.train.state import (
   TrainState,
@@ -126,9 +126,19 @@ def _floor_temperature(params: Params, floor: float) -> Params:
   return {**params, "temperature": value}
 
 
+def direct_gradient(loss: Loss, freeze: Any) -> cached.Gradient:
+  """The gradient of a loss, the whole batch at once."""
+
+  def gradient(params: Params, batch: Batch, *, step: Int[Array, ""]) -> Any:
+    objective = lambda p: loss(freeze(p), batch, step=step)
+    return jax.value_and_grad(objective, has_aux=True)(params)
+
+  return gradient
+
+
 def update_state(
   state: TrainState,
-  loss: Loss,
+  gradient: cached.Gradient,
   batch: Batch,
   *,
   optimizer: Optimizer,
@@ -139,12 +149,8 @@ def update_state(
   Returns:
     (new state, metrics, aux arrays of the objectives).
   """
-
-  def objective(params: Params) -> Any:
-    return loss(optimizer.freeze(params), batch, step=state.step)
-
-  (value, (metrics, aux)), grads = jax.value_and_grad(objective, has_aux=True)(
-    state.params
+  (value, (metrics, aux)), grads = gradient(
+    state.params, batch, step=state.step
   )
   norm = optimizer.norm(grads)
   finite = jnp.isfinite(value) & jnp.isfinite(norm)
@@ -217,6 +223,16 @@ def make_train_step(
   rules = sharding.rules_by_name(config.parallel.rules)
   partition = row_partition(mesh, rules)
   loss = make_loss(model, config, task, tokenizer, partition=partition)
+  gradient = direct_gradient(loss, optimizer.freeze)
+  if config.train.micro_batches > 1:
+    gradient = cached.make_gradient(
+      model,
+      config,
+      task,
+      tokenizer,
+      partition=partition,
+      freeze=optimizer.freeze,
+    )
   ema = config.optimizer.ema > 0
   shapes = jax.eval_shape(
     lambda p: create_state(p, optimizer, ema=ema), abstract
@@ -227,7 +243,7 @@ def make_train_step(
   def step(state: TrainState, batch: Batch) -> Any:
     with placed(mesh, rules):
       state, metrics, aux = update_state(
-        state, loss, batch, optimizer=optimizer, config=config
+        state, gradient, batch, optimizer=optimizer, config=config
       )
     return (state, metrics, aux) if return_aux else (state, metrics)
 
