@@ -56,7 +56,7 @@ LEAN = ("kernels", "layers", "models")
 NOT_IN_LEAN = {"grain", "clu", "ml_collections"}
 NOT_IN_HOST = {"jax", "jaxlib", "flax", "optax", "orbax"}
 NEVER = {"tensorflow", "keras"}
-TORCH_ROOMS = {"interop"}
+TORCH_ROOMS = {"interop", "benchmarks"}
 
 LEVEL = {room: i for i, rooms in enumerate(ROOMS) for room in rooms}
 

@@ -7,6 +7,7 @@ resized by functions the caller gives, new parts are listed, the rest is strict.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -99,6 +100,7 @@ def open_checkpoint(
   check: Check = "full",
   strict: bool = True,
   ema: bool = True,
+  arrays: bool = True,
 ) -> Checkpoint:
   """Reads the newest checkpoint that verifies.
 
@@ -108,6 +110,7 @@ def open_checkpoint(
     strict: false turns problems of content into warnings; files that cannot be
       read stay errors.
     ema: take the averaged weights if there are any.
+    arrays: false leaves `params` empty, for `read_params`.
 
   Raises:
     CheckpointError: if none can be read or verified.
@@ -118,7 +121,8 @@ def open_checkpoint(
   folders = step_folders(path)
   for folder in folders:
     try:
-      return _open_step(folder, check, strict, ema, tuple(reasons))
+      found = _open_step(folder, strict, ema, tuple(reasons))
+      return read_params(found, check=check, strict=strict) if arrays else found
     except CheckpointError as e:
       reasons.append(f"skipped step {folder.name}: {e}")
   if len(folders) == 1:
@@ -130,7 +134,7 @@ def open_checkpoint(
 
 
 def _open_step(
-  folder: Any, check: str, strict: bool, ema: bool, warnings: tuple[str, ...]
+  folder: Any, strict: bool, ema: bool, warnings: tuple[str, ...]
 ) -> Checkpoint:
   manifest = manifest_lib.read(folder)
   files, problems = manifest_lib.read_files(folder, manifest)
@@ -139,23 +143,37 @@ def _open_step(
   if problems and strict:
     raise CheckpointError(manifest_lib.summarise(problems))
   config = parse_config(files.pop(manifest_lib.CONFIG), folder)
-  source = "ema" if ema and "ema" in manifest["items"] else "params"
-  entries = manifest["items"][source]
-  flat = storage.read_arrays(folder, source, entries)
-  problems += manifest_lib.array_problems(
-    entries, flat, item=source, hashes=check != "off"
-  )
-  if problems and strict:
-    raise CheckpointError(manifest_lib.summarise(problems))
   return Checkpoint(
     folder=folder,
     step=int(manifest["step"]),
     config=config,
     manifest=manifest,
-    params=manifest_lib.unflatten(flat),
-    source=source,
+    params={},
+    source="ema" if ema and "ema" in manifest["items"] else "params",
     files=files,
     warnings=(*warnings, *problems),
+  )
+
+
+def read_params(
+  checkpoint: Checkpoint, *, check: Check = "full", strict: bool = True
+) -> Checkpoint:
+  """The checkpoint with its parameters, read and verified.
+
+  Raises:
+    CheckpointError: if they cannot be read or do not verify.
+  """
+  entries = checkpoint.manifest["items"][checkpoint.source]
+  flat = storage.read_arrays(checkpoint.folder, checkpoint.source, entries)
+  problems = manifest_lib.array_problems(
+    entries, flat, item=checkpoint.source, hashes=check != "off"
+  )
+  if problems and strict:
+    raise CheckpointError(manifest_lib.summarise(problems))
+  return dataclasses.replace(
+    checkpoint,
+    params=manifest_lib.unflatten(flat),
+    warnings=(*checkpoint.warnings, *problems),
   )
 
 

@@ -58,9 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="largest file of tensors (default: 5GB)",
   )
   parser.add_argument(
-    "--no-compare",
-    action="store_true",
-    help="do not run the exported model on the self-check inputs",
+    "--compare",
+    choices=("auto", "on", "off"),
+    default="auto",
+    help="run the exported model on the self-check inputs (default: models up "
+    "to 400 million parameters)",
   )
   common.add_json(parser)
 
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
   options = targets.Options(
     max_shard_size=sharded.parse_size(args.max_shard_size),
-    compare=not args.no_compare,
+    compare={"auto": None, "on": True, "off": False}[args.compare],
   )
   with common.warnings_as_lines():
     source = export.open_source(

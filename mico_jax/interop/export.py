@@ -9,10 +9,11 @@ the checkpoint's self-check.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,15 +93,52 @@ def open_source(
   """
   if weights not in ("ema", "raw"):
     raise ValueError(f"{weights=} must be ema or raw.")
+  ema = weights == "ema"
   checkpoint = restore.open_checkpoint(
-    path, check=check, strict=strict, ema=weights == "ema"
+    path, strict=strict, ema=ema, arrays=False
   )
+  imported = "import" in checkpoint.manifest
+  if not imported:  # A run may have to go back to an older step.
+    checkpoint = restore.open_checkpoint(
+      path, check=check, strict=strict, ema=ema
+    )
   try:
     tokenizer = tokenizer_from_files(checkpoint.tokenizer_files())
   except ValueError as e:
     raise CheckpointError(f"{checkpoint.folder}: {e}") from e
-  params = model_params(checkpoint.params, checkpoint.config)
-  return Source(checkpoint, params, tokenizer, build(checkpoint.config.model))
+  config = checkpoint.config
+
+  def read() -> Mapping[str, Any]:
+    whole = checkpoint
+    if imported:
+      whole = restore.read_params(checkpoint, check=check, strict=strict)
+    return model_params(whole.params, config)
+
+  params = Lazy(read) if imported else read()
+  return Source(checkpoint, params, tokenizer, build(config.model))
+
+
+class Lazy(Mapping[str, Any]):
+  """A mapping that is made when something is taken out of it.
+
+  The original tensors of an import need none of the parameters at once.
+  """
+
+  def __init__(self, make: Callable[[], Mapping[str, Any]]):
+    self._make = make
+
+  @functools.cached_property
+  def _made(self) -> Mapping[str, Any]:
+    return self._make()
+
+  def __getitem__(self, key: str) -> Any:
+    return self._made[key]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._made)
+
+  def __len__(self) -> int:
+    return len(self._made)
 
 
 @dataclasses.dataclass

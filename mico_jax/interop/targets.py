@@ -8,10 +8,12 @@ in the names of those libraries; `stablehlo` functions that JAX alone runs.
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mico_jax.checkpoint.manifest import flatten
 from mico_jax.config import ConfigError
 from mico_jax.interop import (
   export,
@@ -24,6 +26,8 @@ from mico_jax.interop import (
 )
 from mico_jax.interop.export import Report, Source
 
+SMALL = 400_000_000  # parameters
+
 
 @dataclass(frozen=True)
 class Options:
@@ -31,11 +35,25 @@ class Options:
 
   Attributes:
     max_shard_size: bytes of tensors per file.
-    compare: run the other side where it can be run here.
+    compare: run the other side where it can be run here; None: for models of
+      up to `SMALL` parameters, as both sides are held at once.
   """
 
   max_shard_size: int = 5 * 10**9
-  compare: bool = True
+  compare: bool | None = None
+
+
+def _compared(source: Source, report: Report, options: Options) -> bool:
+  """Whether to run both sides."""
+  if options.compare is not None:
+    return options.compare
+  leaves = flatten(source.model.abstract_params()).values()
+  small = sum(math.prod(leaf.shape) for leaf in leaves) <= SMALL
+  if not small:
+    report.notes.append(
+      f"outputs not compared: more than {SMALL:,} parameters (--compare on)"
+    )
+  return small
 
 
 def _torch(
@@ -46,7 +64,7 @@ def _torch(
     released.write(source, folder / "mico", report)
   except ConfigError as e:
     report.notes.append(f"no folder for the original code: {e}")
-  if not options.compare:
+  if not _compared(source, report, options):
     return
   try:
     report.compared = torch.compare(source, folder)
@@ -129,7 +147,7 @@ def _stablehlo(
   source: Source, folder: pathlib.Path, report: Report, options: Options
 ) -> None:
   stablehlo.write(source, folder, report, max_shard_size=options.max_shard_size)
-  if options.compare:
+  if _compared(source, report, options):
     report.compared = stablehlo.compare(source, folder)
 
 
