@@ -11,7 +11,6 @@ from __future__ import annotations
 import pathlib
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,16 +55,20 @@ class StalledDecoder(RuntimeError):
 
 
 class _Guard:
-  """Runs work in a daemon thread and watches the sample it is at."""
+  """Runs work in a daemon thread and watches the sample it is at.
+
+  What counts is the time that this process ran: one that was stopped (Ctrl-Z)
+  and goes on has no stalled decoder.
+  """
 
   def __init__(self, timeout: float):
     self._timeout = timeout
-    self._started = 0.0
+    self._waited = 0.0  # seconds for this sample
     self._name = ""
 
   def at(self, name: str) -> None:
     """Notes that a sample begins."""
-    self._name, self._started = name, time.monotonic()
+    self._name, self._waited = name, 0.0
 
   def run(self, work: Callable[[], Any]) -> Any:
     """The result of `work`; raises StalledDecoder if a sample hangs."""
@@ -79,10 +82,12 @@ class _Guard:
         result.extend((False, error))
       done.set()
 
-    self._started = time.monotonic()
+    self._waited = 0.0
     threading.Thread(target=target, daemon=True).start()
-    while not done.wait(max(0.01, min(self._timeout / 4, 1.0))):
-      if time.monotonic() - self._started > self._timeout:
+    period = max(0.01, min(self._timeout / 4, 1.0))
+    while not done.wait(period):
+      self._waited += period
+      if self._waited > self._timeout:
         raise StalledDecoder(
           f"sample {self._name} was not decoded within data.timeout="
           f"{self._timeout:g} s; the file or its store hangs."
