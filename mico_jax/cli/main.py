@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
   "trace": "list the samples of any past step",
   "inspect": "show what a checkpoint or config holds",
   "data": "look at data, pack it, make a tokenizer",
+  "bench": "measure kernels, on a device or by the TPU compiler",
   "doctor": "show versions, devices and optional packages",
 }
 

@@ -17,14 +17,20 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mico_jax import axes
-from mico_jax.kernels.attention import attention
+from mico_jax.kernels.attention import (
+  attention,
+  folded_scale,
+  packed_attention,
+)
 from mico_jax.layers import dropout
 from mico_jax.layers.mlp import KERNEL_INIT, Dense
 from mico_jax.layers.norm import LayerNorm
 from mico_jax.layers.parameter import parameter
 from mico_jax.layers.rotary import rotate
 
-ATTENTION_OUT = "attention_out"  # name for remat policies
+# Names for remat policies; a third, of the kernel, is ATTENTION_SUMS.
+ATTENTION_OUT = "attention_out"
+ATTENTION_QKV = "attention_qkv"
 
 
 # Biases of a packed projection -> what they are.
@@ -42,24 +48,31 @@ def _bias(module: nn.Module, name: str, size: int) -> Array:
 class PackedProjection(nn.Module):
   """One kernel [D, num * D] whose outputs are `num` groups of heads.
 
+  The first group may be scaled: the factor goes into the parameters before they
+  are rounded to the compute dtype.
+
   Attributes:
     num: 3 for queries, keys and values; 2 for keys and values.
     num_heads: N.
     bias: key of `BIASES`.
     dtype: compute dtype.
+    first_factor: on the first group.
   """
 
   num: int
   num_heads: int
   bias: str = "all"
   dtype: Any = jnp.float32
+  first_factor: float = 1.0
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, "B L D"]
-  ) -> tuple[Float[Array, "B L N H"], ...]:
-    """Returns the `num` groups."""
+  def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L P"]:
+    """Returns the groups side by side; see `split_heads`."""
     width = x.shape[-1]
+    factors = None
+    if self.first_factor != 1.0:
+      first = jnp.arange(self.num * width) < width
+      factors = jnp.where(first, jnp.float32(self.first_factor), 1.0)
     kernel = parameter(
       self,
       "kernel",
@@ -67,6 +80,7 @@ class PackedProjection(nn.Module):
       (width, self.num * width),
       (axes.EMBED, axes.QKV),
       dtype=self.dtype,
+      factors=factors,
     )
     bias = None
     if self.bias == "qv":
@@ -74,10 +88,18 @@ class PackedProjection(nn.Module):
       bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
     elif self.bias == "all":
       bias = _bias(self, "bias", self.num * width)
+    if factors is not None and bias is not None:
+      bias = bias * factors
     y = jnp.matmul(x.astype(self.dtype), kernel)
     if bias is not None:
       y = y + bias.astype(self.dtype)[None, None]
-    heads = (*x.shape[:2], self.num_heads, width // self.num_heads)
+    return y
+
+  def split_heads(
+    self, y: Float[Array, "B L P"]
+  ) -> tuple[Float[Array, "B L N H"], ...]:
+    """The `num` groups of what a call returned."""
+    heads = (*y.shape[:2], self.num_heads, -1)
     return tuple(p.reshape(heads) for p in jnp.split(y, self.num, axis=-1))
 
 
@@ -132,8 +154,12 @@ class SelfAttention(nn.Module):
       The attended tokens, and keys and values: of all tokens without a cache,
       else the updated cache.
     """
-    qkv = PackedProjection(3, self.num_heads, self.bias, self.dtype, name="qkv")
-    q, k, v = qkv(x)
+    factor, scale = folded_scale(x.shape[-1] // self.num_heads)
+    qkv = PackedProjection(
+      3, self.num_heads, self.bias, self.dtype, factor, name="qkv"
+    )
+    packed = checkpoint_name(qkv(x), ATTENTION_QKV)
+    q, k, v = qkv.split_heads(packed)
     if rotary is not None:
       q, k = rotate(q, *rotary), rotate(k, *rotary)
     kv = (k, v)
@@ -152,20 +178,21 @@ class SelfAttention(nn.Module):
       v = jnp.concatenate([kv[1], v[:, 1:]], axis=1)
     if row_keys is not None:
       row_keys = dropout.fold_rows(row_keys, dropout.ATTENTION)
-    out = attention(
-      q,
-      k,
-      v,
-      mask=mask,
-      causal=self.causal and cache is None,
-      prefix_lengths=prefix_lengths if self.causal else None,
-      masked_rows=self.masked_rows,
-      dropout_rate=self.dropout_rate,
-      row_keys=row_keys,
-      backend=self.backend,
-    )
+    options: dict[str, Any] = {
+      "mask": mask,
+      "causal": self.causal and cache is None,
+      "prefix_lengths": prefix_lengths if self.causal else None,
+      "scale": scale,
+      "masked_rows": self.masked_rows,
+      "dropout_rate": self.dropout_rate,
+      "row_keys": row_keys,
+      "backend": self.backend,
+    }
+    if rotary is None and cache is None:
+      out = packed_attention(packed, num_heads=self.num_heads, **options)
+    else:
+      out = attention(q, k, v, **options).reshape(x.shape)
     out = checkpoint_name(out, ATTENTION_OUT)
-    out = out.reshape(x.shape)
     if self.norm_eps is not None:
       out = LayerNorm(self.norm_eps, name="norm")(out)
     proj = Dense(

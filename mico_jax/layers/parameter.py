@@ -20,6 +20,7 @@ def parameter(
   names: tuple[str, ...],
   *,
   dtype: Any = jnp.float32,
+  factors: Array | None = None,
 ) -> Array:
   """A float32 parameter of a module; call it inside a compact method.
 
@@ -30,9 +31,12 @@ def parameter(
     shape: of the parameter.
     names: logical axis of each dimension.
     dtype: that it is used in; it travels between devices in this one.
+    factors: of the last dimension, multiplied with before it is rounded.
   """
   boxed = nn.with_logical_partitioning(init, names)
   value: Any = module.param(name, boxed, shape, jnp.float32)
+  if factors is not None:
+    value = value * factors.reshape((1,) * (len(shape) - 1) + (-1,))
   if module.is_initializing():
     return value.astype(dtype)
   return gathered(value.astype(dtype), names)

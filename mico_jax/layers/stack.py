@@ -15,7 +15,8 @@ import flax.linen as nn
 import jax
 
 from mico_jax import axes
-from mico_jax.layers.attention import ATTENTION_OUT
+from mico_jax.kernels.attention import ATTENTION_SUMS
+from mico_jax.layers.attention import ATTENTION_OUT, ATTENTION_QKV
 from mico_jax.layers.placement import split_tokens
 
 _policies = jax.checkpoint_policies
@@ -24,7 +25,10 @@ _policies = jax.checkpoint_policies
 REMAT: dict[str, Callable[..., Any] | None] = {
   "none": None,
   "full": _policies.nothing_saveable,
-  "attention": _policies.save_only_these_names(ATTENTION_OUT),
+  "attention": _policies.save_only_these_names(ATTENTION_OUT, ATTENTION_SUMS),
+  "attention_qkv": _policies.save_only_these_names(
+    ATTENTION_QKV, ATTENTION_OUT, ATTENTION_SUMS
+  ),
   "dots": _policies.dots_saveable,
   "dots_no_batch": _policies.dots_with_no_batch_dims_saveable,
 }

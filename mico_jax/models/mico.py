@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from mico_jax.config import ConfigError, ModelConfig
 from mico_jax.kernels.attention.api import BACKENDS, MASKED_ROWS
 from mico_jax.kernels.cross_entropy import tied, tied_cross_entropy
-from mico_jax.kernels.dtypes import accumulation_dtype
+from mico_jax.kernels.dtypes import accumulation_dtype, supported_dtype
 from mico_jax.kernels.partition import RowPartition
 from mico_jax.layers import dropout, pool
 from mico_jax.layers.stack import REMAT
@@ -572,6 +572,7 @@ def build(config: ModelConfig) -> MiCo:
       raise ConfigError(
         f"config.model.{field}={value!r} is not one of {', '.join(known)}."
       )
+  config = dataclasses.replace(config, dtype=supported_dtype(config.dtype))
   model = MiCo(config)
   try:
     parameters.parts(config)

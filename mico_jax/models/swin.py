@@ -119,11 +119,10 @@ class WindowAttention(nn.Module):
     length, heads = window**2, count**2 * self.num_heads
     x = x.reshape(batch, count, window, count, window, width)
     x = x.transpose(0, 2, 4, 1, 3, 5).reshape(batch, -1, width)
+    project = PackedProjection(3, self.num_heads, dtype=self.dtype, name="qkv")
     q, k, v = (
       part.reshape(batch, length, heads, width // self.num_heads)
-      for part in PackedProjection(
-        3, self.num_heads, dtype=self.dtype, name="qkv"
-      )(x)
+      for part in project.split_heads(project(x))
     )
     out = attention(
       q,

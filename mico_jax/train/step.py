@@ -8,7 +8,8 @@ number and the counters of skipped steps; it costs no host synchronisation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from mico_jax import axes
 from mico_jax.config import Config, ConfigError, TaskConfig
+from mico_jax.kernels import target
 from mico_jax.kernels.partition import RowPartition
 from mico_jax.layers.placement import placed
 from mico_jax.modalities import MODALITIES, by_letter
@@ -47,6 +49,31 @@ def row_partition(mesh: Mesh, rules: sharding.Rules) -> RowPartition | None:
   names = (names,) if isinstance(names, str) else tuple(names or ())
   partition = RowPartition(mesh, names)
   return partition if partition.size > 1 else None
+
+
+@contextlib.contextmanager
+def kernels_on(mesh: Mesh, rules: sharding.Rules) -> Iterator[None]:
+  """While tracing: parameters are laid out, kernels run on each device.
+
+  Args:
+    mesh: of the run.
+    rules: logical axis -> mesh axes.
+  """
+
+  def over(logical: str) -> tuple[str, ...]:
+    found = sharding.spec((logical,), rules)
+    names = found[0] if found else ()
+    names = (names,) if isinstance(names, str) else tuple(names or ())
+    return tuple(name for name in names if mesh.shape[name] > 1)
+
+  split = target.split(
+    mesh,
+    batch_axes=over(axes.BATCH),
+    head_axes=over(axes.QKV),
+    sequence_axes=over(axes.TOKENS),
+  )
+  with placed(mesh, rules), split:
+    yield
 
 
 def make_loss(
@@ -241,7 +268,7 @@ def make_train_step(
   alone = sharding.replicated(mesh)
 
   def step(state: TrainState, batch: Batch) -> Any:
-    with placed(mesh, rules):
+    with kernels_on(mesh, rules):
       state, metrics, aux = update_state(
         state, gradient, batch, optimizer=optimizer, config=config
       )
@@ -273,7 +300,7 @@ def make_eval_loss(
 
   def evaluate(params: Params, batch: Batch) -> dict[str, Mean]:
     start = jnp.zeros((), jnp.int32)
-    with placed(mesh, rules):
+    with kernels_on(mesh, rules):
       _, (metrics, _) = loss(params, batch, step=start, train=False)
     return metrics
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import jax
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mico_jax.kernels import dtypes, target
 from mico_jax.kernels.attention import BACKENDS, api, attention
 from mico_jax.kernels.attention import reference as plain
+from mico_jax.kernels.attention.rules import Rules
 
-ON_CPU = [name for name in BACKENDS if name != "cudnn"]
+ON_CPU = [name for name in BACKENDS if name not in ("cudnn", "pallas_tpu")]
 
 
 def _arrays(batch, queries, keys, heads, width, dtype=np.float64, seed=0):
@@ -30,7 +33,7 @@ def _truth(q, k, v, mask, masked_rows):
         q,
         k,
         v,
-        mask=None if mask is None else jnp.asarray(mask),
+        rules=Rules(None if mask is None else jnp.asarray(mask)),
         scale=q.shape[-1] ** -0.5,
         masked_rows=masked_rows,
       )
@@ -182,7 +185,8 @@ def test_dispatch_says_what_ran(caplog, monkeypatch):
     attention(q, k, v)
     attention(q, k, v)
   assert [r.message for r in caplog.records] == [
-    "attention: xla; not cudnn: platform is cpu, not gpu"
+    "attention: xla; not pallas_tpu: platform is cpu, not tpu; not cudnn: "
+    "platform is cpu, not gpu"
   ]
   monkeypatch.setenv(api.ENVIRONMENT, "reference")
   with caplog.at_level(logging.INFO, logger=api.__name__):
@@ -193,7 +197,7 @@ def test_dispatch_says_what_ran(caplog, monkeypatch):
 def test_mistakes_are_named(monkeypatch):
   monkeypatch.delenv(api.ENVIRONMENT, raising=False)
   q, k, v = (jnp.asarray(x, jnp.float32) for x in _arrays(1, 2, 2, 1, 8))
-  with pytest.raises(ValueError, match="known: auto, cudnn"):
+  with pytest.raises(ValueError, match="known: auto, pallas_tpu, cudnn"):
     attention(q, k, v, backend="nope")
   with pytest.raises(NotImplementedError, match="not gpu"):
     attention(q, k, v, backend="cudnn")
@@ -240,3 +244,68 @@ def test_a_bias_that_does_not_fit(shape):
   ):
     api._check_bias(jnp.zeros(shape), (2, 3, 5, 7))
   api._check_bias(jnp.zeros((1, 3, 5, 7)), (2, 3, 5, 7))
+
+
+@pytest.fixture
+def as_cudnn(monkeypatch):
+  """Stands in for cuDNN: refuses what it refuses, computes by XLA."""
+  plain_attention = jax.nn.dot_product_attention
+
+  def stand_in(q, k, v, *, implementation, mask=None, **options):
+    assert implementation == "cudnn"
+    assert q.shape[-1] % 8 == 0
+    assert mask is None or q.shape[1] % 2 == k.shape[1] % 2 == 0
+    return plain_attention(q, k, v, mask=mask, **options)
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+  with target.use(target.Target("gpu")):
+    yield
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {},
+    {"kv_lengths": jnp.array([0, 4])},
+    {"causal": True, "kv_lengths": jnp.array([3, 0])},
+    {"causal": True, "prefix_lengths": jnp.array([2, 5])},
+    {"mask": jnp.zeros((2, 1, 5, 7), bool).at[:, :, 1:, 3].set(True)},
+  ],
+  ids=str,
+)
+def test_cudnn_gets_what_it_takes(as_cudnn, options):
+  length = 5 if "prefix_lengths" in options else 7
+  arrays = _arrays(2, 5, length, 2, 12)
+  low = [jnp.asarray(x, jnp.float32).astype(jnp.float16) for x in arrays]
+
+  def loss(backend, *arrays):
+    out = attention(*arrays, backend=backend, **options)
+    return jnp.sum(out.astype(jnp.float32) ** 2), out
+
+  got, want = (
+    jax.grad(functools.partial(loss, name), (0, 1, 2), has_aux=True)(*low)
+    for name in ("cudnn", "reference")
+  )
+  for x, expected in zip(
+    jax.tree.leaves(got), jax.tree.leaves(want), strict=True
+  ):
+    np.testing.assert_allclose(
+      np.asarray(x, np.float32), np.asarray(expected, np.float32), atol=2e-2
+    )
+
+
+def test_old_gpus_have_no_bfloat16(monkeypatch, caplog):
+  with caplog.at_level(logging.INFO, logger=dtypes.__name__):
+    for capability, want in ((7.5, "float32"), (8.0, "bfloat16")):
+      machine = target.Target("gpu", capability=capability)
+      with target.use(machine):
+        assert dtypes.supported_dtype("bfloat16") == want
+        assert dtypes.supported_dtype("float16") == "float16"
+  assert len(caplog.records) == 1
+  assert "7.5" in caplog.text
+  q = jnp.zeros((1, 2, 1, 8), jnp.float16)
+  with (
+    target.use(target.Target("gpu", capability=7.5)),
+    pytest.raises(NotImplementedError, match=r"7\.5, below 8\.0"),
+  ):
+    attention(q, q, q, backend="cudnn")

@@ -8,12 +8,18 @@ from mico_jax.kernels.attention.api import (
   MASKED_ROWS,
   attention,
   combine_masks,
+  folded_scale,
+  packed_attention,
 )
+from mico_jax.kernels.attention.pallas_tpu import ATTENTION_SUMS
 
 __all__ = [
+  "ATTENTION_SUMS",
   "AUTO_ORDER",
   "BACKENDS",
   "MASKED_ROWS",
   "attention",
   "combine_masks",
+  "folded_scale",
+  "packed_attention",
 ]

@@ -1,15 +1,22 @@
 """Attention by cuDNN's fused kernel, through `jax.nn.dot_product_attention`.
 
 The score matrix is never stored. Refuses what the kernel cannot do: other
-platforms, float32, attention dropout keyed by row, an additive bias, the
-additive -10000.
+platforms, GPUs below compute capability 8.0, float32, attention dropout keyed
+by row, an additive bias, the additive -10000. Arrays are filled up only where
+cuDNN refuses them: heads that are no multiple of 8, and odd lengths under a
+dense mask.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float, Key
+
+from mico_jax.kernels import target
+from mico_jax.kernels.attention.rules import Rules
 
 
 def attention(
@@ -17,7 +24,7 @@ def attention(
   k: Float[Array, "B S N H"],
   v: Float[Array, "B S N H"],
   *,
-  mask: Bool[Array, "#B #N #L #S"] | None,
+  rules: Rules,
   bias: Float[Array, "#B #N L S"] | None = None,
   scale: float,
   masked_rows: str,
@@ -29,8 +36,13 @@ def attention(
   Raises:
     NotImplementedError: where cuDNN cannot; dispatch tries the next backend.
   """
-  if jax.default_backend() != "gpu":
-    raise NotImplementedError(f"platform is {jax.default_backend()}, not gpu")
+  machine = target.current()
+  if machine.platform != "gpu":
+    raise NotImplementedError(f"platform is {machine.platform}, not gpu")
+  if 0.0 < machine.capability < 8.0:
+    raise NotImplementedError(
+      f"compute capability {machine.capability}, below 8.0"
+    )
   if q.dtype not in (jnp.bfloat16, jnp.float16):
     raise NotImplementedError(f"dtype is {q.dtype}, not bfloat16 or float16")
   if dropout_rate and row_keys is not None:
@@ -40,20 +52,61 @@ def attention(
     raise NotImplementedError("additive bias")
   if masked_rows != "zero":
     raise NotImplementedError(f"masked_rows={masked_rows!r}")
-  if q.shape[-1] % 8 or q.shape[-1] > 128:
-    raise NotImplementedError(f"head dim {q.shape[-1]} (multiple of 8, <= 128)")
-  row_seen = None
-  if mask is not None:
-    shape = (*mask.shape[:2], q.shape[1], k.shape[1])
-    mask = jnp.broadcast_to(mask, shape)
-    # A row that sees nothing gets everything here and is cleared below, so
-    # that no NaN arises in the kernel or in its gradient.
-    row_seen = jnp.any(mask, axis=-1)
-    mask = mask | ~row_seen[..., None]
+  if q.shape[-1] > 128:
+    raise NotImplementedError(f"head dim {q.shape[-1]}, above 128")
+  simple = rules.mask is None and rules.prefix_lengths is None
+  if simple and rules.kv_segments is None and rules.first_query is None:
+    return _by_lengths(q, k, v, rules, scale)
+  return _by_mask(q, k, v, rules, scale)
+
+
+def _attend(
+  q: Array, k: Array, v: Array, scale: float, **options: Any
+) -> Array:
+  """The kernel; heads in multiples of 8, filled up where they are not."""
+  head_dim = q.shape[-1]
+  if missing := -head_dim % 8:
+    widths = ((0, 0), (0, 0), (0, 0), (0, missing))
+    q, k, v = (jnp.pad(x, widths) for x in (q, k, v))
   out = jax.nn.dot_product_attention(
-    q, k, v, mask=mask, scale=scale, implementation="cudnn"
+    q, k, v, scale=scale, implementation="cudnn", **options
   )
-  if row_seen is None:
-    return out
-  seen = jnp.swapaxes(row_seen, 1, 2)[..., None]
+  return out[..., :head_dim]
+
+
+def _by_lengths(
+  q: Array, k: Array, v: Array, rules: Rules, scale: float
+) -> Array:
+  """Nothing, lengths and causal order: the kernel has them itself."""
+  options: dict[str, Any] = {"is_causal": rules.causal}
+  lengths = rules.kv_lengths
+  if lengths is None:
+    return _attend(q, k, v, scale, **options)
+  # A row without keys gets the first one here and is cleared below, so that no
+  # NaN arises in the kernel or in its gradient.
+  lengths = lengths.astype(jnp.int32)
+  options["key_value_seq_lengths"] = jnp.maximum(lengths, 1)
+  options["query_seq_lengths"] = jnp.full_like(lengths, q.shape[1])
+  out = _attend(q, k, v, scale, **options)
+  seen = (lengths > 0)[:, None, None, None]
   return jnp.where(seen, out, jnp.zeros((), out.dtype))
+
+
+def _by_mask(q: Array, k: Array, v: Array, rules: Rules, scale: float) -> Array:
+  """Any other rules: a dense mask, whose gradient wants even lengths."""
+  num_queries, num_keys = q.shape[1], k.shape[1]
+  mask = rules.dense(num_queries, num_keys)
+  assert mask is not None  # else `_by_lengths`
+  mask = jnp.broadcast_to(mask, (*mask.shape[:2], num_queries, num_keys))
+  odd_queries, odd_keys = num_queries % 2, num_keys % 2
+  if odd_queries or odd_keys:
+    rows, columns = (0, odd_queries), (0, odd_keys)
+    mask = jnp.pad(mask, ((0, 0), (0, 0), rows, columns))
+    q = jnp.pad(q, ((0, 0), rows, (0, 0), (0, 0)))
+    k, v = (jnp.pad(x, ((0, 0), columns, (0, 0), (0, 0))) for x in (k, v))
+  row_seen = jnp.any(mask, axis=-1)
+  mask = mask | ~row_seen[..., None]
+  out = _attend(q, k, v, scale, mask=mask)
+  seen = jnp.swapaxes(row_seen, 1, 2)[..., None]
+  out = jnp.where(seen, out, jnp.zeros((), out.dtype))
+  return out[:, :num_queries]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from mico_jax.kernels.attention.rules import Rules
 from mico_jax.kernels.dtypes import accumulation_dtype
 
 RELEASED_MASK_VALUE = -10000.0  # added to masked scores by the original
@@ -20,7 +21,7 @@ def attention(
   k: Float[Array, "B S N H"],
   v: Float[Array, "B S N H"],
   *,
-  mask: Bool[Array, "#B #N #L #S"] | None,
+  rules: Rules,
   bias: Float[Array, "#B #N L S"] | None = None,
   scale: float,
   masked_rows: str,
@@ -39,6 +40,7 @@ def attention(
   scores = scores * jnp.asarray(scale, softmax_dtype)
   if bias is not None:
     scores = scores + bias.astype(softmax_dtype)
+  mask = rules.dense(q.shape[1], k.shape[1])
   probs = masked_softmax(scores, mask, masked_rows)
   probs = probability_dropout(probs, dropout_rate, row_keys)
   return jnp.einsum("bnls,bsnh->blnh", probs.astype(dtype), v)

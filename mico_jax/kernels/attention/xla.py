@@ -1,17 +1,28 @@
-"""Attention left to XLA's fusion: runs everywhere, keeps the score matrix.
+"""Attention left to XLA's fusion: runs everywhere.
 
 Products take the dtype of the inputs (bf16 on an accelerator) and accumulate
 in float32; the softmax is float32. Queries are scaled before the product, in
 float32, which costs L x H instead of L x S multiplications.
+
+The scores are kept while they are small. Above `SCORE_BYTES` the queries go
+through in chunks, one after the other, and the backward pass computes the
+scores of a chunk anew, so memory grows with one chunk only.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from mico_jax.kernels.attention import reference
+from mico_jax.kernels.attention.rules import Rules
 from mico_jax.kernels.dtypes import accumulation_dtype
+
+SCORE_BYTES = 2**30  # of all scores, above which the queries are chunked
+CHUNK_BYTES = 2**28  # of the scores of one chunk, at most (or one query)
 
 
 def attention(
@@ -19,7 +30,7 @@ def attention(
   k: Float[Array, "B S N H"],
   v: Float[Array, "B S N H"],
   *,
-  mask: Bool[Array, "#B #N #L #S"] | None,
+  rules: Rules,
   bias: Float[Array, "#B #N L S"] | None = None,
   scale: float,
   masked_rows: str,
@@ -27,22 +38,96 @@ def attention(
   row_keys: Key[Array, " B"] | None = None,
 ) -> Float[Array, "B L N H"]:
   """Softmax attention; see `mico_jax.kernels.attention.attention`."""
-  dtype = q.dtype
-  softmax_dtype = accumulation_dtype(dtype)
-  q = (q.astype(softmax_dtype) * jnp.asarray(scale, softmax_dtype)).astype(
-    dtype
-  )
-  scores = jnp.einsum(
-    "blnh,bsnh->bnls", q, k, preferred_element_type=softmax_dtype
-  )
-  if bias is not None:
-    scores = scores + bias.astype(softmax_dtype)
-  probs = reference.masked_softmax(scores, mask, masked_rows)
+  softmax_dtype = accumulation_dtype(q.dtype)
+  scaled = q.astype(softmax_dtype) * jnp.asarray(scale, softmax_dtype)
+  q = scaled.astype(q.dtype)
+  batch, num_queries, num_heads, _ = q.shape
+  row_bytes = batch * num_heads * k.shape[1] * softmax_dtype.itemsize
+  drops = dropout_rate > 0.0 and row_keys is not None  # drawn for all scores
+  if row_bytes * num_queries > SCORE_BYTES and not drops:
+    rows = max(CHUNK_BYTES // row_bytes, 1)
+    return _chunked(
+      q, k, v, rules=rules, bias=bias, masked_rows=masked_rows, rows=rows
+    )
+  mask = rules.dense(num_queries, k.shape[1])
+  probs = _weights(q, k, mask, bias, masked_rows)
   probs = reference.probability_dropout(probs, dropout_rate, row_keys)
+  return _mix(probs, v)
+
+
+def _weights(
+  q: Array,
+  k: Array,
+  mask: Bool[Array, "#B #N #L #S"] | None,
+  bias: Array | None,
+  masked_rows: str,
+) -> Array:
+  """Attention weights [B N L S] of scaled queries."""
+  dtype = accumulation_dtype(q.dtype)
+  scores = jnp.einsum("blnh,bsnh->bnls", q, k, preferred_element_type=dtype)
+  if bias is not None:
+    scores = scores + bias.astype(dtype)
+  return reference.masked_softmax(scores, mask, masked_rows)
+
+
+def _mix(probs: Array, v: Array) -> Array:
   out = jnp.einsum(
     "bnls,bsnh->blnh",
-    probs.astype(dtype),
+    probs.astype(v.dtype),
     v,
-    preferred_element_type=softmax_dtype,
+    preferred_element_type=accumulation_dtype(v.dtype),
   )
-  return out.astype(dtype)
+  return out.astype(v.dtype)
+
+
+def _chunked(
+  q: Array,
+  k: Array,
+  v: Array,
+  *,
+  rules: Rules,
+  bias: Array | None,
+  masked_rows: str,
+  rows: int,
+) -> Array:
+  """The same over chunks of `rows` queries."""
+  num_queries, num_keys = q.shape[1], k.shape[1]
+  chunks = -(-num_queries // rows)
+  missing = chunks * rows - num_queries
+
+  def split(x: Array | None, axis: int) -> Array | None:
+    """Chunks of the queries on axis 0."""
+    if x is None or x.shape[axis] != num_queries:
+      return None
+    widths = [(0, missing if i == axis else 0) for i in range(x.ndim)]
+    x = jnp.pad(x, widths)
+    shape = (*x.shape[:axis], chunks, rows, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+  own_mask = rules.mask is not None and rules.mask.shape[2] == num_queries
+  per_chunk = {
+    "q": split(q, 1),
+    "bias": split(bias, 2),
+    "mask": split(rules.mask, 2) if own_mask and num_queries > 1 else None,
+    "segments": split(rules.query_segments, 1),
+    "first": jnp.arange(chunks, dtype=jnp.int32) * rows,
+  }
+
+  @jax.checkpoint
+  def one(chunk: Any) -> Array:
+    here = Rules(
+      mask=rules.mask if chunk["mask"] is None else chunk["mask"],
+      kv_lengths=rules.kv_lengths,
+      prefix_lengths=rules.prefix_lengths,
+      query_segments=chunk["segments"],
+      kv_segments=rules.kv_segments,
+      first_query=rules.first_query,
+      causal=rules.causal,
+    )
+    mask = here.dense(rows, num_keys, first_query=chunk["first"])
+    probs = _weights(chunk["q"], k, mask, chunk["bias"], masked_rows)
+    return _mix(probs, v)
+
+  out = jnp.moveaxis(jax.lax.map(one, per_chunk), 0, 1)
+  out = out.reshape(q.shape[0], chunks * rows, *q.shape[2:])
+  return out[:, :num_queries]

@@ -177,7 +177,7 @@ def _inner(folder: Folder, model: MiCo, params: Any) -> Iterator[Check]:
     qkv = jax.tree.map(lambda x: x[0], params["text"]["blocks"]["attn"]["qkv"])
     project = PackedProjection(3, config.text.num_heads)
     packed: Any = project.apply({"params": qkv}, jnp.asarray(first))
-    q, k = packed[:2]
+    q, k, _ = project.split_heads(packed)
     scores = jnp.einsum("blnh,bsnh->bnls", q, k) * q.shape[-1] ** -0.5
     probs = reference.masked_softmax(
       scores, jnp.asarray(mask)[:, None, None], config.masked_rows

@@ -1,0 +1,363 @@
+"""Static cycles of attention, ours and its peers, without a device.
+
+`mico-jax bench attention --aot v5e:2x2` compiles each shape for one TensorCore
+(see `benchmarks/aot.py` for what the figures are worth) and prints cycles per
+row and head: of the kernel (bundles of a grid step times steps), and of XLA's
+operations around it (padding, transposition), by XLA's own estimate.
+
+Peers: XLA's `jax.nn.dot_product_attention`, and JAX's flash and splash kernels
+with the block sizes of `PEER_BLOCKS`, the best one reported. They take lengths
+in multiples of a block and heads of 128, so inputs are padded for them; the
+keys of the padding are left unmasked, in their favour.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mico_jax.benchmarks import aot
+from mico_jax.benchmarks.shapes import SHAPES, Shape
+from mico_jax.kernels import target
+from mico_jax.kernels.attention import pallas_tpu, tpu_plan
+from mico_jax.kernels.attention.rules import Rules
+
+PEER_BLOCKS = (384, 512, 1024)
+PEERS = ("xla", "flash", "splash")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cycles:
+  """Per row and head.
+
+  Attributes:
+    kernel: of Pallas kernels; 0 for XLA.
+    around: of XLA's operations.
+    note: blocks or layout in use.
+  """
+
+  kernel: float
+  around: float
+  note: str = ""
+
+  @property
+  def total(self) -> float:
+    """Kernel and what is around it."""
+    return self.kernel + self.around
+
+
+Attend = Callable[..., jax.Array]
+
+
+def _inputs(shape: Shape) -> tuple[jax.ShapeDtypeStruct, ...]:
+  heads = (shape.num_heads, shape.head_dim)
+
+  def array(length: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((shape.batch, length, *heads), jnp.bfloat16)
+
+  if shape.packed:
+    width = shape.num_heads * shape.head_dim
+    return (
+      jax.ShapeDtypeStruct(
+        (shape.batch, shape.num_queries, 3 * width), jnp.bfloat16
+      ),
+    )
+  return (
+    array(shape.num_queries),
+    array(shape.num_keys),
+    array(shape.num_keys),
+  )
+
+
+def _program(attend: Attend, *, backward: bool) -> Callable[..., Any]:
+  """The function to compile: values, or values and all gradients."""
+  if not backward:
+    return attend
+
+  def both(*arrays: jax.Array) -> Any:
+    out, pullback = jax.vjp(attend, *arrays)
+    # A gradient that depends on the values, so that both passes are needed.
+    return pullback(out)
+
+  return both
+
+
+def _split(shape: Shape, arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+  if not shape.packed:
+    return tuple(arrays)
+  heads = (*arrays[0].shape[:2], shape.num_heads, shape.head_dim)
+  return tuple(x.reshape(heads) for x in jnp.split(arrays[0], 3, axis=-1))
+
+
+def measure(
+  attend: Attend,
+  inputs: Sequence[jax.ShapeDtypeStruct],
+  shape: Shape,
+  topology: str,
+  *,
+  backward: bool,
+  steps: Mapping[str, int],
+  note: str = "",
+) -> Cycles:
+  """Cycles per row and head of one program.
+
+  Args:
+    attend: of the inputs.
+    inputs: abstract arrays.
+    shape: the problem.
+    topology: such as "v5e:2x2".
+    backward: whether with all gradients.
+    steps: part of the name of a kernel -> grid steps of a call.
+    note: passed on.
+  """
+  report = aot.compile_report(
+    _program(attend, backward=backward),
+    *inputs,
+    sharding=aot.one_device(topology),
+  )
+  kernel = 0
+  for part, count in steps.items():
+    kernel += report.step_bundles(part) * count
+  units = shape.batch * shape.num_heads
+  return Cycles(kernel / units, report.xla_cycles / units, note)
+
+
+def plan_of(shape: Shape, machine: target.Target) -> tpu_plan.Plan:
+  """How our kernel runs a shape.
+
+  Raises:
+    NotImplementedError: if it refuses.
+  """
+  return tpu_plan.make_plan(
+    machine,
+    num_queries=shape.num_queries,
+    num_keys=shape.num_keys,
+    num_heads=shape.num_heads,
+    head_dim=shape.head_dim,
+    dtype=jnp.bfloat16,
+    scale=shape.head_dim**-0.5,
+    rules=Rules(),
+    packed=shape.packed,
+  )
+
+
+def ours(shape: Shape, topology: str, *, backward: bool) -> Cycles:
+  """Our kernel, as the door would call it.
+
+  Raises:
+    NotImplementedError: if it refuses.
+  """
+  machine = target.Target("tpu", topology.split(":")[0])
+  plan = plan_of(shape, machine)
+
+  def attend(*arrays: jax.Array) -> jax.Array:
+    options: dict[str, Any] = {
+      "rules": Rules(),
+      "scale": shape.head_dim**-0.5,
+      "masked_rows": "zero",
+    }
+    with target.use(machine):
+      if shape.packed:
+        return pallas_tpu.packed_attention(
+          arrays[0], num_heads=shape.num_heads, **options
+        )
+      return pallas_tpu.attention(*arrays, **options)
+
+  count = shape.batch * plan.groups
+  steps = {"mico_attention_forward": count * plan.forward.tiles}
+  if backward:
+    steps["mico_attention_backward"] = count * plan.backward.tiles
+  layout = "packed" if shape.packed else "lanes" if plan.lanes else "heads"
+  rows = plan.backward.rows if backward else plan.forward.rows
+  note = f"{layout} {plan.forward.layout.num_heads}x{rows}"
+  return measure(
+    attend,
+    _inputs(shape),
+    shape,
+    topology,
+    backward=backward,
+    steps=steps,
+    note=note,
+  )
+
+
+def xla(shape: Shape, topology: str, *, backward: bool) -> Cycles:
+  """`jax.nn.dot_product_attention`."""
+
+  def attend(*arrays: jax.Array) -> jax.Array:
+    return jax.nn.dot_product_attention(*_split(shape, arrays))
+
+  return measure(
+    attend, _inputs(shape), shape, topology, backward=backward, steps={}
+  )
+
+
+def _padded(shape: Shape, arrays: Sequence[jax.Array], block: int) -> Any:
+  """q, k, v as [B, N, L, 128] with lengths in whole blocks."""
+  padded = []
+  for x in _split(shape, arrays):
+    x = jnp.swapaxes(x, 1, 2)
+    rows, lanes = -x.shape[2] % block, -x.shape[3] % 128
+    padded.append(jnp.pad(x, ((0, 0), (0, 0), (0, rows), (0, lanes))))
+  return padded
+
+
+def _unpadded(shape: Shape, x: jax.Array) -> jax.Array:
+  x = x[:, :, : shape.num_queries, : shape.head_dim]
+  x = jnp.swapaxes(x, 1, 2)
+  return x.reshape(*x.shape[:2], -1) if shape.packed else x
+
+
+def _flash(shape: Shape, block: int) -> tuple[Attend, dict[str, int]]:
+  from jax.experimental.pallas.ops.tpu import flash_attention as module
+
+  queries = -(-shape.num_queries // block)
+  keys = -(-shape.num_keys // block)
+  sizes = module.BlockSizes(
+    block_q=block,
+    block_k_major=block,
+    block_k=block,
+    block_b=1,
+    block_q_major_dkv=block,
+    block_k_major_dkv=block,
+    block_k_dkv=block,
+    block_q_dkv=block,
+    block_k_major_dq=block,
+    block_k_dq=block,
+    block_q_dq=block,
+  )
+
+  def attend(*arrays: jax.Array) -> jax.Array:
+    out = module.flash_attention(
+      *_padded(shape, arrays, block),
+      sm_scale=shape.head_dim**-0.5,
+      block_sizes=sizes,
+    )
+    return _unpadded(shape, out)
+
+  steps = shape.batch * shape.num_heads * queries * keys
+  return attend, {"flash": steps}
+
+
+def _splash(shape: Shape, block: int) -> tuple[Attend, dict[str, int]]:
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as module,
+  )
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as masks,
+  )
+
+  queries = -(-shape.num_queries // block)
+  keys = -(-shape.num_keys // block)
+  full = masks.FullMask((queries * block, keys * block))
+  sizes = module.BlockSizes(
+    block_q=block,
+    block_kv=block,
+    block_kv_compute=block,
+    block_q_dkv=block,
+    block_kv_dkv=block,
+    block_kv_dkv_compute=block,
+    use_fused_bwd_kernel=True,
+  )
+  kernel = module.make_splash_mha(
+    masks.MultiHeadMask([full] * shape.num_heads),
+    block_sizes=sizes,
+    head_shards=1,
+    q_seq_shards=1,
+  )
+
+  def attend(*arrays: jax.Array) -> jax.Array:
+    q, k, v = _padded(shape, arrays, block)
+    q = q * jnp.asarray(shape.head_dim**-0.5, q.dtype)
+    return _unpadded(shape, jax.vmap(kernel)(q, k, v))
+
+  steps = shape.batch * shape.num_heads * queries * keys
+  return attend, {"splash": steps}
+
+
+_PEERS = {"flash": _flash, "splash": _splash}
+
+
+def peer_attention(name: str, shape: Shape, block: int) -> Attend:
+  """A peer of `PEER_BLOCKS` with one size of block, padding included."""
+  return _PEERS[name](shape, block)[0]
+
+
+def peer(name: str, shape: Shape, topology: str, *, backward: bool) -> Cycles:
+  """JAX's own kernel with the best of `PEER_BLOCKS`.
+
+  Raises:
+    NotImplementedError: if none of the blocks compiles.
+  """
+  found, errors = [], []
+  longest = max(shape.num_queries, shape.num_keys)
+  for block in PEER_BLOCKS:
+    if block > 384 and block > longest:
+      continue
+    try:
+      attend, steps = _PEERS[name](shape, block)
+      cycles = measure(
+        attend,
+        _inputs(shape),
+        shape,
+        topology,
+        backward=backward,
+        steps=steps,
+        note=f"block {block}",
+      )
+    except Exception as error:  # a kernel of others that does not compile
+      errors.append(f"{block}: {str(error).splitlines()[0][:80]}")
+      continue
+    found.append(cycles)
+  if not found:
+    raise NotImplementedError("; ".join(errors))
+  return min(found, key=lambda cycles: cycles.total)
+
+
+def run(
+  topology: str,
+  shapes: Sequence[str],
+  *,
+  peers: Sequence[str] = PEERS,
+) -> Iterator[dict[str, Any]]:
+  """Measures each shape, forward and forward with backward.
+
+  Args:
+    topology: such as "v5e:2x2".
+    shapes: names of `SHAPES`.
+    peers: of `PEERS`.
+
+  Yields:
+    One record per shape, implementation and direction.
+  """
+  for name in shapes:
+    shape = SHAPES[name]
+    who: dict[str, Callable[..., Cycles]] = {"mico_jax": ours}
+    who.update(
+      {p: xla if p == "xla" else functools.partial(peer, p) for p in peers}
+    )
+    for implementation, function in who.items():
+      for backward in (False, True):
+        record: dict[str, Any] = {
+          "topology": topology,
+          "shape": name,
+          "implementation": implementation,
+          "backward": backward,
+        }
+        try:
+          cycles = function(shape, topology, backward=backward)
+        except NotImplementedError as error:
+          yield {**record, "refused": str(error)}
+          continue
+        yield {
+          **record,
+          "kernel": round(cycles.kernel),
+          "around": round(cycles.around),
+          "total": round(cycles.total),
+          "note": cycles.note,
+        }

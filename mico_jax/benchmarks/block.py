@@ -1,0 +1,138 @@
+"""Static cycles of an attention block, without a device.
+
+A block is projection to queries, keys and values, attention, output projection
+and residual, in bfloat16: `x + attention(x W) V`. `mico-jax bench block --aot
+v5e:2x2` compiles it for one TensorCore and prints cycles per row: XLA's own
+operations by their estimate, the kernel by its bundles (see
+`benchmarks/aot.py`), and the floor of its matrix products.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mico_jax.benchmarks import aot
+from mico_jax.benchmarks.attention import plan_of
+from mico_jax.benchmarks.shapes import SHAPES, Shape
+from mico_jax.kernels import target
+from mico_jax.kernels.attention import packed_attention
+
+IMPLEMENTATIONS = ("pallas_tpu", "xla")
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockCycles:
+  """Per row of the batch.
+
+  Attributes:
+    kernel: of the attention kernel.
+    xla: of everything else.
+    floor: of the four projections at the full rate of the matrix units; 0.0
+      where the clock is unpublished.
+  """
+
+  kernel: float
+  xla: float
+  floor: float
+
+  @property
+  def total(self) -> float:
+    """Kernel and everything else."""
+    return self.kernel + self.xla
+
+
+def _block(shape: Shape, machine: target.Target, backend: str) -> Any:
+  heads = shape.num_heads
+
+  def forward(x: jax.Array, w: jax.Array, out: jax.Array) -> jax.Array:
+    scale = shape.head_dim**-0.5
+    if backend == "pallas_tpu":
+      scale = math.log(2.0)  # the rest is in `w` already
+    with target.use(machine):
+      y = packed_attention(x @ w, num_heads=heads, scale=scale, backend=backend)
+    return x + y @ out
+
+  return forward
+
+
+def measure(
+  shape: Shape, topology: str, *, backend: str, backward: bool
+) -> BlockCycles:
+  """Cycles of one block.
+
+  Args:
+    shape: of self-attention, packed.
+    topology: such as "v5e:2x2".
+    backend: of attention, one of `IMPLEMENTATIONS`.
+    backward: forward and all gradients.
+  """
+  machine = target.Target("tpu", topology.split(":")[0])
+  width = shape.num_heads * shape.head_dim
+  forward = _block(shape, machine, backend)
+
+  def both(x: jax.Array, w: jax.Array, out: jax.Array, grad: jax.Array) -> Any:
+    return jax.vjp(forward, x, w, out)[1](grad)
+
+  def array(*sizes: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, jnp.bfloat16)
+
+  x = array(shape.batch, shape.num_queries, width)
+  arrays = [x, array(width, 3 * width), array(width, width)]
+  report = aot.compile_report(
+    both if backward else forward,
+    *arrays,
+    *([x] if backward else []),
+    sharding=aot.one_device(topology),
+  )
+  kernel = 0
+  if backend == "pallas_tpu":
+    plan = plan_of(shape, machine)
+    parts = {"attention_forward": plan.forward.tiles}
+    if backward:
+      parts["attention_backward"] = plan.backward.tiles
+    kernel = sum(
+      report.step_bundles(part) * tiles * plan.groups
+      for part, tiles in parts.items()
+    )
+  chip = aot.chip(topology)
+  flops = 2 * shape.num_queries * 4 * width**2 * (3 if backward else 1)
+  floor = 0.0
+  if chip.clock:
+    floor = flops * chip.clock / (chip.flops / chip.devices)
+  return BlockCycles(kernel, report.xla_cycles / shape.batch, floor)
+
+
+def run(
+  topology: str, shapes: Sequence[str] = ("vit_g",)
+) -> Iterator[dict[str, Any]]:
+  """Measures the block of each packed shape.
+
+  Args:
+    topology: such as "v5e:2x2".
+    shapes: names of `SHAPES`.
+
+  Yields:
+    One record per shape, implementation and direction.
+  """
+  for name in shapes:
+    for backend in IMPLEMENTATIONS:
+      for backward in (False, True):
+        cycles = measure(
+          SHAPES[name], topology, backend=backend, backward=backward
+        )
+        yield {
+          "topology": topology,
+          "shape": name,
+          "implementation": backend,
+          "backward": backward,
+          "kernel": round(cycles.kernel),
+          "around": round(cycles.xla),
+          "total": round(cycles.total),
+          "note": f"floor {round(cycles.floor)}",
+        }

@@ -1,0 +1,184 @@
+"""The contrastive loss with its gradients: times here, or figures of a slice.
+
+`mico-jax bench loss` times each form on the devices that are here, beside the
+plain loss (all similarities of the global batch, differentiated by JAX) and the
+largest difference of its gradients to that in float64. `--peer torch` adds
+PyTorch's, on one device. `--aot v5e:16x16` compiles for a slice instead and
+prints memory, XLA's estimated cycles and the bytes that travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mico_jax.benchmarks import aot, timing
+from mico_jax.kernels.contrastive import contrastive_pair
+from mico_jax.kernels.partition import RowPartition
+
+FORMS = ("chunked", "ring", "xla")
+ROWS = {"cpu": 1024}  # of the global batch by default; 65,536 elsewhere
+WIDTH = 512
+TEMPERATURE = 0.07
+PEERS = ("plain", "torch")
+
+
+def _gradient(
+  form: str, partition: RowPartition | None, chunk: int
+) -> Callable[..., Any]:
+  def loss(query: Any, key: Any, temperature: Any) -> Any:
+    pair = contrastive_pair(
+      query,
+      key,
+      temperature=temperature,
+      partition=partition,
+      chunk=chunk,
+      backend=form,
+    )
+    return jnp.mean(pair.to_key + pair.to_query) / 2
+
+  return jax.value_and_grad(loss, (0, 1, 2))
+
+
+def _plain(query: Any, key: Any, temperature: Any) -> Any:
+  def loss(query: Any, key: Any, temperature: Any) -> Any:
+    scores = jnp.matmul(query, key.T) / temperature
+    own = jnp.mean(jnp.diagonal(scores))
+    both = jnp.mean(jax.nn.logsumexp(scores, 0) + jax.nn.logsumexp(scores, 1))
+    return both / 2 - own
+
+  return jax.value_and_grad(loss, (0, 1, 2))(query, key, temperature)
+
+
+def _partition(devices: Sequence[Any]) -> RowPartition | None:
+  if len(devices) == 1:
+    return None
+  grid = np.asarray(devices, dtype=object)
+  return RowPartition(Mesh(grid, ("data",)), ("data",))
+
+
+def unit_rows(rows: int, width: int = WIDTH) -> tuple[np.ndarray, np.ndarray]:
+  """Two sides of random unit rows, related as in training."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(rows, width))
+  y = x + rng.normal(size=(rows, width))
+  return tuple(
+    (a / np.linalg.norm(a, axis=1, keepdims=True)).astype(np.float32)
+    for a in (x, y)
+  )  # type: ignore[return-value]
+
+
+def _exact(sides: Sequence[np.ndarray]) -> list[np.ndarray]:
+  """Gradients of both sides in float64, by NumPy."""
+  x, y = (a.astype(np.float64) for a in sides)
+  scores = x @ y.T / TEMPERATURE
+  by_row = np.exp(scores - scores.max(1, keepdims=True))
+  by_row /= by_row.sum(1, keepdims=True)
+  by_column = np.exp(scores - scores.max(0, keepdims=True))
+  by_column /= by_column.sum(0, keepdims=True)
+  slope = (by_row + by_column) / 2 - np.eye(len(x))
+  slope /= len(x) * TEMPERATURE
+  return [slope @ y, slope.T @ x]
+
+
+def _torch(sides: Sequence[np.ndarray]) -> Callable[[], Any]:
+  from mico_jax.benchmarks import torch_peers
+
+  return torch_peers.contrastive(sides, temperature=TEMPERATURE)
+
+
+def run(
+  forms: Sequence[str],
+  *,
+  peers: Sequence[str] = ("plain",),
+  batch: int = 0,
+  turns: int = 7,
+) -> Iterator[dict[str, Any]]:
+  """Times each form on the devices that are here.
+
+  Args:
+    forms: names of `FORMS`.
+    peers: names of `PEERS`.
+    batch: rows of the global batch; 0: 1,024 on a CPU, else 65,536.
+    turns: see `timing.alternate`.
+
+  Yields:
+    One record per form and peer.
+  """
+  batch = batch or ROWS.get(jax.default_backend(), 65536)
+  sides = unit_rows(batch)
+  partition = _partition(jax.devices())
+  scale = jnp.float32(TEMPERATURE)
+  arrays: list[Any] = [jnp.asarray(x) for x in sides]
+  if partition is not None:
+    place = NamedSharding(partition.mesh, partition.spec())
+    arrays = [jax.device_put(x, place) for x in arrays]
+  functions = {name: _gradient(name, partition, 0) for name in forms}
+  if "plain" in peers:
+    functions["plain"] = _plain
+  calls, errors = {}, {}
+  want = _exact(sides) if batch <= 8192 else None
+  for name, function in functions.items():
+    compiled = jax.jit(function)
+    calls[name] = timing.waiting(compiled, *arrays, scale)
+    if want is not None:
+      got = compiled(*arrays, scale)[1][:2]
+      errors[name] = max(
+        float(np.abs(np.asarray(g, np.float64) - w).max() / np.abs(w).max())
+        for g, w in zip(got, want, strict=True)
+      )
+  if "torch" in peers:
+    calls["torch"] = _torch(sides)
+  first = next(iter(calls))
+  for record in timing.records(
+    timing.alternate(calls, turns=turns), first=first
+  ):
+    if (name := record["implementation"]) in errors:
+      record["gradient_error"] = float(f"{errors[name]:.2g}")
+    yield {"shape": f"{batch}x{WIDTH}", "pass": "forward+backward", **record}
+
+
+def run_aot(
+  topology: str, forms: Sequence[str], *, batch: int = 65536
+) -> Iterator[dict[str, Any]]:
+  """Compiles each form for a slice, embeddings in bfloat16.
+
+  Args:
+    topology: such as "v5e:16x16".
+    forms: names of `FORMS`.
+    batch: rows of the global batch.
+
+  Yields:
+    One record per form, figures of one device.
+  """
+  devices = aot.devices(topology)
+  partition = _partition(devices)
+  spec = PartitionSpec() if partition is None else partition.spec()
+  mesh = Mesh(np.asarray(devices, dtype=object), ("data",))
+  rows = NamedSharding(mesh, spec)
+  side = jax.ShapeDtypeStruct((batch, WIDTH), jnp.bfloat16, sharding=rows)
+  scale = jax.ShapeDtypeStruct(
+    (), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec())
+  )
+  clock = aot.chip(topology).clock
+  for form in forms:
+    report = aot.compile_report(
+      _gradient(form, partition, 0), side, side, scale
+    )
+    yield {
+      "shape": f"{batch}x{WIDTH}",
+      "implementation": form,
+      "temporaries_mib": round(report.temporary_bytes / 2**20, 2),
+      "cycles": report.xla_cycles,
+      "milliseconds": round(1e3 * report.xla_cycles / clock, 3)
+      if clock
+      else None,
+      "collectives_mib": round(
+        sum(size for _, size in report.collectives.values()) / 2**20, 1
+      ),
+    }

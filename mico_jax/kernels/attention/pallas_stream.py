@@ -1,0 +1,252 @@
+"""Calls of `tpu_stream`: tiles, blocks, gradients, one device or several."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array
+
+from mico_jax.kernels import target
+from mico_jax.kernels.attention import tpu_stream as stream
+from mico_jax.kernels.attention.tpu_devices import on_devices
+from mico_jax.kernels.attention.tpu_layout import LANES
+from mico_jax.kernels.attention.tpu_resident import UNSEEN, Spec
+
+TILE = 512
+_LIMIT = 15 * target.MIB  # every generation has 16
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamPlan:
+  """How one call runs.
+
+  Attributes:
+    tiling: of both directions.
+    num_heads: N, those of one device.
+    machine: with the mesh over which rows and heads are split.
+    sums_name: of the logarithms of sums, for remat policies.
+  """
+
+  tiling: stream.Tiling
+  num_heads: int
+  machine: target.Target
+  sums_name: str
+
+  @property
+  def lanes(self) -> bool:
+    """Heads lie apart."""
+    return False
+
+  @property
+  def groups(self) -> int:
+    """Groups of heads."""
+    return self.num_heads
+
+
+def make_stream_plan(
+  machine: target.Target, spec: Spec, *, num_heads: int, sums_name: str
+) -> StreamPlan:
+  """Tiles of at most `TILE` queries and keys.
+
+  Args:
+    machine: to run on.
+    spec: with a layout of one head; its rows are set here.
+    num_heads: N of one device.
+    sums_name: see `StreamPlan`.
+  """
+  rows = min(TILE, spec.num_queries)
+  tiling = stream.Tiling(
+    dataclasses.replace(spec, rows=rows, tail=False),
+    min(TILE, spec.num_keys),
+  )
+  return StreamPlan(tiling, num_heads, machine, sums_name)
+
+
+def _blocks(plan: StreamPlan, query: int, key: int) -> tuple[Any, Any, Any]:
+  """Blocks of queries, of keys and of numbers per query.
+
+  Args:
+    plan: of the call.
+    query: number of the grid axis over tiles of queries.
+    key: likewise of keys.
+  """
+  spec = plan.tiling.spec
+  dim = spec.layout.head_dim
+  queries = pl.BlockSpec(
+    (1, 1, spec.rows, dim), lambda *i: (i[0], i[1], i[query], 0)
+  )
+  keys = pl.BlockSpec(
+    (1, 1, plan.tiling.columns, dim), lambda *i: (i[0], i[1], i[key], 0)
+  )
+  numbers = pl.BlockSpec(
+    (1, 1, 1, spec.rows), lambda *i: (i[0], i[1], 0, i[query])
+  )
+  return queries, keys, numbers
+
+
+def _rule_inputs(
+  plan: StreamPlan,
+  rules: tuple[Array, ...],
+  *,
+  query: int,
+  key: int,
+  transposed: bool,
+) -> tuple[list[Array], list[pl.BlockSpec]]:
+  """Identities as a row or a column, whichever the scores need."""
+  spec, left = plan.tiling.spec, list(rules)
+  arrays: list[Array] = []
+  blocks: list[pl.BlockSpec] = []
+
+  def add(ids: Array, size: int, axis: int, column: bool) -> None:
+    if column:
+      arrays.append(ids[:, :, None])
+      blocks.append(pl.BlockSpec((1, size, 1), lambda *i: (i[0], i[axis], 0)))
+    else:
+      arrays.append(ids[:, None, :])
+      blocks.append(pl.BlockSpec((1, 1, size), lambda *i: (i[0], 0, i[axis])))
+
+  if spec.key_ids:
+    add(left.pop(0), plan.tiling.columns, key, transposed)
+  if spec.query_ids:
+    add(left.pop(0), spec.rows, query, not transposed)
+  if spec.prefix:
+    arrays.append(left.pop(0)[:, None, None])
+    blocks.append(pl.BlockSpec((1, 1, 1), lambda *i: (i[0], 0, 0)))
+  return arrays, blocks
+
+
+def _call(plan: StreamPlan, kernel: Any, name: str, **options: Any) -> Any:
+  spec = plan.tiling.spec
+  sizes = (spec.num_queries, spec.num_keys, plan.num_heads)
+  return pl.pallas_call(
+    functools.partial(kernel, tiling=plan.tiling),
+    name="_".join([name, *map(str, sizes), str(spec.layout.head_dim)]),
+    interpret=plan.machine.interpret,
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
+      vmem_limit_bytes=_LIMIT,
+    ),
+    **options,
+  )
+
+
+def _forward(
+  plan: StreamPlan, arrays: tuple[Array, ...], rules: tuple[Array, ...]
+) -> tuple[Array, Array]:
+  """Values, and logarithms of sums [B, N, 1, rows of all tiles]."""
+  q, k, v = arrays
+  spec = plan.tiling.spec
+  batch, heads = q.shape[:2]
+  queries, keys, numbers = _blocks(plan, 2, 3)
+  extra, extra_blocks = _rule_inputs(
+    plan, rules, query=2, key=3, transposed=False
+  )
+  sums = (batch, heads, 1, spec.tiles * spec.rows)
+  per_query = pltpu.VMEM((spec.rows, LANES), jnp.float32)
+  return _call(
+    plan,
+    stream.forward_kernel,
+    "mico_attention_stream_forward",
+    grid=(batch, heads, spec.tiles, plan.tiling.key_tiles),
+    in_specs=[queries, keys, keys, *extra_blocks],
+    out_specs=[queries, numbers],
+    out_shape=[
+      jax.ShapeDtypeStruct(q.shape, q.dtype),
+      jax.ShapeDtypeStruct(sums, jnp.float32),
+    ],
+    scratch_shapes=[
+      per_query,
+      per_query,
+      pltpu.VMEM((spec.rows, q.shape[-1]), jnp.float32),
+    ],
+  )(q, k, v, *extra)
+
+
+def _backward(
+  plan: StreamPlan,
+  arrays: tuple[Array, ...],
+  rules: tuple[Array, ...],
+  sums: Array,
+  grads: tuple[Array, Array],
+) -> tuple[Array, ...]:
+  """Gradients of q, k and v from the gradient of the values and the values."""
+  q, k, v = arrays
+  spec = plan.tiling.spec
+  grad, out = grads
+  batch, heads = q.shape[:2]
+  missing = spec.tiles * spec.rows - spec.num_queries
+  means = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+  means = jnp.pad(means, ((0, 0), (0, 0), (0, missing)))[:, :, None]
+  if missing:  # what a ragged tile wrote behind the last query
+    row = jnp.arange(sums.shape[-1], dtype=jnp.int32)
+    sums = jnp.where((row < spec.num_queries)[None, None, None], sums, UNSEEN)
+
+  def run(kernel: Any, name: str, query: int, key: int, side: int) -> Any:
+    queries, keys, numbers = _blocks(plan, query, key)
+    extra, extra_blocks = _rule_inputs(
+      plan, rules, query=query, key=key, transposed=True
+    )
+    tiles = {query: spec.tiles, key: plan.tiling.key_tiles}
+    results = (q,) if side == 0 else (k, v)
+    rows = spec.rows if side == 0 else plan.tiling.columns
+    return _call(
+      plan,
+      kernel,
+      name,
+      grid=(batch, heads, tiles[2], tiles[3]),
+      in_specs=[queries, keys, keys, queries, numbers, numbers, *extra_blocks],
+      out_specs=[queries] if side == 0 else [keys, keys],
+      out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
+      scratch_shapes=[pltpu.VMEM((rows, q.shape[-1]), jnp.float32)]
+      * len(results),
+    )(q, k, v, grad, sums, means, *extra)
+
+  (dq,) = run(
+    stream.query_gradient_kernel, "mico_attention_stream_queries", 2, 3, 0
+  )
+  dk, dv = run(
+    stream.key_gradient_kernel, "mico_attention_stream_keys", 3, 2, 1
+  )
+  return dq, dk, dv
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend(plan: StreamPlan, arrays: Any, rules: Any) -> Array:
+  """Softmax attention.
+
+  Args:
+    plan: from `make_stream_plan`.
+    arrays: q [B, N, L, H], k and v [B, N, S, H].
+    rules: the arrays of rules that the spec names, rows in front.
+  """
+  return _both(plan, arrays, rules)[0]
+
+
+def _both(plan: StreamPlan, arrays: Any, rules: Any) -> tuple[Array, Array]:
+  def local(arrays: Any, rules: Any, sums: None, grads: None) -> Any:
+    del sums, grads
+    return _forward(plan, arrays, rules)
+
+  return on_devices(plan, local, arrays, rules, None, None)
+
+
+def _attend_forward(plan: StreamPlan, arrays: Any, rules: Any) -> Any:
+  out, sums = _both(plan, arrays, rules)
+  sums = checkpoint_name(sums, plan.sums_name)
+  return out, (arrays, rules, sums, out)
+
+
+def _attend_backward(plan: StreamPlan, saved: Any, grad: Array) -> Any:
+  arrays, rules, sums, out = saved
+  backward = functools.partial(_backward, plan)
+  return on_devices(plan, backward, arrays, rules, sums, (grad, out)), None
+
+
+attend.defvjp(_attend_forward, _attend_backward)

@@ -1,0 +1,307 @@
+"""TPU attention with all keys and values of a head in VMEM, both directions.
+
+No online softmax: a tile of queries sees every key at once. Exponentials are
+base two (log2(e) is part of the factor on the queries), the softmax is float32,
+and the forward pass keeps one number per query, the base-two logarithm of its
+sum, from which the backward pass recomputes the probabilities.
+
+A matrix unit takes keys by 128 (or 256), so the last of 257 keys costs as much
+as 128 of them. It is taken out ("tail") and multiplied by the vector units,
+which are idle meanwhile. The backward pass works on transposed scores [S, L]:
+sums over keys are then additions of whole registers, and two of its three
+products over scores need no transposition. A few queries would leave most lanes
+of that empty, so for them its scores stand upright.
+
+Grid: (rows of the batch, groups of heads, tiles of queries).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from mico_jax.kernels.attention.tpu_layout import LANES, Layout
+
+HIDDEN = -1e30  # score of a key that a query does not see
+UNSEEN = 1e30  # logarithm of the sum of a query that sees nothing
+LN2 = 0.6931471805599453
+# Contracted axes: x y^T, x y, x^T y.
+NT = (((1,), (1,)), ((), ()))
+NN = (((1,), (0,)), ((), ()))
+TN = (((0,), (0,)), ((), ()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """What a kernel is compiled for.
+
+  Attributes:
+    layout: of the heads of a grid step.
+    num_queries: L.
+    num_keys: S.
+    rows: queries of a tile.
+    scale: on the products.
+    factor: on the queries: scale * log2(e); 1.0 if it is in them already.
+    causal: query i sees keys 0..i.
+    key_ids: whether keys have identities.
+    query_ids: whether queries have them; else theirs is 1.
+    prefix: whether there are prefix lengths.
+    tail: whether the last key is taken out of the products.
+    exact: float32 inputs: products in full precision.
+    packed: whether the gradients of q, k and v go into one array.
+    upright: the backward pass has scores [L, S], for few queries; else [S, L].
+  """
+
+  layout: Layout
+  num_queries: int
+  num_keys: int
+  rows: int
+  scale: float
+  factor: float
+  causal: bool = False
+  key_ids: bool = False
+  query_ids: bool = False
+  prefix: bool = False
+  tail: bool = False
+  exact: bool = False
+  packed: bool = False
+  upright: bool = False
+
+  @property
+  def masked(self) -> bool:
+    """Whether any key is hidden from any query."""
+    return self.causal or self.key_ids
+
+  @property
+  def tiles(self) -> int:
+    """Tiles of queries."""
+    return -(-self.num_queries // self.rows)
+
+  @property
+  def ragged(self) -> bool:
+    """Whether the last tile has rows behind the last query."""
+    return self.num_queries % self.rows != 0
+
+  @property
+  def num_rules(self) -> int:
+    """Arrays of rules among the inputs."""
+    return self.key_ids + self.query_ids + self.prefix
+
+
+def dot(spec: Spec, x: Any, y: Any, dims: Any) -> Any:
+  """A product that accumulates in float32."""
+  precision = jax.lax.Precision.HIGHEST if spec.exact else None
+  return jax.lax.dot_general(
+    x, y, dims, precision=precision, preferred_element_type=jnp.float32
+  )
+
+
+def _f32(x: Any) -> Any:
+  return x.astype(jnp.float32)
+
+
+def scaled(spec: Spec, q: Any) -> Any:
+  """The queries times the factor, in their own dtype."""
+  if spec.factor == 1.0:
+    return q
+  return (_f32(q) * spec.factor).astype(q.dtype)
+
+
+def visible(
+  spec: Spec, rules: Any, *, tile: Any, query_axis: int, keys: slice
+) -> Any:
+  """Which of the keys a tile of queries sees, or None: all.
+
+  Args:
+    spec: of the kernel.
+    rules: its inputs: key ids, query ids, prefix lengths, those that exist.
+    tile: number of the tile.
+    query_axis: axis of the queries in the scores.
+    keys: the columns asked for.
+  """
+  if not spec.masked:
+    return None
+  left = list(rules)
+  count = keys.stop - keys.start
+  shape = (spec.rows, count) if query_axis == 0 else (count, spec.rows)
+  seen = None
+  if spec.key_ids:
+    ids = left.pop(0)
+    ids = ids[0, :, keys] if query_axis == 0 else ids[0, keys, :]
+    own = left.pop(0)[0] if spec.query_ids else jnp.ones((1, 1), jnp.int32)
+    seen = ids == own
+  if spec.causal:
+    last = jax.lax.broadcasted_iota(jnp.int32, shape, query_axis)
+    last = last + tile * spec.rows
+    if spec.prefix:
+      last = jnp.maximum(last, left.pop(0)[0] - 1)
+    key = jax.lax.broadcasted_iota(jnp.int32, shape, 1 - query_axis)
+    before = key + keys.start <= last
+    seen = before if seen is None else before & seen
+  return seen
+
+
+def _hide(scores: Any, seen: Any) -> Any:
+  return scores if seen is None else jnp.where(seen, scores, HIDDEN)
+
+
+def _forward_head(
+  spec: Spec, q: Any, k: Any, v: Any, seen: Any, tail_seen: Any
+) -> tuple[Any, Any]:
+  """Values [rows, width] and logarithms of sums [rows, 1] of one head."""
+  split = spec.num_keys - spec.tail
+  scores = _hide(dot(spec, q, k[:split], NT), seen)
+  top = jnp.max(scores, axis=1, keepdims=True)
+  if spec.tail:
+    last = jnp.sum(_f32(q) * _f32(k[split:]), axis=1, keepdims=True)
+    last = _hide(last, tail_seen)
+    top = jnp.maximum(top, last)
+  weights = jnp.exp2(scores - top)
+  total = jnp.sum(weights, axis=1, keepdims=True)
+  out = dot(spec, weights.astype(v.dtype), v[:split], NN)
+  if spec.tail:
+    last = jnp.exp2(last - top)
+    total = total + last
+    out = out + last * _f32(v[split:])
+  share = pl.reciprocal(total, approx=not spec.exact)
+  log_sum = top + jnp.log2(total)
+  if spec.masked:
+    something = top > HIDDEN / 2
+    share = jnp.where(something, share, 0.0)
+    log_sum = jnp.where(something, log_sum, UNSEEN)
+  return out * share, log_sum
+
+
+def forward_kernel(*refs: Any, spec: Spec) -> None:
+  """q, k, v, rules -> values, logarithms of sums; scratch for the latter.
+
+  Without scratch the logarithms are not wanted.
+  """
+  q_ref, k_ref, v_ref = refs[:3]
+  rules, (out_ref, *rest) = (
+    refs[3 : 3 + spec.num_rules],
+    refs[3 + spec.num_rules :],
+  )
+  tile = pl.program_id(2)
+  split = spec.num_keys - spec.tail
+  seen = visible(spec, rules, tile=tile, query_axis=0, keys=slice(0, split))
+  tail_seen = None
+  if spec.tail:
+    tail = slice(split, spec.num_keys)
+    tail_seen = visible(spec, rules, tile=tile, query_axis=0, keys=tail)
+  layout = spec.layout
+  writer = layout.writer(out_ref)
+  for head in range(layout.num_heads):
+    q = scaled(spec, layout.read(q_ref, head, clean=True))
+    k = layout.read(k_ref, head, clean=False)
+    v = layout.read(v_ref, head, clean=False)
+    out, log_sum = _forward_head(spec, q, k, v, seen, tail_seen)
+    writer.put(head, out)
+    if rest:
+      rest[1][: spec.rows, head : head + 1] = log_sum
+  if rest:
+    sums_ref, scratch = rest
+    sums = jnp.transpose(scratch[...])
+    sums_ref[0, 0] = sums[: layout.num_heads, : sums_ref.shape[-1]]
+
+
+def _backward_head(
+  spec: Spec, q: Any, k: Any, v: Any, grad: Any, log_sum: Any, seen: Any
+) -> tuple[Any, Any, Any]:
+  """Gradients of q, k and v of one head and one tile, before factors."""
+  if spec.upright:
+    return _backward_upright(spec, q, k, v, grad, log_sum, seen)
+  scores = _hide(dot(spec, k, q, NT), seen)  # [S, rows]
+  weights = jnp.exp2(scores - log_sum)
+  by_weight = dot(spec, v, grad, NT)
+  mean = jnp.sum(weights * by_weight, axis=0, keepdims=True)
+  by_score = weights * (by_weight - mean)
+  low = by_score.astype(q.dtype)
+  dv = dot(spec, weights.astype(q.dtype), grad, NN)
+  dk = dot(spec, low, q, NN)
+  split = spec.num_keys - spec.tail
+  dq = dot(spec, low[:split], k[:split], TN)
+  if spec.tail:
+    dq = dq + jnp.transpose(by_score[split:]) * _f32(k[split:])
+  return dq, dk, dv
+
+
+def _backward_upright(
+  spec: Spec, q: Any, k: Any, v: Any, grad: Any, log_sum: Any, seen: Any
+) -> tuple[Any, Any, Any]:
+  scores = _hide(dot(spec, q, k, NT), seen)  # [rows, S]
+  weights = jnp.exp2(scores - log_sum)
+  by_weight = dot(spec, grad, v, NT)
+  mean = jnp.sum(weights * by_weight, axis=1, keepdims=True)
+  low = (weights * (by_weight - mean)).astype(q.dtype)
+  dv = dot(spec, weights.astype(q.dtype), grad, TN)
+  return dot(spec, low, k, NN), dot(spec, low, q, TN), dv
+
+
+def backward_kernel(*refs: Any, spec: Spec) -> None:
+  """q, k, v, gradient of values, logarithms, rules -> gradients.
+
+  With several tiles of queries, two scratch arrays hold the sums of the
+  gradients of k and v of each head.
+  """
+  q_ref, k_ref, v_ref, grad_ref, sums_ref = refs[:5]
+  rules, outs = refs[5 : 5 + spec.num_rules], refs[5 + spec.num_rules :]
+  tile, layout = pl.program_id(2), spec.layout
+  if spec.packed:
+    lanes = layout.num_heads * layout.head_dim
+    dq_out, dk_out, dv_out = (
+      layout.writer(outs[0], first_lane=i * lanes) for i in range(3)
+    )
+  else:
+    dq_out, dk_out, dv_out = (layout.writer(ref) for ref in outs[:3])
+  keys = slice(0, spec.num_keys)
+  if spec.tiles > 1:
+
+    @pl.when(tile == 0)  # one branch, not one per head: heads overlap
+    def _() -> None:
+      outs[3][...] = jnp.zeros_like(outs[3])
+      outs[4][...] = jnp.zeros_like(outs[4])
+
+  axis = 0 if spec.upright else 1
+  seen = visible(spec, rules, tile=tile, query_axis=axis, keys=keys)
+  sums = sums_ref[0, 0]
+  if spec.upright:
+    sums = jnp.transpose(sums)
+  for head in range(layout.num_heads):
+    q = layout.read(q_ref, head, clean=True)
+    grad = layout.read(grad_ref, head, clean=True)
+    if spec.ragged:  # rows behind the last query hold anything
+      row = jax.lax.broadcasted_iota(jnp.int32, q.shape, 0)
+      inside = row + tile * spec.rows < spec.num_queries
+      q = jnp.where(inside, q, jnp.zeros((), q.dtype))
+      grad = jnp.where(inside, grad, jnp.zeros((), q.dtype))
+    q = scaled(spec, q)
+    k = layout.read(k_ref, head, clean=False)
+    v = layout.read(v_ref, head, clean=False)
+    one = slice(head, head + 1)
+    log_sum = sums[:, one] if spec.upright else sums[one]
+    dq, dk, dv = _backward_head(spec, q, k, v, grad, log_sum, seen)
+    dq_out.put(head, dq * spec.scale)
+    dk = dk * LN2  # the queries hold scale * log2(e) already
+    if spec.tiles == 1:
+      dk_out.put(head, dk)
+      dv_out.put(head, dv)
+    else:
+      outs[3][head] += dk
+      outs[4][head] += dv
+  if spec.tiles > 1:
+
+    @pl.when(tile == spec.tiles - 1)
+    def _() -> None:
+      for head in range(layout.num_heads):
+        dk_out.put(head, outs[3][head])
+        dv_out.put(head, outs[4][head])
+
+
+def lane_tiles(size: int) -> int:
+  """A size rounded up to whole lane tiles."""
+  return -(-size // LANES) * LANES
