@@ -274,7 +274,8 @@ def _splash(shape: Shape, block: int) -> tuple[Attend, dict[str, int]]:
   def attend(*arrays: jax.Array) -> jax.Array:
     q, k, v = _padded(shape, arrays, block)
     q = q * jnp.asarray(shape.head_dim**-0.5, q.dtype)
-    return _unpadded(shape, jax.vmap(kernel)(q, k, v))
+    out: Any = jax.vmap(kernel)(q, k, v)
+    return _unpadded(shape, out)
 
   steps = shape.batch * shape.num_heads * queries * keys
   return attend, {"splash": steps}

@@ -246,8 +246,8 @@ def _attend(plan: Plan, arrays: Any, rules: Any) -> Array:
 def _both(
   plan: Plan, arrays: Any, rules: Any, *, save: bool
 ) -> tuple[Array, Array]:
-  def local(arrays: Any, rules: Any, sums: None, grad: None) -> Any:
-    del sums, grad
+  def local(arrays: Any, rules: Any, _: None, grad: None) -> Any:
+    del grad
     out, sums = _forward(plan, arrays, rules, save=save)
     if sums is None:
       sums = jnp.zeros((*out.shape[:1], plan.groups, 1, 1), jnp.float32)

@@ -58,9 +58,9 @@ def refusal(
   return None
 
 
-def _filled(x: Array | None, axis: int, length: int) -> Array | None:
-  """Zeros behind axis `axis`, up to a length; an axis of 1 stays."""
-  if x is None or x.shape[axis] in (1, length):
+def _filled(x: Any, axis: int, length: int, *, stays: int = 1) -> Any:
+  """Zeros behind axis `axis`, up to a length; None and a size `stays` stay."""
+  if x is None or x.shape[axis] in (stays, length):
     return x
   widths = [(0, 0)] * x.ndim
   widths[axis] = (0, length - x.shape[axis])
@@ -87,8 +87,8 @@ def _filled_rules(
     rules,
     mask=_filled(_filled(rules.mask, 2, lengths[0]), 3, lengths[1]),
     kv_lengths=kv_lengths,
-    query_segments=_filled(rules.query_segments, 1, lengths[0]),
-    kv_segments=_filled(rules.kv_segments, 1, lengths[1]),
+    query_segments=_filled(rules.query_segments, 1, lengths[0], stays=0),
+    kv_segments=_filled(rules.kv_segments, 1, lengths[1], stays=0),
   )
 
 
@@ -126,12 +126,9 @@ def attention(
     -(-num_keys // parts) * parts,
   )
   rules = _filled_rules(rules, (batch, num_queries, num_keys), lengths)
-  bias = None if bias is None else _filled(bias, 2, lengths[0])
-  bias = None if bias is None else _filled(bias, 3, lengths[1])
-  q = _filled(q, 1, lengths[0])
-  k, v = _filled(k, 1, lengths[1]), _filled(v, 1, lengths[1])
-  if k.shape[1] != lengths[1]:  # one key only
-    raise NotImplementedError(f"{num_keys} keys over {parts} devices")
+  bias = _filled(_filled(bias, 2, lengths[0]), 3, lengths[1])
+  q = _filled(q, 1, lengths[0], stays=0)
+  k, v = (_filled(x, 1, lengths[1], stays=0) for x in (k, v))
 
   spec = PartitionSpec
   over_rows, over_heads = machine.batch_axes or None, machine.head_axes or None

@@ -156,6 +156,7 @@ def _forward_head(
   split = spec.num_keys - spec.tail
   scores = _hide(dot(spec, q, k[:split], NT), seen)
   top = jnp.max(scores, axis=1, keepdims=True)
+  last: Any = None
   if spec.tail:
     last = jnp.sum(_f32(q) * _f32(k[split:]), axis=1, keepdims=True)
     last = _hide(last, tail_seen)
