@@ -249,7 +249,7 @@ def line_of(scope: str) -> str:
   Args:
     scope: of the operation, from its metadata.
   """
-  if "rematted" in scope or "checkpoint/" in scope:
+  if "rematted" in scope:
     direction = "again"
   elif "transpose(" in scope:
     direction = "backward"
