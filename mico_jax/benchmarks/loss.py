@@ -63,10 +63,10 @@ def _partition(devices: Sequence[Any]) -> RowPartition | None:
 
 
 def unit_rows(rows: int, width: int = WIDTH) -> tuple[np.ndarray, np.ndarray]:
-  """Two sides of random unit rows, related as in training."""
+  """Two sides of random unit rows, related as early in training."""
   rng = np.random.default_rng(0)
   x = rng.normal(size=(rows, width))
-  y = x + rng.normal(size=(rows, width))
+  y = x + 3 * rng.normal(size=(rows, width))
   return tuple(
     (a / np.linalg.norm(a, axis=1, keepdims=True)).astype(np.float32)
     for a in (x, y)
