@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mico_jax import config as config_lib
@@ -146,6 +146,19 @@ def parse_files(
       )
     specs.append(spec)
   return specs
+
+
+def print_compared(compared: Mapping[str, float]) -> None:
+  """A table of how far the outputs of two sides are apart, if any."""
+  from mico_jax.interop import export
+
+  if compared:
+    rows = [
+      (name, f"{gap:.1e}", f"{export.limit(name):.0e}")
+      for name, gap in compared.items()
+    ]
+    header = ("output", "largest difference", "limit")
+    print(f"\n{table(rows, header)}")
 
 
 def print_json(value: Any) -> None:

@@ -88,13 +88,7 @@ def run(args: argparse.Namespace) -> int:
   else:
     header = ("file", "tensors", "bytes", "SHA-256")
     print(common.table(report.rows(), header))
-    if report.compared:
-      print()
-      rows = [
-        (name, f"{gap:.1e}", f"{export.limit(name):.0e}")
-        for name, gap in report.compared.items()
-      ]
-      print(common.table(rows, ("output", "largest difference", "limit")))
+    common.print_compared(report.compared)
   for note in report.notes:
     print(f"mico-jax: {note}", file=sys.stderr)
   for line in report.failures():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from mico_jax.cli import common
 from mico_jax.interop.formats import FORMATS
@@ -25,6 +26,8 @@ DESCRIPTION = (
 )
 EXAMPLES = """\
   mico-jax import --from mico MiCo-g/ --out ckpts/mico-g --vocab vocab.txt
+  mico-jax import --from mico hf://Yiyuan/MiCo-ViT-g-14-omnimodal-300k-b64K \\
+    --out ckpts/mico-g --vocab vocab.txt
   mico-jax import --from bert hf://google-bert/bert-base-uncased --out bert
   mico-jax import --from evaclip EVA.pt --onto bert --out start"""
 
@@ -72,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Imports and prints the report."""
+  from mico_jax.interop import export
   from mico_jax.interop.importing import import_checkpoint
 
   with common.warnings_as_lines():
@@ -85,9 +89,12 @@ def run(args: argparse.Namespace) -> int:
       self_check={"auto": None, "on": True, "off": False}[args.self_check],
       keep_extra=not args.drop_extra,
     )
+  failures = export.failures(report.compared)
+  for line in failures:
+    print(f"mico-jax: error: in PyTorch, {line}", file=sys.stderr)
   if args.json:
     common.print_json(report.as_dict())
-    return 0
+    return 1 if failures else 0
   rows = [
     ("checkpoint", report.checkpoint),
     ("tensors", f"{len(report.tensors):,}"),
@@ -102,7 +109,8 @@ def run(args: argparse.Namespace) -> int:
     ),
   ]
   print(common.table([row for row in rows if row[1]]))
-  return 0
+  common.print_compared(report.compared)
+  return 1 if failures else 0
 
 
 _LISTS = ("resized", "extra", "new", "taken")

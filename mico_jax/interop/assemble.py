@@ -10,18 +10,21 @@ into its place in the stacked array.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent import futures
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from mico_jax.checkpoint.streamed import Leaf
-from mico_jax.interop.entries import Entry, to_ours
+from mico_jax.interop.entries import Entry, copy_blocks, to_ours
 from mico_jax.interop.tensors import Tensor, Tensors, WeightsError
 
 LIMIT = 8  # names of each kind in an error
+THREADS = min(4, os.cpu_count() or 1)  # that read, hash and place tensors
 Path = tuple[str, ...]
 # (value in our layout, wanted shape) -> value of that shape.
 Resizer = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
@@ -226,19 +229,24 @@ def _leaf(
   width = len(entry.names)
   want = _wanted(entry, shape)
 
+  def put(out: np.ndarray, at: int) -> None:
+    part = parts[at]
+    raw = part.load()
+    records[part.name]["sha256"] = digest(raw)
+    value = to_ours(check_numbers(part.name, raw), entry)
+    if resize is not None:
+      value = resize(np.asarray(value, np.float32), want)
+    place = out[at // width] if entry.layers else out
+    if width > 1:
+      first = (at % width) * want[-1]
+      place = place[..., first : first + want[-1]]
+    copy_blocks(place, value)
+
   def read() -> np.ndarray:
     out = np.empty(shape, np.float32)
-    for at, part in enumerate(parts):
-      raw = part.load()
-      records[part.name]["sha256"] = digest(raw)
-      value = to_ours(check_numbers(part.name, raw), entry)
-      if resize is not None:
-        value = resize(np.asarray(value, np.float32), want)
-      place = out[at // width] if entry.layers else out
-      if width > 1:
-        first = (at % width) * want[-1]
-        place = place[..., first : first + want[-1]]
-      place[...] = value
+    with futures.ThreadPoolExecutor(THREADS) as pool:
+      for _ in pool.map(lambda at: put(out, at), range(len(parts))):
+        pass  # the first error of the order is raised
     return out
 
   def original() -> list[dict[str, str]]:

@@ -2,7 +2,8 @@
 
 OpenAI's weights use QuickGELU, most of open_clip's the exact GELU, and no
 tensor tells which: `open_clip_config.json` beside the weights does, else
-QuickGELU is taken and noted. Files of TorchScript hold code and are refused.
+QuickGELU is taken and noted. The published TorchScript archives are read
+without running their code.
 
 Source: https://github.com/openai/CLIP, https://github.com/mlfoundations/
 open_clip (names of the published files).

@@ -194,16 +194,21 @@ class Report:
 
   def failures(self) -> list[str]:
     """Outputs beyond the tolerance, one line each."""
-    return [
-      f"{name} differs by {value:.2g} (limit {limit(name):.0e})"
-      for name, value in self.compared.items()
-      if not value <= limit(name)
-    ]
+    return failures(self.compared)
 
   def save(self, folder: pathlib.Path) -> None:
     """Writes the report beside the export."""
     text = json.dumps(self.as_dict(), indent=1) + "\n"
     (folder / REPORT).write_text(text)
+
+
+def failures(compared: Mapping[str, float]) -> list[str]:
+  """Compared outputs beyond the tolerance, one line each."""
+  return [
+    f"{name} differs by {value:.2g} (limit {limit(name):.0e})"
+    for name, value in compared.items()
+    if not value <= limit(name)
+  ]
 
 
 def limit(name: str) -> float:

@@ -6,7 +6,7 @@ writes a step folder that `mico_jax.load` opens and `pretrain --init` starts
 from. Tensors are read one by one; the folder takes its name when everything is
 written, and an error leaves nothing behind. Tensors that no parameter holds
 exactly (a text tower that the model lacks, buffers, tables before they were
-resized) lie beside them in `extra/tensors.safetensors`, so that an export can
+resized) lie beside them in `extra/model.safetensors`, so that an export can
 give back every byte. `import_report.json` says what became of each tensor.
 """
 
@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import math
 import pathlib
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +38,13 @@ from mico_jax.data.tokenizer import (
   tokenizer_from_files,
 )
 from mico_jax.inputs import Preparer
-from mico_jax.interop import assemble, hub, safetensors, sharded
+from mico_jax.interop import (
+  assemble,
+  export,
+  hub,
+  sharded,
+  torch,
+)
 from mico_jax.interop.entries import Entry
 from mico_jax.interop.formats import FORMATS
 from mico_jax.interop.source import Source
@@ -47,7 +56,6 @@ from mico_jax.verification import make_self_check
 Table = Callable[[ModelConfig], Sequence[Entry]]
 REPORT = "import_report.json"
 EXTRA = "extra"
-EXTRA_FILE = "tensors.safetensors"
 # Models with more parameters get no self-check unless asked for: computing it
 # on a CPU would take far longer than the import.
 SMALL = 400_000_000
@@ -89,6 +97,8 @@ class Report:
     new: parameters that the source has nothing for, freshly initialised.
     taken: parameters taken from another checkpoint.
     outputs: of the self-check, a few numbers each.
+    compared: output -> largest difference between this model and the same
+      weights in PyTorch, on the self-check's inputs; empty without torch.
     notes: one line each.
   """
 
@@ -105,6 +115,7 @@ class Report:
   new: list[str]
   taken: list[str]
   outputs: dict[str, list[float]]
+  compared: dict[str, float]
   notes: list[str]
 
   def as_dict(self) -> dict[str, Any]:
@@ -142,7 +153,8 @@ def import_checkpoint(
     onto: checkpoint that gives everything the weights lack, config and
       tokenizer included; None: fresh initial values.
     overrides: texts "model.vision.image_size=384" on the config.
-    self_check: whether to compute and store it; None: for small models.
+    self_check: whether to compute and store it, and to compare it with
+      PyTorch where that is installed; None: for small models.
     keep_extra: keep tensors that no parameter holds.
 
   Raises:
@@ -185,6 +197,7 @@ def import_checkpoint(
       },
     )
     records = _records(plan, tied, source)
+    compared = _compared(folder, notes) if wanted else {}
     report = Report(
       format=form,
       source=str(source.file),
@@ -199,6 +212,7 @@ def import_checkpoint(
       new=new,
       taken=taken,
       outputs=_outputs(folder, manifest),
+      compared=compared,
       notes=notes,
     )
     text = json.dumps(report.as_dict(), indent=1) + "\n"
@@ -376,12 +390,19 @@ def _write_extra(
     return {}
   if not plan.extra:
     return {}
-  path = folder / EXTRA / EXTRA_FILE
-  path.parent.mkdir()
-  safetensors.write(path, plan.extra)
-  with open(path, "rb") as file:
-    found = hashlib.file_digest(file, "sha256").hexdigest()
-  return {"extra": {"file": f"{EXTRA}/{EXTRA_FILE}", "sha256": found}}
+  place = folder / EXTRA
+  place.mkdir()
+  items = [
+    sharded.Item(name, one.shape, one.dtype, one.load)
+    for name, one in plan.extra.items()
+  ]
+  written = sharded.write(place, items, max_shard_size=sys.maxsize)
+  hashes = {one["name"]: one["sha256"] for one in written.tensors}
+  for name, found in hashes.items():
+    plan.records[name]["sha256"] = found
+  (file,) = written.files
+  about = {"file": f"{EXTRA}/{file['name']}", "sha256": file["sha256"]}
+  return {"extra": {**about, "tensors": hashes}}
 
 
 def _records(
@@ -396,6 +417,25 @@ def _records(
     if not found.get("sha256"):
       found["sha256"] = assemble.digest(by_file[name].load())
   return [plan.records[name] for name in by_file]
+
+
+def _compared(folder: pathlib.Path, notes: list[str]) -> dict[str, float]:
+  """The weights in PyTorch against ours, where torch is installed."""
+  if importlib.util.find_spec("torch") is None:
+    notes.append("outputs not compared with PyTorch: torch is not installed")
+    return {}
+  try:
+    source = export.open_source(folder, check="off")
+    with tempfile.TemporaryDirectory() as scratch:
+      place = pathlib.Path(scratch)
+      torch.write(source, place, export.Report("torch", {}))
+      return torch.compare(source, place)
+  except Exception as error:  # The import is whole without a comparison.
+    text = " ".join(str(error).split())[:160]
+    notes.append(
+      f"outputs not compared with PyTorch: {type(error).__name__}: {text}"
+    )
+    return {}
 
 
 def _outputs(

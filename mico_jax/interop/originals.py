@@ -7,6 +7,7 @@ give back the file: the same names, dtypes and bytes.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
@@ -18,12 +19,24 @@ from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import restore, storage
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.interop import safetensors
+from mico_jax.interop.assemble import digest
 from mico_jax.interop.entries import Entry, to_theirs
 from mico_jax.interop.formats import FORMATS
-from mico_jax.interop.tensors import Tensor, Tensors
+from mico_jax.interop.tensors import Tensor
 
 
-def open_tensors(path: str | pathlib.Path) -> Tensors:
+@dataclasses.dataclass(frozen=True)
+class Original(Tensor):
+  """A tensor of the imported file.
+
+  Attributes:
+    sha256: of its bytes; `load` compares them.
+  """
+
+  sha256: str = ""
+
+
+def open_tensors(path: str | pathlib.Path) -> dict[str, Original]:
   """The original tensors of an import, read when they are needed.
 
   Args:
@@ -53,12 +66,15 @@ def open_tensors(path: str | pathlib.Path) -> Tensors:
   def leaf(path: str) -> np.ndarray:
     one = {path: entries[path]}
     found = storage.read_arrays(folder, "params", one, partial=True)
-    problems = manifest_lib.array_problems(one, found, item="params")
+    # Its content is compared tensor by tensor.
+    problems = manifest_lib.array_problems(
+      one, found, item="params", hashes=False
+    )
     if problems:
       raise CheckpointError(manifest_lib.summarise(problems))
     return found[path]
 
-  tensors: Tensors = {}
+  tensors: dict[str, Original] = {}
   patch = config.model.vision.patch_size
   for path, described in entries.items():
     for at, original in enumerate(described.get("original", ())):
@@ -68,11 +84,29 @@ def open_tensors(path: str | pathlib.Path) -> Tensors:
       )  # fmt: skip
   extra = about.get("extra")
   if extra is not None:  # Resized tables are there as they were.
-    tensors |= safetensors.open_tensors(folder / extra["file"])
+    for name, tensor in safetensors.open_tensors(
+      folder / extra["file"]
+    ).items():
+      tensors[name] = _checked(tensor, extra["tensors"][name])
   for copy, name in about["tied"].items():
-    one = tensors[name]
-    tensors[copy] = Tensor(copy, one.shape, one.dtype, one.load)
+    tensors[copy] = dataclasses.replace(tensors[name], name=copy)
   return tensors
+
+
+def _checked(tensor: Tensor, sha256: str) -> Original:
+  """The tensor, compared with its hash whenever it is read."""
+
+  def load() -> np.ndarray:
+    array = tensor.load()
+    if digest(array) != sha256:
+      raise CheckpointError(
+        f"{tensor.name!r} differs from the tensor that was imported: the "
+        "checkpoint was altered, or the table was resized and its original "
+        "not kept (--drop-extra). Import it again."
+      )
+    return array
+
+  return Original(tensor.name, tensor.shape, tensor.dtype, load, sha256)
 
 
 def _tensor(
@@ -82,7 +116,7 @@ def _tensor(
   at: int,
   leaf: Any,
   patch_size: int,
-) -> Tensor:
+) -> Original:
   """One of the tensors of a parameter."""
   layer, part = divmod(at, len(entry.names))
   dtype = safetensors.dtype(original["dtype"])
@@ -96,7 +130,6 @@ def _tensor(
     return to_theirs(value, entry, patch_size=patch_size)
 
   like = np.broadcast_to(np.zeros((), np.int8), described["shape"])
-  shape = piece(like).shape
-  return Tensor(
-    original["name"], shape, dtype, lambda: piece(leaf()).astype(dtype)
-  )
+  load = lambda: piece(leaf()).astype(dtype, copy=False)
+  tensor = Tensor(original["name"], piece(like).shape, dtype, load)
+  return _checked(tensor, original["sha256"])

@@ -134,7 +134,7 @@ def original_items(source: Source) -> Iterator[Item] | None:
     return None
   found = originals.open_tensors(source.checkpoint.folder)
   return (
-    Item(name, tensor.shape, tensor.dtype, tensor.load)
+    Item(name, tensor.shape, tensor.dtype, tensor.load, tensor.sha256)
     for name, tensor in found.items()
   )
 

@@ -9,6 +9,7 @@ file is the one of the transformers library.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import json
@@ -18,12 +19,14 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from mico_jax.config import ConfigError
+from mico_jax.interop.entries import copy_blocks
 from mico_jax.interop.safetensors import DTYPES
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -41,12 +44,14 @@ class Item:
     shape: of the tensor.
     dtype: that it is written in.
     read: gives the array when its turn comes.
+    sha256: of its bytes, where `read` has compared them with it; "": unknown.
   """
 
   name: str
   shape: tuple[int, ...]
   dtype: np.dtype
   read: Callable[[], np.ndarray]
+  sha256: str = ""
 
   @property
   def nbytes(self) -> int:
@@ -81,8 +86,39 @@ def content(item: Item) -> np.ndarray:
   array = np.asarray(item.read())
   if array.shape != item.shape:
     raise ValueError(f"{item.name}: {array.shape} instead of {item.shape}.")
-  array = np.ascontiguousarray(array, dtype=item.dtype)
-  return array.reshape(-1).view(np.uint8)
+  if array.flags.c_contiguous and array.dtype == item.dtype:
+    return array.reshape(-1).view(np.uint8)
+  found = np.empty(item.shape, item.dtype)
+  copy_blocks(found, array)
+  return found.reshape(-1).view(np.uint8)
+
+
+def contents(items: Iterable[Item]) -> Iterator[tuple[Item, np.ndarray, str]]:
+  """Each item with its bytes and their SHA-256, read one ahead of its use."""
+
+  def prepare(one: Item) -> tuple[Item, np.ndarray, str]:
+    data = content(one)
+    return one, data, one.sha256 or hashlib.sha256(data.data).hexdigest()
+
+  waiting: collections.deque[futures.Future[Any]] = collections.deque()
+  with futures.ThreadPoolExecutor(1) as worker:
+    for one in items:
+      waiting.append(worker.submit(prepare, one))
+      if len(waiting) > 1:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
+
+
+def record(one: Item, digest: str) -> dict[str, Any]:
+  """What a report says of a written tensor."""
+  return {
+    "name": one.name,
+    "dtype": one.dtype.name,
+    "shape": list(one.shape),
+    "bytes": one.nbytes,
+    "sha256": digest,
+  }
 
 
 def _shards(items: Sequence[Item], limit: int) -> list[list[Item]]:
@@ -118,18 +154,9 @@ def _write_file(
   whole, records = hashlib.sha256(), []
   with open(path, "wb") as file:
     _put(file, whole, len(text).to_bytes(8, "little") + text)
-    for one in items:
-      data = content(one)
+    for one, data, digest in contents(items):
       _put(file, whole, data.data)
-      records.append(
-        {
-          "name": one.name,
-          "dtype": one.dtype.name,
-          "shape": list(one.shape),
-          "bytes": one.nbytes,
-          "sha256": hashlib.sha256(data.data).hexdigest(),
-        }
-      )
+      records.append(record(one, digest))
   return records, whole.hexdigest()
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from mico_jax.checkpoint.manifest import flatten
 from mico_jax.config import ConfigError
 from mico_jax.interop import (
+  clip,
   export,
   layout,
   released,
@@ -122,7 +123,12 @@ def _vision(
     "preprocessing": image,
   }
   export.write_json(folder / "config.json", about)
-  report.add_file("encoder", folder / "config.json", "config.json")
+  files = ["config.json"]
+  if form == "openclip" and vision.pre_norm:
+    files.append(clip.CONFIG)
+    export.write_json(folder / clip.CONFIG, tower_names.openclip_config(vision))
+  for name in files:
+    report.add_file("encoder", folder / name, name)
 
 
 def _transformers(

@@ -1,8 +1,9 @@
-"""Vision transformers of timm: plain ones, those of CLIP, and EVA-01.
+"""Vision transformers of timm: plain ones, those of CLIP, and EVA.
 
-The classification head is kept beside the parameters. What no tensor tells is
-in `config.json` of timm's repositories: statistics of pixels, the activation
-by the name of the architecture.
+Also towers that open_clip holds as timm models (`visual.trunk.`). The
+classification head is kept beside the parameters. What no tensor tells is in
+`config.json` of timm's repositories and of exports: statistics of pixels, the
+activation by the name of the architecture, arguments of the class.
 
 Source: https://github.com/huggingface/pytorch-image-models (names of the
 weights).
@@ -10,15 +11,16 @@ weights).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from mico_jax.config import ModelConfig, VisionConfig
-from mico_jax.interop import towers
-from mico_jax.interop.entries import Entry, layer_norm, linear
+from mico_jax.config import ConfigError, ModelConfig, VisionConfig
+from mico_jax.interop import tower_names, towers
+from mico_jax.interop.entries import Entry
 from mico_jax.interop.source import Source, find_vocabulary
 from mico_jax.interop.tensors import (
   Tensors,
@@ -28,10 +30,11 @@ from mico_jax.interop.tensors import (
 )
 from mico_jax.modalities import spatial
 
-TOP, BLOCKS = ("vision",), ("vision", "blocks")
 IGNORED = {
   r"^head\.": "a classification head",
   r"\.k_bias$": "a buffer of zeros",
+  r"^(text\.|logit_scale$|logit_bias$)": "the model does not use it",
+  r"^rope\.": "buffer, computed here",
 }
 # Mean of the pixels in timm's config -> mode with those statistics.
 MODES: Mapping[tuple[float, ...], str] = {
@@ -39,44 +42,24 @@ MODES: Mapping[tuple[float, ...], str] = {
   spatial.IMAGENET[0]: "mico_demo",
   spatial.CLIP[0]: "mico_train",
 }
+ROPE_GRID = 16  # of EVA-02's pretraining; timm keeps it out of the weights
+POST_NORM_WIDTH = 1792  # EVA-02-E: no tensor tells where its norms stand
+_FIRST = "blocks.0."
 
 
-def table(config: ModelConfig) -> Iterator[Entry]:
-  """Where the encoder's parameters come from.
+def rename(name: str) -> str:
+  """A name without what wrappers and open_clip put before it."""
+  return towers.without_prefix(name, ("module.", "visual.trunk."))
+
+
+def table(config: ModelConfig) -> list[Entry]:
+  """Where the encoder's parameters come from, its head aside.
 
   Raises:
-    ValueError: for options that timm's plain class does not have.
+    ConfigError: for options that timm's classes do not combine.
   """
-  vision = config.vision
-  if vision.encoder != "vit" or vision.sub_norm or vision.mlp == "swiglu":
-    raise ValueError(
-      f"no names in timm for encoder={vision.encoder!r} with "
-      f"sub_norm={vision.sub_norm}, mlp={vision.mlp!r} (config.model.vision)."
-    )
-  depth, block = vision.depth, "blocks.{i}."
-  attn, mlp = (*BLOCKS, "attn"), (*BLOCKS, "mlp")
-  yield Entry((*TOP, "cls_token"), ("cls_token",), lead=2)
-  yield Entry((*TOP, "pos_embed"), ("pos_embed",), lead=1)
-  patch = (*TOP, "patch_embed", "proj")
-  yield Entry((*patch, "kernel"), ("patch_embed.proj.weight",), "conv")
-  if vision.patch_bias:
-    yield Entry((*patch, "bias"), ("patch_embed.proj.bias",))
-  qkv = (*attn, "qkv")
-  yield from linear(qkv, [block + "attn.qkv"], depth, vision.qkv_bias == "all")
-  if vision.qkv_bias == "qv":
-    for bias in ("q_bias", "v_bias"):
-      yield Entry((*qkv, bias), (f"{block}attn.{bias}",), layers=depth)
-  yield from linear((*attn, "proj"), [block + "attn.proj"], depth)
-  for fc in ("fc1", "fc2"):
-    yield from linear((*mlp, fc), [f"{block}mlp.{fc}"], depth)
-  for i in (1, 2):
-    yield from layer_norm((*BLOCKS, f"norm{i}"), f"{block}norm{i}", depth)
-    if vision.layer_scale:
-      name = f"{block}ls{i}.gamma"
-      yield Entry((*BLOCKS, f"scale{i}"), (name,), layers=depth)
-  if vision.pre_norm:
-    yield from layer_norm((*TOP, "pre_norm"), "norm_pre")
-  yield from layer_norm((*TOP, "norm"), "norm")
+  vision = dataclasses.replace(config.vision, clip_embed_dim=0)
+  return tower_names.timm_entries(vision)
 
 
 def read(path: pathlib.Path) -> Source:
@@ -86,9 +69,13 @@ def read(path: pathlib.Path) -> Source:
     WeightsError: if it holds no vision transformer of a kind of `table`.
   """
   file = towers.weights_file(path)
-  tensors = renamed(open_tensors(file), towers.without_prefix)
+  tensors = renamed(open_tensors(file), rename)
   settings = towers.read_json(file.parent / "config.json")
-  vision = _config(tensors, file, str(settings.get("architecture", "")))
+  vision = _config(tensors, file, settings)
+  try:
+    tower_names.timm_entries(vision)
+  except ConfigError as error:
+    raise WeightsError(f"{file}: {error}") from error
   mode, notes = "plain", ()
   mean = (settings.get("pretrained_cfg") or {}).get("mean")
   if mean is not None:
@@ -119,13 +106,16 @@ def _gap(one: float, other: float) -> float:
 
 
 def _config(
-  tensors: Tensors, file: pathlib.Path, architecture: str
+  tensors: Tensors, file: pathlib.Path, settings: Mapping[str, Any]
 ) -> VisionConfig:
-  """The encoder, from names and shapes."""
+  """The encoder, from names, shapes and what config.json says."""
+  has = tensors.__contains__
   try:
     _, length, width = tensors["pos_embed"].shape
     patch = tensors["patch_embed.proj.weight"].shape[-1]
-    mlp_dim = tensors["blocks.0.mlp.fc1.weight"].shape[0]
+    gated = has(_FIRST + "mlp.fc1_g.weight")
+    first = f"{_FIRST}mlp.{'fc1_g' if gated else 'fc1'}.weight"
+    mlp_dim = tensors[first].shape[0]
   except (KeyError, ValueError, IndexError) as error:
     raise WeightsError(
       f"{file}: no vision transformer of timm: {error} is missing or of "
@@ -136,23 +126,57 @@ def _config(
       f"{file}: pos_embed has {length} rows, expected a class row plus a "
       "square grid."
     )
-  has = tensors.__contains__
-  bias = "all" if has("blocks.0.attn.qkv.bias") else "none"
-  options: dict[str, Any] = {}
-  if has("norm_pre.weight"):  # as in CLIP
-    options = {"pre_norm": True, "norm_eps": 1e-5}
-  if "quickgelu" in architecture:
-    options["mlp"] = "quick_gelu"
+  qv = has(_FIRST + "attn.q_bias") or has(_FIRST + "attn.q_proj.bias")
+  bias = "all" if has(_FIRST + "attn.qkv.bias") else "none"
+  scaled = has(_FIRST + "ls1.gamma") or has(_FIRST + "gamma_1")
   blocks = [re.match(r"blocks\.(\d+)\.", name) for name in tensors]
-  return VisionConfig(
-    image_size=math.isqrt(length - 1) * patch,
-    patch_size=patch,
-    width=width,
-    depth=1 + max(int(m[1]) for m in blocks if m),
-    num_heads=max(width // towers.HEAD_DIMS.get(width, 64), 1),
-    mlp_dim=mlp_dim,
-    qkv_bias="qv" if has("blocks.0.attn.q_bias") else bias,
-    patch_bias=has("patch_embed.proj.bias"),
-    layer_scale=1e-5 if has("blocks.0.ls1.gamma") else 0.0,
-    **options,
-  )
+  found: dict[str, Any] = {
+    "image_size": math.isqrt(length - 1) * patch,
+    "patch_size": patch,
+    "width": width,
+    "depth": 1 + max(int(m[1]) for m in blocks if m),
+    "num_heads": max(width // towers.HEAD_DIMS.get(width, 64), 1),
+    "mlp_dim": mlp_dim,
+    "mlp": "swiglu" if gated else "gelu",
+    "qkv_bias": "qv" if qv else bias,
+    "sub_norm": has(_FIRST + "attn.norm.weight"),
+    "rope_grid": ROPE_GRID if gated else 0,
+    "norm": "post" if width == POST_NORM_WIDTH else "pre",
+    "patch_bias": has("patch_embed.proj.bias"),
+    "layer_scale": 1e-5 if scaled else 0.0,
+  }
+  if has("norm_pre.weight"):  # as in CLIP
+    found |= {"pre_norm": True, "norm_eps": 1e-5}
+  if "quickgelu" in str(settings.get("architecture", "")):
+    found["mlp"] = "quick_gelu"
+  return VisionConfig(**{**found, **_told(settings, file)})
+
+
+def _told(settings: Mapping[str, Any], file: pathlib.Path) -> dict[str, Any]:
+  """Fields that the arguments of timm's class in config.json give.
+
+  Raises:
+    WeightsError: if they are of another form.
+  """
+  model = settings.get("model") or {}
+  arguments = dict(settings.get("model_args") or {})
+  found: dict[str, Any] = {}
+  try:
+    arguments |= model.get("arguments") or {}
+    for ours, theirs in (("num_heads", "num_heads"), ("norm_eps", "norm_eps")):
+      if theirs in arguments:
+        found[ours] = type(getattr(VisionConfig(), ours))(arguments[theirs])
+    if "act_layer" in arguments:
+      found["mlp"] = str(arguments["act_layer"])
+    if "use_post_norm" in arguments:
+      found["norm"] = "post" if arguments["use_post_norm"] else "pre"
+    if "use_rot_pos_emb" in arguments and not arguments["use_rot_pos_emb"]:
+      found["rope_grid"] = 0
+    elif arguments.get("ref_feat_shape"):
+      found["rope_grid"] = int(arguments["ref_feat_shape"][0])
+  except (TypeError, ValueError, AttributeError, IndexError) as error:
+    raise WeightsError(
+      f"{file.parent / 'config.json'}: arguments of the model are of another "
+      f"form ({error})."
+    ) from error
+  return found

@@ -17,13 +17,10 @@ import pathlib
 import struct
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent import futures
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from mico_jax.interop.safetensors import DTYPES
-from mico_jax.interop.sharded import Item, Written, content
+from mico_jax.interop.sharded import Item, Written, contents, record
 
 ROOT = "archive"  # folder of the members
 ALIGNMENT = 64  # bytes, of the storages in the file; as torch writes them
@@ -155,10 +152,7 @@ def write(
   storages = {one.name: str(i) for i, one in enumerate(owners)}
   storages |= {name: storages[other] for name, other in ties.items()}
   records: dict[str, dict[str, Any]] = {}
-  with (
-    open(path, "wb") as file,
-    futures.ThreadPoolExecutor(1) as worker,
-  ):
+  with open(path, "wb") as file:
     stream = _Hashed(file)
     # Without `seek`, the archive is written strictly forwards.
     with zipfile.ZipFile(stream, "w") as archive:  # ty: ignore
@@ -170,14 +164,12 @@ def write(
 
       put("data.pkl", _pickle(items, storages))
       put("byteorder", b"little")
-      for one in owners:
-        data = content(one)
-        digest = worker.submit(_sha256, data)  # while the file is hashed
+      for one, data, digest in contents(owners):
         put(f"data/{storages[one.name]}", data.data)
-        records[one.name] = _record(one, digest.result())
+        records[one.name] = record(one, digest)
       put("version", b"3\n")
   for name, other in ties.items():
-    records[name] = _record(by_name[name], records[other]["sha256"])
+    records[name] = record(by_name[name], records[other]["sha256"])
   about = {
     "name": path.name,
     "bytes": path.stat().st_size,
@@ -185,17 +177,3 @@ def write(
     "tensors": len(items),
   }
   return Written((about,), tuple(records[one.name] for one in items))
-
-
-def _sha256(data: np.ndarray) -> str:
-  return hashlib.sha256(data.data).hexdigest()
-
-
-def _record(one: Item, digest: str) -> dict[str, Any]:
-  return {
-    "name": one.name,
-    "dtype": one.dtype.name,
-    "shape": list(one.shape),
-    "bytes": one.nbytes,
-    "sha256": digest,
-  }

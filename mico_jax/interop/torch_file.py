@@ -20,6 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mico_jax.interop import torch_script
 from mico_jax.interop.tensors import Tensor, Tensors, WeightsError
 
 # Keys under which training code keeps the weights beside other things.
@@ -34,6 +35,11 @@ def open_tensors(path: str | pathlib.Path) -> Tensors:
     WeightsError: if torch is missing, or the file is cut short, holds code or
       anything else than tensors.
   """
+  path = pathlib.Path(path)
+  members = _members(path)
+  if any(name.split("/")[1:2] == ["code"] for name in members):
+    return torch_script.open_tensors(path)
+  mapped = bool(members)
   try:
     import torch
   except ImportError as error:
@@ -41,8 +47,6 @@ def open_tensors(path: str | pathlib.Path) -> Tensors:
       f"{path}: reading PyTorch files needs torch: pip install "
       "'mico-jax[torch]' (.safetensors files need no torch)."
     ) from error
-  path = pathlib.Path(path)
-  mapped = _check_archive(path)
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")
@@ -64,19 +68,18 @@ def open_tensors(path: str | pathlib.Path) -> Tensors:
   }
 
 
-def _check_archive(path: pathlib.Path) -> bool:
-  """Whether the file is a zip archive, as torch writes since 1.6.
+def _members(path: pathlib.Path) -> list[str]:
+  """Members of a zip archive, as torch writes since 1.6; [] for older files.
 
   Raises:
-    WeightsError: for an empty or broken archive, one of TorchScript, or one
-      whose members leave it.
+    WeightsError: for an empty or broken archive, or one whose members leave it.
   """
   with open(path, "rb") as file:
     start = file.read(4)
   if not start:
     raise WeightsError(f"{path}: the file is empty (0 bytes).")
   if not start.startswith(b"PK"):
-    return False
+    return []
   try:
     with zipfile.ZipFile(path) as archive:
       members = archive.infolist()
@@ -96,13 +99,7 @@ def _check_archive(path: pathlib.Path) -> bool:
         f"{path}: its member {member.filename!r} declares "
         f"{member.file_size} bytes, the whole file has {size}."
       )
-  if any(m.filename.split("/")[1:2] == ["code"] for m in members):
-    raise WeightsError(
-      f"{path}: a TorchScript archive holds code and is not run here; write "
-      "its weights once, where you trust it: torch.save(torch.jit.load(path)"
-      ".state_dict(), 'weights.pt'), and import that."
-    )
-  return True
+  return [member.filename for member in members]
 
 
 def _reason(path: pathlib.Path, error: Exception) -> str:

@@ -202,6 +202,24 @@ def timm_model(config: VisionConfig) -> dict[str, Any]:
   return {"class": "Eva", "arguments": common}
 
 
+def openclip_config(config: VisionConfig) -> dict[str, Any]:
+  """The part of `open_clip_config.json` that describes CLIP's image tower."""
+  return {
+    "model_cfg": {
+      "embed_dim": config.clip_embed_dim,
+      "quick_gelu": config.mlp == "quick_gelu",
+      "vision_cfg": {
+        "image_size": config.image_size,
+        "layers": config.depth,
+        "width": config.width,
+        "head_width": config.width // config.num_heads,
+        "mlp_ratio": config.mlp_dim / config.width,
+        "patch_size": config.patch_size,
+      },
+    }
+  }
+
+
 def entry_items(
   params: Params, table: Sequence[Entry], *, patch_size: int, prefix: str = ""
 ) -> Iterator[Item]:

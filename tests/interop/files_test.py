@@ -182,7 +182,7 @@ def test_broken_torch_files(torch, saved, tmp_path):
   [
     ("../../evil.txt", r"'../../evil.txt' leaves the archive"),
     ("/etc/evil", "'/etc/evil' leaves the archive"),
-    ("x/code/__torch__.py", "TorchScript archive holds code"),
+    ("x/code/__torch__.py", "holds no data.pkl|without a module"),
   ],
 )
 def test_members_of_archives(torch, saved, member, match):
@@ -204,9 +204,67 @@ def test_declared_sizes_of_archives(torch, tmp_path):
     open_tensors(path)
 
 
+def script(path, torch):
+  """A scripted module with nested, shared and turned tensors."""
+
+  class Block(torch.nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.proj = torch.nn.Linear(3, 2).half()
+      self.register_buffer("table", torch.arange(6.0).reshape(2, 3).T)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+      return self.proj(x) + self.table.sum()
+
+  class Tower(torch.nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.blocks = torch.nn.ModuleList([Block(), Block()])
+      self.scale = torch.nn.Parameter(torch.tensor(0.5))
+      self.sizes = [1, 2]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+      for block in self.blocks:
+        x = block(x)
+      return x * self.scale
+
+  module = torch.jit.script(Tower())
+  torch.jit.save(module, str(path))
+  return module.state_dict()
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_is_read_without_running_it(torch, tmp_path, monkeypatch):
+  path = tmp_path / "clip.pt"
+  state = script(path, torch)
+  monkeypatch.setitem(__import__("sys").modules, "torch", None)
+  found = open_tensors(path)
+  assert found.keys() == state.keys()
+  for name, value in state.items():
+    assert found[name].load().tobytes() == value.contiguous().numpy().tobytes()
+    assert found[name].shape == tuple(value.shape)
+  # The same archive with another pickle in it.
+  with zipfile.ZipFile(path) as archive:
+    members = {i.filename: archive.read(i) for i in archive.infolist()}
+  target = tmp_path / "ran"
+  for evil, match in (
+    (pickle.dumps({"a": Bomb(target)}), r"names (posix|nt|os)\.mkdir"),
+    (pickle.dumps(os.path.join), "could be code"),
+    (b"\x80\x02K", "broken, cut short"),
+    (pickle.dumps({}), "without a module"),
+  ):
+    with zipfile.ZipFile(path, "w") as archive:
+      for name, data in members.items():
+        archive.writestr(name, evil if name.endswith("/data.pkl") else data)
+    with pytest.raises(WeightsError, match=match):
+      open_tensors(path)
+  assert not target.exists()
+
+
 def test_torch_is_named_when_it_is_absent(tmp_path, monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "torch", None)
-  (tmp_path / "a.pt").write_bytes(b"PK")
+  (tmp_path / "a.pt").write_bytes(b"\x80\x02")
   with pytest.raises(WeightsError, match=r"mico-jax\[torch\]"):
     open_tensors(tmp_path / "a.pt")
   with pytest.raises(WeightsError, match="no such file"):

@@ -13,7 +13,8 @@ import pytest
 from mico_jax.checkpoint import manifest, restore
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import VisionConfig
-from mico_jax.interop import originals, safetensors
+from mico_jax.data.tokenizer import tokenizer_from_files
+from mico_jax.interop import export, originals, safetensors, targets
 from mico_jax.interop.entries import to_theirs
 from mico_jax.interop.formats import FORMATS
 from mico_jax.interop.importing import import_checkpoint
@@ -200,3 +201,59 @@ def test_open_clip_says_its_activation(tmp_path, base):
   run(tmp_path, "clip", tensors, base)
   found = restore.open_checkpoint(tmp_path / "out").config.model.vision
   assert (found.mlp, found.num_heads) == ("gelu", 2)
+
+
+EVA02 = dataclasses.replace(
+  EVA, mlp="swiglu", sub_norm=True, rope_grid=3, clip_embed_dim=0, num_heads=2
+)
+TRUNKS = {
+  "eva01": dataclasses.replace(EVA, layer_scale=1e-5, clip_embed_dim=0),
+  "eva02": EVA02,
+  "post_norm": dataclasses.replace(EVA, norm="post", clip_embed_dim=0),
+  "plain": dataclasses.replace(PLAIN, mlp="quick_gelu", num_heads=4),
+}
+
+
+@pytest.mark.parametrize("form", ["timm", "openclip"])
+@pytest.mark.parametrize("name", TRUNKS)
+def test_exported_towers_come_back(tmp_path, base, name, form):
+  """What `export --to timm|openclip` writes, `import --from timm` reads."""
+  checkpoint = restore.open_checkpoint(base)
+  model = dataclasses.replace(checkpoint.config.model, vision=TRUNKS[name])
+  config = dataclasses.replace(checkpoint.config, model=model)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda like: rng.normal(size=like.shape).astype(np.float32),
+    build(model).abstract_params(),
+  )
+  source = export.Source(
+    dataclasses.replace(checkpoint, config=config),
+    params,
+    tokenizer_from_files(checkpoint.tokenizer_files()),
+    build(model),
+  )
+  targets.run(source, form, tmp_path / "tower")
+  report = import_checkpoint(
+    "timm", tmp_path / "tower", tmp_path / "out", onto=base, self_check=False
+  )
+  assert not report.extra
+  found = restore.open_checkpoint(tmp_path / "out")
+  assert found.config.model.vision == TRUNKS[name]
+  jax.tree.map(
+    np.testing.assert_array_equal, found.params["vision"], params["vision"]
+  )
+
+
+def test_arguments_of_another_form_are_named(tmp_path, base):
+  tensors = tensors_of(
+    "timm", dataclasses.replace(tiny.MODEL, vision=PLAIN), ""
+  )
+  for settings, match in (
+    ({"model": {"arguments": {"num_heads": "many"}}}, "of another form"),
+    ({"model": {"arguments": {"act_layer": "swiglu"}}}, "without sub_norm"),
+    ({"pretrained_cfg": {"mean": [9, 9, 9]}}, "no preprocessing with mean"),
+  ):
+    tmp_path.mkdir(exist_ok=True)
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=match):
+      run(tmp_path, "timm", tensors, base)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 
 import jax
 import numpy as np
@@ -12,6 +14,7 @@ import mico_jax
 from mico_jax import config as config_lib
 from mico_jax.checkpoint import manifest, restore
 from mico_jax.checkpoint.manifest import CheckpointError
+from mico_jax.cli import main as cli
 from mico_jax.config import ConfigError
 from mico_jax.interop import mico, originals, safetensors
 from mico_jax.interop.importing import REPORT, import_checkpoint
@@ -245,6 +248,27 @@ def test_out_must_be_new(tmp_path, values):
   assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
 
 
+def test_altered_tensors_are_found(tmp_path, values):
+  tower = {"evaclip_model.text.ln_final.weight": np.ones(300, np.float16)}
+  run(tmp_path, {**values, **tower})
+  (file,) = (tmp_path / "out" / "extra").iterdir()
+  data = file.read_bytes()
+  one = np.float16(1).tobytes()
+  file.write_bytes(data.replace(9 * one, 8 * one + b"\x01\x3c", 1))
+  back = originals.open_tensors(tmp_path / "out")
+  with pytest.raises(CheckpointError, match=r"ln_final.weight' differs"):
+    back[next(iter(tower))].load()
+
+
+def test_a_resized_table_without_its_original_is_not_given_back(
+  tmp_path, values
+):
+  run(tmp_path, values, hps={"vision_resolution": 24}, keep_extra=False)
+  back = originals.open_tensors(tmp_path / "out")
+  with pytest.raises(CheckpointError, match="--drop-extra"):
+    back["evaclip_model.visual.pos_embed"].load()
+
+
 def test_altered_import_is_refused(tmp_path, values):
   run(tmp_path, values)
   extra = tmp_path / "out" / "config" / manifest.CONFIG
@@ -256,6 +280,43 @@ def test_altered_import_is_refused(tmp_path, values):
 def test_hub_names(tmp_path):
   with pytest.raises(ConfigError, match="is not hf://owner/name"):
     import_checkpoint("mico", "hf://../../etc", tmp_path / "out")
+
+
+def test_hub_repositories_are_fetched_without_code(
+  tmp_path, values, monkeypatch
+):
+  folder = tiny.write(tmp_path / "snapshot", values)
+  asked = {}
+
+  def snapshot_download(name, **options):
+    asked.update(options, name=name)
+    if name == "no/body":
+      raise OSError("404 Client Error:\nnot found")
+    return str(folder)
+
+  fake = types.SimpleNamespace(snapshot_download=snapshot_download)
+  monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+  import_checkpoint(
+    "mico", "hf://some/model@main", tmp_path / "out", self_check=False
+  )
+  assert (asked["name"], asked["revision"]) == ("some/model", "main")
+  assert not any(p.endswith(".py") for p in asked["allow_patterns"])
+  with pytest.raises(ConfigError, match=r"cannot be fetched .404 Client"):
+    import_checkpoint("mico", "hf://no/body", tmp_path / "other")
+  monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+  with pytest.raises(ConfigError, match=r"mico-jax\[hub\]"):
+    import_checkpoint("mico", "hf://some/model", tmp_path / "other")
+
+
+def test_the_command_says_in_one_line_what_is_wrong(tmp_path, values, capsys):
+  folder = tiny.write(tmp_path / "released", values, hps=None)
+  argv = ["import", "--from", "mico", str(folder), "--out"]
+  assert cli.main([*argv, str(tmp_path / "out")]) == 2
+  found = capsys.readouterr()
+  assert found.err.startswith("mico-jax: error: ")
+  assert "hps.json: no such file" in found.err
+  assert found.err.count("\n") == 1
+  assert not (tmp_path / "out").exists()
 
 
 def test_shards(tmp_path, values):
