@@ -31,6 +31,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
   ("verification",),
   ("evaluation", "interop"),
   ("run", "inference", "benchmarks"),
+  ("plan",),
   ("testing", "docs"),
   ("cli", "__main__"),
 )

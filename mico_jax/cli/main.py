@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
   "import": "make a checkpoint of weights of other libraries",
   "export": "write a checkpoint for PyTorch and others",
   "trace": "list the samples of any past step",
+  "plan": "say whether a config fits a TPU slice, and what it costs",
   "inspect": "show what a checkpoint or config holds",
   "data": "look at data, pack it, make a tokenizer",
   "bench": "measure kernels, on a device or by the TPU compiler",

@@ -23,7 +23,7 @@ from mico_jax.objectives import OBJECTIVES
 HEAD = "<!-- Made by `python -m mico_jax.docs.tables`; do not edit. -->\n"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
   """A Markdown table."""
   cells = [header, ["---"] * len(header), *rows]
   lines = (
@@ -41,7 +41,7 @@ def _first(doc: str | None) -> str:
 def modalities_page() -> str:
   """What each modality is, and its preprocessing modes."""
   text = f"{HEAD}\n# Modalities\n\n"
-  text += _table(
+  text += markdown_table(
     ("key", "letter", "kind", "travels as", "unit", "files", "notes"),
     (
       (
@@ -57,7 +57,7 @@ def modalities_page() -> str:
     ),
   )
   text += "\n## Preprocessing modes\n\n`data.inputs.<key>.mode`:\n\n"
-  text += _table(
+  text += markdown_table(
     ("modality", "mode", "in evaluation", "what it does"),
     (
       (
@@ -76,7 +76,7 @@ def modalities_page() -> str:
 
 def objectives_page() -> str:
   """What each objective computes and needs."""
-  return f"{HEAD}\n# Objectives\n\n" + _table(
+  return f"{HEAD}\n# Objectives\n\n" + markdown_table(
     ("name", "what it is", "needs", "options"),
     (
       (
@@ -148,7 +148,7 @@ def models_page() -> str:
       " ".join(f"`{o}`" for o in options),
     )
 
-  text = f"{HEAD}\n# Models\n\n`mico_jax.list_models()`:\n\n" + _table(
+  text = f"{HEAD}\n# Models\n\n`mico_jax.list_models()`:\n\n" + markdown_table(
     (
       "name",
       "encoder",
@@ -164,7 +164,7 @@ def models_page() -> str:
     "\n## Encoders\n\n`mico_jax.list_encoders()`; use one as `model.vision` of "
     "any config (`mico_jax.models.VISION[name]`):\n\n"
   )
-  return text + _table(
+  return text + markdown_table(
     ("name", "size", "pixels", "parameters", "options"),
     (encoder_row(name, vision) for name, vision in VISION.items()),
   )
@@ -221,7 +221,7 @@ def config_page() -> str:
     comments = field_comments(cls)
     parts.append(f"\n## {path or 'top level'}\n\n{_first(cls.__doc__)}\n\n")
     parts.append(
-      _table(
+      markdown_table(
         ("field", "default", "meaning"),
         (
           (f"`{f.name}`", _default(f), comments.get(f.name, ""))

@@ -77,7 +77,7 @@ def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
   )
 
 
-def _check_tasks(config: Config) -> None:
+def check_tasks(config: Config) -> None:
   """Groups need heads and tables; text slots need positions."""
   if not config.tasks:
     raise ConfigError("the config has no tasks; set config.tasks.")
@@ -198,6 +198,6 @@ def resolve(config: Config, **given: Any) -> Session:
     config.data.tokenizer, training_captions(config, sources)
   )
   config = _with_vocabulary(config, tokenizer)
-  _check_tasks(config)
+  check_tasks(config)
   check_evaluation(config)
   return Session(config, tokenizer, sources)

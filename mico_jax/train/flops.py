@@ -59,18 +59,27 @@ def _convolution(eqn: Any) -> int:
   return 2 * math.prod(eqn.outvars[0].aval.shape) * per_output
 
 
-def _inner(value: Any) -> Iterator[Any]:
+def product_flops(eqn: Any) -> int | None:
+  """FLOPs of an equation that is a product; None: it is none."""
+  if eqn.primitive.name == "dot_general":
+    return _dot_general(eqn)
+  if eqn.primitive.name == "conv_general_dilated":
+    return _convolution(eqn)
+  return None
+
+
+def inner_jaxprs(value: Any) -> Iterator[Any]:
   """The jaxprs in a parameter of an equation."""
   if isinstance(value, (tuple, list)):
     for part in value:
-      yield from _inner(part)
+      yield from inner_jaxprs(part)
   elif hasattr(value, "eqns"):
     yield value
   elif hasattr(value, "jaxpr") and hasattr(value.jaxpr, "eqns"):
     yield value.jaxpr
 
 
-def _repeats(eqn: Any) -> int:
+def repeats(eqn: Any) -> int:
   """How often the inner jaxprs of an equation run."""
   name, params = eqn.primitive.name, eqn.params
   if name == "scan":
@@ -96,20 +105,19 @@ def count_flops(jaxpr: Any) -> int:
   total = 0
   for eqn in jaxpr.eqns:
     name = eqn.primitive.name
-    if name == "dot_general":
-      total += _dot_general(eqn)
-    elif name == "conv_general_dilated":
-      total += _convolution(eqn)
+    product = product_flops(eqn)
+    if product is not None:
+      total += product
     elif name == "cond":
       total += max(count_flops(b) for b in eqn.params["branches"])
     elif name in ("custom_jvp_call", "custom_vjp_call"):
       # The function itself; its rules are other parameters.
-      inner = next(_inner(list(eqn.params.values())), None)
+      inner = next(inner_jaxprs(list(eqn.params.values())), None)
       total += count_flops(inner) if inner is not None else 0
     else:
-      inner = [j for v in eqn.params.values() for j in _inner(v)]
+      inner = [j for v in eqn.params.values() for j in inner_jaxprs(v)]
       if inner:
-        total += _repeats(eqn) * sum(count_flops(j) for j in inner)
+        total += repeats(eqn) * sum(count_flops(j) for j in inner)
   return total
 
 

@@ -1,0 +1,39 @@
+"""MiCo's pretraining at ViT-L/14: the recipe of `mico_b16`, 300,000 steps.
+
+mico-jax pretrain --config mico_l14:ROOT
+"""
+
+import dataclasses
+
+import ml_collections
+
+from mico_jax import config as c
+from mico_jax.models.presets import PRESETS
+from mico_jax.plan.choice import Choice, chosen, split_argument
+
+# Mesh as at size B. By arithmetic; `mico-jax plan` checks it.
+CHOICES = {
+  "v5e:16x16": Choice(),
+  "v5p:4x4x4": Choice(remat="attention"),
+  "v6e:16x16": Choice(remat="attention"),
+  # 256 rows with four views on each GPU, in parts.
+  "h100:8": Choice(micro_batches=8),
+  "h200:8": Choice(micro_batches=4),
+}
+
+
+def get_config(given: str = "") -> ml_collections.ConfigDict:
+  """The recipe at size L.
+
+  Args:
+    given: "ROOT@DEVICES", see `mico_b16`.
+  """
+  root, devices = split_argument(given)
+  config = c.load("mico_b16", arg=root)
+  config = dataclasses.replace(
+    config,
+    name="mico_l14",
+    model=dataclasses.replace(PRESETS["mico_l14"], dtype="bfloat16"),
+    train=dataclasses.replace(config.train, steps=300_000),
+  )
+  return c.to_config_dict(chosen(config, CHOICES, devices))

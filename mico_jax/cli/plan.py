@@ -1,0 +1,168 @@
+"""`mico-jax plan`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from mico_jax.cli import common
+from mico_jax.config import ConfigError
+
+DESCRIPTION = """\
+Compiles every task's training step, the evaluation and the creation of the
+state for TPUs or GPUs that need not be there, and says whether it fits, what it
+costs and how long it takes. TPU slices need the extra `aot` (libtpu), GPUs the
+extra `cuda`; no data is opened, nothing is allocated. Times are estimates from
+the compiler's figures, not measurements."""
+EXAMPLES = """\
+  mico-jax plan --config mico_g14 --topology v5e:16x16
+  mico-jax plan --config mico_b16 --topology v5p:4x4x4 --batch 4096 --json
+  mico-jax plan --config mico_b16 --topology v5e:4x4 --task vast --batch max
+  mico-jax plan --config mico_l14 --topology h100:8 --task vast27m
+  mico-jax plan --config mico_l14 --topology v5e:8x8,v6e:8x8 --sweep"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds this command's arguments."""
+  common.add_config(parser)
+  parser.add_argument(
+    "--topology",
+    required=True,
+    metavar="NAME",
+    help="such as v5e:16x16 or h100:8; with --sweep several, with commas",
+  )
+  parser.add_argument(
+    "--batch",
+    default="",
+    metavar="N",
+    help="global rows of every task; max: search the largest that fits",
+  )
+  parser.add_argument(
+    "--task", action="append", default=[], metavar="NAME", help="only this one"
+  )
+  parser.add_argument(
+    "--steps-only",
+    action="store_true",
+    help="leave out evaluation and creation of the state",
+  )
+  parser.add_argument(
+    "--sweep",
+    action="store_true",
+    help="compare topologies, meshes, remat and micro-batches, best first",
+  )
+  parser.add_argument(
+    "--remat", default="", metavar="NAMES", help="policies of --sweep"
+  )
+  parser.add_argument(
+    "--rules", default="", metavar="NAMES", help="sharding rules of --sweep"
+  )
+  parser.add_argument(
+    "--micro-batches", default="", metavar="NS", help="counts of --sweep"
+  )
+  parser.add_argument(
+    "--picture", default="", metavar="FILE", help="write the plan as PNG"
+  )
+  common.add_json(parser)
+
+
+def _say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
+
+
+def _names(text: str, known: list[str], what: str) -> list[str]:
+  """Names given with commas, or all of them.
+
+  Raises:
+    ConfigError: listing the known ones.
+  """
+  names = [n for n in text.split(",") if n] or known
+  if unknown := [n for n in names if n not in known]:
+    raise ConfigError(
+      f"--{what} {','.join(unknown)}: known are {', '.join(known)}."
+    )
+  return names
+
+
+def run(args: argparse.Namespace) -> int:
+  """Prints the plan; status 1 if it does not fit."""
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX looks for a device
+  from mico_jax.plan import topology
+
+  names = args.topology.split(",")
+  # A misspelt name fails before anything else is done.
+  places = [topology.parse(name) for name in names]
+  if len(names) > 1 and not args.sweep:
+    raise ConfigError(f"--topology {args.topology}: several need --sweep.")
+  for place in places:
+    if reason := place.missing():
+      raise ConfigError(reason)
+  config = common.load_config(args)
+  if args.sweep:
+    return _sweep(args, config, names)
+  return _plan(args, config, names[0])
+
+
+def _plan(args: argparse.Namespace, config, name: str) -> int:
+  import dataclasses
+
+  from mico_jax.plan import planner, report, search
+  from mico_jax.plan.program import with_batch
+
+  found: dict[str, int] = {}
+  batch = 0
+  if args.batch == "max":
+    for task in args.task or config.tasks:
+      found[task] = search.largest_batch(config, name, task, say=_say)
+      if not found[task]:
+        raise ConfigError(f"no batch of task {task!r} fits {name}.")
+      config = with_batch(config, found[task], task)
+  elif args.batch:
+    if not args.batch.isdecimal() or args.batch == "0":
+      raise ConfigError(f"--batch {args.batch}: expected a number, or max.")
+    batch = int(args.batch)
+  plan = planner.make_plan(
+    config,
+    name,
+    batch=batch,
+    tasks=args.task,
+    others=not args.steps_only,
+    say=_say,
+  )
+  plan = dataclasses.replace(plan, largest=found)
+  if args.json:
+    common.print_json(plan.as_dict())
+  else:
+    print(report.to_text(plan))
+  if args.picture:
+    from mico_jax.plan import picture
+
+    picture.draw(plan, args.picture)
+    _say(f"wrote {args.picture}")
+  return 0 if plan.fits else 1
+
+
+def _sweep(args: argparse.Namespace, config, names: list[str]) -> int:
+  from mico_jax.layers.stack import REMAT
+  from mico_jax.plan import report, search
+  from mico_jax.plan.program import with_batch
+
+  if args.batch.isdecimal():
+    config = with_batch(config, int(args.batch))
+  counts = args.micro_batches or str(config.train.micro_batches)
+  if not all(n.isdecimal() and n != "0" for n in counts.split(",")):
+    raise ConfigError(
+      f"--micro-batches {counts}: expected numbers with commas, such as 1,4."
+    )
+  choices = search.choices(
+    _names(args.rules, list(search.MESHES), "rules"),
+    _names(args.remat, list(REMAT), "remat"),
+    [int(n) for n in counts.split(",")],
+  )
+  task = args.task[0] if args.task else ""
+  plans = search.sweep(config, names, choices, task=task, say=_say)
+  if args.json:
+    common.print_json([p.as_dict() for p in plans])
+  else:
+    print(report.sweep_text(plans))
+  return 0 if any(p.fits for p in plans) else 1

@@ -1,0 +1,1 @@
+"""What a config needs on a slice that is not there: memory, FLOPs, time."""

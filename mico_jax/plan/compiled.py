@@ -1,0 +1,220 @@
+"""Compiles a program ahead of time and keeps what the compiler says of it.
+
+Facts are kept by the hash of program, topology, compiler and its flags, so that
+planning again is a matter of tracing. `memory_analysis` and the out-of-memory
+error of the TPU compiler are exact: it lays every buffer out. XLA:GPU gives no
+such error; there the sum is compared with `Topology.usable`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jax.errors import JaxRuntimeError
+
+from mico_jax.benchmarks import aot
+from mico_jax.plan import gpu, hlo, traffic
+from mico_jax.plan.hlo import Call, Collective, Program
+from mico_jax.plan.topology import Topology
+
+CACHE = "MICO_JAX_PLAN_CACHE"  # folder of kept facts; "off": none
+_VERSION = 2  # of what is kept
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Facts:
+  """What the compiler says of one program, per device.
+
+  Attributes:
+    fits: whether it needs no more than the device's usable memory.
+    needed: bytes at the peak: arguments, results that reuse none of them,
+      temporaries, code.
+    arguments: bytes of the inputs.
+    temporaries: bytes of everything in between, gradients and activations
+      included.
+    limit: usable bytes, as far as the compiler said; 0: it said nothing.
+    seconds: of lowering and compiling.
+    program: cycles, collectives, kernel calls; None if it does not fit.
+    bundles: label of a Pallas call -> instruction bundles of a grid step.
+    traffic: bytes that operations other than products read and write; of GPUs.
+    cached: whether the facts were kept from before.
+  """
+
+  fits: bool
+  needed: int
+  arguments: int
+  temporaries: int
+  limit: int
+  seconds: float
+  program: Program | None
+  bundles: dict[str, int] = field(default_factory=dict)
+  traffic: float = 0.0
+  cached: bool = False
+
+
+def cache_folder() -> pathlib.Path | None:
+  """Where facts are kept."""
+  given = os.environ.get(CACHE, "")
+  if given == "off":
+    return None
+  if given:
+    return pathlib.Path(given)
+  home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  return pathlib.Path(home).expanduser() / "mico_jax" / "plan"
+
+
+def program_hash(text: str, where: Topology, mesh: Mapping[str, int]) -> str:
+  """Hash of a lowered program for devices; compiler and flags included."""
+  package = "jax-cuda13-pjrt" if where.is_gpu else "libtpu"
+  try:
+    version = importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    version = "unknown"
+  about = (_VERSION, where.name, dict(mesh), jax.__version__, version)
+  flags = os.environ.get("XLA_FLAGS", "")
+  return hashlib.sha256(f"{about} {flags}\n{text}".encode()).hexdigest()
+
+
+def _size(number: str, unit: str) -> int:
+  return int(float(number) * _UNITS[unit])
+
+
+def out_of_memory(message: str) -> tuple[int, int] | None:
+  """(needed, usable) bytes from the compiler's error; None if it is another."""
+  found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+  if not found:
+    return None
+  return _size(*found.group(1, 2)), _size(*found.group(3, 4))
+
+
+def _to_json(facts: Facts) -> str:
+  return json.dumps(dataclasses.asdict(facts))
+
+
+def _from_json(text: str) -> Facts:
+  found: dict[str, Any] = json.loads(text)
+  program: Any = found.pop("program")
+  if program is not None:
+    for collective in program["collectives"]:
+      collective["group"] = tuple(collective["group"])
+    program = Program(
+      cycles=program["cycles"],
+      costliest=[tuple(x) for x in program["costliest"]],
+      collectives=[Collective(**c) for c in program["collectives"]],
+      calls=[Call(**c) for c in program["calls"]],
+    )
+  found.update(program=program, cached=True)
+  return Facts(**found)
+
+
+def compile_facts(
+  traced: Any, where: Topology, mesh: Mapping[str, int]
+) -> Facts:
+  """Compiles a traced function, or recalls what that gave.
+
+  Args:
+    traced: `jitted.trace(...)`, for devices of the topology.
+    where: the topology.
+    mesh: axis -> size, in order.
+
+  Raises:
+    JaxRuntimeError: for any error of the compiler but running out of memory.
+  """
+  start = time.monotonic()
+  lowered = traced.lower(lowering_platforms=(where.platform,))
+  folder = cache_folder()
+  key = program_hash(lowered.as_text(), where, mesh)
+  path = folder / f"{key}.json" if folder else None
+  if path and path.is_file():
+    return _from_json(path.read_text(encoding="utf-8"))
+  dumps = None if where.is_gpu else aot.prepare()
+  before = set(dumps.rglob("*")) if dumps else set()
+  try:
+    if where.is_gpu:
+      compiled = lowered.compile(compiler_options=gpu.COMPILER_OPTIONS)
+    else:
+      compiled = lowered.compile()
+  except JaxRuntimeError as error:
+    needed = out_of_memory(str(error))
+    if needed is None:
+      raise
+    facts = _too_large(str(error), needed, time.monotonic() - start)
+  else:
+    facts = _read(compiled, where, mesh, time.monotonic() - start)
+  if dumps:
+    new = [p for p in dumps.rglob("*") if p not in before and p.is_file()]
+    facts = dataclasses.replace(facts, bundles=_bundles(facts, new))
+    for file in new:
+      file.unlink()
+  if path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_suffix(f".{os.getpid()}")
+    half.write_text(_to_json(facts), encoding="utf-8")
+    half.replace(path)
+  return facts
+
+
+def _bundles(facts: Facts, dumped: Sequence[pathlib.Path]) -> dict[str, int]:
+  """Bundles of a grid step of each Pallas call of a program."""
+  labels = {call.label for call in facts.program.calls} if facts.program else ()
+  found = {}
+  for label in labels:
+    ending = re.compile(rf"\d+-{re.escape(label)}-\d+-final_bundles\.txt")
+    files = [p for p in dumped if ending.fullmatch(p.name)]
+    for depths in aot.read_bundles(files).values():
+      # The grid is the outermost loop; loops inside a kernel count one turn.
+      step = sum(n for depth, n in depths.items() if depth >= 1)
+      found[label] = max(found.get(label, 0), step or depths.get(0, 0))
+  return found
+
+
+def _too_large(message: str, needed: tuple[int, int], seconds: float) -> Facts:
+  parts = {
+    name: _size(*found)
+    for name, *found in re.findall(
+      r"^\s*(program|arguments)\s+([\d.]+)([KMGT]?)", message, re.MULTILINE
+    )
+  }
+  used, limit = needed
+  arguments = parts.get("arguments", 0)
+  return Facts(
+    fits=False,
+    needed=used,
+    arguments=arguments,
+    temporaries=parts.get("program", used - arguments),
+    limit=limit,
+    seconds=seconds,
+    program=None,
+  )
+
+
+def _read(
+  compiled: Any, where: Topology, mesh: Mapping[str, int], seconds: float
+) -> Facts:
+  memory = compiled.memory_analysis()
+  results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  needed = memory.argument_size_in_bytes + max(results, 0)
+  needed += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+  text = compiled.as_text()
+  return Facts(
+    fits=needed <= where.usable or not where.is_gpu,
+    needed=needed,
+    arguments=memory.argument_size_in_bytes,
+    temporaries=memory.temp_size_in_bytes,
+    limit=0,
+    seconds=seconds,
+    program=hlo.read(text, mesh),
+    traffic=traffic.count(text) if where.is_gpu else 0.0,
+  )

@@ -1,0 +1,221 @@
+"""From the compiler's figures to seconds, with the method said.
+
+TPU: XLA's static cycles of its own operations, memory time included, over the
+clock. A Pallas call takes, per grid step, the bundles (one cycle each) that
+the compiler scheduled for it, or the bytes it declares at HBM speed if that is
+longer, and 0.35 us. GPU: products at `PRODUCT_SHARE` of the peak, recomputation
+included, everything else by its bytes at HBM speed.
+
+Collectives take the bytes that a device receives over the links that their
+group spans. Nothing is assumed to overlap (`Time.step`); `overlapped` assumes
+that all communication does, so the truth lies between. None of it is measured;
+real steps of other models took 1.2 to 2 times such sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mico_jax.plan.compiled import Facts
+from mico_jax.plan.hlo import Collective
+from mico_jax.plan.topology import Topology
+from mico_jax.train.flops import inner_jaxprs, repeats
+
+GRID_STEP = 0.35e-6  # seconds; seen on v5e, in no figure of the compiler
+# Where a kernel's bundles are not known: the share of the matrix unit that
+# attention kernels of 64 to 88 lanes reach by those of others.
+KERNEL_SHARE = 0.3
+PRODUCT_SHARE = 0.6  # of the peak that matrix products reach on GPUs
+
+METHODS = {
+  "tpu": (
+    "XLA's static cycles over the clock, Pallas calls by their bundles and "
+    "0.35 us a grid step, collectives as bytes over ICI bandwidth, nothing "
+    "overlapped; compiler's figures, not measured"
+  ),
+  "cuda": (
+    f"matrix products at {PRODUCT_SHARE:.0%} of the peak, everything else as "
+    "bytes at HBM speed, collectives as bytes over NVLink or network, nothing "
+    "overlapped; not measured"
+  ),
+}
+_DTYPES = {
+  "bfloat16": "bf16",
+  "float16": "f16",
+  "float32": "f32",
+  "int32": "s32",
+  "int8": "s8",
+  "bool": "pred",
+}
+
+
+@dataclass(frozen=True)
+class Time:
+  """Estimated seconds of a step on each device.
+
+  Attributes:
+    parts: of XLA's operations and Pallas calls by part of the step; None where
+      the clock is unpublished.
+    kernels: those of `parts` that are Pallas calls.
+    collectives: communication.
+  """
+
+  parts: dict[str, float] | None
+  kernels: float
+  collectives: float
+
+  @property
+  def compute(self) -> float | None:
+    """Everything but communication."""
+    return None if self.parts is None else math.fsum(self.parts.values())
+
+  @property
+  def step(self) -> float | None:
+    """Nothing overlaps."""
+    return None if self.compute is None else self.compute + self.collectives
+
+  @property
+  def overlapped(self) -> float | None:
+    """All communication hides behind computation, or the other way round."""
+    if self.compute is None:
+      return None
+    return max(self.compute, self.collectives)
+
+  def shares(self) -> dict[str, float]:
+    """Parts of the step, communication among them, adding up to 1."""
+    if not self.step or self.parts is None:
+      return {}
+    parts = {**self.parts, "communication": self.collectives}
+    return {name: seconds / self.step for name, seconds in parts.items()}
+
+
+@dataclass(frozen=True)
+class Kernel:
+  """A Pallas kernel as it is called at one shape.
+
+  Attributes:
+    name: of the kernel.
+    shapes: of its results, "bf16[8,16] f32[8]".
+    steps: of its grid.
+    flops: declared.
+    bytes: declared.
+  """
+
+  name: str
+  shapes: str
+  steps: int
+  flops: float
+  bytes: float
+
+
+def kernels(jaxpr: Any) -> list[Kernel]:
+  """The Pallas kernels of a jaxpr, each name and shape once."""
+  found: dict[tuple[str, str], Kernel] = {}
+
+  def visit(inner: Any) -> None:
+    for eqn in inner.eqns:
+      if eqn.primitive.name == "pallas_call":
+        kernel = _kernel(eqn)
+        found[kernel.name, kernel.shapes] = kernel
+        continue
+      for value in eqn.params.values():
+        for body in inner_jaxprs(value):
+          visit(body)
+
+  visit(jaxpr)
+  return list(found.values())
+
+
+def _kernel(eqn: Any) -> Kernel:
+  shapes = " ".join(
+    f"{_DTYPES.get(str(v.aval.dtype), v.aval.dtype)}"
+    f"[{','.join(map(str, v.aval.shape))}]"
+    for v in eqn.outvars
+  )
+  cost = eqn.params.get("cost_estimate")
+  return Kernel(
+    name=str(eqn.params["name"]),
+    shapes=shapes,
+    steps=repeats(eqn),
+    flops=float(cost.flops) if cost else 0.0,
+    bytes=float(cost.bytes_accessed) if cost else 0.0,
+  )
+
+
+def kernel_seconds(
+  facts: Facts, known: Sequence[Kernel], where: Topology
+) -> dict[str, float]:
+  """Estimated seconds of Pallas calls by part of the step.
+
+  Args:
+    facts: of the program.
+    known: its kernels.
+    where: the topology.
+  """
+  found: dict[str, float] = defaultdict(float)
+  for call in facts.program.calls if facts.program else ():
+    fitting = [k for k in known if k.name in call.label]
+    exact = [k for k in fitting if k.shapes == call.shapes]
+    if not fitting:
+      continue
+    kernel = (exact or fitting)[0]
+    bundles = facts.bundles.get(call.label)
+    if bundles and where.clock:
+      busy = bundles * kernel.steps / where.clock
+    else:
+      busy = kernel.flops / (where.peak * KERNEL_SHARE)
+    busy = max(busy, kernel.bytes / where.hbm) + kernel.steps * GRID_STEP
+    found[call.part] += call.count * busy
+  return dict(found)
+
+
+def collective_seconds(
+  collective: Collective, where: Topology, places: Sequence[Sequence[int]]
+) -> float:
+  """Estimated seconds of collectives of one kind and axes.
+
+  Args:
+    collective: of a program.
+    where: the topology.
+    places: coordinates of each device of the mesh, in its order.
+  """
+  group = [places[i] for i in collective.group]
+  return collective.bytes / where.bandwidth(group)
+
+
+def estimate(
+  facts: Facts,
+  where: Topology,
+  *,
+  communication: float,
+  known: Sequence[Kernel] = (),
+  executed: Mapping[str, float] | None = None,
+) -> Time | None:
+  """The time of a compiled program; None if it did not compile.
+
+  Args:
+    facts: of the program.
+    where: the topology.
+    communication: seconds of its collectives.
+    known: its Pallas kernels.
+    executed: FLOPs of its products by part of the step, recomputation
+      included, of all devices; needed on GPUs.
+  """
+  if facts.program is None:
+    return None
+  if where.is_gpu:
+    speed = where.peak * PRODUCT_SHARE * where.num_devices
+    parts = {name: n / speed for name, n in (executed or {}).items()}
+    parts["memory"] = facts.traffic / where.hbm
+    return Time(parts, 0.0, communication)
+  called = kernel_seconds(facts, known, where)
+  if where.clock is None:
+    return Time(None, math.fsum(called.values()), communication)
+  parts = {n: c / where.clock for n, c in facts.program.cycles.items()}
+  for name, seconds in called.items():
+    parts[name] = parts.get(name, 0.0) + seconds
+  return Time(parts, math.fsum(called.values()), communication)

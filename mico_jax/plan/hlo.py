@@ -1,0 +1,342 @@
+"""Reads a compiled program: cycles, collectives and kernel calls.
+
+XLA:TPU writes its own estimate of the cycles of each of its operations, HBM
+time included, into the text of the program; a loop's body stands there once.
+Collectives and Pallas calls carry no estimate. XLA:GPU writes none at all: what
+its operations read and write is counted instead (`mico_jax.plan.traffic`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+BYTES = {
+  "pred": 1,
+  "s8": 1,
+  "u8": 1,
+  "f8e4m3fn": 1,
+  "f8e5m2": 1,
+  "bf16": 2,
+  "f16": 2,
+  "s16": 2,
+  "u16": 2,
+  "f32": 4,
+  "s32": 4,
+  "u32": 4,
+  "f64": 8,
+  "s64": 8,
+  "u64": 8,
+}
+KINDS = (
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "collective-permute",
+  "all-to-all",
+)
+# Part of a scope's name -> part of the step; the first that fits. Linen names
+# scopes by module class, objectives by themselves.
+PARTS = (
+  ("ViT", "vision"),
+  ("Swin", "vision"),
+  ("ConvNeXt", "vision"),
+  ("UniRepLKNet", "vision"),
+  ("Bert", "text"),
+  ("contrastive", "loss"),
+  ("matching", "loss"),
+  ("captioning", "loss"),
+)
+OTHER = "rest"  # optimizer, input scaling, projections
+_UNKNOWN = 10**12  # larger estimates mean that there is none
+
+
+def part_of(scope: str) -> str:
+  """The part of a step that a scope belongs to."""
+  return next((part for text, part in PARTS if text in scope), OTHER)
+
+
+@dataclass(frozen=True)
+class Collective:
+  """Collectives of one kind over one set of mesh axes.
+
+  Attributes:
+    kind: of `KINDS`.
+    axes: mesh axes along which the devices of a group differ, "+" between.
+    group: devices of a group, by position in the mesh, of the first group.
+    count: how many run in a step.
+    bytes: that a device receives in a step, by the best algorithm on a ring: a
+      gather or scatter moves (n - 1) / n of the whole array, a reduction of all
+      to all twice that.
+  """
+
+  kind: str
+  axes: str
+  group: tuple[int, ...]
+  count: int
+  bytes: float
+
+
+@dataclass(frozen=True)
+class Call:
+  """Calls of one Pallas kernel at one place of the program.
+
+  Attributes:
+    label: of the operation; holds the kernel's name.
+    shapes: of the results, "bf16[8,16] f32[8]".
+    part: of the step, see `PARTS`.
+    count: how many run in a step.
+  """
+
+  label: str
+  shapes: str
+  part: str
+  count: int
+
+
+@dataclass(frozen=True)
+class Program:
+  """What a program says of itself, per device and step.
+
+  Attributes:
+    cycles: estimated cycles by part of the step; empty on GPUs.
+    costliest: (cycles, name) of the costliest operations, largest first.
+    collectives: by kind and axes.
+    calls: of Pallas kernels.
+  """
+
+  cycles: dict[str, int]
+  costliest: list[tuple[int, str]]
+  collectives: list[Collective]
+  calls: list[Call]
+
+
+@dataclass(frozen=True)
+class Operation:
+  """One line of a program.
+
+  Attributes:
+    label: its name.
+    op: its opcode.
+    body: everything behind "name = ".
+    times: how often it runs in a step.
+    computation: where it stands.
+  """
+
+  label: str
+  op: str
+  body: str
+  times: int
+  computation: str
+
+
+class Text:
+  """The computations of a program's text."""
+
+  def __init__(self, text: str):
+    """Splits the text.
+
+    Args:
+      text: `compiled.as_text()`.
+    """
+    self.computations: dict[str, list[str]] = {}
+    self.entry = ""
+    lines: list[str] = []
+    for line in text.splitlines():
+      head = re.match(r"(ENTRY )?%?([\w.\-<>]+) \(.*\{\s*$", line)
+      if head:
+        lines = self.computations.setdefault(head.group(2), [])
+        self.entry = head.group(2) if head.group(1) else self.entry
+      elif line.startswith("  "):
+        lines.append(line)
+
+  def operations(self, name: str, times: int = 1) -> Iterator[Operation]:
+    """The lines of one computation, as they stand."""
+    for line in self.computations.get(name, ()):
+      found = re.match(r"\s+(?:ROOT )?%([\w.\-]+) = (.*)", line)
+      if found:
+        label, body = found.groups()
+        opcode = re.search(r"(?:^|[\s)}])([a-z][a-z0-9\-]*)\(", body)
+        op = opcode.group(1) if opcode else "?"
+        yield Operation(label, op, body, times, name)
+
+  def walk(self, name: str = "", times: int = 1) -> Iterator[Operation]:
+    """Everything that runs, loops with their trips; not inside fusions."""
+    for found in self.operations(name or self.entry, times):
+      yield found
+      if found.op == "while":
+        trips = times * self._trips(found.body)
+        yield from self.walk(called(found.body, "body"), trips)
+      elif found.op == "conditional":
+        for branch in _branches(found.body)[-1:]:
+          yield from self.walk(branch, times)
+      elif found.op in ("call", "async-start"):
+        inner = called(found.body, "to_apply") or called(found.body, "calls")
+        if inner in self.computations:
+          yield from self.walk(inner, times)
+
+  def _trips(self, body: str) -> int:
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', body)
+    if known:
+      return int(known.group(1))
+    lines = self.computations.get(called(body, "condition"), ())
+    found = [int(x) for x in re.findall(r"constant\((\d+)\)", "\n".join(lines))]
+    return next((x for x in reversed(found) if x > 1), 1)
+
+
+def called(body: str, key: str) -> str:
+  """The computation that an operation names by a key; "": none."""
+  found = re.search(rf"{key}=%?([\w.\-]+)", body)
+  return found.group(1) if found else ""
+
+
+def _branches(body: str) -> list[str]:
+  found = re.search(r"branch_computations=\{([^}]*)\}", body)
+  if found:
+    return [x.strip().lstrip("%") for x in found.group(1).split(",")]
+  return [called(body, "true_computation")]
+
+
+def sizes(types: str) -> list[int]:
+  """Bytes of every array in the text of a type."""
+  return [
+    BYTES[kind] * math.prod(int(d) for d in dims.split(",") if d)
+    for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", types)
+    if kind in BYTES
+  ]
+
+
+def replica_groups(body: str) -> list[tuple[int, ...]]:
+  """The groups of a collective, as positions in the mesh; [] if unwritten."""
+  found = re.search(
+    r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", body
+  )
+  if found:
+    shape, source, order = (
+      [int(x) for x in part.split(",")] if part else []
+      for part in found.groups()
+    )
+    ids = np.arange(math.prod(source)).reshape(source)
+    if order:
+      ids = ids.transpose(order)
+    return [tuple(int(i) for i in row) for row in ids.reshape(shape)]
+  found = re.search(
+    r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", body
+  )
+  if not found:
+    return []
+  rows = re.findall(r"\{([\d,]+)\}", found.group(1))
+  return [tuple(int(i) for i in row.split(",")) for row in rows]
+
+
+def axes_of(group: Sequence[int], mesh: Mapping[str, int]) -> str:
+  """Mesh axes along which the devices of a group differ."""
+  places = np.stack(np.unravel_index(np.asarray(group), tuple(mesh.values())))
+  names = [
+    name
+    for name, row in zip(mesh, places, strict=True)
+    if len(np.unique(row)) > 1
+  ]
+  return "+".join(names) or "none"
+
+
+def _moved(kind: str, results: list[int], n: int, *, started: bool) -> float:
+  """Bytes a device receives; `results` are sizes of the result."""
+  if kind == "collective-permute":
+    return float(max(results, default=0))
+  if started and kind == "all-gather":  # (operands, results)
+    results = results[len(results) // 2 :]
+  whole = float(sum(results))
+  if kind == "reduce-scatter":
+    whole *= n
+  return whole * (n - 1) / n * (2 if kind == "all-reduce" else 1)
+
+
+def collective_of(
+  found: Operation, mesh: Mapping[str, int], *, scattered: bool = False
+) -> Collective | None:
+  """The collective that an operation is; None: it is none.
+
+  Args:
+    found: an operation.
+    mesh: axis -> size.
+    scattered: a reduction to all whose result is sliced at once.
+  """
+  kind = next((k for k in KINDS if found.op in (k, f"{k}-start")), None)
+  if kind is None:
+    return None
+  groups = replica_groups(found.body)
+  group = groups[0] if groups else tuple(range(math.prod(mesh.values())))
+  if kind == "collective-permute":
+    group = tuple(sorted({i for pair in groups[:2] for i in pair}))
+  results = sizes(found.body.split(f" {found.op}(")[0])
+  started = found.op.endswith("-start")
+  moved = _moved(kind, results, max(len(group), 1), started=started)
+  if scattered:
+    kind, moved = "reduce-scatter", moved / 2
+  return Collective(
+    kind, axes_of(group, mesh), group, found.times, moved * found.times
+  )
+
+
+def _collectives(text: Text, mesh: Mapping[str, int]) -> list[Collective]:
+  table: dict[tuple[str, str], Collective] = {}
+
+  def add(found: Operation, *, scattered: bool = False) -> None:
+    new = collective_of(found, mesh, scattered=scattered)
+    if new is None:
+      return
+    old = table.get((new.kind, new.axes))
+    if old:
+      count, size = old.count + new.count, old.bytes + new.bytes
+      new = dataclasses.replace(old, count=count, bytes=size)
+    table[new.kind, new.axes] = new
+
+  for found in text.walk():
+    add(found)
+    if found.op == "fusion":  # with what is around them
+      name = called(found.body, "calls")
+      for inner in text.operations(name, found.times):
+        add(inner, scattered="all-reduce-scatter" in name)
+  return sorted(table.values(), key=lambda c: -c.bytes)
+
+
+def scope_of(body: str) -> str:
+  """The scope that an operation was traced in."""
+  found = re.search(r'op_name="([^"]*)"', body)
+  return found.group(1) if found else ""
+
+
+def read(text: str, mesh: Mapping[str, int]) -> Program:
+  """Reads the text of a compiled program.
+
+  Args:
+    text: `compiled.as_text()`.
+    mesh: axis -> size of the mesh it was compiled for, in order.
+  """
+  parsed = Text(text)
+  cycles: Counter[str] = Counter()
+  operations: Counter[str] = Counter()
+  calls = []
+  for found in parsed.walk():
+    part = part_of(scope_of(found.body))
+    if 'custom_call_target="tpu_custom_call"' in found.body:
+      types = found.body.split(" custom-call")[0]
+      shapes = " ".join(re.findall(r"\w+\[[\d,]*\]", types))
+      calls.append(Call(found.label, shapes, part, found.times))
+    estimate = re.search(r'"estimated_cycles":"(\d+)"', found.body)
+    if estimate and int(estimate.group(1)) < _UNKNOWN:
+      cycles[part] += int(estimate.group(1)) * found.times
+      operations[found.label] += int(estimate.group(1)) * found.times
+  return Program(
+    cycles=dict(cycles.most_common()),
+    costliest=[(n, name) for name, n in operations.most_common(12)],
+    collectives=_collectives(parsed, mesh),
+    calls=calls,
+  )

@@ -1,0 +1,306 @@
+"""The programs of a config on the mesh of a slice: shapes, nothing allocated.
+
+No data is opened: the tokenizer's vocabulary is that of the text tower, and its
+special ids are made up, which changes no shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from mico_jax import models
+from mico_jax.config import Config, ConfigError, TaskConfig
+from mico_jax.data.batches import batch_spec
+from mico_jax.data.samples import (
+  ArrayShape,
+  check_inputs,
+  groups_of,
+  input_shape,
+  keys_of,
+)
+from mico_jax.data.tokenizer import TokenizerInfo
+from mico_jax.modalities import MODALITIES, by_letter
+from mico_jax.parallel import sharding
+from mico_jax.parallel.mesh import make_mesh
+from mico_jax.plan import flops
+from mico_jax.run.checks import check_mesh, check_ranges
+from mico_jax.run.setup import check_tasks
+from mico_jax.train.optimizer import Optimizer, make_optimizer
+from mico_jax.train.state import (
+  TrainState,
+  abstract_params,
+  create_state,
+  init_params,
+  state_shardings,
+)
+from mico_jax.train.step import make_eval_forward, make_train_step
+from mico_jax.types import PyTree
+
+# Names among the tasks.
+EVALUATION = "evaluation"  # the forward
+CREATE = "create"  # the state of step 0
+
+
+def special_ids(config: Config) -> TokenizerInfo:
+  """Ids that stand in for the tokenizer's."""
+  size = config.model.text.vocab_size or config.data.tokenizer.vocab_size
+  return TokenizerInfo(config.model.text.pad_id, 1, 2, 3, size, (4, size))
+
+
+def with_vocabulary(config: Config) -> Config:
+  """The config with a vocabulary size where it leaves it to the tokenizer."""
+  text = config.model.text
+  if text.vocab_size:
+    return config
+  size = special_ids(config).vocab_size
+  text = dataclasses.replace(text, vocab_size=size)
+  model = dataclasses.replace(config.model, text=text)
+  return dataclasses.replace(config, model=model)
+
+
+def with_batch(config: Config, batch: int, task: str = "") -> Config:
+  """The config with another global batch in one task, or in all of them."""
+  tasks = {
+    name: dataclasses.replace(t, batch_size=batch) if task in ("", name) else t
+    for name, t in config.tasks.items()
+  }
+  return dataclasses.replace(config, tasks=tasks)
+
+
+def local_bytes(tree: PyTree, shardings: PyTree) -> int:
+  """Bytes of a tree on one device."""
+  total = 0
+  for leaf, where in zip(
+    jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True
+  ):
+    size = leaf.dtype.itemsize
+    for dim in where.shard_shape(leaf.shape):
+      size *= dim
+    total += size
+  return total
+
+
+@dataclass(frozen=True)
+class Views:
+  """What a batch row sends through the encoders.
+
+  Attributes:
+    images: frames and slices per row, each one pass of the shared encoder.
+    tokens: tokens per row, of all of them and of all texts encoded once.
+  """
+
+  images: int
+  tokens: int
+
+
+def views_of(config: Config, task: TaskConfig) -> Views:
+  """Counts the inputs of one row of a task."""
+  vision = config.model.vision
+  spec = batch_spec(dataclasses.replace(config, tasks={"x": task}), "x")
+  images = tokens = 0
+  for key in keys_of(groups_of(task)):
+    shape = input_shape(config, key).shape
+    if MODALITIES[key].embedding == "text":
+      tokens += shape[0]
+      continue
+    frames = shape[0] if "T" in MODALITIES[key].spec.dims else 1
+    if MODALITIES[key].embedding == "patch":
+      frames = config.data.inputs.get(key, MODALITIES[key].default_input).frames
+    images += frames
+  tokens += images * ((vision.image_size // vision.patch_size) ** 2 + 1)
+  tokens += sum(leaf.shape[1] for leaf in spec["text"].values())
+  return Views(images, tokens)
+
+
+@dataclass(frozen=True)
+class Programs:
+  """Everything of a config that can be compiled.
+
+  Attributes:
+    config: with its vocabulary; `Programs.of` checks it.
+    mesh: the devices of the slice.
+  """
+
+  config: Config
+  mesh: Mesh
+
+  @classmethod
+  def of(cls, config: Config, devices: Sequence[Any]) -> Programs:
+    """Checks a config against the devices of a slice.
+
+    Raises:
+      ConfigError: for values, groups, meshes or batches that do not fit.
+    """
+    check_ranges(config)
+    check_inputs(config)
+    config = with_vocabulary(config)
+    check_tasks(config)
+    mesh = make_mesh(config.parallel, devices)
+    check_mesh(config, mesh)
+    return cls(config, mesh)
+
+  @property
+  def rules(self) -> sharding.Rules:
+    """Logical to mesh axes."""
+    return sharding.rules_by_name(self.config.parallel.rules)
+
+  @cached_property
+  def model(self) -> models.MiCo:
+    """The model."""
+    return models.build(self.config.model)
+
+  @cached_property
+  def params(self) -> PyTree:
+    """Shapes of the parameters."""
+    return abstract_params(self.model, self.config)
+
+  @cached_property
+  def optimizer(self) -> Optimizer:
+    """The optimizer."""
+    return make_optimizer(
+      self.config.optimizer, self.params, self.config.train.steps
+    )
+
+  @cached_property
+  def state(self) -> tuple[TrainState, TrainState]:
+    """Shapes and shardings of the training state."""
+    ema = self.config.optimizer.ema > 0
+    shapes = jax.eval_shape(
+      lambda p: create_state(p, self.optimizer, ema=ema), self.params
+    )
+    return shapes, state_shardings(self.mesh, self.model, shapes, self.rules)
+
+  def batch(self, task: str) -> PyTree:
+    """Shapes of a task's global batch."""
+    return jax.tree.map(
+      lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype),
+      batch_spec(self.config, task),
+      is_leaf=lambda s: isinstance(s, ArrayShape),
+    )
+
+  def memory(self, task: str) -> dict[str, int]:
+    """Bytes on one device of what goes into a task's step."""
+    shapes, where = self.state
+    batch = self.batch(task)
+    rows = sharding.batch_sharding(self.mesh, self.rules)
+    found = {
+      "parameters": local_bytes(shapes.params, where.params),
+      "optimizer": local_bytes(shapes.opt_state, where.opt_state),
+      "batch": local_bytes(batch, jax.tree.map(lambda _: rows, batch)),
+    }
+    if shapes.ema is not None:
+      found["average"] = local_bytes(shapes.ema, where.ema)
+    return found
+
+  def train(self, task: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The jitted training step of a task and shapes of its arguments."""
+    step = make_train_step(
+      self.model,
+      self.config,
+      self.config.tasks[task],
+      special_ids(self.config),
+      self.mesh,
+      optimizer=self.optimizer,
+    )
+    return step, (self.state[0], self.batch(task))
+
+  def contexts(self) -> tuple[str, ...]:
+    """Contexts that the evaluation embeds."""
+    if self.config.evaluation.groups:
+      return tuple(self.config.evaluation.groups)
+    found: dict[str, None] = {}
+    for task in self.config.tasks.values():
+      found.update(
+        dict.fromkeys(g[1:] for g in groups_of(task) if g.startswith("t"))
+      )
+    return tuple(found)
+
+  def evaluate(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The jitted evaluation forward and shapes of its arguments.
+
+    Raises:
+      ConfigError: if its batch does not divide over the devices.
+    """
+    contexts = self.contexts()
+    rows = self.config.evaluation.batch_size
+    data = sharding.batch_sharding(self.mesh, self.rules)
+    forward = make_eval_forward(self.model, self.config, contexts)
+    inputs = {}
+    keys = {by_letter(letter).key for c in contexts for letter in c}
+    for key in (k for k in MODALITIES if k in keys):
+      spec = input_shape(self.config, key, train=False)
+      inputs[key] = (rows, *spec.shape), spec.dtype
+    try:
+      data.shard_shape((rows,))
+    except ValueError as error:
+      raise ConfigError(
+        f"evaluation.batch_size={rows} does not divide over the "
+        f"{self.mesh.size} devices of the mesh {dict(self.mesh.shape)}; choose "
+        "a multiple."
+      ) from error
+    place = lambda shape, dtype: jax.ShapeDtypeStruct(
+      shape, dtype, sharding=data
+    )
+    batch = {"inputs": {k: place(*v) for k, v in inputs.items()}}
+    params = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      self.state[0].params,
+      self.state[1].params,
+    )
+    return forward, (params, batch)
+
+  def create(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The jitted creation of the state at step 0; no arguments."""
+    ema = self.config.optimizer.ema > 0
+
+    def create() -> TrainState:
+      key = jax.random.key(self.config.seed)
+      params = init_params(self.model, self.config, key)
+      return create_state(params, self.optimizer, ema=ema)
+
+    return jax.jit(create, out_shardings=self.state[1]), ()
+
+  def state_bytes(self) -> dict[str, int]:
+    """Bytes of the training state: "all", on a "device", "alike" on all.
+
+    Alike is what no rule splits or the mesh does not divide.
+    """
+    shapes, where = self.state
+    size = lambda x: x.size * x.dtype.itemsize
+    alike = jax.tree.map(
+      lambda x, s: size(x) if s.shard_shape(x.shape) == x.shape else 0,
+      shapes,
+      where,
+    )
+    return {
+      "all": sum(size(x) for x in jax.tree.leaves(shapes)),
+      "device": local_bytes(shapes, where),
+      "alike": sum(jax.tree.leaves(alike)),
+    }
+
+  def flops(self, task: str) -> dict[str, float]:
+    """Model FLOPs of a task's step over the global batch."""
+    config = flops.plain(self.config)
+    return flops.of_task(
+      models.build(config.model),
+      config,
+      config.tasks[task],
+      special_ids(config),
+      self.optimizer,
+      self.params,
+      self.batch(task),
+    )
+
+  def share(self, task: str) -> float:
+    """The part of all steps that a task gets."""
+    weights: Mapping[str, int] = {
+      name: t.steps for name, t in self.config.tasks.items()
+    }
+    return weights[task] / max(sum(weights.values()), 1)

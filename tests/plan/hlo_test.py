@@ -1,0 +1,87 @@
+"""Reading compiled programs."""
+
+from __future__ import annotations
+
+import pytest
+
+from mico_jax.plan import hlo
+
+MESH = {"data": 2, "fsdp": 4}
+
+PROGRAM = """\
+HloModule jit_step
+
+%cond (p: (s32[], f32[8,16])) -> pred[] {
+  %p = (s32[], f32[8,16]) parameter(0)
+  %limit = s32[] constant(12)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+%body (p: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
+  %gather = bf16[64,16]{1,0} all-gather(%w), replica_groups=[2,4]<=[8]
+  %multiply.1 = f32[8,16]{1,0} fusion(%x), SCOPE, c={"estimated_cycles":"100"}
+  %attend.7 = (bf16[4,8]{1,0}, f32[4]{0}) custom-call(%q), CALL
+}
+
+ENTRY %main (a: f32[8,16]) -> f32[8,16] {
+  %loop = (s32[], f32[8,16]) while(%t), condition=%cond, body=%body
+  %sum = f32[32]{0} all-reduce(%g), replica_groups={{0,4},{1,5},{2,6},{3,7}}
+  %copy.1 = f32[8,16]{1,0} copy(%a), backend_config={"estimated_cycles":"7"}
+  ROOT %odd = f32[8]{0} copy(%a), c={"estimated_cycles":"9223372036854775807"}
+}
+"""
+PROGRAM = PROGRAM.replace("CALL", 'custom_call_target="tpu_custom_call"')
+PROGRAM = PROGRAM.replace("SCOPE", 'metadata={op_name="jit(s)/ViT/mul"}')
+
+
+def test_loops_count_with_their_trips():
+  found = hlo.read(PROGRAM, MESH)
+  assert found.cycles == {"vision": 1200, "rest": 7}
+  assert found.costliest[0] == (1200, "multiply.1")
+  assert found.calls == [hlo.Call("attend.7", "bf16[4,8] f32[4]", "rest", 12)]
+
+
+def test_collectives_by_kind_and_axis():
+  found = {c.kind: c for c in hlo.read(PROGRAM, MESH).collectives}
+  gather, reduce = found["all-gather"], found["all-reduce"]
+  assert (gather.axes, gather.count) == ("fsdp", 12)
+  assert gather.bytes == pytest.approx(12 * 64 * 16 * 2 * 3 / 4)
+  assert (reduce.axes, reduce.count, reduce.group) == ("data", 1, (0, 4))
+  assert reduce.bytes == pytest.approx(2 * 32 * 4 / 2)
+
+
+@pytest.mark.parametrize(
+  ("text", "groups"),
+  [
+    ("replica_groups={{0,2},{1,3}}", [(0, 2), (1, 3)]),
+    ("replica_groups=[2,2]<=[4]", [(0, 1), (2, 3)]),
+    ("replica_groups=[2,2]<=[2,2]T(1,0)", [(0, 2), (1, 3)]),
+    ("source_target_pairs={{0,1},{1,0}}", [(0, 1), (1, 0)]),
+    ("no groups at all", []),
+  ],
+)
+def test_replica_groups(text, groups):
+  assert hlo.replica_groups(text) == groups
+
+
+def test_axes_of_a_group():
+  assert hlo.axes_of((0, 1, 2, 3), MESH) == "fsdp"
+  assert hlo.axes_of((1, 5), MESH) == "data"
+  assert hlo.axes_of(tuple(range(8)), MESH) == "data+fsdp"
+  assert hlo.axes_of((3,), MESH) == "none"
+
+
+def test_a_reduction_fused_with_its_slice_is_a_scatter():
+  text = """\
+%all-reduce-scatter.3 (p: f32[32]) -> f32[8] {
+  %all = f32[32]{0} all-reduce(%p), replica_groups=[2,4]<=[8]
+  ROOT %part = f32[8]{0} dynamic-slice(%all, %i)
+}
+
+ENTRY %main (a: f32[32]) -> f32[8] {
+  ROOT %f = f32[8]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.3
+}
+"""
+  (found,) = hlo.read(text, MESH).collectives
+  assert found.kind == "reduce-scatter"
+  assert found.bytes == pytest.approx(32 * 4 * 3 / 4)
