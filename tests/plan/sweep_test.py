@@ -11,7 +11,7 @@ from mico_jax import config as config_lib
 from mico_jax.config import ConfigError
 from mico_jax.parallel.mesh import mesh_sizes
 from mico_jax.parallel.sharding import rules_by_name
-from mico_jax.plan import report, search, topology
+from mico_jax.plan import planner, report, search, topology
 from mico_jax.plan.choice import Choice
 from mico_jax.plan.estimate import Time
 from mico_jax.plan.planner import TaskPlan
@@ -22,17 +22,21 @@ SECONDS = {"none": 1.0, "full": 1.3}
 NEEDED = {"none": 20 * GIB, "full": 8 * GIB}
 
 
-class Planner:
+class Planner(planner.Planner):
   """Remat trades memory for time; parameters alone fill a v5e."""
 
   def __init__(self, config, where, *, say):
     self.config, self.where = config, where
-    self.mesh = mesh_sizes(config.parallel, where.num_devices)
-    pieces = self.mesh["fsdp"]
+    self.sizes = mesh_sizes(config.parallel, where.num_devices)
+    pieces = self.sizes["fsdp"]
     self.programs = types.SimpleNamespace(
       rules=rules_by_name(config.parallel.rules),
       memory=lambda task: {"parameters": 64 * GIB // pieces},
     )
+
+  @property
+  def mesh(self):
+    return self.sizes
 
   def task(self, name: str) -> TaskPlan:
     if self.config.train.micro_batches > 2:
