@@ -111,6 +111,19 @@ def make(
   size = setting.size
   if size % model.vision.patch_size:  # the nearest that patches fill
     size = round(size / model.vision.patch_size) * model.vision.patch_size
+  tuning: dict[str, Any] = {
+    "name": "adamw_mico",
+    "learning_rate": setting.learning_rate,
+    "weight_decay": 0.01,
+    "warmup": 0.1,
+    **(optimizer or {}),
+  }
+  measured: dict[str, Any] = {
+    "source": "test",
+    "size": 0,
+    "groups": (setting.group.removeprefix("t"),),
+    **evaluation,
+  }
   return c.Config(
     name=name,
     model=dataclasses.replace(
@@ -132,25 +145,10 @@ def make(
         objectives=dict(objectives),
       )
     },
-    optimizer=c.OptimizerConfig(
-      **{
-        "name": "adamw_mico",
-        "learning_rate": setting.learning_rate,
-        "weight_decay": 0.01,
-        "warmup": 0.1,
-        **(optimizer or {}),
-      }
-    ),
+    optimizer=c.OptimizerConfig(**tuning),
     train=c.TrainConfig(
       steps=setting.steps,
       checkpoint_every=max(1, setting.steps // 5),
     ),
-    evaluation=c.EvaluationConfig(
-      **{
-        "source": "test",
-        "size": 0,
-        "groups": (setting.group.removeprefix("t"),),
-        **evaluation,
-      }
-    ),
+    evaluation=c.EvaluationConfig(**measured),
   )

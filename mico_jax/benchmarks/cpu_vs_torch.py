@@ -28,7 +28,7 @@ import numpy as np
 
 SIDES = ("jax", "timm", "modeling")
 # Of g/14, a few blocks: what is compared is their time, and 40 take minutes.
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
   "b16": {
     "patch_size": 16,
     "width": 768,

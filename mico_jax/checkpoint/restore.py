@@ -280,7 +280,7 @@ class LoadReport:
 
 
 # (array, wanted shape) -> array of that shape.
-Resizer = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+Resizer = Callable[[np.ndarray, tuple[int, ...]], Any]
 
 
 def partial_load(

@@ -27,7 +27,7 @@ LIMIT = 8  # names of each kind in an error
 THREADS = min(4, os.cpu_count() or 1)  # that read, hash and place tensors
 Path = tuple[str, ...]
 # (value in our layout, wanted shape) -> value of that shape.
-Resizer = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+Resizer = Callable[[np.ndarray, tuple[int, ...]], Any]
 
 
 @dataclass

@@ -155,7 +155,8 @@ def write(
   with open(path, "wb") as file:
     stream = _Hashed(file)
     # Without `seek`, the archive is written strictly forwards.
-    with zipfile.ZipFile(stream, "w") as archive:  # ty: ignore
+    target: Any = stream  # all that a forward ZipFile asks of a file
+    with zipfile.ZipFile(target, "w") as archive:
 
       def put(name: str, data: Any) -> None:
         size = memoryview(data).nbytes

@@ -92,7 +92,9 @@ class ShardingView:
 
   def lines(self) -> list[tuple[str, ...]]:
     """Table: path, shape, mesh axes, shard, copies, bytes on one device."""
-    rows = [("array", "shape", "mesh axes", "one device", "copies", "bytes")]
+    rows: list[tuple[str, ...]] = [
+      ("array", "shape", "mesh axes", "one device", "copies", "bytes")
+    ]
     for held in self.arrays:
       pieces = held.num_bytes // max(held.shard_bytes, 1)
       rows.append(
