@@ -115,7 +115,8 @@ def random_tensors(config: ModelConfig, seed: int = 0) -> Tensors:
 
     def load(shape: Any = shape, i: int = i) -> np.ndarray:
       rng = np.random.default_rng([seed, i])
-      return rng.standard_normal(shape, np.float32) * np.float32(0.02)
+      drawn = rng.standard_normal(shape, np.float32) * np.float32(0.02)
+      return np.asarray(drawn)  # of shape (): NumPy made it a scalar
 
     found[name] = Tensor(name, shape, np.dtype(np.float32), load)
   for name, value in mico.buffers(config).items():

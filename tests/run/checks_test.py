@@ -40,7 +40,7 @@ def mistake(*overrides: str) -> str:
     ("evaluation.item_pairs=('a:i',)", "needs evaluation.label"),
     ("evaluation.classes='absent'", "cannot be read"),
     ("model.remat=x", "none, full"),
-    ("model.attention=x", "auto, cudnn, xla"),
+    ("model.attention=x", "auto, pallas_tpu, cudnn, xla, reference"),
     ("model.dtype=float8", "float32, bfloat16"),
     ("model.vision.num_heads=5", "must divide"),
     ("parallel.rules=x", "known: ddp"),

@@ -335,13 +335,20 @@ def test_numbers_out_of_range_are_errors(kwargs, message):
 def test_a_whole_sample_is_fast():
   w = world.World()
   w.render(w.scene(0))
-  best = float("inf")
+  numbers = np.random.default_rng(0).standard_normal(50_000)
+  best = yardstick = float("inf")
   for _ in range(5):
     start = time.process_time()
     for i in range(40):
       scene = w.scene(i)
       w.render(scene, fields=("video", "depth", "normal", "audio"))
       _ = w.language(scene, i).captions
-    best = min(best, (time.process_time() - start) / 40)
-  # 0.6 ms alone on one core; loose, since tests run beside other work.
-  assert best < 4e-3
+    middle = time.process_time()
+    for _ in range(40):
+      np.sort(numbers, kind="mergesort")
+    end = time.process_time()
+    best = min(best, (middle - start) / 40)
+    yardstick = min(yardstick, (end - middle) / 40)
+  # Against sorting 50,000 numbers, since machines and their load differ: 0.25
+  # of it, 1.1 with the checked types of these tests.
+  assert best < 2 * yardstick, f"{best * 1e3:.2f} ms"

@@ -283,7 +283,7 @@ def folded_scale(head_dim: int) -> tuple[float, float | None]:
 
 
 def _rules(
-  sizes: tuple[int, int, int],
+  sizes: tuple[Any, Any, Any],  # ints, or dimensions of an exported graph
   *,
   mask: Array | None,
   kv_lengths: Array | None,
@@ -322,7 +322,7 @@ def _rules(
   )
 
 
-def _check_mask(mask: Array, sizes: tuple[int, int, int]) -> None:
+def _check_mask(mask: Array, sizes: tuple[Any, Any, Any]) -> None:
   wanted = (sizes[0], None, sizes[1], sizes[2])
   if mask.ndim != 4 or any(
     want is not None and have not in (1, want)
@@ -334,7 +334,7 @@ def _check_mask(mask: Array, sizes: tuple[int, int, int]) -> None:
     )
 
 
-def _check_lengths(lengths: Array, batch: int, num_keys: int) -> None:
+def _check_lengths(lengths: Array, batch: Any, num_keys: Any) -> None:
   """Shape always; values where they are known (not under a trace)."""
   if lengths.shape != (batch,):
     raise ValueError(

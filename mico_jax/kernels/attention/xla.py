@@ -42,6 +42,8 @@ def attention(
   scaled = q.astype(softmax_dtype) * jnp.asarray(scale, softmax_dtype)
   q = scaled.astype(q.dtype)
   batch, num_queries, num_heads, _ = q.shape
+  if not isinstance(batch, int):
+    batch = 1  # of an exported graph, not known yet: as for a single row
   row_bytes = batch * num_heads * k.shape[1] * softmax_dtype.itemsize
   drops = dropout_rate > 0.0 and row_keys is not None  # drawn for all scores
   if row_bytes * num_queries > SCORE_BYTES and not drops:
