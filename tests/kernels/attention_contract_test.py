@@ -117,7 +117,8 @@ def _truth(arrays, weights, rules):
       )
       return jnp.sum(out * weights), out
 
-    grads, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*exact)
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+    grads, out = gradient(*exact)
     return [np.asarray(x) for x in (out, *grads)]
 
 

@@ -210,11 +210,15 @@ PLAIN = {
 def test_loss_and_gradients(name):
   config = tiny_config({name: (GROUP,)}, batch_size=ROWS)
   model = build(config.model)
-  params = train_state.init_params(model, config, jax.random.key(1))
-  params = jax.tree.map(  # nothing left at zero
-    lambda p: p + 0.02 * jax.random.normal(jax.random.key(p.size), p.shape),
-    params,
-  )
+
+  @jax.jit
+  def init(key):
+    return jax.tree.map(  # nothing left at zero
+      lambda p: p + 0.02 * jax.random.normal(jax.random.key(p.size), p.shape),
+      train_state.init_params(model, config, key),
+    )
+
+  params = init(jax.random.key(1))
   batch = fake_batch((GROUP,), rows=ROWS, negatives=1, seed=3)
   batch["weight"] = np.array([1.0, 0.5, 1.0], np.float32)
   draws = given_draws(name, batch, np.random.default_rng(0))
