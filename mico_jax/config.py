@@ -334,6 +334,9 @@ class OptimizerConfig:
   freeze: tuple[str, ...] = ()  # path regexes without update
   layer_decay: float = 1.0  # per block of the shared encoder, from the top
   ema: float = 0.0  # decay of the averaged weights; 0: none
+  # Of moments and the like: "bfloat16" halves them, rounded at random (see
+  # train.narrow); name="adafactor" keeps factors of them instead.
+  state_dtype: str = "float32"
   lora_rank: int = 0  # > 0: train low-rank deltas of `lora_targets` only
   lora_alpha: float = 16.0
   lora_targets: tuple[str, ...] = (r"attn/(qkv|proj)/kernel$",)
@@ -380,6 +383,9 @@ class ParallelConfig:
   # {"data": 2}.
   slices: Mapping[str, int] = field(default_factory=dict)
   rules: str = "ddp"  # key of `mico_jax.axes.RULES`
+  # Parts of the state that wait in the host's memory between updates:
+  # "opt_state", "ema".
+  offload: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,20 @@ that fails therefore never touches a former checkpoint; its error is raised by
 the next `save`, `wait` or `close`.
 
 `checkpoints/` goes through `etils.epath`; the arrays themselves through Orbax,
-which reads and writes local folders, gs:// and s3:// but not memory://.
+which reads and writes local folders and gs://; see `checkpoint.mirror` for
+other stores.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 import re
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +31,7 @@ from etils import epath
 
 from mico_jax import config as config_lib
 from mico_jax.checkpoint import manifest as manifest_lib
-from mico_jax.checkpoint import storage
+from mico_jax.checkpoint import mirror, storage
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config, ConfigError
 
@@ -106,7 +110,11 @@ def list_steps(folder: epath.PathLike) -> list[int]:
   root = epath.Path(folder)
   if not root.is_dir():
     return []
-  return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())
+  return sorted(
+    int(p.name)
+    for p in root.iterdir()
+    if p.name.isdigit() and mirror.is_finished(p)
+  )
 
 
 def claim_workdir(workdir: epath.PathLike, config: Config) -> bool:
@@ -185,8 +193,23 @@ class Manager:
       config: of the run; `train.keep` newest checkpoints are kept, and the
         best one by the metric `train.keep_best`.
       extras: tokenizer, axes, self-check and so on, stored with each save.
+
+    Raises:
+      ConfigError: for several processes and a store that Orbax does not write.
     """
     self.folder = storage.absolute(workdir) / CHECKPOINTS
+    self._local = self.folder  # where Orbax writes
+    self._copies: ThreadPoolExecutor | None = None
+    self._copied: Future[None] | None = None
+    if not mirror.is_native(self.folder):
+      if jax.process_count() > 1:
+        raise ConfigError(
+          f"{self.folder}: several processes cannot save there together; use "
+          "a --workdir on gs:// or in a folder that all hosts see."
+        )
+      self._scratch = tempfile.TemporaryDirectory(prefix="mico_jax_")
+      self._local = epath.Path(self._scratch.name)
+      self._copies = ThreadPoolExecutor(max_workers=1)
     self.config = config
     self.extras = extras or Extras()
     self._checkpointer = storage.make_checkpointer()
@@ -228,7 +251,7 @@ class Manager:
       for name in manifest_lib.ARRAY_ITEMS
       if getattr(state, name, None) is not None
     }
-    hosts = jax.tree.map(storage.host_copy, arrays)
+    hosts = jax.tree.map(_host_copy_of_main, arrays)
     stored = {
       name: storage.stored_tree(name, flat) for name, flat in arrays.items()
     }
@@ -243,10 +266,10 @@ class Manager:
     def manifest_files() -> dict[str, bytes]:
       return self._manifest_files(step, hosts, config_text, data_text, metrics)
 
-    target = self.folder / str(step)
+    target = self._local / str(step)
     self._remove_unfinished()
     try:
-      self.folder.mkdir(parents=True, exist_ok=True)
+      self._local.mkdir(parents=True, exist_ok=True)
       self._checkpointer.save(
         target,
         args=storage.save_args(
@@ -261,8 +284,17 @@ class Manager:
       )
     except Exception as e:
       raise self._failure(step, e) from e
+    if self._copies is not None:
+      self._copied = self._copies.submit(self._copy, step)
     self._pending = step
     return True
+
+  def _copy(self, step: int) -> None:
+    """Brings a step from the local folder to the store, behind training."""
+    self._checkpointer.wait_until_finished()
+    local = self._local / str(step)
+    mirror.upload(pathlib.Path(local), self.folder / str(step))
+    local.rmtree()
 
   def _manifest_files(
     self,
@@ -323,9 +355,9 @@ class Manager:
 
   def _remove_unfinished(self) -> None:
     """Removes what failed or killed saves left behind, as far as it can."""
-    if jax.process_index() or not self.folder.is_dir():
+    if jax.process_index() or not self._local.is_dir():
       return
-    for path in self.folder.glob(f"*{_UNFINISHED}*"):
+    for path in self._local.glob(f"*{_UNFINISHED}*"):
       for _ in range(10):
         try:
           path.rmtree(missing_ok=True)
@@ -342,7 +374,10 @@ class Manager:
     step, self._pending = self._pending, None
     if step is None:
       return
+    copied, self._copied = self._copied, None
     try:
+      if copied is not None:
+        copied.result()
       self._checkpointer.wait_until_finished()
     except Exception as e:
       raise self._failure(step, e) from e
@@ -354,6 +389,9 @@ class Manager:
       self.wait()
     finally:
       self._checkpointer.close()
+      if self._copies is not None:
+        self._copies.shutdown()
+        self._scratch.cleanup()
 
   # --------------------------------------------------------------- keeping
   def steps(self) -> list[int]:
@@ -414,7 +452,14 @@ class Manager:
     for number in candidates:
       folder = self.folder / str(number)
       try:
-        manifest, arrays, data = read_verified(folder)
+        manifest, data = _read_head(folder)
+      except CheckpointError as e:
+        skipped.append((number, str(e)))
+        continue
+      likes = _likes(target, number, manifest["items"])
+      try:
+        with mirror.local_copy(folder, manifest["items"]) as here:
+          arrays = _read_placed(here, manifest["items"], likes)
       except CheckpointError as e:
         skipped.append((number, str(e)))
         continue
@@ -439,13 +484,16 @@ class Manager:
     return manifest_lib.differences({k: manifest[k] for k in now}, now)
 
 
-def read_verified(
-  folder: epath.PathLike,
-) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]], dict[str, Any]]:
-  """Reads a whole step folder and verifies every hash.
+def _host_copy_of_main(value: Any) -> np.ndarray | None:
+  """A copy on the host in the process that hashes; all take part."""
+  copy = storage.host_copy(value)
+  return None if jax.process_index() else copy
 
-  Returns:
-    Manifest, {item: {path: host array}} and the data item.
+
+def _read_head(
+  folder: epath.PathLike,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Manifest and data item of a step folder; verifies all but the arrays.
 
   Raises:
     CheckpointError: naming the first things that do not verify.
@@ -459,38 +507,71 @@ def read_verified(
     problems.append(f"{data_path}: content differs from the manifest's hash.")
   if problems:
     raise CheckpointError(manifest_lib.summarise(problems))
-  arrays = {}
-  for item, entries in manifest["items"].items():
-    arrays[item] = storage.read_arrays(folder, item, entries)
-    problems += manifest_lib.array_problems(entries, arrays[item], item=item)
-  if problems:
-    raise CheckpointError(manifest_lib.summarise(problems))
-  return manifest, arrays, json.loads(data_text)
+  return manifest, json.loads(data_text)
+
+
+def _likes(
+  target: Any, step: int, items: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+  """What the arrays of a checkpoint must be like: item -> path -> like.
+
+  Raises:
+    CheckpointError: if the checkpoint does not fit `target`.
+  """
+  likes: dict[str, dict[str, Any]] = {}
+  for name in manifest_lib.ARRAY_ITEMS:
+    wanted = getattr(target, name, None)
+    if wanted is None:
+      continue
+    if name not in items:
+      raise CheckpointError(
+        f"the checkpoint of step {step} has no {name}, but this run needs it; "
+        "start a new workdir with --init."
+      )
+    storage.from_path_dict(wanted, items[name])
+    likes[name] = storage.path_dict(wanted)
+    for path, like in likes[name].items():
+      entry = items[name][path]
+      storage.check_fits(entry["shape"], entry["dtype"], like)
+  return likes
+
+
+def _read_placed(
+  folder: epath.PathLike,
+  items: Mapping[str, Mapping[str, Any]],
+  likes: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+  """Reads, verifies and places the arrays of a step, a few at a time.
+
+  Items that the run does not need are verified and dropped.
+
+  Raises:
+    CheckpointError: naming the first arrays that do not verify.
+  """
+  placed: dict[str, dict[str, Any]] = {name: {} for name in likes}
+  for item, part in storage.batches(items):
+    arrays = storage.read_arrays(folder, item, part, every=items[item])
+    problems = manifest_lib.array_problems(part, arrays, item=item)
+    if problems:
+      raise CheckpointError(manifest_lib.summarise(problems))
+    for path in list(arrays):
+      value = arrays.pop(path)
+      if item in likes:
+        placed[item][path] = storage.place(value, likes[item][path])
+      del value
+  return placed
 
 
 def _fill(
   target: Any,
   step: int,
-  arrays: Mapping[str, Mapping[str, np.ndarray]],
+  arrays: Mapping[str, Mapping[str, Any]],
   data: Mapping[str, Any],
 ) -> Any:
   """The target train state with the checkpoint's values."""
-
-  def item(name: str, like: Any) -> Any:
-    if like is None:
-      return None
-    if name not in arrays:
-      raise CheckpointError(
-        f"the checkpoint of step {step} has no {name}, but this run needs it; "
-        "start a new workdir with --init."
-      )
-    tree = storage.from_path_dict(like, arrays[name])
-    return jax.tree.map(storage.place, tree, like)
-
   values = {
-    name: item(name, getattr(target, name))
-    for name in manifest_lib.ARRAY_ITEMS
-    if hasattr(target, name)
+    name: storage.from_path_dict(getattr(target, name), placed)
+    for name, placed in arrays.items()
   }
   for name, number in {**data["counters"], "step": step}.items():
     like = getattr(target, name, None)

@@ -20,7 +20,7 @@ from etils import epath
 
 from mico_jax import config as config_lib
 from mico_jax.checkpoint import manifest as manifest_lib
-from mico_jax.checkpoint import storage
+from mico_jax.checkpoint import mirror, storage
 from mico_jax.checkpoint.manager import CHECKPOINTS, list_steps
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config
@@ -164,7 +164,9 @@ def read_params(
     CheckpointError: if they cannot be read or do not verify.
   """
   entries = checkpoint.manifest["items"][checkpoint.source]
-  flat = storage.read_arrays(checkpoint.folder, checkpoint.source, entries)
+  item = checkpoint.source
+  with mirror.local_copy(checkpoint.folder, (item,)) as here:
+    flat = storage.read_arrays(here, item, entries)
   problems = manifest_lib.array_problems(
     entries, flat, item=checkpoint.source, hashes=check != "off"
   )
@@ -217,12 +219,13 @@ def stream_params(
       f"differ from {folder}."
     )
   found = {}
-  for name, entry in entries.items():
-    one = storage.read_arrays(folder, item, {name: entry}, partial=True)
-    problems = manifest_lib.array_problems({name: entry}, one, item=item)
-    if problems:
-      raise CheckpointError(manifest_lib.summarise(problems))
-    found[name] = _placed(one.pop(name), places[name] if places else None)
+  with mirror.local_copy(folder, (item,)) as here:
+    for name, entry in entries.items():
+      one = storage.read_arrays(here, item, {name: entry}, every=entries)
+      problems = manifest_lib.array_problems({name: entry}, one, item=item)
+      if problems:
+        raise CheckpointError(manifest_lib.summarise(problems))
+      found[name] = _placed(one.pop(name), places[name] if places else None)
   config = parse_config(files[manifest_lib.CONFIG], folder)
   return manifest_lib.unflatten(found), config
 

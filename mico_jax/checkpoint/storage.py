@@ -6,8 +6,9 @@ arrays (`params`, `opt_state`, `ema`) as OCDBT, and small items (`data`,
 computed in the background once the arrays are safely copied to the host.
 
 Arrays are read back as host arrays without a target tree or a mesh; the caller
-verifies them and places them on devices. Each process reads every array in
-full: fine up to a few billion parameters, to be split by shard beyond that.
+verifies them and places them on devices, `BATCH_BYTES` at a time. Each process
+reads every array in full, since a hash is that of a whole array: a few arrays
+are whole on a host at a time, never the state.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +33,8 @@ from orbax.checkpoint import checkpoint_args, future
 
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint.manifest import CheckpointError
+
+BATCH_BYTES = 256 * 2**20  # arrays read together, unless one alone is larger
 
 
 class FilesHandler(ocp.AsyncCheckpointHandler):
@@ -187,17 +191,32 @@ def host_copy(value: Any) -> np.ndarray:
   return np.array(value)
 
 
+def check_fits(shape: Iterable[int], dtype: Any, like: Any) -> None:
+  """Checks that an array of a checkpoint is of the kind that a run needs.
+
+  Args:
+    shape: of the stored array.
+    dtype: of the stored array, or its name.
+    like: array or ShapeDtypeStruct of the run.
+
+  Raises:
+    CheckpointError: if shape or dtype differ.
+  """
+  dtype = jax.numpy.dtype(dtype)
+  if tuple(shape) != tuple(like.shape) or dtype != like.dtype:
+    raise CheckpointError(
+      f"the checkpoint holds {dtype}{list(shape)} where this run "
+      f"needs {like.dtype}{list(like.shape)}. Start a new workdir with --init."
+    )
+
+
 def place(value: np.ndarray, like: Any) -> Any:
   """Puts a host array where `like` (array or ShapeDtypeStruct) says.
 
   Raises:
     CheckpointError: if shape or dtype differ.
   """
-  if tuple(value.shape) != tuple(like.shape) or value.dtype != like.dtype:
-    raise CheckpointError(
-      f"the checkpoint holds {value.dtype}{list(value.shape)} where this run "
-      f"needs {like.dtype}{list(like.shape)}. Start a new workdir with --init."
-    )
+  check_fits(value.shape, value.dtype, like)
   sharding = getattr(like, "sharding", None)
   if sharding is None:
     return jax.numpy.asarray(value)
@@ -234,7 +253,7 @@ def read_arrays(
   item: str,
   entries: Mapping[str, Any],
   *,
-  partial: bool = False,
+  every: Iterable[str] | None = None,
 ) -> dict[str, np.ndarray]:
   """Reads the arrays of one item as {path: host array}.
 
@@ -242,7 +261,7 @@ def read_arrays(
     folder: step folder.
     item: "params", "opt_state" or "ema".
     entries: the manifest's entries of that item; names the arrays to read.
-    partial: the item may hold others as well.
+    every: paths of all arrays of the item; None: `entries` are all.
 
   Raises:
     CheckpointError: if the files are absent, cut short or damaged.
@@ -253,7 +272,8 @@ def read_arrays(
     raise CheckpointError(
       f"{path}: no such folder; the checkpoint is incomplete."
     )
-  like = stored_tree(item, {key: 0 for key in entries})
+  every = None if every is None else tuple(every)
+  like = stored_tree(item, {key: 0 for key in entries}, every)
   restore_args = jax.tree.map(
     lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like
   )
@@ -265,7 +285,9 @@ def read_arrays(
       tree = checkpointer.restore(
         path,
         args=ocp.args.PyTreeRestore(
-          item=like, restore_args=restore_args, partial_restore=partial
+          item=like,
+          restore_args=restore_args,
+          partial_restore=every is not None,
         ),
       )
   except Exception as e:  # Orbax raises many kinds for damaged files.
@@ -274,19 +296,64 @@ def read_arrays(
       f"{path}: cannot be read, cut short or damaged ({lines[0][:160]})."
     ) from e
   # Both trees have the same keys, so their leaves come in the same order.
-  paths = jax.tree.leaves(stored_tree(item, {key: key for key in entries}))
+  named = stored_tree(item, {key: key for key in entries}, every)
+  paths = jax.tree.leaves(named)
   arrays = jax.tree.leaves(tree)
   return {
     path: np.asarray(array) for path, array in zip(paths, arrays, strict=True)
   }
 
 
-def stored_tree(item: str, flat: Mapping[str, Any]) -> dict[str, Any]:
+def stored_tree(
+  item: str, flat: Mapping[str, Any], every: Iterable[str] | None = None
+) -> dict[str, Any]:
   """{path: leaf} as the tree that Orbax stores.
 
   Parameters keep their names on disk. The leaves of an optimizer state are
   numbered in the order of their paths, which the manifest has.
+
+  Args:
+    item: "params", "opt_state" or "ema".
+    flat: some or all arrays of the item.
+    every: paths of all arrays of the item; None: those of `flat`.
   """
   if item != "opt_state":
     return manifest_lib.unflatten(flat, escaped=True)
-  return {f"{i:06d}": flat[key] for i, key in enumerate(sorted(flat))}
+  numbers = {key: i for i, key in enumerate(sorted(every or flat))}
+  return {f"{numbers[key]:06d}": flat[key] for key in sorted(flat)}
+
+
+def batches(
+  items: Mapping[str, Mapping[str, Any]], limit: int = 0
+) -> list[tuple[str, dict[str, Any]]]:
+  """The arrays of a checkpoint in parts that are read one after the other.
+
+  The largest arrays come first, so that they are whole on the host while
+  little else is there yet.
+
+  Args:
+    items: the manifest's entries of each item.
+    limit: bytes of a part that is more than one array; 0: `BATCH_BYTES`.
+
+  Returns:
+    (item, some of its entries) for each part.
+  """
+  limit = limit or BATCH_BYTES
+  found: list[tuple[int, str, dict[str, Any]]] = []
+  for item, entries in items.items():
+    sizes = {
+      path: math.prod(entry["shape"]) * jax.numpy.dtype(entry["dtype"]).itemsize
+      for path, entry in entries.items()
+    }
+    part: dict[str, Any] = {}
+    total = 0
+    for path in sorted(sizes, key=lambda p: (-sizes[p], p)):
+      if part and total + sizes[path] > limit:
+        found.append((total, item, part))
+        part, total = {}, 0
+      part[path] = entries[path]
+      total += sizes[path]
+    if part:
+      found.append((total, item, part))
+  found.sort(key=lambda x: -x[0])
+  return [(item, part) for _, item, part in found]

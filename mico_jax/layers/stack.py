@@ -29,6 +29,13 @@ REMAT: dict[str, Callable[..., Any] | None] = {
   "attention_qkv": _policies.save_only_these_names(
     ATTENTION_QKV, ATTENTION_OUT, ATTENTION_SUMS
   ),
+  # What "attention" keeps, in the host's memory until the backward pass.
+  "attention_on_host": _policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=[ATTENTION_OUT, ATTENTION_SUMS],
+    offload_src="device",
+    offload_dst="pinned_host",
+  ),
   "dots": _policies.dots_saveable,
   "dots_no_batch": _policies.dots_with_no_batch_dims_saveable,
 }

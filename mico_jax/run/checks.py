@@ -16,6 +16,7 @@ from mico_jax import axes
 from mico_jax.config import Config, ConfigError
 from mico_jax.models import ENCODERS
 from mico_jax.parallel import sharding
+from mico_jax.train.state import HOST, OFFLOADABLE
 
 # Path ("*": every entry), least and greatest value.
 RANGES: tuple[tuple[str, float, float], ...] = (
@@ -171,6 +172,22 @@ def check_mesh(config: Config, mesh: Mesh) -> None:
         "share it."
       )
   _check_heads(config, mesh, rules)
+  _check_offload(config)
+
+
+def _check_offload(config: Config) -> None:
+  """Known parts, and devices that can reach the host's memory."""
+  for part in config.parallel.offload:
+    if part not in OFFLOADABLE:
+      raise ConfigError(
+        f"parallel.offload names {part!r}; known: {', '.join(OFFLOADABLE)}."
+      )
+  kinds = {m.kind for m in jax.local_devices()[0].addressable_memories()}
+  if config.parallel.offload and HOST not in kinds:
+    raise ConfigError(
+      f"parallel.offload={config.parallel.offload}: this backend has no "
+      f"memory {HOST!r}, only {', '.join(sorted(kinds))}; set it to ()."
+    )
 
 
 def _check_heads(config: Config, mesh: Mesh, rules: Mapping[str, Any]) -> None:

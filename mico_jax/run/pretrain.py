@@ -53,7 +53,7 @@ from mico_jax.run.signals import StopSignal
 from mico_jax.run.step_log import StepLog
 from mico_jax.run.warm_start import warm_start
 from mico_jax.run.watchdog import Watchdog
-from mico_jax.train.state import TrainState, init_state
+from mico_jax.train.state import TrainState, abstract_state, init_state
 
 IN_FLIGHT = 2  # steps queued on the device before the loop waits
 
@@ -147,10 +147,9 @@ class Trainer:
   def start_state(self) -> TrainState:
     """The state to go on from: resume, then warm start, then scratch."""
     session = self.session
-    state = init_state(
-      session.model, self.config, session.mesh, optimizer=session.optimizer
-    )
-    restored = distributed.together(lambda: self.manager.restore(state))
+    parts = (session.model, self.config, session.mesh)
+    like = abstract_state(*parts, optimizer=session.optimizer)
+    restored = distributed.together(lambda: self.manager.restore(like))
     check_same_step(-1 if restored is None else restored.step)
     if restored is not None:
       for step, reason in restored.skipped:
@@ -159,6 +158,7 @@ class Trainer:
         say(f"resuming under other conditions: {note}")
       say(f"resuming {self.workdir} at step {restored.step}.")
       return restored.state
+    state = init_state(*parts, optimizer=session.optimizer)
     if self.init:
       params, done, notes = warm_start(
         state.params,
@@ -288,9 +288,9 @@ class Trainer:
         with clock.measure("step"):
           state, metrics = steps[task](state, placed)
           self._profiler.after(number, metrics)
-          queued.append(metrics["loss"])
+          queued.append(metrics["skipped"].total)
           if len(queued) > IN_FLIGHT:
-            jax.block_until_ready(queued.popleft())
+            log.finished(float(queued.popleft()))  # waits for the device
         if not self._compiles.active and seen >= set(steps):
           self._compiles.start()
         seen.add(task)
@@ -299,7 +299,8 @@ class Trainer:
         if stopping and not stop.requested:
           stop.request()  # another process received the signal
         log.add(number, task, metrics)
-        if done % train.log_every == 0 or done == train.steps or stopping:
+        due = done % train.log_every == 0 or done == train.steps
+        if due or stopping or log.alarmed:
           with clock.measure("log"):
             log.flush(state, bar)
         bar.update(done, samples=config.tasks[task].batch_size)

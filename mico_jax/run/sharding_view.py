@@ -204,7 +204,9 @@ def view(config: Config, devices: Sequence[Any] | None = None) -> ShardingView:
     lambda p: create_state(p, optimizer, ema=config.optimizer.ema > 0), params
   )
   rules = sharding.rules_by_name(config.parallel.rules)
-  places = state_shardings(mesh, model, state, rules)
+  places = state_shardings(
+    mesh, model, state, rules, offload=config.parallel.offload
+  )
   arrays = []
   for part in ("params", "opt_state", "ema"):
     leaves = jax.tree.leaves_with_path(getattr(state, part))

@@ -20,7 +20,11 @@ from mico_jax.train.state import TrainState
 
 
 class StepLog:
-  """Metrics between two log steps, by task, and what is watched in them."""
+  """Metrics between two log steps, by task, and what is watched in them.
+
+  Attributes:
+    alarmed: so many steps in a row were skipped that `flush` must not wait.
+  """
 
   def __init__(
     self,
@@ -44,6 +48,8 @@ class StepLog:
     self._meter, self._metrics = meter, metrics
     self._tasks = {name: Aggregator() for name in config.tasks}
     self._number = -1
+    self._in_a_row = 0
+    self.alarmed = False
     self._terms: dict[str, float] = {}
     self._watch = LossWatch(
       warmup_steps=warmup_steps(config.optimizer, config.train.steps),
@@ -56,14 +62,21 @@ class StepLog:
     self._tasks[task].add(metrics)
     self._number = number
 
+  def finished(self, skipped: float) -> None:
+    """Takes the metric "skipped" (0 or 1) of a step that has ended."""
+    self._in_a_row = self._in_a_row + 1 if skipped else 0
+    patience = self._config.train.nonfinite_patience
+    self.alarmed = 0 < patience <= self._in_a_row
+
   def flush(self, state: TrainState, bar: Progress) -> None:
     """Fetches, writes and watches; the one place that waits for the device.
 
     Raises:
       NonFiniteError: after `train.nonfinite_patience` non-finite steps in a
-        row, counted here: a run stops at the log step that follows them.
+        row.
     """
     number = self._number
+    self.alarmed = False
     with self._meter.clock.measure("step"):
       skipped = int(state.skipped)  # waits for the device
     counts = {name: len(values) for name, values in self._tasks.items()}
@@ -102,7 +115,8 @@ class StepLog:
     skipped: int,
     count: int,
   ) -> None:
-    prefix = "loss/contrastive/"
+    prefix, shares = "loss/contrastive/", "rows/contrastive/"
+    batch_size = self._config.tasks[task].batch_size
     self._watch.nonfinite_in_a_row = 0
     alarm = self._watch.update(
       number,
@@ -113,7 +127,12 @@ class StepLog:
         for k, v in values.items()
         if k.startswith(prefix)
       },
-      batch_size=self._config.tasks[task].batch_size,
+      # A loss compares the rows that have the group's media and text.
+      pairs={
+        f"{task}/{k.removeprefix(shares)}": batch_size * v
+        for k, v in values.items()
+        if k.startswith(shares)
+      },
       sample_ids=lambda: self._pipeline.sample_ids(number),
     )
     if alarm:

@@ -75,7 +75,7 @@ def trace_step(
       f"--step {step}: the run has steps 0 to {config.train.steps - 1}."
     )
   sources = open_sources(config)
-  task, rows = trace(config, step, pathlib.Path(workdir), sources=sources)
+  task, rows = trace(config, step, os.fspath(workdir), sources=sources)
   if picture is not None:
     records: list[tuple[str, Any]] = []
     for row in rows[:limit]:

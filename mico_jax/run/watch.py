@@ -74,7 +74,7 @@ class LossWatch:
     *,
     finite: bool,
     contrastive: Mapping[str, float] = {},
-    batch_size: int = 0,
+    pairs: Mapping[str, float] = {},
     sample_ids: Callable[[], Sequence[str]] | Sequence[str] = (),
     count: int = 1,
   ) -> str | None:
@@ -84,7 +84,7 @@ class LossWatch:
       step: its index.
       finite: false if the step was skipped for a non-finite loss or gradient.
       contrastive: unweighted contrastive losses in nats, by name.
-      batch_size: pairs the losses compare (the global batch).
+      pairs: rows of the global batch that each loss compares, by name.
       sample_ids: ids of the batch, or a function that finds them; asked only
         when the run stops.
       count: steps that the values stand for.
@@ -102,7 +102,7 @@ class LossWatch:
         self._stop(step, sample_ids)
       return None
     self.nonfinite_in_a_row = 0
-    return self._collapse(step, contrastive, batch_size, count)
+    return self._collapse(step, contrastive, pairs, count)
 
   def _stop(
     self, step: int, sample_ids: Callable[[], Sequence[str]] | Sequence[str]
@@ -124,14 +124,17 @@ class LossWatch:
     self,
     step: int,
     contrastive: Mapping[str, float],
-    batch_size: int,
+    pairs: Mapping[str, float],
     count: int,
   ) -> str | None:
-    if not self._collapse_patience or batch_size < 2:
+    if not self._collapse_patience:
       return None
-    flat = math.log(batch_size)
     alarm = None
     for name, loss in contrastive.items():
+      rows = pairs.get(name, 0.0)
+      if rows < 2:
+        continue
+      flat = math.log(rows)
       near = abs(loss - flat) <= COLLAPSE_TOLERANCE * flat
       if step < self._warmup_steps or not near:
         self._flat_steps[name] = 0
@@ -142,7 +145,7 @@ class LossWatch:
         self.collapsed.append(name)
         alarm = (
           f"ALARM at step {step}: the contrastive loss {name} = {loss:.3f} has "
-          f"been at ln({batch_size}) = {flat:.3f} for {waited} steps after "
+          f"been at ln({rows:.4g}) = {flat:.3f} for {waited} steps after "
           f"warm-up: nothing is being learned. {COLLAPSE_ADVICE}"
         )
     return alarm

@@ -87,6 +87,11 @@ class MemoryPath(pathlib.PurePosixPath):
     if self.exists() or not missing_ok:
       self._fs.rm_file(str(self))
 
+  def rmtree(self, missing_ok: bool = False) -> None:
+    """Deletes a folder with all in it."""
+    if self.exists() or not missing_ok:
+      self._fs.rm(str(self), recursive=True)
+
 
 def register() -> None:
   """Makes `epath.Path("memory://...")` work in this process."""

@@ -30,6 +30,7 @@ from jaxtyping import Array, Float, Int
 
 from mico_jax.config import ConfigError, OptimizerConfig
 from mico_jax.train import lora, selection
+from mico_jax.train.narrow import narrow
 from mico_jax.types import Params, PyTree
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
@@ -212,6 +213,9 @@ OPTIMIZERS: dict[
   "lion": lambda c: optax.scale_by_lion(b1=c.b1, b2=c.b2),
   "muon": _muon,
 }
+
+
+STATE_DTYPES = ("float32", "bfloat16")
 
 
 # ------------------------------------------------------------ parameter groups
@@ -411,6 +415,14 @@ def make_optimizer(
       f"optimizer.name={config.name!r} is unknown; known: "
       f"{', '.join(OPTIMIZERS)}."
     )
+  if config.state_dtype not in STATE_DTYPES:
+    raise ConfigError(
+      f"optimizer.state_dtype={config.state_dtype!r} is unknown; known: "
+      f"{', '.join(STATE_DTYPES)}."
+    )
+  transform = OPTIMIZERS[config.name](config)
+  if config.state_dtype == "bfloat16":
+    transform = narrow(transform)
   mask = trainable(config, params)
   layer_factors = _layer_factors(config, params)
   multipliers = selection.map_paths(
@@ -424,7 +436,7 @@ def make_optimizer(
     return 0.0 if skip else config.weight_decay
 
   return Optimizer(
-    transform=OPTIMIZERS[config.name](config),
+    transform=transform,
     schedule=make_schedule(config, num_steps),
     mask=mask,
     factors=jax.tree.map(lambda m, f: m * f, multipliers, layer_factors),

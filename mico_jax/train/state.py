@@ -6,7 +6,7 @@ objectives bring themselves and "lora" for low-rank deltas, if any.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import flax.struct
@@ -109,16 +109,33 @@ def create_state(
   )
 
 
+OFFLOADABLE = ("opt_state", "ema")
+HOST = "pinned_host"  # memory kind
+
+
 def state_shardings(
-  mesh: Mesh, model: Any, abstract: TrainState, rules: sharding.Rules
+  mesh: Mesh,
+  model: Any,
+  abstract: TrainState,
+  rules: sharding.Rules,
+  *,
+  offload: Sequence[str] = (),
 ) -> TrainState:
-  """A tree of shardings for a state: parameters by their logical axes."""
+  """A tree of shardings for a state: parameters by their logical axes.
+
+  Args:
+    mesh: of the run.
+    model: from `mico_jax.models.build`.
+    abstract: the state or its shapes.
+    rules: logical axis -> mesh axes.
+    offload: parts of `OFFLOADABLE` that live in the host's memory.
+  """
   logical = logical_axes(model, abstract.params)
   params = sharding.param_shardings(
     mesh, logical, rules, shapes=abstract.params
   )
   alone = sharding.replicated(mesh)
-  return TrainState(
+  places = TrainState(
     step=alone,
     params=params,
     opt_state=sharding.like_params(
@@ -127,6 +144,72 @@ def state_shardings(
     ema=None if abstract.ema is None else params,
     skipped=alone,
     total_skipped=alone,
+  )
+  on_host = {
+    name: jax.tree.map(
+      lambda leaf, place: place.with_memory_kind(HOST) if leaf.ndim else place,
+      getattr(abstract, name),
+      getattr(places, name),
+    )
+    for name in offload
+  }
+  return places.replace(**on_host)
+
+
+def on_device(state: TrainState, places: TrainState) -> TrainState:
+  """The state with what waits on the host brought to the devices.
+
+  Args:
+    state: inside a jitted function.
+    places: from `state_shardings`.
+  """
+
+  def fetch(leaf: Any, place: Any) -> Any:
+    if place.memory_kind != HOST:
+      return leaf
+    return jax.device_put(leaf, place.with_memory_kind("device"))
+
+  return jax.tree.map(fetch, state, places)
+
+
+def _creation(
+  model: Any,
+  config: Config,
+  mesh: Mesh,
+  seed: int | None,
+  optimizer: Optimizer | None,
+) -> tuple[Callable[[], TrainState], TrainState, TrainState]:
+  """What creates a new state, its shapes and its shardings."""
+  seed = config.seed if seed is None else seed
+  if optimizer is None:
+    optimizer = make_optimizer(
+      config.optimizer, abstract_params(model, config), config.train.steps
+    )
+
+  def create() -> TrainState:
+    params = init_params(model, config, jax.random.key(seed))
+    return create_state(params, optimizer, ema=config.optimizer.ema > 0)
+
+  abstract = jax.eval_shape(create)
+  rules = sharding.rules_by_name(config.parallel.rules)
+  offload = config.parallel.offload
+  places = state_shardings(mesh, model, abstract, rules, offload=offload)
+  return create, abstract, places
+
+
+def abstract_state(
+  model: Any,
+  config: Config,
+  mesh: Mesh,
+  *,
+  optimizer: Optimizer | None = None,
+) -> TrainState:
+  """Shapes, dtypes and shardings of `init_state`; nothing is allocated."""
+  _, shapes, places = _creation(model, config, mesh, None, optimizer)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    places,
   )
 
 
@@ -147,17 +230,5 @@ def init_state(
     seed: of the parameters; None: config.seed.
     optimizer: None: `make_optimizer` of the config.
   """
-  seed = config.seed if seed is None else seed
-  if optimizer is None:
-    optimizer = make_optimizer(
-      config.optimizer, abstract_params(model, config), config.train.steps
-    )
-
-  def create() -> TrainState:
-    params = init_params(model, config, jax.random.key(seed))
-    return create_state(params, optimizer, ema=config.optimizer.ema > 0)
-
-  abstract = jax.eval_shape(create)
-  rules = sharding.rules_by_name(config.parallel.rules)
-  shardings = state_shardings(mesh, model, abstract, rules)
-  return jax.jit(create, out_shardings=shardings)()
+  create, _, places = _creation(model, config, mesh, seed, optimizer)
+  return jax.jit(create, out_shardings=places)()

@@ -32,6 +32,7 @@ from mico_jax.train.state import (
   TrainState,
   abstract_params,
   create_state,
+  on_device,
   state_shardings,
 )
 from mico_jax.types import Batch, Params
@@ -264,13 +265,19 @@ def make_train_step(
   shapes = jax.eval_shape(
     lambda p: create_state(p, optimizer, ema=ema), abstract
   )
-  shardings = state_shardings(mesh, model, shapes, rules)
+  shardings = state_shardings(
+    mesh, model, shapes, rules, offload=config.parallel.offload
+  )
   alone = sharding.replicated(mesh)
 
   def step(state: TrainState, batch: Batch) -> Any:
     with kernels_on(mesh, rules):
       state, metrics, aux = update_state(
-        state, gradient, batch, optimizer=optimizer, config=config
+        on_device(state, shardings),
+        gradient,
+        batch,
+        optimizer=optimizer,
+        config=config,
       )
     return (state, metrics, aux) if return_aux else (state, metrics)
 

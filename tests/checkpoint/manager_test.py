@@ -153,6 +153,37 @@ def test_sharded_state_keeps_its_shardings(tmp_path):
   manager.close()
 
 
+def test_restore_holds_a_few_arrays_at_a_time(tmp_path, monkeypatch):
+  manager = open_manager(tmp_path)
+  save(manager, 10)
+  kernel = 64 * 32 * 4
+  monkeypatch.setattr(storage, "BATCH_BYTES", kernel // 2)
+  parts = []
+  read = storage.read_arrays
+
+  def noting(*args: Any, **options: Any) -> Any:
+    found = read(*args, **options)
+    parts.append([x.nbytes for x in found.values()])
+    return found
+
+  monkeypatch.setattr(storage, "read_arrays", noting)
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    dataclasses.asdict(make_state(0.0))["params"],
+  )
+  restored = manager.restore(make_state(0.0).replace(params=like))
+  assert restored is not None
+  for name in ("params", "opt_state", "ema"):
+    want = getattr(make_state(10.0), name)
+    assert_same(getattr(restored.state, name), want)
+  sums = [sum(part) for part in parts]
+  # Kernels of parameters, both moments and averages, one by one, come first.
+  assert parts[:4] == [[kernel]] * 4
+  assert max(sums[4:]) <= kernel // 2
+  assert sums == sorted(sums, reverse=True)
+  manager.close()
+
+
 def test_keeps_the_newest_and_the_best(tmp_path):
   manager = open_manager(tmp_path, keep=2, keep_best="r1")
   for step, score in (

@@ -47,6 +47,7 @@ def mistake(*overrides: str) -> str:
     ("parallel.mesh={'rows': -1}", "no mesh axis; known: data, fsdp"),
     ("parallel.mesh={'data': 1, 'fsdp': -1}", "does not use"),
     ("parallel.slices={'data': 3}", "must divide the"),
+    ("parallel.offload=('params',)", "known: opt_state, ema"),
     ("tasks.av.batch_size=9", "must be a multiple of"),
     ("tasks.av.sources.x=1", "which data.sources lacks"),
     ("tasks.av.steps=0", "not all 0"),

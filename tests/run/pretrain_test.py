@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from typing import Any
 
 import jax
@@ -35,7 +36,9 @@ from mico_jax.run import pretrain as pretrain_lib
 from mico_jax.run import setup
 from mico_jax.run.logging import read_metrics
 from mico_jax.run.pretrain import pretrain
+from mico_jax.run.trace import trace_step
 from mico_jax.run.watch import NonFiniteError
+from mico_jax.testing import memory_path
 from mico_jax.testing.tiny_checkpoint import tiny_config
 
 STEPS = 12
@@ -312,6 +315,28 @@ def test_order_of_an_interrupted_run(whole, tmp_path, monkeypatch):
     np.testing.assert_array_equal(value, whole.params[path], err_msg=path)
 
 
+def test_remote_workdir_resumes_and_is_traced(whole, monkeypatch):
+  memory_path.register()
+  workdir = f"memory://pretrain_test/{time.monotonic_ns()}"
+  seen = Seen(monkeypatch)
+  write = pretrain_lib.MetricsWriter.write
+
+  def stopping(self, step, values, **options):
+    write(self, step, values, **options)
+    if step == 5 and len(seen.ids) < STEPS:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(pretrain_lib.MetricsWriter, "write", stopping)
+  assert pretrain(tiny(), workdir).exit_code == 143
+  assert pretrain(tiny(), workdir).exit_code == 0
+  assert seen.sha256() == whole.sha256
+  for path, value in params_of(workdir).items():
+    np.testing.assert_array_equal(value, whole.params[path], err_msg=path)
+  ids = [row.id for row in trace_step(workdir, 7).rows]
+  assert ids == [row.id for row in trace_step(whole.workdir, 7).rows]
+  assert " ".join(ids) in seen.ids[7]
+
+
 def test_finished_run_is_not_trained_again(whole, monkeypatch):
   monkeypatch.setattr(pretrain_lib, "compile_steps", None)
   summary = pretrain(tiny(), whole.workdir)
@@ -383,9 +408,9 @@ def test_nonfinite_stop_is_one_line(tmp_path, corrupt, capsys):
   argv = ["pretrain", "--config", as_file(tmp_path, config), "--workdir",
           str(tmp_path / "w")]  # fmt: skip
   assert cli.main(argv) == 2
-  assert len(corrupt) == STEPS  # noticed at the last log step
+  assert len(corrupt) == 11  # as soon as step 8 has ended, between two logs
   error = capsys.readouterr().err
-  assert "mico-jax: error: 6 non-finite steps in a row" in error
+  assert "mico-jax: error: 5 non-finite steps in a row" in error
   assert "Traceback" not in error
 
 

@@ -21,7 +21,7 @@ def alarms(losses, **options):
     for step, loss in enumerate(losses)
     if (
       text := guard.update(
-        step, finite=True, contrastive={"tv": loss}, batch_size=64
+        step, finite=True, contrastive={"tv": loss}, pairs={"tv": 64}
       )
     )
   ]
@@ -59,7 +59,7 @@ def test_count_of_steps_between_updates():
   text = None
   for step in (10, 20):
     text = guard.update(
-      step, finite=True, contrastive={"tv": FLAT}, batch_size=64, count=3
+      step, finite=True, contrastive={"tv": FLAT}, pairs={"tv": 64.0}, count=3
     )
   assert text is not None
   assert guard.collapsed == ["tv"]
@@ -85,3 +85,17 @@ def test_ids_are_asked_only_at_the_stop():
     raise AssertionError
 
   make().update(0, finite=False, sample_ids=never)
+
+
+def test_rows_without_the_group_do_not_count():
+  guard = make(warmup_steps=0)
+  text = None
+  for step in range(5):
+    text = guard.update(
+      step,
+      finite=True,
+      contrastive={"tv": math.log(16), "ta": 1.0, "td": 0.0},
+      pairs={"tv": 16.0, "ta": 64.0, "td": 1.0},
+    )
+  assert "ln(16)" in text
+  assert guard.collapsed == ["tv"]

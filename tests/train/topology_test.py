@@ -8,78 +8,27 @@ import jax
 import numpy as np
 import pytest
 
-from mico_jax.config import OptimizerConfig, ParallelConfig
+from mico_jax.config import ParallelConfig
 from mico_jax.models import build
-from mico_jax.objectives import compute
 from mico_jax.parallel.mesh import make_mesh
-from mico_jax.parallel.sharding import put_batch, rules_by_name
-from mico_jax.testing.objective_contract import (
-  TINY_MODEL,
-  TOKENIZER,
-  fake_batch,
-  tiny_config,
-)
+from mico_jax.testing.curves import GROUPS, MESHES, curve
+from mico_jax.testing.objective_contract import tiny_config
 from mico_jax.train.state import init_state
-from mico_jax.train.step import make_train_step
-
-GROUPS = {
-  "contrastive": ("tva",),
-  "matching": ("tva",),
-  "captioning": ("tv",),
-}
 
 
-MESHES = {
-  "ddp": lambda n: {"data": n},
-  "fsdp": lambda n: {"data": max(n // 4, 1), "fsdp": min(n, 4)},
-  "fsdp_tp": lambda n: {"fsdp": max(n // 2, 1), "tensor": min(n, 2)},
-  "fsdp_sp": lambda n: {"data": max(n // 2, 1), "sequence": min(n, 2)},
-}
-
-
-def curve(devices, steps, rules="ddp"):
-  """Losses and mined indices of a run with every kind of randomness on."""
-  model_config = dataclasses.replace(
-    TINY_MODEL,
-    text=dataclasses.replace(TINY_MODEL.text, dropout=0.1),
-    vision=dataclasses.replace(TINY_MODEL.vision, drop_path_rate=0.1),
-    matmul_precision="highest",
-  )
-  config = tiny_config(
-    GROUPS, model=model_config, optimizer=OptimizerConfig(learning_rate=1e-3)
-  )
-  train = dataclasses.replace(config.train, steps=steps, patch_dropout=0.25)
-  parallel = ParallelConfig(mesh=MESHES[rules](devices), rules=rules)
-  config = dataclasses.replace(config, train=train, parallel=parallel)
-  model = build(config.model)
-  mesh = make_mesh(parallel, jax.devices()[:devices])
-  row_rules = rules_by_name(rules)
-  state = init_state(model, config, mesh)
-  step = make_train_step(
-    model, config, config.tasks["main"], TOKENIZER, mesh, return_aux=True
-  )
-  losses, indices = [], []
-  for number in range(steps):
-    batch = put_batch(fake_batch(("tv", "tva"), seed=number), mesh, row_rules)
-    state, metrics, aux = step(state, batch)
-    losses.append(float(compute(metrics["loss"])))
-    indices.append(
-      [np.asarray(aux[f"matching/tva/{k}_index"]) for k in ("context", "text")]
-    )
-  assert step._cache_size() == 1
-  return np.array(losses), np.array(indices)
-
-
-def check(counts, steps, rules=("ddp",)):
-  losses, indices = curve(1, steps)
+def check(counts, steps, rules=("ddp",), *, parts=(1,), **options):
+  losses, indices = curve(1, steps, **options)
   assert np.isfinite(losses).all()
   assert len({tuple(i.ravel()) for i in indices}) > steps // 2
   for name in rules:
     for devices in counts:
-      other, mined = curve(devices, steps, name)
-      message = f"{name} on {devices} devices"
-      np.testing.assert_allclose(other, losses, atol=1e-5, err_msg=message)
-      np.testing.assert_array_equal(mined, indices, err_msg=message)
+      for count in parts:
+        other, mined = curve(
+          devices, steps, rules=name, micro_batches=count, **options
+        )
+        message = f"{name} on {devices} devices, {count} micro-batches"
+        np.testing.assert_allclose(other, losses, atol=1e-5, err_msg=message)
+        np.testing.assert_array_equal(mined, indices, err_msg=message)
 
 
 @pytest.mark.multidevice
@@ -92,10 +41,15 @@ def test_split_parameters_give_the_same_curve():
   check((4,), 6, ("fsdp_tp",))
 
 
+@pytest.mark.multidevice
+def test_micro_batches_give_the_same_curve():
+  check((2,), 6, parts=(4,), rows=16, group_rows=2)
+
+
 @pytest.mark.slow
 @pytest.mark.multidevice
 def test_many_devices_give_the_same_curve():
-  check((2, 4, 8), 50, tuple(MESHES))
+  check((2, 4, 8), 50, tuple(MESHES), parts=(1, 4), rows=64, group_rows=2)
 
 
 @pytest.mark.multidevice
