@@ -94,13 +94,15 @@ def write_params(
   leaves: Mapping[str, Leaf],
   *,
   logical_axes: Mapping[str, Any] | None = None,
+  item: str = "params",
 ) -> dict[str, dict[str, Any]]:
-  """Writes parameters as the item `params` of a step folder.
+  """Writes arrays as an item of a step folder.
 
   Args:
     folder: of the step; must exist.
     leaves: by path "a/b/c".
     logical_axes: tuples of axis names by path.
+    item: "params", "opt_state" or "ema".
 
   Returns:
     The manifest's entry of every array.
@@ -125,13 +127,13 @@ def write_params(
   handler = ocp.PyTreeCheckpointHandler(
     use_compression=False, type_handler_registry=registry
   )
-  tree = storage.stored_tree("params", dict(sorted(leaves.items())))
+  tree = storage.stored_tree(item, dict(sorted(leaves.items())))
   chunks = jax.tree.map(
     lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree
   )
   with ocp.Checkpointer(handler) as checkpointer:
     checkpointer.save(
-      storage.absolute(folder) / "params",
+      storage.absolute(folder) / item,
       args=ocp.args.PyTreeSave(tree, save_args=chunks),
     )
   return {path: entries[path] for path in sorted(entries)}
@@ -145,8 +147,9 @@ def write_step(
   extras: Extras,
   more: Callable[[], Mapping[str, Any]] = dict,
   step: int = 0,
+  items: Mapping[str, Mapping[str, Leaf]] | None = None,
 ) -> dict[str, Any]:
-  """Writes a whole step folder that holds parameters alone.
+  """Writes a whole step folder that holds parameters, and what `items` names.
 
   Args:
     folder: of the step; must exist and be empty.
@@ -156,6 +159,7 @@ def write_step(
       parameters as they were written.
     more: gives further keys of the manifest, once the parameters are written.
     step: number of the step.
+    items: further arrays, "opt_state" or "ema" -> leaves by path.
 
   Returns:
     The manifest.
@@ -163,6 +167,10 @@ def write_step(
   root = storage.absolute(folder)
   axes = manifest_lib.flatten(extras.logical_axes or {})
   entries = write_params(root, leaves, logical_axes=axes)
+  others = {
+    item: write_params(root, given, item=item)
+    for item, given in (items or {}).items()
+  }
   config_text = config_lib.to_json(config).encode()
   data_text = json.dumps({"step": step, "counters": {}}).encode()
   files = {
@@ -176,7 +184,7 @@ def write_step(
   manifest = {
     **more(),
     "step": step,
-    "items": {"params": entries},
+    "items": {"params": entries, **others},
     "config_sha256": manifest_lib.sha256(config_text),
     "data_sha256": manifest_lib.sha256(data_text),
     "tokenizer": dict(extras.tokenizer_info),

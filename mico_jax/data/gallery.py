@@ -10,6 +10,7 @@ import numpy as np
 
 from mico_jax.config import Config
 from mico_jax.data.batches import empty_batch, fill_row
+from mico_jax.data.guard import Guard
 from mico_jax.data.records import Record
 from mico_jax.data.samples import ArrayShape, input_shape, load_inputs
 from mico_jax.data.sources import Source, open_source
@@ -44,6 +45,9 @@ def evaluation_batches(
     source: the open source, if at hand.
     indices: samples instead of the first `size`.
     records: records instead of a source's samples.
+
+  Raises:
+    StalledDecoder: if a sample takes longer than `data.timeout`.
   """
   if records is not None:
     pick, total = records.__getitem__, len(records)
@@ -55,6 +59,11 @@ def evaluation_batches(
     pick = lambda i: opened.record(wanted[i])
 
   def load(i: int) -> tuple[Record, dict[str, Any]] | None:
+    guard = Guard(config.data.timeout)
+    guard.at(f"{i} of {source_name}")
+    return guard.run(lambda: read(i))
+
+  def read(i: int) -> tuple[Record, dict[str, Any]] | None:
     try:
       record = pick(i)
       inputs = load_inputs(config, record, source_name, keys, tokenizer)

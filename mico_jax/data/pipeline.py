@@ -22,6 +22,7 @@ from mico_jax.data.bad_samples import BadSamples
 from mico_jax.data.batches import batch_spec, empty_batch, fill_row
 from mico_jax.data.cache import DecodedCache
 from mico_jax.data.gallery import evaluation_batches
+from mico_jax.data.guard import Guard, StalledDecoder
 from mico_jax.data.order import Order, Row
 from mico_jax.data.records import Record
 from mico_jax.data.samples import (
@@ -48,53 +49,6 @@ __all__ = [
 ]
 
 SUBSTITUTES = 20  # broken samples in a row until a row gives up
-
-
-class StalledDecoder(RuntimeError):
-  """A sample took longer than `data.timeout`."""
-
-
-class _Guard:
-  """Runs work in a daemon thread and watches the sample it is at.
-
-  What counts is the time that this process ran: one that was stopped (Ctrl-Z)
-  and goes on has no stalled decoder.
-  """
-
-  def __init__(self, timeout: float):
-    self._timeout = timeout
-    self._waited = 0.0  # seconds for this sample
-    self._name = ""
-
-  def at(self, name: str) -> None:
-    """Notes that a sample begins."""
-    self._name, self._waited = name, 0.0
-
-  def run(self, work: Callable[[], Any]) -> Any:
-    """The result of `work`; raises StalledDecoder if a sample hangs."""
-    done = threading.Event()
-    result: list[Any] = []
-
-    def target() -> None:
-      try:
-        result.extend((True, work()))
-      except BaseException as error:
-        result.extend((False, error))
-      done.set()
-
-    self._waited = 0.0
-    threading.Thread(target=target, daemon=True).start()
-    period = max(0.01, min(self._timeout / 4, 1.0))
-    while not done.wait(period):
-      self._waited += period
-      if self._waited > self._timeout:
-        raise StalledDecoder(
-          f"sample {self._name} was not decoded within data.timeout="
-          f"{self._timeout:g} s; the file or its store hangs."
-        )
-    if not result[0]:
-      raise result[1]
-    return result[1]
 
 
 @dataclass
@@ -147,10 +101,10 @@ class _BatchMaker:
       return self._sources
 
   def __call__(self, step: int) -> _Made:
-    guard = _Guard(self._config.data.timeout)
+    guard = Guard(self._config.data.timeout)
     return guard.run(lambda: self._make(int(step), guard))
 
-  def _make(self, step: int, guard: _Guard) -> _Made:
+  def _make(self, step: int, guard: Guard) -> _Made:
     task, _ = self._order.task(step)
     _, rows = self._order.rows(step, self._rows[task])
     spec = self._config.tasks[task]
@@ -173,7 +127,7 @@ class _BatchMaker:
     row: Row,
     keys: Sequence[str],
     slots: TextSlots,
-    guard: _Guard,
+    guard: Guard,
   ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     entry = None
     wanted = row

@@ -231,6 +231,11 @@ def test_stalled_decoder_names_the_sample(tmp_path, tokenizer):
   files.read = slow
   with pytest.raises(StalledDecoder, match=r"s3 .*data\.timeout"):
     list(Pipeline(config, tokenizer, sources=sources, end_step=4))
+  reading = evaluation_batches(
+    config, "a", batch_size=4, keys=("image",), source=sources["a"]
+  )
+  with pytest.raises(StalledDecoder, match=r"3 of a .*data\.timeout"):
+    list(reading)
 
 
 def test_missing_modality_is_not_present(tmp_path, tokenizer):
