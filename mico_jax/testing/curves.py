@@ -92,8 +92,8 @@ def curve(
     batch_size=rows,
     model=model_config,
     optimizer=OptimizerConfig(learning_rate=1e-3),
-    objectives=ObjectivesConfig(matching=MatchingConfig(group_rows=group_rows)),
   )
+  matching = MatchingConfig(group_rows=group_rows)
   train = dataclasses.replace(
     config.train,
     steps=steps,
@@ -101,7 +101,12 @@ def curve(
     micro_batches=micro_batches,
   )
   parallel = ParallelConfig(mesh=MESHES[rules](devices), rules=rules)
-  config = dataclasses.replace(config, train=train, parallel=parallel)
+  config = dataclasses.replace(
+    config,
+    train=train,
+    parallel=parallel,
+    objectives=ObjectivesConfig(matching=matching),
+  )
   model = build(config.model)
   mesh = make_mesh(parallel, jax.devices()[:devices])
   row_rules = rules_by_name(rules)
