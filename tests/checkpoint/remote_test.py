@@ -67,7 +67,7 @@ def server(tmp_path_factory):
     log.close()
 
 
-@pytest.fixture(params=["memory", "s3"])
+@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.slow)])
 def root(request, monkeypatch):
   """Folder of a store, as text."""
   if request.param == "memory":
