@@ -452,7 +452,7 @@ class Manager:
     for number in candidates:
       folder = self.folder / str(number)
       try:
-        manifest, data = _read_head(folder)
+        manifest, data = read_head(folder)
       except CheckpointError as e:
         skipped.append((number, str(e)))
         continue
@@ -490,7 +490,7 @@ def _host_copy_of_main(value: Any) -> np.ndarray | None:
   return None if jax.process_index() else copy
 
 
-def _read_head(
+def read_head(
   folder: epath.PathLike,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Manifest and data item of a step folder; verifies all but the arrays.

@@ -175,7 +175,14 @@ class Programs:
     shapes = jax.eval_shape(
       lambda p: create_state(p, self.optimizer, ema=ema), self.params
     )
-    return shapes, state_shardings(self.mesh, self.model, shapes, self.rules)
+    places = state_shardings(
+      self.mesh,
+      self.model,
+      shapes,
+      self.rules,
+      offload=self.config.parallel.offload,
+    )
+    return shapes, places
 
   def batch(self, task: str) -> PyTree:
     """Shapes of a task's global batch."""
