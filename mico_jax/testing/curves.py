@@ -41,7 +41,7 @@ from mico_jax.testing.objective_contract import (
 from mico_jax.train.state import init_state
 from mico_jax.train.step import make_train_step
 
-GROUPS = {
+GROUPS: dict[str, tuple[str, ...]] = {
   "contrastive": ("tva",),
   "matching": ("tva",),
   "captioning": ("tv",),
@@ -111,7 +111,7 @@ def curve(
   mesh = make_mesh(parallel, jax.devices()[:devices])
   row_rules = rules_by_name(rules)
   state = init_state(model, config, mesh)
-  step = make_train_step(
+  step: Any = make_train_step(
     model, config, config.tasks["main"], TOKENIZER, mesh, return_aux=True
   )
   losses, indices = [], []

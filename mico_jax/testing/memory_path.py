@@ -6,6 +6,7 @@ fsspec's in-process file system, with the methods this package uses.
 
 from __future__ import annotations
 
+import fnmatch
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -57,6 +58,11 @@ class MemoryPath(pathlib.PurePosixPath):
     """The entries of a folder."""
     for entry in self._fs.ls(str(self), detail=False):
       yield MemoryPath(entry)
+
+  def glob(self, pattern: str, **kwargs: Any) -> Iterator[MemoryPath]:
+    """The entries of a folder whose names fit."""
+    del kwargs
+    return (p for p in self.iterdir() if fnmatch.fnmatch(p.name, pattern))
 
   def mkdir(
     self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False

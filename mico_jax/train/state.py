@@ -6,6 +6,7 @@ objectives bring themselves and "lora" for low-rank deltas, if any.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -153,7 +154,7 @@ def state_shardings(
     )
     for name in offload
   }
-  return places.replace(**on_host)
+  return dataclasses.replace(places, **on_host)
 
 
 def on_device(state: TrainState, places: TrainState) -> TrainState:
