@@ -60,12 +60,12 @@ def get_config() -> ml_collections.ConfigDict:
       tokenizer=c.TokenizerConfig(
         kind="omniworld",
         max_length={
-          "default": 44,
-          "omni": 44,
-          "vision": 34,
-          "audio": 26,
-          "depth": 34,
-          "normal": 28,
+          "default": 42,
+          "omni": 42,
+          "vision": 31,
+          "audio": 25,
+          "depth": 25,
+          "normal": 22,
           "question": 12,
           "answer": 6,
         },
@@ -116,7 +116,7 @@ def get_config() -> ml_collections.ConfigDict:
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(steps=814, log_every=11, checkpoint_every=407),
+    train=c.TrainConfig(steps=770, log_every=11, checkpoint_every=385),
     evaluation=c.EvaluationConfig(
       suite="omniworld",
       source="test",

@@ -15,7 +15,9 @@ leading axis is the (global or per-process) batch:
   weight         float32 [B]         1 for a sample, 0 for padding (evaluation)
   inputs         {modality key: array}   as the modality's `ArraySpec` says
   present        {modality key: bool [B]}   false where the sample lacks it
-  text           {group: int32 [B, L]}   one text slot per group, e.g. "tva"
+  text           {group: int32 [B, L]}   one text slot per group, e.g. "tva";
+                                      groups of the same caption kinds hold
+                                      the same text, and the same negatives
   negative_text  {group: int32 [B, K, L]}  explicit negatives (absent if K = 0)
   question       int32 [B, L], answer int32 [B, L]  (absent without QA)
 

@@ -133,6 +133,7 @@ class Accumulation:
   Attributes:
     model: from `mico_jax.models.build`.
     config: of the run.
+    task: one of config.tasks.
     selected: objectives of the task with their groups.
     tokenizer: special ids.
     partition: how the rows lie on the mesh.
@@ -141,6 +142,7 @@ class Accumulation:
 
   model: Any
   config: Config
+  task: TaskConfig
   selected: Selected
   tokenizer: draws.SpecialIds
   partition: RowPartition | None
@@ -157,7 +159,7 @@ class Accumulation:
       self.model,
       self.config,
       self._merged(params),
-      batch,
+      encode.share_texts(batch, self.task),
       plan,
       tokenizer=self.tokenizer,
       row_keys=draws.row_keys(self.config.seed, step, batch["row"]),
@@ -386,4 +388,6 @@ def make_gradient(
   """
   selected = select(config.objectives, task)
   check(config, task, selected, partition)
-  return Accumulation(model, config, selected, tokenizer, partition, freeze)
+  return Accumulation(
+    model, config, task, selected, tokenizer, partition, freeze
+  )

@@ -15,7 +15,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mico_jax.config import Config, InputConfig
+from mico_jax.config import Config, InputConfig, TaskConfig
+from mico_jax.data.language import kinds_of
 from mico_jax.kernels.partition import RowPartition
 from mico_jax.modalities import MODALITIES, Geometry, by_letter, letters
 from mico_jax.objectives import Inputs, Selected, TextSlot, draws
@@ -77,6 +78,27 @@ def make_plan(selected: Selected) -> Plan:
     encoded=keys_of((*features, *contexts)),
     negatives=tuple(negatives),
   )
+
+
+def share_texts(batch: Batch, task: TaskConfig) -> Batch:
+  """The batch with one array for the groups that hold the same texts.
+
+  Groups of the same caption kinds do (see `mico_jax.types`); what is one array
+  is encoded once.
+  """
+  if "text" not in batch:
+    return batch
+  first: dict[tuple[tuple[str, float], ...], str] = {}
+  names = {
+    group: first.setdefault(tuple(sorted(kinds_of(task, group).items())), group)
+    for group in batch["text"]
+  }
+  shared = {
+    key: {group: batch[key][name] for group, name in names.items()}
+    for key in ("text", "negative_text")
+    if key in batch
+  }
+  return {**batch, **shared}
 
 
 def features_only(plan: Plan) -> Plan:
@@ -302,17 +324,21 @@ def prepare(
     ids = batch["text"][group]
     prints = draws.fingerprint(ids, pad=tokenizer.pad)
     text[group] = TextSlot(ids, prints, feature)
-  negatives = {
-    group: embed_negatives(
-      model,
-      params,
-      batch["negative_text"][group],
-      pad=tokenizer.pad,
-      row_keys=site(f"dropout/contrastive/{group}/negatives"),
-    )
-    for group in plan.negatives
-    if group in batch.get("negative_text", {})
-  }
+  negatives: dict[str, tuple[Array, Array]] = {}
+  embedded: dict[int, tuple[Array, Array]] = {}
+  for group in plan.negatives:
+    if group not in batch.get("negative_text", {}):
+      continue
+    ids = batch["negative_text"][group]
+    if id(ids) not in embedded:
+      embedded[id(ids)] = embed_negatives(
+        model,
+        params,
+        ids,
+        pad=tokenizer.pad,
+        row_keys=site(f"dropout/contrastive/{group}/negatives"),
+      )
+    negatives[group] = embedded[id(ids)]
   return Inputs(
     model=model,
     params=params,

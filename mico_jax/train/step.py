@@ -119,7 +119,7 @@ def make_loss(
       model,
       config,
       params,
-      batch,
+      encode.share_texts(batch, task),
       plan,
       tokenizer=tokenizer,
       row_keys=draws.row_keys(config.seed, step, batch["row"]),
