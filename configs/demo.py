@@ -116,7 +116,7 @@ def get_config() -> ml_collections.ConfigDict:
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(steps=770, log_every=11, checkpoint_every=385),
+    train=c.TrainConfig(steps=704, log_every=11, checkpoint_every=352),
     evaluation=c.EvaluationConfig(
       suite="omniworld",
       source="test",

@@ -11,7 +11,9 @@ import pytest
 
 from mico_jax.config import (
   ConfigError,
+  ContrastiveConfig,
   MatchingConfig,
+  ObjectivesConfig,
   OptimizerConfig,
   ParallelConfig,
 )
@@ -283,6 +285,49 @@ def test_frames_of_all_modalities_go_through_one_call():
     np.testing.assert_allclose(
       joint[key], model.encode(params, key, value), atol=1e-5
     )
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_groups_of_the_same_captions_encode_them_once(
+  monkeypatch, mesh, micro_batches
+):
+  groups = ("tva", "tvad", "ta")  # omni, omni and audio captions
+  contrastive = ContrastiveConfig(explicit_negatives=("tva", "tvad"))
+  config = tiny_config(
+    {"contrastive": groups},
+    model=dataclasses.replace(TINY_MODEL, heads=("t", "a", "va", "vad")),
+    objectives=ObjectivesConfig(contrastive=contrastive),
+  )
+  config = dataclasses.replace(
+    config,
+    train=dataclasses.replace(config.train, micro_batches=micro_batches),
+  )
+  batch = fake_batch(groups, negatives=2)
+  for key in ("text", "negative_text"):
+    batch[key]["tvad"] = batch[key]["tva"].copy()
+  batch = put_batch(batch, mesh)
+  model = type(build(config.model))
+  rows = []
+  text = model.text
+
+  def counting(self, params, ids, **options):
+    rows.append(len(ids))
+    return text(self, params, ids, **options)
+
+  def run():
+    rows.clear()
+    state, step = start(config, mesh)
+    _, metrics = step(state, batch)
+    found = [float(compute(metrics[k])) for k in ("loss", "grad_norm")]
+    return found, sum(rows)
+
+  monkeypatch.setattr(model, "text", counting)
+  found, encoded = run()
+  monkeypatch.setattr(encode, "share_texts", lambda batch, task: batch)
+  wanted, separate = run()
+  # A text, its two negatives and a sound's caption instead of seven rows.
+  assert encoded * 7 == separate * 4
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def test_eval_forward_agrees_with_training_features(mesh):
