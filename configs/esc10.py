@@ -26,7 +26,12 @@ def get_config(
     name="esc10",
     model=c.ModelConfig(
       vision=c.VisionConfig(
-        image_size=32, patch_size=8, width=96, depth=4, num_heads=3, mlp_dim=384
+        image_size=64,
+        patch_size=16,
+        width=96,
+        depth=4,
+        num_heads=3,
+        mlp_dim=384,
       ),
       text=c.TextConfig(
         vocab_size=0,
@@ -40,11 +45,11 @@ def get_config(
       embed_dim=96,
       scan=False,
       heads=("t", "a"),
-      frame_table={"audio": 8},
+      frame_table={"audio": 4},
     ),
     data=c.DataConfig(
       sources={"train": source("train"), "test": source("test")},
-      inputs={"audio": c.InputConfig(frames=8, mode="spec_augment")},
+      inputs={"audio": c.InputConfig(frames=4, mode="spec_augment")},
       # Five seconds in eight slices of 32 frames.
       audio=c.AudioConfig(hop_ms=20.0, window_ms=40.0),
       cache_mib=256,
@@ -66,7 +71,9 @@ def get_config(
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(steps=800, log_every=20, checkpoint_every=400),
+    train=c.TrainConfig(
+      steps=1200, patch_dropout=0.25, log_every=20, checkpoint_every=600
+    ),
     evaluation=c.EvaluationConfig(
       source="test",
       size=0,

@@ -143,6 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   args, overrides = split_overrides(given)
   command = next((a for a in args if not a.startswith("-")), None)
   if argv is None:
+    # Read when NumPy is imported, which is later. Its products are small, in
+    # threads that decode: more threads each would wait for one another.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     restart_with_huge_pages(command)
   try:
     parser = make_parser(command)
