@@ -84,9 +84,7 @@ def get_config(
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(
-      steps=1800, patch_dropout=0.25, log_every=20, checkpoint_every=900
-    ),
+    train=c.TrainConfig(steps=1800, log_every=20, checkpoint_every=900),
     evaluation=c.EvaluationConfig(
       source="test", size=0, suite="retrieval", groups=("a", "va")
     ),
