@@ -49,7 +49,7 @@ def get_config(
     ),
     data=c.DataConfig(
       sources={"train": source("train"), "test": source("test")},
-      inputs={"audio": c.InputConfig(frames=4, mode="spec_augment")},
+      inputs={"audio": c.InputConfig(frames=4, mode="speed_augment")},
       # Five seconds in four slices of 64 frames.
       audio=c.AudioConfig(hop_ms=20.0, window_ms=40.0),
       cache_mib=256,

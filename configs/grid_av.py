@@ -3,8 +3,8 @@
     mico-jax pretrain --config grid_av:PATH/grid_av/manifest.jsonl
 
 Three seconds of sound are five slices of 64 frames of 10 ms. With 400 clips to
-learn from, faces are remembered sooner than words are heard: sound is augmented,
-and half of the samples come without their video.
+learn from, faces are remembered sooner than words are heard: sound is
+augmented, and half of the samples come without their video.
 """
 
 import ml_collections
@@ -84,7 +84,7 @@ def get_config(
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(steps=1800, log_every=20, checkpoint_every=900),
+    train=c.TrainConfig(steps=1750, log_every=20, checkpoint_every=875),
     evaluation=c.EvaluationConfig(
       source="test", size=0, suite="retrieval", groups=("a", "va")
     ),
