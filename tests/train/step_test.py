@@ -296,10 +296,10 @@ def test_groups_of_the_same_captions_encode_them_once(
   config = tiny_config(
     {"contrastive": groups},
     model=dataclasses.replace(TINY_MODEL, heads=("t", "a", "va", "vad")),
-    objectives=ObjectivesConfig(contrastive=contrastive),
   )
   config = dataclasses.replace(
     config,
+    objectives=ObjectivesConfig(contrastive=contrastive),
     train=dataclasses.replace(config.train, micro_batches=micro_batches),
   )
   batch = fake_batch(groups, negatives=2)
