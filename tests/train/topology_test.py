@@ -41,6 +41,7 @@ def test_split_parameters_give_the_same_curve():
   check((4,), 6, ("fsdp_tp",))
 
 
+@pytest.mark.slow  # gradients in parts: cached_test
 @pytest.mark.multidevice
 def test_micro_batches_give_the_same_curve():
   check((2,), 6, parts=(4,), rows=16, group_rows=2)
