@@ -84,7 +84,7 @@ def get_config(
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(steps=1750, log_every=20, checkpoint_every=875),
+    train=c.TrainConfig(steps=2050, log_every=20, checkpoint_every=1025),
     evaluation=c.EvaluationConfig(
       source="test", size=0, suite="retrieval", groups=("a", "va")
     ),
