@@ -173,9 +173,11 @@ def _environment(
   count: int, index: int, port: int, cache: str
 ) -> dict[str, str]:
   kept = {k: v for k, v in os.environ.items() if not k.startswith("MICO_JAX_")}
+  flags = os.environ.get("XLA_FLAGS", "").split()
   own = {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "",
+    # One device each; how to compile stays as it is given.
+    "XLA_FLAGS": " ".join(f for f in flags if "device_count" not in f),
     "JAX_COMPILATION_CACHE_DIR": cache,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
