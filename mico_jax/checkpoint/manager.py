@@ -14,6 +14,7 @@ other stores.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -359,11 +360,13 @@ class Manager:
       return
     for path in self._local.glob(f"*{_UNFINISHED}*"):
       for _ in range(10):
-        try:
+        # Another item of the failed save may still be written: removing meets
+        # a new file, or a late write makes the folder again.
+        with contextlib.suppress(OSError):
           path.rmtree(missing_ok=True)
+        time.sleep(0.1)
+        if not path.exists():
           break
-        except OSError:  # Another item of the failed save is still written.
-          time.sleep(0.1)
 
   def wait(self) -> None:
     """Blocks until the running save is on disk, then drops old checkpoints.
