@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mico_jax.interop import safetensors, torch_archive
+from mico_jax.interop import safetensors, torch_archive, torch_script
 from mico_jax.interop.sharded import item
 from mico_jax.interop.tensors import (
   WeightsError,
@@ -359,7 +359,8 @@ def test_a_module_under_two_names_is_listed_twice(tmp_path):
   assert list(open_tensors(archive(path, loop))) == ["w"]
 
 
-def test_modules_nested_without_end_are_refused(tmp_path):
+def test_modules_nested_without_end_are_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(torch_script, "MAX_OBJECTS", 1000)
   # Each holds the one before under two names: 2 ** 60 places.
   inner = module([("w", TENSOR)])
   for i in range(60):
