@@ -17,6 +17,7 @@ from mico_jax.data.tokenizer import tokenizer_from_files
 from mico_jax.interop import (
   clip,
   export,
+  import_config,
   mico_vision,
   originals,
   safetensors,
@@ -230,16 +231,16 @@ def tower_source(base, vision):
   checkpoint = restore.open_checkpoint(base)
   model = dataclasses.replace(checkpoint.config.model, vision=vision)
   config = dataclasses.replace(checkpoint.config, model=model)
-  rng = np.random.default_rng(0)
+  rng, built = np.random.default_rng(0), build(model)
   params = jax.tree.map(
     lambda like: rng.normal(size=like.shape).astype(np.float32),
-    build(model).abstract_params(),
+    built.abstract_params(),
   )
   return export.Source(
     dataclasses.replace(checkpoint, config=config),
     params,
     tokenizer_from_files(checkpoint.tokenizer_files()),
-    build(model),
+    built,
   )
 
 
@@ -312,7 +313,8 @@ def test_parameters_of_no_file_are_named(tmp_path, base):
 def test_an_encoder_keeps_the_pixels_it_was_trained_with(tmp_path, base):
   model = dataclasses.replace(tiny.MODEL, vision=PLAIN)
   tensors = tensors_of("timm", model, "")
-  theirs = restore.open_checkpoint(base).config.data.inputs
+  checkpoint = restore.open_checkpoint(base)
+  theirs = checkpoint.config.data.inputs
   for i, (settings, mode) in enumerate(
     (
       ({"pretrained_cfg": {"mean": [0.5, 0.5, 0.5]}}, "plain"),
@@ -324,8 +326,9 @@ def test_an_encoder_keeps_the_pixels_it_was_trained_with(tmp_path, base):
     folder = tmp_path / str(i)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(settings))
-    run(folder, "timm", tensors, base)
-    inputs = restore.open_checkpoint(folder / "out").config.data.inputs
+    safetensors.write(folder / "w.safetensors", tensors)
+    source = FORMATS["timm"].read(folder)
+    inputs = import_config.run_config(source, checkpoint, ()).data.inputs
     for key, ours in inputs.items():
       want = mode if key in ("image", "video") else theirs[key].mode
       assert (ours.mode, ours.frames) == (want, theirs[key].frames), key

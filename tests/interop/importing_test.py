@@ -21,6 +21,7 @@ from mico_jax.config import ConfigError, TokenizerConfig
 from mico_jax.interop import (
   assemble,
   export,
+  import_config,
   importing,
   mico,
   originals,
@@ -28,6 +29,7 @@ from mico_jax.interop import (
   safetensors,
   targets,
 )
+from mico_jax.interop.formats import FORMATS
 from mico_jax.interop.importing import REPORT, import_checkpoint
 from mico_jax.models import build
 from mico_jax.run.warm_start import warm_start
@@ -256,17 +258,20 @@ def test_settings_of_an_export_are_read_back(tmp_path, kind):
   if kind == "none":  # The file then has no frame table of videos.
     model = dataclasses.replace(model, frame_table=FRAMES)
   values = tiny.tensors(model=model)
-  hps = {"frame_embedding_type": kind, "max_vision_sample_num": 4}
-  run(tmp_path, values, hps=hps)
-  config = restore.open_checkpoint(tmp_path / "out").config
+
+  def config_of(hps):
+    source = FORMATS["mico"].read(
+      tiny.write(tmp_path / "released", values, hps=hps)
+    )
+    return import_config.run_config(source, None, ())
+
+  hps = {**tiny.HPS, "frame_embedding_type": kind, "max_vision_sample_num": 4}
+  config = config_of(hps)
   settings = released.hps(config)["model_cfg"]
-  for key, value in {**tiny.HPS, **hps}.items():
+  for key, value in hps.items():
     if not key.startswith("tiny_") and key != "max_omni_caption_len":
       assert settings[key] == value, key
-  folder = tiny.write(tmp_path / "released", values, hps=settings)
-  again = tmp_path / "again"
-  import_checkpoint("mico", folder, again, self_check=False)
-  assert restore.open_checkpoint(again).config == config
+  assert config_of(settings) == config
 
 
 def test_torch_folder_without_what_the_import_dropped(
