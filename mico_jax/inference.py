@@ -32,7 +32,7 @@ from mico_jax.evaluation.generate import generate
 from mico_jax.inputs import Preparer
 from mico_jax.modalities import MODALITIES, by_letter, file_spec
 from mico_jax.models import build
-from mico_jax.verification import SelfCheck, model_params, on_cpu
+from mico_jax.verification import model_params, verify
 
 
 @dataclass(frozen=True)
@@ -454,32 +454,3 @@ def load(
     notes=notes,
     fingerprint=manifest_lib.fingerprint(checkpoint.folder),
   )
-
-
-def verify(
-  checkpoint: restore.Checkpoint, tokenizer: Tokenizer
-) -> tuple[list[str], bool]:
-  """Runs the self-check of a checkpoint.
-
-  Returns:
-    One line per problem, and whether they may be mere numeric drift because
-    no CPU backend was there to run it on.
-  """
-  problems = []
-  config = checkpoint.config
-  preprocessing = Preparer(config, tokenizer).describe()
-  for line in manifest_lib.differences(
-    checkpoint.manifest["preprocessing"], preprocessing
-  ):
-    problems.append(f"preprocessing.{line}.")
-  stored = checkpoint.self_check()
-  wanted = checkpoint.manifest["self_check_of"]
-  if stored is None or wanted != checkpoint.source:
-    return problems, False
-  try:
-    check = SelfCheck(config, tokenizer)
-    problems += check.problems(checkpoint.params, stored)
-  except (KeyError, TypeError, ValueError) as e:
-    problems.append(f"self-check cannot run: {str(e).splitlines()[0][:200]}.")
-  with on_cpu() as exact:
-    return problems, not exact

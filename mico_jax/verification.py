@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mico_jax.checkpoint import selfcheck
+from mico_jax.checkpoint import manifest as manifest_lib
+from mico_jax.checkpoint import restore, selfcheck
 from mico_jax.config import Config
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.inputs import Preparer
@@ -285,3 +286,32 @@ def make_self_check(
 ) -> Callable[[Mapping[str, Any]], dict[str, np.ndarray]]:
   """The function that computes a checkpoint's self-check from parameters."""
   return SelfCheck(config, tokenizer)
+
+
+def verify(
+  checkpoint: restore.Checkpoint, tokenizer: Tokenizer
+) -> tuple[list[str], bool]:
+  """Runs the self-check of a checkpoint.
+
+  Returns:
+    One line per problem, and whether they may be mere numeric drift because
+    no CPU backend was there to run it on.
+  """
+  problems = []
+  config = checkpoint.config
+  preprocessing = Preparer(config, tokenizer).describe()
+  for line in manifest_lib.differences(
+    checkpoint.manifest["preprocessing"], preprocessing
+  ):
+    problems.append(f"preprocessing.{line}.")
+  stored = checkpoint.self_check()
+  wanted = checkpoint.manifest["self_check_of"]
+  if stored is None or wanted != checkpoint.source:
+    return problems, False
+  try:
+    check = SelfCheck(config, tokenizer)
+    problems += check.problems(checkpoint.params, stored)
+  except (KeyError, TypeError, ValueError) as e:
+    problems.append(f"self-check cannot run: {str(e).splitlines()[0][:200]}.")
+  with on_cpu() as exact:
+    return problems, not exact

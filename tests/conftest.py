@@ -6,6 +6,8 @@ Environment:
   MICO_JAX_TEST_CACHE: JAX compilation cache; default: a folder in the system's
     temporary folder; "off" for none.
   MICO_JAX_TEST_TYPES: "off" leaves out the jaxtyping checks.
+  PYTEST_DEBUG_TEMPROOT: (of pytest) where temporary folders are; default:
+    /dev/shm where it is large enough, else the system's temporary folder.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import functools
 import importlib.metadata
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 import types
@@ -46,6 +49,16 @@ _CACHE = os.environ.get(
 if _CACHE != "off":
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+# Checkpoints are synced file by file, which on a disk takes most of the time of
+# writing tiny ones. Some tests write scripts and run them.
+_MEMORY = pathlib.Path("/dev/shm")
+if (
+  os.access(_MEMORY, os.W_OK | os.X_OK)
+  and shutil.disk_usage(_MEMORY).free > 4 * 2**30
+  and not os.statvfs(_MEMORY).f_flag & os.ST_NOEXEC
+):
+  os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
 import jax
 import optax

@@ -31,7 +31,7 @@ from mico_jax.checkpoint import manifest
 from mico_jax.config import ModelConfig
 from mico_jax.interop import mico, safetensors, sharded, torch_archive
 from mico_jax.interop.entries import to_theirs
-from mico_jax.interop.released import ENCODER_TYPES
+from mico_jax.interop.released import encoder_type
 from mico_jax.interop.tensors import Tensor, Tensors
 from mico_jax.models import PRESETS, build
 
@@ -143,7 +143,7 @@ def write_folder(
   (folder / "ckpt").mkdir(parents=True)
   (folder / "log").mkdir()
   vision, text = config.vision, config.text
-  kind = ENCODER_TYPES.get((vision.width, vision.depth, vision.patch_size), "")
+  kind = encoder_type(vision)
   settings: dict[str, Any] = {
     "vision_encoder_type": kind,
     "vision_resolution": vision.image_size,

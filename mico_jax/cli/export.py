@@ -61,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--compare",
     choices=("auto", "on", "off"),
     default="auto",
-    help="run the exported model on the self-check inputs (default: models up "
-    "to 400 million parameters)",
+    help="run the exported model (torch, stablehlo) on the self-check inputs "
+    "(default: models up to 400 million parameters)",
   )
   common.add_json(parser)
 
@@ -75,6 +75,9 @@ def run(args: argparse.Namespace) -> int:
     max_shard_size=sharded.parse_size(args.max_shard_size),
     compare={"auto": None, "on": True, "off": False}[args.compare],
   )
+  # Before a large checkpoint is read.
+  targets.check(args.to, options)
+  sharded.check_new(args.out)
   with common.warnings_as_lines():
     source = export.open_source(
       args.checkpoint,

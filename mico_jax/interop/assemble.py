@@ -41,14 +41,12 @@ class Plan:
     resized: names of tables brought to another size.
     extra: tensors that no parameter holds, or not as they were, by the name in
       the file.
-    new: paths that the file has nothing for.
   """
 
   leaves: dict[str, Leaf] = field(default_factory=dict)
   records: dict[str, dict[str, Any]] = field(default_factory=dict)
   resized: list[str] = field(default_factory=list)
   extra: dict[str, Tensor] = field(default_factory=dict)
-  new: list[str] = field(default_factory=list)
 
   def keep(self, tensor: Tensor, why: str) -> None:
     """Puts a tensor beside the parameters."""
@@ -149,9 +147,7 @@ def plan(
     ]
     absent = [name for name in names if name not in left]
     if absent:
-      if len(absent) == len(names) and _any(optional, path):
-        found.new.append(path)
-      else:
+      if len(absent) < len(names) or not _any(optional, path):
         missing += absent
         for name in names:
           left.pop(name, None)

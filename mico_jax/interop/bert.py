@@ -57,7 +57,8 @@ def read(path: pathlib.Path) -> Source:
   """Reads a file, or a folder with one and its config.json and vocab.txt.
 
   Raises:
-    WeightsError: if it holds no BERT of a kind that the model computes.
+    WeightsError: if it holds no BERT of a kind that the model computes, or
+      config.json contradicts it.
   """
   file = towers.weights_file(path)
   tensors = renamed(open_tensors(file), rename)
@@ -72,11 +73,15 @@ def read(path: pathlib.Path) -> Source:
       raise WeightsError(
         f"config.json: {key}={settings[key]!r}, this model has {value!r} only."
       )
+  heads, notes = settings.get("num_attention_heads"), ()
+  if heads is not None and (type(heads) is not int or heads < 1):
+    raise WeightsError(
+      f"config.json: num_attention_heads={heads!r}, expected a positive whole "
+      "number."
+    )
   try:
-    found = mico.config_from_released(
-      tensors, text_heads=settings.get("num_attention_heads")
-    ).text
-  except (KeyError, ValueError, IndexError) as error:
+    found = mico.config_from_released(tensors, text_heads=heads).text
+  except (LookupError, ValueError, ArithmeticError) as error:
     raise WeightsError(
       f"{file}: no BERT: {error} is missing or of another form."
     ) from error
@@ -87,6 +92,12 @@ def read(path: pathlib.Path) -> Source:
     dropout=settings.get("hidden_dropout_prob", found.dropout),
   )
   _check(text, settings)
+  if heads is None:
+    notes = (
+      f"no num_attention_heads in a config.json beside the weights: taken to "
+      f"be {text.num_heads}, as wide as BERT's; no tensor tells, so correct it "
+      "with --config.model.text.num_heads",
+    )
   base = PRESETS["mico_b16"]
   return Source(
     file=file,
@@ -100,6 +111,7 @@ def read(path: pathlib.Path) -> Source:
     ties=mico.TIED,
     vocabulary=find_vocabulary(file.parent),
     hint="Is it a BERT?",
+    notes=notes,
   )
 
 
@@ -117,3 +129,8 @@ def _check(text: TextConfig, settings: Mapping[str, Any]) -> None:
         f"config.json and weights contradict: {key} {settings[key]}, the "
         f"weights have {have}."
       )
+  if text.width % text.num_heads:
+    raise WeightsError(
+      f"config.json: num_attention_heads={text.num_heads} does not divide the "
+      f"weights' hidden_size {text.width}."
+    )

@@ -19,8 +19,10 @@ from mico_jax.interop import mico, mico_folder, towers
 from mico_jax.interop.entries import Entry
 from mico_jax.interop.source import Source, find_vocabulary
 from mico_jax.interop.tensors import WeightsError, open_tensors, renamed
+from mico_jax.modalities import spatial
 
 CONFIG = "open_clip_config.json"
+MODES = {"crop_flip": spatial.CLIP}  # mode -> mean and deviation of the pixels
 IGNORED = {
   **mico_folder.IGNORED,
   r"^vision_encoder\.(input_resolution|context_length|vocab_size)$": (
@@ -46,7 +48,8 @@ def read(path: pathlib.Path) -> Source:
   """Reads a file, or a folder with one.
 
   Raises:
-    WeightsError: if it holds no CLIP vision transformer.
+    WeightsError: if it holds no CLIP vision transformer, or one of pixels with
+      other statistics than CLIP's.
   """
   file = towers.weights_file(path)
   tensors = renamed(open_tensors(file), rename)
@@ -60,8 +63,12 @@ def read(path: pathlib.Path) -> Source:
     raise WeightsError(
       f"{file}: its encoder has EVA's names; import it --from evaclip."
     )
-  settings = towers.read_json(file.parent / CONFIG).get("model_cfg")
-  notes = ()
+  about = towers.read_json(file.parent / CONFIG)
+  settings, notes = about.get("model_cfg"), ()
+  mode = towers.own_mode(towers.read_json(file.parent / "config.json"))
+  if not mode:
+    told = about.get("preprocess_cfg")
+    mode = towers.pixel_mode(told, f"{CONFIG}: preprocess_cfg", MODES)
   inner = (settings or {}).get("vision_cfg") or {}
   head = inner.get("head_width") or towers.HEAD_DIMS.get(vision.width, 64)
   vision = dataclasses.replace(vision, num_heads=max(vision.width // head, 1))
@@ -82,7 +89,7 @@ def read(path: pathlib.Path) -> Source:
   return Source(
     file=file,
     tensors=tensors,
-    config=towers.run_config(file.stem, vision, "crop_flip"),
+    config=towers.run_config(file.stem, vision, mode or "crop_flip"),
     parts=("vision",),
     ignored=IGNORED,
     optional=(r"^vision/logit_scale$",),

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ from mico_jax.config import Config
 from mico_jax.data.tokenizer import Tokenizer, tokenizer_from_files
 from mico_jax.interop import sharded
 from mico_jax.models import MiCo, build
-from mico_jax.verification import SelfCheck, model_params
+from mico_jax.verification import SelfCheck, model_params, verify
 
 REPORT = "export_report.json"
 TOLERANCE = 1e-5  # of float32 outputs on the self-check inputs
@@ -82,10 +83,14 @@ def open_source(
 ) -> Source:
   """Opens a checkpoint for export.
 
+  What it lets pass (an older step, since the newest is broken; with
+  `strict=False` whatever does not verify) becomes a warning.
+
   Args:
     path: workdir or step folder.
     weights: "ema" (the averaged ones if there are any) or "raw".
-    check: see `restore.open_checkpoint`.
+    check: "full": content hashes and the self-check's outputs; "fast": hashes
+      only; "off": neither.
     strict: see `restore.open_checkpoint`.
 
   Raises:
@@ -97,25 +102,57 @@ def open_source(
   checkpoint = restore.open_checkpoint(
     path, strict=strict, ema=ema, arrays=False
   )
+  # The original tensors of an import need none of the parameters at once.
   imported = "import" in checkpoint.manifest
+  runs = check == "full" and checkpoint.self_check() is not None
   if not imported:  # A run may have to go back to an older step.
     checkpoint = restore.open_checkpoint(
       path, check=check, strict=strict, ema=ema
     )
+  elif runs:
+    checkpoint = restore.read_params(checkpoint, check=check, strict=strict)
+  _warn(checkpoint, checkpoint.warnings)
   try:
     tokenizer = tokenizer_from_files(checkpoint.tokenizer_files())
   except ValueError as e:
     raise CheckpointError(f"{checkpoint.folder}: {e}") from e
+  if check == "full":
+    _run_self_check(checkpoint, tokenizer, strict)
   config = checkpoint.config
 
   def read() -> Mapping[str, Any]:
     whole = checkpoint
-    if imported:
+    if lazy:
       whole = restore.read_params(checkpoint, check=check, strict=strict)
+      _warn(whole, whole.warnings[len(checkpoint.warnings) :])
     return model_params(whole.params, config)
 
-  params = Lazy(read) if imported else read()
+  lazy = imported and not runs
+  params = Lazy(read) if lazy else read()
   return Source(checkpoint, params, tokenizer, build(config.model))
+
+
+def _warn(checkpoint: restore.Checkpoint, lines: Sequence[str]) -> None:
+  for line in lines:
+    warnings.warn(f"{checkpoint.folder}: {line}", UserWarning, stacklevel=3)
+
+
+def _run_self_check(
+  checkpoint: restore.Checkpoint, tokenizer: Tokenizer, strict: bool
+) -> None:
+  """Compares the outputs of the parameters with the stored ones.
+
+  Raises:
+    CheckpointError: if they differ and `strict`.
+  """
+  problems, drift = verify(checkpoint, tokenizer)
+  if problems and strict and not drift:
+    raise CheckpointError(
+      f"{checkpoint.folder}: {manifest_lib.summarise(problems)} The code or "
+      "its settings changed what the parameters compute; --not-strict exports "
+      "them all the same."
+    )
+  _warn(checkpoint, problems)
 
 
 class Lazy(Mapping[str, Any]):

@@ -26,22 +26,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from mico_jax import config as config_lib
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import restore, streamed
 from mico_jax.checkpoint.manager import Extras
 from mico_jax.config import Config, ConfigError, ModelConfig
-from mico_jax.data.tokenizer import (
-  Tokenizer,
-  WordPieceTokenizer,
-  make_tokenizer,
-  tokenizer_from_files,
-)
+from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.inputs import Preparer
 from mico_jax.interop import (
   assemble,
   export,
   hub,
+  import_config,
+  mico_vision,
   sharded,
   torch,
 )
@@ -51,7 +47,7 @@ from mico_jax.interop.source import Source
 from mico_jax.interop.tensors import WeightsError
 from mico_jax.models import MiCo, build
 from mico_jax.models.resize import resize_frames, resize_positions
-from mico_jax.verification import make_self_check
+from mico_jax.verification import make_self_check, model_params
 
 Table = Callable[[ModelConfig], Sequence[Entry]]
 REPORT = "import_report.json"
@@ -59,9 +55,6 @@ EXTRA = "extra"
 # Models with more parameters get no self-check unless asked for: computing it
 # on a CPU would take far longer than the import.
 SMALL = 400_000_000
-PUBLIC_VOCABULARY = (
-  "https://huggingface.co/google-bert/bert-base-uncased/blob/main/vocab.txt"
-)
 
 
 def resizers(positions: str) -> Mapping[str, assemble.Resizer]:
@@ -148,10 +141,10 @@ def import_checkpoint(
   Args:
     form: key of `FORMATS`.
     path: file or folder, or "hf://owner/name".
-    out: folder to write; must not exist, or be empty.
+    out: local folder to write; must not exist, or be empty.
     vocabulary: vocab.txt of the text tower; None: found beside the weights.
     onto: checkpoint that gives everything the weights lack, config and
-      tokenizer included; None: fresh initial values.
+      tokenizer included, low-rank deltas merged; None: fresh initial values.
     overrides: texts "model.vision.image_size=384" on the config.
     self_check: whether to compute and store it, and to compare it with
       PyTorch where that is installed; None: for small models.
@@ -163,17 +156,19 @@ def import_checkpoint(
   """
   if form not in FORMATS:
     raise ConfigError(f"unknown form {form!r}; known: {', '.join(FORMATS)}.")
+  sharded.check_new(pathlib.Path(out))
   place = hub.local(str(path))
   if not place.exists():
     raise WeightsError(f"{path}: no such file or folder.")
   source = FORMATS[form].read(place)
   base = None if onto is None else restore.open_checkpoint(onto)
-  config = _config(source, base, overrides)
-  tokenizer = _tokenizer(source, config, vocabulary, base)
-  _check_vocabulary(config, tokenizer)
+  config = import_config.run_config(source, base, overrides)
+  tokenizer = import_config.tokenizer(source, config, vocabulary, base)
+  import_config.check_vocabulary(config, tokenizer)
   model = build(config.model)
   plan, tied, replaced = _plan(source, FORMATS[form].table, model)
   notes = [*source.notes, *_notes(plan, replaced)]
+  notes += [] if base is None else [f"{onto}: {x}" for x in base.warnings]
   leaves, taken, new = _complete(plan, model, base)
   with sharded.new_folder(pathlib.Path(out)) as folder:
     count = sum(leaf.size for leaf in leaves.values())
@@ -181,7 +176,7 @@ def import_checkpoint(
     if not wanted:
       notes.append("no self-check was computed (see --self-check)")
     extra = _write_extra(folder, plan, keep_extra)
-    manifest = streamed.write_step(
+    streamed.write_step(
       folder,
       leaves,
       config=config,
@@ -211,7 +206,7 @@ def import_checkpoint(
       extra=sorted(plan.extra) if keep_extra else [],
       new=new,
       taken=taken,
-      outputs=_outputs(folder, manifest),
+      outputs=_outputs(folder),
       compared=compared,
       notes=notes,
     )
@@ -220,73 +215,20 @@ def import_checkpoint(
   return report
 
 
-def _config(
-  source: Source, base: restore.Checkpoint | None, overrides: Sequence[str]
-) -> Config:
-  """The source's config, with the base's in what the source lacks."""
-  config = source.config
-  if base is not None:
-    theirs = base.config
-    model = theirs.model
-    for part in ("vision", "text"):
-      if not source.parts or part in source.parts:
-        value = getattr(config.model, part)
-        model = dataclasses.replace(model, **{part: value})
-    config = dataclasses.replace(theirs, name=config.name, model=model)
-  return config_lib.override(config, overrides)
-
-
-def _tokenizer(
-  source: Source,
-  config: Config,
-  given: str | pathlib.Path | None,
-  base: restore.Checkpoint | None,
-) -> Tokenizer:
-  """The tokenizer to copy into the checkpoint.
-
-  Raises:
-    ConfigError: if there is none, naming the public file.
-  """
-  if given is None and base is not None and "text" not in source.parts:
-    return tokenizer_from_files(base.tokenizer_files())
-  if config.data.tokenizer.kind != "wordpiece" and given is None:
-    return make_tokenizer(config.data.tokenizer)
-  path = source.vocabulary if given is None else pathlib.Path(given)
-  if path is None:
-    raise ConfigError(
-      "the text tower needs its vocabulary: give --vocab vocab.txt, the "
-      f"{config.model.text.vocab_size} lines of bert-base-uncased for released "
-      f"weights ({PUBLIC_VOCABULARY})."
-    )
-  try:
-    return WordPieceTokenizer(path.read_bytes(), str(path))
-  except OSError as error:
-    raise ConfigError(
-      f"--vocab {path}: {error.strerror or type(error).__name__}; expected the "
-      f"vocab.txt of bert-base-uncased ({PUBLIC_VOCABULARY})."
-    ) from error
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
-
-
-def _check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
-  have, rows = tokenizer.info.vocab_size, config.model.text.vocab_size
-  if have > rows:
-    raise ConfigError(
-      f"the vocabulary has {have} pieces, the weights have embeddings for "
-      f"{rows}: it is that of another model. Give the one of these weights."
-    )
-  if tokenizer.info.pad != config.model.text.pad_id:
-    raise ConfigError(
-      f"the vocabulary's [PAD] is id {tokenizer.info.pad}, the model's "
-      f"{config.model.text.pad_id}; set --config.model.text.pad_id."
-    )
-
-
 def _plan(
   source: Source, table: Table, model: MiCo
 ) -> tuple[assemble.Plan, dict[str, str], list[str]]:
-  """The plan, tied copies, and names that a differing copy replaces."""
+  """The plan, tied copies, and names that a differing copy replaces.
+
+  Raises:
+    WeightsError: if the weights do not fit the model, or were trained with
+      other rotary positions.
+  """
+  if source.holds("vision"):
+    try:  # No parameter holds these tables, so nothing else compares them.
+      mico_vision.check_rotary_buffers(source.tensors, model.config.vision)
+    except (ValueError, IndexError) as error:
+      raise WeightsError(f"{source.file}: {error}") from error
   shapes = {
     tuple(path.split("/")): leaf
     for path, leaf in manifest_lib.flatten(model.abstract_params()).items()
@@ -299,9 +241,7 @@ def _plan(
   }
   tensors, replaced = assemble.settle_ties(source.tensors, source.ties, tied)
   entries = [
-    entry
-    for entry in table(model.config)
-    if not source.parts or entry.path[0] in source.parts
+    entry for entry in table(model.config) if source.holds(entry.path[0])
   ]
   plan = assemble.plan(
     tensors,
@@ -329,13 +269,14 @@ def _notes(plan: assemble.Plan, replaced: Sequence[str]) -> Iterator[str]:
 def _complete(
   plan: assemble.Plan, model: MiCo, base: restore.Checkpoint | None
 ) -> tuple[dict[str, streamed.Leaf], list[str], list[str]]:
-  """All leaves of the model; paths taken from the base; fresh ones.
-
-  Raises:
-    WeightsError: if a parameter of the base has another shape.
-  """
+  """All leaves of the model; paths taken from the base; fresh ones."""
   leaves, taken, new = dict(plan.leaves), [], []
-  theirs = {} if base is None else manifest_lib.flatten(base.params)
+  theirs: dict[str, Any] = {}
+  if base is not None:
+    theirs = manifest_lib.flatten(model_params(base.params, base.config))
+    # What was fresh in an import is no better here.
+    for path in base.manifest.get("import", {}).get("new", ()):
+      theirs.pop(path, None)
   shapes = manifest_lib.flatten(model.abstract_params())
   for path, like in shapes.items():
     if path in leaves:
@@ -384,11 +325,7 @@ def _write_extra(
   folder: pathlib.Path, plan: assemble.Plan, keep: bool
 ) -> dict[str, Any]:
   """Writes what no parameter holds; what the manifest says of it."""
-  if not keep:
-    for name in plan.extra:
-      plan.records[name].setdefault("sha256", "")
-    return {}
-  if not plan.extra:
+  if not keep or not plan.extra:
     return {}
   place = folder / EXTRA
   place.mkdir()
@@ -420,7 +357,7 @@ def _records(
 
 
 def _compared(folder: pathlib.Path, notes: list[str]) -> dict[str, float]:
-  """The weights in PyTorch against ours, where torch is installed."""
+  """The weights in PyTorch against ours, where torch can run them."""
   if importlib.util.find_spec("torch") is None:
     notes.append("outputs not compared with PyTorch: torch is not installed")
     return {}
@@ -430,7 +367,10 @@ def _compared(folder: pathlib.Path, notes: list[str]) -> dict[str, float]:
       place = pathlib.Path(scratch)
       torch.write(source, place, export.Report("torch", {}))
       return torch.compare(source, place)
-  except Exception as error:  # The import is whole without a comparison.
+  # A torch that cannot be loaded, no room for a second copy on the disk or in
+  # memory: the import is whole without a comparison. Any other error means that
+  # one of the two sides is wrong, and must be seen.
+  except (ImportError, OSError, MemoryError) as error:
     text = " ".join(str(error).split())[:160]
     notes.append(
       f"outputs not compared with PyTorch: {type(error).__name__}: {text}"
@@ -438,9 +378,7 @@ def _compared(folder: pathlib.Path, notes: list[str]) -> dict[str, float]:
     return {}
 
 
-def _outputs(
-  folder: pathlib.Path, manifest: Mapping[str, Any]
-) -> dict[str, list[float]]:
+def _outputs(folder: pathlib.Path) -> dict[str, list[float]]:
   """The first numbers of each output of the self-check."""
   path = folder / "manifest" / manifest_lib.SELF_CHECK
   if not path.is_file():

@@ -29,6 +29,7 @@ from mico_jax.interop.entries import (
   to_theirs,
 )
 from mico_jax.interop.mico_vision import LOGIT_SCALE
+from mico_jax.interop.tensors import count_layers
 from mico_jax.models import build
 from mico_jax.types import Params
 
@@ -296,11 +297,6 @@ def rename(name: str) -> str:
   return name
 
 
-def _count(tensors: Mapping[str, Any], pattern: str) -> int:
-  found = [re.match(pattern, name) for name in tensors]
-  return 1 + max((int(m.group(1)) for m in found if m), default=-1)
-
-
 def config_from_released(
   tensors: Mapping[str, Any],
   *,
@@ -320,6 +316,10 @@ def config_from_released(
     text_heads: heads of the text tower; None: 64 wide each, as in BERT.
     vision_options: fields of the encoder that no tensor tells, such as
       {"norm": "post"} of EVA-02-E.
+
+  Raises:
+    ValueError: for more layers than tensors, or a position table that is none.
+    KeyError: naming a tensor that is missing.
   """
   vision = mico_vision.config_from_tensors(
     tensors, num_heads=vision_heads, **(vision_options or {})
@@ -336,8 +336,10 @@ def config_from_released(
     text = TextConfig(
       vocab_size=words.shape[0],
       width=words.shape[1],
-      depth=_count(tensors, re.escape(BERT) + r"bert\.encoder\.layer\.(\d+)\."),
-      num_heads=text_heads or words.shape[1] // 64,
+      depth=count_layers(
+        tensors, re.escape(BERT) + r"bert\.encoder\.layer\.(\d+)\."
+      ),
+      num_heads=text_heads or max(words.shape[1] // 64, 1),
       mlp_dim=tensors[first + "intermediate.dense.weight"].shape[0],
       max_positions=tensors[name.format("position")].shape[0],
       type_vocab_size=tensors[name.format("token_type")].shape[0],

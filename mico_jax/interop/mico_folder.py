@@ -101,8 +101,16 @@ def _settings(path: pathlib.Path) -> Mapping[str, Any]:
     )
   try:
     settings = json.loads(file.read_text(encoding="utf-8"))["model_cfg"]
-    settings.get("vision_encoder_type")
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    ENCODERS.get(settings.get("vision_encoder_type"))
+    for key in ("tiny_vision", "tiny_bert"):
+      (settings.get(key) or {}).keys()
+  except (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,  # of JSON nested too deeply
+  ) as error:
     raise WeightsError(
       f"{file}: not the settings of a MiCo run ({type(error).__name__}: "
       f"{error}); expected JSON with an object model_cfg."
@@ -128,17 +136,31 @@ def _model_config(tensors: Tensors, settings: Mapping[str, Any]) -> ModelConfig:
   options = dict(ENCODERS.get(kind, (0, 0, {}))[2])
   heads = None
   if tiny:
-    heads = tiny["width"] // tiny["head_width"]
-    options["drop_path_rate"] = tiny.get("drop_path_rate", 0.0)
+    width, head = (_number(tiny, key) for key in ("width", "head_width"))
+    rate = tiny.get("drop_path_rate", 0.0)
+    if width is None or head is None or width % head:
+      raise WeightsError(
+        f"hps.json: tiny_vision has width={width} and head_width={head}; "
+        "expected whole numbers, the second a divisor of the first."
+      )
+    if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+      raise WeightsError(
+        f"hps.json: tiny_vision has drop_path_rate={rate!r}; expected a number "
+        "from 0 to 1."
+      )
+    heads = width // head
+    options["drop_path_rate"] = float(rate)
     if tiny.get("postnorm"):
       options["norm"] = "post"
   try:
     config = released.config_from_released(
       tensors,
       vision_heads=heads,
-      text_heads=(settings.get("tiny_bert") or {}).get("num_attention_heads"),
+      text_heads=_number(
+        settings.get("tiny_bert") or {}, "num_attention_heads"
+      ),
     )
-  except (KeyError, ValueError, IndexError) as error:
+  except (LookupError, ValueError, ArithmeticError) as error:
     raise WeightsError(
       f"the weights are no MiCo: {error} is missing or of another form; see "
       "--from for other kinds of weights."

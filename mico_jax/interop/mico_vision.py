@@ -16,6 +16,7 @@ import numpy as np
 
 from mico_jax.config import VisionConfig
 from mico_jax.interop.entries import Entry, layer_norm, linear
+from mico_jax.interop.tensors import count_layers
 from mico_jax.layers.rotary import rotary_tables
 from mico_jax.models.vit import grid_size
 
@@ -162,16 +163,30 @@ def drop_rotary_buffers(
 ) -> dict[str, np.ndarray]:
   """The tensors without rotary tables, which are first compared with ours.
 
+  Raises:
+    ValueError: see `check_rotary_buffers`.
+  """
+  check_rotary_buffers(tensors, config)
+  return {k: v for k, v in tensors.items() if not ROTARY.search(k)}
+
+
+def check_rotary_buffers(
+  tensors: Mapping[str, Any], config: VisionConfig
+) -> None:
+  """Compares the rotary tables of a file with ours.
+
   A file of another resolution has the tables of its own grid.
+
+  Args:
+    tensors: arrays, or what can be made one, by name.
+    config: of the encoder.
 
   Raises:
     ValueError: naming a table that says other positions than the config.
   """
-  kept: dict[str, np.ndarray] = {}
   for name, value in tensors.items():
     found = ROTARY.search(name)
     if not found:
-      kept[name] = value
       continue
     ours = None
     if config.rope_grid:
@@ -189,7 +204,6 @@ def drop_rotary_buffers(
         f"config.model.vision.rope_grid={config.rope_grid} (0: none) or "
         f"num_heads={config.num_heads} as in the file's own config."
       )
-  return kept
 
 
 # --------------------------------------------------------------------- config
@@ -216,11 +230,14 @@ def config_from_tensors(
     tensors: by released name.
     num_heads: heads; None: as wide as in the released encoders.
     **options: fields that no tensor tells, such as norm="post" of EVA-02-E.
+
+  Raises:
+    ValueError: for more layers than tensors, or a position table that is none.
+    KeyError: naming a tensor that is missing.
   """
 
   def count(pattern: str) -> int:
-    found = [re.match(re.escape(VISUAL) + pattern, name) for name in tensors]
-    return 1 + max((int(m[1]) for m in found if m), default=-1)
+    return count_layers(tensors, re.escape(VISUAL) + pattern)
 
   has = lambda name: VISUAL + name in tensors
   if has("positional_embedding"):
@@ -264,8 +281,13 @@ def config_from_tensors(
       num_heads = width // tensors[VISUAL + "rope.freqs_cos"].shape[1]
   else:
     return None
+  grid = math.isqrt(max(length - 1, 0))
+  if not grid or grid**2 != length - 1:
+    raise ValueError(
+      f"a position table of {length} rows (a class row and a square grid)"
+    )
   found |= {
-    "image_size": math.isqrt(length - 1) * patch,
+    "image_size": grid * patch,
     "patch_size": patch,
     "width": width,
     "num_heads": num_heads or max(width // HEAD_DIMS.get(width, 64), 1),

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import restore, storage
@@ -23,6 +23,10 @@ from mico_jax.interop.assemble import digest
 from mico_jax.interop.entries import Entry, to_theirs
 from mico_jax.interop.formats import FORMATS
 from mico_jax.interop.tensors import Tensor
+
+
+class DroppedError(CheckpointError):
+  """A tensor that was resized, and its original not kept, on import."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Original(Tensor):
   sha256: str = ""
 
 
-def open_tensors(path: str | pathlib.Path) -> dict[str, Original]:
+def open_tensors(path: epath.PathLike) -> dict[str, Original]:
   """The original tensors of an import, read when they are needed.
 
   Args:
@@ -63,6 +67,13 @@ def open_tensors(path: str | pathlib.Path) -> dict[str, Original]:
   entries = manifest["items"]["params"]
 
   @functools.lru_cache(maxsize=1)
+  def intact(path: str) -> bool:
+    """Whether a parameter is as it was written."""
+    one = {path: entries[path]}
+    found = {path: leaf(path)}
+    return not manifest_lib.array_problems(one, found, item="params")
+
+  @functools.lru_cache(maxsize=1)
   def leaf(path: str) -> np.ndarray:
     one = {path: entries[path]}
     found = storage.read_arrays(folder, "params", one, every=entries)
@@ -78,10 +89,13 @@ def open_tensors(path: str | pathlib.Path) -> dict[str, Original]:
   patch = config.model.vision.patch_size
   for path, described in entries.items():
     for at, original in enumerate(described.get("original", ())):
-      tensors[original["name"]] = _tensor(
+      tensor = _tensor(
         original, described, table[path], at, functools.partial(leaf, path),
         patch,
       )  # fmt: skip
+      tensors[tensor.name] = _checked(
+        tensor, original["sha256"], functools.partial(intact, path)
+      )
   extra = about.get("extra")
   if extra is not None:  # Resized tables are there as they were.
     for name, tensor in safetensors.open_tensors(
@@ -93,18 +107,32 @@ def open_tensors(path: str | pathlib.Path) -> dict[str, Original]:
   return tensors
 
 
-def _checked(tensor: Tensor, sha256: str) -> Original:
-  """The tensor, compared with its hash whenever it is read."""
+def _checked(
+  tensor: Tensor,
+  sha256: str,
+  intact: Callable[[], bool] = lambda: False,
+) -> Original:
+  """The tensor, compared with its hash whenever it is read.
+
+  Args:
+    tensor: to compare.
+    sha256: of the tensor that was imported.
+    intact: whether the parameter that it comes from is as it was written.
+  """
 
   def load() -> np.ndarray:
     array = tensor.load()
-    if digest(array) != sha256:
-      raise CheckpointError(
-        f"{tensor.name!r} differs from the tensor that was imported: the "
-        "checkpoint was altered, or the table was resized and its original "
+    if digest(array) == sha256:
+      return array
+    if intact():
+      raise DroppedError(
+        f"{tensor.name!r} was resized when it was imported, and its original "
         "not kept (--drop-extra). Import it again."
       )
-    return array
+    raise CheckpointError(
+      f"{tensor.name!r} differs from the tensor that was imported: the "
+      "checkpoint was altered. Import it again."
+    )
 
   return Original(tensor.name, tensor.shape, tensor.dtype, load, sha256)
 
@@ -116,7 +144,7 @@ def _tensor(
   at: int,
   leaf: Any,
   patch_size: int,
-) -> Original:
+) -> Tensor:
   """One of the tensors of a parameter."""
   layer, part = divmod(at, len(entry.names))
   dtype = safetensors.dtype(original["dtype"])
@@ -131,5 +159,4 @@ def _tensor(
 
   like = np.broadcast_to(np.zeros((), np.int8), described["shape"])
   load = lambda: piece(leaf()).astype(dtype, copy=False)
-  tensor = Tensor(original["name"], piece(like).shape, dtype, load)
-  return _checked(tensor, original["sha256"])
+  return Tensor(original["name"], piece(like).shape, dtype, load)

@@ -11,61 +11,79 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from mico_jax.config import Config, ConfigError
+from mico_jax.config import Config, ConfigError, VisionConfig
+from mico_jax.data import samples
 from mico_jax.interop import (
   export,
   mico,
+  mico_folder,
   originals,
   torch_archive,
   tower_names,
 )
 from mico_jax.interop.export import Report, Source
 from mico_jax.interop.sharded import Item, item
+from mico_jax.models import VISION
 
-# Encoders of the original by (width, depth, patch size).
+# Encoders of the original by its names for them, and what such a name says.
 ENCODER_TYPES = {
-  (1408, 40, 14): "evaclip01_giant",
-  (1024, 24, 14): "evaclip02_large",
-  (768, 12, 16): "evaclip02_base",
-  (1792, 64, 14): "evaclip02_bige",
+  "evaclip01_giant": VISION["eva01_g14"],
+  "evaclip02_large": VISION["eva02_l14"],
+  "evaclip02_base": VISION["eva02_b16"],
+  "evaclip02_bige": VISION["eva02_bige14_plus"],
 }
-
-
+SAID = ("encoder", "width", "depth", "patch_size", "num_heads", "mlp_dim")
+SAID += ("mlp", "norm", "sub_norm", "pre_norm")
 BERT_BASE = (768, 12, 12)  # width, layers and heads of its text tower
+
+
+def encoder_type(vision: VisionConfig) -> str:
+  """The original's name of an encoder; "" if it has none."""
+  for name, known in ENCODER_TYPES.items():
+    if all(getattr(vision, field) == getattr(known, field) for field in SAID):
+      return name
+  return ""
 
 
 def hps(config: Config) -> dict[str, Any]:
   """The content of log/hps.json, as far as the original reads it.
 
-  Encoders and text towers of sizes that the original has no name for are
-  written out under `tiny_vision` and `tiny_bert`.
+  Encoders and text towers that the original has no name for are written out
+  under `tiny_vision` and `tiny_bert`.
   """
   vision, text, model = config.model.vision, config.model.text, config.model
   lengths = config.data.tokenizer.max_length
-  size = (vision.width, vision.depth, vision.patch_size)
+  kind = encoder_type(vision)
+  frames = model.frame_table.get("video", 0)
+  # One number says how long texts are and how long captions may get.
+  length, caption = lengths.get("default", 40), config.generation.max_new_tokens
+  if length != max(caption, mico_folder.QUERY_LENGTH):
+    caption = length
   settings: dict[str, Any] = {
     "model_type": "mico",
-    "vision_encoder_type": ENCODER_TYPES.get(size, "evaclip01_giant"),
+    "vision_encoder_type": kind or "evaclip01_giant",
     "audio_encoder_type": "shared_vision",
-    "frame_embedding_type": "adaptive",
+    "frame_embedding_type": "adaptive" if frames else "none",
     "vision_resolution": vision.image_size,
     "checkpointing": False,
     "frozen_vision": False,
     "frozen_audio": False,
     "itm_ratio": config.objectives.matching.weight,
     "contra_dim": model.embed_dim,
-    "max_vision_sample_num": model.frame_table.get("video", 1),
-    "max_audio_sample_num": model.frame_table.get("audio", 1),
-    "max_depth_sample_num": model.frame_table.get("depth", 1),
-    "max_caption_len": lengths.get("default", 40),
+    # Without a frame table, the frames of a video are told by the inputs alone.
+    "max_vision_sample_num": frames
+    or samples.input_config(config, "video").frames,
+    "max_audio_sample_num": max(model.frame_table.get("audio", 1), 1),
+    "max_depth_sample_num": max(model.frame_table.get("depth", 1), 1),
+    "max_caption_len": caption,
     "max_omni_caption_len": lengths.get("omni", 70),
     "max_subtitle_len": lengths.get("subtitle", 70),
-    "beam_size": 3,
+    "beam_size": config.generation.num_beams,
     "captioner_mode": False,
     "generate_nums": 1,
     "pool_video": model.pool_frames,
   }
-  if size not in ENCODER_TYPES:
+  if not kind:
     settings["tiny_vision"] = {
       "embed_dim": vision.clip_embed_dim,
       "layers": vision.depth,
@@ -106,7 +124,10 @@ def items(source: Source) -> tuple[list[Item], dict[str, str]]:
   by_name = {one.name: one for one in found}
   for copy, original in mico.TIED.items():
     found.append(dataclasses.replace(by_name[original], name=copy))
-  missing = [name for name in EXPECTED if name not in by_name]
+  expected = list(EXPECTED)
+  if not config.frame_table.get("video"):  # frame_embedding_type "none"
+    expected.remove("vision_frame_embedding")
+  missing = [name for name in expected if name not in by_name]
   if missing:
     raise ConfigError(
       "the original expects tensors that this model has not: "
@@ -128,6 +149,12 @@ EXPECTED = (
 )
 
 
+def left_out(source: Source) -> list[str]:
+  """Parameters of an import that its file did not bring."""
+  entries = source.checkpoint.manifest["items"]["params"]
+  return [path for path, entry in entries.items() if "original" not in entry]
+
+
 def original_items(source: Source) -> Iterator[Item] | None:
   """The tensors of the imported file, byte for byte; None: not imported."""
   if "import" not in source.checkpoint.manifest:
@@ -139,12 +166,18 @@ def original_items(source: Source) -> Iterator[Item] | None:
   )
 
 
+def _is_original(source: Source) -> bool:
+  """Whether the checkpoint was imported from such a folder."""
+  about = source.checkpoint.manifest.get("import", {})
+  return about.get("format") == "mico"
+
+
 def _content(source: Source) -> tuple[list[Item], dict[str, str]]:
   """What the original's file holds: as imported, or by its own names."""
-  about = source.checkpoint.manifest.get("import", {})
-  if about.get("format") != "mico":
+  if not _is_original(source):
     return items(source)
-  return list(original_items(source) or ()), about["tied"]
+  ties = source.checkpoint.manifest["import"]["tied"]
+  return list(original_items(source) or ()), ties
 
 
 def write(source: Source, folder: pathlib.Path, report: Report) -> None:
@@ -162,3 +195,8 @@ def write(source: Source, folder: pathlib.Path, report: Report) -> None:
   prefix = "" if report.target == "mico" else f"{folder.name}/"
   report.add("mico", written, f"{prefix}ckpt/")
   report.add_file("mico", folder / "log/hps.json", f"{prefix}log/hps.json")
+  if _is_original(source) and (absent := left_out(source)):
+    report.notes.append(
+      "the folder for the original code holds what its own file brought, so "
+      f"without {export.summarise(absent)}; --to torch writes everything"
+    )

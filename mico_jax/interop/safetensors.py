@@ -64,7 +64,7 @@ def open_tensors(path: str | os.PathLike[str]) -> Tensors:
       )
     try:
       header = json.loads(file.read(length), object_pairs_hook=_unique)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       raise WeightsError(
         f"{place}: the safetensors header is not valid ({error})."
       ) from error

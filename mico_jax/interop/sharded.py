@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import pathlib
 import re
 import shutil
@@ -33,6 +34,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+REMOTE = re.compile(r"[A-Za-z][\w+.-]+:/")  # a path keeps one of two slashes
 
 
 @dataclass(frozen=True)
@@ -232,28 +234,49 @@ def write(
   return Written(tuple(files), tuple(tensors))
 
 
-@contextlib.contextmanager
-def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder that takes its name when complete, and vanishes on an error.
+def check_new(path: pathlib.Path) -> pathlib.Path:
+  """The absolute path of a folder that may be written.
 
   Raises:
-    ConfigError: if the path exists and is not an empty folder.
+    ConfigError: if it is remote, or exists and is not an empty folder.
   """
-  path = pathlib.Path(path)
+  if REMOTE.match(str(path)):
+    raise ConfigError(
+      f"--out {str(path)!r} is not on this machine; give a local folder, and "
+      "copy that afterwards."
+    )
+  path = pathlib.Path(os.path.abspath(path))
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise ConfigError(
       f"{str(path)!r} exists and is not an empty folder; give a new --out."
     )
+  return path
+
+
+@contextlib.contextmanager
+def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder that takes its name when complete, and vanishes on an error.
+
+  An empty folder that is there already stays in place and gets the content: a
+  shell may be in it, or a disk be mounted there.
+
+  Raises:
+    ConfigError: see `check_new`.
+  """
+  path = check_new(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = pathlib.Path(
-    tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
-  )
+  there = path.is_dir()
+  place = path if there else path.parent
+  partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=place))
   try:
     yield partial
-    partial.chmod(0o755)
-    if path.is_dir():
-      path.rmdir()
-    partial.rename(path)
+    if there:
+      for one in sorted(partial.iterdir()):
+        one.rename(path / one.name)
+      partial.rmdir()
+    else:
+      partial.chmod(0o755)
+      partial.rename(path)
   except BaseException:
     shutil.rmtree(partial, ignore_errors=True)
     raise

@@ -43,6 +43,10 @@ class Source:
   positions: str = "bilinear"
   notes: tuple[str, ...] = ()
 
+  def holds(self, part: str) -> bool:
+    """Whether the weights hold parameters of a top key."""
+    return not self.parts or part in self.parts
+
 
 def find_vocabulary(folder: pathlib.Path) -> pathlib.Path | None:
   """The vocabulary that lies in a folder, if any."""

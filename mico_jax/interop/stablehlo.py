@@ -65,11 +65,13 @@ def functions(config: Config, tokenizer: Any) -> dict[str, Function]:
   """All functions of a model by name.
 
   `embed_<modality>`, `embed_<group>` for joint heads and `match_<letters>`: for
-  each modality alone and for the contexts that the model was trained with.
+  each modality alone and for the contexts that the model was trained with. They
+  compute in float32, as the self-check does.
   """
   model = build(
     dataclasses.replace(
       config.model,
+      dtype="float32",
       attention="xla",
       remat="none",
       scan=True,
@@ -202,20 +204,21 @@ def write(
       "returns": function.returns,
     }
     report.add_file("functions", path, path.name)
-  about = {
-    "platforms": PLATFORMS,
-    "weights": sharded.WEIGHTS,
-    "functions": described,
-    "preprocessing": Preparer(source.config, source.tokenizer).describe(),
-  }
-  export.write_json(folder / "functions.json", about)
-  export.write_files(folder / "tokenizer", source.tokenizer.files())
   items = (
     sharded.item(path, np.asarray(leaf))
     for path, leaf in flatten(source.params).items()
   )
   written = sharded.write(folder, items, max_shard_size=max_shard_size)
   report.add("weights", written)
+  several = len(written.files) > 1
+  about = {
+    "platforms": PLATFORMS,
+    "weights": sharded.INDEX if several else sharded.WEIGHTS,
+    "functions": described,
+    "preprocessing": Preparer(source.config, source.tokenizer).describe(),
+  }
+  export.write_json(folder / "functions.json", about)
+  export.write_files(folder / "tokenizer", source.tokenizer.files())
 
 
 def compare(source: Source, folder: pathlib.Path) -> dict[str, float]:

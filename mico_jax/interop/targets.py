@@ -8,8 +8,10 @@ in the names of those libraries; `stablehlo` functions that JAX alone runs.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import pathlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +21,7 @@ from mico_jax.interop import (
   clip,
   export,
   layout,
+  originals,
   released,
   sharded,
   stablehlo,
@@ -28,6 +31,7 @@ from mico_jax.interop import (
 from mico_jax.interop.export import Report, Source
 
 SMALL = 400_000_000  # parameters
+COMPARED = ("torch", "stablehlo")  # targets whose outputs are computed here
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,9 @@ class Options:
 
   Attributes:
     max_shard_size: bytes of tensors per file.
-    compare: run the other side where it can be run here; None: for models of
-      up to `SMALL` parameters, as both sides are held at once.
+    compare: run the other side (of `COMPARED`), or fail; None: where it can be
+      run here, for models of up to `SMALL` parameters, as both sides are held
+      at once.
   """
 
   max_shard_size: int = 5 * 10**9
@@ -63,13 +68,16 @@ def _torch(
   torch.write(source, folder, report, max_shard_size=options.max_shard_size)
   try:
     released.write(source, folder / "mico", report)
-  except ConfigError as e:
+  except (ConfigError, originals.DroppedError) as e:
+    shutil.rmtree(folder / "mico", ignore_errors=True)
     report.notes.append(f"no folder for the original code: {e}")
   if not _compared(source, report, options):
     return
   try:
     report.compared = torch.compare(source, folder)
   except ImportError as e:
+    if options.compare:
+      raise ConfigError(f"--compare on: torch cannot be loaded: {e}") from e
     report.notes.append(f"outputs not compared: {e}")
 
 
@@ -89,6 +97,12 @@ def _safetensors(
     report.notes.append("names: parameter paths, layers unstacked")
   else:
     report.notes.append("names and dtypes: those of the imported file")
+    absent = released.left_out(source)
+    if absent:
+      report.notes.append(
+        f"not of that file, so not written: {export.summarise(absent)}; --to "
+        "torch writes everything"
+      )
   written = sharded.write(
     folder,
     items,
@@ -109,15 +123,21 @@ def _vision(
     metadata={"format": "pt"},
   )
   report.add("encoder", written)
+  absent = tower_names.left_out(source.params, vision, form)
+  if absent:
+    report.notes.append(
+      f"{form} has no place for {export.summarise(absent)}: not written"
+    )
   preprocessing = torch.preprocessing(source.config, source.tokenizer)
   image = preprocessing["inputs"].get("image", {})
   quick = "_quickgelu" if vision.mlp == "quick_gelu" else ""
+  pixels = {k: image[k] for k in ("mean", "std") if k in image}
   about = {
     # The first two as timm's own repositories have them.
     "architecture": f"{vision.encoder}_patch{vision.patch_size}{quick}",
     "pretrained_cfg": {
       "input_size": [3, vision.image_size, vision.image_size],
-      **{k: image[k] for k in ("mean", "std") if k in image},
+      **pixels,
     },
     "model": tower_names.timm_model(vision),
     "preprocessing": image,
@@ -126,7 +146,9 @@ def _vision(
   files = ["config.json"]
   if form == "openclip" and vision.pre_norm:
     files.append(clip.CONFIG)
-    export.write_json(folder / clip.CONFIG, tower_names.openclip_config(vision))
+    settings = tower_names.openclip_config(vision)
+    settings |= {"preprocess_cfg": pixels} if pixels else {}
+    export.write_json(folder / clip.CONFIG, settings)
   for name in files:
     report.add_file("encoder", folder / name, name)
 
@@ -169,6 +191,31 @@ TARGETS: dict[str, Target] = {
 }
 
 
+def check(target: str, options: Options) -> None:
+  """Checks what needs no checkpoint.
+
+  Raises:
+    ConfigError: if the target is unknown, or its outputs are to be compared and
+      cannot be.
+  """
+  if target not in TARGETS:
+    raise ConfigError(
+      f"cannot export to {target!r}; known: {', '.join(TARGETS)}."
+    )
+  if not options.compare:
+    return
+  if target not in COMPARED:
+    raise ConfigError(
+      f"--compare on: what --to {target} writes cannot be run here, only "
+      f"{' and '.join(COMPARED)} can; leave --compare out."
+    )
+  if target == "torch" and importlib.util.find_spec("torch") is None:
+    raise ConfigError(
+      "--compare on: running the exported model needs torch: pip install "
+      "'mico-jax[torch]', or leave --compare out."
+    )
+
+
 def run(
   source: Source,
   target: str,
@@ -185,14 +232,12 @@ def run(
 
   Raises:
     ConfigError: if the target is unknown or cannot express the model, naming
-      what is in the way.
+      what is in the way, or outputs are to be compared and cannot be.
   """
-  if target not in TARGETS:
-    raise ConfigError(
-      f"cannot export to {target!r}; known: {', '.join(TARGETS)}."
-    )
+  options = options or Options()
+  check(target, options)
   report = export.new_report(target, source)
   with sharded.new_folder(out) as folder:
-    TARGETS[target](source, folder, report, options or Options())
+    TARGETS[target](source, folder, report, options)
     report.save(folder)
   return report

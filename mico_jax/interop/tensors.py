@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,24 @@ def renamed(tensors: Tensors, rename: Callable[[str], str]) -> Tensors:
   return found
 
 
+def count_layers(names: Collection[str], pattern: str) -> int:
+  """Layers of a stack: one more than the largest index in the names.
+
+  Args:
+    names: of all tensors.
+    pattern: regex of the beginning of a name; its first group is the index.
+
+  Raises:
+    ValueError: for an index that so few tensors cannot have, which would
+      otherwise be believed until the memory is full.
+  """
+  found = [re.match(pattern, name) for name in names]
+  layers = 1 + max((int(m[1]) for m in found if m), default=-1)
+  if layers > len(names):
+    raise ValueError(f"layer {layers - 1} of a file of {len(names)} tensors")
+  return layers
+
+
 def open_tensors(path: str | pathlib.Path) -> Tensors:
   """The tensors of a file of weights.
 
@@ -110,7 +129,13 @@ def _open_shards(path: pathlib.Path) -> Tensors:
   try:
     places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     files = sorted({str(name) for name in places.values()})
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,  # of JSON nested too deeply
+  ) as error:
     raise WeightsError(
       f"{path}: not an index of sharded weights ({type(error).__name__}); "
       'expected {"weight_map": {tensor: file}}.'
@@ -122,8 +147,18 @@ def _open_shards(path: pathlib.Path) -> Tensors:
         f"{path}: names the file {name!r} outside of its folder; expected "
         "plain file names."
       )
+    if name.endswith(INDEX):
+      raise WeightsError(
+        f"{path}: names {name!r}, another index; expected files of tensors."
+      )
     tensors = open_tensors(path.parent / name)
-    found |= {k: t for k, t in tensors.items() if places.get(k) == name}
+    unlisted = [k for k in tensors if places.get(k) != name]
+    if unlisted:
+      raise WeightsError(
+        f"{path}: {name!r} holds {unlisted[0]!r} ({len(unlisted)} such), which "
+        "the index does not list there; the index is that of another file."
+      )
+    found |= tensors
   missing = [name for name in places if name not in found]
   if missing:
     raise WeightsError(

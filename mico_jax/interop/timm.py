@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ from mico_jax.interop.source import Source, find_vocabulary
 from mico_jax.interop.tensors import (
   Tensors,
   WeightsError,
+  count_layers,
   open_tensors,
   renamed,
 )
@@ -36,11 +36,11 @@ IGNORED = {
   r"^(text\.|logit_scale$|logit_bias$)": "the model does not use it",
   r"^rope\.": "buffer, computed here",
 }
-# Mean of the pixels in timm's config -> mode with those statistics.
-MODES: Mapping[tuple[float, ...], str] = {
-  spatial.HALF[0]: "plain",
-  spatial.IMAGENET[0]: "mico_demo",
-  spatial.CLIP[0]: "mico_train",
+# Mode -> mean and deviation of the pixels in timm's config.
+MODES: Mapping[str, spatial.Stats] = {
+  "plain": spatial.HALF,
+  "mico_demo": spatial.IMAGENET,
+  "mico_train": spatial.CLIP,
 }
 ROPE_GRID = 16  # of EVA-02's pretraining; timm keeps it out of the weights
 POST_NORM_WIDTH = 1792  # EVA-02-E: no tensor tells where its norms stand
@@ -76,17 +76,15 @@ def read(path: pathlib.Path) -> Source:
     tower_names.timm_entries(vision)
   except ConfigError as error:
     raise WeightsError(f"{file}: {error}") from error
-  mode, notes = "plain", ()
-  mean = (settings.get("pretrained_cfg") or {}).get("mean")
-  if mean is not None:
-    close = [m for m in MODES if max(map(_gap, m, mean)) < 1e-4]
-    if not close:
-      raise WeightsError(f"config.json: no preprocessing with mean {mean}.")
-    mode = MODES[close[0]]
-  else:
+  mode, notes = towers.own_mode(settings), ()
+  if not mode:
+    told = settings.get("pretrained_cfg")
+    mode = towers.pixel_mode(told, "config.json: pretrained_cfg", MODES)
+  if not mode:
+    mode = "plain"
     notes = (
-      "no config.json beside the weights: pixels are taken to be -1..1 (mode "
-      "plain); set --config.data.inputs otherwise",
+      "no mean of the pixels in a config.json beside the weights: they are "
+      "taken to be -1..1 (mode plain); set --config.data.inputs otherwise",
     )
   return Source(
     file=file,
@@ -101,10 +99,6 @@ def read(path: pathlib.Path) -> Source:
   )
 
 
-def _gap(one: float, other: float) -> float:
-  return abs(one - other)
-
-
 def _config(
   tensors: Tensors, file: pathlib.Path, settings: Mapping[str, Any]
 ) -> VisionConfig:
@@ -116,12 +110,14 @@ def _config(
     gated = has(_FIRST + "mlp.fc1_g.weight")
     first = f"{_FIRST}mlp.{'fc1_g' if gated else 'fc1'}.weight"
     mlp_dim = tensors[first].shape[0]
+    depth = count_layers(tensors, r"blocks\.(\d+)\.")
   except (KeyError, ValueError, IndexError) as error:
     raise WeightsError(
       f"{file}: no vision transformer of timm: {error} is missing or of "
       "another form; see --from for other kinds of weights."
     ) from error
-  if math.isqrt(length - 1) ** 2 != length - 1:
+  grid = math.isqrt(max(length - 1, 0))
+  if not grid or grid**2 != length - 1:
     raise WeightsError(
       f"{file}: pos_embed has {length} rows, expected a class row plus a "
       "square grid."
@@ -129,12 +125,11 @@ def _config(
   qv = has(_FIRST + "attn.q_bias") or has(_FIRST + "attn.q_proj.bias")
   bias = "all" if has(_FIRST + "attn.qkv.bias") else "none"
   scaled = has(_FIRST + "ls1.gamma") or has(_FIRST + "gamma_1")
-  blocks = [re.match(r"blocks\.(\d+)\.", name) for name in tensors]
   found: dict[str, Any] = {
-    "image_size": math.isqrt(length - 1) * patch,
+    "image_size": grid * patch,
     "patch_size": patch,
     "width": width,
-    "depth": 1 + max(int(m[1]) for m in blocks if m),
+    "depth": depth,
     "num_heads": max(width // towers.HEAD_DIMS.get(width, 64), 1),
     "mlp_dim": mlp_dim,
     "mlp": "swiglu" if gated else "gelu",

@@ -25,6 +25,8 @@ from mico_jax.interop.tensors import Tensor, Tensors, WeightsError
 
 # Keys under which training code keeps the weights beside other things.
 NESTED = ("state_dict", "model", "module", "model_state_dict")
+# Before it, `weights_only=True` could be made to run code (CVE-2025-32434).
+OLDEST = (2, 6)
 _DONTNEED = 4  # MADV_DONTNEED of Linux
 
 
@@ -32,8 +34,8 @@ def open_tensors(path: str | pathlib.Path) -> Tensors:
   """The tensors of a file written by `torch.save`.
 
   Raises:
-    WeightsError: if torch is missing, or the file is cut short, holds code or
-      anything else than tensors.
+    WeightsError: if torch is missing or too old to be safe, or the file is cut
+      short, holds code or anything else than tensors.
   """
   path = pathlib.Path(path)
   members = _members(path)
@@ -47,6 +49,7 @@ def open_tensors(path: str | pathlib.Path) -> Tensors:
       f"{path}: reading PyTorch files needs torch: pip install "
       "'mico-jax[torch]' (.safetensors files need no torch)."
     ) from error
+  _check_version(path, torch.__version__)
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")
@@ -66,6 +69,18 @@ def open_tensors(path: str | pathlib.Path) -> Tensors:
     )
     for name, tensor in _state(path, value).items()
   }
+
+
+def _check_version(path: pathlib.Path, version: str) -> None:
+  """Refuses a torch that may run what a file holds."""
+  found = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+  if found < OLDEST:
+    wanted = ".".join(map(str, OLDEST))
+    raise WeightsError(
+      f"{path}: torch {version} may run code that a file of weights holds "
+      f"(CVE-2025-32434); update it to {wanted} or newer, or give a file of "
+      "safetensors."
+    )
 
 
 def _members(path: pathlib.Path) -> list[str]:
@@ -120,17 +135,30 @@ def _state(path: pathlib.Path, value: Any) -> dict[str, Any]:
   import torch
 
   for _ in range(3):
-    inner = next(
+    chosen = next(
       (
-        value[key]
+        key
         for key in NESTED
         if isinstance(value, Mapping) and isinstance(value.get(key), Mapping)
       ),
       None,
     )
-    if inner is None:
+    if chosen is None:
       break
-    value = inner
+    others = [
+      str(key)
+      for key, other in value.items()
+      if key != chosen and _holds_weights(other)
+    ]
+    if others:
+      warnings.warn(
+        f"{path}: the weights under {chosen!r} are taken, those under "
+        f"{', '.join(others)} are not; to import others, write them to a file "
+        "of their own.",
+        UserWarning,
+        stacklevel=2,
+      )
+    value = value[chosen]
   if not isinstance(value, Mapping) or not value:
     raise WeightsError(
       f"{path}: holds {type(value).__name__}, expected a state dict (names of "
@@ -143,6 +171,19 @@ def _state(path: pathlib.Path, value: Any) -> dict[str, Any]:
         f"known places of a state dict: {', '.join(NESTED)}."
       )
   return dict(value)
+
+
+def _holds_weights(value: Any, levels: int = 3) -> bool:
+  """Whether a mapping holds tensors by name, or another one that does."""
+  import torch
+
+  if not levels or not isinstance(value, Mapping):
+    return False
+  inner = [value[key] for key in NESTED if key in value]
+  return any(_holds_weights(one, levels - 1) for one in inner) or any(
+    isinstance(name, str) and isinstance(one, torch.Tensor)
+    for name, one in value.items()
+  )
 
 
 def _dtype(path: pathlib.Path, name: str, tensor: Any) -> np.dtype:

@@ -16,6 +16,7 @@ import math
 import pathlib
 import pickle
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ DTYPES = {f"{name}Storage": dtype for dtype, name in STORAGES.items()}
 LISTS = ("build_intlist", "build_boollist", "build_doublelist")
 LISTS += ("build_tensorlist",)
 MAX_PICKLE = 100_000_000  # bytes; published ones have less than one million
+# Of the tree of modules; published ones stay below ten thousand and ten.
+MAX_OBJECTS, MAX_DEPTH = 1_000_000, 200
 
 
 class _Object:
@@ -63,7 +66,7 @@ class _Reader(pickle.Unpickler):
     if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
       return self._tensor
     if module == "torch" and name in DTYPES:
-      return DTYPES[name]
+      return name  # a text, which no instruction of a pickle can change
     if module == "torch.jit._pickle" and name in LISTS:
       return list
     if (module, name) == ("collections", "OrderedDict"):
@@ -75,10 +78,10 @@ class _Reader(pickle.Unpickler):
 
   def persistent_load(self, pid: Any) -> tuple[np.dtype, str, int]:
     """A storage: dtype, member of the archive, number of elements."""
-    kind, dtype, key, _, count = pid
-    if kind != "storage" or not isinstance(dtype, np.dtype):
+    kind, storage, key, _, count = pid
+    if kind != "storage" or storage not in DTYPES:
       raise WeightsError(f"{self._path}: {pid!r} is no storage.")
-    return dtype, f"{self._root}data/{key}", int(count)
+    return DTYPES[storage], f"{self._root}data/{key}", int(count)
 
   def _tensor(
     self,
@@ -110,8 +113,7 @@ class _Reader(pickle.Unpickler):
     def load() -> np.ndarray:
       if not math.prod(shape):
         return np.zeros(shape, dtype)
-      with zipfile.ZipFile(self._path) as archive:
-        data = archive.read(member)
+      data = _read(self._path, member)
       if len(data) != count * dtype.itemsize:
         raise WeightsError(
           f"{self._path}: {member!r} has {len(data)} bytes, expected {count} "
@@ -125,6 +127,25 @@ class _Reader(pickle.Unpickler):
     return Tensor("", tuple(shape), dtype, load)
 
 
+def _read(path: pathlib.Path, member: str) -> bytes:
+  """The bytes of a member of an archive."""
+  try:
+    with zipfile.ZipFile(path) as archive:
+      return archive.read(member)
+  except (
+    KeyError,  # no such member
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    RuntimeError,  # encrypted, or packed in a way that zipfile lacks
+  ) as error:
+    text = " ".join(str(error).split())[:120]
+    raise WeightsError(
+      f"{path}: {member!r} is missing or damaged ({text}); take another copy."
+    ) from error
+
+
 def open_tensors(path: pathlib.Path) -> Tensors:
   """The tensors of a TorchScript archive by the names of its modules.
 
@@ -132,8 +153,8 @@ def open_tensors(path: pathlib.Path) -> Tensors:
     path: of an archive whose member names were checked.
 
   Raises:
-    WeightsError: if it names anything but objects and tensors, or holds no
-      module.
+    WeightsError: if it names anything but objects and tensors, holds no
+      module, or one nested without end.
   """
   with zipfile.ZipFile(path) as archive:
     found = [
@@ -155,7 +176,7 @@ def open_tensors(path: pathlib.Path) -> Tensors:
       ) from error
   tensors = {
     name: Tensor(name, one.shape, one.dtype, one.load)
-    for name, one in _walk(module, "", set())
+    for name, one in _walk(path, module)
   }
   if not tensors:
     raise WeightsError(
@@ -164,14 +185,28 @@ def open_tensors(path: pathlib.Path) -> Tensors:
   return tensors
 
 
-def _walk(
-  value: Any, prefix: str, seen: set[int]
-) -> Iterator[tuple[str, Tensor]]:
-  """Tensors below an object, with the names of a state dict."""
-  if isinstance(value, Tensor):
-    yield prefix, value
-  elif isinstance(value, _Object) and id(value) not in seen:
-    seen.add(id(value))
-    state = value.state if isinstance(value.state, dict) else {}
-    for name, inner in state.items():
-      yield from _walk(inner, f"{prefix}.{name}" if prefix else name, seen)
+def _walk(path: pathlib.Path, module: Any) -> Iterator[tuple[str, Tensor]]:
+  """Tensors below an object, with the names of a state dict.
+
+  An object that stands in two places is listed in both, unless it holds itself.
+  """
+  # What is still to visit: name, value, and the objects that hold it.
+  waiting: list[tuple[str, Any, tuple[int, ...]]] = [("", module, ())]
+  visited = 0
+  while waiting:
+    prefix, value, above = waiting.pop()
+    if isinstance(value, Tensor):
+      yield prefix, value
+    elif isinstance(value, _Object) and id(value) not in above:
+      state = value.state if isinstance(value.state, dict) else {}
+      visited += 1 + len(state)
+      if visited > MAX_OBJECTS or len(above) > MAX_DEPTH:
+        raise WeightsError(
+          f"{path}: its modules are nested beyond any that hold weights (more "
+          f"than {MAX_OBJECTS:,} attributes, or {MAX_DEPTH} levels)."
+        )
+      inside = (*above, id(value))
+      waiting += [
+        (f"{prefix}.{name}" if prefix else str(name), inner, inside)
+        for name, inner in reversed(state.items())
+      ]

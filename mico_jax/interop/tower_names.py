@@ -13,6 +13,7 @@ their names of parameters.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,11 @@ from mico_jax.types import Params
 TOP, BLOCKS = ("vision",), ("vision", "blocks")
 BLOCK = "blocks.{i}."
 STAGED = ("swin", "convnext")  # that timm has too
+# What the code of timm's classes fixes.
+EVA_EPS, SWIN_EPS = 1e-6, 1e-5
+CONVNEXT_RATIO, CONVNEXT_STAGES = 4, 4
+# Behind a stem of stride 2 it halves once more; at a stride of 32 no more.
+CONVNEXT_PATCHES = (1, 3, 4, 5, 6, 7)
 
 
 def _refuse(form: str, reasons: Sequence[str]) -> None:
@@ -131,8 +137,50 @@ def timm_entries(config: VisionConfig) -> list[Entry]:
       wrong.append("pre_norm beside EVA's options")
     if config.mlp == "swiglu" and not config.sub_norm:
       wrong.append("mlp='swiglu' without sub_norm")
+    if config.norm_eps != EVA_EPS:
+      wrong.append(f"norm_eps={config.norm_eps} beside EVA's options")
   _refuse("timm", wrong)
   return list((_eva if is_eva(config) else _plain)(config))
+
+
+def vision_entries(config: VisionConfig, form: str) -> list[Entry]:
+  """The table of a vision transformer in the names of "timm" or "openclip".
+
+  Raises:
+    ConfigError: naming what the form cannot express.
+  """
+  if form != "openclip" or not config.pre_norm:
+    return timm_entries(config)
+  if config.mlp == "gelu":  # It has either GELU, with the same names.
+    config = dataclasses.replace(config, mlp="quick_gelu")
+  try:
+    return list(mico_vision.entries(config))
+  except ValueError as e:
+    raise ConfigError(str(e)) from e
+
+
+def left_out(params: Params, config: VisionConfig, form: str) -> list[str]:
+  """Parameters of the encoder that a form has no place for."""
+  if config.encoder in STAGED:
+    return []
+  known = {"/".join(entry.path) for entry in vision_entries(config, form)}
+  held = flatten({"vision": params["vision"]})
+  return [path for path in held if path not in known]
+
+
+def _check_staged(config: VisionConfig) -> None:
+  """Refuses what timm's Swin and ConvNeXt take no argument for."""
+  wrong = []
+  if config.encoder == "swin" and config.norm_eps != SWIN_EPS:
+    wrong.append(f"norm_eps={config.norm_eps} in a Swin")
+  if config.encoder == "convnext":
+    if config.mlp_dim != CONVNEXT_RATIO * config.width:
+      wrong.append(f"mlp_dim={config.mlp_dim} of width {config.width}")
+    if config.patch_size not in CONVNEXT_PATCHES:
+      wrong.append(f"patch_size={config.patch_size} in a ConvNeXt")
+    if len(config.stage_depths) != CONVNEXT_STAGES:
+      wrong.append(f"stage_depths={config.stage_depths} in a ConvNeXt")
+  _refuse("timm", wrong)
 
 
 def timm_model(config: VisionConfig) -> dict[str, Any]:
@@ -155,6 +203,7 @@ def timm_model(config: VisionConfig) -> dict[str, Any]:
         "depths": list(config.stage_depths),
         "num_heads": list(config.stage_heads),
         "window_size": config.window_size,
+        "mlp_ratio": config.mlp_dim / config.width,
         "num_classes": 0,
       },
     }
@@ -162,8 +211,10 @@ def timm_model(config: VisionConfig) -> dict[str, Any]:
     return {
       "class": "ConvNeXt",
       "arguments": {
+        "patch_size": config.patch_size,
         "depths": list(config.stage_depths),
         "dims": list(config.stage_widths),
+        "norm_eps": config.norm_eps,
         "use_grn": True,
         "ls_init_value": None,
         "num_classes": 0,
@@ -263,23 +314,24 @@ def vision_items(
   """
   trunk = "visual.trunk." if form == "openclip" else ""
   if config.encoder in STAGED:
+    _check_staged(config)
     found = families.to_tensors(params["vision"], config, layout="timm")
     for name, value in found.items():
       yield item(trunk + name, np.asarray(value))
     return
+  table = vision_entries(config, form)
   if form == "openclip" and config.pre_norm:
-    try:
-      table = list(mico_vision.entries(config))
-    except ValueError as e:
-      raise ConfigError(str(e)) from e
     for one in entry_items(params, table, patch_size=config.patch_size):
       name = one.name.removeprefix("vision_encoder.")
       yield Item(name, one.shape, one.dtype, one.read)
     return
-  table = timm_entries(config)
   yield from entry_items(
     params, table, patch_size=config.patch_size, prefix=trunk
   )
+  if config.clip_embed_dim and not config.clip_embed_bias:
+    # timm's head always has a bias, and a strict load asks for it.
+    zeros = np.zeros(config.clip_embed_dim, np.float32)
+    yield item(f"{trunk}head.bias", zeros)
 
 
 def text_items(params: Params, config: Config) -> Iterator[Item]:

@@ -17,6 +17,7 @@ from mico_jax.config import (
 )
 from mico_jax.interop import mico_vision
 from mico_jax.interop.tensors import INDEX, Tensors, WeightsError
+from mico_jax.modalities import MODALITIES, spatial
 
 # Encoder's width -> of a head, where no config says; others: 64.
 HEAD_DIMS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
@@ -57,7 +58,7 @@ def read_json(file: pathlib.Path) -> Mapping[str, Any]:
     return {}
   try:
     value = json.loads(file.read_text(encoding="utf-8"))
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise WeightsError(f"{file}: not valid JSON ({error}).") from error
   if not isinstance(value, dict):
     raise WeightsError(f"{file}: expected a JSON object.")
@@ -81,7 +82,7 @@ def vision_config(
   """
   try:
     found = mico_vision.config_from_tensors(tensors, num_heads=None, **options)
-  except (KeyError, ValueError, IndexError) as error:
+  except (LookupError, ValueError, ArithmeticError) as error:
     raise WeightsError(
       f"{file}: no {kind} encoder: {error} is missing or of another form."
     ) from error
@@ -91,6 +92,57 @@ def vision_config(
       "--from for other kinds of weights."
     )
   return found
+
+
+def own_mode(settings: Mapping[str, Any]) -> str:
+  """The mode that an export of ours names in config.json; "": none known."""
+  told = settings.get("preprocessing")
+  mode = told.get("mode") if isinstance(told, dict) else None
+  return mode if mode in list(MODALITIES["image"].modes) else ""
+
+
+def pixel_mode(
+  told: Any, where: str, modes: Mapping[str, spatial.Stats]
+) -> str:
+  """The mode whose pixels a file asks for; "" if it says nothing of them.
+
+  Args:
+    told: object with "mean" and "std" of values from 0 to 1; None: none.
+    where: it stands, for messages.
+    modes: mode -> its mean and standard deviation.
+
+  Raises:
+    WeightsError: if they are no numbers of three channels, or of no mode.
+  """
+  if not isinstance(told, (dict, type(None))):
+    raise WeightsError(f"{where}: expected a JSON object.")
+  given: dict[str, list[float]] = {}
+  for key in ("mean", "std"):
+    value = (told or {}).get(key)
+    if value is None:
+      continue
+    numbers = isinstance(value, list) and {type(x) for x in value} <= {
+      int,
+      float,
+    }
+    if not numbers or len(value) != 3:
+      raise WeightsError(f"{where}: {key}={value!r}, expected three numbers.")
+    given[key] = value
+  if not given:
+    return ""
+  for mode, (mean, std) in modes.items():
+    known = {"mean": mean, "std": std}
+    if all(
+      abs(x - y) < 1e-4
+      for key, value in given.items()
+      for x, y in zip(value, known[key], strict=True)
+    ):
+      return mode
+  said = ", ".join(f"{key} {value}" for key, value in given.items())
+  raise WeightsError(
+    f"{where}: no preprocessing with {said} here; known means: "
+    f"{', '.join(str(list(mean)) for mean, _ in modes.values())}."
+  )
 
 
 def run_config(

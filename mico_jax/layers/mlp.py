@@ -15,8 +15,6 @@ from mico_jax.layers.activations import gelu, quick_gelu
 from mico_jax.layers.norm import LayerNorm
 from mico_jax.layers.parameter import parameter
 
-# Truncated normal with standard deviation 0.02 after truncation at two sigma
-# of the untruncated one, as BERT and ViT codes have it.
 # 1 / sqrt(fan in): 0.027 at width 1408, so close to the 0.02 of ViT and BERT at
 # their sizes, and still right for narrow towers, which 0.02 leaves untrained
 # for many steps.

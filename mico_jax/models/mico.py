@@ -101,17 +101,21 @@ class MiCo:
 
   def abstract_params(self) -> PyTree:
     """Shapes and dtypes of the parameters, without allocating them."""
-    return jax.eval_shape(self.init, jax.random.key(0))
+    return jax.eval_shape(nn.meta.unbox, self._boxed)
 
   def logical_axes(self) -> PyTree:
     """The logical axis names of each parameter, as tuples."""
-    boxed = jax.eval_shape(
-      functools.partial(parameters.create, self.config), jax.random.key(0)
-    )
     return jax.tree.map(
       lambda box: tuple(box.names),
-      boxed,
+      self._boxed,
       is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+    )
+
+  @functools.cached_property
+  def _boxed(self) -> PyTree:
+    """Shapes of the parameters in boxes with their axes; slow to trace."""
+    return jax.eval_shape(
+      functools.partial(parameters.create, self.config), jax.random.key(0)
     )
 
   # ------------------------------------------------------------------- encode

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mico_jax.checkpoint import manifest as manifest_lib
+from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.cli import export as cli_export
 from mico_jax.cli import main as cli
 from mico_jax.config import ConfigError
@@ -27,8 +32,11 @@ from mico_jax.interop import (
   targets,
   tower_names,
 )
+from mico_jax.interop import torch as exporter
+from mico_jax.interop.importing import import_checkpoint
 from mico_jax.models import build
 from mico_jax.models.presets import PRESETS, VISION
+from mico_jax.testing import released_folder as tiny
 from mico_jax.testing.tiny_checkpoint import save_tiny, tiny_config
 
 
@@ -109,6 +117,76 @@ assert isinstance(model.caption(normal=[frames], num_beams=2)[0], str)
   )
 
 
+def test_an_older_step_and_what_is_damaged_are_said(checkpoint, tmp_path):
+  steps = tmp_path / "checkpoints"
+  for step in ("1", "2"):
+    shutil.copytree(checkpoint, steps / step)
+  config = steps / "2" / "config" / manifest_lib.CONFIG
+  config.write_bytes(config.read_bytes() + b" ")
+  with pytest.warns(UserWarning, match="skipped step 2"):
+    source = export.open_source(tmp_path)
+  assert source.checkpoint.folder.name == "1"
+  with pytest.warns(UserWarning, match="config"):
+    export.open_source(steps / "2", strict=False)
+
+
+def test_damage_of_an_import_is_said_when_it_is_read(tmp_path):
+  folder = tiny.write(tmp_path / "released", tiny.tensors())
+  out = tmp_path / "out"
+  import_checkpoint("mico", folder, out, self_check=False)
+  path = out / "manifest" / manifest_lib.MANIFEST
+  about = json.loads(path.read_text())
+  about["items"]["params"]["temperature"]["sha256"] = "0" * 64
+  data = json.dumps(about).encode()
+  path.write_bytes(data)
+  (out / "manifest" / manifest_lib.MANIFEST_HASH).write_text(
+    manifest_lib.sha256(data)
+  )
+  with pytest.warns(UserWarning, match="content of temperature differs"):
+    assert export.open_source(out, strict=False).params["text"]
+
+
+def test_full_check_compares_the_outputs(checkpoint, monkeypatch):
+  export.open_source(checkpoint, check="full")
+  found = (["self-check: embed/image differs."], False)
+  monkeypatch.setattr(export, "verify", lambda *_: found)
+  export.open_source(checkpoint, check="fast")
+  with pytest.raises(CheckpointError, match=r"embed/image.*--not-strict"):
+    export.open_source(checkpoint, check="full")
+  with pytest.warns(UserWarning, match="embed/image"):
+    export.open_source(checkpoint, check="full", strict=False)
+  monkeypatch.setattr(export, "verify", lambda *_: (found[0], True))
+  with pytest.warns(UserWarning, match="embed/image"):
+    export.open_source(checkpoint, check="full")
+
+
+def test_comparing_what_cannot_run_is_refused(
+  source, tmp_path, capsys, monkeypatch
+):
+  argv = ("export", "--to", "timm", "--checkpoint", "nowhere")
+  status, _, err = run_cli(
+    capsys, *argv, "--out", tmp_path / "o", "--compare", "on"
+  )
+  assert status == 2
+  assert "only torch and stablehlo can" in err
+  on = targets.Options(compare=True)
+
+  def fail(*args):
+    raise ImportError("libtorch.so is missing")
+
+  monkeypatch.setattr(exporter, "compare", fail)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda *_: object())
+  with pytest.raises(ConfigError, match=r"cannot be loaded: libtorch\.so"):
+    targets.run(source, "torch", tmp_path / "o", on)
+  report = targets.run(source, "torch", tmp_path / "auto")
+  assert any("libtorch.so is missing" in note for note in report.notes)
+  monkeypatch.undo()
+  monkeypatch.setitem(sys.modules, "torch", None)
+  with pytest.raises(ConfigError, match=r"needs torch.*mico-jax\[torch\]"):
+    targets.run(source, "torch", tmp_path / "o", on)
+  assert not (tmp_path / "o").exists()
+
+
 def test_shards_hold_everything_once(source, tmp_path):
   options = targets.Options(max_shard_size=100_000)
   out = tmp_path / "o"
@@ -155,6 +233,38 @@ def test_nothing_is_left_behind(source, tmp_path, monkeypatch):
   assert list(tmp_path.iterdir()) == []
   with pytest.raises(ConfigError, match="known: torch, mico"):
     targets.run(source, "onnx", tmp_path / "o")
+
+
+def test_an_empty_folder_is_filled_where_it_is(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for path in (pathlib.Path("."), tmp_path):
+    with sharded.new_folder(path) as folder:
+      (folder / "sub").mkdir()
+      (folder / "sub" / "a.txt").write_text("a")
+    assert pathlib.Path("sub/a.txt").read_text() == "a"
+    assert [p.name for p in tmp_path.iterdir()] == ["sub"]
+    with pytest.raises(ConfigError, match="not an empty folder"):
+      sharded.check_new(path)
+    shutil.rmtree("sub")
+
+  def fail():
+    with sharded.new_folder(pathlib.Path(".")) as folder:
+      (folder / "a.txt").write_text("a")
+      raise OSError("disk full")
+
+  with pytest.raises(OSError, match="disk full"):
+    fail()
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("out", ["gs://bucket/x", "s3://b", "hf://a/b"])
+def test_remote_folders_are_refused(tmp_path, monkeypatch, capsys, out):
+  monkeypatch.chdir(tmp_path)
+  argv = ("export", "--to", "timm", "--checkpoint", "nowhere", "--out", out)
+  status, _, err = run_cli(capsys, *argv)
+  assert status == 2
+  assert "not on this machine; give a local folder" in err
+  assert list(tmp_path.iterdir()) == []
 
 
 DROPPED = ("PYTHONPATH", "XLA_FLAGS")  # of the environment
@@ -223,6 +333,53 @@ def test_timm_loads_and_agrees(name):
   np.testing.assert_allclose(ours, got, atol=2e-5)
 
 
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+def test_timm_takes_every_tensor_strictly():
+  """Of a CLIP with its projection, and of stages with unusual sizes."""
+  torch = pytest.importorskip("torch")
+  pytest.importorskip("timm")
+  from timm.models import convnext, swin_transformer, vision_transformer
+
+  clip = dataclasses.replace(VISION["clip_b16"], **TINY, clip_embed_dim=6)
+  swin = dataclasses.replace(
+    VISION["swin_b"],
+    **{**TINY, "patch_size": 4, "depth": 4},
+    stage_depths=(2, 2),
+    stage_widths=(16, 32),
+    stage_heads=(1, 2),
+    window_size=4,
+  )
+  convnext_ = dataclasses.replace(
+    VISION["convnext_base"],
+    **{"image_size": 16, "patch_size": 1, "width": 32, "depth": 4},
+    mlp_dim=128,
+    stage_depths=(1, 1, 1, 1),
+    stage_widths=(8, 16, 24, 32),
+    norm_eps=1e-5,
+  )
+  for vision, module in (
+    (clip, vision_transformer),
+    (swin, swin_transformer),
+    (convnext_, convnext),
+  ):
+    about = tower_names.timm_model(vision)
+    arguments = dict(about["arguments"])
+    if vision is clip:
+      arguments.pop("norm_eps")
+      arguments.pop("act_layer")
+    theirs = getattr(module, about["class"])(**arguments)
+    config = dataclasses.replace(tiny_config().model, vision=vision)
+    params = random_params(build(config))
+    state = {
+      one.name: torch.from_numpy(np.array(one.read()))
+      for one in tower_names.vision_items(params, vision, "timm")
+    }
+    theirs.load_state_dict(state, strict=True)
+    if vision is convnext_:
+      assert theirs.stem[1].eps == 1e-5
+
+
 @pytest.mark.parametrize(
   ("name", "wanted"),
   [
@@ -245,9 +402,29 @@ def test_what_timm_lacks_is_named(tmp_path, source):
   )
   with pytest.raises(ConfigError, match=r"mlp='quick_gelu'.*pre_norm"):
     tower_names.timm_entries(vision)
-  vision = dataclasses.replace(VISION["unireplknet_a"])
-  with pytest.raises(ConfigError, match="encoder='unireplknet'"):
-    list(tower_names.vision_items({}, vision, "timm"))
+  for vision, match in (
+    (VISION["unireplknet_a"], "encoder='unireplknet'"),
+    (
+      dataclasses.replace(VISION["eva02_b16"], norm_eps=1e-5),
+      "norm_eps=1e-05 beside EVA's options",
+    ),
+    (
+      dataclasses.replace(VISION["swin_b"], norm_eps=1e-6),
+      "norm_eps=1e-06 in a Swin",
+    ),
+    (
+      dataclasses.replace(VISION["convnext_base"], mlp_dim=2048),
+      "mlp_dim=2048 of width 1024",
+    ),
+    (
+      dataclasses.replace(
+        VISION["convnext_base"], patch_size=2, stage_depths=(3, 27)
+      ),
+      r"patch_size=2 in a ConvNeXt, stage_depths=\(3, 27\) in",
+    ),
+  ):
+    with pytest.raises(ConfigError, match=match):
+      list(tower_names.vision_items({}, vision, "timm"))
 
 
 def test_text_tower_for_transformers(source, tmp_path):
@@ -323,6 +500,47 @@ np.savez("outputs.npz", video=call("embed_video", "video"),
   np.testing.assert_allclose(
     np.linalg.norm(got["text"], axis=-1), 1.0, atol=1e-5
   )
+
+
+def test_functions_compute_in_float32_and_name_their_weights(
+  source, tmp_path, monkeypatch
+):
+  model = dataclasses.replace(source.config.model, dtype="bfloat16")
+  config = dataclasses.replace(source.config, model=model)
+  found = stablehlo.functions(config, source.tokenizer)["embed_text"]
+  flat = layout.flatten(source.params)
+  ids = np.zeros((1, *found.inputs["text"].shape), np.int32)
+  assert "bf16" not in str(jax.make_jaxpr(found.call)(flat, ids))
+  monkeypatch.setattr(stablehlo, "functions", lambda *_: {})
+  for size, name in ((100_000, sharded.INDEX), (10**9, sharded.WEIGHTS)):
+    out = tmp_path / str(size)
+    out.mkdir()
+    report = export.Report("stablehlo", {})
+    stablehlo.write(source, out, report, max_shard_size=size)
+    about = json.loads((out / "functions.json").read_text())
+    assert about["weights"] == name
+    assert (out / name).is_file()
+
+
+@pytest.mark.parametrize(
+  ("name", "kind"),
+  [
+    ("mico_g14", "evaclip01_giant"),
+    ("mico_eva02_b16", "evaclip02_base"),
+    ("mico_eva02_l14", "evaclip02_large"),
+    ("mico_eva02_bige14_plus", "evaclip02_bige"),
+    # Of the sizes of the original's, of another kind.
+    ("mico_b16", ""),
+    ("mico_l14", ""),
+    ("mico_clip_b16", ""),
+  ],
+)
+def test_names_of_the_originals_encoders(source, name, kind):
+  config = dataclasses.replace(source.config, model=PRESETS[name])
+  settings = released.hps(config)["model_cfg"]
+  assert settings["vision_encoder_type"] == (kind or "evaclip01_giant")
+  assert ("tiny_vision" in settings) == (not kind)
+  assert released.encoder_type(PRESETS[name].vision) == kind
 
 
 def test_settings_of_the_original_name_unusual_sizes(source):

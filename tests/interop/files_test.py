@@ -12,9 +12,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mico_jax.interop import safetensors
+from mico_jax.interop import safetensors, torch_archive, torch_script
+from mico_jax.interop.sharded import item
 from mico_jax.interop.tensors import (
   WeightsError,
+  count_layers,
   from_arrays,
   open_tensors,
   renamed,
@@ -40,6 +42,7 @@ def entry(shape, offsets, dtype="F32"):
     ({}, b"", 100, "declares a header of 100 bytes in a file of 10"),
     (b"{broken", b"", None, "header is not valid"),
     (b"[]", b"", None, "header is no object"),
+    (b"[" * 100_000, b"", None, "header is not valid"),
     ({"a": entry([2**40, 2**40], [0, 8])}, b"12345678", None, "bytes, but the"),
     ({"a": entry([2], [0, 2**60])}, b"12345678", None, "ends at byte"),
     ({"a": entry([-2], [0, 8])}, b"12345678", None, "none negative"),
@@ -80,6 +83,38 @@ def test_two_names_of_one_tensor():
   tensors = from_arrays({"a": np.ones(1), "b": np.ones(1)})
   with pytest.raises(WeightsError, match="mean the same"):
     renamed(tensors, lambda name: "c")
+
+
+def test_layers_that_no_tensor_fills():
+  names = ["blocks.0.a", "blocks.0.b", "blocks.1.a", "norm"]
+  assert count_layers(names, r"blocks\.(\d+)\.") == 2
+  assert count_layers(names, r"layers\.(\d+)\.") == 0
+  with pytest.raises(ValueError, match="layer 999999999 of a file of 5"):
+    count_layers([*names, "blocks.999999999.a"], r"blocks\.(\d+)\.")
+
+
+# ----------------------------------------------------------------------- shards
+@pytest.mark.parametrize(
+  ("places", "match"),
+  [
+    ({"a": "one.safetensors"}, r"'one.safetensors' holds 'b' \(1 such\)"),
+    ({"a": "m.safetensors.index.json"}, "another index"),
+  ],
+)
+def test_indexes_that_do_not_fit(tmp_path, places, match):
+  tensors = from_arrays({"a": np.ones(1), "b": np.ones(1)})
+  safetensors.write(tmp_path / "one.safetensors", tensors)
+  index = tmp_path / "m.safetensors.index.json"
+  index.write_text(json.dumps({"weight_map": places}))
+  with pytest.raises(WeightsError, match=match):
+    open_tensors(index)
+
+
+def test_json_nested_too_deeply(tmp_path):
+  index = tmp_path / "m.safetensors.index.json"
+  index.write_text("[" * 100_000)
+  with pytest.raises(WeightsError, match="not an index"):
+    open_tensors(index)
 
 
 # ------------------------------------------------------------------ torch files
@@ -127,6 +162,33 @@ def test_nested_and_old_torch_files(torch, tmp_path):
   assert open_tensors(path).keys() == {"a"}
   torch.save(weights, path, _use_new_zipfile_serialization=False)
   assert open_tensors(path)["a"].load().tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parity
+def test_weights_that_are_left_aside_are_named(torch, tmp_path):
+  weights = {"a": torch.ones(2)}
+  path = tmp_path / "run.pth"
+  others = {
+    "model_ema": weights,
+    "state_dict_ema": {"module": weights},
+    "optimizer": {"state": {0: {"step": torch.ones(())}}, "groups": [{}]},
+  }
+  torch.save({"model": weights, "epoch": 3, **others}, path)
+  with pytest.warns(UserWarning, match="model_ema, state_dict_ema are not"):
+    found = open_tensors(path)
+  assert found.keys() == {"a"}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("version", ["2.5.1", "2.4.0+cpu", "1.13.1"])
+def test_a_torch_that_may_run_code_is_refused(
+  torch, saved, monkeypatch, version
+):
+  monkeypatch.setattr(torch, "__version__", version)
+  with pytest.raises(WeightsError, match=r"CVE-2025-32434.*2\.6 or newer"):
+    open_tensors(saved[0])
+  monkeypatch.setattr(torch, "__version__", "2.10.0a0+git1")
+  open_tensors(saved[0])
 
 
 class Bomb:
@@ -260,6 +322,82 @@ def test_torchscript_is_read_without_running_it(torch, tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match=match):
       open_tensors(path)
   assert not target.exists()
+
+
+def module(attributes):
+  """The pickle of a TorchScript object with attributes (name, pickle)."""
+  pairs = b"".join(torch_archive._text(k) + v for k, v in attributes)
+  return b"c__torch__.m\nModule\n)\x81}(" + pairs + b"ub"
+
+
+def archive(path, pickled, **members):
+  """A TorchScript archive around a pickle."""
+  with zipfile.ZipFile(path, "w") as file:
+    file.writestr("m/data.pkl", b"\x80\x02" + pickled + b".")
+    file.writestr("m/code/__torch__.py", b"")
+    for name, data in members.items():
+      file.writestr(f"m/data/{name}", data)
+  return path
+
+
+VALUE = np.array([0.5, 2.0], np.float32)
+TENSOR = torch_archive._tensor(item("w", VALUE), "s")
+
+
+def test_a_module_under_two_names_is_listed_twice(tmp_path):
+  shared = module([("w", TENSOR)]) + b"q\x00"
+  itself = [("a", shared), ("b", b"h\x00")]
+  path = archive(tmp_path / "m.pt", module(itself), s=VALUE.tobytes())
+  found = open_tensors(path)
+  assert list(found) == ["a.w", "b.w"]
+  for one in found.values():
+    np.testing.assert_array_equal(one.load(), VALUE)
+  # An object that holds itself.
+  loop = b"c__torch__.m\nModule\n)\x81q\x00}("
+  loop += torch_archive._text("me") + b"h\x00"
+  loop += torch_archive._text("w") + TENSOR + b"ub"
+  assert list(open_tensors(archive(path, loop))) == ["w"]
+
+
+def test_modules_nested_without_end_are_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(torch_script, "MAX_OBJECTS", 1000)
+  # Each holds the one before under two names: 2 ** 60 places.
+  inner = module([("w", TENSOR)])
+  for i in range(60):
+    memo = bytes([i])
+    inner = module([("a", inner + b"q" + memo), ("b", b"h" + memo)])
+  with pytest.raises(WeightsError, match="nested beyond"):
+    open_tensors(archive(tmp_path / "m.pt", inner))
+  for _ in range(5000):
+    inner = module([("a", inner)])
+  with pytest.raises(WeightsError, match="nested beyond"):
+    open_tensors(archive(tmp_path / "m.pt", inner))
+
+
+def test_members_of_torchscript_that_are_not_there(tmp_path):
+  path = archive(tmp_path / "m.pt", module([("w", TENSOR)]))
+  with pytest.raises(WeightsError, match="'m/data/s' is missing or damaged"):
+    open_tensors(path)["w"].load()
+  path = archive(path, module([("w", TENSOR)]), s=VALUE.tobytes())
+  data = path.read_bytes()
+  path.write_bytes(data.replace(VALUE.tobytes(), bytes(VALUE.nbytes)))
+  with pytest.raises(WeightsError, match=r"missing or damaged \(Bad CRC"):
+    open_tensors(path)["w"].load()
+
+
+def test_a_pickle_cannot_change_what_reads_others(tmp_path):
+  """The state it would give to a dtype: big-endian instead of little."""
+  changed = TENSOR.replace(
+    b"ctorch\nFloatStorage\n",
+    b"ctorch\nFloatStorage\n(K\x03X\x01\x00\x00\x00>NNNJ\xff\xff\xff\xff"
+    b"J\xff\xff\xff\xffK\x00tb",
+  )
+  assert changed != TENSOR
+  path = archive(tmp_path / "m.pt", module([("w", changed)]), s=VALUE.tobytes())
+  with pytest.raises(WeightsError, match="broken"):
+    open_tensors(path)
+  path = archive(path, module([("w", TENSOR)]), s=VALUE.tobytes())
+  np.testing.assert_array_equal(open_tensors(path)["w"].load(), VALUE)
 
 
 def test_torch_is_named_when_it_is_absent(tmp_path, monkeypatch):

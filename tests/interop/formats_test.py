@@ -14,7 +14,15 @@ from mico_jax.checkpoint import manifest, restore
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import VisionConfig
 from mico_jax.data.tokenizer import tokenizer_from_files
-from mico_jax.interop import export, originals, safetensors, targets
+from mico_jax.interop import (
+  clip,
+  export,
+  import_config,
+  mico_vision,
+  originals,
+  safetensors,
+  targets,
+)
 from mico_jax.interop.entries import to_theirs
 from mico_jax.interop.formats import FORMATS
 from mico_jax.interop.importing import import_checkpoint
@@ -201,6 +209,10 @@ def test_open_clip_says_its_activation(tmp_path, base):
   run(tmp_path, "clip", tensors, base)
   found = restore.open_checkpoint(tmp_path / "out").config.model.vision
   assert (found.mlp, found.num_heads) == ("gelu", 2)
+  other = {"preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+  path.write_text(json.dumps({**settings, **other}))
+  with pytest.raises(CheckpointError, match=r"preprocess_cfg: no .*mean \[0.5"):
+    import_checkpoint("clip", tmp_path, tmp_path / "other", onto=base)
 
 
 EVA02 = dataclasses.replace(
@@ -214,25 +226,30 @@ TRUNKS = {
 }
 
 
+def tower_source(base, vision):
+  """A checkpoint around an encoder of random weights."""
+  checkpoint = restore.open_checkpoint(base)
+  model = dataclasses.replace(checkpoint.config.model, vision=vision)
+  config = dataclasses.replace(checkpoint.config, model=model)
+  rng, built = np.random.default_rng(0), build(model)
+  params = jax.tree.map(
+    lambda like: rng.normal(size=like.shape).astype(np.float32),
+    built.abstract_params(),
+  )
+  return export.Source(
+    dataclasses.replace(checkpoint, config=config),
+    params,
+    tokenizer_from_files(checkpoint.tokenizer_files()),
+    built,
+  )
+
+
 @pytest.mark.parametrize("form", ["timm", "openclip"])
 @pytest.mark.parametrize("name", TRUNKS)
 def test_exported_towers_come_back(tmp_path, base, name, form):
   """What `export --to timm|openclip` writes, `import --from timm` reads."""
-  checkpoint = restore.open_checkpoint(base)
-  model = dataclasses.replace(checkpoint.config.model, vision=TRUNKS[name])
-  config = dataclasses.replace(checkpoint.config, model=model)
-  rng = np.random.default_rng(0)
-  params = jax.tree.map(
-    lambda like: rng.normal(size=like.shape).astype(np.float32),
-    build(model).abstract_params(),
-  )
-  source = export.Source(
-    dataclasses.replace(checkpoint, config=config),
-    params,
-    tokenizer_from_files(checkpoint.tokenizer_files()),
-    build(model),
-  )
-  targets.run(source, form, tmp_path / "tower")
+  source = tower_source(base, TRUNKS[name])
+  assert not targets.run(source, form, tmp_path / "tower").notes
   report = import_checkpoint(
     "timm", tmp_path / "tower", tmp_path / "out", onto=base, self_check=False
   )
@@ -240,8 +257,128 @@ def test_exported_towers_come_back(tmp_path, base, name, form):
   found = restore.open_checkpoint(tmp_path / "out")
   assert found.config.model.vision == TRUNKS[name]
   jax.tree.map(
-    np.testing.assert_array_equal, found.params["vision"], params["vision"]
+    np.testing.assert_array_equal,
+    found.params["vision"],
+    source.params["vision"],
   )
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "quick_gelu"])
+def test_clip_comes_back_with_its_activation_and_pixels(tmp_path, base, mlp):
+  vision = dataclasses.replace(CLIP, mlp=mlp)
+  source = tower_source(base, vision)
+  assert not targets.run(source, "openclip", tmp_path / "tower").notes
+  about = json.loads((tmp_path / "tower" / clip.CONFIG).read_text())
+  assert about["model_cfg"]["quick_gelu"] == (mlp == "quick_gelu")
+  assert about["preprocess_cfg"]["mean"] == [0.485, 0.456, 0.406]
+  import_checkpoint(
+    "clip", tmp_path / "tower", tmp_path / "out", onto=base, self_check=False
+  )
+  found = restore.open_checkpoint(tmp_path / "out")
+  assert found.config.model.vision == vision
+  assert found.config.data.inputs["image"].mode == "mico_demo"
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    found.params["vision"],
+    source.params["vision"],
+  )
+
+
+def test_clip_for_timm_is_complete_and_says_what_it_lacks(tmp_path, base):
+  source = tower_source(base, CLIP)
+  report = targets.run(source, "timm", tmp_path / "tower")
+  assert report.notes == [
+    "timm has no place for vision/logit_scale: not written"
+  ]
+  tensors = safetensors.read(tmp_path / "tower" / "model.safetensors")
+  np.testing.assert_array_equal(tensors["head.bias"], np.zeros(6, np.float32))
+
+
+def test_parameters_of_no_file_are_named(tmp_path, base):
+  """An import of texts gives back those alone."""
+  tensors = tensors_of("bert", tiny.MODEL, "multimodal_encoder.")
+  (tmp_path / "vocab.txt").write_text("\n".join(tiny.PIECES) + "\n")
+  (tmp_path / "config.json").write_text('{"num_attention_heads": 2}')
+  run(tmp_path, "bert", tensors, base)
+  source = export.open_source(tmp_path / "out")
+  report = targets.run(source, "safetensors", tmp_path / "weights")
+  (note,) = [x for x in report.notes if x.startswith("not of that file")]
+  assert "contrastive_head/a/kernel" in note
+  assert "--to torch" in note
+  whole = export.open_source(base)
+  report = targets.run(whole, "safetensors", tmp_path / "whole")
+  assert report.notes == ["names and dtypes: those of the imported file"]
+
+
+def test_an_encoder_keeps_the_pixels_it_was_trained_with(tmp_path, base):
+  model = dataclasses.replace(tiny.MODEL, vision=PLAIN)
+  tensors = tensors_of("timm", model, "")
+  checkpoint = restore.open_checkpoint(base)
+  theirs = checkpoint.config.data.inputs
+  for i, (settings, mode) in enumerate(
+    (
+      ({"pretrained_cfg": {"mean": [0.5, 0.5, 0.5]}}, "plain"),
+      ({"preprocessing": {"mode": "crop_flip_smooth"}}, "crop_flip_smooth"),
+      ({"preprocessing": {"mode": "a later one"}}, "plain"),
+      ({"preprocessing": "crop_flip"}, "plain"),
+    )
+  ):
+    folder = tmp_path / str(i)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(settings))
+    safetensors.write(folder / "w.safetensors", tensors)
+    source = FORMATS["timm"].read(folder)
+    inputs = import_config.run_config(source, checkpoint, ()).data.inputs
+    for key, ours in inputs.items():
+      want = mode if key in ("image", "video") else theirs[key].mode
+      assert (ours.mode, ours.frames) == (want, theirs[key].frames), key
+
+
+def test_rotary_tables_are_compared(tmp_path, base):
+  model = dataclasses.replace(tiny.MODEL, vision=EVA02)
+  tensors = tensors_of("evaclip", model, "vision_encoder.")
+  tables = {
+    name.removeprefix("vision_encoder."): value
+    for name, value in mico_vision.rotary_buffers(EVA02).items()
+  }
+  report = run(tmp_path / "a", "evaclip", {**tensors, **tables}, base)
+  assert set(report.extra) == set(tables)
+  found = restore.open_checkpoint(tmp_path / "a" / "out")
+  assert found.config.model.vision == EVA02
+  name = "visual.blocks.1.attn.rope.freqs_sin"
+  tables[name] = tables[name] + np.float32(0.1)
+  with pytest.raises(CheckpointError, match="not the table of rotary"):
+    run(tmp_path / "b", "evaclip", {**tensors, **tables}, base)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_towers_of_no_size_are_refused(tmp_path, base, form):
+  vision, prefix = FORMS[form]
+  model = dataclasses.replace(tiny.MODEL, vision=vision)
+  tensors = tensors_of(form, model, prefix)
+  block = next(n for n in tensors if "blocks.0." in n)
+  many = {block.replace("blocks.0.", "blocks.999999999."): tensors[block]}
+  with pytest.raises(CheckpointError, match="layer 999999999 of a file of"):
+    run(tmp_path, form, {**tensors, **many}, base)
+  table = next(n for n in tensors if "pos" in n)
+  cut = tensors[table][..., :-1, :]
+  with pytest.raises(CheckpointError, match=r"4 rows.*square grid"):
+    run(tmp_path, form, {**tensors, table: cut}, base)
+
+
+def test_heads_that_no_tensor_tells_are_noted(tmp_path, base):
+  tensors = tensors_of("bert", tiny.MODEL, "multimodal_encoder.")
+  (tmp_path / "vocab.txt").write_text("\n".join(tiny.PIECES) + "\n")
+  report = run(tmp_path, "bert", tensors, base)
+  assert any("taken to be 1" in note for note in report.notes)
+  for heads, match in (
+    ("two", "expected a positive whole number"),
+    (4, "does not divide the weights' hidden_size 6"),
+  ):
+    text = json.dumps({"num_attention_heads": heads})
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=match):
+      import_checkpoint("bert", tmp_path, tmp_path / "other", onto=base)
 
 
 def test_arguments_of_another_form_are_named(tmp_path, base):
@@ -252,6 +389,14 @@ def test_arguments_of_another_form_are_named(tmp_path, base):
     ({"model": {"arguments": {"num_heads": "many"}}}, "of another form"),
     ({"model": {"arguments": {"act_layer": "swiglu"}}}, "without sub_norm"),
     ({"pretrained_cfg": {"mean": [9, 9, 9]}}, "no preprocessing with mean"),
+    ({"pretrained_cfg": {"mean": 0.5}}, "mean=0.5, expected three numbers"),
+    ({"pretrained_cfg": {"mean": [0.5]}}, "expected three numbers"),
+    ({"pretrained_cfg": {"mean": ["a", 1, 2]}}, "expected three numbers"),
+    (
+      {"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}},
+      "no preprocessing with mean",
+    ),
+    ({"pretrained_cfg": [1]}, "expected a JSON object"),
   ):
     tmp_path.mkdir(exist_ok=True)
     (tmp_path / "config.json").write_text(json.dumps(settings))

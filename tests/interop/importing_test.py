@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
 import sys
 import types
@@ -15,12 +17,24 @@ from mico_jax import config as config_lib
 from mico_jax.checkpoint import manifest, restore
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.cli import main as cli
-from mico_jax.config import ConfigError
-from mico_jax.interop import mico, originals, safetensors
+from mico_jax.config import ConfigError, TokenizerConfig
+from mico_jax.interop import (
+  assemble,
+  export,
+  import_config,
+  importing,
+  mico,
+  originals,
+  released,
+  safetensors,
+  targets,
+)
+from mico_jax.interop.formats import FORMATS
 from mico_jax.interop.importing import REPORT, import_checkpoint
 from mico_jax.models import build
 from mico_jax.run.warm_start import warm_start
 from mico_jax.testing import released_folder as tiny
+from mico_jax.testing.tiny_checkpoint import resign
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +171,144 @@ def test_pretraining_starts_from_it(imported):
   assert params["vision"]["pos_embed"].shape == (10, 8)
 
 
+# ------------------------------------------------------------ onto a checkpoint
+def test_imported_texts_bring_their_tokenizer(tmp_path, values):
+  folder = tiny.write(tmp_path / "other", values)
+  words = (folder / "vocab.txt").read_text().upper()
+  (folder / "vocab.txt").write_text(words)
+  base = tmp_path / "base"
+  import_checkpoint("mico", folder, base, self_check=False)
+  config = restore.open_checkpoint(base).config
+  lengths = {**config.data.tokenizer.max_length, "default": 17}
+  theirs = TokenizerConfig("omniworld", "elsewhere", max_length=lengths)
+  data = dataclasses.replace(config.data, tokenizer=theirs)
+  resign(base, dataclasses.replace(config, data=data))
+  run(tmp_path, values, onto=base)
+  found = restore.open_checkpoint(tmp_path / "out")
+  assert found.tokenizer_files()["vocab.txt"].decode().split() == [*tiny.PIECES]
+  tokenizer = found.config.data.tokenizer
+  assert (tokenizer.kind, tokenizer.path) == ("wordpiece", "")
+  assert tokenizer.max_length == lengths
+
+
+def test_a_base_gives_merged_weights_and_nothing_fresh(tmp_path):
+  model = build(tiny.MODEL)
+  params = jax.tree.map(
+    lambda like: np.ones(like.shape, np.float32), model.abstract_params()
+  )
+  path, fresh = "contrastive_head/v/kernel", "contrastive_head/a/kernel"
+  size = params["contrastive_head"]["v"]["kernel"].shape
+  deltas = {
+    "a": np.full((size[0], 2), 0.5, np.float32),
+    "b": np.full((2, size[1]), 0.25, np.float32),
+  }
+  config = config_lib.Config(model=tiny.MODEL)
+  base = restore.Checkpoint(
+    tmp_path,
+    0,
+    config,
+    {"import": {"new": [fresh]}},
+    {**params, "lora": {path: deltas}},
+    "params",
+    {},
+  )
+  leaves, taken, new = importing._complete(assemble.Plan(), model, base)
+  scale = config.optimizer.lora_alpha / 2
+  np.testing.assert_allclose(leaves[path].read(), 1 + scale * 2 * 0.5 * 0.25)
+  assert new == [fresh]
+  assert fresh not in taken
+  assert path in taken
+  assert not np.array_equal(leaves[fresh].read(), np.ones(size))
+
+
+@pytest.mark.parametrize(
+  ("error", "seen"),
+  [
+    (RuntimeError("shapes differ"), True),
+    (KeyError("vision"), True),
+    (MemoryError("no room"), False),
+    (OSError("disk full"), False),
+    (ImportError("libtorch.so"), False),
+  ],
+)
+def test_what_keeps_from_comparing_is_no_defect(
+  tmp_path, monkeypatch, error, seen
+):
+  def fail(*args, **options):
+    raise error
+
+  monkeypatch.setattr(export, "open_source", fail)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda *_: object())
+  notes: list[str] = []
+  if seen:
+    with pytest.raises(type(error)):
+      importing._compared(tmp_path, notes)
+    return
+  assert importing._compared(tmp_path, notes) == {}
+  assert str(error) in notes[0]
+
+
+# --------------------------------------------------------------------- exported
+FRAMES = {"audio": 2, "depth": 1, "video": 0}
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "none"])
+def test_settings_of_an_export_are_read_back(tmp_path, kind):
+  model = tiny.MODEL
+  if kind == "none":  # The file then has no frame table of videos.
+    model = dataclasses.replace(model, frame_table=FRAMES)
+  values = tiny.tensors(model=model)
+
+  def config_of(hps):
+    source = FORMATS["mico"].read(
+      tiny.write(tmp_path / "released", values, hps=hps)
+    )
+    return import_config.run_config(source, None, ())
+
+  hps = {**tiny.HPS, "frame_embedding_type": kind, "max_vision_sample_num": 4}
+  config = config_of(hps)
+  settings = released.hps(config)["model_cfg"]
+  for key, value in hps.items():
+    if not key.startswith("tiny_") and key != "max_omni_caption_len":
+      assert settings[key] == value, key
+  assert config_of(settings) == config
+
+
+def test_torch_folder_without_what_the_import_dropped(
+  tmp_path, values, monkeypatch
+):
+  run(tmp_path, values, hps={"vision_resolution": 24}, keep_extra=False)
+  source = export.open_source(tmp_path / "out")
+  options = targets.Options(compare=False)
+  report = targets.run(source, "torch", tmp_path / "torch", options)
+  assert any("--drop-extra" in note for note in report.notes)
+  assert (tmp_path / "torch" / "model.safetensors").is_file()
+  assert not (tmp_path / "torch" / "mico").exists()
+  with pytest.raises(originals.DroppedError):
+    targets.run(source, "mico", tmp_path / "mico", options)
+
+  def altered(*args):
+    raise CheckpointError("the checkpoint was altered")
+
+  monkeypatch.setattr(released, "write", altered)
+  with pytest.raises(CheckpointError, match="altered"):
+    targets.run(source, "torch", tmp_path / "again", options)
+  assert not (tmp_path / "again").exists()
+
+
 # ------------------------------------------------------------------ bad input
+def test_layers_that_no_tensor_fills(tmp_path, values):
+  name = "multimodal_encoder.bert.encoder.layer.999999999.x"
+  broken = {**values, name: np.zeros(1, np.float32)}
+  refused(tmp_path, broken, "no MiCo: layer 999999999 of a file of")
+
+
+def test_position_tables_that_are_no_square(tmp_path, values):
+  name = "evaclip_model.visual.pos_embed"
+  broken = {**values, name: values[name][:, :-1]}
+  refused(tmp_path, broken, "position table of 4 rows")
+
+
 def test_missing_and_unexpected_and_misshaped(tmp_path, values):
   broken = {k: v for k, v in values.items() if k != "contra_temp"}
   broken["surprise"] = np.zeros(2, np.float32)
@@ -205,6 +356,16 @@ def test_other_architecture(tmp_path, values):
     ({"max_depth_sample_num": 2}, "the original never resizes it"),
     ({"tiny_vision": {"width": 16, "head_width": 4}}, "width 16.*have 8"),
     ({"tiny_vision": None}, "evaclip01_giant has width 1408.*have 8"),
+    ({"tiny_vision": {"width": 8}}, "width=8 and head_width=None"),
+    ({"tiny_vision": {"width": 8, "head_width": 3}}, "a divisor of the first"),
+    ({"tiny_vision": {"width": 8, "head_width": 0}}, "head_width=0, expected"),
+    ({"tiny_vision": [8, 4]}, "not the settings of a MiCo run"),
+    (
+      {"tiny_vision": {"width": 8, "head_width": 4, "drop_path_rate": "low"}},
+      "drop_path_rate='low'",
+    ),
+    ({"tiny_bert": {"num_attention_heads": "two"}}, "positive whole number"),
+    ({"vision_encoder_type": ["a"]}, "not the settings of a MiCo run"),
   ],
 )
 def test_config_against_weights(tmp_path, values, hps, match):
@@ -217,9 +378,10 @@ def test_missing_pieces_of_the_folder(tmp_path, values):
   with pytest.raises(CheckpointError, match=r"hps\.json: no such file"):
     import_checkpoint("mico", folder, out)
   (folder / "log").mkdir()
-  (folder / "log" / "hps.json").write_text("{}")
-  with pytest.raises(CheckpointError, match="expected JSON with an object"):
-    import_checkpoint("mico", folder, out)
+  for text in ("{}", "[" * 100_000):
+    (folder / "log" / "hps.json").write_text(text)
+    with pytest.raises(CheckpointError, match="expected JSON with an object"):
+      import_checkpoint("mico", folder, out)
   with pytest.raises(CheckpointError, match="no folder ckpt"):
     import_checkpoint("mico", tmp_path, out)
   with pytest.raises(CheckpointError, match="no such file or folder"):
@@ -246,6 +408,9 @@ def test_out_must_be_new(tmp_path, values):
   with pytest.raises(ConfigError, match="not an empty folder"):
     run(tmp_path, values)
   assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
+  folder = tmp_path / "released"
+  with pytest.raises(ConfigError, match="not on this machine"):
+    import_checkpoint("mico", folder, "gs://bucket/out")
 
 
 def test_altered_tensors_are_found(tmp_path, values):

@@ -89,10 +89,36 @@ CONFIGS = {
 }
 
 
+class Compiled:
+  """A model whose methods are compiled whole, and once for all tests.
+
+  Outside of jit each scan of blocks is compiled again at each call.
+  """
+
+  def __init__(self, model: Any):
+    self.model = model
+    for name, static in {
+      "encode": ["key"],
+      "pool": ["key"],
+      "text": ["attention", "prefix_length", "joined"],
+      "embed": ["letters"],
+      "context": ["letters"],
+      "project_context": [],
+      "matching_logits": [],
+      "lm_logits": [],
+    }.items():
+      method = jax.jit(getattr(model, name), static_argnames=static)
+      setattr(self, name, method)
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self.model, name)
+
+
 @pytest.fixture(scope="module", params=list(CONFIGS))
 def pair(request, tmp_path_factory):
   config = CONFIGS[request.param]
-  return make(config, tmp_path_factory.mktemp(request.param))
+  model, *others = make(config, tmp_path_factory.mktemp(request.param))
+  return Compiled(model), *others
 
 
 def pixels(model: Any, seed: int = 0, frames: int = 2) -> np.ndarray:
@@ -148,7 +174,7 @@ def contexts(pair: Any, letters: str) -> tuple[Any, Any]:
 def test_weights_come_back(pair):
   model, params, exported, _ = pair
   tensors = {k: v.numpy() for k, v in exported.state_dict().items()}
-  back = layout.from_torch(tensors, model)
+  back = layout.from_torch(tensors, model.model)
   jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
@@ -229,7 +255,7 @@ def test_tables_of_the_paper(pair):
   )
   close(hidden, got)
   x = pixels(model)
-  a = model.context(
+  a = model.model.context(
     params,
     "v",
     {"v": model.encode(params, "video", jnp.asarray(x))},
@@ -265,7 +291,7 @@ def test_generation(pair, options):
   run = jax.jit(
     functools.partial(
       generate,
-      model,
+      model.model,
       tokens=tokenizer.info,
       max_new_tokens=7,
       **{k: v for k, v in options.items() if k != "prompt"},

@@ -830,13 +830,6 @@ class MiCo(nn.Module):
       {name: torch.zeros(n, wide) for name, n in contexts.items() if n}
     )
     self.frame_gain = nn.ParameterDict(
-      {
-        name: torch.zeros(n, width)
-        for name, n in contexts.items()
-        if n > 1 and options["frame_weights"]
-      }
-    )
-    self.frame_gain = nn.ParameterDict(
       {name: torch.zeros(contexts[name], width) for name in config["weighted"]}
     )
     self.contrastive_head = nn.ModuleDict(

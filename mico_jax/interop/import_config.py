@@ -1,0 +1,129 @@
+"""The config and the tokenizer of an import: the weights' own, or a base's."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from mico_jax import config as config_lib
+from mico_jax.checkpoint import restore
+from mico_jax.config import Config, ConfigError, InputConfig
+from mico_jax.data.tokenizer import (
+  Tokenizer,
+  WordPieceTokenizer,
+  make_tokenizer,
+  tokenizer_from_files,
+)
+from mico_jax.interop.source import Source
+from mico_jax.modalities import MODALITIES
+
+PUBLIC_VOCABULARY = (
+  "https://huggingface.co/google-bert/bert-base-uncased/blob/main/vocab.txt"
+)
+
+
+def run_config(
+  source: Source, base: restore.Checkpoint | None, overrides: Sequence[str]
+) -> Config:
+  """The source's config, with the base's in what the source lacks.
+
+  An encoder keeps the pixels that it was trained with, a text tower its kind of
+  tokens.
+
+  Args:
+    source: of the import.
+    base: checkpoint that gives the rest; None: the source's own config.
+    overrides: texts "model.vision.image_size=384".
+
+  Raises:
+    ConfigError: for an override that does not fit.
+  """
+  config = source.config
+  if base is not None:
+    model, data = base.config.model, base.config.data
+    if source.holds("vision"):
+      model = dataclasses.replace(model, vision=config.model.vision)
+      inputs = _inputs(data.inputs, config.data.inputs)
+      data = dataclasses.replace(data, inputs=inputs)
+    if source.holds("text"):
+      model = dataclasses.replace(model, text=config.model.text)
+      words = dataclasses.replace(
+        data.tokenizer, kind=config.data.tokenizer.kind, path=""
+      )
+      data = dataclasses.replace(data, tokenizer=words)
+    config = dataclasses.replace(
+      base.config, name=config.name, model=model, data=data
+    )
+  return config_lib.override(config, overrides)
+
+
+def _inputs(
+  base: Mapping[str, InputConfig], imported: Mapping[str, InputConfig]
+) -> dict[str, InputConfig]:
+  """The base's inputs with the preprocessing of the imported encoder."""
+  found = dict(base)
+  for key, theirs in imported.items():
+    ours = base.get(key, MODALITIES[key].default_input)
+    found[key] = dataclasses.replace(
+      ours, mode=theirs.mode, eval_mode=theirs.eval_mode
+    )
+  return found
+
+
+def tokenizer(
+  source: Source,
+  config: Config,
+  given: str | pathlib.Path | None,
+  base: restore.Checkpoint | None,
+) -> Tokenizer:
+  """The tokenizer to copy into the checkpoint.
+
+  Args:
+    source: of the import.
+    config: of the run that it becomes.
+    given: vocab.txt; None: the one beside the weights, or the base's.
+    base: checkpoint that gives the text tower where the source has none.
+
+  Raises:
+    ConfigError: if there is none, naming the public file.
+  """
+  if given is None and base is not None and not source.holds("text"):
+    return tokenizer_from_files(base.tokenizer_files())
+  if config.data.tokenizer.kind != "wordpiece" and given is None:
+    return make_tokenizer(config.data.tokenizer)
+  path = source.vocabulary if given is None else pathlib.Path(given)
+  if path is None:
+    raise ConfigError(
+      "the text tower needs its vocabulary: give --vocab vocab.txt, the "
+      f"{config.model.text.vocab_size} lines of bert-base-uncased for released "
+      f"weights ({PUBLIC_VOCABULARY})."
+    )
+  try:
+    return WordPieceTokenizer(path.read_bytes(), str(path))
+  except OSError as error:
+    raise ConfigError(
+      f"--vocab {path}: {error.strerror or type(error).__name__}; expected the "
+      f"vocab.txt of bert-base-uncased ({PUBLIC_VOCABULARY})."
+    ) from error
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+
+
+def check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
+  """Compares a tokenizer with the text tower.
+
+  Raises:
+    ConfigError: if it has more pieces, or another padding.
+  """
+  have, rows = tokenizer.info.vocab_size, config.model.text.vocab_size
+  if have > rows:
+    raise ConfigError(
+      f"the vocabulary has {have} pieces, the weights have embeddings for "
+      f"{rows}: it is that of another model. Give the one of these weights."
+    )
+  if tokenizer.info.pad != config.model.text.pad_id:
+    raise ConfigError(
+      f"the vocabulary's [PAD] is id {tokenizer.info.pad}, the model's "
+      f"{config.model.text.pad_id}; set --config.model.text.pad_id."
+    )
