@@ -55,6 +55,7 @@ from mico_jax.train.state import (
   state_shardings,
 )
 from mico_jax.train.step import (
+  direct_gradient,
   kernels_on,
   make_train_step,
   row_partition,
@@ -170,10 +171,12 @@ def tower(config: Config, mesh: Mesh) -> Program:
     value = jnp.mean(pair.to_key + pair.to_query) / 2
     return value, ({"loss": scalar(value)}, {})
 
+  gradient = direct_gradient(loss, optimizer.freeze)
+
   def step(state: Any, batch: Any) -> Any:
     with kernels_on(mesh, rules):
       return update_state(
-        state, loss, batch, optimizer=optimizer, config=config
+        state, gradient, batch, optimizer=optimizer, config=config
       )[:2]
 
   vision, size = config.model.vision, config.tasks["task"].batch_size
