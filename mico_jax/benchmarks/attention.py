@@ -1,9 +1,10 @@
 """Static cycles of attention, ours and its peers, without a device.
 
-`mico-jax bench attention --aot v5e:2x2` compiles each shape for one TensorCore
-(see `benchmarks/aot.py` for what the figures are worth) and prints cycles per
-row and head: of the kernel (bundles of a grid step times steps), and of XLA's
-operations around it (padding, transposition), by XLA's own estimate.
+`mico-jax bench attention --aot v5e:2x2` compiles each shape for one device (see
+`benchmarks/aot.py` for what the figures are worth) and prints cycles per row
+and head: of the kernel (bundles of a grid step times steps, over the cores that
+share the grid), and of XLA's operations around it (padding, transposition), by
+XLA's own estimate.
 
 Peers: XLA's `jax.nn.dot_product_attention`, and JAX's flash and splash kernels
 with the block sizes of `PEER_BLOCKS`, the best one reported. They take lengths
@@ -120,10 +121,11 @@ def measure(
     *inputs,
     sharding=aot.one_device(topology),
   )
-  kernel = 0
+  kernel = 0.0
   for part, count in steps.items():
     kernel += report.step_bundles(part) * count
   units = shape.batch * shape.num_heads
+  kernel /= aot.chip(topology).cores
   return Cycles(kernel / units, report.xla_cycles / units, note)
 
 

@@ -12,9 +12,10 @@ an axis "fsdp" of the mesh:
     MFU = model FLOPs / (seconds x peak)
 
 XLA's cycles are its own estimates with memory time, the kernels' their VLIW
-bundles times grid steps; collectives have no estimate and are listed with their
-bytes. Model FLOPs (`model_flops.py`) never count what is computed twice. All of
-it is what the compiler expects: nothing was run.
+bundles times grid steps, shared by the cores of a device; collectives have no
+estimate and are listed with the bytes of their results. Model FLOPs
+(`model_flops.py`) never count what is computed twice. All of it is what the
+compiler expects: nothing was run.
 """
 
 from __future__ import annotations
@@ -268,15 +269,20 @@ def line_of(scope: str) -> str:
   return f"{where}: {part or 'rest'}, {direction}"
 
 
-def account(report: aot.Report) -> dict[str, float]:
-  """Cycles of one device by line, largest first; kernels by their name."""
-  lines: collections.Counter[str] = collections.Counter()
+def account(report: aot.Report, cores: int = 1) -> dict[str, float]:
+  """Cycles of one device by line, largest first; kernels by their name.
+
+  Args:
+    report: of the step.
+    cores: TensorCores of the device, `aot.Chip.cores`.
+  """
+  lines: collections.defaultdict[str, float] = collections.defaultdict(float)
   for cycles, _, scope in report.operations:
     lines[line_of(scope)] += cycles
   for label, calls in report.calls.items():
     name = re.sub(r"\.\d+$", "", label)
-    lines[f"kernel {name}"] += calls * report.kernel_cycles(label)
-  return dict(lines.most_common())
+    lines[f"kernel {name}"] += calls * report.kernel_cycles(label) / cores
+  return dict(sorted(lines.items(), key=lambda line: -line[1]))
 
 
 def measure(
@@ -308,7 +314,7 @@ def measure(
   with target.use(machine):
     built = (tower if program == "tower" else task)(config, mesh)
     report = aot.compile_report(built.function, *built.args)
-  lines = account(report)
+  lines = account(report, chip.cores)
   total = sum(lines.values())
   peak = chip.flops / chip.devices
   flops = sum(built.flops.values())

@@ -226,9 +226,7 @@ def _mesh_groups(axes: str, named: str) -> list[tuple[int, ...]]:
   """
   whole = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", axes)}
   parts: list[tuple[str, int, int]] = []  # axis, devices above, devices of it
-  for name, before, size in re.findall(
-    r"'([^']+)'(?::\((\d+)\)(\d+))?", named
-  ):
+  for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", named):
     parts.append((name, int(before or 1), int(size or whole[name])))
   shape: list[int] = []
   place: dict[tuple[str, int], int] = {}  # axis, devices above -> dimension
