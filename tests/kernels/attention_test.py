@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mico_jax.kernels import dtypes, target
-from mico_jax.kernels.attention import BACKENDS, api, attention
+from mico_jax.kernels.attention import BACKENDS, api, attention, xla
 from mico_jax.kernels.attention import reference as plain
 from mico_jax.kernels.attention.rules import Rules
 
@@ -314,3 +314,51 @@ def test_old_gpus_have_no_bfloat16(monkeypatch, caplog):
     pytest.raises(NotImplementedError, match=r"7\.5, below 8\.0"),
   ):
     attention(q, q, q, backend="cudnn")
+
+
+def test_a_gpu_without_cudnn_is_refused(monkeypatch, caplog):
+  def missing(*_, **__):
+    raise RuntimeError("cuDNN is not detected.")
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", missing)
+  q = jnp.ones((1, 2, 1, 8), jnp.float16)
+  with target.use(target.Target("gpu", capability=8.0)):
+    with pytest.raises(NotImplementedError, match="found no cuDNN"):
+      attention(q, q, q, backend="cudnn")
+    assert attention(q, q, q).shape == q.shape
+
+
+@pytest.mark.multidevice
+def test_queries_go_in_chunks_where_those_of_a_device_are_too_many(monkeypatch):
+  mesh = jax.make_mesh(
+    (4, 2),
+    ("data", "heads"),
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
+  )
+  q = jax.ShapeDtypeStruct((8, 16, 4, 8), jnp.float32)
+  whole = 4 * 8 * 4 * 16 * 16
+
+  def chunked(limit):
+    monkeypatch.setattr(xla, "SCORE_BYTES", limit)
+    trace = jax.make_jaxpr(lambda q: attention(q, q, q, backend="xla"))
+    return "scan" in str(trace(q))
+
+  assert chunked(whole - 1)
+  with target.split(mesh, batch_axes=("data",), head_axes=("heads",)):
+    assert not chunked(whole // 8)
+    assert chunked(whole // 8 - 1)
+
+
+def test_the_plain_target_takes_everything_in_one_piece(monkeypatch, caplog):
+  api._log_once.cache_clear()
+  monkeypatch.setattr(xla, "SCORE_BYTES", 0)
+  monkeypatch.setenv(api.ENVIRONMENT, "pallas_tpu")
+  q = jax.ShapeDtypeStruct((2, 16, 2, 8), jnp.float32)
+  qkv = jax.ShapeDtypeStruct((2, 16, 48), jnp.float32)
+  with (
+    caplog.at_level(logging.INFO, logger=api.__name__),
+    target.use(target.Target("cpu", plain=True)),
+  ):
+    jax.eval_shape(lambda q: attention(q, q, q), q)
+    jax.eval_shape(lambda x: api.packed_attention(x, num_heads=2), qkv)
+  assert not caplog.records
