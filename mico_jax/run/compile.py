@@ -13,7 +13,7 @@ from mico_jax.data.pipeline import batch_spec
 from mico_jax.parallel import sharding
 from mico_jax.run.instruments import release_memory
 from mico_jax.run.setup import Session
-from mico_jax.train.flops import count_flops
+from mico_jax.train.flops import count_flops, trace_model
 from mico_jax.train.state import TrainState
 from mico_jax.train.step import make_train_step
 
@@ -45,32 +45,38 @@ def compile_steps(session: Session, state: TrainState) -> dict[str, Any]:
   rules = sharding.rules_by_name(config.parallel.rules)
   rows = sharding.batch_sharding(session.mesh, rules)
 
-  def trace(name: str, remat: str) -> Any:
-    changed = dataclasses.replace(config.model, remat=remat)
-    used = dataclasses.replace(config, model=changed)
+  info = session.tokenizer.info
+  params = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params
+  )
+
+  def compile_task(name: str) -> CompiledStep:
     step = make_train_step(
-      models.build(changed),
-      used,
+      models.build(config.model),
+      config,
       config.tasks[name],
-      session.tokenizer.info,
+      info,
       session.mesh,
       optimizer=session.optimizer,
     )
-    shapes = jax.tree.map(
+    batch = jax.tree.map(
       lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows),
       batch_spec(config, name),
       is_leaf=lambda s: hasattr(s, "dtype"),
     )
-    return step.trace(state, shapes)
-
-  def compile_task(name: str) -> CompiledStep:
-    traced = trace(name, config.model.remat)
-    compiled = traced.lower().compile()
-    if config.model.remat != "none":
-      traced = trace(name, "none")  # what is computed twice counts once
-    flops = count_flops(traced.jaxpr)
+    compiled = step.trace(state, batch).lower().compile()
+    jaxpr = trace_model(
+      config,
+      config.tasks[name],
+      info,
+      optimizer=session.optimizer,
+      params=params,
+      batch=jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch
+      ),
+    )
     release_memory()
-    return CompiledStep(compiled, flops)
+    return CompiledStep(compiled, count_flops(jaxpr))
 
   names = [name for name, task in config.tasks.items() if task.steps]
   with ThreadPoolExecutor(max_workers=COMPILE_THREADS) as pool:
