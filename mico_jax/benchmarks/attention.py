@@ -327,6 +327,7 @@ def run(
   shapes: Sequence[str],
   *,
   peers: Sequence[str] = PEERS,
+  batch: int = 0,
 ) -> Iterator[dict[str, Any]]:
   """Measures each shape, forward and forward with backward.
 
@@ -334,12 +335,13 @@ def run(
     topology: such as "v5e:2x2".
     shapes: names of `SHAPES`.
     peers: of `PEERS`.
+    batch: rows that are compiled for; 0: as the shape says.
 
   Yields:
     One record per shape, implementation and direction.
   """
   for name in shapes:
-    shape = SHAPES[name]
+    shape = SHAPES[name].with_batch(batch)
     who: dict[str, Callable[..., Cycles]] = {"mico_jax": ours}
     who.update(
       {p: xla if p == "xla" else functools.partial(peer, p) for p in peers}

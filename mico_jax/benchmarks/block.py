@@ -110,28 +110,35 @@ def measure(
 
 
 def run(
-  topology: str, shapes: Sequence[str] = ("vit_g",)
+  topology: str, shapes: Sequence[str] = ("vit_g",), *, batch: int = 0
 ) -> Iterator[dict[str, Any]]:
   """Measures the block of each packed shape.
 
   Args:
     topology: such as "v5e:2x2".
     shapes: names of `SHAPES`.
+    batch: rows that are compiled for; 0: as the shape says.
 
   Yields:
     One record per shape, implementation and direction.
   """
   for name in shapes:
+    shape = SHAPES[name].with_batch(batch)
     for backend in IMPLEMENTATIONS:
       for backward in (False, True):
-        cycles = measure(
-          SHAPES[name], topology, backend=backend, backward=backward
-        )
-        yield {
+        record: dict[str, Any] = {
           "topology": topology,
           "shape": name,
           "implementation": backend,
           "backward": backward,
+        }
+        try:
+          cycles = measure(shape, topology, backend=backend, backward=backward)
+        except NotImplementedError as error:
+          yield {**record, "refused": str(error)}
+          continue
+        yield {
+          **record,
           "kernel": round(cycles.kernel),
           "around": round(cycles.xla),
           "total": round(cycles.total),
