@@ -91,7 +91,9 @@ def _rows(text: str) -> int:
     ConfigError: for anything but a positive number.
   """
   if not text.isdecimal() or int(text) == 0:
-    raise ConfigError(f"--batch {text}: expected a number, or max.")
+    raise ConfigError(
+      f"--batch {text}: expected a number, or (without --sweep) max."
+    )
   return int(text)
 
 
