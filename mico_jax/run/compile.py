@@ -9,11 +9,12 @@ from typing import Any
 import jax
 
 from mico_jax import models
+from mico_jax.config import Config
 from mico_jax.data.pipeline import batch_spec
 from mico_jax.parallel import sharding
 from mico_jax.run.instruments import release_memory
 from mico_jax.run.setup import Session
-from mico_jax.train.flops import count_flops, trace_model
+from mico_jax.train.flops import count_flops, is_plain, trace_model
 from mico_jax.train.state import TrainState
 from mico_jax.train.step import make_train_step
 
@@ -39,15 +40,28 @@ class CompiledStep:
     return self.run(state, batch)
 
 
+def counts_as_model(config: Config, jaxpr: Any) -> bool:
+  """Whether the products of a traced step are those of the model, each once.
+
+  Then its model FLOPs need no trace of their own.
+
+  Args:
+    config: of the run.
+    jaxpr: of the step.
+  """
+  embeds_twice = config.train.micro_batches > 1
+  multiplies_gradients = config.optimizer.name == "muon"
+  return not embeds_twice and not multiplies_gradients and is_plain(jaxpr)
+
+
 def compile_steps(session: Session, state: TrainState) -> dict[str, Any]:
   """Compiles the step of every task that has any, ahead, in threads."""
   config = session.config
   rules = sharding.rules_by_name(config.parallel.rules)
   rows = sharding.batch_sharding(session.mesh, rules)
-
   info = session.tokenizer.info
-  params = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params
+  shapes_of = lambda tree: jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree
   )
 
   def compile_task(name: str) -> CompiledStep:
@@ -64,17 +78,18 @@ def compile_steps(session: Session, state: TrainState) -> dict[str, Any]:
       batch_spec(config, name),
       is_leaf=lambda s: hasattr(s, "dtype"),
     )
-    compiled = step.trace(state, batch).lower().compile()
-    jaxpr = trace_model(
-      config,
-      config.tasks[name],
-      info,
-      optimizer=session.optimizer,
-      params=params,
-      batch=jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch
-      ),
-    )
+    traced = step.trace(state, batch)
+    compiled = traced.lower().compile()
+    jaxpr = traced.jaxpr
+    if not counts_as_model(config, jaxpr):
+      jaxpr = trace_model(
+        config,
+        config.tasks[name],
+        info,
+        optimizer=session.optimizer,
+        params=shapes_of(state.params),
+        batch=shapes_of(batch),
+      )
     release_memory()
     return CompiledStep(compiled, count_flops(jaxpr))
 

@@ -53,6 +53,15 @@ PEAK_FLOPS: Mapping[str, float] = {
   "Tesla V100-SXM2-16GB": 125e12,
 }
 
+# `jax.checkpoint` (by both of its names), kernels of Pallas and cuDNN, loops.
+_NOT_PLAIN = (
+  "checkpoint",
+  "remat",
+  "pallas_call",
+  "dot_product_attention",
+  "while",
+)
+
 
 def peak_flops(device: Any) -> float | None:
   """Peak of a device in FLOP/s; None where it is not known (a CPU)."""
@@ -134,6 +143,25 @@ def count_flops(jaxpr: Any) -> int:
       if inner:
         total += repeats(eqn) * sum(count_flops(j) for j in inner)
   return total
+
+
+def is_plain(jaxpr: Any) -> bool:
+  """Whether what is counted in a jaxpr is what there is, and once.
+
+  It is not where products are computed again in the backward pass, lie in a
+  kernel, or in a loop whose turns are not known.
+
+  Args:
+    jaxpr: see `count_flops`.
+  """
+  jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name.startswith(_NOT_PLAIN):
+      return False
+    for value in eqn.params.values():
+      if not all(is_plain(inner) for inner in inner_jaxprs(value)):
+        return False
+  return True
 
 
 def trace_model(

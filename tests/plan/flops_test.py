@@ -14,6 +14,8 @@ from mico_jax.kernels.cross_entropy import api as cross_entropy
 from mico_jax.parallel.mesh import make_mesh
 from mico_jax.plan import flops
 from mico_jax.plan.program import Programs, views_of
+from mico_jax.run.compile import counts_as_model
+from mico_jax.train.flops import count_flops
 
 
 def count(function, *shapes):
@@ -71,9 +73,16 @@ def test_remat_chunks_and_micro_batches_change_nothing(programs, monkeypatch):
     train=dataclasses.replace(programs.config.train, micro_batches=2),
   )
   tasks = config_lib.load("demo").tasks
-  want = Programs(
+  once = Programs(
     dataclasses.replace(programs.config, tasks=tasks), programs.mesh
-  ).flops("fuse")
+  )
+  want = once.flops("fuse")
+  step, args = once.train("fuse")
+  jaxpr = step.trace(*args).jaxpr
+  # A step that computes everything once needs no trace beside its own.
+  assert counts_as_model(once.config, jaxpr)
+  assert not counts_as_model(config, jaxpr)
+  assert count_flops(jaxpr) == sum(want.values())
   other = Programs(dataclasses.replace(config, tasks=tasks), programs.mesh)
   # As at large batches: scores in chunks that are computed anew, and logits in
   # a loop of unknown length.
