@@ -150,7 +150,8 @@ def tower(config: Config, mesh: Mesh) -> Program:
   partition = row_partition(mesh, rules)
   whole = model.abstract_params()
   params = {key: whole[key] for key in ("vision", "temperature")}
-  params["contrastive_head"] = {"i": whole["contrastive_head"]["i"]}
+  head = model.head("i")
+  params["contrastive_head"] = {head: whole["contrastive_head"][head]}
   optimizer = make_optimizer(config.optimizer, params, 1000)
   state = jax.eval_shape(lambda p: create_state(p, optimizer), params)
   shardings = state_shardings(mesh, _Part(model, params), state, rules)

@@ -84,6 +84,7 @@ def test_remat_chunks_and_micro_batches_change_nothing(programs, monkeypatch):
   assert not counts_as_model(config, jaxpr)
   assert count_flops(jaxpr) == sum(want.values())
   other = Programs(dataclasses.replace(config, tasks=tasks), programs.mesh)
+  assert other.optimizer  # made before a backend is named that is not here
   # As at large batches: scores in chunks that are computed anew, and logits in
   # a loop of unknown length.
   monkeypatch.setattr(xla, "SCORE_BYTES", 0)
