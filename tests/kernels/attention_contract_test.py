@@ -95,7 +95,8 @@ def _value_and_gradients(function, arrays, weights):
     return jnp.sum(out.astype(jnp.float32) * weights.astype(jnp.float32)), out
 
   numbers = tuple(range(len(arrays)))
-  grads, out = jax.grad(loss, argnums=numbers, has_aux=True)(*arrays)
+  gradient = jax.jit(jax.grad(loss, argnums=numbers, has_aux=True))
+  grads, out = gradient(*arrays)
   return out, *grads
 
 
