@@ -12,7 +12,8 @@ run times:
 - memory: what the executable needs; running out of it raises at compile time.
 
 libtpu reads its flags when it is loaded, so `prepare` comes before the first
-compilation of a process, and one process dumps into one folder.
+compilation of a process, and one process dumps into one folder. Flags that the
+user gives (LIBTPU_INIT_ARGS) are kept.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ class Chip:
     clock: Hz; None: unpublished.
     bandwidth: of HBM, bytes/s.
     memory: HBM in GiB.
-    devices: JAX devices (TensorCores) of a chip in its topologies.
+    devices: JAX devices of a chip in its topologies.
     topology: the smallest slice that can be compiled for.
+    cores: TensorCores of a device. Two share the "parallel" axes of a kernel's
+      grid, and XLA's estimates are of both.
   """
 
   flops: float
@@ -52,12 +55,13 @@ class Chip:
   memory: float
   devices: int
   topology: str
+  cores: int = 1
 
 
 CHIPS: dict[str, Chip] = {
   "v4": Chip(275e12, 1.05e9, 1228e9, 32, 2, "v4:2x2x1"),
   "v5e": Chip(197e12, 1.5e9, 819e9, 16, 1, "v5e:2x2"),
-  "v5p": Chip(459e12, 1.75e9, 2765e9, 95, 1, "v5p:2x2x1"),
+  "v5p": Chip(459e12, 1.75e9, 2765e9, 95, 1, "v5p:2x2x1", 2),
   "v6e": Chip(918e12, 1.75e9, 1640e9, 32, 1, "v6e:2x2"),
   "tpu7x": Chip(2307e12, None, 7380e9, 192, 2, "tpu7x:2x2x1"),
 }
@@ -79,7 +83,11 @@ _COLLECTIVES = (
   "all-to-all",
 )
 _UNKNOWN = 10**12  # larger estimates mean that there is none
-_FLAGS = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
+_DUMP_FLAGS = (
+  "--xla_jf_dump_to=",
+  "--xla_jf_dump_llo_text=",
+  "--xla_jf_dump_llo_pass_label_regex=",
+)
 _folder: pathlib.Path | None = None
 
 
@@ -115,6 +123,8 @@ class Report:
 
   def kernel_cycles(self, label: str) -> int:
     """Bundles of one call of a kernel: of a grid step, times steps.
+
+    Cores that share the grid (`Chip.cores`) have a part of them each.
 
     Args:
       label: of the call, a key of `calls`.
@@ -194,18 +204,22 @@ def prepare(folder: str | os.PathLike[str] | None = None) -> pathlib.Path:
     raise RuntimeError(reason)
   _folder = pathlib.Path(folder or tempfile.mkdtemp(prefix="mico_jax_aot"))
   _folder.mkdir(parents=True, exist_ok=True)
-  dump = (
-    f"--xla_jf_dump_to={_folder} --xla_jf_dump_llo_text=true "
-    "--xla_jf_dump_llo_pass_label_regex=final_bundles"
-  )
+  values = (str(_folder), "true", "final_bundles")
+  dump = [flag + x for flag, x in zip(_DUMP_FLAGS, values, strict=True)]
   os.environ.update(
     TPU_SKIP_MDS_QUERY="1",
     TPU_WORKER_HOSTNAMES="localhost",
     TPU_ACCELERATOR_TYPE="v5litepod-4",
     ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-    LIBTPU_INIT_ARGS=f"{_FLAGS} {dump}",
+    LIBTPU_INIT_ARGS=" ".join([*given_flags().split(), *dump]),
   )
   return _folder
+
+
+def given_flags() -> str:
+  """The user's flags for libtpu, without those that say where it dumps."""
+  given = os.environ.get("LIBTPU_INIT_ARGS", "").split()
+  return " ".join(flag for flag in given if not flag.startswith(_DUMP_FLAGS))
 
 
 def chip(topology: str) -> Chip:

@@ -1,9 +1,10 @@
 """Static cycles of attention, ours and its peers, without a device.
 
-`mico-jax bench attention --aot v5e:2x2` compiles each shape for one TensorCore
-(see `benchmarks/aot.py` for what the figures are worth) and prints cycles per
-row and head: of the kernel (bundles of a grid step times steps), and of XLA's
-operations around it (padding, transposition), by XLA's own estimate.
+`mico-jax bench attention --aot v5e:2x2` compiles each shape for one device (see
+`benchmarks/aot.py` for what the figures are worth) and prints cycles per row
+and head: of the kernel (bundles of a grid step times steps, over the cores that
+share the grid), and of XLA's operations around it (padding, transposition), by
+XLA's own estimate.
 
 Peers: XLA's `jax.nn.dot_product_attention`, and JAX's flash and splash kernels
 with the block sizes of `PEER_BLOCKS`, the best one reported. They take lengths
@@ -120,10 +121,11 @@ def measure(
     *inputs,
     sharding=aot.one_device(topology),
   )
-  kernel = 0
+  kernel = 0.0
   for part, count in steps.items():
     kernel += report.step_bundles(part) * count
   units = shape.batch * shape.num_heads
+  kernel /= aot.chip(topology).cores
   return Cycles(kernel / units, report.xla_cycles / units, note)
 
 
@@ -325,6 +327,7 @@ def run(
   shapes: Sequence[str],
   *,
   peers: Sequence[str] = PEERS,
+  batch: int = 0,
 ) -> Iterator[dict[str, Any]]:
   """Measures each shape, forward and forward with backward.
 
@@ -332,12 +335,13 @@ def run(
     topology: such as "v5e:2x2".
     shapes: names of `SHAPES`.
     peers: of `PEERS`.
+    batch: rows that are compiled for; 0: as the shape says.
 
   Yields:
     One record per shape, implementation and direction.
   """
   for name in shapes:
-    shape = SHAPES[name]
+    shape = SHAPES[name].with_batch(batch)
     who: dict[str, Callable[..., Cycles]] = {"mico_jax": ours}
     who.update(
       {p: xla if p == "xla" else functools.partial(peer, p) for p in peers}

@@ -2,7 +2,7 @@
 
 A block is projection to queries, keys and values, attention, output projection
 and residual, in bfloat16: `x + attention(x W) V`. `mico-jax bench block --aot
-v5e:2x2` compiles it for one TensorCore and prints cycles per row: XLA's own
+v5e:2x2` compiles it for one device and prints cycles per row: XLA's own
 operations by their estimate, the kernel by its bundles (see
 `benchmarks/aot.py`), and the floor of its matrix products.
 """
@@ -90,17 +90,18 @@ def measure(
     *([x] if backward else []),
     sharding=aot.one_device(topology),
   )
-  kernel = 0
+  chip = aot.chip(topology)
+  kernel = 0.0
   if backend == "pallas_tpu":
     plan = plan_of(shape, machine)
     parts = {"attention_forward": plan.forward.tiles}
     if backward:
       parts["attention_backward"] = plan.backward.tiles
-    kernel = sum(
+    steps = sum(
       report.step_bundles(part) * tiles * plan.groups
       for part, tiles in parts.items()
     )
-  chip = aot.chip(topology)
+    kernel = steps / chip.cores
   flops = 2 * shape.num_queries * 4 * width**2 * (3 if backward else 1)
   floor = 0.0
   if chip.clock:
@@ -109,28 +110,35 @@ def measure(
 
 
 def run(
-  topology: str, shapes: Sequence[str] = ("vit_g",)
+  topology: str, shapes: Sequence[str] = ("vit_g",), *, batch: int = 0
 ) -> Iterator[dict[str, Any]]:
   """Measures the block of each packed shape.
 
   Args:
     topology: such as "v5e:2x2".
     shapes: names of `SHAPES`.
+    batch: rows that are compiled for; 0: as the shape says.
 
   Yields:
     One record per shape, implementation and direction.
   """
   for name in shapes:
+    shape = SHAPES[name].with_batch(batch)
     for backend in IMPLEMENTATIONS:
       for backward in (False, True):
-        cycles = measure(
-          SHAPES[name], topology, backend=backend, backward=backward
-        )
-        yield {
+        record: dict[str, Any] = {
           "topology": topology,
           "shape": name,
           "implementation": backend,
           "backward": backward,
+        }
+        try:
+          cycles = measure(shape, topology, backend=backend, backward=backward)
+        except NotImplementedError as error:
+          yield {**record, "refused": str(error)}
+          continue
+        yield {
+          **record,
           "kernel": round(cycles.kernel),
           "around": round(cycles.xla),
           "total": round(cycles.total),

@@ -4,7 +4,8 @@
 plain loss (all similarities of the global batch, differentiated by JAX) and the
 largest difference of its gradients to that in float64. `--peer torch` adds
 PyTorch's, on one device. `--aot v5e:16x16` compiles for a slice instead and
-prints memory, XLA's estimated cycles and the bytes that travel.
+prints memory, XLA's estimated cycles and the size of what collectives give,
+summed over those of a step (`mico-jax plan` counts what travels).
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ def run_aot(
       "milliseconds": round(1e3 * report.xla_cycles / clock, 3)
       if clock
       else None,
-      "collectives_mib": round(
+      "collective_results_mib": round(
         sum(size for _, size in report.collectives.values()) / 2**20, 1
       ),
     }

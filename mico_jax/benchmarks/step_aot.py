@@ -12,9 +12,10 @@ an axis "fsdp" of the mesh:
     MFU = model FLOPs / (seconds x peak)
 
 XLA's cycles are its own estimates with memory time, the kernels' their VLIW
-bundles times grid steps; collectives have no estimate and are listed with their
-bytes. Model FLOPs (`model_flops.py`) never count what is computed twice. All of
-it is what the compiler expects: nothing was run.
+bundles times grid steps, shared by the cores of a device; collectives have no
+estimate and are listed with the bytes of their results. Model FLOPs
+(`model_flops.py`) never count what is computed twice. All of it is what the
+compiler expects: nothing was run.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ from mico_jax.train.state import (
   state_shardings,
 )
 from mico_jax.train.step import (
+  direct_gradient,
   kernels_on,
   make_train_step,
   row_partition,
@@ -148,7 +150,8 @@ def tower(config: Config, mesh: Mesh) -> Program:
   partition = row_partition(mesh, rules)
   whole = model.abstract_params()
   params = {key: whole[key] for key in ("vision", "temperature")}
-  params["contrastive_head"] = {"i": whole["contrastive_head"]["i"]}
+  head = model.head("i")
+  params["contrastive_head"] = {head: whole["contrastive_head"][head]}
   optimizer = make_optimizer(config.optimizer, params, 1000)
   state = jax.eval_shape(lambda p: create_state(p, optimizer), params)
   shardings = state_shardings(mesh, _Part(model, params), state, rules)
@@ -170,10 +173,12 @@ def tower(config: Config, mesh: Mesh) -> Program:
     value = jnp.mean(pair.to_key + pair.to_query) / 2
     return value, ({"loss": scalar(value)}, {})
 
+  gradient = direct_gradient(loss, optimizer.freeze)
+
   def step(state: Any, batch: Any) -> Any:
     with kernels_on(mesh, rules):
       return update_state(
-        state, loss, batch, optimizer=optimizer, config=config
+        state, gradient, batch, optimizer=optimizer, config=config
       )[:2]
 
   vision, size = config.model.vision, config.tasks["task"].batch_size
@@ -265,15 +270,20 @@ def line_of(scope: str) -> str:
   return f"{where}: {part or 'rest'}, {direction}"
 
 
-def account(report: aot.Report) -> dict[str, float]:
-  """Cycles of one device by line, largest first; kernels by their name."""
-  lines: collections.Counter[str] = collections.Counter()
+def account(report: aot.Report, cores: int = 1) -> dict[str, float]:
+  """Cycles of one device by line, largest first; kernels by their name.
+
+  Args:
+    report: of the step.
+    cores: TensorCores of the device, `aot.Chip.cores`.
+  """
+  lines: collections.defaultdict[str, float] = collections.defaultdict(float)
   for cycles, _, scope in report.operations:
     lines[line_of(scope)] += cycles
   for label, calls in report.calls.items():
     name = re.sub(r"\.\d+$", "", label)
-    lines[f"kernel {name}"] += calls * report.kernel_cycles(label)
-  return dict(lines.most_common())
+    lines[f"kernel {name}"] += calls * report.kernel_cycles(label) / cores
+  return dict(sorted(lines.items(), key=lambda line: -line[1]))
 
 
 def measure(
@@ -305,7 +315,7 @@ def measure(
   with target.use(machine):
     built = (tower if program == "tower" else task)(config, mesh)
     report = aot.compile_report(built.function, *built.args)
-  lines = account(report)
+  lines = account(report, chip.cores)
   total = sum(lines.values())
   peak = chip.flops / chip.devices
   flops = sum(built.flops.values())

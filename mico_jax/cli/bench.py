@@ -32,6 +32,7 @@ EXAMPLES = """\
   mico-jax bench step --aot v5e:16x16 --batch 32 --programs tower"""
 
 WHAT = ("attention", "block", "loss", "step")
+TURNS = 7
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,19 +58,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=common.positive_int,
     default=0,
     metavar="N",
-    help="rows; of one device with step --aot, else of all",
+    help="rows (default: by the shape); of one device with step --aot, else of "
+    "all",
   )
   parser.add_argument(
     "--turns",
     type=common.positive_int,
-    default=7,
     metavar="N",
-    help="of each implementation (default: %(default)s)",
+    help=f"of each implementation (default: {TURNS}); not with --aot",
   )
   parser.add_argument(
     "--dtype",
     choices=("float32", "bfloat16"),
-    help="of attention and block (default: by the device)",
+    help="of attention and block (default: by the device); not with --aot",
   )
   parser.add_argument(
     "--remat",
@@ -128,17 +129,25 @@ def _aot(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
     aot.chip(args.aot)
   except ValueError as error:
     raise ConfigError(f"--aot: {error}") from None
+  # Nothing is run, and what is compiled is in bfloat16.
+  useless = {"--turns": args.turns, "--dtype": args.dtype}
+  if given := [option for option, value in useless.items() if value]:
+    raise ConfigError(
+      f"--aot: {', '.join(given)} would change nothing; leave it out."
+    )
   jax.config.update("jax_platforms", "cpu")
   shapes = _shapes(args)
   if args.what == "attention":
     from mico_jax.benchmarks import attention
 
     peers = _chosen(args.peers, attention.PEERS, "--peers")
-    return attention.run(args.aot, shapes, peers=peers or attention.PEERS)
+    return attention.run(
+      args.aot, shapes, peers=peers or attention.PEERS, batch=args.batch
+    )
   if args.what == "block":
     from mico_jax.benchmarks import block
 
-    return block.run(args.aot, shapes)
+    return block.run(args.aot, shapes, batch=args.batch)
   if args.what == "loss":
     from mico_jax.benchmarks import loss
 
@@ -173,7 +182,8 @@ def _here(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
       raise ConfigError(f"--peers torch: {reason}")
   shapes = _shapes(args)
   print(timing.machine(), file=sys.stderr)
-  options: dict[str, Any] = {"batch": args.batch, "turns": args.turns}
+  turns = args.turns or TURNS
+  options: dict[str, Any] = {"batch": args.batch, "turns": turns}
   if args.what == "attention":
     from mico_jax.benchmarks import attention_time
 

@@ -84,6 +84,19 @@ def _names(text: str, known: list[str], what: str) -> list[str]:
   return names
 
 
+def _rows(text: str) -> int:
+  """The rows of a batch.
+
+  Raises:
+    ConfigError: for anything but a positive number.
+  """
+  if not text.isdecimal() or int(text) == 0:
+    raise ConfigError(
+      f"--batch {text}: expected a number, or (without --sweep) max."
+    )
+  return int(text)
+
+
 def run(args: argparse.Namespace) -> int:
   """Prints the plan; status 1 if it does not fit."""
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX looks for a device
@@ -118,9 +131,7 @@ def _plan(args: argparse.Namespace, config, name: str) -> int:
         raise ConfigError(f"no batch of task {task!r} fits {name}.")
       config = with_batch(config, found[task], task)
   elif args.batch:
-    if not args.batch.isdecimal() or args.batch == "0":
-      raise ConfigError(f"--batch {args.batch}: expected a number, or max.")
-    batch = int(args.batch)
+    batch = _rows(args.batch)
   plan = planner.make_plan(
     config,
     name,
@@ -147,8 +158,20 @@ def _sweep(args: argparse.Namespace, config, names: list[str]) -> int:
   from mico_jax.plan import report, search
   from mico_jax.plan.program import with_batch
 
-  if args.batch.isdecimal():
-    config = with_batch(config, int(args.batch))
+  if args.picture:
+    raise ConfigError("--picture draws one plan; leave it or --sweep out.")
+  if len(args.task) > 1:
+    raise ConfigError(
+      f"--task {' --task '.join(args.task)}: --sweep compares by one task."
+    )
+  if args.task and args.task[0] not in config.tasks:
+    raise ConfigError(
+      f"--task {args.task[0]}: the config has {', '.join(config.tasks)}."
+    )
+  if args.batch == "max":
+    raise ConfigError("--batch max: --sweep takes a number of rows.")
+  if args.batch:
+    config = with_batch(config, _rows(args.batch))
   counts = args.micro_batches or str(config.train.micro_batches)
   if not all(n.isdecimal() and n != "0" for n in counts.split(",")):
     raise ConfigError(

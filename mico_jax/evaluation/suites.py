@@ -8,10 +8,12 @@ captions and questions those the tasks train.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -27,6 +29,7 @@ from mico_jax.evaluation.captions import Writer, caption_results
 from mico_jax.evaluation.features import Embedder, Gallery
 from mico_jax.evaluation.questions import pick_questions, question_results
 from mico_jax.evaluation.report import Protocol, Result
+from mico_jax.kernels import target
 from mico_jax.modalities import DecodeError, letters
 from mico_jax.models import MiCo, build
 from mico_jax.types import Params
@@ -538,4 +541,13 @@ def evaluate(
     bootstrap=settings.bootstrap,
     seed=config.seed,
   )
-  return SUITES[settings.suite](Job(embedder, source, protocol, cheap))
+  job = Job(embedder, source, protocol, cheap)
+  # On one device, as the parameters are, whatever else the host has.
+  with target.alone() if _on_one_device(params) else contextlib.nullcontext():
+    return SUITES[settings.suite](job)
+
+
+def _on_one_device(params: Params) -> bool:
+  """Whether no array is spread over several devices."""
+  arrays = [x for x in jax.tree.leaves(params) if isinstance(x, jax.Array)]
+  return all(len(x.sharding.device_set) == 1 for x in arrays)

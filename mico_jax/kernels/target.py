@@ -1,8 +1,9 @@
 """Which machine the kernels of a trace are for.
 
-Normally the default backend of JAX. Two cases differ and say so by `use`: a
-program compiled ahead of time for a slice that is not there, and a test that
-runs TPU kernels in the interpreter. What `use` sets is read while a function is
+Normally the default backend of JAX. Three cases differ and say so by `use`: a
+program compiled ahead of time for a slice that is not there, a test that runs
+TPU kernels in the interpreter, and a step that is traced only to count its
+operations. What `use` sets is read while a function is
 traced, so trace inside it, and trace a function of your own: JAX remembers the
 trace of a function that it has seen before.
 """
@@ -54,6 +55,8 @@ class Target:
     sequence_axes: axes of `mesh` over which the tokens of a row are split.
     devices: that arrays may be spread over without a word to the kernels.
     capability: compute capability of a GPU, such as 8.0; 0.0: unknown.
+    plain: only operations are to be counted: attention and logits are whole,
+      in plain JAX and computed once, and nothing is logged.
   """
 
   platform: str
@@ -65,6 +68,7 @@ class Target:
   sequence_axes: tuple[str, ...] = ()
   devices: int = 1
   capability: float = 0.0
+  plain: bool = False
 
   @property
   def vmem(self) -> int:
@@ -111,6 +115,13 @@ def use(target: Target) -> Iterator[Target]:
     yield target
   finally:
     _current.reset(token)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[Target]:
+  """Functions traced inside run on one device, however many there are."""
+  with use(dataclasses.replace(current(), devices=1)) as target:
+    yield target
 
 
 @contextlib.contextmanager

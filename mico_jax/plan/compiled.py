@@ -1,7 +1,8 @@
 """Compiles a program ahead of time and keeps what the compiler says of it.
 
 Facts are kept by the hash of program, topology, compiler and its flags, so that
-planning again is a matter of tracing. `memory_analysis` and the out-of-memory
+planning again is a matter of tracing; those of a kernel without bundles are
+not. `memory_analysis` and the out-of-memory
 error of the TPU compiler are exact: it lays every buffer out. XLA:GPU gives no
 such error; there the sum is compared with `Topology.usable`.
 """
@@ -29,7 +30,7 @@ from mico_jax.plan.hlo import Call, Collective, Program
 from mico_jax.plan.topology import Topology
 
 CACHE = "MICO_JAX_PLAN_CACHE"  # folder of kept facts; "off": none
-_VERSION = 2  # of what is kept
+_VERSION = 3  # of what is kept
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -76,15 +77,23 @@ def cache_folder() -> pathlib.Path | None:
 
 
 def program_hash(text: str, where: Topology, mesh: Mapping[str, int]) -> str:
-  """Hash of a lowered program for devices; compiler and flags included."""
+  """Hash of a lowered program for devices, and of what else decides the facts.
+
+  That is the compiler and its flags, the devices as they are described to it,
+  and how its text is read.
+  """
   package = "jax-cuda13-pjrt" if where.is_gpu else "libtpu"
   try:
     version = importlib.metadata.version(package)
   except importlib.metadata.PackageNotFoundError:
     version = "unknown"
-  about = (_VERSION, where.name, dict(mesh), jax.__version__, version)
-  flags = os.environ.get("XLA_FLAGS", "")
-  return hashlib.sha256(f"{about} {flags}\n{text}".encode()).hexdigest()
+  about: list[Any] = [_VERSION, where.name, dict(mesh), hlo.PARTS]
+  about += [jax.__version__, version, os.environ.get("XLA_FLAGS", "")]
+  if where.is_gpu:
+    about += [gpu.COMPILER_OPTIONS, gpu.description(where.kind)]
+  else:
+    about.append(aot.given_flags())
+  return hashlib.sha256(f"{about}\n{text}".encode()).hexdigest()
 
 
 def _size(number: str, unit: str) -> int:
@@ -158,7 +167,7 @@ def compile_facts(
     facts = dataclasses.replace(facts, bundles=_bundles(facts, new))
     for file in new:
       file.unlink()
-  if path:
+  if path and not _unknown_kernels(facts, where):
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(f".{os.getpid()}")
     half.write_text(_to_json(facts), encoding="utf-8")
@@ -178,6 +187,13 @@ def _bundles(facts: Facts, dumped: Sequence[pathlib.Path]) -> dict[str, int]:
       step = sum(n for depth, n in depths.items() if depth >= 1)
       found[label] = max(found.get(label, 0), step or depths.get(0, 0))
   return found
+
+
+def _unknown_kernels(facts: Facts, where: Topology) -> set[str]:
+  """Labels of Pallas calls whose bundles were not dumped."""
+  if where.is_gpu or facts.program is None:
+    return set()
+  return {call.label for call in facts.program.calls} - set(facts.bundles)
 
 
 def _too_large(message: str, needed: tuple[int, int], seconds: float) -> Facts:

@@ -2,9 +2,11 @@
 
 TPU: XLA's static cycles of its own operations, memory time included, over the
 clock. A Pallas call takes, per grid step, the bundles (one cycle each) that
-the compiler scheduled for it, or the bytes it declares at HBM speed if that is
-longer, and 0.35 us. GPU: products at `PRODUCT_SHARE` of the peak, recomputation
-included, everything else by its bytes at HBM speed.
+the compiler scheduled for it and 0.35 us, over the cores that share the grid,
+or the bytes it declares at HBM speed if that is longer; without bundles, the
+products it declares at `KERNEL_SHARE` of the peak. GPU: products at
+`PRODUCT_SHARE` of the peak, recomputation included, everything else by its
+bytes at HBM speed. A loop whose turns the program does not know counts once.
 
 Collectives take the bytes that a device receives over the links that their
 group spans. Nothing is assumed to overlap (`Time.step`); `overlapped` assumes
@@ -20,8 +22,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mico_jax.benchmarks import aot
 from mico_jax.plan.compiled import Facts
-from mico_jax.plan.hlo import Collective
+from mico_jax.plan.hlo import Call, Collective
 from mico_jax.plan.topology import Topology
 from mico_jax.train.flops import inner_jaxprs, repeats
 
@@ -34,13 +37,14 @@ PRODUCT_SHARE = 0.6  # of the peak that matrix products reach on GPUs
 METHODS = {
   "tpu": (
     "XLA's static cycles over the clock, Pallas calls by their bundles and "
-    "0.35 us a grid step, collectives as bytes over ICI bandwidth, nothing "
-    "overlapped; compiler's figures, not measured"
+    f"0.35 us a grid step (where bundles are not known, by {KERNEL_SHARE:.0%} "
+    "of the peak), loops of unknown length once, collectives as bytes over ICI "
+    "bandwidth, nothing overlapped; compiler's figures, not measured"
   ),
   "cuda": (
     f"matrix products at {PRODUCT_SHARE:.0%} of the peak, everything else as "
-    "bytes at HBM speed, collectives as bytes over NVLink or network, nothing "
-    "overlapped; not measured"
+    "bytes at HBM speed, loops of unknown length once, collectives as bytes "
+    "over NVLink or network, nothing overlapped; not measured"
   ),
 }
 _DTYPES = {
@@ -155,22 +159,35 @@ def kernel_seconds(
     facts: of the program.
     known: its kernels.
     where: the topology.
+
+  Raises:
+    KeyError: for a call of a kernel that is not known.
   """
   found: dict[str, float] = defaultdict(float)
   for call in facts.program.calls if facts.program else ():
-    fitting = [k for k in known if k.name in call.label]
-    exact = [k for k in fitting if k.shapes == call.shapes]
-    if not fitting:
-      continue
-    kernel = (exact or fitting)[0]
+    kernel = _called(call, known)
+    steps = kernel.steps / where.cores
     bundles = facts.bundles.get(call.label)
     if bundles and where.clock:
-      busy = bundles * kernel.steps / where.clock
+      busy = bundles * steps / where.clock
     else:
       busy = kernel.flops / (where.peak * KERNEL_SHARE)
-    busy = max(busy, kernel.bytes / where.hbm) + kernel.steps * GRID_STEP
+    busy = max(busy, kernel.bytes / where.hbm) + steps * GRID_STEP
     found[call.part] += call.count * busy
   return dict(found)
+
+
+def _called(call: Call, known: Sequence[Kernel]) -> Kernel:
+  """The kernel of a call: by name, then by the shapes of its results."""
+  fitting = [k for k in known if k.name == aot.kernel_name(call.label)]
+  fitting = fitting or [k for k in known if k.name in call.label]
+  if not fitting:
+    raise KeyError(
+      f"call {call.label} of {call.shapes}: no Pallas kernel of the step has "
+      f"that name; known: {', '.join(k.name for k in known) or 'none'}."
+    )
+  exact = [k for k in fitting if k.shapes == call.shapes]
+  return (exact or fitting)[0]
 
 
 def collective_seconds(

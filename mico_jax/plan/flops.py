@@ -1,29 +1,19 @@
-"""Model FLOPs of a step, counted in its jaxpr.
+"""FLOPs of a step by its parts, counted in a jaxpr.
 
-Every matrix product and convolution of loss and gradient, times the trip counts
-of the loops around it, two operations for each multiplication and addition.
-Traced without rematerialisation, micro-batches and kernels of our own, so what
-is computed a second time to save memory does not count. Everything else
-(softmax, norms, optimizer) is below 2% and left out; masked positions of an
-attention count as they are multiplied.
+Every matrix product and convolution, times the trip counts of the loops around
+it (once where they are not known), two operations for each multiplication and
+addition. Everything else (softmax, norms, optimizer) is below 2% and left out;
+masked positions of an attention count as they are multiplied. What belongs to
+the model and what is computed twice: `mico_jax.train.flops.trace_model`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from mico_jax.config import Config, TaskConfig
-from mico_jax.objectives.draws import SpecialIds
 from mico_jax.plan.hlo import part_of
 from mico_jax.train.flops import inner_jaxprs, product_flops, repeats
-from mico_jax.train.optimizer import Optimizer
-from mico_jax.train.step import make_loss
-from mico_jax.types import PyTree
 
 # cuDNN's attention: products of queries and keys in each direction.
 _CUDNN = (("dot_product_attention_fwd", 2), ("dot_product_attention_bwd", 5))
@@ -66,40 +56,3 @@ def count(jaxpr: Any) -> dict[str, float]:
 
   visit(jaxpr, 1.0, "")
   return dict(found)
-
-
-def plain(config: Config) -> Config:
-  """The config whose step computes everything once, in XLA's own operations."""
-  model = dataclasses.replace(config.model, remat="none", attention="xla")
-  return dataclasses.replace(config, model=model)
-
-
-def of_task(
-  model: Any,
-  config: Config,
-  task: TaskConfig,
-  tokenizer: SpecialIds,
-  optimizer: Optimizer,
-  params: PyTree,
-  batch: PyTree,
-) -> dict[str, float]:
-  """Model FLOPs of one training step over its global batch.
-
-  Args:
-    model: of the plain config.
-    config: from `plain`.
-    task: one of its tasks.
-    tokenizer: special ids.
-    optimizer: of the run; it says what is frozen.
-    params: shapes of the parameters.
-    batch: shapes of the global batch.
-  """
-  loss = make_loss(model, config, task, tokenizer)
-
-  def gradient(params: PyTree, batch: PyTree) -> PyTree:
-    value = lambda p: loss(
-      optimizer.freeze(p), batch, step=jnp.zeros((), jnp.int32)
-    )[0]
-    return jax.grad(value)(params)
-
-  return count(jax.make_jaxpr(gradient)(params, batch).jaxpr)

@@ -9,6 +9,7 @@ its operations read and write is counted instead (`mico_jax.plan.traffic`).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections import Counter
@@ -212,8 +213,57 @@ def sizes(types: str) -> list[int]:
   ]
 
 
+def _mesh_groups(axes: str, named: str) -> list[tuple[int, ...]]:
+  """Groups along some axes of a mesh whose devices are in order.
+
+  Args:
+    axes: of the mesh, "'a'=2,'b'=8".
+    named: those of a group, "'a','b':(2)4": of `b`, split into 2 x 4 x 1, the
+      part of size 4.
+
+  Raises:
+    ValueError: for parts that do not divide their axis.
+  """
+  whole = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", axes)}
+  parts: list[tuple[str, int, int]] = []  # axis, devices above, devices of it
+  for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", named):
+    parts.append((name, int(before or 1), int(size or whole[name])))
+  shape: list[int] = []
+  place: dict[tuple[str, int], int] = {}  # axis, devices above -> dimension
+  for name, size in whole.items():
+    cuts = {1, size}
+    for _, before, count in (p for p in parts if p[0] == name):
+      cuts |= {before, before * count}
+    ordered = sorted(cuts)
+    for above, below in itertools.pairwise(ordered):
+      if below % above or below > size:
+        raise ValueError(f"groups {{{named}}} do not divide the mesh [{axes}].")
+      place[name, above] = len(shape)
+      shape.append(below // above)
+  inside = [
+    place[key]
+    for name, before, size in parts
+    for key in sorted(place)
+    if key[0] == name and before <= key[1] < before * size
+  ]
+  order = [i for i in range(len(shape)) if i not in inside] + inside
+  ids = np.arange(math.prod(shape)).reshape(shape).transpose(order)
+  width = math.prod(shape[i] for i in inside)
+  return [tuple(int(i) for i in row) for row in ids.reshape(-1, width)]
+
+
 def replica_groups(body: str) -> list[tuple[int, ...]]:
-  """The groups of a collective, as positions in the mesh; [] if unwritten."""
+  """The groups of a collective, as positions in the mesh; [] if unwritten.
+
+  Raises:
+    ValueError: for groups in a form that is not known.
+  """
+  found = re.search(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}", body)
+  if found:
+    axes, between, named = found.groups()
+    if between.strip():  # the devices of the mesh are permuted
+      raise ValueError(f"unknown form of groups: {found.group()}")
+    return _mesh_groups(axes, named)
   found = re.search(
     r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", body
   )
@@ -230,6 +280,9 @@ def replica_groups(body: str) -> list[tuple[int, ...]]:
     r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", body
   )
   if not found:
+    unknown = re.search(r"replica_groups=(?!\{\}).{,80}", body)
+    if unknown:
+      raise ValueError(f"unknown form of groups: {unknown.group()}")
     return []
   rows = re.findall(r"\{([\d,]+)\}", found.group(1))
   return [tuple(int(i) for i in row.split(",")) for row in rows]
@@ -250,7 +303,7 @@ def _moved(kind: str, results: list[int], n: int, *, started: bool) -> float:
   """Bytes a device receives; `results` are sizes of the result."""
   if kind == "collective-permute":
     return float(max(results, default=0))
-  if started and kind == "all-gather":  # (operands, results)
+  if started and kind != "all-reduce":  # (operands, results)
     results = results[len(results) // 2 :]
   whole = float(sum(results))
   if kind == "reduce-scatter":
@@ -275,8 +328,11 @@ def collective_of(
   group = groups[0] if groups else tuple(range(math.prod(mesh.values())))
   if kind == "collective-permute":
     group = tuple(sorted({i for pair in groups[:2] for i in pair}))
-  results = sizes(found.body.split(f" {found.op}(")[0])
+  types = found.body.split(f" {found.op}(")[0]
   started = found.op.endswith("-start")
+  if started:  # without what the runtime keeps behind operands and results
+    types = re.sub(r"(, [us]32\[\](\{[^}]*\})?)+\)$", ")", types)
+  results = sizes(types)
   moved = _moved(kind, results, max(len(group), 1), started=started)
   if scattered:
     kind, moved = "reduce-scatter", moved / 2

@@ -139,6 +139,12 @@ class Plan:
     return self.config.train.steps * mean / shares
 
   @property
+  def assumed(self) -> list[str]:
+    """Tasks of which nothing is known: as if they took as long a step."""
+    known = {t.name for t in self.tasks} | set(self.rest)
+    return [name for name in self.config.tasks if name not in known]
+
+  @property
   def days(self) -> float | None:
     """Estimated days of the run."""
     return self.seconds / DAY if self.seconds else None
@@ -169,6 +175,7 @@ class Plan:
       "steps": self.config.train.steps,
       "days": self.days,
       "chip_hours": self.chip_hours,
+      "assumed": self.assumed,
       "method": estimate.METHODS[self.where.platform],
     }
 

@@ -32,6 +32,7 @@ from mico_jax.parallel.mesh import make_mesh
 from mico_jax.plan import flops
 from mico_jax.run.checks import check_mesh, check_ranges
 from mico_jax.run.setup import check_tasks
+from mico_jax.train.flops import trace_model
 from mico_jax.train.optimizer import Optimizer, make_optimizer
 from mico_jax.train.state import (
   TrainState,
@@ -238,7 +239,9 @@ class Programs:
     contexts = self.contexts()
     rows = self.config.evaluation.batch_size
     data = sharding.batch_sharding(self.mesh, self.rules)
-    forward = make_eval_forward(self.model, self.config, contexts)
+    forward = make_eval_forward(
+      self.model, self.config, contexts, mesh=self.mesh
+    )
     inputs = {}
     keys = {by_letter(letter).key for c in contexts for letter in c}
     for key in (k for k in MODALITIES if k in keys):
@@ -294,16 +297,15 @@ class Programs:
 
   def flops(self, task: str) -> dict[str, float]:
     """Model FLOPs of a task's step over the global batch."""
-    config = flops.plain(self.config)
-    return flops.of_task(
-      models.build(config.model),
-      config,
-      config.tasks[task],
-      special_ids(config),
-      self.optimizer,
-      self.params,
-      self.batch(task),
+    jaxpr = trace_model(
+      self.config,
+      self.config.tasks[task],
+      special_ids(self.config),
+      optimizer=self.optimizer,
+      params=self.params,
+      batch=self.batch(task),
     )
+    return flops.count(jaxpr)
 
   def share(self, task: str) -> float:
     """The part of all steps that a task gets."""

@@ -104,9 +104,8 @@ def _shares(task: TaskPlan) -> str:
 
 def _assumed(plan: Plan) -> str:
   """What the length of the recipe says nothing about."""
-  known = {t.name for t in plan.tasks} | set(plan.rest)
-  left = [name for name in plan.config.tasks if name not in known]
-  return f" (as if {', '.join(left)} took as long a step)" if left else ""
+  left = ", ".join(plan.assumed)
+  return f" (as if {left} took as long a step)" if left else ""
 
 
 def to_text(plan: Plan) -> str:
@@ -187,6 +186,9 @@ def sweep_text(plans: Sequence[Plan]) -> str:
       ]
     )
   lines = [_aligned(rows)]
+  lines += dict.fromkeys(
+    f"days and chip-hours{_assumed(p)}" for p in plans if p.tasks and p.assumed
+  )
   # Why some were not compiled, each reason once.
   lines += dict.fromkeys(
     f"not compiled: {p.problem}" for p in plans if p.problem

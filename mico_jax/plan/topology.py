@@ -87,21 +87,26 @@ class Topology:
     return math.prod(self.shape)
 
   @property
-  def _cores(self) -> int:
+  def _per_chip(self) -> int:
     """JAX devices of a chip."""
     return 1 if self.is_gpu else aot.CHIPS[self.kind].devices
 
   @property
+  def cores(self) -> int:
+    """TensorCores of a device, over which a kernel's grid is split."""
+    return 1 if self.is_gpu else aot.CHIPS[self.kind].cores
+
+  @property
   def num_devices(self) -> int:
     """JAX devices."""
-    return self.num_chips * self._cores
+    return self.num_chips * self._per_chip
 
   @property
   def peak(self) -> float:
     """Peak bfloat16 FLOP/s of a device."""
     if self.is_gpu:
       return gpu.GPUS[self.kind].flops
-    return aot.CHIPS[self.kind].flops / self._cores
+    return aot.CHIPS[self.kind].flops / self._per_chip
 
   @property
   def clock(self) -> float | None:
@@ -113,14 +118,14 @@ class Topology:
     """Bytes/s between a device and its memory."""
     if self.is_gpu:
       return gpu.GPUS[self.kind].bandwidth
-    return aot.CHIPS[self.kind].bandwidth / self._cores
+    return aot.CHIPS[self.kind].bandwidth / self._per_chip
 
   @property
   def memory(self) -> int:
     """Bytes of a device; `usable` is less."""
     if self.is_gpu:
       return gpu.GPUS[self.kind].memory
-    return int(aot.CHIPS[self.kind].memory / self._cores * GIB)
+    return int(aot.CHIPS[self.kind].memory / self._per_chip * GIB)
 
   @property
   def usable(self) -> int:
@@ -187,7 +192,7 @@ class Topology:
         closes = covered == size and size % torus.wrap == 0
         links += 2 if closes else 1
     # A device of a chip with two shares its links.
-    return max(links, 1) * torus.link / self._cores
+    return max(links, 1) * torus.link / self._per_chip
 
 
 def known() -> str:

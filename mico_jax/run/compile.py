@@ -9,11 +9,12 @@ from typing import Any
 import jax
 
 from mico_jax import models
+from mico_jax.config import Config
 from mico_jax.data.pipeline import batch_spec
 from mico_jax.parallel import sharding
 from mico_jax.run.instruments import release_memory
 from mico_jax.run.setup import Session
-from mico_jax.train.flops import count_flops
+from mico_jax.train.flops import count_flops, is_plain, trace_model
 from mico_jax.train.state import TrainState
 from mico_jax.train.step import make_train_step
 
@@ -39,38 +40,58 @@ class CompiledStep:
     return self.run(state, batch)
 
 
+def counts_as_model(config: Config, jaxpr: Any) -> bool:
+  """Whether the products of a traced step are those of the model, each once.
+
+  Then its model FLOPs need no trace of their own.
+
+  Args:
+    config: of the run.
+    jaxpr: of the step.
+  """
+  embeds_twice = config.train.micro_batches > 1
+  multiplies_gradients = config.optimizer.name == "muon"
+  return not embeds_twice and not multiplies_gradients and is_plain(jaxpr)
+
+
 def compile_steps(session: Session, state: TrainState) -> dict[str, Any]:
   """Compiles the step of every task that has any, ahead, in threads."""
   config = session.config
   rules = sharding.rules_by_name(config.parallel.rules)
   rows = sharding.batch_sharding(session.mesh, rules)
+  info = session.tokenizer.info
+  shapes_of = lambda tree: jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree
+  )
 
-  def trace(name: str, remat: str) -> Any:
-    changed = dataclasses.replace(config.model, remat=remat)
-    used = dataclasses.replace(config, model=changed)
+  def compile_task(name: str) -> CompiledStep:
     step = make_train_step(
-      models.build(changed),
-      used,
+      models.build(config.model),
+      config,
       config.tasks[name],
-      session.tokenizer.info,
+      info,
       session.mesh,
       optimizer=session.optimizer,
     )
-    shapes = jax.tree.map(
+    batch = jax.tree.map(
       lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows),
       batch_spec(config, name),
       is_leaf=lambda s: hasattr(s, "dtype"),
     )
-    return step.trace(state, shapes)
-
-  def compile_task(name: str) -> CompiledStep:
-    traced = trace(name, config.model.remat)
+    traced = step.trace(state, batch)
     compiled = traced.lower().compile()
-    if config.model.remat != "none":
-      traced = trace(name, "none")  # what is computed twice counts once
-    flops = count_flops(traced.jaxpr)
+    jaxpr = traced.jaxpr
+    if not counts_as_model(config, jaxpr):
+      jaxpr = trace_model(
+        config,
+        config.tasks[name],
+        info,
+        optimizer=session.optimizer,
+        params=shapes_of(state.params),
+        batch=shapes_of(batch),
+      )
     release_memory()
-    return CompiledStep(compiled, flops)
+    return CompiledStep(compiled, count_flops(jaxpr))
 
   names = [name for name, task in config.tasks.items() if task.steps]
   with ThreadPoolExecutor(max_workers=COMPILE_THREADS) as pool:

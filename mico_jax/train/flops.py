@@ -2,15 +2,30 @@
 
 Only products count (matrix products and convolutions, a multiplication and an
 addition each), as is usual for MFU; loops count each turn, parts under
-`shard_map` each shard. Count a step traced without remat: what a policy
-computes twice is no model FLOP.
+`shard_map` each shard. `trace_model` traces loss and gradient without
+rematerialisation, micro-batches and kernels of our own, so what is computed a
+second time to save memory, and what a kernel adds to fill its tiles, are no
+model FLOPs. Captions count as if every position were scored: how many are, no
+program knows.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mico_jax import models
+from mico_jax.config import Config, TaskConfig
+from mico_jax.kernels import target
+from mico_jax.objectives.draws import SpecialIds
+from mico_jax.train.optimizer import Optimizer
+from mico_jax.train.step import make_loss
+from mico_jax.types import PyTree
 
 # Peak of one JAX device in bfloat16 (float16 for T4 and V100), dense, without
 # sparsity, in FLOP/s, by `device_kind`. Sources: the vendors' data sheets;
@@ -37,6 +52,15 @@ PEAK_FLOPS: Mapping[str, float] = {
   "Tesla T4": 65e12,
   "Tesla V100-SXM2-16GB": 125e12,
 }
+
+# `jax.checkpoint` (by both of its names), kernels of Pallas and cuDNN, loops.
+_NOT_PLAIN = (
+  "checkpoint",
+  "remat",
+  "pallas_call",
+  "dot_product_attention",
+  "while",
+)
 
 
 def peak_flops(device: Any) -> float | None:
@@ -119,6 +143,57 @@ def count_flops(jaxpr: Any) -> int:
       if inner:
         total += repeats(eqn) * sum(count_flops(j) for j in inner)
   return total
+
+
+def is_plain(jaxpr: Any) -> bool:
+  """Whether what is counted in a jaxpr is what there is, and once.
+
+  It is not where products are computed again in the backward pass, lie in a
+  kernel, or in a loop whose turns are not known.
+
+  Args:
+    jaxpr: see `count_flops`.
+  """
+  jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name.startswith(_NOT_PLAIN):
+      return False
+    for value in eqn.params.values():
+      if not all(is_plain(inner) for inner in inner_jaxprs(value)):
+        return False
+  return True
+
+
+def trace_model(
+  config: Config,
+  task: TaskConfig,
+  tokenizer: SpecialIds,
+  *,
+  optimizer: Optimizer,
+  params: PyTree,
+  batch: PyTree,
+) -> Any:
+  """The jaxpr of a task's loss and gradient over its global batch, all once.
+
+  Args:
+    config: of the run.
+    task: one of its tasks.
+    tokenizer: special ids.
+    optimizer: of the run; it says what is frozen.
+    params: shapes of the parameters.
+    batch: shapes of the global batch.
+  """
+  model = models.build(dataclasses.replace(config.model, remat="none"))
+  loss = make_loss(model, config, task, tokenizer)
+
+  def gradient(params: PyTree, batch: PyTree) -> PyTree:
+    value = lambda p: loss(
+      optimizer.freeze(p), batch, step=jnp.zeros((), jnp.int32)
+    )[0]
+    return jax.grad(value)(params)
+
+  with target.use(target.Target("cpu", plain=True)):
+    return jax.make_jaxpr(gradient)(params, batch).jaxpr
 
 
 def mfu(

@@ -325,6 +325,7 @@ def make_eval_forward(
   *,
   project: Sequence[str] = (),
   pad: int = 0,
+  mesh: Mesh | None = None,
 ) -> Step:
   """The jitted evaluation forward: embeddings, and contexts where asked.
 
@@ -335,6 +336,8 @@ def make_eval_forward(
     project: letters whose projected context is returned as well, for matching
       and captioning.
     pad: the tokenizer's pad id.
+    mesh: of the run, over which kernels are split as in a training step; None:
+      one device.
 
   Returns:
     forward(params, batch) -> {"features": {letters: [B E]},
@@ -345,7 +348,7 @@ def make_eval_forward(
   used = {by_letter(letter).key for c in wanted for letter in c}
   keys = tuple(key for key in MODALITIES if key in used)
 
-  def forward(params: Params, batch: Batch) -> dict[str, Any]:
+  def embed(params: Params, batch: Batch) -> dict[str, Any]:
     params = lora.merge(params, alpha=config.optimizer.lora_alpha)
     pixels = encode.to_pixels(config, batch, keys, train=False)
     pixels = {key: pixels[key] for key in keys if key in pixels}
@@ -379,5 +382,11 @@ def make_eval_forward(
         for g, h in hidden.items()
       },
     }
+
+  def forward(params: Params, batch: Batch) -> dict[str, Any]:
+    rules = sharding.rules_by_name(config.parallel.rules)
+    split = kernels_on(mesh, rules) if mesh else contextlib.nullcontext()
+    with split:
+      return embed(params, batch)
 
   return jax.jit(forward)

@@ -16,6 +16,7 @@ from mico_jax.data.tokenizer import make_tokenizer
 from mico_jax.data.worlds import OmniWorldSource
 from mico_jax.evaluation import retrieval, suites
 from mico_jax.evaluation.features import Embedder, Gallery
+from mico_jax.kernels import target
 from mico_jax.world import ceilings
 
 OBJECTIVES = {
@@ -269,3 +270,24 @@ def test_user_mistakes(config, parts):
   pairs = with_settings(item_pairs=("i:a",), suite="retrieval", size=4)
   with pytest.raises(c.ConfigError, match=r"evaluation\.label"):
     _run(pairs, parts)
+
+
+def test_an_evaluation_of_one_device_says_so_to_the_kernels(
+  config, monkeypatch
+):
+  """On a host of several, kernels would else ask for a mesh."""
+  found = []
+
+  def suite(job):
+    found.append(target.current())
+    return []
+
+  monkeypatch.setitem(suites.SUITES, config.evaluation.suite, suite)
+  model = models.build(config.model)
+  params = model.init(jax.random.key(0))
+  tokenizer = make_tokenizer(config.data.tokenizer)
+  with target.use(target.Target("cpu", devices=8)):
+    evaluation.evaluate(model, params, config, tokenizer)
+    places = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    assert suites._on_one_device(jax.device_put(params, places))
+  assert [machine.devices for machine in found] == [1]

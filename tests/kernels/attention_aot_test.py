@@ -54,6 +54,80 @@ def test_every_generation():
     assert record.get("kernel", 0) > 0 or "VMEM" in record["refused"]
 
 
+_COMPILE = """
+import json, sys
+import jax
+import jax.numpy as jnp
+jax.config.update("jax_platforms", "cpu")
+from mico_jax.benchmarks import aot
+from mico_jax.kernels import target
+from mico_jax.kernels.attention import attention, tpu_plan
+
+topology, queries, keys, dtype, streamed, rules = json.loads(sys.argv[1])
+if streamed:
+  tpu_plan._SCORE_TILES = 10**9  # keys that do not fit
+array = lambda n: jax.ShapeDtypeStruct((2, n, 4, 64), jnp.dtype(dtype))
+ids = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+known = {
+  "none": {},
+  "lengths": {"kv_lengths": ids(2)},
+  "causal": {},
+  "prefix": {"prefix_lengths": ids(2)},
+  "segments": {
+    "query_segments": ids(2, queries), "kv_segments": ids(2, keys)
+  },
+}[rules]
+causal = rules in ("causal", "prefix")
+
+def gradients(q, k, v, given):
+  def loss(q, k, v):
+    out = attention(q, k, v, causal=causal, backend="pallas_tpu", **given)
+    return jnp.sum(out.astype(jnp.float32) ** 2)
+  with target.use(target.Target("tpu", topology.split(":")[0])):
+    return jax.value_and_grad(loss, (0, 1, 2))(q, k, v)
+
+report = aot.compile_report(
+  gradients, array(queries), array(keys), array(keys), known,
+  sharding=aot.one_device(topology),
+)
+print(json.dumps(sorted(report.bundles)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("topology", "queries", "keys", "dtype", "streamed", "rules"),
+  [
+    ("v5e:2x2", 257, 257, "bfloat16", False, "lengths"),
+    ("v5e:2x2", 257, 257, "bfloat16", False, "causal"),
+    ("v5e:2x2", 257, 257, "float32", False, "prefix"),
+    ("v5e:2x2", 257, 257, "bfloat16", False, "segments"),
+    ("v5e:2x2", 40, 300, "bfloat16", False, "segments"),
+    ("v5e:2x2", 1028, 1028, "bfloat16", True, "none"),
+    ("v5e:2x2", 1028, 1028, "float32", True, "lengths"),
+    ("v5e:2x2", 1028, 1028, "bfloat16", True, "segments"),
+    ("v5p:2x2x1", 1028, 1028, "bfloat16", True, "prefix"),
+  ],
+)
+def test_every_rule_compiles(topology, queries, keys, dtype, streamed, rules):
+  if reason := aot.missing():
+    pytest.skip(reason)
+  case = json.dumps([topology, queries, keys, dtype, streamed, rules])
+  done = subprocess.run(
+    [sys.executable, "-c", _COMPILE, case],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  found = " ".join(json.loads(done.stdout.splitlines()[-1]))
+  kinds = ("forward", "backward")
+  if streamed:
+    kinds = ("stream_forward", "stream_queries", "stream_keys")
+  for kind in kinds:
+    assert f"mico_attention_{kind}_{queries}_{keys}_4_64" in found
+
+
 def test_reads_a_program():
   text = """HloModule m
 %body (p: f32[8]) -> f32[8] {

@@ -7,6 +7,7 @@ never written with NaN.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import jax
@@ -17,6 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from mico_jax.kernels import target
 from mico_jax.kernels.attention import (
+  ATTENTION_SUMS,
   attention,
   packed_attention,
   pallas_stream,
@@ -25,6 +27,8 @@ from mico_jax.kernels.attention import (
 )
 from mico_jax.kernels.attention import reference as plain
 from mico_jax.kernels.attention.rules import Rules
+from mico_jax.kernels.attention.tpu_layout import Heads
+from mico_jax.train.flops import inner_jaxprs
 
 LENGTHS = (1, 7, 128, 257, 300, 2056)
 HEADS = (1, 12, 16)
@@ -91,7 +95,8 @@ def _value_and_gradients(function, arrays, weights):
     return jnp.sum(out.astype(jnp.float32) * weights.astype(jnp.float32)), out
 
   numbers = tuple(range(len(arrays)))
-  grads, out = jax.grad(loss, argnums=numbers, has_aux=True)(*arrays)
+  gradient = jax.jit(jax.grad(loss, argnums=numbers, has_aux=True))
+  grads, out = gradient(*arrays)
   return out, *grads
 
 
@@ -400,3 +405,121 @@ def test_tokens_split_over_devices(run, backend, queries, keys, rules):
   _compare(
     run(backend, call), _truth(arrays, weights, Rules(**options)), case[5]
   )
+
+
+@pytest.mark.multidevice
+def test_filled_keys_of_released_masks_take_no_part(caplog):
+  """-10000 is no wall: rows that see nothing would see the filling."""
+  case = (8, 13, 2, 16, "lengths", "float32")
+  *arrays, _ = _case(case, batch=2)
+  lengths = jnp.array([13, 0], jnp.int32)
+  mesh = jax.make_mesh(
+    (2,), ("sequence",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  call = lambda *x: attention(*x, kv_lengths=lengths, masked_rows="released")
+  want = call(*arrays)
+  with target.split(mesh, sequence_axes=("sequence",)):
+    out = jax.jit(lambda *x: call(*x))(*arrays)
+  np.testing.assert_allclose(out, want, atol=1e-5)
+
+
+def test_a_batch_that_is_not_known_yet_is_refused():
+  (batch,) = jax.export.symbolic_shape("b")
+  q = jax.ShapeDtypeStruct((batch, 4, 1, 128), jnp.float32)
+  with (
+    target.use(target.Target("tpu", "v5e")),
+    pytest.raises(NotImplementedError, match="not known yet"),
+  ):
+    jax.eval_shape(lambda q: attention(q, q, q, backend="pallas_tpu"), q)
+
+
+def _kernels(jaxpr):
+  """The Pallas calls of a jaxpr, those of inner ones included."""
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == "pallas_call":
+      yield eqn
+      continue
+    for value in eqn.params.values():
+      for inner in inner_jaxprs(value):
+        yield from _kernels(inner)
+
+
+def _gradient_kernels(sizes, *, keep=None):
+  """Kernels of values and gradients, by name; with a policy: under remat."""
+  batch, queries, keys, heads, dim = sizes
+  array = lambda n: jax.ShapeDtypeStruct((batch, n, heads, dim), jnp.bfloat16)
+
+  def one(q, k, v):
+    return attention(q, k, v, backend="pallas_tpu").astype(jnp.float32)
+
+  if keep is not None:
+    one = jax.checkpoint(
+      one, policy=jax.checkpoint_policies.save_only_these_names(*keep)
+    )
+  with target.use(target.Target("tpu", "v5e", interpret=True)):
+    jaxpr = jax.make_jaxpr(
+      jax.grad(lambda *x: jnp.sum(one(*x) ** 2), argnums=(0, 1, 2))
+    )(array(queries), array(keys), array(keys))
+  found = {}
+  for eqn in _kernels(jaxpr.jaxpr):
+    name = str(eqn.params["name"]).split(f"_{queries}_")[0]
+    found.setdefault(name, []).append(eqn.params["cost_estimate"])
+  return found
+
+
+def test_kernels_say_what_they_cost(monkeypatch):
+  batch, queries, keys, heads, dim = sizes = (2, 257, 129, 2, 64)
+  pairs, row = batch * heads * queries * keys, 2 * batch * heads * dim
+  resident = _gradient_kernels(sizes)
+  monkeypatch.setattr(tpu_plan, "_SCORE_TILES", 10**9)
+  monkeypatch.setattr(pallas_stream, "TILE", 128)
+  found = resident | _gradient_kernels(sizes)
+  tiles, key_tiles = 3, 2
+  want = {
+    "forward": (2, 2 * queries + 2 * keys),
+    "backward": (5, 3 * queries + 4 * keys),
+    "stream_forward": (2, 2 * queries + tiles * 2 * keys),
+    "stream_queries": (3, 3 * queries + tiles * 2 * keys),
+    "stream_keys": (4, key_tiles * 2 * queries + 4 * keys),
+  }
+  assert found.keys() == {f"mico_attention_{name}" for name in want}
+  for name, (products, rows) in want.items():
+    (cost,) = found[f"mico_attention_{name}"]
+    assert cost.flops == 2 * products * pairs * dim
+    assert cost.bytes_accessed == rows * row
+
+
+def test_what_the_backward_pass_reads_can_be_kept(monkeypatch):
+  """The forward kernel does not run again where a policy keeps its sums."""
+  monkeypatch.setattr(tpu_plan, "_SCORE_TILES", 10**9)
+  sizes = (1, 256, 256, 1, 64)
+  again = _gradient_kernels(sizes, keep=())
+  kept = _gradient_kernels(sizes, keep=(ATTENTION_SUMS,))
+  name = "mico_attention_stream_forward"
+  assert len(again[name]) == 2
+  assert len(kept[name]) == 1
+
+
+def test_memory_of_rules_is_counted():
+  spec = tpu_plan.resident.Spec(
+    layout=Heads(1, 64),
+    num_queries=512,
+    num_keys=1024,
+    rows=512,
+    scale=1.0,
+    factor=1.0,
+  )
+  need = lambda backward, **rules: (
+    tpu_plan.vmem_bytes(
+      dataclasses.replace(spec, **rules), 2, backward=backward
+    )
+    - tpu_plan.vmem_bytes(spec, 2, backward=backward)
+  )
+  lane, row = 128 * 4, 16 * 4
+  # A column is as wide as a tile of lanes, a row as high as a tile; twice.
+  assert need(True, key_ids=True) == 2 * 1024 * lane
+  assert need(False, key_ids=True) == 2 * 1024 * row
+  assert need(False, query_ids=True) == 2 * 512 * lane
+  assert need(True, query_ids=True) == 2 * 512 * row
+  assert need(True, key_ids=True, upright=True) == 2 * 1024 * row
+  assert need(False, prefix=True) == 2 * 16 * lane

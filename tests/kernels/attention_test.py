@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mico_jax.kernels import dtypes, target
-from mico_jax.kernels.attention import BACKENDS, api, attention
+from mico_jax.kernels.attention import BACKENDS, api, attention, xla
 from mico_jax.kernels.attention import reference as plain
 from mico_jax.kernels.attention.rules import Rules
 
@@ -39,7 +39,7 @@ def _truth(q, k, v, mask, masked_rows):
       )
       return jnp.sum(jnp.square(out)), out
 
-    grads, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(
+    grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(
       *(jnp.asarray(x) for x in (q, k, v))
     )
     return [np.asarray(x) for x in (out, *grads)]
@@ -91,7 +91,8 @@ def test_forward_and_gradients(backend, masked_rows, shape, masked):
     return jnp.sum(jnp.square(out)), out
 
   arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
-  grads, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*arrays)
+  gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+  grads, out = gradient(*arrays)
   limit = 2e-3 if masked and masked_rows == "released" else 1e-5
   for got, expected in zip((out, *grads), want, strict=True):
     np.testing.assert_allclose(np.asarray(got), expected, atol=limit)
@@ -117,7 +118,8 @@ def test_fully_masked_rows_give_nothing(backend):
     out = attention(q, k, v, mask=mask, backend=backend)
     return jnp.sum(out), out
 
-  grads, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+  gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+  grads, out = gradient(q, k, v)
   for x in (out, *grads):
     assert not np.any(np.asarray(x[0]))
     assert np.isfinite(np.asarray(x)).all()
@@ -231,7 +233,7 @@ def test_additive_bias(backend, lead):
     return jnp.sum(out), out
 
   arrays = [jnp.asarray(x, jnp.float32) for x in (bias, q, k, v)]
-  gradient, out = jax.grad(loss, has_aux=True)(*arrays)
+  gradient, out = jax.jit(jax.grad(loss, has_aux=True))(*arrays)
   np.testing.assert_allclose(out, want, atol=1e-5)
   np.testing.assert_allclose(gradient, want_gradient, atol=2e-5)
 
@@ -314,3 +316,52 @@ def test_old_gpus_have_no_bfloat16(monkeypatch, caplog):
     pytest.raises(NotImplementedError, match=r"7\.5, below 8\.0"),
   ):
     attention(q, q, q, backend="cudnn")
+
+
+def test_a_gpu_without_cudnn_is_refused(monkeypatch):
+  def missing(*_, **__):
+    raise RuntimeError("cuDNN is not detected.")
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", missing)
+  q = jax.ShapeDtypeStruct((1, 2, 1, 8), jnp.float16)
+  with target.use(target.Target("gpu", capability=8.0)):
+    with pytest.raises(NotImplementedError, match="found no cuDNN"):
+      jax.eval_shape(lambda q: attention(q, q, q, backend="cudnn"), q)
+    out = jax.eval_shape(lambda q: attention(q, q, q), q)
+  assert out.shape == q.shape
+
+
+@pytest.mark.multidevice
+def test_queries_go_in_chunks_where_those_of_a_device_are_too_many(monkeypatch):
+  mesh = jax.make_mesh(
+    (4, 2),
+    ("data", "heads"),
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
+  )
+  q = jax.ShapeDtypeStruct((8, 16, 4, 8), jnp.float32)
+  whole = 4 * 8 * 4 * 16 * 16
+
+  def chunked(limit):
+    monkeypatch.setattr(xla, "SCORE_BYTES", limit)
+    trace = jax.make_jaxpr(lambda q: attention(q, q, q, backend="xla"))
+    return "scan" in str(trace(q))
+
+  assert chunked(whole - 1)
+  with target.split(mesh, batch_axes=("data",), head_axes=("heads",)):
+    assert not chunked(whole // 8)
+    assert chunked(whole // 8 - 1)
+
+
+def test_the_plain_target_takes_everything_in_one_piece(monkeypatch, caplog):
+  api._log_once.cache_clear()
+  monkeypatch.setattr(xla, "SCORE_BYTES", 0)
+  monkeypatch.setenv(api.ENVIRONMENT, "pallas_tpu")
+  q = jax.ShapeDtypeStruct((2, 16, 2, 8), jnp.float32)
+  qkv = jax.ShapeDtypeStruct((2, 16, 48), jnp.float32)
+  with (
+    caplog.at_level(logging.INFO, logger=api.__name__),
+    target.use(target.Target("cpu", plain=True)),
+  ):
+    jax.eval_shape(lambda q: attention(q, q, q), q)
+    jax.eval_shape(lambda x: api.packed_attention(x, num_heads=2), qkv)
+  assert not caplog.records

@@ -13,6 +13,7 @@ import pytest
 
 from mico_jax.kernels.contrastive import api, contrastive_pair
 from mico_jax.kernels.partition import RowPartition
+from mico_jax.train import flops
 
 ROWS, WIDTH = 16, 6
 
@@ -229,3 +230,67 @@ def test_rounding_is_asked_for_by_name():
   close(got[0][:2], wanted[0][:2], 2e-2)
   exact = run("xla")
   assert np.abs(exact[1].to_key - wanted[1].to_key).max() > 1e-4
+
+
+@pytest.mark.multidevice
+def test_a_batch_that_divides_badly_says_so(caplog):
+  api._log_once.cache_clear()
+  x = jax.ShapeDtypeStruct((2 * 4099, 4), jnp.float32)
+  with caplog.at_level(logging.INFO, logger=api.__name__):
+    for backend in ("chunked", "ring"):
+      jax.eval_shape(
+        lambda x, backend=backend: contrastive_pair(
+          x,
+          x,
+          temperature=jnp.float32(1.0),
+          partition=rows_over(2),
+          backend=backend,
+        ),
+        x,
+      )
+  remark = "not 2046: 4099 rows of a device divide no better"
+  assert [
+    r.message.removeprefix("contrastive loss ") for r in caplog.records
+  ] == [
+    f"(softmax): chunked, 2 columns at a time (named; {remark})",
+    f"(softmax): ring, 1 columns at a time (named; {remark})",
+  ]
+
+
+def _products(jaxpr):
+  """Every product with what it multiplies and how."""
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == "dot_general":
+      yield eqn.invars[0].aval.dtype, eqn.params["precision"]
+    for value in eqn.params.values():
+      for inner in flops.inner_jaxprs(value):
+        yield from _products(inner)
+
+
+@pytest.mark.parametrize("backend", ["xla", "chunked", "ring"])
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+def test_float32_is_multiplied_as_float32(backend, form):
+  """A matrix unit would round it to bfloat16 (or TF32) on its way."""
+  rows = jnp.ones((8, 4), jnp.float32)
+  options = {
+    "temperature": jnp.float32(0.1),
+    "bias": jnp.float32(0.0),
+    "form": form,
+    "label_smoothing": 0.1,
+    "backend": backend,
+    "chunk": 4,
+  }
+
+  def loss(query, key, negatives, dtype):
+    pair = contrastive_pair(
+      query, key, negatives=negatives, dtype=dtype, **options
+    )
+    return jnp.sum(pair.to_key + pair.to_query)
+
+  gradient = jax.make_jaxpr(jax.grad(loss, (0, 1, 2)), static_argnums=3)
+  found = list(_products(gradient(rows, rows, rows[:, None], "").jaxpr))
+  assert len(found) > 5
+  highest = (jax.lax.Precision.HIGHEST,) * 2
+  assert {precision for _, precision in found} == {highest}
+  found = list(_products(gradient(rows, rows, rows[:, None], "bfloat16").jaxpr))
+  assert any(precision is None for _, precision in found)

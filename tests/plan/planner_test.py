@@ -63,6 +63,28 @@ def test_an_unknown_topology_is_one_line(config, capsys):
   assert "unknown topology 'v9:2x2'; known: v4:{2x2x1," in error
 
 
+@pytest.mark.parametrize(
+  ("options", "said"),
+  [
+    (("--batch", "max"), "--batch max"),
+    (("--batch", "many"), "--batch many"),
+    (("--batch", "0"), "--batch 0"),
+    (("--picture", "x.png"), "--picture"),
+    (("--task", "all", "--task", "all"), "--task all"),
+    (("--task", "none"), "the config has all"),
+  ],
+)
+def test_a_sweep_refuses_what_it_would_leave_out(
+  config, capsys, monkeypatch, options, said
+):
+  monkeypatch.setattr(aot, "missing", lambda: None)
+  given = ["plan", "--config", config, "--topology", "v5e:2x2", "--sweep"]
+  assert main([*given, *options]) == 2
+  error = capsys.readouterr().err
+  assert error.count("\n") == 1
+  assert said in error
+
+
 @needs_compiler
 def test_a_batch_that_does_not_divide_is_one_line(config, capsys):
   given = ["plan", "--config", config, "--topology", "v5e:2x2", "--batch", "6"]

@@ -92,6 +92,21 @@ def test_best_plan_first_then_what_lacks_least(config):
   text = report.sweep_text(plans)
   assert text.splitlines()[1].startswith("v6e:4x4")
   assert "not compiled: too many micro-batches" in text
+  assert "as if" not in text  # there is no other task
+
+
+def test_days_of_one_task_are_said_to_be_assumed(config):
+  other = dataclasses.replace(config.tasks["align"], steps=1)
+  config = dataclasses.replace(
+    config, tasks={**config.tasks, "fuse": other, "space": other}
+  )
+  choices = search.choices(["fsdp"], ["full"], [1])
+  (plan, *_) = search.sweep(
+    config, ["v5e:4x4"], choices, task="align", say=quiet
+  )
+  assert plan.as_dict()["assumed"] == ["fuse", "space"]
+  text = report.sweep_text([plan])
+  assert "(as if fuse, space took as long a step)" in text
 
 
 def test_the_largest_batch_is_a_multiple_of_groups_and_micro_batches(config):

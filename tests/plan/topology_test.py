@@ -36,6 +36,11 @@ def test_an_unknown_name_lists_the_known(name):
     topology.parse(name)
 
 
+def test_cores_of_a_device():
+  cores = {n: topology.parse(n).cores for n in ("v5e:2x2", "v5p:2x2x1")}
+  assert cores == {"v5e:2x2": 1, "v5p:2x2x1": 2}
+
+
 def test_every_listed_shape_is_one():
   for name, torus in topology.TORI.items():
     for shape in torus.shapes:

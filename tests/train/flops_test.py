@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
 
 from mico_jax.config import ParallelConfig
@@ -45,6 +46,20 @@ def test_loops_branches_and_calls():
   product = jax.custom_vjp(lambda a, b: a @ b)
   product.defvjp(lambda a, b: (a @ b, None), lambda _, g: (A, B))
   assert count(product, A, B) == ONE
+
+
+def test_products_that_a_count_misses_or_doubles():
+  product = lambda a, b: (a @ b).sum()
+  plain = lambda f: flops.is_plain(jax.make_jaxpr(f)(A, B))
+  assert plain(jax.jit(jax.grad(product)))
+  assert not plain(jax.grad(jax.checkpoint(product)))
+  turns = lambda a, b: jax.lax.while_loop(
+    lambda x: x.sum() < 1, lambda x: x + a @ b, jnp.zeros((8, 4))
+  )
+  assert not plain(lambda a, b: jax.lax.cond(True, turns, jnp.matmul, a, b))
+  copy = lambda source, out: out.__setitem__(..., source[...])
+  call = pl.pallas_call(copy, jax.ShapeDtypeStruct(A.shape, A.dtype))
+  assert not plain(lambda a, b: jax.jit(call)(a) @ b)
 
 
 def test_convolution():

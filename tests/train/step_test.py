@@ -17,6 +17,7 @@ from mico_jax.config import (
   OptimizerConfig,
   ParallelConfig,
 )
+from mico_jax.kernels import target
 from mico_jax.models import build
 from mico_jax.objectives import compute
 from mico_jax.parallel.mesh import make_mesh
@@ -334,9 +335,21 @@ def test_eval_forward_agrees_with_training_features(mesh):
   config = tiny_config(CONTRASTIVE)
   model = build(config.model)
   params = model.init(jax.random.key(0))
-  forward = make_eval_forward(model, config, ("va", "s"), project=("vas",))
+  seen = []
+
+  class Recording(type(model)):
+    def encode(self, *args, **options):
+      seen.append(target.current().mesh)
+      return super().encode(*args, **options)
+
+  model = Recording(config.model)
+  forward = make_eval_forward(
+    model, config, ("va", "s"), project=("vas",), mesh=mesh
+  )
   batch = fake_batch(("tva",))
   out = forward(params, batch)
+  assert seen
+  assert all(found is mesh for found in seen)  # kernels are split over it
   assert out["features"]["va"].shape == (8, config.model.embed_dim)
   norms = jnp.linalg.norm(out["text"]["tva"], axis=1)
   np.testing.assert_allclose(norms, 1.0, rtol=1e-5)

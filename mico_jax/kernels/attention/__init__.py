@@ -7,7 +7,6 @@ from mico_jax.kernels.attention.api import (
   BACKENDS,
   MASKED_ROWS,
   attention,
-  combine_masks,
   folded_scale,
   packed_attention,
 )
@@ -19,7 +18,6 @@ __all__ = [
   "BACKENDS",
   "MASKED_ROWS",
   "attention",
-  "combine_masks",
   "folded_scale",
   "packed_attention",
 ]

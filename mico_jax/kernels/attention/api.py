@@ -2,8 +2,10 @@
 
 The backend is, in this order: the environment variable MICO_JAX_ATTENTION, the
 caller's name, or, for "auto", the first of `AUTO_ORDER` that accepts platform,
-shape and dtype. A backend says "I cannot" by NotImplementedError; its reason is
-logged once. A backend that was named and cannot is an error, not a fallback.
+shape and dtype; a table of static cycles may change the order on a TPU
+(`table.py`, empty as shipped). A backend says "I cannot" by
+NotImplementedError; its reason is logged once. A backend that was named and
+cannot is an error, not a fallback.
 
 Masks are given as what they mean (`causal`, `prefix_lengths`, `kv_lengths`,
 segments) where possible: a kernel takes these `Rules` as they are, the other
@@ -130,6 +132,8 @@ def attention(
       machine,
       batch=q.shape[0],
       num_heads=q.shape[2],
+      num_keys=k.shape[1],
+      masked_rows=masked_rows,
       drops=dropout_rate > 0.0 and row_keys is not None,
     )
     if reason is None:
@@ -141,6 +145,8 @@ def attention(
 
 def _dispatch(backend: str, *arrays: Array, **options: Any) -> Array:
   """Runs the named backend or the first that can; logs which, once."""
+  if target.current().plain:
+    return reference.attention(*arrays, **options)
   backend = os.environ.get(ENVIRONMENT) or backend
   if backend != "auto":
     if backend not in BACKENDS:
@@ -165,7 +171,7 @@ def _dispatch(backend: str, *arrays: Array, **options: Any) -> Array:
 
 
 def _order(num_queries: int) -> list[str]:
-  """Backends to try; on a TPU the cheaper one by the table comes first."""
+  """Backends to try; on a TPU the cheaper one comes first, where measured."""
   machine = target.current()
   first = []
   if machine.platform == "tpu":
@@ -224,6 +230,8 @@ def packed_attention(
   named = os.environ.get(ENVIRONMENT) or backend
   if named == "auto":
     named = _order(length)[0]
+  if target.current().plain:
+    named = "reference"
   if named == "pallas_tpu" and sequence.size(target.current()) == 1:
     try:
       rules = _rules(
@@ -348,22 +356,6 @@ def _check_lengths(lengths: Array, batch: Any, num_keys: Any) -> None:
       f"attention: kv_lengths between {known.min()} and {known.max()}; "
       f"expected 0 to {num_keys}, the number of keys."
     )
-
-
-def combine_masks(
-  mask: Bool[Array, "#B #N #L #S"] | None,
-  num_queries: int,
-  num_keys: int,
-  *,
-  kv_lengths: Int[Array, " B"] | None = None,
-  causal: bool = False,
-  prefix_lengths: Int[Array, " B"] | int | None = None,
-) -> Bool[Array, "#B #N #L #S"] | None:
-  """One boolean mask out of all rules; None if nothing is hidden."""
-  if prefix_lengths is not None:
-    prefix_lengths = jnp.atleast_1d(jnp.asarray(prefix_lengths))
-  rules = Rules(mask, kv_lengths, prefix_lengths, causal=causal)
-  return rules.dense(num_queries, num_keys)
 
 
 def _check(

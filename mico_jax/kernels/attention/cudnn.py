@@ -68,9 +68,14 @@ def _attend(
   if missing := -head_dim % 8:
     widths = ((0, 0), (0, 0), (0, 0), (0, missing))
     q, k, v = (jnp.pad(x, widths) for x in (q, k, v))
-  out = jax.nn.dot_product_attention(
-    q, k, v, scale=scale, implementation="cudnn", **options
-  )
+  try:
+    out = jax.nn.dot_product_attention(
+      q, k, v, scale=scale, implementation="cudnn", **options
+    )
+  except RuntimeError as error:
+    if "cuDNN is not detected" not in str(error):
+      raise
+    raise NotImplementedError("JAX found no cuDNN") from error
   return out[..., :head_dim]
 
 

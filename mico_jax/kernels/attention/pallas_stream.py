@@ -31,7 +31,7 @@ class StreamPlan:
     tiling: of both directions.
     num_heads: N, those of one device.
     machine: with the mesh over which rows and heads are split.
-    sums_name: of the logarithms of sums, for remat policies.
+    sums_name: of values and logarithms of sums, for remat policies.
   """
 
   tiling: stream.Tiling
@@ -137,6 +137,28 @@ def _call(plan: StreamPlan, kernel: Any, name: str, **options: Any) -> Any:
   )
 
 
+def _cost(
+  plan: StreamPlan, q: Array, products: int, by: tuple[int, int]
+) -> Any:
+  """What a kernel multiplies and moves.
+
+  Args:
+    plan: of the call.
+    q: the queries.
+    products: of queries and keys.
+    by: how many arrays of all queries and of all keys pass through.
+  """
+  spec = plan.tiling.spec
+  batch, heads, _, dim = q.shape
+  pairs = batch * heads * spec.num_queries * spec.num_keys
+  rows = by[0] * spec.num_queries + by[1] * spec.num_keys
+  return pl.CostEstimate(
+    flops=2 * products * pairs * dim,
+    transcendentals=pairs,
+    bytes_accessed=batch * heads * rows * dim * q.dtype.itemsize,
+  )
+
+
 def _forward(
   plan: StreamPlan, arrays: tuple[Array, ...], rules: tuple[Array, ...]
 ) -> tuple[Array, Array]:
@@ -166,6 +188,8 @@ def _forward(
       per_query,
       pltpu.VMEM((spec.rows, q.shape[-1]), jnp.float32),
     ],
+    # Queries and values once, keys and values for every tile of queries.
+    cost_estimate=_cost(plan, q, 2, (2, 2 * spec.tiles)),
   )(q, k, v, *extra)
 
 
@@ -188,7 +212,9 @@ def _backward(
     row = jnp.arange(sums.shape[-1], dtype=jnp.int32)
     sums = jnp.where((row < spec.num_queries)[None, None, None], sums, UNSEEN)
 
-  def run(kernel: Any, name: str, query: int, key: int, side: int) -> Any:
+  def run(
+    kernel: Any, name: str, query: int, key: int, side: int, cost: Any
+  ) -> Any:
     queries, keys, numbers = _blocks(plan, query, key)
     extra, extra_blocks = _rule_inputs(
       plan, rules, query=query, key=key, transposed=True
@@ -206,13 +232,26 @@ def _backward(
       out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
       scratch_shapes=[pltpu.VMEM((rows, q.shape[-1]), jnp.float32)]
       * len(results),
+      cost_estimate=cost,
     )(q, k, v, grad, sums, means, *extra)
 
+  # The side of a gradient stays (queries and two gradients, or keys, values
+  # and theirs), the other one passes for every tile of it.
   (dq,) = run(
-    stream.query_gradient_kernel, "mico_attention_stream_queries", 2, 3, 0
+    stream.query_gradient_kernel,
+    "mico_attention_stream_queries",
+    2,
+    3,
+    0,
+    _cost(plan, q, 3, (3, 2 * spec.tiles)),
   )
   dk, dv = run(
-    stream.key_gradient_kernel, "mico_attention_stream_keys", 3, 2, 1
+    stream.key_gradient_kernel,
+    "mico_attention_stream_keys",
+    3,
+    2,
+    1,
+    _cost(plan, q, 4, (2 * plan.tiling.key_tiles, 4)),
   )
   return dq, dk, dv
 
@@ -238,8 +277,10 @@ def _both(plan: StreamPlan, arrays: Any, rules: Any) -> tuple[Array, Array]:
 
 
 def _attend_forward(plan: StreamPlan, arrays: Any, rules: Any) -> Any:
-  out, sums = _both(plan, arrays, rules)
-  sums = checkpoint_name(sums, plan.sums_name)
+  # The backward pass reads both; what a policy does not keep runs again.
+  out, sums = (
+    checkpoint_name(x, plan.sums_name) for x in _both(plan, arrays, rules)
+  )
   return out, (arrays, rules, sums, out)
 
 

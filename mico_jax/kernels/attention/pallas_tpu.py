@@ -87,20 +87,18 @@ def _values_shape(plan: Plan, q: Array) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape, q.dtype)
 
 
-def _cost(plan: Plan, batch: int, itemsize: int, products: int) -> Any:
+def _cost(plan: Plan, batch: int, itemsize: int, *, backward: bool) -> Any:
+  """Products of queries and keys, and every array once."""
   spec = plan.forward
   pairs = batch * plan.num_heads * spec.num_queries * spec.num_keys
   head_dim = spec.layout.head_dim
-  rows = spec.num_queries + spec.num_keys
+  # q and values, k, v; or q and both gradients, k, v and theirs.
+  of_queries, of_keys = (3, 4) if backward else (2, 2)
+  rows = of_queries * spec.num_queries + of_keys * spec.num_keys
   return pl.CostEstimate(
-    flops=2 * products * pairs * head_dim,
+    flops=2 * (5 if backward else 2) * pairs * head_dim,
     transcendentals=pairs,
-    bytes_accessed=products
-    * batch
-    * plan.num_heads
-    * rows
-    * head_dim
-    * itemsize,
+    bytes_accessed=batch * plan.num_heads * rows * head_dim * itemsize,
   )
 
 
@@ -180,7 +178,7 @@ def _forward(
     out_specs=out_blocks,
     out_shape=outs,
     scratch_shapes=scratch,
-    cost_estimate=_cost(plan, batch, q.dtype.itemsize, 2),
+    cost_estimate=_cost(plan, batch, q.dtype.itemsize, backward=False),
   )(q, k, v, *extra)
   if not save:
     return result[0], None
@@ -233,7 +231,7 @@ def _backward(
     out_specs=out_blocks,
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays],
     scratch_shapes=scratch,
-    cost_estimate=_cost(plan, batch, q.dtype.itemsize, 5),
+    cost_estimate=_cost(plan, batch, q.dtype.itemsize, backward=True),
   )(q, k, v, grad, sums, *extra)
   return tuple(result)
 
@@ -282,6 +280,8 @@ def _check(
   machine = target.current()
   if machine.platform != "tpu":
     raise NotImplementedError(f"platform is {machine.platform}, not tpu")
+  if not all(isinstance(size, int) for size in q.shape):
+    raise NotImplementedError(f"sizes that are not known yet: {q.shape}")
   manual = jax.sharding.get_abstract_mesh().manual_axes
   if machine.devices > 1 and machine.mesh is None and not manual:
     raise NotImplementedError(

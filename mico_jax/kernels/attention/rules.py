@@ -49,13 +49,6 @@ class Rules:
   first_query: Int[Array, ""] | None = None
   causal: bool = False
 
-  @property
-  def empty(self) -> bool:
-    """Whether nothing is hidden."""
-    return not self.causal and all(
-      x is None for x in (self.mask, self.kv_lengths, self.kv_segments)
-    )
-
   def dense(
     self, num_queries: int, num_keys: int, *, first_query: int | Array = 0
   ) -> Bool[Array, "#B #N #L #S"] | None:

@@ -33,7 +33,13 @@ def size(machine: target.Target) -> int:
 
 
 def refusal(
-  machine: target.Target, *, batch: int, num_heads: int, drops: bool
+  machine: target.Target,
+  *,
+  batch: int,
+  num_heads: int,
+  num_keys: int,
+  masked_rows: str,
+  drops: bool,
 ) -> str | None:
   """Why tokens cannot be split here, or None.
 
@@ -41,6 +47,8 @@ def refusal(
     machine: with a mesh.
     batch: rows.
     num_heads: N.
+    num_keys: S.
+    masked_rows: what a query gives that may look nowhere.
     drops: whether attention weights are dropped.
   """
   if machine.mesh is None:
@@ -55,6 +63,13 @@ def refusal(
     )
   if drops:
     return "dropout of weights is drawn for whole rows"
+  parts = math.prod(shape[name] for name in machine.sequence_axes)
+  if masked_rows == "released" and num_keys % parts:
+    # Masked keys are not out of reach there, so filling would be seen.
+    return (
+      f"{num_keys} keys do not divide over {parts} devices, and "
+      "masked_rows='released' hides no filling"
+    )
   return None
 
 

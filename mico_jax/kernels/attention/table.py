@@ -1,6 +1,7 @@
 """Which backend is cheaper on a TPU, by static cycles of the compiler.
 
-`table.json` is written by `python -m mico_jax.benchmarks.dispatch`.
+`table.json` is written by `python -m mico_jax.benchmarks.dispatch`. As shipped
+it is empty: nothing was compared yet, and the order of the door stands.
 """
 
 from __future__ import annotations
@@ -27,6 +28,6 @@ def _table() -> dict[str, Any]:
 
 
 def cheaper(generation: str, num_queries: int) -> list[str]:
-  """Backends from the cheapest on; empty for an unknown generation."""
+  """Backends from the cheapest on; empty where nothing was compared."""
   cycles = _table().get(generation, {}).get(shape_class(num_queries), {})
   return sorted(cycles, key=lambda name: cycles[name])

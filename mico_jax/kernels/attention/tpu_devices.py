@@ -76,7 +76,7 @@ def _on_devices(
 
 
 def splits(machine: target.Target) -> bool:
-  """Whether calls are to be split over a mesh here."""
+  """Whether arrays are of several devices here, and calls to be split."""
   if machine.mesh is None or machine.mesh.size == 1:
     return False
   # Inside a shard_map of the caller, the arrays are of one device already.

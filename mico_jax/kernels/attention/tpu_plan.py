@@ -67,7 +67,7 @@ def _block_bytes(rows: int, lanes: int, itemsize: int) -> int:
 
 
 def vmem_bytes(spec: resident.Spec, itemsize: int, *, backward: bool) -> int:
-  """VMEM that a kernel needs, about: blocks twice, scratch, scores.
+  """VMEM that a kernel needs, about: blocks and rules twice, scratch, scores.
 
   Args:
     spec: of the kernel.
@@ -90,6 +90,19 @@ def vmem_bytes(spec: resident.Spec, itemsize: int, *, backward: bool) -> int:
       total += 2 * heads * _block_bytes(spec.num_keys, layout.width, 4)
   else:
     total += 2 * (2 * queries + 2 * keys)
+  transposed = backward and not spec.upright
+  return total + 2 * _rule_bytes(spec, transposed=transposed)
+
+
+def _rule_bytes(spec: resident.Spec, *, transposed: bool) -> int:
+  """VMEM of the identities: one is a column, padded to a tile of lanes."""
+  total = _block_bytes(1, 1, 4) if spec.prefix else 0
+  for given, size, column in (
+    (spec.key_ids, spec.num_keys, transposed),
+    (spec.query_ids, spec.rows, not transposed),
+  ):
+    if given:
+      total += _block_bytes(*((size, 1) if column else (1, size)), 4)
   return total
 
 

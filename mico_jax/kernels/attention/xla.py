@@ -4,25 +4,28 @@ Products take the dtype of the inputs (bf16 on an accelerator) and accumulate
 in float32; the softmax is float32. Queries are scaled before the product, in
 float32, which costs L x H instead of L x S multiplications.
 
-The scores are kept while they are small. Above `SCORE_BYTES` the queries go
-through in chunks, one after the other, and the backward pass computes the
-scores of a chunk anew, so memory grows with one chunk only.
+The scores are kept while those of a device are small. Above `SCORE_BYTES` the
+queries go through in chunks, one after the other, and the backward pass
+computes the scores of a chunk anew, so memory grows with one chunk only.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from mico_jax.kernels import target
 from mico_jax.kernels.attention import reference
 from mico_jax.kernels.attention.rules import Rules
+from mico_jax.kernels.attention.tpu_devices import splits
 from mico_jax.kernels.dtypes import accumulation_dtype
 
-SCORE_BYTES = 2**30  # of all scores, above which the queries are chunked
-CHUNK_BYTES = 2**28  # of the scores of one chunk, at most (or one query)
+SCORE_BYTES = 2**30  # of a device's scores, above which queries are chunked
+CHUNK_BYTES = 2**28  # of those of one chunk, at most (or one query)
 
 
 def attention(
@@ -41,9 +44,8 @@ def attention(
   softmax_dtype = accumulation_dtype(q.dtype)
   scaled = q.astype(softmax_dtype) * jnp.asarray(scale, softmax_dtype)
   q = scaled.astype(q.dtype)
-  batch, num_queries, num_heads, _ = q.shape
-  if not isinstance(batch, int):
-    batch = 1  # of an exported graph, not known yet: as for a single row
+  num_queries = q.shape[1]
+  batch, num_heads = _of_a_device(q.shape[0], q.shape[2])
   row_bytes = batch * num_heads * k.shape[1] * softmax_dtype.itemsize
   drops = dropout_rate > 0.0 and row_keys is not None  # drawn for all scores
   if row_bytes * num_queries > SCORE_BYTES and not drops:
@@ -55,6 +57,19 @@ def attention(
   probs = _weights(q, k, mask, bias, masked_rows)
   probs = reference.probability_dropout(probs, dropout_rate, row_keys)
   return _mix(probs, v)
+
+
+def _of_a_device(batch: Any, num_heads: int) -> tuple[int, int]:
+  """Rows and heads whose scores one device holds."""
+  if not isinstance(batch, int):
+    batch = 1  # of an exported graph, not known yet: as for a single row
+  machine = target.current()
+  if not splits(machine) or machine.mesh is None:
+    return batch, num_heads
+  shape = machine.mesh.shape
+  rows = math.prod(shape[name] for name in machine.batch_axes)
+  heads = math.prod(shape[name] for name in machine.head_axes)
+  return -(-batch // rows), -(-num_heads // heads)
 
 
 def _weights(

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt32
 
+from mico_jax.kernels import target
 from mico_jax.kernels.contrastive import blocks, blockwise, xla
 from mico_jax.kernels.dtypes import accumulation_dtype
 from mico_jax.kernels.partition import RowPartition, parts
@@ -94,7 +95,8 @@ def _mean_score(
     key = jax.lax.stop_gradient(key)
   weight = x.valid.astype(dtype)
   mean = (key * weight[:, None]).sum(axis=0) / jnp.maximum(weight.sum(), 1)
-  return query @ mean / x.temperature + x.bias
+  product = jnp.matmul(query, mean, precision=jax.lax.Precision.HIGHEST)
+  return product / x.temperature + x.bias
 
 
 def _with_negatives(
@@ -105,7 +107,10 @@ def _with_negatives(
     return half
   dtype = x.temperature.dtype
   product = jnp.einsum(
-    "be,bke->bk", query.astype(dtype), options.negatives.astype(dtype)
+    "be,bke->bk",
+    query.astype(dtype),
+    options.negatives.astype(dtype),
+    precision=jax.lax.Precision.HIGHEST,
   )
   extra = product / x.temperature + x.bias
   if options.negatives_valid is not None:
@@ -167,6 +172,11 @@ def _log_once(message: str) -> None:
   logging.getLogger(__name__).info("%s", message)
 
 
+def _say(message: str) -> None:
+  if not target.current().plain:
+    _log_once(message)
+
+
 def _refusal(name: str, rows: int, partition: RowPartition | None) -> str:
   """Why a backend cannot; "": it can."""
   count = parts(partition)
@@ -204,6 +214,22 @@ def automatic_chunk(rows: int, partition: RowPartition | None) -> int:
   """Columns of a block that keep its scores within `BLOCK_BYTES`."""
   local = max(rows // parts(partition), 1)
   return max(min(BLOCK_BYTES // (4 * local), MAX_CHUNK), parts(partition))
+
+
+def _columns(
+  name: str, rows: int, chunk: int, partition: RowPartition | None
+) -> tuple[str, str]:
+  """The columns of a block for the log, and why they are few."""
+  if name == "xla":
+    return "", ""
+  count, ring = parts(partition), name == "ring"
+  local = rows // count
+  size = blockwise.slice_size(chunk, local, count, ring=ring)
+  found = size if ring else size * count
+  remark = ""
+  if 2 * found < chunk:
+    remark = f"; not {chunk}: {local} rows of a device divide no better"
+  return f", {found} columns at a time", remark
 
 
 def _check(
@@ -281,8 +307,8 @@ def contrastive_pair(
   rows = query.shape[0]
   name, reason = _choose(backend, rows, query.dtype, partition)
   chunk = min(chunk or automatic_chunk(rows, partition), rows)
-  columns = "" if name == "xla" else f", {chunk} columns at a time"
-  _log_once(f"contrastive loss ({form}): {name}{columns} ({reason})")
+  columns, remark = _columns(name, rows, chunk, partition)
+  _say(f"contrastive loss ({form}): {name}{columns} ({reason}{remark})")
   options = Options(
     temperature=temperature,
     bias=bias if form == "sigmoid" else None,

@@ -110,6 +110,12 @@ def empty(rows: int, dtype: jnp.dtype) -> Side:
   )
 
 
+def precision_of(dtype: jnp.dtype) -> jax.lax.Precision | None:
+  """Of products of embeddings: a matrix unit would round float32 on its way."""
+  low = jnp.dtype(dtype).itemsize < 4
+  return None if low else jax.lax.Precision.HIGHEST
+
+
 def scores(
   query: Float[Array, "B E"],
   key: Float[Array, "C E"],
@@ -118,7 +124,11 @@ def scores(
 ) -> Float[Array, "B C"]:
   """Scaled similarities in the dtype of the temperature."""
   product = jnp.einsum(
-    "be,ce->bc", query, key, preferred_element_type=temperature.dtype
+    "be,ce->bc",
+    query,
+    key,
+    precision=precision_of(key.dtype),
+    preferred_element_type=temperature.dtype,
   )
   return product / temperature + bias
 

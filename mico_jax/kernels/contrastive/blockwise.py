@@ -122,8 +122,21 @@ def _merge_devices(form: Form, side: Side) -> Side:
   return Side(own(peak), total, positive, count, own(place), hit)
 
 
+def slice_size(chunk: int, rows: int, count: int, *, ring: bool) -> int:
+  """Rows of one device that meet the others at a time; divides its rows.
+
+  Args:
+    chunk: columns of a block at most.
+    rows: of a device.
+    count: devices.
+    ring: a block is of one device; else of all.
+  """
+  return split_rows(rows, chunk if ring else chunk // count)
+
+
 def _slice_size(form: Form, rows: int) -> int:
-  return split_rows(rows, form.chunk // parts(form.partition))
+  count = parts(form.partition)
+  return slice_size(form.chunk, rows, count, ring=form.ring)
 
 
 def _chunked_forward(form: Form, x: Operands) -> tuple[Side, Side]:
@@ -169,7 +182,11 @@ def _block_gradient(
   both = of_row + of_column
   if not form.detach:
     of_row = of_column = both
-  product = functools.partial(jnp.einsum, preferred_element_type=wide)
+  product = functools.partial(
+    jnp.einsum,
+    precision=blocks.precision_of(key.dtype),
+    preferred_element_type=wide,
+  )
   query = product("bc,ce->be", of_row.astype(key.dtype), key)
   back = product("bc,be->ce", of_column.astype(key.dtype), x.query)
   scaled = (both * (score - x.bias)).sum() / x.temperature
@@ -208,7 +225,7 @@ def _pass_on(form: Form, tree: Any) -> Any:
 def _ring_forward(form: Form, x: Operands) -> tuple[Side, Side]:
   own = _labels(form, x)
   rows = x.query.shape[0]
-  size = split_rows(rows, form.chunk)
+  size = _slice_size(form, rows)
 
   def block(row: Side, cut: Any) -> tuple[Side, Side]:
     key, columns, seen = cut
@@ -231,7 +248,7 @@ def _ring_backward(
   form: Form, x: Operands, row: Pull, column: Pull
 ) -> tuple[Sums, Float[Array, "B E"]]:
   own = _labels(form, x)
-  size = split_rows(x.query.shape[0], form.chunk)
+  size = _slice_size(form, x.query.shape[0])
 
   def block(sums: Sums, cut: Any) -> tuple[Sums, Array]:
     key, columns, seen = cut

@@ -1,4 +1,7 @@
-"""Contrastive loss in plain XLA: the whole [B, B] matrix in float32."""
+"""Contrastive loss in plain XLA: the whole [B, B] matrix in float32.
+
+Embeddings that were rounded to bfloat16 are multiplied as such, others in full.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt32
 
-from mico_jax.kernels.contrastive.blocks import NEGATIVE
+from mico_jax.kernels.contrastive.blocks import NEGATIVE, precision_of
 
 
 def targets(
@@ -55,11 +58,13 @@ def loss(
   """See `mico_jax.kernels.contrastive.contrastive_loss`."""
   double = query.dtype == jnp.float64
   dtype = jnp.dtype(jnp.float64 if double else jnp.float32)
+  precision = precision_of(query.dtype)
   query, key = query.astype(dtype), key.astype(dtype)
   if detach_keys:
     key = jax.lax.stop_gradient(key)
   shift = jnp.zeros((), dtype) if bias is None else bias.astype(dtype)
-  logits = query @ key.T / temperature.astype(dtype) + shift
+  product = jnp.matmul(query, key.T, precision=precision)
+  logits = product / temperature.astype(dtype) + shift
   target, same = targets(
     query.shape[0],
     label_smoothing=label_smoothing,
@@ -71,7 +76,12 @@ def loss(
   if valid is not None:
     logits = jnp.where(valid[None, :], logits, jnp.asarray(NEGATIVE, dtype))
   if negatives is not None:
-    extra = jnp.einsum("be,bke->bk", query, negatives.astype(dtype))
+    extra = jnp.einsum(
+      "be,bke->bk",
+      query,
+      negatives.astype(dtype),
+      precision=jax.lax.Precision.HIGHEST,
+    )
     extra = extra / temperature.astype(dtype) + shift
     if negatives_valid is not None:
       extra = jnp.where(negatives_valid, extra, jnp.asarray(NEGATIVE, dtype))

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
+from mico_jax.kernels import target
 from mico_jax.kernels.cross_entropy import tied, xla
 from mico_jax.kernels.dtypes import accumulation_dtype
 from mico_jax.kernels.partition import RowPartition, parts
@@ -30,6 +31,11 @@ TIED_BACKENDS = ("dense", "chunked")
 @functools.cache
 def _log_once(message: str) -> None:
   logging.getLogger(__name__).info("%s", message)
+
+
+def _say(message: str) -> None:
+  if not target.current().plain:
+    _log_once(message)
 
 
 def token_cross_entropy(
@@ -65,7 +71,7 @@ def token_cross_entropy(
     raise ValueError(
       f"unknown cross-entropy {backend=}; known: auto, {', '.join(BACKENDS)}."
     )
-  _log_once(f"token cross-entropy: {name}")
+  _say(f"token cross-entropy: {name}")
   return BACKENDS[name](
     logits, labels, label_smoothing=label_smoothing, ignore=IGNORE
   )
@@ -120,7 +126,9 @@ def tied_cross_entropy(
   divides = labels.ndim > 0 and labels.shape[0] % count == 0
   size = f"logits of {positions * per_position / 2**20:.1f} MiB a device"
   name, reason = backend, "named"
-  if backend == "auto" and not divides:
+  if target.current().plain:
+    name, reason = "dense", "counted"
+  elif backend == "auto" and not divides:
     name, reason = "dense", f"rows do not divide over {count} devices"
   elif backend == "auto":
     small = positions * per_position <= BLOCK_BYTES
@@ -130,7 +138,7 @@ def tied_cross_entropy(
       f"cross-entropy: not chunked: {labels.shape=} does not divide over "
       f"{count} devices."
     )
-  _log_once(f"caption cross-entropy: {name} ({reason})")
+  _say(f"caption cross-entropy: {name} ({reason})")
   precision = getattr(jax.config, "jax_default_matmul_precision", None)
   if name == "dense":
     scores = tied.logits(x, words, bias, precision)

@@ -1,0 +1,111 @@
+"""Seconds of a program out of the compiler's figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from mico_jax.plan import compiled, estimate, gpu, hlo, topology
+from mico_jax.plan.compiled import Facts
+from mico_jax.plan.hlo import Call, Program
+
+CALL = Call("attend_16_8.3", "bf16[8,16]", "vision", 12)
+KERNELS = [
+  estimate.Kernel("attend_16_88", "bf16[8,16]", 1000, 0.0, 0.0),
+  estimate.Kernel("attend_16_8", "bf16[8,16]", 10, 1e9, 1e3),
+]
+
+
+def facts(call: Call = CALL, **fields) -> Facts:
+  known = Program(cycles={"text": 100}, costliest=[], collectives=[], calls=[])
+  return Facts(
+    fits=True,
+    needed=0,
+    arguments=0,
+    temporaries=0,
+    limit=0,
+    seconds=0.0,
+    program=dataclasses.replace(known, calls=[call]),
+    **fields,
+  )
+
+
+def seconds(where: str, found: Facts) -> float:
+  return estimate.kernel_seconds(found, KERNELS, topology.parse(where))[
+    "vision"
+  ]
+
+
+def test_a_kernel_takes_its_bundles_and_steps():
+  found = seconds("v5e:2x2", facts(bundles={CALL.label: 3000}))
+  step = 3000 / 1.5e9 + estimate.GRID_STEP
+  assert found == pytest.approx(12 * 10 * step)
+
+
+def test_two_cores_of_a_device_share_the_grid():
+  found = seconds("v5p:2x2x1", facts(bundles={CALL.label: 3000}))
+  step = 3000 / 1.75e9 + estimate.GRID_STEP
+  assert found == pytest.approx(12 * 10 * step / 2)
+
+
+def test_a_kernel_without_bundles_is_a_share_of_the_peak():
+  where = topology.parse("v5e:2x2")
+  found = seconds(where.name, facts())
+  product = 1e9 / (where.peak * estimate.KERNEL_SHARE)
+  assert found == pytest.approx(12 * (product + 10 * estimate.GRID_STEP))
+  assert "30% of the peak" in estimate.METHODS["tpu"]
+
+
+def test_an_unknown_kernel_is_no_free_one():
+  call = dataclasses.replace(CALL, label="someone_elses.1")
+  with pytest.raises(KeyError, match=r"someone_elses\.1 .*known: attend_16_88"):
+    seconds("v5e:2x2", facts(call))
+
+
+def test_facts_without_bundles_are_not_kept():
+  where = topology.parse("v5e:2x2")
+  known = facts(bundles={CALL.label: 1})
+  assert compiled._unknown_kernels(facts(), where) == {CALL.label}
+  assert not compiled._unknown_kernels(known, where)
+  assert not compiled._unknown_kernels(facts(), topology.parse("h100:8"))
+
+
+def test_facts_are_of_the_flags_and_the_devices(monkeypatch):
+  slice_, gpus = topology.parse("v5e:2x2"), topology.parse("h100:8")
+  mesh = {"data": 4}
+  hashes = lambda: [
+    compiled.program_hash("text", where, mesh) for where in (slice_, gpus)
+  ]
+  before = hashes()
+  assert before == hashes()
+  # Where the compiler dumps is no part of what it says.
+  monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_jf_dump_to=/tmp/somewhere")
+  assert before == hashes()
+  monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=1")
+  assert [a == b for a, b in zip(before, hashes(), strict=True)] == [
+    False,
+    True,
+  ]
+  monkeypatch.delenv("LIBTPU_INIT_ARGS")
+  monkeypatch.setitem(gpu.COMPILER_OPTIONS, "xla_gpu_autotune_level", "4")
+  assert [a == b for a, b in zip(before, hashes(), strict=True)] == [
+    True,
+    False,
+  ]
+  monkeypatch.setattr(hlo, "PARTS", ())
+  assert not set(before) & set(hashes())
+
+
+def test_parts_add_up():
+  found = estimate.estimate(
+    facts(bundles={CALL.label: 3000}),
+    topology.parse("v5e:2x2"),
+    communication=0.5,
+    known=KERNELS,
+  )
+  assert found is not None
+  assert found.parts is not None
+  assert found.parts["text"] == pytest.approx(100 / 1.5e9)
+  assert found.step == pytest.approx(math.fsum(found.parts.values()) + 0.5)
