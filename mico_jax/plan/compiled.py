@@ -176,7 +176,11 @@ def compile_facts(
 
 
 def _bundles(facts: Facts, dumped: Sequence[pathlib.Path]) -> dict[str, int]:
-  """Bundles of a grid step of each Pallas call of a program."""
+  """Bundles of a grid step of each Pallas call of a program.
+
+  The compiler dumps equal calls once: one without a dump takes the most of its
+  kernel's.
+  """
   labels = {call.label for call in facts.program.calls} if facts.program else ()
   found = {}
   for label in labels:
@@ -186,7 +190,16 @@ def _bundles(facts: Facts, dumped: Sequence[pathlib.Path]) -> dict[str, int]:
       # The grid is the outermost loop; loops inside a kernel count one turn.
       step = sum(n for depth, n in depths.items() if depth >= 1)
       found[label] = max(found.get(label, 0), step or depths.get(0, 0))
-  return found
+  of_kernel: dict[str, int] = {}
+  for label, bundles in found.items():
+    name = aot.kernel_name(label)
+    of_kernel[name] = max(of_kernel.get(name, 0), bundles)
+  others = {x: aot.kernel_name(x) for x in labels if x not in found}
+  return found | {
+    label: of_kernel[name]
+    for label, name in others.items()
+    if name in of_kernel
+  }
 
 
 def _unknown_kernels(facts: Facts, where: Topology) -> set[str]:

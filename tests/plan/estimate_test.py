@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from mico_jax.benchmarks import aot
 from mico_jax.plan import compiled, estimate, gpu, hlo, topology
 from mico_jax.plan.compiled import Facts
 from mico_jax.plan.hlo import Call, Program
@@ -70,6 +71,26 @@ def test_facts_without_bundles_are_not_kept():
   assert compiled._unknown_kernels(facts(), where) == {CALL.label}
   assert not compiled._unknown_kernels(known, where)
   assert not compiled._unknown_kernels(facts(), topology.parse("h100:8"))
+
+
+def test_equal_calls_are_dumped_once(monkeypatch, tmp_path):
+  labels = ("attend.1", "attend.2", "attend.3", "other.4")
+  program = Program(
+    cycles={},
+    costliest=[],
+    collectives=[],
+    calls=[dataclasses.replace(CALL, label=label) for label in labels],
+  )
+  dumped = [tmp_path / f"7-{x}-50-final_bundles.txt" for x in labels[:2]]
+  bundles = {dumped[0]: {1: 10, 2: 5}, dumped[1]: {1: 20}}
+  monkeypatch.setattr(
+    aot, "read_bundles", lambda files: {str(p): bundles[p] for p in files}
+  )
+  found = dataclasses.replace(facts(), program=program)
+  found = dataclasses.replace(found, bundles=compiled._bundles(found, dumped))
+  assert found.bundles == {"attend.1": 15, "attend.2": 20, "attend.3": 20}
+  where = topology.parse("v5e:2x2")
+  assert compiled._unknown_kernels(found, where) == {"other.4"}
 
 
 def test_facts_are_of_the_flags_and_the_devices(monkeypatch):
