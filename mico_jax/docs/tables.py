@@ -99,6 +99,9 @@ def models_page() -> str:
   from mico_jax.models import build
   from mico_jax.models.presets import PRESETS, VISION
 
+  # Beside an encoder, where the text tower does not count.
+  small = config.TextConfig(width=64, depth=1, num_heads=1, mlp_dim=64)
+
   def size(tree: Any) -> str:
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
     return f"{total / 1e6:,.1f} M"
@@ -124,7 +127,9 @@ def models_page() -> str:
     )
 
   def encoder_row(name: str, vision: config.VisionConfig) -> tuple[Any, ...]:
-    shapes = build(config.ModelConfig(vision=vision)).abstract_params()
+    shapes = build(
+      config.ModelConfig(vision=vision, text=small)
+    ).abstract_params()
     default = config.VisionConfig()
     sizes = [
       "image_size",
