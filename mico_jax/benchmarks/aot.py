@@ -11,6 +11,11 @@ run times:
   times the trip counts of loops. Collectives and Pallas calls have none.
 - memory: what the executable needs; running out of it raises at compile time.
 
+Its compiler nests estimates of fused products deeper than the 64 KiB stack of
+its fibers and dies of it ("SIGSEGV STACK OVERFLOW") with large steps, so stacks
+of 1 MiB are asked for. Where a run on a TPU dies of that while it compiles, set
+LIBTPU_INIT_ARGS=--fibers_default_thread_stack_size=1048576.
+
 libtpu reads its flags when it is loaded, so `prepare` comes before the first
 compilation of a process, and one process dumps into one folder. Flags that the
 user gives (LIBTPU_INIT_ARGS) are kept.
@@ -88,6 +93,7 @@ _DUMP_FLAGS = (
   "--xla_jf_dump_llo_text=",
   "--xla_jf_dump_llo_pass_label_regex=",
 )
+_STACK_FLAG = "--fibers_default_thread_stack_size=1048576"
 _folder: pathlib.Path | None = None
 
 
@@ -205,21 +211,22 @@ def prepare(folder: str | os.PathLike[str] | None = None) -> pathlib.Path:
   _folder = pathlib.Path(folder or tempfile.mkdtemp(prefix="mico_jax_aot"))
   _folder.mkdir(parents=True, exist_ok=True)
   values = (str(_folder), "true", "final_bundles")
-  dump = [flag + x for flag, x in zip(_DUMP_FLAGS, values, strict=True)]
+  own = [flag + x for flag, x in zip(_DUMP_FLAGS, values, strict=True)]
   os.environ.update(
     TPU_SKIP_MDS_QUERY="1",
     TPU_WORKER_HOSTNAMES="localhost",
     TPU_ACCELERATOR_TYPE="v5litepod-4",
     ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-    LIBTPU_INIT_ARGS=" ".join([*given_flags().split(), *dump]),
+    LIBTPU_INIT_ARGS=" ".join([_STACK_FLAG, *given_flags().split(), *own]),
   )
   return _folder
 
 
 def given_flags() -> str:
-  """The user's flags for libtpu, without those that say where it dumps."""
+  """The user's flags for libtpu, without those of `prepare`."""
   given = os.environ.get("LIBTPU_INIT_ARGS", "").split()
-  return " ".join(flag for flag in given if not flag.startswith(_DUMP_FLAGS))
+  own = (_STACK_FLAG, *_DUMP_FLAGS)
+  return " ".join(flag for flag in given if not flag.startswith(own))
 
 
 def chip(topology: str) -> Chip:

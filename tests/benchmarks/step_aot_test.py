@@ -94,6 +94,8 @@ def test_options_of_runs_are_refused(monkeypatch, capsys, option):
 
 def test_the_flags_of_the_user_are_kept(monkeypatch):
   monkeypatch.setenv(
-    "LIBTPU_INIT_ARGS", "--xla_a=1 --xla_jf_dump_to=/x --xla_b=2"
+    "LIBTPU_INIT_ARGS",
+    "--fibers_default_thread_stack_size=1048576 "
+    "--xla_a=1 --xla_jf_dump_to=/x --xla_b=2",
   )
   assert aot.given_flags() == "--xla_a=1 --xla_b=2"
