@@ -32,7 +32,7 @@ from mico_jax.evaluation.generate import generate
 from mico_jax.inputs import Preparer
 from mico_jax.modalities import MODALITIES, by_letter, file_spec
 from mico_jax.models import build
-from mico_jax.verification import model_params, verify
+from mico_jax.verification import model_params, self_check
 
 
 @dataclass(frozen=True)
@@ -435,14 +435,12 @@ def load(
   except ValueError as e:
     raise CheckpointError(f"{checkpoint.folder}: {e}") from e
   if check == "full":
-    problems, drift = verify(checkpoint, tokenizer)
-    if problems and strict and not drift:
-      raise CheckpointError(
-        f"{checkpoint.folder}: {manifest_lib.summarise(problems)} The code or "
-        "its settings changed what the parameters compute; strict=False loads "
-        "it all the same."
-      )
-    notes += problems
+    notes += self_check(
+      checkpoint,
+      tokenizer,
+      strict=strict,
+      otherwise="strict=False loads it all the same",
+    )
   for note in notes:
     warnings.warn(f"{path}: {note}", UserWarning, stacklevel=2)
   return OmniModel(

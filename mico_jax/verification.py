@@ -21,6 +21,7 @@ import numpy as np
 
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import restore, selfcheck
+from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.inputs import Preparer
@@ -315,3 +316,30 @@ def verify(
     problems.append(f"self-check cannot run: {str(e).splitlines()[0][:200]}.")
   with on_cpu() as exact:
     return problems, not exact
+
+
+def self_check(
+  checkpoint: restore.Checkpoint,
+  tokenizer: Tokenizer,
+  *,
+  strict: bool,
+  otherwise: str,
+) -> list[str]:
+  """The problems that `verify` finds, one line each.
+
+  Args:
+    checkpoint: with its parameters.
+    tokenizer: of the checkpoint.
+    strict: problems that are no mere numeric drift are an error.
+    otherwise: what the user can do about that error; the end of its text.
+
+  Raises:
+    CheckpointError: if the outputs differ and `strict`.
+  """
+  problems, drift = verify(checkpoint, tokenizer)
+  if problems and strict and not drift:
+    raise CheckpointError(
+      f"{checkpoint.folder}: {manifest_lib.summarise(problems)} The code or "
+      f"its settings changed what the parameters compute; {otherwise}."
+    )
+  return problems

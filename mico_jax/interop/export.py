@@ -26,7 +26,7 @@ from mico_jax.config import Config
 from mico_jax.data.tokenizer import Tokenizer, tokenizer_from_files
 from mico_jax.interop import sharded
 from mico_jax.models import MiCo, build
-from mico_jax.verification import SelfCheck, model_params, verify
+from mico_jax.verification import SelfCheck, model_params, self_check
 
 REPORT = "export_report.json"
 TOLERANCE = 1e-5  # of float32 outputs on the self-check inputs
@@ -117,7 +117,13 @@ def open_source(
   except ValueError as e:
     raise CheckpointError(f"{checkpoint.folder}: {e}") from e
   if check == "full":
-    _run_self_check(checkpoint, tokenizer, strict)
+    problems = self_check(
+      checkpoint,
+      tokenizer,
+      strict=strict,
+      otherwise="--not-strict exports them all the same",
+    )
+    _warn(checkpoint, problems)
   config = checkpoint.config
 
   def read() -> Mapping[str, Any]:
@@ -135,24 +141,6 @@ def open_source(
 def _warn(checkpoint: restore.Checkpoint, lines: Sequence[str]) -> None:
   for line in lines:
     warnings.warn(f"{checkpoint.folder}: {line}", UserWarning, stacklevel=3)
-
-
-def _run_self_check(
-  checkpoint: restore.Checkpoint, tokenizer: Tokenizer, strict: bool
-) -> None:
-  """Compares the outputs of the parameters with the stored ones.
-
-  Raises:
-    CheckpointError: if they differ and `strict`.
-  """
-  problems, drift = verify(checkpoint, tokenizer)
-  if problems and strict and not drift:
-    raise CheckpointError(
-      f"{checkpoint.folder}: {manifest_lib.summarise(problems)} The code or "
-      "its settings changed what the parameters compute; --not-strict exports "
-      "them all the same."
-    )
-  _warn(checkpoint, problems)
 
 
 class Lazy(Mapping[str, Any]):

@@ -27,6 +27,7 @@ from mico_jax.config import (
 from mico_jax.interop import mico as released
 from mico_jax.interop.source import Source, find_vocabulary
 from mico_jax.interop.tensors import (
+  MALFORMED,
   Tensors,
   WeightsError,
   open_tensors,
@@ -104,13 +105,7 @@ def _settings(path: pathlib.Path) -> Mapping[str, Any]:
     ENCODERS.get(settings.get("vision_encoder_type"))
     for key in ("tiny_vision", "tiny_bert"):
       (settings.get(key) or {}).keys()
-  except (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RecursionError,  # of JSON nested too deeply
-  ) as error:
+  except MALFORMED as error:
     raise WeightsError(
       f"{file}: not the settings of a MiCo run ({type(error).__name__}: "
       f"{error}); expected JSON with an object model_cfg."

@@ -20,6 +20,14 @@ import numpy as np
 from mico_jax.checkpoint.manifest import CheckpointError
 
 INDEX = ".index.json"  # of sharded files: {"weight_map": {name: file}}
+# What reading fields of JSON that is not as expected raises.
+MALFORMED = (
+  ValueError,
+  KeyError,
+  TypeError,
+  AttributeError,
+  RecursionError,  # nested too deeply
+)
 
 
 class WeightsError(CheckpointError):
@@ -129,13 +137,7 @@ def _open_shards(path: pathlib.Path) -> Tensors:
   try:
     places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     files = sorted({str(name) for name in places.values()})
-  except (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RecursionError,  # of JSON nested too deeply
-  ) as error:
+  except MALFORMED as error:
     raise WeightsError(
       f"{path}: not an index of sharded weights ({type(error).__name__}); "
       'expected {"weight_map": {tensor: file}}.'

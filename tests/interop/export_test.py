@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mico_jax import verification
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.cli import export as cli_export
@@ -149,13 +150,13 @@ def test_damage_of_an_import_is_said_when_it_is_read(tmp_path):
 def test_full_check_compares_the_outputs(checkpoint, monkeypatch):
   export.open_source(checkpoint, check="full")
   found = (["self-check: embed/image differs."], False)
-  monkeypatch.setattr(export, "verify", lambda *_: found)
+  monkeypatch.setattr(verification, "verify", lambda *_: found)
   export.open_source(checkpoint, check="fast")
   with pytest.raises(CheckpointError, match=r"embed/image.*--not-strict"):
     export.open_source(checkpoint, check="full")
   with pytest.warns(UserWarning, match="embed/image"):
     export.open_source(checkpoint, check="full", strict=False)
-  monkeypatch.setattr(export, "verify", lambda *_: (found[0], True))
+  monkeypatch.setattr(verification, "verify", lambda *_: (found[0], True))
   with pytest.warns(UserWarning, match="embed/image"):
     export.open_source(checkpoint, check="full")
 
