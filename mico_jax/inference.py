@@ -30,6 +30,7 @@ from mico_jax.config import Config
 from mico_jax.data.tokenizer import Tokenizer, tokenizer_from_files
 from mico_jax.evaluation.generate import generate
 from mico_jax.inputs import Preparer
+from mico_jax.layers.stack import split_layers
 from mico_jax.modalities import MODALITIES, by_letter, file_spec
 from mico_jax.models import build
 from mico_jax.verification import model_params, self_check
@@ -62,7 +63,8 @@ class OmniModel:
   Attributes:
     config: of the run that made the checkpoint.
     step: of that run.
-    params: parameters on the default device.
+    params: parameters on the default device; on a CPU those of each layer are
+      apart (`mico_jax.layers.stack.split_layers`).
     notes: what was skipped or tolerated while loading, one line each.
     fingerprint: hash of the checkpoint's manifest; "" without one.
   """
@@ -96,8 +98,12 @@ class OmniModel:
     self.fingerprint = fingerprint
     self.batch_size = batch_size
     self.preparer = Preparer(config, tokenizer)
-    self.model = build(dataclasses.replace(config.model, remat="none"))
+    options: dict[str, Any] = {"remat": "none"}
     merged = model_params(params, config)
+    if jax.default_backend() == "cpu":
+      options["scan"] = False
+      merged = split_layers(merged)
+    self.model = build(dataclasses.replace(config.model, **options))
     self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), merged)
     self._embed = jax.jit(self._embed_batch, static_argnums=2)
     self._context = jax.jit(self._context_batch, static_argnums=2)

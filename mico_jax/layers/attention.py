@@ -23,6 +23,7 @@ from mico_jax.kernels.attention import (
   packed_attention,
 )
 from mico_jax.layers import dropout
+from mico_jax.layers.fusion import add_bias
 from mico_jax.layers.mlp import KERNEL_INIT, Dense
 from mico_jax.layers.norm import LayerNorm
 from mico_jax.layers.parameter import parameter
@@ -92,7 +93,7 @@ class PackedProjection(nn.Module):
       bias = bias * factors
     y = jnp.matmul(x.astype(self.dtype), kernel)
     if bias is not None:
-      y = y + bias.astype(self.dtype)[None, None]
+      y = add_bias(y, bias.astype(self.dtype))
     return y
 
   def split_heads(

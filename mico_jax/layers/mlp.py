@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from mico_jax import axes
 from mico_jax.layers.activations import gelu, quick_gelu
+from mico_jax.layers.fusion import forward_barrier
 from mico_jax.layers.norm import LayerNorm
 from mico_jax.layers.parameter import parameter
 
@@ -102,6 +103,7 @@ class Mlp(nn.Module):
       y = MLPS[self.kind](first("gate")) * first("fc1")
     else:
       y = MLPS[self.kind](first("fc1"))
+    y = forward_barrier(y)
     if self.norm_eps is not None:
       y = LayerNorm(self.norm_eps, name="norm")(y)
     return Dense(width, self.dtype, names=(axes.MLP, axes.EMBED), name="fc2")(y)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from mico_jax import axes
 from mico_jax.kernels.dtypes import accumulation_dtype
+from mico_jax.layers.fusion import barrier
 from mico_jax.layers.parameter import parameter
 
 _Saved = tuple[
@@ -65,6 +66,7 @@ def _backward(
   eps: float, saved: _Saved, gradient: Float[Array, "*B D"]
 ) -> tuple[Float[Array, "*B D"], Float[Array, " D"], Float[Array, " D"]]:
   del eps
+  gradient = barrier(gradient)
   x, mean, inverse, scale, bias = saved
   dtype = mean.dtype
   normal = (x.astype(dtype) - mean) * inverse

@@ -1,7 +1,8 @@
 """The one place with `nn.scan` and `nn.remat`: a stack of equal blocks.
 
 Parameters are stacked on axis 0 (`axes.LAYERS`), whether the stack runs as a
-loop or unrolled, so both read the same checkpoint. A block is a Linen module
+loop or unrolled, so both read the same checkpoint; who only reads them may keep
+those of each layer apart (`split_layers`). A block is a Linen module
 called as `block(x, layer, shared) -> (x, out)`: `layer` holds what differs from
 layer to layer (leading axis P), `shared` what does not, `out` is stacked.
 """
@@ -13,11 +14,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from mico_jax import axes
 from mico_jax.kernels.attention import ATTENTION_SUMS
 from mico_jax.layers.attention import ATTENTION_OUT, ATTENTION_QKV
 from mico_jax.layers.placement import split_tokens
+from mico_jax.types import PyTree
 
 _policies = jax.checkpoint_policies
 
@@ -82,3 +85,29 @@ def stack(
   )
   blocks = scanned(**options, name=name)
   return lambda x, *rest: blocks(split_tokens(x), *rest)
+
+
+def split_layers(params: PyTree) -> PyTree:
+  """Parameters whose stacked arrays are tuples of one array for each layer.
+
+  XLA copies a layer's slice of a stacked array before it is used, and on a CPU
+  that takes as long as a forward pass of one image. Unrolled (`scan=False`), an
+  array that `stacked_layers` puts together is never made: its slices are the
+  parts. Models take such parameters in place of stacked ones.
+  """
+  return jax.tree.map_with_path(
+    lambda path, x: tuple(x) if _is_stacked(path) else x, params
+  )
+
+
+def stacked_layers(params: PyTree) -> PyTree:
+  """The inverse of `split_layers`; stacked arrays stay as they are."""
+  return jax.tree.map(
+    lambda x: jnp.stack(x) if isinstance(x, tuple) else x,
+    params,
+    is_leaf=lambda x: isinstance(x, tuple),
+  )
+
+
+def _is_stacked(path: tuple[Any, ...]) -> bool:
+  return any(getattr(entry, "key", None) == "blocks" for entry in path)

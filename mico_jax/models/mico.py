@@ -27,7 +27,7 @@ from mico_jax.kernels.cross_entropy import tied, tied_cross_entropy
 from mico_jax.kernels.dtypes import accumulation_dtype, supported_dtype
 from mico_jax.kernels.partition import RowPartition
 from mico_jax.layers import dropout, pool
-from mico_jax.layers.stack import REMAT
+from mico_jax.layers.stack import REMAT, stacked_layers
 from mico_jax.modalities import MODALITIES, by_letter
 from mico_jax.models import bert, parameters
 from mico_jax.models.bert import ContextKV, KVCache
@@ -77,8 +77,8 @@ def _precise(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _apply(module: nn.Module, params: Params, *args: Any, **kwargs: Any) -> Any:
-  """Runs a module on its parameters."""
-  return module.apply({"params": params}, *args, **kwargs)
+  """Runs a module on its parameters, stacked or split by layers."""
+  return module.apply({"params": stacked_layers(params)}, *args, **kwargs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -382,7 +382,7 @@ class MiCo:
   def project_context(self, params: Params, context: Context) -> ContextKV:
     """Keys and values of a context for all layers: once per step."""
     return bert.project_context(
-      params["text"],
+      stacked_layers(params["text"]),
       context.values,
       num_heads=self.config.text.num_heads,
       mask=context.mask,

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mico_jax.layers import activations, dropout, embed, norm, pool
+from mico_jax.kernels import target
+from mico_jax.layers import activations, dropout, embed, fusion, norm, pool
 from mico_jax.layers.norm import LayerNorm
 
 
@@ -141,3 +142,32 @@ def test_gelu_and_its_gradient_equal_float64():
     np.testing.assert_allclose(
       ours(jnp.ones_like(small))[0], slope(jnp.ones_like(x))[0], atol=2e-6
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_bias_gradient_equals_float64(dtype, platform):
+  """On a TPU it is a product with ones, summed in float32."""
+  rng = np.random.default_rng(0)
+  g = jnp.asarray(rng.normal(size=(3, 7, 10)), dtype)
+  x, bias = jnp.zeros((3, 7, 10), dtype), jnp.asarray(rng.normal(size=10), dtype)
+  with target.use(target.Target(platform)):
+    out, vjp = jax.vjp(fusion.add_bias, x, bias)
+    got_x, got_bias = vjp(g)
+  np.testing.assert_array_equal(out, x + bias[None, None])
+  np.testing.assert_array_equal(got_x, g)
+  want = np.asarray(g, np.float64).sum((0, 1))
+  atol = 1e-5 if dtype == "float32" else 0.05
+  np.testing.assert_allclose(np.asarray(got_bias, np.float64), want, atol=atol)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_barriers_are_for_tpus_and_change_nothing(platform):
+  with target.use(target.Target(platform)):
+    one = lambda x: fusion.forward_barrier(2 * x) + fusion.barrier(x)
+    step = jax.value_and_grad(lambda x: jnp.sum(one(x) ** 2))
+    program = str(jax.make_jaxpr(step)(jnp.ones(3)))
+    value, gradient = step(jnp.arange(3.0))
+  assert ("optimization_barrier" in program) == (platform == "tpu")
+  assert float(value) == 45.0
+  np.testing.assert_array_equal(gradient, 18 * np.arange(3.0))

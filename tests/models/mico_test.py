@@ -11,7 +11,7 @@ import pytest
 
 from mico_jax import axes, models
 from mico_jax.config import ModelConfig, TextConfig, VisionConfig
-from mico_jax.layers.stack import REMAT
+from mico_jax.layers.stack import REMAT, split_layers, stacked_layers
 from mico_jax.models.resize import resize_frames
 
 CONFIG = ModelConfig(
@@ -155,6 +155,35 @@ def test_unrolled_and_rematerialised_are_the_same(params, name):
     got,
     base,
   )
+
+
+def test_layers_may_be_kept_apart(params):
+  """Same outputs, and the unrolled program slices no stacked array."""
+  model = _model(scan=False)
+  split = split_layers(params)
+  assert isinstance(split["vision"]["blocks"]["mlp"]["fc1"]["kernel"], tuple)
+  back = stacked_layers(split)
+  jax.tree.map(np.testing.assert_array_equal, back, params)
+
+  def run(params):
+    context = _context(model, params)
+    hidden = model.text(
+      params, IDS, context=model.project_context(params, context)
+    )
+    return context.values, hidden
+
+  def made(params):
+    """Arrays of the shape of a stack of MLP kernels in the program."""
+    text = jax.jit(run).lower(params).compile().as_text()
+    return [x for x in text.splitlines() if "= f32[2,16,32]" in x]
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+    jax.jit(run)(split),
+    jax.jit(run)(params),
+  )
+  assert made(params)
+  assert not made(split)
 
 
 def test_unknown_remat_is_named(params):
