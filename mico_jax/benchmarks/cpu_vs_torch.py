@@ -98,12 +98,14 @@ def _jax(folder: pathlib.Path, images: np.ndarray) -> Callable[[], Any]:
   from mico_jax import config as c
   from mico_jax.checkpoint import manifest
   from mico_jax.interop import safetensors
+  from mico_jax.layers.stack import split_layers
   from mico_jax.models import build
 
   config = c.from_dict(json.loads((folder / "model.json").read_text()))
   model = build(config.model)
   flat = safetensors.read(folder / "model.safetensors")
-  params = jax.tree.map(jnp.asarray, manifest.unflatten(flat))
+  # As `mico_jax.inference` keeps them on a CPU.
+  params = jax.tree.map(jnp.asarray, split_layers(manifest.unflatten(flat)))
   run = jax.jit(lambda p, x: model.encode(p, "image", x))
   x = jnp.asarray(images[:, None])
   return lambda: np.asarray(run(params, x).block_until_ready())[:, 0]

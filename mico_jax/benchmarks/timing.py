@@ -21,6 +21,9 @@ import jax.numpy as jnp
 # Side of the matrix product that measures the ceiling, by platform.
 _SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 _BURST = 0.02  # seconds that a turn lasts at least
+# Seconds between turns: threads of PyTorch's products wait for more work in a
+# loop, up to a fifth of a second, on cores that the next turn needs.
+_PAUSE = {"cpu": 0.25}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +81,10 @@ def alternate(
     function()  # compiles
     counts[name] = _calls(function, least=least)
   found: dict[str, list[float]] = {name: [] for name in functions}
+  pause = _PAUSE.get(jax.default_backend(), 0.0) if len(functions) > 1 else 0.0
   for _ in range(turns):
     for name, function in functions.items():
+      time.sleep(pause)
       start = time.perf_counter()
       for _ in range(counts[name]):
         function()

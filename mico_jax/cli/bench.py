@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--remat",
-    help="remat policy of a step (default: none; attention_qkv with --aot)",
+    help="remat policy of a step (default: none; attention with --aot)",
   )
   parser.add_argument(
     "--programs",
@@ -160,7 +160,7 @@ def _aot(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
     shapes,
     programs=programs or step_aot.PROGRAMS,
     batch=args.batch or 32,
-    remat=args.remat or "attention_qkv",
+    remat=args.remat or "attention",
   )
 
 

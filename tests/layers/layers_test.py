@@ -150,7 +150,8 @@ def test_bias_gradient_equals_float64(dtype, platform):
   """On a TPU it is a product with ones, summed in float32."""
   rng = np.random.default_rng(0)
   g = jnp.asarray(rng.normal(size=(3, 7, 10)), dtype)
-  x, bias = jnp.zeros((3, 7, 10), dtype), jnp.asarray(rng.normal(size=10), dtype)
+  x = jnp.zeros((3, 7, 10), dtype)
+  bias = jnp.asarray(rng.normal(size=10), dtype)
   with target.use(target.Target(platform)):
     out, vjp = jax.vjp(fusion.add_bias, x, bias)
     got_x, got_bias = vjp(g)
