@@ -27,10 +27,9 @@ from mico_jax.plan.choice import Choice, chosen, split_argument
 
 # By arithmetic; `mico-jax plan` checks it.
 CHOICES = {
-  # Parameters, gradients and Adam's moments lie split over all devices and are
-  # gathered layer by layer: gathering 0.25 B parameters is short beside a step,
-  # and what a device holds of them is nothing. Attention is kept from the
-  # forward pass, the rest is computed again.
+  # Parameters, gradients and Adam's moments lie split over eight devices each
+  # and are gathered layer by layer. Attention is kept from the forward pass,
+  # the rest is computed again.
   "v5e:16x16": Choice(remat="attention"),
   "v5p:4x4x4": Choice(remat="attention"),
   "v6e:16x16": Choice(remat="attention"),

@@ -12,16 +12,13 @@ from mico_jax import config as c
 from mico_jax.models.presets import PRESETS
 from mico_jax.plan.choice import Choice, chosen, split_argument
 
-# By arithmetic; `mico-jax plan` checks it. 1.16 B parameters
-# with gradients and Adam take 17 GiB, more than a v5e has, so they are split.
-# 128 is the largest power of two that divides the width of 1408: 256 devices
-# are two copies of 128 pieces; over 256 nothing of the encoder would be split.
-_COPIES = {"data": 2, "fsdp": 128}
+# Parameters, gradients and Adam lie split over eight devices each (`Choice`).
+# Attention is kept from the forward pass, the rest is computed again: keeping
+# more costs more in copies than it saves in products.
 CHOICES = {
-  # 8 rows of a chip with four views: without remat they need about 53 GiB.
-  "v5e:16x16": Choice(mesh=_COPIES),
-  "v5p:4x4x4": Choice(),
-  "v6e:16x16": Choice(mesh=_COPIES),
+  "v5e:16x16": Choice(remat="attention"),
+  "v5p:4x4x4": Choice(remat="attention"),
+  "v6e:16x16": Choice(remat="attention"),
   # 256 rows with four views on each GPU, in parts.
   "h100:8": Choice(micro_batches=16),
   "h200:8": Choice(micro_batches=8),

@@ -13,7 +13,7 @@ from mico_jax.plan.choice import Choice, chosen, split_argument
 
 # Mesh as at size B. By arithmetic; `mico-jax plan` checks it.
 CHOICES = {
-  "v5e:16x16": Choice(),
+  "v5e:16x16": Choice(remat="attention"),
   "v5p:4x4x4": Choice(remat="attention"),
   "v6e:16x16": Choice(remat="attention"),
   # 256 rows with four views on each GPU, in parts.

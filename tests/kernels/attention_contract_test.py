@@ -61,6 +61,7 @@ SLOW = tuple(
     LENGTHS, HEADS, DIMS, RULES, DTYPES
   )
 )
+KEY = jax.random.key(7)
 LIMITS = {"float32": 2e-5, "bfloat16": 2.5e-2}
 
 
@@ -212,6 +213,58 @@ def test_packed_falls_back(run, caplog):
   for backend in ("pallas_tpu", "xla"):
     out = run(backend, lambda _: _packed(qkv, 3))
     np.testing.assert_allclose(out, want, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+  ("case", "packed"),
+  [
+    ((9, 257, 2, 64, "lengths", "float32"), False),  # upright, with a tail
+    ((70, 140, 4, 32, "none", "float32"), False),
+    ((600, 129, 2, 64, "causal", "float32"), False),  # tiles of queries
+    ((257, 257, 2, 64, "lengths", "float32"), True),
+    ((70, 70, 12, 64, "lengths", "bfloat16"), True),
+  ],
+  ids=str,
+)
+def test_kernels_drop_the_same_weights(run, case, packed):
+  """As the plain backend; the same in the backward pass."""
+  options = _rules(case[4], 2, case[0], case[1])
+  options |= {"dropout_rate": 0.3, "row_keys": jax.random.split(KEY, 2)}
+  *arrays, weights = _case(case)
+  exact = [x.astype(jnp.float32) for x in arrays]
+
+  def one(name, arrays):
+    if packed and name == "pallas_tpu":
+      qkv = jnp.concatenate([x.reshape(2, case[0], -1) for x in arrays], -1)
+      out, gradient = _value_and_gradients(
+        lambda x: _packed(x, case[2], **options), [qkv], weights
+      )
+      parts = jnp.split(gradient, 3, axis=-1)
+      return out, *(x.reshape(arrays[0].shape) for x in parts)
+    return _value_and_gradients(
+      lambda *x: attention(*x, backend=name, **options), arrays, weights
+    )
+
+  got = run("pallas_tpu", lambda name: one(name, arrays))
+  _compare(got, [np.asarray(x) for x in one("reference", exact)], case[5])
+
+
+def test_dropped_weights_are_independent():
+  """Rates within four standard errors, over rows, heads and neighbours."""
+  rate, shape = 0.1, (8, 6, 70, 300)
+  keys = jax.random.split(KEY, shape[0])
+  kept = np.asarray(plain.probability_dropout(jnp.ones(shape), rate, keys)) > 0
+  error = np.sqrt(rate * (1 - rate))
+  for axes in ((1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2)):
+    found = kept.mean(axes)
+    count = kept.size / found.size
+    assert np.abs(found - (1 - rate)).max() < 4.5 * error / np.sqrt(count)
+  both = (1 - rate) ** 2
+  error = np.sqrt(both * (1 - both))
+  for axis in range(4):
+    for step in (1, 2, 4):
+      pairs = kept & np.roll(kept, step, axis)
+      assert abs(pairs.mean() - both) < 4.5 * error / np.sqrt(kept.size)
 
 
 def test_rows_that_see_nothing_are_zero(run):

@@ -11,7 +11,9 @@ import pytest
 
 from mico_jax import axes, models
 from mico_jax.config import ModelConfig, TextConfig, VisionConfig
+from mico_jax.kernels import target
 from mico_jax.layers.stack import REMAT, split_layers, stacked_layers
+from mico_jax.models.bert import take_rows
 from mico_jax.models.resize import resize_frames
 
 CONFIG = ModelConfig(
@@ -229,6 +231,28 @@ def test_context_projected_once_equals_direct(params):
   )
   both = models.ContextKV.concat([kv, taken])
   assert both.keys.shape[1] == 5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_of_a_context_are_taken_alike_on_a_tpu(dtype):
+  """By a product: the same bits, and the sums of gradients in float32."""
+  rng = np.random.default_rng(0)
+  values = jnp.asarray(rng.normal(size=(2, 3, 5, 2, 4)), dtype)
+  indices = jnp.array([2, 0, 2, 2, 1])
+  weights = jnp.asarray(rng.normal(size=(2, 5, 5, 2, 4)), dtype)
+
+  def run(platform):
+    with target.use(target.Target(platform)):
+      out, vjp = jax.vjp(lambda x: take_rows(x, indices), values)
+      return out, vjp(weights)[0]
+
+  (out, gradient), (want, want_gradient) = run("tpu"), run("cpu")
+  np.testing.assert_array_equal(out, want)
+  np.testing.assert_allclose(
+    np.asarray(gradient, np.float32),
+    np.asarray(want_gradient, np.float32),
+    atol=1e-6 if dtype == "float32" else 0.05,
+  )
 
 
 def test_absent_modalities_do_not_matter(params):

@@ -19,6 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Key
 
 from mico_jax.kernels import target
+from mico_jax.kernels.attention import drops
 from mico_jax.kernels.attention import pallas_stream as stream
 from mico_jax.kernels.attention import tpu_resident as resident
 from mico_jax.kernels.attention.rules import Rules
@@ -73,6 +74,9 @@ def _rule_inputs(
   if spec.prefix:
     arrays.append(left.pop(0)[:, None, None])
     blocks.append(pl.BlockSpec((1, 1, 1), lambda b, g, t: (b, 0, 0)))
+  if spec.dropout:
+    arrays.append(left.pop(0)[:, None, :])
+    blocks.append(pl.BlockSpec((1, 1, 2), lambda b, g, t: (b, 0, 0)))
   return arrays, blocks
 
 
@@ -292,14 +296,18 @@ def _check(
     raise NotImplementedError(f"dtype is {q.dtype}, not bfloat16 or float32")
   if bias is not None:
     raise NotImplementedError("additive bias")
-  if dropout_rate and row_keys is not None:
-    raise NotImplementedError("attention dropout keyed by row")
+  if dropout_rate and row_keys is not None and machine.mesh is not None:
+    if math.prod(machine.mesh.shape[a] for a in machine.head_axes) > 1:
+      raise NotImplementedError("attention dropout of heads on several devices")
   if masked_rows != "zero":
     raise NotImplementedError(f"masked_rows={masked_rows!r}")
   return machine
 
 
-def _rule_arrays(rules: Rules, batch: int, num_keys: int) -> tuple[Array, ...]:
+def _rule_arrays(
+  rules: Rules, batch: int, num_keys: int, row_keys: Array | None
+) -> tuple[Array, ...]:
+  """The arrays of the rules, and the seeds of the rows if weights drop."""
   if rules.causal and rules.first_query is not None:
     raise NotImplementedError("causal order of queries split over devices")
   arrays = []
@@ -311,6 +319,8 @@ def _rule_arrays(rules: Rules, batch: int, num_keys: int) -> tuple[Array, ...]:
   if rules.causal and rules.prefix_lengths is not None:
     lengths = rules.prefix_lengths.astype(jnp.int32)
     arrays.append(jnp.broadcast_to(lengths, (batch,)))
+  if row_keys is not None:
+    arrays.append(drops.seeds(row_keys))
   return tuple(arrays)
 
 
@@ -340,7 +350,8 @@ def attention(
   )
   batch, num_queries, num_heads, head_dim = q.shape
   num_keys = k.shape[1]
-  arrays = _rule_arrays(rules, batch, num_keys)
+  row_keys = row_keys if dropout_rate else None
+  arrays = _rule_arrays(rules, batch, num_keys, row_keys)
   heads = _local(machine, batch=batch, num_heads=num_heads, packed=False)
   sizes: dict[str, Any] = {
     "num_queries": num_queries,
@@ -348,10 +359,13 @@ def attention(
     "dtype": q.dtype,
     "scale": scale,
     "rules": rules,
+    "dropout": 0.0 if row_keys is None else dropout_rate,
   }
   try:
     plan = make_plan(machine, num_heads=heads, head_dim=head_dim, **sizes)
-  except VmemError:
+  except VmemError as error:
+    if row_keys is not None:
+      raise NotImplementedError(f"attention dropout; {error}") from error
     spec = resident.Spec(
       layout=Heads(1, head_dim),
       rows=num_queries,
@@ -391,6 +405,7 @@ def packed_attention(
     dropout_rate=dropout_rate,
     row_keys=row_keys,
   )
+  row_keys = row_keys if dropout_rate else None
   batch, length, width = qkv.shape
   plan = make_plan(
     machine,
@@ -401,6 +416,8 @@ def packed_attention(
     dtype=qkv.dtype,
     scale=scale,
     rules=rules,
+    dropout=0.0 if row_keys is None else dropout_rate,
     packed=True,
   )
-  return _attend(plan, (qkv,), _rule_arrays(rules, batch, length))
+  arrays = _rule_arrays(rules, batch, length, row_keys)
+  return _attend(plan, (qkv,), arrays)

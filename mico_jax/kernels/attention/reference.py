@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from mico_jax.kernels.attention import drops
 from mico_jax.kernels.attention.rules import Rules
 from mico_jax.kernels.dtypes import accumulation_dtype
 
@@ -81,7 +82,16 @@ def probability_dropout(
   """Drops attention weights; the draw of a row depends on its key only."""
   if rate == 0.0 or row_keys is None:
     return probs
-  keep = jax.vmap(
-    lambda key: jax.random.bernoulli(key, 1.0 - rate, probs.shape[1:])
-  )(row_keys)
+  _, heads, queries, keys = probs.shape
+  index = lambda size, axis: jnp.arange(size, dtype=jnp.int32).reshape(
+    [size if i == axis else 1 for i in range(4)]
+  )
+  seeds = drops.seeds(row_keys)[:, :, None, None, None]
+  keep = drops.kept(
+    drops.places(index(queries, 2), index(keys, 3)),
+    seeds[:, 0],
+    seeds[:, 1],
+    head=index(heads, 1),
+    rate=rate,
+  )
   return jnp.where(keep, probs / (1.0 - rate), 0.0)

@@ -83,7 +83,7 @@ def vmem_bytes(spec: resident.Spec, itemsize: int, *, backward: bool) -> int:
   queries = _block_bytes(spec.rows, lanes, itemsize) * copies
   keys = _block_bytes(spec.num_keys, lanes, itemsize) * copies
   scores = _block_bytes(spec.rows, spec.num_keys, 4)
-  total = _SCORE_TILES * scores
+  total = (_SCORE_TILES + 2 * (spec.dropout > 0.0)) * scores
   if backward:
     total += 2 * (3 * queries + 4 * keys)
     if spec.tiles > 1:
@@ -125,6 +125,7 @@ def spec_fields(
   dtype: Any,
   scale: float,
   rules: Rules,
+  dropout: float = 0.0,
 ) -> dict[str, Any]:
   """The fields of a spec that no choice concerns.
 
@@ -135,6 +136,7 @@ def spec_fields(
     dtype: of the inputs.
     scale: on the products.
     rules: what is hidden.
+    dropout: rate of the weights.
   """
   factor = scale * LOG2E
   return {
@@ -150,6 +152,7 @@ def spec_fields(
     "prefix": rules.causal and rules.prefix_lengths is not None,
     "tail": num_keys % machine.matrix_unit == 1 and num_keys > 1,
     "exact": jnp.dtype(dtype) == jnp.float32,
+    "dropout": dropout,
   }
 
 
@@ -163,6 +166,7 @@ def make_plan(
   dtype: Any,
   scale: float,
   rules: Rules,
+  dropout: float = 0.0,
   packed: bool = False,
 ) -> Plan:
   """Chooses layout, group and tile; see the module.
@@ -176,6 +180,7 @@ def make_plan(
     dtype: of the inputs.
     scale: on the products.
     rules: what is hidden.
+    dropout: rate of the weights.
     packed: q, k and v are one array.
 
   Raises:
@@ -188,6 +193,7 @@ def make_plan(
     dtype=dtype,
     scale=scale,
     rules=rules,
+    dropout=dropout,
   )
   layouts: list[Lanes | Heads] = [
     Lanes(group, head_dim) for group in lane_groups(num_heads, head_dim)

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from mico_jax.kernels.attention import drops
 from mico_jax.kernels.attention.tpu_layout import LANES, Layout
 
 HIDDEN = -1e30  # score of a key that a query does not see
@@ -53,6 +54,7 @@ class Spec:
     tail: whether the last key is taken out of the products.
     exact: float32 inputs: products in full precision.
     packed: whether the gradients of q, k and v go into one array.
+    dropout: rate at which weights are dropped.
     upright: the backward pass has scores [L, S], for few queries; else [S, L].
   """
 
@@ -70,6 +72,7 @@ class Spec:
   exact: bool = False
   packed: bool = False
   upright: bool = False
+  dropout: float = 0.0
 
   @property
   def masked(self) -> bool:
@@ -89,7 +92,13 @@ class Spec:
   @property
   def num_rules(self) -> int:
     """Arrays of rules among the inputs."""
-    return self.key_ids + self.query_ids + self.prefix
+    drops = self.dropout > 0.0
+    return self.key_ids + self.query_ids + self.prefix + drops
+
+  @property
+  def boost(self) -> float:
+    """Factor on the weights that are not dropped."""
+    return 1.0 / (1.0 - self.dropout)
 
 
 def dot(spec: Spec, x: Any, y: Any, dims: Any) -> Any:
@@ -145,12 +154,54 @@ def visible(
   return seen
 
 
+class Drops:
+  """Which weights of a tile of queries stay, head by head."""
+
+  def __init__(self, spec: Spec, rules: Any, *, tile: Any, query_axis: int):
+    """Numbers the weights of the tile.
+
+    Args:
+      spec: of the kernel.
+      rules: its inputs; the last holds the seeds of the row.
+      tile: number of the tile.
+      query_axis: axis of the queries in the scores.
+    """
+    self.spec = spec
+    if not spec.dropout:
+      return
+    self._query_axis = query_axis
+    shape = (spec.rows, spec.num_keys)
+    shape = shape if query_axis == 0 else shape[::-1]
+    iota = lambda axis: jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+    query = iota(query_axis) + tile * spec.rows
+    self._places = drops.places(query, iota(1 - query_axis))
+    seeds = rules[-1][0]
+    self._first, self._second = seeds[:, 0:1], seeds[:, 1:2]
+
+  def kept(self, head: int) -> Any:
+    """True where a weight of a head of this grid step stays; None: all do."""
+    spec = self.spec
+    if not spec.dropout:
+      return None
+    return drops.kept(
+      self._places,
+      self._first,
+      self._second,
+      head=pl.program_id(1) * spec.layout.num_heads + head,
+      rate=spec.dropout,
+    )
+
+
+def _drop(weights: Any, kept: Any) -> Any:
+  return weights if kept is None else jnp.where(kept, weights, 0.0)
+
+
 def _hide(scores: Any, seen: Any) -> Any:
   return scores if seen is None else jnp.where(seen, scores, HIDDEN)
 
 
 def _forward_head(
-  spec: Spec, q: Any, k: Any, v: Any, seen: Any, tail_seen: Any
+  spec: Spec, q: Any, k: Any, v: Any, seen: Any, tail_seen: Any, kept: Any
 ) -> tuple[Any, Any]:
   """Values [rows, width] and logarithms of sums [rows, 1] of one head."""
   split = spec.num_keys - spec.tail
@@ -163,17 +214,23 @@ def _forward_head(
     top = jnp.maximum(top, last)
   weights = jnp.exp2(scores - top)
   total = jnp.sum(weights, axis=1, keepdims=True)
+  early = late = None
+  if kept is not None:
+    early, late = kept[:, :split], kept[:, split:]
+  weights = _drop(weights, early)
   out = dot(spec, weights.astype(v.dtype), v[:split], NN)
   if spec.tail:
     last = jnp.exp2(last - top)
     total = total + last
-    out = out + last * _f32(v[split:])
+    out = out + _drop(last, late) * _f32(v[split:])
   share = pl.reciprocal(total, approx=not spec.exact)
   log_sum = top + jnp.log2(total)
   if spec.masked:
     something = top > HIDDEN / 2
     share = jnp.where(something, share, 0.0)
     log_sum = jnp.where(something, log_sum, UNSEEN)
+  if spec.dropout:
+    share = share * spec.boost
   return out * share, log_sum
 
 
@@ -195,12 +252,14 @@ def forward_kernel(*refs: Any, spec: Spec) -> None:
     tail = slice(split, spec.num_keys)
     tail_seen = visible(spec, rules, tile=tile, query_axis=0, keys=tail)
   layout = spec.layout
+  dropped = Drops(spec, rules, tile=tile, query_axis=0)
   writer = layout.writer(out_ref)
   for head in range(layout.num_heads):
     q = scaled(spec, layout.read(q_ref, head, clean=True))
     k = layout.read(k_ref, head, clean=False)
     v = layout.read(v_ref, head, clean=False)
-    out, log_sum = _forward_head(spec, q, k, v, seen, tail_seen)
+    kept = dropped.kept(head)
+    out, log_sum = _forward_head(spec, q, k, v, seen, tail_seen, kept)
     writer.put(head, out)
     if rest:
       rest[1][: spec.rows, head : head + 1] = log_sum
@@ -211,18 +270,27 @@ def forward_kernel(*refs: Any, spec: Spec) -> None:
 
 
 def _backward_head(
-  spec: Spec, q: Any, k: Any, v: Any, grad: Any, log_sum: Any, seen: Any
+  spec: Spec,
+  q: Any,
+  k: Any,
+  v: Any,
+  grad: Any,
+  log_sum: Any,
+  seen: Any,
+  kept: Any,
 ) -> tuple[Any, Any, Any]:
   """Gradients of q, k and v of one head and one tile, before factors."""
   if spec.upright:
-    return _backward_upright(spec, q, k, v, grad, log_sum, seen)
+    return _backward_upright(spec, q, k, v, grad, log_sum, seen, kept)
   scores = _hide(dot(spec, k, q, NT), seen)  # [S, rows]
   weights = jnp.exp2(scores - log_sum)
-  by_weight = dot(spec, v, grad, NT)
+  by_weight = _drop(dot(spec, v, grad, NT), kept)
+  if spec.dropout:
+    by_weight = by_weight * spec.boost
   mean = jnp.sum(weights * by_weight, axis=0, keepdims=True)
   by_score = weights * (by_weight - mean)
   low = by_score.astype(q.dtype)
-  dv = dot(spec, weights.astype(q.dtype), grad, NN)
+  dv = dot(spec, _drop(weights, kept).astype(q.dtype), grad, NN)
   dk = dot(spec, low, q, NN)
   split = spec.num_keys - spec.tail
   dq = dot(spec, low[:split], k[:split], TN)
@@ -232,14 +300,23 @@ def _backward_head(
 
 
 def _backward_upright(
-  spec: Spec, q: Any, k: Any, v: Any, grad: Any, log_sum: Any, seen: Any
+  spec: Spec,
+  q: Any,
+  k: Any,
+  v: Any,
+  grad: Any,
+  log_sum: Any,
+  seen: Any,
+  kept: Any,
 ) -> tuple[Any, Any, Any]:
   scores = _hide(dot(spec, q, k, NT), seen)  # [rows, S]
   weights = jnp.exp2(scores - log_sum)
-  by_weight = dot(spec, grad, v, NT)
+  by_weight = _drop(dot(spec, grad, v, NT), kept)
+  if spec.dropout:
+    by_weight = by_weight * spec.boost
   mean = jnp.sum(weights * by_weight, axis=1, keepdims=True)
   low = (weights * (by_weight - mean)).astype(q.dtype)
-  dv = dot(spec, weights.astype(q.dtype), grad, TN)
+  dv = dot(spec, _drop(weights, kept).astype(q.dtype), grad, TN)
   return dot(spec, low, k, NN), dot(spec, low, q, TN), dv
 
 
@@ -269,6 +346,7 @@ def backward_kernel(*refs: Any, spec: Spec) -> None:
 
   axis = 0 if spec.upright else 1
   seen = visible(spec, rules, tile=tile, query_axis=axis, keys=keys)
+  dropped = Drops(spec, rules, tile=tile, query_axis=axis)
   sums = sums_ref[0, 0]
   if spec.upright:
     sums = jnp.transpose(sums)
@@ -285,7 +363,10 @@ def backward_kernel(*refs: Any, spec: Spec) -> None:
     v = layout.read(v_ref, head, clean=False)
     one = slice(head, head + 1)
     log_sum = sums[:, one] if spec.upright else sums[one]
-    dq, dk, dv = _backward_head(spec, q, k, v, grad, log_sum, seen)
+    kept = dropped.kept(head)
+    dq, dk, dv = _backward_head(spec, q, k, v, grad, log_sum, seen, kept)
+    if spec.dropout:
+      dv = dv * spec.boost
     dq_out.put(head, dq * spec.scale)
     dk = dk * LN2  # the queries hold scale * log2(e) already
     if spec.tiles == 1:
