@@ -7,11 +7,10 @@ from collections.abc import Mapping
 
 from mico_jax.config import Config, ConfigError
 
-
 # Of each parameter. Widths of 768, 1024 and 1408 divided by it are whole tiles
 # (16 rows of bfloat16); the TPU compiler gathers other pieces by sums over
-# arrays padded with zeros, which move twice as much. A ViT-g with Adam's moments
-# is 1.7 GiB on each device.
+# arrays padded with zeros, which move twice as much. A piece of ViT-g with
+# Adam's moments is 1.7 GiB.
 PIECES = 8
 
 

@@ -296,9 +296,13 @@ def _check(
     raise NotImplementedError(f"dtype is {q.dtype}, not bfloat16 or float32")
   if bias is not None:
     raise NotImplementedError("additive bias")
-  if dropout_rate and row_keys is not None and machine.mesh is not None:
-    if math.prod(machine.mesh.shape[a] for a in machine.head_axes) > 1:
-      raise NotImplementedError("attention dropout of heads on several devices")
+  drops_weights = dropout_rate > 0.0 and row_keys is not None
+  if drops_weights and machine.mesh is not None:
+    parts = math.prod(machine.mesh.shape[axis] for axis in machine.head_axes)
+    if parts > 1:  # a device does not know the numbers of its heads
+      raise NotImplementedError(
+        f"attention dropout with heads on {parts} devices"
+      )
   if masked_rows != "zero":
     raise NotImplementedError(f"masked_rows={masked_rows!r}")
   return machine
