@@ -221,8 +221,8 @@ class CrossAttention(nn.Module):
   def __call__(
     self,
     x: Float[Array, "B L W"],
-    k: Float[Array, "C S N H"],
-    v: Float[Array, "C S N H"],
+    k: Float[Array, "C S W"],
+    v: Float[Array, "C S W"],
     *,
     mask: Bool[Array, "C S"] | None = None,
     row_keys: Key[Array, " B"] | None = None,
@@ -232,7 +232,7 @@ class CrossAttention(nn.Module):
     Args:
       x: text tokens; B is a multiple of C: consecutive rows share a context
         (the beams of a decoder) without a copy of it.
-      k: keys of the context.
+      k: keys of the context, heads side by side.
       v: values of the context.
       mask: true at valid context tokens.
       row_keys: one key per row; None: no dropout.
@@ -248,13 +248,18 @@ class CrossAttention(nn.Module):
       bias_name=axes.QKV,
       name="query",
     )(x)
-    q = q.reshape(k.shape[0], -1, self.num_heads, width // self.num_heads)
+    q, k, v = (
+      y.astype(self.dtype).reshape(
+        k.shape[0], -1, self.num_heads, width // self.num_heads
+      )
+      for y in (q, k, v)
+    )
     if row_keys is not None:
       row_keys = dropout.fold_rows(row_keys, dropout.CROSS)
     out = attention(
       q,
-      k.astype(q.dtype),
-      v.astype(q.dtype),
+      k,
+      v,
       mask=None if mask is None else mask[:, None, None, :],
       masked_rows=self.masked_rows,
       dropout_rate=self.dropout_rate,

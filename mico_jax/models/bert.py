@@ -43,8 +43,8 @@ _FEW_ROWS = 256
 
 
 def take_rows(
-  values: Float[Array, "P B S N H"], indices: Int[Array, " C"]
-) -> Float[Array, "P C S N H"]:
+  values: Float[Array, "P B S D"], indices: Int[Array, " C"]
+) -> Float[Array, "P C S D"]:
   """The named rows (axis 1).
 
   On a TPU by a product with ones and zeros, where rows are few: it takes and,
@@ -56,7 +56,7 @@ def take_rows(
     return jnp.take(values, indices, axis=1)
   chosen = (indices[:, None] == jnp.arange(rows)[None]).astype(values.dtype)
   return jnp.einsum(
-    "cb,pbsnh->pcsnh", chosen, values, precision=jax.lax.Precision.HIGHEST
+    "cb,pbsd->pcsd", chosen, values, precision=jax.lax.Precision.HIGHEST
   )
 
 
@@ -66,13 +66,14 @@ class ContextKV:
   """Keys and values of a context for every layer, projected once per step.
 
   Attributes:
-    keys: one set per layer.
-    values: one set per layer.
+    keys: one set per layer, heads side by side: D = N H. So kernels read them
+      as they lie.
+    values: likewise.
     mask: true at valid context tokens; None: all are.
   """
 
-  keys: Float[Array, "P B S N H"]
-  values: Float[Array, "P B S N H"]
+  keys: Float[Array, "P B S D"]
+  values: Float[Array, "P B S D"]
   mask: Bool[Array, "B S"] | None = None
 
   def take(
@@ -137,7 +138,6 @@ def project_context(
   params: Params,
   values: Float[Array, "B S W"],
   *,
-  num_heads: int,
   mask: Bool[Array, "B S"] | None,
   dtype: Any,
 ) -> ContextKV:
@@ -146,18 +146,19 @@ def project_context(
   Args:
     params: of the text tower.
     values: the context.
-    num_heads: N.
     mask: true at valid context tokens.
     dtype: compute dtype.
   """
   packed = params["blocks"]["cross_attn"]["kv"]
-  kernel = packed["kernel"].astype(dtype)
-  bias = packed["bias"].astype(dtype)
-  kv = jnp.einsum("bsw,pwf->pbsf", values.astype(dtype), kernel)
-  kv = kv + bias[:, None, None, :]
-  keys, vals = jnp.split(kv, 2, axis=-1)
-  shape = (*keys.shape[:3], num_heads, keys.shape[-1] // num_heads)
-  return ContextKV(keys.reshape(shape), vals.reshape(shape), mask)
+  # The parameters are split: that of the products would be a copy.
+  kernels = jnp.split(packed["kernel"].astype(dtype), 2, axis=-1)
+  biases = jnp.split(packed["bias"].astype(dtype), 2, axis=-1)
+  keys, vals = (
+    jnp.einsum("bsw,pwd->pbsd", values.astype(dtype), kernel)
+    + bias[:, None, None, :]
+    for kernel, bias in zip(kernels, biases, strict=True)
+  )
+  return ContextKV(keys, vals, mask)
 
 
 class BertBlock(nn.Module):

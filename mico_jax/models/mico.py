@@ -384,7 +384,6 @@ class MiCo:
     return bert.project_context(
       stacked_layers(params["text"]),
       context.values,
-      num_heads=self.config.text.num_heads,
       mask=context.mask,
       dtype=jnp.dtype(self.config.dtype),
     )

@@ -206,8 +206,7 @@ def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
       f"num_heads={text.num_heads} must divide width={text.width}; set "
       "config.model.text.num_heads."
     )
-  heads = (text.num_heads, text.width // text.num_heads)
-  context = jnp.zeros((text.depth, 1, 2, *heads), dtype)
+  context = jnp.zeros((text.depth, 1, 2, text.width), dtype)
   one = jnp.zeros((1, text.width))
   found: dict[tuple[str, ...], Part | Free] = {
     ("vision",): Part(vit, (jnp.zeros((1, size, size, 3)),)),
