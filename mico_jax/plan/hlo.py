@@ -252,6 +252,13 @@ def _mesh_groups(axes: str, named: str) -> list[tuple[int, ...]]:
   return [tuple(int(i) for i in row) for row in ids.reshape(-1, width)]
 
 
+def _iota(sizes: str, order: str | None) -> np.ndarray:
+  """Numbers in the order of "2,4" transposed by "1,0"."""
+  shape = [int(x) for x in sizes.split(",")]
+  ids = np.arange(math.prod(shape)).reshape(shape)
+  return ids.transpose([int(x) for x in order.split(",")]) if order else ids
+
+
 def replica_groups(body: str) -> list[tuple[int, ...]]:
   """The groups of a collective, as positions in the mesh; [] if unwritten.
 
@@ -261,21 +268,23 @@ def replica_groups(body: str) -> list[tuple[int, ...]]:
   found = re.search(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}", body)
   if found:
     axes, between, named = found.groups()
-    if between.strip():  # the devices of the mesh are permuted
+    groups = _mesh_groups(axes, named)
+    if not between.strip(" ,"):
+      return groups
+    permuted = re.fullmatch(
+      r", device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\) ?", between
+    )
+    if not permuted:
       raise ValueError(f"unknown form of groups: {found.group()}")
-    return _mesh_groups(axes, named)
+    order = _iota(*permuted.groups()).reshape(-1)
+    return [tuple(int(order[i]) for i in row) for row in groups]
   found = re.search(
     r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", body
   )
   if found:
-    shape, source, order = (
-      [int(x) for x in part.split(",")] if part else []
-      for part in found.groups()
-    )
-    ids = np.arange(math.prod(source)).reshape(source)
-    if order:
-      ids = ids.transpose(order)
-    return [tuple(int(i) for i in row) for row in ids.reshape(shape)]
+    shape = [int(x) for x in found.group(1).split(",")]
+    ids = _iota(*found.group(2, 3)).reshape(shape)
+    return [tuple(int(i) for i in row) for row in ids]
   found = re.search(
     r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", body
   )

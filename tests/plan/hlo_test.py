@@ -65,6 +65,10 @@ def test_collectives_by_kind_and_axis():
     ("replica_groups=mesh['a'=2,'b'=2] {'b','a'}", [(0, 2, 1, 3)]),
     ("replica_groups=mesh['a'=2] {}", [(0,), (1,)]),
     (
+      "replica_groups=mesh['a'=2,'b'=1,'c'=3], device_ids=([3,2]T(1,0)) {'a'}",
+      [(0, 1), (2, 3), (4, 5)],
+    ),
+    (
       "replica_groups=mesh['a'=2,'b'=4] {'b':(1)2}, channel_id=1",
       [(0, 2), (1, 3), (4, 6), (5, 7)],
     ),
