@@ -72,6 +72,7 @@ known = {
   "none": {},
   "lengths": {"kv_lengths": ids(2)},
   "causal": {},
+  "dropout": {"row_keys": ids(2)},
   "prefix": {"prefix_lengths": ids(2)},
   "segments": {
     "query_segments": ids(2, queries), "kv_segments": ids(2, keys)
@@ -80,6 +81,9 @@ known = {
 causal = rules in ("causal", "prefix")
 
 def gradients(q, k, v, given):
+  if rules == "dropout":
+    keys = jax.vmap(jax.random.key)(given["row_keys"])
+    given = {"row_keys": keys, "dropout_rate": 0.1}
   def loss(q, k, v):
     out = attention(q, k, v, causal=causal, backend="pallas_tpu", **given)
     return jnp.sum(out.astype(jnp.float32) ** 2)
@@ -103,6 +107,10 @@ print(json.dumps(sorted(report.bundles)))
     ("v5e:2x2", 257, 257, "float32", False, "prefix"),
     ("v5e:2x2", 257, 257, "bfloat16", False, "segments"),
     ("v5e:2x2", 40, 300, "bfloat16", False, "segments"),
+    ("v5e:2x2", 70, 584, "bfloat16", False, "dropout"),
+    ("v6e:2x2", 257, 257, "float32", False, "dropout"),
+    ("v4:2x2x1", 40, 300, "bfloat16", False, "dropout"),
+    ("tpu7x:2x2x1", 40, 300, "bfloat16", False, "dropout"),
     ("v5e:2x2", 1028, 1028, "bfloat16", True, "none"),
     ("v5e:2x2", 1028, 1028, "float32", True, "lengths"),
     ("v5e:2x2", 1028, 1028, "bfloat16", True, "segments"),
