@@ -183,6 +183,16 @@ def _check_staged(config: VisionConfig) -> None:
   _refuse("timm", wrong)
 
 
+def staged_entries(config: VisionConfig) -> list[Entry]:
+  """The table of a Swin or a ConvNeXt V2 in timm's names.
+
+  Raises:
+    ConfigError: naming the options that timm's classes do not have.
+  """
+  _check_staged(config)
+  return families.import_entries(config, layout="timm")
+
+
 def timm_model(config: VisionConfig) -> dict[str, Any]:
   """Class and arguments that build the encoder in timm.
 
