@@ -27,6 +27,7 @@ FIRST = {
   "layers.0.blocks.0.attn.qkv.weight": "swin",
   "stem.0.weight": "convnext",
 }
+POINTWISE = re.compile(r"^stages\.\d+\.blocks\.\d+\.mlp\.fc[12]\.weight$")
 MASK = "layers.0.blocks.1.attn_mask"
 IMAGE_SIZE = 224  # where nothing tells it
 NORM_EPS = 1e-6  # of timm's ConvNeXt, unless its arguments say otherwise
@@ -35,6 +36,23 @@ NORM_EPS = 1e-6  # of timm's ConvNeXt, unless its arguments say otherwise
 def kind_of(tensors: Tensors) -> str:
   """The encoder of a file; "" if it is none of these."""
   return next((kind for name, kind in FIRST.items() if name in tensors), "")
+
+
+def as_linear(tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:
+  """MLPs of 1 x 1 convolutions as linear layers, and a note if there are any.
+
+  timm's small ConvNeXts have them, its larger ones the same as linear layers.
+  """
+  found: Tensors = {}
+  for name, one in tensors.items():
+    if POINTWISE.search(name) and one.shape[2:] == (1, 1):
+      load = lambda one=one: one.load().reshape(one.shape[:2])
+      one = dataclasses.replace(one, shape=one.shape[:2], load=load)
+    found[name] = one
+  if all(found[name] is one for name, one in tensors.items()):
+    return tensors, ()
+  note = "1 x 1 convolutions of the MLPs are taken, and given back, as linear"
+  return found, (note,)
 
 
 def config_of(

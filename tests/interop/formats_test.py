@@ -370,6 +370,20 @@ def test_encoders_in_stages_are_read_strictly(tmp_path, name):
       read_staged(tmp_path / str(i), altered, settings)
 
 
+def test_mlps_of_convolutions(tmp_path):
+  tensors = staged_tensors("convnext")
+  told = {"pretrained_cfg": {"input_size": [3, 32, 32]}}
+  altered = {
+    k: v[:, :, None, None] if ".mlp.fc" in k and v.ndim == 2 else v
+    for k, v in tensors.items()
+  }
+  source = read_staged(tmp_path / "conv", altered, told)
+  assert source.config.model.vision == STAGED["convnext"]
+  assert source.notes[0].startswith("1 x 1 convolutions")
+  for name, value in tensors.items():
+    np.testing.assert_array_equal(source.tensors[name].load(), value)
+
+
 def test_a_convnext_without_response_norms_is_named(tmp_path):
   tensors = staged_tensors("convnext")
   first = {k: v for k, v in tensors.items() if ".grn." not in k}
