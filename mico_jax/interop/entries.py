@@ -18,9 +18,11 @@ class Entry:
     path: of our parameter.
     names: released names whose tensors are packed side by side; `{i}` is the
       layer.
-    kind: "linear" (transposed), "conv" (flattened) or "same".
+    kind: "linear" (transposed), "conv" (a kernel, flattened), "filter" (a
+      kernel as a convolution takes it) or "same".
     lead: leading axes of length one in the released tensor.
     layers: number of stacked layers; 0: not stacked.
+    side: rows and columns of a "conv" kernel; 0: the encoder's patch size.
   """
 
   path: tuple[str, ...]
@@ -28,6 +30,7 @@ class Entry:
   kind: str = "same"
   lead: int = 0
   layers: int = 0
+  side: int = 0
 
 
 def linear(
@@ -71,6 +74,8 @@ def to_ours(value: np.ndarray, entry: Entry) -> np.ndarray:
     return value.T
   if entry.kind == "conv":  # (out, in, rows, columns)
     return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
+  if entry.kind == "filter":  # ours is (rows, columns, in, out)
+    return value.transpose(2, 3, 1, 0)
   return value
 
 
@@ -82,12 +87,14 @@ def to_theirs(
   Args:
     value: one layer and one of the packed parts of our parameter.
     entry: where it goes.
-    patch_size: rows and columns of a "conv" kernel.
+    patch_size: of the encoder.
   """
   if entry.kind == "linear":
     value = value.T
   elif entry.kind == "conv":
-    value = value.reshape(patch_size, patch_size, -1, value.shape[-1])
+    side = entry.side or patch_size
+    value = value.reshape(side, side, -1, value.shape[-1])
+  if entry.kind in ("conv", "filter"):
     value = value.transpose(3, 2, 0, 1)
   value = value.reshape((1,) * entry.lead + value.shape)
   if value.ndim != 2 or value.dtype.itemsize < 2:  # or only a shape is asked

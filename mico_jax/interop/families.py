@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mico_jax.config import VisionConfig
+from mico_jax.interop import entries as tables
 from mico_jax.models import convnext, swin, unireplknet
 from mico_jax.models.encoders import ENCODERS
 from mico_jax.types import Params
@@ -183,6 +184,37 @@ def entries(config: VisionConfig, *, layout: str) -> list[Entry]:
   return list(TABLES[config.encoder](config, layout))
 
 
+# Our kinds -> those of the tables that imports read by.
+_KINDS = {"same": "same", "linear": "linear", "patch": "conv", "conv": "filter"}
+
+
+def import_entries(config: VisionConfig, *, layout: str) -> list[tables.Entry]:
+  """The table of a Swin or a ConvNeXt V2 as imports of weights take it.
+
+  Raises:
+    ValueError: for an encoder or a layout that is not here, or whose blocks
+      are not numbered one by one.
+  """
+  found = []
+  for entry in entries(config, layout=layout):
+    names, layers = entry.names, 0
+    if entry.stacked:
+      name, layers = names[0].replace(".blocks.0.", ".blocks.{i}."), len(names)
+      if names != tuple(name.format(i=i) for i in range(layers)):
+        raise ValueError(f"no import of encoder={config.encoder!r}.")
+      names = (name,)
+    found.append(
+      tables.Entry(
+        ("vision", *entry.path),
+        names,
+        _KINDS[entry.kind],
+        layers=layers,
+        side=0 if "patch_embed" in entry.path else 2,  # else downsampling
+      )
+    )
+  return found
+
+
 # --------------------------------------------------------------------- arrays
 def _shapes(config: VisionConfig) -> Mapping[str, Any]:
   """The encoder's parameters by shape."""
@@ -323,9 +355,7 @@ def swin_buffers(config: VisionConfig) -> dict[str, np.ndarray]:
   return found
 
 
-def check_buffers(
-  tensors: Mapping[str, np.ndarray], config: VisionConfig
-) -> None:
+def check_buffers(tensors: Mapping[str, Any], config: VisionConfig) -> None:
   """Compares the buffers in a file with those that the config says.
 
   Raises:
@@ -345,13 +375,19 @@ def check_buffers(
       )
 
 
-def swin_config(tensors: Mapping[str, np.ndarray]) -> VisionConfig:
-  """The config of a released Swin, from its tensors' shapes.
+def swin_config(
+  tensors: Mapping[str, Any], *, top: str = SWIN_PREFIX
+) -> VisionConfig:
+  """The config of a Swin, from its tensors' shapes.
+
+  Args:
+    tensors: by name; arrays, or what has their shape.
+    top: what stands before every name.
 
   Raises:
-    ValueError: if the tensors are none, or no mask tells the image size.
+    ValueError: if the tensors are none.
+    KeyError: naming a tensor that is missing.
   """
-  top = SWIN_PREFIX
   patch = tensors.get(f"{top}patch_embed.proj.weight")
   found: dict[int, int] = {}
   for name in tensors:

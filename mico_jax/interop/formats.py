@@ -47,7 +47,7 @@ FORMATS: dict[str, Format] = {
   "timm": Format(
     timm.read,
     lambda config: list(timm.table(config)),
-    "vision transformers of timm (not Swin, ConvNeXt)",
+    "vision transformers, Swin and ConvNeXt V2 of timm",
   ),
   "bert": Format(bert.read, bert.table, "BERT of Hugging Face: the text tower"),
 }

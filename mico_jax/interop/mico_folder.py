@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -21,7 +22,9 @@ from mico_jax.config import (
   DataConfig,
   GenerationConfig,
   InputConfig,
+  MatchingConfig,
   ModelConfig,
+  ObjectivesConfig,
   TokenizerConfig,
 )
 from mico_jax.interop import mico as released
@@ -61,18 +64,39 @@ def read(path: pathlib.Path) -> Source:
   """
   file, settings = _weights_file(path), _settings(path)
   tensors = renamed(open_tensors(file), released.rename)
-  config = _model_config(tensors, settings)
-  config = _resized(config, settings, file)
-  _check(config, settings)
   return Source(
     file=file,
     tensors=tensors,
-    config=_run_config(path.name, config, settings),
+    config=config_of(tensors, settings, name=path.name, file=file),
     ignored=IGNORED,
     ties=released.TIED,
     vocabulary=find_vocabulary(path),
     hint="Is hps.json that of these weights?",
   )
+
+
+def config_of(
+  tensors: Tensors,
+  settings: Mapping[str, Any],
+  *,
+  name: str,
+  file: pathlib.Path,
+) -> Config:
+  """The config of a released model.
+
+  Args:
+    tensors: by released name; only buffers of rotary positions are read.
+    settings: `model_cfg` of its hps.json.
+    name: of the run.
+    file: of the tensors, for errors.
+
+  Raises:
+    WeightsError: naming what is missing or contradicts.
+  """
+  config = _model_config(tensors, settings)
+  config = _resized(config, settings, file)
+  _check(config, settings)
+  return _run_config(name, config, settings)
 
 
 def _weights_file(path: pathlib.Path) -> pathlib.Path:
@@ -122,6 +146,18 @@ def _number(settings: Mapping[str, Any], key: str) -> int | None:
       f"hps.json: {key}={value!r}, expected a positive whole number."
     )
   return value
+
+
+def _objectives(settings: Mapping[str, Any]) -> ObjectivesConfig:
+  """The weight of matching beside the other objectives."""
+  weight = settings.get("itm_ratio")
+  if weight is None:
+    return ObjectivesConfig()
+  if type(weight) not in (int, float) or not 0 <= weight < math.inf:
+    raise WeightsError(
+      f"hps.json: itm_ratio={weight!r}, expected a number from 0."
+    )
+  return ObjectivesConfig(matching=MatchingConfig(weight=float(weight)))
 
 
 def _model_config(tensors: Tensors, settings: Mapping[str, Any]) -> ModelConfig:
@@ -257,6 +293,7 @@ def _run_config(
         }
       ),
     ),
+    objectives=_objectives(settings),
     generation=GenerationConfig(
       num_beams=_number(settings, "beam_size") or BEAMS,
       length_penalty=LENGTH_PENALTY,

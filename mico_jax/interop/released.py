@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from mico_jax.config import Config, ConfigError, VisionConfig
+from mico_jax.config import Config, ConfigError, ModelConfig, VisionConfig
 from mico_jax.data import samples
 from mico_jax.interop import (
   export,
@@ -24,6 +24,7 @@ from mico_jax.interop import (
 from mico_jax.interop.export import Report, Source
 from mico_jax.interop.sharded import Item, item
 from mico_jax.models import VISION
+from mico_jax.types import Params
 
 # Encoders of the original by its names for them, and what such a name says.
 ENCODER_TYPES = {
@@ -107,19 +108,24 @@ def hps(config: Config) -> dict[str, Any]:
   return {"model_cfg": settings}
 
 
-def items(source: Source) -> tuple[list[Item], dict[str, str]]:
+def items(
+  params: Params, config: ModelConfig
+) -> tuple[list[Item], dict[str, str]]:
   """Tensors under the original's names, and which share their values.
+
+  Args:
+    params: nested dict of host arrays.
+    config: of the model.
 
   Raises:
     ConfigError: naming the parameters that it cannot hold or lacks.
   """
-  config = source.config.model
   try:
-    table = mico.table_of(source.params, config)
+    table = mico.table_of(params, config)
   except ValueError as e:
     raise ConfigError(str(e)) from e
   patch = config.vision.patch_size
-  found = list(tower_names.entry_items(source.params, table, patch_size=patch))
+  found = list(tower_names.entry_items(params, table, patch_size=patch))
   found += [item(k, v) for k, v in mico.buffers(config).items()]
   by_name = {one.name: one for one in found}
   for copy, original in mico.TIED.items():
@@ -175,7 +181,7 @@ def _is_original(source: Source) -> bool:
 def _content(source: Source) -> tuple[list[Item], dict[str, str]]:
   """What the original's file holds: as imported, or by its own names."""
   if not _is_original(source):
-    return items(source)
+    return items(source.params, source.config.model)
   ties = source.checkpoint.manifest["import"]["tied"]
   return list(original_items(source) or ()), ties
 

@@ -1,4 +1,4 @@
-"""Vision transformers of timm: plain ones, those of CLIP, and EVA.
+"""Encoders of timm: ViT, plain, of CLIP and EVA; Swin and ConvNeXt V2.
 
 Also towers that open_clip holds as timm models (`visual.trunk.`). The
 classification head is kept beside the parameters. What no tensor tells is in
@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mico_jax.config import ConfigError, ModelConfig, VisionConfig
-from mico_jax.interop import tower_names, towers
+from mico_jax.interop import timm_staged, tower_names, towers
 from mico_jax.interop.entries import Entry
 from mico_jax.interop.source import Source, find_vocabulary
 from mico_jax.interop.tensors import (
@@ -58,6 +58,8 @@ def table(config: ModelConfig) -> list[Entry]:
   Raises:
     ConfigError: for options that timm's classes do not combine.
   """
+  if config.vision.encoder in tower_names.STAGED:
+    return tower_names.staged_entries(config.vision)
   vision = dataclasses.replace(config.vision, clip_embed_dim=0)
   return tower_names.timm_entries(vision)
 
@@ -66,23 +68,33 @@ def read(path: pathlib.Path) -> Source:
   """Reads a file, or a folder with one and its config.json.
 
   Raises:
-    WeightsError: if it holds no vision transformer of a kind of `table`.
+    WeightsError: if it holds no encoder of a kind of `table`.
   """
   file = towers.weights_file(path)
   tensors = renamed(open_tensors(file), rename)
   settings = towers.read_json(file.parent / "config.json")
-  vision = _config(tensors, file, settings)
+  ignored, notes = IGNORED, ()
+  hint = "Is it a vision transformer with a class token?"
+  if timm_staged.kind_of(tensors):
+    tensors, linear = timm_staged.as_linear(tensors)
+    vision, notes = timm_staged.config_of(tensors, settings, file)
+    notes = (*notes, *linear)
+    ignored = timm_staged.IGNORED
+    hint = "Is it a Swin or a ConvNeXt V2 of timm 0.9 or later?"
+  else:
+    vision = _config(tensors, file, settings)
   try:
-    tower_names.timm_entries(vision)
+    table(ModelConfig(vision=vision))
   except ConfigError as error:
     raise WeightsError(f"{file}: {error}") from error
-  mode, notes = towers.own_mode(settings), ()
+  mode = towers.own_mode(settings)
   if not mode:
     told = settings.get("pretrained_cfg")
     mode = towers.pixel_mode(told, "config.json: pretrained_cfg", MODES)
   if not mode:
     mode = "plain"
     notes = (
+      *notes,
       "no mean of the pixels in a config.json beside the weights: they are "
       "taken to be -1..1 (mode plain); set --config.data.inputs otherwise",
     )
@@ -91,9 +103,9 @@ def read(path: pathlib.Path) -> Source:
     tensors=tensors,
     config=towers.run_config(file.stem, vision, mode),
     parts=("vision",),
-    ignored=IGNORED,
+    ignored=ignored,
     vocabulary=find_vocabulary(file.parent),
-    hint="Is it a vision transformer with a class token?",
+    hint=hint,
     positions="bicubic",
     notes=notes,
   )

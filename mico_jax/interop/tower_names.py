@@ -183,6 +183,16 @@ def _check_staged(config: VisionConfig) -> None:
   _refuse("timm", wrong)
 
 
+def staged_entries(config: VisionConfig) -> list[Entry]:
+  """The table of a Swin or a ConvNeXt V2 in timm's names.
+
+  Raises:
+    ConfigError: naming the options that timm's classes do not have.
+  """
+  _check_staged(config)
+  return families.import_entries(config, layout="timm")
+
+
 def timm_model(config: VisionConfig) -> dict[str, Any]:
   """Class and arguments that build the encoder in timm.
 
@@ -285,15 +295,17 @@ def entry_items(
   flat = flatten(params)
   for entry in table:
     stacked = np.asarray(flat["/".join(entry.path)])
+    one = stacked.shape[bool(entry.layers) :]
+    width = one[-1] // len(entry.names) if one else 0
+    # The same for all: to lay out a large array, if only a byte each, is slow.
+    shape = _shape((*one[:-1], width) if one else (), entry, patch_size)
     for i in range(max(entry.layers, 1)):
       value = stacked[i] if entry.layers else stacked
-      width = value.shape[-1] // len(entry.names) if value.ndim else 0
       for part, name in enumerate(entry.names):
         piece = value
         if len(entry.names) > 1:
           piece = value[..., part * width : (part + 1) * width]
         read = lambda p=piece, e=entry: to_theirs(p, e, patch_size=patch_size)
-        shape = _shape(piece.shape, entry, patch_size)
         yield Item(prefix + name.format(i=i), shape, piece.dtype, read)
 
 

@@ -35,6 +35,33 @@ def test_case(golden_dir, name, capsys):
   check(golden_dir, name, capsys)
 
 
+@pytest.mark.golden
+def test_layout_of_other_settings(golden_dir, tmp_path, capsys):
+  """Settings are read, not assumed; an entry that differs is named."""
+  theirs = golden_dir / "ckpt_layout"
+  base = json.loads((theirs / "layout_evaclip02_base.json").read_text())
+  (tmp_path / "layout.json").write_text(json.dumps(base))
+  hps = json.loads((theirs / "hps.example.json").read_text())
+  hps["model_cfg"] |= {
+    "max_vision_sample_num": 6,
+    "max_caption_len": 35,
+    "max_omni_caption_len": 60,
+    "max_subtitle_len": 50,
+    "beam_size": 5,
+    "itm_ratio": 0.25,
+    "pool_video": True,
+  }
+  (tmp_path / "hps.example.json").write_text(json.dumps(hps))
+  assert runner.main([str(tmp_path)]) == 1
+  lines = capsys.readouterr().out.splitlines()
+  (settings,) = [line for line in lines if "layout settings" in line]
+  assert settings.startswith("  ok ")
+  failed = "\n".join(line for line in lines if line.startswith("  FAIL"))
+  assert "only ours vision_frame_embedding [1, 6, 768] float32" in failed
+  assert "only stored vision_frame_embedding [1, 8, 768] float32" in failed
+  assert failed.count("only") == 2
+
+
 @pytest.mark.parametrize("name", sorted(p.name for p in SMALL.iterdir()))
 def test_small_case(name, capsys):
   check(SMALL, name, capsys)

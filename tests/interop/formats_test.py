@@ -17,7 +17,9 @@ from mico_jax.data.tokenizer import tokenizer_from_files
 from mico_jax.interop import (
   clip,
   export,
+  families,
   import_config,
+  importing,
   mico_vision,
   originals,
   safetensors,
@@ -224,6 +226,32 @@ TRUNKS = {
   "post_norm": dataclasses.replace(EVA, norm="post", clip_embed_dim=0),
   "plain": dataclasses.replace(PLAIN, mlp="quick_gelu", num_heads=4),
 }
+STAGED = {
+  "swin": VisionConfig(
+    encoder="swin",
+    image_size=32,
+    patch_size=4,
+    width=16,
+    depth=4,
+    num_heads=2,
+    mlp_dim=32,
+    norm_eps=1e-5,
+    stage_depths=(2, 2),
+    stage_widths=(8, 16),
+    stage_heads=(1, 2),
+    window_size=4,
+  ),
+  "convnext": VisionConfig(
+    encoder="convnext",
+    image_size=32,
+    patch_size=4,
+    width=16,
+    depth=5,
+    mlp_dim=64,
+    stage_depths=(1, 1, 2, 1),
+    stage_widths=(2, 4, 8, 16),
+  ),
+}
 
 
 def tower_source(base, vision):
@@ -244,23 +272,123 @@ def tower_source(base, vision):
   )
 
 
-@pytest.mark.parametrize("form", ["timm", "openclip"])
-@pytest.mark.parametrize("name", TRUNKS)
+@pytest.mark.parametrize(
+  ("name", "form"),
+  [
+    *((name, form) for name in TRUNKS for form in ("timm", "openclip")),
+    ("swin", "timm"),
+    ("convnext", "timm"),
+    ("convnext", "openclip"),
+  ],
+)
 def test_exported_towers_come_back(tmp_path, base, name, form):
   """What `export --to timm|openclip` writes, `import --from timm` reads."""
-  source = tower_source(base, TRUNKS[name])
+  vision = {**TRUNKS, **STAGED}[name]
+  source = tower_source(base, vision)
   assert not targets.run(source, form, tmp_path / "tower").notes
   report = import_checkpoint(
     "timm", tmp_path / "tower", tmp_path / "out", onto=base, self_check=False
   )
   assert not report.extra
   found = restore.open_checkpoint(tmp_path / "out")
-  assert found.config.model.vision == TRUNKS[name]
+  assert found.config.model.vision == vision
   jax.tree.map(
     np.testing.assert_array_equal,
     found.params["vision"],
     source.params["vision"],
   )
+  written = safetensors.read(tmp_path / "tower" / "model.safetensors")
+  again = originals.open_tensors(tmp_path / "out")
+  assert again.keys() == written.keys()
+  for key, value in written.items():
+    np.testing.assert_array_equal(again[key].load(), value)
+
+
+def staged_tensors(name):
+  """Random tensors of a Swin or a ConvNeXt in timm's names."""
+  shapes = families.tensor_shapes(STAGED[name], layout="timm")
+  rng = np.random.default_rng(0)
+  return {k: rng.normal(size=v).astype(np.float32) for k, v in shapes.items()}
+
+
+def read_staged(folder, tensors, settings=None):
+  """The import of such a file, up to where parameters would be written."""
+  folder.mkdir()
+  safetensors.write(folder / "w.safetensors", tensors)
+  if settings is not None:
+    (folder / "config.json").write_text(json.dumps(settings))
+  source = FORMATS["timm"].read(folder)
+  model = dataclasses.replace(tiny.MODEL, vision=source.config.model.vision)
+  importing._plan(source, FORMATS["timm"].table, build(model))
+  return source
+
+
+def test_what_tells_the_frames_of_encoders_in_stages(tmp_path):
+  """config.json, or masks of an old Swin; else the usual size, with a note."""
+  swin, convnext = staged_tensors("swin"), staged_tensors("convnext")
+  buffers = {
+    name.removeprefix(families.SWIN_PREFIX): value
+    for name, value in families.swin_buffers(STAGED["swin"]).items()
+  }
+  head = {"head.fc.weight": np.ones((3, 16), np.float32)}
+  found = read_staged(tmp_path / "masks", {**swin, **buffers, **head})
+  assert found.config.model.vision == STAGED["swin"]
+  told = {"pretrained_cfg": {"input_size": [3, 64, 64]}}
+  for name, tensors in (("swin", swin), ("convnext", {**convnext, **head})):
+    source = read_staged(tmp_path / f"{name}_told", tensors, told)
+    assert source.config.model.vision.image_size == 64
+    assert not any("input_size" in note for note in source.notes)
+  source = read_staged(tmp_path / "nothing", convnext)
+  assert source.config.model.vision.image_size == 224
+  assert "taken to be 224 pixels" in source.notes[0]
+  mask = "layers.0.blocks.1.attn_mask"
+  with pytest.raises(CheckpointError, match=f"{mask}: not what image_size=64"):
+    read_staged(tmp_path / "other", {**swin, **buffers}, told)
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_encoders_in_stages_are_read_strictly(tmp_path, name):
+  tensors = staged_tensors(name)
+  told = {"pretrained_cfg": {"input_size": [3, 32, 32]}}
+  last = {"swin": "norm.bias", "convnext": "head.norm.bias"}[name]
+  stage = {"swin": "layers.1", "convnext": "stages.1"}[name]
+  norm = {"swin": "norm1", "convnext": "norm"}[name]
+  cases = (
+    (f"missing {last}", {last: None}, told),
+    ("unexpected norm_pre.weight", {"norm_pre.weight": np.ones(2, "f4")}, told),
+    (f"mis-shaped {last} ", {last: np.ones(3, "f4")}, told),
+    (f"no {name} of timm", {f"{stage}.blocks.0.{norm}.weight": None}, told),
+    (f"no {name} of .*block", {f"{stage}.blocks.9999.x": np.ones(2)}, told),
+    ("arguments of the model", {}, {"model_args": {"img_size": "large"}}),
+    ("arguments of the model", {}, {"pretrained_cfg": {"input_size": 3}}),
+    ("arguments of the model", {}, {"model_args": {"img_size": -1}}),
+  )
+  for i, (message, changes, settings) in enumerate(cases):
+    altered = {**tensors, **changes}
+    altered = {k: v for k, v in altered.items() if v is not None}
+    with pytest.raises(CheckpointError, match=message):
+      read_staged(tmp_path / str(i), altered, settings)
+
+
+def test_mlps_of_convolutions(tmp_path):
+  tensors = staged_tensors("convnext")
+  told = {"pretrained_cfg": {"input_size": [3, 32, 32]}}
+  altered = {
+    k: v[:, :, None, None] if ".mlp.fc" in k and v.ndim == 2 else v
+    for k, v in tensors.items()
+  }
+  source = read_staged(tmp_path / "conv", altered, told)
+  assert source.config.model.vision == STAGED["convnext"]
+  assert source.notes[0].startswith("1 x 1 convolutions")
+  for name, value in tensors.items():
+    np.testing.assert_array_equal(source.tensors[name].load(), value)
+
+
+def test_a_convnext_without_response_norms_is_named(tmp_path):
+  tensors = staged_tensors("convnext")
+  first = {k: v for k, v in tensors.items() if ".grn." not in k}
+  with pytest.raises(CheckpointError, match="response norm of V2"):
+    read_staged(tmp_path / "v1", first)
 
 
 @pytest.mark.parametrize("mlp", ["gelu", "quick_gelu"])

@@ -265,7 +265,7 @@ def test_settings_of_an_export_are_read_back(tmp_path, kind):
     )
     return import_config.run_config(source, None, ())
 
-  hps = {**tiny.HPS, "frame_embedding_type": kind, "max_vision_sample_num": 4}
+  hps = {**tiny.HPS, "frame_embedding_type": kind, "itm_ratio": 0.2}
   config = config_of(hps)
   settings = released.hps(config)["model_cfg"]
   for key, value in hps.items():
@@ -366,6 +366,8 @@ def test_other_architecture(tmp_path, values):
     ),
     ({"tiny_bert": {"num_attention_heads": "two"}}, "positive whole number"),
     ({"vision_encoder_type": ["a"]}, "not the settings of a MiCo run"),
+    ({"itm_ratio": "low"}, "itm_ratio='low', expected a number"),
+    ({"itm_ratio": -0.1}, "itm_ratio=-0.1, expected a number"),
   ],
 )
 def test_config_against_weights(tmp_path, values, hps, match):

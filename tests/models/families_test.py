@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 
 import flax.linen as nn
@@ -180,6 +181,64 @@ def test_a_frame_depends_on_itself_only(name, params):
   np.testing.assert_allclose(apply(pixels)[0], apply(other)[0], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+  "name",
+  [
+    "swin",  # its blocks take turns with shifted windows
+    pytest.param("convnext", marks=pytest.mark.slow),
+    pytest.param("unireplknet", marks=pytest.mark.slow),
+  ],
+)
+def test_unrolled_and_rematerialised_are_the_same(name, params):
+  keys = jax.random.split(jax.random.key(3), 3)
+
+  def value(**options):
+    encoder = _encoder(name, drop_path_rate=0.3, **options)
+
+    def loss(params):
+      tokens, _ = encoder.apply({"params": params}, _pixels(), row_keys=keys)
+      return jnp.sum(tokens[:, 0, :3])
+
+    return jax.jit(jax.value_and_grad(loss))(params[name])
+
+  base = value()
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-3),
+    value(scan=False, remat="attention"),
+    base,
+  )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_stochastic_depth_belongs_to_the_row(name, params):
+  encoder = _encoder(name, drop_path_rate=0.5)
+  keys = jax.random.split(jax.random.key(3), 3)
+
+  @jax.jit
+  def run(pixels, keys):
+    return encoder.apply({"params": params[name]}, pixels, row_keys=keys)[0]
+
+  order = jnp.array([2, 0, 1])
+  whole = run(_pixels(), keys)
+  moved = run(_pixels()[order], keys[order])
+  np.testing.assert_allclose(moved, whole[order], atol=1e-6)
+  other = run(_pixels(), keys[order])
+  assert np.abs(np.asarray(whole - other)).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bfloat16_stays_close(name, params):
+  @functools.partial(jax.jit, static_argnums=0)
+  def run(dtype):
+    encoder = _encoder(name, dtype=dtype)
+    return encoder.apply({"params": params[name]}, _pixels())[0]
+
+  tokens, want = run(jnp.bfloat16), run(jnp.float32)
+  assert tokens.dtype == jnp.bfloat16
+  error = jnp.abs(tokens.astype(jnp.float32) - want).mean()
+  assert float(error) < 0.1 * float(jnp.abs(want).mean())
+
+
 def test_black_frames_have_finite_gradients(params):
   """Norms over a map of equal values: the root has no infinite slope."""
   for name in CONFIGS:
@@ -260,6 +319,28 @@ def test_swin_buffers_are_checked():
     )
   with pytest.raises(ValueError, match="known: swin: released, timm"):
     families.entries(config, layout="nope")
+
+
+# ------------------------------------------------------------------- in MiCo
+def test_pooling_and_short_contexts_without_a_class_token():
+  model = _model("convnext", pool_frames=True)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda like: jnp.asarray(rng.normal(size=like.shape), like.dtype),
+    model.abstract_params(),
+  )
+  pixels = jnp.stack([_pixels(2), _pixels(2) + 1.0], axis=1)
+  tokens = model.encode(params, "video", pixels)
+  assert tokens.shape == (2, 2, 4, 16)
+  np.testing.assert_allclose(
+    model.pool(params, "video", tokens), tokens.mean((1, 2)), atol=1e-6
+  )
+  context = model.context(params, "v", {"v": tokens})
+  assert context.values.shape[1] == 2  # one token per frame
+  with pytest.raises(ValueError, match="encodes whole frames"):
+    model.encode(
+      params, "video", pixels, token_indices=jnp.zeros((2, 1), jnp.int32)
+    )
 
 
 @pytest.mark.parametrize(

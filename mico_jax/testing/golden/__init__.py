@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from mico_jax.testing.golden.case import (
+  CONFIGS,
   LOSS_LIMIT,
   OUTPUT_LIMIT,
   WEIGHT_LIMIT,
@@ -17,6 +18,7 @@ from mico_jax.testing.golden.case import (
 )
 from mico_jax.testing.golden.demo import demo_e2e
 from mico_jax.testing.golden.generation import generate
+from mico_jax.testing.golden.layout import ckpt_layout
 from mico_jax.testing.golden.losses import losses
 from mico_jax.testing.golden.model import mico_full
 from mico_jax.testing.golden.preprocess import preprocess
@@ -43,16 +45,12 @@ CASES: dict[str, Case] = {
   "demo_e2e": demo_e2e,
   "token_masker": token_masker,
   "wordpiece": wordpiece,
-}
-
-# Cases that later work brings -> the feature they need.
-FEATURES: dict[str, str] = {
-  "ckpt_layout": "the export to released checkpoint files",
+  "ckpt_layout": ckpt_layout,
 }
 
 __all__ = [
   "CASES",
-  "FEATURES",
+  "CONFIGS",
   "LOSS_LIMIT",
   "OUTPUT_LIMIT",
   "WEIGHT_LIMIT",

@@ -23,6 +23,12 @@ from mico_jax.interop import safetensors
 OUTPUT_LIMIT = 5e-5  # encoder outputs and logits
 LOSS_LIMIT = 2e-5  # losses and gradients
 WEIGHT_LIMIT = 3e-5  # weights after optimiser steps
+# What makes a folder a case -> the case, where the file itself names none.
+CONFIGS: Mapping[str, str] = {
+  "config.json": "",
+  "cases.json": "",
+  "layout.json": "ckpt_layout",
+}
 
 
 class Unsupported(Exception):
@@ -101,11 +107,12 @@ class Folder:
 
   @functools.cached_property
   def config(self) -> Mapping[str, Any]:
-    """The case's `config.json`, or for wordpiece its `cases.json`."""
-    for name in ("config.json", "cases.json"):
+    """The case's `config.json`, or what stands for it (see `CONFIGS`)."""
+    for name, case in CONFIGS.items():
       if (self.path / name).is_file():
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
-    raise ValueError(f"{self.path}: neither config.json nor cases.json.")
+        found = json.loads((self.path / name).read_text(encoding="utf-8"))
+        return {"case": case, **found}
+    raise ValueError(f"{self.path}: holds none of {', '.join(CONFIGS)}.")
 
   @property
   def case(self) -> str:
