@@ -155,7 +155,7 @@ def run_aot(
     batch: rows of the global batch.
 
   Yields:
-    One record per form, figures of one device.
+    One record per form, figures of one device; "refused" if it does not fit.
   """
   devices = aot.devices(topology)
   partition = _partition(devices)
@@ -168,12 +168,18 @@ def run_aot(
   )
   clock = aot.chip(topology).clock
   for form in forms:
-    report = aot.compile_report(
-      _gradient(form, partition, 0), side, side, scale
-    )
+    record = {"shape": f"{batch}x{WIDTH}", "implementation": form}
+    try:
+      report = aot.compile_report(
+        _gradient(form, partition, 0), side, side, scale
+      )
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      yield {**record, "refused": str(error).splitlines()[0]}
+      continue
     yield {
-      "shape": f"{batch}x{WIDTH}",
-      "implementation": form,
+      **record,
       "temporaries_mib": round(report.temporary_bytes / 2**20, 2),
       "cycles": report.xla_cycles,
       "milliseconds": round(1e3 * report.xla_cycles / clock, 3)

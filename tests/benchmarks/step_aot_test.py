@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import pytest
 
-from mico_jax.benchmarks import aot, attention, block, dispatch, step_aot
+from mico_jax.benchmarks import aot, attention, block, dispatch, loss, step_aot
 from mico_jax.cli.main import main
 from mico_jax.parallel.mesh import make_mesh
 
@@ -76,6 +76,31 @@ def test_a_block_that_does_not_fit_is_a_line(monkeypatch, capsys):
   given = ["bench", "block", "--aot", "v4:2x2x1", "--shapes", "vit_g"]
   assert main(given) == 0
   assert capsys.readouterr().out.count("VMEM: too much") == 4
+
+
+def test_a_loss_that_does_not_fit_is_a_record(monkeypatch):
+  """The forms after it are compiled all the same; other errors are raised."""
+  reports = []
+
+  def compile_report(*_, **__):
+    reports.append(len(reports))
+    if len(reports) == 1:
+      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 37.02G of 15.75G")
+    if len(reports) == 3:
+      raise jax.errors.JaxRuntimeError("INTERNAL: a defect")
+    return aot.Report({}, [], {}, {}, {}, {}, 0, 0)
+
+  monkeypatch.setattr(aot, "compile_report", compile_report)
+  monkeypatch.setattr(aot, "devices", lambda _: jax.devices()[:1])
+  found = loss.run_aot("v5e:2x2", ("xla", "chunked", "ring"), batch=64)
+  assert next(found) == {
+    "shape": "64x512",
+    "implementation": "xla",
+    "refused": "RESOURCE_EXHAUSTED: 37.02G of 15.75G",
+  }
+  assert next(found)["implementation"] == "chunked"
+  with pytest.raises(jax.errors.JaxRuntimeError, match="a defect"):
+    next(found)
 
 
 def test_no_backend_wins_a_class_alone(monkeypatch):
