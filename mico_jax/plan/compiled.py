@@ -30,7 +30,7 @@ from mico_jax.plan.hlo import Call, Collective, Program
 from mico_jax.plan.topology import Topology
 
 CACHE = "MICO_JAX_PLAN_CACHE"  # folder of kept facts; "off": none
-_VERSION = 3  # of what is kept
+_VERSION = 4  # of what is kept
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 

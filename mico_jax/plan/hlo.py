@@ -350,6 +350,15 @@ def collective_of(
   )
 
 
+def _continues(label: str, name: str) -> bool:
+  """Whether a fusion goes on with a collective that another one started.
+
+  Start, what runs beside it, and the end each hold the collective.
+  """
+  beside = name.startswith("async_collective_fusion")
+  return beside or label.startswith("async-collective-done")
+
+
 def _collectives(text: Text, mesh: Mapping[str, int]) -> list[Collective]:
   table: dict[tuple[str, str], Collective] = {}
 
@@ -367,6 +376,8 @@ def _collectives(text: Text, mesh: Mapping[str, int]) -> list[Collective]:
     add(found)
     if found.op == "fusion":  # with what is around them
       name = called(found.body, "calls")
+      if _continues(found.label, name):
+        continue
       for inner in text.operations(name, found.times):
         add(inner, scattered="all-reduce-scatter" in name)
   return sorted(table.values(), key=lambda c: -c.bytes)

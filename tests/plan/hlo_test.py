@@ -132,6 +132,33 @@ def test_axes_of_a_group():
   assert hlo.axes_of((3,), MESH) == "none"
 
 
+def test_a_collective_beside_a_product_counts_once():
+  """Its start, the product that runs meanwhile, and its end all hold it."""
+  gather = "= f32[32]{0} all-gather(%p), replica_groups=[2,4]<=[8]"
+  text = f"""\
+%fused.1 (p: f32[8]) -> f32[32] {{
+  ROOT %all-gather.1 {gather}
+}}
+
+%async_collective_fusion.2 (p: f32[8]) -> f32[32] {{
+  ROOT %all-gather.2 {gather}
+}}
+
+%fused.3 (p: f32[8]) -> f32[32] {{
+  ROOT %all-gather.3 {gather}
+}}
+
+ENTRY %main (p: f32[8]) -> f32[32] {{
+  %async-collective-start = f32[32]{{0}} fusion(%p), calls=%fused.1
+  %fusion.2 = f32[32]{{0}} fusion(%p), calls=%async_collective_fusion.2
+  ROOT %async-collective-done = f32[32]{{0}} fusion(%p), calls=%fused.3
+}}
+"""
+  (found,) = hlo.read(text, MESH).collectives
+  assert (found.kind, found.count) == ("all-gather", 1)
+  assert found.bytes == pytest.approx(32 * 4 * 3 / 4)
+
+
 def test_a_reduction_fused_with_its_slice_is_a_scatter():
   text = """\
 %all-reduce-scatter.3 (p: f32[32]) -> f32[8] {
