@@ -16,6 +16,9 @@ bundles times grid steps, shared by the cores of a device; collectives have no
 estimate and are listed with the bytes of their results. Model FLOPs
 (`model_flops.py`) never count what is computed twice. All of it is what the
 compiler expects: nothing was run.
+
+Open: collectives that the compiler fuses with products, most of v5e's, are not
+listed (`mico-jax plan` reads them).
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Its fusions may cost more than they save: an MLP whose two products become one
 operation computes the activation for every tile of the second product again,
 and a product whose result is reduced along its rows at once runs at half its
 rate. Both are told apart by barriers, which are nothing on other platforms.
-In ViT-g's step they take the compiler's estimate from 47% of the peak to 55%
-on v5p (`mico-jax bench step --aot`).
+In ViT-g's step they take the compiler's estimate from 47% of the peak to 54%
+on v5p (`docs/results.md`).
 """
 
 from __future__ import annotations

@@ -196,6 +196,11 @@ def _drop(weights: Any, kept: Any) -> Any:
   return weights if kept is None else jnp.where(kept, weights, 0.0)
 
 
+def _boosted(spec: Spec, by_weight: Any, kept: Any) -> Any:
+  """Gradients of weights before they were dropped."""
+  return by_weight if kept is None else _drop(by_weight, kept) * spec.boost
+
+
 def _hide(scores: Any, seen: Any) -> Any:
   return scores if seen is None else jnp.where(seen, scores, HIDDEN)
 
@@ -284,9 +289,7 @@ def _backward_head(
     return _backward_upright(spec, q, k, v, grad, log_sum, seen, kept)
   scores = _hide(dot(spec, k, q, NT), seen)  # [S, rows]
   weights = jnp.exp2(scores - log_sum)
-  by_weight = _drop(dot(spec, v, grad, NT), kept)
-  if spec.dropout:
-    by_weight = by_weight * spec.boost
+  by_weight = _boosted(spec, dot(spec, v, grad, NT), kept)
   mean = jnp.sum(weights * by_weight, axis=0, keepdims=True)
   by_score = weights * (by_weight - mean)
   low = by_score.astype(q.dtype)
@@ -311,9 +314,7 @@ def _backward_upright(
 ) -> tuple[Any, Any, Any]:
   scores = _hide(dot(spec, q, k, NT), seen)  # [rows, S]
   weights = jnp.exp2(scores - log_sum)
-  by_weight = _drop(dot(spec, grad, v, NT), kept)
-  if spec.dropout:
-    by_weight = by_weight * spec.boost
+  by_weight = _boosted(spec, dot(spec, grad, v, NT), kept)
   mean = jnp.sum(weights * by_weight, axis=1, keepdims=True)
   low = (weights * (by_weight - mean)).astype(q.dtype)
   dv = dot(spec, _drop(weights, kept).astype(q.dtype), grad, TN)
