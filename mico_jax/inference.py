@@ -30,6 +30,7 @@ from mico_jax.config import Config
 from mico_jax.data.tokenizer import Tokenizer, tokenizer_from_files
 from mico_jax.evaluation.generate import generate
 from mico_jax.inputs import Preparer
+from mico_jax.kernels.target import forward_options
 from mico_jax.layers.stack import split_layers
 from mico_jax.modalities import MODALITIES, by_letter, file_spec
 from mico_jax.models import build
@@ -105,9 +106,10 @@ class OmniModel:
       merged = split_layers(merged)
     self.model = build(dataclasses.replace(config.model, **options))
     self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), merged)
-    self._embed = jax.jit(self._embed_batch, static_argnums=2)
-    self._context = jax.jit(self._context_batch, static_argnums=2)
-    self._match = jax.jit(self._match_batch)
+    jit = functools.partial(jax.jit, compiler_options=forward_options())
+    self._embed = jit(self._embed_batch, static_argnums=2)
+    self._context = jit(self._context_batch, static_argnums=2)
+    self._match = jit(self._match_batch)
     self._caption = functools.lru_cache(8)(self._make_caption)
 
   @property

@@ -98,15 +98,19 @@ def _jax(folder: pathlib.Path, images: np.ndarray) -> Callable[[], Any]:
   from mico_jax import config as c
   from mico_jax.checkpoint import manifest
   from mico_jax.interop import safetensors
+  from mico_jax.kernels.target import forward_options
   from mico_jax.layers.stack import split_layers
   from mico_jax.models import build
 
   config = c.from_dict(json.loads((folder / "model.json").read_text()))
   model = build(config.model)
   flat = safetensors.read(folder / "model.safetensors")
-  # As `mico_jax.inference` keeps them on a CPU.
+  # Parameters and compiler options as in `mico_jax.inference` on a CPU.
   params = jax.tree.map(jnp.asarray, split_layers(manifest.unflatten(flat)))
-  run = jax.jit(lambda p, x: model.encode(p, "image", x))
+  run = jax.jit(
+    lambda p, x: model.encode(p, "image", x),
+    compiler_options=forward_options(),
+  )
   x = jnp.asarray(images[:, None])
   return lambda: np.asarray(run(params, x).block_until_ready())[:, 0]
 

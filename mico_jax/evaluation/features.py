@@ -8,6 +8,7 @@ scored and nothing compiles twice.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from mico_jax.data.samples import keys_of, mode_of
 from mico_jax.data.sources import Source
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.evaluation.report import hash_json
+from mico_jax.kernels.target import forward_options
 from mico_jax.modalities import MODALITIES, by_letter
 from mico_jax.models import ContextKV, MiCo
 from mico_jax.train import encode
@@ -62,10 +64,11 @@ class _Steps:
   def __init__(self, model: MiCo, config: Config, tokenizer: Tokenizer):
     self._model, self._config = model, config
     self._pad = tokenizer.info.pad
-    self.embed = jax.jit(self._embed_items, static_argnums=(2, 3))
-    self.text = jax.jit(self._embed_text)
-    self.context = jax.jit(self._make_context, static_argnums=2)
-    self.match = jax.jit(self._match_pairs)
+    jit = functools.partial(jax.jit, compiler_options=forward_options())
+    self.embed = jit(self._embed_items, static_argnums=(2, 3))
+    self.text = jit(self._embed_text)
+    self.context = jit(self._make_context, static_argnums=2)
+    self.match = jit(self._match_pairs)
     self.others: dict[str, Any] = {}
 
   def _tokens(
