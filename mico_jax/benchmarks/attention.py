@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Format, Layout
 
 from mico_jax.benchmarks import aot
 from mico_jax.benchmarks.shapes import SHAPES, Shape
@@ -56,23 +57,16 @@ Attend = Callable[..., jax.Array]
 
 
 def _inputs(shape: Shape) -> tuple[jax.ShapeDtypeStruct, ...]:
-  heads = (shape.num_heads, shape.head_dim)
+  """Arrays [B L N*H] or [B L 3*N*H]: projections give and take heads so."""
+  width = shape.num_heads * shape.head_dim
 
-  def array(length: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((shape.batch, length, *heads), jnp.bfloat16)
+  def array(length: int, width: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((shape.batch, length, width), jnp.bfloat16)
 
   if shape.packed:
-    width = shape.num_heads * shape.head_dim
-    return (
-      jax.ShapeDtypeStruct(
-        (shape.batch, shape.num_queries, 3 * width), jnp.bfloat16
-      ),
-    )
-  return (
-    array(shape.num_queries),
-    array(shape.num_keys),
-    array(shape.num_keys),
-  )
+    return (array(shape.num_queries, 3 * width),)
+  lengths = (shape.num_queries, shape.num_keys, shape.num_keys)
+  return tuple(array(length, width) for length in lengths)
 
 
 def _program(attend: Attend, *, backward: bool) -> Callable[..., Any]:
@@ -89,10 +83,16 @@ def _program(attend: Attend, *, backward: bool) -> Callable[..., Any]:
 
 
 def _split(shape: Shape, arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-  if not shape.packed:
-    return tuple(arrays)
-  heads = (*arrays[0].shape[:2], shape.num_heads, shape.head_dim)
-  return tuple(x.reshape(heads) for x in jnp.split(arrays[0], 3, axis=-1))
+  """q, k, v [B L N H] of `_inputs`."""
+  if shape.packed:
+    arrays = jnp.split(arrays[0], 3, axis=-1)
+  heads = (shape.num_heads, shape.head_dim)
+  return tuple(x.reshape(*x.shape[:2], *heads) for x in arrays)
+
+
+def _joined(out: jax.Array) -> jax.Array:
+  """Values [B L N H] as [B L N*H]."""
+  return out.reshape(*out.shape[:2], -1)
 
 
 def measure(
@@ -116,10 +116,12 @@ def measure(
     steps: part of the name of a kernel -> grid steps of a call.
     note: passed on.
   """
+  # Row major, as products give and take them; left to itself the compiler packs
+  # the arguments of a program closer and changes the layout for every kernel.
+  rows = Format(Layout((0, 1, 2)), aot.one_device(topology))
   report = aot.compile_report(
-    _program(attend, backward=backward),
-    *inputs,
-    sharding=aot.one_device(topology),
+    jax.jit(_program(attend, backward=backward), out_shardings=rows),
+    *(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for x in inputs),
   )
   kernel = 0.0
   for part, count in steps.items():
@@ -168,7 +170,7 @@ def ours(shape: Shape, topology: str, *, backward: bool) -> Cycles:
         return pallas_tpu.packed_attention(
           arrays[0], num_heads=shape.num_heads, **options
         )
-      return pallas_tpu.attention(*arrays, **options)
+      return _joined(pallas_tpu.attention(*_split(shape, arrays), **options))
 
   count = shape.batch * plan.groups
   steps = {"mico_attention_forward": count * plan.forward.tiles}
@@ -192,7 +194,7 @@ def xla(shape: Shape, topology: str, *, backward: bool) -> Cycles:
   """`jax.nn.dot_product_attention`."""
 
   def attend(*arrays: jax.Array) -> jax.Array:
-    return jax.nn.dot_product_attention(*_split(shape, arrays))
+    return _joined(jax.nn.dot_product_attention(*_split(shape, arrays)))
 
   return measure(
     attend, _inputs(shape), shape, topology, backward=backward, steps={}
@@ -211,8 +213,7 @@ def _padded(shape: Shape, arrays: Sequence[jax.Array], block: int) -> Any:
 
 def _unpadded(shape: Shape, x: jax.Array) -> jax.Array:
   x = x[:, :, : shape.num_queries, : shape.head_dim]
-  x = jnp.swapaxes(x, 1, 2)
-  return x.reshape(*x.shape[:2], -1) if shape.packed else x
+  return _joined(jnp.swapaxes(x, 1, 2))
 
 
 def _flash(shape: Shape, block: int) -> tuple[Attend, dict[str, int]]:
