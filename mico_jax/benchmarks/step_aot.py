@@ -53,6 +53,7 @@ from mico_jax.models.presets import PRESETS
 from mico_jax.objectives.base import scalar
 from mico_jax.parallel import sharding
 from mico_jax.parallel.mesh import make_mesh
+from mico_jax.train.flops import count_flops, trace_model
 from mico_jax.train.optimizer import make_optimizer
 from mico_jax.train.state import (
   create_state,
@@ -247,10 +248,15 @@ def task(config: Config, mesh: Mesh) -> Program:
     batch_spec(config, "task"),
     is_leaf=lambda s: isinstance(s, ArrayShape),
   )
+  chosen = config.tasks["task"]
   function = make_train_step(
-    model, config, config.tasks["task"], special, mesh, optimizer=optimizer
+    model, config, chosen, special, mesh, optimizer=optimizer
   )
-  return Program(function, (_placed(state, shardings), batch), {})
+  traced = trace_model(
+    config, chosen, special, optimizer=optimizer, params=params, batch=batch
+  )
+  flops = {"all": count_flops(traced) / mesh.size}
+  return Program(function, (_placed(state, shardings), batch), flops)
 
 
 def line_of(scope: str) -> str:

@@ -53,7 +53,8 @@ def test_the_account_names_lines_and_shares_kernels():
 def test_cores_that_share_a_grid_halve_its_cycles(monkeypatch):
   report = aot.Report({"copy": 64}, [], {}, {}, {"k": {1: 100}}, {}, 0, 0)
   monkeypatch.setattr(aot, "compile_report", lambda *_, **__: report)
-  monkeypatch.setattr(aot, "one_device", lambda _: None)
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  monkeypatch.setattr(aot, "one_device", lambda _: here)
   shape = attention.SHAPES["vit_g"]
   found = {
     topology: attention.measure(
