@@ -80,6 +80,14 @@ _BYTES = {
   "s32": 4,
   "u32": 4,
 }
+_DTYPES = {
+  "bfloat16": "bf16",
+  "float16": "f16",
+  "float32": "f32",
+  "int32": "s32",
+  "int8": "s8",
+  "bool": "pred",
+}
 _COLLECTIVES = (
   "all-gather",
   "all-reduce",
@@ -106,9 +114,13 @@ class Report:
     operations: (cycles, name, scope) of each, largest first; the scope says
       which part of the model it belongs to.
     collectives: opcode -> (count, bytes of the results), times trip counts.
-    calls: Pallas kernel -> number of calls, times trip counts.
-    bundles: Pallas kernel -> {loop depth: bundles}; empty without a dump.
-    steps: Pallas kernel -> grid steps of one call.
+    calls: label of a Pallas call -> how often it runs.
+    results: label of a Pallas call -> shapes of its results, as in
+      "bf16[8,16] f32[8]".
+    bundles: label of a Pallas call, or name of the kernel -> {loop depth:
+      bundles}; empty without a dump.
+    steps: name of a Pallas kernel and shapes of its results -> grid steps of
+      one call.
     argument_bytes: of the inputs.
     temporary_bytes: of everything in between.
   """
@@ -117,8 +129,9 @@ class Report:
   operations: list[tuple[int, str, str]]
   collectives: dict[str, tuple[int, int]]
   calls: dict[str, int]
+  results: dict[str, str]
   bundles: dict[str, dict[int, int]]
-  steps: dict[str, int]
+  steps: dict[tuple[str, str], int]
   argument_bytes: int
   temporary_bytes: int
 
@@ -136,11 +149,16 @@ class Report:
       label: of the call, a key of `calls`.
 
     Raises:
-      KeyError: if the kernel was not dumped.
+      KeyError: if the kernel was not dumped or is none of the program's.
     """
     name = kernel_name(label)
-    depths = {kernel_name(k): x for k, x in self.bundles.items()}[name]
-    return (depths.get(1, 0) or depths.get(0, 0)) * self.steps[name]
+    # The compiler schedules equal kernels once and dumps one of their labels.
+    same = [x for k, x in self.bundles.items() if kernel_name(k) == name]
+    known = [self.bundles[label]] if label in self.bundles else same
+    if not known:
+      raise KeyError(f"{label}: no bundles of that kernel were dumped.")
+    bundles = max(x.get(1, 0) or x.get(0, 0) for x in known)
+    return bundles * self.steps[name, self.results[label]]
 
   def step_bundles(self, part: str) -> int:
     """Bundles of a grid step, summed over kernels whose name has `part`."""
@@ -156,13 +174,22 @@ def kernel_name(label: str) -> str:
   return re.sub(r"\.\d+$", "", label)
 
 
-def grid_steps(jaxpr: Any) -> dict[str, int]:
-  """Grid steps of a call of each Pallas kernel in a jaxpr, by name.
+def result_shapes(avals: Sequence[Any]) -> str:
+  """Shapes of arrays as a compiled program writes them."""
+  return " ".join(
+    f"{_DTYPES.get(str(aval.dtype), aval.dtype)}"
+    f"[{','.join(map(str, aval.shape))}]"
+    for aval in avals
+  )
+
+
+def grid_steps(jaxpr: Any) -> dict[tuple[str, str], int]:
+  """Grid steps of a call of each Pallas kernel, by name and results.
 
   Raises:
-    ValueError: if two kernels of one name have different grids.
+    ValueError: if two kernels of one name and results have different grids.
   """
-  found: dict[str, int] = {}
+  found: dict[tuple[str, str], int] = {}
 
   def visit(inner: Any) -> None:
     for eqn in inner.eqns:
@@ -171,8 +198,9 @@ def grid_steps(jaxpr: Any) -> dict[str, int]:
         if "name_and_src_info" in eqn.params:  # other versions of JAX
           name = eqn.params["name_and_src_info"].name
         steps = math.prod(eqn.params["grid_mapping"].grid)
-        if found.setdefault(name, steps) != steps:
-          raise ValueError(f"{name}: grids of {found[name]} and {steps} steps")
+        key = name, result_shapes([v.aval for v in eqn.outvars])
+        if found.setdefault(key, steps) != steps:
+          raise ValueError(f"{name}: grids of {found[key]} and {steps} steps")
         continue
       for value in eqn.params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):
@@ -294,7 +322,7 @@ def compile_report(
   compiled = traced.lower(lowering_platforms=("tpu",)).compile()
   memory: Any = compiled.memory_analysis()
   text = compiled.as_text() or ""
-  cycles, collectives, operations, calls = read_program(text)
+  cycles, collectives, operations, calls, results = read_program(text)
   new = sorted(set(folder.rglob("*-final_bundles.txt")) - before)
   bundles = read_bundles(new)
   for path in new:
@@ -304,6 +332,7 @@ def compile_report(
     operations,
     collectives,
     calls,
+    results,
     bundles,
     steps,
     memory.argument_size_in_bytes,
@@ -343,13 +372,15 @@ def read_program(
   dict[str, tuple[int, int]],
   list[tuple[int, str, str]],
   dict[str, int],
+  dict[str, str],
 ]:
-  """Reads a compiled program: see the first four attributes of `Report`."""
+  """Reads a program: cycles, collectives, operations, calls, results."""
   computations, entry = _computations(text)
   cycles: collections.Counter[str] = collections.Counter()
   calls: collections.Counter[str] = collections.Counter()
   collectives: dict[str, tuple[int, int]] = {}
   operations: list[tuple[int, str, str]] = []
+  results: dict[str, str] = {}
 
   def visit(name: str, times: int) -> None:
     for line in computations.get(name, ()):
@@ -370,6 +401,8 @@ def read_program(
         collectives[op] = (count + times, size)
       if "tpu_custom_call" in body:
         calls[label] += times
+        types = body.split(" custom-call")[0]
+        results[label] = " ".join(re.findall(r"\w+\[[\d,]*\]", types))
       estimate = re.search(r'"estimated_cycles":"(\d+)"', body)
       if estimate and int(estimate.group(1)) < _UNKNOWN:
         cycles[op] += int(estimate.group(1)) * times
@@ -379,7 +412,7 @@ def read_program(
 
   visit(entry, 1)
   operations.sort(reverse=True)
-  return dict(cycles), collectives, operations, dict(calls)
+  return dict(cycles), collectives, operations, dict(calls), results
 
 
 def _name(body: str, key: str) -> str:

@@ -47,14 +47,6 @@ METHODS = {
     "over NVLink or network, nothing overlapped; not measured"
   ),
 }
-_DTYPES = {
-  "bfloat16": "bf16",
-  "float16": "f16",
-  "float32": "f32",
-  "int32": "s32",
-  "int8": "s8",
-  "bool": "pred",
-}
 
 
 @dataclass(frozen=True)
@@ -135,15 +127,10 @@ def kernels(jaxpr: Any) -> list[Kernel]:
 
 
 def _kernel(eqn: Any) -> Kernel:
-  shapes = " ".join(
-    f"{_DTYPES.get(str(v.aval.dtype), v.aval.dtype)}"
-    f"[{','.join(map(str, v.aval.shape))}]"
-    for v in eqn.outvars
-  )
   cost = eqn.params.get("cost_estimate")
   return Kernel(
     name=str(eqn.params["name"]),
-    shapes=shapes,
+    shapes=aot.result_shapes([v.aval for v in eqn.outvars]),
     steps=repeats(eqn),
     flops=float(cost.flops) if cost else 0.0,
     bytes=float(cost.bytes_accessed) if cost else 0.0,

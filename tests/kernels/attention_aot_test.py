@@ -156,11 +156,12 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 """
   details = 'metadata={op_name="jit(f)/add"}, {"estimated_cycles":"7"}'
   text = text.replace("ADD", details)
-  cycles, collectives, operations, calls = aot.read_program(text)
+  cycles, collectives, operations, calls, results = aot.read_program(text)
   assert cycles == {"add": 35}
   assert collectives == {"all-gather": (1, 64)}
   assert operations == [(35, "a", "jit(f)/add")]
   assert calls == {"k": 1}
+  assert results == {"k": "f32[8]"}
 
 
 def test_counts_bundles(tmp_path):
