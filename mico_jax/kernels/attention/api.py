@@ -2,8 +2,8 @@
 
 The backend is, in this order: the environment variable MICO_JAX_ATTENTION, the
 caller's name, or, for "auto", the first of `AUTO_ORDER` that accepts platform,
-shape and dtype; a table of static cycles may change the order on a TPU
-(`table.py`, empty as shipped). A backend says "I cannot" by
+shape and dtype; on a TPU a table of static cycles says which of them comes
+first (`table.py`). A backend says "I cannot" by
 NotImplementedError; its reason is logged once. A backend that was named and
 cannot is an error, not a fallback.
 

@@ -1,7 +1,9 @@
 """Which backend is cheaper on a TPU, by static cycles of the compiler.
 
-`table.json` is written by `python -m mico_jax.benchmarks.dispatch`. As shipped
-it is empty: nothing was compared yet, and the order of the door stands.
+`table.json` is written by `python -m mico_jax.benchmarks.dispatch`: generation
+-> class of shapes -> backend -> cycles per row and head, forward and backward.
+Where nothing is compared (VMEM of v4 is too small for keys of the long class at
+once, so they are streamed) the order of the door stands.
 """
 
 from __future__ import annotations
