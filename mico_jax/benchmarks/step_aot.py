@@ -39,7 +39,9 @@ from mico_jax import models
 from mico_jax.benchmarks import aot, model_flops
 from mico_jax.config import (
   Config,
+  MatchingConfig,
   ModelConfig,
+  ObjectivesConfig,
   OptimizerConfig,
   ParallelConfig,
   TaskConfig,
@@ -77,6 +79,7 @@ PROGRAMS = ("tower", "task")
 # Devices that share the parameters, at most: pieces of a width of 1408 = 8 x 11
 # x 16 then fill whole tiles; others are gathered by way of sums.
 FSDP = 8
+GROUP_ROWS = 8  # of a mining group, as in configs/mico_b16.py
 # Part of an operation's scope -> line of the account; the first that fits.
 _LINES = (
   ("attn/qkv", "qkv projection"),
@@ -130,6 +133,9 @@ def make_config(
     model=model,
     tasks={"task": task},
     optimizer=OptimizerConfig(),
+    objectives=ObjectivesConfig(
+      matching=MatchingConfig(group_rows=math.gcd(images, GROUP_ROWS))
+    ),
     parallel=ParallelConfig(
       mesh={"data": mesh_size // shared, "fsdp": shared}, rules="fsdp"
     ),

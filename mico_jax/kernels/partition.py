@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,40 @@ class RowPartition:
       out_specs=out_specs,
       check_vma=False,
     )
+
+  def run(self, x: Array, count: int, axis: int = 0) -> Array:
+    """Inside `local`: also the rows of the parts next to this one.
+
+    Parts come in runs of `count`. Each gets the rows of its run, its own first,
+    then those of the part before it, and so on around the run (`in_run`).
+
+    Args:
+      x: rows of this part.
+      count: divides `size`; 1: nothing travels.
+      axis: of the rows.
+    """
+    blocks = [x]
+    for shift in range(1, count):
+      pairs = [
+        (part, part - part % count + (part + shift) % count)
+        for part in range(self.size)
+      ]
+      blocks.append(jax.lax.ppermute(x, self.axes, pairs))
+    return jnp.concatenate(blocks, axis) if count > 1 else x
+
+  def in_run(
+    self, indices: Int[Array, "*C"], rows: int, count: int
+  ) -> Int[Array, "*C"]:
+    """Inside `local`: where global rows of this part's run are in `run`.
+
+    Args:
+      indices: of the global batch.
+      rows: of a part.
+      count: of the parts of a run.
+    """
+    own = jax.lax.axis_index(self.axes)
+    turn = (own - indices // rows) % count
+    return turn * rows + indices % rows
 
 
 def parts(partition: RowPartition | None) -> int:

@@ -77,16 +77,21 @@ class ContextKV:
   mask: Bool[Array, "B S"] | None = None
 
   def take(
-    self, indices: Int[Array, " C"], *, partition: RowPartition | None = None
+    self,
+    indices: Int[Array, " C"],
+    *,
+    partition: RowPartition | None = None,
+    run: int = 0,
   ) -> ContextKV:
     """The contexts of the named rows, e.g. of mined negatives.
 
     Args:
       indices: global rows.
-      partition: how the rows lie on a mesh, given only if the indices that
-        lie on a device name rows of that device: nothing then travels.
+      partition: how the rows lie on a mesh.
+      run: the indices that lie on a part name rows of it (1), or of the parts
+        of its run of so many (`RowPartition.run`), and only those contexts
+        travel; 0: of any part.
     """
-    rows = self.keys.shape[1]
 
     def pick(indices: Array, *arrays: Array) -> tuple[Array, ...]:
       keys, values, *masks = arrays
@@ -96,14 +101,23 @@ class ContextKV:
         *(jnp.take(mask, indices, axis=0) for mask in masks),
       )
 
-    run: Any = pick
     masks = () if self.mask is None else (self.mask,)
-    if partition is not None and partition.size > 1:
-      outer, inner = partition.spec(), partition.spec(1)
-      specs = (inner, inner, *(outer for _ in masks))
-      indices = indices % (rows // partition.size)
-      run = partition.local(pick, (outer, *specs), specs)
-    keys, values, *masks = run(indices, self.keys, self.values, *masks)
+    arrays = (self.keys, self.values, *masks)
+    taken: Any = pick
+    if partition is not None and partition.size > 1 and run:
+      batch_axes = (1, 1, *(0 for _ in masks))
+
+      def pick_near(indices: Array, *arrays: Array) -> tuple[Array, ...]:
+        near = [
+          partition.run(array, run, axis)
+          for array, axis in zip(arrays, batch_axes, strict=True)
+        ]
+        rows = arrays[0].shape[1]
+        return pick(partition.in_run(indices, rows, run), *near)
+
+      specs = tuple(partition.spec(axis) for axis in batch_axes)
+      taken = partition.local(pick_near, (partition.spec(), *specs), specs)
+    keys, values, *masks = taken(indices, *arrays)
     return ContextKV(keys, values, masks[0] if masks else None)
 
   @staticmethod

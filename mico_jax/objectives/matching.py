@@ -3,10 +3,11 @@
 Negatives of row i are drawn with probability softmax(similarity) + floor; the
 row itself, rows that take no part and rows with an identical text are excluded.
 Texts come from the whole global batch, their ids travel; contexts come from the
-mining group of consecutive global rows (`group_rows`), and stay on their device
-if the group does. Each draw is keyed by (seed, step, global row), so mined
-indices depend on neither devices nor micro-batches. The context's keys and
-values come from the step, projected once, and are gathered for the negatives.
+mining group of consecutive global rows (`group_rows`), and travel only between
+the devices that hold the group. Each draw is keyed by (seed, step, global row),
+so mined indices depend on neither devices nor micro-batches. The context's keys
+and values come from the step, projected once, and are gathered for the
+negatives.
 
 Departures from the release: identical texts are never each other's negatives
 (`exclude_identical_texts=False` restores the original), explicit negatives of
@@ -108,11 +109,20 @@ class Matching(Objective):
     """The mined negatives of every row."""
     return self.mine(inputs, group, self.weights(inputs, group) > 0)
 
-  def _stays(self, inputs: Inputs, rows: int) -> bool:
-    """Whether every mining group lies on one device."""
-    size = self.config.group_rows
-    count = parts(inputs.partition)
-    return bool(size) and rows % count == 0 and rows // count % size == 0
+  def _parts_of_group(self, inputs: Inputs, rows: int) -> int:
+    """Parts of the batch that share mining groups; 0: groups lie across runs.
+
+    One where whole groups lie on a device, several where a group takes all rows
+    of a few neighbours (1,024 rows on 256 devices, in groups of eight).
+    """
+    size, count = self.config.group_rows, parts(inputs.partition)
+    local, rest = divmod(rows, count)
+    if not size or rest:
+      return 0
+    if local % size == 0:
+      return 1
+    run = size // local
+    return run if size % local == 0 and count % run == 0 else 0
 
   def __call__(self, inputs: Inputs, group: str) -> Output:
     """See `Objective`."""
@@ -141,7 +151,8 @@ class Matching(Objective):
       jnp.stack(texts, axis=1).reshape(rows * pairs, length),
       context=inputs.contexts[letters(group)].take(
         jnp.stack(contexts, axis=1).reshape(-1),
-        partition=inputs.partition if self._stays(inputs, rows) else None,
+        partition=inputs.partition,
+        run=self._parts_of_group(inputs, rows),
       ),
       row_keys=None if keys is None else draws.expand(keys, pairs),
       train=inputs.train,

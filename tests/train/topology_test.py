@@ -41,6 +41,11 @@ def test_split_parameters_give_the_same_curve():
   check((4,), 6, ("fsdp_tp",))
 
 
+@pytest.mark.multidevice
+def test_mining_groups_over_two_devices_give_the_same_curve():
+  check((4,), 6, ("fsdp",), rows=8, group_rows=4)
+
+
 @pytest.mark.slow  # gradients in parts: cached_test
 @pytest.mark.multidevice
 def test_micro_batches_give_the_same_curve():
