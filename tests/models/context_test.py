@@ -22,7 +22,7 @@ def contexts(rng) -> ContextKV:
 
 def weighed(context: ContextKV, weights) -> jax.Array:
   seen = jnp.where(context.mask[None, ..., None], context.values, 0)
-  return ((context.keys + seen) * weights).sum()
+  return ((context.keys + seen) * weights[None]).sum()
 
 
 @pytest.mark.multidevice

@@ -233,8 +233,8 @@ def test_context_is_projected_once(monkeypatch):
     def __init__(self, context, indices=None):
       self.context, self.indices = context, indices
 
-    def take(self, indices, *, partition=None):
-      del partition
+    def take(self, indices, *, partition=None, run=0):
+      del partition, run
       return Again(self.context, indices)
 
   class PerUse(type(model)):
