@@ -365,6 +365,16 @@ def _result_bytes(body: str, op: str) -> int:
   return largest
 
 
+def call_results(body: str) -> str:
+  """Shapes of the results of a Pallas call, as `result_shapes` writes them.
+
+  Args:
+    body: of the instruction, what is behind its label.
+  """
+  types = body.split(" custom-call")[0]
+  return " ".join(re.findall(r"\w+\[[\d,]*\]", types))
+
+
 def read_program(
   text: str,
 ) -> tuple[
@@ -401,8 +411,7 @@ def read_program(
         collectives[op] = (count + times, size)
       if "tpu_custom_call" in body:
         calls[label] += times
-        types = body.split(" custom-call")[0]
-        results[label] = " ".join(re.findall(r"\w+\[[\d,]*\]", types))
+        results[label] = call_results(body)
       estimate = re.search(r'"estimated_cycles":"(\d+)"', body)
       if estimate and int(estimate.group(1)) < _UNKNOWN:
         cycles[op] += int(estimate.group(1)) * times

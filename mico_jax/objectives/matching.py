@@ -109,13 +109,17 @@ class Matching(Objective):
     """The mined negatives of every row."""
     return self.mine(inputs, group, self.weights(inputs, group) > 0)
 
-  def _parts_of_group(self, inputs: Inputs, rows: int) -> int:
-    """Parts of the batch that share mining groups; 0: groups lie across runs.
+  def _parts_of_group(self, rows: int, count: int) -> int:
+    """How many of a batch's parts share a mining group; 0: no whole number.
 
     One where whole groups lie on a device, several where a group takes all rows
     of a few neighbours (1,024 rows on 256 devices, in groups of eight).
+
+    Args:
+      rows: of the batch.
+      count: its parts.
     """
-    size, count = self.config.group_rows, parts(inputs.partition)
+    size = self.config.group_rows
     local, rest = divmod(rows, count)
     if not size or rest:
       return 0
@@ -152,7 +156,7 @@ class Matching(Objective):
       context=inputs.contexts[letters(group)].take(
         jnp.stack(contexts, axis=1).reshape(-1),
         partition=inputs.partition,
-        run=self._parts_of_group(inputs, rows),
+        run=self._parts_of_group(rows, parts(inputs.partition)),
       ),
       row_keys=None if keys is None else draws.expand(keys, pairs),
       train=inputs.train,

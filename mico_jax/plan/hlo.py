@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mico_jax.benchmarks import aot
+
 BYTES = {
   "pred": 1,
   "s8": 1,
@@ -403,8 +405,7 @@ def read(text: str, mesh: Mapping[str, int]) -> Program:
   for found in parsed.walk():
     part = part_of(scope_of(found.body))
     if 'custom_call_target="tpu_custom_call"' in found.body:
-      types = found.body.split(" custom-call")[0]
-      shapes = " ".join(re.findall(r"\w+\[[\d,]*\]", types))
+      shapes = aot.call_results(found.body)
       calls.append(Call(found.label, shapes, part, found.times))
     estimate = re.search(r'"estimated_cycles":"(\d+)"', found.body)
     if estimate and int(estimate.group(1)) < _UNKNOWN:

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mico_jax.config import MatchingConfig
 from mico_jax.kernels.partition import RowPartition
 from mico_jax.objectives import draws
+from mico_jax.objectives.matching import Matching
 from mico_jax.objectives.mining import (
   draw_from_all,
   draw_negatives,
@@ -150,3 +152,20 @@ def test_no_candidate_among_all_is_reported():
   assert not exists.any()
   np.testing.assert_array_equal(payload, ids)
   np.testing.assert_array_equal(index, np.arange(3))
+
+
+@pytest.mark.parametrize(
+  ("rows", "count", "group", "expected"),
+  [
+    (64, 8, 8, 1),  # a group on each device
+    (64, 8, 4, 1),
+    (32, 8, 8, 2),  # on two neighbours
+    (8, 8, 8, 8),
+    (48, 8, 8, 0),  # six rows a device: groups lie across
+    (24, 6, 16, 0),  # four devices of six
+    (64, 8, 0, 0),  # global mining
+  ],
+)
+def test_devices_that_share_a_group(rows, count, group, expected):
+  objective = Matching(MatchingConfig(group_rows=group))
+  assert objective._parts_of_group(rows, count) == expected
