@@ -28,6 +28,7 @@ from mico_jax.benchmarks.shapes import SHAPES, Shape
 from mico_jax.kernels import target
 from mico_jax.kernels.attention import pallas_tpu, tpu_plan
 from mico_jax.kernels.attention.rules import Rules
+from mico_jax.kernels.attention.tpu_layout import Lanes
 
 PEER_BLOCKS = (384, 512, 1024)
 PEERS = ("xla", "flash", "splash")
@@ -172,13 +173,17 @@ def ours(shape: Shape, topology: str, *, backward: bool) -> Cycles:
         )
       return _joined(pallas_tpu.attention(*_split(shape, arrays), **options))
 
-  count = shape.batch * plan.groups
-  steps = {"mico_attention_forward": count * plan.forward.tiles}
+  specs = {"mico_attention_forward": plan.forward}
   if backward:
-    steps["mico_attention_backward"] = count * plan.backward.tiles
-  layout = "packed" if shape.packed else "lanes" if plan.lanes else "heads"
-  rows = plan.backward.rows if backward else plan.forward.rows
-  note = f"{layout} {plan.forward.layout.num_heads}x{rows}"
+    specs["mico_attention_backward"] = plan.backward
+  steps = {
+    name: shape.batch * plan.groups(spec) * spec.tiles
+    for name, spec in specs.items()
+  }
+  spec = plan.backward if backward else plan.forward
+  lanes = isinstance(spec.layout, Lanes)
+  layout = "packed" if shape.packed else "lanes" if lanes else "heads"
+  note = f"{layout} {spec.layout.num_heads}x{spec.rows}"
   return measure(
     attend,
     _inputs(shape),

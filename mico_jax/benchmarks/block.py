@@ -94,12 +94,12 @@ def measure(
   kernel = 0.0
   if backend == "pallas_tpu":
     plan = plan_of(shape, machine)
-    parts = {"attention_forward": plan.forward.tiles}
+    parts = {"attention_forward": plan.forward}
     if backward:
-      parts["attention_backward"] = plan.backward.tiles
+      parts["attention_backward"] = plan.backward
     steps = sum(
-      report.step_bundles(part) * tiles * plan.groups
-      for part, tiles in parts.items()
+      report.step_bundles(part) * spec.tiles * plan.groups(spec)
+      for part, spec in parts.items()
     )
     kernel = steps / chip.cores
   flops = 2 * shape.num_queries * 4 * width**2 * (3 if backward else 1)

@@ -1,5 +1,8 @@
 """Swin and ConvNeXt V2 in timm's names: which it is, and its config.
 
+Swin's own files, and those of timm before 0.9, differ by one number in the names
+of the downsampling: `timm_names` counts it as timm does now.
+
 Neither says in its weights what frames it was trained on, but for old files of
 Swin, whose masks do. `config.json` tells it: `input_size` in timm's own
 repositories, arguments of the class in exports.
@@ -15,7 +18,7 @@ from typing import Any
 
 from mico_jax.config import VisionConfig
 from mico_jax.interop import families
-from mico_jax.interop.tensors import MALFORMED, Tensors, WeightsError
+from mico_jax.interop.tensors import MALFORMED, Tensors, WeightsError, renamed
 
 IGNORED = {
   r"^head\.": "a classification head",  # after the last norm of a ConvNeXt
@@ -28,6 +31,7 @@ FIRST = {
   "stem.0.weight": "convnext",
 }
 POINTWISE = re.compile(r"^stages\.\d+\.blocks\.\d+\.mlp\.fc[12]\.weight$")
+DOWNSAMPLE = re.compile(r"^layers\.(\d+)\.downsample\.")
 MASK = "layers.0.blocks.1.attn_mask"
 IMAGE_SIZE = 224  # where nothing tells it
 NORM_EPS = 1e-6  # of timm's ConvNeXt, unless its arguments say otherwise
@@ -36,6 +40,18 @@ NORM_EPS = 1e-6  # of timm's ConvNeXt, unless its arguments say otherwise
 def kind_of(tensors: Tensors) -> str:
   """The encoder of a file; "" if it is none of these."""
   return next((kind for name, kind in FIRST.items() if name in tensors), "")
+
+
+def timm_names(tensors: Tensors) -> Tensors:
+  """Downsampling of a Swin under the stage behind it, not the one before.
+
+  Raises:
+    WeightsError: if two tensors get the same name.
+  """
+  if "layers.0.downsample.reduction.weight" not in tensors:
+    return tensors
+  later = lambda match: f"layers.{int(match[1]) + 1}.downsample."
+  return renamed(tensors, lambda name: DOWNSAMPLE.sub(later, name))
 
 
 def as_linear(tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:

@@ -346,6 +346,43 @@ def test_what_tells_the_frames_of_encoders_in_stages(tmp_path):
     read_staged(tmp_path / "other", {**swin, **buffers}, told)
 
 
+def test_swin_in_the_names_of_its_authors(tmp_path, base):
+  """They count downsampling to the stage before it; buffers and head are in."""
+  config = STAGED["swin"]
+  tensors = staged_tensors("swin")
+  theirs = {
+    name.replace("layers.1.downsample.", "layers.0.downsample."): value
+    for name, value in tensors.items()
+  }
+  assert theirs.keys() != tensors.keys()
+  for name, value in families.swin_buffers(config).items():
+    theirs[name.removeprefix(families.SWIN_PREFIX)] = value
+  theirs["head.weight"] = np.ones((3, 16), np.float32)
+  for name, written in (("timm", tensors), ("authors", theirs)):
+    (tmp_path / name).mkdir()
+    safetensors.write(tmp_path / name / "w.safetensors", written)
+    (tmp_path / name / "config.json").write_text(
+      '{"pretrained_cfg": {"input_size": [3, 32, 32]}}'
+    )
+    report = import_checkpoint(
+      "timm", tmp_path / name, tmp_path / f"{name}_out", onto=base
+    )
+  assert "layers.0.downsample.norm.weight" in {t["name"] for t in report.tensors}
+  ours, other = (
+    restore.open_checkpoint(tmp_path / f"{name}_out")
+    for name in ("timm", "authors")
+  )
+  assert other.config.model.vision == config
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    ours.params["vision"],
+    other.params["vision"],
+  )
+  twice = {**theirs, "layers.1.downsample.norm.bias": np.ones(32, np.float32)}
+  with pytest.raises(CheckpointError, match=r"unexpected layers\.1\.downsample"):
+    read_staged(tmp_path / "twice", twice)
+
+
 @pytest.mark.parametrize("name", STAGED)
 def test_encoders_in_stages_are_read_strictly(tmp_path, name):
   tensors = staged_tensors(name)

@@ -27,7 +27,7 @@ from mico_jax.kernels.attention import (
 )
 from mico_jax.kernels.attention import reference as plain
 from mico_jax.kernels.attention.rules import Rules
-from mico_jax.kernels.attention.tpu_layout import Heads
+from mico_jax.kernels.attention.tpu_layout import Heads, Lanes
 from mico_jax.train.flops import inner_jaxprs
 
 LENGTHS = (1, 7, 128, 257, 300, 2056)
@@ -403,6 +403,31 @@ def test_memory_is_checked():
       rules=Rules(),
       **sizes,
     )
+
+
+@pytest.mark.parametrize("rules", ["none", "lengths", "causal"])
+def test_heads_apart_in_the_backward_pass_only(run, monkeypatch, rules):
+  """Where side by side they fit the forward pass, but not the backward one."""
+
+  def need(spec, itemsize, *, backward):
+    del itemsize
+    return 2**60 if backward and isinstance(spec.layout, Lanes) else 0
+
+  monkeypatch.setattr(tpu_plan, "vmem_bytes", need)
+  plan = tpu_plan.make_plan(
+    target.Target("tpu", "v5e"),
+    num_queries=300,
+    num_keys=300,
+    num_heads=16,
+    head_dim=40,
+    dtype=jnp.float32,
+    scale=1.0,
+    rules=Rules(),
+  )
+  assert plan.mixed
+  assert plan.groups(plan.forward) == 1
+  assert plan.groups(plan.backward) == 4
+  _check(run, "pallas_tpu", (300, 300, 16, 40, rules, "float32"))
 
 
 @pytest.mark.parametrize("rules", RULES)

@@ -84,6 +84,18 @@ def _three(plan: Plan, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
   return arrays * 3 if plan.packed else arrays
 
 
+def _apart(plan: Plan, x: Array) -> Array:
+  """[B, L, N H] as [B, N, L, H]."""
+  x = x.reshape(*x.shape[:2], plan.num_heads, -1)
+  return jnp.swapaxes(x, 1, 2)
+
+
+def _side_by_side(x: Array) -> Array:
+  """[B, N, L, H] as [B, L, N H]."""
+  x = jnp.swapaxes(x, 1, 2)
+  return x.reshape(*x.shape[:2], -1)
+
+
 def _values_shape(plan: Plan, q: Array) -> jax.ShapeDtypeStruct:
   shape = q.shape
   if plan.packed:
@@ -164,7 +176,7 @@ def _forward(
   lanes = spec.rows if spec.tiles == 1 else resident.lane_tiles(spec.rows)
   heads = spec.layout.num_heads
   if save:
-    shape = (batch, plan.groups, heads, spec.tiles * lanes)
+    shape = (batch, plan.groups(spec), heads, spec.tiles * lanes)
     outs.append(jax.ShapeDtypeStruct(shape, jnp.float32))
     out_blocks.append(
       pl.BlockSpec((1, 1, heads, lanes), lambda b, g, t: (b, g, 0, t))
@@ -177,7 +189,7 @@ def _forward(
     plan,
     functools.partial(resident.forward_kernel, spec=spec),
     "mico_attention_forward",
-    grid=(batch, plan.groups, spec.tiles),
+    grid=(batch, plan.groups(spec), spec.tiles),
     in_specs=[*(_specs(plan, spec, i) for i in range(3)), *extra_blocks],
     out_specs=out_blocks,
     out_shape=outs,
@@ -202,8 +214,12 @@ def _backward(
 ) -> tuple[Array, ...]:
   """Gradients of the arrays."""
   spec = plan.backward
+  if plan.mixed:
+    arrays = tuple(_apart(plan, x) for x in arrays)
+    grad = _apart(plan, grad)
   q, k, v = _three(plan, arrays)
   batch, heads = q.shape[0], spec.layout.num_heads
+  sums = sums.reshape(batch, plan.groups(spec), heads, -1)
   extra, extra_blocks = _rule_inputs(spec, rules, transposed=not spec.upright)
   if missing := spec.tiles * spec.rows - spec.num_queries:
     sums = jnp.pad(
@@ -225,7 +241,7 @@ def _backward(
     plan,
     functools.partial(resident.backward_kernel, spec=spec),
     "mico_attention_backward",
-    grid=(batch, plan.groups, spec.tiles),
+    grid=(batch, plan.groups(spec), spec.tiles),
     in_specs=[
       *blocks,
       blocks[0],
@@ -237,6 +253,8 @@ def _backward(
     scratch_shapes=scratch,
     cost_estimate=_cost(plan, batch, q.dtype.itemsize, backward=True),
   )(q, k, v, grad, sums, *extra)
+  if plan.mixed:
+    return tuple(_side_by_side(x) for x in result)
   return tuple(result)
 
 
@@ -252,7 +270,7 @@ def _both(
     del grad
     out, sums = _forward(plan, arrays, rules, save=save)
     if sums is None:
-      sums = jnp.zeros((*out.shape[:1], plan.groups, 1, 1), jnp.float32)
+      sums = jnp.zeros((*out.shape[:1], plan.groups(plan.forward), 1, 1), jnp.float32)
     return out, sums
 
   return on_devices(plan, local, arrays, rules, None, None)

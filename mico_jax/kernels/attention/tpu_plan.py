@@ -4,6 +4,8 @@ A plan is made from the shape, the dtype and the chip: heads as they lie along
 the lanes where they fill lane tiles ("lanes"), else heads apart, which costs a
 transposition outside ("heads"); one tile of queries or several; keys and values
 resident in VMEM, whose need is computed here and checked against the chip's.
+The backward pass needs more of it, so its heads may have to lie apart where the
+forward pass takes them side by side.
 """
 
 from __future__ import annotations
@@ -53,13 +55,17 @@ class Plan:
 
   @property
   def lanes(self) -> bool:
-    """Whether heads lie side by side."""
+    """Whether heads of the arrays lie side by side."""
     return isinstance(self.forward.layout, Lanes)
 
   @property
-  def groups(self) -> int:
-    """Groups of heads."""
-    return self.num_heads // self.forward.layout.num_heads
+  def mixed(self) -> bool:
+    """Whether heads lie apart in the backward pass only."""
+    return self.lanes and isinstance(self.backward.layout, Heads)
+
+  def groups(self, spec: resident.Spec) -> int:
+    """Groups of heads of one of the two kernels."""
+    return self.num_heads // spec.layout.num_heads
 
 
 def _block_bytes(rows: int, lanes: int, itemsize: int) -> int:
@@ -208,8 +214,9 @@ def make_plan(
     ]
   itemsize = jnp.dtype(dtype).itemsize
   budget = machine.vmem * 7 // 8
+  fitting: list[tuple[resident.Spec, int]] = []  # forward, backward
   needs = []
-  for layout in layouts:
+  for backward in (False, True):
     specs = [
       resident.Spec(
         layout=layout,
@@ -218,18 +225,17 @@ def make_plan(
         upright=backward and num_queries <= _FEW,
         **common,
       )
-      for backward in (False, True)
+      for layout in layouts
     ]
-    if packed and specs[1].tiles > 1:
-      continue
-    need = max(
-      vmem_bytes(spec, itemsize, backward=backward)
-      for spec, backward in zip(specs, (False, True), strict=True)
-    )
-    if need <= budget:
-      limit = min(max(2 * need, 16 * target.MIB), budget)
-      return Plan(specs[0], specs[1], num_heads, packed, limit, machine)
-    needs.append(need)
+    if packed:
+      specs = [x for x in specs if x.tiles == 1 or not backward]
+    found = [(x, vmem_bytes(x, itemsize, backward=backward)) for x in specs]
+    fitting += [(x, need) for x, need in found if need <= budget][:1]
+    needs = [need for _, need in found]
+  if len(fitting) == 2:
+    (forward, one), (backward, other) = fitting
+    limit = min(max(2 * max(one, other), 16 * target.MIB), budget)
+    return Plan(forward, backward, num_heads, packed, limit, machine)
   if not needs:
     raise NotImplementedError(
       f"packed {num_heads} heads of {head_dim} and {num_queries} queries: "
