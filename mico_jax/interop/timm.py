@@ -76,9 +76,7 @@ def read(path: pathlib.Path) -> Source:
   ignored, notes = IGNORED, ()
   hint = "Is it a vision transformer with a class token?"
   if timm_staged.kind_of(tensors):
-    tensors, linear = timm_staged.as_linear(
-      timm_staged.timm_names(tensors)
-    )
+    tensors, linear = timm_staged.as_linear(timm_staged.timm_names(tensors))
     vision, notes = timm_staged.config_of(tensors, settings, file)
     notes = (*notes, *linear)
     ignored = timm_staged.IGNORED

@@ -1,7 +1,7 @@
 """Swin and ConvNeXt V2 in timm's names: which it is, and its config.
 
-Swin's own files, and those of timm before 0.9, differ by one number in the names
-of the downsampling: `timm_names` counts it as timm does now.
+Swin's own files, and those of timm before 0.9, count downsampling to the stage
+before it: `timm_names` gives it the number that timm gives it now.
 
 Neither says in its weights what frames it was trained on, but for old files of
 Swin, whose masks do. `config.json` tells it: `input_size` in timm's own

@@ -78,6 +78,18 @@ def kill_config(steps: int) -> Config:
 
 
 # --------------------------------------------------------------- one process
+def _share_compiled() -> None:
+  """Lets every process load what the first one compiled.
+
+  On CPUs the fingerprint of the devices, part of a cached program's name, is
+  another one in each process, and only the first writes: the others would
+  compile at every start.
+  """
+  from jax._src import cache_key
+
+  cache_key._hash_accelerator_config = cache_key._hash_devices
+
+
 def work(workdir: pathlib.Path, steps: int, stop_at: int) -> int:
   """Trains as `mico-jax pretrain` does, noting samples and phases.
 
@@ -96,6 +108,7 @@ def work(workdir: pathlib.Path, steps: int, stop_at: int) -> int:
   distributed.initialize_from_env()
   import jax
 
+  _share_compiled()
   process = jax.process_index()
   workdir.mkdir(parents=True, exist_ok=True)
 

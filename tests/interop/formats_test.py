@@ -367,7 +367,8 @@ def test_swin_in_the_names_of_its_authors(tmp_path, base):
     report = import_checkpoint(
       "timm", tmp_path / name, tmp_path / f"{name}_out", onto=base
     )
-  assert "layers.0.downsample.norm.weight" in {t["name"] for t in report.tensors}
+  names = [record["name"] for record in report.tensors]
+  assert "layers.0.downsample.norm.weight" in names
   ours, other = (
     restore.open_checkpoint(tmp_path / f"{name}_out")
     for name in ("timm", "authors")
@@ -379,7 +380,7 @@ def test_swin_in_the_names_of_its_authors(tmp_path, base):
     other.params["vision"],
   )
   twice = {**theirs, "layers.1.downsample.norm.bias": np.ones(32, np.float32)}
-  with pytest.raises(CheckpointError, match=r"unexpected layers\.1\.downsample"):
+  with pytest.raises(CheckpointError, match=r"unexpected layers\.1\.down"):
     read_staged(tmp_path / "twice", twice)
 
 

@@ -270,7 +270,8 @@ def _both(
     del grad
     out, sums = _forward(plan, arrays, rules, save=save)
     if sums is None:
-      sums = jnp.zeros((*out.shape[:1], plan.groups(plan.forward), 1, 1), jnp.float32)
+      groups = plan.groups(plan.forward)
+      sums = jnp.zeros((*out.shape[:1], groups, 1, 1), jnp.float32)
     return out, sums
 
   return on_devices(plan, local, arrays, rules, None, None)
