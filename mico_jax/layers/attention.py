@@ -8,6 +8,7 @@ step for all layers (`models.bert.project_context`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -203,15 +204,23 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-  """Attention from text tokens to the projected context of their row.
+  """Attention from text tokens to the projected contexts of their row.
 
   The kernel of keys and values belongs to this layer's parameters ("kv"), but
   is applied outside, once for all layers.
 
-  Attributes: as of `SelfAttention`.
+  Attributes:
+    num_heads: N; must divide the width.
+    uses: for each context, how many of the tokens' rows that belong to one row
+      of the contexts attend to it; empty: there is one context, for all.
+    dtype: compute dtype.
+    backend: see `mico_jax.kernels.attention`.
+    masked_rows: see `mico_jax.kernels.attention`.
+    dropout_rate: of attention weights.
   """
 
   num_heads: int
+  uses: tuple[int, ...] = ()
   dtype: Any = jnp.float32
   backend: str = "auto"
   masked_rows: str = "zero"
@@ -221,51 +230,67 @@ class CrossAttention(nn.Module):
   def __call__(
     self,
     x: Float[Array, "B L W"],
-    k: Float[Array, "C S W"],
-    v: Float[Array, "C S W"],
+    contexts: Sequence[tuple[Float[Array, "C _ W"], Float[Array, "C _ W"]]],
     *,
-    mask: Bool[Array, "C S"] | None = None,
+    masks: Sequence[Bool[Array, "C _"] | None],
     row_keys: Key[Array, " B"] | None = None,
   ) -> Float[Array, "B L W"]:
-    """Attends to the context.
+    """Attends to the contexts.
+
+    Rows that share a context (the beams of a decoder, the texts of a pair) are
+    one row of more queries, so that nobody copies keys and values for them.
 
     Args:
-      x: text tokens; B is a multiple of C: consecutive rows share a context
-        (the beams of a decoder) without a copy of it.
-      k: keys of the context, heads side by side.
-      v: values of the context.
-      mask: true at valid context tokens.
+      x: text tokens; B is a multiple of C: consecutive rows belong to one row
+        of the contexts, in the order of `uses`.
+      contexts: keys and values, heads side by side, of each context.
+      masks: true at the valid tokens of each context; None: all are.
       row_keys: one key per row; None: no dropout.
+
+    Raises:
+      ValueError: if `uses` does not fit the contexts or the rows.
     """
     batch, length, width = x.shape
+    rows = contexts[0][0].shape[0]
+    shared = batch // rows  # rows of tokens for a row of the contexts
+    uses = self.uses or (shared,)
+    if len(uses) != len(contexts) or sum(uses) * rows != batch:
+      raise ValueError(
+        f"{uses=} must name a count for each of {len(contexts)} contexts, "
+        f"{batch} / {rows} in all."
+      )
     if self.is_initializing():
       # Creates the parameters that `project_context` applies.
       PackedProjection(2, self.num_heads, dtype=self.dtype, name="kv")(x)
-    q = Dense(
+    query = Dense(
       width,
       self.dtype,
       names=(axes.EMBED, axes.QKV),
       bias_name=axes.QKV,
       name="query",
-    )(x)
-    q, k, v = (
-      y.astype(self.dtype).reshape(
-        k.shape[0], -1, self.num_heads, width // self.num_heads
-      )
-      for y in (q, k, v)
     )
+    heads = (self.num_heads, width // self.num_heads)
+    q = query(x).astype(self.dtype).reshape(rows, shared * length, *heads)
     if row_keys is not None:
       row_keys = dropout.fold_rows(row_keys, dropout.CROSS)
-    out = attention(
-      q,
-      k,
-      v,
-      mask=None if mask is None else mask[:, None, None, :],
-      masked_rows=self.masked_rows,
-      dropout_rate=self.dropout_rate,
-      row_keys=row_keys,
-      backend=self.backend,
-    )
+      row_keys = row_keys.reshape(rows, shared)
+    outs, first = [], 0
+    for use, context, mask in zip(uses, contexts, masks, strict=True):
+      k, v = (y.astype(self.dtype).reshape(rows, -1, *heads) for y in context)
+      outs.append(
+        attention(
+          q[:, first * length : (first + use) * length],
+          k,
+          v,
+          mask=None if mask is None else mask[:, None, None, :],
+          masked_rows=self.masked_rows,
+          dropout_rate=self.dropout_rate,
+          row_keys=None if row_keys is None else row_keys[:, first],
+          backend=self.backend,
+        )
+      )
+      first += use
+    out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
     out = checkpoint_name(out, ATTENTION_OUT)
     proj = Dense(width, self.dtype, names=(axes.QKV, axes.EMBED), name="proj")
     return proj(out.reshape(batch, length, width))

@@ -120,24 +120,6 @@ class ContextKV:
     keys, values, *masks = taken(indices, *arrays)
     return ContextKV(keys, values, masks[0] if masks else None)
 
-  @staticmethod
-  def concat(parts: Sequence[ContextKV]) -> ContextKV:
-    """Rows of several contexts of equal length, one after the other."""
-    masks = [p.mask for p in parts]
-    mask = None
-    if any(m is not None for m in masks):
-      mask = jnp.concatenate(
-        [
-          jnp.ones(p.keys.shape[1:3], bool) if p.mask is None else p.mask
-          for p in parts
-        ]
-      )
-    return ContextKV(
-      jnp.concatenate([p.keys for p in parts], axis=1),
-      jnp.concatenate([p.values for p in parts], axis=1),
-      mask,
-    )
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +164,7 @@ class BertBlock(nn.Module):
     config: of the tower.
     causal: whether a token sees itself and its left only.
     return_kv: whether keys and values are returned as output of the layer.
+    uses: see `mico_jax.layers.attention.CrossAttention`.
     dtype: compute dtype.
     backend: of attention.
     masked_rows: see `mico_jax.kernels.attention`.
@@ -190,6 +173,7 @@ class BertBlock(nn.Module):
   config: TextConfig
   causal: bool = False
   return_kv: bool = False
+  uses: tuple[int, ...] = ()
   dtype: Any = jnp.float32
   backend: str = "auto"
   masked_rows: str = "zero"
@@ -198,8 +182,8 @@ class BertBlock(nn.Module):
   def __call__(
     self,
     x: Float[Array, "B L W"],
-    layer: Mapping[str, Array],
-    shared: Mapping[str, Array],
+    layer: Mapping[str, Any],
+    shared: Mapping[str, Any],
   ) -> tuple[Float[Array, "B L W"], tuple[Array, Array] | None]:
     """Returns the tokens after this block, and keys and values on request."""
     config = self.config
@@ -231,13 +215,14 @@ class BertBlock(nn.Module):
       cache=cache,
     )
     x = add(x, y, dropout.ATTENTION_OUT, "attn_norm")
-    if "context_keys" in layer:
-      cross = CrossAttention(config.num_heads, name="cross_attn", **options)
+    if "contexts" in layer:
+      cross = CrossAttention(
+        config.num_heads, uses=self.uses, name="cross_attn", **options
+      )
       y = cross(
         x,
-        layer["context_keys"],
-        layer["context_values"],
-        mask=shared.get("context_mask"),
+        layer["contexts"],
+        masks=shared["context_masks"],
         row_keys=row_keys,
       )
       x = add(x, y, dropout.CROSS_OUT, "cross_norm")
@@ -329,7 +314,8 @@ class Bert(nn.Module):
     causal: bool = False,
     mask: Bool[Array, "#B 1 #L #S"] | None = None,
     prefix_lengths: Int[Array, " B"] | None = None,
-    context: ContextKV | None = None,
+    context: ContextKV | Sequence[ContextKV] | None = None,
+    uses: tuple[int, ...] = (),
     cache: KVCache | None = None,
     position: Int[Array, ""] | int = 0,
     position_table: Float[Array, "Q W"] | None = None,
@@ -344,16 +330,17 @@ class Bert(nn.Module):
       a cache: the updated cache).
     """
     config = self.config
-    shared = {
+    contexts = (context,) if isinstance(context, ContextKV) else context
+    shared: dict[str, Any] = {
       "mask": mask,
       "prefix_lengths": prefix_lengths,
       "row_keys": row_keys if config.dropout > 0.0 else None,
       "position": None if cache is None else jnp.asarray(position, jnp.int32),
-      "context_mask": None if context is None else context.mask,
     }
-    layer = {"index": jnp.arange(config.depth)}
-    if context is not None:
-      layer |= {"context_keys": context.keys, "context_values": context.values}
+    layer: dict[str, Any] = {"index": jnp.arange(config.depth)}
+    if contexts is not None:
+      layer["contexts"] = tuple((c.keys, c.values) for c in contexts)
+      shared["context_masks"] = tuple(c.mask for c in contexts)
     if cache is not None:
       layer |= {"cache_keys": cache.keys, "cache_values": cache.values}
     embed = TextEmbed(config, self.freeze_pad, self.dtype, name="embed")
@@ -370,6 +357,7 @@ class Bert(nn.Module):
         "config": config,
         "causal": causal,
         "return_kv": return_kv,
+        "uses": tuple(uses),
         "dtype": self.dtype,
         "backend": self.backend,
         "masked_rows": self.masked_rows,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -398,7 +398,8 @@ class MiCo:
     attention: str = "bidirectional",
     mask: Bool[Array, "B *L S"] | None = None,
     prefix_length: int | Int[Array, ""] | Int[Array, " B"] | None = None,
-    context: ContextKV | None = None,
+    context: ContextKV | Sequence[ContextKV] | None = None,
+    uses: tuple[int, ...] = (),
     joined: bool = False,
     sample_index: Array | int | None = None,
     row_keys: Key[Array, " B"] | None = None,
@@ -415,7 +416,11 @@ class MiCo:
       mask: true where a token may be seen: [B L], or [B L L] per query; None:
         `ids != pad_id`.
       prefix_length: tokens of the prefix.
-      context: what to attend to; None: cross-attention is skipped.
+      context: what to attend to; None: cross-attention is skipped. Its rows
+        are those of `ids`, or consecutive rows of `ids` share one. Several
+        contexts: each for some of the rows that share one, see `uses`.
+      uses: for each of several contexts, how many consecutive rows of `ids`
+        attend to each row of it, one context after the other.
       joined: use the position table of joined captions.
       sample_index: row of E_Sam per row or per token.
       row_keys: one key per row; None: no dropout.
@@ -441,6 +446,7 @@ class MiCo:
       "causal": attention != "bidirectional",
       "mask": mask[:, None, None] if mask.ndim == 2 else mask[:, None],
       "context": context,
+      "uses": uses,
       "row_keys": row_keys if train else None,
       "return_kv": return_kv,
     }

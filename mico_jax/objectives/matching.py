@@ -48,9 +48,9 @@ from mico_jax.objectives.mining import (
 class Matching(Objective):
   """Does this text belong to this context? Two logits from token 0.
 
-  Per row: (text, context) against (text, mined context), (mined text, context)
-  and (explicit negative, context) for each explicit negative; the value is the
-  mean over the row's pairs.
+  Per row: (text, context) against (mined text, context), (explicit negative,
+  context) for each explicit negative, and (text, mined context); the value is
+  the mean over the row's pairs. Only mined contexts are copies.
 
   Source: mico.md section 3; ALBEF, arXiv:2107.07651, section 3.2.
   """
@@ -136,28 +136,31 @@ class Matching(Objective):
     valid = row_weights > 0
     mined = self.mine(inputs, group, valid)
 
-    # [B, pairs]: positive, mined context, mined text, explicit negatives.
-    own = jnp.arange(rows, dtype=jnp.int32)
-    context_index = mined["context_index"].astype(jnp.int32)
-    contexts = [own, context_index, own]
-    texts = [ids, ids, mined["text_ids"]]
-    exists = [valid, valid & mined["has_context"], valid & mined["has_text"]]
+    # [B, pairs]: positive, mined text, explicit negatives; and, onto another
+    # context, mined context.
+    texts = [ids, mined["text_ids"]]
+    exists = [valid, valid & mined["has_text"]]
     explicit = inputs.batch.get("negative_text", {}).get(group)
     if explicit is not None and self.config.explicit_negatives:
       for k in range(explicit.shape[1]):
-        contexts.append(own)
         texts.append(explicit[:, k])
         exists.append(valid & (inputs.text_weight(explicit[:, k]) > 0))
+    own = inputs.contexts[letters(group)]
+    context_index = mined["context_index"].astype(jnp.int32)
+    other = own.take(
+      context_index,
+      partition=inputs.partition,
+      run=self._parts_of_group(rows, parts(inputs.partition)),
+    )
+    texts.append(ids)
+    exists.append(valid & mined["has_context"])
     pairs = len(texts)
     keys = inputs.dropout_keys(f"matching/{group}")
     hidden = inputs.model.text(
       inputs.params,
       jnp.stack(texts, axis=1).reshape(rows * pairs, length),
-      context=inputs.contexts[letters(group)].take(
-        jnp.stack(contexts, axis=1).reshape(-1),
-        partition=inputs.partition,
-        run=self._parts_of_group(rows, parts(inputs.partition)),
-      ),
+      context=(own, other),
+      uses=(pairs - 1, 1),
       row_keys=None if keys is None else draws.expand(keys, pairs),
       train=inputs.train,
     )

@@ -229,8 +229,28 @@ def test_context_projected_once_equals_direct(params):
     model.text(params, ids, context=direct),
     atol=1e-6,
   )
-  both = models.ContextKV.concat([kv, taken])
-  assert both.keys.shape[1] == 5
+
+
+@pytest.mark.parametrize("uses", [(2, 1), (1, 2), (3, 1)])
+def test_rows_that_share_contexts(params, uses):
+  """Several texts of a row, some onto one context and some onto another."""
+  model = _model()
+  own = model.project_context(params, _context(model, params))
+  other = own.take(jnp.array([1, 0]))
+  rng = np.random.default_rng(0)
+  ids = jnp.asarray(rng.integers(5, 20, (2, sum(uses), IDS.shape[1])))
+  together = model.text(
+    params, ids.reshape(-1, ids.shape[-1]), context=(own, other), uses=uses
+  ).reshape(*ids.shape, -1)
+  for column in range(sum(uses)):
+    context = own if column < uses[0] else other
+    alone = model.text(params, ids[:, column], context=context)
+    np.testing.assert_allclose(together[:, column], alone, atol=1e-6)
+  wrong = (uses[0] + 1, uses[1])
+  with pytest.raises(ValueError, match=r"uses=.* must name a count for each"):
+    model.text(
+      params, ids.reshape(-1, ids.shape[-1]), context=(own, other), uses=wrong
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
