@@ -12,8 +12,9 @@ import importlib
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import mico_jax
 from mico_jax.cli.huge_pages import restart_with_huge_pages
@@ -114,6 +115,19 @@ def _user_errors() -> tuple[type[BaseException], ...]:
   )
 
 
+def _several_processes() -> bool:
+  """Whether this process runs together with others."""
+  jax = sys.modules.get("jax")
+  return jax is not None and jax.distributed.is_initialized()
+
+
+def _leave(status: int) -> NoReturn:
+  """Ends the process without the exit handlers of JAX."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
+
+
 def _lost_process(error: BaseException) -> bool:
   """Whether a run of several processes failed in talking to the others."""
   jax = sys.modules.get("jax")
@@ -174,13 +188,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
   except Exception as e:
     if not _lost_process(e):
+      if _several_processes():
+        # Leaving JAX in order would wait for the others, and they for this one.
+        traceback.print_exception(e)
+        _leave(1)
       raise
     print(
       f"mico-jax: lost another process ({one_line(e)[:200]}); start all of "
       "them again to resume.",
       file=sys.stderr,
-      flush=True,
     )
-    sys.stdout.flush()
     # Not `return`: leaving JAX in order would wait for the lost one.
-    os._exit(_lost_status())
+    _leave(_lost_status())

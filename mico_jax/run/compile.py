@@ -1,8 +1,15 @@
-"""Compiles the step of every task before the first one runs."""
+"""Compiles the step of every task before the first one runs.
+
+Tasks are traced one after the other: Linen changes fields of module classes
+while it makes modules, which another thread may be reading. Compiling, which is
+most of the time, runs beside it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -64,7 +71,8 @@ def compile_steps(session: Session, state: TrainState) -> dict[str, Any]:
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree
   )
 
-  def compile_task(name: str) -> CompiledStep:
+  def lower(name: str) -> tuple[Any, float]:
+    """The lowered step and its model FLOPs."""
     step = make_train_step(
       models.build(config.model),
       config,
@@ -79,7 +87,6 @@ def compile_steps(session: Session, state: TrainState) -> dict[str, Any]:
       is_leaf=lambda s: hasattr(s, "dtype"),
     )
     traced = step.trace(state, batch)
-    compiled = traced.lower().compile()
     jaxpr = traced.jaxpr
     if not counts_as_model(config, jaxpr):
       jaxpr = trace_model(
@@ -90,9 +97,30 @@ def compile_steps(session: Session, state: TrainState) -> dict[str, Any]:
         params=shapes_of(state.params),
         batch=shapes_of(batch),
       )
-    release_memory()
-    return CompiledStep(compiled, count_flops(jaxpr))
+    return traced.lower(), count_flops(jaxpr)
 
   names = [name for name, task in config.tasks.items() if task.steps]
+  return compile_all(names, lower)
+
+
+def compile_all(
+  names: Sequence[str], lower: Callable[[str], tuple[Any, float]]
+) -> dict[str, CompiledStep]:
+  """Compiles steps in threads.
+
+  Args:
+    names: of the steps.
+    lower: name -> what has a method `compile`, and FLOPs; runs in one thread at
+      a time.
+  """
+  tracing = threading.Lock()
+
+  def compile_one(name: str) -> CompiledStep:
+    with tracing:
+      lowered, flops = lower(name)
+    compiled = lowered.compile()
+    release_memory()
+    return CompiledStep(compiled, flops)
+
   with ThreadPoolExecutor(max_workers=COMPILE_THREADS) as pool:
-    return dict(zip(names, pool.map(compile_task, names), strict=True))
+    return dict(zip(names, pool.map(compile_one, names), strict=True))

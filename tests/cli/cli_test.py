@@ -118,6 +118,25 @@ def test_defects_keep_their_traceback(here, monkeypatch):
     main(["caption", "--checkpoint", "run", "photo1.png"])
 
 
+def test_defects_of_one_process_of_several_end_it_at_once(
+  here, capsys, monkeypatch
+):
+  """In order, it would wait minutes for the others, and they for it."""
+
+  def broken(*_, **__):
+    raise RuntimeError("a defect")
+
+  def leave(status):
+    raise SystemExit(status)
+
+  monkeypatch.setattr("mico_jax.inference.load", broken)
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+  monkeypatch.setattr(cli.os, "_exit", leave)
+  with pytest.raises(SystemExit, match="1"):
+    main(["caption", "--checkpoint", "run", "photo1.png"])
+  assert "RuntimeError: a defect" in capsys.readouterr().err
+
+
 def test_full_disk_is_one_line(here, capsys, monkeypatch):
   def full(*_, **__):
     raise CheckpointError("cannot save step 3 to runs/x: No space left.")

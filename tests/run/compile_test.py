@@ -1,0 +1,45 @@
+"""Steps of several tasks are traced one by one and compiled together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+from mico_jax.run.compile import COMPILE_THREADS, CompiledStep, compile_all
+
+
+class Busy:
+  """Counts the threads inside, for as long as each stays."""
+
+  def __init__(self) -> None:
+    self.now = self.most = 0
+    self._lock = threading.Lock()
+
+  def stay(self) -> str:
+    """Enters, waits, leaves."""
+    with self._lock:
+      self.now += 1
+      self.most = max(self.most, self.now)
+    time.sleep(0.1)
+    with self._lock:
+      self.now -= 1
+    return "compiled"
+
+
+def test_one_step_is_traced_at_a_time_and_several_are_compiled():
+  """Linen changes fields of module classes while another thread reads them."""
+  tracing, compiling = Busy(), Busy()
+
+  def lower(name: str) -> tuple[Any, float]:
+    tracing.stay()
+    return SimpleNamespace(compile=compiling.stay), float(len(name))
+
+  found = compile_all(["one", "two", "three"], lower)
+  assert found == {
+    name: CompiledStep("compiled", len(name))
+    for name in ("one", "two", "three")
+  }
+  assert tracing.most == 1
+  assert compiling.most == COMPILE_THREADS
