@@ -3,12 +3,13 @@
 The score matrix is never stored. Refuses what the kernel cannot do: other
 platforms, GPUs below compute capability 8.0, float32, attention dropout keyed
 by row, an additive bias, the additive -10000. Arrays are filled up only where
-cuDNN refuses them: heads that are no multiple of 8, and odd lengths under a
-dense mask.
+they are refused: heads that are no multiple of 8, and odd lengths (every ViT
+with a class token) under a dense mask or where a gradient is taken.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -83,18 +84,84 @@ def _by_lengths(
   q: Array, k: Array, v: Array, rules: Rules, scale: float
 ) -> Array:
   """Nothing, lengths and causal order: the kernel has them itself."""
-  options: dict[str, Any] = {"is_causal": rules.causal}
   lengths = rules.kv_lengths
+  if lengths is not None:
+    lengths = lengths.astype(jnp.int32)
+  options = (scale, rules.causal)
+  if q.shape[1] % 2 or k.shape[1] % 2:
+    return _odd(options, (q, k, v), lengths)
+  return _within(options, (q, k, v), lengths, q.shape[1])
+
+
+def _within(
+  options: tuple[float, bool],
+  arrays: tuple[Array, ...],
+  lengths: Array | None,
+  num_queries: int,
+) -> Array:
+  """The kernel over the first `num_queries` queries and `lengths` keys.
+
+  Args:
+    options: scale, whether in causal order.
+    arrays: q, k and v.
+    lengths: of the keys [B]; None: all keys and queries.
+    num_queries: that count if there are lengths.
+  """
+  q, k, v = arrays
+  scale, causal = options
   if lengths is None:
-    return _attend(q, k, v, scale, **options)
+    return _attend(q, k, v, scale, is_causal=causal)
   # A row without keys gets the first one here and is cleared below, so that no
   # NaN arises in the kernel or in its gradient.
-  lengths = lengths.astype(jnp.int32)
-  options["key_value_seq_lengths"] = jnp.maximum(lengths, 1)
-  options["query_seq_lengths"] = jnp.full_like(lengths, q.shape[1])
-  out = _attend(q, k, v, scale, **options)
+  out = _attend(
+    q,
+    k,
+    v,
+    scale,
+    is_causal=causal,
+    key_value_seq_lengths=jnp.maximum(lengths, 1),
+    query_seq_lengths=jnp.full_like(lengths, num_queries),
+  )
   seen = (lengths > 0)[:, None, None, None]
   return jnp.where(seen, out, jnp.zeros((), out.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _odd(
+  options: tuple[float, bool], arrays: tuple[Array, ...], lengths: Array | None
+) -> Array:
+  """Lengths of which one is odd: as they are while nobody wants a gradient.
+
+  JAX 0.10 refuses the gradient of all odd lengths; it means those with a bias.
+  """
+  return _within(options, arrays, lengths, arrays[0].shape[1])
+
+
+def _odd_forward(
+  options: tuple[float, bool], arrays: tuple[Array, ...], lengths: Array | None
+) -> tuple[Array, Any]:
+  """One more query or key, which lengths leave out."""
+  num_queries, num_keys = arrays[0].shape[1], arrays[1].shape[1]
+  if lengths is None:
+    lengths = jnp.full(arrays[0].shape[:1], num_keys, jnp.int32)
+
+  def even(*arrays: Array) -> Array:
+    filled = tuple(
+      jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in arrays
+    )
+    return _within(options, filled, lengths, num_queries)[:, :num_queries]
+
+  return jax.vjp(even, *arrays)
+
+
+def _odd_backward(
+  options: tuple[float, bool], backward: Any, grad: Array
+) -> tuple[Any, None]:
+  del options
+  return backward(grad), None
+
+
+_odd.defvjp(_odd_forward, _odd_backward)
 
 
 def _by_mask(q: Array, k: Array, v: Array, rules: Rules, scale: float) -> Array:
