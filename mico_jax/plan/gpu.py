@@ -133,5 +133,9 @@ def devices(kind: str, shape: Sequence[int]) -> Sequence[Any]:
   return found.devices
 
 
-# Products find no algorithm by timing; the compiler takes its default.
-COMPILER_OPTIONS = {"xla_gpu_autotune_level": "0"}
+# Products find no algorithm by timing; the compiler takes its default. That of
+# Triton fits not every product ("Couldn't find output tile sizes"): cuBLAS.
+COMPILER_OPTIONS = {
+  "xla_gpu_autotune_level": "0",
+  "xla_gpu_enable_triton_gemm": "false",
+}
