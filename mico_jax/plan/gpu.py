@@ -137,5 +137,5 @@ def devices(kind: str, shape: Sequence[int]) -> Sequence[Any]:
 # Triton fits not every product ("Couldn't find output tile sizes"): cuBLAS.
 COMPILER_OPTIONS = {
   "xla_gpu_autotune_level": "0",
-  "xla_gpu_enable_triton_gemm": "false",
+  "xla_gpu_enable_triton_gemm": False,
 }
