@@ -36,9 +36,9 @@ CHOICES = {
   "v5e:16x16": Choice(remat="attention"),
   "v5p:4x4x4": Choice(remat="attention"),
   "v6e:16x16": Choice(remat="attention"),
-  # Eight GPUs share 2,048 rows: 256 each, with four views, in parts as large as
-  # fit: each is encoded twice, once in a whole batch that needs no parts. More
-  # than 16 would leave tasks of 1,024 rows less than a mining group.
+  # Eight GPUs share 2,048 rows: 256 each, with four views, in as few parts
+  # as fit: parts are encoded twice. More than 16 would leave tasks of 1,024
+  # rows less than a mining group.
   "h100:8": Choice(remat="attention", micro_batches=2),
   "h200:8": Choice(remat="attention"),
 }

@@ -19,9 +19,9 @@ CHOICES = {
   "v5e:16x16": Choice(remat="attention"),
   "v5p:4x4x4": Choice(remat="attention"),
   "v6e:16x16": Choice(remat="attention"),
-  # 256 rows with four views on each GPU, in parts.
-  "h100:8": Choice(micro_batches=16),
-  "h200:8": Choice(micro_batches=8),
+  # 256 rows with four views on each GPU, in as few parts as fit.
+  "h100:8": Choice(remat="attention", micro_batches=4),
+  "h200:8": Choice(remat="attention", micro_batches=2),
 }
 
 
