@@ -87,7 +87,8 @@ def _share_compiled() -> None:
   """
   from jax._src import cache_key
 
-  cache_key._hash_accelerator_config = cache_key._hash_devices
+  names: Any = cache_key
+  names._hash_accelerator_config = names._hash_devices
 
 
 def work(workdir: pathlib.Path, steps: int, stop_at: int) -> int:
