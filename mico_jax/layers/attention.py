@@ -270,6 +270,7 @@ class CrossAttention(nn.Module):
       name="query",
     )
     heads = (self.num_heads, width // self.num_heads)
+    # On a TPU this moves lengths that are no multiple of eight, such as 70.
     q = query(x).astype(self.dtype).reshape(rows, shared * length, *heads)
     if row_keys is not None:
       row_keys = dropout.fold_rows(row_keys, dropout.CROSS)

@@ -242,11 +242,16 @@ def test_context_is_projected_once(monkeypatch):
       return Again(context)
 
     def text(self, params, ids, *, context=None, **options):
+      def project(read):
+        values = read.context
+        if read.indices is not None:
+          values = jax.tree.map(lambda x: x[read.indices], values)
+        return model.project_context(params, values)
+
       if isinstance(context, Again):
-        values = context.context
-        if context.indices is not None:
-          values = jax.tree.map(lambda x: x[context.indices], values)
-        context = model.project_context(params, values)
+        context = project(context)
+      elif context is not None:
+        context = tuple(project(read) for read in context)
       return super().text(params, ids, context=context, **options)
 
   def flops(model):
@@ -262,8 +267,9 @@ def test_context_is_projected_once(monkeypatch):
   text, rows = TINY_MODEL.text, 8
   tokens = 2 * 5 * 2  # frames x (cls + patches), video and audio
   once = 2 * rows * tokens * text.depth * text.width * 2 * text.width
-  # Readers: matching with three texts per row, captioning with one.
-  assert apart - shared > 0.9 * 3 * once
+  # Readers: matching with its own and with mined contexts, captioning with its
+  # own, whose two equal projections XLA makes one.
+  assert apart - shared > 0.9 * once
 
 
 def test_frames_of_all_modalities_go_through_one_call():
