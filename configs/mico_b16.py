@@ -25,7 +25,7 @@ from mico_jax import config as c
 from mico_jax.models.presets import PRESETS
 from mico_jax.plan.choice import Choice, chosen, split_argument
 
-# See mico_jax/docs/plans.md.
+# Planned, see mico_jax/docs/plans.md; that of H200 is by arithmetic.
 CHOICES = {
   # Parameters, gradients and Adam's moments lie split over eight devices each
   # and are gathered layer by layer. Attention is kept from the forward pass,
@@ -36,9 +36,9 @@ CHOICES = {
   "v5e:16x16": Choice(remat="attention"),
   "v5p:4x4x4": Choice(remat="attention"),
   "v6e:16x16": Choice(remat="attention"),
-  # Eight GPUs share 2,048 rows: 256 each, with four views, in as few parts
-  # as fit: parts are encoded twice. More than 16 would leave tasks of 1,024
-  # rows less than a mining group.
+  # Eight GPUs share 2,048 rows: 256 each, with four views, in few parts,
+  # as parts are encoded twice. More than 16 would leave tasks of 1,024 rows less
+  # than a mining group.
   "h100:8": Choice(remat="attention", micro_batches=2),
   "h200:8": Choice(remat="attention"),
 }

@@ -14,12 +14,13 @@ from mico_jax.plan.choice import Choice, chosen, split_argument
 
 # Parameters, gradients and Adam lie split over eight devices each (`Choice`).
 # Attention is kept from the forward pass, the rest is computed again: keeping
-# more costs more in copies than it saves in products.
+# more costs more in copies than it saves in products. Planned, see
+# mico_jax/docs/plans.md; that of v6e is by arithmetic.
 CHOICES = {
   "v5e:16x16": Choice(remat="attention"),
   "v5p:4x4x4": Choice(remat="attention"),
   "v6e:16x16": Choice(remat="attention"),
-  # 256 rows with four views on each GPU, in as few parts as fit.
+  # 256 rows with four views on each GPU, in few parts.
   "h100:8": Choice(remat="attention", micro_batches=4),
   "h200:8": Choice(remat="attention", micro_batches=2),
 }
