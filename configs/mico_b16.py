@@ -37,8 +37,8 @@ CHOICES = {
   "v5p:4x4x4": Choice(remat="attention"),
   "v6e:16x16": Choice(remat="attention"),
   # Eight GPUs share 2,048 rows: 256 each, with four views, in few parts,
-  # as parts are encoded twice. More than 16 would leave tasks of 1,024 rows less
-  # than a mining group.
+  # as parts are encoded twice. More than 16 would leave tasks of 1,024 rows
+  # less than a mining group.
   "h100:8": Choice(remat="attention", micro_batches=2),
   "h200:8": Choice(remat="attention"),
 }
