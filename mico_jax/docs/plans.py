@@ -43,7 +43,10 @@ def _cells(plan: Mapping[str, Any]) -> Iterable[list[str]]:
   mesh = " ".join(f"{a} {n}" for a, n in plan["mesh"].items() if n > 1)
   for task in plan["tasks"]:
     moved = sum(c["bytes"] for c in task["collectives"])
-    time = task["time"] or {}
+    time = task["time"] or {"collectives": None}
+    seen = time["collectives"]
+    if seen is not None:
+      seen -= time["hidden"]
     flops = sum(task["flops"].values())
     state = [task["parts"][k] for k in ("parameters", "optimizer")]
     yield [
@@ -60,7 +63,7 @@ def _cells(plan: Mapping[str, Any]) -> Iterable[list[str]]:
       f"{flops / 1e15:.2f}",
       f"{moved / GIB:.2f}",
       number(task["seconds"], ".3f"),
-      number(time.get("collectives"), ".3f"),
+      number(seen, ".3f"),
       number(task["mfu"], ".1%"),
       number(task["images_per_second"], ",.0f"),
       number(plan["days"], ".1f"),
@@ -84,7 +87,7 @@ def page(plans: Sequence[Mapping[str, Any]]) -> str:
     "model PFLOP",
     "GiB received",
     "step, s",
-    "of it collectives",
+    "of it visible collectives",
     "of peak",
     "images/s",
     "days of the recipe",

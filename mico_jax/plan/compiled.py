@@ -26,11 +26,11 @@ from jax.errors import JaxRuntimeError
 
 from mico_jax.benchmarks import aot
 from mico_jax.plan import gpu, hlo, traffic
-from mico_jax.plan.hlo import Call, Collective, Program
+from mico_jax.plan.hlo import Asynchronous, Call, Collective, Program
 from mico_jax.plan.topology import Topology
 
 CACHE = "MICO_JAX_PLAN_CACHE"  # folder of kept facts; "off": none
-_VERSION = 4  # of what is kept
+_VERSION = 5  # of what is kept
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -112,17 +112,23 @@ def _to_json(facts: Facts) -> str:
   return json.dumps(dataclasses.asdict(facts))
 
 
+def _collective(found: dict[str, Any]) -> Collective:
+  return Collective(**{**found, "group": tuple(found["group"])})
+
+
 def _from_json(text: str) -> Facts:
   found: dict[str, Any] = json.loads(text)
   program: Any = found.pop("program")
   if program is not None:
-    for collective in program["collectives"]:
-      collective["group"] = tuple(collective["group"])
     program = Program(
       cycles=program["cycles"],
       costliest=[tuple(x) for x in program["costliest"]],
-      collectives=[Collective(**c) for c in program["collectives"]],
+      collectives=[_collective(c) for c in program["collectives"]],
       calls=[Call(**c) for c in program["calls"]],
+      asynchronous=[
+        Asynchronous(_collective(x["collective"]), x["cycles"])
+        for x in program["asynchronous"]
+      ],
     )
   found.update(program=program, cached=True)
   return Facts(**found)

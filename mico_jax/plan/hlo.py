@@ -13,8 +13,8 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -87,6 +87,21 @@ class Collective:
 
 
 @dataclass(frozen=True)
+class Asynchronous:
+  """A collective whose end the compiler scheduled behind other operations.
+
+  Attributes:
+    collective: started at one place of the program.
+    cycles: estimated for what runs between its start and its end in a step,
+      shared evenly with the others that are under way; Pallas calls have no
+      estimate and count nothing.
+  """
+
+  collective: Collective
+  cycles: float
+
+
+@dataclass(frozen=True)
 class Call:
   """Calls of one Pallas kernel at one place of the program.
 
@@ -112,12 +127,14 @@ class Program:
     costliest: (cycles, name) of the costliest operations, largest first.
     collectives: by kind and axes.
     calls: of Pallas kernels.
+    asynchronous: those of `collectives` that run beside other operations.
   """
 
   cycles: dict[str, int]
   costliest: list[tuple[int, str]]
   collectives: list[Collective]
   calls: list[Call]
+  asynchronous: list[Asynchronous] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -361,28 +378,71 @@ def _continues(label: str, name: str) -> bool:
   return beside or label.startswith("async-collective-done")
 
 
-def _collectives(text: Text, mesh: Mapping[str, int]) -> list[Collective]:
-  table: dict[tuple[str, str], Collective] = {}
+def _held(
+  text: Text, found: Operation, mesh: Mapping[str, int]
+) -> list[Collective]:
+  """The collectives that an operation is, starts, or does among others."""
+  here = collective_of(found, mesh)
+  held = [here] if here else []
+  name = called(found.body, "calls") if found.op == "fusion" else ""
+  if name and not _continues(found.label, name):
+    for inner in text.operations(name, found.times):
+      inside = collective_of(
+        inner, mesh, scattered="all-reduce-scatter" in name
+      )
+      held += [inside] if inside else []
+  return held
 
-  def add(found: Operation, *, scattered: bool = False) -> None:
-    new = collective_of(found, mesh, scattered=scattered)
-    if new is None:
-      return
+
+def _merged(found: Iterable[Collective]) -> list[Collective]:
+  """One for each kind and axes, those with most bytes first."""
+  table: dict[tuple[str, str], Collective] = {}
+  for new in found:
     old = table.get((new.kind, new.axes))
     if old:
       count, size = old.count + new.count, old.bytes + new.bytes
       new = dataclasses.replace(old, count=count, bytes=size)
     table[new.kind, new.axes] = new
-
-  for found in text.walk():
-    add(found)
-    if found.op == "fusion":  # with what is around them
-      name = called(found.body, "calls")
-      if _continues(found.label, name):
-        continue
-      for inner in text.operations(name, found.times):
-        add(inner, scattered="all-reduce-scatter" in name)
   return sorted(table.values(), key=lambda c: -c.bytes)
+
+
+def _start_of(found: Operation) -> str:
+  """Label of the start that an operation is the end of; "": it is none."""
+  if found.label.startswith("async-collective-done"):  # a fusion
+    return found.label.replace("-done", "-start", 1)
+  if found.op.removesuffix("-done") in KINDS and found.op.endswith("-done"):
+    operand = re.search(r"-done\(.*?%([\w.\-]+)\)", found.body)
+    return operand.group(1) if operand else ""
+  return ""
+
+
+def _is_start(found: Operation) -> bool:
+  return found.op.endswith("-start") or found.label.startswith(
+    "async-collective-start"
+  )
+
+
+class _Flights:
+  """Collectives under way while a program is read in its order."""
+
+  def __init__(self) -> None:
+    self._started: dict[str, tuple[list[Collective], float]] = {}
+    self.landed: list[Asynchronous] = []
+
+  def start(self, label: str, held: list[Collective]) -> None:
+    self._started[label] = (held, 0.0)
+
+  def run(self, cycles: int) -> None:
+    """Something else runs meanwhile."""
+    share = cycles / max(len(self._started), 1)
+    for label, (held, before) in self._started.items():
+      self._started[label] = (held, before + share)
+
+  def end(self, label: str) -> None:
+    held, cycles = self._started.pop(label, ([], 0.0))
+    if cycles:
+      share = cycles / len(held)
+      self.landed += [Asynchronous(c, share) for c in held]
 
 
 def scope_of(body: str) -> str:
@@ -402,18 +462,28 @@ def read(text: str, mesh: Mapping[str, int]) -> Program:
   cycles: Counter[str] = Counter()
   operations: Counter[str] = Counter()
   calls = []
+  collectives: list[Collective] = []
+  flights = _Flights()
   for found in parsed.walk():
     part = part_of(scope_of(found.body))
     if 'custom_call_target="tpu_custom_call"' in found.body:
       shapes = aot.call_results(found.body)
       calls.append(Call(found.label, shapes, part, found.times))
+    flights.end(_start_of(found))
     estimate = re.search(r'"estimated_cycles":"(\d+)"', found.body)
     if estimate and int(estimate.group(1)) < _UNKNOWN:
-      cycles[part] += int(estimate.group(1)) * found.times
-      operations[found.label] += int(estimate.group(1)) * found.times
+      spent = int(estimate.group(1)) * found.times
+      cycles[part] += spent
+      operations[found.label] += spent
+      flights.run(spent)
+    held = _held(parsed, found, mesh)
+    collectives += held
+    if held and _is_start(found):
+      flights.start(found.label, held)
   return Program(
     cycles=dict(cycles.most_common()),
     costliest=[(n, name) for name, n in operations.most_common(12)],
-    collectives=_collectives(parsed, mesh),
+    collectives=_merged(collectives),
     calls=calls,
+    asynchronous=flights.landed,
   )

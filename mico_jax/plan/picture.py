@@ -56,7 +56,7 @@ def _time(axes: Axes, tasks: list[TaskPlan]) -> None:
       axes.barh(names, seconds, left=left, color=colour, label=part)
     left = [a + b for a, b in zip(left, seconds, strict=True)]
   axes.invert_yaxis()
-  axes.set_xlabel("estimated seconds of a step, nothing overlapped")
+  axes.set_xlabel("estimated seconds of a step")
   if any(left):
     axes.legend(loc="lower right", fontsize="small")
 

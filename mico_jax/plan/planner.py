@@ -66,7 +66,7 @@ class TaskPlan:
 
   @property
   def seconds(self) -> float | None:
-    """Estimated seconds of a step, nothing overlapped."""
+    """Estimated seconds of a step, see `estimate.Time.step`."""
     return self.time.step if self.time else None
 
   def rate(self, per_row: float) -> float | None:
@@ -184,6 +184,7 @@ def _task_dict(task: TaskPlan, where: Topology) -> dict[str, Any]:
   return {
     **dataclasses.asdict(task),
     "seconds": task.seconds,
+    "seconds_apart": task.time and task.time.apart,
     "seconds_overlapped": task.time and task.time.overlapped,
     "shares": task.time.shares() if task.time else {},
     "mfu": task.share_of_peak(where),
@@ -265,6 +266,9 @@ class Planner:
         facts,
         self.where,
         communication=math.fsum(c["seconds"] for c in moved),
+        hidden=estimate.hidden_seconds(facts.program, self.where, self._places)
+        if facts.program
+        else 0.0,
         known=estimate.kernels(jaxpr),
         executed=flops.count(jaxpr) if self.where.is_gpu else None,
       ),

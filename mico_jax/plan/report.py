@@ -82,8 +82,10 @@ def _time(task: TaskPlan) -> str:
   shares = ", ".join(f"{name} {x:.1%}" for name, x in time.shares().items())
   return (
     f"  {task.name}: compute {_number(time.compute, 3)} s (kernels "
-    f"{_number(time.kernels, 3)} s), collectives {time.collectives:.3f} s; "
-    f"overlapped {_number(time.overlapped, 3)} s; {shares or 'no shares'}"
+    f"{_number(time.kernels, 3)} s), collectives {time.collectives:.3f} s "
+    f"({time.hidden:.3f} s of them hidden); nothing overlapped "
+    f"{_number(time.apart, 3)} s, everything {_number(time.overlapped, 3)} s; "
+    f"{shares or 'no shares'}"
   )
 
 

@@ -130,3 +130,33 @@ def test_parts_add_up():
   assert found.parts is not None
   assert found.parts["text"] == pytest.approx(100 / 1.5e9)
   assert found.step == pytest.approx(math.fsum(found.parts.values()) + 0.5)
+
+
+def test_hidden_communication_takes_no_time():
+  found = estimate.estimate(
+    facts(bundles={CALL.label: 3000}),
+    topology.parse("v5e:2x2"),
+    communication=0.5,
+    hidden=0.2,
+    known=KERNELS,
+  )
+  assert found is not None
+  assert found.compute is not None
+  assert found.step == pytest.approx(found.compute + 0.3)
+  assert found.apart == pytest.approx(found.compute + 0.5)
+  assert found.shares()["communication"] == pytest.approx(0.3 / found.step)
+  assert math.fsum(found.shares().values()) == pytest.approx(1.0)
+
+
+def test_communication_hides_at_most_as_long_as_it_takes():
+  where = topology.parse("v5e:2x2")
+  places = where.places(list(where.devices()))
+  sent = hlo.Collective("all-gather", "data", (0, 1, 2, 3), 1, 1e9)
+  seconds = estimate.collective_seconds(sent, where, places)
+  hidden = lambda cycles: estimate.hidden_seconds(
+    hlo.Program({}, [], [sent], [], [hlo.Asynchronous(sent, cycles)]),
+    where,
+    places,
+  )
+  assert hidden(1.5e6) == pytest.approx(1e-3)  # of 1.5 GHz
+  assert hidden(1e12) == pytest.approx(seconds)

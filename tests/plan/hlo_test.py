@@ -173,3 +173,60 @@ ENTRY %main (a: f32[32]) -> f32[8] {
   (found,) = hlo.read(text, MESH).collectives
   assert found.kind == "reduce-scatter"
   assert found.bytes == pytest.approx(32 * 4 * 3 / 4)
+
+
+def _flights(lines: str) -> list[tuple[str, float]]:
+  text = f"""\
+%body (p: f32[8]) -> f32[8] {{
+  ROOT %inner = f32[8]{{0}} fusion(%p), c={{"estimated_cycles":"10"}}
+}}
+
+%fused.1 (p: f32[8]) -> f32[32] {{
+  ROOT %g = f32[32]{{0}} all-gather(%p), replica_groups=[2,4]<=[8]
+}}
+
+ENTRY %main (p: f32[8]) -> f32[32] {{
+{lines}
+}}
+"""
+  text = text.replace(
+    "TRIPS", 'body=%body, x={"known_trip_count":{"n":"5"}}'
+  ).replace("SENT", "source_target_pairs={{0,1},{1,0}}")
+  found = hlo.read(text, MESH).asynchronous
+  return [(x.collective.kind, x.cycles) for x in found]
+
+
+_WORK = '  %work.N = f32[8]{0} fusion(%p), c={"estimated_cycles":"100"}\n'
+_PERMUTE = (
+  "  %sent.N = (f32[8]{0}, f32[8]{0}, u32[], u32[])"
+  " collective-permute-start(%p), SENT\n"
+)
+_PERMUTED = "  %got.N = f32[8]{0} collective-permute-done(%sent.N)\n"
+
+
+def test_a_collective_hides_behind_what_is_scheduled_before_its_end():
+  start = (
+    "  %async-collective-start.4 = f32[32]{0} fusion(%p), calls=%fused.1\n"
+  )
+  end = "  %async-collective-done.4 = f32[32]{0} fusion(%p), calls=%fused.1\n"
+  loop = "  %loop = f32[8]{0} while(%p), TRIPS\n"
+  assert _flights(_WORK + start + _WORK + loop + end + _WORK) == [
+    ("all-gather", 150)
+  ]
+  assert _flights(_PERMUTE + _WORK + _PERMUTED) == [("collective-permute", 100)]
+
+
+def test_collectives_under_way_together_share_what_hides_them():
+  first, second = _PERMUTE, _PERMUTE.replace(".N", ".M")
+  lines = first + _WORK + second + _WORK + _PERMUTED
+  assert _flights(lines + _WORK + _PERMUTED.replace(".N", ".M")) == [
+    ("collective-permute", 150),
+    ("collective-permute", 150),
+  ]
+
+
+def test_a_collective_that_nothing_runs_beside_is_not_hidden():
+  assert _flights(_PERMUTE + _PERMUTED + _WORK) == []
+  assert _flights(_PERMUTE + _WORK) == []  # its end is not seen
+  gather = "  %g = f32[32]{0} all-gather(%p), replica_groups=[2,4]<=[8]\n"
+  assert _flights(gather + _WORK) == []
