@@ -30,7 +30,7 @@ from mico_jax.config import Config
 from mico_jax.data.tokenizer import Tokenizer, tokenizer_from_files
 from mico_jax.evaluation.generate import generate
 from mico_jax.inputs import Preparer
-from mico_jax.kernels.target import forward_options
+from mico_jax.kernels.compiler import forward_options
 from mico_jax.layers.stack import split_layers
 from mico_jax.modalities import MODALITIES, by_letter, file_spec
 from mico_jax.models import build

@@ -38,6 +38,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mico_jax.kernels.compiler import Options
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -296,6 +298,7 @@ def compile_report(
   *args: Any,
   sharding: NamedSharding | None = None,
   donate: Sequence[int] = (),
+  options: Options | None = None,
 ) -> Report:
   """Compiles a function and reads what the compiler knows of it.
 
@@ -304,6 +307,7 @@ def compile_report(
     *args: trees of `jax.ShapeDtypeStruct`.
     sharding: put on every argument that has none; see `one_device`.
     donate: numbers of the arguments whose memory may be reused.
+    options: of the compiler, see `mico_jax.kernels.compiler`.
   """
   folder = prepare()
 
@@ -319,7 +323,8 @@ def compile_report(
     jitted = jax.jit(function, donate_argnums=tuple(donate))
   traced = jitted.trace(*placed)
   steps = grid_steps(traced.jaxpr.jaxpr)
-  compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+  lowered = traced.lower(lowering_platforms=("tpu",))
+  compiled = lowered.compile(compiler_options=options)
   memory: Any = compiled.memory_analysis()
   text = compiled.as_text() or ""
   cycles, collectives, operations, calls, results = read_program(text)

@@ -98,7 +98,7 @@ def _jax(folder: pathlib.Path, images: np.ndarray) -> Callable[[], Any]:
   from mico_jax import config as c
   from mico_jax.checkpoint import manifest
   from mico_jax.interop import safetensors
-  from mico_jax.kernels.target import forward_options
+  from mico_jax.kernels.compiler import forward_options
   from mico_jax.layers.stack import split_layers
   from mico_jax.models import build
 

@@ -33,7 +33,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from mico_jax import models
 from mico_jax.benchmarks import aot, model_flops
@@ -50,6 +50,7 @@ from mico_jax.data.batches import batch_spec
 from mico_jax.data.samples import ArrayShape
 from mico_jax.data.tokenizer import TokenizerInfo
 from mico_jax.kernels import target
+from mico_jax.kernels.compiler import step_options
 from mico_jax.kernels.contrastive import contrastive_pair
 from mico_jax.models.presets import PRESETS
 from mico_jax.objectives.base import scalar
@@ -331,7 +332,11 @@ def measure(
   machine = target.Target("tpu", topology.split(":")[0])
   with target.use(machine):
     built = (tower if program == "tower" else task)(config, mesh)
-    report = aot.compile_report(built.function, *built.args)
+    report = aot.compile_report(
+      built.function,
+      *built.args,
+      options=step_options(SingleDeviceSharding(devices[0])),
+    )
   lines = account(report, chip.cores)
   total = sum(lines.values())
   peak = chip.flops / chip.devices

@@ -24,7 +24,7 @@ from mico_jax.data.samples import keys_of, mode_of
 from mico_jax.data.sources import Source
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.evaluation.report import hash_json
-from mico_jax.kernels.target import forward_options
+from mico_jax.kernels.compiler import forward_options
 from mico_jax.modalities import MODALITIES, by_letter
 from mico_jax.models import ContextKV, MiCo
 from mico_jax.train import encode

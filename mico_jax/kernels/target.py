@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,30 +152,3 @@ def split(
   )
   with use(target):
     yield target
-
-
-# XLA's own products in place of YNNPACK's, which jaxlib takes by default since
-# 0.10: ViT-B at batch 8 on two threads takes 1.2 in place of 1.5 s, at batch 1
-# 4% more (docs/results.md). Row sums in one piece: faster forwards, but sums
-# over rows in a backward pass become several times slower.
-_CPU_FORWARD: dict[str, bool | str] = {
-  "xla_cpu_experimental_ynn_fusion_type": "",
-  "xla_disable_hlo_passes": "tree_reduction_rewriter",
-}
-
-
-@functools.cache
-def forward_options() -> dict[str, bool | str] | None:
-  """`compiler_options` of `jax.jit` for programs without a backward pass.
-
-  Returns:
-    None where the compiler's defaults are best: on other platforms than the
-    CPU, and with a jaxlib that does not know the options.
-  """
-  if jax.default_backend() != "cpu":
-    return None
-  try:
-    jax.jit(lambda x: x + 1, compiler_options=_CPU_FORWARD).lower(0).compile()
-  except jax.errors.JaxRuntimeError:
-    return None
-  return _CPU_FORWARD

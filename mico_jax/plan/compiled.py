@@ -25,6 +25,7 @@ import jax
 from jax.errors import JaxRuntimeError
 
 from mico_jax.benchmarks import aot
+from mico_jax.kernels.compiler import Options
 from mico_jax.plan import gpu, hlo, traffic
 from mico_jax.plan.hlo import Asynchronous, Call, Collective, Program
 from mico_jax.plan.topology import Topology
@@ -76,11 +77,16 @@ def cache_folder() -> pathlib.Path | None:
   return pathlib.Path(home).expanduser() / "mico_jax" / "plan"
 
 
-def program_hash(text: str, where: Topology, mesh: Mapping[str, int]) -> str:
+def program_hash(
+  text: str,
+  where: Topology,
+  mesh: Mapping[str, int],
+  options: Options | None,
+) -> str:
   """Hash of a lowered program for devices, and of what else decides the facts.
 
-  That is the compiler and its flags, the devices as they are described to it,
-  and how its text is read.
+  That is the compiler, its options and flags, the devices as they are described
+  to it, and how its text is read.
   """
   package = "jax-cuda13-pjrt" if where.is_gpu else "libtpu"
   try:
@@ -88,11 +94,10 @@ def program_hash(text: str, where: Topology, mesh: Mapping[str, int]) -> str:
   except importlib.metadata.PackageNotFoundError:
     version = "unknown"
   about: list[Any] = [_VERSION, where.name, dict(mesh), hlo.PARTS]
-  about += [jax.__version__, version, os.environ.get("XLA_FLAGS", "")]
-  if where.is_gpu:
-    about += [gpu.COMPILER_OPTIONS, gpu.description(where.kind)]
-  else:
-    about.append(aot.given_flags())
+  about += [jax.__version__, version, os.environ.get("XLA_FLAGS", ""), options]
+  about.append(
+    gpu.description(where.kind) if where.is_gpu else aot.given_flags()
+  )
   return hashlib.sha256(f"{about}\n{text}".encode()).hexdigest()
 
 
@@ -113,7 +118,8 @@ def _to_json(facts: Facts) -> str:
 
 
 def _collective(found: dict[str, Any]) -> Collective:
-  return Collective(**{**found, "group": tuple(found["group"])})
+  group = tuple(found.pop("group"))
+  return Collective(group=group, **found)
 
 
 def _from_json(text: str) -> Facts:
@@ -135,7 +141,10 @@ def _from_json(text: str) -> Facts:
 
 
 def compile_facts(
-  traced: Any, where: Topology, mesh: Mapping[str, int]
+  traced: Any,
+  where: Topology,
+  mesh: Mapping[str, int],
+  options: Options | None = None,
 ) -> Facts:
   """Compiles a traced function, or recalls what that gave.
 
@@ -143,6 +152,7 @@ def compile_facts(
     traced: `jitted.trace(...)`, for devices of the topology.
     where: the topology.
     mesh: axis -> size, in order.
+    options: of a TPU's compiler, see `mico_jax.kernels.compiler`.
 
   Raises:
     JaxRuntimeError: for any error of the compiler but running out of memory.
@@ -150,17 +160,15 @@ def compile_facts(
   start = time.monotonic()
   lowered = traced.lower(lowering_platforms=(where.platform,))
   folder = cache_folder()
-  key = program_hash(lowered.as_text(), where, mesh)
+  options = gpu.COMPILER_OPTIONS if where.is_gpu else options
+  key = program_hash(lowered.as_text(), where, mesh, options)
   path = folder / f"{key}.json" if folder else None
   if path and path.is_file():
     return _from_json(path.read_text(encoding="utf-8"))
   dumps = None if where.is_gpu else aot.prepare()
   before = set(dumps.rglob("*")) if dumps else set()
   try:
-    if where.is_gpu:
-      compiled = lowered.compile(compiler_options=gpu.COMPILER_OPTIONS)
-    else:
-      compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=options)
   except JaxRuntimeError as error:
     needed = out_of_memory(str(error))
     if needed is None:

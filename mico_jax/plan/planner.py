@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jax.sharding import SingleDeviceSharding
+
 from mico_jax.config import Config, ConfigError
 from mico_jax.kernels import target
+from mico_jax.kernels.compiler import Options, step_options
 from mico_jax.plan import estimate, flops, topology
 from mico_jax.plan.compiled import Facts, compile_facts
 from mico_jax.plan.program import (
@@ -247,12 +250,18 @@ class Planner:
     return self.programs.state_bytes()
 
   def _plan(
-    self, name: str, function: Any, args: Any, **known: Any
+    self,
+    name: str,
+    function: Any,
+    args: Any,
+    *,
+    options: Options | None = None,
+    **known: Any,
   ) -> TaskPlan:
     self._say(f"compiling {name} for {self.where.name}")
     with target.use(self.where.target):
       traced = function.trace(*args)
-    facts = compile_facts(traced, self.where, self.mesh)
+    facts = compile_facts(traced, self.where, self.mesh, options)
     moved = _collectives(facts, self.where, self._places)
     jaxpr = traced.jaxpr.jaxpr
     parts = known.pop("parts")
@@ -279,6 +288,14 @@ class Planner:
       **known,
     )
 
+  def _step_options(self) -> Options | None:
+    """What a training run compiles its steps with."""
+    if self.where.is_gpu:
+      return None
+    device = self.programs.mesh.devices.flat[0]
+    with target.use(self.where.target):
+      return step_options(SingleDeviceSharding(device))
+
   def task(self, name: str) -> TaskPlan:
     """Plans the training step of a task.
 
@@ -294,6 +311,7 @@ class Planner:
       name,
       function,
       args,
+      options=self._step_options(),
       batch=self.config.tasks[name].batch_size,
       share=self.programs.share(name),
       parts=self.programs.memory(name),

@@ -18,6 +18,7 @@ import jax
 from mico_jax import models
 from mico_jax.config import Config
 from mico_jax.data.pipeline import batch_spec
+from mico_jax.kernels.compiler import step_options
 from mico_jax.parallel import sharding
 from mico_jax.run.instruments import release_memory
 from mico_jax.run.setup import Session
@@ -114,11 +115,12 @@ def compile_all(
       a time.
   """
   tracing = threading.Lock()
+  options = step_options()
 
   def compile_one(name: str) -> CompiledStep:
     with tracing:
       lowered, flops = lower(name)
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=options)
     release_memory()
     return CompiledStep(compiled, flops)
 

@@ -95,9 +95,10 @@ def test_equal_calls_are_dumped_once(monkeypatch, tmp_path):
 
 def test_facts_are_of_the_flags_and_the_devices(monkeypatch):
   slice_, gpus = topology.parse("v5e:2x2"), topology.parse("h100:8")
-  mesh = {"data": 4}
+  mesh, given = {"data": 4}, {"some_option": "1"}
   hashes = lambda: [
-    compiled.program_hash("text", where, mesh) for where in (slice_, gpus)
+    compiled.program_hash("text", where, mesh, options)
+    for where, options in ((slice_, given), (gpus, gpu.COMPILER_OPTIONS))
   ]
   before = hashes()
   assert before == hashes()
@@ -110,6 +111,12 @@ def test_facts_are_of_the_flags_and_the_devices(monkeypatch):
     True,
   ]
   monkeypatch.delenv("LIBTPU_INIT_ARGS")
+  monkeypatch.setitem(given, "some_option", "2")
+  assert [a == b for a, b in zip(before, hashes(), strict=True)] == [
+    False,
+    True,
+  ]
+  monkeypatch.setitem(given, "some_option", "1")
   monkeypatch.setitem(gpu.COMPILER_OPTIONS, "xla_gpu_autotune_level", "4")
   assert [a == b for a, b in zip(before, hashes(), strict=True)] == [
     True,

@@ -7,6 +7,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+from mico_jax.run import compile as compile_lib
 from mico_jax.run.compile import COMPILE_THREADS, CompiledStep, compile_all
 
 
@@ -28,14 +29,21 @@ class Busy:
     return "compiled"
 
 
-def test_one_step_is_traced_at_a_time_and_several_are_compiled():
+def test_one_step_is_traced_at_a_time_and_several_are_compiled(
+  monkeypatch,
+):
   """Linen changes fields of module classes while another thread reads them."""
   tracing, compiling = Busy(), Busy()
 
   def lower(name: str) -> tuple[Any, float]:
     tracing.stay()
-    return SimpleNamespace(compile=compiling.stay), float(len(name))
+    return SimpleNamespace(compile=compile_it), float(len(name))
 
+  def compile_it(compiler_options: Any) -> str:
+    assert compiler_options == {"an_option": True}
+    return compiling.stay()
+
+  monkeypatch.setattr(compile_lib, "step_options", lambda: {"an_option": True})
   found = compile_all(["one", "two", "three"], lower)
   assert found == {
     name: CompiledStep("compiled", len(name))
