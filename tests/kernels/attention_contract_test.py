@@ -601,3 +601,23 @@ def test_memory_of_rules_is_counted():
   assert need(True, query_ids=True) == 2 * 512 * row
   assert need(True, key_ids=True, upright=True) == 2 * 1024 * row
   assert need(False, prefix=True) == 2 * 16 * lane
+
+
+def test_chunks_sum_gradients_of_keys_in_float32(run):
+  """In bfloat16 a sum over dozens of chunks would lose several bits."""
+  case = (2056, 64, 1, 32, "none", "bfloat16")
+  *arrays, weights = _case(case)
+  call = lambda backend: run(
+    backend,
+    lambda name: _value_and_gradients(
+      lambda *x: attention(*x, backend=name), arrays, weights
+    ),
+  )
+  truth = _truth(arrays, weights, Rules())
+  errors = lambda got: [
+    np.abs(np.asarray(x, np.float64) - want).mean()
+    for x, want in zip(got, truth, strict=True)
+  ]
+  whole, chunked = errors(call("xla")), errors(call("chunked"))
+  for one, many in zip(whole, chunked, strict=True):
+    assert many < 1.2 * one

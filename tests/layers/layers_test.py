@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,6 +144,25 @@ def test_gelu_and_its_gradient_equal_float64():
     np.testing.assert_allclose(
       ours(jnp.ones_like(small))[0], slope(jnp.ones_like(x))[0], atol=2e-6
     )
+
+
+def test_gelu_on_v6e_errs_by_less_than_bfloat16_rounds():
+  wide = np.linspace(-12.0, 12.0, 4001)
+  x = jnp.asarray(wide, jnp.bfloat16)
+  with jax.enable_x64(True):
+    exact = functools.partial(jax.nn.gelu, approximate=False)
+    want, slope = jax.vjp(exact, jnp.asarray(x, jnp.float64))
+    (slope,) = slope(jnp.ones_like(want))
+  ones = jnp.ones_like(x)
+  with target.use(target.Target("tpu", "v6e")):
+    assert "tanh" in str(jax.make_jaxpr(activations.gelu)(x))
+    assert "tanh" not in str(jax.make_jaxpr(activations.gelu)(jnp.ones(4)))
+    got, ours = jax.vjp(activations.gelu, x)
+    (gradient,) = ours(ones)
+  got, gradient = (np.asarray(y, np.float64) for y in (got, gradient))
+  np.testing.assert_allclose(got, want, rtol=2**-7, atol=5e-5)
+  # The density is computed in bfloat16, as elsewhere.
+  np.testing.assert_allclose(gradient, slope, rtol=2**-7, atol=4e-3)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

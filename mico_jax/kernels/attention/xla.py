@@ -109,6 +109,8 @@ def _chunked(
 ) -> Array:
   """The same over chunks of `rows` queries."""
   num_queries, num_keys = q.shape[1], k.shape[1]
+  # Their gradients are summed over chunks, so not in bfloat16.
+  wide_k, wide_v = (x.astype(accumulation_dtype(x.dtype)) for x in (k, v))
   chunks = -(-num_queries // rows)
   missing = chunks * rows - num_queries
 
@@ -142,8 +144,9 @@ def _chunked(
       causal=rules.causal,
     )
     mask = here.dense(rows, num_keys, first_query=chunk["first"])
-    probs = _weights(chunk["q"], k, mask, chunk["bias"], masked_rows)
-    return _mix(probs, v)
+    here_k, here_v = wide_k.astype(k.dtype), wide_v.astype(v.dtype)
+    probs = _weights(chunk["q"], here_k, mask, chunk["bias"], masked_rows)
+    return _mix(probs, here_v)
 
   out = jnp.moveaxis(jax.lax.map(one, per_chunk), 0, 1)
   out = out.reshape(q.shape[0], chunks * rows, *q.shape[2:])
