@@ -23,11 +23,11 @@ import ml_collections
 
 from mico_jax import config as c
 from mico_jax.models.presets import PRESETS
-from mico_jax.plan.choice import Choice, chosen, split_argument
+from mico_jax.plan.choice import GPUS, Choice, chosen, split_argument
 
-# Planned, see mico_jax/docs/plans.md; that of H200 is by arithmetic.
+# Planned, see mico_jax/docs/plans.md.
 CHOICES = {
-  # Parameters, gradients and Adam's moments lie split over eight devices each
+  # Parameters, gradients and Adam's moments lie split over sixteen devices each
   # and are gathered layer by layer. Attention is kept from the forward pass,
   # the rest is computed again. On v5e:16x16 whole parameters everywhere (`ddp`)
   # fit too, with 9.7 instead of 4.0 GiB, and take 0.269 instead of 0.295 s if
@@ -39,8 +39,8 @@ CHOICES = {
   # Eight GPUs share 2,048 rows: 256 each, with four views, in few parts,
   # as parts are encoded twice. More than 16 would leave tasks of 1,024 rows
   # less than a mining group.
-  "h100:8": Choice(remat="attention", micro_batches=2),
-  "h200:8": Choice(remat="attention"),
+  "h100:8": Choice(mesh=GPUS, remat="attention", micro_batches=2),
+  "h200:8": Choice(mesh=GPUS, remat="attention"),
 }
 
 

@@ -10,19 +10,19 @@ import ml_collections
 
 from mico_jax import config as c
 from mico_jax.models.presets import PRESETS
-from mico_jax.plan.choice import Choice, chosen, split_argument
+from mico_jax.plan.choice import GPUS, Choice, chosen, split_argument
 
-# Parameters, gradients and Adam lie split over eight devices each (`Choice`).
-# Attention is kept from the forward pass, the rest is computed again: keeping
-# more costs more in copies than it saves in products. Planned, see
-# mico_jax/docs/plans.md; that of v6e is by arithmetic.
+# Parameters, gradients and Adam lie split over sixteen TPU devices each, or all
+# GPUs. Attention is kept from the forward pass, the rest is computed again:
+# keeping more costs more in copies than it saves in products. Planned, see
+# mico_jax/docs/plans.md.
 CHOICES = {
   "v5e:16x16": Choice(remat="attention"),
   "v5p:4x4x4": Choice(remat="attention"),
   "v6e:16x16": Choice(remat="attention"),
   # 256 rows with four views on each GPU, in few parts.
-  "h100:8": Choice(remat="attention", micro_batches=4),
-  "h200:8": Choice(remat="attention", micro_batches=2),
+  "h100:8": Choice(mesh=GPUS, remat="attention", micro_batches=4),
+  "h200:8": Choice(mesh=GPUS, remat="attention", micro_batches=2),
 }
 
 

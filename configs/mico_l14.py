@@ -9,17 +9,16 @@ import ml_collections
 
 from mico_jax import config as c
 from mico_jax.models.presets import PRESETS
-from mico_jax.plan.choice import Choice, chosen, split_argument
+from mico_jax.plan.choice import GPUS, Choice, chosen, split_argument
 
-# As at size B, by arithmetic; that of H100 is planned, see
-# mico_jax/docs/plans.md.
+# As at size B. Planned, see mico_jax/docs/plans.md.
 CHOICES = {
   "v5e:16x16": Choice(remat="attention"),
   "v5p:4x4x4": Choice(remat="attention"),
   "v6e:16x16": Choice(remat="attention"),
   # 256 rows with four views on each GPU, in few parts.
-  "h100:8": Choice(remat="attention", micro_batches=4),
-  "h200:8": Choice(remat="attention", micro_batches=2),
+  "h100:8": Choice(mesh=GPUS, remat="attention", micro_batches=4),
+  "h200:8": Choice(mesh=GPUS, remat="attention", micro_batches=2),
 }
 
 
