@@ -64,7 +64,9 @@ def step_options(sharding: Sharding | None = None) -> Options | None:
   return options
 
 
-def _knows(options: Mapping[str, bool | str], sharding: Sharding | None = None):
+def _knows(
+  options: Mapping[str, bool | str], sharding: Sharding | None = None
+) -> bool:
   """Whether the compiler takes the options."""
   x = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding)
   platforms = None if sharding is None else ("tpu",)

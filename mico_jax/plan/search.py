@@ -19,7 +19,7 @@ import numpy as np
 from mico_jax import axes
 from mico_jax.config import Config, ConfigError
 from mico_jax.plan import topology
-from mico_jax.plan.choice import Choice
+from mico_jax.plan.choice import PIECES, Choice
 from mico_jax.plan.planner import Plan, Planner, Say
 from mico_jax.plan.program import with_batch
 
@@ -143,7 +143,7 @@ def largest_batch(
 # Rules -> meshes that a sweep tries.
 MESHES: dict[str, tuple[dict[str, int], ...]] = {
   "ddp": ({axes.DATA: -1},),
-  "fsdp": ({axes.FSDP: -1}, {axes.DATA: -1, axes.FSDP: 16}),
+  "fsdp": ({axes.FSDP: -1}, {axes.DATA: -1, axes.FSDP: PIECES}),
   "fsdp_tp": ({axes.FSDP: -1, axes.TENSOR: 4},),
   "fsdp_sp": ({axes.FSDP: -1, axes.SEQUENCE: 4},),
 }
