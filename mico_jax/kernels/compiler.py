@@ -24,6 +24,7 @@ _CPU_FORWARD: Options = {
 # Parameters are gathered while products run. v5e does so by itself, v5p waits
 # for each gather: half of the communication of ViT-g's step is hidden by this
 # (docs/results.md). Not for scatters of gradients: those fusions are slower.
+# Open: v6e waits as v5p does; the options were not tried there.
 _TPU_STEP: dict[str, Options] = {
   "v5p": {
     "xla_enable_async_all_gather": True,
