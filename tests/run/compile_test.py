@@ -14,7 +14,8 @@ from mico_jax.run.compile import COMPILE_THREADS, CompiledStep, compile_all
 class Busy:
   """Counts the threads inside, for as long as each stays."""
 
-  def __init__(self) -> None:
+  def __init__(self, seconds: float) -> None:
+    self.seconds = seconds
     self.now = self.most = 0
     self._lock = threading.Lock()
 
@@ -23,7 +24,7 @@ class Busy:
     with self._lock:
       self.now += 1
       self.most = max(self.most, self.now)
-    time.sleep(0.1)
+    time.sleep(self.seconds)
     with self._lock:
       self.now -= 1
     return "compiled"
@@ -33,7 +34,8 @@ def test_one_step_is_traced_at_a_time_and_several_are_compiled(
   monkeypatch,
 ):
   """Linen changes fields of module classes while another thread reads them."""
-  tracing, compiling = Busy(), Busy()
+  # Longer than tracing, or it would be over when the next one starts.
+  tracing, compiling = Busy(0.05), Busy(1.0)
 
   def lower(name: str) -> tuple[Any, float]:
     tracing.stay()
