@@ -43,10 +43,8 @@ def _cells(plan: Mapping[str, Any]) -> Iterable[list[str]]:
   mesh = " ".join(f"{a} {n}" for a, n in plan["mesh"].items() if n > 1)
   for task in plan["tasks"]:
     moved = sum(c["bytes"] for c in task["collectives"])
-    time = task["time"] or {"collectives": None}
-    seen = time["collectives"]
-    if seen is not None:
-      seen -= time["hidden"]
+    time = task["time"]
+    seen = time["collectives"] - time["hidden"] if time else None
     flops = sum(task["flops"].values())
     state = [task["parts"][k] for k in ("parameters", "optimizer")]
     yield [

@@ -27,7 +27,8 @@ from jax.errors import JaxRuntimeError
 from mico_jax.benchmarks import aot
 from mico_jax.kernels.compiler import Options
 from mico_jax.plan import gpu, hlo, traffic
-from mico_jax.plan.hlo import Asynchronous, Call, Collective, Program
+from mico_jax.plan.collectives import Asynchronous, Collective
+from mico_jax.plan.hlo import Call, Program
 from mico_jax.plan.topology import Topology
 
 CACHE = "MICO_JAX_PLAN_CACHE"  # folder of kept facts; "off": none

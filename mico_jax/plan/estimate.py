@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mico_jax.benchmarks import aot
+from mico_jax.plan.collectives import Collective
 from mico_jax.plan.compiled import Facts
-from mico_jax.plan.hlo import Call, Collective, Program
+from mico_jax.plan.hlo import Call, Program
 from mico_jax.plan.topology import Topology
 from mico_jax.train.flops import inner_jaxprs, repeats
 
@@ -202,16 +203,16 @@ def collective_seconds(
 
 
 def hidden_seconds(
-  program: Program, where: Topology, places: Sequence[Sequence[int]]
+  program: Program | None, where: Topology, places: Sequence[Sequence[int]]
 ) -> float:
   """Estimated seconds of communication that run beside other operations.
 
   Args:
-    program: compiled for the topology.
+    program: compiled for the topology; None: nothing was compiled.
     where: the topology.
     places: coordinates of each device of the mesh, in its order.
   """
-  if where.clock is None:
+  if program is None or where.clock is None:
     return 0.0
   return math.fsum(
     min(collective_seconds(x.collective, where, places), x.cycles / where.clock)

@@ -275,9 +275,7 @@ class Planner:
         facts,
         self.where,
         communication=math.fsum(c["seconds"] for c in moved),
-        hidden=estimate.hidden_seconds(facts.program, self.where, self._places)
-        if facts.program
-        else 0.0,
+        hidden=estimate.hidden_seconds(facts.program, self.where, self._places),
         known=estimate.kernels(jaxpr),
         executed=flops.count(jaxpr) if self.where.is_gpu else None,
       ),
@@ -290,8 +288,6 @@ class Planner:
 
   def _step_options(self) -> Options | None:
     """What a training run compiles its steps with."""
-    if self.where.is_gpu:
-      return None
     device = self.programs.mesh.devices.flat[0]
     with target.use(self.where.target):
       return step_options(SingleDeviceSharding(device))

@@ -9,6 +9,7 @@ import pytest
 
 from mico_jax.benchmarks import aot
 from mico_jax.plan import compiled, estimate, gpu, hlo, topology
+from mico_jax.plan.collectives import Asynchronous, Collective
 from mico_jax.plan.compiled import Facts
 from mico_jax.plan.hlo import Call, Program
 
@@ -158,10 +159,10 @@ def test_hidden_communication_takes_no_time():
 def test_communication_hides_at_most_as_long_as_it_takes():
   where = topology.parse("v5e:2x2")
   places = where.places(list(where.devices()))
-  sent = hlo.Collective("all-gather", "data", (0, 1, 2, 3), 1, 1e9)
+  sent = Collective("all-gather", "data", (0, 1, 2, 3), 1, 1e9)
   seconds = estimate.collective_seconds(sent, where, places)
   hidden = lambda cycles: estimate.hidden_seconds(
-    hlo.Program({}, [], [sent], [], [hlo.Asynchronous(sent, cycles)]),
+    hlo.Program({}, [], [sent], [], [Asynchronous(sent, cycles)]),
     where,
     places,
   )
