@@ -21,19 +21,18 @@ _CPU_FORWARD: Options = {
   "xla_cpu_experimental_ynn_fusion_type": "",
   "xla_disable_hlo_passes": "tree_reduction_rewriter",
 }
-# Parameters are gathered while products run. v5e does so by itself, v5p waits
-# for each gather: half of the communication of ViT-g's step is hidden by this
-# (docs/results.md). Not for scatters of gradients: those fusions are slower.
-# Open: v6e waits as v5p does; the options were not tried there.
-_TPU_STEP: dict[str, Options] = {
-  "v5p": {
-    "xla_enable_async_all_gather": True,
-    "xla_tpu_enable_async_collective_fusion": True,
-    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
-    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
-    "xla_tpu_overlap_compute_collective_tc": True,
-  },
+# Parameters are gathered while products run. v5e does so by itself, v5p and v6e
+# wait for each gather: half of the communication of ViT-g's step is hidden by
+# this (docs/results.md). Not for scatters of gradients: those fusions are
+# slower.
+_GATHER_BESIDE: Options = {
+  "xla_enable_async_all_gather": True,
+  "xla_tpu_enable_async_collective_fusion": True,
+  "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+  "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+  "xla_tpu_overlap_compute_collective_tc": True,
 }
+_TPU_STEP = {"v5p": _GATHER_BESIDE, "v6e": _GATHER_BESIDE}
 
 
 @functools.cache

@@ -53,11 +53,12 @@ def test_options_that_the_compiler_does_not_know_are_left_out():
 
 
 @pytest.mark.aot
-def test_a_step_on_v5p_gathers_beside_products():
+@pytest.mark.parametrize("name", ["v5p:2x2x1", "v6e:2x2"])
+def test_a_step_gathers_beside_products(name):
   if reason := aot.missing():
     pytest.skip(reason)
-  device = aot.devices("v5p:2x2x1")[0]
-  with target.use(target.Target("tpu", "v5p")):
+  device = aot.devices(name)[0]
+  with target.use(target.Target("tpu", name.split(":")[0])):
     options = compiler.step_options(SingleDeviceSharding(device))
   assert options is not None
   assert options["xla_tpu_enable_async_collective_fusion_fuse_all_gather"]
