@@ -30,6 +30,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
   ("inputs",),
   ("verification",),
   ("evaluation", "interop"),
+  ("aot",),
   ("run", "inference", "benchmarks"),
   ("plan",),
   ("testing", "docs"),
@@ -51,6 +52,7 @@ ONLY = {
   "objectives": {"types", "axes", "config", "modalities", "kernels"},
   "parallel": {"types", "axes", "config"},
   "checkpoint": {"types", "axes", "config"},
+  "aot": {"kernels"},
 }
 # What runs on a device without the training stack.
 LEAN = ("kernels", "layers", "models")

@@ -1,10 +1,10 @@
 """Static cycles of attention, ours and its peers, without a device.
 
-`mico-jax bench attention --aot v5e:2x2` compiles each shape for one device (see
-`benchmarks/aot.py` for what the figures are worth) and prints cycles per row
-and head: of the kernel (bundles of a grid step times steps, over the cores that
-share the grid), and of XLA's operations around it (padding, transposition), by
-XLA's own estimate.
+`mico-jax bench attention --aot v5e:2x2` compiles each shape for one device
+(`mico_jax/aot/report.py` says what the figures are worth) and prints cycles per
+row and head: of the kernel (bundles of a grid step times steps, over the cores
+that share the grid), and of XLA's operations around it (padding,
+transposition), by XLA's own estimate.
 
 Peers: XLA's `jax.nn.dot_product_attention`, and JAX's flash and splash kernels
 with the block sizes of `PEER_BLOCKS`, the best one reported. They take lengths
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Format, Layout
 
-from mico_jax.benchmarks import aot
+from mico_jax import aot
 from mico_jax.benchmarks.shapes import SHAPES, Shape
 from mico_jax.kernels import target
 from mico_jax.kernels.attention import pallas_tpu, tpu_plan
@@ -129,7 +129,7 @@ def measure(
     kernel += report.step_bundles(part) * count
   units = shape.batch * shape.num_heads
   kernel /= aot.chip(topology).cores
-  return Cycles(kernel / units, report.xla_cycles / units, note)
+  return Cycles(kernel / units, report.program.xla_cycles / units, note)
 
 
 def plan_of(shape: Shape, machine: target.Target) -> tpu_plan.Plan:

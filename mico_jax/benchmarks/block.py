@@ -4,7 +4,7 @@ A block is projection to queries, keys and values, attention, output projection
 and residual, in bfloat16: `x + attention(x W) V`. `mico-jax bench block --aot
 v5e:2x2` compiles it for one device and prints cycles per row: XLA's own
 operations by their estimate, the kernel by its bundles (see
-`benchmarks/aot.py`), and the floor of its matrix products.
+`mico_jax/aot/report.py`), and the floor of its matrix products.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mico_jax.benchmarks import aot
+from mico_jax import aot
 from mico_jax.benchmarks.attention import plan_of
 from mico_jax.benchmarks.shapes import SHAPES, Shape
 from mico_jax.kernels import target
@@ -106,7 +106,7 @@ def measure(
   floor = 0.0
   if chip.clock:
     floor = flops * chip.clock / (chip.flops / chip.devices)
-  return BlockCycles(kernel, report.xla_cycles / shape.batch, floor)
+  return BlockCycles(kernel, report.program.xla_cycles / shape.batch, floor)
 
 
 def run(

@@ -2,7 +2,7 @@
 
 `python -m mico_jax.benchmarks.dispatch` compiles one shape of each class for
 each generation, forward and backward, ours and XLA's, and writes their static
-cycles (see `benchmarks/aot.py`) to `kernels/attention/table.json`. The door
+cycles (`mico_jax/aot/report.py`) to `kernels/attention/table.json`. The door
 takes the cheaper one, and ours in a class that has no comparison (keys that are
 streamed, which is not measured here). Run it after a change of the kernels.
 """
@@ -19,7 +19,8 @@ from typing import Any
 
 import jax
 
-from mico_jax.benchmarks import aot, attention
+from mico_jax import aot
+from mico_jax.benchmarks import attention
 from mico_jax.benchmarks.shapes import SHAPES
 from mico_jax.kernels.attention import table
 

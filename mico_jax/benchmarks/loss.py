@@ -4,8 +4,7 @@
 plain loss (all similarities of the global batch, differentiated by JAX) and the
 largest difference of its gradients to that in float64. `--peer torch` adds
 PyTorch's, on one device. `--aot v5e:16x16` compiles for a slice instead and
-prints memory, XLA's estimated cycles and the size of what collectives give,
-summed over those of a step (`mico-jax plan` counts what travels).
+prints memory, XLA's estimated cycles and what collectives bring to a device.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mico_jax.benchmarks import aot, timing
+from mico_jax import aot
+from mico_jax.benchmarks import timing
 from mico_jax.kernels.contrastive import contrastive_pair
 from mico_jax.kernels.partition import RowPartition
 
@@ -171,21 +171,24 @@ def run_aot(
     record = {"shape": f"{batch}x{WIDTH}", "implementation": form}
     try:
       report = aot.compile_report(
-        _gradient(form, partition, 0), side, side, scale
+        _gradient(form, partition, 0),
+        side,
+        side,
+        scale,
+        mesh=dict(mesh.shape),
       )
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" not in str(error):
         raise
       yield {**record, "refused": str(error).splitlines()[0]}
       continue
+    cycles = report.program.xla_cycles
     yield {
       **record,
       "temporaries_mib": round(report.temporary_bytes / 2**20, 2),
-      "cycles": report.xla_cycles,
-      "milliseconds": round(1e3 * report.xla_cycles / clock, 3)
-      if clock
-      else None,
-      "collective_results_mib": round(
-        sum(size for _, size in report.collectives.values()) / 2**20, 1
+      "cycles": cycles,
+      "milliseconds": round(1e3 * cycles / clock, 3) if clock else None,
+      "received_mib": round(
+        sum(c.bytes for c in report.program.collectives) / 2**20, 1
       ),
     }

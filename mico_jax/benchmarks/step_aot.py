@@ -13,12 +13,9 @@ an axis "fsdp" of the mesh:
 
 XLA's cycles are its own estimates with memory time, the kernels' their VLIW
 bundles times grid steps, shared by the cores of a device; collectives have no
-estimate and are listed with the bytes of their results. Model FLOPs
+estimate and are listed with the bytes that a device receives. Model FLOPs
 (`model_flops.py`) never count what is computed twice. All of it is what the
 compiler expects: nothing was run.
-
-Open: collectives that the compiler fuses with products, most of v5e's, are not
-listed (`mico-jax plan` reads them).
 """
 
 from __future__ import annotations
@@ -35,8 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from mico_jax import models
-from mico_jax.benchmarks import aot, model_flops
+from mico_jax import aot, models
+from mico_jax.benchmarks import model_flops
 from mico_jax.config import (
   Config,
   MatchingConfig,
@@ -55,7 +52,7 @@ from mico_jax.kernels.contrastive import contrastive_pair
 from mico_jax.models.presets import PRESETS
 from mico_jax.objectives.base import scalar
 from mico_jax.parallel import sharding
-from mico_jax.parallel.mesh import make_mesh
+from mico_jax.parallel.mesh import PIECES, make_mesh
 from mico_jax.train.flops import count_flops, trace_model
 from mico_jax.train.optimizer import make_optimizer
 from mico_jax.train.state import (
@@ -77,9 +74,6 @@ MODELS = {
   "vit_b16": "mico_b16",
 }
 PROGRAMS = ("tower", "task")
-# Devices that share the parameters, at most: pieces of a width of 1408 = 8 x 11
-# x 16 then fill whole tiles; others are gathered by way of sums.
-FSDP = 8
 GROUP_ROWS = 8  # of a mining group, as in configs/mico_b16.py
 # Part of an operation's scope -> line of the account; the first that fits.
 _LINES = (
@@ -125,7 +119,7 @@ def make_config(
   model: ModelConfig = dataclasses.replace(
     PRESETS[MODELS[name]], dtype="bfloat16", remat=remat
   )
-  shared = math.gcd(mesh_size, FSDP)
+  shared = math.gcd(mesh_size, PIECES)
   task = TaskConfig(
     batch_size=images * mesh_size,
     objectives={x: ("ti",) for x in ("contrastive", "matching", "captioning")},
@@ -296,9 +290,9 @@ def account(report: aot.Report, cores: int = 1) -> dict[str, float]:
     cores: TensorCores of the device, `aot.Chip.cores`.
   """
   lines: collections.defaultdict[str, float] = collections.defaultdict(float)
-  for cycles, _, scope in report.operations:
+  for cycles, _, scope in report.program.operations:
     lines[line_of(scope)] += cycles
-  for label, calls in report.calls.items():
+  for label, calls in report.program.calls.items():
     name = re.sub(r"\.\d+$", "", label)
     lines[f"kernel {name}"] += calls * report.kernel_cycles(label) / cores
   return dict(sorted(lines.items(), key=lambda line: -line[1]))
@@ -323,7 +317,7 @@ def measure(
 
   Returns:
     Cycles by line, seconds, model FLOPs by part and MFU (None for a chip
-    without a published clock), bytes of memory and collectives.
+    without a published clock), bytes of memory and of collectives.
   """
   chip = aot.chip(topology)
   devices = aot.devices(topology)
@@ -335,6 +329,7 @@ def measure(
     report = aot.compile_report(
       built.function,
       *built.args,
+      mesh=dict(mesh.shape),
       options=step_options(SingleDeviceSharding(devices[0])),
     )
   lines = account(report, chip.cores)
@@ -356,7 +351,10 @@ def measure(
     "images_per_second": images / seconds if seconds else None,
     "temporary_gib": report.temporary_bytes / 2**30,
     "argument_gib": report.argument_bytes / 2**30,
-    "collectives": report.collectives,
+    "received_gb": {
+      f"{c.kind} over {c.axes}": c.bytes / 1e9
+      for c in report.program.collectives
+    },
     "devices": int(np.prod(mesh.devices.shape)),
   }
 

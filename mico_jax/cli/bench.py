@@ -121,7 +121,7 @@ def _aot(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
   """Records of compiled programs."""
   import jax
 
-  from mico_jax.benchmarks import aot
+  from mico_jax import aot
 
   if reason := aot.missing():
     raise ConfigError(f"--aot: {reason}")

@@ -20,6 +20,13 @@ from jax.sharding import Mesh
 from mico_jax import axes
 from mico_jax.config import ConfigError, ParallelConfig
 
+# Of each parameter on a TPU slice. Widths of 768, 1024 and 1408 divided by it
+# are whole tiles of 8 rows; the compiler gathers other pieces by sums over
+# arrays padded with zeros, which move twice as much. On v5e:16x16 sixteen
+# neighbours close a ring, which doubles the bandwidth that eight of them have
+# (docs/results.md). A piece of ViT-g with Adam's moments is 0.8 GiB.
+PIECES = 16
+
 
 def mesh_sizes(config: ParallelConfig, num_devices: int) -> dict[str, int]:
   """Number of devices along each mesh axis.

@@ -6,13 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from mico_jax.config import Config, ConfigError
+from mico_jax.parallel.mesh import PIECES
 
-# Of each parameter on a TPU slice. Widths of 768, 1024 and 1408 divided by it
-# are whole tiles of 8 rows; the compiler gathers other pieces by sums over
-# arrays padded with zeros, which move twice as much. On v5e:16x16 sixteen
-# neighbours close a ring, which doubles the bandwidth that eight of them have
-# (docs/results.md). A piece of ViT-g with Adam's moments is 0.8 GiB.
-PIECES = 16
 GPUS = {"fsdp": -1}  # of one host, which share everything
 
 

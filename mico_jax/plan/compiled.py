@@ -24,10 +24,10 @@ from typing import Any
 import jax
 from jax.errors import JaxRuntimeError
 
-from mico_jax.benchmarks import aot
+from mico_jax import aot
+from mico_jax.aot.collectives import Asynchronous, Collective
 from mico_jax.kernels.compiler import Options
 from mico_jax.plan import gpu, hlo, traffic
-from mico_jax.plan.collectives import Asynchronous, Collective
 from mico_jax.plan.hlo import Call, Program
 from mico_jax.plan.topology import Topology
 

@@ -23,8 +23,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mico_jax.benchmarks import aot
-from mico_jax.plan.collectives import Collective
+from mico_jax import aot
+from mico_jax.aot.collectives import Collective
 from mico_jax.plan.compiled import Facts
 from mico_jax.plan.hlo import Call, Program
 from mico_jax.plan.topology import Topology

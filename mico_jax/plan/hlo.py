@@ -8,13 +8,12 @@ its operations read and write is counted instead (`mico_jax.plan.traffic`).
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mico_jax.benchmarks import aot
-from mico_jax.plan.collectives import (
+from mico_jax import aot
+from mico_jax.aot.collectives import (
   Asynchronous,
   Collective,
   Flights,
@@ -23,7 +22,7 @@ from mico_jax.plan.collectives import (
   merged,
   start_of,
 )
-from mico_jax.plan.text import Text, scope_of
+from mico_jax.aot.text import Text, cycles_of, scope_of
 
 # Part of a scope's name -> part of the step; the first that fits. Linen names
 # scopes by module class, objectives by themselves.
@@ -38,7 +37,6 @@ PARTS = (
   ("captioning", "loss"),
 )
 OTHER = "rest"  # optimizer, input scaling, projections
-_UNKNOWN = 10**12  # larger estimates mean that there is none
 
 
 def part_of(scope: str) -> str:
@@ -97,13 +95,11 @@ def read(text: str, mesh: Mapping[str, int]) -> Program:
   flights = Flights()
   for found in parsed.walk():
     part = part_of(scope_of(found.body))
-    if 'custom_call_target="tpu_custom_call"' in found.body:
+    if aot.is_kernel(found.body):
       shapes = aot.call_results(found.body)
       calls.append(Call(found.label, shapes, part, found.times))
     flights.end(start_of(found))
-    estimate = re.search(r'"estimated_cycles":"(\d+)"', found.body)
-    if estimate and int(estimate.group(1)) < _UNKNOWN:
-      spent = int(estimate.group(1)) * found.times
+    if spent := cycles_of(found):
       cycles[part] += spent
       operations[found.label] += spent
       flights.run(spent)

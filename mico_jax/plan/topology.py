@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mico_jax.benchmarks import aot
+from mico_jax import aot
 from mico_jax.config import ConfigError
 from mico_jax.kernels.target import Target
 from mico_jax.plan import gpu

@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from mico_jax.plan.collectives import KINDS
-from mico_jax.plan.text import Operation, Text, called, sizes
+from mico_jax.aot.collectives import KINDS
+from mico_jax.aot.text import Operation, Text, called, sizes
 
 _NOTHING = (
   *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while"),

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
+from mico_jax import aot
 from mico_jax.benchmarks import (
-  aot,
   attention_time,
   loss,
   model_flops,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import pytest
 
-from mico_jax.benchmarks import aot, attention, block, dispatch, loss, step_aot
+from mico_jax import aot
+from mico_jax.benchmarks import attention, block, dispatch, loss, step_aot
 from mico_jax.cli.main import main
 from mico_jax.parallel.mesh import make_mesh
 
@@ -27,20 +28,19 @@ def test_programs_are_steps(tiny, program):
 
 
 def test_the_account_names_lines_and_shares_kernels():
-  report = aot.Report(
-    cycles={"fusion": 70},
+  program = aot.Program(
     operations=[
       (50, "a", "jvp(x)/ViT/blocks/mlp/fc1/dot"),
       (20, "b", "transpose(jvp(x))/ViT/blocks/attn/qkv/dot"),
     ],
-    collectives={},
     # The compiler schedules equal kernels once; grids differ with rows.
     calls={"attend.1": 2, "attend.7": 1, "attend.9": 1},
     results={"attend.1": "f32[8]", "attend.7": "f32[8]", "attend.9": "f32[2]"},
+  )
+  report = aot.Report(
+    program,
     bundles={"attend.1": {0: 5, 1: 10}, "attend.9": {0: 5, 1: 7}},
     steps={("attend", "f32[8]"): 8, ("attend", "f32[2]"): 2},
-    argument_bytes=0,
-    temporary_bytes=0,
   )
   lines = {
     "vision: MLP in, forward": 50,
@@ -54,7 +54,8 @@ def test_the_account_names_lines_and_shares_kernels():
 
 
 def test_cores_that_share_a_grid_halve_its_cycles(monkeypatch):
-  report = aot.Report({"copy": 64}, [], {}, {}, {}, {"k": {1: 100}}, {}, 0, 0)
+  program = aot.Program(operations=[(64, "copy", "")])
+  report = aot.Report(program, bundles={"k": {1: 100}})
   monkeypatch.setattr(aot, "compile_report", lambda *_, **__: report)
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   monkeypatch.setattr(aot, "one_device", lambda _: here)
@@ -92,7 +93,7 @@ def test_a_loss_that_does_not_fit_is_a_record(monkeypatch):
       raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 37.02G of 15.75G")
     if len(reports) == 3:
       raise jax.errors.JaxRuntimeError("INTERNAL: a defect")
-    return aot.Report({}, [], {}, {}, {}, {}, {}, 0, 0)
+    return aot.Report(aot.Program())
 
   monkeypatch.setattr(aot, "compile_report", compile_report)
   monkeypatch.setattr(aot, "devices", lambda _: jax.devices()[:1])
@@ -119,12 +120,3 @@ def test_options_of_runs_are_refused(monkeypatch, capsys, option):
   monkeypatch.setattr(aot, "missing", lambda: None)
   assert main(["bench", "attention", "--aot", "v5e:2x2", *option]) == 2
   assert f"{option[0]} would change nothing" in capsys.readouterr().err
-
-
-def test_the_flags_of_the_user_are_kept(monkeypatch):
-  monkeypatch.setenv(
-    "LIBTPU_INIT_ARGS",
-    "--fibers_default_thread_stack_size=1048576 "
-    "--xla_a=1 --xla_jf_dump_to=/x --xla_b=2",
-  )
-  assert aot.given_flags() == "--xla_a=1 --xla_b=2"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from mico_jax.benchmarks import aot
+from mico_jax import aot
 
 pytestmark = pytest.mark.aot
 
@@ -59,7 +59,7 @@ import json, sys
 import jax
 import jax.numpy as jnp
 jax.config.update("jax_platforms", "cpu")
-from mico_jax.benchmarks import aot
+from mico_jax import aot
 from mico_jax.kernels import target
 from mico_jax.kernels.attention import attention, tpu_plan
 
@@ -134,44 +134,3 @@ def test_every_rule_compiles(topology, queries, keys, dtype, streamed, rules):
     kinds = ("stream_forward", "stream_queries", "stream_keys")
   for kind in kinds:
     assert f"mico_attention_{kind}_{queries}_{keys}_4_64" in found
-
-
-def test_reads_a_program():
-  text = """HloModule m
-%body (p: f32[8]) -> f32[8] {
-  %p = f32[8]{0} parameter(0)
-  ROOT %a = f32[8]{0} add(%p, %p), ADD
-}
-
-%cond (p: f32[8]) -> pred[] {
-  %c = s32[] constant(5)
-}
-
-ENTRY %main (x: f32[8]) -> f32[8] {
-  %x = f32[8]{0} parameter(0)
-  %g = f32[16]{0} all-gather(%x), dimensions={0}
-  %k = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call"
-  ROOT %w = f32[8]{0} while(%x), condition=%cond, body=%body
-}
-"""
-  details = 'metadata={op_name="jit(f)/add"}, {"estimated_cycles":"7"}'
-  text = text.replace("ADD", details)
-  cycles, collectives, operations, calls, results = aot.read_program(text)
-  assert cycles == {"add": 35}
-  assert collectives == {"all-gather": (1, 64)}
-  assert operations == [(35, "a", "jit(f)/add")]
-  assert calls == {"k": 1}
-  assert results == {"k": "f32[8]"}
-
-
-def test_counts_bundles(tmp_path):
-  path = tmp_path / "12-mykernel.1-70-final_bundles.txt"
-  path.write_text(
-    "   0x0   :  { %a }\n   0x1 LB : > { %b }\n   0x2   : > { %c }\n"
-  )
-  assert aot.read_bundles([path]) == {"mykernel.1": {0: 1, 1: 2}}
-
-
-def test_unknown_slices_are_named():
-  with pytest.raises(ValueError, match="known: v4, v5e"):
-    aot.chip("v9:2x2")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from mico_jax.benchmarks import aot
+from mico_jax import aot
 from mico_jax.kernels import compiler, target
 
 

@@ -7,9 +7,9 @@ import math
 
 import pytest
 
-from mico_jax.benchmarks import aot
+from mico_jax import aot
+from mico_jax.aot.collectives import Asynchronous, Collective
 from mico_jax.plan import compiled, estimate, gpu, hlo, topology
-from mico_jax.plan.collectives import Asynchronous, Collective
 from mico_jax.plan.compiled import Facts
 from mico_jax.plan.hlo import Call, Program
 

@@ -8,8 +8,8 @@ import pathlib
 
 import pytest
 
+from mico_jax import aot
 from mico_jax import config as config_lib
-from mico_jax.benchmarks import aot
 from mico_jax.plan.compiled import CACHE
 from mico_jax.plan.planner import make_plan
 

@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from mico_jax.benchmarks import aot
+from mico_jax import aot
 from mico_jax.cli.main import main
 from mico_jax.plan.compiled import CACHE, out_of_memory
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mico_jax.plan.text import Operation, Text, called, sizes
+from mico_jax.aot.text import Operation, Text, called, sizes
 
 KINDS = (
   "all-gather",

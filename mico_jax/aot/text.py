@@ -24,6 +24,7 @@ BYTES = {
   "s64": 8,
   "u64": 8,
 }
+_UNKNOWN = 10**12  # larger estimates mean that there is none
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,13 @@ def sizes(types: str) -> list[int]:
     for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", types)
     if kind in BYTES
   ]
+
+
+def cycles_of(found: Operation) -> int:
+  """Estimated cycles of an operation in a step; 0: there is no estimate."""
+  estimate = re.search(r'"estimated_cycles":"(\d+)"', found.body)
+  cycles = int(estimate.group(1)) if estimate else 0
+  return cycles * found.times if cycles < _UNKNOWN else 0
 
 
 def scope_of(body: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mico_jax.plan import collectives
-from mico_jax.plan.text import Operation
+from mico_jax.aot import collectives
+from mico_jax.aot.text import Operation
 
 MESH = {"data": 2, "fsdp": 4}
 

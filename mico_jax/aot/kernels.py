@@ -1,0 +1,101 @@
+"""Pallas kernels of a compiled program: names, grids, dumped bundles."""
+
+from __future__ import annotations
+
+import collections
+import math
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_DTYPES = {
+  "bfloat16": "bf16",
+  "float16": "f16",
+  "float32": "f32",
+  "int32": "s32",
+  "int8": "s8",
+  "bool": "pred",
+}
+
+
+def is_kernel(body: str) -> bool:
+  """Whether an instruction calls a Pallas kernel.
+
+  Args:
+    body: of the instruction, what is behind its label.
+  """
+  return 'custom_call_target="tpu_custom_call"' in body
+
+
+def kernel_name(label: str) -> str:
+  """The name of a kernel without the number of its call."""
+  return re.sub(r"\.\d+$", "", label)
+
+
+def result_shapes(avals: Sequence[Any]) -> str:
+  """Shapes of arrays as a compiled program writes them."""
+  return " ".join(
+    f"{_DTYPES.get(str(aval.dtype), aval.dtype)}"
+    f"[{','.join(map(str, aval.shape))}]"
+    for aval in avals
+  )
+
+
+def grid_steps(jaxpr: Any) -> dict[tuple[str, str], int]:
+  """Grid steps of a call of each Pallas kernel, by name and results.
+
+  Raises:
+    ValueError: if two kernels of one name and results have different grids.
+  """
+  found: dict[tuple[str, str], int] = {}
+
+  def visit(inner: Any) -> None:
+    for eqn in inner.eqns:
+      if eqn.primitive.name == "pallas_call":
+        name = eqn.params.get("name") or ""
+        if "name_and_src_info" in eqn.params:  # other versions of JAX
+          name = eqn.params["name_and_src_info"].name
+        steps = math.prod(eqn.params["grid_mapping"].grid)
+        key = name, result_shapes([v.aval for v in eqn.outvars])
+        if found.setdefault(key, steps) != steps:
+          raise ValueError(f"{name}: grids of {found[key]} and {steps} steps")
+        continue
+      for value in eqn.params.values():
+        for part in value if isinstance(value, (tuple, list)) else (value,):
+          body = getattr(part, "jaxpr", part)
+          if hasattr(body, "eqns"):
+            visit(body)
+
+  visit(jaxpr)
+  return found
+
+
+def call_results(body: str) -> str:
+  """Shapes of the results of a Pallas call, as `result_shapes` writes them.
+
+  Args:
+    body: of the instruction, what is behind its label.
+  """
+  types = body.split(" custom-call")[0]
+  return " ".join(re.findall(r"\w+\[[\d,]*\]", types))
+
+
+def read_bundles(
+  paths: Sequence[pathlib.Path],
+) -> dict[str, dict[int, int]]:
+  """Counts the bundles of dumped kernels: name -> {loop depth: bundles}."""
+  found: dict[str, dict[int, int]] = {}
+  for path in paths:
+    if "schedule-analysis" in path.name or "static_gap" in path.name:
+      continue
+    name = re.sub(r"^\d+-(.*)-\d+-final_bundles\.txt$", r"\1", path.name)
+    depths: collections.Counter[int] = collections.Counter()
+    for line in path.read_text().splitlines():
+      bundle = re.match(
+        r"\s*(0x[0-9a-f]+|\d+)\s+(?:[A-Z]{2})?\s*:\s*(>*)\s*\{", line
+      )
+      if bundle:
+        depths[len(bundle.group(2))] += 1
+    found[name] = dict(depths)
+  return found
