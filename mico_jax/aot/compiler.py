@@ -14,9 +14,11 @@ LIBTPU_INIT_ARGS=--fibers_default_thread_stack_size=1048576.
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -46,7 +48,8 @@ def prepare(folder: str | os.PathLike[str] | None = None) -> pathlib.Path:
   """Sets the environment of libtpu; the first call of a process decides.
 
   Args:
-    folder: where bundles are dumped; None: a new temporary folder.
+    folder: where bundles are dumped; None: a new temporary folder, which goes
+      with the process.
 
   Returns:
     The folder in use.
@@ -59,7 +62,10 @@ def prepare(folder: str | os.PathLike[str] | None = None) -> pathlib.Path:
     return _folder
   if reason := missing():
     raise RuntimeError(reason)
-  _folder = pathlib.Path(folder or tempfile.mkdtemp(prefix="mico_jax_aot"))
+  if folder is None:
+    folder = tempfile.mkdtemp(prefix="mico_jax_aot")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  _folder = pathlib.Path(folder)
   _folder.mkdir(parents=True, exist_ok=True)
   values = (str(_folder), "true", "final_bundles")
   own = [flag + x for flag, x in zip(_DUMP_FLAGS, values, strict=True)]
