@@ -25,7 +25,7 @@ from mico_jax import config as c
 from mico_jax.models.presets import PRESETS
 from mico_jax.plan.choice import GPUS, Choice, chosen, split_argument
 
-# Planned, see mico_jax/docs/plans.md; that of v6e is by arithmetic.
+# Planned, see mico_jax/docs/plans.md.
 CHOICES = {
   # Parameters, gradients and Adam's moments lie split over sixteen devices each
   # and are gathered layer by layer. Attention is kept from the forward pass,

@@ -11,7 +11,7 @@ from mico_jax import config as c
 from mico_jax.models.presets import PRESETS
 from mico_jax.plan.choice import GPUS, Choice, chosen, split_argument
 
-# As at size B. Planned, see mico_jax/docs/plans.md; that of v6e is not.
+# As at size B. Planned, see mico_jax/docs/plans.md.
 CHOICES = {
   "v5e:16x16": Choice(remat="attention"),
   "v5p:4x4x4": Choice(remat="attention"),
