@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 
-from mico_jax import models
 from mico_jax.config import Config
 from mico_jax.data.pipeline import batch_spec
 from mico_jax.kernels.compiler import step_options
@@ -75,7 +74,7 @@ def compile_steps(session: Session, state: TrainState) -> dict[str, Any]:
   def lower(name: str) -> tuple[Any, float]:
     """The lowered step and its model FLOPs."""
     step = make_train_step(
-      models.build(config.model),
+      session.model,
       config,
       config.tasks[name],
       info,

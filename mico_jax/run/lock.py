@@ -41,13 +41,19 @@ def _host() -> str:
   return f"{socket.gethostname()} {space}".strip()
 
 
-def _started(pid: int) -> str:
-  """When a process started, to tell it from a later one with its number."""
+def _stat(pid: int) -> list[str]:
+  """State and what follows in a process's line of Linux; [] elsewhere."""
   try:
     text = pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
   except (OSError, UnicodeDecodeError):
-    return ""
-  return text.rpartition(")")[2].split()[19]
+    return []
+  return text.rpartition(")")[2].split()
+
+
+def _started(pid: int) -> str:
+  """When a process started, to tell it from a later one with its number."""
+  known = _stat(pid)
+  return known[19] if known else ""
 
 
 def _alive(entry: dict[str, Any]) -> bool:
@@ -60,6 +66,8 @@ def _alive(entry: dict[str, Any]) -> bool:
     return False
   except PermissionError:
     pass
+  if _stat(pid)[:1] == ["Z"]:  # killed, and nobody has asked for its status
+    return False
   return _started(pid) == entry["started"]
 
 

@@ -7,6 +7,7 @@ objectives bring themselves and "lora" for low-rank deltas, if any.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -58,7 +59,12 @@ def used_objectives(config: Config) -> tuple[str, ...]:
 
 def init_params(model: Any, config: Config, key: Key[Array, ""]) -> Params:
   """New parameters of a run: model, objectives, deltas."""
-  params = dict(model.init(key))
+  return _completed(model.init(key), config, key)
+
+
+def _completed(params: Params, config: Config, key: Key[Array, ""]) -> Params:
+  """A model's parameters with those of objectives, and deltas."""
+  params = dict(params)
   extra = {}
   for index, name in enumerate(used_objectives(config)):
     objective = OBJECTIVES[name](getattr(config.objectives, name))
@@ -76,8 +82,10 @@ def init_params(model: Any, config: Config, key: Key[Array, ""]) -> Params:
 
 def abstract_params(model: Any, config: Config) -> PyTree:
   """Shapes and dtypes of `init_params`, without allocating them."""
-  return jax.eval_shape(
-    lambda key: init_params(model, config, key), jax.random.key(0)
+  return jax.eval_shape(  # of the model they are known: it is slow to trace
+    lambda params, key: _completed(params, config, key),
+    model.abstract_params(),
+    jax.random.key(0),
   )
 
 
@@ -182,16 +190,17 @@ def _creation(
 ) -> tuple[Callable[[], TrainState], TrainState, TrainState]:
   """What creates a new state, its shapes and its shardings."""
   seed = config.seed if seed is None else seed
+  shapes = abstract_params(model, config)
   if optimizer is None:
-    optimizer = make_optimizer(
-      config.optimizer, abstract_params(model, config), config.train.steps
-    )
+    optimizer = make_optimizer(config.optimizer, shapes, config.train.steps)
+  of_params = functools.partial(
+    create_state, optimizer=optimizer, ema=config.optimizer.ema > 0
+  )
 
   def create() -> TrainState:
-    params = init_params(model, config, jax.random.key(seed))
-    return create_state(params, optimizer, ema=config.optimizer.ema > 0)
+    return of_params(init_params(model, config, jax.random.key(seed)))
 
-  abstract = jax.eval_shape(create)
+  abstract = jax.eval_shape(of_params, shapes)
   rules = sharding.rules_by_name(config.parallel.rules)
   offload = config.parallel.offload
   places = state_shardings(mesh, model, abstract, rules, offload=offload)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -48,6 +49,26 @@ def test_lock_of_a_dead_process_is_taken_over(tmp_path, capsys):
   held.acquire()
   assert "is gone" in capsys.readouterr().err
   held.release()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_dead_process_that_nobody_waited_for_is_gone(tmp_path, capsys):
+  """As under a container's first process that is no init."""
+  sleep = "import time; time.sleep(60)"
+  child = subprocess.Popen([sys.executable, "-c", sleep])
+  started = lock._started(child.pid)
+  entry = entry_of(tmp_path, pid=child.pid, started=started, token="other")
+  (tmp_path / lock.FILE).write_text(json.dumps(entry))
+  with pytest.raises(ConfigError, match="in use"):
+    WorkdirLock(tmp_path).acquire()
+  child.kill()
+  while lock._stat(child.pid)[0] != "Z":
+    time.sleep(0.01)
+  held = WorkdirLock(tmp_path)
+  held.acquire()
+  assert "is gone" in capsys.readouterr().err
+  held.release()
+  child.wait()
 
 
 def test_number_of_a_dead_process_may_be_used_again(tmp_path):
