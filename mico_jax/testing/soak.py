@@ -32,16 +32,22 @@ from mico_jax import config
 from mico_jax.testing.soak import soak_config
 
 
-def get_config(steps):
-  return config.to_config_dict(soak_config(int(steps)))
+def get_config(given):
+  steps, batch_size = map(int, given.split(","))
+  return config.to_config_dict(soak_config(steps, batch_size))
 """
+BATCH = 64  # samples; a step then takes some 35 ms on two CPU cores
 LOG_EVERY = 20
 _WARM = 200  # steps of a start until its memory counts as settled
 
 
-def soak_config(steps: int) -> Config:
+def soak_config(steps: int, batch_size: int) -> Config:
   """The tasks of `testing.kills` without evaluation, saved every 100 steps."""
   config = kill_config(steps)
+  tasks = {
+    name: dataclasses.replace(task, batch_size=batch_size)
+    for name, task in config.tasks.items()
+  }
   train = dataclasses.replace(
     config.train,
     checkpoint_every=100,
@@ -51,7 +57,12 @@ def soak_config(steps: int) -> Config:
   )
   data = dataclasses.replace(config.data, cache_mib=64)
   return dataclasses.replace(
-    config, name="soak", train=train, data=data, evaluation=EvaluationConfig()
+    config,
+    name="soak",
+    tasks=tasks,
+    train=train,
+    data=data,
+    evaluation=EvaluationConfig(),
   )
 
 
@@ -68,7 +79,9 @@ def _lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
   return found
 
 
-def _start(out: pathlib.Path, steps: int) -> subprocess.Popen[bytes]:
+def _start(
+  out: pathlib.Path, steps: int, batch_size: int
+) -> subprocess.Popen[bytes]:
   file = out / "soak.py"
   file.write_text(CONFIG)
   environment = {
@@ -81,7 +94,8 @@ def _start(out: pathlib.Path, steps: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
       [
         *(sys.executable, "-m", "mico_jax", "pretrain"),
-        *("--config", f"{file}:{steps}", "--workdir", str(out / "run")),
+        *("--config", f"{file}:{steps},{batch_size}"),
+        *("--workdir", str(out / "run")),
       ],
       env=environment,
       stdout=log,
@@ -129,13 +143,16 @@ def _follow(
   return watch
 
 
-def soak(out: pathlib.Path, *, steps: int, every: int) -> dict[str, Any]:
+def soak(
+  out: pathlib.Path, *, steps: int, every: int, batch_size: int = BATCH
+) -> dict[str, Any]:
   """Trains to the end with a kill behind each `every` steps.
 
   Args:
     out: folder; an existing run in it goes on.
     steps: of the run.
     every: steps between two kills.
+    batch_size: samples of a step.
 
   Returns:
     What happened, JSON types only.
@@ -143,7 +160,7 @@ def soak(out: pathlib.Path, *, steps: int, every: int) -> dict[str, Any]:
   out.mkdir(parents=True, exist_ok=True)
   watches = []
   for until in (*range(every, steps, every), None):
-    process = _start(out, steps)
+    process = _start(out, steps, batch_size)
     try:
       watches.append(_follow(process, out, until))
     finally:
@@ -170,9 +187,11 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--steps", type=int, default=10_000)
   parser.add_argument("--every", type=int, default=1_000)
+  parser.add_argument("--batch-size", type=int, default=BATCH)
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("soak"))
   args = parser.parse_args()
-  print(json.dumps(soak(args.out, steps=args.steps, every=args.every)))
+  sizes = {"steps": args.steps, "every": args.every}
+  print(json.dumps(soak(args.out, **sizes, batch_size=args.batch_size)))
   return 0
 
 
