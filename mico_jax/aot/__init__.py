@@ -1,8 +1,8 @@
 """Compiles for TPU slices that are not there, and reads what comes out.
 
 The parts: `chips` (generations and their figures), `compiler` (libtpu without a
-TPU), `report` (what it says of a program, and what that is worth), `text`,
-`collectives` and `kernels` (how a compiled program is read).
+TPU), `report` (what it says of a program, and what that is worth), `program`
+(what its text says), `text`, `collectives` and `kernels` (how that is read).
 """
 
 from mico_jax.aot.chips import CHIPS, Chip, chip
@@ -13,26 +13,20 @@ from mico_jax.aot.compiler import (
   one_device,
   prepare,
 )
-from mico_jax.aot.kernels import (
-  call_results,
-  is_kernel,
-  kernel_name,
-  read_bundles,
-  result_shapes,
-)
-from mico_jax.aot.report import Program, Report, compile_report, read_program
+from mico_jax.aot.kernels import kernel_name, read_bundles, result_shapes
+from mico_jax.aot.program import Call, Program, read_program
+from mico_jax.aot.report import Report, compile_report
 
 __all__ = [
   "CHIPS",
+  "Call",
   "Chip",
   "Program",
   "Report",
-  "call_results",
   "chip",
   "compile_report",
   "devices",
   "given_flags",
-  "is_kernel",
   "kernel_name",
   "missing",
   "one_device",

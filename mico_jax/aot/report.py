@@ -13,50 +13,16 @@ Compiler figures, deterministic for one version of libtpu, and no run times:
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
 
-from mico_jax.aot.collectives import Collective, held_by, merged
 from mico_jax.aot.compiler import prepare
-from mico_jax.aot.kernels import (
-  call_results,
-  grid_steps,
-  is_kernel,
-  kernel_name,
-  read_bundles,
-)
-from mico_jax.aot.text import Text, cycles_of, scope_of
+from mico_jax.aot.kernels import grid_steps, kernel_name, read_bundles
+from mico_jax.aot.program import Call, Program, read_program
 from mico_jax.kernels.compiler import Options
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """What the text of a program says, for one device.
-
-  Attributes:
-    operations: (cycles, name, scope) of XLA's own, times trip counts, largest
-      first; the scope says which part of the model one belongs to.
-    collectives: by kind and mesh axes.
-    calls: label of a Pallas call -> how often it runs.
-    results: label of a Pallas call -> shapes of its results, as in
-      "bf16[8,16] f32[8]".
-  """
-
-  operations: list[tuple[int, str, str]] = dataclasses.field(
-    default_factory=list
-  )
-  collectives: list[Collective] = dataclasses.field(default_factory=list)
-  calls: dict[str, int] = dataclasses.field(default_factory=dict)
-  results: dict[str, str] = dataclasses.field(default_factory=dict)
-
-  @property
-  def xla_cycles(self) -> int:
-    """Sum of the estimates of XLA's own operations."""
-    return sum(cycles for cycles, _, _ in self.operations)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,25 +45,25 @@ class Report:
   argument_bytes: int = 0
   temporary_bytes: int = 0
 
-  def kernel_cycles(self, label: str) -> int:
-    """Bundles of one call of a kernel: of a grid step, times steps.
+  def kernel_cycles(self, call: Call) -> int:
+    """Bundles of one run of a call: of a grid step, times steps.
 
     Cores that share the grid (`Chip.cores`) have a part of them each.
 
     Args:
-      label: of the call, a key of `Program.calls`.
+      call: one of the program's.
 
     Raises:
       KeyError: if the kernel was not dumped or is none of the program's.
     """
-    name = kernel_name(label)
+    name = kernel_name(call.label)
     # The compiler schedules equal kernels once and dumps one of their labels.
     same = [x for k, x in self.bundles.items() if kernel_name(k) == name]
-    known = [self.bundles[label]] if label in self.bundles else same
+    known = [self.bundles[call.label]] if call.label in self.bundles else same
     if not known:
-      raise KeyError(f"{label}: no bundles of that kernel were dumped.")
+      raise KeyError(f"{call.label}: no bundles of that kernel were dumped.")
     bundles = max(x.get(1, 0) or x.get(0, 0) for x in known)
-    return bundles * self.steps[name, self.program.results[label]]
+    return bundles * self.steps[name, call.shapes]
 
   def step_bundles(self, part: str) -> int:
     """Bundles of a grid step, summed over kernels whose name has `part`."""
@@ -155,26 +121,3 @@ def compile_report(
     memory.argument_size_in_bytes,
     memory.temp_size_in_bytes,
   )
-
-
-def read_program(text: str, mesh: Mapping[str, int]) -> Program:
-  """Reads the text of a compiled program.
-
-  Args:
-    text: `compiled.as_text()`.
-    mesh: axis -> size of the mesh it was compiled for, in order.
-  """
-  parsed = Text(text)
-  calls: Counter[str] = Counter()
-  collectives: list[Collective] = []
-  operations: list[tuple[int, str, str]] = []
-  results: dict[str, str] = {}
-  for found in parsed.walk():
-    collectives += held_by(parsed, found, mesh)
-    if is_kernel(found.body):
-      calls[found.label] += found.times
-      results[found.label] = call_results(found.body)
-    if cycles := cycles_of(found):
-      operations.append((cycles, found.label, scope_of(found.body)))
-  operations.sort(reverse=True)
-  return Program(operations, merged(collectives), dict(calls), results)

@@ -23,7 +23,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -292,9 +291,9 @@ def account(report: aot.Report, cores: int = 1) -> dict[str, float]:
   lines: collections.defaultdict[str, float] = collections.defaultdict(float)
   for cycles, _, scope in report.program.operations:
     lines[line_of(scope)] += cycles
-  for label, calls in report.program.calls.items():
-    name = re.sub(r"\.\d+$", "", label)
-    lines[f"kernel {name}"] += calls * report.kernel_cycles(label) / cores
+  for call in report.program.calls:
+    line = f"kernel {aot.kernel_name(call.label)}"
+    lines[line] += call.count * report.kernel_cycles(call) / cores
   return dict(sorted(lines.items(), key=lambda line: -line[1]))
 
 

@@ -27,12 +27,12 @@ from jax.errors import JaxRuntimeError
 from mico_jax import aot
 from mico_jax.aot.collectives import Asynchronous, Collective
 from mico_jax.kernels.compiler import Options
-from mico_jax.plan import gpu, hlo, traffic
-from mico_jax.plan.hlo import Call, Program
+from mico_jax.plan import gpu, parts, traffic
+from mico_jax.plan.parts import Summary
 from mico_jax.plan.topology import Topology
 
 CACHE = "MICO_JAX_PLAN_CACHE"  # folder of kept facts; "off": none
-_VERSION = 5  # of what is kept
+_VERSION = 6  # of what is kept
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -61,7 +61,7 @@ class Facts:
   temporaries: int
   limit: int
   seconds: float
-  program: Program | None
+  program: Summary | None
   bundles: dict[str, int] = field(default_factory=dict)
   traffic: float = 0.0
   cached: bool = False
@@ -94,7 +94,7 @@ def program_hash(
     version = importlib.metadata.version(package)
   except importlib.metadata.PackageNotFoundError:
     version = "unknown"
-  about: list[Any] = [_VERSION, where.name, dict(mesh), hlo.PARTS]
+  about: list[Any] = [_VERSION, where.name, dict(mesh), parts.PARTS]
   about += [jax.__version__, version, os.environ.get("XLA_FLAGS", ""), options]
   about.append(
     gpu.description(where.kind) if where.is_gpu else aot.given_flags()
@@ -127,11 +127,11 @@ def _from_json(text: str) -> Facts:
   found: dict[str, Any] = json.loads(text)
   program: Any = found.pop("program")
   if program is not None:
-    program = Program(
+    program = Summary(
       cycles=program["cycles"],
       costliest=[tuple(x) for x in program["costliest"]],
       collectives=[_collective(c) for c in program["collectives"]],
-      calls=[Call(**c) for c in program["calls"]],
+      calls=[aot.Call(**c) for c in program["calls"]],
       asynchronous=[
         Asynchronous(_collective(x["collective"]), x["cycles"])
         for x in program["asynchronous"]
@@ -225,19 +225,19 @@ def _unknown_kernels(facts: Facts, where: Topology) -> set[str]:
 
 
 def _too_large(message: str, needed: tuple[int, int], seconds: float) -> Facts:
-  parts = {
+  sizes = {
     name: _size(*found)
     for name, *found in re.findall(
       r"^\s*(program|arguments)\s+([\d.]+)([KMGT]?)", message, re.MULTILINE
     )
   }
   used, limit = needed
-  arguments = parts.get("arguments", 0)
+  arguments = sizes.get("arguments", 0)
   return Facts(
     fits=False,
     needed=used,
     arguments=arguments,
-    temporaries=parts.get("program", used - arguments),
+    temporaries=sizes.get("program", used - arguments),
     limit=limit,
     seconds=seconds,
     program=None,
@@ -259,6 +259,6 @@ def _read(
     temporaries=memory.temp_size_in_bytes,
     limit=0,
     seconds=seconds,
-    program=hlo.read(text, mesh),
+    program=parts.summarize(text, mesh),
     traffic=traffic.count(text) if where.is_gpu else 0.0,
   )

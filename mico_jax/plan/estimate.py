@@ -26,7 +26,7 @@ from typing import Any
 from mico_jax import aot
 from mico_jax.aot.collectives import Collective
 from mico_jax.plan.compiled import Facts
-from mico_jax.plan.hlo import Call, Program
+from mico_jax.plan.parts import Summary, part_of
 from mico_jax.plan.topology import Topology
 from mico_jax.train.flops import inner_jaxprs, repeats
 
@@ -171,11 +171,11 @@ def kernel_seconds(
     else:
       busy = kernel.flops / (where.peak * KERNEL_SHARE)
     busy = max(busy, kernel.bytes / where.hbm) + steps * GRID_STEP
-    found[call.part] += call.count * busy
+    found[part_of(call.scope)] += call.count * busy
   return dict(found)
 
 
-def _called(call: Call, known: Sequence[Kernel]) -> Kernel:
+def _called(call: aot.Call, known: Sequence[Kernel]) -> Kernel:
   """The kernel of a call: by name, then by the shapes of its results."""
   fitting = [k for k in known if k.name == aot.kernel_name(call.label)]
   fitting = fitting or [k for k in known if k.name in call.label]
@@ -203,7 +203,7 @@ def collective_seconds(
 
 
 def hidden_seconds(
-  program: Program | None, where: Topology, places: Sequence[Sequence[int]]
+  program: Summary | None, where: Topology, places: Sequence[Sequence[int]]
 ) -> float:
   """Estimated seconds of communication that run beside other operations.
 

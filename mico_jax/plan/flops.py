@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from mico_jax.plan.hlo import part_of
+from mico_jax.plan.parts import part_of
 from mico_jax.train.flops import inner_jaxprs, product_flops, repeats
 
 # cuDNN's attention: products of queries and keys in each direction.
@@ -30,7 +30,7 @@ def _cudnn(eqn: Any) -> float | None:
 
 
 def count(jaxpr: Any) -> dict[str, float]:
-  """FLOPs of the products in a jaxpr by part of the step (`hlo.PARTS`)."""
+  """FLOPs of the products in a jaxpr by part of the step (`parts.PARTS`)."""
   found: dict[str, float] = defaultdict(float)
 
   def visit(inner: Any, times: float, scope: str) -> None:

@@ -34,8 +34,11 @@ def test_the_account_names_lines_and_shares_kernels():
       (20, "b", "transpose(jvp(x))/ViT/blocks/attn/qkv/dot"),
     ],
     # The compiler schedules equal kernels once; grids differ with rows.
-    calls={"attend.1": 2, "attend.7": 1, "attend.9": 1},
-    results={"attend.1": "f32[8]", "attend.7": "f32[8]", "attend.9": "f32[2]"},
+    calls=[
+      aot.Call("attend.1", "f32[8]", "", 2),
+      aot.Call("attend.7", "f32[8]", "", 1),
+      aot.Call("attend.9", "f32[2]", "", 1),
+    ],
   )
   report = aot.Report(
     program,

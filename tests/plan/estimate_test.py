@@ -9,19 +9,19 @@ import pytest
 
 from mico_jax import aot
 from mico_jax.aot.collectives import Asynchronous, Collective
-from mico_jax.plan import compiled, estimate, gpu, hlo, topology
+from mico_jax.plan import compiled, estimate, gpu, parts, topology
 from mico_jax.plan.compiled import Facts
-from mico_jax.plan.hlo import Call, Program
+from mico_jax.plan.parts import Summary
 
-CALL = Call("attend_16_8.3", "bf16[8,16]", "vision", 12)
+CALL = aot.Call("attend_16_8.3", "bf16[8,16]", "jit(step)/ViT", 12)
 KERNELS = [
   estimate.Kernel("attend_16_88", "bf16[8,16]", 1000, 0.0, 0.0),
   estimate.Kernel("attend_16_8", "bf16[8,16]", 10, 1e9, 1e3),
 ]
 
 
-def facts(call: Call = CALL, **fields) -> Facts:
-  known = Program(cycles={"text": 100}, costliest=[], collectives=[], calls=[])
+def facts(call: aot.Call = CALL, **fields) -> Facts:
+  known = Summary(cycles={"text": 100}, costliest=[], collectives=[], calls=[])
   return Facts(
     fits=True,
     needed=0,
@@ -76,7 +76,7 @@ def test_facts_without_bundles_are_not_kept():
 
 def test_equal_calls_are_dumped_once(monkeypatch, tmp_path):
   labels = ("attend.1", "attend.2", "attend.3", "other.4")
-  program = Program(
+  program = Summary(
     cycles={},
     costliest=[],
     collectives=[],
@@ -123,7 +123,7 @@ def test_facts_are_of_the_flags_and_the_devices(monkeypatch):
     True,
     False,
   ]
-  monkeypatch.setattr(hlo, "PARTS", ())
+  monkeypatch.setattr(parts, "PARTS", ())
   assert not set(before) & set(hashes())
 
 
@@ -162,7 +162,7 @@ def test_communication_hides_at_most_as_long_as_it_takes():
   sent = Collective("all-gather", "data", (0, 1, 2, 3), 1, 1e9)
   seconds = estimate.collective_seconds(sent, where, places)
   hidden = lambda cycles: estimate.hidden_seconds(
-    hlo.Program({}, [], [sent], [], [Asynchronous(sent, cycles)]),
+    Summary({}, [], [sent], [], [Asynchronous(sent, cycles)]),
     where,
     places,
   )

@@ -1,10 +1,11 @@
-"""Reading compiled programs."""
+"""Compiled programs by parts of the step."""
 
 from __future__ import annotations
 
 import pytest
 
-from mico_jax.plan import hlo
+from mico_jax import aot
+from mico_jax.plan import parts
 
 MESH = {"data": 2, "fsdp": 4}
 
@@ -35,14 +36,14 @@ PROGRAM = PROGRAM.replace("SCOPE", 'metadata={op_name="jit(s)/ViT/mul"}')
 
 
 def test_loops_count_with_their_trips():
-  found = hlo.read(PROGRAM, MESH)
+  found = parts.summarize(PROGRAM, MESH)
   assert found.cycles == {"vision": 1200, "rest": 7}
   assert found.costliest[0] == (1200, "multiply.1")
-  assert found.calls == [hlo.Call("attend.7", "bf16[4,8] f32[4]", "rest", 12)]
+  assert found.calls == [aot.Call("attend.7", "bf16[4,8] f32[4]", "", 12)]
 
 
 def test_collectives_by_kind_and_axis():
-  found = {c.kind: c for c in hlo.read(PROGRAM, MESH).collectives}
+  found = {c.kind: c for c in parts.summarize(PROGRAM, MESH).collectives}
   gather, reduce = found["all-gather"], found["all-reduce"]
   assert (gather.axes, gather.count) == ("fsdp", 12)
   assert gather.bytes == pytest.approx(12 * 64 * 16 * 2 * 3 / 4)
@@ -72,7 +73,7 @@ ENTRY %main (p: f32[8]) -> f32[32] {{
   ROOT %async-collective-done = f32[32]{{0}} fusion(%p), calls=%fused.3
 }}
 """
-  (found,) = hlo.read(text, MESH).collectives
+  (found,) = parts.summarize(text, MESH).collectives
   assert (found.kind, found.count) == ("all-gather", 1)
   assert found.bytes == pytest.approx(32 * 4 * 3 / 4)
 
@@ -88,7 +89,7 @@ ENTRY %main (a: f32[32]) -> f32[8] {
   ROOT %f = f32[8]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.3
 }
 """
-  (found,) = hlo.read(text, MESH).collectives
+  (found,) = parts.summarize(text, MESH).collectives
   assert found.kind == "reduce-scatter"
   assert found.bytes == pytest.approx(32 * 4 * 3 / 4)
 
@@ -110,7 +111,7 @@ ENTRY %main (p: f32[8]) -> f32[32] {{
   text = text.replace(
     "TRIPS", 'body=%body, x={"known_trip_count":{"n":"5"}}'
   ).replace("SENT", "source_target_pairs={{0,1},{1,0}}")
-  found = hlo.read(text, MESH).asynchronous
+  found = parts.summarize(text, MESH).asynchronous
   return [(x.collective.kind, x.cycles) for x in found]
 
 

@@ -1,0 +1,70 @@
+"""A compiled program by parts of the step: vision, text, loss and the rest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mico_jax import aot
+from mico_jax.aot.collectives import Asynchronous, Collective
+
+# Part of a scope's name -> part of the step; the first that fits. Linen names
+# scopes by module class, objectives by themselves.
+PARTS = (
+  ("ViT", "vision"),
+  ("Swin", "vision"),
+  ("ConvNeXt", "vision"),
+  ("UniRepLKNet", "vision"),
+  ("Bert", "text"),
+  ("contrastive", "loss"),
+  ("matching", "loss"),
+  ("captioning", "loss"),
+)
+OTHER = "rest"  # optimizer, input scaling, projections
+
+
+def part_of(scope: str) -> str:
+  """The part of a step that a scope belongs to."""
+  return next((part for text, part in PARTS if text in scope), OTHER)
+
+
+@dataclass(frozen=True)
+class Summary:
+  """What plans keep of a program, per device and step.
+
+  Attributes:
+    cycles: estimated cycles by part of the step; empty on GPUs.
+    costliest: (cycles, name) of the costliest operations, largest first.
+    collectives: by kind and axes.
+    calls: of Pallas kernels.
+    asynchronous: those of `collectives` that run beside other operations.
+  """
+
+  cycles: dict[str, int]
+  costliest: list[tuple[int, str]]
+  collectives: list[Collective]
+  calls: list[aot.Call]
+  asynchronous: list[Asynchronous] = field(default_factory=list)
+
+
+def summarize(text: str, mesh: Mapping[str, int]) -> Summary:
+  """Reads the text of a compiled program.
+
+  Args:
+    text: `compiled.as_text()`.
+    mesh: axis -> size of the mesh it was compiled for, in order.
+  """
+  program = aot.read_program(text, mesh)
+  cycles: Counter[str] = Counter()
+  operations: Counter[str] = Counter()
+  for spent, label, scope in program.operations:
+    cycles[part_of(scope)] += spent
+    operations[label] += spent
+  return Summary(
+    cycles=dict(cycles.most_common()),
+    costliest=[(n, name) for name, n in operations.most_common(12)],
+    collectives=program.collectives,
+    calls=program.calls,
+    asynchronous=program.asynchronous,
+  )
