@@ -406,8 +406,9 @@ def compare(
     "same_samples": alone.sha256 == killed.sha256,
     "same_bits": alone.hashes == killed.hashes,
     "arrays": len(alone.hashes),
-    "seconds_per_kill": (killed.seconds - alone.seconds)
-    / max(len(killed.kills), 1),
+    "seconds": round(killed.seconds, 1),
+    "seconds_alone": round(alone.seconds, 1),  # first, so it compiles
+    "seconds_per_kill": round(killed.seconds / max(len(killed.kills), 1), 1),
   }
 
 

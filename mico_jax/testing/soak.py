@@ -33,21 +33,20 @@ from mico_jax.testing.soak import soak_config
 
 
 def get_config(given):
-  steps, batch_size = map(int, given.split(","))
-  return config.to_config_dict(soak_config(steps, batch_size))
+  steps, width = map(int, given.split(","))
+  return config.to_config_dict(soak_config(steps, width))
 """
-BATCH = 64  # samples; a step then takes some 35 ms on two CPU cores
+WIDTH = 960  # of the encoder; a step then takes 31 ms on two CPU cores
 LOG_EVERY = 20
 _WARM = 200  # steps of a start until its memory counts as settled
 
 
-def soak_config(steps: int, batch_size: int) -> Config:
+def soak_config(steps: int, width: int) -> Config:
   """The tasks of `testing.kills` without evaluation, saved every 100 steps."""
   config = kill_config(steps)
-  tasks = {
-    name: dataclasses.replace(task, batch_size=batch_size)
-    for name, task in config.tasks.items()
-  }
+  vision = dataclasses.replace(
+    config.model.vision, width=width, mlp_dim=4 * width
+  )
   train = dataclasses.replace(
     config.train,
     checkpoint_every=100,
@@ -59,7 +58,7 @@ def soak_config(steps: int, batch_size: int) -> Config:
   return dataclasses.replace(
     config,
     name="soak",
-    tasks=tasks,
+    model=dataclasses.replace(config.model, vision=vision),
     train=train,
     data=data,
     evaluation=EvaluationConfig(),
@@ -80,7 +79,7 @@ def _lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _start(
-  out: pathlib.Path, steps: int, batch_size: int
+  out: pathlib.Path, steps: int, width: int
 ) -> subprocess.Popen[bytes]:
   file = out / "soak.py"
   file.write_text(CONFIG)
@@ -94,7 +93,7 @@ def _start(
     return subprocess.Popen(
       [
         *(sys.executable, "-m", "mico_jax", "pretrain"),
-        *("--config", f"{file}:{steps},{batch_size}"),
+        *("--config", f"{file}:{steps},{width}"),
         *("--workdir", str(out / "run")),
       ],
       env=environment,
@@ -144,7 +143,7 @@ def _follow(
 
 
 def soak(
-  out: pathlib.Path, *, steps: int, every: int, batch_size: int = BATCH
+  out: pathlib.Path, *, steps: int, every: int, width: int = WIDTH
 ) -> dict[str, Any]:
   """Trains to the end with a kill behind each `every` steps.
 
@@ -152,7 +151,7 @@ def soak(
     out: folder; an existing run in it goes on.
     steps: of the run.
     every: steps between two kills.
-    batch_size: samples of a step.
+    width: of the encoder.
 
   Returns:
     What happened, JSON types only.
@@ -160,7 +159,7 @@ def soak(
   out.mkdir(parents=True, exist_ok=True)
   watches = []
   for until in (*range(every, steps, every), None):
-    process = _start(out, steps, batch_size)
+    process = _start(out, steps, width)
     try:
       watches.append(_follow(process, out, until))
     finally:
@@ -187,11 +186,11 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--steps", type=int, default=10_000)
   parser.add_argument("--every", type=int, default=1_000)
-  parser.add_argument("--batch-size", type=int, default=BATCH)
+  parser.add_argument("--width", type=int, default=WIDTH)
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("soak"))
   args = parser.parse_args()
   sizes = {"steps": args.steps, "every": args.every}
-  print(json.dumps(soak(args.out, **sizes, batch_size=args.batch_size)))
+  print(json.dumps(soak(args.out, **sizes, width=args.width)))
   return 0
 
 

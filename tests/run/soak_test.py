@@ -9,7 +9,7 @@ from mico_jax.testing import soak
 
 @pytest.mark.slow
 def test_short_soak(tmp_path):
-  found = soak.soak(tmp_path, steps=1000, every=500, batch_size=4)
+  found = soak.soak(tmp_path, steps=1000, every=500, width=64)
   assert found["steps"] == 1000
   assert found["faults"] == 1
   assert found["recompiles"] == 0
