@@ -86,6 +86,7 @@ def _start(
   environment = {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "",  # one device, also where tests ask for several
     "JAX_COMPILATION_CACHE_DIR": str(out / "cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
