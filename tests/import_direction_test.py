@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "mico_jax"
 # A room may import its own and those on lines above; rooms of one line may not
 # import each other, except where ALSO says so.
 ROOMS: tuple[tuple[str, ...], ...] = (
-  ("types", "axes", "config"),
+  ("types", "axes", "config", "failures"),
   ("modalities",),
   ("world",),
   ("data",),
@@ -46,12 +46,12 @@ ALSO = {
 # never a module class, a checkpoint is of any pytree.
 ONLY = {
   "world": set(),
-  "data": {"types", "axes", "config", "modalities", "world"},
+  "data": {"types", "axes", "config", "failures", "modalities", "world"},
   "kernels": {"types"},
   "layers": {"types", "axes", "kernels"},
   "objectives": {"types", "axes", "config", "modalities", "kernels"},
   "parallel": {"types", "axes", "config"},
-  "checkpoint": {"types", "axes", "config"},
+  "checkpoint": {"types", "axes", "config", "failures"},
   "aot": {"kernels"},
 }
 # What runs on a device without the training stack.
