@@ -4,7 +4,7 @@
 
 `modalities.md`, `objectives.md`, `models.md` and `config.md` say what the code
 says; a test fails when they no longer do. The text of a config field is its
-comment in `mico_jax/config.py`.
+comment in `mico_jax/config/`.
 """
 
 from __future__ import annotations

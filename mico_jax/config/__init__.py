@@ -1,0 +1,88 @@
+"""Every field of a run, with its default and unit, as frozen dataclasses.
+
+A config file (`configs/*.py`) is an `ml_collections` file over the `ConfigDict`
+of these dataclasses (`to_config_dict`); it is locked after parsing and turned
+back by `from_config_dict`, so a typo or a wrong type fails before any device is
+touched. Importing this package needs only the standard library: models and
+kernels use these types where `ml_collections` is not installed.
+"""
+
+from mico_jax.config.convert import (
+  ConfigError,
+  from_config_dict,
+  from_dict,
+  to_config_dict,
+  to_dict,
+  to_json,
+)
+from mico_jax.config.data import (
+  AudioConfig,
+  DataConfig,
+  InputConfig,
+  SourceConfig,
+  TokenizerConfig,
+)
+from mico_jax.config.files import (
+  config_dirs,
+  find,
+  load,
+  override,
+  parse_override,
+)
+from mico_jax.config.model import (
+  ModelConfig,
+  TextConfig,
+  VisionConfig,
+)
+from mico_jax.config.objectives import (
+  CaptioningConfig,
+  ContrastiveConfig,
+  MaskedModellingConfig,
+  MatchingConfig,
+  ObjectivesConfig,
+  QuestionAnsweringConfig,
+  TaskConfig,
+)
+from mico_jax.config.training import (
+  Config,
+  EvaluationConfig,
+  GenerationConfig,
+  OptimizerConfig,
+  ParallelConfig,
+  TrainConfig,
+)
+
+__all__ = [
+  "AudioConfig",
+  "CaptioningConfig",
+  "Config",
+  "ConfigError",
+  "ContrastiveConfig",
+  "DataConfig",
+  "EvaluationConfig",
+  "GenerationConfig",
+  "InputConfig",
+  "MaskedModellingConfig",
+  "MatchingConfig",
+  "ModelConfig",
+  "ObjectivesConfig",
+  "OptimizerConfig",
+  "ParallelConfig",
+  "QuestionAnsweringConfig",
+  "SourceConfig",
+  "TaskConfig",
+  "TextConfig",
+  "TokenizerConfig",
+  "TrainConfig",
+  "VisionConfig",
+  "config_dirs",
+  "find",
+  "from_config_dict",
+  "from_dict",
+  "load",
+  "override",
+  "parse_override",
+  "to_config_dict",
+  "to_dict",
+  "to_json",
+]
