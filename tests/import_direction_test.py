@@ -15,6 +15,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "mico_jax"
 # A room may import its own and those on lines above; rooms of one line may not
 # import each other, except where ALSO says so.
 ROOMS: tuple[tuple[str, ...], ...] = (
+  ("printing",),
   ("types", "axes", "config", "failures"),
   ("modalities",),
   ("world",),

@@ -8,9 +8,10 @@ kernels use these types where `ml_collections` is not installed.
 """
 
 from mico_jax.config.convert import (
-  ConfigError,
+  check,
   from_config_dict,
   from_dict,
+  leaves,
   to_config_dict,
   to_dict,
   to_json,
@@ -22,6 +23,7 @@ from mico_jax.config.data import (
   SourceConfig,
   TokenizerConfig,
 )
+from mico_jax.config.declare import ConfigError
 from mico_jax.config.files import (
   config_dirs,
   find,
@@ -75,10 +77,12 @@ __all__ = [
   "TokenizerConfig",
   "TrainConfig",
   "VisionConfig",
+  "check",
   "config_dirs",
   "find",
   "from_config_dict",
   "from_dict",
+  "leaves",
   "load",
   "override",
   "parse_override",

@@ -5,21 +5,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import types
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, TypeVar
 
+from mico_jax.config.declare import ConfigError, Declaration
 from mico_jax.config.training import Config
+from mico_jax.printing import escaped, shown
 
 if typing.TYPE_CHECKING:
   import ml_collections
 
 T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-  """A user's mistake in a config or on the command line."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -50,54 +47,73 @@ def to_json(config: Config) -> str:
   return json.dumps(to_dict(config), indent=2, sort_keys=True)
 
 
+# What a value without a declaration of its own must be.
+_EXPECTED = {bool: "True or False", int: "an integer", float: "a number"}
+
+
+def _wrong(path: str, value: Any, expected: str) -> ConfigError:
+  return ConfigError(
+    f"{escaped(path) or 'config'}={shown(value)}: expected {expected}."
+  )
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+  """Whether a value is of a plain type; True is no integer, 3.0 neither."""
+  if hint is float:
+    hint = (int, float)
+  return isinstance(value, hint) and (
+    hint is bool or not isinstance(value, bool)
+  )
+
+
 def _check(value: Any, hint: Any, path: str) -> Any:
-  """Returns `value` as the type `hint` asks for, or raises ConfigError."""
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if hint is Any:
-    return value
-  if origin in (types.UnionType, typing.Union):
-    if value is None and type(None) in args:
-      return None
-    return _check(value, next(a for a in args if a is not type(None)), path)
+  """Returns `value` as the declared type, or raises ConfigError."""
+  declared: tuple[Declaration, ...] = ()
+  if typing.get_origin(hint) is Annotated:
+    hint, *rest = typing.get_args(hint)
+    declared = tuple(rest)
   if dataclasses.is_dataclass(hint):
     return _build(typing.cast(type, hint), value, path)
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
   if origin is Mapping:
     if not isinstance(value, Mapping):
-      raise ConfigError(f"{path}: expected a mapping, got {value!r}.")
-    return {str(k): _check(v, args[1], f"{path}.{k}") for k, v in value.items()}
-  if origin is tuple:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-      raise ConfigError(f"{path}: expected a tuple, got {value!r}.")
-    return tuple(
+      raise _wrong(path, value, "a mapping")
+    found: Any = {
+      _check(k, args[0], f"{path}: key"): _check(v, args[1], f"{path}.{k}")
+      for k, v in value.items()
+    }
+  elif origin is tuple:
+    if not isinstance(value, (tuple, list)):
+      raise _wrong(path, value, "a tuple")
+    found = tuple(
       _check(v, args[0], f"{path}[{i}]") for i, v in enumerate(value)
     )
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if not isinstance(value, hint) or (
-    isinstance(value, bool) and hint is not bool
-  ):
-    raise ConfigError(
-      f"{path}: expected {hint.__name__}, got {value!r} "
-      f"({type(value).__name__})."
-    )
-  return value
+  else:
+    found = value
+    if hint is not Any and not _has_type(value, hint):
+      expected = _EXPECTED.get(hint, "text")
+      if declared:
+        expected = declared[0].expected
+      raise _wrong(path, value, expected)
+  for rule in declared:
+    if not rule.accepts(found):
+      raise _wrong(path, value, rule.expected)
+  return float(found) if hint is float else found
 
 
 def _build(cls: type[T], values: Any, path: str) -> T:
   if dataclasses.is_dataclass(values):
     values = to_dict(values)
   if not isinstance(values, Mapping):
-    raise ConfigError(
-      f"{path or 'config'}: expected a mapping, got {values!r}."
-    )
-  hints = typing.get_type_hints(cls)
+    raise _wrong(path, values, "a mapping")
+  hints = typing.get_type_hints(cls, include_extras=True)
   unknown = [k for k in values if k not in hints]
   if unknown:
     key = str(unknown[0])
-    close = difflib.get_close_matches(key, hints, n=1)
+    close = difflib.get_close_matches(key[:200], hints, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ConfigError(
-      f"unknown config key {f'{path}.{key}'.lstrip('.')!r}.{hint} "
+      f"unknown config key {shown(f'{path}.{key}'.lstrip('.'))}.{hint} "
       f"Known keys here: {', '.join(sorted(hints))}."
     )
   return cls(
@@ -108,11 +124,36 @@ def _build(cls: type[T], values: Any, path: str) -> T:
   )
 
 
+def check(config: Any) -> None:
+  """Checks every field of a config that was put together in Python.
+
+  Raises:
+    ConfigError: naming the first field that holds what it may not.
+  """
+  _build(type(config), config, "")
+
+
+def leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+  """Path, value and declared type of every field that is no dataclass."""
+  hints = typing.get_type_hints(type(config), include_extras=True)
+  for f in dataclasses.fields(config):
+    name, value = f"{path}.{f.name}".lstrip("."), getattr(config, f.name)
+    if dataclasses.is_dataclass(value):
+      yield from leaves(value, name)
+      continue
+    yield name, value, hints[f.name]
+    if isinstance(value, Mapping):
+      for key, entry in value.items():
+        if dataclasses.is_dataclass(entry):
+          yield from leaves(entry, f"{name}.{key}")
+
+
 def from_dict(values: Mapping[str, Any], cls: type[T] = Config) -> T:
   """Builds a checked dataclass from nested dicts; missing keys take defaults.
 
   Raises:
-    ConfigError: naming the first unknown key or wrong type.
+    ConfigError: naming the first unknown key, wrong type or value out of its
+      range.
   """
   return _build(cls, values, "")
 

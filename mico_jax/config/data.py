@@ -4,46 +4,73 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from mico_jax.config.declare import (
+  Choice,
+  Count,
+  Fraction,
+  Frames,
+  Items,
+  Key,
+  Label,
+  Mode,
+  Name,
+  NameMap,
+  Names,
+  Path,
+  Range,
+  Rate,
+  Scalars,
+  Seed,
+  Text,
+  Tokens,
+)
 
 
 @dataclass(frozen=True)
 class AudioConfig:
   """Waveform to log-mel slices (Kaldi filterbank)."""
 
-  sample_rate: int = 16000  # Hz
-  window_ms: float = 25.0
-  hop_ms: float = 10.0
-  mel_bins: int = 0  # 0: the encoder's image_size (no resize)
-  mean: float = 15.41663  # of the log-mel values; the released constants
-  std: float = 6.55582
-  max_seconds: float = 600.0  # longer files are cut, never read whole
-  channel: str = "first"  # of several channels: "first" | "mean"
+  sample_rate: Annotated[int, Range(1000, 768000, "Hz")] = 16000  # Hz
+  window_ms: Annotated[float, Range(0.1, 10_000.0, "ms")] = 25.0
+  hop_ms: Annotated[float, Range(0.1, 10_000.0, "ms")] = 10.0
+  # 0: the encoder's image_size (no resize)
+  mel_bins: Annotated[int, Range(0, 8192)] = 0
+  # of the log-mel values; the released constants
+  mean: Annotated[float, Range(-1e3, 1e3)] = 15.41663
+  std: Annotated[float, Range(1e-3, 1e3)] = 6.55582
+  # longer files are cut, never read whole
+  max_seconds: Annotated[float, Range(0.01, 86_400.0, "seconds")] = 600.0
+  # of several channels: "first" | "mean"
+  channel: Annotated[str, Choice("first", "mean")] = "first"
 
 
 @dataclass(frozen=True)
 class InputConfig:
   """How one modality reaches the encoder."""
 
-  frames: int = 1  # frames or slices per sample
-  mode: str = ""  # named preprocessing in training; "": the modality's default
-  eval_mode: str = ""  # "": the modality's deterministic default for `mode`
+  frames: Frames = 1  # frames or slices per sample
+  mode: Mode = ""  # named preprocessing in training; "": the modality's default
+  eval_mode: Mode = ""  # "": the modality's deterministic default for `mode`
   # Share of training samples that show nothing here (modality dropout), so that
   # joint features do not rest on one modality alone.
-  dropout: float = 0.0
+  dropout: Rate = 0.0
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
   """Text to ids."""
 
-  kind: str = "wordpiece"  # "wordpiece" | "sentencepiece" | "omniworld"
+  # "wordpiece" | "sentencepiece" | "omniworld"
+  kind: Annotated[str, Key("mico_jax.data.tokenizer.TOKENIZERS")] = "wordpiece"
   # Vocabulary file or SentencePiece model; kind "sentencepiece" without one
   # trains a model on the captions of the run.
-  path: str = ""
-  vocab_size: int = 512  # upper limit of a SentencePiece model trained here
+  path: Path = ""
+  # upper limit of a SentencePiece model trained here
+  vocab_size: Annotated[int, Range(8, 2**20, "tokens")] = 512
   # Token counts per caption kind, special tokens included.
-  max_length: Mapping[str, int] = field(
+  max_length: Annotated[Mapping[Name, Tokens], Items(1, 64)] = field(
     default_factory=lambda: {
       "default": 40,
       "omni": 70,
@@ -58,41 +85,55 @@ class TokenizerConfig:
 class SourceConfig:
   """Where samples come from."""
 
-  kind: str = "omniworld"  # key of `mico_jax.data.sources.SOURCES`
-  path: str = ""  # manifest, shard pattern or TFDS directory
+  kind: Annotated[str, Key("mico_jax.data.sources.SOURCES")] = "omniworld"
+  path: Path = ""  # manifest, shard pattern or TFDS directory
   # Folder that paths of a manifest may not leave; "": the manifest's folder.
-  root: str = ""
-  split: str = "train"
-  where: Mapping[str, Any] = field(default_factory=dict)  # field -> value(s)
+  root: Path = ""
+  split: Label = "train"
+  # field -> value(s)
+  where: Annotated[Mapping[Name, Annotated[Any, Scalars()]], Items()] = field(
+    default_factory=dict
+  )
   # Record field of each modality / caption kind / label; unset: same name.
-  fields: Mapping[str, str] = field(default_factory=dict)
-  captions: Mapping[str, str] = field(default_factory=dict)
-  depth_unit: str = ""  # "metre" | "millimetre" | "relative"
-  size: int = 0  # OmniWorld: scenes of the split; others: 0 = all
-  seed: int = 0  # OmniWorld
-  version: str = "v1"  # OmniWorld
+  fields: NameMap = field(default_factory=dict)
+  captions: NameMap = field(default_factory=dict)
+  # "metre" | "millimetre" | "relative"
+  depth_unit: Annotated[str, Choice("", "metre", "millimetre", "relative")] = ""
+  size: Count = 0  # OmniWorld: scenes of the split; others: 0 = all
+  seed: Seed = 0  # OmniWorld
+  version: Annotated[str, Choice("v1")] = "v1"  # OmniWorld
   # OmniWorld: facts that explicit negatives change; (): every stated one.
-  negative_facts: tuple[str, ...] = ()
-  count: int = 0  # samples found; filled when the run starts
-  sha256: str = ""  # of the index; filled when the run starts
+  negative_facts: Names = ()
+  count: Count = 0  # samples found; filled when the run starts
+  # of the index; filled when the run starts
+  sha256: Annotated[str, Text(0, 64, "SHA-256")] = ""
 
 
 @dataclass(frozen=True)
 class DataConfig:
   """Sources and how they are read."""
 
-  sources: Mapping[str, SourceConfig] = field(default_factory=dict)
-  inputs: Mapping[str, InputConfig] = field(default_factory=dict)
+  sources: Annotated[Mapping[Name, SourceConfig], Items()] = field(
+    default_factory=dict
+  )
+  inputs: Annotated[Mapping[Name, InputConfig], Items(0, 64)] = field(
+    default_factory=dict
+  )
   audio: AudioConfig = AudioConfig()
   tokenizer: TokenizerConfig = TokenizerConfig()
-  num_negatives: int = 0  # explicit text negatives per sample and group (K)
-  num_threads: int = 2  # decoding threads
+  # explicit text negatives per sample and group (K)
+  num_negatives: Annotated[int, Range(0, 1024)] = 0
+  num_threads: Annotated[int, Range(1, 1024, "threads")] = 2  # decoding threads
   # MiB of decoded media kept in memory by each process, for sets that are read
   # many times; 0: none.
-  cache_mib: int = 0
-  num_workers: int = 0  # processes; 0: threads only
-  prefetch: int = 8  # steps read ahead
-  timeout: float = 60.0  # seconds until a stalled decoder is an error
-  max_bad_fraction: float = 0.01  # of samples; the run stops beyond it
-  max_pixels: int = 120_000_000  # larger images are refused, not decoded
-  cache_gb: float = 4.0  # local cache of remote shards
+  cache_mib: Annotated[int, Range(0, 2**24, "MiB")] = 0
+  # processes; 0: threads only
+  num_workers: Annotated[int, Range(0, 1024, "processes")] = 0
+  prefetch: Annotated[int, Range(1, 4096, "steps")] = 8  # steps read ahead
+  # seconds until a stalled decoder is an error
+  timeout: Annotated[float, Range(0.001, 86_400.0, "seconds")] = 60.0
+  max_bad_fraction: Fraction = 0.01  # of samples; the run stops beyond it
+  # larger images are refused, not decoded
+  max_pixels: Annotated[int, Range(1, 10**10, "pixels")] = 120_000_000
+  # local cache of remote shards
+  cache_gb: Annotated[float, Range(0.0, 1e6, "GB")] = 4.0

@@ -9,12 +9,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mico_jax.config.convert import (
-  ConfigError,
-  from_config_dict,
-  from_dict,
-  to_dict,
-)
+from mico_jax.config.convert import from_config_dict, from_dict, to_dict
+from mico_jax.config.declare import ConfigError
 from mico_jax.config.training import Config
 
 

@@ -4,39 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from mico_jax.config.declare import (
+  Choice,
+  Fraction,
+  Group,
+  Groups,
+  Items,
+  Key,
+  Name,
+  Range,
+  Rate,
+  Rows,
+  Steps,
+  Weight,
+)
 
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
   """Contrastive objective (ITC)."""
 
-  weight: float = 1.0
-  label_smoothing: float = 0.1
+  weight: Weight = 1.0
+  label_smoothing: Rate = 0.1
   share_identical_texts: bool = True  # identical texts share target mass
   # Groups whose contexts are also set against the batch's negative_text.
-  explicit_negatives: tuple[str, ...] = ()
+  explicit_negatives: Groups = ()
   detach_gathered: bool = False  # the original's gradient
   # "softmax", or "sigmoid" (SigLIP): every pair is a decision of its own, with
   # a learnable bias; goes with model.temperature_init=0.1.
-  form: str = "softmax"
-  bias_init: float = -10.0  # of the sigmoid form
-  backend: str = "auto"  # see mico_jax.kernels.contrastive: xla, chunked, ring
-  chunk: int = 0  # columns compared at a time; 0: automatic
+  form: Annotated[str, Choice("softmax", "sigmoid")] = "softmax"
+  bias_init: Annotated[float, Range(-1e3, 1e3)] = -10.0  # of the sigmoid form
+  # see mico_jax.kernels.contrastive: xla, chunked, ring
+  backend: Annotated[
+    str, Key("mico_jax.kernels.contrastive.api.BACKENDS", ("auto",))
+  ] = "auto"
+  # columns compared at a time; 0: automatic
+  chunk: Annotated[int, Range(0, 2**24, "columns")] = 0
   # Embeddings are rounded to this before they travel and are compared;
   # "bfloat16" halves both. "": as the heads give them, in float32.
-  gather_dtype: str = ""
+  gather_dtype: Annotated[str, Choice("", "float32", "bfloat16", "float16")] = (
+    ""
+  )
 
 
 @dataclass(frozen=True)
 class MatchingConfig:
   """Matching objective (ITM) with mined hard negatives."""
 
-  weight: float = 0.1
+  weight: Weight = 0.1
   # Contexts are drawn from N consecutive global rows; 0: from all. Texts are
   # always drawn from all. Groups that lie on one device cost no traffic.
-  group_rows: int = 0
+  group_rows: Annotated[int, Range(0, 2**24, "rows")] = 0
   exclude_identical_texts: bool = True
-  floor: float = 1e-4  # added to the mining probabilities
+  # added to the mining probabilities
+  floor: Annotated[float, Range(0.0, 1.0)] = 1e-4
   explicit_negatives: bool = True  # use the batch's negative_text as well
 
 
@@ -44,25 +67,25 @@ class MatchingConfig:
 class CaptioningConfig:
   """Masked-causal captioning."""
 
-  weight: float = 1.0
-  mask_prob: float = 0.6
-  label_smoothing: float = 0.0
+  weight: Weight = 1.0
+  mask_prob: Annotated[float, Range(0.001, 1.0)] = 0.6
+  label_smoothing: Rate = 0.0
 
 
 @dataclass(frozen=True)
 class QuestionAnsweringConfig:
   """Question answering: captioning of the answer after the question."""
 
-  weight: float = 1.0
-  mask_prob: float = 0.99
+  weight: Weight = 1.0
+  mask_prob: Annotated[float, Range(0.001, 1.0)] = 0.99
 
 
 @dataclass(frozen=True)
 class MaskedModellingConfig:
   """Masked modelling of knowledge tokens: the paradigm to compare with."""
 
-  weight: float = 1.0
-  mask_prob: float = 0.75  # of the patches
+  weight: Weight = 1.0
+  mask_prob: Fraction = 0.75  # of the patches
 
 
 @dataclass(frozen=True)
@@ -80,10 +103,17 @@ class ObjectivesConfig:
 class TaskConfig:
   """A corpus with its groups and objectives: one task per optimizer step."""
 
-  steps: int = 1  # integer weight (step budget)
-  sources: Mapping[str, int] = field(default_factory=dict)  # integer weights
-  batch_size: int = 64  # global
+  steps: Steps = 1  # integer weight (step budget)
+  # integer weights
+  sources: Annotated[Mapping[Name, Steps], Items()] = field(
+    default_factory=dict
+  )
+  batch_size: Rows = 64  # global
   # Objective -> groups, e.g. {"contrastive": ("tv", "tva")}.
-  objectives: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+  objectives: Annotated[Mapping[Name, Groups], Items(0, 64)] = field(
+    default_factory=dict
+  )
   # Group -> {caption kind: weight}; unset: by its letters (see data.language).
-  texts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+  texts: Annotated[
+    Mapping[Group, Annotated[Mapping[Name, Weight], Items(0, 64)]], Items(0, 64)
+  ] = field(default_factory=dict)

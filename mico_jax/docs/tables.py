@@ -13,6 +13,7 @@ import dataclasses
 import inspect
 import pathlib
 import re
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -201,8 +202,27 @@ def _default(field: dataclasses.Field[Any]) -> str:
   return f"`{value!r}`"
 
 
+def _declared(hint: Any) -> str:
+  """What a field may hold, by its declaration."""
+  if typing.get_origin(hint) is typing.Annotated:
+    base, *rules = typing.get_args(hint)
+  else:
+    base, rules = hint, []
+  if base is bool:
+    return "True or False"
+  texts = [rule.short for rule in rules]
+  args = typing.get_args(base)
+  if typing.get_origin(base) is tuple:
+    texts.append(f"each {_declared(args[0])}")
+  elif args and dataclasses.is_dataclass(args[1]):
+    texts.append(f"name -> {args[1].__name__}")
+  elif args:
+    texts.append(f"{_declared(args[0])} -> {_declared(args[1])}")
+  return "; ".join(texts)
+
+
 def config_page() -> str:
-  """Every field of a config with its default and meaning."""
+  """Every field of a config with its default, range and meaning."""
   parts = [f"{HEAD}\n# Config\n\nOverride any of them: "]
   parts.append("`--config.train.steps=200`.\n")
   sections: dict[type, str] = {}
@@ -224,12 +244,18 @@ def config_page() -> str:
   visit(config.Config, "")
   for cls, path in sections.items():
     comments = field_comments(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     parts.append(f"\n## {path or 'top level'}\n\n{_first(cls.__doc__)}\n\n")
     parts.append(
       markdown_table(
-        ("field", "default", "meaning"),
+        ("field", "default", "may be", "meaning"),
         (
-          (f"`{f.name}`", _default(f), comments.get(f.name, ""))
+          (
+            f"`{f.name}`",
+            _default(f),
+            _declared(hints[f.name]),
+            comments.get(f.name, ""),
+          )
           for f in dataclasses.fields(cls)
           if not dataclasses.is_dataclass(f.default)
         ),

@@ -30,7 +30,7 @@ from mico_jax.modalities import MODALITIES, by_letter
 from mico_jax.parallel import sharding
 from mico_jax.parallel.mesh import make_mesh
 from mico_jax.plan import flops
-from mico_jax.run.checks import check_mesh, check_ranges
+from mico_jax.run.checks import check_mesh, check_values
 from mico_jax.run.setup import check_tasks
 from mico_jax.train.flops import trace_model
 from mico_jax.train.optimizer import Optimizer, make_optimizer
@@ -139,7 +139,7 @@ class Programs:
     Raises:
       ConfigError: for values, groups, meshes or batches that do not fit.
     """
-    check_ranges(config)
+    check_values(config)
     check_inputs(config)
     config = with_vocabulary(config)
     check_tasks(config)

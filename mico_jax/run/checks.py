@@ -1,104 +1,45 @@
 """Values that a config may take, checked before anything is opened or built.
 
-Types and names are checked by `mico_jax.config`; here are the ranges.
+What concerns one field is declared in `mico_jax.config`; here are the tables
+that these declarations name, and what concerns several fields.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Iterator, Mapping
+import typing
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from mico_jax import axes
+from mico_jax import config as config_lib
 from mico_jax.config import Config, ConfigError
+from mico_jax.config.declare import Key
 from mico_jax.models import ENCODERS
 from mico_jax.parallel import sharding
 from mico_jax.train.state import HOST, OFFLOADABLE
 
-# Path ("*": every entry), least and greatest value.
-RANGES: tuple[tuple[str, float, float], ...] = (
-  ("model.vision.image_size", 1, math.inf),
-  ("model.vision.patch_size", 1, math.inf),
-  ("model.vision.width", 1, math.inf),
-  ("model.vision.depth", 1, math.inf),
-  ("model.vision.num_heads", 1, math.inf),
-  ("model.vision.drop_path_rate", 0, 0.99),
-  ("model.text.width", 1, math.inf),
-  ("model.text.depth", 1, math.inf),
-  ("model.text.num_heads", 1, math.inf),
-  ("model.text.dropout", 0, 0.99),
-  ("model.embed_dim", 1, math.inf),
-  ("data.inputs.*.frames", 1, math.inf),
-  ("data.inputs.*.dropout", 0, 0.99),
-  ("data.num_negatives", 0, math.inf),
-  ("data.num_threads", 1, math.inf),
-  ("data.num_workers", 0, math.inf),
-  ("data.prefetch", 1, math.inf),
-  ("data.cache_mib", 0, math.inf),
-  ("data.timeout", 0.001, math.inf),
-  ("data.max_bad_fraction", 0, 1),
-  ("objectives.contrastive.label_smoothing", 0, 0.99),
-  ("objectives.contrastive.chunk", 0, math.inf),
-  ("objectives.captioning.label_smoothing", 0, 0.99),
-  ("objectives.captioning.mask_prob", 0.001, 1),
-  ("objectives.question_answering.mask_prob", 0.001, 1),
-  ("objectives.masked_modelling.mask_prob", 0, 1),
-  ("objectives.matching.group_rows", 0, math.inf),
-  ("tasks.*.steps", 0, math.inf),
-  ("tasks.*.batch_size", 1, math.inf),
-  ("optimizer.ema", 0, 0.9999999),
-  ("optimizer.warmup", 0, math.inf),
-  ("optimizer.clip_norm", 0, math.inf),
-  ("optimizer.lora_rank", 0, math.inf),
-  ("train.steps", 1, math.inf),
-  ("train.patch_dropout", 0, 0.99),
-  ("train.micro_batches", 1, math.inf),
-  ("train.log_every", 1, math.inf),
-  ("train.checkpoint_every", 0, math.inf),
-  ("train.keep", 1, math.inf),
-  ("train.eval_every", 0, math.inf),
-  ("train.watchdog_s", 0, math.inf),
-  ("evaluation.size", 0, math.inf),
-  ("evaluation.batch_size", 1, math.inf),
-  ("evaluation.rerank", 0, math.inf),
-  ("evaluation.captions", 0, math.inf),
-  ("evaluation.questions", 0, math.inf),
-  ("evaluation.hard", 0, math.inf),
-  ("evaluation.texts_per_item", 0, math.inf),
-  ("evaluation.bootstrap", 0, math.inf),
-)
 
-
-def _values(
-  node: Any, parts: list[str], path: str
-) -> Iterator[tuple[str, Any]]:
-  """Path and value of every field that a pattern names."""
-  if not parts:
-    yield path, node
-    return
-  first, *rest = parts
-  if first == "*":
-    names, get = list(node), node.__getitem__
-  else:
-    names, get = [first], lambda name: getattr(node, name)
-  for name in names:
-    yield from _values(get(name), rest, f"{path}.{name}".lstrip("."))
-
-
-def check_ranges(config: Config) -> None:
-  """Checks every number of `RANGES`.
+def check_values(config: Config) -> None:
+  """Checks every field by its declaration, keys of tables included.
 
   Raises:
-    ConfigError: naming the first field that is out of its range.
+    ConfigError: naming the first field that holds what it may not.
   """
-  for pattern, low, high in RANGES:
-    for path, value in _values(config, pattern.split("."), ""):
-      if not low <= value <= high:
-        limit = f" and at most {high:g}" if high < math.inf else ""
-        raise ConfigError(f"{path}={value}: must be at least {low:g}{limit}.")
+  config_lib.check(config)
+  for path, value, hint in config_lib.leaves(config):
+    for rule in typing.get_args(hint)[1:]:
+      if not isinstance(rule, Key) or value in rule.also:
+        continue
+      module, _, name = rule.table.rpartition(".")
+      table = getattr(importlib.import_module(module), name)
+      if value not in table:
+        known = ", ".join((*rule.also, *table))
+        raise ConfigError(f"{path}={value!r} is unknown; known: {known}.")
 
 
 def check_encoder(config: Config) -> None:
@@ -108,11 +49,6 @@ def check_encoder(config: Config) -> None:
     ConfigError: naming the option that needs another encoder.
   """
   vision = config.model.vision
-  if vision.encoder not in ENCODERS:
-    raise ConfigError(
-      f"model.vision.encoder={vision.encoder!r} is unknown; known: "
-      f"{', '.join(ENCODERS)}."
-    )
   if ENCODERS[vision.encoder].supports_token_indices:
     return
   able = [n for n, e in ENCODERS.items() if e.supports_token_indices]

@@ -9,7 +9,7 @@ from mico_jax import config as config_lib
 from mico_jax.config import ConfigError
 from mico_jax.evaluation import Result, evaluate
 from mico_jax.inference import OmniModel
-from mico_jax.run.checks import check_ranges
+from mico_jax.run.checks import check_values
 
 _MAY_CHANGE = ("evaluation.", "data.sources.", "data.num_", "data.timeout")
 
@@ -41,7 +41,7 @@ def evaluate_model(
         "evaluate takes --config.evaluation.* and --config.data.sources.*."
       )
   config = config_lib.override(model.config, overrides)
-  check_ranges(config)
+  check_values(config)
   if not config.evaluation.source:
     known = ", ".join(config.data.sources) or "none"
     raise ConfigError(

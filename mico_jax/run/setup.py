@@ -33,7 +33,7 @@ from mico_jax.inputs import Preparer
 from mico_jax.modalities import MODALITIES, DecodeError, letters
 from mico_jax.objectives import select
 from mico_jax.parallel.mesh import make_mesh
-from mico_jax.run.checks import check_encoder, check_mesh, check_ranges
+from mico_jax.run.checks import check_encoder, check_mesh, check_values
 from mico_jax.train.encode import make_plan
 from mico_jax.train.optimizer import Optimizer, make_optimizer
 from mico_jax.train.state import abstract_params, logical_axes
@@ -189,7 +189,7 @@ def resolve(config: Config, **given: Any) -> Session:
   Raises:
     ConfigError: for parts that do not fit together or files that are missing.
   """
-  check_ranges(config)
+  check_values(config)
   check_encoder(config)
   check_inputs(config)
   sources = open_sources(config)

@@ -12,14 +12,14 @@ from mico_jax.config import ConfigError
 from mico_jax.docs import plans
 from mico_jax.parallel.mesh import mesh_sizes
 from mico_jax.plan import topology
-from mico_jax.run.checks import check_ranges
+from mico_jax.run.checks import check_values
 
 
 @pytest.mark.parametrize("where", plans.TOPOLOGIES)
 @pytest.mark.parametrize("name", plans.CONFIGS)
 def test_every_choice_divides_batches_groups_and_widths(name, where):
   config = config_lib.load(f"{name}:corpora@{where}")
-  check_ranges(config)
+  check_values(config)
   assert config.data.sources["vast27m"].path.startswith("corpora/")
   devices = topology.parse(where).num_devices
   sizes = mesh_sizes(config.parallel, devices)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import pytest
 
@@ -16,9 +14,9 @@ from mico_jax.testing import tiny_checkpoint
 
 def mistake(*overrides: str) -> str:
   """The message that a config with these overrides gives."""
-  config = c.override(tiny_checkpoint.tiny_config(), overrides)
+  base = tiny_checkpoint.tiny_config()
   with pytest.raises(c.ConfigError) as caught:
-    resolve(config).check_training()
+    resolve(c.override(base, overrides)).check_training()
   message = str(caught.value)
   assert "\n" not in message
   return message
@@ -27,7 +25,10 @@ def mistake(*overrides: str) -> str:
 @pytest.mark.parametrize(
   ("override", "message"),
   [
-    ("train.log_every=0", "train.log_every=0: must be at least 1"),
+    (
+      "train.log_every=0",
+      "train.log_every=0: expected an integer of at least 1",
+    ),
     ("data.inputs.video.frames=0", "data.inputs.video.frames=0"),
     ("tasks.av.batch_size=0", "tasks.av.batch_size=0"),
     ("train.patch_dropout=1.5", "at most 0.99"),
@@ -41,13 +42,13 @@ def mistake(*overrides: str) -> str:
     ("evaluation.classes='absent'", "cannot be read"),
     ("model.remat=x", "none, full"),
     ("model.attention=x", "auto, pallas_tpu, cudnn, xla, reference"),
-    ("model.dtype=float8", "float32, bfloat16"),
+    ("model.dtype=float8", 'one of "float32", "bfloat16"'),
     ("model.vision.num_heads=5", "must divide"),
     ("parallel.rules=x", "known: ddp"),
     ("parallel.mesh={'rows': -1}", "no mesh axis; known: data, fsdp"),
     ("parallel.mesh={'data': 1, 'fsdp': -1}", "does not use"),
     ("parallel.slices={'data': 3}", "must divide the"),
-    ("parallel.offload=('params',)", "known: opt_state, ema"),
+    ("parallel.offload=('params',)", 'one of "opt_state", "ema"'),
     ("tasks.av.batch_size=9", "must be a multiple of"),
     ("tasks.av.sources.x=1", "which data.sources lacks"),
     ("tasks.av.steps=0", "not all 0"),
@@ -99,20 +100,6 @@ def test_omniworld_suite_needs_its_source(tmp_path):
     f"data.sources.test.path={path}",
   )
   assert "needs an omniworld source" in message
-
-
-def test_shipped_ranges_name_fields():
-  config = tiny_checkpoint.tiny_config()
-  checks.check_ranges(config)
-  for pattern, _, _ in checks.RANGES:
-    node: object = c.Config
-    for part in pattern.split("."):
-      if part == "*" or not isinstance(node, type):
-        break
-      names = {f.name for f in dataclasses.fields(node)}
-      assert part in names, pattern
-      default = next(f for f in dataclasses.fields(node) if f.name == part)
-      node = type(default.default)
 
 
 @pytest.mark.multidevice

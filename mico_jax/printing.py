@@ -1,0 +1,45 @@
+"""Text of unknown origin, made fit for a terminal.
+
+Names of files, ids, captions and values come from others. Printed as they are,
+a control character could move the cursor, colour what follows or reverse its
+order, and a line break could forge a line of ours.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+# Control, format (zero-width, bidirectional), surrogate, unassigned; line and
+# paragraph separators. Joiners and marks of scripts are shown as they are.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"})
+_JOINERS = "\u200c\u200d"  # Persian, Indic scripts and emoji need them
+
+
+def escaped(text: str) -> str:
+  r"""A text whose control characters are written out: `\x1b`, `\u202e`.
+
+  Line breaks and tabs are among them, so the result is one line; surrogates
+  (bytes of a file name that are no UTF-8) as well, so it can be encoded.
+  """
+  if text.isascii() and text.isprintable():
+    return text
+  return "".join(
+    c
+    if c in _JOINERS or unicodedata.category(c) not in _HIDDEN
+    else c.encode("unicode_escape").decode("ascii")
+    for c in text
+  )
+
+
+def shown(value: Any, longest: int = 80) -> str:
+  """A value as a short line, for messages: its `repr`, cut and escaped."""
+  if isinstance(value, (str, bytes)):
+    value = value[: longest + 1]  # cheap, however long it is
+  if isinstance(value, int) and abs(value) >= 10**longest:
+    return f"an integer of {value.bit_length()} bits"
+  try:
+    text = escaped(repr(value))
+  except (ValueError, RecursionError):  # integers of thousands of digits inside
+    return f"a {type(value).__name__}"
+  return text if len(text) <= longest else f"{text[: longest - 3]}..."

@@ -1,0 +1,208 @@
+"""Every field says what it may hold, and nothing else comes in."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import jax
+import pytest
+
+from mico_jax import config as c
+from mico_jax.cli.main import main
+from mico_jax.config import declare
+from mico_jax.testing import tiny_checkpoint
+
+CLASSES = [
+  value
+  for name, value in vars(c).items()
+  if name.endswith("Config") and isinstance(value, type)
+]
+FIELDS = [(cls, field) for cls in CLASSES for field in dataclasses.fields(cls)]
+HUGE = "1" + "0" * 400
+
+
+def split(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+  if typing.get_origin(hint) is Annotated:
+    base, *rules = typing.get_args(hint)
+    return base, tuple(rules)
+  return hint, ()
+
+
+def undeclared(hint: Any, path: str) -> Iterator[str]:
+  """The parts of a field's type that any value would satisfy."""
+  base, rules = split(hint)
+  origin, args = typing.get_origin(base), typing.get_args(base)
+  if base is bool or dataclasses.is_dataclass(base):
+    return
+  kind = declare.Items if origin in (tuple, Mapping) else object
+  if not [r for r in rules if isinstance(r, kind)]:
+    yield path
+  for rule in rules:
+    if isinstance(rule, declare.Range):
+      whole = isinstance(rule.low, int) and isinstance(rule.high, int)
+      if whole != (base is int) or not rule.low < rule.high:
+        yield f"{path}: {rule}"
+  for i, part in enumerate(a for a in args if a is not ...):
+    yield from undeclared(part, f"{path}[{i}]")
+
+
+@pytest.mark.parametrize(
+  ("cls", "field"), FIELDS, ids=[f"{k.__name__}.{f.name}" for k, f in FIELDS]
+)
+def test_a_field_is_declared(cls, field):
+  hint = typing.get_type_hints(cls, include_extras=True)[field.name]
+  assert not list(undeclared(hint, field.name))
+
+
+def test_defaults_are_allowed():
+  for cls in CLASSES:
+    c.check(cls())
+  c.check(c.Config())
+
+
+def test_choices_are_those_of_the_code():
+  from mico_jax.kernels.contrastive.api import FORMS
+  from mico_jax.layers.attention import BIASES
+  from mico_jax.modalities.depth import UNITS
+  from mico_jax.models.mico import NAMES
+  from mico_jax.models.vit import NORMS
+  from mico_jax.objectives.contrastive import DTYPES
+  from mico_jax.train.optimizer import STATE_DTYPES
+  from mico_jax.train.state import OFFLOADABLE
+  from mico_jax.world.scene import VERSIONS
+
+  def choice(cls: type, name: str) -> set[str]:
+    base, rules = split(typing.get_type_hints(cls, include_extras=True)[name])
+    if typing.get_origin(base) is tuple:
+      _, rules = split(typing.get_args(base)[0])
+    return set(rules[0].names)
+
+  for name in ("matmul_precision", "normals_as", "dtype", "masked_rows"):
+    assert choice(c.ModelConfig, name) == set(NAMES[name])
+  assert choice(c.VisionConfig, "norm") == set(NORMS)
+  assert choice(c.VisionConfig, "qkv_bias") == set(BIASES)
+  assert choice(c.SourceConfig, "depth_unit") == {"", *UNITS}
+  assert choice(c.SourceConfig, "version") == set(VERSIONS)
+  assert choice(c.ContrastiveConfig, "form") == set(FORMS)
+  assert choice(c.ContrastiveConfig, "gather_dtype") == set(DTYPES)
+  assert choice(c.OptimizerConfig, "state_dtype") == set(STATE_DTYPES)
+  assert choice(c.ParallelConfig, "offload") == set(OFFLOADABLE)
+
+
+def test_tables_of_keys_exist():
+  for cls, field in FIELDS:
+    hint = typing.get_type_hints(cls, include_extras=True)[field.name]
+    for rule in split(hint)[1]:
+      if isinstance(rule, declare.Key):
+        module, _, name = rule.table.rpartition(".")
+        table = getattr(importlib.import_module(module), name)
+        assert field.default in (*table, *rule.also)
+
+
+def absurd(hint: Any) -> Iterator[str]:
+  """Texts of values that no field of this type may hold."""
+  base, rules = split(hint)
+  args = typing.get_args(base)
+  yield from ("None", "{'a': {'b': 1}}") if base is not Any else ("{1: 2}",)
+  if base is bool:
+    yield from ("1", "'yes'", "maybe", "()")
+  elif base in (int, float):
+    low, high = rules[0].low, rules[0].high
+    yield from ("True", "'3'", "three", "()", "nan", "1e999", HUGE, f"-{HUGE}")
+    yield from (repr(low - 1), repr(high * 2 + 1))
+    if base is int:
+      yield from ("3.0", "1e3")
+  elif base is str:
+    yield from ("3", "True", "('a',)", "'a\\n\\x1b[31mb'", "'\\ud800'")
+    yield f"'{'x' * 5000}'"
+    if not rules[0].accepts("") or isinstance(rules[0], declare.Key):
+      yield "''"
+    if isinstance(rules[0], (declare.Choice, declare.Key)):
+      yield "no_such_name"
+    if isinstance(rules[0], declare.Regex):
+      yield "'('"
+  elif typing.get_origin(base) is tuple:
+    yield from ("3", "text", "True", f"({'1,' * 5000})")
+    for text in absurd(args[0]):
+      if not (args[0] is Any or text.startswith("-1")):
+        yield f"({literal(text)},)"
+  elif typing.get_origin(base) is Mapping:
+    yield from ("3", "text", "True", "('a',)", "{1: 1}", "{'': 1}")
+    if not dataclasses.is_dataclass(args[1]):
+      for text in absurd(args[1]):
+        yield f"{{'a': {literal(text)}}}"
+
+
+def literal(text: str) -> str:
+  """A value inside of another: bare words are none there."""
+  if text in ("nan", "three", "maybe", "text", "no_such_name"):
+    return repr(text)
+  return text
+
+
+CONFIG = tiny_checkpoint.tiny_config()
+ABSURD = [
+  f"{path}={text}"
+  for path, _, hint in c.leaves(CONFIG)
+  for text in dict.fromkeys(absurd(hint))
+]
+
+
+def test_the_table_is_large():
+  assert len(ABSURD) > 1500
+  assert len({text.partition("=")[0] for text in ABSURD}) > 150
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch) -> str:
+  """A config file, in a process where no device may be touched."""
+
+  def touched(*_: Any, **__: Any) -> None:
+    raise AssertionError("a device was touched")
+
+  for name in ("devices", "local_devices", "device_count", "default_backend"):
+    monkeypatch.setattr(jax, name, touched)
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "tiny.py").write_text(tiny_checkpoint.CONFIG_FILE)
+  return "tiny.py"
+
+
+@pytest.mark.parametrize("part", range(16))
+def test_absurd_values_are_refused(tiny, capsys, part):
+  passed = []
+  for text in ABSURD[part::16]:
+    status = main(["pretrain", "--config", tiny, f"--config.{text}"])
+    found = capsys.readouterr()
+    lines = found.err.splitlines()
+    name = text.partition("=")[0]
+    if (
+      status != 2
+      or len(lines) != 1
+      or name not in lines[0]
+      or not lines[0].startswith("mico-jax: error: ")
+      or not lines[0].isprintable()
+      or len(lines[0]) > 600
+    ):
+      passed.append((text[:120], status, found.err[-300:]))
+  assert not passed, f"{len(passed)} of them: {passed[:5]}"
+
+
+def test_values_of_python_are_checked():
+  """A config put together in code has not come through a file."""
+  nan = dataclasses.replace(CONFIG.optimizer, learning_rate=float("nan"))
+  with pytest.raises(c.ConfigError, match=r"optimizer\.learning_rate=nan"):
+    c.check(dataclasses.replace(CONFIG, optimizer=nan))
+
+
+def test_a_checkpoint_of_absurd_values_is_refused(tmp_path):
+  from mico_jax.checkpoint import restore
+  from mico_jax.checkpoint.manifest import CheckpointError
+
+  text = c.to_json(CONFIG).replace('"steps": 4', '"steps": -4')
+  assert '"steps": -4' in text
+  with pytest.raises(CheckpointError, match=r"steps=-4: expected an integer"):
+    restore.parse_config(text.encode(), tmp_path)
