@@ -1,100 +1,231 @@
-"""Video files to frames, through PyAV: only the frames asked for are kept."""
+"""Video files to frames, through PyAV: only the frames asked for are kept.
+
+Frames are chosen by the time they are shown at. A clip of N frames is read as N
+equal steps from its first frame to the end of its last; index i is the moment
+where step i begins, and the frame whose time is nearest stands for it. At a
+constant rate that is frame i. Frames beyond `data.audio.max_seconds` are left
+out, as sound is. Pictures stand as their display matrix says, transparency is
+on white; colours are taken as stored (no tone mapping, no deinterlacing).
+"""
 
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
+from mico_jax.modalities import containers
 from mico_jax.modalities.base import DecodeError, Geometry
-from mico_jax.modalities.media import decode_frames, one_line
+from mico_jax.modalities.media import LARGE, decode_frames
 from mico_jax.modalities.spatial import Clip
 
 _SEEK_BEYOND = 1000  # frames; longer videos are read by seeking
+_STEPS_BACK = (0.0, 1.0, 10.0)  # s before a moment to seek to, until it is met
+_REACH = 1.0  # s; a damaged moment is shown by a frame no farther
+_BACKGROUND = 255  # white shows through
 
 
 class VideoClip:
-  """A video file; frames are decoded when taken."""
+  """A video file; frames are decoded when taken.
+
+  Attributes:
+    nbytes: of all frames, decoded.
+  """
 
   def __init__(self, data: bytes, geometry: Geometry):
-    """Reads the header; counts packets where it names no frame count."""
-    if not data:
-      raise DecodeError("the file is empty (0 bytes).")
-    self._data = data
+    """Reads the times of all frames.
+
+    Raises:
+      DecodeError: for unreadable, empty, too large or cut files.
+    """
+    self._data, self._geometry = data, geometry
     with self._open() as (container, stream):
+      self._check_size(stream.width, stream.height)
+      limit = geometry.audio.max_seconds
+      self._shown = containers.scan_pictures(container, stream, limit)
       pixels = stream.width * stream.height
-      if pixels == 0 or pixels > geometry.max_pixels:
-        raise DecodeError(
-          f"video of {stream.width} x {stream.height} pixels; expected between "
-          f"1 and data.max_pixels={geometry.max_pixels}."
-        )
-      self._length = stream.frames or sum(
-        1 for packet in container.demux(stream) if packet.size
+      self.nbytes = 3 * min(pixels, LARGE) * len(self)
+
+  def _check_size(self, width: int, height: int) -> None:
+    limit = min(self._geometry.max_pixels, containers.MAX_FRAME_PIXELS)
+    if not 0 < width * height <= limit:
+      raise DecodeError(
+        f"video of {width} x {height} pixels; expected between 1 and {limit} "
+        "(data.max_pixels, and 8K)."
       )
-      self.nbytes = 3 * pixels * self._length  # decoded
-    if self._length < 1:
-      raise DecodeError("the video has no frames.")
 
   @contextlib.contextmanager
   def _open(self) -> Iterator[tuple[Any, Any]]:
-    import av
-
-    try:
-      with av.open(io.BytesIO(self._data)) as container:
-        if not container.streams.video:
-          raise DecodeError("the file has no video stream.")
-        yield container, container.streams.video[0]
-    except DecodeError:
-      raise
-    except Exception as error:
-      raise DecodeError(f"not a readable video: {one_line(error)}") from error
+    with containers.opened(self._data, "video") as container:
+      stream = containers.picture_stream(container)
+      if stream is None:
+        raise DecodeError("the file has no video stream (cover art is none).")
+      yield container, stream
 
   def __len__(self) -> int:
-    """Number of frames, as the header says."""
-    return self._length
+    """Number of frames."""
+    return len(self._shown.times)
 
-  def take(self, indices: Sequence[int]) -> np.ndarray:
-    """The frames at increasing `indices`, uint8 [T, Y, X, 3]."""
-    wanted = [int(i) for i in indices]
+  def _moments(self, indices: Sequence[int]) -> np.ndarray:
+    """Times of indices, in s."""
+    shown = self._shown
+    if len(self) == 1:
+      return np.full(len(indices), shown.start)
+    step = (shown.end - shown.start) / len(self)
+    return shown.start + np.asarray(indices, np.float64) * step
+
+  def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "T Y X 3"]:
+    """The frames at increasing `indices`.
+
+    Raises:
+      DecodeError: if one cannot be read, or they differ in size.
+    """
+    wanted, place = np.unique(self._moments(indices), return_inverse=True)
     with self._open() as (container, stream):
-      if self._length > _SEEK_BEYOND and stream.average_rate:
-        found = self._seek(container, stream, sorted(set(wanted)))
+      plain = self._shown.ranked or self._shown.joined
+      if len(self) > _SEEK_BEYOND and not plain:
+        found = [self._seek(container, stream, t) for t in wanted]
       else:
-        found = {}
-        last = max(wanted)
-        for i, frame in enumerate(container.decode(stream)):
-          if i in wanted:
-            found[i] = frame.to_ndarray(format="rgb24")
-          if i >= last:
-            break
-    if not found:
+        found = list(self._nearest(self._frames(container, stream), wanted))
+    if len(found) < len(wanted):
       raise DecodeError("the video holds no readable frame.")
-    if len(found) < len(set(wanted)):
-      raise DecodeError(
-        f"the video is cut short: {len(found)} of {len(set(wanted))} wanted "
-        f"frames could be read (the header promises {self._length})."
-      )
-    return np.stack([found[i] for i in wanted])
+    for moment, (time, _) in zip(wanted, found, strict=True):
+      gap = np.abs(self._shown.times - moment).min()
+      if abs(time - moment) > gap + _REACH:
+        raise DecodeError(
+          f"the video is damaged: no frame within {_REACH:g} s of "
+          f"{moment - self._shown.start:.2f} s can be read."
+        )
+    if len({f.shape for _, f in found}) > 1:
+      raise DecodeError("the frames of the video differ in size.")
+    return np.stack([found[i][1] for i in place])
+
+  def _frames(self, container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
+    """(time in s, frame) as presented; damaged ones are left out."""
+    import av
+
+    clock, times, rank = containers.Clock(), self._shown.times, 0
+    for packet in containers.packets(container, stream):
+      try:
+        frames = packet.decode()
+      except av.FFmpegError:
+        continue
+      for frame in frames:
+        rank += 1
+        if frame.is_corrupt:
+          continue
+        if self._shown.ranked:
+          yield float(times[min(rank, len(times)) - 1]), frame
+        elif frame.pts is not None:
+          yield clock(float(frame.pts * frame.time_base)), frame
+
+  def _nearest(
+    self, frames: Iterator[tuple[float, Any]], moments: np.ndarray
+  ) -> Iterator[tuple[float, np.ndarray]]:
+    """(time, pixels) of the frame nearest to each of increasing moments."""
+    before = None
+    rest = list(moments)
+    for now in frames:
+      while rest and now[0] >= rest[0]:
+        moment = rest.pop(0)
+        late = before is None or now[0] - moment <= moment - before[0]
+        yield self._pixels(*(now if late else before))
+      before = now
+      if not rest:
+        return
+    if before is not None:
+      last = self._pixels(*before)
+      yield from (last for _ in rest)
 
   def _seek(
-    self, container: Any, stream: Any, wanted: list[int]
-  ) -> dict[int, np.ndarray]:
-    """Reads single frames of a long video from the key frame before each."""
-    rate, base = stream.average_rate, stream.time_base
-    first = stream.start_time or 0
-    found = {}
-    for i in wanted:
-      target = first + int(i / rate / base)
-      container.seek(target, stream=stream, backward=True)
-      half = int(0.5 / rate / base)
-      for frame in container.decode(stream):
-        if frame.pts is not None and frame.pts + half >= target:
-          found[i] = frame.to_ndarray(format="rgb24")
-          break
-    return found
+    self, container: Any, stream: Any, moment: float
+  ) -> tuple[float, np.ndarray]:
+    """The frame of one moment of a long video, from the key frame before it."""
+    first = self._shown.start
+    for back in _STEPS_BACK:
+      target = max(first, moment - back)
+      offset = int(np.floor(target / float(stream.time_base)))
+      container.seek(offset, stream=stream, backward=True)
+      frames = self._frames(container, stream)
+      begin = next(frames, None)
+      if begin is None or (begin[0] > moment and target > first):
+        continue
+      found = list(self._nearest(_chain(begin, frames), np.array([moment])))
+      if found:
+        return found[0]
+    raise DecodeError(f"the video cannot be read at {moment - first:.2f} s.")
+
+  def _pixels(self, time: float, frame: Any) -> tuple[float, np.ndarray]:
+    self._check_size(frame.width, frame.height)
+    width, height = frame.width, frame.height
+    while width * height > LARGE:
+      width, height = width // 2, height // 2
+    see_through = frame.format.has_palette or any(
+      component.is_alpha for component in frame.format.components
+    )
+    kind = "rgba" if see_through else "rgb24"
+    if (width, height) != (frame.width, frame.height):
+      frame_now = frame.reformat(width=width, height=height, format=kind)
+      pixels = frame_now.to_ndarray()
+    else:
+      pixels = frame.to_ndarray(format=kind)
+    if see_through:
+      pixels = _on_background(pixels)
+    return time, upright(pixels, _display_matrix(frame))
+
+
+def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+  yield first
+  yield from rest
+
+
+def _on_background(pixels: UInt8[np.ndarray, "Y X 4"]) -> np.ndarray:
+  alpha = pixels[..., 3:].astype(np.uint16)
+  if (alpha == 255).all():
+    return np.ascontiguousarray(pixels[..., :3])
+  mixed = pixels[..., :3] * alpha + _BACKGROUND * (255 - alpha)
+  return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def _display_matrix(frame: Any) -> tuple[int, ...]:
+  """(a, b, c, d) in 1/65536: x' = a x + c y, y' = b x + d y; () without one."""
+  for item in frame.side_data:
+    if item.type.name == "DISPLAYMATRIX":
+      matrix = np.frombuffer(bytes(item), np.int32)
+      if len(matrix) == 9:
+        return tuple(int(matrix[i]) for i in (0, 1, 3, 4))
+  return ()
+
+
+def upright(
+  pixels: UInt8[np.ndarray, "Y X 3"], matrix: Sequence[int]
+) -> UInt8[np.ndarray, "y x 3"]:
+  """Pixels as a display matrix (a, b, c, d) shows them.
+
+  Raises:
+    DecodeError: for a matrix that is no quarter turn or mirroring.
+  """
+  if not any(matrix):
+    return pixels
+  a, b, c, d = matrix
+  straight, turned = sorted((abs(a), abs(d))), sorted((abs(b), abs(c)))
+  main, other = sorted((straight, turned), reverse=True)
+  if main[0] <= 10 * other[1]:
+    raise DecodeError(
+      f"the display matrix {tuple(v / 65536 for v in matrix)} is no quarter "
+      "turn or mirroring; rotate the video before use."
+    )
+  if turned > straight:
+    pixels = pixels.swapaxes(0, 1)
+    x, y = c, b
+  else:
+    x, y = a, d
+  pixels = pixels[:, ::-1] if x < 0 else pixels
+  pixels = pixels[::-1] if y < 0 else pixels
+  return np.ascontiguousarray(pixels)
 
 
 def decode_video(raw: Any, geometry: Geometry) -> Clip:
