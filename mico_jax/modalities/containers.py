@@ -181,6 +181,32 @@ def scan_pictures(container: Any, stream: Any, limit: float) -> Pictures:
   return Pictures(times, float(times[-1] + last), ranked, clock.joined)
 
 
+def ogg_links(data: bytes) -> list[bytes]:
+  """The files of an Ogg file that is several, one behind the other (chained).
+
+  The whole file where streams lie side by side (sound and pictures) or its
+  pages are damaged.
+  """
+  starts, current, begun, at = [], b"", False, 0
+  while at + 27 <= len(data) and data[at : at + 4] == b"OggS":
+    serial = data[at + 14 : at + 18]
+    if data[at + 5] & 2:  # a stream begins
+      if begun:  # two of them side by side
+        return [data]
+      starts.append(at)
+      current, begun = serial, True
+    elif serial != current:
+      return [data]
+    else:
+      begun = False
+    table = data[at + 27 : at + 27 + data[at + 26]]
+    at += 27 + len(table) + sum(table)
+  if len(starts) < 2 or at < len(data) - 27:
+    return [data]
+  ends = [*starts[1:], len(data)]
+  return [data[a:b] for a, b in zip(starts, ends, strict=True)]
+
+
 def check_whole(data: bytes) -> None:
   """Compares what a file's own headers promise with its size.
 

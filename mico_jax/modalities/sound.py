@@ -172,16 +172,45 @@ def mel_filters(
   return np.pad(filters, ((0, 1), (0, 0))).astype(np.float32)
 
 
+def _sizes(config: AudioConfig) -> tuple[int, int]:
+  """Samples of a window, and from one to the next."""
+  rate = config.sample_rate
+  size, hop = config.window_ms, config.hop_ms
+  return round(rate * size / 1000), round(rate * hop / 1000)
+
+
+def num_frames(samples: int, config: AudioConfig) -> int:
+  """Frames of log-mel energies that `samples` give; at least one."""
+  size, hop = _sizes(config)
+  return 1 + max(0, samples - size) // hop
+
+
 def fbank(
-  waveform: Float[np.ndarray, " N"], bins: int, config: AudioConfig
+  waveform: Float[np.ndarray, " N"],
+  bins: int,
+  config: AudioConfig,
+  start: int = 0,
+  stop: int | None = None,
 ) -> Float[np.ndarray, "frames bins"]:
-  """Kaldi log-mel energies (nats) of a waveform in [-1, 1].
+  """Kaldi log-mel energies (nats) of a waveform in units of full scale.
 
   A sound shorter than one window is padded with zeros to one frame.
+
+  Args:
+    waveform: mono.
+    bins: of the filterbank.
+    config: rate, window and step.
+    start: first frame that is wanted.
+    stop: one past the last; None: all.
   """
   rate = config.sample_rate
-  size = round(rate * config.window_ms / 1000)
-  hop = round(rate * config.hop_ms / 1000)
+  size, hop = _sizes(config)
+  if stop is not None or start:
+    total = num_frames(len(waveform), config)
+    stop = total if stop is None else min(stop, total)
+    if stop <= start:
+      return np.zeros((0, bins), np.float32)
+    waveform = waveform[start * hop : (stop - 1) * hop + size]
   fft_size = 1 << (size - 1).bit_length()
   if len(waveform) < size:
     waveform = np.pad(waveform, (0, size - len(waveform)))

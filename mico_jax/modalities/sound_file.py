@@ -7,7 +7,10 @@ with silence where it has none.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import io
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from jaxtyping import Float
 
 from mico_jax.modalities import containers
 from mico_jax.modalities.base import DecodeError
+from mico_jax.modalities.media import one_line
 
 RATES = (1_000, 768_000)  # Hz
 MAX_CHANNELS = 64
@@ -61,37 +65,62 @@ def read_sound(data: bytes, max_seconds: float) -> Iterator[Block]:
   Raises:
     DecodeError: for unreadable, damaged or cut files.
   """
-  with containers.opened(data, "sound file") as container:
-    stream = containers.sound_stream(container)
-    if stream is None:
-      raise DecodeError("the file has no sound.")
-    _check_rate(stream.sample_rate or RATES[0])
-    _check_channels(stream.channels or 1)
-    shown = None
-    pictures = containers.picture_stream(container)
-    if pictures is not None:
-      shown = containers.scan_pictures(container, pictures, max_seconds)
-  with containers.opened(data, "sound file") as container:
-    stream = containers.sound_stream(container)
-    blocks = _decoded(container, stream)
-    if shown is not None and math.isfinite(shown.end):
-      end = min(shown.end - shown.start, max_seconds)
-      yield from _aligned(blocks, shown.start, end)
+  links = containers.ogg_links(data) if data[:4] == b"OggS" else [data]
+  shown = None
+  if len(links) == 1 and not _sound_only(data):
+    shown = _interval(data, max_seconds)
+  blocks = itertools.chain.from_iterable(
+    _vorbis(link) if _is_vorbis(link) else _decoded(link) for link in links
+  )
+  if shown is not None:
+    yield from _aligned(blocks, *shown)
+    return
+  left = max_seconds
+  for _, block in blocks:
+    room = round(left * block.rate)
+    if room > 0:
+      yield dataclasses.replace(block, samples=block.samples[:room])
+    left -= len(block.samples) / block.rate
+    if round(left * block.rate) <= 0:
       return
-    count, rate = 0, 0
-    for _, block in blocks:
-      if block.rate != rate:
-        count, rate = round(count / (rate or 1) * block.rate), block.rate
-      room = int(max_seconds * rate) - count
-      if room <= 0:
-        return
-      count += len(block.samples)
-      yield Block(block.samples[:room], rate, block.layout)
-    promised = _flac_samples(data)
-    if count < promised:
-      raise DecodeError(
-        f"the sound is cut short: {count} of {promised} samples can be read."
-      )
+
+
+def _interval(data: bytes, max_seconds: float) -> tuple[float, float] | None:
+  """Start and length in s of the pictures; None: there are none, or one."""
+  with containers.opened(data, "sound file") as container:
+    pictures = containers.picture_stream(container)
+    if pictures is None or containers.sound_stream(container) is None:
+      return None
+    shown = containers.scan_pictures(container, pictures, max_seconds)
+  if math.isinf(shown.end):
+    return None
+  return shown.start, min(shown.end - shown.start, max_seconds)
+
+
+def _sound_only(data: bytes) -> bool:
+  """Whether the first bytes tell that there are no pictures."""
+  wave = data[:4] == b"RIFF" and data[8:12] == b"WAVE"
+  return wave or data[:4] in (b"fLaC", b"FORM") or _is_vorbis(data)
+
+
+def _is_vorbis(link: bytes) -> bool:
+  """Mono or stereo Vorbis, whose last block PyAV cuts at the wrong sample."""
+  at = link.find(b"\x01vorbis", 0, 300)
+  return link[:4] == b"OggS" and at > 0 and link[at + 11 : at + 12] in b"\1\2"
+
+
+def _vorbis(data: bytes) -> Iterator[tuple[float, Block]]:
+  """A Vorbis file of one stream, through libsndfile."""
+  import soundfile
+
+  try:
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+      _check_rate(file.samplerate)
+      while len(x := file.read(_BLOCK, dtype="float32", always_2d=True)):
+        yield math.nan, Block(_checked(x), file.samplerate)
+  except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+    reason = one_line(error)
+    raise DecodeError(f"not a readable sound file: {reason}") from error
 
 
 def _flac_samples(data: bytes) -> int:
@@ -101,35 +130,48 @@ def _flac_samples(data: bytes) -> int:
   return int.from_bytes(data[18:26], "big") & ((1 << 36) - 1)
 
 
-def _decoded(container: Any, stream: Any) -> Iterator[tuple[float, Block]]:
-  """(time in s or NaN, block) of what can be decoded.
+def _decoded(data: bytes) -> Iterator[tuple[float, Block]]:
+  """(time in s or NaN, block) of what PyAV can decode.
 
   Raises:
-    DecodeError: if too many packets cannot.
+    DecodeError: if too many packets cannot be decoded, or a FLAC file holds
+      fewer samples than it promises.
   """
   import av
 
-  if stream.codec_context.name == "flac":
-    stream.codec_context.options = {"err_detect": "crccheck+explode"}
-  good = bad = 0
+  promised, count = _flac_samples(data), 0
+  good, bad, reason = 0, 0, ""
   clock = containers.Clock()
-  reason = ""
-  for packet in containers.packets(container, stream):
-    try:
-      frames = packet.decode()
-      good += 1
-    except av.FFmpegError as error:
-      bad, reason = bad + 1, str(error)
-      continue
-    for frame in frames:
-      time = math.nan
-      if frame.pts is not None:
-        time = clock(float(frame.pts * frame.time_base))
-      yield time, _block(frame)
-  if bad > _BAD_SHARE * (good + bad) or (bad and good <= 1):
+  with containers.opened(data, "sound file") as container:
+    stream = containers.sound_stream(container)
+    if stream is None:
+      raise DecodeError("the file has no sound.")
+    _check_rate(stream.sample_rate or RATES[0])
+    _check_channels(stream.channels or 1)
+    if stream.codec_context.name == "flac":
+      stream.codec_context.options = {"err_detect": "crccheck+explode"}
+    for packet in containers.packets(container, stream):
+      try:
+        frames = packet.decode()
+        good += 1
+      except av.FFmpegError as error:
+        bad, reason = bad + 1, one_line(error)
+        continue
+      for frame in frames:
+        time = math.nan
+        if frame.pts is not None:
+          time = clock(float(frame.pts * frame.time_base))
+        block = _block(frame)
+        count += len(block.samples)
+        yield time, block
+  if count < promised:
+    raise DecodeError(
+      f"the sound is cut short: {count} of {promised} samples can be read."
+    )
+  if bad > _BAD_SHARE * (good + bad):
     raise DecodeError(
       f"the sound is damaged: {bad} of {good + bad} packets cannot be decoded "
-      f"({reason.splitlines()[0][:80]})."
+      f"({reason[:80]})."
     )
 
 

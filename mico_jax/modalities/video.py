@@ -18,7 +18,10 @@ VIDEO = Modality(
   default_mode="plain",
   example=example_frames,
   context_type="video",
-  extensions=(".mp4", ".webm", ".mkv", ".mov", ".avi", ".mpg"),
+  extensions=(
+    *(".mp4", ".webm", ".mkv", ".mov", ".avi", ".mpg", ".mpeg", ".m4v"),
+    *(".ts", ".flv"),
+  ),
   default_input=InputConfig(frames=4),
   notes="random frame of each chunk in training, the middle one otherwise",
 )
