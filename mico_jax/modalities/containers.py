@@ -25,6 +25,7 @@ FORMATS = (
   "ivf,m4v,matroska,webm,mov,mp4,mp3,mpeg,mpegts,mpegvideo,ogg,tta,w64,wav,wv"
 )
 MAX_FRAME_PIXELS = 36_000_000  # of a video frame; 8K has 33 million
+_NO_TIMES = ("avi", "mpeg")  # formats that store no or few times
 _BACK = 0.5  # seconds; a larger step back in time starts a joined file
 _STREAMED = (0x7FFFFFFF, 0xFFFFFFFF)  # sizes that mean "to the end"
 _SLACK = 4096  # what writers subtract from those for their headers
@@ -102,7 +103,7 @@ class Pictures:
   Attributes:
     times: of the frames, in s, increasing; of those within the limit.
     end: of the last frame, in s; infinite for a picture alone.
-    ranked: the container stores no times of presentation (AVI, raw streams):
+    ranked: the container does not time every frame (AVI, MPEG, raw streams):
       frames get them by their rank.
     joined: times start again in the middle: files one behind the other.
   """
@@ -164,7 +165,7 @@ def scan_pictures(container: Any, stream: Any, limit: float) -> Pictures:
     shown.append((packet.pts * base + shift, (packet.duration or 0) * base))
   if not shown and not missing:
     raise DecodeError("the video has no frames.")
-  ranked = container.format.name == "avi" or missing > len(shown)
+  ranked = container.format.name in _NO_TIMES or missing > len(shown)
   if ranked:
     count = len(shown) + missing
     rate = float(stream.average_rate or stream.guessed_rate or 25)
