@@ -112,7 +112,7 @@ def resample(
 
 
 def resample_blocks(
-  blocks: Iterable[Float[np.ndarray, " n"]], source: int, target: int
+  blocks: Iterable[np.ndarray], source: int, target: int
 ) -> Float[np.ndarray, " M"]:
   """`resample` of blocks put together, without holding them all at once."""
   if source == target:

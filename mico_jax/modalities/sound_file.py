@@ -183,6 +183,7 @@ def _block(frame: Any) -> Block:
   array = frame.to_ndarray()
   if not frame.format.is_planar:
     array = array.reshape(-1, channels).T
+  array = array[:channels]  # PyAV finds planes beyond the last of eight
   if array.dtype == np.uint8:
     samples = (array.astype(np.float32) - 128) / 128
   elif array.dtype.kind == "i":
@@ -252,6 +253,8 @@ def array_blocks(
     raise DecodeError(f"the sample rate is {rate!r}; expected a number of Hz.")
   _check_rate(rate)
   samples = samples.reshape(len(samples), -1) if samples.ndim == 1 else samples
+  if not samples.size:
+    return
   rows, columns = samples.shape
   if rows == columns > 1:
     raise DecodeError(
@@ -259,7 +262,7 @@ def array_blocks(
       "give [N] or more samples."
     )
   samples = samples.T if rows < columns else samples
-  _check_channels(samples.shape[1] or 1)
+  _check_channels(samples.shape[1])
   samples = samples[: int(max_seconds * rate)]
   for start in range(0, len(samples), _BLOCK):
     part = samples[start : start + _BLOCK]

@@ -88,8 +88,10 @@ def file_of(
       start = round(sound_start * sound_rate)
       samples = np.atleast_2d(np.asarray(sound, np.float32))
       for at in range(0, samples.shape[1], 1024):
-        part = np.ascontiguousarray(samples[:, at : at + 1024])
-        frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
+        part = samples[:, at : at + 1024].T.reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(
+          np.ascontiguousarray(part), format="flt", layout=layout
+        )
         frame.sample_rate, frame.pts = sound_rate, start + at
         frame.time_base = Fraction(1, sound_rate)
         container.mux(audio.encode(frame))
