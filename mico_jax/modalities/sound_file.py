@@ -27,6 +27,7 @@ RATES = (1_000, 768_000)  # Hz
 MAX_CHANNELS = 64
 MAX_PEAK = 16.0  # of full scale; more is another unit, or damage
 _BAD_SHARE = 0.1  # of packets; more make the file unreadable
+_PLANES = 8  # PyAV reads beyond the end of that many planes
 _GAP = 0.1  # s; a larger one between packets is silence
 _BLOCK = 1 << 18  # samples of an array taken at a time
 # Channels of a file or array that does not name them: WAVE's and FLAC's order.
@@ -180,10 +181,11 @@ def _block(frame: Any) -> Block:
   _check_rate(frame.sample_rate)
   channels = frame.layout.nb_channels
   _check_channels(channels)
+  if frame.format.is_planar and channels >= _PLANES:
+    frame = _packed(frame)
   array = frame.to_ndarray()
   if not frame.format.is_planar:
     array = array.reshape(-1, channels).T
-  array = array[:channels]  # PyAV finds planes beyond the last of eight
   if array.dtype == np.uint8:
     samples = (array.astype(np.float32) - 128) / 128
   elif array.dtype.kind == "i":
@@ -192,6 +194,15 @@ def _block(frame: Any) -> Block:
     samples = array
   names = tuple(channel.name for channel in frame.layout.channels)
   return Block(_checked(samples.T), frame.sample_rate, names)
+
+
+def _packed(frame: Any) -> Any:
+  """The frame with its channels interleaved, as float32."""
+  import av
+
+  packer = av.AudioResampler(format="flt", layout=frame.layout)
+  (packed,) = packer.resample(frame)
+  return packed
 
 
 def _aligned(
