@@ -77,13 +77,12 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
 
 def picture_stream(container: Any) -> Any | None:
   """The video stream; cover art is none."""
-  cover = ("attached_pic", "timed_thumbnails")
-  found = [
-    s
-    for s in container.streams.video
-    if not any(name in str(s.disposition) for name in cover)
-  ]
-  return _preferred(found)
+  from av.stream import Disposition
+
+  still = Disposition.attached_pic | Disposition.timed_thumbnails
+  return _preferred(
+    [s for s in container.streams.video if not s.disposition & still]
+  )
 
 
 def sound_stream(container: Any) -> Any | None:
@@ -92,7 +91,9 @@ def sound_stream(container: Any) -> Any | None:
 
 
 def _preferred(streams: list[Any]) -> Any | None:
-  default = [s for s in streams if "default" in str(s.disposition)]
+  from av.stream import Disposition
+
+  default = [s for s in streams if s.disposition & Disposition.default]
   return next(iter(default or streams), None)
 
 

@@ -11,6 +11,7 @@ on white; colours are taken as stored (no tone mapping, no deinterlacing).
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -144,19 +145,20 @@ class VideoClip:
     self, container: Any, stream: Any, moment: float
   ) -> tuple[float, np.ndarray]:
     """The frame of one moment of a long video, from the key frame before it."""
-    first = self._shown.start
+    moments = np.array([moment])
     for back in _STEPS_BACK:
-      target = max(first, moment - back)
+      target = moment - back
       offset = int(np.floor(target / float(stream.time_base)))
       container.seek(offset, stream=stream, backward=True)
       frames = self._frames(container, stream)
       begin = next(frames, None)
-      if begin is None or (begin[0] > moment and target > first):
-        continue
-      found = list(self._nearest(_chain(begin, frames), np.array([moment])))
-      if found:
-        return found[0]
-    raise DecodeError(f"the video cannot be read at {moment - first:.2f} s.")
+      if begin is not None and begin[0] <= moment + 1e-6:
+        return next(self._nearest(itertools.chain([begin], frames), moments))
+    with self._open() as opened:  # no key frame was found before it
+      found = next(self._nearest(self._frames(*opened), moments), None)
+    if found is None:
+      raise DecodeError("the video holds no readable frame.")
+    return found
 
   def _pixels(self, time: float, frame: Any) -> tuple[float, np.ndarray]:
     self._check_size(frame.width, frame.height)
@@ -175,11 +177,6 @@ class VideoClip:
     if see_through:
       pixels = _on_background(pixels)
     return time, upright(pixels, _display_matrix(frame))
-
-
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-  yield first
-  yield from rest
 
 
 def _on_background(pixels: UInt8[np.ndarray, "Y X 4"]) -> np.ndarray:

@@ -128,9 +128,7 @@ def test_chained_ogg_is_read_link_by_link(codec):
       links.append(_ogg(1.0, hz))
       continue
     wave = tone(1.0, rate, hz)
-    links.append(
-      file_of("ogg", sound=wave, sound_codec=codec, sound_rate=rate)
-    )
+    links.append(file_of("ogg", sound=wave, sound_codec=codec, sound_rate=rate))
   x = _decode(b"".join(links))
   assert len(x) == 32000
   _is_tone(x[:16000], 1.0, 440)
@@ -193,7 +191,8 @@ def test_rates_beyond_the_limits(rate):
 @pytest.mark.parametrize("channels", [0, 65, 65535])
 def test_channels_beyond_the_limits(channels):
   _refused(
-    _header(_wav(tone(0.2)), 22, "<H", channels), "channels|not a readable|damaged"
+    _header(_wav(tone(0.2)), 22, "<H", channels),
+    "channels|not a readable|damaged",
   )
 
 
@@ -212,8 +211,10 @@ def test_loud_and_tiny_values_are_sound():
   assert np.abs(x).max() == pytest.approx(4.0, abs=0.05)
   tiny = np.full(8000, 1e-42, np.float32)
   for geometry in (GEOMETRY, MEAN):
-    slices = MODALITIES["audio"].modes["plain"].host(
-      _decode(_wav(tiny, subtype="FLOAT"), geometry), geometry, None
+    slices = (
+      MODALITIES["audio"]
+      .modes["plain"]
+      .host(_decode(_wav(tiny, subtype="FLOAT"), geometry), geometry, None)
     )
     assert np.isfinite(slices).all()
 
@@ -252,9 +253,7 @@ def test_weights_of_the_mix():
   left = (0.1 + half * 0.3 + half * 0.4) / (1 + 2 * half)
   right = (0.2 + half * 0.3 + half * 0.5) / (1 + 2 * half)
   assert _decode(array)[9] == pytest.approx(left, abs=1e-6)
-  assert _decode(array, MEAN)[9] == pytest.approx(
-    (left + right) / 2, abs=1e-6
-  )
+  assert _decode(array, MEAN)[9] == pytest.approx((left + right) / 2, abs=1e-6)
   assert _decode(np.ones((400, 11), np.float32))[0] == pytest.approx(1)
   alone = np.zeros((400, 11), np.float32)
   alone[:, 7] = 1.0
