@@ -262,6 +262,7 @@ def array_blocks(
     )
   if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)):
     raise DecodeError(f"the sample rate is {rate!r}; expected a number of Hz.")
+  rate = float(rate)
   _check_rate(rate)
   samples = samples.reshape(len(samples), -1) if samples.ndim == 1 else samples
   if not samples.size:

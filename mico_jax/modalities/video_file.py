@@ -132,8 +132,10 @@ class VideoClip:
     for now in frames:
       while rest and now[0] >= rest[0]:
         moment = rest.pop(0)
-        late = before is None or now[0] - moment <= moment - before[0]
-        yield self._pixels(*(now if late else before))
+        if before is None or now[0] - moment <= moment - before[0]:
+          yield self._pixels(*now)
+        else:
+          yield self._pixels(*before)
       before = now
       if not rest:
         return

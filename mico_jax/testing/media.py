@@ -62,11 +62,10 @@ def file_of(
 
   out = io.BytesIO()
   with av.open(out, "w", format=kind, options=dict(options or {})) as container:
+    add: Any = container.add_stream
     video = audio = None
     if len(frames):
-      video = container.add_stream(
-        codec, rate=rate, options=dict(codec_options or {})
-      )
+      video = add(codec, rate=rate, options=dict(codec_options or {}))
       video.height, video.width = frames[0].shape[:2]
       if pixels:
         video.pix_fmt = pixels
@@ -75,7 +74,7 @@ def file_of(
       if prepare is not None:
         prepare(video)
     if sound is not None:
-      audio = container.add_stream(sound_codec, rate=sound_rate, layout=layout)
+      audio = add(sound_codec, rate=sound_rate, layout=layout)
     if video is not None:
       for i, array in enumerate(frames):
         name = "rgba" if array.shape[-1] == 4 else "rgb24"
