@@ -109,9 +109,13 @@ class VideoClip:
     import av
 
     clock, times, rank = containers.Clock(), self._shown.times, 0
+    decoder = _alpha_decoder(stream)
     for packet in containers.packets(container, stream):
       try:
-        frames = packet.decode()
+        if decoder is None:
+          frames = packet.decode()
+        else:
+          frames = decoder.decode(packet if packet.size else None)
       except av.FFmpegError:
         continue
       for frame in frames:
@@ -179,6 +183,19 @@ class VideoClip:
     if see_through:
       pixels = _on_background(pixels)
     return time, upright(pixels, _display_matrix(frame))
+
+
+def _alpha_decoder(stream: Any) -> Any | None:
+  """A decoder that keeps the transparency of VP8 and VP9, where there is any.
+
+  FFmpeg's own decoders show the hidden colours.
+  """
+  import av
+
+  name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+  if name is None or stream.metadata.get("alpha_mode") != "1":
+    return None
+  return av.CodecContext.create(name, "r")
 
 
 def _on_background(pixels: UInt8[np.ndarray, "Y X 4"]) -> np.ndarray:
