@@ -52,6 +52,8 @@ def opened(data: bytes, what: str) -> Iterator[Any]:
     "max_pixels": str(MAX_FRAME_PIXELS),
     "max_size": "65536",  # bytes of a packet of plain samples
   }
+  if data[:4] in (b"RIFF", b"FORM") and data[8:12] != b"AVI ":
+    options["probesize"] = "32768"  # more looks long for what is no sample
   try:
     with av.open(
       io.BytesIO(data), options=options, metadata_errors="replace"

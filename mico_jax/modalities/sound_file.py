@@ -79,8 +79,9 @@ def read_sound(data: bytes, max_seconds: float) -> Iterator[Block]:
   left = max_seconds
   for _, block in blocks:
     room = round(left * block.rate)
-    if room > 0:
-      yield dataclasses.replace(block, samples=block.samples[:room])
+    if room < len(block.samples):
+      block = dataclasses.replace(block, samples=block.samples[:room])
+    yield block
     left -= len(block.samples) / block.rate
     if round(left * block.rate) <= 0:
       return
@@ -187,13 +188,15 @@ def _block(frame: Any) -> Block:
   if not frame.format.is_planar:
     array = array.reshape(-1, channels).T
   if array.dtype == np.uint8:
-    samples = (array.astype(np.float32) - 128) / 128
+    samples = (array.T.astype(np.float32) - 128) / 128
   elif array.dtype.kind == "i":
-    samples = array.astype(np.float32) / -float(np.iinfo(array.dtype).min)
+    samples = array.T.astype(np.float32)
+    samples *= np.float32(-1 / np.iinfo(array.dtype).min)
   else:
-    samples = array
-  names = tuple(channel.name for channel in frame.layout.channels)
-  return Block(_checked(samples.T), frame.sample_rate, names)
+    samples = _checked(array.T)
+  # Only more than two channels need their names.
+  names = frame.layout.channels if channels > 2 else ()
+  return Block(samples, frame.sample_rate, tuple(c.name for c in names))
 
 
 def _packed(frame: Any) -> Any:
