@@ -20,13 +20,12 @@ from jaxtyping import UInt8
 
 from mico_jax.modalities import containers
 from mico_jax.modalities.base import DecodeError, Geometry
-from mico_jax.modalities.media import LARGE, decode_frames
+from mico_jax.modalities.media import BACKGROUND, LARGE, decode_frames
 from mico_jax.modalities.spatial import Clip
 
 _SEEK_BEYOND = 1000  # frames; longer videos are read by seeking
 _STEPS_BACK = (0.0, 1.0, 10.0)  # s before a moment to seek to, until it is met
 _REACH = 1.0  # s; a damaged moment is shown by a frame no farther
-_BACKGROUND = 255  # white shows through
 
 
 class VideoClip:
@@ -202,7 +201,8 @@ def _on_background(pixels: UInt8[np.ndarray, "Y X 4"]) -> np.ndarray:
   alpha = pixels[..., 3:].astype(np.uint16)
   if (alpha == 255).all():
     return np.ascontiguousarray(pixels[..., :3])
-  mixed = pixels[..., :3] * alpha + _BACKGROUND * (255 - alpha)
+  ground = np.asarray(BACKGROUND, np.uint16)
+  mixed = pixels[..., :3] * alpha + ground * (255 - alpha)
   return ((mixed + 127) // 255).astype(np.uint8)
 
 
