@@ -18,7 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mico_jax.modalities.arrays import CHANNELS, is_npy, read_npy
+from mico_jax.modalities.arrays import (
+  CHANNELS,
+  encode_normals,
+  is_npy,
+  read_npy,
+)
 from mico_jax.modalities.base import DecodeError, Geometry
 from mico_jax.modalities.spatial import ArrayClip, Clip
 
@@ -289,6 +294,18 @@ def decode_frames(raw: Any, geometry: Geometry) -> Clip:
   if isinstance(raw, bytes):
     return ArrayClip(decode_image(raw, geometry)[None])
   raise DecodeError(f"expected a file, frames or an array, got {type(raw)}.")
+
+
+def decode_normals(raw: Any, geometry: Geometry) -> Clip:
+  """Maps as pictures or uint8 arrays, or unit vectors as float arrays."""
+
+  def encoded(x: Any) -> Any:
+    x = read_npy(x) if isinstance(x, bytes) and is_npy(x) else x
+    floats = isinstance(x, np.ndarray) and x.dtype.kind == "f"
+    return encode_normals(x) if floats else x
+
+  many = isinstance(raw, (list, tuple))
+  return decode_frames([*map(encoded, raw)] if many else encoded(raw), geometry)
 
 
 def example_frames(geometry: Geometry, seed: int) -> Clip:

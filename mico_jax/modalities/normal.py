@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from mico_jax.modalities.arrays import encode_normals, is_npy, read_npy
-from mico_jax.modalities.base import ArraySpec, Geometry, Modality
-from mico_jax.modalities.media import decode_frames, example_frames
+from mico_jax.modalities.base import ArraySpec, Modality
+from mico_jax.modalities.media import decode_normals, example_frames
 from mico_jax.modalities.spatial import (
   HALF,
-  Clip,
   crop_flip,
   demo_mode,
   frame_mode,
@@ -26,18 +22,6 @@ def mirror(frames: np.ndarray) -> np.ndarray:
   frames = frames.copy()
   frames[..., 0] = 255 - frames[..., 0]
   return frames
-
-
-def decode_normals(raw: Any, geometry: Geometry) -> Clip:
-  """Maps as pictures or uint8 arrays, or unit vectors as float arrays."""
-
-  def encoded(x: Any) -> Any:
-    x = read_npy(x) if isinstance(x, bytes) and is_npy(x) else x
-    floats = isinstance(x, np.ndarray) and x.dtype.kind == "f"
-    return encode_normals(x) if floats else x
-
-  many = isinstance(raw, (list, tuple))
-  return decode_frames([*map(encoded, raw)] if many else encoded(raw), geometry)
 
 
 NORMAL = Modality(

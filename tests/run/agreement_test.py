@@ -173,10 +173,11 @@ def test_two_processes_keep_steps_in_flight(tmp_path):
   steps = 10
   processes = start_workers(tmp_path, steps, 10_000_000)
   for found in ended(processes, [0, 0], tmp_path):
-    # At most one of the queued steps is being waited for.
-    assert found["depths"][IN_FLIGHT + 1 :] == [IN_FLIGHT] * (
-      steps - IN_FLIGHT - 1
-    )
+    # The host waits for one of the queued steps at most: it may not have ended
+    # yet when the next is counted, and no fewer than the others are running.
+    later = found["depths"][IN_FLIGHT + 1 :]
+    assert len(later) == steps - IN_FLIGHT - 1
+    assert set(later) <= {IN_FLIGHT, IN_FLIGHT + 1}
     assert found["host"] < 0.05 * found["train"]
     assert found["step"] == steps
 
