@@ -14,6 +14,7 @@ import numpy as np
 from mico_jax.modalities.base import DecodeError
 
 CHANNELS = 4  # a last axis up to here holds channels, not columns
+_MOST_AXES = 8
 _MAGIC = b"\x93NUMPY"
 
 
@@ -50,9 +51,14 @@ def read_npy(data: bytes) -> np.ndarray:
     raise DecodeError(f".npy file of {dtype}; expected numbers.")
   start = stream.tell()
   size = math.prod(shape) * dtype.itemsize
-  if min(shape, default=0) < 0 or size != len(data) - start:
+  if (
+    len(shape) > _MOST_AXES
+    or min(shape, default=0) < 0
+    or size != len(data) - start
+  ):
     raise DecodeError(
-      f"not a readable .npy file: its header says {list(shape)} of {dtype}, "
+      "not a readable .npy file: its header says "
+      f"{list(shape[:_MOST_AXES])} of {dtype}, "
       f"{size} bytes; {len(data) - start} are there."
     )
   flat = np.frombuffer(data, dtype, offset=start)

@@ -126,7 +126,8 @@ def decode_depth(raw: Any, geometry: Geometry) -> Clip:
     return ArrayClip(np.concatenate(frames))
   array = as_maps(_read(raw, geometry))
   scale = _scale(array.dtype, unit)
-  depth = array.astype(np.float32) / np.float32(scale)
+  with np.errstate(over="ignore"):  # to infinity, which is refused
+    depth = array.astype(np.float32) / np.float32(scale)
   _check_range(depth, unit, counts=array.dtype.kind != "f")
   return ArrayClip(np.minimum(depth, 1.0 if unit == "relative" else FAR))
 

@@ -170,7 +170,7 @@ def test_caption(here, capsys):
 @pytest.mark.parametrize(
   ("files", "message"),
   [
-    (["absent.png"], "absent.png: no such file"),
+    (["absent.png"], "absent.png: No such file"),
     (["broken.png"], "broken.png: not a readable image"),
     (["empty.wav"], "empty.wav: the file is empty"),
     (["what.xyz"], "unknown file type"),
