@@ -149,7 +149,8 @@ NOT_FINITE = (
 
 def not_finite(values: np.ndarray) -> np.ndarray:
   """Which rows hold a NaN or an infinity."""
-  return ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+  axes = tuple(range(1, values.ndim))
+  return np.asarray(~np.isfinite(values).all(axis=axes))
 
 
 class Preparer:
