@@ -16,6 +16,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "mico_jax"
 # import each other, except where ALSO says so.
 ROOMS: tuple[tuple[str, ...], ...] = (
   ("types", "axes", "config", "failures", "json_text"),
+  ("files",),
   ("modalities",),
   ("world",),
   ("data",),
@@ -46,12 +47,20 @@ ALSO = {
 # never a module class, a checkpoint is of any pytree.
 ONLY = {
   "world": set(),
-  "data": {"types", "axes", "config", "failures", "modalities", "world"},
+  "data": {
+    "types",
+    "axes",
+    "config",
+    "failures",
+    "files",
+    "modalities",
+    "world",
+  },
   "kernels": {"types"},
   "layers": {"types", "axes", "kernels"},
   "objectives": {"types", "axes", "config", "modalities", "kernels"},
-  "parallel": {"types", "axes", "config"},
-  "checkpoint": {"types", "axes", "config", "failures"},
+  "parallel": {"types", "axes", "config", "failures"},
+  "checkpoint": {"types", "axes", "config", "failures", "files"},
   "aot": {"kernels"},
 }
 # What runs on a device without the training stack.
