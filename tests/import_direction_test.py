@@ -16,7 +16,8 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "mico_jax"
 # import each other, except where ALSO says so.
 ROOMS: tuple[tuple[str, ...], ...] = (
   ("printing",),
-  ("types", "axes", "config", "failures"),
+  ("types", "axes", "config", "failures", "json_text"),
+  ("files",),
   ("modalities",),
   ("world",),
   ("data",),
@@ -30,7 +31,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
   ("checkpoint",),
   ("inputs",),
   ("verification",),
-  ("evaluation", "interop"),
+  ("evaluation", "interop", "scores"),
   ("aot",),
   ("run", "inference", "benchmarks"),
   ("plan",),
@@ -47,12 +48,20 @@ ALSO = {
 # never a module class, a checkpoint is of any pytree.
 ONLY = {
   "world": set(),
-  "data": {"types", "axes", "config", "failures", "modalities", "world"},
+  "data": {
+    "types",
+    "axes",
+    "config",
+    "failures",
+    "files",
+    "modalities",
+    "world",
+  },
   "kernels": {"types"},
   "layers": {"types", "axes", "kernels"},
   "objectives": {"types", "axes", "config", "modalities", "kernels"},
-  "parallel": {"types", "axes", "config"},
-  "checkpoint": {"types", "axes", "config", "failures"},
+  "parallel": {"types", "axes", "config", "failures"},
+  "checkpoint": {"types", "axes", "config", "failures", "files"},
   "aot": {"kernels"},
 }
 # What runs on a device without the training stack.

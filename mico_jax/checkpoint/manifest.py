@@ -24,6 +24,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from mico_jax.checkpoint import form
+from mico_jax.checkpoint.form import ARRAY_ITEMS
+
 FORMAT = "mico_jax checkpoint 1"
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
@@ -31,7 +34,6 @@ SELF_CHECK = "self_check.npz"
 TOKENIZER_PREFIX = "tokenizer/"
 CONFIG = "config.json"
 DATA = "data.json"
-ARRAY_ITEMS = ("params", "opt_state", "ema")
 ITEMS = (*ARRAY_ITEMS, "data", "config", "manifest")
 
 _PACKAGES = (
@@ -189,7 +191,7 @@ def read(folder: epath.PathLike) -> dict[str, Any]:
   """Reads and checks the manifest of a step folder.
 
   Raises:
-    CheckpointError: if it is absent, cut short or altered.
+    CheckpointError: if it is absent, cut short, altered, or of another form.
   """
   path = epath.Path(folder) / "manifest"
   text = _read_bytes(path / MANIFEST)
@@ -199,12 +201,24 @@ def read(folder: epath.PathLike) -> dict[str, Any]:
       f"{path / MANIFEST}: content differs from {MANIFEST_HASH}; the file was "
       "altered or cut short. Use another step or a copy."
     )
-  manifest = json.loads(text)
+  try:
+    manifest = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise CheckpointError(
+      f"{path / MANIFEST}: no valid JSON ({error})."
+    ) from error
+  if not isinstance(manifest, dict):
+    raise CheckpointError(
+      f"{path / MANIFEST}: holds a {type(manifest).__name__}, expected an "
+      "object."
+    )
   if manifest.get("format") != FORMAT:
     raise CheckpointError(
-      f"{folder}: format {manifest.get('format')!r}, expected {FORMAT!r}; "
+      f"{folder}: format {manifest.get('format')!r:.80}, expected {FORMAT!r}; "
       "read it with the mico_jax version that wrote it."
     )
+  for problem in form.problems(manifest):
+    raise CheckpointError(f"{path / MANIFEST}: {problem}.")
   return manifest
 
 
@@ -238,6 +252,11 @@ def read_files(
   expected[CONFIG] = manifest["config_sha256"]
   found, problems = {}, []
   for name, path in places.items():
+    if not form.is_inside(path, root):
+      raise CheckpointError(
+        f"{path}: leads out of the checkpoint's folder; put the file itself "
+        "there."
+      )
     try:
       found[name] = _read_bytes(path)
     except CheckpointError as e:

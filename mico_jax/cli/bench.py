@@ -167,6 +167,9 @@ def _aot(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
 def _here(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
   """Records of runs on the device that is here."""
   from mico_jax.benchmarks import timing
+  from mico_jax.parallel.platform import require_backend
+
+  require_backend()
 
   known: Mapping[str, tuple[str, ...]] = {
     "attention": ("xla", "cudnn", "flash", "splash", "tokamax", "torch"),

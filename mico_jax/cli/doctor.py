@@ -7,12 +7,14 @@ import os
 import sys
 
 from mico_jax.cli import common
+from mico_jax.config import ConfigError
 
 DESCRIPTION = """\
 Shows what this installation has: versions, devices, optional packages, memory
 and disk. Put its output into a bug report. With --pod, called on every host of
 a run (launch/tpu_pod.sh doctor), it checks that all are there, have the same
-versions and reach each other, and names those that do not."""
+versions and reach each other, and names those that do not. Status 2 if JAX has
+no device to compute on."""
 EXAMPLES = """\
   mico-jax doctor
   mico-jax doctor --json
@@ -68,14 +70,16 @@ def run(args: argparse.Namespace) -> int:
   """Prints the report."""
   if args.pod:
     return _pod(args)
-  from mico_jax.run.doctor import report
+  from mico_jax.run import doctor
 
-  found = report()
+  found = doctor.report()
   if args.json:
     common.print_json(found)
-    return 0
-  for title, entries in found.items():
-    print(title)
-    rows = [(f"  {k}", str(v)) for k, v in entries.items()]
-    print(common.table(rows))
+  else:
+    for title, entries in found.items():
+      print(title)
+      rows = [(f"  {k}", str(v)) for k, v in entries.items()]
+      print(common.table(rows))
+  if problem := found["devices"].get(doctor.PROBLEM):
+    raise ConfigError(problem)
   return 0

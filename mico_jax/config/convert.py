@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import typing
 from collections.abc import Iterator, Mapping
@@ -49,6 +50,12 @@ def to_json(config: Config) -> str:
 
 # What a value without a declaration of its own must be.
 _EXPECTED = {bool: "True or False", int: "an integer", float: "a number"}
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+  """Types of the fields with their declarations."""
+  return typing.get_type_hints(cls, include_extras=True)
 
 
 def _wrong(path: str, value: Any, expected: str) -> ConfigError:
@@ -98,7 +105,7 @@ def _check(value: Any, hint: Any, path: str) -> Any:
   for rule in declared:
     if not rule.accepts(found):
       raise _wrong(path, value, rule.expected)
-  return float(found) if hint is float else found
+  return float(value) if hint is float else found
 
 
 def _build(cls: type[T], values: Any, path: str) -> T:
@@ -106,7 +113,7 @@ def _build(cls: type[T], values: Any, path: str) -> T:
     values = to_dict(values)
   if not isinstance(values, Mapping):
     raise _wrong(path, values, "a mapping")
-  hints = typing.get_type_hints(cls, include_extras=True)
+  hints = _hints(cls)
   unknown = [k for k in values if k not in hints]
   if unknown:
     key = str(unknown[0])
@@ -135,7 +142,7 @@ def check(config: Any) -> None:
 
 def leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
   """Path, value and declared type of every field that is no dataclass."""
-  hints = typing.get_type_hints(type(config), include_extras=True)
+  hints = _hints(type(config))
   for f in dataclasses.fields(config):
     name, value = f"{path}.{f.name}".lstrip("."), getattr(config, f.name)
     if dataclasses.is_dataclass(value):

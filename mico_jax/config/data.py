@@ -40,7 +40,7 @@ class AudioConfig:
   # of the log-mel values; the released constants
   mean: Annotated[float, Range(-1e3, 1e3)] = 15.41663
   std: Annotated[float, Range(1e-3, 1e3)] = 6.55582
-  # longer files are cut, never read whole
+  # of sound and of video; what is longer is cut
   max_seconds: Annotated[float, Range(0.01, 86_400.0, "seconds")] = 600.0
   # of several channels: "first" | "mean"
   channel: Annotated[str, Choice("first", "mean")] = "first"

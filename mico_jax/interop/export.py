@@ -26,6 +26,7 @@ from mico_jax.config import Config
 from mico_jax.data.tokenizer import Tokenizer, tokenizer_from_files
 from mico_jax.interop import sharded
 from mico_jax.models import MiCo, build
+from mico_jax.parallel.platform import require_backend
 from mico_jax.verification import SelfCheck, model_params, self_check
 
 REPORT = "export_report.json"
@@ -95,9 +96,11 @@ def open_source(
 
   Raises:
     CheckpointError: if it cannot be read or does not verify.
+    ConfigError: if JAX has no device to compute on.
   """
   if weights not in ("ema", "raw"):
     raise ValueError(f"{weights=} must be ema or raw.")
+  require_backend()
   ema = weights == "ema"
   checkpoint = restore.open_checkpoint(
     path, strict=strict, ema=ema, arrays=False

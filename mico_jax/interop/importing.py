@@ -47,6 +47,7 @@ from mico_jax.interop.source import Source
 from mico_jax.interop.tensors import WeightsError
 from mico_jax.models import MiCo, build
 from mico_jax.models.resize import resize_frames, resize_positions
+from mico_jax.parallel.platform import require_backend
 from mico_jax.verification import make_self_check, model_params
 
 Table = Callable[[ModelConfig], Sequence[Entry]]
@@ -157,6 +158,7 @@ def import_checkpoint(
   if form not in FORMATS:
     raise ConfigError(f"unknown form {form!r}; known: {', '.join(FORMATS)}.")
   sharded.check_new(pathlib.Path(out))
+  require_backend()
   place = hub.local(str(path))
   if not place.exists():
     raise WeightsError(f"{path}: no such file or folder.")

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from mico_jax import axes
 from mico_jax.config import ConfigError, ParallelConfig
+from mico_jax.parallel.platform import require_backend
 
 # Of each parameter on a TPU slice. Widths of 768, 1024 and 1408 divided by it
 # are whole tiles of 8 rows; the compiler gathers other pieces by sums over
@@ -109,7 +110,10 @@ def make_mesh(
   Raises:
     ConfigError: for sizes or slices that do not fit the devices.
   """
-  devices = list(jax.devices() if devices is None else devices)
+  if devices is None:
+    require_backend()
+    devices = jax.devices()
+  devices = list(devices)
   sizes = mesh_sizes(config, len(devices))
   outer = [config.slices.get(name, 1) for name in axes.MESH_AXES]
   for name, count in config.slices.items():

@@ -12,7 +12,8 @@ import jax
 
 import mico_jax
 from mico_jax.checkpoint import manifest
-from mico_jax.config import config_dirs
+from mico_jax.config import ConfigError, config_dirs
+from mico_jax.parallel.platform import require_backend
 
 # Distribution -> what it is for.
 OPTIONAL: dict[str, str] = {
@@ -22,6 +23,7 @@ OPTIONAL: dict[str, str] = {
   "gcsfs": "gs:// paths",
   "s3fs": "s3:// paths",
 }
+BACKEND, PROBLEM = "backend", "problem"  # lines of the report
 _REQUIRED = ("av", "pillow", "soundfile", "sentencepiece", "clu", "etils")
 
 
@@ -40,6 +42,19 @@ def _memory_gb() -> float | None:
   return round(pages * size / 1e9, 1)
 
 
+def _devices() -> dict[str, Any]:
+  """The platform with its devices, or why there is none."""
+  try:
+    found: dict[str, Any] = {BACKEND: require_backend()}
+  except ConfigError as error:
+    return {BACKEND: None, PROBLEM: str(error)}
+  found["processes"] = jax.process_count()
+  for kind in sorted({d.device_kind for d in jax.devices()}):
+    count = sum(d.device_kind == kind for d in jax.devices())
+    found[f"device {kind}"] = count
+  return found
+
+
 def report(folder: str = ".") -> dict[str, dict[str, Any]]:
   """Versions, devices, optional packages and the machine.
 
@@ -49,13 +64,6 @@ def report(folder: str = ".") -> dict[str, dict[str, Any]]:
   versions = {"mico_jax": mico_jax.__version__, **manifest.versions()}
   for name in _REQUIRED:
     versions[name] = _version(name) or "missing"
-  devices = {
-    "backend": jax.default_backend(),
-    "processes": jax.process_count(),
-  }
-  for kind in sorted({d.device_kind for d in jax.devices()}):
-    count = sum(d.device_kind == kind for d in jax.devices())
-    devices[f"device {kind}"] = count
   optional = {
     name: _version(name) or f"not installed; for {purpose}"
     for name, purpose in OPTIONAL.items()
@@ -72,7 +80,7 @@ def report(folder: str = ".") -> dict[str, dict[str, Any]]:
   }
   return {
     "versions": versions,
-    "devices": devices,
+    "devices": _devices(),
     "optional packages": optional,
     "machine": machine,
   }

@@ -94,6 +94,13 @@ def check_tasks(config: Config) -> None:
             model.head(letters(group))
         except ValueError as error:
           raise ConfigError(f"tasks.{name}: group {group!r}: {error}") from None
+    for group in task.texts:
+      try:
+        letters(group)
+        if not group.startswith("t"):
+          raise ValueError(f"group {group!r} has no text side 't'.")
+      except ValueError as error:
+        raise ConfigError(f"tasks.{name}.texts: {error}") from None
     _check_lengths(config, name)
 
 

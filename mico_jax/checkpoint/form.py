@@ -1,0 +1,128 @@
+"""The form of a manifest: what is believed of a file that others may write.
+
+The hash beside a manifest tells damage, not intent: whoever alters the one can
+alter the other. So nothing of it is used before its form is known, and the
+files it names lie in its own folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+ARRAY_ITEMS = ("params", "opt_state", "ema")
+_MOST_AXES = 32
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PART = re.compile(r"[\w+-][\w .+-]{0,254}", re.ASCII)
+
+
+def is_plain(name: Any) -> bool:
+  """Whether a file name stays below a folder: `vocab.txt`, `tokenizer/x.model`.
+
+  No empty part, none that begins with a dot, letters of ASCII only.
+  """
+  return isinstance(name, str) and all(
+    _PART.fullmatch(part) for part in name.split("/")
+  )
+
+
+def is_inside(path: epath.PathLike, folder: epath.PathLike) -> bool:
+  """Whether a local path, its links followed, lies below a folder."""
+  if "://" in os.fspath(path):
+    return True  # stores have no links
+  real, root = os.path.realpath(path), os.path.realpath(folder)
+  return real.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def _is_hash(value: Any) -> bool:
+  return isinstance(value, str) and bool(_SHA256.fullmatch(value))
+
+
+def _is_count(value: Any) -> bool:
+  return type(value) is int and 0 <= value < 2**63
+
+
+def _is_entry(value: Any) -> bool:
+  if not isinstance(value, Mapping):
+    return False
+  shape, dtype = value.get("shape"), value.get("dtype")
+  return (
+    isinstance(shape, list)
+    and len(shape) <= _MOST_AXES
+    and all(map(_is_count, shape))
+    and isinstance(dtype, str)
+    and bool(re.fullmatch(r"[a-z]{1,16}[a-z0-9_]{0,16}", dtype))
+    and _is_hash(value.get("sha256"))
+  )
+
+
+def _items_problems(items: Any) -> Iterator[str]:
+  if not isinstance(items, Mapping) or "params" not in items:
+    yield "items has no params"
+    return
+  for name, entries in items.items():
+    if name not in ARRAY_ITEMS or not isinstance(entries, Mapping):
+      yield f"items has {name!r:.80}, which is none of {', '.join(ARRAY_ITEMS)}"
+      continue
+    for path, entry in entries.items():
+      if not _is_entry(entry):
+        yield f"{name}: {path!r:.80} lacks a valid shape, dtype or sha256"
+
+
+def _files_problems(files: Any) -> Iterator[str]:
+  if not isinstance(files, Mapping):
+    yield "files is no object"
+    return
+  for name, digest in files.items():
+    if not is_plain(name):
+      yield f"files has {name!r:.80}, expected plain names below manifest/"
+    elif not _is_hash(digest):
+      yield f"files has no SHA-256 of {name!r:.80}"
+
+
+def _import_problems(about: Any) -> Iterator[str]:
+  """Of the part that only imports have."""
+  if about is None:
+    return
+  if not isinstance(about, Mapping) or not isinstance(about.get("format"), str):
+    yield "import has no format"
+    return
+  if not isinstance(about.get("tied", {}), Mapping):
+    yield "import: tied is no object"
+  if not isinstance(about.get("new", []), list):
+    yield "import: new is no list"
+  extra = about.get("extra")
+  if extra is not None and not (
+    isinstance(extra, Mapping)
+    and is_plain(extra.get("file"))
+    and isinstance(extra.get("tensors"), Mapping)
+  ):
+    yield "import: extra names no plain file, or lists no tensors"
+
+
+_FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+  "step": (_is_count, "a whole number"),
+  "config_sha256": (_is_hash, "a SHA-256"),
+  "data_sha256": (_is_hash, "a SHA-256"),
+  "self_check_of": (lambda x: x in ARRAY_ITEMS, "params or ema"),
+  **dict.fromkeys(
+    ("tokenizer", "preprocessing", "versions", "topology", "metrics"),
+    (lambda x: isinstance(x, Mapping), "an object"),
+  ),
+}
+
+
+def problems(manifest: Mapping[str, Any]) -> Iterator[str]:
+  """What of a parsed manifest is not as it should be, one line each."""
+  for name, (accepts, expected) in _FIELDS.items():
+    if name not in manifest:
+      yield f"{name} is absent"
+    elif not accepts(manifest[name]):
+      yield f"{name}={manifest[name]!r:.80}, expected {expected}"
+  yield from _items_problems(manifest.get("items"))
+  yield from _files_problems(manifest.get("files"))
+  yield from _import_problems(manifest.get("import"))
