@@ -7,10 +7,8 @@ the checkpoint's config says, in the deterministic evaluation modes.
 from __future__ import annotations
 
 import concurrent.futures
-import numbers
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,131 +24,21 @@ from mico_jax.modalities import (
   Geometry,
   Modality,
   Mode,
-  file_spec,
+)
+from mico_jax.modalities.given import (
+  NOT_FINITE,
+  Item,
+  as_item,
+  as_list,
+  check_bare_depth,
+  check_finite,
+  lengths_of,
+  name_of,
+  not_finite,
 )
 
 TEXT_KINDS = ("default", "omni")  # a query may be as long as either
 _STORAGE = Storage()
-
-
-@dataclass(frozen=True)
-class Item:
-  """One input: what it is and where it comes from.
-
-  Attributes:
-    value: path, bytes, raw array, text, or a function that gives one.
-    depth_unit: of a depth map: "metre", "millimetre" or "relative".
-    name: for error messages and tables.
-    file: `value` is a path even where the modality is a text.
-  """
-
-  value: Any
-  depth_unit: str = ""
-  name: str = ""
-  file: bool = False
-
-
-def as_list(key: str, values: Any) -> Sequence[Any]:
-  """The inputs of a modality that a user gives; a bare one is a list of one.
-
-  Bare are a text, a path, the content of a file, an (array, rate) pair of
-  sound, and an array of one input. An array that may be several inputs or
-  several frames of one is refused; an array of texts or paths is a list.
-
-  Raises:
-    ValueError: saying what to write.
-  """
-  if isinstance(values, (str, bytes, os.PathLike, Item)):
-    return [values]
-  if hasattr(values, "__array__"):  # also of JAX, PyTorch, pandas
-    return _array_as_list(key, np.asarray(values))
-  if not isinstance(values, Sequence):
-    raise ValueError(
-      f"{key} must be a list of inputs, got {type(values).__name__}."
-    )
-  if (
-    isinstance(values, tuple)
-    and len(values) == 2
-    and isinstance(values[1], numbers.Real)
-  ):
-    return [values]
-  return values
-
-
-def _array_as_list(key: str, array: np.ndarray) -> Sequence[Any]:
-  if array.dtype.kind in "USO":
-    return array.reshape(-1).tolist()
-  modality = MODALITIES[key]
-  # What one input without frames has; a sound is [samples].
-  plain = 1 if key == "audio" else len(modality.spec.dims) - 1
-  channel = key == "depth" and array.ndim > 1 and array.shape[-1] == 1
-  several = array.ndim - channel > plain and len(array) > 1
-  if several and (array.ndim - channel > plain + 1 or key != "video"):
-    raise ValueError(
-      f"{key}: an array {list(array.shape)} may be {len(array)} inputs or one "
-      f"of several frames; write {key}=list(array) or {key}=[array]."
-    )
-  return [array]
-
-
-def as_item(key: str, value: Any) -> Item:
-  """Wraps one entry of `embed(image=[...])`.
-
-  The path of a depth map says its unit: "mm:d.png", "depth:m:d.npy"; so does
-  each one of a list of frames.
-
-  Raises:
-    ValueError: for a depth map whose path does not, or whose frames differ.
-  """
-  if isinstance(value, Item):
-    return value
-  if MODALITIES[key].kind == "interface":
-    return Item(value, name=str(value)[:40])
-  if isinstance(value, (str, os.PathLike)):
-    text = os.fspath(value)
-    if key == "depth":
-      spec = file_spec(text if text.startswith("depth:") else f"depth:{text}")
-      return Item(spec.path, spec.depth_unit, spec.path)
-    return Item(text, name=text)
-  if key == "depth" and isinstance(value, (list, tuple)) and value:
-    frames = [as_item(key, v) for v in value]
-    if len(units := {f.depth_unit for f in frames}) > 1:
-      raise ValueError(f"frames of one depth clip differ in unit: {units}.")
-    return Item([f.value for f in frames], units.pop(), frames[0].name)
-  return Item(value, name=f"<{type(value).__name__}>")
-
-
-def name_of(key: str, value: Any) -> str:
-  """What an input is called in messages."""
-  try:
-    return as_item(key, value).name
-  except ValueError:
-    return str(value)[:80]
-
-
-def check_finite(
-  values: np.ndarray, given: Mapping[str, Sequence[Any]], what: str
-) -> None:
-  """Checks the rows that a model gave for aligned inputs.
-
-  Raises:
-    DecodeError: naming the first input whose row is not finite.
-  """
-  bad = np.flatnonzero(not_finite(values))
-  if len(bad):
-    names = [name_of(key, rows[bad[0]]) for key, rows in given.items()]
-    raise DecodeError(f"{' + '.join(names)}: {what} {NOT_FINITE}")
-
-
-NOT_FINITE = (
-  "of the model is not finite; its values or the parameters are out of range."
-)
-
-
-def not_finite(values: np.ndarray) -> np.ndarray:
-  """Which rows hold a NaN or an infinity."""
-  axes = tuple(range(1, values.ndim))
-  return np.asarray(~np.isfinite(values).all(axis=axes))
 
 
 class Preparer:
@@ -257,15 +145,7 @@ class Preparer:
 
   def _check_bare_depth(self, value: Any) -> None:
     """Raises ValueError unless depth without a unit is an array of floats."""
-    arrays = value if isinstance(value, (list, tuple)) else [value]
-    if not all(
-      isinstance(x, np.ndarray) and x.dtype.kind == "f" for x in arrays
-    ):
-      raise ValueError(
-        "depth without a unit; write mm:FILE, m:FILE or relative:FILE, or give "
-        f"an array of floats in {self.depth_unit()} "
-        "(mico_jax.inputs.Item(value, unit) says another one)."
-      )
+    check_bare_depth(value, self.depth_unit())
 
   def prepare(
     self, key: str, values: Sequence[Any]
@@ -337,15 +217,16 @@ def as_lists(inputs: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
   return {key: as_list(key, values) for key, values in inputs.items()}
 
 
-def lengths_of(inputs: Mapping[str, Sequence[Any]]) -> int:
-  """The common length of aligned lists.
-
-  Raises:
-    ValueError: if they differ or there are none.
-  """
-  sizes = {key: len(values) for key, values in inputs.items()}
-  if not sizes:
-    raise ValueError("no inputs given, e.g. image=['photo.jpg'].")
-  if len(set(sizes.values())) > 1:
-    raise ValueError(f"aligned lists must have the same length, got {sizes}.")
-  return next(iter(sizes.values()))
+__all__ = [
+  "NOT_FINITE",
+  "Item",
+  "Preparer",
+  "as_item",
+  "as_list",
+  "as_lists",
+  "check_finite",
+  "enabled_keys",
+  "lengths_of",
+  "name_of",
+  "not_finite",
+]

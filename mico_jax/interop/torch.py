@@ -1,8 +1,9 @@
-"""The PyTorch folder: one readable file, weights, tokenizer, preprocessing.
+"""The PyTorch folder: the model in one file, weights, tokenizer, decoders.
 
 Written without PyTorch; comparing outputs needs it. The Python file is
 `torch_template/modeling_mico.py` as it stands; what differs between models is
-in `config.json` and `preprocessing.json`.
+in `config.json` and `preprocessing.json`. Raw inputs are decoded by copies of
+this package's own files (`torch_inputs`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mico_jax.config import Config
 from mico_jax.data import samples
 from mico_jax.data.tokenizer import META_FILE, Tokenizer
 from mico_jax.inputs import Preparer
-from mico_jax.interop import export, layout, sharded
+from mico_jax.interop import export, layout, sharded, torch_inputs
 from mico_jax.interop.export import Report, Source
 from mico_jax.modalities import MODALITIES
 from mico_jax.models import build, parameters
@@ -95,6 +96,7 @@ def model_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     },
     # The order of a context's modalities, by the first that names them all.
     "groups": list(dict.fromkeys(g for g in (*groups, *model.heads) if g)),
+    "generation": config_lib.to_dict(config.generation),
     "tokenizer": {
       "kind": getattr(tokenizer, "kind", ""),
       "pad": info.pad,
@@ -116,14 +118,14 @@ def preprocessing(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     mode = preparer.mode(key)
     inputs[key] = {
       "mode": mode.name,
-      "kind": "code",  # unless the mode says it in words
-      **mode.recipe,
+      **mode.recipe,  # the same in plain data, where the mode has it
       "frames": samples.input_config(config, key).frames,
     }
     if key == "depth":
       inputs[key]["unit"] = preparer.depth_unit()
   return {
     "image_size": config.model.vision.image_size,
+    "max_pixels": config.data.max_pixels,
     "audio": config_lib.to_dict(config.data.audio),
     "inputs": inputs,
   }
@@ -133,6 +135,17 @@ def template() -> str:
   """The text of `modeling_mico.py`."""
   folder = importlib.resources.files("mico_jax.interop") / "torch_template"
   return (folder / MODULE).read_text()
+
+
+def write_code(folder: pathlib.Path) -> list[str]:
+  """Writes the Python files; returns their names."""
+  (folder / MODULE).write_text(template())
+  decoders = torch_inputs.files()
+  export.write_files(
+    folder / torch_inputs.PACKAGE,
+    {name: text.encode() for name, text in decoders.items()},
+  )
+  return [MODULE, *(f"{torch_inputs.PACKAGE}/{name}" for name in decoders)]
 
 
 def write(
@@ -150,7 +163,7 @@ def write(
     report: gets the files and tensors.
     max_shard_size: bytes of tensors per file.
   """
-  (folder / MODULE).write_text(template())
+  names = [*write_code(folder), "config.json", "preprocessing.json"]
   config = model_config(source.config, source.tokenizer)
   export.write_json(folder / "config.json", config)
   export.write_json(
@@ -166,7 +179,6 @@ def write(
     metadata={"format": "pt"},
   )
   report.add("modeling", written)
-  names = [MODULE, "config.json", "preprocessing.json"]
   names += [f"tokenizer/{name}" for name in files if name != META_FILE]
   for name in names:
     report.add_file("modeling", folder / name, name)
@@ -203,7 +215,7 @@ def outputs(
     config: of the run.
     tokenizer: of the checkpoint.
     inputs: raw inputs of the self-check.
-    raw: let the exported file preprocess them as well, where it can.
+    raw: let the exported folder preprocess them as well, where it can.
   """
   import torch
 
@@ -220,7 +232,7 @@ def outputs(
       if MODALITIES[key].kind == "interface":
         continue
       rows = [np.array(inputs[f"{key}/{v}"]) for v in VARIANTS]
-      if raw and model.preprocessing["inputs"][key]["kind"] != "code":
+      if raw and model.reader.has(key):
         pixels = model.pixels(key, rows)
       else:
         pixels = torch.as_tensor(_prepared(check.preparer, key, rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from mico_jax.modalities.arrays import as_maps, is_npy, read_npy
 from mico_jax.modalities.base import ArraySpec, DecodeError, Geometry, Modality
@@ -32,9 +33,9 @@ UNITS = ("metre", "millimetre", "relative")
 def _read(raw: Any, geometry: Geometry) -> np.ndarray:
   if isinstance(raw, np.ndarray):
     return raw
-  if not isinstance(raw, bytes):
+  if not isinstance(raw, (bytes, Image.Image)):
     raise DecodeError(f"expected a depth file or array, got {type(raw)}.")
-  if is_npy(raw):
+  if isinstance(raw, bytes) and is_npy(raw):
     return read_npy(raw)
   image = open_image(raw, geometry, values=True)
   if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):

@@ -57,9 +57,9 @@ def _formats() -> tuple[str, ...]:
 
 
 def open_image(
-  data: bytes, geometry: Geometry, *, values: bool = False
+  data: bytes | Image.Image, geometry: Geometry, *, values: bool = False
 ) -> Image.Image:
-  """Decodes an image file, upright and of at most `LARGE` pixels.
+  """Decodes an image, upright and of at most `LARGE` pixels.
 
   Of a file that holds several pictures (GIF, APNG, animated WebP, pages of a
   TIFF, MPO) it is the first. Orientation is what EXIF says, or XMP without it;
@@ -67,7 +67,7 @@ def open_image(
   count as sRGB.
 
   Args:
-    data: content of the file.
+    data: content of a file, or what Pillow opened, which counts as it stands.
     geometry: limits.
     values: gives the channels as stored (a depth map), reduced to the nearest
       pixel; otherwise 8-bit RGB over `BACKGROUND`, reduced by averaging.
@@ -75,11 +75,14 @@ def open_image(
   Raises:
     DecodeError: for unreadable, truncated or too large files.
   """
-  if not data:
+  if isinstance(data, bytes) and not data:
     raise DecodeError("the file is empty (0 bytes).")
   try:
     with contextlib.ExitStack() as held:
-      image = _load_whole(data, geometry, held, values=values)
+      if isinstance(data, Image.Image):
+        image = _load_opened(data, geometry, held)
+      else:
+        image = _load_whole(data, geometry, held, values=values)
       turn = _TURNS.get(_orientation(image))
       image = _nearest(image) if values else _flat(image)
       return image if turn is None else image.transpose(turn)
@@ -94,19 +97,46 @@ def _load(
 ) -> Image.Image:
   """Checks the size, then decodes; a large image alone."""
   with Image.open(io.BytesIO(data), formats=_formats()) as image:
-    pixels = image.width * image.height
-    if not 0 < pixels <= geometry.max_pixels:
-      raise DecodeError(
-        f"image of {image.width} x {image.height} pixels; expected between 1 "
-        f"and data.max_pixels={geometry.max_pixels}: shrink it or raise that."
-      )
-    if pixels > LARGE:
-      held.enter_context(_large_lock)
-      if not values:  # JPEG decodes at 1/2, 1/4 or 1/8 by itself.
-        image.draft("RGB", (2 * geometry.size, 2 * geometry.size))
+    if _is_large(image, geometry, held) and not values:
+      # JPEG decodes at 1/2, 1/4 or 1/8 by itself.
+      image.draft("RGB", (2 * geometry.size, 2 * geometry.size))
     image.load()
     _mend_transparency(image, data)
     return image
+
+
+def _is_large(
+  image: Image.Image, geometry: Geometry, held: contextlib.ExitStack
+) -> bool:
+  """Checks the size; a large image is decoded alone."""
+  pixels = image.width * image.height
+  if not 0 < pixels <= geometry.max_pixels:
+    raise DecodeError(
+      f"image of {image.width} x {image.height} pixels; expected between 1 "
+      f"and data.max_pixels={geometry.max_pixels}: shrink it or raise that."
+    )
+  if pixels > LARGE:
+    held.enter_context(_large_lock)
+  return pixels > LARGE
+
+
+def _load_opened(
+  image: Image.Image, geometry: Geometry, held: contextlib.ExitStack
+) -> Image.Image:
+  """Decodes what Pillow opened, if that has not happened yet."""
+  _is_large(image, geometry, held)
+  # How many bits a PNG has, and so which value is its transparent one, is
+  # known until it is decoded.
+  tiles = getattr(image, "tile", None)
+  plain = bool(tiles) and ";" not in str(tiles[0][3])
+  clear = image.format == "PNG" and "transparency" in image.info
+  if clear and image.mode in ("L", "RGB") and not plain:
+    raise DecodeError(
+      "an opened PNG with one transparent grey or colour may mean another one; "
+      "give the path of the file."
+    )
+  image.load()
+  return image
 
 
 def _load_whole(
@@ -220,7 +250,7 @@ def one_line(error: BaseException) -> str:
   return " ".join(text.split())[:200] or type(error).__name__
 
 
-def decode_image(data: bytes, geometry: Geometry) -> np.ndarray:
+def decode_image(data: bytes | Image.Image, geometry: Geometry) -> np.ndarray:
   """A picture as it is seen: upright, over `BACKGROUND`, uint8 [Y, X, 3].
 
   See `open_image`. Of 16-bit colours the upper 8 bits count.
@@ -280,7 +310,7 @@ class ImageListClip:
 
 
 def decode_frames(raw: Any, geometry: Geometry) -> Clip:
-  """An image, a list of frames or an array (also .npy) as a clip.
+  """An image (also opened), a list of frames or an array (.npy) as a clip.
 
   Raises:
     DecodeError: for anything that is not.
@@ -291,7 +321,7 @@ def decode_frames(raw: Any, geometry: Geometry) -> Clip:
     return ArrayClip(as_rgb(raw))
   if isinstance(raw, (list, tuple)):
     return ImageListClip(raw, geometry)
-  if isinstance(raw, bytes):
+  if isinstance(raw, (bytes, Image.Image)):
     return ArrayClip(decode_image(raw, geometry)[None])
   raise DecodeError(f"expected a file, frames or an array, got {type(raw)}.")
 

@@ -1,18 +1,26 @@
 """MiCo in PyTorch: one encoder for all modalities, a text tower, contexts.
 
-This file stands alone: it needs PyTorch and safetensors, and the folder it was
-written into (weights, config.json, preprocessing.json, tokenizer/).
+This file is the whole model; it needs PyTorch and safetensors, and the folder
+it was written into: weights, config.json, preprocessing.json, tokenizer/, and
+mico_inputs/, which decodes raw inputs (NumPy, Pillow; PyAV and soundfile for
+files of sound and video) as the checkpoint's own code does.
 
     from modeling_mico import MiCo
 
     model = MiCo.from_folder(".")                   # .to("cuda") works
-    z = model.embed(image=[frames], text=["a dog"])  # {modality: [N, E]}
-    p = model.match(text=["a dog barks"], audio=[waveform])
+    z = model.embed(image=["a.jpg"], text=["a dog"])  # {modality: [N, E]}
+    p = model.match(text=["a dog barks"], audio=[(waveform, 44100)])
     s = model.caption(image=[frames], num_beams=3)
+    f = torch.jit.trace(model.tower("image"), prepared)  # or torch.export, ONNX
 
-Raw inputs are arrays or tensors: frames and normals uint8 [Y, X, 3] or
-[T, Y, X, 3]; sound [N] in [-1, 1] at the configured rate, or (samples, rate);
-depth [Y, X] or [T, Y, X] in the unit preprocessing.json names; text as str.
+Raw inputs are paths, bytes, arrays or tensors, a bare one counts as a list of
+one: pictures and normals also as Pillow images or uint8 [Y, X, 3] or
+[T, Y, X, 3], normals also as unit vectors of floats; sound in units of full
+scale [N], [N, C] or [C, N] at the configured rate, or (samples, rate); depth
+[Y, X] or [T, Y, X] of floats in the unit that preprocessing.json names, files
+of it as "mm:d.png", "m:d.npy" or "relative:d.png". Another unit of an array:
+mico_inputs.given.Item(array, "millimetre"). What cannot be read, or has no
+finite output, is refused by a ValueError that names it.
 
 Letters: t text, s subtitle, v video, i image, a audio, d depth, n normal; a
 group such as "va" is a context of several. In shapes, B is the batch, T frames,
@@ -24,14 +32,20 @@ No dropout is applied. Method: arXiv:2406.09412.
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import json
-import math
+import os
 import pathlib
 import re
+import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -40,6 +54,7 @@ from torch.nn import functional
 FORMAT = "mico_jax torch 1"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
+INPUTS = "mico_inputs"
 
 
 # --------------------------------------------------------------------- layers
@@ -194,7 +209,8 @@ class SignalEmbed(nn.Module):
 
   def forward(self, x: Tensor) -> Tensor:
     """Returns one token per window."""
-    return self.proj(x.reshape(len(x), -1, self.proj.in_features)) + (
+    # Sizes are asked of `shape`: traced, `len` would fix them.
+    return self.proj(x.reshape(x.shape[0], -1, self.proj.in_features)) + (
       self.positions
     )
 
@@ -315,7 +331,7 @@ class ViT(nn.Module):
         head_dim = config["width"] // config["num_heads"]
         tables = rotary_tables(self.grid, head_dim, config["rope_grid"])
         rotary = tuple(x.to(tokens.device) for x in tables)
-    first = (self.cls_token + self.pos_embed[0]).expand(len(tokens), 1, -1)
+    first = (self.cls_token + self.pos_embed[0]).expand(tokens.shape[0], 1, -1)
     x = torch.cat([first, tokens], 1)
     if config["pre_norm"]:
       x = self.pre_norm(x)
@@ -805,7 +821,7 @@ class MiCo(nn.Module):
     self.config, self.options = config, config["model"]
     self.modalities = config["modalities"]
     self.by_letter = {m["letter"]: k for k, m in self.modalities.items()}
-    self.preprocessing, self.tokenizer = preprocessing, tokenizer
+    self.reader, self.tokenizer = Reader(preprocessing), tokenizer
     options = self.options
     vision, text = options["vision"], options["text"]
     wide, eps = text["width"], text["norm_eps"]
@@ -882,45 +898,106 @@ class MiCo(nn.Module):
   # ------------------------------------------------------------- raw inputs
   @torch.no_grad()
   def embed(
-    self, *, groups: str | Sequence[str] = (), **inputs: Sequence[Any]
+    self, *, groups: str | Sequence[str] = (), **inputs: Any
   ) -> dict[str, Tensor]:
     """Unit-norm embeddings [N, E] of each modality, or of joint groups.
 
     Args:
       groups: joint heads such as "va"; empty: each modality alone.
-      **inputs: aligned lists by modality.
+      **inputs: lists by modality, aligned where a group joins them.
+
+    Raises:
+      ValueError: for a modality, head or input that cannot be used.
     """
-    _, pooled, _ = self.read(inputs)
+    rows = self.lists(inputs)
+    found = {}
     if not groups:
-      letters = {key: self.modalities[key]["letter"] for key in inputs}
-      return {k: self.features(x, pooled) for k, x in letters.items()}
-    groups = [groups] if isinstance(groups, str) else groups
-    return {group: self.features(group, pooled) for group in groups}
+      for key, values in rows.items():
+        letter = self.modalities[key]["letter"]
+        found[key] = self._embedded({key: values}, letter)
+      return found
+    for group in [groups] if isinstance(groups, str) else groups:
+      keys = dict.fromkeys(self._key_of(letter, rows) for letter in group)
+      found[group] = self._embedded({key: rows[key] for key in keys}, group)
+    return found
 
   @torch.no_grad()
-  def match(self, *, text: Sequence[str], **inputs: Sequence[Any]) -> Tensor:
+  def match(self, *, text: Any, **inputs: Any) -> Tensor:
     """Probability [N] that text i belongs to the inputs i."""
-    ids = self.tokens("text", text)
-    hidden = self.encode_text(ids, context=self.context_of(inputs))
-    return self.matching_logits(hidden).softmax(-1)[:, 1]
+    rows = self.lists({"text": text, **inputs})
+    if not given().lengths_of(rows):
+      return torch.zeros(0, device=self.device)
+    context = self.context_of(inputs)
+    hidden = self.encode_text(self.tokens("text", text), context=context)
+    found = self.matching_logits(hidden).softmax(-1)[:, 1]
+    return self._finite(found, rows, "the matching probability")
 
   @torch.no_grad()
   def caption(
-    self, *, max_new_tokens: int = 30, num_beams: int = 1, **inputs: Any
+    self,
+    *,
+    max_new_tokens: int | None = None,
+    num_beams: int | None = None,
+    length_penalty: float | None = None,
+    **inputs: Any,
   ) -> list[str]:
-    """A text about each row of the inputs."""
+    """A text about each row of the inputs.
+
+    What is None is as config.json's "generation" says.
+
+    Args:
+      max_new_tokens: most tokens of a text.
+      num_beams: 1 is greedy.
+      length_penalty: exponent of the length in the score of a beam.
+      **inputs: aligned lists.
+    """
+    rows = self.lists(inputs)
+    if not given().lengths_of(rows):
+      return []
+    options = self.config["generation"]
     room = self.options["text"]["max_positions"] - 1
-    sequences, _ = self.generate(
+    penalty = options["length_penalty"]
+    sequences, scores = self.generate(
       self.context_of(inputs),
-      max_new_tokens=min(max_new_tokens, room),
-      num_beams=num_beams,
+      max_new_tokens=min(max_new_tokens or options["max_new_tokens"], room),
+      num_beams=num_beams or options["num_beams"],
+      length_penalty=penalty if length_penalty is None else length_penalty,
     )
+    self._finite(scores[:, 0], rows, "the caption's score")
     return [self.tokenizer.decode(row[0].tolist()) for row in sequences]
 
-  def context_of(self, inputs: Mapping[str, Sequence[Any]]) -> Context:
+  def tower(self, key: str) -> Tower:
+    """One modality's path from prepared inputs to embeddings, as a module.
+
+    It works through torch.export (with a dynamic batch), torch.jit.trace and
+    torch.onnx.export for any batch size; `pixels` and `tokens` prepare.
+    """
+    self.lists({key: []})
+    return Tower(self, key)
+
+  def lists(self, inputs: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+    """Raw inputs as lists.
+
+    Raises:
+      ValueError: if there are none, or of a modality the model does not take.
+    """
+    if not inputs:
+      raise ValueError("no inputs given, e.g. image=['photo.jpg'].")
+    for key in inputs:
+      if key not in self.modalities:
+        raise ValueError(
+          f"this model takes no {key!r}; it takes {', '.join(self.modalities)}."
+        )
+    return self.reader.lists(inputs)
+
+  def context_of(self, inputs: Mapping[str, Any]) -> Context:
     """The context of raw inputs, in the order the model was trained with."""
-    tokens, _, masks = self.read(inputs)
-    wanted = {self.modalities[key]["letter"] for key in inputs}
+    rows = self.lists(inputs)
+    given().lengths_of(rows)
+    wanted = {self.modalities[key]["letter"] for key in rows}
+    if "t" in wanted:
+      raise ValueError("text=[...] cannot be its own context.")
+    tokens, _, masks = self.read(rows)
     order = "".join(m["letter"] for m in self.modalities.values())
     letters = "".join(sorted(wanted, key=order.index))
     for group in self.config["groups"]:
@@ -929,16 +1006,40 @@ class MiCo(nn.Module):
         break
     return self.context(letters, tokens, masks)
 
+  def _key_of(self, letter: str, inputs: Mapping[str, Any]) -> str:
+    """The given modality that plays a letter; an image may play a video."""
+    key = self.by_letter.get(letter, letter)
+    if key not in inputs and letter == "v" and "image" in inputs:
+      return "image"
+    if key not in inputs:
+      raise ValueError(
+        f"letter {letter!r} needs {key}=[...]; given: {', '.join(inputs)}."
+      )
+    return key
+
+  def _embedded(
+    self, rows: Mapping[str, Sequence[Any]], letters: str
+  ) -> Tensor:
+    """Embeddings [N, E] of aligned rows."""
+    if not given().lengths_of(rows):
+      return torch.zeros(0, self.options["embed_dim"], device=self.device)
+    _, pooled, _ = self.read(rows)
+    found = self.features(letters, pooled)
+    return self._finite(found, rows, "the embedding")
+
+  def _finite(
+    self, values: Tensor, rows: Mapping[str, Sequence[Any]], what: str
+  ) -> Tensor:
+    """`values`, one per row; raises a ValueError unless all are finite."""
+    given().check_finite(values.cpu().numpy(), rows, what)
+    return values
+
   def read(
     self, inputs: Mapping[str, Sequence[Any]]
   ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Tokens, pooled features and masks by letter, of raw inputs."""
     tokens, pooled, masks = {}, {}, {}
     for key, values in inputs.items():
-      if key not in self.modalities:
-        raise ValueError(
-          f"this model takes no {key!r}; it takes {', '.join(self.modalities)}."
-        )
       letter = self.modalities[key]["letter"]
       if self.modalities[key]["kind"] == "interface":
         ids = self.tokens(key, values)
@@ -952,22 +1053,18 @@ class MiCo(nn.Module):
       tokens["v"], pooled["v"] = tokens["i"], pooled["i"]
     return tokens, pooled, masks
 
-  def tokens(self, key: str, texts: Sequence[str]) -> Tensor:
+  def tokens(self, key: str, texts: Any) -> Tensor:
     """Token ids [N, L] of texts or subtitles."""
     length = self.modalities[key]["max_length"]
-    rows = [self.tokenizer.encode(text, length) for text in texts]
+    rows = [
+      self.tokenizer.encode(self.reader.text(key, text), length)
+      for text in self.lists({key: texts})[key]
+    ]
     return torch.tensor(rows, device=self.device)
 
-  def pixels(self, key: str, values: Sequence[Any]) -> Tensor:
+  def pixels(self, key: str, values: Any) -> Tensor:
     """Raw inputs of one modality as [N, T, Y, X, 3] for `encode`."""
-    recipe = self.preprocessing["inputs"][key]
-    if recipe["kind"] not in RECIPES:
-      raise ValueError(
-        f"{key}: this modality's preprocessing is code of its own; give "
-        "`encode` the prepared arrays."
-      )
-    prepare = RECIPES[recipe["kind"]]
-    rows = [prepare(x, recipe, self.preprocessing) for x in values]
+    rows = [self.reader.pixels(key, x) for x in self.lists({key: values})[key]]
     return torch.stack(rows).to(self.device, self.temperature.dtype)
 
   # --------------------------------------------------------------- features
@@ -1188,6 +1285,23 @@ class MiCo(nn.Module):
     return self.lm_logits(hidden[:, -1])
 
 
+class Tower(nn.Module):
+  """See `MiCo.tower`."""
+
+  def __init__(self, model: MiCo, key: str):
+    super().__init__()
+    self.model, self.key = model, key
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Unit-norm embeddings [B, E] of frames [B, T, Y, X, 3] or ids [B, L]."""
+    entry = self.model.modalities[self.key]
+    if entry["kind"] == "interface":
+      pooled = self.model.encode_text(x)[:, 0]
+    else:
+      pooled = self.model.pool(self.key, self.model.encode(self.key, x))
+    return self.model.features(entry["letter"], {entry["letter"]: pooled})
+
+
 class BeamSearch:
   """The state of decoding; one beam is greedy decoding.
 
@@ -1281,223 +1395,138 @@ class BeamSearch:
     )
 
 
-# -------------------------------------------------------------- preprocessing
-def sample_frames(available: int, wanted: int) -> Tensor:
-  """The middle frame of each of `wanted` equal chunks; the last is repeated."""
-  if available <= wanted:
-    return torch.arange(wanted).clamp(max=available - 1)
-  chunks = torch.arange(available).tensor_split(wanted)
-  return torch.stack([c[(len(c) + 1) // 2 - 1] for c in chunks])
+# -------------------------------------------------------------- raw inputs
+@functools.cache
+def input_package() -> ModuleType:
+  """The package `mico_inputs` beside this file: decoders, preprocessing.
 
-
-def resize_axis(x: Tensor, size: int, axis: int) -> Tensor:
-  """Linear resize of one axis of float32 values, without antialiasing."""
-  source = x.shape[axis]
-  if source == size:
-    return x
-  scale = torch.tensor(float(source)) / torch.tensor(float(size))
-  at = ((torch.arange(size) + 0.5) * scale - 0.5).clamp(min=0)
-  low = at.long().clamp(max=source - 1)
-  high = (low + 1).clamp(max=source - 1)
-  shape = [1] * x.ndim
-  shape[axis] = size
-  weight = (at - low).reshape(shape)
-  below, above = x.index_select(axis, low), x.index_select(axis, high)
-  return below * (1 - weight) + above * weight
-
-
-def resize_bilinear(x: Tensor, rows: int, columns: int) -> Tensor:
-  """Bilinear, no antialiasing; float32 [T, Y, X, ...]."""
-  return resize_axis(resize_axis(x.float(), rows, 1), columns, 2)
-
-
-def resize_exact(x: Tensor, rows: int, columns: int) -> Tensor:
-  """`resize_bilinear` of uint8 values scaled to [0, 1] first."""
-  return resize_bilinear(x.float() / 255.0, rows, columns)
-
-
-def resize_released(x: Tensor, rows: int, columns: int) -> Tensor:
-  """`resize_bilinear`, rounded to uint8."""
-  return resize_bilinear(x, rows, columns).round().to(torch.uint8)
-
-
-def _triangles(source: int, size: int) -> Tensor:
-  """Integer weights [size, source] of an antialiased linear resize.
-
-  Fixed point with 22 binary digits, the arithmetic of common image libraries.
+  Raises:
+    ImportError: if it is not there.
   """
-  scale = source / size
-  reach = max(scale, 1.0)
-  weights = torch.zeros(size, source, dtype=torch.float64)
-  for i in range(size):
-    centre = (i + 0.5) * scale
-    first = max(int(centre - reach + 0.5), 0)
-    last = min(int(centre + reach + 0.5), source)
-    at = torch.arange(first, last, dtype=torch.float64)
-    taps = (1 - ((at - centre + 0.5) / reach).abs()).clamp(min=0)
-    weights[i, first:last] = taps / taps.sum()
-  return (weights * (1 << 22) + 0.5).long()
-
-
-def resize_smooth(x: Tensor, rows: int, columns: int) -> Tensor:
-  """Bilinear, antialiased where it shrinks; uint8 [T, Y, X, C].
-
-  Image libraries differ in which axis comes first, which may change a value by
-  one of 255.
-  """
-  first_rows = rows < x.shape[1] and columns >= x.shape[2]
-  axes = ((1, rows), (2, columns)) if first_rows else ((2, columns), (1, rows))
-  for axis, size in axes:
-    if x.shape[axis] != size:
-      y = x.movedim(axis, -1).long() @ _triangles(x.shape[axis], size).T
-      y = ((y + (1 << 21)) >> 22).clamp(0, 255).to(torch.uint8)
-      x = y.movedim(-1, axis)
-  return x
-
-
-def resize_nearest(x: Tensor, rows: int, columns: int) -> Tensor:
-  """Nearest: never mixes depths across an edge."""
-  for axis, size in ((1, rows), (2, columns)):
-    at = (torch.arange(size) + 0.5).double() * x.shape[axis] / size
-    x = x.index_select(axis, at.long())
-  return x
-
-
-RESIZES = {
-  "resize_bilinear": resize_bilinear,
-  "resize_exact": resize_exact,
-  "resize_released": resize_released,
-  "resize_smooth": resize_smooth,
-  "resize_nearest": resize_nearest,
-}
-
-
-def place(x: Tensor, recipe: Mapping[str, Any], common: Mapping) -> Tensor:
-  """Chooses frames and brings them to the encoder's size."""
-  resize, size = RESIZES[recipe["resize"]], common["image_size"]
-  x = x[sample_frames(len(x), recipe["frames"])]
-  if recipe["place"] != "crop_flip":
-    return resize(x, size, size)
-  rows, columns = x.shape[1:3]  # the centre of the frame, unflipped
-  if rows <= columns:
-    small = (size, max(size, int(size * columns / rows)))
-  else:
-    small = (max(size, int(size * rows / columns)), size)
-  x = resize(x, *small)
-  top, left = (round((n - size) / 2) for n in small)
-  return x[:, top : top + size, left : left + size]
-
-
-def prepare_frames(raw: Any, recipe: Mapping, common: Mapping) -> Tensor:
-  """Frames or normals, uint8, as [T, Y, X, 3]."""
-  x = torch.as_tensor(raw).cpu()
-  if x.dtype != torch.uint8:
-    raise ValueError(f"frames must be uint8, got {x.dtype}.")
-  if x.ndim == 2:  # grey
-    x = x[..., None].expand(-1, -1, 3)
-  x = x[None] if x.ndim == 3 else x
-  if x.ndim != 4 or x.shape[-1] != 3:
-    raise ValueError(
-      f"frames must be [Y, X], [Y, X, 3] or [T, Y, X, 3], got {list(x.shape)}."
+  folder, name = pathlib.Path(__file__).resolve().parent / INPUTS, INPUTS
+  known = sys.modules.get(name)
+  if known is None or pathlib.Path(known.__path__[0]).resolve() != folder:
+    name += f"_{abs(hash(folder))}" if known else ""
+    spec = importlib.util.spec_from_file_location(
+      name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
-  x = place(x, recipe, common)
-  x = x.float() / 255.0 if x.dtype == torch.uint8 else x
-  return standardise(x, recipe)
+    if not folder.is_dir() or spec is None or spec.loader is None:
+      raise ImportError(
+        f"{folder} is missing; copy the exported folder as a whole, or give "
+        "`encode` prepared arrays."
+      )
+    known = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(known)
+  importlib.import_module(f"{name}.given")
+  return known
 
 
-def standardise(x: Tensor, recipe: Mapping[str, Any]) -> Tensor:
-  """(x - mean) / std of values in [0, 1], per colour."""
-  return (x - torch.tensor(recipe["mean"])) / torch.tensor(recipe["std"])
+def given() -> ModuleType:
+  """What is said of inputs that a user hands in."""
+  return input_package().given
 
 
-def prepare_depth(raw: Any, recipe: Mapping, common: Mapping) -> Tensor:
-  """Depth, in metres or relative in [0, 1], as [T, Y, X, 3]."""
-  x = torch.as_tensor(raw).cpu()
-  if recipe["unit"] == "relative" and not x.is_floating_point():
-    x = x / (255.0 if x.element_size() == 1 else 65535.0)
-  x = x.float().clamp(max=recipe["far"])
-  x = place(x[None] if x.ndim == 2 else x, recipe, common)
-  if recipe["values"] == "picture":  # grey
-    return standardise(x[..., None].expand(*x.shape, 3), recipe)
-  x = x.half().float()  # as the model was trained
-  if recipe["values"] == "log":  # a centimetre counts more when near
-    x = torch.log1p(x) / math.log1p(recipe["far"])
-  return (2.0 * x[..., None] - 1.0).expand(*x.shape, 3)
+def contents(raw: Any) -> Any:
+  """The bytes of a path, NumPy arrays of tensors, also in lists; else `raw`."""
+  if isinstance(raw, (list, tuple)):
+    return (list if isinstance(raw, list) else tuple)(map(contents, raw))
+  if isinstance(raw, (str, os.PathLike)):
+    path = pathlib.Path(raw)
+    if not path.is_file():
+      raise ValueError("no such file, or no regular one.")
+    return path.read_bytes()
+  if isinstance(raw, Tensor):
+    raw = raw.detach().cpu()
+    return (raw.float() if raw.dtype == torch.bfloat16 else raw).numpy()
+  if isinstance(raw, np.generic) or not hasattr(raw, "__array__"):
+    return raw
+  return np.asarray(raw)
 
 
-def prepare_sound(raw: Any, recipe: Mapping, common: Mapping) -> Tensor:
-  """Sound as slices [T, Y, X, 3]: rows are time, columns mel bins."""
-  audio, size = common["audio"], common["image_size"]
-  samples, rate = raw if isinstance(raw, tuple) else (raw, None)
-  samples = torch.as_tensor(samples).cpu()
-  if samples.dtype in (torch.int16, torch.int32):
-    samples = samples / (torch.iinfo(samples.dtype).max + 1.0)
-  samples = samples.float().reshape(len(samples), -1)
-  mean = audio["channel"] == "mean"
-  samples = samples.mean(1) if mean else samples[:, 0]
-  samples = resample(samples, rate or audio["sample_rate"], audio)
-  x = log_mel(samples, audio["mel_bins"] or size, audio)
-  x = resize_axis(x, size, 1) - audio["mean"]
-  frames, slices = len(x), recipe["frames"]
-  rest = size - frames % size if recipe["extra_slice"] else -frames % size
-  x = functional.pad(x, (0, 0, 0, max(size * slices - frames, rest)))
-  x = x.reshape(-1, size, size)
-  x = x[sample_frames(len(x), slices)]
-  x = (x.half().float() if recipe["rounded"] else x) / (2.0 * audio["std"])
-  return x[..., None].expand(*x.shape, 3)
+class Reader:
+  """Raw inputs to prepared ones, as preprocessing.json says."""
 
+  def __init__(self, settings: Mapping[str, Any]):
+    """Takes the content of preprocessing.json."""
+    self.settings = settings
 
-RECIPES = {
-  "frames": prepare_frames,
-  "depth": prepare_depth,
-  "log_mel": prepare_sound,
-}
+  def has(self, key: str) -> bool:
+    """Whether the preprocessing of a modality is here."""
+    return key in input_package().MODALITIES
 
+  def lists(self, inputs: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+    """Lists of inputs; a bare one is a list of one."""
+    return {
+      key: given().as_list(
+        key, contents(values) if isinstance(values, Tensor) else values
+      )
+      for key, values in inputs.items()
+    }
 
-def resample(x: Tensor, rate: int, audio: Mapping[str, Any]) -> Tensor:
-  """A waveform at the configured rate: Hann-windowed sinc of width 6."""
-  common = math.gcd(int(rate), audio["sample_rate"])
-  source, target = int(rate) // common, audio["sample_rate"] // common
-  if source == target:
-    return x
-  cutoff = 0.99 * min(source, target)
-  reach = math.ceil(6 * source / cutoff)
-  at = torch.arange(-reach, reach + source, dtype=torch.float64) / source
-  phase = torch.arange(target, dtype=torch.float64)[:, None] / target
-  t = ((at - phase) * cutoff).clamp(-6, 6)
-  taps = torch.sinc(t) * torch.cos(t * math.pi / 12) ** 2 * (cutoff / source)
-  x_padded = functional.pad(x, (reach, reach + source))[None, None]
-  y = functional.conv1d(x_padded, taps.float()[:, None], stride=source)
-  return y[0].T.reshape(-1)[: -(-len(x) * target // source)]
+  def geometry(self, key: str, unit: str) -> Any:
+    """Sizes and units for decoding one input."""
+    package, settings = input_package(), self.settings
+    return package.Geometry(
+      frames=settings["inputs"][key]["frames"],
+      size=settings["image_size"],
+      audio=package.config.AudioConfig(**settings["audio"]),
+      depth_unit=unit,
+      max_pixels=settings["max_pixels"],
+    )
 
+  def pixels(self, key: str, value: Any) -> Tensor:
+    """One input as [T, Y, X, 3].
 
-def log_mel(x: Tensor, bins: int, audio: Mapping[str, Any]) -> Tensor:
-  """Kaldi log-mel energies [frames, bins] of a waveform in [-1, 1]."""
-  rate = audio["sample_rate"]
-  size = round(rate * audio["window_ms"] / 1000)
-  hop = round(rate * audio["hop_ms"] / 1000)
-  fft_size = 1 << (size - 1).bit_length()
-  x = functional.pad(x, (0, max(0, size - len(x)))) * 2.0**15
-  frames = x.double().unfold(0, size, hop)
-  frames = frames - frames.mean(1, keepdim=True)
-  before = torch.cat([frames[:, :1], frames[:, :-1]], 1)
-  window = torch.hann_window(size, periodic=False, dtype=torch.float64) ** 0.85
-  spectrum = torch.fft.rfft((frames - 0.97 * before) * window, fft_size)
-  power = spectrum.abs().square()
-  energies = power @ mel_filters(bins, fft_size, rate).double()
-  return energies.clamp(min=torch.finfo(torch.float32).eps).log().float()
+    Raises:
+      ValueError: in one line that starts with the input's name.
+      ImportError: naming the package that reads such files.
+    """
+    if not self.has(key):
+      raise ValueError(
+        f"{key}: this modality's preprocessing is code of its own; give "
+        "`encode` the prepared arrays."
+      )
+    return torch.as_tensor(self._named(self._pixels, key, value))
 
+  def text(self, key: str, value: Any) -> str:
+    """One text; raises as `pixels`."""
+    return self._named(self._text, key, value)
 
-def mel_filters(bins: int, fft_size: int, rate: int) -> Tensor:
-  """Triangular filters [fft_size / 2 + 1, bins], 20 Hz to Nyquist."""
-  edges = [1127.0 * math.log(1.0 + hz / 700.0) for hz in (20.0, rate / 2)]
-  step = torch.tensor((edges[1] - edges[0]) / (bins + 1))
-  low, index = torch.tensor(edges[0]), torch.arange(bins).float()
-  left, centre, right = (low + (index + k) * step for k in range(3))
-  hz = torch.arange(fft_size // 2).float() * (rate / fft_size)
-  at = (1127.0 * torch.log(1.0 + hz / 700.0))[:, None]
-  up, down = (at - left) / (centre - left), (right - at) / (right - centre)
-  return functional.pad(torch.minimum(up, down).clamp(min=0), (0, 0, 0, 1))
+  def _pixels(self, key: str, value: Any) -> np.ndarray:
+    item, settings = given().as_item(key, value), self.settings["inputs"][key]
+    raw = contents(item.value() if callable(item.value) else item.value)
+    unit = settings.get("unit", "")
+    if unit and not item.depth_unit:
+      given().check_bare_depth(raw, unit)
+    modality = input_package().MODALITIES[key]
+    mode = modality.modes[settings["mode"]]
+    geometry = self.geometry(key, item.depth_unit or unit)
+    array = mode.host(modality.decode(raw, geometry), geometry, None)
+    return np.array(mode.to_pixels(array, geometry=geometry, xp=np))
+
+  def _text(self, key: str, value: Any) -> str:
+    item = given().as_item(key, value)
+    raw = contents(item.value) if item.file else item.value
+    return input_package().MODALITIES[key].decode(raw, None)
+
+  def _named(self, read: Any, key: str, value: Any) -> Any:
+    """What `read` gives; errors are one line and name the input."""
+    name = given().name_of(key, value)
+    try:
+      return read(key, value)
+    except (OSError, MemoryError):
+      raise
+    except ModuleNotFoundError as error:
+      raise ImportError(
+        f"{name}: to read it, pip install {error.name}."
+      ) from error
+    except Exception as error:  # whatever a file's content makes of decoders
+      text = " ".join(str(error).split())
+      if not isinstance(error, ValueError):
+        text = f"cannot be used: {type(error).__name__}: {text[:200]}"
+      raise input_package().DecodeError(
+        text if text.startswith(f"{name}: ") else f"{name}: {text}"
+      ) from error
 
 
 # ----------------------------------------------------------------- tokenizers

@@ -1,0 +1,85 @@
+"""The decoders and preprocessing that a PyTorch folder takes along.
+
+They are this package's own (`mico_jax.modalities`, NumPy and Pillow), copied
+file by file with their imports made relative, so that both sides read every
+input alike: orientation, transparency, units, channels, what is refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.resources
+import re
+
+from mico_jax import config as config_lib
+
+PACKAGE = "mico_inputs"
+_SOURCE = "mico_jax.modalities"
+_CONFIG = "mico_jax.config"
+_TYPES = "jaxtyping"  # of annotations only
+
+
+def files() -> dict[str, str]:
+  """File name -> text of the package `mico_inputs`.
+
+  Raises:
+    ValueError: if a decoder imports a part of this package that stays here.
+  """
+  found, types = {}, set()
+  folder = importlib.resources.files(_SOURCE)
+  for file in sorted(folder.iterdir(), key=lambda f: f.name):
+    if file.name.endswith(".py"):
+      text = file.read_text("utf-8")
+      types |= _check_imports(text, file.name)
+      found[file.name] = _relative(text)
+  return found | {"config.py": _config(sorted(types))}
+
+
+def _check_imports(text: str, name: str) -> set[str]:
+  """The configuration types that a file imports."""
+  types = set()
+  for node in ast.walk(ast.parse(text)):
+    if not isinstance(node, ast.ImportFrom):
+      continue
+    source = node.module or ""
+    if source == _CONFIG:
+      types |= {alias.name for alias in node.names}
+    elif source.startswith("mico_jax") and not source.startswith(_SOURCE):
+      raise ValueError(
+        f"modalities/{name} imports {source}, which an exported folder does "
+        f"not hold; it may import {_SOURCE} and {_CONFIG}."
+      )
+  return types
+
+
+def _relative(text: str) -> str:
+  """A file's text for another package."""
+  text = re.sub(rf"^from {_SOURCE} import", "from . import", text, flags=re.M)
+  text = re.sub(rf"^from {_SOURCE}\.", "from .", text, flags=re.M)
+  text = re.sub(
+    rf"^from {_CONFIG} import", "from .config import", text, flags=re.M
+  )
+  return re.sub(
+    rf"^from {_TYPES} import ([\w, ]+)$",
+    r"from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n"
+    rf"  from {_TYPES} import \1\n",
+    text,
+    flags=re.M,
+  )
+
+
+def _config(types: list[str]) -> str:
+  """The text of config.py: some dataclasses with their defaults."""
+  text = (
+    '"""What the decoders are set by; preprocessing.json has the values."""'
+  )
+  text += "\n\nfrom dataclasses import dataclass\n"
+  for name in types:
+    kind = getattr(config_lib, name)
+    summary = (kind.__doc__ or name).strip().partition("\n")[0]
+    text += f'\n\n@dataclass(frozen=True)\nclass {name}:\n  """{summary}"""\n\n'
+    for field in dataclasses.fields(kind):
+      value = field.default
+      text += f"  {field.name}: {type(value).__name__} = {value!r}\n"
+  return text
