@@ -364,8 +364,9 @@ class TrainConfig:
   # threads and status 76, to be started again; 0: never.
   watchdog_s: float = 1800.0
   profile_steps: tuple[int, ...] = ()  # (first, last): profiler trace
-  # Folder of compiled programs, shared by restarts and hosts; "": as JAX's own
-  # setting (JAX_COMPILATION_CACHE_DIR) says.
+  # Folder of compiled programs, shared by restarts and hosts. "": as
+  # JAX_COMPILATION_CACHE_DIR says, else on accelerators `compiled` beside a
+  # remote workdir or ~/.cache/mico_jax/compiled.
   compilation_cache: str = ""
   tensorboard: bool = True
   wandb: bool = False  # needs the `wandb` package
