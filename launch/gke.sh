@@ -10,20 +10,26 @@
 #   --hosts N         hosts of a slice (v5e 16x16: 64)
 #   --chips K         chips of a host (default 4)
 #   --slices S        slices (default 1); set parallel.slices to match
-#   --source URL      what pip installs (default mico-jax; e.g. git+https://...)
-#   --image I         any image with bash and curl (default: uv's own)
-#   --restarts R      restarts of the whole set (default 1000)
+#   --image I         image with mico_jax, made by launch/Dockerfile, with a
+#                     fixed tag or digest: REGISTRY/mico_jax:v1
+#   --build           builds that image from what is committed here, pushes it
+#                     (docker), and runs it by its digest
+#   --source URL      instead of an image: what is installed when a container
+#                     starts, pinned: git+https://HOST/REPOSITORY@COMMIT, or the
+#                     URL of a wheel
+#   --restarts R      restarts of the whole set (default 100)
 #   --apply           kubectl apply instead of printing
 #   --dry-run         print the YAML and the kubectl command, run nothing
 #   -h, --help        this text
 #
 # Example:
 #   launch/gke.sh --name g14 --accelerator tpu-v5-lite-podslice \
-#     --topology 16x16 --hosts 64 -- \
-#     --config mico_g14 --workdir gs://bucket/runs/g14 | kubectl apply -f -
+#     --topology 16x16 --hosts 64 --image REGISTRY/mico_jax:v1 --build --apply \
+#     -- --config mico_g14 --workdir gs://bucket/runs/g14
 #
-# A container brings its own Python (uv). A host that fails restarts the set,
-# and the run resumes; SIGTERM (a drained node) saves first.
+# A host that fails restarts the set, and the run resumes; SIGTERM (a drained
+# node) saves first. Status 2, a mistake in config or data, ends the set at once:
+# the same again would not help.
 set -euo pipefail
 
 usage() { sed -n '2,/^set -euo/{/^set -euo/d;s/^# \{0,1\}//;p}' "$0"; }
@@ -49,9 +55,10 @@ topology=""
 hosts=""
 chips=4
 slices=1
-source=mico-jax
-image=ghcr.io/astral-sh/uv:python3.12-bookworm
-restarts=1000
+source=""
+image=""
+build=false
+restarts=100
 apply=false
 dry_run=false
 while (($#)); do
@@ -65,6 +72,7 @@ while (($#)); do
     --source) source=$(value "$1" "${2:-}"); shift 2 ;;
     --image) image=$(value "$1" "${2:-}"); shift 2 ;;
     --restarts) restarts=$(number "$1" "${2:-}"); shift 2 ;;
+    --build) build=true; shift ;;
     --apply) apply=true; shift ;;
     --dry-run) dry_run=true; shift ;;
     -h | --help) usage; exit 0 ;;
@@ -81,14 +89,52 @@ done
 # A text as a YAML string in single quotes.
 quoted() { printf "'%s'" "${1//\'/\'\'}"; }
 
-package=$source
-[[ $source == *" @ "* || $source == *"["* ]] || case "$source" in
-  *://*) package="mico-jax[tpu] @ $source" ;;
-  *) package="${source}[tpu]" ;;
-esac
-script="set -e; uv venv --python 3.12 /opt/mico_jax; uv pip install --python"
-script+=" /opt/mico_jax/bin/python $(printf %q "$package");"
-script+=" exec /opt/mico_jax/bin/mico-jax pretrain $(printf '%q ' "$@")"
+if [[ -n $source ]]; then
+  if [[ -n $image ]] || $build; then die "either --image or --source"; fi
+  [[ $source =~ ^git\+[a-z]+://.+/.+@[0-9a-f]{7,40}$ ||
+    $source =~ ^[a-z]+://.+/.+\.whl$ ]] ||
+    die "--source '$source': git+https://HOST/REPOSITORY@COMMIT or the URL of" \
+      "a wheel, so that all hosts and restarts run the same"
+  image=ghcr.io/astral-sh/uv:python3.12-bookworm
+  # uv ends with 2 when the network fails, which is no mistake of the run's.
+  script="{ uv venv --python 3.12 /opt/mico_jax && uv pip install --python"
+  script+=" /opt/mico_jax/bin/python"
+  script+=" $(printf %q "mico-jax[tpu,gcs] @ $source"); } || exit 75;"
+  script+=" exec /opt/mico_jax/bin/mico-jax"
+else
+  [[ -n $image ]] || die "needs --image (see launch/Dockerfile) or --source"
+  last=${image##*/}
+  [[ $last == *:* && $last != *:latest ]] ||
+    die "--image '$image': needs a fixed tag or digest, so that all hosts and" \
+      "restarts run the same"
+  script="exec mico-jax"
+fi
+script+=" pretrain $(printf '%q ' "$@")"
+
+# Runs a command before the JobSet; what it prints must not mix with the YAML.
+step() {
+  if $dry_run; then printf '# %s\n' "$(printf '%q ' "$@")"; else "$@" >&2; fi
+}
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if $build; then
+  archive=$(mktemp -u "${TMPDIR:-/tmp}/mico_jax.XXXXXX").tar
+  trap 'rm -f "$archive"' EXIT
+  step "$here/checkout.sh" "$archive"
+  # shellcheck disable=SC2016  # of the inner shell
+  step bash -c 'docker build --file launch/Dockerfile --tag "$1" - < "$0"' \
+    "$archive" "$image"
+  step docker push "$image"
+  if ! $dry_run; then
+    # A tag may move; nodes that have an older image of that name keep it.
+    digests=$(docker image inspect "$image" --format '{{join .RepoDigests "\n"}}')
+    repository=${image%@*}
+    repository=${repository%:*}
+    pushed=$(grep -m 1 -F "$repository@sha256:" <<< "$digests") ||
+      die "docker names no digest of the pushed $image"
+    image=$pushed
+  fi
+fi
 
 yaml() {
   cat << YAML
@@ -101,6 +147,9 @@ metadata:
 spec:
   failurePolicy:
     maxRestarts: $restarts
+    rules:
+    - action: FailJobSet
+      onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
   - name: slice
     replicas: $slices
@@ -110,6 +159,13 @@ spec:
         completions: $hosts
         backoffLimit: 0
         completionMode: Indexed
+        podFailurePolicy:
+          rules:
+          - action: FailJob
+            onExitCodes:
+              containerName: mico-jax
+              operator: In
+              values: [2]
         template:
           spec:
             restartPolicy: Never

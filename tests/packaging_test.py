@@ -90,7 +90,9 @@ def test_constraints_satisfy_the_project(project, repository):
       pins[requirement.name.lower().replace("_", "-")] = next(
         iter(requirement.specifier)
       ).version
-  for text in project["project"]["dependencies"]:
+  # What the launchers install.
+  extras = project["project"]["optional-dependencies"]
+  for text in (*project["project"]["dependencies"], *extras["gcs"]):
     requirement = packaging.Requirement(text)
     name = requirement.name.lower().replace("_", "-")
     assert name in pins, f"launch/constraints.txt lacks {name}"

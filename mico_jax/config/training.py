@@ -95,8 +95,9 @@ class TrainConfig:
   watchdog_s: Annotated[float, Range(0.0, 1e7, "seconds")] = 1800.0
   # (first, last): profiler trace
   profile_steps: Annotated[tuple[Steps, ...], Items(only=(0, 2))] = ()
-  # Folder of compiled programs, shared by restarts and hosts; "": as JAX's own
-  # setting (JAX_COMPILATION_CACHE_DIR) says.
+  # Folder of compiled programs, shared by restarts and hosts. "": as
+  # JAX_COMPILATION_CACHE_DIR says, else on accelerators `compiled` beside a
+  # remote workdir or ~/.cache/mico_jax/compiled.
   compilation_cache: Path = ""
   tensorboard: bool = True
   wandb: bool = False  # needs the `wandb` package

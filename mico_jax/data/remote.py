@@ -33,6 +33,12 @@ def is_remote(path: str) -> bool:
   return "://" in path
 
 
+def user_cache(name: str) -> pathlib.Path:
+  """A folder of this user for what can be made again."""
+  home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  return pathlib.Path(home).expanduser() / "mico_jax" / name
+
+
 def call_with_timeout(
   function: Callable[[], T], seconds: float, what: str
 ) -> T:
@@ -80,9 +86,7 @@ class Storage:
       cache_gb: local copies are deleted, oldest use first, beyond this.
       cache_dir: "": `mico_jax` in the user's cache folder.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    default = pathlib.Path(home).expanduser() / "mico_jax" / "shards"
-    self._cache = pathlib.Path(cache_dir) if cache_dir else default
+    self._cache = pathlib.Path(cache_dir or user_cache("shards"))
     self._timeout, self._retries = timeout, max(1, retries)
     self._limit = int(cache_gb * 2**30)
     self._lock = threading.Lock()

@@ -20,8 +20,8 @@ OPTIONAL: dict[str, str] = {
   "pyarrow": "embed --out x.parquet (extra: eval)",
   "torch": "export and parity tests (extra: torch)",
   "wandb": "Weights & Biases logging (extra: wandb)",
-  "gcsfs": "gs:// paths",
-  "s3fs": "s3:// paths",
+  "gcsfs": "gs:// paths (extra: gcs)",
+  "s3fs": "s3:// paths (extra: s3)",
 }
 BACKEND, PROBLEM = "backend", "problem"  # lines of the report
 _REQUIRED = ("av", "pillow", "soundfile", "sentencepiece", "clu", "etils")

@@ -27,7 +27,8 @@ def launch(repository, tmp_path):
   """Runs a launcher; returns its result and what the stand-ins were told."""
   folder = tmp_path / "bin"
   folder.mkdir()
-  for name in ("gcloud", "kubectl", "srun", "scontrol", "uv", "git", "curl"):
+  for name in ("gcloud", "kubectl", "srun", "scontrol", "uv", "git", "curl",
+               "docker"):  # fmt: skip
     (folder / name).write_text(STUB)
     (folder / name).chmod(0o755)
   record = tmp_path / "record"
@@ -56,7 +57,7 @@ def launch(repository, tmp_path):
 POD = ("--tpu", "pod", "--zone", "us-x1-a", "--project", "p")
 
 
-@pytest.mark.parametrize("action", ["setup", "run", "doctor", "stop"])
+@pytest.mark.parametrize("action", ["setup", "run", "logs", "doctor", "stop"])
 def test_tpu_dry_run_prints_exactly_what_runs(launch, action):
   arguments = (action, *POD, "--", "--config", "demo", "--config.name=a b")
   dry, told = launch("tpu_pod.sh", *arguments[:7], "--dry-run", *arguments[7:])
@@ -65,26 +66,28 @@ def test_tpu_dry_run_prints_exactly_what_runs(launch, action):
   real, told = launch("tpu_pod.sh", *arguments)
   assert real.returncode == 0, real.stderr
   words = [shlex.split(line) for line in told.splitlines()]
+  words = [line for line in words if line[0] == "gcloud"]
   planned = [shlex.split(line) for line in dry.stdout.splitlines()]
-  planned = [line for line in planned if line[0] in ("gcloud", "git")]
+  planned = [line for line in planned if line[0] == "gcloud"]
   assert len(words) == len(planned) >= 1
   for told_line, line in zip(words, planned, strict=True):
     # The name of the archive is drawn anew.
-    assert [w for w in told_line if "mico_jax." not in w] == [
-      w for w in line if "mico_jax." not in w
+    assert [w for w in told_line if "mico_jax." not in w or " " in w] == [
+      w for w in line if "mico_jax." not in w or " " in w
     ]
 
 
 def test_tpu_commands(launch):
   _, told = launch("tpu_pod.sh", "run", *POD, "--", "--config.name=a b")
-  (line,) = (shlex.split(x) for x in told.splitlines())
-  assert line[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod"]
-  assert "--worker=all" in line
-  inner = line[line.index("--command") + 1]
-  assert inner.startswith(
-    "MICO_JAX_COORDINATOR=auto mico_jax/launch/restart.sh"
-  )
-  assert shlex.split(inner)[-2:] == ["pretrain", "--config.name=a b"]
+  look, start, follow = (shlex.split(x) for x in told.splitlines())
+  for line in (look, start, follow):
+    assert line[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod"]
+    assert "--worker=all" in line
+  inner = start[start.index("--command") + 1]
+  assert shlex.split(inner) == [
+    *("mico_jax/launch/service.sh", "start", "--", "--config.name=a b"),
+  ]
+  assert follow[-1] == "mico_jax/launch/service.sh follow"
   _, told = launch("tpu_pod.sh", "doctor", *POD, "--hosts", "64")
   assert "doctor\\ --pod\\ --hosts\\ 64" in told
 
@@ -94,6 +97,7 @@ def test_mistakes_end_with_two(launch):
     ("fly", *POD),
     ("run", "--tpu", "x"),
     ("run", *POD, "--config", "demo"),
+    ("run", *POD),
   ):
     done, _ = launch("tpu_pod.sh", *arguments)
     assert done.returncode == 2
@@ -109,22 +113,34 @@ def test_setup_installs_its_own_python(launch, repository, tmp_path):
   real, told = launch("setup.sh", "--pinned")
   assert real.returncode == 0, real.stderr
   planned = [shlex.split(x)[1:] for x in dry.stdout.splitlines()]
-  assert planned == [shlex.split(x)[1:] for x in told.splitlines()]
+  told = [shlex.split(x) for x in told.splitlines()]
+  assert planned == [x[1:] for x in told if x[0] != "git"]
   assert planned[0][:3] == ["venv", "--python", "3.12"]
-  assert f"{repository}[tpu]" in planned[1]
+  assert f"{repository}[tpu,gcs]" in planned[1]
   assert str(repository / "launch/constraints.txt") in planned[1]
 
 
+IMAGE = ("--image", "hub/mico_jax:v1")
 GKE = ("--name", "g14", "--accelerator", "tpu-v5-lite-podslice",
        "--topology", "16x16", "--hosts", "64")  # fmt: skip
 
 
-def test_gke_writes_a_job_set(launch):
+def job_set(text: str):
+  """The parsed JobSet and the shell text that a container runs."""
   yaml = pytest.importorskip("yaml")
-  arguments = (*GKE, "--slices", "2", "--", "--config.name=it's")
+  found = yaml.safe_load(text)
+  (job,) = found["spec"]["replicatedJobs"]
+  pod = job["template"]["spec"]["template"]["spec"]
+  (container,) = pod["containers"]
+  (script,) = container["args"]
+  return found, container, script
+
+
+def test_gke_writes_a_job_set(launch):
+  arguments = (*GKE, *IMAGE, "--slices", "2", "--", "--config.name=it's")
   done, _ = launch("gke.sh", *arguments)
   assert done.returncode == 0, done.stderr
-  found = yaml.safe_load(done.stdout)
+  found, container, script = job_set(done.stdout)
   assert found["kind"] == "JobSet"
   (job,) = found["spec"]["replicatedJobs"]
   assert job["replicas"] == 2
@@ -132,16 +148,92 @@ def test_gke_writes_a_job_set(launch):
   assert spec["parallelism"] == spec["completions"] == 64
   pod = spec["template"]["spec"]
   assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "16x16"
-  (container,) = pod["containers"]
+  assert container["image"] == "hub/mico_jax:v1"
   assert container["resources"]["limits"]["google.com/tpu"] == 4
-  (script,) = container["args"]
-  assert shlex.split(script)[-1] == "--config.name=it's"
-  assert "uv venv --python 3.12" in script
-  assert "'mico-jax[tpu]'" in script or "mico-jax\\[tpu\\]" in script
+  assert shlex.split(script) == [
+    *("exec", "mico-jax", "pretrain", "--config.name=it's"),
+  ]
+
+
+def test_gke_ends_the_set_for_mistakes_alone(launch):
+  """2 ends it; anything else restarts it, at most so often."""
+  done, _ = launch("gke.sh", *GKE, *IMAGE, "--restarts", "7", "--", "x")
+  found, container, _ = job_set(done.stdout)
+  policy = found["spec"]["failurePolicy"]
+  assert policy["maxRestarts"] == 7
+  (rule,) = policy["rules"]
+  assert rule == {
+    "action": "FailJobSet",
+    "onJobFailureReasons": ["PodFailurePolicy"],
+  }
+  (job,) = found["spec"]["replicatedJobs"]
+  spec = job["template"]["spec"]
+  assert spec["backoffLimit"] == 0
+  assert spec["template"]["spec"]["restartPolicy"] == "Never"
+  (rule,) = spec["podFailurePolicy"]["rules"]
+  assert rule["action"] == "FailJob"
+  assert rule["onExitCodes"] == {
+    "containerName": container["name"],
+    "operator": "In",
+    "values": [2],
+  }
+  done, _ = launch("gke.sh", *GKE, *IMAGE, "--", "x")
+  assert job_set(done.stdout)[0]["spec"]["failurePolicy"]["maxRestarts"] == 100
+
+
+@pytest.mark.parametrize(
+  "source",
+  ["git+https://host/me/mico_jax@0123abc", "https://host/mico_jax-1-any.whl"],
+)
+def test_gke_installs_a_pinned_source(launch, tmp_path, source):
+  done, _ = launch("gke.sh", *GKE, "--source", source, "--", "--config", "x")
+  _, _, script = job_set(done.stdout)
+  assert f"mico-jax[tpu,gcs] @ {source};" in shlex.split(script)
+  # A failed installation is no mistake of the run: uv's 2 becomes 75.
+  (tmp_path / "bin" / "uv").write_text("#!/bin/sh\nexit 2\n")
+  path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+  ended = subprocess.run(
+    ["bash", "-c", script], env={"PATH": path}, check=False
+  )
+  assert ended.returncode == 75
+
+
+@pytest.mark.parametrize(
+  "where",
+  [
+    (),
+    ("--source", "mico-jax"),
+    ("--source", "mico-jax==0.1.0"),
+    ("--source", "git+https://host/me/mico_jax"),
+    ("--source", "git+https://host/me/mico_jax@main"),
+    ("--source", "git+ssh://git@host/mico_jax"),
+    ("--image", "hub/mico_jax"),
+    ("--image", "hub:5000/mico_jax"),
+    ("--image", "hub/mico_jax:latest"),
+    (*IMAGE, "--source", "https://host/a.whl"),
+    ("--build", "--source", "https://host/a.whl"),
+  ],
+)
+def test_gke_refuses_what_may_change(launch, where):
+  done, told = launch("gke.sh", *GKE, *where, "--", "--config", "demo")
+  assert done.returncode == 2, done.stdout
+  assert done.stderr.startswith("launch/gke.sh: ")
+  assert done.stdout == told == ""
+
+
+def test_gke_stops_when_the_image_is_not_built(launch):
+  arguments = (*GKE, *IMAGE, "--build", "--", "--config", "demo")
+  dry, told = launch("gke.sh", "--dry-run", *arguments)
+  assert told == ""
+  assert "# docker push hub/mico_jax:v1" in dry.stdout
+  # The stand-in of git makes no archive for docker to read.
+  done, told = launch("gke.sh", *arguments)
+  assert done.returncode != 0
+  assert "push" not in told
 
 
 def test_gke_apply(launch):
-  arguments = (*GKE, "--apply", "--", "--config", "demo")
+  arguments = (*GKE, *IMAGE, "--apply", "--", "--config", "demo")
   dry, told = launch("gke.sh", "--dry-run", *arguments)
   assert told == ""
   assert dry.stdout.endswith("# kubectl apply -f -\n")
@@ -183,6 +275,25 @@ def test_slurm_job_is_queued_again(launch, tmp_path, code, queued):
   done, told = launch("slurm.sbatch", "--config", "x", **SLURM, STUB_CODE=code)
   assert done.returncode == int(code)
   assert ("scontrol requeue 20007" in told) == queued
+
+
+@pytest.mark.parametrize(
+  ("restarts", "before", "queued"),
+  [(None, "99", True), (None, "100", False), ("3", "2", True),
+   ("3", "3", False)],
+)  # fmt: skip
+def test_slurm_restarts_are_capped(launch, tmp_path, restarts, before, queued):
+  scontrol = tmp_path / "bin" / "scontrol"
+  text = scontrol.read_text().replace('exit "${STUB_CODE:-0}"', "exit 0")
+  scontrol.write_text(text)
+  cap = {"MICO_JAX_RESTARTS": restarts} if restarts else {}
+  done, told = launch(
+    "slurm.sbatch", "--config", "x", **SLURM, **cap,
+    SLURM_RESTART_COUNT=before, STUB_CODE="75",
+  )  # fmt: skip
+  assert done.returncode == 75
+  assert ("scontrol requeue 20007" in told) == queued
+  assert ("giving up" in done.stderr) != queued
 
 
 def test_slurm_dry_run_outside_a_job(launch):
