@@ -194,6 +194,8 @@ class SourceConfig:
   root: str = ""
   split: str = "train"
   where: Mapping[str, Any] = field(default_factory=dict)  # field -> value(s)
+  # WebDataset: keys end at the "first" or the "last" dot of a member's name.
+  key_dot: str = "first"
   # Record field of each modality / caption kind / label; unset: same name.
   fields: Mapping[str, str] = field(default_factory=dict)
   captions: Mapping[str, str] = field(default_factory=dict)
@@ -225,6 +227,8 @@ class DataConfig:
   timeout: float = 60.0  # seconds until a stalled decoder is an error
   max_bad_fraction: float = 0.01  # of samples; the run stops beyond it
   max_pixels: int = 120_000_000  # larger images are refused, not decoded
+  # Larger files (members, arrays) are refused, not read: 4 GiB.
+  max_file_bytes: int = 4_294_967_296
   cache_gb: float = 4.0  # local cache of remote shards
 
 

@@ -10,7 +10,9 @@ names, so that no client of a store has to be installed or imported.
 from __future__ import annotations
 
 import errno
+import pathlib
 import random
+import resource
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -127,6 +129,50 @@ def is_transient(error: BaseException) -> bool:
     if str(cause).lstrip().startswith(_PASSING_STATUS):
       return True
   return False
+
+
+_LOW_MEMORY = 512 << 20  # bytes; with less the machine is short of memory
+
+
+def _number(path: str) -> int | None:
+  """The number in a file of the kernel; None without one ("max")."""
+  try:
+    return int(pathlib.Path(path).read_text())
+  except (OSError, ValueError):
+    return None
+
+
+def _rooms() -> Iterator[int]:
+  """Bytes that are free under each limit that can be read (Linux)."""
+  try:
+    for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
+      if line.startswith("MemAvailable:"):
+        yield int(line.split()[1]) << 10
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+  except (OSError, ValueError, IndexError):
+    return
+  soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+  if soft != resource.RLIM_INFINITY:
+    yield soft - pages * resource.getpagesize()
+  limit = _number("/sys/fs/cgroup/memory.max")
+  used = _number("/sys/fs/cgroup/memory.current")
+  if limit is not None and used is not None:
+    # What the kernel can drop again (cached files) counts as free.
+    yield limit - used + _inactive_files()
+
+
+def _inactive_files() -> int:
+  try:
+    text = pathlib.Path("/sys/fs/cgroup/memory.stat").read_text()
+    pairs = dict(line.split()[:2] for line in text.splitlines())
+    return int(pairs.get("inactive_file", 0))
+  except (OSError, ValueError):
+    return 0
+
+
+def memory_is_short() -> bool:
+  """Whether machine, container or process have under 512 MiB left."""
+  return any(room < _LOW_MEMORY for room in _rooms())
 
 
 def delays(

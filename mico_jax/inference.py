@@ -32,7 +32,12 @@ from mico_jax.evaluation.generate import generate
 from mico_jax.inputs import Preparer
 from mico_jax.kernels.compiler import forward_options
 from mico_jax.layers.stack import split_layers
-from mico_jax.modalities import MODALITIES, by_letter, file_spec
+from mico_jax.modalities import (
+  MODALITIES,
+  DecodeError,
+  by_letter,
+  file_spec,
+)
 from mico_jax.models import build
 from mico_jax.verification import model_params, self_check
 
@@ -46,12 +51,14 @@ class Scores:
     texts: one per column.
     similarity: cosine of the embeddings, in [-1, 1].
     matching: probability that text and file belong together, in [0, 1].
+    skipped: (name, reason) of files that could not be read; they have no row.
   """
 
   files: tuple[str, ...]
   texts: tuple[str, ...]
   similarity: Float[np.ndarray, "F Q"]
   matching: Float[np.ndarray, "F Q"]
+  skipped: tuple[tuple[str, str], ...] = ()
 
 
 class OmniModel:
@@ -344,13 +351,24 @@ class OmniModel:
         texts += [self.tokenizer.decode(row) for row in ids]
     return texts
 
-  def score(self, texts: Sequence[str], files: Sequence[Any]) -> Scores:
+  def score(
+    self,
+    texts: Sequence[str],
+    files: Sequence[Any],
+    *,
+    skip_broken: bool = False,
+  ) -> Scores:
     """Every text against every file.
 
     Args:
       texts: at least one.
       files: paths; the type follows the extension, or "depth:mm:FILE",
         "normal:FILE" say it.
+      skip_broken: files that cannot be read get no row and are listed in
+        `skipped`, as long as another can; else the first is an error.
+
+    Raises:
+      DecodeError: for a file that cannot be read.
     """
     if not texts or not files:
       raise ValueError("score needs at least one text and one file.")
@@ -359,6 +377,7 @@ class OmniModel:
     ids = self._prepare({"text": texts})["text"]
     similarity = np.zeros((len(files), len(texts)), np.float32)
     matching = np.zeros_like(similarity)
+    broken: dict[int, DecodeError] = {}
     for key in dict.fromkeys(spec.key for spec in specs):
       rows = [i for i, spec in enumerate(specs) if spec.key == key]
       items = [
@@ -370,7 +389,16 @@ class OmniModel:
       letter = self.preparer.check_key(key).letter
       for start in range(0, len(rows), self.batch_size):
         chosen = rows[start : start + self.batch_size]
-        arrays = self._prepare({key: items[start : start + self.batch_size]})
+        array, kept, errors = self.preparer.prepare(
+          key, items[start : start + self.batch_size]
+        )
+        if errors and not skip_broken:
+          raise errors[0]
+        lost = [row for i, row in enumerate(chosen) if i not in set(kept)]
+        broken.update(zip(lost, errors, strict=True))
+        if array is None:
+          continue
+        arrays, chosen = {key: array}, [chosen[i] for i in kept]
         similarity[chosen] = self.embed_arrays(arrays, letter) @ queries.T
         for batch, real in self._batches(arrays):
           context = self._context(self.params, batch, letter)
@@ -379,8 +407,16 @@ class OmniModel:
             repeated = np.repeat(row[None], size, axis=0)
             values = self._match(self.params, repeated, context)
             matching[chosen, j] = np.asarray(values)[:real]
-    names = tuple(str(f) for f in files)
-    return Scores(names, tuple(texts), similarity, matching)
+    if len(broken) == len(files):
+      raise broken[min(broken)]
+    good = [i for i in range(len(files)) if i not in broken]
+    return Scores(
+      tuple(str(files[i]) for i in good),
+      tuple(texts),
+      similarity[good],
+      matching[good],
+      tuple((str(files[i]), str(broken[i])) for i in sorted(broken)),
+    )
 
 
 def pad_rows(array: np.ndarray, size: int) -> np.ndarray:

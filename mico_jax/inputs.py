@@ -17,6 +17,7 @@ from etils import epath
 
 from mico_jax.config import Config
 from mico_jax.data import samples
+from mico_jax.data.faults import guarded
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import (
   MODALITIES,
@@ -193,7 +194,9 @@ class Preparer:
 
     def attempt(value: Any) -> np.ndarray | DecodeError:
       try:
-        return self.prepare_one(key, value)
+        return guarded(
+          lambda: self.prepare_one(key, value), as_item(key, value).name
+        )
       except DecodeError as e:
         return e
 

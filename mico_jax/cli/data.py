@@ -88,6 +88,7 @@ def _sheet(args: argparse.Namespace) -> dict[str, object]:
 
 def _build(args: argparse.Namespace) -> dict[str, object]:
   from mico_jax.data.build import build
+  from mico_jax.data.remote import short
   from mico_jax.run.progress import Progress
 
   source = SourceConfig(
@@ -112,7 +113,7 @@ def _build(args: argparse.Namespace) -> dict[str, object]:
     for bar in bars:
       bar.close()
   for name, reason in report.skipped:
-    print(f"skipped {name}: {reason}", file=sys.stderr)
+    print(f"skipped {short(name)}: {reason}", file=sys.stderr)
   used = {
     k: v
     for k, v in dataclasses.asdict(report.source).items()
@@ -121,6 +122,7 @@ def _build(args: argparse.Namespace) -> dict[str, object]:
   return {
     "samples": report.count,
     "skipped": len(report.skipped),
+    **({"skipped_by_kind": dict(report.kinds)} if report.kinds else {}),
     "files": list(report.files),
     "source": used,
   }

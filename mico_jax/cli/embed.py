@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--out",
     required=True,
     metavar="FILE",
-    help=".parquet (id, modality, path, embedding), or .npy / .npz with a "
-    ".jsonl of the rows beside it",
+    help=".parquet (id, modality, path, source, index, embedding), or .npy / "
+    ".npz with a .jsonl of the rows beside it",
   )
   parser.add_argument(
     "files",
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
       entries += job.manifest_entries(_source(args, name), keys)
     else:
       specs = common.parse_files([name], model.modalities)
-      entries += job.file_entries(specs)
+      entries += job.file_entries(specs, len(entries))
   with Progress(len(entries), label="embed") as bar:
     report = job.embed_files(
       model,

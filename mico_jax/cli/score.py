@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from mico_jax.cli import common
 
 DESCRIPTION = f"""\
 Compares every text with every file: cosine similarity of the embeddings, and
-the probability of the matching head that they belong together.
+the probability of the matching head that they belong together. A file that
+cannot be read is named on stderr, the others are scored; it is an error if none
+can be.
 
 {common.TYPES}"""
 EXAMPLES = """\
@@ -31,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
   common.parse_files(args.files)
   model = common.load_model(args)
   common.parse_files(args.files, common.context_keys(model))
-  scores = model.score(args.text, args.files)
+  scores = model.score(args.text, args.files, skip_broken=True)
+  for _, reason in scores.skipped:
+    print(f"mico-jax: skipped {reason}", file=sys.stderr)
   if args.json:
     common.print_json(
       [
@@ -44,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         for i, file in enumerate(scores.files)
         for j, text in enumerate(scores.texts)
       ]
+      + [{"file": file, "error": reason} for file, reason in scores.skipped]
     )
     return 0
   rows = [

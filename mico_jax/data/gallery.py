@@ -33,7 +33,8 @@ def evaluation_batches(
   """Batches of row, weight, inputs and present, in order, without augmentation.
 
   The last batch is padded to `batch_size` with weight 0. A broken sample keeps
-  its row with weight 0 and None for its record, so coverage can be reported.
+  its row with weight 0 and None for its record, so coverage can be reported;
+  of a sample that is broken in part, the broken modalities are not present.
 
   Args:
     config: of the run.
@@ -48,6 +49,7 @@ def evaluation_batches(
 
   Raises:
     StalledDecoder: if a sample takes longer than `data.timeout`.
+    TransientError: for storage or memory that stays short.
   """
   if records is not None:
     pick, total = records.__getitem__, len(records)
@@ -60,13 +62,15 @@ def evaluation_batches(
 
   def load(i: int) -> tuple[Record, dict[str, Any]] | None:
     guard = Guard(config.data.timeout)
-    guard.at(f"{i} of {source_name}")
+    guard.at(source_name, i if indices is None else int(indices[i]))
     return guard.run(lambda: read(i))
 
   def read(i: int) -> tuple[Record, dict[str, Any]] | None:
     try:
       record = pick(i)
-      inputs = load_inputs(config, record, source_name, keys, tokenizer)
+      inputs = load_inputs(
+        config, record, source_name, keys, tokenizer, broken={}
+      )
     except DecodeError:
       return None
     return record, inputs

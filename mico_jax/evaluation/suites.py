@@ -281,7 +281,10 @@ def _text_results(job: Job, gallery: Gallery) -> list[Result]:
 
 
 def _labels(gallery: Gallery, field: str) -> list[Any]:
-  return [None if r is None else r.fields.get(field) for r in gallery.records]
+  found = [None if r is None else r.fields.get(field) for r in gallery.records]
+  # What is no text or number is no label: the sample is left out, as one
+  # without the field.
+  return [x if isinstance(x, (str, int, float)) else None for x in found]
 
 
 def _hard_results(

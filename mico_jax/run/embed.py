@@ -37,11 +37,13 @@ class Entry:
   """One file to embed.
 
   Attributes:
-    id: of the row in the output.
+    id: of the row in the output; ids may repeat.
     key: modality.
     path: of the file, or what a manifest says of it.
     depth_unit: of a depth map.
     read: gives the file's content; None: `path` is read.
+    source: the manifest that lists it; "" for a file given by name.
+    index: of the sample in its manifest, or of the file among those given.
   """
 
   id: str
@@ -49,10 +51,18 @@ class Entry:
   path: str
   depth_unit: str = ""
   read: Callable[[], Any] | None = None
+  source: str = ""
+  index: int = 0
 
-  def describe(self) -> dict[str, str]:
+  def describe(self) -> dict[str, Any]:
     """What identifies the entry in the output."""
-    return {"id": self.id, "modality": self.key, "path": self.path}
+    return {
+      "id": writable(self.id),
+      "modality": self.key,
+      "path": writable(self.path),
+      "source": writable(self.source),
+      "index": self.index,
+    }
 
   def item(self) -> Item:
     """The entry as an input of the model."""
@@ -60,9 +70,22 @@ class Entry:
     return Item(value, self.depth_unit, self.path, file=self.read is None)
 
 
-def file_entries(specs: Sequence[FileSpec]) -> list[Entry]:
-  """Entries of files named on the command line; the path is the id."""
-  return [Entry(s.path, s.key, s.path, s.depth_unit) for s in specs]
+def writable(text: str) -> str:
+  """A text that UTF-8 can hold: bytes of a file name that are none, escaped."""
+  return text.encode("utf-8", "backslashreplace").decode()
+
+
+def file_entries(specs: Sequence[FileSpec], first: int = 0) -> list[Entry]:
+  """Entries of files named on the command line; the path is the id.
+
+  Args:
+    specs: the files.
+    first: index of the first one among those given.
+  """
+  return [
+    Entry(s.path, s.key, s.path, s.depth_unit, index=i)
+    for i, s in enumerate(specs, first)
+  ]
 
 
 def manifest_entries(source: SourceConfig, keys: Sequence[str]) -> list[Entry]:
@@ -82,12 +105,14 @@ def manifest_entries(source: SourceConfig, keys: Sequence[str]) -> list[Entry]:
     try:
       record = manifest.record(i)
     except DecodeError as e:
-      entries.append(_broken(f"line {i + 1}", keys[0], str(e)))
+      entries.append(_broken(source.path, i, keys[0], str(e)))
       continue
     for key, read in record.media.items():
       if key in keys:
         path = str(record.fields.get(source.fields.get(key, key), record.id))
-        entries.append(Entry(record.id, key, path, source.depth_unit, read))
+        entries.append(
+          Entry(record.id, key, path, source.depth_unit, read, source.path, i)
+        )
   if not entries:
     raise ConfigError(
       f"no sample of {source.path} has {' or '.join(keys)}; map its fields "
@@ -96,11 +121,12 @@ def manifest_entries(source: SourceConfig, keys: Sequence[str]) -> list[Entry]:
   return entries
 
 
-def _broken(name: str, key: str, reason: str) -> Entry:
+def _broken(source: str, index: int, key: str, reason: str) -> Entry:
   def fail() -> Any:
     raise DecodeError(reason)
 
-  return Entry(name, key, name, read=fail)
+  name = f"sample {index}"
+  return Entry(name, key, name, read=fail, source=source, index=index)
 
 
 @dataclass(frozen=True)
@@ -189,8 +215,8 @@ def embed_files(
   Args:
     model: from `mico_jax.load`.
     entries: files of any mix of modalities.
-    out: `.parquet` (id, modality, path, embedding), or `.npy`/`.npz` with a
-      `.jsonl` of id, modality and path beside it.
+    out: `.parquet` (id, modality, path, source, index, embedding), or
+      `.npy`/`.npz` with a `.jsonl` of all but the embedding beside it.
     fingerprint: of the checkpoint; a job is only resumed with the same one.
     shard_size: files per shard: what a kill can cost.
     overwrite: replace an existing output, drop an unfinished other job.
@@ -200,6 +226,7 @@ def embed_files(
     ConfigError: if nothing is given, the output exists, or `<out>.parts`
       belongs to another job.
     DecodeError: if not one file could be read.
+    TransientError: for storage or memory that stays short.
   """
   path = check_out(out, overwrite=overwrite)
   if not entries:
@@ -364,7 +391,9 @@ def _merge(
     found = json.loads(shard["errors"].tobytes())
     errors.update({int(i): text for i, text in found.items()})
   lines = [
-    json.dumps({**entries[i].describe(), "error": text}, ensure_ascii=False)
+    json.dumps(
+      {**entries[i].describe(), "error": writable(text)}, ensure_ascii=False
+    )
     for i, text in sorted(errors.items())
   ]
   if lines:
@@ -390,11 +419,10 @@ def _write_output(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    rows = [e.describe() for e in entries]
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
     columns: dict[str, Any] = {
-      "id": [e.id for e in entries],
-      "modality": [e.key for e in entries],
-      "path": [e.path for e in entries],
+      **{name: [row[name] for row in rows] for name in rows[0]},
       "embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
     }
     pq.write_table(pa.table(columns), part)
@@ -406,7 +434,7 @@ def _write_output(
     text = "".join(
       json.dumps(e.describe(), ensure_ascii=False) + "\n" for e in entries
     )
-    rows = _rows_path(path)
-    assert rows is not None  # Only .parquet has none.
-    _write_atomically(rows, text.encode())
+    listed = _rows_path(path)
+    assert listed is not None  # Only .parquet has none.
+    _write_atomically(listed, text.encode())
   os.replace(part, path)
