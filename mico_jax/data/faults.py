@@ -1,9 +1,8 @@
 """What becomes of an error while a sample is read and decoded.
 
 The content of a sample can make a library raise anything. Whatever it is, the
-sample is bad: the error becomes a DecodeError, in one line that ends in
-`TypeName: message`, and the sample is named, counted and replaced. Three kinds
-pass through instead:
+sample is bad: the error becomes a DecodeError of one line, and the sample is
+named, counted and replaced. Three kinds pass through instead:
 
 - ConfigError: the user's mistake.
 - TransientError, and what `mico_jax.failures.is_transient` says of a read: a
@@ -26,18 +25,20 @@ from typing import TypeVar
 from mico_jax import failures
 from mico_jax.config import ConfigError
 from mico_jax.data.guard import waiting
+from mico_jax.data.memory import memory_is_short
 from mico_jax.failures import TransientError
 from mico_jax.modalities import DecodeError
 
 T = TypeVar("T")
 
-_alone = threading.Lock()
+# Reentrant: a guarded call may hold another one.
+_alone = threading.RLock()
 
 
 def describe(error: BaseException) -> str:
-  """`TypeName: message` in one line; of a DecodeError the message alone."""
+  """`TypeName: message` in one line; of what says all itself that alone."""
   text = " ".join(str(error).split())[:300]
-  if isinstance(error, DecodeError):
+  if text and (isinstance(error, DecodeError) or type(error) is ValueError):
     return text
   return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -56,51 +57,51 @@ def guarded(call: Callable[[], T], what: str = "", *, reads: bool = False) -> T:
     ConfigError: as raised.
   """
   try:
-    return call()
+    try:
+      return call()
+    except Exception as error:
+      if not _lacks_memory(error):
+        raise
+    return _again(call, what)
+  except (ConfigError, TransientError):
+    raise
   except Exception as error:
-    if _lacks_memory(error):
-      return _again(call, what)
-    raise _judged(error, what, reads) from error
+    text = f"{what}: {describe(error)}" if what else describe(error)
+    content = not reads or isinstance(error, DecodeError)
+    if not content and failures.is_transient(error):
+      raise TransientError(text) from error
+    raise DecodeError(text) from error
 
 
-def _judged(error: Exception, what: str, reads: bool) -> Exception:
-  if isinstance(error, (ConfigError, TransientError)):
-    return error
-  content = not reads or isinstance(error, DecodeError)
-  if not content and failures.is_transient(error):
-    return TransientError(f"{what or 'reading'}: {describe(error)}")
-  return DecodeError(f"{what}: {describe(error)}" if what else describe(error))
-
-
-def _lacks_memory(error: BaseException) -> bool:
+def _lacks_memory(error: BaseException | None) -> bool:
   """Whether a lack of memory is the error, or what it was raised from."""
-  current: BaseException | None = error
   for _ in range(10):
-    if isinstance(current, MemoryError):
+    if isinstance(error, MemoryError):
       return True
-    current = None if current is None else current.__cause__
+    error = None if error is None else error.__cause__
   return False
 
 
 def _again(call: Callable[[], T], what: str) -> T:
   """Repeats a call that lacked memory, alone, once there is some."""
+  patience = failures.patience_seconds()
+  waits = failures.delays(patience)
   with waiting():
     _alone.acquire()
   try:
-    for delay in failures.delays(failures.PATIENCE):
-      if failures.memory_is_short():
-        with waiting():
-          time.sleep(delay)
-        continue
-      try:
-        return call()
-      except Exception as error:
-        if not _lacks_memory(error):
-          raise _judged(error, what, False) from error
-        if not failures.memory_is_short():
-          raise _judged(error, what, False) from error
+    while True:
+      if not memory_is_short():
+        try:
+          return call()
+        except Exception as error:
+          if not (_lacks_memory(error) and memory_is_short()):
+            raise
+      delay = next(waits, None)
+      if delay is None:
+        raise TransientError(
+          f"{what or 'a sample'}: short of memory for {patience:g} s."
+        )
+      with waiting():
+        time.sleep(delay)
   finally:
     _alone.release()
-  raise TransientError(
-    f"{what or 'a sample'}: short of memory for {failures.PATIENCE:g} s."
-  )

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mico_jax.failures import PATIENCE, TransientError
+from mico_jax.failures import TransientError, patience_seconds
 
 _here = threading.local()
 
@@ -99,7 +99,7 @@ class Guard:
 
   def _limit(self) -> float:
     # Attempts of a remote store end by themselves, after the timeout.
-    return self._timeout + (PATIENCE if self._reading else 0.0)
+    return self._timeout + (patience_seconds() if self._reading else 0.0)
 
   def _error(self) -> TransientError:
     source, index, sample_id = self._sample

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from mico_jax.config import ConfigError, SourceConfig
-from mico_jax.data.arrays import read_npy
 from mico_jax.data.faults import describe, guarded
 from mico_jax.data.records import Record, id_of, make_record
 from mico_jax.data.remote import Storage, is_remote
 from mico_jax.modalities import DecodeError
+from mico_jax.modalities.arrays import read_npy
 
 FORMAT = "mico_jax.packed.1"
 
@@ -93,7 +93,7 @@ def unpack(data: bytes, config: SourceConfig) -> Record:
         blob = data[start + offset : start + offset + length]
         if offset < 0 or len(blob) != length:
           raise DecodeError("the record is cut short.")
-        items.append(read_npy(blob, "array") if kind == "npy" else blob)
+        items.append(read_npy(blob) if kind == "npy" else blob)
       return items if entry["many"] else items[0]
 
     return read

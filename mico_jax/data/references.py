@@ -7,20 +7,22 @@ leave it, links included, unless the source's `root` names a wider folder.
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
 import re
 import threading
+import zipfile
 from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 
-from mico_jax.config import ConfigError
-from mico_jax.data.arrays import read_npz
+from mico_jax.data.faults import describe
 from mico_jax.data.remote import Storage, is_remote, short
 from mico_jax.data.tar import TarIndex
 from mico_jax.modalities import DecodeError
+from mico_jax.modalities.arrays import read_npy
 
 _TAR = re.compile(r"(?P<file>.+?\.tar):(?P<member>.+)")
 _NPZ = re.compile(
@@ -74,7 +76,7 @@ class FileReader:
     """The full path.
 
     Raises:
-      ConfigError: if it leaves the root folder.
+      DecodeError: if it leaves the root folder.
     """
     full = join(self._folder, path)
     try:
@@ -84,7 +86,7 @@ class FileReader:
       raise DecodeError(f"{short(path)}: {error}.") from error
     if not real.startswith(inside):
       where = "" if real == full else f" (it leads to {short(real)})"
-      raise ConfigError(
+      raise DecodeError(
         f"source {self._name!r}: path {short(path)!r} leaves the folder "
         f"{self._root}{where}. If that is meant, set "
         f"data.sources.{self._name}.root (--root of data build and embed) to a "
@@ -96,9 +98,9 @@ class FileReader:
     """Bytes of a file, an array, or a list of those.
 
     Raises:
-      DecodeError: for missing files, members or arrays.
+      DecodeError: for missing files, members or arrays, and for paths that
+        leave the root folder.
       TransientError: for storage that stays away.
-      ConfigError: for paths that leave the root folder.
     """
     if isinstance(reference, (list, tuple)):
       return [self.read(item) for item in reference]
@@ -135,7 +137,7 @@ class FileReader:
       if key not in self._arrays:
         data = self._storage.read(self.resolve(path))
         limit = self._storage.max_file_bytes
-        self._arrays[key] = read_npz(data, short(path), name, limit)
+        self._arrays[key] = _read_npz(data, short(path), name, limit)
         while (
           len(self._arrays) > 1
           and sum(a.nbytes for a in self._arrays.values()) > _ARRAY_BYTES
@@ -143,3 +145,38 @@ class FileReader:
           self._arrays.popitem(last=False)
       self._arrays.move_to_end(key)
       return self._arrays[key]
+
+
+def _read_npz(data: bytes, path: str, name: str, limit: int) -> np.ndarray:
+  """One array out of the bytes of a .npz file.
+
+  Args:
+    data: of the file.
+    path: of the file, for messages.
+    name: of the array.
+    limit: most bytes of the array; more are refused before they are unpacked.
+
+  Raises:
+    DecodeError: if there is no such array, or it is broken or too large.
+  """
+  try:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+      names = [n.removesuffix(".npy") for n in archive.namelist()]
+      if name not in names:
+        raise DecodeError(
+          f"has no array {name!r}, but {', '.join(names[:20])}."
+        )
+      info = archive.infolist()[names.index(name)]
+      if limit and info.file_size > limit:
+        raise DecodeError(
+          f"array {name!r} of {info.file_size} bytes exceeds "
+          f"data.max_file_bytes={limit}."
+        )
+      with archive.open(info) as member:  # ends at the size that it promises
+        return read_npy(member.read())
+  except DecodeError as error:
+    raise DecodeError(f"{path}: {error}") from error
+  except Exception as error:  # zipfile and zlib raise many kinds
+    raise DecodeError(
+      f"{path}: not a readable .npz: {describe(error)}"
+    ) from error

@@ -17,21 +17,15 @@ import hashlib
 import os
 import pathlib
 import stat
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mico_jax.config import ConfigError
+from mico_jax.config import ConfigError, DataConfig
 from mico_jax.data.guard import waiting
-from mico_jax.failures import (
-  PATIENCE,
-  TransientError,
-  is_transient,
-  wait_out,
-)
+from mico_jax.failures import TransientError, is_transient, say, wait_out
 from mico_jax.modalities import DecodeError
 
 T = TypeVar("T")
@@ -82,7 +76,9 @@ def call_with_timeout(
   thread.start()
   thread.join(seconds)
   if not result:
-    raise RemoteError(f"{what}: no answer within {seconds:g} s.")
+    raise RemoteError(
+      f"{what}: no answer within {seconds:g} s."
+    ) from TimeoutError(what)
   if not result[0]:
     raise result[1]
   return result[1]
@@ -126,7 +122,7 @@ class Storage:
     self,
     *,
     timeout: float = 60.0,
-    patience: float = PATIENCE,
+    patience: float | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
     cache_gb: float = 4.0,
     cache_dir: str = "",
@@ -135,7 +131,8 @@ class Storage:
 
     Args:
       timeout: seconds per attempt at a remote store.
-      patience: seconds of waiting, in all, for faults that may pass.
+      patience: seconds of waiting, in all, for faults that may pass; None:
+        `mico_jax.failures.patience_seconds`.
       max_file_bytes: see the class. A remote file's size is known only after
         it was read.
       cache_gb: local copies are deleted, oldest use first, beyond this.
@@ -148,6 +145,15 @@ class Storage:
     self.max_file_bytes = max_file_bytes
     self._limit = int(cache_gb * 2**30)
     self._lock = threading.Lock()
+
+  @classmethod
+  def of(cls, config: DataConfig) -> Storage:
+    """The storage of a config, with its limits."""
+    return cls(
+      timeout=config.timeout,
+      cache_gb=config.cache_gb,
+      max_file_bytes=config.max_file_bytes,
+    )
 
   def __getstate__(self) -> dict[str, Any]:
     """Locks do not travel to worker processes."""
@@ -237,7 +243,7 @@ class Storage:
         f"reading {short(path)}",
         patience=self._patience,
         passing=passing,
-        note=lambda text: print(f"mico-jax: {text}", file=sys.stderr),
+        note=lambda text: say(f"mico-jax: {text}"),
         sleep=sleep,
       )
     except (DecodeError, TransientError):

@@ -173,13 +173,7 @@ def _files(
   """Opens a source that reads files, with the config's timeout and cache."""
 
   def opener(name: str, spec: SourceConfig, config: Config) -> Source:
-    data = config.data
-    storage = Storage(
-      timeout=data.timeout,
-      cache_gb=data.cache_gb,
-      max_file_bytes=data.max_file_bytes,
-    )
-    return source(name, spec, storage)
+    return source(name, spec, Storage.of(config.data))
 
   return opener
 

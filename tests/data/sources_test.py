@@ -115,7 +115,7 @@ def test_paths_stay_in_the_folder(tmp_path, path):
   (tmp_path / "x.png").write_bytes(png(1))
   manifest = write_manifest(tmp_path / "m", 2, image=[path, "1.png"])
   config, source = _open(a=manifest_source(manifest))
-  with pytest.raises(ConfigError, match=r"leaves the folder.*\.root") as error:
+  with pytest.raises(DecodeError, match=r"leaves the folder.*\.root") as error:
     load_sample(config, source, 0, name="a", keys=("image",))
   _error(error)
   if path == "../x.png":
@@ -317,7 +317,7 @@ def test_remote(memory, tmp_path):
   cached = list((tmp_path / "cache" / "mico_jax" / "shards").iterdir())
   assert len(cached) == 1  # the tar; single files are not kept
   assert isinstance(source, ManifestSource)
-  with pytest.raises(ConfigError, match="leaves the folder"):
+  with pytest.raises(DecodeError, match="leaves the folder"):
     source._files.read("../other/x.png")
   with pytest.raises(DecodeError, match="set/nope"):
     source._files.read("nope.png")
