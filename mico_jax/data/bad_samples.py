@@ -4,10 +4,8 @@
 `modalities`, which could not be read ("record": the entry itself); and, where
 the sample was replaced, `substitute` and `substitute_index`. Without those the
 sample was used, its broken modalities absent. A line is written when its batch
-is handed out, never when it is only read ahead; (step, row) already in the file is not written again, so a resumed
-run that repeats steps leaves no second line. Processes of one run append to
-the same file under a lock; on a remote workdir, which cannot append, each
-process rewrites a file of its own, `bad_samples-<first row>.jsonl`.
+is handed out, never when it is only read ahead; (step, row) already in the file
+is not written again, so a resumed run that repeats steps leaves no second line.
 """
 
 from __future__ import annotations
