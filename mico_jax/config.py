@@ -417,6 +417,9 @@ class EvaluationConfig:
   bootstrap: int = 1000  # resamples of the 95% interval
 
 
+MAX_BEAMS = 64  # of beam search
+
+
 @dataclass(frozen=True)
 class GenerationConfig:
   """How captions are written unless a caller says otherwise."""

@@ -18,6 +18,7 @@ import numpy as np
 from mico_jax.config import Config
 from mico_jax.data import samples
 from mico_jax.data.faults import guarded
+from mico_jax.data.guard import Guard
 from mico_jax.data.remote import Storage
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import (
@@ -280,21 +281,31 @@ class Preparer:
     Returns:
       The stacked arrays of the good inputs (None if there are none), the
       indices of those, and the errors of the others in order.
-    """
-    self.check_key(key)
 
-    def attempt(value: Any) -> np.ndarray | DecodeError:
+    Raises:
+      StalledDecoder: if one takes longer than `data.timeout`; its `index` is
+        the place in `values`.
+      TransientError: for storage or memory that stays short.
+    """
+    decoded = self.check_key(key).kind != "interface"
+
+    def attempt(index: int) -> np.ndarray | DecodeError:
+      value = values[index]
       try:
-        return self.prepare_one(key, value)
+        if not decoded:
+          return self.prepare_one(key, value)
+        guard = Guard(self.config.data.timeout)
+        guard.at(key, index, name_of(key, value))
+        return guard.run(lambda: self.prepare_one(key, value))
       except DecodeError as e:
         return e
 
     threads = max(self.config.data.num_threads, 1)
     if threads == 1 or len(values) == 1:
-      results = [attempt(v) for v in values]
+      results = [attempt(i) for i in range(len(values))]
     else:
       with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        results = list(pool.map(attempt, values))
+        results = list(pool.map(attempt, range(len(values))))
     arrays, kept, errors = [], [], []
     for i, result in enumerate(results):
       if isinstance(result, DecodeError):

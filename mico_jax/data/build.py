@@ -59,8 +59,9 @@ def build(
     progress: called with (done, total).
 
   Raises:
-    ConfigError: for another kind, an existing result, or, if `strict`, a
-      broken sample.
+    ConfigError: for another kind, an existing result, more shards than
+      samples, or, if `strict`, a broken sample.
+    DecodeError: if not one sample could be read.
     TransientError: for storage that stays away.
   """
   from array_record.python import array_record_module
@@ -69,9 +70,11 @@ def build(
     raise ConfigError(
       f"data build packs manifests; the source is of kind {source.kind!r}."
     )
-  if shards < 1:
-    raise ConfigError(f"{shards=} must be at least 1.")
   manifest = ManifestSource("build", source, Storage())
+  if not 1 <= shards <= len(manifest):
+    raise ConfigError(
+      f"{shards=} must be from 1 to the number of samples, {len(manifest)}."
+    )
   folder = pathlib.Path(out)
   folder.mkdir(parents=True, exist_ok=True)
   total = len(manifest)
@@ -106,6 +109,13 @@ def build(
     writer.close()
     os.replace(part, path)
     files.append(str(path))
+  if not count:
+    for file in files:
+      os.remove(file)
+    name, reason = skipped[0]
+    raise DecodeError(
+      f"none of {total} samples could be read; the first: {name}: {reason}"
+    )
   # What the folder is called is no pattern.
   name = f"{stem}-*-of-{shards:05d}.array_record"
   pattern = os.path.join(glob.escape(str(folder)), name)

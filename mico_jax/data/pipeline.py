@@ -107,6 +107,7 @@ class _BatchMaker:
       return self._sources
 
   def __call__(self, step: int) -> _Made:
+    self._open()  # takes its time, which is no sample's
     while True:
       guard = Guard(self._config.data.timeout)
       try:

@@ -163,17 +163,19 @@ class Storage:
     """Restores with a lock of its own."""
     self.__dict__.update(state, _lock=threading.Lock())
 
-  def read(self, path: str) -> bytes:
+  def read(self, path: str, *, limited: bool = True) -> bytes:
     """The content of a file.
+
+    Args:
+      path: local or remote.
+      limited: to `max_file_bytes`.
 
     Raises:
       DecodeError: if it does not exist, is no regular file, is too large or
         cannot be read.
       TransientError: if the store does not answer in the end.
     """
-    return self._read(path, self.max_file_bytes)
-
-  def _read(self, path: str, limit: int) -> bytes:
+    limit = self.max_file_bytes if limited else 0
     if not is_remote(path):
       return self.patiently(lambda: _read_local(path, limit), path)
     data = self._remotely(lambda: _read_remote(path), path)
@@ -194,7 +196,7 @@ class Storage:
     target = self._cache / f"{name}{pathlib.PurePosixPath(path).suffix}"
     with self._lock:
       if not target.exists():
-        data = self._read(path, 0)
+        data = self.read(path, limited=False)
         self.patiently(lambda: self._keep(target, data), str(target))
       os.utime(target)
     return str(target)

@@ -76,7 +76,7 @@ class ManifestSource:
     if not config.path:
       raise ConfigError(f"data.sources.{name}.path: name the manifest file.")
     try:
-      self._data = storage.read(config.path)
+      self._data = storage.read(config.path, limited=False)
     except DecodeError as error:
       raise ConfigError(f"data.sources.{name}.path: {error}") from error
     self._name, self._config = name, config

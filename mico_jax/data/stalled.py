@@ -15,6 +15,7 @@ from mico_jax.data.guard import StalledDecoder
 from mico_jax.data.lines import add_lines, read_lines
 
 STEM = "stalled"
+EVALUATION = -1  # in place of a step
 REASON = "quarantined: its decoder stalled twice (stalled.jsonl)."
 
 
@@ -48,7 +49,12 @@ class Stalled:
     return None if entry is None else str(entry.get("id", ""))
 
   def note(self, error: StalledDecoder, step: int) -> bool:
-    """Notes a sample that stalled at a step; whether it is quarantined now."""
+    """Notes a sample that stalled; whether it is quarantined now.
+
+    Args:
+      error: names the sample.
+      step: that read it, or `EVALUATION`.
+    """
     key = (error.source, error.index)
     if key in self._quarantined:
       return True

@@ -510,6 +510,7 @@ def evaluate(
   source: Source | None = None,
   cheap: bool = False,
   command: str = "",
+  workdir: str = "",
 ) -> list[Result]:
   """Runs the suite of a config.
 
@@ -521,6 +522,7 @@ def evaluate(
     source: the open source, if at hand.
     cheap: only retrieval and matching, as during training.
     command: that asked for it; stored in the results.
+    workdir: of the run, which keeps the samples that stall; "": none.
 
   Raises:
     ConfigError: for an unknown suite or source, or nothing to measure.
@@ -531,7 +533,7 @@ def evaluate(
   check_evaluation(config)
   if source is None:
     source = open_source(config, settings.source)
-  embedder = Embedder(model, params, config, tokenizer)
+  embedder = Embedder(model, params, config, tokenizer, workdir=workdir)
   groups = evaluated_groups(config)
   if cheap and not groups:
     return []

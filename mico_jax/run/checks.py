@@ -39,6 +39,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
   ("data.prefetch", 1, math.inf),
   ("data.cache_mib", 0, math.inf),
   ("data.timeout", 0.001, math.inf),
+  ("data.max_file_bytes", 1, math.inf),
   ("data.max_bad_fraction", 0, 1),
   ("objectives.contrastive.label_smoothing", 0, 0.99),
   ("objectives.contrastive.chunk", 0, math.inf),
