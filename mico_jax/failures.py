@@ -9,6 +9,7 @@ names, so that no client of a store has to be installed or imported.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -192,10 +193,9 @@ def describe(error: BaseException) -> str:
 
 def say(line: str) -> None:
   """Writes a line to stderr, as far as that is possible."""
-  try:
+  # It may be closed, or on the disk that is full.
+  with contextlib.suppress(OSError, ValueError):
     print(line, file=sys.stderr, flush=True)
-  except (OSError, ValueError):  # stderr is closed, or on the full disk
-    pass
 
 
 def wait_out(

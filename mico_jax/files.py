@@ -9,6 +9,7 @@ sees the former content or the new one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -99,10 +100,8 @@ def remove(path: epath.PathLike) -> None:
   target = epath.Path(path)
 
   def call() -> None:
-    try:
+    with contextlib.suppress(FileNotFoundError):
       target.unlink()
-    except FileNotFoundError:
-      pass
 
   wait_out(call, f"removing {target}")
 
@@ -112,9 +111,7 @@ def remove_folder(path: epath.PathLike) -> None:
   folder = epath.Path(path)
 
   def call() -> None:
-    try:
+    with contextlib.suppress(FileNotFoundError):
       folder.rmtree()
-    except FileNotFoundError:
-      pass
 
   wait_out(call, f"removing {folder}")
