@@ -21,8 +21,6 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Exit status of a start that a passing fault or lost processes ended.
-AGAIN = 75
 # Seconds of waiting before a passing fault ends a start; the variable
 # MICO_JAX_PATIENCE has precedence.
 PATIENCE = 300.0
@@ -193,7 +191,7 @@ def describe(error: BaseException) -> str:
 
 def say(line: str) -> None:
   """Writes a line to stderr, as far as that is possible."""
-  # It may be closed, or on the disk that is full.
+  # stderr may be closed, or on the full disk.
   with contextlib.suppress(OSError, ValueError):
     print(line, file=sys.stderr, flush=True)
 

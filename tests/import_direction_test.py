@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "mico_jax"
 # A room may import its own and those on lines above; rooms of one line may not
 # import each other, except where ALSO says so.
 ROOMS: tuple[tuple[str, ...], ...] = (
-  ("types", "axes", "config", "failures"),
+  ("types", "axes", "config", "failures", "json_text"),
   ("files",),
   ("modalities",),
   ("world",),
@@ -30,7 +30,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
   ("checkpoint",),
   ("inputs",),
   ("verification",),
-  ("evaluation", "interop"),
+  ("evaluation", "interop", "scores"),
   ("aot",),
   ("run", "inference", "benchmarks"),
   ("plan",),

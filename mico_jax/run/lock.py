@@ -128,13 +128,21 @@ class WorkdirLock:
         f"{holder['host'].split()[0]} is gone."
       )
     began = time.monotonic()
-    if not wait_out(lambda: self._take(version), f"writing {self._path}"):
+    # Before the file says so: another thread that reads it would otherwise take
+    # this process for one of the same number that is gone.
+    _HELD.add(self._token)
+    taken = False
+    try:
+      taken = wait_out(lambda: self._take(version), f"writing {self._path}")
+    finally:
+      if not taken:
+        _HELD.discard(self._token)
+    if not taken:
       raise ConfigError(
         f"workdir {str(self._path.parent)!r} was taken by another process at "
         "the same moment; use another --workdir."
       )
     self._renewed = began
-    _HELD.add(self._token)
     self._thread = threading.Thread(target=self._keep, daemon=True)
     self._thread.start()
     threading.Thread(target=self._guard, daemon=True).start()

@@ -161,9 +161,10 @@ class _S3(Record):
         return await body.read(), answer["ETag"]
 
     try:
-      return sync(self._fs.loop, get)
+      answer: Any = sync(self._fs.loop, get)
     except FileNotFoundError:
       return None, None
+    return answer
 
   def swap(self, data: bytes, version: Any) -> Any:
     condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}
