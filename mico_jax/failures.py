@@ -154,6 +154,12 @@ def is_transient(error: BaseException) -> bool:
   return False
 
 
+def may_repeat(error: BaseException) -> bool:
+  """Whether a failure may pass and has not been waited out already."""
+  waited = any(isinstance(cause, TransientError) for cause in _causes(error))
+  return not waited and is_transient(error)
+
+
 def delays(
   patience: float, *, first: float = 0.2, most: float = 30.0
 ) -> Iterator[float]:

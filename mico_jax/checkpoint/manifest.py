@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from mico_jax import files
+
 FORMAT = "mico_jax checkpoint 1"
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
@@ -216,7 +218,7 @@ def fingerprint(folder: epath.PathLike) -> str:
 
 def _read_bytes(path: Any) -> bytes:
   try:
-    return path.read_bytes()
+    return files.read_bytes(path)
   except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
     raise CheckpointError(
       f"{path}: no such file; this is not a complete mico_jax checkpoint."

@@ -31,6 +31,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_args, future
 
+from mico_jax import files as files_lib
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint.manifest import CheckpointError
 
@@ -50,8 +51,8 @@ class FilesHandler(ocp.AsyncCheckpointHandler):
       return
     for name, data in files().items():
       path = directory / name
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_bytes(data)
+      files_lib.make_folder(path.parent)
+      files_lib.write_bytes(path, data)
 
   async def async_save(
     self, directory: epath.Path, args: FilesSave
