@@ -41,6 +41,9 @@ from mico_jax.config import Config, ConfigError
 
 CHECKPOINTS = "checkpoints"
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of Orbax's folders
+# Of a save whose failure does not look as if it may pass: what Orbax makes of a
+# fault may be "already exists" or "not found".
+REPEATS = 2
 
 # Keys that may change between the parts of one run: none of them alters which
 # samples a step sees or what it computes.
@@ -182,10 +185,6 @@ def _counters(state: Any) -> dict[str, int]:
   }
 
 
-class NotAsWritten(CheckpointError):
-  """A store gave back other bytes than it was given; writing again may help."""
-
-
 @dataclass
 class _Saving:
   """A save: what it was asked for, and how it ends."""
@@ -302,10 +301,17 @@ class Manager:
         assert saving.done is not None
         saving.done.result()
 
+    left = REPEATS
+
     def passing(error: BaseException) -> bool:
+      nonlocal left
+      left -= 1
       self._clean(saving.step)
-      # With several processes, the others do not know of it.
-      return jax.process_count() == 1 and failures.may_repeat(error)
+      if jax.process_count() > 1:  # the others do not know of it
+        return False
+      return failures.may_repeat(error) or (
+        left > 0 and not failures.is_transient(error)
+      )
 
     what = f"saving step {saving.step} to {self.folder}"
     try:
@@ -367,7 +373,7 @@ class Manager:
     try:
       self._check(step, self._local)
     except CheckpointError as e:
-      raise NotAsWritten(f"what was written does not verify: {e}") from e
+      raise CheckpointError(f"what was written does not verify: {e}") from e
     if self._local != self.folder:
       mirror.upload(pathlib.Path(local), self.folder / str(step))
       files.remove_folder(local)
@@ -447,10 +453,7 @@ class Manager:
     """Words the error of a save that is given up."""
     last = self.steps()[-1:]
     kept = f"step {last[0]} is intact" if last else "there is no former one"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if "RESOURCE_EXHAUSTED" in lines[0]:  # TensorStore's word for ENOSPC.
-      lines = ["no space left on the device"]
-    reason = lines[0][:200]
+    reason = failures.describe(error)
     passing = failures.is_transient(error)
     if isinstance(error, failures.TransientError) and error.__cause__:
       reason = (
@@ -480,7 +483,8 @@ class Manager:
   def wait(self) -> None:
     """Blocks until the running save is stored, verified, and old ones dropped.
 
-    A save that fails is repeated while its state is still there.
+    A save that fails is repeated while its state is still there: as long as
+    its failure may pass, else `REPEATS` times.
 
     Raises:
       CheckpointError: if that save failed; former checkpoints are intact.
@@ -518,8 +522,8 @@ class Manager:
       saving.done.result()
     except Exception as e:
       self._clean(saving.step)
-      may_repeat = failures.may_repeat(e) or isinstance(e, NotAsWritten)
-      if jax.process_count() == 1 and may_repeat:
+      waited_out = failures.is_transient(e) and not failures.may_repeat(e)
+      if jax.process_count() == 1 and not waited_out:
         saving.error = e
         return saving
       raise self._failure(saving.step, e) from e
