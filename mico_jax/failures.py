@@ -154,6 +154,12 @@ def is_transient(error: BaseException) -> bool:
   return False
 
 
+def may_repeat(error: BaseException) -> bool:
+  """Whether a failure may pass and has not been waited out already."""
+  waited = any(isinstance(cause, TransientError) for cause in _causes(error))
+  return not waited and is_transient(error)
+
+
 def delays(
   patience: float, *, first: float = 0.2, most: float = 30.0
 ) -> Iterator[float]:
@@ -186,7 +192,11 @@ def describe(error: BaseException) -> str:
   if isinstance(error, OSError) and error.strerror:
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror}"[:200]
-  return " ".join(str(error).split())[:200] or type(error).__name__
+  text = " ".join(str(error).split())
+  code = _OS_CODE.search(text)
+  if code and not isinstance(error, OSError):  # of TensorStore, at length
+    return os.strerror(int(code[1]))
+  return text[:200] or type(error).__name__
 
 
 def say(line: str) -> None:

@@ -4,8 +4,10 @@
 Saves are asynchronous and atomic: the arrays are copied to the host before
 `save` returns; hashing, the self-check and writing happen behind training, and
 the step folder takes its final name only when everything is on disk. A save
-that fails therefore never touches a former checkpoint; its error is raised by
-the next `save`, `wait` or `close`.
+that fails therefore never touches a former checkpoint. For what may pass it is
+repeated, by `wait` with the same state, by the next `save` with a newer one;
+any other error is raised by the next `save`, `wait` or `close`. Old steps go
+when the new one has been read back (see `checkpoint.retention`).
 
 `checkpoints/` goes through `etils.epath`; the arrays themselves through Orbax,
 which reads and writes local folders and gs://; see `checkpoint.mirror` for
@@ -21,7 +23,7 @@ import pathlib
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,13 +33,17 @@ import numpy as np
 from etils import epath
 
 from mico_jax import config as config_lib
+from mico_jax import failures, files
 from mico_jax.checkpoint import manifest as manifest_lib
-from mico_jax.checkpoint import mirror, storage
+from mico_jax.checkpoint import mirror, retention, storage
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config, ConfigError
 
 CHECKPOINTS = "checkpoints"
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of Orbax's folders
+# Of a save whose failure does not look as if it may pass: what Orbax makes of a
+# fault may be "already exists" or "not found".
+REPEATS = 2
 
 # Keys that may change between the parts of one run: none of them alters which
 # samples a step sees or what it computes.
@@ -109,12 +115,10 @@ def topology() -> dict[str, Any]:
 def list_steps(folder: epath.PathLike) -> list[int]:
   """Finished steps below a `checkpoints` folder, ascending."""
   root = epath.Path(folder)
-  if not root.is_dir():
-    return []
   return sorted(
-    int(p.name)
-    for p in root.iterdir()
-    if p.name.isdigit() and mirror.is_finished(p)
+    int(name)
+    for name in files.names(root)
+    if name.isdigit() and mirror.is_finished(root / name)
   )
 
 
@@ -131,9 +135,13 @@ def claim_workdir(workdir: epath.PathLike, config: Config) -> bool:
     ConfigError: naming the first keys that differ.
   """
   path = epath.Path(workdir) / "config.json"
-  if path.exists():
+  try:
+    text: str | None = files.read_text(path)
+  except FileNotFoundError:
+    text = None
+  if text is not None:
     try:
-      stored = json.loads(path.read_text())
+      stored = json.loads(text)
     except ValueError:
       raise ConfigError(
         f"{path} is not valid JSON; restore it or use another --workdir."
@@ -152,9 +160,9 @@ def claim_workdir(workdir: epath.PathLike, config: Config) -> bool:
         "start from its parameters), or the former config."
       )
     return True
-  path.parent.mkdir(parents=True, exist_ok=True)
   if jax.process_index() == 0:
-    path.write_text(config_lib.to_json(config))
+    files.make_folder(path.parent)
+    files.write_text(path, config_lib.to_json(config))
   return False
 
 
@@ -175,6 +183,28 @@ def _counters(state: Any) -> dict[str, int]:
     for field in dataclasses.fields(state)
     if field.name not in manifest_lib.ARRAY_ITEMS
   }
+
+
+@dataclass
+class _Saving:
+  """A save: what it was asked for, and how it ends."""
+
+  step: int
+  state: Any
+  data: Mapping[str, Any] | None
+  metrics: Mapping[str, float] | None
+  done: Future[None] | None = None
+  error: Exception = field(default_factory=Exception)
+
+  def alive(self) -> bool:
+    """Whether no later step has taken the memory of the state."""
+    leaves = [
+      getattr(self.state, name.name) for name in dataclasses.fields(self.state)
+    ]
+    return not any(
+      isinstance(x, jax.Array) and x.is_deleted()
+      for x in jax.tree.leaves(leaves)
+    )
 
 
 class Manager:
@@ -200,8 +230,6 @@ class Manager:
     """
     self.folder = storage.absolute(workdir) / CHECKPOINTS
     self._local = self.folder  # where Orbax writes
-    self._copies: ThreadPoolExecutor | None = None
-    self._copied: Future[None] | None = None
     if not mirror.is_native(self.folder):
       if jax.process_count() > 1:
         raise ConfigError(
@@ -210,11 +238,14 @@ class Manager:
         )
       self._scratch = tempfile.TemporaryDirectory(prefix="mico_jax_")
       self._local = epath.Path(self._scratch.name)
-      self._copies = ThreadPoolExecutor(max_workers=1)
     self.config = config
     self.extras = extras or Extras()
     self._checkpointer = storage.make_checkpointer()
-    self._pending: int | None = None
+    self._behind = ThreadPoolExecutor(max_workers=1)  # beside training
+    self._saving: _Saving | None = None
+    self._verified = retention.Verified(
+      self._check, lambda step: files.stamp(self.folder / str(step))
+    )
 
   # ---------------------------------------------------------------- saving
   def save(
@@ -226,6 +257,9 @@ class Manager:
     metrics: Mapping[str, float] | None = None,
   ) -> bool:
     """Starts saving a step; returns once its arrays are copied to the host.
+
+    If the former save failed and may be repeated, this one takes its place and
+    returns when it is complete.
 
     Args:
       step: the number of finished optimizer steps.
@@ -239,14 +273,55 @@ class Manager:
 
     Raises:
       CheckpointError: if this save could not start or the former one failed.
+      TransientError: likewise, for faults that did not pass in time.
     """
-    self.wait()
-    if step in self.steps():
-      try:
-        manifest_lib.read(self.folder / str(step))
+    failed = self._settle()
+    if failed is not None:
+      failures.say(
+        f"saving step {failed.step} failed: {failures.describe(failed.error)}; "
+        f"step {step} is saved in its place."
+      )
+    if step in self.steps() and not self._verified.problem(step):
+      return False  # a damaged one is written anew
+    self._patiently(_Saving(step, state, data, metrics), failed is not None)
+    return True
+
+  def _patiently(self, saving: _Saving, whole: bool) -> None:
+    """Starts a save, again and again while it fails for what may pass.
+
+    Args:
+      saving: what to save.
+      whole: return only when all of it is stored and verified.
+    """
+
+    def attempt() -> None:
+      self._start(saving)
+      if whole:
+        self._saving = None
+        assert saving.done is not None
+        saving.done.result()
+
+    left = REPEATS
+
+    def passing(error: BaseException) -> bool:
+      nonlocal left
+      left -= 1
+      self._clean(saving.step)
+      if jax.process_count() > 1:  # the others do not know of it
         return False
-      except CheckpointError:
-        pass  # Damaged: written anew below.
+      return failures.may_repeat(error) or (
+        left > 0 and not failures.is_transient(error)
+      )
+
+    what = f"saving step {saving.step} to {self.folder}"
+    try:
+      failures.wait_out(attempt, what, passing=passing)
+    except Exception as e:
+      raise self._failure(saving.step, e) from e
+
+  def _start(self, saving: _Saving) -> None:
+    """Copies the arrays to the host and starts writing them."""
+    step, state, metrics = saving.step, saving.state, saving.metrics
     arrays = {
       name: storage.path_dict(getattr(state, name))
       for name in manifest_lib.ARRAY_ITEMS
@@ -259,7 +334,7 @@ class Manager:
     values = {
       "step": step,
       "counters": _counters(state),
-      **(data or {}),
+      **(saving.data or {}),
     }
     config_text = config_lib.to_json(self.config).encode()
     data_text = json.dumps(values, indent=1, sort_keys=True).encode()
@@ -269,33 +344,59 @@ class Manager:
 
     target = self._local / str(step)
     self._remove_unfinished()
-    try:
-      self._local.mkdir(parents=True, exist_ok=True)
-      self._checkpointer.save(
-        target,
-        args=storage.save_args(
-          stored,
-          {
-            "data": lambda: {manifest_lib.DATA: data_text},
-            "config": lambda: {manifest_lib.CONFIG: config_text},
-            "manifest": manifest_files,
-          },
-        ),
-        force=True,
-      )
-    except Exception as e:
-      raise self._failure(step, e) from e
-    if self._copies is not None:
-      self._copied = self._copies.submit(self._copy, step)
-    self._pending = step
-    return True
+    files.make_folder(self._local)
+    self._checkpointer.save(
+      target,
+      args=storage.save_args(
+        stored,
+        {
+          "data": lambda: {manifest_lib.DATA: data_text},
+          "config": lambda: {manifest_lib.CONFIG: config_text},
+          "manifest": manifest_files,
+        },
+      ),
+      force=True,
+    )
+    saving.done = self._behind.submit(self._complete, step)
+    self._saving = saving
 
-  def _copy(self, step: int) -> None:
-    """Brings a step from the local folder to the store, behind training."""
+  def _complete(self, step: int) -> None:
+    """Waits until a step is written, verifies it, drops old ones.
+
+    Raises:
+      NotAsWritten: if what was written does not verify.
+    """
     self._checkpointer.wait_until_finished()
+    if jax.process_index():
+      return
     local = self._local / str(step)
-    mirror.upload(pathlib.Path(local), self.folder / str(step))
-    local.rmtree()
+    try:
+      self._check(step, self._local)
+    except CheckpointError as e:
+      raise CheckpointError(f"what was written does not verify: {e}") from e
+    if self._local != self.folder:
+      mirror.upload(pathlib.Path(local), self.folder / str(step))
+      files.remove_folder(local)
+    try:
+      self._verified.note(step)
+      self._prune()
+    except failures.TransientError as e:  # the step is saved; the next one
+      failures.say(f"old checkpoints stay for now: {failures.describe(e)}")
+
+  def _check(self, step: int, root: Any = None) -> None:
+    """Reads a step and compares it with its manifest.
+
+    Several processes compare all but the arrays here; each reads its own part
+    of those when it restores.
+
+    Raises:
+      CheckpointError: naming what does not verify.
+    """
+    folder = (root or self.folder) / str(step)
+    manifest, _ = read_head(folder)
+    if jax.process_count() == 1:
+      with mirror.local_copy(folder, manifest["items"]) as here:
+        _read_placed(here, manifest["items"], {})
 
   def _manifest_files(
     self,
@@ -340,16 +441,27 @@ class Manager:
       files,
     )
 
-  def _failure(self, step: int, error: Exception) -> CheckpointError:
-    """Removes what a failed save left behind and words the error."""
+  def _clean(self, step: int) -> None:
+    """Removes what a failed save left behind, as far as it can."""
     self._remove_unfinished()
+    folder = self.folder / str(step)
+    with contextlib.suppress(OSError):
+      if not jax.process_index() and not mirror.is_finished(folder):
+        mirror.drop(folder)
+
+  def _failure(self, step: int, error: Exception) -> Exception:
+    """Words the error of a save that is given up."""
     last = self.steps()[-1:]
     kept = f"step {last[0]} is intact" if last else "there is no former one"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if "RESOURCE_EXHAUSTED" in lines[0]:  # TensorStore's word for ENOSPC.
-      lines = ["no space left on the device"]
-    return CheckpointError(
-      f"cannot save step {step} to {self.folder}: {lines[0][:200]}. "
+    reason = failures.describe(error)
+    passing = failures.is_transient(error)
+    if isinstance(error, failures.TransientError) and error.__cause__:
+      reason = (
+        f"{failures.describe(error.__cause__)} (for "
+        f"{failures.patience_seconds():g} s)"
+      )
+    return (failures.TransientError if passing else CheckpointError)(
+      f"cannot save step {step} to {self.folder}: {reason}. "
       f"The last checkpoint: {kept}. Free space or fix the path, then run the "
       "same command to resume."
     )
@@ -369,22 +481,53 @@ class Manager:
           break
 
   def wait(self) -> None:
-    """Blocks until the running save is on disk, then drops old checkpoints.
+    """Blocks until the running save is stored, verified, and old ones dropped.
+
+    A save that fails is repeated while its state is still there: as long as
+    its failure may pass, else `REPEATS` times.
 
     Raises:
       CheckpointError: if that save failed; former checkpoints are intact.
+      TransientError: likewise, for faults that did not pass in time.
     """
-    step, self._pending = self._pending, None
-    if step is None:
+    failed = self._settle()
+    if failed is None:
       return
-    copied, self._copied = self._copied, None
+    if not failed.alive():
+      raise self._failure(failed.step, failed.error) from failed.error
+    failures.say(
+      f"saving step {failed.step} failed: {failures.describe(failed.error)}; "
+      "it is saved again."
+    )
+    self._patiently(failed, whole=True)
+
+  @property
+  def failed(self) -> bool:
+    """Whether the running save has failed, so that another should start."""
+    done = None if self._saving is None else self._saving.done
+    if done is None or not done.done() or jax.process_count() > 1:
+      return False
+    return done.exception() is not None
+
+  def _settle(self) -> _Saving | None:
+    """Blocks until the running save has ended.
+
+    Returns:
+      That save, if it failed and may be repeated.
+    """
+    saving, self._saving = self._saving, None
+    if saving is None or saving.done is None:
+      return None
     try:
-      if copied is not None:
-        copied.result()
-      self._checkpointer.wait_until_finished()
+      saving.done.result()
     except Exception as e:
-      raise self._failure(step, e) from e
-    self._prune()
+      self._clean(saving.step)
+      waited_out = failures.is_transient(e) and not failures.may_repeat(e)
+      if jax.process_count() == 1 and not waited_out:
+        saving.error = e
+        return saving
+      raise self._failure(saving.step, e) from e
+    return None
 
   def close(self) -> None:
     """Waits for the running save and ends the background threads."""
@@ -392,8 +535,8 @@ class Manager:
       self.wait()
     finally:
       self._checkpointer.close()
-      if self._copies is not None:
-        self._copies.shutdown()
+      self._behind.shutdown()
+      if self._local != self.folder:
         self._scratch.cleanup()
 
   # --------------------------------------------------------------- keeping
@@ -402,34 +545,33 @@ class Manager:
     return list_steps(self.folder)
 
   def best_step(self) -> int | None:
-    """The step with the best `train.keep_best` metric; None without one.
+    """The step with the best `train.keep_best` metric; None without one."""
+    return self._best_of(self.steps())
 
-    Names that hold "loss" are better when lower, all others when higher.
-    """
+  def _best_of(self, steps: Iterable[int]) -> int | None:
     name = self.config.train.keep_best
     if not name:
       return None
-    sign = -1.0 if "loss" in name else 1.0
     scores = {}
-    for step in self.steps():
+    for step in steps:
       try:
         metrics = manifest_lib.read(self.folder / str(step))["metrics"]
       except CheckpointError:
         continue
       if name in metrics and np.isfinite(metrics[name]):
-        scores[step] = sign * metrics[name]
-    return max(scores, key=lambda s: (scores[s], s)) if scores else None
+        scores[step] = metrics[name]
+    return retention.best_of(scores, name)
 
   def _prune(self) -> None:
     """Deletes all but the newest `train.keep` and the best checkpoint."""
-    if jax.process_index():
-      return
-    steps = self.steps()
-    keep = set(steps[-max(self.config.train.keep, 1) :])
-    keep.add(self.best_step() or -1)
-    for step in steps:
-      if step not in keep:
-        (self.folder / str(step)).rmtree()
+    old = retention.superseded(
+      self.steps(),
+      max(self.config.train.keep, 1),
+      lambda step: not self._verified.problem(step),
+      self._best_of if self.config.train.keep_best else None,
+    )
+    for step in old:
+      mirror.drop(self.folder / str(step))
 
   # -------------------------------------------------------------- restoring
   def restore(self, target: Any, *, step: int | None = None) -> Restored | None:
@@ -466,6 +608,7 @@ class Manager:
       except CheckpointError as e:
         skipped.append((number, str(e)))
         continue
+      self._verified.note(number)
       return Restored(
         step=number,
         state=_fill(target, number, arrays, data),

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from mico_jax import files
 from mico_jax.checkpoint import form
 from mico_jax.checkpoint.form import ARRAY_ITEMS
 
@@ -230,7 +231,7 @@ def fingerprint(folder: epath.PathLike) -> str:
 
 def _read_bytes(path: Any) -> bytes:
   try:
-    return path.read_bytes()
+    return files.read_bytes(path)
   except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
     raise CheckpointError(
       f"{path}: no such file; this is not a complete mico_jax checkpoint."

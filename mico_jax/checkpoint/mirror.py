@@ -17,8 +17,11 @@ from typing import Any
 
 from etils import epath
 
+from mico_jax import files
 from mico_jax.checkpoint import manifest as manifest_lib
 
+# Google's store renames no folder: there Orbax writes this file last.
+COMMIT = "commit_success.txt"
 _LAST = ("manifest", manifest_lib.MANIFEST_HASH)
 
 
@@ -28,9 +31,32 @@ def is_native(path: epath.PathLike) -> bool:
   return "://" not in text or text.startswith("gs://")
 
 
+def last_file(folder: Any) -> tuple[str, ...]:
+  """The file that is written last, as parts of its name below a step folder.
+
+  () for a local folder, which takes its name when it is complete.
+  """
+  if files.is_local(folder):
+    return ()
+  return (COMMIT,) if is_native(folder) else _LAST
+
+
 def is_finished(folder: Any) -> bool:
-  """Whether a step folder has all its files; true where Orbax takes care."""
-  return is_native(folder) or folder.joinpath(*_LAST).exists()
+  """Whether a step folder has all its files.
+
+  Raises:
+    TransientError: if the store does not answer for long.
+  """
+  last = last_file(folder)
+  return not last or files.exists(folder.joinpath(*last))
+
+
+def drop(folder: Any) -> None:
+  """Removes a step folder; one that is removed in part counts as unfinished."""
+  last = last_file(folder)
+  if last:
+    files.remove(folder.joinpath(*last))
+  files.remove_folder(folder)
 
 
 def upload(source: pathlib.Path, target: Any) -> None:
@@ -40,22 +66,14 @@ def upload(source: pathlib.Path, target: Any) -> None:
     source: the folder.
     target: an `epath.Path`; a former step there is replaced.
   """
-  target.joinpath(*_LAST).unlink(missing_ok=True)
-  files = [path for path in sorted(source.rglob("*")) if path.is_file()]
-  parts = [path.relative_to(source).parts for path in files]
-  for part in sorted(parts, key=lambda p: (p == _LAST, p)):
-    copy = target.joinpath(*part)
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    copy.write_bytes(source.joinpath(*part).read_bytes())
+  files.remove(target.joinpath(*_LAST))
+  for part in sorted(files.walk(source), key=lambda p: (p == _LAST, p)):
+    _copy(source.joinpath(*part), target.joinpath(*part))
 
 
-def _download(source: Any, target: pathlib.Path) -> None:
-  target.mkdir(parents=True, exist_ok=True)
-  for path in source.iterdir():
-    if path.is_dir():
-      _download(path, target / path.name)
-    else:
-      (target / path.name).write_bytes(path.read_bytes())
+def _copy(source: Any, target: Any) -> None:
+  files.make_folder(target.parent)
+  files.write_bytes(target, files.read_bytes(source))
 
 
 @contextlib.contextmanager
@@ -71,6 +89,9 @@ def local_copy(folder: Any, items: Iterable[str]) -> Iterator[Any]:
     return
   with tempfile.TemporaryDirectory(prefix="mico_jax_") as local:
     for item in items:
-      if (folder / item).is_dir():
-        _download(folder / item, pathlib.Path(local) / item)
+      for part in files.walk(folder / item):
+        _copy(
+          folder.joinpath(item, *part),
+          pathlib.Path(local).joinpath(item, *part),
+        )
     yield epath.Path(local)

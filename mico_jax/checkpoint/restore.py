@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from mico_jax import config as config_lib
+from mico_jax import files as files_lib
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import mirror, storage
 from mico_jax.checkpoint.manager import CHECKPOINTS, list_steps
@@ -80,13 +81,13 @@ def step_folders(path: epath.PathLike) -> list[Any]:
     CheckpointError: if there is no checkpoint.
   """
   root = epath.Path(path)
-  if (root / "manifest").is_dir() or (root / "params").is_dir():
+  if {"manifest", "params"} & set(files_lib.names(root)):
     return [root]
   for folder in (root / CHECKPOINTS, root):
     steps = list_steps(folder)
     if steps:
       return [folder / str(step) for step in reversed(steps)]
-  if not root.exists():
+  if not files_lib.exists(root):
     raise CheckpointError(f"no such workdir or checkpoint: {str(path)!r}.")
   raise CheckpointError(
     f"{str(path)!r} holds no checkpoint; give a workdir (with checkpoints/) "

@@ -14,14 +14,12 @@ are whole on a host at a time, never the state.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import math
 import os
 import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +29,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_args, future
 
+from mico_jax import failures
+from mico_jax import files as files_lib
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint.manifest import CheckpointError
 
@@ -50,8 +50,8 @@ class FilesHandler(ocp.AsyncCheckpointHandler):
       return
     for name, data in files().items():
       path = directory / name
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_bytes(data)
+      files_lib.make_folder(path.parent)
+      files_lib.write_bytes(path, data)
 
   async def async_save(
     self, directory: epath.Path, args: FilesSave
@@ -105,8 +105,25 @@ class OrbaxNoise(logging.Filter):
 _NOISE = OrbaxNoise()
 
 
+def _drop_late_ends(former: Callable[[Any], Any]) -> Callable[[Any], Any]:
+  """A hook that is silent on writes and reads that end behind a failed one.
+
+  Orbax closes its event loop at the first error, on a full disk say. Python
+  would print a traceback for each of the others, since the loop is gone.
+  """
+
+  def hook(report: Any) -> None:
+    if "Event loop is closed" not in str(report.exc_value):
+      former(report)
+
+  hook.mico_jax = True  # type: ignore[attr-defined]
+  return hook
+
+
 def quiet() -> None:
-  """Keeps Orbax from logging what reaches the caller as an exception."""
+  """Keeps Orbax from telling what reaches the caller as an exception."""
+  if not hasattr(sys.unraisablehook, "mico_jax"):
+    sys.unraisablehook = _drop_late_ends(sys.unraisablehook)
   for name in ("absl", "asyncio"):
     logging.getLogger(name).addFilter(_NOISE)
 
@@ -225,29 +242,6 @@ def place(value: np.ndarray, like: Any) -> Any:
   )
 
 
-@contextlib.contextmanager
-def _late_callbacks() -> Iterator[None]:
-  """Swallows what other reads report after one of them failed.
-
-  Orbax closes its event loop at the first damaged array; reads that are still
-  running then fail to answer, which Python would print with a traceback each.
-  """
-  former = sys.unraisablehook
-
-  def hook(report: Any) -> None:
-    if "Event loop is closed" not in str(report.exc_value):
-      former(report)
-
-  sys.unraisablehook = hook
-  try:
-    yield
-  except Exception:
-    time.sleep(0.3)  # They come within milliseconds.
-    raise
-  finally:
-    sys.unraisablehook = former
-
-
 def read_arrays(
   folder: epath.PathLike,
   item: str,
@@ -268,7 +262,7 @@ def read_arrays(
   """
   quiet()
   path = absolute(folder) / item
-  if not path.is_dir():
+  if not files_lib.is_folder(path):
     raise CheckpointError(
       f"{path}: no such folder; the checkpoint is incomplete."
     )
@@ -277,12 +271,10 @@ def read_arrays(
   restore_args = jax.tree.map(
     lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like
   )
-  try:
-    with (
-      _late_callbacks(),
-      ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
-    ):
-      tree = checkpointer.restore(
+
+  def call() -> Any:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      return checkpointer.restore(
         path,
         args=ocp.args.PyTreeRestore(
           item=like,
@@ -290,6 +282,11 @@ def read_arrays(
           partial_restore=every is not None,
         ),
       )
+
+  try:
+    tree = failures.wait_out(call, f"reading {path}")
+  except failures.TransientError:
+    raise
   except Exception as e:  # Orbax raises many kinds for damaged files.
     lines = str(e).strip().splitlines() or [type(e).__name__]
     raise CheckpointError(

@@ -22,8 +22,9 @@ from etils import epath
 from orbax.checkpoint import type_handlers
 
 from mico_jax import config as config_lib
+from mico_jax import files as files_lib
 from mico_jax.checkpoint import manifest as manifest_lib
-from mico_jax.checkpoint import storage
+from mico_jax.checkpoint import mirror, storage
 from mico_jax.checkpoint.manager import Extras, topology
 from mico_jax.config import Config
 
@@ -201,6 +202,8 @@ def write_step(
   ):
     for name, content in named.items():
       path = root / item / name
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_bytes(content)
+      files_lib.make_folder(path.parent)
+      files_lib.write_bytes(path, content)
+  # As Orbax does: without it a copy on gs:// would count as unfinished.
+  files_lib.write_text(root / mirror.COMMIT, "complete")
   return manifest

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
+from mico_jax import files
 from mico_jax.evaluation import metrics
 from mico_jax.json_text import dumps
 
@@ -242,9 +244,10 @@ def bar_chart(results: Sequence[Result], path: str, *, title: str = "") -> None:
   axes.margins(y=0.01)
   axes.set_xlabel("value (line: 95%; red: ceiling; dotted: chance)")
   axes.set_title(title, fontsize=9)
-  with epath.Path(path).open("wb") as file:
-    # No software or date entry: the same results give the same file.
-    figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+  buffer = io.BytesIO()
+  # No software or date entry: the same results give the same file.
+  figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+  files.write_bytes(path, buffer.getvalue())
 
 
 def write(
@@ -258,9 +261,9 @@ def write(
     The paths written.
   """
   out = epath.Path(folder)
-  out.mkdir(parents=True, exist_ok=True)
-  (out / f"{name}.json").write_text(to_json(results))
-  (out / f"{name}.txt").write_text(table(results) + "\n")
+  files.make_folder(out)
+  files.write_text(out / f"{name}.json", to_json(results))
+  files.write_text(out / f"{name}.txt", table(results) + "\n")
   paths = [str(out / f"{name}.json"), str(out / f"{name}.txt")]
   if results:
     try:

@@ -16,6 +16,8 @@ from typing import Any
 
 from etils import epath
 
+from mico_jax import files
+
 FILE = "goodput.json"
 
 
@@ -52,8 +54,8 @@ class GoodputLog:
     """
     self._path = epath.Path(workdir) / FILE
     self._former: list[dict[str, Any]] = []
-    with contextlib.suppress(OSError, ValueError):
-      self._former = json.loads(self._path.read_text())
+    with contextlib.suppress(FileNotFoundError, ValueError):
+      self._former = json.loads(files.read_text(self._path))
     self._entry: dict[str, Any] = {
       "began": began,
       "start": start_step,
@@ -73,12 +75,5 @@ class GoodputLog:
       step=step, ended=now, train=seconds["step"], seconds=dict(seconds)
     )
     sessions = [*self._former, self._entry]
-    text = json.dumps(sessions)
-    with contextlib.suppress(OSError):  # the next one tries again
-      if "://" in str(self._path):
-        self._path.write_text(text)
-      else:
-        part = self._path.with_name(FILE + ".part")
-        part.write_text(text)
-        part.replace(self._path)
+    files.write_text(self._path, json.dumps(sessions))
     return goodput(sessions, now)

@@ -5,7 +5,8 @@ step the values belong to), `time` (seconds since the epoch) and the values;
 a line of `event` has `event` and `message` instead. JSON knows no NaN or
 infinity: those are the texts "nan", "inf" and "-inf", and `read_metrics` turns
 them back. A resumed run first drops the lines of the steps it will run again,
-so every step is there once.
+and lines are stored before a checkpoint that covers their steps: every step is
+there exactly once.
 
 The names `report` draws are in its docstring. TensorBoard goes through
 tensorboardX and so needs no TensorFlow.
@@ -24,6 +25,7 @@ from typing import Any
 
 from etils import epath
 
+from mico_jax import failures, files
 from mico_jax.config import ConfigError
 from mico_jax.json_text import dumps, plain
 from mico_jax.run import progress
@@ -31,6 +33,7 @@ from mico_jax.run import progress
 METRICS_FILE = "metrics.jsonl"
 _SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _REMOTE_FLUSH_SECONDS = 60.0
+_EVENTS_PREFIX = "mico_jax:"
 
 
 def _special(value: Any) -> Any:
@@ -48,13 +51,16 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
   Returns:
     One dict per line; an empty list if there is no such file.
   """
-  path = epath.Path(workdir) / METRICS_FILE
-  return _read(path) if path.exists() else []
+  return _read(epath.Path(workdir) / METRICS_FILE)
 
 
 def _read(path: Any) -> list[dict[str, Any]]:
+  try:
+    texts = files.read_text(path).splitlines()
+  except FileNotFoundError:
+    return []
   lines = []
-  for text in path.read_text().splitlines():
+  for text in texts:
     try:
       line = json.loads(text)
     except json.JSONDecodeError:
@@ -68,57 +74,77 @@ def _read(path: Any) -> list[dict[str, Any]]:
 
 
 class _JsonLines:
-  """Appends lines to a file; a store without append is rewritten at times."""
+  """Adds lines to a file; a store without append is rewritten at times."""
 
   def __init__(self, path: Any, start_step: int):
     self._path = path
-    self._local = "://" not in str(path)
+    self._local = files.is_local(path)
     self._last_flush = time.monotonic()
+    kept = [dumps(x) for x in _read(path) if x["step"] < start_step]
+    self._data = bytearray("".join(f"{x}\n" for x in kept).encode())
+    self._size = len(self._data)  # of a local file
+    files.write_bytes(path, bytes(self._data))
     self._dirty = False
-    kept = (
-      [x for x in _read(path) if x["step"] < start_step]
-      if (path.exists())
-      else []
-    )
-    self._lines = [self._dump(x) for x in kept]
-    self._rewrite()
-    self._file = path.open("a") if self._local else None
-
-  @staticmethod
-  def _dump(line: Mapping[str, Any]) -> str:
-    return dumps(line)
-
-  def _rewrite(self) -> None:
-    text = "".join(f"{x}\n" for x in self._lines)
     if self._local:
-      part = self._path.with_name(self._path.name + ".part")
-      part.write_text(text)
-      part.replace(self._path)
-      self._lines = []
-    else:
-      self._path.write_text(text)
-    self._dirty = False
+      self._data.clear()
 
   def add(self, line: Mapping[str, Any]) -> None:
-    text = self._dump(line)
-    if self._file is not None:
-      self._file.write(text + "\n")
-      self._file.flush()
-      return
-    self._lines.append(text)
+    data = f"{dumps(line)}\n".encode()
     self._dirty = True
+    if self._local:
+      self._size = files.append(self._path, data, self._size)
+      return
+    self._data += data
     if time.monotonic() - self._last_flush > _REMOTE_FLUSH_SECONDS:
       self.flush()
 
   def flush(self) -> None:
-    if self._file is None and self._dirty:
-      self._rewrite()
+    if self._dirty and self._local:
+      files.append(self._path, b"", self._size, sync=True)
+    elif self._dirty:
+      files.write_bytes(self._path, bytes(self._data))
       self._last_flush = time.monotonic()
+    self._dirty = False
+
+
+class _PatientEvents:
+  """A local file of TensorBoard's events, as tensorboardX writes to it.
+
+  Its thread ends at the first error of a file of its own, and what it should
+  write then waits without end. Here an error may pass; one that does not ends
+  the curves, not the run: `metrics.jsonl` has all that they show.
+  """
+
+  def __init__(self, path: str):
+    self._path = path.removeprefix(_EVENTS_PREFIX)
+    self._data, self._size, self._ended = b"", 0, False
+
+  def write(self, data: bytes) -> None:
+    if not self._ended:
+      self._data += data
+
+  def flush(self) -> None:
+    if self._ended or not self._data:
+      return
+    try:
+      self._size = files.append(self._path, self._data, self._size)
+    except OSError as error:
+      self._ended = True
+      progress.say(f"no further TensorBoard events: {failures.describe(error)}")
+    self._data = b""
 
   def close(self) -> None:
     self.flush()
-    if self._file is not None:
-      self._file.close()
+
+
+class _EventsFactory:
+  """What tensorboardX asks for files whose path has `_EVENTS_PREFIX`."""
+
+  def directory_check(self, path: str) -> None:
+    files.make_folder(path.removeprefix(_EVENTS_PREFIX))
+
+  def open(self, path: str) -> _PatientEvents:
+    return _PatientEvents(path)
 
 
 @contextlib.contextmanager
@@ -137,10 +163,14 @@ def _without_torch() -> Iterator[None]:
 def _tensorboard(workdir: Any, start_step: int) -> Any:
   with _without_torch():
     import tensorboardX
+    from tensorboardX import record_writer
+  record_writer.register_writer_factory(
+    _EVENTS_PREFIX.removesuffix(":"), _EventsFactory()
+  )
   # Steps from `start_step` on are written again; TensorBoard drops the old.
   purge = start_step if start_step else None
   return tensorboardX.SummaryWriter(
-    str(workdir / "tensorboard"), purge_step=purge
+    f"{_EVENTS_PREFIX}{workdir / 'tensorboard'}", purge_step=purge
   )
 
 
@@ -154,10 +184,11 @@ def _wandb(workdir: Any, name: str, config: Mapping[str, Any]) -> Any:
     ) from None
   # The id is that of the workdir, so that a resumed run continues its curves.
   path = workdir / "wandb_id"
-  run_id = (
-    path.read_text().strip() if path.exists() else wandb.util.generate_id()
-  )
-  path.write_text(run_id)
+  try:
+    run_id = files.read_text(path).strip()
+  except FileNotFoundError:
+    run_id = wandb.util.generate_id()
+    files.write_text(path, run_id)
   return wandb.init(
     project="mico_jax",
     name=name or workdir.name,
@@ -207,11 +238,11 @@ class MetricsWriter:
     if not enabled:
       return
     folder = epath.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     if wandb:
       self._wandb = _wandb(folder, name, config or {})
     self._lines = _JsonLines(folder / METRICS_FILE, start_step)
-    if tensorboard and "://" not in str(folder):
+    if tensorboard and files.is_local(folder):
       self._tensorboard = _tensorboard(folder, start_step)
     elif tensorboard:
       progress.say(f"no TensorBoard files: {folder} is not a local folder.")
@@ -283,7 +314,7 @@ class MetricsWriter:
       self._tensorboard.add_text(f"event/{name}", message, step)
 
   def flush(self) -> None:
-    """Brings everything to disk."""
+    """Brings everything to disk or to the store."""
     if self._lines is not None:
       self._lines.flush()
     if self._tensorboard is not None:
@@ -292,7 +323,7 @@ class MetricsWriter:
   def close(self) -> None:
     """Flushes and closes; later calls do nothing."""
     if self._lines is not None:
-      self._lines.close()
+      self._lines.flush()
       self._lines = None
     if self._tensorboard is not None:
       self._tensorboard.close()

@@ -186,7 +186,7 @@ class Trainer:
     try:
       summary = self._run()
     except BaseException:
-      with contextlib.suppress(CheckpointError):
+      with contextlib.suppress(CheckpointError, OSError):
         self.manager.close()  # a save may still be under way
       raise
     else:
@@ -309,8 +309,11 @@ class Trainer:
         if stopping and not stop.requested:
           stop.request()  # another process received the signal
         log.add(number, task, metrics)
-        due = done % train.log_every == 0 or done == train.steps
-        if due or stopping or log.alarmed:
+        every = train.checkpoint_every
+        saving = (every and done % every == 0) or done == train.steps
+        saving = saving or stopping or self.manager.failed
+        # A checkpoint covers its steps, so their metrics are stored before.
+        if saving or log.alarmed or done % train.log_every == 0:
           with clock.measure("log"):
             log.flush(state, bar)
         bar.update(done, samples=config.tasks[task].batch_size)
@@ -318,19 +321,18 @@ class Trainer:
         if self._evaluation_is_due(done) and not stopping:
           with clock.measure("check"):
             self._cheap_evaluation(state, done, writer)
-        every = train.checkpoint_every
-        if (every and done % every == 0) or done == train.steps or stopping:
-          self._save(done, state)
+        if saving:
+          self._save(done, state, writer)
           saved = done
         if stopping:
           break
       jax.block_until_ready(state.step)
       self._compiles.stop()
     if saved != int(state.step) and int(state.step) > start:
-      self._save(int(state.step), state)
+      self._save(int(state.step), state, writer)
     return state
 
-  def _save(self, done: int, state: TrainState) -> None:
+  def _save(self, done: int, state: TrainState, writer: MetricsWriter) -> None:
     """Starts a checkpoint, with the metrics that are those of its step."""
     step, values = self._evaluated
     metrics = {**self.metrics, **(values if step == done else {})}
@@ -343,6 +345,7 @@ class Trainer:
         "train.eval_every to divide train.checkpoint_every."
       )
     with self.clock.measure("save"):
+      writer.flush()
       self.manager.save(done, state, metrics=metrics)
 
   # -------------------------------------------------------------- evaluation
@@ -436,5 +439,7 @@ def pretrain(
     ConfigError: for a wrong config, before any device is touched.
     NonFiniteError: after `train.nonfinite_patience` non-finite steps in a row.
     CheckpointError: if a save failed; former checkpoints are intact.
+    TransientError: if storage was away for longer than is waited for; the
+      same call resumes.
   """
   return Trainer(config, workdir, init=init, command=command).run()

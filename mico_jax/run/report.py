@@ -20,6 +20,7 @@ with interval, chance and ceiling.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
+from mico_jax import files
 from mico_jax.run import logging
 
 if TYPE_CHECKING:
@@ -421,11 +423,11 @@ def write_report(workdir: epath.PathLike) -> Any:
   folder = epath.Path(workdir)
   lines = logging.read_metrics(folder)
   evaluation = None
-  if (folder / EVALUATION_FILE).exists():
-    evaluation = json.loads((folder / EVALUATION_FILE).read_text())
+  with contextlib.suppress(FileNotFoundError):
+    evaluation = json.loads(files.read_text(folder / EVALUATION_FILE))
   figure = draw(lines, evaluation=evaluation, title=_headline(folder, lines))
   buffer = io.BytesIO()
   figure.savefig(buffer, format="png", dpi=110)
   path = folder / REPORT_FILE
-  path.write_bytes(buffer.getvalue())
+  files.write_bytes(path, buffer.getvalue())
   return path

@@ -22,6 +22,7 @@ from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import storage
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config, ConfigError
+from mico_jax.failures import TransientError
 from mico_jax.testing import memory_path
 
 
@@ -277,6 +278,7 @@ def test_damaged_step_can_be_saved_again(tmp_path):
 
 
 def test_full_disk_keeps_the_former_checkpoint(tmp_path, monkeypatch):
+  monkeypatch.setenv("MICO_JAX_PATIENCE", "0.5")
   manager = open_manager(tmp_path)
   save(manager, 10)
   real = manifest_lib.pack_arrays
@@ -285,7 +287,7 @@ def test_full_disk_keeps_the_former_checkpoint(tmp_path, monkeypatch):
     raise OSError(errno.ENOSPC, "No space left on device")
 
   monkeypatch.setattr(manifest_lib, "pack_arrays", full)
-  with pytest.raises(CheckpointError) as caught:
+  with pytest.raises(TransientError) as caught:
     save(manager, 20)
   assert "No space left on device" in str(caught.value)
   assert "step 10 is intact" in str(caught.value)

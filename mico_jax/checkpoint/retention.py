@@ -1,0 +1,88 @@
+"""Which checkpoints a run keeps: the newest that verify, and the best.
+
+A step counts only when all of it has been read back and found as it was
+written. Otherwise a damaged, half-removed or unfinished step would push out the
+last good one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from mico_jax.checkpoint.manifest import CheckpointError
+
+
+class Verified:
+  """Remembers which steps verify, as long as their files stay the same."""
+
+  def __init__(
+    self, check: Callable[[int], Any], stamp: Callable[[int], Any]
+  ) -> None:
+    """Checks nothing yet.
+
+    Args:
+      check: reads a step and raises CheckpointError if it does not verify.
+      stamp: of a step: changes when its files do.
+    """
+    self._check, self._stamp = check, stamp
+    self._known: dict[int, tuple[Any, str]] = {}
+
+  def problem(self, step: int) -> str:
+    """Why a step does not verify; "" if it does."""
+    stamp = self._stamp(step)
+    known = self._known.get(step)
+    if known is None or known[0] != stamp:
+      try:
+        self._check(step)
+        problem = ""
+      except CheckpointError as e:
+        problem = str(e)
+      self._known[step] = known = (stamp, problem)
+    return known[1]
+
+  def note(self, step: int) -> None:
+    """A step has just been read in full and verified."""
+    self._known[step] = (self._stamp(step), "")
+
+
+def superseded(
+  steps: Sequence[int],
+  keep: int,
+  verifies: Callable[[int], bool],
+  best: Callable[[Collection[int]], int | None] | None = None,
+) -> list[int]:
+  """The steps that may go.
+
+  Args:
+    steps: that are there, ascending.
+    keep: how many of the newest that verify stay.
+    verifies: whether a step does; asked no more than needed.
+    best: of some steps, the one that stays although it is old.
+
+  Returns:
+    Steps older than the kept ones; none while fewer than `keep` verify.
+  """
+  if len(steps) <= keep:
+    return []
+  newest: list[int] = []
+  for step in reversed(steps):
+    if len(newest) < keep and verifies(step):
+      newest.append(step)
+  if len(newest) < keep:
+    return []
+  old = [step for step in steps if step < newest[-1]]
+  if best is not None:
+    good = [step for step in old if verifies(step)]
+    chosen = best([*good, *newest])
+    old = [step for step in old if step != chosen]
+  return old
+
+
+def best_of(scores: Mapping[int, float], metric: str) -> int | None:
+  """The step with the best finite score; the newer of equal ones.
+
+  Names that hold "loss" are better when lower, all others when higher.
+  """
+  sign = -1.0 if "loss" in metric else 1.0
+  return max(scores, key=lambda s: (sign * scores[s], s)) if scores else None
