@@ -55,6 +55,7 @@ ONLY = {
     "failures",
     "files",
     "modalities",
+    "printing",
     "world",
   },
   "kernels": {"types"},
