@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from mico_jax import config as config_lib
+from mico_jax import files as files_lib
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import mirror, storage
 from mico_jax.checkpoint.manager import CHECKPOINTS, list_steps
@@ -79,7 +80,7 @@ def step_folders(path: epath.PathLike) -> list[Any]:
   Raises:
     CheckpointError: if there is no checkpoint.
   """
-  root = epath.Path(path)
+  root = files_lib.place(path)
   if (root / "manifest").is_dir() or (root / "params").is_dir():
     return [root]
   for folder in (root / CHECKPOINTS, root):

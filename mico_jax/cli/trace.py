@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 
 from mico_jax.cli import common
 
@@ -44,13 +43,13 @@ def run(args: argparse.Namespace) -> int:
   if args.json:
     common.print_json(dataclasses.asdict(found))
   else:
-    print(f"step {found.step}: task {found.task}")
+    common.say(f"step {found.step}: task {found.task}")
     rows = [
       (r.row, r.source, r.epoch, r.id, r.substituted, r.reason)
       for r in found.rows
     ]
     header = ("row", "source", "epoch", "id", "used instead", "reason")
-    print(common.table(rows, header))
+    common.say_page(common.table(rows, header))
   if picture:
-    print(f"drawn to {picture}", file=sys.stderr)
+    common.note(f"drawn to {picture}")
   return 0
