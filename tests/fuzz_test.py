@@ -167,7 +167,6 @@ FILES: dict[str, Callable[[], dict[str, bytes]]] = {
     "mp4": media.file_of("mp4", media.greys(range(0, 60, 10), (16, 16))),
     "mkv": media.file_of("matroska", media.greys(range(0, 60, 10), (16, 16))),
     "avi": media.file_of("avi", media.greys(range(0, 60, 10), (16, 16))),
-    "npy": npy(np.zeros((3, 8, 9, 3), np.uint8)),
   },
 }
 UNITS = ("metre", "millimetre", "relative")
