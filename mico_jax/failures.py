@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from mico_jax.printing import escaped
+
 T = TypeVar("T")
 
 # Seconds of waiting before a passing fault ends a start; the variable
@@ -203,7 +205,7 @@ def say(line: str) -> None:
   """Writes a line to stderr, as far as that is possible."""
   # stderr may be closed, or on the full disk.
   with contextlib.suppress(OSError, ValueError):
-    print(line, file=sys.stderr, flush=True)
+    print(escaped(line), file=sys.stderr, flush=True)
 
 
 def wait_out(

@@ -19,6 +19,7 @@ from typing import Any
 
 from etils import epath
 
+from mico_jax.config import ConfigError
 from mico_jax.failures import wait_out
 
 PART = ".part"  # ends the name of a local file while it is written
@@ -27,6 +28,21 @@ PART = ".part"  # ends the name of a local file while it is written
 def is_local(path: epath.PathLike) -> bool:
   """Whether a path has no scheme such as s3://."""
   return "://" not in os.fspath(path)
+
+
+def place(path: epath.PathLike) -> epath.Path:
+  """A local or remote path.
+
+  Raises:
+    ConfigError: for a store that nothing here reads.
+  """
+  try:
+    return epath.Path(path)
+  except KeyError as error:
+    raise ConfigError(
+      f"{os.fspath(path)!r}: no store {error.args[0]}; known: gs://, s3:// "
+      "(extras gcs and s3), and local paths."
+    ) from None
 
 
 # ------------------------------------------------------------------ looking

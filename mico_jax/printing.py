@@ -7,6 +7,7 @@ order, and a line break could forge a line of ours.
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from typing import Any
 
@@ -14,6 +15,10 @@ from typing import Any
 # paragraph separators. Joiners and marks of scripts are shown as they are.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"})
 _JOINERS = "\u200c\u200d"  # Persian, Indic scripts and emoji need them
+
+
+def _is_hidden(char: str) -> bool:
+  return char not in _JOINERS and unicodedata.category(char) in _HIDDEN
 
 
 def escaped(text: str) -> str:
@@ -25,10 +30,22 @@ def escaped(text: str) -> str:
   if text.isascii() and text.isprintable():
     return text
   return "".join(
-    c
-    if c in _JOINERS or unicodedata.category(c) not in _HIDDEN
-    else c.encode("unicode_escape").decode("ascii")
+    c.encode("unicode_escape").decode("ascii") if _is_hidden(c) else c
     for c in text
+  )
+
+
+def escaped_page(text: str) -> str:
+  """Several lines, each as `escaped` gives it."""
+  return "\n".join(map(escaped, text.split("\n")))
+
+
+def escaped_json(text: str) -> str:
+  """A JSON document whose hidden characters are escaped as JSON does it."""
+  if text.isascii():  # `json.dumps` has escaped what else there is
+    return text
+  return "".join(
+    json.dumps(c)[1:-1] if c != "\n" and _is_hidden(c) else c for c in text
   )
 
 

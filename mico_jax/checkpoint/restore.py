@@ -80,7 +80,7 @@ def step_folders(path: epath.PathLike) -> list[Any]:
   Raises:
     CheckpointError: if there is no checkpoint.
   """
-  root = epath.Path(path)
+  root = files_lib.place(path)
   if {"manifest", "params"} & set(files_lib.names(root)):
     return [root]
   for folder in (root / CHECKPOINTS, root):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -184,7 +183,7 @@ def _here(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
     if reason := torch_peers.missing(towers=args.what == "step"):
       raise ConfigError(f"--peers torch: {reason}")
   shapes = _shapes(args)
-  print(timing.machine(), file=sys.stderr)
+  common.note(timing.machine())
   turns = args.turns or TURNS
   options: dict[str, Any] = {"batch": args.batch, "turns": turns}
   if args.what == "attention":
@@ -229,13 +228,13 @@ def _print(records: Sequence[Mapping[str, Any]]) -> None:
     if not isinstance(value, Mapping)
   )
   rows = [[_text(record.get(key)) for key in columns] for record in records]
-  print(common.table(rows, tuple(columns)))
+  common.say_page(common.table(rows, tuple(columns)))
   for record in records:
     for key, value in record.items():
       if isinstance(value, Mapping):
         lines = [(name, _text(x)) for name, x in value.items()]
-        print(f"\n{record.get('program', '')} {key}".strip())
-        print(common.table(lines, ("line", "value")))
+        common.say(f"{record.get('program', '')} {key}".strip())
+        common.say_page(common.table(lines, ("line", "value")))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -244,7 +243,7 @@ def run(args: argparse.Namespace) -> int:
   for record in _aot(args) if args.aot else _here(args):
     records.append(record)
     name = record.get("implementation") or record.get("program")
-    print(f"{record['shape']}: {name}", file=sys.stderr)
+    common.note(f"{record['shape']}: {name}")
   if args.json:
     common.print_json(records)
   else:

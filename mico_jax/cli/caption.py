@@ -67,5 +67,5 @@ def run(args: argparse.Namespace) -> int:
   if args.json:
     common.print_json([{"file": f, "caption": c} for f, c in found])
   else:
-    print(common.table(found))
+    common.say_page(common.table(found))
   return 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mico_jax import config as config_lib
 from mico_jax import json_text
 from mico_jax.config import Config, ConfigError
+from mico_jax.printing import escaped, escaped_json, escaped_page
 
 if TYPE_CHECKING:
   from mico_jax.inference import OmniModel
@@ -21,6 +22,21 @@ TYPES = """\
 File types follow the extension (.jpg .png .webp image, .mp4 .webm video, .flac
 .wav .ogg audio); say it otherwise: depth:mm:FILE, depth:m:FILE,
 depth:relative:FILE, normal:FILE, image:FILE."""
+
+
+def say(line: str) -> None:
+  """One line of results on stdout, with names of files made fit to print."""
+  print(escaped(line))
+
+
+def say_page(text: str) -> None:
+  """Several lines of results on stdout; see `table` for names in them."""
+  print(escaped_page(text))
+
+
+def note(line: str) -> None:
+  """One line on stderr that says who speaks."""
+  print(f"mico-jax: {escaped(line)}", file=sys.stderr, flush=True)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +54,9 @@ def add_config(
     "--config",
     required=required,
     metavar="NAME",
-    help="packaged config (demo, ...) or path of a .py file; NAME:ARG passes "
-    "an argument; override keys with --config.train.steps=200",
+    help="packaged config (demo, ...) or path of a .py file, which is run as a "
+    "program: use none that you do not trust; NAME:ARG passes an argument; "
+    "override keys with --config.train.steps=200",
   )
 
 
@@ -107,7 +124,7 @@ def warnings_as_lines() -> Iterator[None]:
   """Shows warnings as single lines on stderr."""
 
   def show(message: Any, *_: Any, **__: Any) -> None:
-    print(f"mico-jax: warning: {message}", file=sys.stderr)
+    note(f"warning: {message}")
 
   with warnings.catch_warnings():
     warnings.simplefilter("default")
@@ -171,12 +188,12 @@ def print_compared(compared: Mapping[str, float]) -> None:
       for name, gap in compared.items()
     ]
     header = ("output", "largest difference", "limit")
-    print(f"\n{table(rows, header)}")
+    say_page(f"\n{table(rows, header)}")
 
 
 def print_json(value: Any) -> None:
   """One JSON document on stdout; see `mico_jax.json_text`."""
-  print(json_text.dumps(value, indent=1, ensure_ascii=False))
+  print(escaped_json(json_text.dumps(value, indent=1, ensure_ascii=False)))
 
 
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> str:
@@ -201,4 +218,4 @@ def table(rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> str:
 
 
 def _cell(value: Any) -> str:
-  return f"{value:.4f}" if isinstance(value, float) else str(value)
+  return f"{value:.4f}" if isinstance(value, float) else escaped(str(value))

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import itertools
 import pathlib
-import sys
 from collections.abc import Iterator
 
 from mico_jax.cli import common
@@ -79,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     common.print_json(found)
   else:
     for name, value in found.items():
-      print(f"{name}: {value}")
+      common.say(f"{name}: {value}")
   return 0
 
 
@@ -120,7 +119,7 @@ def _build(args: argparse.Namespace) -> dict[str, object]:
     for bar in bars:
       bar.close()
   for name, reason in report.skipped:
-    print(f"skipped {short(name)}: {reason}", file=sys.stderr)
+    common.note(f"skipped {short(name)}: {reason}")
   used = {
     k: v
     for k, v in dataclasses.asdict(report.source).items()

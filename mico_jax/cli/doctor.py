@@ -52,14 +52,14 @@ def _pod(args: argparse.Namespace) -> int:
   if args.json:
     common.print_json(found)
   else:
-    print(
+    common.say(
       f"{found['seen']} of {found['expected']} hosts in {found['seconds']} s: "
       f"{', '.join(found['hosts'])}"
     )
     for line in found["problems"]:
-      print(line)
+      common.say(line)
     if not found["problems"]:
-      print("versions are equal; a collective over all devices works")
+      common.say("versions are equal; a collective over all devices works")
   sys.stdout.flush()
   if found["problems"]:
     os._exit(1)  # leaving JAX in order would wait for the missing host
@@ -77,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
     common.print_json(found)
   else:
     for title, entries in found.items():
-      print(title)
+      common.say(title)
       rows = [(f"  {k}", str(v)) for k, v in entries.items()]
-      print(common.table(rows))
+      common.say_page(common.table(rows))
   if problem := found["devices"].get(doctor.PROBLEM):
     raise ConfigError(problem)
   return 0

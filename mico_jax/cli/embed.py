@@ -144,10 +144,10 @@ def run(args: argparse.Namespace) -> int:
     common.print_json(dataclasses.asdict(report))
     return 0
   resumed = f", {report.resumed} of them before" if report.resumed else ""
-  print(
+  common.say(
     f"{report.items} items{resumed} -> {report.out} "
     f"({report.items_per_second:.1f} items/s)"
   )
   if report.failed:
-    print(f"{report.failed} files skipped, listed in {report.errors}")
+    common.say(f"{report.failed} files skipped, listed in {report.errors}")
   return 0

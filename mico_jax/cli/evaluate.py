@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 from mico_jax.cli import common
 
@@ -46,15 +45,15 @@ def run(args: argparse.Namespace) -> int:
   model = common.load_model(args)
   from mico_jax.evaluation import table, to_json, write
 
-  print("evaluating ...", file=sys.stderr)
+  common.note("evaluating ...")
   results = evaluate_model(
     model, args.overrides, command=args.command_line, cheap=args.cheap
   )
   if args.out:
     for path in write(results, args.out):
-      print(f"written: {path}", file=sys.stderr)
+      common.note(f"written: {path}")
   if args.json:
     common.print_json(json.loads(to_json(results)))
   else:
-    print(table(results))
+    common.say_page(table(results))
   return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import sys
 
 from mico_jax.cli import common
 
@@ -90,10 +89,10 @@ def run(args: argparse.Namespace) -> int:
     common.print_json({"out": str(args.out), **report.as_dict()})
   else:
     header = ("file", "tensors", "bytes", "SHA-256")
-    print(common.table(report.rows(), header))
+    common.say_page(common.table(report.rows(), header))
     common.print_compared(report.compared)
   for note in report.notes:
-    print(f"mico-jax: {note}", file=sys.stderr)
+    common.note(note)
   for line in report.failures():
-    print(f"mico-jax: error: {line}", file=sys.stderr)
+    common.note(f"error: {line}")
   return 1 if report.failures() else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from mico_jax.cli import common
 from mico_jax.interop.formats import FORMATS
@@ -91,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     )
   failures = export.failures(report.compared)
   for line in failures:
-    print(f"mico-jax: error: in PyTorch, {line}", file=sys.stderr)
+    common.note(f"error: in PyTorch, {line}")
   if args.json:
     common.print_json(report.as_dict())
     return 1 if failures else 0
@@ -108,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
       for name, values in report.outputs.items()
     ),
   ]
-  print(common.table([row for row in rows if row[1]]))
+  common.say_page(common.table([row for row in rows if row[1]]))
   common.print_compared(report.compared)
   return 1 if failures else 0
 

@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--checkpoint", metavar="PATH", help="workdir or step folder"
   )
   what.add_argument(
-    "--config", metavar="NAME", help="packaged config or .py file"
+    "--config",
+    metavar="NAME",
+    help="packaged config or .py file, which is run as a program",
   )
   parser.add_argument(
     "--no-table", action="store_true", help="counts only, no parameter table"
@@ -62,9 +64,9 @@ def _sharding(args: argparse.Namespace) -> int:
   if args.json:
     common.print_json(found.as_dict())
     return 0
-  print(common.table(found.lines()))
+  common.say_page(common.table(found.lines()))
   for name, rows in found.rows.items():
-    print(f"task {name}: {rows} rows on a device")
+    common.say(f"task {name}: {rows} rows on a device")
   return 0
 
 
@@ -87,14 +89,18 @@ def run(args: argparse.Namespace) -> int:
   if args.json:
     common.print_json(found.as_dict())
     return 0
-  print(to_json(found.config))
+  common.say_page(to_json(found.config))
   if not args.no_table:
-    print(found.overview())
-  print(common.table([(k, f"{v:,}") for k, v in found.counts().items()]))
+    common.say_page(found.overview())
+  common.say_page(
+    common.table([(k, f"{v:,}") for k, v in found.counts().items()])
+  )
   for name, value in found.about.items():
     if isinstance(value, dict):
-      print(f"{name}:")
-      print(common.table([(f"  {k}", str(v)) for k, v in value.items()]))
+      common.say(f"{name}:")
+      common.say_page(
+        common.table([(f"  {k}", str(v)) for k, v in value.items()])
+      )
     else:
-      print(f"{name}: {value}")
+      common.say(f"{name}: {value}")
   return 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -22,6 +23,7 @@ import mico_jax
 from mico_jax import failures
 from mico_jax.cli.huge_pages import restart_with_huge_pages
 from mico_jax.config import ConfigError
+from mico_jax.printing import escaped
 
 # Name -> one line of help. Each has a module of its name in this folder with
 # `DESCRIPTION`, `EXAMPLES`, `add_arguments` and `run`, imported when chosen.
@@ -70,7 +72,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def make_parser(command: str | None) -> argparse.ArgumentParser:
   """The parser; only the chosen command's module is imported."""
-  parser = argparse.ArgumentParser(
+  parser = _Parser(
     prog="mico-jax",
     description="Omni-modal pretraining in JAX.",
     epilog=_EXAMPLES,
@@ -99,6 +101,46 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
     module.add_arguments(sub)
     sub.set_defaults(run=module.run)
   return parser
+
+
+class _Parser(argparse.ArgumentParser):
+  """Words its errors in one printable line."""
+
+  def error(self, message: str) -> NoReturn:
+    """Ends with status 2."""
+    _say(f"error: {message} (see {self.prog} --help)")
+    raise SystemExit(2)
+
+
+def _say(text: str) -> None:
+  """One line on stderr."""
+  print(f"mico-jax: {escaped(text)}", file=sys.stderr)
+
+
+# What an optional package is for a user: the extra that brings it.
+EXTRAS: dict[str, str] = {
+  "gcsfs": "gcs",
+  "google": "gcs",
+  "huggingface_hub": "hub",
+  "pyarrow": "eval",
+  "s3fs": "s3",
+  "timm": "parity",
+  "torch": "torch",
+  "wandb": "wandb",
+}
+
+
+def _missing_extra(error: BaseException | None) -> str:
+  """The optional package whose absence an error is about; "": none."""
+  while error is not None:
+    if isinstance(error, ImportError):
+      name = (error.name or "").partition(".")[0]
+      words = re.findall(r"\w+", str(error))
+      for known in EXTRAS:
+        if name == known or (not name and known in words):
+          return known
+    error = error.__cause__
+  return ""
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
@@ -170,10 +212,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   except SystemExit as e:  # argparse: 0 for --help, 2 for a mistake.
     return int(e.code or 0)
   if overrides and not hasattr(parsed, "config"):
-    print(
-      f"mico-jax: error: {parsed.command} takes no --config.{overrides[0]}; "
-      "see its --help.",
-      file=sys.stderr,
+    _say(
+      f"error: {parsed.command} takes no --config.{overrides[0]}; see its "
+      "--help."
     )
     return 2
   parsed.overrides = overrides
@@ -181,26 +222,31 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     return parsed.run(parsed) or 0
   except KeyboardInterrupt:
-    print("mico-jax: stopped.", file=sys.stderr)
+    _say("stopped.")
     return 130
   except BrokenPipeError:  # `mico-jax ... | head` is no error.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
   except _user_errors() as e:
-    print(f"mico-jax: error: {one_line(e)}", file=sys.stderr)
+    _say(f"error: {one_line(e)}")
     passing = isinstance(e, OSError) and failures.is_transient(e)
     return _lost_status() if passing else 2
   except Exception as e:
+    if package := _missing_extra(e):
+      _say(
+        f"error: this needs the package {package}: pip install "
+        f"'mico-jax[{EXTRAS[package]}]'."
+      )
+      return 2
     if not _lost_process(e):
       if _several_processes():
         # Leaving JAX in order would wait for the others, and they for this one.
         traceback.print_exception(e)
         _leave(1)
       raise
-    print(
-      f"mico-jax: lost another process ({one_line(e)[:200]}); start all of "
-      "them again to resume.",
-      file=sys.stderr,
+    _say(
+      f"lost another process ({one_line(e)[:200]}); start all of them again to "
+      "resume."
     )
     # Not `return`: leaving JAX in order would wait for the lost one.
     _leave(_lost_status())

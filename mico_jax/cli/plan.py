@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
 from mico_jax.cli import common
 from mico_jax.config import ConfigError
@@ -67,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _say(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
+  common.note(text)
 
 
 def _names(text: str, known: list[str], what: str) -> list[str]:
@@ -144,7 +143,7 @@ def _plan(args: argparse.Namespace, config, name: str) -> int:
   if args.json:
     common.print_json(plan.as_dict())
   else:
-    print(report.to_text(plan))
+    common.say_page(report.to_text(plan))
   if args.picture:
     from mico_jax.plan import picture
 
@@ -187,5 +186,5 @@ def _sweep(args: argparse.Namespace, config, names: list[str]) -> int:
   if args.json:
     common.print_json([p.as_dict() for p in plans])
   else:
-    print(report.sweep_text(plans))
+    common.say_page(report.sweep_text(plans))
   return 0 if any(p.fits for p in plans) else 1

@@ -104,7 +104,9 @@ def run(args: argparse.Namespace) -> int:
   elif summary.results:
     from mico_jax.evaluation import table
 
-    print(table(summary.results))
+    common.say_page(table(summary.results))
   else:
-    print(f"{summary.workdir}: step {summary.step} of {config.train.steps}")
+    common.say(
+      f"{summary.workdir}: step {summary.step} of {config.train.steps}"
+    )
   return summary.exit_code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from mico_jax.cli import common
 
@@ -45,10 +44,10 @@ def run(args: argparse.Namespace) -> int:
     for j, text in enumerate(scores.texts)
   ]
   for _, reason in scores.failed:
-    print(f"mico-jax: skipped: {reason}", file=sys.stderr)
+    common.note(f"skipped: {reason}")
   if scores.failed:
     counts = f"{len(scores.failed)} of {len(args.files)}"
-    print(f"mico-jax: {counts} files skipped.", file=sys.stderr)
+    common.note(f"{counts} files skipped.")
   header = ("file", "text", "similarity", "matching")
   if args.json:
     failed = [{"file": file, "error": why} for file, why in scores.failed]
@@ -56,5 +55,5 @@ def run(args: argparse.Namespace) -> int:
       [*(dict(zip(header, row, strict=True)) for row in rows), *failed]
     )
   else:
-    print(common.table(rows, header))
+    common.say_page(common.table(rows, header))
   return 0

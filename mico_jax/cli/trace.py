@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 
 from mico_jax.cli import common
 
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
   if args.json:
     common.print_json(dataclasses.asdict(found))
   else:
-    print(f"step {found.step}: task {found.task}")
+    common.say(f"step {found.step}: task {found.task}")
     rows = [
       (
         r.row,
@@ -60,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     header = (
       *("row", "source", "epoch", "index", "id", "used instead", "reason"),
     )
-    print(common.table(rows, header))
+    common.say_page(common.table(rows, header))
   if picture:
-    print(f"drawn to {picture}", file=sys.stderr)
+    common.note(f"drawn to {picture}")
   return 0

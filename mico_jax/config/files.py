@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import inspect
+import os
 import pathlib
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mico_jax.config.convert import from_config_dict, from_dict, to_dict
@@ -54,7 +57,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     raise ConfigError(f"--config.{text}: write --config.{text}=VALUE.")
   try:
     return key, ast.literal_eval(raw)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
     return key, {"true": True, "false": False}.get(raw.lower(), raw)
 
 
@@ -93,15 +96,35 @@ def _get_config(path: pathlib.Path) -> Callable[..., Any]:
   if spec is None or spec.loader is None:
     raise ConfigError(f"cannot read config file {str(path)!r}.")
   module = importlib.util.module_from_spec(spec)
-  try:
+  with _named(path):
     spec.loader.exec_module(module)
-  except SyntaxError as error:
-    raise ConfigError(f"{path}, line {error.lineno}: {error.msg}.") from error
-  except ImportError as error:
-    raise ConfigError(f"{path}: {error}.") from error
-  if not hasattr(module, "get_config"):
+  if not callable(getattr(module, "get_config", None)):
     raise ConfigError(f"{path}: has no function get_config().")
   return module.get_config
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path) -> Iterator[None]:
+  """Words what the code of a config file raises, with its line.
+
+  Raises:
+    ConfigError: for everything but Ctrl-C.
+  """
+  try:
+    yield
+  except ConfigError:
+    raise
+  except SyntaxError as error:
+    raise ConfigError(f"{path}, line {error.lineno}: {error.msg}.") from error
+  except (Exception, SystemExit) as error:
+    calls = traceback.extract_tb(error.__traceback__)
+    file = os.path.abspath(path)
+    lines = [c.lineno for c in calls if os.path.abspath(c.filename) == file]
+    where = f", line {lines[-1]}" if lines else ""
+    text = " ".join(str(error).split())[:300]
+    kind = "" if isinstance(error, ImportError) else type(error).__name__
+    reason = ": ".join(filter(None, (kind, text)))
+    raise ConfigError(f"{path}{where}: {reason}.") from error
 
 
 def load(
@@ -123,9 +146,11 @@ def load(
     arg = suffix
   path = find(base)
   get_config = _get_config(path)
-  if arg is not None and not inspect.signature(get_config).parameters:
-    raise ConfigError(f"{name!r}: get_config of {path} takes no argument.")
-  values = get_config() if arg is None else get_config(arg)
+  with _named(path):
+    takes = inspect.signature(get_config).parameters
+    if arg is not None and not takes:
+      raise ConfigError(f"{name!r}: get_config of {path} takes no argument.")
+    values = get_config() if arg is None else get_config(arg)
   if not hasattr(values, "to_dict"):
     raise ConfigError(
       f"{path}: get_config() must return a ConfigDict, such as "

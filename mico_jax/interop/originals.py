@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from mico_jax.checkpoint import form, restore, storage
 from mico_jax.checkpoint import manifest as manifest_lib
-from mico_jax.checkpoint import restore, storage
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.interop import safetensors
 from mico_jax.interop.assemble import digest
@@ -98,6 +98,10 @@ def open_tensors(path: epath.PathLike) -> dict[str, Original]:
       )
   extra = about.get("extra")
   if extra is not None:  # Resized tables are there as they were.
+    if not form.is_inside(folder / extra["file"], folder):
+      raise CheckpointError(
+        f"{folder / extra['file']}: leads out of the checkpoint's folder."
+      )
     for name, tensor in safetensors.open_tensors(
       folder / extra["file"]
     ).items():

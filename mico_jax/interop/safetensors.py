@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from mico_jax.interop.tensors import Tensor, Tensors, WeightsError
+from mico_jax.printing import shown
 
 DTYPES: dict[str, np.dtype] = {
   "F64": np.dtype("<f8"),
@@ -39,6 +40,7 @@ def dtype(name: str) -> np.dtype:
 
 
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
+MAX_AXES, MAX_SIZE = 32, 2**40  # of a tensor; NumPy's own limits are near
 
 
 def open_tensors(path: str | os.PathLike[str]) -> Tensors:
@@ -118,14 +120,19 @@ def _entry(
     raise WeightsError(
       f"{place}: {name!r} lacks dtype, shape or data_offsets."
     ) from error
-  if kind not in DTYPES:
+  if not isinstance(kind, str) or kind not in DTYPES:
     raise WeightsError(
-      f"{place}: {name!r} has dtype {kind!r}; known: {', '.join(DTYPES)}."
+      f"{place}: {name!r} has dtype {shown(kind)}; known: {', '.join(DTYPES)}."
     )
   if not whole(shape) or not whole(offsets) or len(offsets) != 2:
     raise WeightsError(
-      f"{place}: {name!r} has shape {shape!r} and data_offsets {offsets!r}; "
-      "expected whole numbers, none negative."
+      f"{place}: {name!r} has shape {shown(shape)} and data_offsets "
+      f"{shown(offsets)}; expected whole numbers, none negative."
+    )
+  if len(shape) > MAX_AXES or max(shape, default=0) > MAX_SIZE:
+    raise WeightsError(
+      f"{place}: {name!r} has shape {shown(shape)}; expected at most "
+      f"{MAX_AXES} axes of at most {MAX_SIZE} each."
     )
   first, last = offsets
   need = math.prod(shape) * DTYPES[kind].itemsize

@@ -21,7 +21,9 @@ import ml_dtypes
 import numpy as np
 
 from mico_jax.interop import torch_script
+from mico_jax.interop.safetensors import MAX_AXES
 from mico_jax.interop.tensors import Tensor, Tensors, WeightsError
+from mico_jax.printing import shown
 
 # Keys under which training code keeps the weights beside other things.
 NESTED = ("state_dict", "model", "module", "model_state_dict")
@@ -167,10 +169,35 @@ def _state(path: pathlib.Path, value: Any) -> dict[str, Any]:
   for name, tensor in value.items():
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
       raise WeightsError(
-        f"{path}: {name!r} is {type(tensor).__name__}, expected a tensor; "
+        f"{path}: {shown(name)} is {type(tensor).__name__}, expected a tensor; "
         f"known places of a state dict: {', '.join(NESTED)}."
       )
+    _check_dense(path, name, tensor)
   return dict(value)
+
+
+def _check_dense(path: pathlib.Path, name: str, tensor: Any) -> None:
+  """Refuses tensors whose numbers are not all in the file, one by one."""
+  import torch
+
+  kind = ""
+  if tensor.device.type != "cpu":
+    kind = f"on the device {tensor.device.type!r}, without numbers"
+  elif tensor.is_nested:
+    kind = "nested"
+  elif tensor.layout != torch.strided:
+    kind = f"stored as {tensor.layout}"
+  elif tensor.is_quantized:
+    kind = "quantized"
+  elif tensor.ndim > MAX_AXES:
+    kind = f"of {tensor.ndim} axes"
+  elif tensor.numel() > tensor.untyped_storage().nbytes():
+    kind = f"{list(tensor.shape)} of far fewer stored numbers"
+  if kind:
+    raise WeightsError(
+      f"{path}: {shown(name)} is {kind}; write the state dict of a model on "
+      "the CPU, each tensor dense."
+    )
 
 
 def _holds_weights(value: Any, levels: int = 3) -> bool:
@@ -203,7 +230,7 @@ def _to_numpy(tensor: Any, mapped: tuple[tuple[int, int], ...]) -> np.ndarray:
   """A copy of a tensor; the pages of its file are given back."""
   import torch
 
-  tensor = tensor.detach()
+  tensor = tensor.detach().resolve_conj().resolve_neg()
   bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
   array = np.array(bits.contiguous().numpy(), order="C")
   start = tensor.data_ptr()

@@ -22,8 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from mico_jax.interop.safetensors import MAX_AXES
 from mico_jax.interop.tensors import Tensor, Tensors, WeightsError
 from mico_jax.interop.torch_archive import STORAGES
+from mico_jax.printing import shown
 
 DTYPES = {f"{name}Storage": dtype for dtype, name in STORAGES.items()}
 LISTS = ("build_intlist", "build_boollist", "build_doublelist")
@@ -104,6 +106,11 @@ class _Reader(pickle.Unpickler):
     last = offset + sum(
       (n - 1) * s for n, s in zip(shape, strides, strict=True)
     )
+    if len(shape) > MAX_AXES or math.prod(shape) > max(count, 1):
+      raise WeightsError(
+        f"{self._path}: a tensor of shape {shown(list(shape))} has more "
+        f"elements than {member!r}, which has {count}."
+      )
     if math.prod(shape) and last >= count:
       raise WeightsError(
         f"{self._path}: a tensor of shape {list(shape)} reaches element {last} "

@@ -33,7 +33,16 @@ from mico_jax.plan.topology import Topology
 
 CACHE = "MICO_JAX_PLAN_CACHE"  # folder of kept facts; "off": none
 _VERSION = 6  # of what is kept
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_UNITS = {unit: 2 ** (10 * i) for i, unit in enumerate(["", *"KMGTPE"])}
+_SIZE = r"([\d.]+)([KMGTPE]?)"
+# How the compilers of TPUs say it: while buffers are laid out, when only the
+# temporaries are summed up, and before anything is tried.
+_TOO_LARGE = (
+  rf"Used {_SIZE} of {_SIZE} hbm",
+  rf"total memory required[^()]*\({_SIZE}B?\) exceeds available HBM "
+  rf"\({_SIZE}B?\)",
+  rf"Requires {_SIZE}B?, has {_SIZE}B? available",
+)
 
 
 @dataclass(frozen=True)
@@ -108,10 +117,10 @@ def _size(number: str, unit: str) -> int:
 
 def out_of_memory(message: str) -> tuple[int, int] | None:
   """(needed, usable) bytes from the compiler's error; None if it is another."""
-  found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
-  if not found:
-    return None
-  return _size(*found.group(1, 2)), _size(*found.group(3, 4))
+  for wording in _TOO_LARGE:
+    if found := re.search(wording, message):
+      return _size(*found.group(1, 2)), _size(*found.group(3, 4))
+  return None
 
 
 def _to_json(facts: Facts) -> str:

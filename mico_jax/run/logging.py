@@ -26,7 +26,7 @@ from typing import Any
 from etils import epath
 
 from mico_jax import failures, files
-from mico_jax.config import ConfigError
+from mico_jax.config import ConfigError, TrainConfig
 from mico_jax.json_text import dumps, plain
 from mico_jax.run import progress
 
@@ -174,14 +174,26 @@ def _tensorboard(workdir: Any, start_step: int) -> Any:
   )
 
 
-def _wandb(workdir: Any, name: str, config: Mapping[str, Any]) -> Any:
+def check_packages(config: TrainConfig) -> None:
+  """Checks that what the run is to be logged with can be imported.
+
+  Raises:
+    ConfigError: saying what to install.
+  """
+  if not config.wandb:
+    return
   try:
-    wandb = importlib.import_module("wandb")
+    importlib.import_module("wandb")
   except ImportError:
     raise ConfigError(
       "train.wandb=True needs the package wandb: pip install "
       "'mico-jax[wandb]', or set train.wandb=False."
     ) from None
+
+
+def _wandb(workdir: Any, name: str, config: Mapping[str, Any]) -> Any:
+  check_packages(TrainConfig(wandb=True))
+  wandb = importlib.import_module("wandb")
   # The id is that of the workdir, so that a resumed run continues its curves.
   path = workdir / "wandb_id"
   try:

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from mico_jax import evaluation
+from mico_jax import evaluation, files
 from mico_jax.checkpoint.manager import (
   CHECKPOINTS,
   Manager,
@@ -36,7 +36,7 @@ from mico_jax.checkpoint.storage import host_copy
 from mico_jax.config import Config, to_dict
 from mico_jax.data.pipeline import Pipeline
 from mico_jax.parallel import distributed, sharding
-from mico_jax.run import report
+from mico_jax.run import logging, report
 from mico_jax.run.agreement import (
   StopVote,
   check_agreement,
@@ -114,7 +114,7 @@ class Trainer:
     check_agreement(config)
     self.session = distributed.together(lambda: resolve(config))
     self.config = self.session.config
-    self.workdir = epath.Path(workdir)
+    self.workdir = files.place(workdir)
     self.init = init
     self.command = command
     self.main = distributed.is_main_process()
@@ -133,6 +133,8 @@ class Trainer:
     )
 
   def _check(self) -> None:
+    if self.main:
+      logging.check_packages(self.config.train)
     if self.init and not list_steps(self.workdir / CHECKPOINTS):
       step_folders(self.init)
     self.session.check_training()

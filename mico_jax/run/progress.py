@@ -16,6 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import tqdm
 
+from mico_jax.printing import escaped_page
+
 
 @runtime_checkable
 class Stream(Protocol):
@@ -39,7 +41,7 @@ def say(text: str, *, stream: Stream | None = None) -> None:
     text: the line, without its end.
     stream: where to; default stderr.
   """
-  tqdm.tqdm.write(text, file=stream or sys.stderr)
+  tqdm.tqdm.write(escaped_page(text), file=stream or sys.stderr)
 
 
 def format_seconds(seconds: float) -> str:
