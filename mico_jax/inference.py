@@ -249,7 +249,7 @@ class OmniModel:
 
   # ------------------------------------------------------------- public use
   def embed(
-    self, *, groups: str | Sequence[str] = (), **inputs: Sequence[Any]
+    self, *, groups: str | Sequence[str] = (), **inputs: Any
   ) -> dict[str, Float[np.ndarray, "N E"]]:
     """Unit-norm embeddings in the joint space.
 
@@ -308,7 +308,7 @@ class OmniModel:
     )
 
   def match(
-    self, *, text: Sequence[str], **inputs: Sequence[Any]
+    self, *, text: Sequence[str], **inputs: Any
   ) -> Float[np.ndarray, " N"]:
     """Probability that text i belongs to the inputs i, in [0, 1].
 
@@ -333,7 +333,7 @@ class OmniModel:
     max_new_tokens: int | None = None,
     num_beams: int | None = None,
     length_penalty: float | None = None,
-    **inputs: Sequence[Any],
+    **inputs: Any,
   ) -> list[str]:
     """Writes a caption for each row.
 

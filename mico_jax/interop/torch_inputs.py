@@ -31,35 +31,47 @@ def files() -> dict[str, str]:
   for file in sorted(folder.iterdir(), key=lambda f: f.name):
     if file.name.endswith(".py"):
       text = file.read_text("utf-8")
-      types |= _check_imports(text, file.name)
+      types |= check_imports(text, file.name)
       found[file.name] = _relative(text)
   return found | {"config.py": _config(sorted(types))}
 
 
-def _check_imports(text: str, name: str) -> set[str]:
-  """The configuration types that a file imports."""
+def check_imports(text: str, name: str) -> set[str]:
+  """The configuration types that a file imports.
+
+  Raises:
+    ValueError: if it imports a part of this package that is not copied.
+  """
   types = set()
   for node in ast.walk(ast.parse(text)):
-    if not isinstance(node, ast.ImportFrom):
-      continue
-    source = node.module or ""
-    if source == _CONFIG:
-      types |= {alias.name for alias in node.names}
-    elif source.startswith("mico_jax") and not source.startswith(_SOURCE):
-      raise ValueError(
-        f"modalities/{name} imports {source}, which an exported folder does "
-        f"not hold; it may import {_SOURCE} and {_CONFIG}."
-      )
+    sources = []
+    if isinstance(node, ast.Import):
+      sources = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      sources = [node.module or ""]
+      if sources == [_CONFIG]:
+        types |= {alias.name for alias in node.names}
+        continue
+      if f"{sources[0]}.".startswith(f"{_SOURCE}."):
+        continue
+    for source in sources:
+      if source.partition(".")[0] == "mico_jax":
+        raise ValueError(
+          f"modalities/{name} imports {source}, which an exported folder does "
+          f"not hold; write `from {_SOURCE} import` or `from {_CONFIG} import`."
+        )
   return types
 
 
 def _relative(text: str) -> str:
   """A file's text for another package."""
-  text = re.sub(rf"^from {_SOURCE} import", "from . import", text, flags=re.M)
-  text = re.sub(rf"^from {_SOURCE}\.", "from .", text, flags=re.M)
-  text = re.sub(
-    rf"^from {_CONFIG} import", "from .config import", text, flags=re.M
-  )
+  for source, target in (
+    (f"{_SOURCE} import", ". import"),
+    (f"{_SOURCE}.", "."),
+    (f"{_CONFIG} import", ".config import"),
+  ):
+    pattern = rf"^(\s*)from {re.escape(source)}"
+    text = re.sub(pattern, rf"\1from {target}", text, flags=re.M)
   return re.sub(
     rf"^from {_TYPES} import ([\w, ]+)$",
     r"from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n"

@@ -125,15 +125,13 @@ def _load_opened(
 ) -> Image.Image:
   """Decodes what Pillow opened, if that has not happened yet."""
   _is_large(image, geometry, held)
-  # How many bits a PNG has, and so which value is its transparent one, is
-  # known until it is decoded.
-  tiles = getattr(image, "tile", None)
-  plain = bool(tiles) and ";" not in str(tiles[0][3])
+  # Of an opened PNG it is not known how many bits it has, and so which value
+  # is the transparent one.
   clear = image.format == "PNG" and "transparency" in image.info
-  if clear and image.mode in ("L", "RGB") and not plain:
+  if clear and image.mode in ("L", "RGB"):
     raise DecodeError(
-      "an opened PNG with one transparent grey or colour may mean another one; "
-      "give the path of the file."
+      "an opened PNG with one transparent grey or colour; give the path of the "
+      "file, or image.convert('RGBA') if it has 8 bits."
     )
   image.load()
   return image
