@@ -109,7 +109,7 @@ def read(path: pathlib.Path) -> Source:
     ignored=IGNORED,
     optional=OPTIONAL,
     ties=mico.TIED,
-    vocabulary=find_vocabulary(file.parent),
+    vocabulary=find_vocabulary(file.parent, text=True),
     hint="Is it a BERT?",
     notes=notes,
   )

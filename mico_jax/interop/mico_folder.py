@@ -70,7 +70,7 @@ def read(path: pathlib.Path) -> Source:
     config=config_of(tensors, settings, name=path.name, file=file),
     ignored=IGNORED,
     ties=released.TIED,
-    vocabulary=find_vocabulary(path),
+    vocabulary=find_vocabulary(path, text=True),
     hint="Is hps.json that of these weights?",
   )
 

@@ -97,6 +97,7 @@ def model_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     "groups": list(dict.fromkeys(g for g in (*groups, *model.heads) if g)),
     "tokenizer": {
       "kind": getattr(tokenizer, "kind", ""),
+      **getattr(tokenizer, "settings", {}),
       "pad": info.pad,
       "cls": info.cls,
       "sep": info.sep,

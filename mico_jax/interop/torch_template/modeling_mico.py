@@ -1529,7 +1529,7 @@ class Tokenizer:
 
 
 class WordPiece(Tokenizer):
-  """BERT-uncased WordPiece over vocab.txt."""
+  """BERT's WordPiece over vocab.txt; lower-cased unless config.json says so."""
 
   tidy = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
   cjk = (
@@ -1546,6 +1546,10 @@ class WordPiece(Tokenizer):
 
   def __init__(self, special: Mapping[str, int], vocabulary: str):
     super().__init__(special)
+    self.lower = special.get("lower_case", True)
+    self.plain = special.get("strip_accents")
+    self.plain = self.lower if self.plain is None else self.plain
+    self.apart = special.get("split_cjk", True)
     lines = vocabulary.split("\n")
     lines = lines[:-1] if not lines[-1] else lines
     self.ids = {line.rstrip("\r"): i for i, line in enumerate(lines)}
@@ -1566,14 +1570,16 @@ class WordPiece(Tokenizer):
     return found
 
   def words(self, text: str) -> list[str]:
-    """Lower-case words; punctuation and CJK characters stand alone."""
-    clean = "".join(map(self.clean, "".join(c.lower() for c in text)))
-    clean = unicodedata.normalize("NFC", clean)
+    """Words; punctuation and CJK characters stand alone."""
+    text = "".join(c.lower() for c in text) if self.lower else text
+    clean = unicodedata.normalize("NFC", "".join(map(self.clean, text)))
     words = []
     for word in clean.split():
-      plain = unicodedata.normalize("NFD", word.lower())
-      plain = [c for c in plain if unicodedata.category(c) != "Mn"]
-      words.append("".join(map(self.spaced, plain)))
+      word = word.lower() if self.lower else word
+      if self.plain:
+        marked = unicodedata.normalize("NFD", word)
+        word = "".join(c for c in marked if unicodedata.category(c) != "Mn")
+      words.append("".join(map(self.spaced, word)))
     return " ".join(words).split()
 
   def clean(self, char: str) -> str:
@@ -1583,9 +1589,8 @@ class WordPiece(Tokenizer):
       return " "
     if ord(char) in (0, 0xFFFD) or category.startswith("C"):
       return ""
-    if any(first <= ord(char) <= last for first, last in self.cjk):
-      return f" {char} "
-    return char
+    cjk = any(first <= ord(char) <= last for first, last in self.cjk)
+    return f" {char} " if cjk and self.apart else char
 
   def spaced(self, char: str) -> str:
     """Punctuation between spaces."""
