@@ -60,6 +60,10 @@ class VisionConfig:
   # > 0: rotary positions of the patches beside the learned ones, scaled to a
   # grid of this many patches along one side (EVA-02: 16).
   rope_grid: int = 0
+  registers: int = 0  # tokens without position, left out of the result (DINOv2)
+  # Token 0 of a frame: "class": a class token | "map": no such token, but
+  # attention pooling of the patches (SigLIP).
+  pooling: str = "class"
   layer_scale: float = 0.0  # initial factor per channel of a branch; 0: none
   # Encoders in stages (swin, convnext, unireplknet): blocks and width of each.
   # `depth` is their sum, `width` the last stage's; mlp_dim / width holds in

@@ -45,6 +45,10 @@ def read(path: pathlib.Path) -> Source:
   vision = towers.vision_config(tensors, file, "EVA-CLIP")
   if vision.width == POST_NORM_WIDTH:
     vision = dataclasses.replace(vision, norm="post")
+  about = towers.read_json(file.parent / "open_clip_config.json")
+  vision, guesses = towers.told_by_open_clip(vision, about)
+  if "vision_encoder.visual.rope.freqs_cos" in tensors:
+    guesses.pop("model.vision.num_heads", None)  # its columns tell
   return Source(
     file=file,
     tensors=tensors,
@@ -55,4 +59,5 @@ def read(path: pathlib.Path) -> Source:
     vocabulary=find_vocabulary(file.parent),
     hint="Is it an EVA-CLIP file?",
     positions="bicubic",
+    guesses=guesses,
   )

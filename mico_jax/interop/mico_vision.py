@@ -281,6 +281,13 @@ def config_from_tensors(
       num_heads = width // tensors[VISUAL + "rope.freqs_cos"].shape[1]
   else:
     return None
+  kernel = tensors[
+    VISUAL
+    + ("conv1" if has("conv1.weight") else "patch_embed.proj")
+    + ".weight"
+  ].shape
+  if len(kernel) != 4 or kernel[-1] != kernel[-2]:
+    raise ValueError(f"a patch kernel {list(kernel)} (patches are square here)")
   grid = math.isqrt(max(length - 1, 0))
   if not grid or grid**2 != length - 1:
     raise ValueError(

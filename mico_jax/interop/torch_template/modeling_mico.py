@@ -277,6 +277,30 @@ class PatchEmbed(nn.Module):
     return self.proj(x.transpose(2, 3).reshape(batch, -1, p * p * 3))
 
 
+class AttentionPool(nn.Module):
+  """Attention of one learned query over tokens, then a residual MLP."""
+
+  def __init__(self, config: Mapping[str, Any]):
+    super().__init__()
+    width, self.heads = config["width"], config["num_heads"]
+    self.probe = nn.Parameter(torch.zeros(width))
+    self.qkv = nn.Linear(width, 3 * width)
+    self.proj = nn.Linear(width, width)
+    self.norm = nn.LayerNorm(width, config["norm_eps"])
+    self.mlp = Mlp(width, config["mlp_dim"], config["mlp"])
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Returns one token [B, 1, D] of tokens [B, L, D]."""
+    rows = torch.cat([self.probe.expand(x.shape[0], 1, -1), x], 1)
+    packed = self.qkv(rows).unflatten(-1, (3, self.heads, -1))
+    query, keys, values = packed[:, :1, 0], packed[:, 1:, 1], packed[:, 1:, 2]
+    y = functional.scaled_dot_product_attention(
+      query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+    )
+    y = self.proj(y.transpose(1, 2).flatten(2))
+    return y + self.mlp(self.norm(y))
+
+
 class ViT(nn.Module):
   """Vision transformer over frames, of options (see config.json)."""
 
@@ -285,8 +309,16 @@ class ViT(nn.Module):
     self.config = config
     width, eps = config["width"], config["norm_eps"]
     self.grid = config["image_size"] // config["patch_size"]
-    self.cls_token = nn.Parameter(torch.zeros(width))
-    self.pos_embed = nn.Parameter(torch.zeros(1 + self.grid**2, width))
+    self.single = int(config.get("pooling", "class") == "class")
+    self.hidden = config.get("registers", 0)
+    if self.single:
+      self.cls_token = nn.Parameter(torch.zeros(width))
+    else:
+      self.pool = AttentionPool(config)
+    if self.hidden:
+      self.registers = nn.Parameter(torch.zeros(self.hidden, width))
+    rows = self.single + self.grid**2
+    self.pos_embed = nn.Parameter(torch.zeros(rows, width))
     self.patch_embed = PatchEmbed(
       width, config["patch_size"], config["patch_bias"]
     )
@@ -306,22 +338,31 @@ class ViT(nn.Module):
   ) -> Tensor:
     """Encodes frames [B, Y, X, 3], or tokens with positions of their own.
 
-    Returns tokens [B, L, D] after the final norm, class token first.
+    Returns tokens [B, L, D] after the final norm, that of the frame first.
     """
     config, rotary = self.config, None
     if tokens is None:
-      tokens = self.patch_embed(pixels) + self.pos_embed[1:]
+      tokens = self.patch_embed(pixels) + self.pos_embed[self.single :]
       if config["rope_grid"]:
         head_dim = config["width"] // config["num_heads"]
         tables = rotary_tables(self.grid, head_dim, config["rope_grid"])
         rotary = tuple(x.to(tokens.device) for x in tables)
-    first = (self.cls_token + self.pos_embed[0]).expand(len(tokens), 1, -1)
-    x = torch.cat([first, tokens], 1)
+    batch, x = tokens.shape[0], tokens
+    if self.hidden:
+      x = torch.cat([self.registers.expand(batch, -1, -1), x], 1)
+    if self.single:
+      first = (self.cls_token + self.pos_embed[0]).expand(batch, 1, -1)
+      x = torch.cat([first, x], 1)
     if config["pre_norm"]:
       x = self.pre_norm(x)
     for block in self.blocks:
       x = block(x, rotary)
-    return self.norm(x)
+    x = self.norm(x)
+    if not self.single:
+      return torch.cat([self.pool(x), x], 1)
+    if self.hidden:
+      return torch.cat([x[:, :1], x[:, 1 + self.hidden :]], 1)
+    return x
 
 
 class Conv(nn.Conv2d):
