@@ -200,9 +200,12 @@ def read_vocabulary(content: bytes, name: str) -> dict[str, int]:
 
 
 def is_cased(pieces: Iterable[str]) -> bool:
-  """Whether a vocabulary has capital letters, [UNK] and the like aside."""
+  """Whether words of a vocabulary have capital letters, [UNK] and such aside.
+
+  Single characters say nothing: a list of all of ASCII may begin a vocabulary.
+  """
   return any(
-    piece != piece.lower()
+    len(piece) > 1 and piece != piece.lower()
     for piece in pieces
     if not (piece.startswith("[") and piece.endswith("]"))
   )

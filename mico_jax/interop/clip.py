@@ -69,8 +69,8 @@ def read(path: pathlib.Path) -> Source:
   vision, guesses = towers.told_by_open_clip(vision, about)
   if settings is None:
     guesses["model.vision.mlp"] = (
-      "taken for OpenAI's weights, with QuickGELU; weights of open_clip without "
-      "-quickgelu in the name have mlp=gelu"
+      "taken for OpenAI's weights, with QuickGELU; weights of open_clip "
+      "without -quickgelu in the name have mlp=gelu"
     )
   else:
     kind = "quick_gelu" if settings.get("quick_gelu") else "gelu"

@@ -101,6 +101,6 @@ def settle(form: str, path: pathlib.Path) -> str:
   if {"architecture", "pretrained_cfg"} & set(settings):
     return "timm"
   raise WeightsError(
-    f"{folder}: no config.json with a model_type, so no folder of Hugging Face; "
-    "name the kind of its weights with --from."
+    f"{folder}: no config.json with a model_type, so no folder of Hugging "
+    "Face; name the kind of its weights with --from."
   )

@@ -80,8 +80,8 @@ def is_fresh(source: Source, base: restore.Checkpoint | None) -> bool:
 def text_note(config: Config) -> str:
   """What a fresh text tower means to the user."""
   return (
-    "the weights hold no text tower, so it is fresh (random) and reads with the "
-    f"tokenizer {config.data.tokenizer.kind!r}: train it, or give --onto a "
+    "the weights hold no text tower, so it is fresh (random) and reads with "
+    f"the tokenizer {config.data.tokenizer.kind!r}: train it, or give --onto a "
     "checkpoint that has one (--vocab: the vocabulary of a BERT)"
   )
 
@@ -138,8 +138,8 @@ def tokenizer(
     return found.tokenizer()
   except OSError as error:
     raise ConfigError(
-      f"--vocab {given}: {error.strerror or type(error).__name__}; expected the "
-      f"vocab.txt of bert-base-uncased ({PUBLIC_VOCABULARY})."
+      f"--vocab {given}: {error.strerror or type(error).__name__}; expected "
+      f"the vocab.txt of bert-base-uncased ({PUBLIC_VOCABULARY})."
     ) from error
   except ValueError as error:
     raise ConfigError(str(error)) from error

@@ -25,7 +25,8 @@ LOGIT_SCALE = "vision_encoder.logit_scale"
 ROTARY = re.compile(r"(^|\.)rope\.freqs_(cos|sin)$")  # buffers of rotary tables
 TOP = ("vision",)
 BLOCKS = ("vision", "blocks")
-HEAD_DIMS = {1408: 88, 1792: 112}  # width -> of a head; others: 64
+# Encoder's width -> of a head, where no config says; others: 64.
+HEAD_DIMS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 
 
 def entries(config: VisionConfig) -> Iterator[Entry]:

@@ -17,11 +17,10 @@ from mico_jax.config import (
   VisionConfig,
 )
 from mico_jax.interop import mico_vision
+from mico_jax.interop.mico_vision import HEAD_DIMS as HEAD_DIMS
 from mico_jax.interop.tensors import INDEX, Tensors, WeightsError
 from mico_jax.modalities import MODALITIES, spatial
 
-# Encoder's width -> of a head, where no config says; others: 64.
-HEAD_DIMS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 WRAPPERS = ("module.", "model.", "_orig_mod.")
 COMPILED = "_orig_mod."
 # model_type of transformers -> the form that reads it, and how its classes'
@@ -137,9 +136,9 @@ def check_layout(settings: Mapping[str, Any], where: str, form: str) -> None:
     )
   if kind is not None and known is None:
     raise WeightsError(
-      f"{where}: the layout of {what or kind} (model_type {kind!r}), which this "
-      f"model cannot hold; read here: {', '.join(LAYOUTS)}. Take weights of one "
-      "of these."
+      f"{where}: the layout of {what or kind} (model_type {kind!r}), which "
+      f"this model cannot hold; read here: {', '.join(LAYOUTS)}. Take weights "
+      "of one of these."
     )
   if known is not None and known[0] != form:
     raise WeightsError(
@@ -171,8 +170,8 @@ def square(value: Any, what: str) -> int | None:
     raise WeightsError(f"{what}={value!r}, expected a size in whole pixels.")
   if len(set(sides)) > 1:
     raise WeightsError(
-      f"{what}={value!r} is rectangular; frames and patches are square here, so "
-      "these weights cannot be imported."
+      f"{what}={value!r} is rectangular; frames and patches are square here, "
+      "so these weights cannot be imported."
     )
   return sides[0]
 
@@ -191,8 +190,8 @@ def check_grid(
   ):
     if told is not None and told != have:
       raise WeightsError(
-        f"{where} and weights contradict: {what} {told}, the position table and "
-        f"the patch kernel say {have}. Correct the file."
+        f"{where} and weights contradict: {what} {told}, the position table "
+        f"and the patch kernel say {have}. Correct the file."
       )
 
 
@@ -308,8 +307,8 @@ def open_clip_mode(
   tables = {"shortest": CROPPED, "squash": SQUASHED}
   if place not in tables:
     raise WeightsError(
-      f"{where}: resize_mode={place!r}; known here: {', '.join(tables)}. Set it "
-      "to one of them to import the weights all the same."
+      f"{where}: resize_mode={place!r}; known here: {', '.join(tables)}. Set "
+      "it to one of them to import the weights all the same."
     )
   given = square(told.get("size"), f"{where}: size")
   if given not in (None, size):

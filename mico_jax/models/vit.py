@@ -1,8 +1,8 @@
 """The encoder shared by every knowledge modality: one vision transformer.
 
-Learned absolute positions (of a class token too, if it has one) and a final LayerNorm on all
-tokens, always; the rest is composed of options of `config.VisionConfig`, whose
-defaults are EVA-01. `mico_jax.models.presets.VISION` names the usual choices:
+Learned absolute positions (of a class token too, if it has one) and a final
+LayerNorm on all tokens, always; the rest is composed of options of
+`config.VisionConfig`, whose defaults are EVA-01. `mico_jax.models.presets.VISION` names the usual choices:
 EVA-01, EVA-02 (rotary positions, SwiGLU, sub-LN), EVA-02-E (post-norm), OpenAI
 CLIP and plain ViT; register tokens are those of DINOv2, attention pooling is
 SigLIP's. Any subset of the patches may be encoded (patch dropout,

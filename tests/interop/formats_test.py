@@ -211,9 +211,9 @@ def test_open_clip_says_its_activation(tmp_path, base):
   run(tmp_path, "clip", tensors, base)
   found = restore.open_checkpoint(tmp_path / "out").config.model.vision
   assert (found.mlp, found.num_heads) == ("gelu", 2)
-  other = {"preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+  other = {"preprocess_cfg": {"mean": [0.3] * 3, "std": [0.5] * 3}}
   path.write_text(json.dumps({**settings, **other}))
-  with pytest.raises(CheckpointError, match=r"preprocess_cfg: no .*mean \[0.5"):
+  with pytest.raises(CheckpointError, match=r"preprocess_cfg: no .*mean \[0.3"):
     import_checkpoint("clip", tmp_path, tmp_path / "other", onto=base)
 
 
@@ -397,9 +397,9 @@ def test_encoders_in_stages_are_read_strictly(tmp_path, name):
     (f"mis-shaped {last} ", {last: np.ones(3, "f4")}, told),
     (f"no {name} of timm", {f"{stage}.blocks.0.{norm}.weight": None}, told),
     (f"no {name} of .*block", {f"{stage}.blocks.9999.x": np.ones(2)}, told),
-    ("arguments of the model", {}, {"model_args": {"img_size": "large"}}),
-    ("arguments of the model", {}, {"pretrained_cfg": {"input_size": 3}}),
-    ("arguments of the model", {}, {"model_args": {"img_size": -1}}),
+    ("size in whole pixels", {}, {"model_args": {"img_size": "large"}}),
+    ("is rectangular", {}, {"pretrained_cfg": {"input_size": [3, 64, 32]}}),
+    ("size in whole pixels", {}, {"model_args": {"img_size": -1}}),
   )
   for i, (message, changes, settings) in enumerate(cases):
     altered = {**tensors, **changes}
