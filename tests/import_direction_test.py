@@ -15,7 +15,8 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "mico_jax"
 # A room may import its own and those on lines above; rooms of one line may not
 # import each other, except where ALSO says so.
 ROOMS: tuple[tuple[str, ...], ...] = (
-  ("types", "axes", "config", "failures"),
+  ("types", "axes", "config", "failures", "json_text"),
+  ("files",),
   ("modalities",),
   ("world",),
   ("data",),
@@ -29,7 +30,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
   ("checkpoint",),
   ("inputs",),
   ("verification",),
-  ("evaluation", "interop"),
+  ("evaluation", "interop", "scores"),
   ("aot",),
   ("run", "inference", "benchmarks"),
   ("plan",),
@@ -46,12 +47,20 @@ ALSO = {
 # never a module class, a checkpoint is of any pytree.
 ONLY = {
   "world": set(),
-  "data": {"types", "axes", "config", "failures", "modalities", "world"},
+  "data": {
+    "types",
+    "axes",
+    "config",
+    "failures",
+    "files",
+    "modalities",
+    "world",
+  },
   "kernels": {"types"},
   "layers": {"types", "axes", "kernels"},
   "objectives": {"types", "axes", "config", "modalities", "kernels"},
-  "parallel": {"types", "axes", "config"},
-  "checkpoint": {"types", "axes", "config", "failures"},
+  "parallel": {"types", "axes", "config", "failures"},
+  "checkpoint": {"types", "axes", "config", "failures", "files"},
   "aot": {"kernels"},
 }
 # What runs on a device without the training stack.

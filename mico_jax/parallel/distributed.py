@@ -111,8 +111,8 @@ def is_main_process() -> bool:
 def any_process(flag: bool) -> bool:
   """True if the flag is set in any process; all processes must call it.
 
-  With one process this costs nothing; with more it is a small collective that
-  waits for everyone, so ask every few steps.
+  With one process this costs nothing; with more it waits for everyone and for
+  all steps that are queued, so a loop asks `run.agreement.StopVote` instead.
   """
   if jax.process_count() == 1:
     return flag

@@ -1,18 +1,22 @@
-"""Processes of one run must agree before the first step.
+"""Processes of one run must agree: before the first step, and where to stop.
 
 Started by hand or from a stale image, one process may have another seed, config
 or version, or a wrong clock; each would silently train something else. They
-compare notes first, and all end with the same line.
+compare notes first, and all end with the same line. Later any of them may
+receive a signal; `StopVote` tells all of them the same step to stop at.
 """
 
 from __future__ import annotations
 
+import collections
 import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from mico_jax import config as config_lib
 from mico_jax.checkpoint import manifest
@@ -92,3 +96,67 @@ def check_same_step(step: int) -> None:
       f"the processes would resume at steps {', '.join(steps)}: they see "
       "different workdirs; use one that all hosts share."
     )
+
+
+class StopVote:
+  """Whether any process wants to stop, asked at each step without waiting.
+
+  A tiny program on the devices takes the maximum of all flags. It is queued
+  between two steps and its answer is read `delay` steps later, when it has long
+  been computed: the host goes on queueing steps meanwhile. All processes read
+  the answer to the same question at the same step, so they stop together.
+
+  The program takes and returns the step counter, so that it runs behind one
+  step and before the next: collectives of two programs that run side by side
+  could meet each other.
+  """
+
+  def __init__(self, counter: jax.Array, *, delay: int):
+    """Compiles the program; nothing is asked yet.
+
+    Args:
+      counter: scalar of the train state, replicated over all devices.
+      delay: calls between a question and its answer; more than the steps that
+        are queued at a time, or reading would wait.
+    """
+    self._delay = delay
+    self._answers: collections.deque[jax.Array] = collections.deque()
+    self._alone = jax.process_count() == 1
+    if self._alone:
+      return
+    devices = np.asarray(jax.devices())
+    mesh = jax.sharding.Mesh(devices, ("all",))
+    self._flags = jax.NamedSharding(mesh, jax.P("all"))
+    self._count = devices.size
+    self._program = (
+      jax.jit(
+        lambda counter, flags: (counter, jnp.max(flags)),
+        out_shardings=(counter.sharding, jax.NamedSharding(mesh, jax.P())),
+      )
+      .lower(counter, self._shared(False))
+      .compile()
+    )
+
+  def _shared(self, flag: bool) -> jax.Array:
+    """The flags of all processes, one for each device."""
+    own = lambda _: np.full(1, flag, np.int32)
+    return jax.make_array_from_callback((self._count,), self._flags, own)
+
+  def ask(self, flag: bool, counter: jax.Array) -> tuple[bool, jax.Array]:
+    """Asks with the flag of this process; all must call it at every step.
+
+    Args:
+      flag: whether this process wants to stop.
+      counter: of the state behind the step that was queued last.
+
+    Returns:
+      Whether any process wanted to stop `delay` calls ago (alone: now), and
+      the counter to go on with.
+    """
+    if self._alone:
+      return flag, counter
+    counter, answer = self._program(counter, self._shared(flag))
+    self._answers.append(answer)
+    if len(self._answers) <= self._delay:
+      return False, counter
+    return bool(self._answers.popleft().addressable_data(0)), counter

@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import signal
 import threading
 import time
 from collections.abc import Mapping
@@ -36,7 +37,11 @@ from mico_jax.config import Config, to_dict
 from mico_jax.data.pipeline import Pipeline
 from mico_jax.parallel import distributed, sharding
 from mico_jax.run import report
-from mico_jax.run.agreement import check_agreement, check_same_step
+from mico_jax.run.agreement import (
+  StopVote,
+  check_agreement,
+  check_same_step,
+)
 from mico_jax.run.compile import compile_steps
 from mico_jax.run.goodput import GoodputLog
 from mico_jax.run.instruments import (
@@ -217,7 +222,10 @@ class Trainer:
       self.clock.train = time.monotonic() - began
       done = int(state.step)
       results: list[evaluation.Result] = []
-      if not stop.requested:
+      # A signal behind the last vote may have reached one process only.
+      if distributed.any_process(stop.requested):
+        stop.request(stop.signum or signal.SIGTERM)
+      else:
         results = self._finish(state, writer)
     return Summary(
       workdir=str(self.workdir),
@@ -268,6 +276,7 @@ class Trainer:
     log = StepLog(config, writer, pipeline, meter=meter, metrics=self.metrics)
     queued: collections.deque[Any] = collections.deque()
     saved, train = -1, config.train
+    vote = StopVote(state.step, delay=IN_FLIGHT + 1)
     with (
       Progress(
         train.steps, start=start, label=config.name, enabled=self.main
@@ -295,7 +304,8 @@ class Trainer:
           self._compiles.start()
         seen.add(task)
         done = number + 1
-        stopping = distributed.any_process(stop.requested)
+        stopping, counter = vote.ask(stop.requested, state.step)
+        state = dataclasses.replace(state, step=counter)
         if stopping and not stop.requested:
           stop.request()  # another process received the signal
         log.add(number, task, metrics)

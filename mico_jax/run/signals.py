@@ -21,7 +21,7 @@ class StopSignal:
   """Context manager: `if stop.requested: save and leave the loop`.
 
   With several processes each receives its own signal at its own time; agree
-  with `mico_jax.parallel.distributed.any_process(stop.requested)`.
+  on the step with `mico_jax.run.agreement.StopVote`.
 
   Attributes:
     requested: true once a signal came.
