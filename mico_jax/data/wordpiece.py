@@ -211,7 +211,7 @@ def is_cased(pieces: Iterable[str]) -> bool:
   )
 
 
-_NAMES = {  # in the settings of transformers -> here
+NAMES: Mapping[str, str] = {  # in the settings of transformers -> here
   "do_lower_case": "lower_case",
   "strip_accents": "strip_accents",
   "tokenize_chinese_chars": "split_cjk",
@@ -254,7 +254,7 @@ def read_rules(content: bytes, name: str) -> dict[str, bool | None]:
     value = value.get("content") if isinstance(value, dict) else value
     if value not in (want, None):
       raise ValueError(f"{name}: {key}={value!r}, expected {want!r}.")
-  return check_rules(found, name, _NAMES)
+  return check_rules(found, name, NAMES)
 
 
 def check_rules(

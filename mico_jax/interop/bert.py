@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mico_jax.config import Config, ModelConfig, TextConfig
-from mico_jax.interop import mico, towers
+from mico_jax.interop import mico, recognise, towers
 from mico_jax.interop.entries import Entry
 from mico_jax.interop.source import Source, find_vocabulary
 from mico_jax.interop.tensors import WeightsError, open_tensors, renamed
@@ -42,7 +42,7 @@ TOKEN_TYPES = 2  # of BERT; one row is RoBERTa's mark
 
 def rename(name: str) -> str:
   """The released name of a tensor of BERT."""
-  name = towers.without_prefix(name)
+  name = recognise.without_prefix(name)
   name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
   name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
   if not name.startswith(("bert.", "cls.")):
@@ -65,12 +65,12 @@ def read(path: pathlib.Path) -> Source:
   file = towers.weights_file(path)
   tensors = renamed(open_tensors(file), rename)
   settings = towers.read_json(file.parent / "config.json")
+  recognise.check_layout(settings, str(file.parent / "config.json"), "bert")
   if mico.BERT + "bert.embeddings.word_embeddings.weight" not in tensors:
     raise WeightsError(
-      f"{file}: no BERT (no embeddings.word_embeddings.weight); see --from "
-      "for other kinds of weights."
+      f"{file}: no BERT (no embeddings.word_embeddings.weight); "
+      f"{recognise.other_layout(tensors)}"
     )
-  towers.check_layout(settings, str(file.parent / "config.json"), "bert")
   for key, values in FIXED.items():
     if settings.get(key, values[0]) not in values:
       raise WeightsError(

@@ -15,12 +15,12 @@ import dataclasses
 import pathlib
 
 from mico_jax.config import ModelConfig
-from mico_jax.interop import mico, mico_folder, towers
+from mico_jax.interop import mico, mico_folder, open_clip, recognise, towers
 from mico_jax.interop.entries import Entry
 from mico_jax.interop.source import Source, find_vocabulary
 from mico_jax.interop.tensors import WeightsError, open_tensors, renamed
 
-CONFIG = "open_clip_config.json"
+CONFIG = open_clip.CONFIG
 IGNORED = {
   **mico_folder.IGNORED,
   r"^vision_encoder\.(input_resolution|context_length|vocab_size)$": (
@@ -33,7 +33,7 @@ IGNORED = {
 
 def rename(name: str) -> str:
   """The released name of a tensor of CLIP."""
-  return f"vision_encoder.{towers.without_prefix(name)}"
+  return f"vision_encoder.{recognise.without_prefix(name)}"
 
 
 def table(config: ModelConfig) -> list[Entry]:
@@ -65,8 +65,8 @@ def read(path: pathlib.Path) -> Source:
   settings, notes = about.get("model_cfg"), ()
   mode = towers.own_mode(towers.read_json(file.parent / "config.json"))
   if not mode:
-    mode, notes = towers.open_clip_mode(about, vision.image_size)
-  vision, guesses = towers.told_by_open_clip(vision, about)
+    mode, notes = open_clip.frame_mode(about, vision.image_size)
+  vision, guesses = open_clip.encoder_config(vision, about)
   if settings is None:
     guesses["model.vision.mlp"] = (
       "taken for OpenAI's weights, with QuickGELU; weights of open_clip "

@@ -19,12 +19,13 @@ from mico_jax.interop import (
   hf,
   mico,
   mico_folder,
+  recognise,
   timm,
   towers,
 )
 from mico_jax.interop.entries import Entry
 from mico_jax.interop.source import Source
-from mico_jax.interop.tensors import WeightsError
+from mico_jax.interop.tensors import WeightsError, open_tensors
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,15 @@ FORMATS: dict[str, Format] = {
 }
 
 
+def _named(path: pathlib.Path) -> str:
+  """The form that the names of the tensors are of; "": unknown."""
+  try:
+    file = towers.weights_file(path)
+    return recognise.layout_of(open_tensors(file))[1]
+  except WeightsError:
+    return ""  # the reader says what is wrong
+
+
 def settle(form: str, path: pathlib.Path) -> str:
   """The form that reads a place, told by the configs that lie there.
 
@@ -88,12 +98,14 @@ def settle(form: str, path: pathlib.Path) -> str:
   kind = settings.get("model_type")
   if form == "bert":
     return form  # which names what else it finds
-  if isinstance(kind, str) and kind in towers.LAYOUTS:
-    found = towers.LAYOUTS[kind][0]
+  if form != "hf" and _named(path) not in ("", "hf"):
+    return form  # such as open_clip's file in a repository that has both
+  if isinstance(kind, str) and kind in recognise.LAYOUTS:
+    found = recognise.LAYOUTS[kind][0]
     if form in ("hf", found) or found == "hf":
       return found
   if kind is not None:
-    towers.check_layout(settings, str(folder / "config.json"), form)
+    recognise.check_layout(settings, str(folder / "config.json"), form)
   if form != "hf":
     return form
   if (folder / clip.CONFIG).is_file():

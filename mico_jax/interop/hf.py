@@ -18,7 +18,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from mico_jax.config import ModelConfig, VisionConfig
-from mico_jax.interop import families, hf_names, timm_staged, towers
+from mico_jax.interop import (
+  families,
+  hf_names,
+  recognise,
+  timm_staged,
+  towers,
+)
 from mico_jax.interop.entries import Entry
 from mico_jax.interop.source import Source, find_vocabulary
 from mico_jax.interop.tensors import (
@@ -78,6 +84,7 @@ FIXED: Mapping[str, Any] = {
   "vision_use_head": True,
   "num_channels": 3,
 }
+SWIN_EPS = 1e-5  # of the norms of a Swin that no setting reaches
 STATS = {
   "clip": spatial.CLIP,
   "siglip": spatial.HALF,
@@ -107,7 +114,7 @@ def read(path: pathlib.Path) -> Source:
   file = towers.weights_file(path)
   where = file.parent / CONFIG
   about = towers.read_json(where)
-  towers.check_layout(about, str(where), "hf")
+  recognise.check_layout(about, str(where), "hf")
   kind = about.get("model_type")
   if not isinstance(kind, str):
     raise WeightsError(f"{where}: no model_type; name the kind with --from.")
@@ -118,7 +125,7 @@ def read(path: pathlib.Path) -> Source:
   settings = {**DEFAULTS[family], **(inner or {})}
   tensors = renamed(
     open_tensors(file),
-    lambda name: hf_names.rename(towers.without_prefix(name), family),
+    lambda name: hf_names.rename(recognise.without_prefix(name), family),
   )
   notes: list[str] = []
   try:
@@ -261,6 +268,12 @@ def _swin(
   kernel = tensors["patch_embed.proj.weight"].shape
   patch = towers.square(list(kernel), "patch kernel")
   window = towers.square(settings["window_size"], f"{where}: window_size")
+  if settings["layer_norm_eps"] != SWIN_EPS:
+    raise WeightsError(
+      f"{where}: layer_norm_eps={settings['layer_norm_eps']!r}; transformers "
+      f"has {SWIN_EPS} in the patches and between stages whatever it says, and "
+      "the encoder here has one eps, so these weights cannot be imported."
+    )
   if f"{first[0]}attn.q.bias" not in tensors:
     raise WeightsError(f"{where}: attention without biases (qkv_bias=false).")
   vision = VisionConfig(
@@ -271,7 +284,7 @@ def _swin(
     depth=sum(depths.values()),
     num_heads=heads[-1],
     mlp_dim=tensors[f"{first[-1]}mlp.fc1.weight"].shape[0],
-    norm_eps=float(settings["layer_norm_eps"]),
+    norm_eps=SWIN_EPS,
     stage_depths=tuple(depths[s] for s in stages),
     stage_widths=widths,
     stage_heads=heads,

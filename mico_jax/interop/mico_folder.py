@@ -28,6 +28,7 @@ from mico_jax.config import (
   TokenizerConfig,
 )
 from mico_jax.interop import mico as released
+from mico_jax.interop.recognise import without_prefix
 from mico_jax.interop.source import Source, find_vocabulary
 from mico_jax.interop.tensors import (
   MALFORMED,
@@ -36,7 +37,7 @@ from mico_jax.interop.tensors import (
   open_tensors,
   renamed,
 )
-from mico_jax.interop.towers import heads_guess, without_prefix
+from mico_jax.interop.towers import heads_guess
 
 STEP = re.compile(r"model_step_(\d+)\.(pt|safetensors)$")
 # vision_encoder_type -> width and depth, and what no tensor tells.

@@ -18,7 +18,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from mico_jax.config import ConfigError, ModelConfig, VisionConfig
-from mico_jax.interop import timm_staged, tower_names, towers
+from mico_jax.interop import (
+  mico_vision,
+  open_clip,
+  recognise,
+  timm_staged,
+  tower_names,
+  towers,
+)
 from mico_jax.interop.entries import Entry
 from mico_jax.interop.source import Source, find_vocabulary
 from mico_jax.interop.tensors import (
@@ -42,7 +49,7 @@ _FIRST = "blocks.0."
 
 def rename(name: str) -> str:
   """A name without what wrappers and open_clip put before it."""
-  return towers.without_prefix(name).removeprefix("visual.trunk.")
+  return recognise.without_prefix(name).removeprefix("visual.trunk.")
 
 
 def table(config: ModelConfig) -> list[Entry]:
@@ -65,7 +72,10 @@ def read(path: pathlib.Path) -> Source:
   """
   file = towers.weights_file(path)
   tensors = renamed(open_tensors(file), rename)
-  settings = towers.read_json(file.parent / "config.json")
+  about = towers.read_json(file.parent / open_clip.CONFIG)
+  settings = open_clip.as_timm(
+    towers.read_json(file.parent / "config.json"), about
+  )
   ignored, notes, guesses = IGNORED, (), {}
   hint = "Is it a vision transformer with a class token?"
   if timm_staged.kind_of(tensors):
@@ -96,6 +106,10 @@ def read(path: pathlib.Path) -> Source:
         f"{told.get('crop_pct', 0.875)}, {told.get('interpolation', '?')}) and "
         f"crops the middle; mode {mode} brings whole frames to a square",
       )
+  if not mode and about.get("preprocess_cfg"):
+    size = vision.image_size
+    mode, told_notes = open_clip.frame_mode(about, size)
+    notes = (*notes, *told_notes)
   if not mode:
     mode = "plain"
     guesses["data.inputs"] = (
@@ -132,7 +146,7 @@ def _config(
   except (KeyError, ValueError, IndexError) as error:
     raise WeightsError(
       f"{file}: no vision transformer of timm: {error} is missing or of "
-      "another form; see --from for other kinds of weights."
+      f"another form; {recognise.other_layout(tensors)}"
     ) from error
   grid = math.isqrt(max(length - 1, 0))
   if not grid or grid**2 != length - 1:
@@ -162,7 +176,7 @@ def _config(
   if "quickgelu" in str(settings.get("architecture", "")):
     found["mlp"] = "quick_gelu"
   told = _told(settings, file)
-  heads = width // towers.HEAD_DIMS.get(width, 64)
+  heads = width // mico_vision.HEAD_DIMS.get(width, 64)
   vision = VisionConfig(**{"num_heads": max(heads, 1), **found, **told})
   where = str(file.parent / "config.json")
   size, told_patch = sizes(settings, where)

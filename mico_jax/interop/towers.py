@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
@@ -16,36 +15,10 @@ from mico_jax.config import (
   TokenizerConfig,
   VisionConfig,
 )
-from mico_jax.interop import mico_vision
-from mico_jax.interop.mico_vision import HEAD_DIMS as HEAD_DIMS
+from mico_jax.interop import mico_vision, recognise
 from mico_jax.interop.tensors import INDEX, Tensors, WeightsError
 from mico_jax.modalities import MODALITIES, spatial
 
-WRAPPERS = ("module.", "model.", "_orig_mod.")
-COMPILED = "_orig_mod."
-# model_type of transformers -> the form that reads it, and how its classes'
-# names begin.
-LAYOUTS: Mapping[str, tuple[str, str]] = {
-  "bert": ("bert", "Bert"),
-  "clip": ("hf", "CLIP"),
-  "clip_vision_model": ("hf", "CLIPVision"),
-  "siglip": ("hf", "Siglip"),
-  "siglip_vision_model": ("hf", "SiglipVision"),
-  "dinov2": ("hf", "Dinov2"),
-  "dinov2_with_registers": ("hf", "Dinov2WithRegisters"),
-  "vit": ("hf", "ViT"),
-  "convnextv2": ("hf", "ConvNextV2"),
-  "swin": ("hf", "Swin"),
-}
-# vision_cfg of open_clip -> the values that this encoder computes.
-OPEN_CLIP_FIXED: Mapping[str, tuple[Any, ...]] = {
-  "pool_type": ("tok", None),
-  "attentional_pool": (False, None),
-  "pos_embed_type": ("learnable", None),
-  "no_ln_pre": (False, None),
-  "norm_kwargs": ({}, None),
-  "act_kwargs": ({}, None),
-}
 # Mode -> mean and deviation of its pixels: of whole frames brought to a square,
 # and of the middle of frames whose short side fits.
 SQUASHED: Mapping[str, spatial.Stats] = {
@@ -100,57 +73,6 @@ def read_json(file: pathlib.Path) -> Mapping[str, Any]:
   if not isinstance(value, dict):
     raise WeightsError(f"{file}: expected a JSON object.")
   return value
-
-
-def without_prefix(name: str) -> str:
-  """A name without what wrappers of training put before it.
-
-  `module.` (DDP), `model.` (Lightning) and `_orig_mod.` (torch.compile) go from
-  the front, in any order and number; `_orig_mod.` from within too, where a part
-  of a model was compiled.
-  """
-  name = name.replace(COMPILED, "")
-  while name.startswith(WRAPPERS):
-    name = name.partition(".")[2]
-  return name
-
-
-def check_layout(settings: Mapping[str, Any], where: str, form: str) -> None:
-  """Refuses a config.json of transformers that is of another model.
-
-  Args:
-    settings: its content; {}: there is none.
-    where: it stands, for messages.
-    form: that reads the weights.
-
-  Raises:
-    WeightsError: naming the layout and what to do.
-  """
-  kind, classes = settings.get("model_type"), settings.get("architectures")
-  known = LAYOUTS.get(kind) if isinstance(kind, str) else None
-  what = " ".join(map(str, classes)) if isinstance(classes, list) else ""
-  if settings.get("quantization_config"):
-    raise WeightsError(
-      f"{where}: quantised weights (quantization_config); take the repository "
-      "of the full weights."
-    )
-  if kind is not None and known is None:
-    raise WeightsError(
-      f"{where}: the layout of {what or kind} (model_type {kind!r}), which "
-      f"this model cannot hold; read here: {', '.join(LAYOUTS)}. Take weights "
-      "of one of these."
-    )
-  if known is not None and known[0] != form:
-    raise WeightsError(
-      f"{where}: the layout of {what or kind} (model_type {kind!r}); import it "
-      f"--from {known[0]}."
-    )
-  prefix = known[1] if known else ("Bert" if form == "bert" else "")
-  if what and not all(str(one).startswith(prefix) for one in classes):
-    raise WeightsError(
-      f"{where}: architectures {what}, but model_type {kind!r}; expected names "
-      f"that begin with {prefix}. Take weights of that class."
-    )
 
 
 def square(value: Any, what: str) -> int | None:
@@ -229,96 +151,15 @@ def vision_config(
     found = mico_vision.config_from_tensors(tensors, num_heads=None, **options)
   except (LookupError, ValueError, ArithmeticError) as error:
     raise WeightsError(
-      f"{file}: no {kind} encoder: {error} is missing or of another form."
+      f"{file}: no {kind} encoder: {error} is missing or of another form; "
+      f"{recognise.other_layout(tensors)}"
     ) from error
   if found is None:
     raise WeightsError(
-      f"{file}: no {kind} encoder in it (no position table by that name); see "
-      "--from for other kinds of weights."
+      f"{file}: no {kind} encoder in it (no position table by that name); "
+      f"{recognise.other_layout(tensors)}"
     )
   return found
-
-
-def told_by_open_clip(
-  vision: VisionConfig, about: Mapping[str, Any]
-) -> tuple[VisionConfig, dict[str, str]]:
-  """The encoder with what open_clip_config.json tells, and what is guessed.
-
-  Args:
-    vision: sized by its tensors.
-    about: content of the file; {}: there is none.
-
-  Raises:
-    WeightsError: if it contradicts the tensors, or names parts that the encoder
-      here lacks.
-  """
-  where = "open_clip_config.json"
-  model = about.get("model_cfg") or {}
-  inner = model.get("vision_cfg") if isinstance(model, dict) else None
-  if not isinstance(inner or {}, dict) or not isinstance(model, dict):
-    raise WeightsError(f"{where}: expected objects model_cfg and vision_cfg.")
-  inner = inner or {}
-  for key, known in OPEN_CLIP_FIXED.items():
-    if inner.get(key, known[0]) not in known:
-      raise WeightsError(
-        f"{where}: vision_cfg.{key}={inner[key]!r}; this encoder has "
-        f"{known[0]!r} only, so its outputs would differ."
-      )
-  size = square(inner.get("image_size"), f"{where}: image_size")
-  patch = square(inner.get("patch_size"), f"{where}: patch_size")
-  check_grid(vision, size, patch, where)
-  guesses = {} if size else grid_guess(vision)
-  head = inner.get("head_width")
-  if head is None and "width" in inner and not inner.get("timm_model_name"):
-    head = 64  # the default of open_clip, which its files leave out
-  if head is not None and (type(head) is not int or not head > 0):
-    raise WeightsError(
-      f"{where}: head_width={head!r}, expected a whole number."
-    )
-  if head is None:
-    head = HEAD_DIMS.get(vision.width, 64)
-    vision = dataclasses.replace(vision, num_heads=max(vision.width // head, 1))
-    return vision, guesses | heads_guess(vision)
-  if vision.width % head:
-    raise WeightsError(
-      f"{where}: head_width={head} does not divide the width {vision.width}."
-    )
-  return dataclasses.replace(vision, num_heads=vision.width // head), guesses
-
-
-def open_clip_mode(
-  about: Mapping[str, Any], size: int
-) -> tuple[str, tuple[str, ...]]:
-  """The mode of `preprocess_cfg`, and notes on what it does otherwise.
-
-  Args:
-    about: content of open_clip_config.json; {}: there is none.
-    size: of the encoder's images.
-
-  Raises:
-    WeightsError: for preprocessing that no mode here is close to.
-  """
-  where = "open_clip_config.json: preprocess_cfg"
-  told = about.get("preprocess_cfg")
-  if not isinstance(told, (dict, type(None))):
-    raise WeightsError(f"{where}: expected a JSON object.")
-  told = told or {}
-  place = told.get("resize_mode") or "shortest"
-  tables = {"shortest": CROPPED, "squash": SQUASHED}
-  if place not in tables:
-    raise WeightsError(
-      f"{where}: resize_mode={place!r}; known here: {', '.join(tables)}. Set "
-      "it to one of them to import the weights all the same."
-    )
-  given = square(told.get("size"), f"{where}: size")
-  if given not in (None, size):
-    raise WeightsError(
-      f"{where}: size {given}, but the encoder takes images of {size} pixels."
-    )
-  mode = pixel_mode(told, where, tables[place]) or next(
-    name for name, stats in tables[place].items() if stats == spatial.CLIP
-  )
-  return mode, resample_note(told.get("interpolation") or "bicubic", mode)
 
 
 def resample_note(how: str, mode: str) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 Learned absolute positions (of a class token too, if it has one) and a final
 LayerNorm on all tokens, always; the rest is composed of options of
-`config.VisionConfig`, whose defaults are EVA-01. `mico_jax.models.presets.VISION` names the usual choices:
+`config.VisionConfig`, whose defaults are EVA-01. `presets.VISION` names the
+usual choices:
 EVA-01, EVA-02 (rotary positions, SwiGLU, sub-LN), EVA-02-E (post-norm), OpenAI
 CLIP and plain ViT; register tokens are those of DINOv2, attention pooling is
 SigLIP's. Any subset of the patches may be encoded (patch dropout,
@@ -160,7 +161,7 @@ class ViT(Encoder):
     token_indices: Int[Array, "B K"] | None = None,
     row_keys: Key[Array, " B"] | None = None,
     return_hidden: bool = False,
-  ) -> tuple[Float[Array, "B L D"], Float[Array, "P B L D"] | None]:
+  ) -> tuple[Float[Array, "B L D"], Float[Array, "P B _ D"] | None]:
     """Encodes frames.
 
     Args:
