@@ -32,6 +32,7 @@ CLIP = VisionConfig(
   qkv_bias="all",
   patch_bias=False,
   pre_norm=True,
+  clip_embed_bias=False,
 )
 SWIN = VisionConfig(
   encoder="swin",
