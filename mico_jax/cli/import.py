@@ -27,6 +27,7 @@ EXAMPLES = """\
   mico-jax import --from mico MiCo-g/ --out ckpts/mico-g --vocab vocab.txt
   mico-jax import --from mico hf://Yiyuan/MiCo-ViT-g-14-omnimodal-300k-b64K \\
     --out ckpts/mico-g --vocab vocab.txt
+  mico-jax import --from hf hf://facebook/dinov2-base --out dinov2
   mico-jax import --from bert hf://google-bert/bert-base-uncased --out bert
   mico-jax import --from evaclip EVA.pt --onto bert --out start"""
 
@@ -47,8 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--vocab",
     metavar="FILE",
-    help="vocab.txt of the text tower, copied into the checkpoint (default: "
-    "the one beside the weights)",
+    help="vocab.txt or tokenizer.json of the text tower, copied into the "
+    "checkpoint (default: the one beside the weights; for a fresh text tower "
+    "the tokenizer shipped here)",
   )
   parser.add_argument(
     "--onto",
@@ -88,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
       self_check={"auto": None, "on": True, "off": False}[args.self_check],
       keep_extra=not args.drop_extra,
     )
+  for line in report.guesses:
+    print(f"mico-jax: note: {line}", file=sys.stderr)
   failures = export.failures(report.compared)
   for line in failures:
     common.note(f"error: in PyTorch, {line}")

@@ -54,6 +54,11 @@ class VisionConfig:
   # > 0: rotary positions of the patches beside the learned ones, scaled to a
   # grid of this many patches along one side (EVA-02: 16).
   rope_grid: Annotated[int, Range(0, 1024, "patches")] = 0
+  # tokens without position, left out of the result (DINOv2)
+  registers: Annotated[int, Range(0, 1024, "tokens")] = 0
+  # Token 0 of a frame: "class": a class token | "map": no such token, but
+  # attention pooling of the patches (SigLIP).
+  pooling: Annotated[str, Choice("class", "map")] = "class"
   # initial factor per channel of a branch; 0: none
   layer_scale: Annotated[float, Range(0.0, 10.0)] = 0.0
   # Encoders in stages (swin, convnext, unireplknet): blocks and width of each.

@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import importlib.resources
 import json
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, SupportsInt, runtime_checkable
 
@@ -111,12 +112,14 @@ class _Files:
   """`files`, `sha256` and pickling, shared by the tokenizers."""
 
   kind: str
+  settings: Mapping[str, Any] = types.MappingProxyType({})
   _content: dict[str, bytes]
 
   def files(self) -> dict[str, bytes]:
     """Name to content of the files that rebuild this tokenizer."""
-    meta = json.dumps({"kind": self.kind}, sort_keys=True).encode()
-    return {META_FILE: meta, **self._content}
+    meta = {"kind": self.kind, **self.settings}
+    text = json.dumps(meta, sort_keys=True).encode()
+    return {META_FILE: text, **self._content}
 
   @property
   def sha256(self) -> str:
@@ -132,16 +135,28 @@ class _Files:
 
 
 class WordPieceTokenizer(_Files):
-  """BERT-uncased WordPiece over a vocabulary file."""
+  """BERT's WordPiece over a vocabulary file.
+
+  Attributes:
+    rules: how texts are normalised.
+    settings: the rules that differ from BERT-uncased, kept with the files.
+  """
 
   kind = "wordpiece"
 
-  def __init__(self, vocabulary: bytes, name: str = "vocab.txt"):
+  def __init__(
+    self,
+    vocabulary: bytes,
+    name: str = "vocab.txt",
+    rules: Mapping[str, bool | None] | None = None,
+  ):
     """Builds from the content of a vocabulary file.
 
     Args:
       vocabulary: content of the file, one piece per line.
       name: of the file, for error messages.
+      rules: fields of `wordpiece.Rules`; one that tells no `lower_case` is
+        lower-cased, unless the vocabulary has capital letters.
 
     Raises:
       ValueError: if it is not a BERT vocabulary.
@@ -149,6 +164,14 @@ class WordPieceTokenizer(_Files):
     self._content = {"vocab.txt": vocabulary}
     self._ids = wordpiece.read_vocabulary(vocabulary, name)
     self._pieces = {i: piece for piece, i in self._ids.items()}
+    lower = {"lower_case": not wordpiece.is_cased(self._ids)}
+    self.rules = wordpiece.Rules(**{**lower, **(rules or {})})
+    usual = dataclasses.asdict(wordpiece.Rules())
+    self.settings = {
+      key: value
+      for key, value in dataclasses.asdict(self.rules).items()
+      if value != usual[key]
+    }
     special = [self._ids[token] for token in wordpiece.SPECIAL]
     size = max(self._pieces) + 1
     low = max(special) + 1
@@ -167,7 +190,7 @@ class WordPieceTokenizer(_Files):
 
   def tokenize(self, text: str) -> list[str]:
     """The pieces of a text, without cls and sep."""
-    return wordpiece.tokenize(_check_text(text), self._ids)
+    return wordpiece.tokenize(_check_text(text), self._ids, self.rules)
 
   def encode(self, text: str, max_length: int) -> Int[np.ndarray, " L"]:
     """Ids `[cls] ... [sep]` of a text, cut and padded to `max_length`."""
@@ -307,7 +330,17 @@ def _make_wordpiece(
 ) -> Tokenizer:
   del captions  # the vocabulary is given
   content = _read(config.path, "WordPiece vocabulary (vocab.txt)")
-  return WordPieceTokenizer(content, config.path)
+  return WordPieceTokenizer(content, config.path, _rules_beside(config.path))
+
+
+def _rules_beside(path: str) -> dict[str, bool | None]:
+  """What a tokenizer_config.json beside a vocabulary tells."""
+  file = epath.Path(path).parent / wordpiece.RULES_FILE
+  if not file.exists():
+    return {}
+  return wordpiece.read_rules(
+    _read(str(file), "tokenizer's settings"), str(file)
+  )
 
 
 def _make_sentencepiece(
@@ -382,9 +415,14 @@ def tokenizer_from_files(files: Mapping[str, bytes]) -> Tokenizer:
     ValueError: if a file is missing or the kind is unknown.
   """
   try:
-    kind = json.loads(files[META_FILE])["kind"]
+    meta = json.loads(files[META_FILE])
+    kind = meta["kind"]
     if kind == "wordpiece":
-      return WordPieceTokenizer(files["vocab.txt"])
+      # Files without the rule are of the time when all were lower-cased.
+      usual = dataclasses.asdict(wordpiece.Rules())
+      names = {key: key for key in usual}
+      rules = usual | wordpiece.check_rules(meta, META_FILE, names)
+      return WordPieceTokenizer(files["vocab.txt"], rules=rules)
     if kind == "sentencepiece":
       return SentencePieceTokenizer(files["sentencepiece.model"])
   except KeyError as error:

@@ -1,11 +1,11 @@
-"""WordPiece as BERT-uncased does it, from a vocabulary file.
+"""WordPiece as BERT does it, from a vocabulary file.
 
 Needed wherever weights come from BERT: the ids must be those of the released
 checkpoint, for any text. The steps are cleaning, spacing of CJK characters,
-lower-casing, stripping of accents, splitting at punctuation, then greedy
-longest-match pieces; special tokens written in the text are recognised with
-exact case. Decoding joins the pieces and removes the spaces in front of
-punctuation and English contractions.
+lower-casing, stripping of accents (`Rules` says which of these three),
+splitting at punctuation, then greedy longest-match pieces; special tokens
+written in the text are recognised with exact case. Decoding joins the pieces
+and removes the spaces in front of punctuation and English contractions.
 
 Source: BERT, arXiv:1810.04805, and the behaviour of the released tokenizer on
 recorded cases (tests/golden).
@@ -13,13 +13,40 @@ recorded cases (tests/golden).
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 UNK, CLS, SEP, PAD, MASK = "[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"
 SPECIAL = (UNK, SEP, PAD, CLS, MASK)
 MAX_WORD = 100  # characters; longer words become [UNK]
+RULES_FILE = "tokenizer_config.json"  # of transformers, beside a vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+  """How a text is normalised before it is split; the defaults: BERT-uncased.
+
+  Attributes:
+    lower_case: whether letters are lower-cased.
+    strip_accents: whether accents are taken off; None: as `lower_case`.
+    split_cjk: whether each CJK character is a word.
+  """
+
+  lower_case: bool = True
+  strip_accents: bool | None = None
+  split_cjk: bool = True
+
+  @property
+  def strips_accents(self) -> bool:
+    """Whether accents are taken off."""
+    if self.strip_accents is None:
+      return self.lower_case
+    return self.strip_accents
+
 
 _SPECIAL_SPLIT = re.compile("(" + "|".join(map(re.escape, SPECIAL)) + ")")
 
@@ -57,7 +84,7 @@ def _is_punctuation(char: str) -> bool:
   return unicodedata.category(char).startswith("P")
 
 
-def _clean(char: str) -> str:
+def _clean(char: str, split_cjk: bool) -> str:
   """Maps one character to itself, a space, a spaced character or nothing."""
   if char in " \t\n\r":
     return " "
@@ -67,7 +94,7 @@ def _clean(char: str) -> str:
     return ""
   if category == "Zs":
     return " "
-  if any(first <= code <= last for first, last in _CJK):
+  if split_cjk and any(first <= code <= last for first, last in _CJK):
     return f" {char} "
   return char
 
@@ -82,17 +109,22 @@ def _split_punctuation(word: str) -> str:
   return "".join(f" {c} " if _is_punctuation(c) else c for c in word)
 
 
-def split_words(text: str) -> list[str]:
-  """Splits plain text (no special tokens) into lower-cased words.
+def split_words(text: str, rules: Rules = Rules()) -> list[str]:
+  """Splits plain text (no special tokens) into words.
 
-  Punctuation and CJK characters are words of their own; accents, control
-  characters and U+FFFD are gone.
+  Punctuation and, unless the rules keep them, CJK characters are words of their
+  own; control characters and U+FFFD are gone. Lower-cased without accents by
+  default.
   """
-  # Character by character, so that a final capital sigma maps as any other.
-  text = "".join(c.lower() for c in text)
-  text = "".join(map(_clean, text))
-  text = unicodedata.normalize("NFC", text)
-  words = (_strip_accents(word.lower()) for word in text.split())
+  if rules.lower_case:
+    # Character by character, so that a final capital sigma maps as any other.
+    text = "".join(c.lower() for c in text)
+  text = "".join(_clean(c, rules.split_cjk) for c in text)
+  words = unicodedata.normalize("NFC", text).split()
+  if rules.lower_case:
+    words = [word.lower() for word in words]
+  if rules.strips_accents:
+    words = [_strip_accents(word) for word in words]
   return " ".join(_split_punctuation(word) for word in words).split()
 
 
@@ -115,14 +147,16 @@ def split_pieces(word: str, vocabulary: dict[str, int]) -> list[str]:
   return pieces
 
 
-def tokenize(text: str, vocabulary: dict[str, int]) -> list[str]:
+def tokenize(
+  text: str, vocabulary: dict[str, int], rules: Rules = Rules()
+) -> list[str]:
   """All pieces of a text; special tokens written in it stay whole."""
   tokens = []
   for part in _SPECIAL_SPLIT.split(text):
     if part in SPECIAL:
       tokens.append(part)
       continue
-    for word in split_words(part):
+    for word in split_words(part, rules):
       tokens.extend(split_pieces(word, vocabulary))
   return tokens
 
@@ -163,3 +197,82 @@ def read_vocabulary(content: bytes, name: str) -> dict[str, int]:
       "vocabulary with one piece per line."
     )
   return vocabulary
+
+
+def is_cased(pieces: Iterable[str]) -> bool:
+  """Whether words of a vocabulary have capital letters, [UNK] and such aside.
+
+  Single characters say nothing: a list of all of ASCII may begin a vocabulary.
+  """
+  return any(
+    len(piece) > 1 and piece != piece.lower()
+    for piece in pieces
+    if not (piece.startswith("[") and piece.endswith("]"))
+  )
+
+
+NAMES: Mapping[str, str] = {  # in the settings of transformers -> here
+  "do_lower_case": "lower_case",
+  "strip_accents": "strip_accents",
+  "tokenize_chinese_chars": "split_cjk",
+}
+# Settings of transformers -> the only value that WordPiece is run with here.
+_FIXED: Mapping[str, Any] = {
+  "do_basic_tokenize": True,
+  "unk_token": UNK,
+  "sep_token": SEP,
+  "pad_token": PAD,
+  "cls_token": CLS,
+  "mask_token": MASK,
+}
+
+
+def read_rules(content: bytes, name: str) -> dict[str, bool | None]:
+  """The fields of `Rules` that a tokenizer_config.json tells.
+
+  Args:
+    content: of the file.
+    name: of the file, for error messages.
+
+  Raises:
+    ValueError: if it is of another tokenizer than BERT's, or malformed.
+  """
+  try:
+    found = json.loads(content)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{name}: not valid JSON ({error}).") from None
+  if not isinstance(found, dict):
+    raise ValueError(f"{name}: expected a JSON object.")
+  kind = found.get("tokenizer_class")
+  if kind not in (None, "BertTokenizer", "BertTokenizerFast"):
+    raise ValueError(
+      f"{name}: the vocabulary of a {kind}; only BertTokenizer is read here, "
+      "give --vocab the vocab.txt of a BERT."
+    )
+  for key, want in _FIXED.items():
+    value = found.get(key, want)
+    value = value.get("content") if isinstance(value, dict) else value
+    if value not in (want, None):
+      raise ValueError(f"{name}: {key}={value!r}, expected {want!r}.")
+  return check_rules(found, name, NAMES)
+
+
+def check_rules(
+  found: Mapping[str, Any], name: str, names: Mapping[str, str]
+) -> dict[str, bool | None]:
+  """Fields of `Rules`, by other names.
+
+  Args:
+    found: a JSON object.
+    name: of its file, for error messages.
+    names: in the object -> of the field.
+
+  Raises:
+    ValueError: for a value that is neither true nor false.
+  """
+  given = {field: found[key] for key, field in names.items() if key in found}
+  for key, field in names.items():
+    value = given.get(field, True)
+    if not (isinstance(value, bool) or (value is None and "accents" in field)):
+      raise ValueError(f"{name}: {key}={value!r}, expected true or false.")
+  return given

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mico_jax.config import Config, ModelConfig, TextConfig
-from mico_jax.interop import mico, towers
+from mico_jax.interop import mico, recognise, towers
 from mico_jax.interop.entries import Entry
 from mico_jax.interop.source import Source, find_vocabulary
 from mico_jax.interop.tensors import WeightsError, open_tensors, renamed
@@ -32,15 +32,17 @@ OPTIONAL = (
   r"^text/lm_head/",
 )
 # config.json of the weights -> the only value that this model computes.
-FIXED: Mapping[str, Any] = {
-  "hidden_act": "gelu",
-  "position_embedding_type": "absolute",
+FIXED: Mapping[str, tuple[Any, ...]] = {
+  "hidden_act": ("gelu", "gelu_python"),
+  "position_embedding_type": ("absolute",),
+  "pruned_heads": ({}, None),
 }
+TOKEN_TYPES = 2  # of BERT; one row is RoBERTa's mark
 
 
 def rename(name: str) -> str:
   """The released name of a tensor of BERT."""
-  name = towers.without_prefix(name)
+  name = recognise.without_prefix(name)
   name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
   name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
   if not name.startswith(("bert.", "cls.")):
@@ -63,17 +65,19 @@ def read(path: pathlib.Path) -> Source:
   file = towers.weights_file(path)
   tensors = renamed(open_tensors(file), rename)
   settings = towers.read_json(file.parent / "config.json")
+  recognise.check_layout(settings, str(file.parent / "config.json"), "bert")
   if mico.BERT + "bert.embeddings.word_embeddings.weight" not in tensors:
     raise WeightsError(
-      f"{file}: no BERT (no embeddings.word_embeddings.weight); see --from "
-      "for other kinds of weights."
+      f"{file}: no BERT (no embeddings.word_embeddings.weight); "
+      f"{recognise.other_layout(tensors)}"
     )
-  for key, value in FIXED.items():
-    if settings.get(key, value) != value:
+  for key, values in FIXED.items():
+    if settings.get(key, values[0]) not in values:
       raise WeightsError(
-        f"config.json: {key}={settings[key]!r}, this model has {value!r} only."
+        f"config.json: {key}={settings[key]!r}, this model has {values[0]!r} "
+        "only."
       )
-  heads, notes = settings.get("num_attention_heads"), ()
+  heads = settings.get("num_attention_heads")
   if heads is not None and (type(heads) is not int or heads < 1):
     raise WeightsError(
       f"config.json: num_attention_heads={heads!r}, expected a positive whole "
@@ -92,11 +96,17 @@ def read(path: pathlib.Path) -> Source:
     dropout=settings.get("hidden_dropout_prob", found.dropout),
   )
   _check(text, settings)
+  if "model_type" not in settings and text.type_vocab_size != TOKEN_TYPES:
+    raise WeightsError(
+      f"{file}: {text.type_vocab_size} row(s) of token types, BERT has "
+      f"{TOKEN_TYPES}: of a RoBERTa? Put the config.json of the weights beside "
+      "them."
+    )
+  guesses = {}
   if heads is None:
-    notes = (
-      f"no num_attention_heads in a config.json beside the weights: taken to "
-      f"be {text.num_heads}, as wide as BERT's; no tensor tells, so correct it "
-      "with --config.model.text.num_heads",
+    guesses["model.text.num_heads"] = (
+      "no num_attention_heads in a config.json beside the weights: taken to be "
+      f"{text.num_heads}, as wide as BERT's"
     )
   base = PRESETS["mico_b16"]
   return Source(
@@ -109,9 +119,9 @@ def read(path: pathlib.Path) -> Source:
     ignored=IGNORED,
     optional=OPTIONAL,
     ties=mico.TIED,
-    vocabulary=find_vocabulary(file.parent),
+    vocabulary=find_vocabulary(file.parent, text=True),
     hint="Is it a BERT?",
-    notes=notes,
+    guesses=guesses,
   )
 
 

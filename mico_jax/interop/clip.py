@@ -15,14 +15,12 @@ import dataclasses
 import pathlib
 
 from mico_jax.config import ModelConfig
-from mico_jax.interop import mico, mico_folder, towers
+from mico_jax.interop import mico, mico_folder, open_clip, recognise, towers
 from mico_jax.interop.entries import Entry
 from mico_jax.interop.source import Source, find_vocabulary
 from mico_jax.interop.tensors import WeightsError, open_tensors, renamed
-from mico_jax.modalities import spatial
 
-CONFIG = "open_clip_config.json"
-MODES = {"crop_flip": spatial.CLIP}  # mode -> mean and deviation of the pixels
+CONFIG = open_clip.CONFIG
 IGNORED = {
   **mico_folder.IGNORED,
   r"^vision_encoder\.(input_resolution|context_length|vocab_size)$": (
@@ -35,7 +33,7 @@ IGNORED = {
 
 def rename(name: str) -> str:
   """The released name of a tensor of CLIP."""
-  return f"vision_encoder.{towers.without_prefix(name)}"
+  return f"vision_encoder.{recognise.without_prefix(name)}"
 
 
 def table(config: ModelConfig) -> list[Entry]:
@@ -67,29 +65,20 @@ def read(path: pathlib.Path) -> Source:
   settings, notes = about.get("model_cfg"), ()
   mode = towers.own_mode(towers.read_json(file.parent / "config.json"))
   if not mode:
-    told = about.get("preprocess_cfg")
-    mode = towers.pixel_mode(told, f"{CONFIG}: preprocess_cfg", MODES)
-  inner = (settings or {}).get("vision_cfg") or {}
-  head = inner.get("head_width") or towers.HEAD_DIMS.get(vision.width, 64)
-  vision = dataclasses.replace(vision, num_heads=max(vision.width // head, 1))
+    mode, notes = open_clip.frame_mode(about, vision.image_size)
+  vision, guesses = open_clip.encoder_config(vision, about)
   if settings is None:
-    notes = (
-      "taken for OpenAI's weights, with QuickGELU; for weights of open_clip "
-      "without -quickgelu in the name add --config.model.vision.mlp=gelu",
+    guesses["model.vision.mlp"] = (
+      "taken for OpenAI's weights, with QuickGELU; weights of open_clip "
+      "without -quickgelu in the name have mlp=gelu"
     )
   else:
     kind = "quick_gelu" if settings.get("quick_gelu") else "gelu"
     vision = dataclasses.replace(vision, mlp=kind)
-    size = inner.get("image_size")
-    if size not in (None, vision.image_size):
-      raise WeightsError(
-        f"{CONFIG} and weights contradict: image_size {size}, the position "
-        f"table says {vision.image_size}."
-      )
   return Source(
     file=file,
     tensors=tensors,
-    config=towers.run_config(file.stem, vision, mode or "crop_flip"),
+    config=towers.run_config(file.stem, vision, mode),
     parts=("vision",),
     ignored=IGNORED,
     optional=(r"^vision/logit_scale$",),
@@ -97,4 +86,5 @@ def read(path: pathlib.Path) -> Source:
     hint="Is it a CLIP with a vision transformer?",
     positions="bicubic",
     notes=notes,
+    guesses=guesses,
   )

@@ -12,7 +12,7 @@ import dataclasses
 import pathlib
 
 from mico_jax.config import ModelConfig
-from mico_jax.interop import mico, mico_folder, towers
+from mico_jax.interop import mico, mico_folder, open_clip, recognise, towers
 from mico_jax.interop.entries import Entry
 from mico_jax.interop.mico_vision import VISUAL
 from mico_jax.interop.source import Source, find_vocabulary
@@ -23,7 +23,7 @@ POST_NORM_WIDTH = 1792  # EVA-02-E: no tensor tells where its norms stand
 
 def rename(name: str) -> str:
   """The released name of a tensor of EVA-CLIP."""
-  name = towers.without_prefix(name)
+  name = recognise.without_prefix(name)
   if name.startswith(("visual.", "text.")) or name == "logit_scale":
     return f"vision_encoder.{name}"
   return VISUAL + name
@@ -45,14 +45,25 @@ def read(path: pathlib.Path) -> Source:
   vision = towers.vision_config(tensors, file, "EVA-CLIP")
   if vision.width == POST_NORM_WIDTH:
     vision = dataclasses.replace(vision, norm="post")
+  about = towers.read_json(file.parent / open_clip.CONFIG)
+  vision, guesses = open_clip.encoder_config(
+    vision,
+    about,
+    heads_known=VISUAL + "rope.freqs_cos" in tensors,  # its columns tell
+  )
+  mode, notes = "mico_train", ()
+  if about.get("preprocess_cfg"):
+    mode, notes = open_clip.frame_mode(about, vision.image_size)
   return Source(
     file=file,
     tensors=tensors,
-    config=towers.run_config(file.stem, vision, "mico_train"),
+    config=towers.run_config(file.stem, vision, mode),
     parts=("vision",),
     ignored=mico_folder.IGNORED,
     optional=(r"^vision/logit_scale$",),
     vocabulary=find_vocabulary(file.parent),
     hint="Is it an EVA-CLIP file?",
     positions="bicubic",
+    notes=notes,
+    guesses=guesses,
   )

@@ -12,9 +12,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mico_jax.config import ModelConfig
-from mico_jax.interop import bert, clip, evaclip, mico, mico_folder, timm
+from mico_jax.interop import (
+  bert,
+  clip,
+  evaclip,
+  hf,
+  mico,
+  mico_folder,
+  recognise,
+  timm,
+  towers,
+)
 from mico_jax.interop.entries import Entry
 from mico_jax.interop.source import Source
+from mico_jax.interop.tensors import WeightsError, open_tensors
 
 
 @dataclass(frozen=True)
@@ -49,5 +60,59 @@ FORMATS: dict[str, Format] = {
     lambda config: list(timm.table(config)),
     "vision transformers, Swin and ConvNeXt V2 of timm",
   ),
+  "hf": Format(
+    hf.read,
+    hf.table,
+    "folders of Hugging Face: CLIP, SigLIP, DINOv2, ViT, ConvNeXt V2, Swin",
+  ),
   "bert": Format(bert.read, bert.table, "BERT of Hugging Face: the text tower"),
 }
+
+
+def _named(path: pathlib.Path) -> str:
+  """The form that the names of the tensors are of; "": unknown."""
+  try:
+    file = towers.weights_file(path)
+    return recognise.layout_of(open_tensors(file))[1]
+  except WeightsError:
+    return ""  # the reader says what is wrong
+
+
+def settle(form: str, path: pathlib.Path) -> str:
+  """The form that reads a place, told by the configs that lie there.
+
+  Folders of Hugging Face say what they hold, so "clip" or "timm" may be said of
+  them too, and "hf" of any folder with a config.
+
+  Args:
+    form: key of `FORMATS` that the user names.
+    path: file or folder.
+
+  Raises:
+    WeightsError: for a layout that cannot be read, naming it and what to do.
+  """
+  if form == "mico":
+    return form
+  folder = path if path.is_dir() else path.parent
+  settings = towers.read_json(folder / "config.json")
+  kind = settings.get("model_type")
+  if form == "bert":
+    return form  # which names what else it finds
+  if form != "hf" and _named(path) not in ("", "hf"):
+    return form  # such as open_clip's file in a repository that has both
+  if isinstance(kind, str) and kind in recognise.LAYOUTS:
+    found = recognise.LAYOUTS[kind][0]
+    if form in ("hf", found) or found == "hf":
+      return found
+  if kind is not None:
+    recognise.check_layout(settings, str(folder / "config.json"), form)
+  if form != "hf":
+    return form
+  if (folder / clip.CONFIG).is_file():
+    return "clip"
+  if {"architecture", "pretrained_cfg"} & set(settings):
+    return "timm"
+  raise WeightsError(
+    f"{folder}: no config.json with a model_type, so no folder of Hugging "
+    "Face; name the kind of its weights with --from."
+  )

@@ -16,7 +16,7 @@ PATTERNS = (
   "*.pth",
   "*.bin",
   "*.json",
-  "vocab.txt",
+  "vocab.txt",  # *.json holds config, preprocessing and tokenizers
 )
 
 

@@ -11,20 +11,24 @@ from mico_jax.checkpoint import restore
 from mico_jax.config import Config, ConfigError, InputConfig
 from mico_jax.data.tokenizer import (
   Tokenizer,
-  WordPieceTokenizer,
   make_tokenizer,
   tokenizer_from_files,
 )
+from mico_jax.interop import vocabulary as vocabularies
 from mico_jax.interop.source import Source
 from mico_jax.modalities import MODALITIES
 
+SHIPPED = "omniworld"  # tokenizer of a text tower that starts from nothing
 PUBLIC_VOCABULARY = (
   "https://huggingface.co/google-bert/bert-base-uncased/blob/main/vocab.txt"
 )
 
 
 def run_config(
-  source: Source, base: restore.Checkpoint | None, overrides: Sequence[str]
+  source: Source,
+  base: restore.Checkpoint | None,
+  overrides: Sequence[str],
+  vocabulary: str | pathlib.Path | None = None,
 ) -> Config:
   """The source's config, with the base's in what the source lacks.
 
@@ -35,11 +39,21 @@ def run_config(
     source: of the import.
     base: checkpoint that gives the rest; None: the source's own config.
     overrides: texts "model.vision.image_size=384".
+    vocabulary: that the user gives.
 
   Raises:
     ConfigError: for an override that does not fit.
   """
   config = source.config
+  if is_fresh(source, base) and not (source.vocabulary or vocabulary):
+    words = dataclasses.replace(config.data.tokenizer, kind=SHIPPED)
+    pad = make_tokenizer(words).info.pad
+    text = dataclasses.replace(config.model.text, pad_id=pad)
+    config = dataclasses.replace(
+      config,
+      model=dataclasses.replace(config.model, text=text),
+      data=dataclasses.replace(config.data, tokenizer=words),
+    )
   if base is not None:
     model, data = base.config.model, base.config.data
     if source.holds("vision"):
@@ -56,6 +70,20 @@ def run_config(
       base.config, name=config.name, model=model, data=data
     )
   return config_lib.override(config, overrides)
+
+
+def is_fresh(source: Source, base: restore.Checkpoint | None) -> bool:
+  """Whether nothing brings a text tower."""
+  return base is None and not source.holds("text")
+
+
+def text_note(config: Config) -> str:
+  """What a fresh text tower means to the user."""
+  return (
+    "the weights hold no text tower, so it is fresh (random) and reads with "
+    f"the tokenizer {config.data.tokenizer.kind!r}: train it, or give --onto a "
+    "checkpoint that has one (--vocab: the vocabulary of a BERT)"
+  )
 
 
 def _inputs(
@@ -82,7 +110,8 @@ def tokenizer(
   Args:
     source: of the import.
     config: of the run that it becomes.
-    given: vocab.txt; None: the one beside the weights, or the base's.
+    given: vocab.txt or tokenizer.json; None: the one beside the weights, the
+      base's, or for a fresh text tower the shipped one.
     base: checkpoint that gives the text tower where the source has none.
 
   Raises:
@@ -92,19 +121,25 @@ def tokenizer(
     return tokenizer_from_files(base.tokenizer_files())
   if config.data.tokenizer.kind != "wordpiece" and given is None:
     return make_tokenizer(config.data.tokenizer)
-  path = source.vocabulary if given is None else pathlib.Path(given)
-  if path is None:
+  if given is None and source.vocabulary is None:
     raise ConfigError(
       "the text tower needs its vocabulary: give --vocab vocab.txt, the "
       f"{config.model.text.vocab_size} lines of bert-base-uncased for released "
       f"weights ({PUBLIC_VOCABULARY})."
     )
+  found = source.vocabulary
   try:
-    return WordPieceTokenizer(path.read_bytes(), str(path))
+    if given is not None:
+      found = vocabularies.read(pathlib.Path(given), source.file.parent)
+    if found is None:
+      raise ConfigError(
+        f"--vocab {given}: holds no vocabulary; give vocab.txt."
+      )
+    return found.tokenizer()
   except OSError as error:
     raise ConfigError(
-      f"--vocab {path}: {error.strerror or type(error).__name__}; expected the "
-      f"vocab.txt of bert-base-uncased ({PUBLIC_VOCABULARY})."
+      f"--vocab {given}: {error.strerror or type(error).__name__}; expected "
+      f"the vocab.txt of bert-base-uncased ({PUBLIC_VOCABULARY})."
     ) from error
   except ValueError as error:
     raise ConfigError(str(error)) from error

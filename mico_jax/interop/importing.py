@@ -16,7 +16,6 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import math
 import pathlib
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from mico_jax.inputs import Preparer
 from mico_jax.interop import (
   assemble,
   export,
+  formats,
   hub,
   import_config,
   mico_vision,
@@ -46,7 +46,7 @@ from mico_jax.interop.formats import FORMATS
 from mico_jax.interop.source import Source
 from mico_jax.interop.tensors import WeightsError
 from mico_jax.models import MiCo, build
-from mico_jax.models.resize import resize_frames, resize_positions
+from mico_jax.models.resize import resize_frames, resize_table
 from mico_jax.parallel.platform import require_backend
 from mico_jax.verification import make_self_check, model_params
 
@@ -65,8 +65,8 @@ def resizers(positions: str) -> Mapping[str, assemble.Resizer]:
     positions: "bilinear" or "bicubic", of the position table.
   """
   return {
-    r"^vision/pos_embed$": lambda table, shape: resize_positions(
-      table, math.isqrt(shape[0] - 1), method=positions
+    r"^vision/pos_embed$": lambda table, shape: resize_table(
+      table, shape[0], method=positions
     ),
     r"^frame_embed/": lambda table, shape: resize_frames(table, shape[0]),
   }
@@ -93,7 +93,8 @@ class Report:
     outputs: of the self-check, a few numbers each.
     compared: output -> largest difference between this model and the same
       weights in PyTorch, on the self-check's inputs; empty without torch.
-    notes: one line each.
+    guesses: what no file tells and was taken, one line each.
+    notes: one line each; the guesses too.
   """
 
   format: str
@@ -110,6 +111,7 @@ class Report:
   taken: list[str]
   outputs: dict[str, list[float]]
   compared: dict[str, float]
+  guesses: list[str]
   notes: list[str]
 
   def as_dict(self) -> dict[str, Any]:
@@ -143,7 +145,8 @@ def import_checkpoint(
     form: key of `FORMATS`.
     path: file or folder, or "hf://owner/name".
     out: local folder to write; must not exist, or be empty.
-    vocabulary: vocab.txt of the text tower; None: found beside the weights.
+    vocabulary: vocab.txt or tokenizer.json of the text tower; None: found
+      beside the weights.
     onto: checkpoint that gives everything the weights lack, config and
       tokenizer included, low-rank deltas merged; None: fresh initial values.
     overrides: texts "model.vision.image_size=384" on the config.
@@ -162,14 +165,22 @@ def import_checkpoint(
   place = hub.local(str(path))
   if not place.exists():
     raise WeightsError(f"{path}: no such file or folder.")
+  form = formats.settle(form, place)
   source = FORMATS[form].read(place)
   base = None if onto is None else restore.open_checkpoint(onto)
-  config = import_config.run_config(source, base, overrides)
+  config = import_config.run_config(source, base, overrides, vocabulary)
   tokenizer = import_config.tokenizer(source, config, vocabulary, base)
   import_config.check_vocabulary(config, tokenizer)
   model = build(config.model)
   plan, tied, replaced = _plan(source, FORMATS[form].table, model)
-  notes = [*source.notes, *_notes(plan, replaced)]
+  guesses = [
+    f"{text}; give --config.{path} if it is wrong"
+    for path, text in source.guesses.items()
+    if not any(one.startswith(path) for one in overrides)
+  ]
+  notes = [*source.notes, *guesses, *_notes(plan, replaced)]
+  if import_config.is_fresh(source, base):
+    notes.append(import_config.text_note(config))
   notes += [] if base is None else [f"{onto}: {x}" for x in base.warnings]
   leaves, taken, new = _complete(plan, model, base)
   with sharded.new_folder(pathlib.Path(out)) as folder:
@@ -210,6 +221,7 @@ def import_checkpoint(
       taken=taken,
       outputs=_outputs(folder),
       compared=compared,
+      guesses=guesses,
       notes=notes,
     )
     text = json.dumps(report.as_dict(), indent=1) + "\n"

@@ -28,6 +28,7 @@ from mico_jax.config import (
   TokenizerConfig,
 )
 from mico_jax.interop import mico as released
+from mico_jax.interop.recognise import without_prefix
 from mico_jax.interop.source import Source, find_vocabulary
 from mico_jax.interop.tensors import (
   MALFORMED,
@@ -36,6 +37,7 @@ from mico_jax.interop.tensors import (
   open_tensors,
   renamed,
 )
+from mico_jax.interop.towers import heads_guess
 
 STEP = re.compile(r"model_step_(\d+)\.(pt|safetensors)$")
 # vision_encoder_type -> width and depth, and what no tensor tells.
@@ -49,6 +51,7 @@ IGNORED: Mapping[str, str] = {
   **dict.fromkeys(released.IGNORED, "the model does not use it"),
   r"\.rope\.freqs_(cos|sin)$": "buffer, computed here",
 }
+BERT_WIDTH = 768  # of BERT-base, whose 12 heads are known
 QUERY_LENGTH = 30  # tokens of a text in the original's demo
 BEAMS, LENGTH_PENALTY = 3, 0.6  # of its captions
 
@@ -63,16 +66,37 @@ def read(path: pathlib.Path) -> Source:
     WeightsError: naming what is missing or contradicts.
   """
   file, settings = _weights_file(path), _settings(path)
-  tensors = renamed(open_tensors(file), released.rename)
+  tensors = renamed(
+    open_tensors(file), lambda name: released.rename(without_prefix(name))
+  )
+  config = config_of(tensors, settings, name=path.name, file=file)
   return Source(
     file=file,
     tensors=tensors,
-    config=config_of(tensors, settings, name=path.name, file=file),
+    config=config,
+    guesses=_guesses(config.model, settings),
     ignored=IGNORED,
     ties=released.TIED,
-    vocabulary=find_vocabulary(path),
+    vocabulary=find_vocabulary(path, text=True),
     hint="Is hps.json that of these weights?",
   )
+
+
+def _guesses(model: ModelConfig, settings: Mapping[str, Any]) -> dict[str, str]:
+  """Heads that neither hps.json nor the name of the encoder tells."""
+  found: dict[str, str] = {}
+  told = settings.get("tiny_vision") or (
+    settings.get("vision_encoder_type") in ENCODERS
+  )
+  if not told:
+    found |= heads_guess(model.vision)
+  told = (settings.get("tiny_bert") or {}).get("num_attention_heads")
+  if not told and model.text.width != BERT_WIDTH:
+    found["model.text.num_heads"] = (
+      "hps.json tells no num_attention_heads: taken to be "
+      f"{model.text.num_heads}, 64 wide each"
+    )
+  return found
 
 
 def config_of(

@@ -25,7 +25,8 @@ LOGIT_SCALE = "vision_encoder.logit_scale"
 ROTARY = re.compile(r"(^|\.)rope\.freqs_(cos|sin)$")  # buffers of rotary tables
 TOP = ("vision",)
 BLOCKS = ("vision", "blocks")
-HEAD_DIMS = {1408: 88, 1792: 112}  # width -> of a head; others: 64
+# Encoder's width -> of a head, where no config says; others: 64.
+HEAD_DIMS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 
 
 def entries(config: VisionConfig) -> Iterator[Entry]:
@@ -281,6 +282,13 @@ def config_from_tensors(
       num_heads = width // tensors[VISUAL + "rope.freqs_cos"].shape[1]
   else:
     return None
+  kernel = tensors[
+    VISUAL
+    + ("conv1" if has("conv1.weight") else "patch_embed.proj")
+    + ".weight"
+  ].shape
+  if len(kernel) != 4 or kernel[-1] != kernel[-2]:
+    raise ValueError(f"a patch kernel {list(kernel)} (patches are square here)")
   grid = math.isqrt(max(length - 1, 0))
   if not grid or grid**2 != length - 1:
     raise ValueError(

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 
 from mico_jax.config import Config
 from mico_jax.interop.tensors import Tensors
-
-VOCABULARY = "vocab.txt"
+from mico_jax.interop.vocabulary import TEXT, Vocabulary, find, read
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,12 @@ class Source:
     ignored: regex of names without a parameter -> why.
     optional: regexes of paths that the weights may lack.
     ties: name of a tied copy -> name of its original.
-    vocabulary: vocab.txt found beside the weights.
+    vocabulary: of the text tower, found beside the weights.
     hint: what to do about weights that do not fit.
     positions: how a position table of another size is resized.
     notes: one line each.
+    guesses: path of a config field, "model.vision.num_heads" -> what was taken
+      because no file tells it; said aloud unless the field is given.
   """
 
   file: pathlib.Path
@@ -38,17 +39,30 @@ class Source:
   ignored: Mapping[str, str] = field(default_factory=dict)
   optional: tuple[str, ...] = ()
   ties: Mapping[str, str] = field(default_factory=dict)
-  vocabulary: pathlib.Path | None = None
+  vocabulary: Vocabulary | None = None
   hint: str = ""
   positions: str = "bilinear"
   notes: tuple[str, ...] = ()
+  guesses: Mapping[str, str] = field(default_factory=dict)
 
   def holds(self, part: str) -> bool:
     """Whether the weights hold parameters of a top key."""
     return not self.parts or part in self.parts
 
 
-def find_vocabulary(folder: pathlib.Path) -> pathlib.Path | None:
-  """The vocabulary that lies in a folder, if any."""
-  path = folder / VOCABULARY
-  return path if path.is_file() else None
+def find_vocabulary(
+  folder: pathlib.Path, *, text: bool = False
+) -> Vocabulary | None:
+  """The vocabulary that lies in a folder, if any.
+
+  Args:
+    folder: of the weights.
+    text: whether they hold a text tower, whose tokenizer it must be; beside an
+      encoder alone only a vocab.txt counts.
+
+  Raises:
+    WeightsError: if it is of another tokenizer than BERT's.
+  """
+  if text:
+    return find(folder)
+  return read(folder / TEXT) if (folder / TEXT).is_file() else None

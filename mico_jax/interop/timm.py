@@ -18,7 +18,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from mico_jax.config import ConfigError, ModelConfig, VisionConfig
-from mico_jax.interop import timm_staged, tower_names, towers
+from mico_jax.interop import (
+  mico_vision,
+  open_clip,
+  recognise,
+  timm_staged,
+  tower_names,
+  towers,
+)
 from mico_jax.interop.entries import Entry
 from mico_jax.interop.source import Source, find_vocabulary
 from mico_jax.interop.tensors import (
@@ -28,19 +35,12 @@ from mico_jax.interop.tensors import (
   open_tensors,
   renamed,
 )
-from mico_jax.modalities import spatial
 
 IGNORED = {
   r"^head\.": "a classification head",
   r"\.k_bias$": "a buffer of zeros",
   r"^(text\.|logit_scale$|logit_bias$)": "the model does not use it",
   r"^rope\.": "buffer, computed here",
-}
-# Mode -> mean and deviation of the pixels in timm's config.
-MODES: Mapping[str, spatial.Stats] = {
-  "plain": spatial.HALF,
-  "mico_demo": spatial.IMAGENET,
-  "mico_train": spatial.CLIP,
 }
 ROPE_GRID = 16  # of EVA-02's pretraining; timm keeps it out of the weights
 POST_NORM_WIDTH = 1792  # EVA-02-E: no tensor tells where its norms stand
@@ -49,7 +49,7 @@ _FIRST = "blocks.0."
 
 def rename(name: str) -> str:
   """A name without what wrappers and open_clip put before it."""
-  return towers.without_prefix(name, ("module.", "visual.trunk."))
+  return recognise.without_prefix(name).removeprefix("visual.trunk.")
 
 
 def table(config: ModelConfig) -> list[Entry]:
@@ -72,8 +72,11 @@ def read(path: pathlib.Path) -> Source:
   """
   file = towers.weights_file(path)
   tensors = renamed(open_tensors(file), rename)
-  settings = towers.read_json(file.parent / "config.json")
-  ignored, notes = IGNORED, ()
+  about = towers.read_json(file.parent / open_clip.CONFIG)
+  settings = open_clip.as_timm(
+    towers.read_json(file.parent / "config.json"), about
+  )
+  ignored, notes, guesses = IGNORED, (), {}
   hint = "Is it a vision transformer with a class token?"
   if timm_staged.kind_of(tensors):
     tensors, linear = timm_staged.as_linear(timm_staged.timm_names(tensors))
@@ -82,7 +85,7 @@ def read(path: pathlib.Path) -> Source:
     ignored = timm_staged.IGNORED
     hint = "Is it a Swin, or a ConvNeXt V2 of timm 0.9 or later?"
   else:
-    vision = _config(tensors, file, settings)
+    vision, guesses = _config(tensors, file, settings)
   try:
     table(ModelConfig(vision=vision))
   except ConfigError as error:
@@ -90,13 +93,28 @@ def read(path: pathlib.Path) -> Source:
   mode = towers.own_mode(settings)
   if not mode:
     told = settings.get("pretrained_cfg")
-    mode = towers.pixel_mode(told, "config.json: pretrained_cfg", MODES)
+    mode = towers.pixel_mode(
+      told, "config.json: pretrained_cfg", towers.SQUASHED
+    )
+    if mode and (told.get("crop_mode", "center"), told.get("crop_pct")) != (
+      "squash",
+      1.0,
+    ):
+      notes = (
+        *notes,
+        "timm resizes the short side (crop_pct "
+        f"{told.get('crop_pct', 0.875)}, {told.get('interpolation', '?')}) and "
+        f"crops the middle; mode {mode} brings whole frames to a square",
+      )
+  if not mode and about.get("preprocess_cfg"):
+    size = vision.image_size
+    mode, told_notes = open_clip.frame_mode(about, size)
+    notes = (*notes, *told_notes)
   if not mode:
     mode = "plain"
-    notes = (
-      *notes,
+    guesses["data.inputs"] = (
       "no mean of the pixels in a config.json beside the weights: they are "
-      "taken to be -1..1 (mode plain); set --config.data.inputs otherwise",
+      "taken to be -1..1 (mode plain)"
     )
   return Source(
     file=file,
@@ -108,17 +126,19 @@ def read(path: pathlib.Path) -> Source:
     hint=hint,
     positions="bicubic",
     notes=notes,
+    guesses=guesses,
   )
 
 
 def _config(
   tensors: Tensors, file: pathlib.Path, settings: Mapping[str, Any]
-) -> VisionConfig:
-  """The encoder, from names, shapes and what config.json says."""
+) -> tuple[VisionConfig, dict[str, str]]:
+  """The encoder, from names, shapes and what config.json says; guesses."""
   has = tensors.__contains__
   try:
     _, length, width = tensors["pos_embed"].shape
-    patch = tensors["patch_embed.proj.weight"].shape[-1]
+    kernel = tensors["patch_embed.proj.weight"].shape
+    patch = towers.square(list(kernel), f"{file}: patch_embed.proj.weight")
     gated = has(_FIRST + "mlp.fc1_g.weight")
     first = f"{_FIRST}mlp.{'fc1_g' if gated else 'fc1'}.weight"
     mlp_dim = tensors[first].shape[0]
@@ -126,7 +146,7 @@ def _config(
   except (KeyError, ValueError, IndexError) as error:
     raise WeightsError(
       f"{file}: no vision transformer of timm: {error} is missing or of "
-      "another form; see --from for other kinds of weights."
+      f"another form; {recognise.other_layout(tensors)}"
     ) from error
   grid = math.isqrt(max(length - 1, 0))
   if not grid or grid**2 != length - 1:
@@ -142,7 +162,6 @@ def _config(
     "patch_size": patch,
     "width": width,
     "depth": depth,
-    "num_heads": max(width // towers.HEAD_DIMS.get(width, 64), 1),
     "mlp_dim": mlp_dim,
     "mlp": "swiglu" if gated else "gelu",
     "qkv_bias": "qv" if qv else bias,
@@ -156,7 +175,39 @@ def _config(
     found |= {"pre_norm": True, "norm_eps": 1e-5}
   if "quickgelu" in str(settings.get("architecture", "")):
     found["mlp"] = "quick_gelu"
-  return VisionConfig(**{**found, **_told(settings, file)})
+  told = _told(settings, file)
+  heads = width // mico_vision.HEAD_DIMS.get(width, 64)
+  vision = VisionConfig(**{"num_heads": max(heads, 1), **found, **told})
+  where = str(file.parent / "config.json")
+  size, told_patch = sizes(settings, where)
+  towers.check_grid(vision, size, told_patch, where)
+  guesses = {} if size else towers.grid_guess(vision)
+  return vision, guesses | (
+    {} if "num_heads" in told else towers.heads_guess(vision)
+  )
+
+
+def sizes(
+  settings: Mapping[str, Any], where: str
+) -> tuple[int | None, int | None]:
+  """Sides of image and patch that a config.json of timm tells.
+
+  Raises:
+    WeightsError: if they are rectangular.
+  """
+  objects = [
+    value if isinstance(value, Mapping) else {}
+    for value in (settings.get("model_args"), settings.get("pretrained_cfg"))
+  ]
+  model = settings.get("model")
+  inner = model.get("arguments") if isinstance(model, Mapping) else None
+  arguments = {**objects[0], **(inner if isinstance(inner, Mapping) else {})}
+  size = arguments.get("img_size") or objects[1].get("input_size")
+  patch = arguments.get("patch_size")
+  return (
+    towers.square(size, f"{where}: img_size"),
+    towers.square(patch, f"{where}: patch_size"),
+  )
 
 
 def _told(settings: Mapping[str, Any], file: pathlib.Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mico_jax.config import VisionConfig
-from mico_jax.interop import families
+from mico_jax.interop import families, towers
 from mico_jax.interop.tensors import MALFORMED, Tensors, WeightsError, renamed
 
 IGNORED = {
@@ -150,22 +150,27 @@ def _told(
     WeightsError: if they are of another form.
   """
   found: dict[str, Any] = {}
+  where = str(file.parent / "config.json")
   try:
     arguments = dict(settings.get("model_args") or {})
     arguments |= (settings.get("model") or {}).get("arguments") or {}
-    sizes = (settings.get("pretrained_cfg") or {}).get("input_size") or (None,)
-    size = arguments.get("img_size") or sizes[-1]
+    size = arguments.get("img_size") or (
+      settings.get("pretrained_cfg") or {}
+    ).get("input_size")
     if size is not None:
-      found["image_size"] = int(size)
+      found["image_size"] = towers.square(size, f"{where}: img_size")
     if kind == "swin" and "window_size" in arguments:
-      found["window_size"] = int(arguments["window_size"])
+      found["window_size"] = towers.square(
+        arguments["window_size"], f"{where}: window_size"
+      )
     if kind == "convnext" and "norm_eps" in arguments:
       found["norm_eps"] = float(arguments["norm_eps"])
     if any(value <= 0 for value in found.values()):
       raise ValueError(f"{found}")
+  except WeightsError:
+    raise
   except (*MALFORMED, LookupError) as error:
     raise WeightsError(
-      f"{file.parent / 'config.json'}: arguments of the model are of another "
-      f"form ({error})."
+      f"{where}: arguments of the model are of another form ({error})."
     ) from error
   return found

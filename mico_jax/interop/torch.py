@@ -99,6 +99,7 @@ def model_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     "generation": config_lib.to_dict(config.generation),
     "tokenizer": {
       "kind": getattr(tokenizer, "kind", ""),
+      **getattr(tokenizer, "settings", {}),
       "pad": info.pad,
       "cls": info.cls,
       "sep": info.sep,

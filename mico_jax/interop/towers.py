@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mico_jax.config import (
@@ -15,12 +15,22 @@ from mico_jax.config import (
   TokenizerConfig,
   VisionConfig,
 )
-from mico_jax.interop import mico_vision
+from mico_jax.interop import mico_vision, recognise
 from mico_jax.interop.tensors import INDEX, Tensors, WeightsError
 from mico_jax.modalities import MODALITIES, spatial
 
-# Encoder's width -> of a head, where no config says; others: 64.
-HEAD_DIMS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
+# Mode -> mean and deviation of its pixels: of whole frames brought to a square,
+# and of the middle of frames whose short side fits.
+SQUASHED: Mapping[str, spatial.Stats] = {
+  "plain": spatial.HALF,
+  "plain_imagenet": spatial.IMAGENET,
+  "plain_clip": spatial.CLIP,
+}
+CROPPED: Mapping[str, spatial.Stats] = {
+  "crop_flip_smooth": spatial.HALF,
+  "crop_flip_smooth_imagenet": spatial.IMAGENET,
+  "crop_flip_smooth_clip": spatial.CLIP,
+}
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
@@ -65,11 +75,68 @@ def read_json(file: pathlib.Path) -> Mapping[str, Any]:
   return value
 
 
-def without_prefix(name: str, prefixes: Sequence[str] = ("module.",)) -> str:
-  """A name without what wrappers of training put before it."""
-  for prefix in prefixes:
-    name = name.removeprefix(prefix)
-  return name
+def square(value: Any, what: str) -> int | None:
+  """The side of a square given as N, [N, N] or [channels, N, N].
+
+  Args:
+    value: what a config says; None: nothing.
+    what: it is, and where it stands, for messages.
+
+  Raises:
+    WeightsError: if it is rectangular or no size.
+  """
+  if value is None:
+    return None
+  sides = list(value)[-2:] if isinstance(value, (list, tuple)) else [value]
+  if not sides or any(type(n) is not int or n < 1 for n in sides):
+    raise WeightsError(f"{what}={value!r}, expected a size in whole pixels.")
+  if len(set(sides)) > 1:
+    raise WeightsError(
+      f"{what}={value!r} is rectangular; frames and patches are square here, "
+      "so these weights cannot be imported."
+    )
+  return sides[0]
+
+
+def check_grid(
+  vision: VisionConfig, size: int | None, patch: int | None, where: str
+) -> None:
+  """Compares an encoder, sized by its position table, with what a config says.
+
+  Raises:
+    WeightsError: if they contradict.
+  """
+  for what, told, have in (
+    ("image size", size, vision.image_size),
+    ("patch size", patch, vision.patch_size),
+  ):
+    if told is not None and told != have:
+      raise WeightsError(
+        f"{where} and weights contradict: {what} {told}, the position table "
+        f"and the patch kernel say {have}. Correct the file."
+      )
+
+
+def grid_guess(vision: VisionConfig) -> dict[str, str]:
+  """What is taken where no config tells the shape of the grid."""
+  side = vision.image_size // vision.patch_size
+  return {
+    "model.vision.image_size": (
+      f"no config beside the weights tells the image size: the position table "
+      f"of {side**2} patches is taken as a square of {side}x{side}, images of "
+      f"{vision.image_size}x{vision.image_size}"
+    )
+  }
+
+
+def heads_guess(vision: VisionConfig) -> dict[str, str]:
+  """What is taken where nothing tells the number of heads."""
+  return {
+    "model.vision.num_heads": (
+      f"nothing tells the number of heads: taken to be {vision.num_heads}, "
+      f"{vision.width // vision.num_heads} wide each"
+    )
+  }
 
 
 def vision_config(
@@ -84,14 +151,25 @@ def vision_config(
     found = mico_vision.config_from_tensors(tensors, num_heads=None, **options)
   except (LookupError, ValueError, ArithmeticError) as error:
     raise WeightsError(
-      f"{file}: no {kind} encoder: {error} is missing or of another form."
+      f"{file}: no {kind} encoder: {error} is missing or of another form; "
+      f"{recognise.other_layout(tensors)}"
     ) from error
   if found is None:
     raise WeightsError(
-      f"{file}: no {kind} encoder in it (no position table by that name); see "
-      "--from for other kinds of weights."
+      f"{file}: no {kind} encoder in it (no position table by that name); "
+      f"{recognise.other_layout(tensors)}"
     )
   return found
+
+
+def resample_note(how: str, mode: str) -> tuple[str, ...]:
+  """A note if frames were resized otherwise in training than they are here."""
+  if how == "bilinear":
+    return ()
+  return (
+    f"frames were resized by {how} interpolation in training; mode {mode} "
+    "resizes bilinearly, antialiased",
+  )
 
 
 def own_mode(settings: Mapping[str, Any]) -> str:

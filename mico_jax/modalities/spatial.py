@@ -292,14 +292,15 @@ def frame_mode(
   return Mode(name, host, to_pixels, eval_mode, description, dtype, recipe)
 
 
-def demo_mode() -> Mode:
+def demo_mode(name: str = "mico_demo", stats: Stats = IMAGENET) -> Mode:
   """The preprocessing of the released demo, exact: float32 frames travel."""
+  kind = "ImageNet" if stats == IMAGENET else "CLIP"
   return frame_mode(
-    "mico_demo",
+    name,
     squash,
     resize_exact,
-    IMAGENET,
-    description="the released demo, exact: squash, no antialias; ImageNet",
+    stats,
+    description=f"the released demo, exact: squash, no antialias; {kind}",
     dtype="float32",
   )
 
@@ -326,6 +327,7 @@ VISUAL_MODES = modes(
     description="plain after a small shift and zoom; no flip",
   ),
   demo_mode(),
+  demo_mode("mico_demo_clip", CLIP),
   frame_mode(
     "mico_train",
     squash,
@@ -346,5 +348,19 @@ VISUAL_MODES = modes(
     resize_smooth,
     HALF,
     description="crop_flip, antialiased; -1..1",
+  ),
+  *(
+    frame_mode(
+      f"{name}_{kind}",
+      place,
+      resize_smooth,
+      stats,
+      description=f"{name}, with the pixels of {word}",
+    )
+    for kind, word, stats in (
+      ("imagenet", "ImageNet", IMAGENET),
+      ("clip", "CLIP", CLIP),
+    )
+    for name, place in (("plain", squash), ("crop_flip_smooth", crop_flip))
   ),
 )

@@ -111,3 +111,23 @@ def resize_positions(
   grid = np.einsum("ij,kjd->kid", weights, grid)
   rows = grid.reshape(new_grid**2, -1).astype(table.dtype)
   return np.concatenate([table[:1], rows])
+
+
+def resize_table(
+  table: Float[np.ndarray, "L D"], rows: int, *, method: str = "bilinear"
+) -> Float[np.ndarray, "K D"]:
+  """Position table of another length, with a class row or patches alone.
+
+  Args:
+    table: as the wanted one: with a class row, or without.
+    rows: wanted; a square number: patches alone.
+    method: see `resize_positions`.
+
+  Raises:
+    ValueError: if a grid is not square, or only one of the two has a class row.
+  """
+  side = math.isqrt(rows)
+  if side**2 != rows:
+    return resize_positions(table, math.isqrt(rows - 1), method=method)
+  padded = np.concatenate([table[:1], table])
+  return resize_positions(padded, side, method=method)[1:]

@@ -1,15 +1,17 @@
 """The encoder shared by every knowledge modality: one vision transformer.
 
-Learned absolute positions (class token included) and a final LayerNorm on all
-tokens, always; the rest is composed of options of `config.VisionConfig`, whose
-defaults are EVA-01. `mico_jax.models.presets.VISION` names the usual choices:
+Learned absolute positions (of a class token too, if it has one) and a final
+LayerNorm on all tokens, always; the rest is composed of options of
+`config.VisionConfig`, whose defaults are EVA-01. `presets.VISION` names the
+usual choices:
 EVA-01, EVA-02 (rotary positions, SwiGLU, sub-LN), EVA-02-E (post-norm), OpenAI
-CLIP and plain ViT. Any subset of the patches may be encoded (patch dropout,
+CLIP and plain ViT; register tokens are those of DINOv2, attention pooling is
+SigLIP's. Any subset of the patches may be encoded (patch dropout,
 masking), and every block's tokens are returned on request.
 
 Source: ViT, arXiv:2010.11929; EVA-CLIP, arXiv:2303.15389; EVA-02,
-arXiv:2303.11331; CLIP, arXiv:2103.00020; and the released MiCo weights (their
-tower is EVA-01-CLIP ViT-g/14).
+arXiv:2303.11331; registers, arXiv:2309.16588; CLIP, arXiv:2103.00020; and the
+released MiCo weights (their tower is EVA-01-CLIP ViT-g/14).
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from mico_jax import axes
 from mico_jax.config import VisionConfig
 from mico_jax.layers import dropout
 from mico_jax.layers.attention import BIASES, SelfAttention
+from mico_jax.layers.attention_pool import AttentionPool
 from mico_jax.layers.embed import POSITION_INIT, TABLE_INIT, PatchEmbed
 from mico_jax.layers.mlp import MLPS, Dense, Mlp
 from mico_jax.layers.norm import LayerNorm
@@ -34,6 +38,7 @@ from mico_jax.layers.stack import stack
 from mico_jax.models.encoder import Encoder
 
 NORMS = ("pre", "post")  # where the LayerNorm of a branch stands
+POOLINGS = ("class", "map")  # what token 0 of a frame is
 
 
 def grid_size(config: VisionConfig) -> int:
@@ -43,7 +48,12 @@ def grid_size(config: VisionConfig) -> int:
     ValueError: if patches do not fill the image or heads the width, or an
       option is unknown.
   """
-  for field, known in (("norm", NORMS), ("mlp", MLPS), ("qkv_bias", BIASES)):
+  for field, known in (
+    ("norm", NORMS),
+    ("mlp", MLPS),
+    ("qkv_bias", BIASES),
+    ("pooling", POOLINGS),
+  ):
     value = getattr(config, field)
     if value not in known:
       raise ValueError(
@@ -59,6 +69,18 @@ def grid_size(config: VisionConfig) -> int:
     raise ValueError(
       f"num_heads={config.num_heads} must divide width={config.width}; set "
       "config.model.vision.num_heads."
+    )
+  if config.registers < 0 or (
+    (config.registers or config.pooling == "map") and config.rope_grid
+  ):
+    raise ValueError(
+      f"registers={config.registers}, pooling={config.pooling!r} with "
+      f"rope_grid={config.rope_grid}: rotary positions go with a class token "
+      "and no registers; set config.model.vision."
+    )
+  if config.registers and config.pooling == "map":
+    raise ValueError(
+      "registers go with pooling='class'; set config.model.vision.registers=0."
     )
   grid = config.image_size // config.patch_size
   if config.rope_grid:
@@ -127,7 +149,7 @@ class ViT(Encoder):
 
   @property
   def num_tokens(self) -> int:
-    """Tokens of one frame, class token included."""
+    """Tokens of one frame, that of the whole frame included."""
     return 1 + grid_size(self.config) ** 2
 
   @nn.compact
@@ -139,7 +161,7 @@ class ViT(Encoder):
     token_indices: Int[Array, "B K"] | None = None,
     row_keys: Key[Array, " B"] | None = None,
     return_hidden: bool = False,
-  ) -> tuple[Float[Array, "B L D"], Float[Array, "P B L D"] | None]:
+  ) -> tuple[Float[Array, "B L D"], Float[Array, "P B _ D"] | None]:
     """Encodes frames.
 
     Args:
@@ -151,17 +173,20 @@ class ViT(Encoder):
       return_hidden: also return the tokens after every block.
 
     Returns:
-      Tokens after the final LayerNorm, class token first, and the stacked
-      tokens after every block (None unless asked for).
+      Tokens after the final LayerNorm, first the class token or what attention
+      pools; and the stacked tokens after every block (None unless asked for),
+      which have no pooled one. Registers are left out of both.
     """
     config = self.config
     num_patches = grid_size(config) ** 2
     names = (axes.POSITION, axes.EMBED)
+    single = int(config.pooling == "class")  # rows before those of the patches
     positions = parameter(
-      self, "pos_embed", POSITION_INIT, (1 + num_patches, config.width), names
-    ).astype(self.dtype)
-    cls = parameter(
-      self, "cls_token", TABLE_INIT, (config.width,), (axes.EMBED,)
+      self,
+      "pos_embed",
+      POSITION_INIT,
+      (single + num_patches, config.width),
+      names,
     ).astype(self.dtype)
     if tokens is None:
       if pixels is None:
@@ -175,15 +200,15 @@ class ViT(Encoder):
       )
       x = embed(pixels, token_indices=token_indices)
       if token_indices is None:
-        x = x + positions[None, 1:]
+        x = x + positions[None, single:]
       else:
-        x = x + jnp.take(positions[1:], token_indices, axis=0)
+        x = x + jnp.take(positions[single:], token_indices, axis=0)
     else:
       x = tokens.astype(self.dtype)
-    first = jnp.broadcast_to(
-      (cls + positions[0])[None, None], (x.shape[0], 1, config.width)
-    )
-    x = jnp.concatenate([first, x], axis=1)
+    first = self._first_tokens(positions)
+    if first is not None:
+      first = jnp.broadcast_to(first[None], (x.shape[0], *first.shape))
+      x = jnp.concatenate([first, x], axis=1)
     if config.pre_norm:
       x = LayerNorm(config.norm_eps, name="pre_norm")(x)
     shared: dict[str, Any] = {}
@@ -216,9 +241,40 @@ class ViT(Encoder):
       shared,
     )
     x = LayerNorm(config.norm_eps, name="norm")(x)
+    if config.registers:
+      kept = np.r_[0, 1 + config.registers : x.shape[1]]
+      x = x[:, kept]
+      hidden = None if hidden is None else hidden[:, :, kept]
+    if config.pooling == "map":
+      pool = AttentionPool(
+        config.num_heads,
+        config.mlp_dim,
+        config.mlp,
+        config.norm_eps,
+        self.dtype,
+        name="pool",
+      )
+      x = jnp.concatenate([pool(x), x], axis=1)
     if config.clip_embed_dim and self.is_initializing():
       self._clip_parameters(x)
     return x, hidden
+
+  def _first_tokens(
+    self, positions: Float[Array, "_ D"]
+  ) -> Float[Array, "R D"] | None:
+    """Class token with its position, and registers; None: there are none."""
+    config, tokens = self.config, []
+    if config.pooling == "class":
+      cls = parameter(
+        self, "cls_token", TABLE_INIT, (config.width,), (axes.EMBED,)
+      )
+      tokens.append((cls.astype(self.dtype) + positions[0])[None])
+    if config.registers:
+      size = (config.registers, config.width)
+      names = (axes.UNSHARDED, axes.EMBED)
+      found = parameter(self, "registers", TABLE_INIT, size, names)
+      tokens.append(found.astype(self.dtype))
+    return jnp.concatenate(tokens) if tokens else None
 
   def _clip_parameters(self, x: Float[Array, "B L D"]) -> None:
     """Creates the own head of a CLIP, which released files carry unused."""

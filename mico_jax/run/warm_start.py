@@ -7,7 +7,6 @@ else must fit.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -19,16 +18,14 @@ from etils import epath
 from mico_jax.checkpoint import manifest, restore
 from mico_jax.models.resize import (
   resize_frames,
-  resize_positions,
+  resize_table,
   resize_text_positions,
 )
 from mico_jax.train import lora
 from mico_jax.types import Params
 
 RESIZERS: Mapping[str, restore.Resizer] = {
-  r"^vision/pos_embed$": lambda table, shape: resize_positions(
-    table, math.isqrt(shape[0] - 1)
-  ),
+  r"^vision/pos_embed$": lambda table, shape: resize_table(table, shape[0]),
   r"^frame_(embed|gain)/": lambda table, shape: resize_frames(table, shape[0]),
   r"^(text/embed/positions|joined_pos)$": lambda table, shape: (
     resize_text_positions(table, shape[0])

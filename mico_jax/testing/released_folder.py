@@ -1,4 +1,4 @@
-"""Tiny released folders with random weights, for tests of the import."""
+"""Tiny released folders and single towers of random weights, for tests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from mico_jax.checkpoint import manifest
 from mico_jax.config import ModelConfig, TextConfig, VisionConfig
 from mico_jax.interop import mico, safetensors
+from mico_jax.interop.entries import to_theirs
+from mico_jax.interop.formats import FORMATS
 from mico_jax.models import build
 
 PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrst")
@@ -88,6 +91,33 @@ def tensors(
       name.replace(new, old) if name.startswith(new) else name: value
       for name, value in found.items()
     }
+  return found
+
+
+def tower_tensors(
+  form: str, model: ModelConfig, prefix: str = "", seed: int = 1
+) -> dict[str, np.ndarray]:
+  """Random tensors of a single tower, by the names in a file, float16.
+
+  Args:
+    form: key of `FORMATS`.
+    model: whose tower.
+    prefix: of the table's names that a file has not.
+    seed: of the values.
+  """
+  rng = np.random.default_rng(seed)
+  shapes = manifest.flatten(build(model).abstract_params())
+  found = {}
+  for entry in FORMATS[form].table(model):
+    value = rng.normal(size=shapes["/".join(entry.path)].shape)
+    value = value.astype(np.float16)
+    for i in range(max(entry.layers, 1)):
+      layer = value[i] if entry.layers else value
+      parts = np.split(layer, len(entry.names), -1) if layer.ndim else [layer]
+      for name, part in zip(entry.names, parts, strict=True):
+        name = name.format(i=i).removeprefix(prefix)
+        size = model.vision.patch_size
+        found[name] = to_theirs(part, entry, patch_size=size)
   return found
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mico_jax.checkpoint import manifest, restore
+from mico_jax.checkpoint import restore
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import VisionConfig
 from mico_jax.data.tokenizer import tokenizer_from_files
@@ -25,7 +25,6 @@ from mico_jax.interop import (
   safetensors,
   targets,
 )
-from mico_jax.interop.entries import to_theirs
 from mico_jax.interop.formats import FORMATS
 from mico_jax.interop.importing import import_checkpoint
 from mico_jax.models import build
@@ -59,24 +58,6 @@ FORMS = {
 }
 
 
-def tensors_of(form, model, prefix, seed=1):
-  """Random tensors of a form, by the names in a file."""
-  rng = np.random.default_rng(seed)
-  shapes = manifest.flatten(build(model).abstract_params())
-  found = {}
-  for entry in FORMATS[form].table(model):
-    value = rng.normal(size=shapes["/".join(entry.path)].shape)
-    value = value.astype(np.float16)
-    for i in range(max(entry.layers, 1)):
-      layer = value[i] if entry.layers else value
-      parts = np.split(layer, len(entry.names), -1) if layer.ndim else [layer]
-      for name, part in zip(entry.names, parts, strict=True):
-        name = name.format(i=i).removeprefix(prefix)
-        size = model.vision.patch_size
-        found[name] = to_theirs(part, entry, patch_size=size)
-  return found
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
   """A whole import, which gives the single towers their other half."""
@@ -98,7 +79,7 @@ def run(tmp_path, form, tensors, base, **options):
 def test_encoders(tmp_path, form, base):
   vision, prefix = FORMS[form]
   model = dataclasses.replace(tiny.MODEL, vision=vision)
-  tensors = tensors_of(form, model, prefix)
+  tensors = tiny.tower_tensors(form, model, prefix)
   extra = {"head.weight": np.ones((3, 64), np.float32)}
   if form != "timm":
     extra = {"token_embedding.weight": np.ones((3, 4), np.float32)}
@@ -128,7 +109,7 @@ def test_encoders(tmp_path, form, base):
 @pytest.mark.parametrize("cross", [True, False])
 def test_bert(tmp_path, base, cross):
   model = dataclasses.replace(tiny.MODEL)
-  tensors = tensors_of("bert", model, "multimodal_encoder.")
+  tensors = tiny.tower_tensors("bert", model, "multimodal_encoder.")
   if not cross:
     tensors = {k: v for k, v in tensors.items() if "crossattention" not in k}
   old = {
@@ -161,7 +142,7 @@ def test_bert(tmp_path, base, cross):
 
 def test_what_a_file_lacks_is_new_to_a_run(tmp_path, base):
   model = dataclasses.replace(tiny.MODEL)
-  tensors = tensors_of("bert", model, "multimodal_encoder.")
+  tensors = tiny.tower_tensors("bert", model, "multimodal_encoder.")
   tensors = {k: v for k, v in tensors.items() if "crossattention" not in k}
   (tmp_path / "vocab.txt").write_text("\n".join(tiny.PIECES) + "\n")
   (tmp_path / "config.json").write_text('{"num_attention_heads": 2}')
@@ -188,7 +169,7 @@ def test_what_a_file_lacks_is_new_to_a_run(tmp_path, base):
 def test_wrong_form_is_named(tmp_path, base):
   vision, prefix = FORMS["clip"]
   model = dataclasses.replace(tiny.MODEL, vision=vision)
-  tensors = tensors_of("clip", model, prefix)
+  tensors = tiny.tower_tensors("clip", model, prefix)
   for form, match in (
     ("bert", "no BERT"),
     ("timm", "no vision transformer of timm"),
@@ -204,16 +185,16 @@ def test_wrong_form_is_named(tmp_path, base):
 def test_open_clip_says_its_activation(tmp_path, base):
   vision, prefix = FORMS["clip"]
   model = dataclasses.replace(tiny.MODEL, vision=vision)
-  tensors = tensors_of("clip", model, prefix)
+  tensors = tiny.tower_tensors("clip", model, prefix)
   settings = {"model_cfg": {"vision_cfg": {"image_size": 16, "head_width": 32}}}
   path = tmp_path / "open_clip_config.json"
   path.write_text(json.dumps(settings))
   run(tmp_path, "clip", tensors, base)
   found = restore.open_checkpoint(tmp_path / "out").config.model.vision
   assert (found.mlp, found.num_heads) == ("gelu", 2)
-  other = {"preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+  other = {"preprocess_cfg": {"mean": [0.3] * 3, "std": [0.5] * 3}}
   path.write_text(json.dumps({**settings, **other}))
-  with pytest.raises(CheckpointError, match=r"preprocess_cfg: no .*mean \[0.5"):
+  with pytest.raises(CheckpointError, match=r"preprocess_cfg: no .*mean \[0.3"):
     import_checkpoint("clip", tmp_path, tmp_path / "other", onto=base)
 
 
@@ -397,9 +378,9 @@ def test_encoders_in_stages_are_read_strictly(tmp_path, name):
     (f"mis-shaped {last} ", {last: np.ones(3, "f4")}, told),
     (f"no {name} of timm", {f"{stage}.blocks.0.{norm}.weight": None}, told),
     (f"no {name} of .*block", {f"{stage}.blocks.9999.x": np.ones(2)}, told),
-    ("arguments of the model", {}, {"model_args": {"img_size": "large"}}),
-    ("arguments of the model", {}, {"pretrained_cfg": {"input_size": 3}}),
-    ("arguments of the model", {}, {"model_args": {"img_size": -1}}),
+    ("size in whole pixels", {}, {"model_args": {"img_size": "large"}}),
+    ("is rectangular", {}, {"pretrained_cfg": {"input_size": [3, 64, 32]}}),
+    ("size in whole pixels", {}, {"model_args": {"img_size": -1}}),
   )
   for i, (message, changes, settings) in enumerate(cases):
     altered = {**tensors, **changes}
@@ -462,7 +443,7 @@ def test_clip_for_timm_is_complete_and_says_what_it_lacks(tmp_path, base):
 
 def test_parameters_of_no_file_are_named(tmp_path, base):
   """An import of texts gives back those alone."""
-  tensors = tensors_of("bert", tiny.MODEL, "multimodal_encoder.")
+  tensors = tiny.tower_tensors("bert", tiny.MODEL, "multimodal_encoder.")
   (tmp_path / "vocab.txt").write_text("\n".join(tiny.PIECES) + "\n")
   (tmp_path / "config.json").write_text('{"num_attention_heads": 2}')
   run(tmp_path, "bert", tensors, base)
@@ -478,7 +459,7 @@ def test_parameters_of_no_file_are_named(tmp_path, base):
 
 def test_an_encoder_keeps_the_pixels_it_was_trained_with(tmp_path, base):
   model = dataclasses.replace(tiny.MODEL, vision=PLAIN)
-  tensors = tensors_of("timm", model, "")
+  tensors = tiny.tower_tensors("timm", model, "")
   checkpoint = restore.open_checkpoint(base)
   theirs = checkpoint.config.data.inputs
   for i, (settings, mode) in enumerate(
@@ -502,7 +483,7 @@ def test_an_encoder_keeps_the_pixels_it_was_trained_with(tmp_path, base):
 
 def test_rotary_tables_are_compared(tmp_path, base):
   model = dataclasses.replace(tiny.MODEL, vision=EVA02)
-  tensors = tensors_of("evaclip", model, "vision_encoder.")
+  tensors = tiny.tower_tensors("evaclip", model, "vision_encoder.")
   tables = {
     name.removeprefix("vision_encoder."): value
     for name, value in mico_vision.rotary_buffers(EVA02).items()
@@ -521,7 +502,7 @@ def test_rotary_tables_are_compared(tmp_path, base):
 def test_towers_of_no_size_are_refused(tmp_path, base, form):
   vision, prefix = FORMS[form]
   model = dataclasses.replace(tiny.MODEL, vision=vision)
-  tensors = tensors_of(form, model, prefix)
+  tensors = tiny.tower_tensors(form, model, prefix)
   block = next(n for n in tensors if "blocks.0." in n)
   many = {block.replace("blocks.0.", "blocks.999999999."): tensors[block]}
   with pytest.raises(CheckpointError, match="layer 999999999 of a file of"):
@@ -533,7 +514,7 @@ def test_towers_of_no_size_are_refused(tmp_path, base, form):
 
 
 def test_heads_that_no_tensor_tells_are_noted(tmp_path, base):
-  tensors = tensors_of("bert", tiny.MODEL, "multimodal_encoder.")
+  tensors = tiny.tower_tensors("bert", tiny.MODEL, "multimodal_encoder.")
   (tmp_path / "vocab.txt").write_text("\n".join(tiny.PIECES) + "\n")
   report = run(tmp_path, "bert", tensors, base)
   assert any("taken to be 1" in note for note in report.notes)
@@ -548,7 +529,7 @@ def test_heads_that_no_tensor_tells_are_noted(tmp_path, base):
 
 
 def test_arguments_of_another_form_are_named(tmp_path, base):
-  tensors = tensors_of(
+  tensors = tiny.tower_tensors(
     "timm", dataclasses.replace(tiny.MODEL, vision=PLAIN), ""
   )
   for settings, match in (

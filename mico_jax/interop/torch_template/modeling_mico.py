@@ -293,6 +293,30 @@ class PatchEmbed(nn.Module):
     return self.proj(x.transpose(2, 3).reshape(batch, -1, p * p * 3))
 
 
+class AttentionPool(nn.Module):
+  """Attention of one learned query over tokens, then a residual MLP."""
+
+  def __init__(self, config: Mapping[str, Any]):
+    super().__init__()
+    width, self.heads = config["width"], config["num_heads"]
+    self.probe = nn.Parameter(torch.zeros(width))
+    self.qkv = nn.Linear(width, 3 * width)
+    self.proj = nn.Linear(width, width)
+    self.norm = nn.LayerNorm(width, config["norm_eps"])
+    self.mlp = Mlp(width, config["mlp_dim"], config["mlp"])
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Returns one token [B, 1, D] of tokens [B, L, D]."""
+    rows = torch.cat([self.probe.expand(x.shape[0], 1, -1), x], 1)
+    packed = self.qkv(rows).unflatten(-1, (3, self.heads, -1))
+    query, keys, values = packed[:, :1, 0], packed[:, 1:, 1], packed[:, 1:, 2]
+    y = functional.scaled_dot_product_attention(
+      query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+    )
+    y = self.proj(y.transpose(1, 2).flatten(2))
+    return y + self.mlp(self.norm(y))
+
+
 class ViT(nn.Module):
   """Vision transformer over frames, of options (see config.json)."""
 
@@ -301,8 +325,16 @@ class ViT(nn.Module):
     self.config = config
     width, eps = config["width"], config["norm_eps"]
     self.grid = config["image_size"] // config["patch_size"]
-    self.cls_token = nn.Parameter(torch.zeros(width))
-    self.pos_embed = nn.Parameter(torch.zeros(1 + self.grid**2, width))
+    self.single = int(config.get("pooling", "class") == "class")
+    self.hidden = config.get("registers", 0)
+    if self.single:
+      self.cls_token = nn.Parameter(torch.zeros(width))
+    else:
+      self.pool = AttentionPool(config)
+    if self.hidden:
+      self.registers = nn.Parameter(torch.zeros(self.hidden, width))
+    rows = self.single + self.grid**2
+    self.pos_embed = nn.Parameter(torch.zeros(rows, width))
     self.patch_embed = PatchEmbed(
       width, config["patch_size"], config["patch_bias"]
     )
@@ -322,22 +354,31 @@ class ViT(nn.Module):
   ) -> Tensor:
     """Encodes frames [B, Y, X, 3], or tokens with positions of their own.
 
-    Returns tokens [B, L, D] after the final norm, class token first.
+    Returns tokens [B, L, D] after the final norm, that of the frame first.
     """
     config, rotary = self.config, None
     if tokens is None:
-      tokens = self.patch_embed(pixels) + self.pos_embed[1:]
+      tokens = self.patch_embed(pixels) + self.pos_embed[self.single :]
       if config["rope_grid"]:
         head_dim = config["width"] // config["num_heads"]
         tables = rotary_tables(self.grid, head_dim, config["rope_grid"])
         rotary = tuple(x.to(tokens.device) for x in tables)
-    first = (self.cls_token + self.pos_embed[0]).expand(tokens.shape[0], 1, -1)
-    x = torch.cat([first, tokens], 1)
+    batch, x = tokens.shape[0], tokens
+    if self.hidden:
+      x = torch.cat([self.registers.expand(batch, -1, -1), x], 1)
+    if self.single:
+      first = (self.cls_token + self.pos_embed[0]).expand(batch, 1, -1)
+      x = torch.cat([first, x], 1)
     if config["pre_norm"]:
       x = self.pre_norm(x)
     for block in self.blocks:
       x = block(x, rotary)
-    return self.norm(x)
+    x = self.norm(x)
+    if not self.single:
+      return torch.cat([self.pool(x), x], 1)
+    if self.hidden:
+      return torch.cat([x[:, :1], x[:, 1 + self.hidden :]], 1)
+    return x
 
 
 class Conv(nn.Conv2d):
@@ -1558,7 +1599,7 @@ class Tokenizer:
 
 
 class WordPiece(Tokenizer):
-  """BERT-uncased WordPiece over vocab.txt."""
+  """BERT's WordPiece over vocab.txt; lower-cased unless config.json says so."""
 
   tidy = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
   cjk = (
@@ -1575,6 +1616,10 @@ class WordPiece(Tokenizer):
 
   def __init__(self, special: Mapping[str, int], vocabulary: str):
     super().__init__(special)
+    self.lower = special.get("lower_case", True)
+    self.plain = special.get("strip_accents")
+    self.plain = self.lower if self.plain is None else self.plain
+    self.apart = special.get("split_cjk", True)
     lines = vocabulary.split("\n")
     lines = lines[:-1] if not lines[-1] else lines
     self.ids = {line.rstrip("\r"): i for i, line in enumerate(lines)}
@@ -1595,14 +1640,16 @@ class WordPiece(Tokenizer):
     return found
 
   def words(self, text: str) -> list[str]:
-    """Lower-case words; punctuation and CJK characters stand alone."""
-    clean = "".join(map(self.clean, "".join(c.lower() for c in text)))
-    clean = unicodedata.normalize("NFC", clean)
+    """Words; punctuation and CJK characters stand alone."""
+    text = "".join(c.lower() for c in text) if self.lower else text
+    clean = unicodedata.normalize("NFC", "".join(map(self.clean, text)))
     words = []
     for word in clean.split():
-      plain = unicodedata.normalize("NFD", word.lower())
-      plain = [c for c in plain if unicodedata.category(c) != "Mn"]
-      words.append("".join(map(self.spaced, plain)))
+      word = word.lower() if self.lower else word
+      if self.plain:
+        marked = unicodedata.normalize("NFD", word)
+        word = "".join(c for c in marked if unicodedata.category(c) != "Mn")
+      words.append("".join(map(self.spaced, word)))
     return " ".join(words).split()
 
   def clean(self, char: str) -> str:
@@ -1612,9 +1659,8 @@ class WordPiece(Tokenizer):
       return " "
     if ord(char) in (0, 0xFFFD) or category.startswith("C"):
       return ""
-    if any(first <= ord(char) <= last for first, last in self.cjk):
-      return f" {char} "
-    return char
+    cjk = any(first <= ord(char) <= last for first, last in self.cjk)
+    return f" {char} " if cjk and self.apart else char
 
   def spaced(self, char: str) -> str:
     """Punctuation between spaces."""

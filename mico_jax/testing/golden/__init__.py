@@ -15,6 +15,7 @@ from mico_jax.testing.golden.case import (
   Folder,
   Missing,
   Unsupported,
+  case_named,
 )
 from mico_jax.testing.golden.demo import demo_e2e
 from mico_jax.testing.golden.generation import generate
@@ -59,4 +60,5 @@ __all__ = [
   "Folder",
   "Missing",
   "Unsupported",
+  "case_named",
 ]

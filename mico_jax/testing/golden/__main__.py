@@ -27,11 +27,12 @@ def folders(root: pathlib.Path) -> list[golden.Folder]:
 def run(folder: golden.Folder) -> int:
   """Runs one case and prints its lines; returns its exit code."""
   label = folder.path.name
-  case = golden.CASES.get(folder.case)
-  if case is None:
+  name = golden.case_named(folder.case, golden.CASES)
+  if not name:
     print(f"UNSUPPORTED {label}: needs a case {folder.case!r}")
     return UNSUPPORTED
-  print(f"{label} ({folder.case})")
+  case = golden.CASES[name]
+  print(f"{label} ({name})")
   code, seen = OK, set()
   try:
     with jax.default_matmul_precision("highest"):
@@ -75,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   wanted = [name for name in arguments.cases.split(",") if name]
   codes, found = [], set()
   for folder in folders(arguments.folder):
-    names = {folder.case, folder.path.name}
+    case = golden.case_named(folder.case, golden.CASES)
+    names = {folder.case, folder.path.name, case}
     if not wanted or names & set(wanted):
       found |= names
       codes.append(run(folder))

@@ -13,14 +13,17 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from mico_jax.interop import safetensors
+from mico_jax.modalities import spatial
 
 OUTPUT_LIMIT = 5e-5  # encoder outputs and logits
+MEL_LIMIT = 3e-3  # worst of log-mel values; their mean has a limit of its own
+MEL_MEAN_LIMIT = 1e-5
 LOSS_LIMIT = 2e-5  # losses and gradients
 WEIGHT_LIMIT = 3e-5  # weights after optimiser steps
 # What makes a folder a case -> the case, where the file itself names none.
@@ -91,6 +94,24 @@ class Check:
     )
 
 
+def log_mels(
+  name: str, got: Any, want: np.ndarray, scale: float = 1.0
+) -> Iterator[Check]:
+  """The worst and the mean difference of log-mel values.
+
+  Args:
+    name: of the stored output.
+    got: ours.
+    want: the stored ones.
+    scale: by which the values were divided, 2 `data.audio.std` in slices; the
+      limits, which are of plain log-mel values, are divided as well.
+  """
+  yield Check(name, got, want, MEL_LIMIT / scale)
+  if np.shape(got) == np.shape(want):
+    mean = np.abs(np.asarray(got, np.float64) - want).mean()
+    yield Check(f"{name} (mean difference)", mean, 0.0, MEL_MEAN_LIMIT / scale)
+
+
 @dataclasses.dataclass(frozen=True)
 class Missing:
   """A stored output that needs what the library lacks."""
@@ -148,3 +169,34 @@ class Folder:
 
 
 Case = Callable[[Folder], Iterator[Check | Missing]]
+
+
+def case_named(name: str, known: Collection[str]) -> str:
+  """The case that a name begins with, "vision_clip_b" -> "vision_clip".
+
+  What follows must stand apart: by a sign, or as a number behind a letter. The
+  longest case counts; "" if there is none.
+  """
+
+  def begins(case: str) -> bool:
+    rest = name[len(case) :]
+    if not name.startswith(case) or not rest[:1].isalnum():
+      return name.startswith(case)
+    return rest[0].isdigit() and case[-1].isalpha()
+
+  return max(filter(begins, known), key=len, default="")
+
+
+# Beginning of an encoder's type in the original -> its pixels' statistics, and
+# the mode of images that has them.
+PIXELS: Mapping[str, tuple[spatial.Stats, str]] = {
+  "clip": (spatial.CLIP, "mico_demo_clip"),
+  "evaclip": (spatial.CLIP, "mico_demo_clip"),
+  "swin": (spatial.IMAGENET, "mico_demo"),
+}
+
+
+def pixels_of(kind: str) -> tuple[spatial.Stats, str] | None:
+  """Statistics and mode of an encoder's type; None: of an unknown one."""
+  found = case_named(kind, PIXELS)
+  return PIXELS[found] if found else None

@@ -23,10 +23,16 @@ from mico_jax.inference import OmniModel
 from mico_jax.interop import importing, safetensors
 from mico_jax.interop import mico as released
 from mico_jax.models import Context
-from mico_jax.testing.golden.case import Check, Folder, Missing, Unsupported
+from mico_jax.testing.golden.case import (
+  Check,
+  Folder,
+  Missing,
+  Unsupported,
+  log_mels,
+  pixels_of,
+)
 
 DEMO_LIMIT = 1e-5  # similarities and matching scores
-MEL_LIMIT = 3e-4  # normalised log-mel values; 3e-3 before normalisation
 VOCABULARY = pathlib.Path("wordpiece", "vocab.txt")
 # Letter -> modality, and its name in the outputs.
 SIDES = {"v": ("image", "image"), "a": ("audio", "audio")}
@@ -39,6 +45,10 @@ def demo_e2e(folder: Folder) -> Iterator[Check | Missing]:
   beside = folder.path.parent
   if not (beside / VOCABULARY).is_file():
     raise Unsupported(f"the vocabulary, in a sibling folder: {VOCABULARY}")
+  kind = str(folder.config.get("image_encoder_type_for_normalisation", "swin"))
+  pixels = pixels_of(kind)
+  if pixels is None:
+    raise Unsupported(f"the statistics of pixels for an encoder {kind!r}")
   with tempfile.TemporaryDirectory() as scratch:
     out = pathlib.Path(scratch) / "imported"
     importing.import_checkpoint(
@@ -46,6 +56,7 @@ def demo_e2e(folder: Folder) -> Iterator[Check | Missing]:
       folder.path / "pretrain_dir",
       out,
       vocabulary=beside / VOCABULARY,
+      overrides=[f"data.inputs.image.mode={pixels[1]}"],
       self_check=False,
     )
     model = inference.load(out)
@@ -125,8 +136,9 @@ def _side(
     yield Check("video_input", context.values, outputs["video_input"])
     got["slice_scores"] = scores.matching[0]
   else:
+    scale = 2 * model.config.data.audio.std
     want = outputs["audio_input"]
-    yield Check("audio_input", pixels[..., 0], want, MEL_LIMIT)
+    yield from log_mels("audio_input", pixels[..., 0], want, scale)
   for name, value in got.items():
     yield Check(name, value, outputs[name], DEMO_LIMIT)
   yield Check(

@@ -24,13 +24,17 @@ from mico_jax.modalities import (
   spatial,
   video_file,
 )
-from mico_jax.testing.golden.case import Check, Folder, Missing
+from mico_jax.testing.golden.case import (
+  Check,
+  Folder,
+  Missing,
+  log_mels,
+  pixels_of,
+)
 
 IMAGE_LIMIT = 1e-4
-MEL_LIMIT = 3e-3  # worst of log-mel values; the mean must stay below 1e-5
-MEL_MEAN_LIMIT = 1e-5
 RESAMPLE_LIMIT = 5e-5
-STATS = {"evaclip": spatial.CLIP, "swin": spatial.IMAGENET}
+SCALE = 2 * AudioConfig().std  # by which slices are divided
 KINDS = ((".jpeg", ".jpg", ".png"), (".flac", ".wav"), (".mp4", ".webm"))
 
 
@@ -40,7 +44,10 @@ class Media:
 
   folder: Folder
 
-  def _data(self, kind: int, name: str = "") -> bytes | None:
+  def _data(self, kind: int, key: str) -> bytes | None:
+    """The file that the config names under a key, or the first of its kind."""
+    about = self.folder.config.get(key)
+    name = about.get("file") if isinstance(about, Mapping) else about
     place = self.folder.path.parent / "media"
     files = sorted(place.iterdir()) if place.is_dir() else []
     for path in files:
@@ -51,19 +58,19 @@ class Media:
   @functools.cached_property
   def image(self) -> np.ndarray | None:
     """The image as decoded here, uint8 [Y, X, 3]."""
-    data = self._data(0, self.folder.config["image"].get("file", ""))
+    data = self._data(0, "image")
     return None if data is None else media.decode_image(data, Geometry(1, 224))
 
   @functools.cached_property
   def waveform(self) -> np.ndarray | None:
     """The sound at 16 kHz."""
-    data = self._data(1, self.folder.config["audio"].get("file", ""))
+    data = self._data(1, "audio")
     return None if data is None else sound.decode_audio(data, Geometry(1, 224))
 
   @functools.cached_property
   def video(self) -> spatial.Clip | None:
     """The video."""
-    data = self._data(2, self.folder.config["video"].get("file", ""))
+    data = self._data(2, "video")
     return (
       None if data is None else video_file.decode_video(data, Geometry(1, 224))
     )
@@ -72,6 +79,7 @@ class Media:
 def preprocess(folder: Folder) -> Iterator[Check | Missing]:
   """Images, filterbanks, slices, resampling, video frames, frame indices."""
   found = Media(folder)
+  yield from _constants(folder.config.get("constants", {}))
   for name, want in folder.outputs.items():
     kind, _, rest = name.partition(".")
     if kind == "image":
@@ -90,6 +98,21 @@ def preprocess(folder: Folder) -> Iterator[Check | Missing]:
     got = [spatial.sample_frames(n, wanted) for n in lengths]
     want = np.array(list(table.values()))
     yield Check(f"frame_indices.{key}", np.stack(got), want, 0.0)
+
+
+def _constants(stored: Mapping[str, Any]) -> Iterator[Check]:
+  """Means and deviations, to the last digit: no limit on arrays is as sharp."""
+  config = AudioConfig()
+  ours = {
+    "clip_mean": spatial.CLIP[0],
+    "clip_std": spatial.CLIP[1],
+    "imagenet_mean": spatial.IMAGENET[0],
+    "imagenet_std": spatial.IMAGENET[1],
+    "audio_mean": config.mean,
+    "audio_std": config.std,
+  }
+  for key in ours.keys() & stored.keys():
+    yield Check(f"constants.{key}", ours[key], stored[key], 0.0)
 
 
 def _pixels(frames: np.ndarray, stats: spatial.Stats) -> np.ndarray:
@@ -120,10 +143,11 @@ def _image(
       return Missing(name, "the image, in a sibling folder media")
     return Check(name, found.image, want, 1.0)
   size = re.search(r"\bres(\d+)", rest)
-  stats = STATS.get(rest.partition(".")[0])
+  pixels = pixels_of(rest.partition(".")[0])
   stored = folder.outputs.get("image.decoded_rgb_uint8", found.image)
-  if size is None or stats is None or stored is None:
+  if size is None or pixels is None or stored is None:
     return Missing(name, f"a reading of the name {name!r}, and the image")
+  stats, exact = pixels
   side = int(size.group(1))
   frames = stored[None]
   if "antialias_true" in rest:
@@ -132,13 +156,11 @@ def _image(
   elif "crop_flip_eval" in rest:
     resize = spatial.resize_exact
     frames, _ = spatial.crop_flip(frames, side, resize, None)
-  elif rest.startswith("swin"):  # exactly the mode of the demo
-    mode, geometry = spatial.VISUAL_MODES["mico_demo"], Geometry(1, side)
+  else:
+    mode, geometry = spatial.VISUAL_MODES[exact], Geometry(1, side)
     host = mode.host(spatial.ArrayClip(frames), geometry, None)
     got = np.moveaxis(mode.to_pixels(host, geometry=geometry, xp=np), -1, 1)
     return Check(name, got[_corner(want)], want, IMAGE_LIMIT)
-  else:
-    frames = spatial.resize_exact(frames, (side, side))
   return Check(name, _pixels(frames, stats)[_corner(want)], want, IMAGE_LIMIT)
 
 
@@ -179,14 +201,6 @@ def _deviation(pixels: np.ndarray, want: np.ndarray) -> np.ndarray:
   return min(found, key=lambda x: np.abs(x - want).max())
 
 
-def _mels(name: str, got: np.ndarray, want: np.ndarray) -> Iterator[Check]:
-  """The worst and the mean difference of log-mel energies."""
-  yield Check(name, got, want, MEL_LIMIT)
-  if got.shape == want.shape:
-    mean = np.abs(got.astype(np.float64) - want).mean()
-    yield Check(f"{name} (mean difference)", mean, 0.0, MEL_MEAN_LIMIT)
-
-
 def _slices(waveform: np.ndarray, args: Mapping[str, Any]) -> np.ndarray:
   """The original's audio processor by way of mode `mico_demo`."""
   config = dataclasses.replace(AudioConfig(), mel_bins=args["melbins"])
@@ -215,20 +229,36 @@ def _audio(
   if bank is not None:
     bins, every = int(bank.group(1)), int(bank.group(2) or 1)
     got = sound.fbank(found.waveform, bins, AudioConfig())[::every]
-    yield from _mels(name, got, want)
+    yield from log_mels(name, got, want)
   elif first is not None:
     yield Check(name, found.waveform[None, : want.shape[-1]], want, 1e-6)
   else:
     items = folder.config.get("audio_processor", [])
-    item = next((i for i in items if i["tensor"] == name), None)
-    if item is None:
+    item = next((i for i in items if i.get("tensor") == name), {})
+    args = _told(name) | item.get("args", {})
+    if not {"melbins", "target_length", "sample_num"} <= args.keys():
       yield Missing(name, f"a reading of the name {name!r}")
       return
-    got = _slices(found.waveform, item["args"])
+    got = _slices(found.waveform, args)
     steps = [int(n) for n in re.findall(r"every (\d+)", item.get("stored", ""))]
     if steps:
-      got = got[:, :: steps[0], :: steps[1]]
-    yield Check(name, got, want, MEL_LIMIT)
+      got = got[:, :: steps[0], :: steps[-1]]
+    yield from log_mels(name, got, want, SCALE)
+
+
+def _told(name: str) -> dict[str, int]:
+  """Arguments of the original's audio processor that an output's name tells."""
+  words = {
+    "melbins": "mel",
+    "target_length": "len",
+    "sample_num": "n",
+    "resize_melbin_num": "resize",
+  }
+  found = {
+    key: re.search(rf"(?<![a-z]){word}(\d+)", name)
+    for key, word in words.items()
+  }
+  return {key: int(match[1]) for key, match in found.items() if match}
 
 
 def _short(
@@ -237,12 +267,14 @@ def _short(
   """Synthetic sounds at several rates: resampled, filtered, sliced."""
   name = f"{kind}.{rest}"
   items = folder.config.get("short_audio", [])
-  item = next((i for i in items if i["name"] == kind), None)
-  waveform = folder.outputs.get(f"{kind}.waveform")
-  if item is None or waveform is None:
-    yield Missing(name, f"the waveform and settings of {kind}")
+  item = next((i for i in items if i.get("name") == kind), {})
+  waveform, rate = (
+    folder.outputs.get(f"{kind}.waveform"),
+    item.get("sample_rate"),
+  )
+  if waveform is None or rate is None:
+    yield Missing(name, f"the waveform and the sample_rate of {kind}")
     return
-  rate = item["sample_rate"]
   if rest == "waveform":
     config = dataclasses.replace(AudioConfig(), sample_rate=rate)
     got = sound.decode_audio((waveform.T, rate), Geometry(1, 32, config))
@@ -250,15 +282,23 @@ def _short(
     return
   mono = sound.decode_audio((waveform.T, rate), Geometry(1, 32))
   if rest.startswith("resampled"):
-    got = np.stack([sound.resample(x, rate, 16000) for x in waveform])
+    target = AudioConfig().sample_rate
+    got = np.stack([sound.resample(x, rate, target) for x in waveform])
     yield Check(name, got, want, RESAMPLE_LIMIT)
   elif rest == "fbank":
     # From the stored samples: the resampling has a line of its own.
     stored = folder.outputs.get(f"{kind}.resampled_16000")
     given = mono if stored is None else stored[0]
-    bins = item["args"]["melbins"]
-    yield from _mels(name, sound.fbank(given, bins, AudioConfig()), want)
+    got = sound.fbank(given, want.shape[1], AudioConfig())
+    yield from log_mels(name, got, want)
   elif rest == "out":
-    yield Check(name, _slices(mono, item["args"]), want, MEL_LIMIT)
+    # The shape tells all but the bins before they are resized.
+    args = dict(
+      zip(("sample_num", "target_length"), want.shape[:2], strict=True),
+      resize_melbin_num=want.shape[2],
+      melbins=folder.outputs.get(f"{kind}.fbank", want).shape[-1],
+    )
+    got = _slices(mono, args | item.get("args", {}))
+    yield from log_mels(name, got, want, SCALE)
   else:
     yield Missing(name, f"a reading of the name {name!r}")

@@ -14,6 +14,7 @@ from mico_jax.interop import families
 from mico_jax.models import build
 from mico_jax.models.swin import PatchMerging, SwinStem
 from mico_jax.testing.golden.case import Check, Folder, Unsupported
+from mico_jax.testing.golden.vision import eps
 
 
 def vision_swin(folder: Folder) -> Iterator[Check]:
@@ -33,8 +34,8 @@ def vision_swin(folder: Folder) -> Iterator[Check]:
     vision,
     image_size=settings["img_size"],
     window_size=settings["window_size"],
-    norm_eps=folder.config["layernorm_eps"],
   )
+  yield from eps(folder, vision)
   text = TextConfig(
     vocab_size=8, width=8, depth=1, num_heads=1, mlp_dim=8, max_positions=8
   )

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mico_jax.config import VisionConfig
 from mico_jax.interop import mico as released
 from mico_jax.interop import mico_vision
 from mico_jax.layers.embed import PatchEmbed
@@ -42,6 +43,13 @@ def encoder(
   return build(config), jax.tree.map(jnp.asarray, params)
 
 
+def eps(folder: Folder, vision: VisionConfig) -> Iterator[Check]:
+  """The encoder's own eps, which few outputs would show, against the stored."""
+  if "layernorm_eps" in folder.config:
+    want = folder.config["layernorm_eps"]
+    yield Check("layernorm_eps", vision.norm_eps, want, 0.0)
+
+
 def vision_eva(folder: Folder) -> Iterator[Check]:
   """EVA-01, EVA-02, EVA-02-E: also patch embedding, rotary tables and head."""
   settings = folder.config["vision_cfg"]
@@ -54,6 +62,7 @@ def vision_eva(folder: Folder) -> Iterator[Check]:
     options["rope_grid"] = base
   heads = settings["width"] // settings["head_width"]
   model, params = encoder(folder, heads, **options)
+  yield from eps(folder, model.config.vision)
   yield from _tokens(folder, model, params, "cls_head")
   name = "hidden.patch_embed"
   if name in folder.outputs:
@@ -65,9 +74,9 @@ def vision_eva(folder: Folder) -> Iterator[Check]:
 
 def vision_clip(folder: Folder) -> Iterator[Check]:
   """OpenAI's CLIP: also the tokens before the blocks, and CLIP's own head."""
-  model, params = encoder(
-    folder, folder.config["heads"], norm_eps=folder.config["layernorm_eps"]
-  )
+  heads = folder.config.get("heads") or folder.config["width"] // 64
+  model, params = encoder(folder, heads)
+  yield from eps(folder, model.config.vision)
   yield from _tokens(folder, model, params, "cls_proj")
   name = "hidden.ln_pre"
   if name in folder.outputs:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mico_jax.data import wordpiece as wordpiece_lib
 from mico_jax.data.tokenizer import WordPieceTokenizer
 from mico_jax.testing.golden.case import Check, Folder, Missing, Unsupported
 
@@ -53,15 +54,24 @@ def _output(
   return None
 
 
+def _rules(config: Mapping[str, Any]) -> dict[str, bool | None]:
+  """How texts are normalised, as the sentence on the tokenizer says it."""
+  values = {"True": True, "False": False, "None": None}
+  told = re.findall(r"(\w+)=(\w+)", str(config.get("tokenizer", "")))
+  given = {key: values[value] for key, value in told if value in values}
+  names = wordpiece_lib.NAMES
+  return wordpiece_lib.check_rules(given, "tokenizer", names)
+
+
 def wordpiece(folder: Folder) -> Iterator[Check | Missing]:
   """Texts to pieces and ids, ids to text, special ids."""
   config = folder.config
   vocabulary = folder.path / "vocab.txt"
   if not vocabulary.is_file():
     raise Unsupported("a vocab.txt in the folder")
-  if "do_lower_case=False" in str(config.get("tokenizer", "")):
-    raise Unsupported("a cased WordPiece tokenizer")
-  tokenizer = WordPieceTokenizer(vocabulary.read_bytes(), str(vocabulary))
+  tokenizer = WordPieceTokenizer(
+    vocabulary.read_bytes(), str(vocabulary), _rules(config)
+  )
   info = tokenizer.info
   special = config.get("special", {})
   ours = {"PAD": info.pad, "CLS": info.cls, "SEP": info.sep, "MASK": info.mask}
