@@ -155,11 +155,15 @@ class WorkdirLock:
     if self._thread is not None:
       self._thread.join(BEAT)
     _HELD.discard(self._token)
-    # One that cannot be removed counts as left behind: this process is gone.
-    with contextlib.suppress(Exception):
+
+    def give_back() -> None:
       holder, version = self._read()
       if holder is not None and holder["token"] == self._token:
         self._record.delete(version)
+
+    # One that cannot be removed counts as left behind: this process is gone.
+    with contextlib.suppress(Exception):
+      wait_out(give_back, f"removing {self._path}", patience=5.0, note=None)
 
   # ----------------------------------------------------------------- the file
   def _entry(self) -> dict[str, Any]:

@@ -7,5 +7,6 @@ received themselves.
 
 from __future__ import annotations
 
-LOST = 75  # another process or the connection to it was lost
+# Another process or the connection to it was lost, or storage stayed away.
+LOST = 75
 HUNG = 76  # no step finished within train.watchdog_s

@@ -38,7 +38,7 @@ from mico_jax.run.logging import read_metrics
 from mico_jax.run.pretrain import pretrain
 from mico_jax.run.trace import trace_step
 from mico_jax.run.watch import NonFiniteError
-from mico_jax.testing import faults, memory_path
+from mico_jax.testing import faults, memory_path, s3_server
 from mico_jax.testing.tiny_checkpoint import tiny_config
 
 STEPS = 12
@@ -556,7 +556,7 @@ def values_of(workdir: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("place", ["local", "memory"])
-def test_one_call_in_a_hundred_fails(tmp_path, place, monkeypatch):
+def test_one_call_in_a_hundred_fails(tmp_path, place):
   """The run ends by itself, as the one without faults does."""
   config = tiny(steps=20, checkpoint_every=5, keep=2, tensorboard=True)
   pretrain(config, tmp_path / "calm")
@@ -575,15 +575,27 @@ def test_one_call_in_a_hundred_fails(tmp_path, place, monkeypatch):
   assert all((after[path] == before[path]).all() for path in before)
 
 
-@pytest.mark.parametrize("place", ["local", "memory"])
-def test_metrics_reach_as_far_as_the_checkpoint(tmp_path, place, monkeypatch):
+@pytest.fixture(
+  params=["local", "memory", pytest.param("s3", marks=pytest.mark.slow)]
+)
+def store(request, tmp_path, monkeypatch):
+  """A folder for workdirs of each kind, as text."""
+  if request.param == "s3":
+    pytest.importorskip("moto")
+    pytest.importorskip("s3fs")
+    with s3_server.running(monkeypatch.setenv) as bucket:
+      yield bucket
+    return
+  memory_path.register()
+  local = request.param == "local"
+  yield str(tmp_path) if local else f"memory://stores/{tmp_path.name}"
+
+
+def test_metrics_reach_as_far_as_the_checkpoint(tmp_path, store):
   """Killed right when a checkpoint is complete, between two logs."""
   config = tiny(steps=12, checkpoint_every=5, log_every=4)
   pretrain(config, tmp_path / "whole")
-  workdir = str(tmp_path / "killed")
-  if place == "memory":
-    memory_path.register()
-    workdir = f"memory://killed/{tmp_path.name}"
+  workdir = f"{store}/killed"
   real = pretrain_lib.Manager.save
 
   class Killed(BaseException):
@@ -595,14 +607,12 @@ def test_metrics_reach_as_far_as_the_checkpoint(tmp_path, place, monkeypatch):
       self.wait()
       raise Killed
 
-  # A kill closes nothing.
-  monkeypatch.setattr(pretrain_lib.Manager, "save", killing)
-  monkeypatch.setattr(pretrain_lib.MetricsWriter, "close", lambda self: None)
-  with pytest.raises(Killed):
-    pretrain(config, workdir)
-  monkeypatch.undo()
-  one_device(monkeypatch)
-  monkeypatch.setattr(pretrain_lib, "compile_steps", _compiled)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(pretrain_lib.Manager, "save", killing)
+    # A kill closes nothing.
+    patch.setattr(pretrain_lib.MetricsWriter, "close", lambda self: None)
+    with pytest.raises(Killed):
+      pretrain(config, workdir)
   assert max(x["step"] for x in read_metrics(workdir)) == 9
   pretrain(config, workdir)
   assert values_of(workdir) == values_of(tmp_path / "whole")

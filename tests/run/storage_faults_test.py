@@ -137,7 +137,7 @@ def test_calls_of_saving_and_restoring_may_fail(workdir):
   # A fault of each of the calls that differ, and further ones by chance.
   total = len(quiet.calls)
   first = {name: quiet.calls.index(name) for name in set(quiet.calls)}
-  others = np.random.default_rng(0).choice(total, 12, replace=False).tolist()
+  others = np.random.default_rng(0).choice(total, 4, replace=False).tolist()
   for number in sorted({*first.values(), *others}):
     files.remove_folder(workdir)
     name = list(kinds)[number % len(kinds)]
