@@ -104,6 +104,12 @@ class TarIndex:
         self._file.seek(tar.offset)
         if self._file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
           raise DecodeError(f"{short(self.path)}: the tar file is cut short.")
+        while rest := self._file.read(1 << 20):  # padding
+          if rest.strip(b"\0"):
+            raise DecodeError(
+              f"{short(self.path)}: data follow the end of the archive (several "
+              "archives joined?); pack their members into one."
+            )
       # tarfile closes nothing it was handed; keep reading from our handle.
     except (DecodeError, OSError):
       raise

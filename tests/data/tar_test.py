@@ -112,6 +112,14 @@ def test_links_are_followed_inside_the_archive(tmp_path, capsys):
   assert "e.png" in capsys.readouterr().err
 
 
+def test_archives_that_were_joined_are_refused(tmp_path):
+  one = write_tar(tmp_path / "1.tar", PAIR[:2]).read_bytes()
+  two = write_tar(tmp_path / "2.tar", PAIR[2:]).read_bytes()
+  (tmp_path / "x.tar").write_bytes(one + two)
+  with pytest.raises(DecodeError, match="archives joined"):
+    TarIndex(str(tmp_path / "x.tar"))
+
+
 @pytest.mark.parametrize("form", ["gnu", "posix"])
 def test_sparse_members_are_filled(tmp_path, form):
   if shutil.which("tar") is None:
