@@ -142,7 +142,7 @@ class _BatchMaker:
     guard: Guard,
   ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """A row's sample, and what is to be noted if it is not the whole one."""
-    entry = None
+    entry: dict[str, Any] | None = None
     wanted = row
     for attempt in range(SUBSTITUTES):
       read = _Reading()

@@ -13,6 +13,7 @@ import os
 import posixpath
 import tarfile
 from collections import Counter
+from typing import Any
 
 from mico_jax.data.remote import Storage, short
 from mico_jax.modalities import DecodeError
@@ -91,8 +92,9 @@ class TarIndex:
             links[name] = normal_name(posixpath.join(folder, info.linkname))
             counts[name] += 1
           elif info.isfile():
-            sparse = tuple(map(tuple, info.sparse)) if info.sparse else None
-            member = Member(info.offset_data, info.size, sparse)
+            pieces: Any = info.sparse  # (offset, size), or None
+            sparse = tuple((int(o), int(n)) for o, n in pieces or ())
+            member = Member(info.offset_data, info.size, sparse or None)
             if member.offset + member.stored > size:
               raise DecodeError(
                 f"{short(self.path)}: cut short in {short(info.name)!r}."
@@ -104,6 +106,12 @@ class TarIndex:
         self._file.seek(tar.offset)
         if self._file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
           raise DecodeError(f"{short(self.path)}: the tar file is cut short.")
+        while rest := self._file.read(1 << 20):  # padding
+          if rest.strip(b"\0"):
+            raise DecodeError(
+              f"{short(self.path)}: data follow the end of the archive "
+              "(several archives joined?); pack their members into one."
+            )
       # tarfile closes nothing it was handed; keep reading from our handle.
     except (DecodeError, OSError):
       raise

@@ -37,15 +37,13 @@ def unpinned(old: Config, new: Config, overrides: Sequence[str]) -> Config:
     if former is None or not (spec.count or spec.sha256):
       continue
     changed = [f for f in _INDEX if getattr(spec, f) != getattr(former, f)]
-    given = [
-      field
-      for field in ("count", "sha256")
-      if any(o.startswith(f"data.sources.{name}.{field}=") for o in overrides)
-    ]
     if changed:
-      pins = {"count": 0, "sha256": ""}
-      kept = {k: v for k, v in pins.items() if k not in given}
-      sources[name] = dataclasses.replace(spec, **kept)
+      given = {o.partition("=")[0] for o in overrides}
+      sources[name] = dataclasses.replace(
+        spec,
+        count=spec.count if f"data.sources.{name}.count" in given else 0,
+        sha256=spec.sha256 if f"data.sources.{name}.sha256" in given else "",
+      )
       tell(
         f"data source {name!r}: {' and '.join(changed)} given; the count and "
         "SHA-256 that the checkpoint pinned do not apply."

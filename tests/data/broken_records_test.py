@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import os
-import tarfile
 import zipfile
 
 import numpy as np
@@ -25,6 +24,7 @@ from mico_jax.testing.tiny_data import (
   manifest_source,
   png,
   write_manifest,
+  write_tar,
 )
 
 BAD = 3  # the sample that is made bad, of 8
@@ -336,15 +336,12 @@ def test_a_cut_array_record_is_one_line(tmp_path, left):
 
 
 def _webdataset(tmp_path, text):
-  with tarfile.open(tmp_path / "x.tar", "w") as tar:
-    for i in range(8):
-      members = {"png": png(20 * i), "txt": b"a small cube", "json": b"{}"}
-      if i == BAD:
-        members["json"] = text
-      for suffix, data in members.items():
-        info = tarfile.TarInfo(f"{i}.{suffix}")
-        info.size = len(data)
-        tar.addfile(info, io.BytesIO(data))
+  members = []
+  for i in range(8):
+    members.append((f"{i}.png", png(20 * i)))
+    members.append((f"{i}.txt", b"a small cube"))
+    members.append((f"{i}.json", text if i == BAD else b"{}"))
+  write_tar(tmp_path / "x.tar", members)
   return SourceConfig(kind="webdataset", path=str(tmp_path / "x.tar"))
 
 
