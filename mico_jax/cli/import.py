@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
       keep_extra=not args.drop_extra,
     )
   for line in report.guesses:
-    print(f"mico-jax: note: {line}", file=sys.stderr)
+    common.note(f"note: {line}")
   failures = export.failures(report.compared)
   for line in failures:
     common.note(f"error: in PyTorch, {line}")
