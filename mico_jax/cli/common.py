@@ -184,7 +184,7 @@ def print_compared(compared: Mapping[str, float]) -> None:
 
   if compared:
     rows = [
-      (name, f"{gap:.1e}", f"{export.limit(name):.0e}")
+      (name, f"{gap:.1e}", f"{export.TOLERANCE:.0e}")
       for name, gap in compared.items()
     ]
     header = ("output", "largest difference", "limit")

@@ -12,8 +12,9 @@ Writes a checkpoint in another form, with a report of every tensor, and of both
 sides' outputs where the other side can run here.
 
   torch        modeling_mico.py (PyTorch and safetensors only), weights,
-               tokenizer and preprocessing; and in mico/ the folder that the
-               original code loads, where its layout can hold the model
+               tokenizer, and decoders of raw inputs (NumPy, Pillow); and in
+               mico/ the folder that the original code loads, where its layout
+               can hold the model
   mico         that folder alone
   safetensors  the weights alone: names and dtypes of the file that they were
                imported from, else parameter paths with layers apart

@@ -31,9 +31,7 @@ from mico_jax.verification import SelfCheck, model_params, self_check
 
 REPORT = "export_report.json"
 TOLERANCE = 1e-5  # of float32 outputs on the self-check inputs
-# Of outputs that include the other side's own preprocessing: the float32 noise
-# of two FFTs, which the logarithm amplifies in silent mel bins.
-RAW, RAW_TOLERANCE = "raw/", 1e-3
+RAW = "raw/"  # of outputs that include the other side's own preprocessing
 
 
 @dataclasses.dataclass
@@ -233,15 +231,10 @@ class Report:
 def failures(compared: Mapping[str, float]) -> list[str]:
   """Compared outputs beyond the tolerance, one line each."""
   return [
-    f"{name} differs by {value:.2g} (limit {limit(name):.0e})"
+    f"{name} differs by {value:.2g} (limit {TOLERANCE:.0e})"
     for name, value in compared.items()
-    if not value <= limit(name)
+    if not value <= TOLERANCE
   ]
-
-
-def limit(name: str) -> float:
-  """Largest difference allowed of a compared output."""
-  return RAW_TOLERANCE if name.startswith(RAW) else TOLERANCE
 
 
 def new_report(target: str, source: Source) -> Report:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import warnings
 from typing import Any
 
 import jax
@@ -478,6 +479,101 @@ def test_every_encoder(name, tmp_path):
   close(model.pool(params, "image", ours), exported.pool("image", theirs))
   ours = model.context(params, "v", {"v": ours}).values
   close(ours, exported.context("v", {"v": theirs}).values)
+  if name in FAMILIES:
+    check_any_batch(exported.tower("image"), t(x))
+
+
+# One encoder of each kind: classic, rotary, windows, convolutions.
+FAMILIES = ("clip_b32", "eva02_b16", "swin_t", "convnext_atto", "unireplknet_a")
+
+
+def check_any_batch(module: Any, *inputs: Any) -> None:
+  """Traced and exported with three rows, a module takes one and seven."""
+  more = [torch.cat([x, x.flip(0), x[:1]]) for x in inputs]
+  one = [x[:1] for x in inputs]
+  dims = ({0: torch.export.Dim("batch")},) * len(inputs)
+  with torch.no_grad(), warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what tracing says about constants
+    forms = {
+      "trace": torch.jit.trace(module, inputs, check_trace=False),
+      "export": torch.export.export(
+        module, inputs, dynamic_shapes=dims
+      ).module(),
+    }
+    for name, form in forms.items():
+      for rows in (more, one):
+        torch.testing.assert_close(
+          form(*rows), module(*rows), rtol=0, atol=LIMIT, msg=name
+        )
+
+
+@pytest.mark.parametrize("pair", ["plain"], indirect=True)
+@pytest.mark.parametrize("key", ["audio", "text"])
+def test_towers_take_any_batch(pair, key):
+  model, _, exported, _ = pair
+  words = MODALITIES[key].kind == "interface"
+  x = some_ids().astype(np.int64) if words else pixels(model)
+  tower = exported.tower(key)
+  check_any_batch(tower, t(x))
+  letter = MODALITIES[key].letter
+  with torch.no_grad():
+    got = tower(t(x))
+    if words:
+      pooled = exported.encode_text(t(x))[:, 0]
+    else:
+      pooled = exported.pool(key, exported.encode(key, t(x)))
+  close(got, exported.features(letter, {letter: pooled}))
+
+
+class Matcher(torch.nn.Module):
+  """Matching of texts with pictures, sound and subtitles, for tracing."""
+
+  def __init__(self, model: Any):
+    super().__init__()
+    self.model = model
+
+  def forward(self, ids: Any, video: Any, audio: Any, words: Any) -> Any:
+    """Logits of a text and a context of three."""
+    m = self.model
+    tokens = {"v": m.encode("video", video), "a": m.encode("audio", audio)}
+    tokens["s"] = m.encode_text(words)
+    context = m.context("vas", tokens, {"s": words != 0})
+    return m.matching_logits(m.encode_text(ids, context=context))
+
+
+@pytest.mark.parametrize("pair", ["plain"], indirect=True)
+def test_matching_takes_any_batch(pair):
+  model, _, exported, _ = pair
+  ids, words = (t(some_ids(i).astype(np.int64)) for i in (1, 2))
+  videos, sounds = t(pixels(model, 1)), t(pixels(model, 2))
+  check_any_batch(Matcher(exported).eval(), ids, videos, sounds, words)
+
+
+@pytest.mark.parametrize("pair", ["plain"], indirect=True)
+@pytest.mark.parametrize("key", ["image", "text"])
+def test_onnx_takes_any_batch(pair, key, tmp_path):
+  pytest.importorskip("onnx")
+  pytest.importorskip("onnxscript")
+  runtime = pytest.importorskip("onnxruntime")
+  model, _, exported, _ = pair
+  x = t(some_ids().astype(np.int64) if key == "text" else pixels(model))
+  tower, path = exported.tower(key).eval(), tmp_path / "tower.onnx"
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.onnx.export(
+      tower,
+      (x,),
+      path,
+      dynamo=True,
+      dynamic_shapes=({0: torch.export.Dim("batch")},),
+      verbose=False,
+    )
+  session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+  (name,) = (i.name for i in session.get_inputs())
+  for rows in (x, torch.cat([x, x.flip(0), x[:1]]), x[:1]):
+    (got,) = session.run(None, {name: rows.numpy()})
+    with torch.no_grad():
+      close(got, tower(rows))
 
 
 def test_every_encoder_has_a_torch_form():
