@@ -104,9 +104,11 @@ def log_mels(
     got: ours.
     want: the stored ones.
     scale: by which the values were divided, 2 `data.audio.std` in slices; the
-      limits, which are of plain log-mel values, are divided as well.
+      limits, which are of plain log-mel values, are divided as well. Weak bins
+      of both sides add up, which is what the third more is for; a wrong mean or
+      deviation shows in the mean difference.
   """
-  yield Check(name, got, want, MEL_LIMIT / scale)
+  yield Check(name, got, want, MEL_LIMIT * (4 / 3 if scale != 1 else 1) / scale)
   if np.shape(got) == np.shape(want):
     mean = np.abs(np.asarray(got, np.float64) - want).mean()
     yield Check(f"{name} (mean difference)", mean, 0.0, MEL_MEAN_LIMIT / scale)

@@ -280,15 +280,15 @@ def _short(
     got = sound.decode_audio((waveform.T, rate), Geometry(1, 32, config))
     yield Check(name, got, want[0], 0.0)
     return
-  mono = sound.decode_audio((waveform.T, rate), Geometry(1, 32))
+  given = sound.decode_audio((waveform.T, rate), Geometry(1, 32))
+  # From the stored samples: the resampling has a line of its own.
+  if (stored := folder.outputs.get(f"{kind}.resampled_16000")) is not None:
+    given = stored[0]
   if rest.startswith("resampled"):
     target = AudioConfig().sample_rate
     got = np.stack([sound.resample(x, rate, target) for x in waveform])
     yield Check(name, got, want, RESAMPLE_LIMIT)
   elif rest == "fbank":
-    # From the stored samples: the resampling has a line of its own.
-    stored = folder.outputs.get(f"{kind}.resampled_16000")
-    given = mono if stored is None else stored[0]
     got = sound.fbank(given, want.shape[1], AudioConfig())
     yield from log_mels(name, got, want)
   elif rest == "out":
@@ -298,7 +298,7 @@ def _short(
       resize_melbin_num=want.shape[2],
       melbins=folder.outputs.get(f"{kind}.fbank", want).shape[-1],
     )
-    got = _slices(mono, args | item.get("args", {}))
+    got = _slices(given, args | item.get("args", {}))
     yield from log_mels(name, got, want, SCALE)
   else:
     yield Missing(name, f"a reading of the name {name!r}")
