@@ -373,6 +373,7 @@ class Manager:
     try:
       self._check(step, self._local)
     except CheckpointError as e:
+      files.remove_folder(local)
       raise CheckpointError(f"what was written does not verify: {e}") from e
     if self._local != self.folder:
       mirror.upload(pathlib.Path(local), self.folder / str(step))
@@ -461,7 +462,7 @@ class Manager:
         f"{failures.patience_seconds():g} s)"
       )
     return (failures.TransientError if passing else CheckpointError)(
-      f"cannot save step {step} to {self.folder}: {reason}. "
+      f"cannot save step {step} to {self.folder}: {reason.rstrip('.')}. "
       f"The last checkpoint: {kept}. Free space or fix the path, then run the "
       "same command to resume."
     )
