@@ -43,7 +43,7 @@ CHECKPOINTS = "checkpoints"
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of Orbax's folders
 # Of a save whose failure does not look as if it may pass: what Orbax makes of a
 # fault may be "already exists" or "not found".
-REPEATS = 2
+REPEATS = 5
 
 # Keys that may change between the parts of one run: none of them alters which
 # samples a step sees or what it computes.
@@ -364,7 +364,7 @@ class Manager:
     """Waits until a step is written, verifies it, drops old ones.
 
     Raises:
-      NotAsWritten: if what was written does not verify.
+      CheckpointError: if what was written does not verify; it is removed.
     """
     self._checkpointer.wait_until_finished()
     if jax.process_index():
@@ -373,6 +373,7 @@ class Manager:
     try:
       self._check(step, self._local)
     except CheckpointError as e:
+      files.remove_folder(local)
       raise CheckpointError(f"what was written does not verify: {e}") from e
     if self._local != self.folder:
       mirror.upload(pathlib.Path(local), self.folder / str(step))
@@ -445,15 +446,17 @@ class Manager:
     """Removes what a failed save left behind, as far as it can."""
     self._remove_unfinished()
     folder = self.folder / str(step)
-    with contextlib.suppress(OSError):
-      if not jax.process_index() and not mirror.is_finished(folder):
-        mirror.drop(folder)
+    if jax.process_index() or mirror.last_file(folder) != (mirror.COMMIT,):
+      return
+    with contextlib.suppress(Exception):  # without waiting: it is away
+      if mirror.COMMIT not in {path.name for path in folder.iterdir()}:
+        folder.rmtree()
 
   def _failure(self, step: int, error: Exception) -> Exception:
     """Words the error of a save that is given up."""
-    last = self.steps()[-1:]
-    kept = f"step {last[0]} is intact" if last else "there is no former one"
-    reason = failures.describe(error)
+    last = self._verified.newest()  # the store may be away: do not ask it
+    kept = f"step {last} is intact" if last else "none since this start"
+    reason = failures.describe(error).rstrip(".")
     passing = failures.is_transient(error)
     if isinstance(error, failures.TransientError) and error.__cause__:
       reason = (

@@ -41,6 +41,11 @@ class Verified:
       self._known[step] = known = (stamp, problem)
     return known[1]
 
+  def newest(self) -> int | None:
+    """The newest step that is known to verify."""
+    good = [step for step, (_, problem) in self._known.items() if not problem]
+    return max(good, default=None)
+
   def note(self, step: int) -> None:
     """A step has just been read in full and verified."""
     self._known[step] = (self._stamp(step), "")

@@ -283,8 +283,18 @@ def read_arrays(
         ),
       )
 
+  def thrice() -> Any:
+    # Orbax takes a folder that it could not look at for one that is not there.
+    for _ in range(2):
+      try:
+        return call()
+      except Exception as e:
+        if failures.is_transient(e):
+          raise
+    return call()
+
   try:
-    tree = failures.wait_out(call, f"reading {path}")
+    tree = failures.wait_out(thrice, f"reading {path}")
   except failures.TransientError:
     raise
   except Exception as e:  # Orbax raises many kinds for damaged files.
