@@ -169,25 +169,32 @@ class Preparer:
     """
     decoded = self.check_key(key).kind != "interface"
 
-    def attempt(index: int) -> np.ndarray | DecodeError:
-      value = values[index]
-      try:
-        if not decoded:
-          return self.prepare_one(key, value)
-        guard = Guard(self.config.data.timeout)
-        guard.at(key, index, name_of(key, value))
-        return guard.run(lambda: self.prepare_one(key, value))
-      except DecodeError as e:
-        return e
+    results: dict[int, np.ndarray | DecodeError] = {}
+    todo = iter(range(len(values)))  # taken from by all threads, one at a time
 
-    threads = max(self.config.data.num_threads, 1)
-    if threads == 1 or len(values) == 1:
-      results = [attempt(i) for i in range(len(values))]
+    def work(guard: Guard) -> None:
+      for i in todo:
+        guard.at(key, i, name_of(key, values[i]))
+        try:
+          results[i] = self.prepare_one(key, values[i])
+        except DecodeError as e:
+          results[i] = e
+
+    def watched(_: int) -> None:
+      guard = Guard(self.config.data.timeout)
+      if decoded:
+        guard.run(lambda: work(guard))
+      else:
+        work(guard)
+
+    threads = min(max(self.config.data.num_threads, 1), len(values))
+    if threads <= 1:
+      watched(0)
     else:
       with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        results = list(pool.map(attempt, range(len(values))))
+        list(pool.map(watched, range(threads)))
     arrays, kept, errors = [], [], []
-    for i, result in enumerate(results):
+    for i, result in sorted(results.items()):
       if isinstance(result, DecodeError):
         errors.append(result)
       else:

@@ -26,7 +26,10 @@ def read_lines(workdir: str, stem: str) -> list[dict[str, Any]]:
     folder = pathlib.Path(workdir)
 
   def read() -> list[str]:
-    files = sorted(folder.glob(f"{stem}*.jsonl"))
+    try:
+      files = sorted(folder.glob(f"{stem}*.jsonl"))
+    except FileNotFoundError:  # a store that has nothing below the folder yet
+      return []
     return [line for f in files for line in f.read_text("utf-8").splitlines()]
 
   found = []

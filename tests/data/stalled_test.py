@@ -20,6 +20,7 @@ from mico_jax.data.stalled import EVALUATION, Stalled
 from mico_jax.data.tokenizer import make_tokenizer
 from mico_jax.failures import TransientError
 from mico_jax.modalities import MODALITIES
+from mico_jax.testing import memory_path
 from mico_jax.testing.tiny_data import (
   config_of,
   manifest_source,
@@ -180,3 +181,14 @@ def test_worker_processes_tell_the_run(tmp_path, repository):
     )
     said.append(done.stdout.strip() or done.stderr)
   assert said == ["StalledDecoder", "2 1"]
+
+
+def test_a_remote_workdir_keeps_both_lists(tmp_path, slow):
+  memory_path.register()
+  config, work = _config(tmp_path), f"memory://stalled/{tmp_path.name}"
+  with pytest.raises(StalledDecoder):
+    _start(config, work)
+  first = _start(config, work)
+  assert [e["index"] for e in read_bad_samples(work)] == [3]
+  assert _start(config, work) == first
+  assert len(read_bad_samples(work)) == 1
