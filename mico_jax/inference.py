@@ -26,7 +26,7 @@ from mico_jax import scores
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import restore
 from mico_jax.checkpoint.manifest import CheckpointError
-from mico_jax.config import Config
+from mico_jax.config import MAX_BEAMS, Config
 from mico_jax.data.tokenizer import Tokenizer, tokenizer_from_files
 from mico_jax.evaluation.generate import generate
 from mico_jax.inputs import Preparer
@@ -341,7 +341,7 @@ class OmniModel:
 
     Args:
       max_new_tokens: most tokens of a caption.
-      num_beams: 1 is greedy.
+      num_beams: 1 is greedy, at most `mico_jax.config.MAX_BEAMS`.
       length_penalty: exponent of the length in the score of a beam.
       **inputs: aligned lists; several modalities form one context.
     """
@@ -350,9 +350,10 @@ class OmniModel:
     given = self.config.generation
     most = max_new_tokens or given.max_new_tokens
     penalty = given.length_penalty if length_penalty is None else length_penalty
-    write = self._caption(
-      min(most, room), num_beams or given.num_beams, penalty
-    )
+    beams = given.num_beams if num_beams is None else num_beams
+    if not 1 <= beams <= MAX_BEAMS:
+      raise ValueError(f"num_beams={beams}: must be from 1 to {MAX_BEAMS}.")
+    write = self._caption(min(most, room), beams, penalty)
     texts = []
     for part, arrays in self._chunks(self._lists(inputs)):
       for batch, real in self._batches(arrays):

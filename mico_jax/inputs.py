@@ -17,9 +17,10 @@ import numpy as np
 
 from mico_jax.config import Config
 from mico_jax.data import samples
+from mico_jax.data.faults import guarded
+from mico_jax.data.guard import Guard
 from mico_jax.data.remote import Storage
 from mico_jax.data.tokenizer import Tokenizer
-from mico_jax.failures import is_transient
 from mico_jax.modalities import (
   MODALITIES,
   DecodeError,
@@ -30,7 +31,6 @@ from mico_jax.modalities import (
 )
 
 TEXT_KINDS = ("default", "omni")  # a query may be as long as either
-_STORAGE = Storage()
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,7 @@ class Preparer:
     self.config = config
     self.tokenizer = tokenizer
     self.keys = enabled_keys(config)
+    self._storage = Storage.of(config.data)
     lengths = config.data.tokenizer.max_length
     # Captions of any length embed alike; only the padding differs.
     self._text_length = max(
@@ -233,27 +234,32 @@ class Preparer:
     """
     modality = self.check_key(key)
     try:
-      item = as_item(key, value)
-      if modality.kind == "interface":
-        raw = _STORAGE.read(item.value) if item.file else item.value
-        text = modality.decode(raw, self.geometry(key))
-        return self.tokenizer.encode(text, self.max_length(key))
-      raw = _read(item.value() if callable(item.value) else item.value)
-      if key == "depth" and not item.depth_unit:
-        self._check_bare_depth(item.value)
-      geometry = self.geometry(key, item.depth_unit)
-      decoded = modality.decode(raw, geometry)
-      return self.mode(key).host(decoded, geometry, None)
-    except Exception as e:  # whatever the content of a file makes of decoders
-      if is_transient(e):
+      item = guarded(lambda: as_item(key, value))
+      raw = guarded(lambda: self._read(modality, item), reads=True)
+      return guarded(lambda: self._prepared(modality, item, raw))
+    except DecodeError as error:
+      name, text = name_of(key, value), str(error)
+      if text.startswith(f"{name}: "):
         raise
-      text = " ".join(str(e).split())
-      if not isinstance(e, ValueError):  # DecodeError is one.
-        text = f"cannot be used: {type(e).__name__}: {text[:200]}"
-      name = name_of(key, value)
-      if not text.startswith(f"{name}: "):
-        text = f"{name}: {text}"
-      raise DecodeError(text) from e
+      raise DecodeError(f"{name}: {text}") from error
+
+  def _read(self, modality: Modality, item: Item) -> Any:
+    """The content of an input, from where it lies."""
+    if modality.kind == "interface":
+      return self._storage.read(item.value) if item.file else item.value
+    value = item.value() if callable(item.value) else item.value
+    return _contents(value, self._storage)
+
+  def _prepared(self, modality: Modality, item: Item, raw: Any) -> np.ndarray:
+    key = modality.key
+    if modality.kind == "interface":
+      text = modality.decode(raw, self.geometry(key))
+      return self.tokenizer.encode(text, self.max_length(key))
+    if key == "depth" and not item.depth_unit:
+      self._check_bare_depth(item.value)
+    geometry = self.geometry(key, item.depth_unit)
+    decoded = modality.decode(raw, geometry)
+    return self.mode(key).host(decoded, geometry, None)
 
   def _check_bare_depth(self, value: Any) -> None:
     """Raises ValueError unless depth without a unit is an array of floats."""
@@ -275,21 +281,31 @@ class Preparer:
     Returns:
       The stacked arrays of the good inputs (None if there are none), the
       indices of those, and the errors of the others in order.
-    """
-    self.check_key(key)
 
-    def attempt(value: Any) -> np.ndarray | DecodeError:
+    Raises:
+      StalledDecoder: if one takes longer than `data.timeout`; its `index` is
+        the place in `values`.
+      TransientError: for storage or memory that stays short.
+    """
+    decoded = self.check_key(key).kind != "interface"
+
+    def attempt(index: int) -> np.ndarray | DecodeError:
+      value = values[index]
       try:
-        return self.prepare_one(key, value)
+        if not decoded:
+          return self.prepare_one(key, value)
+        guard = Guard(self.config.data.timeout)
+        guard.at(key, index, name_of(key, value))
+        return guard.run(lambda: self.prepare_one(key, value))
       except DecodeError as e:
         return e
 
     threads = max(self.config.data.num_threads, 1)
     if threads == 1 or len(values) == 1:
-      results = [attempt(v) for v in values]
+      results = [attempt(i) for i in range(len(values))]
     else:
       with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        results = list(pool.map(attempt, values))
+        results = list(pool.map(attempt, range(len(values))))
     arrays, kept, errors = [], [], []
     for i, result in enumerate(results):
       if isinstance(result, DecodeError):
@@ -300,12 +316,13 @@ class Preparer:
     return (np.stack(arrays) if arrays else None), kept, errors
 
 
-def _read(raw: Any) -> Any:
+def _contents(raw: Any, storage: Storage) -> Any:
   """The content of a path or of a list that holds some; else as given."""
   if isinstance(raw, (list, tuple)):
-    return (list if isinstance(raw, list) else tuple)(map(_read, raw))
+    kind = list if isinstance(raw, list) else tuple
+    return kind(_contents(item, storage) for item in raw)
   if isinstance(raw, (str, os.PathLike)):
-    return _STORAGE.read(os.fspath(raw))
+    return storage.read(os.fspath(raw))
   if isinstance(raw, np.generic) or not hasattr(raw, "__array__"):
     return raw
   return np.asarray(raw)  # of JAX or PyTorch as well

@@ -3,6 +3,7 @@
 Environment:
   MICO_JAX_GOLDEN: folder of golden cases; default: a sibling `shared/golden`.
   MICO_JAX_DATA: folder of real data sets; default: a sibling `shared/data`.
+  MICO_JAX_CASES: folder of odd inputs; default: a sibling `shared/cases`.
   MICO_JAX_TEST_CACHE: JAX compilation cache; default: a folder in the system's
     temporary folder; "off" for none.
   MICO_JAX_TEST_TYPES: "off" leaves out the jaxtyping checks.
@@ -124,6 +125,12 @@ def golden_dir() -> pathlib.Path:
 def data_dir() -> pathlib.Path:
   """Folder of the real data sets; the test is skipped where it is absent."""
   return _folder("MICO_JAX_DATA", "data")
+
+
+@pytest.fixture(scope="session")
+def cases_dir() -> pathlib.Path:
+  """Folder of small odd inputs; the test is skipped where it is absent."""
+  return _folder("MICO_JAX_CASES", "cases")
 
 
 @pytest.fixture(scope="session")

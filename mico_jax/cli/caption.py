@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mico_jax.cli import common
+from mico_jax.config import MAX_BEAMS
 
 DESCRIPTION = f"""\
 Writes a caption for each file.
@@ -21,9 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("files", nargs="+", metavar="FILE")
   parser.add_argument(
     "--beams",
-    type=common.positive_int,
+    type=common.at_most(MAX_BEAMS),
     metavar="N",
-    help="beam search with N beams, 1 is greedy (default: the checkpoint's)",
+    help=f"beam search with N beams, 1 is greedy, at most {MAX_BEAMS} "
+    "(default: the checkpoint's)",
   )
   parser.add_argument(
     "--max-tokens",

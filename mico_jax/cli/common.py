@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mico_jax import config as config_lib
@@ -99,6 +99,19 @@ def positive_int(text: str) -> int:
   if value < 1:
     raise argparse.ArgumentTypeError(f"{text} must be at least 1")
   return value
+
+
+def at_most(most: int) -> Callable[[str], int]:
+  """A type for argparse: an integer from 1 to `most`."""
+
+  def integer(text: str) -> int:
+    value = positive_int(text)
+    if value > most:
+      raise argparse.ArgumentTypeError(f"{text} must be at most {most}")
+    return value
+
+  integer.__name__ = "integer"  # argparse shows it
+  return integer
 
 
 def load_config(args: argparse.Namespace) -> Config:

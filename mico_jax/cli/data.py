@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from mico_jax.cli import common
 from mico_jax.config import ConfigError, SourceConfig
 
+MAX_SAMPLES = 200  # of a sheet, one row each
+MAX_TEXTS = 10_000_000  # samples that train a tokenizer
+
 DESCRIPTION = """\
 sheet      draws samples as the model sees them: frames, depth, normals,
            spectrogram, captions, in one PNG
@@ -32,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   common.add_config(sheet)
   sheet.add_argument("--out", required=True, metavar="FILE.png")
   sheet.add_argument(
-    "--samples", type=common.positive_int, default=8, metavar="N"
+    "--samples",
+    type=common.at_most(MAX_SAMPLES),
+    default=8,
+    metavar="N",
+    help=f"up to {MAX_SAMPLES} (default: 8)",
   )
   sheet.add_argument("--source", default="", help="default: the config's first")
   build = actions.add_parser("build", help="pack a manifest to ArrayRecord")
@@ -54,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   tokenizer.add_argument("--vocab-size", type=common.positive_int, default=512)
   tokenizer.add_argument(
     "--samples",
-    type=common.positive_int,
+    type=common.at_most(MAX_TEXTS),
     default=20000,
     metavar="N",
     help="most samples read per source (default: 20000)",
@@ -87,6 +94,7 @@ def _sheet(args: argparse.Namespace) -> dict[str, object]:
 
 def _build(args: argparse.Namespace) -> dict[str, object]:
   from mico_jax.data.build import build
+  from mico_jax.data.remote import short
   from mico_jax.run.progress import Progress
 
   source = SourceConfig(
@@ -111,7 +119,7 @@ def _build(args: argparse.Namespace) -> dict[str, object]:
     for bar in bars:
       bar.close()
   for name, reason in report.skipped:
-    common.note(f"skipped {name}: {reason}")
+    common.note(f"skipped {short(name)}: {reason}")
   used = {
     k: v
     for k, v in dataclasses.asdict(report.source).items()
@@ -120,6 +128,7 @@ def _build(args: argparse.Namespace) -> dict[str, object]:
   return {
     "samples": report.count,
     "skipped": len(report.skipped),
+    **({"skipped_by_kind": dict(report.kinds)} if report.kinds else {}),
     "files": list(report.files),
     "source": used,
   }

@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--out",
     required=True,
     metavar="FILE",
-    help=".parquet (id, modality, path, embedding), or .npy / .npz with a "
-    ".jsonl of the rows beside it",
+    help=".parquet (id, modality, path, source, index, embedding), or .npy / "
+    ".npz with a .jsonl of the rows beside it",
   )
   parser.add_argument(
     "files",
@@ -107,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
   """Embeds, with progress on stderr and a summary on stdout."""
   from mico_jax.modalities import MODALITIES
   from mico_jax.run import embed as job
+  from mico_jax.run.entries import file_entries, manifest_entries
   from mico_jax.run.progress import Progress
 
   names = _names(args.files)
@@ -125,10 +126,10 @@ def run(args: argparse.Namespace) -> int:
   entries = []
   for name in names:
     if name in manifests:
-      entries += job.manifest_entries(_source(args, name), keys)
+      entries += manifest_entries(_source(args, name), keys)
     else:
       specs = common.parse_files([name], model.modalities)
-      entries += job.file_entries(specs)
+      entries += file_entries(specs, len(entries))
   with Progress(len(entries), label="embed") as bar:
     report = job.embed_files(
       model,

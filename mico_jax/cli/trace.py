@@ -45,10 +45,20 @@ def run(args: argparse.Namespace) -> int:
   else:
     common.say(f"step {found.step}: task {found.task}")
     rows = [
-      (r.row, r.source, r.epoch, r.id, r.substituted, r.reason)
+      (
+        r.row,
+        r.source,
+        r.epoch,
+        r.asked,
+        r.id,
+        f"{r.substituted} ({r.source}[{r.index}])" if r.substituted else "",
+        r.reason,
+      )
       for r in found.rows
     ]
-    header = ("row", "source", "epoch", "id", "used instead", "reason")
+    header = (
+      *("row", "source", "epoch", "index", "id", "used instead", "reason"),
+    )
     common.say_page(common.table(rows, header))
   if picture:
     common.note(f"drawn to {picture}")

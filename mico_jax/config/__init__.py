@@ -46,6 +46,7 @@ from mico_jax.config.objectives import (
   TaskConfig,
 )
 from mico_jax.config.training import (
+  MAX_BEAMS,
   Config,
   EvaluationConfig,
   GenerationConfig,
@@ -55,6 +56,7 @@ from mico_jax.config.training import (
 )
 
 __all__ = [
+  "MAX_BEAMS",
   "AudioConfig",
   "CaptioningConfig",
   "Config",

@@ -94,6 +94,8 @@ class SourceConfig:
   where: Annotated[Mapping[Name, Annotated[Any, Scalars()]], Items()] = field(
     default_factory=dict
   )
+  # WebDataset: keys end at the "first" or the "last" dot of a member's name.
+  key_dot: Annotated[str, Choice("first", "last")] = "first"
   # Record field of each modality / caption kind / label; unset: same name.
   fields: NameMap = field(default_factory=dict)
   captions: NameMap = field(default_factory=dict)
@@ -135,5 +137,7 @@ class DataConfig:
   max_bad_fraction: Fraction = 0.01  # of samples; the run stops beyond it
   # larger images are refused, not decoded
   max_pixels: Annotated[int, Range(1, 10**10, "pixels")] = 120_000_000
+  # Larger files (members, arrays) are refused, not read: 4 GiB.
+  max_file_bytes: Annotated[int, Range(1, 2**50, "bytes")] = 4_294_967_296
   # local cache of remote shards
   cache_gb: Annotated[float, Range(0.0, 1e6, "GB")] = 4.0

@@ -155,11 +155,14 @@ class EvaluationConfig:
   bootstrap: Annotated[int, Range(0, 10**6, "resamples")] = 1000
 
 
+MAX_BEAMS = 64  # of beam search
+
+
 @dataclass(frozen=True)
 class GenerationConfig:
   """How captions are written unless a caller says otherwise."""
 
-  num_beams: Annotated[int, Range(1, 64, "beams")] = 1  # 1: greedy
+  num_beams: Annotated[int, Range(1, MAX_BEAMS, "beams")] = 1  # 1: greedy
   # exponent of the length in a beam's score
   length_penalty: Annotated[float, Range(-10.0, 10.0)] = 1.0
   max_new_tokens: Tokens = 30

@@ -7,11 +7,14 @@ sample i of the manifest is sample i of the result.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import pathlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 from mico_jax.config import ConfigError, SourceConfig
+from mico_jax.data.faults import guarded
 from mico_jax.data.packed import pack
 from mico_jax.data.remote import Storage
 from mico_jax.data.sources import ManifestSource
@@ -25,7 +28,8 @@ class BuildReport:
   Attributes:
     files: paths of the shards.
     count: samples written.
-    skipped: (id, reason) of samples whose files could not be read.
+    skipped: (id, reason) of samples that could not be read in whole.
+    kinds: how many were skipped for each modality ("record": the entry).
     source: config that reads the result back.
   """
 
@@ -33,6 +37,7 @@ class BuildReport:
   count: int
   skipped: tuple[tuple[str, str], ...]
   source: SourceConfig
+  kinds: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def build(
@@ -54,8 +59,10 @@ def build(
     progress: called with (done, total).
 
   Raises:
-    ConfigError: for another kind, an existing result, or, if `strict`, a
-      broken sample.
+    ConfigError: for another kind, an existing result, more shards than
+      samples, or, if `strict`, a broken sample.
+    DecodeError: if not one sample could be read.
+    TransientError: for storage that stays away.
   """
   from array_record.python import array_record_module
 
@@ -63,14 +70,17 @@ def build(
     raise ConfigError(
       f"data build packs manifests; the source is of kind {source.kind!r}."
     )
-  if shards < 1:
-    raise ConfigError(f"{shards=} must be at least 1.")
   manifest = ManifestSource("build", source, Storage())
+  if not 1 <= shards <= len(manifest):
+    raise ConfigError(
+      f"{shards=} must be from 1 to the number of samples, {len(manifest)}."
+    )
   folder = pathlib.Path(out)
   folder.mkdir(parents=True, exist_ok=True)
   total = len(manifest)
   stem = source.split or "all"
   files, skipped, count = [], [], 0
+  kinds: Counter[str] = Counter()
   for shard in range(shards):
     path = folder / f"{stem}-{shard:05d}-of-{shards:05d}.array_record"
     if path.exists():
@@ -79,17 +89,17 @@ def build(
     writer = array_record_module.ArrayRecordWriter(str(part), "group_size:1")
     try:
       for i in range(shard * total // shards, (shard + 1) * total // shards):
-        sample_id = f"sample {i}"
+        at = _Place(f"sample {i}")
         try:
-          record = manifest.record(i)
-          sample_id = record.id
-          media = {key: read() for key, read in record.media.items()}
-          writer.write(pack(record.id, record.fields, media))
-          count += 1
+          blob = _packed(manifest, i, at)
         except DecodeError as error:
           if strict:
-            raise ConfigError(f"sample {sample_id}: {error}") from error
-          skipped.append((sample_id, str(error)))
+            raise ConfigError(f"sample {at.id}: {error}") from error
+          skipped.append((at.id, str(error)))
+          kinds[at.kind] += 1
+        else:
+          writer.write(blob)
+          count += 1
         if progress is not None:
           progress(i + 1, total)
     except BaseException:
@@ -99,7 +109,16 @@ def build(
     writer.close()
     os.replace(part, path)
     files.append(str(path))
-  pattern = str(folder / f"{stem}-*-of-{shards:05d}.array_record")
+  if not count:
+    for file in files:
+      os.remove(file)
+    name, reason = skipped[0]
+    raise DecodeError(
+      f"none of {total} samples could be read; the first: {name}: {reason}"
+    )
+  # What the folder is called is no pattern.
+  name = f"{stem}-*-of-{shards:05d}.array_record"
+  pattern = os.path.join(glob.escape(str(folder)), name)
   result = SourceConfig(
     kind="array_record",
     path=pattern,
@@ -107,4 +126,27 @@ def build(
     captions=source.captions,
     depth_unit=source.depth_unit,
   )
-  return BuildReport(tuple(files), count, tuple(skipped), result)
+  return BuildReport(tuple(files), count, tuple(skipped), result, dict(kinds))
+
+
+@dataclasses.dataclass
+class _Place:
+  """Where the reading of a sample is."""
+
+  id: str
+  kind: str = "record"
+
+
+def _packed(manifest: ManifestSource, index: int, at: _Place) -> bytes:
+  """A sample as bytes; `at` says what was read last.
+
+  Raises:
+    DecodeError: if its entry or one of its files cannot be read.
+  """
+  record = manifest.record(index)
+  at.id, media = record.id, {}
+  for key, read in record.media.items():
+    at.kind = key
+    media[key] = guarded(read, key, reads=True)
+  at.kind = "record"
+  return guarded(lambda: pack(record.id, record.fields, media))

@@ -10,10 +10,11 @@ import numpy as np
 
 from mico_jax.config import Config
 from mico_jax.data.batches import empty_batch, fill_row
-from mico_jax.data.guard import Guard
+from mico_jax.data.guard import Guard, StalledDecoder
 from mico_jax.data.records import Record
 from mico_jax.data.samples import ArrayShape, input_shape, load_inputs
 from mico_jax.data.sources import Source, open_source
+from mico_jax.data.stalled import EVALUATION, Stalled
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import DecodeError
 
@@ -29,11 +30,13 @@ def evaluation_batches(
   source: Source | None = None,
   indices: Sequence[int] | None = None,
   records: Sequence[Record] | None = None,
+  stalled: Stalled | None = None,
 ) -> Iterator[tuple[dict[str, Any], list[Record | None]]]:
   """Batches of row, weight, inputs and present, in order, without augmentation.
 
   The last batch is padded to `batch_size` with weight 0. A broken sample keeps
-  its row with weight 0 and None for its record, so coverage can be reported.
+  its row with weight 0 and None for its record, so coverage can be reported;
+  of a sample that is broken in part, the broken modalities are not present.
 
   Args:
     config: of the run.
@@ -45,9 +48,12 @@ def evaluation_batches(
     source: the open source, if at hand.
     indices: samples instead of the first `size`.
     records: records instead of a source's samples.
+    stalled: of the workdir, if there is one; a sample that it quarantines
+      counts as broken.
 
   Raises:
     StalledDecoder: if a sample takes longer than `data.timeout`.
+    TransientError: for storage or memory that stays short.
   """
   if records is not None:
     pick, total = records.__getitem__, len(records)
@@ -59,14 +65,25 @@ def evaluation_batches(
     pick = lambda i: opened.record(wanted[i])
 
   def load(i: int) -> tuple[Record, dict[str, Any]] | None:
+    index = i if indices is None else int(indices[i])
+    known = stalled if records is None else None
+    if known is not None and known.id(source_name, index) is not None:
+      return None
     guard = Guard(config.data.timeout)
-    guard.at(f"{i} of {source_name}")
-    return guard.run(lambda: read(i))
+    guard.at(source_name, index)
+    try:
+      return guard.run(lambda: read(i))
+    except StalledDecoder as error:
+      if known is None or not known.note(error, EVALUATION):
+        raise
+      return None
 
   def read(i: int) -> tuple[Record, dict[str, Any]] | None:
     try:
       record = pick(i)
-      inputs = load_inputs(config, record, source_name, keys, tokenizer)
+      inputs = load_inputs(
+        config, record, source_name, keys, tokenizer, broken={}
+      )
     except DecodeError:
       return None
     return record, inputs

@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from mico_jax.failures import TransientError, patience_seconds
 
-class StalledDecoder(RuntimeError):
-  """A sample took longer than `data.timeout`."""
+_here = threading.local()
+
+
+class StalledDecoder(TransientError):
+  """A sample took longer than `data.timeout`; the start ends, not the run.
+
+  Attributes:
+    source: of the sample.
+    index: of the sample in its source.
+    id: of the sample; "" if it was not known yet.
+  """
+
+  source: str = ""
+  index: int = -1
+  id: str = ""
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+  """Time spent in here is a wait for storage or memory, no stalled decoder."""
+  guard: Guard | None = getattr(_here, "guard", None)
+  if guard is None:
+    yield
+    return
+  guard.wait(True)
+  try:
+    yield
+  finally:
+    guard.wait(False)
 
 
 class Guard:
   """Runs work in a daemon thread and watches the sample it is at.
 
   What counts is the time that this process ran: one that was stopped (Ctrl-Z)
-  and goes on has no stalled decoder.
+  and goes on has no stalled decoder. Nor has one that waits for a store
+  (`waiting`), which has limits of its own.
   """
 
   def __init__(self, timeout: float):
@@ -25,23 +55,31 @@ class Guard:
       timeout: seconds that a sample may take.
     """
     self._timeout = timeout
-    self._waited = 0.0  # seconds for this sample
-    self._name = ""
+    self._waited = 0.0  # seconds for this sample, or for this wait
+    self._sample = ("", -1, "")
+    self._reading = 0
 
-  def at(self, name: str) -> None:
-    """Notes that a sample begins."""
-    self._name, self._waited = name, 0.0
+  def at(self, source: str, index: int, sample_id: str = "") -> None:
+    """Notes that a sample begins, or its id."""
+    self._sample, self._waited = (source, index, sample_id), 0.0
+
+  def wait(self, begins: bool) -> None:
+    """Notes that a wait for storage or memory begins or ends."""
+    self._reading += 1 if begins else -1
+    self._waited = 0.0
 
   def run(self, work: Callable[[], Any]) -> Any:
     """The result of `work`.
 
     Raises:
       StalledDecoder: if a sample hangs; its thread is left behind.
+      TransientError: if a store does, beyond all patience.
     """
     done = threading.Event()
     result: list[Any] = []
 
     def target() -> None:
+      _here.guard = self
       try:
         result.extend((True, work()))
       except BaseException as error:
@@ -53,11 +91,32 @@ class Guard:
     period = max(0.01, min(self._timeout / 4, 1.0))
     while not done.wait(period):
       self._waited += period
-      if self._waited > self._timeout:
-        raise StalledDecoder(
-          f"sample {self._name} was not decoded within data.timeout="
-          f"{self._timeout:g} s; the file or its store hangs."
-        )
+      if self._waited > self._limit():
+        raise self._error()
     if not result[0]:
       raise result[1]
     return result[1]
+
+  def _limit(self) -> float:
+    # Attempts of a remote store end by themselves, after the timeout.
+    return self._timeout + (patience_seconds() if self._reading else 0.0)
+
+  def _error(self) -> TransientError:
+    source, index, sample_id = self._sample
+    name = name_of(source, index, sample_id)
+    if self._reading:
+      return TransientError(
+        f"sample {name} was not read within {self._limit():g} s; its store "
+        "hangs."
+      )
+    error = StalledDecoder(
+      f"sample {name} was not decoded within data.timeout={self._timeout:g} s."
+    )
+    error.source, error.index, error.id = self._sample
+    return error
+
+
+def name_of(source: str, index: int, sample_id: str = "") -> str:
+  """What messages call a sample: source and index name it, the id says more."""
+  place = f"{source}[{index}]"
+  return f"{sample_id} ({place})" if sample_id else place

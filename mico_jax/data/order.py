@@ -27,6 +27,8 @@ import numpy as np
 
 from mico_jax.config import Config, ConfigError
 
+SUBSTITUTES = 20  # broken samples in a row until a row gives up
+
 
 def choose(weights: Sequence[int], n: int) -> tuple[int, int]:
   """The item picked n-th, and how often it was picked before.

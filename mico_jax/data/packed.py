@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 
 from mico_jax.config import ConfigError, SourceConfig
-from mico_jax.data.records import Record, make_record
+from mico_jax.data.faults import describe, guarded
+from mico_jax.data.records import Record, id_of, make_record
 from mico_jax.data.remote import Storage, is_remote
 from mico_jax.modalities import DecodeError
+from mico_jax.modalities.arrays import read_npy
 
 FORMAT = "mico_jax.packed.1"
 
@@ -68,7 +70,17 @@ def unpack(data: bytes, config: SourceConfig) -> Record:
     header = json.loads(data[4 : 4 + size])
     if header["format"] != FORMAT:
       raise ValueError(f"format {header['format']!r}")
-  except (struct.error, ValueError, KeyError, TypeError) as error:
+    if not isinstance(header["media"], Mapping):
+      raise TypeError("media is no mapping")
+    if not isinstance(header["fields"], Mapping):
+      raise TypeError("fields is no mapping")
+  except (
+    struct.error,
+    ValueError,
+    KeyError,
+    TypeError,
+    RecursionError,
+  ) as error:
     raise DecodeError(
       f"not a record made by `mico-jax data build`: {error}"
     ) from error
@@ -79,15 +91,15 @@ def unpack(data: bytes, config: SourceConfig) -> Record:
       items = []
       for offset, length, kind in entry["parts"]:
         blob = data[start + offset : start + offset + length]
-        if kind == "npy":
-          blob = np.load(io.BytesIO(blob), allow_pickle=False)
-        items.append(blob)
+        if offset < 0 or len(blob) != length:
+          raise DecodeError("the record is cut short.")
+        items.append(read_npy(blob) if kind == "npy" else blob)
       return items if entry["many"] else items[0]
 
     return read
 
   media = {key: reader(entry) for key, entry in header["media"].items()}
-  return make_record(header["id"], header["fields"], media, config)
+  return make_record(id_of(header, ""), header["fields"], media, config)
 
 
 class ArrayRecordSource:
@@ -109,16 +121,28 @@ class ArrayRecordSource:
         f"data.sources.{name}.where: ArrayRecord files are not filtered when "
         "read; build them from a filtered manifest."
       )
-    paths = [storage.local(p) for p in expand(config.path, name)]
-    self._config = config
-    self._data = array_record_data_source.ArrayRecordDataSource(paths)
+    try:
+      paths = [storage.local(p) for p in expand(config.path, name)]
+    except DecodeError as error:
+      raise ConfigError(f"data.sources.{name}: {error}") from error
+    self._config, self._storage, self._paths = config, storage, paths
+    try:
+      self._data = array_record_data_source.ArrayRecordDataSource(paths)
+      count = len(self._data)
+    except Exception as error:  # a header or the index at the end is damaged
+      text = " ".join(str(error).split())[:300]
+      raise ConfigError(
+        f"data.sources.{name}.path: not readable as ArrayRecord: {text}"
+      ) from error
     digest = hashlib.sha256()
     for path in paths:
       digest.update(f"{os.path.getsize(path)} ".encode())
-    digest.update(str(len(self._data)).encode())
-    if len(self._data):
-      digest.update(self._data[0])
-      digest.update(self._data[len(self._data) - 1])
+    digest.update(str(count).encode())
+    for index in (0, count - 1) if count else ():
+      try:
+        digest.update(self._blob(index))
+      except DecodeError as error:  # one bad sample
+        digest.update(type(error).__name__.encode())
     self.sha256 = digest.hexdigest()
 
   def __len__(self) -> int:
@@ -126,31 +150,78 @@ class ArrayRecordSource:
     return len(self._data)
 
   def record(self, index: int) -> Record:
-    """Sample number `index`."""
-    return unpack(self._data[int(index)], self._config)
+    """Sample number `index`.
+
+    Raises:
+      DecodeError: if its bytes are damaged, or no packed sample.
+    """
+    data = self._blob(index)
+    return guarded(lambda: unpack(data, self._config))
+
+  def _blob(self, index: int) -> bytes:
+    # The library says RuntimeError to a damaged chunk and to a store that is
+    # away; the files themselves tell which.
+    try:
+      return self._data[int(index)]
+    except Exception as error:
+      for path in self._paths:
+        self._storage.patiently(lambda p=path: _touch(p), path)
+      first = error
+    try:
+      return self._data[int(index)]
+    except Exception as error:
+      raise DecodeError(describe(error)) from first
+
+
+def _touch(path: str) -> None:
+  """Reads a byte of a file to see whether its store is there."""
+  with open(path, "rb", buffering=0) as file:
+    file.read(1)
 
 
 def expand(pattern: str, name: str) -> list[str]:
   """Files of comma-separated paths and glob patterns, sorted within each.
 
+  What exists under the very name is no pattern, whatever brackets, stars or
+  commas the name holds.
+
   Raises:
     ConfigError: if a pattern finds nothing.
   """
-  found: list[str] = []
-  for part in filter(None, (p.strip() for p in pattern.split(","))):
-    if is_remote(part) and not glob.has_magic(part):
-      files = [part]
-    elif is_remote(part):
-      import fsspec
-
-      fs, inner = fsspec.core.url_to_fs(part)
-      scheme = part.split("://")[0]
-      files = [f"{scheme}://{p.lstrip('/')}" for p in sorted(fs.glob(inner))]
+  pieces, found, start = pattern.split(","), [], 0
+  while start < len(pieces):
+    if not pieces[start].strip():
+      start += 1
+      continue
+    # The longest run of pieces that names something: names may hold commas.
+    for end in range(len(pieces), start, -1):
+      part = ",".join(pieces[start:end]).strip()
+      files = _files_of(part)
+      if files:
+        break
     else:
-      files = sorted(glob.glob(part))
-    if not files:
-      raise ConfigError(f"data.sources.{name}.path: no file matches {part!r}.")
+      raise ConfigError(
+        f"data.sources.{name}.path: no file matches {pieces[start].strip()!r}."
+      )
     found.extend(files)
+    start = end
   if not found:
     raise ConfigError(f"data.sources.{name}.path is empty; name the files.")
   return found
+
+
+def _files_of(part: str) -> list[str]:
+  """The file of a name, or those of a pattern; none if there are none."""
+  if not is_remote(part):
+    return [part] if os.path.lexists(part) else sorted(glob.glob(part))
+  if "," in part and part.count("://") > 1:
+    return []  # several
+  if not glob.has_magic(part):
+    return [part]
+  import fsspec
+
+  fs, inner = fsspec.core.url_to_fs(part)
+  if fs.exists(inner):
+    return [part]
+  scheme = part.split("://")[0]
+  return [f"{scheme}://{p.lstrip('/')}" for p in sorted(fs.glob(inner))]

@@ -1,9 +1,12 @@
 """Batches: the order of the data, read by Grain's threads or processes.
 
 `Pipeline` yields (step, task, batch) as `mico_jax.types` describes, for the
-rows that this process owns. Broken samples are replaced by a deterministic
-substitute and written down (`bad_samples`); a decoder that does not come back
-is an error that names its sample. Nothing here calls JAX.
+rows that this process owns. A sample is known by its source and its index
+there; ids may repeat. Of a broken sample what is good is kept as long as a
+group of the task can use it; else a deterministic substitute is read. Both are
+written down (`bad_samples`). A decoder that does not come back ends the start,
+and the second time its sample is replaced as well (`stalled`); a store that is
+away is waited out. Nothing here calls JAX.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import pathlib
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grain
@@ -21,21 +24,24 @@ from mico_jax.config import Config, ConfigError
 from mico_jax.data.bad_samples import BadSamples
 from mico_jax.data.batches import batch_spec, empty_batch, fill_row
 from mico_jax.data.cache import DecodedCache
+from mico_jax.data.faults import guarded
 from mico_jax.data.gallery import evaluation_batches
-from mico_jax.data.guard import Guard, StalledDecoder
-from mico_jax.data.order import Order, Row
-from mico_jax.data.records import Record
+from mico_jax.data.guard import Guard, StalledDecoder, name_of
+from mico_jax.data.order import SUBSTITUTES, Order, Row
 from mico_jax.data.samples import (
   TextSlots,
+  check_depth,
   check_inputs,
+  check_usable,
   groups_of,
   keys_of,
   load_inputs,
   load_texts,
 )
 from mico_jax.data.sources import Source, open_source, open_sources
+from mico_jax.data.stalled import REASON, Stalled
 from mico_jax.data.tokenizer import Tokenizer
-from mico_jax.data.trace import TraceRow, sample_id, trace
+from mico_jax.data.trace import TraceRow, sample_name, trace
 from mico_jax.modalities import DecodeError
 
 __all__ = [
@@ -47,8 +53,6 @@ __all__ = [
   "evaluation_batches",
   "trace",
 ]
-
-SUBSTITUTES = 20  # broken samples in a row until a row gives up
 
 
 @dataclass
@@ -70,7 +74,9 @@ class _BatchMaker:
     tokenizer: Tokenizer,
     sizes: Mapping[str, int],
     rows: Mapping[str, tuple[int, ...]],
+    stalled: Stalled,
   ):
+    self._stalled = stalled
     self._config, self._tokenizer = config, tokenizer
     self._sizes, self._rows = dict(sizes), dict(rows)
     self._sources: dict[str, Source] | None = None
@@ -101,20 +107,26 @@ class _BatchMaker:
       return self._sources
 
   def __call__(self, step: int) -> _Made:
-    guard = Guard(self._config.data.timeout)
-    return guard.run(lambda: self._make(int(step), guard))
+    self._open()  # takes its time, which is no sample's
+    while True:
+      guard = Guard(self._config.data.timeout)
+      try:
+        return guard.run(lambda g=guard: self._make(int(step), g))
+      except StalledDecoder as error:
+        if not self._stalled.note(error, int(step)):
+          raise
 
   def _make(self, step: int, guard: Guard) -> _Made:
     task, _ = self._order.task(step)
     _, rows = self._order.rows(step, self._rows[task])
     spec = self._config.tasks[task]
     slots = TextSlots.of(self._config, spec)
-    keys = keys_of(groups_of(spec))
+    groups = groups_of(spec)
     shapes = batch_spec(self._config, task, batch_size=len(rows))
     batch = empty_batch(shapes, self._tokenizer.info.pad)
     bad = []
     for i, row in enumerate(rows):
-      sample, entry = self._row(step, row, keys, slots, guard)
+      sample, entry = self._row(step, row, groups, slots, guard)
       fill_row(batch, i, sample)
       batch["row"][i], batch["weight"][i] = row.row, 1.0
       if entry is not None:
@@ -125,55 +137,90 @@ class _BatchMaker:
     self,
     step: int,
     row: Row,
-    keys: Sequence[str],
+    groups: Sequence[str],
     slots: TextSlots,
     guard: Guard,
   ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    entry = None
+    """A row's sample, and what is to be noted if it is not the whole one."""
+    entry: dict[str, Any] | None = None
     wanted = row
     for attempt in range(SUBSTITUTES):
-      name = f"{wanted.source}[{wanted.index}]"
+      read = _Reading()
+      sample, reason = None, ""
       try:
-        guard.at(name)
-        record = self._open()[wanted.source].record(wanted.index)
-        name = record.id
-        guard.at(name)
-        sample = self._load(record, wanted, keys, slots)
+        sample = self._read(read, wanted, groups, slots, guard)
       except DecodeError as error:
-        if entry is None:
-          entry = {
-            "step": step,
-            "row": row.row,
-            "source": row.source,
-            "id": name,
-            "reason": str(error),
-          }
-        wanted = self._order.substitute(row, attempt)
-        continue
-      if entry is not None:
-        entry["substitute"] = record.id
-        entry["substitute_index"] = wanted.index
-      return sample, entry
+        reason = str(error)
+      if entry is None and (sample is None or read.broken):
+        entry = {
+          "step": step,
+          "row": row.row,
+          "source": row.source,
+          "index": row.index,
+          "id": read.id or f"{row.source}[{row.index}]",
+          "modalities": sorted(read.broken) or ["record"],
+          "reason": reason or "; ".join(read.broken.values()),
+        }
+      if sample is not None:
+        if entry is not None and attempt:
+          entry["substitute"] = read.id
+          entry["substitute_index"] = wanted.index
+          if read.broken:
+            entry["substitute_lacks"] = sorted(read.broken)
+        return sample, entry
+      wanted = self._order.substitute(row, attempt)
+    assert entry is not None  # the first one failed
     raise ConfigError(
       f"source {row.source!r}: {SUBSTITUTES} samples in a row are broken; the "
-      f"first: {entry and entry['id']}: {entry and entry['reason']}"
+      f"first: {name_of(row.source, row.index, entry['id'])}: {entry['reason']}"
     )
 
-  def _load(
-    self, record: Record, row: Row, keys: Sequence[str], slots: TextSlots
+  def _read(
+    self,
+    read: _Reading,
+    row: Row,
+    groups: Sequence[str],
+    slots: TextSlots,
+    guard: Guard,
   ) -> dict[str, Any]:
-    rng_key = (self._config.seed, row.epoch, record.id)
+    """What travels of a sample; `read` learns its id and what is broken."""
+    held = self._stalled.id(row.source, row.index)
+    if held is not None:
+      read.id = held
+      raise DecodeError(REASON)
+    guard.at(row.source, row.index)
+    record = self._open()[row.source].record(row.index)
+    read.id = record.id
+    guard.at(row.source, row.index, record.id)
+    rng_key = (self._config.seed, row.epoch, row.source, row.index)
     inputs = load_inputs(
       self._config,
       record,
       row.source,
-      keys,
+      keys_of(groups),
       self._tokenizer,
       rng_key=rng_key,
       cache=self._cache,
+      index=row.index,
+      broken=read.broken,
     )
-    texts = load_texts(record, slots, self._tokenizer, rng_key=rng_key)
+    check_usable(groups, read.broken)
+    try:
+      texts = guarded(
+        lambda: load_texts(record, slots, self._tokenizer, rng_key=rng_key)
+      )
+    except DecodeError as error:
+      read.broken["text"] = str(error)
+      raise
     return {"inputs": inputs, **texts}
+
+
+@dataclass
+class _Reading:
+  """What became known of a sample while it was read."""
+
+  id: str = ""
+  broken: dict[str, str] = field(default_factory=dict)  # modality -> reason
 
 
 def _in_notebook() -> bool:
@@ -236,7 +283,9 @@ class Pipeline:
         f"data.num_workers={config.data.num_workers}: worker processes import "
         "the main program, which a notebook is not; set data.num_workers=0."
       )
-    self._maker = _BatchMaker(config, tokenizer, sizes, self._rows)
+    first_row = min((r for x in self._rows.values() for r in x), default=0)
+    stalled = Stalled(str(workdir), str(first_row))
+    self._maker = _BatchMaker(config, tokenizer, sizes, self._rows, stalled)
     if not config.data.num_workers:
       self._maker.use(sources)
     self.bad_samples = BadSamples(
@@ -244,7 +293,7 @@ class Pipeline:
       max_fraction=config.data.max_bad_fraction,
       start_step=start_step,
       seen=self._seen(start_step),
-      first_row=min((r for x in self._rows.values() for r in x), default=0),
+      first_row=first_row,
     )
 
   def _seen(self, step: int) -> int:
@@ -265,6 +314,8 @@ class Pipeline:
       except DecodeError:
         continue
       have = set(record.media) | set(record.captions)
+      if "depth" in keys and "depth" in record.media:
+        check_depth(self._config, name)
       if keys and not have & set(keys):
         raise ConfigError(
           f"tasks.{task} needs {' or '.join(keys)}, but samples of source "
@@ -299,6 +350,6 @@ class Pipeline:
       yield made.step, made.task, made.batch
 
   def sample_ids(self, step: int) -> list[str]:
-    """Ids of the global batch of a step, before any substitution."""
+    """Names of the global batch of a step, before any substitution."""
     _, rows = self.order.rows(step)
-    return [sample_id(self._sources[r.source], r) for r in rows]
+    return [sample_name(self._sources[r.source], r) for r in rows]

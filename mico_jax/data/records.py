@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,8 @@ class Record:
   """One sample of a source.
 
   Attributes:
-    id: unique within its source.
+    id: what the source calls it. Ids may repeat: a sample is known by its
+      source and its index there.
     media: modality key -> function that reads the file or array.
     captions: kind -> alternative texts.
     negatives: kind -> texts that almost fit but do not.
@@ -151,14 +153,21 @@ def questions_of(
   if items is None:
     question, answer = fields.get("question"), fields.get("answer")
     items = [(question, answer)] if question and answer else []
+  if not isinstance(items, (list, tuple)):
+    raise DecodeError(f"questions must be a list, got {items!r:.60}.")
   pairs = []
   for item in items:
+    parts = item
     if isinstance(item, Mapping):
       keys = ("question", "answer", "letters")
-      item = [item[k] for k in keys if item.get(k) is not None]
-    if len(item) not in (2, 3) or not all(isinstance(x, str) for x in item):
+      parts = [item[k] for k in keys if item.get(k) is not None]
+    if (
+      not isinstance(parts, (list, tuple))
+      or len(parts) not in (2, 3)
+      or not all(isinstance(x, (str, bytes)) for x in parts)
+    ):
       raise DecodeError(f"a question needs two texts, got {item!r:.80}.")
-    question, answer, *letters = item
+    question, answer, *letters = as_texts(list(parts))
     pairs.append((question, answer, "".join(letters)))
   return tuple(pairs)
 
@@ -172,13 +181,54 @@ def media_fields(config: SourceConfig) -> dict[str, str]:
   }
 
 
+def parse_fields(text: str | bytes, name: str) -> dict[str, Any]:
+  """The fields of a sample out of JSON, which must be an object.
+
+  Raises:
+    DecodeError: if it is not.
+  """
+  try:
+    fields = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise DecodeError(
+      f"{name}: not JSON: {' '.join(str(error).split())[:200]}."
+    ) from error
+  if not isinstance(fields, dict):
+    raise DecodeError(
+      f"{name}: expected a JSON object, got {type(fields).__name__}."
+    )
+  return fields
+
+
+def id_of(fields: Mapping[str, Any], otherwise: str) -> str:
+  """The id that a sample's fields give it: text or a number.
+
+  Raises:
+    DecodeError: for anything else.
+  """
+  found = fields.get("id")
+  if found is None:
+    return otherwise
+  if isinstance(found, bool) or not isinstance(found, (str, int, float)):
+    raise DecodeError(f"the id must be text or a number, got {found!r:.60}.")
+  # A lone surrogate could not be written to any file.
+  return str(found).encode("utf-8", "backslashreplace").decode()
+
+
 def make_record(
   sample_id: str,
   fields: Mapping[str, Any],
   media: Mapping[str, Callable[[], Any]],
   config: SourceConfig,
 ) -> Record:
-  """A record whose texts come from its fields by the usual names."""
+  """A record whose texts come from its fields by the usual names.
+
+  Raises:
+    DecodeError: for fields of a wrong type.
+  """
+  split = fields.get("split")
+  if split is not None and not isinstance(split, (str, bytes)):
+    raise DecodeError(f"split must be text, got {split!r:.60}.")
   return Record(
     id=sample_id,
     media=media,
@@ -194,10 +244,11 @@ def matches(
 ) -> bool:
   """Whether a record belongs to the configured split and `where` filter.
 
-  A record without a `split` field belongs to every split.
+  A record without a `split` field belongs to every split, and so does one
+  whose split is no text, so that it is named as broken when it is read.
   """
   split = fields.get("split") if use_split and config.split else None
-  if split is not None and split != config.split:
+  if isinstance(split, str) and split != config.split:
     return False
   for name, wanted in config.where.items():
     values = wanted if isinstance(wanted, (list, tuple)) else (wanted,)

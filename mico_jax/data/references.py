@@ -2,7 +2,7 @@
 
 `photo.jpg`, `shard.tar:member`, `arrays.npz:name` or `arrays.npz:name[7]`, or a
 list of those (frames). Paths are relative to the manifest's folder and may not
-leave it, unless the source's `root` names a wider folder.
+leave it, links included, unless the source's `root` names a wider folder.
 """
 
 from __future__ import annotations
@@ -11,19 +11,23 @@ import io
 import os
 import posixpath
 import re
-import tarfile
 import threading
+import zipfile
 from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 
-from mico_jax.config import ConfigError
-from mico_jax.data.remote import Storage, is_remote
+from mico_jax.data.faults import describe
+from mico_jax.data.remote import Storage, is_remote, short
+from mico_jax.data.tar import TarIndex
 from mico_jax.modalities import DecodeError
+from mico_jax.modalities.arrays import read_npy
 
 _TAR = re.compile(r"(?P<file>.+?\.tar):(?P<member>.+)")
-_NPZ = re.compile(r"(?P<file>.+?\.npz):(?P<name>\w+)(\[(?P<index>\d+)\])?")
+_NPZ = re.compile(
+  r"(?P<file>.+?\.npz):(?P<name>\w+)(\[(?P<index>-?\d{1,18})\])?"
+)
 _ARRAY_BYTES = 2**30  # arrays of .npz files kept in memory
 
 
@@ -45,45 +49,9 @@ def join(folder: str, path: str) -> str:
   return os.path.normpath(full)
 
 
-class TarIndex:
-  """Members of a tar file by name, for reading at random."""
-
-  def __init__(self, path: str):
-    """Reads the headers of a local tar file.
-
-    Raises:
-      DecodeError: if it is not an uncompressed tar file, or cut short.
-    """
-    self._lock = threading.Lock()
-    self.members: dict[str, tuple[int, int]] = {}
-    try:
-      self._file = open(path, "rb")  # noqa: SIM115 (kept open for reading)
-      size = os.fstat(self._file.fileno()).st_size
-      with tarfile.open(fileobj=self._file, mode="r:") as tar:
-        for member in tar:
-          if member.isfile():
-            if member.offset_data + member.size > size:
-              raise DecodeError(f"{path}: cut short in {member.name!r}.")
-            self.members[member.name] = (member.offset_data, member.size)
-        # tarfile takes a cut header for the end; a whole file ends in zeros.
-        self._file.seek(tar.offset)
-        if self._file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-          raise DecodeError(f"{path}: the tar file is cut short.")
-      # tarfile closes nothing it was handed; keep reading from our handle.
-    except (tarfile.TarError, OSError) as error:
-      raise DecodeError(f"{path}: not a readable tar file: {error}") from error
-
-  def read(self, member: str) -> bytes:
-    """The content of a member; safe from several threads."""
-    offset, size = self.members[member]
-    with self._lock:
-      self._file.seek(offset)
-      return self._file.read(size)
-
-  def __del__(self) -> None:
-    """Closes the file."""
-    if hasattr(self, "_file"):
-      self._file.close()
+def _real(path: str) -> str:
+  """A local path with its links resolved; a remote one as it is."""
+  return path if is_remote(path) else os.path.realpath(path)
 
 
 class FileReader:
@@ -108,16 +76,21 @@ class FileReader:
     """The full path.
 
     Raises:
-      ConfigError: if it leaves the root folder.
+      DecodeError: if it leaves the root folder.
     """
     full = join(self._folder, path)
-    inside = self._root.rstrip("/") + "/"
-    if not full.startswith(inside):
-      raise ConfigError(
-        f"source {self._name!r}: path {path!r} leaves the folder {self._root}. "
-        f"If that is meant, set data.sources.{self._name}.root (--root of "
-        "data build and embed) to a folder that holds everything, relative to "
-        "the manifest, such as '..'."
+    try:
+      inside = _real(self._root).rstrip("/") + "/"
+      real = _real(full)
+    except ValueError as error:  # a NUL in the name
+      raise DecodeError(f"{short(path)}: {error}.") from error
+    if not real.startswith(inside):
+      where = "" if real == full else f" (it leads to {short(real)})"
+      raise DecodeError(
+        f"source {self._name!r}: path {short(path)!r} leaves the folder "
+        f"{self._root}{where}. If that is meant, set "
+        f"data.sources.{self._name}.root (--root of data build and embed) to a "
+        "folder that holds everything, relative to the manifest, such as '..'."
       )
     if not is_remote(full):
       self._check_links(path, full)
@@ -127,7 +100,7 @@ class FileReader:
     """Refuses a link that leads out of the root folder."""
     real, root = os.path.realpath(full), os.path.realpath(self._root)
     if not real.startswith(root.rstrip("/") + "/"):
-      raise ConfigError(
+      raise DecodeError(
         f"source {self._name!r}: {path!r} is a link that leads out of the "
         f"folder {self._root}, to {real}. If that is meant, set data.sources."
         f"{self._name}.root (--root of data build and embed) to a folder that "
@@ -138,27 +111,27 @@ class FileReader:
     """Bytes of a file, an array, or a list of those.
 
     Raises:
-      DecodeError: for missing files, members or arrays.
-      ConfigError: for paths that leave the root folder.
+      DecodeError: for missing files, members or arrays, and for paths that
+        leave the root folder.
+      TransientError: for storage that stays away.
     """
     if isinstance(reference, (list, tuple)):
       return [self.read(item) for item in reference]
     if not isinstance(reference, str) or not reference:
       raise DecodeError(
-        f"expected a path or a list of them, got {reference!r}."
+        f"expected a path or a list of them, got {reference!r:.80}."
       )
     if match := _TAR.fullmatch(reference):
-      tar, member = self.tar(match["file"]), match["member"]
-      if member not in tar.members:
-        raise DecodeError(f"{match['file']}: has no member {member!r}.")
-      return tar.read(member)
+      return self.tar(match["file"]).read(match["member"])
     if match := _NPZ.fullmatch(reference):
       array = self._array(match["file"], match["name"])
       if match["index"] is None:
         return array
-      index = int(match["index"])
-      if index >= len(array):
-        raise DecodeError(f"{reference}: the array has {len(array)} entries.")
+      index, count = int(match["index"]), len(array) if array.ndim else 0
+      if not 0 <= index < count:
+        raise DecodeError(
+          f"{short(reference)}: the array has {count} entries, counted from 0."
+        )
       return array[index]
     return self._storage.read(self.resolve(reference))
 
@@ -166,7 +139,9 @@ class FileReader:
     """The index of a tar file, read once."""
     with self._lock:
       if path not in self._tars:
-        self._tars[path] = TarIndex(self._storage.local(self.resolve(path)))
+        self._tars[path] = TarIndex(
+          self._storage.local(self.resolve(path)), self._storage
+        )
       return self._tars[path]
 
   def _array(self, path: str, name: str) -> np.ndarray:
@@ -174,17 +149,8 @@ class FileReader:
     with self._lock:
       if key not in self._arrays:
         data = self._storage.read(self.resolve(path))
-        try:
-          with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            if name not in arrays.files:
-              raise DecodeError(
-                f"{path}: has no array {name!r}; it has {arrays.files}."
-              )
-            self._arrays[key] = arrays[name]
-        except DecodeError:
-          raise
-        except Exception as error:
-          raise DecodeError(f"{path}: not a readable .npz: {error}") from error
+        limit = self._storage.max_file_bytes
+        self._arrays[key] = _read_npz(data, short(path), name, limit)
         while (
           len(self._arrays) > 1
           and sum(a.nbytes for a in self._arrays.values()) > _ARRAY_BYTES
@@ -192,3 +158,38 @@ class FileReader:
           self._arrays.popitem(last=False)
       self._arrays.move_to_end(key)
       return self._arrays[key]
+
+
+def _read_npz(data: bytes, path: str, name: str, limit: int) -> np.ndarray:
+  """One array out of the bytes of a .npz file.
+
+  Args:
+    data: of the file.
+    path: of the file, for messages.
+    name: of the array.
+    limit: most bytes of the array; more are refused before they are unpacked.
+
+  Raises:
+    DecodeError: if there is no such array, or it is broken or too large.
+  """
+  try:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+      names = [n.removesuffix(".npy") for n in archive.namelist()]
+      if name not in names:
+        raise DecodeError(
+          f"has no array {name!r}, but {', '.join(names[:20])}."
+        )
+      info = archive.infolist()[names.index(name)]
+      if limit and info.file_size > limit:
+        raise DecodeError(
+          f"array {name!r} of {info.file_size} bytes exceeds "
+          f"data.max_file_bytes={limit}."
+        )
+      with archive.open(info) as member:  # ends at the size that it promises
+        return read_npy(member.read())
+  except DecodeError as error:
+    raise DecodeError(f"{path}: {error}") from error
+  except Exception as error:  # zipfile and zlib raise many kinds
+    raise DecodeError(
+      f"{path}: not a readable .npz: {describe(error)}"
+    ) from error

@@ -1,9 +1,13 @@
-"""Reading files, local or remote, with timeout, retry and a bounded cache.
+"""Reading files, local or remote, with timeout, patience and a bounded cache.
 
 A path with a scheme ("s3://", "gs://", "memory://") is remote: read through
 `etils.epath` where it knows the scheme and fsspec otherwise. Single files are
 read whole; shards are copied into a local cache first, so that members can be
 read at random. The cache is shared by all runs of a user.
+
+Faults that may pass are waited out (`mico_jax.failures`); what stays as it is
+becomes a DecodeError. Of local files only regular ones are opened: a pipe or a
+device would block, or never end.
 """
 
 from __future__ import annotations
@@ -12,25 +16,44 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import stat
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from mico_jax.config import ConfigError, DataConfig
+from mico_jax.data.guard import waiting
+from mico_jax.failures import TransientError, is_transient, say, wait_out
 from mico_jax.modalities import DecodeError
 
 T = TypeVar("T")
 _EPATH_SCHEMES = ("gs", "s3")
+MAX_FILE_BYTES = 4 << 30  # default of data.max_file_bytes
+_KINDS = (
+  (stat.S_ISDIR, "a folder"),
+  (stat.S_ISFIFO, "a pipe (FIFO)"),
+  (stat.S_ISSOCK, "a socket"),
+  (stat.S_ISCHR, "a device"),
+  (stat.S_ISBLK, "a device"),
+)
 
 
-class RemoteError(OSError):
+class RemoteError(TransientError):
   """A remote file could not be read in time."""
 
 
 def is_remote(path: str) -> bool:
   """Whether a path carries a scheme."""
   return "://" in path
+
+
+def short(path: str) -> str:
+  """A path for messages: one line of at most about 120 characters."""
+  text = " ".join(path.encode("utf-8", "backslashreplace").decode().split())
+  text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+  return text if len(text) <= 120 else f"{text[:60]}...{text[-50:]}"
 
 
 def call_with_timeout(
@@ -61,31 +84,76 @@ def call_with_timeout(
   return result[1]
 
 
+def check_regular(path: str, limit: int = 0) -> int:
+  """The size of a local file, which must be regular.
+
+  Args:
+    path: local.
+    limit: in bytes; 0: none.
+
+  Raises:
+    DecodeError: naming what it is instead, or its size.
+  """
+  found = os.stat(path)
+  if not stat.S_ISREG(found.st_mode):
+    kind = next((k for test, k in _KINDS if test(found.st_mode)), "no file")
+    raise DecodeError(f"{short(path)}: is {kind}, expected a regular file.")
+  check_size(path, found.st_size, limit)
+  return found.st_size
+
+
+def check_size(path: str, size: int, limit: int) -> None:
+  """Refuses more than `limit` bytes (0: no limit) with a DecodeError."""
+  if limit and size > limit:
+    raise DecodeError(
+      f"{short(path)}: {size} bytes exceed data.max_file_bytes={limit}."
+    )
+
+
 class Storage:
-  """Reads whole files and hands out local copies of remote shards."""
+  """Reads whole files and hands out local copies of remote shards.
+
+  Attributes:
+    max_file_bytes: larger files are refused. Shards are not bound by it; their
+      members are.
+  """
 
   def __init__(
     self,
     *,
     timeout: float = 60.0,
-    retries: int = 3,
+    patience: float | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
     cache_gb: float = 4.0,
     cache_dir: str = "",
   ):
     """Sets the limits.
 
     Args:
-      timeout: seconds per attempt.
-      retries: attempts before a read fails.
+      timeout: seconds per attempt at a remote store.
+      patience: seconds of waiting, in all, for faults that may pass; None:
+        `mico_jax.failures.patience_seconds`.
+      max_file_bytes: see the class. A remote file's size is known only after
+        it was read.
       cache_gb: local copies are deleted, oldest use first, beyond this.
       cache_dir: "": `mico_jax` in the user's cache folder.
     """
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     default = pathlib.Path(home).expanduser() / "mico_jax" / "shards"
     self._cache = pathlib.Path(cache_dir) if cache_dir else default
-    self._timeout, self._retries = timeout, max(1, retries)
+    self._timeout, self._patience = timeout, patience
+    self.max_file_bytes = max_file_bytes
     self._limit = int(cache_gb * 2**30)
     self._lock = threading.Lock()
+
+  @classmethod
+  def of(cls, config: DataConfig) -> Storage:
+    """The storage of a config, with its limits."""
+    return cls(
+      timeout=config.timeout,
+      cache_gb=config.cache_gb,
+      max_file_bytes=config.max_file_bytes,
+    )
 
   def __getstate__(self) -> dict[str, Any]:
     """Locks do not travel to worker processes."""
@@ -95,70 +163,149 @@ class Storage:
     """Restores with a lock of its own."""
     self.__dict__.update(state, _lock=threading.Lock())
 
-  def read(self, path: str) -> bytes:
+  def read(self, path: str, *, limited: bool = True) -> bytes:
     """The content of a file.
 
+    Args:
+      path: local or remote.
+      limited: to `max_file_bytes`.
+
     Raises:
-      DecodeError: if it does not exist or cannot be read.
-      RemoteError: if a remote store does not answer.
+      DecodeError: if it does not exist, is no regular file, is too large or
+        cannot be read.
+      TransientError: if the store does not answer in the end.
     """
-    try:
-      if not is_remote(path):
-        return pathlib.Path(path).read_bytes()
-      return self._attempt(lambda: _read_remote(path), path)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-      text = error.strerror or "does not exist"
-      raise DecodeError(f"{path}: {text}.") from error
+    limit = self.max_file_bytes if limited else 0
+    if not is_remote(path):
+      return self.patiently(lambda: _read_local(path, limit), path)
+    data = self._remotely(lambda: _read_remote(path), path)
+    check_size(path, len(data), limit)
+    return data
 
   def local(self, path: str) -> str:
     """The path of a local copy; `path` itself if it is local.
 
     Raises:
-      DecodeError, RemoteError: as `read`.
+      DecodeError, TransientError: as `read`.
     """
     if not is_remote(path):
-      if not os.path.exists(path):
-        raise DecodeError(f"{path}: no such file.")
+      self.patiently(lambda: check_regular(path), path)
       return path
-    stamp = self._attempt(lambda: _remote_stamp(path), path)
+    stamp = self._remotely(lambda: _remote_stamp(path), path)
     name = hashlib.sha256(f"{path}\0{stamp}".encode()).hexdigest()[:24]
     target = self._cache / f"{name}{pathlib.PurePosixPath(path).suffix}"
     with self._lock:
       if not target.exists():
-        data = self.read(path)
-        self._cache.mkdir(parents=True, exist_ok=True)
-        self._make_room(len(data))
-        with tempfile.NamedTemporaryFile(dir=self._cache, delete=False) as file:
-          file.write(data)
-        os.replace(file.name, target)
+        data = self.read(path, limited=False)
+        self.patiently(lambda: self._keep(target, data), str(target))
       os.utime(target)
     return str(target)
 
-  def _attempt(self, function: Callable[[], T], path: str) -> T:
-    for attempt in range(self._retries):
+  def _keep(self, target: pathlib.Path, data: bytes) -> None:
+    self._cache.mkdir(parents=True, exist_ok=True)
+    self._make_room(len(data))
+    with tempfile.NamedTemporaryFile(dir=self._cache, delete=False) as file:
       try:
-        return call_with_timeout(function, self._timeout, path)
-      except FileNotFoundError:
+        file.write(data)
+        file.close()
+        os.replace(file.name, target)
+      except BaseException:
+        os.unlink(file.name)
         raise
-      except Exception as error:
-        if attempt + 1 == self._retries:
-          raise RemoteError(
-            f"{path}: failed {self._retries} times, last: {error}"
-          ) from error
-        time.sleep(min(2.0**attempt * 0.1, 5.0))
-    raise AssertionError("unreachable")
+
+  def patiently(
+    self,
+    call: Callable[[], T],
+    path: str,
+    passing: Callable[[BaseException], bool] = is_transient,
+  ) -> T:
+    """The result of a read, tried again while its faults may pass.
+
+    Args:
+      call: reads; must be safe to repeat.
+      path: that it reads, for messages.
+      passing: which errors may pass.
+
+    Raises:
+      DecodeError: for what stays as it is (no such file, refused, ...).
+      TransientError: when the patience is at an end.
+    """
+
+    def attempt() -> T:
+      with waiting():
+        return call()
+
+    def sleep(seconds: float) -> None:
+      with waiting():
+        time.sleep(seconds)
+
+    try:
+      return wait_out(
+        attempt,
+        f"reading {short(path)}",
+        patience=self._patience,
+        passing=passing,
+        note=lambda text: say(f"mico-jax: {text}"),
+        sleep=sleep,
+      )
+    except (DecodeError, TransientError):
+      raise
+    except OSError as error:
+      text = error.strerror or " ".join(str(error).split())[:200]
+      if isinstance(error, FileNotFoundError) and not error.strerror:
+        text = "does not exist"
+      raise DecodeError(
+        f"{short(path)}: {text or type(error).__name__}."
+      ) from error
+    except ValueError as error:  # a NUL or a lone surrogate in the name
+      raise DecodeError(f"{short(path)}: {error}.") from error
+
+  def _remotely(self, function: Callable[[], T], path: str) -> T:
+    try:
+      return self.patiently(
+        lambda: call_with_timeout(function, self._timeout, short(path)),
+        path,
+        passing=_may_pass,
+      )
+    except ImportError as error:  # no client for this scheme
+      raise ConfigError(f"{short(path)}: {error}") from error
 
   def _make_room(self, size: int) -> None:
-    files = sorted(
-      (f.stat().st_mtime, f.stat().st_size, f) for f in self._cache.iterdir()
-    )
+    files = []
+    for file in self._cache.iterdir():
+      with contextlib.suppress(FileNotFoundError):  # another process's doing
+        found = file.stat()
+        files.append((found.st_mtime, found.st_size, file))
     total = sum(s for _, s, _ in files) + size
-    for _, old, file in files:
+    for _, old, file in sorted(files):
       if total <= self._limit:
         return
       with contextlib.suppress(FileNotFoundError):
         file.unlink()
       total -= old
+
+
+def _may_pass(error: BaseException) -> bool:
+  """Whether a remote store's error may pass: all but what is known to stay."""
+  stays = (
+    DecodeError,
+    FileNotFoundError,
+    ImportError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    ValueError,
+  )
+  return is_transient(error) or not isinstance(error, stays)
+
+
+def _read_local(path: str, limit: int) -> bytes:
+  size = check_regular(path, limit)
+  with open(path, "rb") as file:
+    data = file.read(size + 1)
+  if len(data) > size:  # files of the kernel say 0 bytes and hold more
+    raise DecodeError(f"{short(path)}: holds more than its {size} bytes.")
+  return data
 
 
 def _read_remote(path: str) -> bytes:

@@ -12,6 +12,7 @@ import numpy as np
 from mico_jax.config import Config, ConfigError, InputConfig, TaskConfig
 from mico_jax.data import language
 from mico_jax.data.cache import DecodedCache
+from mico_jax.data.faults import guarded
 from mico_jax.data.order import generator
 from mico_jax.data.records import Record
 from mico_jax.data.sources import Source
@@ -124,6 +125,26 @@ def _check_alignment(
     )
 
 
+def check_depth(config: Config, source: str) -> None:
+  """Checks that the depth of a source has a unit, which the modes take.
+
+  Raises:
+    ConfigError: else: it is no matter of single samples.
+  """
+  g = geometry(config, "depth", source)
+  if not g.depth_unit:
+    raise ConfigError(
+      f"data.sources.{source}.depth_unit is empty; depth needs its unit: "
+      "metre, millimetre or relative."
+    )
+  example = MODALITIES["depth"].example(g, 0)
+  try:
+    for train in (True, False):
+      mode_of(config, "depth", train=train).host(example, g, None)
+  except ValueError as error:
+    raise ConfigError(f"data.sources.{source}.depth_unit: {error}") from error
+
+
 def groups_of(task: TaskConfig) -> tuple[str, ...]:
   """All groups of a task's objectives, in order, once each."""
   found: dict[str, None] = {}
@@ -177,8 +198,13 @@ def load_inputs(
   *,
   rng_key: tuple[Any, ...] | None = None,
   cache: DecodedCache | None = None,
+  index: int | None = None,
+  broken: dict[str, str] | None = None,
 ) -> dict[str, np.ndarray]:
   """Decoded and transformed inputs; modalities the sample lacks are left out.
+
+  A modality that cannot be read does not spoil the others: with `broken` it is
+  left out like one that the sample lacks, as long as there is another.
 
   Args:
     config: of the run.
@@ -188,10 +214,15 @@ def load_inputs(
     tokenizer: needed for subtitles.
     rng_key: keys the augmentation (all modalities draw from equal
       generators); None: evaluation.
-    cache: of decoded media; None: none.
+    cache: of decoded media; None: none. Needs `index`.
+    index: of the sample in its source: what it is known by.
+    broken: takes modality -> reason of those that cannot be read; None: the
+      first of them is an error.
 
   Raises:
-    DecodeError: naming the modality, if one of them is broken.
+    DecodeError: naming the modality, if nothing is left (without `broken`: if
+      anything is broken).
+    TransientError: for storage or memory that stays short.
   """
   train = rng_key is not None
   found = {}
@@ -199,21 +230,30 @@ def load_inputs(
   media = [
     k for k in keys if MODALITIES[k].embedding != "text" and k in record.media
   ]
-  cache = DecodedCache(0) if cache is None else cache
-  names = {
-    k: (source, record.id, k, geometry(config, k, source)) for k in media
-  }
-  raw = record.read([k for k in media if names[k] not in cache])
+  if cache is None:
+    cache = DecodedCache(0)
+  elif index is None:
+    raise ValueError("a cache needs the index that the sample is known by.")
+  names = {k: (source, index, k, geometry(config, k, source)) for k in media}
+  failed: dict[str, str] = {}
+  raw = _read(record, [k for k in media if names[k] not in cache], failed)
   for key in media:
+    if key in failed:
+      continue
     g = names[key][-1]
     mode = mode_of(config, key, train=train)
-    try:
+
+    def load(key: str = key, g: Geometry = g, mode: Mode = mode) -> Any:
       decoded = cache.get(
-        names[key], lambda k=key, g=g: MODALITIES[k].decode(raw[k], g)
+        names[key], lambda: MODALITIES[key].decode(raw[key], g)
       )
-      found[key] = mode.host(decoded, g, draws.again())
+      return mode.host(decoded, g, draws.again())
+
+    try:
+      found[key] = guarded(load, key)
     except DecodeError as error:
-      raise DecodeError(f"{key}: {error}") from error
+      failed[key] = str(error)
+      continue
     if rng_key is not None and key in config.data.inputs:
       draw = generator(*rng_key, "dropout", key).random()
       if draw < config.data.inputs[key].dropout:
@@ -222,10 +262,17 @@ def load_inputs(
     if MODALITIES[key].embedding == "text" and record.captions.get(key):
       if tokenizer is None:
         raise ValueError(f"{key} needs a tokenizer.")
-      rng = None if rng_key is None else generator(*rng_key, key)
-      text, _ = language.choose_text(record, {key: 1.0}, rng)
-      length = input_shape(config, key).shape[0]
-      found[key] = np.asarray(tokenizer.encode(text, length), np.int32)
+      try:
+        found[key] = guarded(
+          lambda key=key: _subtitle(config, record, key, tokenizer, rng_key),
+          key,
+        )
+      except DecodeError as error:
+        failed[key] = str(error)
+  if broken is not None:
+    broken.update(failed)
+  if failed and (broken is None or not found):
+    raise DecodeError(next(iter(failed.values())))
   if not found and keys:
     raise DecodeError(
       f"the sample has none of {', '.join(keys)}; it has "
@@ -233,6 +280,48 @@ def load_inputs(
       "source's fields)."
     )
   return found
+
+
+def _subtitle(
+  config: Config,
+  record: Record,
+  key: str,
+  tokenizer: Tokenizer,
+  rng_key: tuple[Any, ...] | None,
+) -> np.ndarray:
+  """Token ids of a text that is an input."""
+  rng = None if rng_key is None else generator(*rng_key, key)
+  text, _ = language.choose_text(record, {key: 1.0}, rng)
+  length = input_shape(config, key).shape[0]
+  return np.asarray(tokenizer.encode(text, length), np.int32)
+
+
+def _read(
+  record: Record, keys: Sequence[str], failed: dict[str, str]
+) -> dict[str, Any]:
+  """Raw media by modality; the reasons of the others go into `failed`."""
+  if record.read_many is not None:
+    return guarded(lambda: record.read(keys), reads=True)
+  raw = {}
+  for key in keys:
+    try:
+      raw[key] = guarded(record.media[key], key, reads=True)
+    except DecodeError as error:
+      failed[key] = str(error)
+  return raw
+
+
+def check_usable(groups: Sequence[str], broken: Mapping[str, str]) -> None:
+  """Whether a sample some of whose modalities are broken is worth training on.
+
+  It is while at least one group of the task needs none of them: the others
+  take it as they take any sample that lacks a modality. Else it is replaced.
+
+  Raises:
+    DecodeError: if every group needs one that is broken.
+  """
+  if broken and all(set(keys_of((g,))) & set(broken) for g in groups):
+    raise DecodeError("; ".join(broken.values()))
 
 
 @dataclass(frozen=True)
@@ -326,7 +415,7 @@ def load_sample(
     DecodeError: if the sample is broken.
   """
   record = source.record(index)
-  key = (config.seed, epoch, record.id) if train else None
+  key = (config.seed, epoch, name, index) if train else None
   inputs = load_inputs(config, record, name, keys, tokenizer, rng_key=key)
   return record, inputs
 

@@ -93,7 +93,10 @@ def draw_records(
     tiles: list[tuple[str, np.ndarray]] = []
     lines = _captions(record, 60)
     try:
-      inputs = load_inputs(config, record, source, keys, None)
+      broken: dict[str, str] = {}
+      inputs = load_inputs(config, record, source, keys, None, broken=broken)
+      for reason in broken.values():
+        lines += textwrap.wrap(f"broken: {reason}", 60)
       for key in keys:
         if key in inputs and not (key == "image" and "video" in inputs):
           tiles += _tiles(key, inputs[key])

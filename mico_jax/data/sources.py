@@ -6,28 +6,32 @@ index, which the config keeps so that a run is resumed on the same data.
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import hashlib
-import json
-import posixpath
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from mico_jax.config import Config, ConfigError, SourceConfig
-from mico_jax.data.packed import ArrayRecordSource, expand
+from mico_jax.data.faults import guarded
+from mico_jax.data.identity import tell, tell_repeated
+from mico_jax.data.packed import ArrayRecordSource
 from mico_jax.data.records import (
   Record,
+  id_of,
   make_record,
   matches,
   media_fields,
+  parse_fields,
 )
-from mico_jax.data.references import FileReader, TarIndex, parent
+from mico_jax.data.references import FileReader, parent
 from mico_jax.data.remote import Storage
 from mico_jax.data.tfds_source import TfdsSource
+from mico_jax.data.webdataset import WebDatasetSource
 from mico_jax.data.worlds import OmniWorldSource
-from mico_jax.modalities import DecodeError, by_extension
+from mico_jax.modalities import DecodeError
 
 
 @runtime_checkable
@@ -49,6 +53,7 @@ class Source(Protocol):
 
     Raises:
       DecodeError: if the sample's entry itself is broken.
+      TransientError: for storage that stays away.
     """
     ...
 
@@ -56,7 +61,9 @@ class Source(Protocol):
 class ManifestSource:
   """A jsonl file: one sample per line (see the README of your data).
 
-  Only the offsets of the lines are kept; they are parsed when read.
+  Only the offsets of the lines are kept; they are parsed when read. A line that
+  is no JSON object is a bad sample, of every split; a file without any such
+  object is no manifest.
   """
 
   def __init__(self, name: str, config: SourceConfig, storage: Storage):
@@ -64,43 +71,56 @@ class ManifestSource:
 
     Raises:
       ConfigError: if it is missing, not jsonl, or no sample is left.
+      TransientError: for storage that stays away.
     """
     if not config.path:
       raise ConfigError(f"data.sources.{name}.path: name the manifest file.")
     try:
-      self._data = storage.read(config.path)
+      self._data = storage.read(config.path, limited=False)
     except DecodeError as error:
       raise ConfigError(f"data.sources.{name}.path: {error}") from error
     self._name, self._config = name, config
     self._files = FileReader(parent(config.path), config.root, storage, name)
     self.sha256 = hashlib.sha256(self._data).hexdigest()
-    starts, start = [], 0
+    starts, start, good = [], 0, 0
+    broken: list[DecodeError] = []
+    hashes = array.array("q")  # of the ids; -1 hashes no text
     for number, line in enumerate(self._data.split(b"\n"), 1):
       if line.strip():
         # Bytes that are no UTF-8 make a bad sample, not a bad manifest.
-        fields = self._parse(line.decode("utf-8", "replace"), number)
+        text = line.decode("utf-8", "replace")
+        try:
+          fields = self._parse(text, number)
+        except DecodeError as error:
+          broken.append(error)
+          fields = {}
+        else:
+          good += 1
         if matches(fields, config):
           starts.append((start, start + len(line), number))
+          found = fields.get("id")
+          hashes.append(-1 if found is None else hash(str(found)))
       start += len(line) + 1
+    if broken and not good:
+      raise ConfigError(str(broken[0]))
+    if broken:
+      tell(
+        f"source {name!r}: {len(broken)} of {good + len(broken)} lines are no "
+        f"JSON objects and count as broken samples; the first: {broken[0]}"
+      )
     if not starts:
       raise ConfigError(
         f"data.sources.{name}: no sample of {config.path} has "
         f"split={config.split!r} and where={dict(config.where)!r}."
       )
     self._lines = np.asarray(starts, np.int64)
+    tell_repeated(name, np.asarray(hashes, np.int64), self._id)
 
   def _parse(self, line: str, number: int) -> dict[str, Any]:
-    try:
-      fields = json.loads(line)
-    except ValueError as error:
-      raise ConfigError(
-        f"{self._config.path}, line {number}: not JSON: {error}."
-      ) from error
-    if not isinstance(fields, dict):
-      raise ConfigError(
-        f"{self._config.path}, line {number}: expected an object per line."
-      )
-    return fields
+    return parse_fields(line, f"{self._config.path}, line {number}")
+
+  def _id(self, index: int) -> str:
+    return str(self.fields(index).get("id"))
 
   def __len__(self) -> int:
     """Number of samples."""
@@ -110,7 +130,7 @@ class ManifestSource:
     """The parsed line of a sample.
 
     Raises:
-      DecodeError: if it is not UTF-8.
+      DecodeError: if it is not UTF-8, or no JSON object.
     """
     start, end, number = self._lines[index].tolist()
     try:
@@ -123,106 +143,25 @@ class ManifestSource:
     return self._parse(line, number)
 
   def record(self, index: int) -> Record:
-    """Sample number `index`."""
+    """Sample number `index`.
+
+    Raises:
+      DecodeError: for a broken line, or fields of a wrong type.
+    """
+    return guarded(lambda: self._record(index))
+
+  def _record(self, index: int) -> Record:
     fields = self.fields(index)
     media = {}
     for key, name in media_fields(self._config).items():
       if fields.get(name) is not None:
         media[key] = _reader(self._files, fields[name])
-    sample_id = str(fields.get("id", f"line{self._lines[index][2]}"))
+    sample_id = id_of(fields, f"line{self._lines[index][2]}")
     return make_record(sample_id, fields, media, self._config)
 
 
 def _reader(files: FileReader, reference: Any) -> Callable[[], Any]:
   return lambda: files.read(reference)
-
-
-class WebDatasetSource:
-  """Tar shards; members of a sample share their name up to the first dot.
-
-  `.json` holds fields, `.txt` a caption, `.cls` a label; other members are
-  fields named by what follows the dot. Without `fields` in the config, a
-  member's type follows its ending.
-  """
-
-  def __init__(self, name: str, config: SourceConfig, storage: Storage):
-    """Indexes the shards (`path`: comma-separated files or glob patterns).
-
-    Raises:
-      ConfigError: if there is no shard or no sample is left.
-    """
-    self._config = config
-    self._shards: list[TarIndex] = []
-    self._samples: list[tuple[int, str, dict[str, str]]] = []
-    digest = hashlib.sha256()
-    for path in expand(config.path, name):
-      try:
-        shard = TarIndex(storage.local(path))
-      except DecodeError as error:
-        raise ConfigError(f"data.sources.{name}: {error}") from error
-      self._shards.append(shard)
-      groups: dict[str, dict[str, str]] = {}
-      for member, place in shard.members.items():
-        folder, base = posixpath.split(member)
-        stem, _, suffix = base.partition(".")
-        key = posixpath.join(folder, stem)
-        groups.setdefault(key, {})[suffix.lower()] = member
-        digest.update(f"{member} {place}".encode())
-      number = len(self._shards) - 1
-      self._samples += [(number, k, v) for k, v in groups.items()]
-    self.sha256 = digest.hexdigest()
-    if config.where:
-      self._samples = [
-        s
-        for s in self._samples
-        if matches(self._fields(s), config, use_split=False)
-      ]
-    if not self._samples:
-      raise ConfigError(
-        f"data.sources.{name}: no sample in {config.path} with "
-        f"where={dict(config.where)!r}."
-      )
-
-  def _fields(self, sample: tuple[int, str, dict[str, str]]) -> dict[str, Any]:
-    number, _, members = sample
-    shard = self._shards[number]
-    fields: dict[str, Any] = {}
-    if "json" in members:
-      try:
-        fields.update(json.loads(shard.read(members["json"])))
-      except ValueError as error:
-        raise DecodeError(f"{members['json']}: not JSON: {error}.") from error
-    if "cls" in members:
-      fields["label"] = int(shard.read(members["cls"]))
-    if "txt" in members and "caption" not in fields:
-      fields["caption"] = shard.read(members["txt"])
-    return fields
-
-  def __len__(self) -> int:
-    """Number of samples."""
-    return len(self._samples)
-
-  def record(self, index: int) -> Record:
-    """Sample number `index`."""
-    sample = self._samples[index]
-    number, sample_id, members = sample
-    shard = self._shards[number]
-    by_field = {}
-    for suffix in members:
-      modality = by_extension(f".{suffix.rpartition('.')[2]}")
-      if modality is not None and modality.embedding != "text":
-        by_field.setdefault(modality.key, suffix)
-    by_field.update(self._config.fields)
-    media = {
-      key: _member(shard, members[suffix])
-      for key, suffix in by_field.items()
-      if suffix in members
-    }
-    return make_record(sample_id, self._fields(sample), media, self._config)
-
-
-def _member(shard: TarIndex, name: str) -> Callable[[], bytes]:
-  return lambda: shard.read(name)
 
 
 Opener = Callable[[str, SourceConfig, Config], Source]
@@ -234,9 +173,7 @@ def _files(
   """Opens a source that reads files, with the config's timeout and cache."""
 
   def opener(name: str, spec: SourceConfig, config: Config) -> Source:
-    data = config.data
-    storage = Storage(timeout=data.timeout, cache_gb=data.cache_gb)
-    return source(name, spec, storage)
+    return source(name, spec, Storage.of(config.data))
 
   return opener
 

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from mico_jax.config import ConfigError, SourceConfig
+from mico_jax.data.faults import guarded
 from mico_jax.data.records import Record, make_record, matches, media_fields
 from mico_jax.data.remote import Storage
+from mico_jax.modalities import DecodeError
 
 
 class TfdsSource:
@@ -51,11 +53,7 @@ class TfdsSource:
     self.sha256 = hashlib.sha256(text.encode()).hexdigest()
     self._kept: list[int] | None = None
     if config.where:
-      self._kept = [
-        i
-        for i in range(len(self._data))
-        if matches(_plain(self._data[i]), config, use_split=False)
-      ]
+      self._kept = [i for i in range(len(self._data)) if self._wanted(i)]
 
   def __len__(self) -> int:
     """Number of samples."""
@@ -65,7 +63,10 @@ class TfdsSource:
     """Sample number `index`."""
     if self._kept is not None:
       index = self._kept[index]
-    example = self._data[int(index)]
+    return guarded(lambda: self._record(int(index)), reads=True)
+
+  def _record(self, index: int) -> Record:
+    example = self._data[index]
     media = {}
     for key, name in media_fields(self._config).items():
       if name in example:
@@ -74,6 +75,14 @@ class TfdsSource:
     return make_record(
       f"{self._config.split}-{index}", fields, media, self._config
     )
+
+  def _wanted(self, index: int) -> bool:
+    """Whether an example passes `where`; a broken one does, to be named."""
+    try:
+      fields = guarded(lambda: _plain(self._data[index]), reads=True)
+    except DecodeError:
+      return True
+    return matches(fields, self._config, use_split=False)
 
 
 def _media(key: str, value: Any, feature: Any) -> Callable[[], Any]:

@@ -9,17 +9,24 @@ from dataclasses import dataclass
 
 from mico_jax.config import Config
 from mico_jax.data.bad_samples import read_bad_samples
-from mico_jax.data.order import Order, Row
+from mico_jax.data.guard import name_of
+from mico_jax.data.order import SUBSTITUTES, Order, Row
 from mico_jax.data.sources import Source, open_sources
+from mico_jax.data.stalled import REASON, quarantined
 from mico_jax.modalities import DecodeError
 
 
 def sample_id(source: Source, row: Row) -> str:
-  """The id of a row's sample, or its place where the entry is broken."""
+  """The id of a row's sample; "" where the entry is broken."""
   try:
     return source.record(row.index).id
   except DecodeError:
-    return f"{row.source}[{row.index}]"
+    return ""
+
+
+def sample_name(source: Source, row: Row) -> str:
+  """What names a row's sample: id, source and index."""
+  return name_of(row.source, row.index, sample_id(source, row))
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,8 @@ class TraceRow:
     index: number of the sample that was used, in its source.
     id: of the sample the order asked for.
     substituted: id of the sample used instead, "" if none.
-    reason: why.
+    reason: why; or what of the sample was absent since it is broken.
+    asked: number of the sample the order asked for.
   """
 
   row: int
@@ -43,6 +51,7 @@ class TraceRow:
   id: str
   substituted: str = ""
   reason: str = ""
+  asked: int = -1
 
 
 def trace(
@@ -65,6 +74,7 @@ def trace(
   task, rows = order.rows(step)
   entries = read_bad_samples(str(workdir)) if str(workdir) else []
   bad = {e["row"]: e for e in entries if e["step"] == step}
+  hung = quarantined(str(workdir)) if str(workdir) else {}
   out = []
   for row in rows:
     traced = TraceRow(
@@ -72,8 +82,10 @@ def trace(
       row.source,
       row.epoch,
       row.index,
-      sample_id(sources[row.source], row),
+      sample_id(sources[row.source], row) or f"{row.source}[{row.index}]",
+      asked=row.index,
     )
+    held = hung.get((row.source, row.index))
     if row.row in bad:
       entry = bad[row.row]
       traced = dataclasses.replace(
@@ -82,5 +94,17 @@ def trace(
         index=entry.get("substitute_index", row.index),
         reason=entry.get("reason", ""),
       )
+    elif held is not None and held.get("step", 0) <= step:
+      # Not trained yet: what will be read instead.
+      others = [order.substitute(row, n) for n in range(SUBSTITUTES)]
+      for other in others:
+        if (other.source, other.index) not in hung:
+          traced = dataclasses.replace(
+            traced,
+            substituted=sample_id(sources[other.source], other),
+            index=other.index,
+            reason=REASON,
+          )
+          break
     out.append(traced)
   return task, out

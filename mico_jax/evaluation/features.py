@@ -22,6 +22,7 @@ from mico_jax.data.pipeline import evaluation_batches
 from mico_jax.data.records import Record
 from mico_jax.data.samples import keys_of, mode_of
 from mico_jax.data.sources import Source
+from mico_jax.data.stalled import Stalled
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.evaluation.report import hash_json
 from mico_jax.inputs import NOT_FINITE, not_finite
@@ -173,6 +174,7 @@ class Embedder:
     tokenizer: Tokenizer,
     *,
     batch_size: int = 0,
+    workdir: str = "",
   ):
     """Keeps the parts; nothing is computed yet.
 
@@ -182,8 +184,10 @@ class Embedder:
       config: of the run.
       tokenizer: of the run.
       batch_size: rows per step; 0: config.evaluation.batch_size.
+      workdir: of the run, which keeps the samples that stall; "": none.
     """
     self.model, self.params = model, params
+    self._stalled = Stalled(workdir, "evaluation") if workdir else None
     self.config, self.tokenizer = config, tokenizer
     self.batch_size = batch_size or config.evaluation.batch_size
     self._steps = _steps_of(model, config, tokenizer)
@@ -284,6 +288,7 @@ class Embedder:
       source=source,
       indices=indices,
       records=records,
+      stalled=self._stalled,
     )
     for batch, found in reading:
       n = len(found)

@@ -281,7 +281,10 @@ def _text_results(job: Job, gallery: Gallery) -> list[Result]:
 
 
 def _labels(gallery: Gallery, field: str) -> list[Any]:
-  return [None if r is None else r.fields.get(field) for r in gallery.records]
+  found = [None if r is None else r.fields.get(field) for r in gallery.records]
+  # What is no text or number is no label: the sample is left out, as one
+  # without the field.
+  return [x if isinstance(x, (str, int, float)) else None for x in found]
 
 
 def _hard_results(
@@ -507,6 +510,7 @@ def evaluate(
   source: Source | None = None,
   cheap: bool = False,
   command: str = "",
+  workdir: str = "",
 ) -> list[Result]:
   """Runs the suite of a config.
 
@@ -518,6 +522,7 @@ def evaluate(
     source: the open source, if at hand.
     cheap: only retrieval and matching, as during training.
     command: that asked for it; stored in the results.
+    workdir: of the run, which keeps the samples that stall; "": none.
 
   Raises:
     ConfigError: for an unknown suite or source, or nothing to measure.
@@ -528,7 +533,7 @@ def evaluate(
   check_evaluation(config)
   if source is None:
     source = open_source(config, settings.source)
-  embedder = Embedder(model, params, config, tokenizer)
+  embedder = Embedder(model, params, config, tokenizer, workdir=workdir)
   groups = evaluated_groups(config)
   if cheap and not groups:
     return []

@@ -22,85 +22,16 @@ import numpy as np
 from jaxtyping import Float
 
 from mico_jax.checkpoint import manifest as manifest_lib
-from mico_jax.config import ConfigError, SourceConfig
-from mico_jax.data.remote import Storage
-from mico_jax.data.sources import ManifestSource
+from mico_jax.config import ConfigError
+from mico_jax.data.guard import StalledDecoder
+from mico_jax.data.stalled import EVALUATION, REASON, Stalled
 from mico_jax.inference import OmniModel
 from mico_jax.inputs import NOT_FINITE, Item, not_finite
-from mico_jax.modalities import MODALITIES, DecodeError, FileSpec
+from mico_jax.modalities import MODALITIES, DecodeError
+from mico_jax.run.entries import Entry, failing, writable
 
 FORMATS = (".parquet", ".npy", ".npz")
-
-
-@dataclass(frozen=True)
-class Entry:
-  """One file to embed.
-
-  Attributes:
-    id: of the row in the output.
-    key: modality.
-    path: of the file, or what a manifest says of it.
-    depth_unit: of a depth map.
-    read: gives the file's content; None: `path` is read.
-  """
-
-  id: str
-  key: str
-  path: str
-  depth_unit: str = ""
-  read: Callable[[], Any] | None = None
-
-  def describe(self) -> dict[str, str]:
-    """What identifies the entry in the output."""
-    return {"id": self.id, "modality": self.key, "path": self.path}
-
-  def item(self) -> Item:
-    """The entry as an input of the model."""
-    value = self.read or self.path
-    return Item(value, self.depth_unit, self.path, file=self.read is None)
-
-
-def file_entries(specs: Sequence[FileSpec]) -> list[Entry]:
-  """Entries of files named on the command line; the path is the id."""
-  return [Entry(s.path, s.key, s.path, s.depth_unit) for s in specs]
-
-
-def manifest_entries(source: SourceConfig, keys: Sequence[str]) -> list[Entry]:
-  """Entries of a manifest: one per sample and modality it has.
-
-  Args:
-    source: of kind "manifest".
-    keys: modalities to embed.
-
-  Raises:
-    ConfigError: for a missing or broken manifest, or none of these
-      modalities.
-  """
-  manifest = ManifestSource("manifest", source, Storage())
-  entries = []
-  for i in range(len(manifest)):
-    try:
-      record = manifest.record(i)
-    except DecodeError as e:
-      entries.append(_broken(f"line {i + 1}", keys[0], str(e)))
-      continue
-    for key, read in record.media.items():
-      if key in keys:
-        path = str(record.fields.get(source.fields.get(key, key), record.id))
-        entries.append(Entry(record.id, key, path, source.depth_unit, read))
-  if not entries:
-    raise ConfigError(
-      f"no sample of {source.path} has {' or '.join(keys)}; map its fields "
-      "with --field audio=FIELD."
-    )
-  return entries
-
-
-def _broken(name: str, key: str, reason: str) -> Entry:
-  def fail() -> Any:
-    raise DecodeError(reason)
-
-  return Entry(name, key, name, read=fail)
+_JOB = "embed"  # stands for a source in the list of stalled files
 
 
 @dataclass(frozen=True)
@@ -189,8 +120,8 @@ def embed_files(
   Args:
     model: from `mico_jax.load`.
     entries: files of any mix of modalities.
-    out: `.parquet` (id, modality, path, embedding), or `.npy`/`.npz` with a
-      `.jsonl` of id, modality and path beside it.
+    out: `.parquet` (id, modality, path, source, index, embedding), or
+      `.npy`/`.npz` with a `.jsonl` of all but the embedding beside it.
     fingerprint: of the checkpoint; a job is only resumed with the same one.
     shard_size: files per shard: what a kill can cost.
     overwrite: replace an existing output, drop an unfinished other job.
@@ -200,6 +131,9 @@ def embed_files(
     ConfigError: if nothing is given, the output exists, or `<out>.parts`
       belongs to another job.
     DecodeError: if not one file could be read.
+    StalledDecoder: for a file that takes longer than `data.timeout`; the same
+      job run again skips it when it stalls again.
+    TransientError: for storage or memory that stays short.
   """
   path = check_out(out, overwrite=overwrite)
   if not entries:
@@ -212,7 +146,9 @@ def embed_files(
   done = resumed
   if progress is not None:
     progress(done, len(entries), 0)
-  for start, arrays, errors in _prepared(model, entries, todo, shard_size):
+  for start, arrays, errors in _prepared(
+    model, entries, todo, shard_size, parts
+  ):
     rows = _embed_shard(model, entries, arrays, errors)
     _write_shard(_shard(parts, start), rows, errors)
     done += len(entries[start : start + shard_size])
@@ -289,8 +225,28 @@ def _prepared(
   entries: Sequence[Entry],
   starts: Sequence[int],
   shard_size: int,
+  parts: pathlib.Path,
 ) -> Iterator[tuple[int, _Arrays, dict[int, str]]]:
   """Decoded shards; the next one is read while this one is embedded."""
+  stalled = Stalled(str(parts))
+
+  def prepare(key: str, mine: list[int]) -> tuple[Any, list[int], list[str]]:
+    """Rows, their places in `mine`, and the errors of the other places."""
+    while True:
+      # A quarantined file is not read, it fails with the reason.
+      values = [
+        entries[i].item()
+        if stalled.id(_JOB, i) is None
+        else Item(failing(REASON), name=entries[i].path)
+        for i in mine
+      ]
+      try:
+        rows, kept, failed = model.preparer.prepare(key, values)
+        return rows, kept, [str(error) for error in failed]
+      except StalledDecoder as error:
+        error.source, error.index = _JOB, mine[error.index]
+        if not stalled.note(error, EVALUATION):
+          raise
 
   def read(start: int) -> tuple[int, _Arrays, dict[int, str]]:
     indices = range(start, min(start + shard_size, len(entries)))
@@ -298,11 +254,10 @@ def _prepared(
     errors: dict[int, str] = {}
     for key in dict.fromkeys(entries[i].key for i in indices):
       mine = [i for i in indices if entries[i].key == key]
-      items = [entries[i].item() for i in mine]
-      rows, kept, failed = model.preparer.prepare(key, items)
+      rows, kept, failed = prepare(key, mine)
       good = {mine[k] for k in kept}
       bad = [i for i in mine if i not in good]
-      errors.update(zip(bad, map(str, failed), strict=True))
+      errors.update(zip(bad, failed, strict=True))
       if rows is not None:
         arrays[key] = ([mine[k] for k in kept], rows)
     return start, arrays, errors
@@ -372,7 +327,9 @@ def _merge(
     found = json.loads(shard["errors"].tobytes())
     errors.update({int(i): text for i, text in found.items()})
   lines = [
-    json.dumps({**entries[i].describe(), "error": text}, ensure_ascii=False)
+    json.dumps(
+      {**entries[i].describe(), "error": writable(text)}, ensure_ascii=False
+    )
     for i, text in sorted(errors.items())
   ]
   if lines:
@@ -398,11 +355,10 @@ def _write_output(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    rows = [e.describe() for e in entries]
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
     columns: dict[str, Any] = {
-      "id": [e.id for e in entries],
-      "modality": [e.key for e in entries],
-      "path": [e.path for e in entries],
+      **{name: [row[name] for row in rows] for name in rows[0]},
       "embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
     }
     pq.write_table(pa.table(columns), part)
@@ -414,7 +370,7 @@ def _write_output(
     text = "".join(
       json.dumps(e.describe(), ensure_ascii=False) + "\n" for e in entries
     )
-    rows = _rows_path(path)
-    assert rows is not None  # Only .parquet has none.
-    _write_atomically(rows, text.encode())
+    listed = _rows_path(path)
+    assert listed is not None  # Only .parquet has none.
+    _write_atomically(listed, text.encode())
   os.replace(part, path)

@@ -370,6 +370,7 @@ class Trainer:
       source=self.session.sources[name],
       cheap=cheap,
       command=self.command,
+      workdir=str(self.workdir),
     )
 
   def _evaluation_is_due(self, done: int) -> bool:

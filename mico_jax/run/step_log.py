@@ -85,6 +85,10 @@ class StepLog:
       **self._meter.interval(number + 1, counts),
       "total_skipped": int(state.total_skipped),
       "bad_samples": self._pipeline.bad_samples.count,
+      **{
+        f"bad_samples/{key}": count
+        for key, count in self._pipeline.bad_samples.modalities.items()
+      },
     }
     for task, aggregator in self._tasks.items():
       if not len(aggregator):

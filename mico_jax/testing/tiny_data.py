@@ -42,6 +42,18 @@ def wav(samples: int = 4000) -> bytes:
   return out.getvalue()
 
 
+def write_tar(
+  path: pathlib.Path, members: Sequence[tuple[str | tarfile.TarInfo, bytes]]
+) -> pathlib.Path:
+  """A tar file of these members, in this order; returns its path."""
+  with tarfile.open(path, "w") as tar:
+    for name, data in members:
+      info = tarfile.TarInfo(name) if isinstance(name, str) else name
+      info.size = len(data)
+      tar.addfile(info, io.BytesIO(data))
+  return path
+
+
 def write_manifest(
   folder: pathlib.Path,
   n: int = 8,
@@ -61,12 +73,10 @@ def write_manifest(
     The path of the manifest.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  with tarfile.open(folder / "sound.tar", "w") as tar:
-    for i in range(n):
-      data = wav(2000 + 100 * i)
-      info = tarfile.TarInfo(f"s{i}.wav")
-      info.size = len(data)
-      tar.addfile(info, io.BytesIO(data))
+  write_tar(
+    folder / "sound.tar",
+    [(f"s{i}.wav", wav(2000 + 100 * i)) for i in range(n)],
+  )
   lines = []
   for i in range(n):
     (folder / f"{i}.png").write_bytes(png(20 * i))

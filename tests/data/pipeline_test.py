@@ -234,7 +234,7 @@ def test_stalled_decoder_names_the_sample(tmp_path, tokenizer):
   reading = evaluation_batches(
     config, "a", batch_size=4, keys=("image",), source=sources["a"]
   )
-  with pytest.raises(StalledDecoder, match=r"3 of a .*data\.timeout"):
+  with pytest.raises(StalledDecoder, match=r"a\[3\] .*data\.timeout"):
     list(reading)
 
 
@@ -270,11 +270,17 @@ def test_evaluation_batches(tmp_path):
     evaluation_batches(config, "a", batch_size=4, keys=("image", "audio"))
   )
   assert [b["weight"].tolist() for b, _ in batches] == [
-    [1, 1, 1, 0],
+    [1, 1, 1, 1],
     [1, 1, 1, 0],
   ]
+  # Of the broken one, what is good.
+  assert batches[0][0]["present"]["image"].tolist() == [1, 1, 1, 0]
+  assert batches[0][0]["present"]["audio"].all()
+  (first, _) = evaluation_batches(config, "a", batch_size=4, keys=("image",))
+  assert first[0]["weight"].tolist() == [1, 1, 1, 0]
+  assert [r and r.id for r in first[1]] == ["s0", "s1", "s2", None]
   ids = [r and r.id for _, found in batches for r in found]
-  assert ids == ["s0", "s1", "s2", None, "s4", "s5", "s6"]
+  assert ids == ["s0", "s1", "s2", "s3", "s4", "s5", "s6"]
   assert batches[1][0]["row"].tolist() == [4, 5, 6, 7]
 
 

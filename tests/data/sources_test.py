@@ -20,6 +20,7 @@ from mico_jax.data.samples import load_sample
 from mico_jax.data.sheet import draw_sheet
 from mico_jax.data.sources import ManifestSource, open_source
 from mico_jax.data.tokenizer import make_tokenizer
+from mico_jax.failures import TransientError
 from mico_jax.modalities import DecodeError
 from mico_jax.testing.tiny_data import (
   config_of,
@@ -114,7 +115,7 @@ def test_paths_stay_in_the_folder(tmp_path, path):
   (tmp_path / "x.png").write_bytes(png(1))
   manifest = write_manifest(tmp_path / "m", 2, image=[path, "1.png"])
   config, source = _open(a=manifest_source(manifest))
-  with pytest.raises(ConfigError, match=r"leaves the folder.*\.root") as error:
+  with pytest.raises(DecodeError, match=r"leaves the folder.*\.root") as error:
     load_sample(config, source, 0, name="a", keys=("image",))
   _error(error)
   if path == "../x.png":
@@ -316,7 +317,7 @@ def test_remote(memory, tmp_path):
   cached = list((tmp_path / "cache" / "mico_jax" / "shards").iterdir())
   assert len(cached) == 1  # the tar; single files are not kept
   assert isinstance(source, ManifestSource)
-  with pytest.raises(ConfigError, match="leaves the folder"):
+  with pytest.raises(DecodeError, match="leaves the folder"):
     source._files.read("../other/x.png")
   with pytest.raises(DecodeError, match="set/nope"):
     source._files.read("nope.png")
@@ -342,17 +343,17 @@ def test_retry_and_timeout(memory, monkeypatch):
 
   monkeypatch.setattr(remote, "_read_remote", flaky)
   monkeypatch.setattr("time.sleep", lambda s: None)
-  assert remote.Storage(retries=3).read("memory://x") == b"data"
+  assert remote.Storage().read("memory://x") == b"data"
   tries.clear()
-  with pytest.raises(remote.RemoteError, match="failed 2 times"):
-    remote.Storage(retries=2).read("memory://x")
+  with pytest.raises(TransientError, match="still failing"):
+    remote.Storage(patience=0.01).read("memory://x")
   import threading
 
   monkeypatch.setattr(
     remote, "_read_remote", lambda path: threading.Event().wait(2)
   )
-  with pytest.raises(remote.RemoteError, match="no answer within"):
-    remote.Storage(retries=1, timeout=0.05).read("memory://x")
+  with pytest.raises(TransientError, match="no answer within"):
+    remote.Storage(patience=0.0, timeout=0.05).read("memory://x")
 
 
 def test_sheet(tmp_path):

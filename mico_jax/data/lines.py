@@ -1,0 +1,88 @@
+"""JSON lines of a workdir that several processes add to.
+
+A local file takes lines under a lock. A remote workdir cannot append, so each
+process rewrites a file of its own, `STEM-OWNER.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mico_jax.data.remote import is_remote
+from mico_jax.failures import wait_out
+
+
+def read_lines(workdir: str, stem: str) -> list[dict[str, Any]]:
+  """All objects of `STEM*.jsonl`; a line cut by a kill is left out."""
+  if is_remote(workdir):
+    from etils import epath
+
+    folder: Any = epath.Path(workdir)
+  else:
+    folder = pathlib.Path(workdir)
+
+  def read() -> list[str]:
+    files = sorted(folder.glob(f"{stem}*.jsonl"))
+    return [line for f in files for line in f.read_text("utf-8").splitlines()]
+
+  found = []
+  for line in wait_out(read, f"reading {stem}.jsonl of {workdir}"):
+    try:
+      entry = json.loads(line)
+    except ValueError:
+      continue
+    if isinstance(entry, dict):
+      found.append(entry)
+  return found
+
+
+def add_lines(
+  workdir: str, stem: str, entries: Sequence[Mapping[str, Any]], owner: str
+) -> None:
+  """Adds objects at the end; waits for storage that is away.
+
+  Args:
+    workdir: of the run.
+    stem: of the file.
+    entries: one line each.
+    owner: names this process's file on a remote workdir.
+
+  Raises:
+    TransientError: for storage that stays away.
+  """
+  text = "".join(json.dumps(e, sort_keys=True) + "\n" for e in entries)
+  if is_remote(workdir):
+    from etils import epath
+
+    file = epath.Path(workdir) / f"{stem}-{owner}.jsonl"
+    what = f"writing {file}"
+    old = wait_out(lambda: file.read_text() if file.exists() else "", what)
+    wait_out(lambda: file.write_text(old + text), what)
+  else:
+    path = pathlib.Path(workdir) / f"{stem}.jsonl"
+    wait_out(lambda: _append(path, text), f"writing {path}")
+
+
+def _append(path: pathlib.Path, text: str) -> None:
+  """Adds whole lines, or none."""
+  import fcntl
+
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, "a+b", buffering=0) as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    size = file.seek(0, os.SEEK_END)
+    data = text.encode()
+    if size:
+      file.seek(size - 1)
+      if file.read(1) != b"\n":  # cut by a kill in mid-line
+        data = b"\n" + data
+    try:
+      while data:
+        data = data[file.write(data) :]
+    except OSError:
+      file.truncate(size)
+      raise
