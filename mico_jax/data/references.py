@@ -92,20 +92,7 @@ class FileReader:
         f"data.sources.{self._name}.root (--root of data build and embed) to a "
         "folder that holds everything, relative to the manifest, such as '..'."
       )
-    if not is_remote(full):
-      self._check_links(path, full)
     return full
-
-  def _check_links(self, path: str, full: str) -> None:
-    """Refuses a link that leads out of the root folder."""
-    real, root = os.path.realpath(full), os.path.realpath(self._root)
-    if not real.startswith(root.rstrip("/") + "/"):
-      raise DecodeError(
-        f"source {self._name!r}: {path!r} is a link that leads out of the "
-        f"folder {self._root}, to {real}. If that is meant, set data.sources."
-        f"{self._name}.root (--root of data build and embed) to a folder that "
-        "holds both."
-      )
 
   def read(self, reference: Any) -> Any:
     """Bytes of a file, an array, or a list of those.
