@@ -92,7 +92,7 @@ def test_each_call_of_metrics_goodput_config_and_lock_may_fail(workdir):
 
 def test_each_call_may_fail_again_and_again(workdir):
   """One call in five fails, so repetitions fail as well."""
-  for seed in range(5):
+  for seed in range(3):
     faults = Faults(
       workdir,
       np.random.default_rng(seed).permutation(np.arange(10**4) % 5 == 0).item,
@@ -145,6 +145,18 @@ def test_calls_of_saving_and_restoring_may_fail(workdir):
     with one.installed():
       check_saved(*save_and_restore(workdir))
     assert len(one.failed) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_call_in_a_hundred_fails(workdir, seed):
+  chance = np.random.default_rng(seed).permutation(np.arange(10**5) % 100 == 0)
+  storm = Faults(workdir, chance.item, kinds_of(workdir), seed)
+  with storm.installed():
+    write_and_resume(workdir)
+    restored, steps = save_and_restore(workdir)
+  assert len(storm.failed) > 2
+  check_written(workdir)
+  check_saved(restored, steps)
 
 
 @pytest.mark.parametrize("what", ["save", "metrics", "claim", "lock", "steps"])
