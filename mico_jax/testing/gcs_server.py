@@ -1,9 +1,10 @@
 """A server of this machine for gs:// paths: fake-gcs-server.
 
-It keeps objects in memory, with generations and conditions on them. The clients
-of the three libraries that read and write gs:// (gcsfs, TensorStore and
-google-cloud-storage) are pointed at it by variables, as any program of a user
-would be.
+It keeps objects in memory, with generations, but ignores conditions on simple
+uploads, so it cannot show who wins a race; `tests/run/lock_test.py` has a
+server that can. The clients of the three libraries that read and write gs://
+(gcsfs, TensorStore and google-cloud-storage) are pointed at it by variables, as
+any program of a user would be.
 """
 
 from __future__ import annotations
