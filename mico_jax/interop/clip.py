@@ -22,6 +22,7 @@ from mico_jax.interop.tensors import WeightsError, open_tensors, renamed
 from mico_jax.modalities import spatial
 
 CONFIG = "open_clip_config.json"
+VISION_CONFIG = "open_clip_vision.json"  # of an export of the encoder alone
 MODES = {"crop_flip": spatial.CLIP}  # mode -> mean and deviation of the pixels
 IGNORED = {
   **mico_folder.IGNORED,
@@ -63,7 +64,9 @@ def read(path: pathlib.Path) -> Source:
     raise WeightsError(
       f"{file}: its encoder has EVA's names; import it --from evaclip."
     )
-  about = towers.read_json(file.parent / CONFIG)
+  about = towers.read_json(file.parent / CONFIG) or towers.read_json(
+    file.parent / VISION_CONFIG
+  )
   settings, notes = about.get("model_cfg"), ()
   mode = towers.own_mode(towers.read_json(file.parent / "config.json"))
   if not mode:
