@@ -280,7 +280,7 @@ def compare(
 
   image = timm_folder.image_of(source)
   check = SelfCheck(source.config, source.tokenizer)
-  pixels = timm_folder.frames(check, source)
+  pixels = timm_folder.frames(check)
   texts = hf_text.TEXTS[:1] + hf_text.TEXTS[3:]  # that cleaning leaves alone
   ids = np.stack([source.tokenizer.encode(x, _length(source)) for x in texts])
   with hf_text.quiet():

@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from mico_jax.checkpoint import selfcheck
 from mico_jax.config import Config, ConfigError, VisionConfig
 from mico_jax.interop import export, sharded, tower_names
 from mico_jax.interop import torch as exporter
 from mico_jax.interop.export import Report, Source
 from mico_jax.modalities import MODALITIES
-from mico_jax.verification import VARIANTS, SelfCheck, on_cpu
+from mico_jax.verification import VARIANTS, SelfCheck, make_inputs, on_cpu
 
 # Of resizing in a mode -> crop_mode of timm; both antialias.
 CROPS = {"squash": "squash", "crop_flip": "center"}
@@ -188,10 +187,10 @@ def write(source: Source, folder: pathlib.Path, report: Report) -> None:
   report.add_file("encoder", folder / "config.json", "config.json")
 
 
-def frames(check: SelfCheck, source: Source) -> np.ndarray:
+def frames(check: SelfCheck) -> np.ndarray:
   """Pixels of the self-check's pictures as the encoder takes them."""
-  inputs = selfcheck.inputs(source.self_check())
-  key = next(k for k in check.preparer.keys if _is_frames(k))
+  inputs = make_inputs(check.preparer)
+  key = next(k for k in check.preparer.keys if MODALITIES[k].letter == "v")
   rows = [
     check.preparer.prepare_one(key, inputs[f"{key}/{v}"]) for v in VARIANTS
   ]
@@ -199,11 +198,6 @@ def frames(check: SelfCheck, source: Source) -> np.ndarray:
   mode = check.preparer.mode(key)
   pixels = mode.to_pixels(np.stack(rows), geometry=geometry, xp=np)
   return np.array(pixels[:, :1], np.float32)
-
-
-def _is_frames(key: str) -> bool:
-  modality = MODALITIES[key]
-  return modality.letter == "v" and modality.kind == "knowledge"
 
 
 def compare(source: Source, folder: pathlib.Path) -> dict[str, float]:
@@ -219,7 +213,7 @@ def compare(source: Source, folder: pathlib.Path) -> dict[str, float]:
   import torch
 
   check = SelfCheck(source.config, source.tokenizer)
-  pixels = frames(check, source)
+  pixels = frames(check)
   theirs = timm.create_model(
     f"local-dir:{folder}", pretrained=True, num_classes=0
   ).eval()
