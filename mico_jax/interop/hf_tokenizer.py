@@ -229,9 +229,9 @@ def _sentencepiece(
   Raises:
     ConfigError: for a model of another form, saying which.
   """
-  from sentencepiece import sentencepiece_model_pb2
+  from sentencepiece import sentencepiece_model_pb2 as messages
 
-  proto = sentencepiece_model_pb2.ModelProto()
+  proto = messages.ModelProto()  # pyrefly: ignore[missing-attribute]
   proto.ParseFromString(tokenizer.files()["sentencepiece.model"])
   trainer, spec = proto.trainer_spec, proto.normalizer_spec
   kinds = {piece.type for piece in proto.pieces}

@@ -299,7 +299,7 @@ def compare(
       "embed/text": theirs.encode_text(
         torch.from_numpy(ids).long(), normalize=True
       ),
-      "logit_scale": theirs.logit_scale,
+      "logit_scale": theirs.logit_scale.detach(),
     }
 
   @jax.jit

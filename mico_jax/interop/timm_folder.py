@@ -214,7 +214,7 @@ def compare(source: Source, folder: pathlib.Path) -> dict[str, float]:
 
   check = SelfCheck(source.config, source.tokenizer)
   pixels = frames(check)
-  theirs = timm.create_model(
+  theirs: Any = timm.create_model(
     f"local-dir:{folder}", pretrained=True, num_classes=0
   ).eval()
   given = torch.from_numpy(pixels[:, 0].transpose(0, 3, 1, 2).copy())

@@ -151,6 +151,10 @@ def timm_entries(config: VisionConfig) -> list[Entry]:
       wrong.append("mlp='swiglu' without sub_norm")
     if config.norm_eps != EVA_EPS:
       wrong.append(f"norm_eps={config.norm_eps} beside EVA's options")
+  if config.encoder == "vit" and config.patch_bias == config.pre_norm:
+    wrong.append(
+      f"patch_bias={config.patch_bias} beside pre_norm={config.pre_norm}"
+    )
   _refuse("timm", wrong)
   return list((_eva if is_eva(config) else _plain)(config))
 

@@ -225,6 +225,7 @@ STAGES = {
 }
 CONVNEXT = {
   "patch_size": 4,
+  "num_heads": 16,
   "depth": 4,
   "mlp_dim": 128,
   "norm_eps": 1e-5,
@@ -239,7 +240,7 @@ ENCODERS = {
   "clip_b32": {"mlp": "gelu", "clip_embed_dim": 6},
   "vit_b16": {},
   "vit_s16": {"mlp": "gelu_tanh", "norm_eps": 1e-5, "layer_scale": 0.1},
-  "vit_l16": {"pre_norm": True, "qkv_bias": "none"},
+  "vit_l16": {"pre_norm": True, "patch_bias": False, "qkv_bias": "none"},
   "swin_b": STAGES,
   "convnext_base": CONVNEXT,
 }
@@ -315,6 +316,7 @@ def test_encoders_that_timm_lacks_are_refused(tmp_path):
   for change, said in (
     ({"norm_eps": 1e-12}, "no vision transformer with norm_eps=1e-12"),
     ({"norm_eps": 1e-5, "qkv_bias": "qv"}, "norm_eps=1e-05 beside EVA's"),
+    ({"pre_norm": True}, "patch_bias=True beside pre_norm=True"),
   ):
     vision = dataclasses.replace(VISION["vit_b16"], **TINY, **change)
     with pytest.raises(ConfigError, match=said):
