@@ -31,6 +31,7 @@ from mico_jax.train import lora
 
 VARIANTS = ("example", "near_constant", "off_size")
 CAPTION_TOKENS = 3
+LOGITS = "matching_logits"
 _PROMPT = "a red cube and a small ball"
 
 
@@ -139,9 +140,20 @@ class SelfCheck:
     return {**arrays, **self.outputs(params, inputs)}
 
   def outputs(
-    self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray]
+    self,
+    params: Mapping[str, Any],
+    inputs: Mapping[str, np.ndarray],
+    *,
+    logits: bool = False,
   ) -> dict[str, np.ndarray]:
-    """Outputs for stored inputs, by name."""
+    """Outputs for stored inputs, by name.
+
+    Args:
+      params: of the model.
+      inputs: as `make_inputs` gives them.
+      logits: give those of matching as well ("matching_logits", [B, 2]); they
+        are not stored.
+    """
     with on_cpu():
       host, ids = self._prepare(inputs)
       params = model_params(params, self.preparer.config)
@@ -153,7 +165,7 @@ class SelfCheck:
       if name.startswith("embed/") and name != "embed/text":
         for variant, row in zip(VARIANTS, value, strict=True):
           outputs[f"{selfcheck.OUTPUT}{name}/{variant}"] = row
-      else:
+      elif logits or name != LOGITS:
         outputs[f"{selfcheck.OUTPUT}{name}"] = value
     return outputs
 
@@ -229,6 +241,7 @@ class SelfCheck:
     )
     fused = model.text(params, ids, context=context)
     logits = model.matching_logits(params, fused)
+    found[LOGITS] = logits
     found["matching"] = jax.nn.softmax(logits, axis=-1)[:, 1]
     found["caption"] = self._caption(params, context, len(VARIANTS))
     return found

@@ -18,9 +18,13 @@ sides' outputs where the other side can run here.
   mico         that folder alone
   safetensors  the weights alone: names and dtypes of the file that they were
                imported from, else parameter paths with layers apart
-  timm         the encoder in timm's names
-  openclip     the encoder in open_clip's names
-  transformers the text tower as a BertForMaskedLM
+  timm         the encoder, for timm.create_model("local-dir:DIR")
+  openclip     encoder, text tower and their heads, for
+               open_clip.create_model("local-dir:DIR")
+  openclip-vision
+               the encoder's tensors in open_clip's names, no model
+  transformers the text tower, for AutoModel and AutoTokenizer; in decoder/ with
+               its cross-attention, for captions and matching
   stablehlo    a function per modality and context that JAX alone runs, on CPU,
                GPU and TPU, for any batch size"""
 EXAMPLES = """\
@@ -33,6 +37,7 @@ TARGETS = (
   "safetensors",
   "timm",
   "openclip",
+  "openclip-vision",
   "transformers",
   "stablehlo",
 )
@@ -55,14 +60,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--max-shard-size",
     default="5GB",
     metavar="SIZE",
-    help="largest file of tensors (default: 5GB)",
+    help="largest file of tensors (default: 5GB; timm, openclip: one file)",
   )
   parser.add_argument(
     "--compare",
     choices=("auto", "on", "off"),
     default="auto",
-    help="run the exported model (torch, stablehlo) on the self-check inputs "
-    "(default: models up to 400 million parameters)",
+    help="open the export with the library it is for and compare outputs on "
+    "the self-check inputs (default: up to 400 million parameters, where "
+    "the library is installed)",
   )
   common.add_json(parser)
 

@@ -148,7 +148,7 @@ class WordPieceTokenizer(_Files):
     self,
     vocabulary: bytes,
     name: str = "vocab.txt",
-    rules: Mapping[str, bool | None] | None = None,
+    rules: Mapping[str, Any] | None = None,
   ):
     """Builds from the content of a vocabulary file.
 

@@ -21,6 +21,7 @@ from mico_jax.interop.source import Source, find_vocabulary
 from mico_jax.interop.tensors import WeightsError, open_tensors, renamed
 
 CONFIG = open_clip.CONFIG
+VISION_CONFIG = "open_clip_vision.json"  # of an export of the encoder alone
 IGNORED = {
   **mico_folder.IGNORED,
   r"^vision_encoder\.(input_resolution|context_length|vocab_size)$": (
@@ -61,7 +62,9 @@ def read(path: pathlib.Path) -> Source:
     raise WeightsError(
       f"{file}: its encoder has EVA's names; import it --from evaclip."
     )
-  about = towers.read_json(file.parent / CONFIG)
+  about = towers.read_json(file.parent / CONFIG) or towers.read_json(
+    file.parent / VISION_CONFIG
+  )
   settings, notes = about.get("model_cfg"), ()
   mode = towers.own_mode(towers.read_json(file.parent / "config.json"))
   if not mode:

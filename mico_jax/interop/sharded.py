@@ -186,14 +186,16 @@ def write(
   *,
   max_shard_size: int = 5 * 10**9,
   metadata: Mapping[str, str] | None = None,
+  name: str = WEIGHTS,
 ) -> Written:
-  """Writes `model.safetensors`, or shards and their index.
+  """Writes one file, or shards and their index.
 
   Args:
     folder: an existing folder.
     items: in the order of the file.
     max_shard_size: bytes of tensors per file.
     metadata: strings of the header; such as {"format": "pt"}.
+    name: of the file, if it is one.
 
   Raises:
     ValueError: for two tensors of one name, or a dtype that the format lacks.
@@ -210,16 +212,16 @@ def write(
   groups = _shards(items, max_shard_size)
   files, tensors, places = [], [], {}
   for i, group in enumerate(groups, 1):
-    name = WEIGHTS
+    place = name
     if len(groups) > 1:
-      name = f"model-{i:05d}-of-{len(groups):05d}.safetensors"
-    path = folder / name
+      place = f"model-{i:05d}-of-{len(groups):05d}.safetensors"
+    path = folder / place
     records, digest = _write_file(path, group, metadata or {})
     tensors += records
-    places |= dict.fromkeys((one.name for one in group), name)
+    places |= dict.fromkeys((one.name for one in group), place)
     files.append(
       {
-        "name": name,
+        "name": place,
         "bytes": path.stat().st_size,
         "sha256": digest,
         "tensors": len(group),

@@ -12,26 +12,37 @@ import importlib.util
 import math
 import pathlib
 import shutil
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mico_jax.checkpoint.manifest import flatten
 from mico_jax.config import ConfigError
 from mico_jax.interop import (
-  clip,
   export,
+  hf_text,
   layout,
+  open_clip_folder,
   originals,
   released,
   sharded,
   stablehlo,
+  timm_folder,
   torch,
-  tower_names,
 )
 from mico_jax.interop.export import Report, Source
 
 SMALL = 400_000_000  # parameters
-COMPARED = ("torch", "stablehlo")  # targets whose outputs are computed here
+SHARD_SIZE = 5 * 10**9  # bytes
+ONE_FILE = ("timm", "openclip")  # clients that read no shards
+# Target -> packages that run what it writes; the others cannot be run here.
+CLIENTS: dict[str, tuple[str, ...]] = {
+  "torch": ("torch",),
+  "timm": ("timm", "torch"),
+  "openclip": ("open_clip", "timm", "transformers", "torch"),
+  "transformers": ("transformers", "torch"),
+  "stablehlo": (),
+}
 
 
 @dataclass(frozen=True)
@@ -40,26 +51,57 @@ class Options:
 
   Attributes:
     max_shard_size: bytes of tensors per file.
-    compare: run the other side (of `COMPARED`), or fail; None: where it can be
+    compare: run the other side (see `CLIENTS`), or fail; None: where it can be
       run here, for models of up to `SMALL` parameters, as both sides are held
-      at once.
+      at once; False: do not.
   """
 
   max_shard_size: int = 5 * 10**9
   compare: bool | None = None
+  place: pathlib.Path | None = None
 
 
-def _compared(source: Source, report: Report, options: Options) -> bool:
-  """Whether to run both sides."""
-  if options.compare is not None:
-    return options.compare
-  leaves = flatten(source.model.abstract_params()).values()
-  small = sum(math.prod(leaf.shape) for leaf in leaves) <= SMALL
-  if not small:
-    report.notes.append(
-      f"outputs not compared: more than {SMALL:,} parameters (--compare on)"
-    )
-  return small
+def _compare(
+  source: Source,
+  folder: pathlib.Path,
+  report: Report,
+  options: Options,
+  run: Callable[[Source, pathlib.Path], dict[str, float]],
+) -> None:
+  """Lets the target's own client open the folder, or says why not.
+
+  Raises:
+    ConfigError: if it has to, and a package cannot be loaded.
+  """
+  why = ""
+  if options.compare is False:
+    why = "--compare off"
+  elif options.compare is None:
+    leaves = flatten(source.model.abstract_params()).values()
+    if sum(math.prod(leaf.shape) for leaf in leaves) > SMALL:
+      why = f"more than {SMALL:,} parameters (--compare on)"
+  why = why or _absent(report.target)
+  if not why:
+    try:
+      with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the clients' own
+        report.compared = run(source, folder)
+    except ImportError as e:
+      why = str(e)
+      if options.compare:
+        name = CLIENTS[report.target][0]
+        raise ConfigError(f"--compare on: {name} cannot be loaded: {e}") from e
+  if why:
+    report.notes.append(f"outputs not compared: {why}")
+
+
+def _absent(target: str) -> str:
+  """Which packages the comparison lacks, and how to get them; "": none."""
+  absent = [n for n in CLIENTS[target] if importlib.util.find_spec(n) is None]
+  if not absent:
+    return ""
+  extra = "torch" if target == "torch" else "clients"
+  return f"needs {', '.join(absent)}: pip install 'mico-jax[{extra}]'"
 
 
 def _torch(
@@ -71,14 +113,7 @@ def _torch(
   except (ConfigError, originals.DroppedError) as e:
     shutil.rmtree(folder / "mico", ignore_errors=True)
     report.notes.append(f"no folder for the original code: {e}")
-  if not _compared(source, report, options):
-    return
-  try:
-    report.compared = torch.compare(source, folder)
-  except ImportError as e:
-    if options.compare:
-      raise ConfigError(f"--compare on: torch cannot be loaded: {e}") from e
-    report.notes.append(f"outputs not compared: {e}")
+  _compare(source, folder, report, options, torch.compare)
 
 
 def _mico(
@@ -86,6 +121,7 @@ def _mico(
 ) -> None:
   del options
   released.write(source, folder, report)
+  report.notes.append("outputs not compared: only the original code reads it")
 
 
 def _safetensors(
@@ -112,71 +148,44 @@ def _safetensors(
   report.add("weights", written)
 
 
-def _vision(
+def _timm(
   source: Source, folder: pathlib.Path, report: Report, options: Options
 ) -> None:
-  vision, form = source.config.model.vision, report.target
-  written = sharded.write(
-    folder,
-    tower_names.vision_items(source.params, vision, form),
-    max_shard_size=options.max_shard_size,
-    metadata={"format": "pt"},
+  timm_folder.write(source, folder, report)
+  _compare(source, folder, report, options, timm_folder.compare)
+
+
+def _openclip(
+  source: Source, folder: pathlib.Path, report: Report, options: Options
+) -> None:
+  place = options.place or folder
+  open_clip_folder.write(source, folder, place, report)
+  run = lambda source, folder: open_clip_folder.compare(source, folder, place)
+  _compare(source, folder, report, options, run)
+
+
+def _openclip_vision(
+  source: Source, folder: pathlib.Path, report: Report, options: Options
+) -> None:
+  size = options.max_shard_size
+  open_clip_folder.write_vision(source, folder, report, max_shard_size=size)
+  report.notes.append(
+    "outputs not compared: tensors alone, no model of its own"
   )
-  report.add("encoder", written)
-  absent = tower_names.left_out(source.params, vision, form)
-  if absent:
-    report.notes.append(
-      f"{form} has no place for {export.summarise(absent)}: not written"
-    )
-  preprocessing = torch.preprocessing(source.config, source.tokenizer)
-  image = preprocessing["inputs"].get("image", {})
-  quick = "_quickgelu" if vision.mlp == "quick_gelu" else ""
-  pixels = {k: image[k] for k in ("mean", "std") if k in image}
-  about = {
-    # The first two as timm's own repositories have them.
-    "architecture": f"{vision.encoder}_patch{vision.patch_size}{quick}",
-    "pretrained_cfg": {
-      "input_size": [3, vision.image_size, vision.image_size],
-      **pixels,
-    },
-    "model": tower_names.timm_model(vision),
-    "preprocessing": image,
-  }
-  export.write_json(folder / "config.json", about)
-  files = ["config.json"]
-  if form == "openclip" and vision.pre_norm:
-    files.append(clip.CONFIG)
-    settings = tower_names.openclip_config(vision)
-    settings |= {"preprocess_cfg": pixels} if pixels else {}
-    export.write_json(folder / clip.CONFIG, settings)
-  for name in files:
-    report.add_file("encoder", folder / name, name)
 
 
 def _transformers(
   source: Source, folder: pathlib.Path, report: Report, options: Options
 ) -> None:
-  written = sharded.write(
-    folder,
-    tower_names.text_items(source.params, source.config),
-    max_shard_size=options.max_shard_size,
-    metadata={"format": "pt"},
-  )
-  report.add("text tower", written)
-  config = tower_names.text_config(source.config, source.tokenizer.info.pad)
-  export.write_json(folder / "config.json", config)
-  files = source.tokenizer.files()
-  export.write_files(folder, files)
-  for name in ("config.json", *files):
-    report.add_file("text tower", folder / name, name)
+  hf_text.write(source, folder, report, max_shard_size=options.max_shard_size)
+  _compare(source, folder, report, options, hf_text.compare)
 
 
 def _stablehlo(
   source: Source, folder: pathlib.Path, report: Report, options: Options
 ) -> None:
   stablehlo.write(source, folder, report, max_shard_size=options.max_shard_size)
-  if _compared(source, report, options):
-    report.compared = stablehlo.compare(source, folder)
+  _compare(source, folder, report, options, stablehlo.compare)
 
 
 Target = Callable[[Source, pathlib.Path, Report, Options], None]
@@ -184,8 +193,9 @@ TARGETS: dict[str, Target] = {
   "torch": _torch,
   "mico": _mico,
   "safetensors": _safetensors,
-  "timm": _vision,
-  "openclip": _vision,
+  "timm": _timm,
+  "openclip": _openclip,
+  "openclip-vision": _openclip_vision,
   "transformers": _transformers,
   "stablehlo": _stablehlo,
 }
@@ -202,18 +212,19 @@ def check(target: str, options: Options) -> None:
     raise ConfigError(
       f"cannot export to {target!r}; known: {', '.join(TARGETS)}."
     )
+  if target in ONE_FILE and options.max_shard_size != SHARD_SIZE:
+    raise ConfigError(
+      f"--max-shard-size: {target} reads one file of weights; leave it out."
+    )
   if not options.compare:
     return
-  if target not in COMPARED:
+  if target not in CLIENTS:
     raise ConfigError(
       f"--compare on: what --to {target} writes cannot be run here, only "
-      f"{' and '.join(COMPARED)} can; leave --compare out."
+      f"{', '.join(CLIENTS)} can; leave --compare out."
     )
-  if target == "torch" and importlib.util.find_spec("torch") is None:
-    raise ConfigError(
-      "--compare on: running the exported model needs torch: pip install "
-      "'mico-jax[torch]', or leave --compare out."
-    )
+  if absent := _absent(target):
+    raise ConfigError(f"--compare on: {absent}, or leave --compare out.")
 
 
 def run(
@@ -237,6 +248,7 @@ def run(
   options = options or Options()
   check(target, options)
   report = export.new_report(target, source)
+  options = replace(options, place=sharded.check_new(out))
   with sharded.new_folder(out) as folder:
     TARGETS[target](source, folder, report, options)
     report.save(folder)

@@ -171,9 +171,12 @@ def _config(
     "patch_bias": has("patch_embed.proj.bias"),
     "layer_scale": 1e-5 if scaled else 0.0,
   }
+  named, found["pre_norm"] = str(settings.get("architecture", "")), False
   if has("norm_pre.weight"):  # as in CLIP
-    found |= {"pre_norm": True, "norm_eps": 1e-5}
-  if "quickgelu" in str(settings.get("architecture", "")):
+    found["pre_norm"] = True
+  if not tower_names.is_eva(VisionConfig(**found)):
+    found["norm_eps"] = tower_names.plain_eps(named, found["pre_norm"])
+  if "quickgelu" in named:
     found["mlp"] = "quick_gelu"
   told = _told(settings, file)
   heads = width // mico_vision.HEAD_DIMS.get(width, 64)

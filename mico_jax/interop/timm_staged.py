@@ -43,13 +43,17 @@ def kind_of(tensors: Tensors) -> str:
 
 
 def timm_names(tensors: Tensors) -> Tensors:
-  """Downsampling of a Swin under the stage behind it, not the one before.
+  """Names of the two orders that timm has, in one.
+
+  Downsampling of a Swin under the stage behind it, not the one before; the last
+  norm of a ConvNeXt as if it came behind the pooling.
 
   Raises:
     WeightsError: if two tensors get the same name.
   """
   if "layers.0.downsample.reduction.weight" not in tensors:
-    return tensors
+    first = lambda name: re.sub(r"^norm_pre\.", "head.norm.", name)
+    return renamed(tensors, first)
   later = lambda match: f"layers.{int(match[1]) + 1}.downsample."
   return renamed(tensors, lambda name: DOWNSAMPLE.sub(later, name))
 

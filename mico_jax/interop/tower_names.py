@@ -1,4 +1,4 @@
-"""Single towers in the names of timm, open_clip and transformers.
+"""The encoder in the names of timm and open_clip.
 
 Each form is a table from our parameters to theirs. What a form cannot express
 is refused by name. timm has two vision transformers: `VisionTransformer` (plain
@@ -7,33 +7,45 @@ own. open_clip names CLIP's towers itself and holds all others as timm models
 under `visual.trunk`.
 
 Source: timm 1.0 (`vision_transformer.py`, `eva.py`), open_clip 2.30
-(`transformer.py`, `timm_model.py`), transformers 4.31 (`modeling_bert.py`), by
-their names of parameters.
+(`transformer.py`, `timm_model.py`), by their names of parameters.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from mico_jax.checkpoint.manifest import flatten
-from mico_jax.config import Config, ConfigError, VisionConfig
-from mico_jax.interop import families, mico, mico_vision
+from mico_jax.config import ConfigError, VisionConfig
+from mico_jax.interop import families, mico_vision
 from mico_jax.interop.entries import Entry, layer_norm, linear, to_theirs
 from mico_jax.interop.sharded import Item, item
 from mico_jax.types import Params
 
 TOP, BLOCKS = ("vision",), ("vision", "blocks")
 BLOCK = "blocks.{i}."
+# Epsilon of LayerNorm -> an architecture of timm's plain ViT that has it.
+PLAIN = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
 STAGED = ("swin", "convnext")  # that timm has too
 # What the code of timm's classes fixes.
 EVA_EPS, SWIN_EPS = 1e-6, 1e-5
 CONVNEXT_RATIO, CONVNEXT_STAGES = 4, 4
 # Behind a stem of stride 2 it halves once more; at a stride of 32 no more.
 CONVNEXT_PATCHES = (1, 3, 4, 5, 6, 7)
+
+
+def plain_eps(architecture: str, pre_norm: bool) -> float:
+  """Epsilon of a plain ViT's LayerNorm, by what its file tells.
+
+  Args:
+    architecture: timm's name; "": unknown.
+    pre_norm: whether it has a norm before the first block.
+  """
+  clip = "_clip_" in architecture if architecture else pre_norm
+  return 1e-5 if clip else 1e-6
 
 
 def _refuse(form: str, reasons: Sequence[str]) -> None:
@@ -119,13 +131,21 @@ def is_eva(config: VisionConfig) -> bool:
   )
 
 
+def _unnamed(config: VisionConfig) -> list[str]:
+  """Options that have no names here."""
+  wrong = [f"registers={config.registers}"] if config.registers else []
+  if config.pooling != "class":
+    wrong.append(f"pooling={config.pooling!r}")
+  return wrong
+
+
 def timm_entries(config: VisionConfig) -> list[Entry]:
   """The table of a vision transformer in timm's names.
 
   Raises:
     ConfigError: naming the options that timm's classes do not combine.
   """
-  wrong = []
+  wrong = _unnamed(config)
   if config.encoder != "vit":
     wrong.append(f"encoder={config.encoder!r}")
   elif is_eva(config):
@@ -139,6 +159,10 @@ def timm_entries(config: VisionConfig) -> list[Entry]:
       wrong.append("mlp='swiglu' without sub_norm")
     if config.norm_eps != EVA_EPS:
       wrong.append(f"norm_eps={config.norm_eps} beside EVA's options")
+  if config.encoder == "vit" and config.patch_bias == config.pre_norm:
+    wrong.append(
+      f"patch_bias={config.patch_bias} beside pre_norm={config.pre_norm}"
+    )
   _refuse("timm", wrong)
   return list((_eva if is_eva(config) else _plain)(config))
 
@@ -151,6 +175,7 @@ def vision_entries(config: VisionConfig, form: str) -> list[Entry]:
   """
   if form != "openclip" or not config.pre_norm:
     return timm_entries(config)
+  _refuse(form, _unnamed(config))
   if config.mlp == "gelu":  # It has either GELU, with the same names.
     config = dataclasses.replace(config, mlp="quick_gelu")
   try:
@@ -193,92 +218,12 @@ def staged_entries(config: VisionConfig) -> list[Entry]:
   return families.import_entries(config, layout="timm")
 
 
-def timm_model(config: VisionConfig) -> dict[str, Any]:
-  """Class and arguments that build the encoder in timm.
-
-  The classifier is left out (`num_classes=0`) unless the encoder carries one.
-  """
-  common: dict[str, Any] = {
-    "img_size": config.image_size,
-    "num_classes": config.clip_embed_dim,
-    "global_pool": "token",
-  }
-  if config.encoder == "swin":
-    return {
-      "class": "SwinTransformer",
-      "arguments": {
-        "img_size": config.image_size,
-        "patch_size": config.patch_size,
-        "embed_dim": config.stage_widths[0],
-        "depths": list(config.stage_depths),
-        "num_heads": list(config.stage_heads),
-        "window_size": config.window_size,
-        "mlp_ratio": config.mlp_dim / config.width,
-        "num_classes": 0,
-      },
-    }
-  if config.encoder == "convnext":
-    return {
-      "class": "ConvNeXt",
-      "arguments": {
-        "patch_size": config.patch_size,
-        "depths": list(config.stage_depths),
-        "dims": list(config.stage_widths),
-        "norm_eps": config.norm_eps,
-        "use_grn": True,
-        "ls_init_value": None,
-        "num_classes": 0,
-      },
-    }
-  common |= {
-    "patch_size": config.patch_size,
-    "embed_dim": config.width,
-    "depth": config.depth,
-    "num_heads": config.num_heads,
-    "mlp_ratio": config.mlp_dim / config.width,
-  }
-  scale = config.layer_scale or None
-  if not is_eva(config):
-    common |= {
-      "qkv_bias": config.qkv_bias == "all",
-      "pre_norm": config.pre_norm,
-      "init_values": scale,
-      "norm_eps": config.norm_eps,
-      "act_layer": config.mlp,
-    }
-    return {"class": "VisionTransformer", "arguments": common}
-  swiglu = config.mlp == "swiglu"
-  common |= {
-    "qkv_bias": config.qkv_bias == "qv",
-    "qkv_fused": not swiglu,
-    "swiglu_mlp": swiglu,
-    "scale_mlp": config.sub_norm,
-    "scale_attn_inner": config.sub_norm,
-    "use_rot_pos_emb": bool(config.rope_grid),
-    "use_post_norm": config.norm == "post",
-    "init_values": scale,
-  }
-  if config.rope_grid:
-    common["ref_feat_shape"] = [config.rope_grid, config.rope_grid]
-  return {"class": "Eva", "arguments": common}
-
-
-def openclip_config(config: VisionConfig) -> dict[str, Any]:
-  """The part of `open_clip_config.json` that describes CLIP's image tower."""
-  return {
-    "model_cfg": {
-      "embed_dim": config.clip_embed_dim,
-      "quick_gelu": config.mlp == "quick_gelu",
-      "vision_cfg": {
-        "image_size": config.image_size,
-        "layers": config.depth,
-        "width": config.width,
-        "head_width": config.width // config.num_heads,
-        "mlp_ratio": config.mlp_dim / config.width,
-        "patch_size": config.patch_size,
-      },
-    }
-  }
+def ratio(part: int, whole: int) -> float:
+  """A ratio of which the libraries' `int(whole * ratio)` makes `part` again."""
+  found = part / whole
+  while int(whole * found) < part:
+    found = math.nextafter(found, math.inf)
+  return found
 
 
 def entry_items(
@@ -316,6 +261,14 @@ def _shape(
   return to_theirs(like, entry, patch_size=patch_size).shape
 
 
+def norm_first(name: str) -> str:
+  """Timm's name where a ConvNeXt's last norm comes before the pooling, as here.
+
+  timm's own order is the other one; `head_norm_first` gives ours.
+  """
+  return name.replace("head.norm.", "norm_pre.")
+
+
 def vision_items(
   params: Params, config: VisionConfig, form: str
 ) -> Iterator[Item]:
@@ -329,7 +282,7 @@ def vision_items(
     _check_staged(config)
     found = families.to_tensors(params["vision"], config, layout="timm")
     for name, value in found.items():
-      yield item(trunk + name, np.asarray(value))
+      yield item(trunk + norm_first(name), np.asarray(value))
     return
   table = vision_entries(config, form)
   if form == "openclip" and config.pre_norm:
@@ -344,39 +297,3 @@ def vision_items(
     # timm's head always has a bias, and a strict load asks for it.
     zeros = np.zeros(config.clip_embed_dim, np.float32)
     yield item(f"{trunk}head.bias", zeros)
-
-
-def text_items(params: Params, config: Config) -> Iterator[Item]:
-  """The text tower as transformers' BertForMaskedLM names it."""
-  table = mico.entries(config.model, ["text"])
-  for one in entry_items(params, table, patch_size=1):
-    name = one.name.removeprefix(mico.BERT)
-    yield Item(name, one.shape, one.dtype, one.read)
-
-
-def text_config(config: Config, pad: int) -> Mapping[str, Any]:
-  """The config.json of transformers for the text tower.
-
-  There cross-attention needs `is_decoder`, and with it a padding mask becomes
-  causal; give a mask per query ([B, L, L]) to read in both directions.
-  """
-  text = config.model.text
-  return {
-    "architectures": ["BertForMaskedLM"],
-    "model_type": "bert",
-    "vocab_size": text.vocab_size,
-    "hidden_size": text.width,
-    "num_hidden_layers": text.depth,
-    "num_attention_heads": text.num_heads,
-    "intermediate_size": text.mlp_dim,
-    "max_position_embeddings": text.max_positions,
-    "type_vocab_size": text.type_vocab_size,
-    "layer_norm_eps": text.norm_eps,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": text.dropout,
-    "attention_probs_dropout_prob": text.dropout,
-    "pad_token_id": pad,
-    "is_decoder": True,
-    "add_cross_attention": True,
-    "tie_word_embeddings": True,
-  }

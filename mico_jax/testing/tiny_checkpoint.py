@@ -102,10 +102,14 @@ class Weights:
 
 
 def save_tiny(
-  workdir: pathlib.Path, *, step: int = 1, seed: int = 0
+  workdir: pathlib.Path,
+  *,
+  step: int = 1,
+  seed: int = 0,
+  config: Config | None = None,
 ) -> pathlib.Path:
   """Saves fresh parameters as a checkpoint; returns the step folder."""
-  config = tiny_config()
+  config = config or tiny_config()
   tokenizer = make_tokenizer(config.data.tokenizer)
   model = build(config.model)
   extras = manager.Extras(

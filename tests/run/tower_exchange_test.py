@@ -83,7 +83,7 @@ def exchanged(source: export.Source, form: str, folder: pathlib.Path):
 def test_an_imported_tower_beats_scratch(tmp_path):
   pretrain(config_of(FORMER, seed=0), tmp_path / "former")
   source = export.open_source(tmp_path / "former")
-  for form in ("timm", "openclip"):
+  for form in ("timm", "openclip-vision"):
     imported = exchanged(source, form, tmp_path)
     found = restore.open_checkpoint(imported).params["vision"]
     jax.tree.map(np.testing.assert_array_equal, found, source.params["vision"])
