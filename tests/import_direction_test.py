@@ -51,7 +51,7 @@ ONLY = {
   "layers": {"types", "axes", "kernels"},
   "objectives": {"types", "axes", "config", "modalities", "kernels"},
   "parallel": {"types", "axes", "config"},
-  "checkpoint": {"types", "axes", "config", "failures"},
+  "checkpoint": {"types", "axes", "config", "failures", "parallel"},
   "aot": {"kernels"},
 }
 # What runs on a device without the training stack.

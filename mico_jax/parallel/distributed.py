@@ -15,8 +15,9 @@ before it touches a device:
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, cast
 
 import jax
@@ -143,6 +144,39 @@ def gather_texts(text: str) -> list[str]:
 def barrier() -> None:
   """Waits until every process is here."""
   gather_texts("")
+
+
+def agree(
+  failure: Exception | None, *, kinds: Sequence[type[Exception]]
+) -> None:
+  """If anything failed in a process, all raise; all processes must call it.
+
+  They raise the same kind, so that they go on in the same way.
+
+  Args:
+    failure: of this process; None: it did well.
+    kinds: that are expected, from the mildest to the worst; any other failure
+      is worse still and raised as RuntimeError where it did not occur.
+
+  Raises:
+    Exception: the worst kind of all failures, its own where it has one.
+  """
+  if jax.process_count() == 1:
+    if failure is not None:
+      raise failure
+    return
+  known = next((i for i, k in enumerate(kinds) if isinstance(failure, k)), -1)
+  rank = -1 if failure is None else known if known >= 0 else len(kinds)
+  words = " ".join(str(failure).split()) or type(failure).__name__
+  notes = [json.loads(x) for x in gather_texts(json.dumps([rank, words]))]
+  worst = max(one for one, _ in notes)
+  if worst < 0:
+    return
+  if failure is not None and rank == worst:
+    raise failure
+  process = [one for one, _ in notes].index(worst)
+  kind = kinds[worst] if worst < len(kinds) else RuntimeError
+  raise kind(f"process {process}: {notes[process][1]}")
 
 
 def together(function: Callable[[], T]) -> T:
