@@ -456,7 +456,7 @@ class Manager:
 
   # -------------------------------------------------------------- restoring
   def restore(self, target: Any, *, step: int | None = None) -> Restored | None:
-    """Restores the newest checkpoint that verifies.
+    """Restores the newest checkpoint that verifies; all processes must call.
 
     Args:
       target: a train state of arrays or `ShapeDtypeStruct` with shardings,
@@ -472,13 +472,14 @@ class Manager:
     """
     self.wait()
     candidates = self.steps()[::-1] if step is None else [step]
+    sharded.check_same(candidates, f"the steps in {self.folder}")
     if not candidates:
       return None
     skipped: list[tuple[int, str]] = []
     for number in candidates:
       folder = self.folder / str(number)
       try:
-        manifest, data = read_head(folder)
+        manifest, data = sharded.together(lambda f=folder: read_head(f))
       except CheckpointError as e:
         skipped.append((number, str(e)))
         continue

@@ -15,11 +15,12 @@ smaller ones are read by each.
 from __future__ import annotations
 
 import functools
+import json
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from mico_jax import failures
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import storage
 from mico_jax.checkpoint.manifest import CheckpointError, Range
+from mico_jax.config import ConfigError
 from mico_jax.parallel import distributed
 
 BATCH_BYTES = 256 * 2**20  # read together, at most
@@ -46,6 +48,41 @@ def to_range(index: Sequence[slice], shape: Sequence[int]) -> Range:
     (s.start or 0, size if s.stop is None else s.stop)
     for s, size in zip(index, shape, strict=True)
   )
+
+
+# What one process raises all raise, the worst of them.
+_KINDS = (CheckpointError, failures.TransientError)
+T = TypeVar("T")
+
+
+def together(call: Callable[[], T]) -> T:
+  """What a call returns here; if it fails in one process, it fails in all.
+
+  Raises:
+    CheckpointError: what was wrong with a checkpoint, anywhere.
+    TransientError: if a store was away, anywhere.
+  """
+  failure, value = None, None
+  try:
+    value = call()
+  except Exception as e:
+    failure = e
+  distributed.agree(failure, kinds=_KINDS)
+  return cast(T, value)
+
+
+def check_same(value: Any, what: str) -> None:
+  """All processes see the same.
+
+  Raises:
+    ConfigError: if they do not.
+  """
+  seen = distributed.gather_texts(json.dumps(value))
+  if len(set(seen)) > 1:
+    raise ConfigError(
+      f"the processes see different workdirs: {what} are "
+      f"{' and '.join(sorted(set(seen)))}; use one that all hosts share."
+    )
 
 
 # ---------------------------------------------------------------------- saving
@@ -135,10 +172,6 @@ def read_placed(
   reading = _Reading(folder, items, arrays)
   distributed.agree(reading.run(), kinds=_KINDS)
   return reading.placed(likes)
-
-
-# What one process raises all raise; the last of those that were raised.
-_KINDS = (CheckpointError, failures.TransientError)
 
 
 class _Array:

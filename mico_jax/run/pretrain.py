@@ -154,7 +154,7 @@ class Trainer:
     session = self.session
     parts = (session.model, self.config, session.mesh)
     like = abstract_state(*parts, optimizer=session.optimizer)
-    restored = distributed.together(lambda: self.manager.restore(like))
+    restored = self.manager.restore(like)
     check_same_step(-1 if restored is None else restored.step)
     if restored is not None:
       for step, reason in restored.skipped:

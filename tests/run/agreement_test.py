@@ -139,10 +139,11 @@ sys.exit(summary.exit_code)
 
 
 def start_workers(folder, *arguments: int) -> list[subprocess.Popen[str]]:
+  flags = os.environ.get("XLA_FLAGS", "").split()
   base = {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "",
+    "XLA_FLAGS": " ".join(x for x in flags if "device_count" not in x),
     "MICO_JAX_COORDINATOR": f"127.0.0.1:{free_port()}",
     "MICO_JAX_NUM_PROCESSES": "2",
   }

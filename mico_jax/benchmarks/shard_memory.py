@@ -1,0 +1,179 @@
+"""Host memory that saving and restoring take where a state is split.
+
+  python -m mico_jax.benchmarks.shard_memory --mib 512 --processes 8 --dir scratch
+
+starts processes of one CPU device each, splits a state over them, saves it and
+restores it. Prints the bytes that each process holds (its shard) and, of the
+process that took most, the greatest memory above that before the state was
+there, divided by the shard: 1 is the shard alone, since the memory of a CPU
+device is the host's. Linux only; needs the state's size on disk, the folder is
+removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mico_jax.checkpoint.manager import Manager
+from mico_jax.checkpoint.manifest import array_hash
+from mico_jax.config import Config
+from mico_jax.parallel import distributed
+from mico_jax.testing.ports import free_port
+from mico_jax.train.state import TrainState
+
+ARRAY_MIB = 16
+
+
+def _memory(kind: str) -> int:
+  """Bytes that this process holds ("VmRSS") or held at most ("VmHWM")."""
+  for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+    if line.startswith(kind):
+      return int(line.split()[1]) * 1024
+  raise RuntimeError(f"/proc/self/status has no {kind}: this needs Linux")
+
+
+def _mark() -> int:
+  """Bytes held now; the greatest are counted anew from here."""
+  gc.collect()
+  pathlib.Path("/proc/self/clear_refs").write_text("5")
+  return _memory("VmRSS")
+
+
+def _like(count: int, width: int, mesh: jax.sharding.Mesh) -> TrainState:
+  """Some split matrices of 512 rows and a vector that all hold."""
+  split = jax.NamedSharding(mesh, jax.P("fsdp"))
+  whole = jax.NamedSharding(mesh, jax.P())
+  params: dict[str, Any] = {
+    f"w{i:03d}": jax.ShapeDtypeStruct((512, width), jnp.float32, sharding=split)
+    for i in range(count)
+  }
+  params["b"] = jax.ShapeDtypeStruct((512,), jnp.float32, sharding=whole)
+  zero = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+  return TrainState(zero, params, {"count": zero}, None, zero, zero)
+
+
+def _make(like: TrainState) -> TrainState:
+  """A state of random numbers, each process its own shards."""
+
+  def array(x: jax.ShapeDtypeStruct) -> jax.Array:
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+      shape = [
+        len(range(*s.indices(n))) for s, n in zip(index, x.shape, strict=True)
+      ]
+      start = index[0].start or 0 if index else 0
+      if x.dtype == jnp.int32:
+        return np.zeros(shape, np.int32)
+      return np.random.default_rng(start).random(shape, np.float32)
+
+    return jax.make_array_from_callback(x.shape, x.sharding, part)
+
+  return jax.tree.map(array, like)
+
+
+def _hashes(state: TrainState) -> list[str]:
+  return [
+    array_hash(shard.data)
+    for x in jax.tree.leaves(state)
+    for shard in x.addressable_shards
+  ]
+
+
+def measure(folder: pathlib.Path, mib: int) -> dict[str, float]:
+  """Saves and restores in this process; all processes call it together."""
+  mesh = jax.make_mesh((jax.device_count(),), ("fsdp",))
+  small = _like(2, 64, mesh)
+  first = Manager(folder / "first", config=Config())
+  first.save(1, _make(small))  # what is imported and compiled counts before
+  first.restore(small)
+  first.close()
+  like = _like(max(mib // ARRAY_MIB, 1), ARRAY_MIB * 2**20 // 2048, mesh)
+  manager = Manager(folder / "run", config=Config())
+  before = _mark()
+  state = _make(like)
+  shard = sum(
+    s.data.nbytes for x in jax.tree.leaves(state) for s in x.addressable_shards
+  )
+  manager.save(1, state)
+  manager.wait()
+  saving = _memory("VmHWM") - before
+  hashes = _hashes(state)
+  del state
+  before = _mark()
+  restored = manager.restore(like)
+  restoring = _memory("VmHWM") - before
+  manager.close()
+  if restored is None or _hashes(restored.state) != hashes:
+    raise RuntimeError("what was restored is not what was saved")
+  return {
+    "shard_mib": shard / 2**20,
+    "save": saving / shard,
+    "restore": restoring / shard,
+  }
+
+
+def run(folder: pathlib.Path, mib: int, processes: int) -> dict[str, float]:
+  """Starts the processes; the greatest values of all."""
+  base = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "",
+    "MICO_JAX_COORDINATOR": f"127.0.0.1:{free_port()}",
+    "MICO_JAX_NUM_PROCESSES": str(processes),
+  }
+  command = [
+    *(sys.executable, "-m", "mico_jax.benchmarks.shard_memory"),
+    *("--mib", str(mib), "--worker", str(folder)),
+  ]
+  started = [
+    subprocess.Popen(
+      command,
+      env={**base, "MICO_JAX_PROCESS_ID": str(i)},
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(processes)
+  ]
+  try:
+    texts = [process.communicate(timeout=900)[0] for process in started]
+  finally:
+    for process in started:
+      process.kill()
+  if any(process.returncode for process in started):
+    raise RuntimeError("a process failed, see above")
+  found = [json.loads(text.splitlines()[-1]) for text in texts]
+  return {key: round(max(one[key] for one in found), 3) for key in found[0]}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Prints one JSON line."""
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--mib", type=int, default=512, help="of the state")
+  parser.add_argument("--processes", type=int, default=8)
+  parser.add_argument("--dir", type=pathlib.Path, default=pathlib.Path("."))
+  parser.add_argument("--worker", type=pathlib.Path, help=argparse.SUPPRESS)
+  options = parser.parse_args(argv)
+  if options.worker:
+    distributed.initialize_from_env()
+    print(json.dumps(measure(options.worker, options.mib)))
+    return
+  options.dir.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=options.dir) as name:
+    found = run(pathlib.Path(name), options.mib, options.processes)
+  print(json.dumps({"mib": options.mib, **found}))
+
+
+if __name__ == "__main__":
+  main()
