@@ -1,9 +1,9 @@
 """Host memory that saving and restoring take where a state is split.
 
-  python -m mico_jax.benchmarks.shard_memory --mib 512 --processes 8 --dir scratch
+  python -m mico_jax.benchmarks.shard_memory --mib 512 --processes 8 --dir out
 
-starts processes of one CPU device each, splits a state over them, saves it and
-restores it. Prints the bytes that each process holds (its shard) and, of the
+starts processes of one CPU device each, splits a state over them and saves it;
+new processes restore it. Prints the bytes that each process holds (its shard) and, of the
 process that took most, the greatest memory above that before the state was
 there, divided by the shard: 1 is the shard alone, since the memory of a CPU
 device is the host's. Linux only; needs the state's size on disk, the folder is
@@ -29,6 +29,7 @@ import numpy as np
 
 from mico_jax.checkpoint.manager import Manager
 from mico_jax.checkpoint.manifest import array_hash
+from mico_jax.checkpoint.sharded import to_range
 from mico_jax.config import Config
 from mico_jax.parallel import distributed
 from mico_jax.testing.ports import free_port
@@ -70,62 +71,57 @@ def _make(like: TrainState) -> TrainState:
 
   def array(x: jax.ShapeDtypeStruct) -> jax.Array:
     def part(index: tuple[slice, ...]) -> np.ndarray:
-      shape = [
-        len(range(*s.indices(n))) for s, n in zip(index, x.shape, strict=True)
-      ]
-      start = index[0].start or 0 if index else 0
+      where = to_range(index, x.shape)
+      shape = [stop - start for start, stop in where]
       if x.dtype == jnp.int32:
         return np.zeros(shape, np.int32)
-      return np.random.default_rng(start).random(shape, np.float32)
+      return np.random.default_rng(where[0]).random(shape, np.float32)
 
     return jax.make_array_from_callback(x.shape, x.sharding, part)
 
   return jax.tree.map(array, like)
 
 
-def _hashes(state: TrainState) -> list[str]:
-  return [
-    array_hash(shard.data)
-    for x in jax.tree.leaves(state)
-    for shard in x.addressable_shards
-  ]
-
-
-def measure(folder: pathlib.Path, mib: int) -> dict[str, float]:
-  """Saves and restores in this process; all processes call it together."""
+def measure(folder: pathlib.Path, mib: int, *, restore: bool) -> dict[str, Any]:
+  """Saves or restores in this process; all processes call it together."""
   mesh = jax.make_mesh((jax.device_count(),), ("fsdp",))
+  # What is imported and compiled shall not count.
   small = _like(2, 64, mesh)
-  first = Manager(folder / "first", config=Config())
-  first.save(1, _make(small))  # what is imported and compiled counts before
+  first = Manager(folder / f"first-{restore}", config=Config())
+  first.save(1, _make(small))
   first.restore(small)
   first.close()
   like = _like(max(mib // ARRAY_MIB, 1), ARRAY_MIB * 2**20 // 2048, mesh)
   manager = Manager(folder / "run", config=Config())
   before = _mark()
-  state = _make(like)
-  shard = sum(
-    s.data.nbytes for x in jax.tree.leaves(state) for s in x.addressable_shards
-  )
-  manager.save(1, state)
-  manager.wait()
-  saving = _memory("VmHWM") - before
-  hashes = _hashes(state)
-  del state
-  before = _mark()
-  restored = manager.restore(like)
-  restoring = _memory("VmHWM") - before
+  if restore:
+    restored = manager.restore(like)
+    if restored is None:
+      raise RuntimeError("nothing was restored")
+    params = restored.state.params
+  else:
+    state = _make(like)
+    manager.save(1, state)
+    manager.wait()
+    params = state.params
+  peak = _memory("VmHWM") - before
   manager.close()
-  if restored is None or _hashes(restored.state) != hashes:
-    raise RuntimeError("what was restored is not what was saved")
+  shards = [
+    shard.data
+    for x in jax.tree.leaves(params)
+    for shard in x.addressable_shards
+  ]
   return {
-    "shard_mib": shard / 2**20,
-    "save": saving / shard,
-    "restore": restoring / shard,
+    "mib": sum(data.nbytes for data in shards) / 2**20,
+    "peak": peak / 2**20,
+    "hashes": [array_hash(data) for data in shards],
   }
 
 
-def run(folder: pathlib.Path, mib: int, processes: int) -> dict[str, float]:
-  """Starts the processes; the greatest values of all."""
+def _start(
+  folder: pathlib.Path, mib: int, processes: int, *options: str
+) -> list[dict[str, Any]]:
+  """What every process measured."""
   base = {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
@@ -135,7 +131,7 @@ def run(folder: pathlib.Path, mib: int, processes: int) -> dict[str, float]:
   }
   command = [
     *(sys.executable, "-m", "mico_jax.benchmarks.shard_memory"),
-    *("--mib", str(mib), "--worker", str(folder)),
+    *("--mib", str(mib), "--worker", str(folder), *options),
   ]
   started = [
     subprocess.Popen(
@@ -153,8 +149,21 @@ def run(folder: pathlib.Path, mib: int, processes: int) -> dict[str, float]:
       process.kill()
   if any(process.returncode for process in started):
     raise RuntimeError("a process failed, see above")
-  found = [json.loads(text.splitlines()[-1]) for text in texts]
-  return {key: round(max(one[key] for one in found), 3) for key in found[0]}
+  return [json.loads(text.splitlines()[-1]) for text in texts]
+
+
+def run(folder: pathlib.Path, mib: int, processes: int) -> dict[str, float]:
+  """Saves in some processes and restores in as many new ones."""
+  saved = _start(folder, mib, processes)
+  restored = _start(folder, mib, processes, "--restore")
+  if [x["hashes"] for x in saved] != [x["hashes"] for x in restored]:
+    raise RuntimeError("what was restored is not what was saved")
+  ratio = lambda found: round(max(x["peak"] / x["mib"] for x in found), 3)
+  return {
+    "shard_mib": round(saved[0]["mib"], 3),
+    "save": ratio(saved),
+    "restore": ratio(restored),
+  }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -164,10 +173,12 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--processes", type=int, default=8)
   parser.add_argument("--dir", type=pathlib.Path, default=pathlib.Path("."))
   parser.add_argument("--worker", type=pathlib.Path, help=argparse.SUPPRESS)
+  parser.add_argument("--restore", action="store_true", help=argparse.SUPPRESS)
   options = parser.parse_args(argv)
   if options.worker:
     distributed.initialize_from_env()
-    print(json.dumps(measure(options.worker, options.mib)))
+    found = measure(options.worker, options.mib, restore=options.restore)
+    print(json.dumps(found))
     return
   options.dir.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=options.dir) as name:

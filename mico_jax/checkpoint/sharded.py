@@ -185,6 +185,7 @@ class _Array:
       jax.local_devices()[0]
     )
     self.replicas: jax.NamedSharding | None = None
+    self.count = 1  # of the replicas
     self.reader = 0  # number of the replica that is read
     # Device of this process -> its range, and the number of its replica.
     self.places: dict[Any, tuple[Range, int]] = {}
@@ -216,16 +217,17 @@ class _Array:
     self.remaining = len(self.saved)
 
   def _find_places(self, number: int) -> None:
-    self.replicas = _replicas(self.sharding, self.shape, self.itemsize)
+    self.replicas, self.count = _replicas(
+      self.sharding, self.shape, self.itemsize
+    )
     if self.replicas is None:
       places = self.sharding.addressable_devices_indices_map(self.shape)
       self.places = {
         d: (to_range(index, self.shape), 0) for d, index in places.items()
       }
       return
-    count = _count(self.replicas)
-    self.reader = number % count
-    stacked = (count, *self.shape)
+    self.reader = number % self.count
+    stacked = (self.count, *self.shape)
     places = self.replicas.addressable_devices_indices_map(stacked)
     self.places = {
       d: (to_range(index[1:], self.shape), index[0].start or 0)
@@ -291,7 +293,7 @@ class _Array:
         data = np.zeros([stop - start for start, stop in where], bits)
       parts.append(jax.device_put(data.view(bits)[None], device))
     stacked = jax.make_array_from_single_device_arrays(
-      (_count(self.replicas), *self.shape), self.replicas, parts
+      (self.count, *self.shape), self.replicas, parts
     )
     dtype = jnp.dtype(self.like.dtype)
     return jax.jit(
@@ -325,17 +327,20 @@ def _within(part: Range, whole: Range) -> tuple[slice, ...]:
 
 def _replicas(
   sharding: jax.sharding.Sharding, shape: tuple[int, ...], itemsize: int
-) -> jax.NamedSharding | None:
-  """Sharding of [replicas, *shape] if processes share large shards, or None."""
+) -> tuple[jax.NamedSharding | None, int]:
+  """Sharding of [replicas, *shape] if processes share large shards, or None.
+
+  The second value is the number of replicas.
+  """
   if not isinstance(sharding, jax.NamedSharding):
-    return None
+    return None, 1
   if math.prod(sharding.shard_shape(shape)) * itemsize < SHARE_BYTES:
-    return None
+    return None, 1
   holders: dict[Range, set[int]] = {}
   for device, index in sharding.devices_indices_map(shape).items():
     holders.setdefault(to_range(index, shape), set()).add(device.process_index)
   if max(map(len, holders.values())) == 1:
-    return None
+    return None, 1
   spec = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
   used = {
     name
@@ -344,12 +349,8 @@ def _replicas(
     for name in ((axis,) if isinstance(axis, str) else axis)
   }
   free = tuple(n for n in sharding.mesh.axis_names if n not in used)
-  return jax.NamedSharding(sharding.mesh, jax.P(free, *spec))
-
-
-def _count(replicas: jax.NamedSharding) -> int:
-  """How many replicas a sharding of `_replicas` holds."""
-  return math.prod(replicas.mesh.shape[name] for name in replicas.spec[0])
+  count = math.prod(sharding.mesh.shape[name] for name in free)
+  return jax.NamedSharding(sharding.mesh, jax.P(free, *spec)), count
 
 
 class _Reading:
