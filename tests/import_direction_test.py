@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "mico_jax"
 # A room may import its own and those on lines above; rooms of one line may not
 # import each other, except where ALSO says so.
 ROOMS: tuple[tuple[str, ...], ...] = (
-  ("types", "axes", "config", "failures"),
+  ("types", "axes", "config", "failures", "memory"),
   ("modalities",),
   ("world",),
   ("data",),
@@ -51,7 +51,9 @@ ONLY = {
   "layers": {"types", "axes", "kernels"},
   "objectives": {"types", "axes", "config", "modalities", "kernels"},
   "parallel": {"types", "axes", "config"},
-  "checkpoint": {"types", "axes", "config", "failures", "parallel"},
+  "checkpoint": {
+    *("types", "axes", "config", "failures", "memory", "parallel"),
+  },
   "aot": {"kernels"},
 }
 # What runs on a device without the training stack.

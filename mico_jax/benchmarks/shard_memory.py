@@ -3,11 +3,11 @@
   python -m mico_jax.benchmarks.shard_memory --mib 512 --processes 8 --dir out
 
 starts processes of one CPU device each, splits a state over them and saves it;
-new processes restore it. Prints the bytes that each process holds (its shard) and, of the
-process that took most, the greatest memory above that before the state was
-there, divided by the shard: 1 is the shard alone, since the memory of a CPU
-device is the host's. Linux only; needs the state's size on disk, the folder is
-removed.
+as many new processes restore it. Prints the MiB that each holds (its shard)
+and, of the process that took most, the greatest memory above that before the
+state was there, divided by the shard: 1 is the shard alone, since the memory of
+a CPU device is the host's. Linux only; needs the state's size on disk, the
+folder is removed.
 """
 
 from __future__ import annotations

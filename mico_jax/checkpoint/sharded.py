@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from mico_jax import failures
+from mico_jax import failures, memory
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import storage
 from mico_jax.checkpoint.manifest import CheckpointError, Range
@@ -389,6 +389,7 @@ class _Reading:
         for array, *_ in window:
           array.remaining -= 1
         self._place_those_read()
+        memory.trim()  # what the threads have read stays in their arenas
     return self._failure
 
   def _try(self, call: Any) -> None:

@@ -35,6 +35,7 @@ from mico_jax.checkpoint.restore import step_folders
 from mico_jax.checkpoint.storage import host_copy
 from mico_jax.config import Config, to_dict
 from mico_jax.data.pipeline import Pipeline
+from mico_jax.memory import release_memory
 from mico_jax.parallel import distributed, sharding
 from mico_jax.run import report
 from mico_jax.run.agreement import (
@@ -44,11 +45,7 @@ from mico_jax.run.agreement import (
 )
 from mico_jax.run.compile import compile_steps
 from mico_jax.run.goodput import GoodputLog
-from mico_jax.run.instruments import (
-  CompileCounter,
-  StepProfiler,
-  release_memory,
-)
+from mico_jax.run.instruments import CompileCounter, StepProfiler
 from mico_jax.run.lock import WorkdirLock
 from mico_jax.run.logging import MetricsWriter
 from mico_jax.run.meter import Clock, Meter

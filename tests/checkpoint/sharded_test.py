@@ -174,7 +174,7 @@ rng = np.random.default_rng(0)
 odd = np.asarray([0.0, -0.0, np.inf, np.nan] * 16, np.float32)
 odd.view(np.uint32)[3] |= 5  # a payload
 VALUES = {
-  "w": rng.standard_normal((8, 64)).astype(np.float32),
+  "w": rng.standard_normal((8, 4096)).astype(np.float32),
   "odd": odd,
   "half": np.asarray(jnp.asarray(odd, jnp.bfloat16)),
   "flags": rng.random(64) < 0.5,
@@ -186,8 +186,8 @@ def make(mesh, specs, fill=True):
   def one(name, value):
     place = jax.NamedSharding(mesh, specs.get(name, jax.P()))
     value = np.asarray(value)
-    return jax.make_array_from_callback(
-      value.shape, place, lambda i: value[i] if fill else np.zeros_like(value[i]))
+    value = value if fill else np.zeros_like(value)
+    return jax.make_array_from_callback(value.shape, place, lambda i: value[i])
   params = {k: one(k, v) for k, v in VALUES.items()}
   zero = one("", np.int32(0))
   return TrainState(zero, params, {"mu": params}, None, zero, zero)
