@@ -10,27 +10,20 @@
 #   --hosts N         hosts of a slice (v5e 16x16: 64)
 #   --chips K         chips of a host (default 4)
 #   --slices S        slices (default 1); set parallel.slices to match
-#   --image I         image with mico_jax, made by launch/Dockerfile, with a
-#                     fixed tag or digest: REGISTRY/mico_jax:v1
-#   --build           builds that image from what is committed here, and pushes
-#                     it (docker)
-#   --source URL      instead of an image: what pip installs when a container
-#                     starts, pinned: git+https://HOST/REPOSITORY@COMMIT, or the
-#                     URL of a wheel
-#   --restarts R      restarts of the whole set (default 100)
+#   --source URL      what pip installs (default mico-jax; e.g. git+https://...)
+#   --image I         any image with bash and curl (default: uv's own)
+#   --restarts R      restarts of the whole set (default 1000)
 #   --apply           kubectl apply instead of printing
 #   --dry-run         print the YAML and the kubectl command, run nothing
 #   -h, --help        this text
 #
 # Example:
 #   launch/gke.sh --name g14 --accelerator tpu-v5-lite-podslice \
-#     --topology 16x16 --hosts 64 --image REGISTRY/mico_jax:v1 --build --apply \
-#     -- --config mico_g14 --workdir gs://bucket/runs/g14
+#     --topology 16x16 --hosts 64 -- \
+#     --config mico_g14 --workdir gs://bucket/runs/g14 | kubectl apply -f -
 #
-# A host that fails restarts the set, and the run resumes; SIGTERM (a drained
-# node) saves first. Status 2, a mistake in config or data, ends the set at once:
-# the same again would not help. Compiled programs stay on the nodes for the next
-# start, in /tmp/mico_jax_compiled.
+# A container brings its own Python (uv). A host that fails restarts the set,
+# and the run resumes; SIGTERM (a drained node) saves first.
 set -euo pipefail
 
 usage() { sed -n '2,/^set -euo/{/^set -euo/d;s/^# \{0,1\}//;p}' "$0"; }
@@ -56,10 +49,9 @@ topology=""
 hosts=""
 chips=4
 slices=1
-source=""
-image=""
-build=false
-restarts=100
+source=mico-jax
+image=ghcr.io/astral-sh/uv:python3.12-bookworm
+restarts=1000
 apply=false
 dry_run=false
 while (($#)); do
@@ -73,7 +65,6 @@ while (($#)); do
     --source) source=$(value "$1" "${2:-}"); shift 2 ;;
     --image) image=$(value "$1" "${2:-}"); shift 2 ;;
     --restarts) restarts=$(number "$1" "${2:-}"); shift 2 ;;
-    --build) build=true; shift ;;
     --apply) apply=true; shift ;;
     --dry-run) dry_run=true; shift ;;
     -h | --help) usage; exit 0 ;;
@@ -90,38 +81,14 @@ done
 # A text as a YAML string in single quotes.
 quoted() { printf "'%s'" "${1//\'/\'\'}"; }
 
-if [[ -n $source ]]; then
-  [[ -z $image ]] && ! $build || die "either --image or --source"
-  case "$source" in
-    git+*://*/*@?* | *://*.whl) ;;
-    *) die "--source '$source': git+https://HOST/REPOSITORY@COMMIT or a wheel" ;;
-  esac
-  image=ghcr.io/astral-sh/uv:python3.12-bookworm
-  script="set -e; uv venv --python 3.12 /opt/mico_jax; uv pip install --python"
-  script+=" /opt/mico_jax/bin/python"
-  script+=" $(printf %q "mico-jax[tpu,gcs] @ $source");"
-  script+=" exec /opt/mico_jax/bin/mico-jax"
-else
-  [[ -n $image ]] || die "needs --image (see launch/Dockerfile) or --source"
-  last=${image##*/}
-  [[ $last == *:* && $last != *:latest ]] ||
-    die "--image '$image': needs a fixed tag or digest, so that all hosts and" \
-      "restarts run the same"
-  script="exec mico-jax"
-fi
-script+=" pretrain $(printf '%q ' "$@")"
-
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-if $build; then
-  archive=$(mktemp -u "${TMPDIR:-/tmp}/mico_jax.XXXXXX").tar
-  steps=("$here/checkout.sh $(printf %q "$archive")"
-    "docker build --file launch/Dockerfile --tag $(printf %q "$image") - < $(printf %q "$archive")"
-    "rm -f $(printf %q "$archive")"
-    "docker push $(printf %q "$image")")
-  for step in "${steps[@]}"; do
-    if $dry_run; then echo "# $step"; else bash -c "$step" >&2; fi
-  done
-fi
+package=$source
+[[ $source == *" @ "* || $source == *"["* ]] || case "$source" in
+  *://*) package="mico-jax[tpu] @ $source" ;;
+  *) package="${source}[tpu]" ;;
+esac
+script="set -e; uv venv --python 3.12 /opt/mico_jax; uv pip install --python"
+script+=" /opt/mico_jax/bin/python $(printf %q "$package");"
+script+=" exec /opt/mico_jax/bin/mico-jax pretrain $(printf '%q ' "$@")"
 
 yaml() {
   cat << YAML
@@ -134,9 +101,6 @@ metadata:
 spec:
   failurePolicy:
     maxRestarts: $restarts
-    rules:
-    - action: FailJobSet
-      onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
   - name: slice
     replicas: $slices
@@ -146,13 +110,6 @@ spec:
         completions: $hosts
         backoffLimit: 0
         completionMode: Indexed
-        podFailurePolicy:
-          rules:
-          - action: FailJob
-            onExitCodes:
-              containerName: mico-jax
-              operator: In
-              values: [2]
         template:
           spec:
             restartPolicy: Never
@@ -173,22 +130,12 @@ spec:
               env:
               - name: MICO_JAX_COORDINATOR
                 value: auto
-              - name: JAX_COMPILATION_CACHE_DIR
-                value: /compiled
-              volumeMounts:
-              - name: compiled
-                mountPath: /compiled
               command: [bash, -c]
               args:
               - $(quoted "$script")
               resources:
                 limits:
                   google.com/tpu: $chips
-            volumes:
-            - name: compiled
-              hostPath:
-                path: /tmp/mico_jax_compiled
-                type: DirectoryOrCreate
 YAML
 }
 

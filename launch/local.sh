@@ -16,9 +16,6 @@
 #
 # Example: launch/local.sh -n 2 --cpu-devices 2 -- --config demo
 #
-# Compiled programs are kept in ~/.cache/mico_jax/compiled for the next start;
-# JAX_COMPILATION_CACHE_DIR names another folder, empty none.
-#
 # Process 0 shows its progress here; the others write to
 # ${TMPDIR:-/tmp}/mico_jax_local.*/process_<i>.log. SIGTERM and Ctrl-C are
 # passed on, so that every process saves and stops. When one fails, the others
@@ -79,9 +76,6 @@ fi
 
 # Prints the variables of process $1, one a line.
 variables() {
-  if [[ -z ${JAX_COMPILATION_CACHE_DIR+set} ]]; then
-    echo "JAX_COMPILATION_CACHE_DIR=$HOME/.cache/mico_jax/compiled"
-  fi
   if ((processes > 1)); then
     echo "MICO_JAX_COORDINATOR=127.0.0.1:$port"
     echo "MICO_JAX_NUM_PROCESSES=$processes"

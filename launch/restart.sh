@@ -4,7 +4,7 @@
 #
 #   launch/restart.sh [options] [--] command [arguments]
 #
-#   -n, --restarts N   most restarts (default 100)
+#   -n, --restarts N   most restarts (default 1000)
 #   --delay S          seconds before a restart (default 5)
 #   --dry-run          print what would run, run nothing
 #   -h, --help         this text
@@ -27,7 +27,7 @@ number() {
   echo "$2"
 }
 
-restarts=100
+restarts=1000
 delay=5
 dry_run=false
 while (($#)); do

@@ -3,8 +3,7 @@
 #
 #   launch/setup.sh [options]
 #
-#   --extra NAME     what to install besides: tpu, cuda or none (default tpu);
-#                    tpu includes what reads and writes gs://
+#   --extra NAME     what to install besides: tpu, cuda or none (default tpu)
 #   --python V       version of Python that uv fetches (default 3.12)
 #   --env DIR        the environment (default ~/.mico_jax_env)
 #   --pinned         exactly the versions of launch/constraints.txt
@@ -63,11 +62,8 @@ fi
 if [[ ! -x $env/bin/python ]]; then
   run "$uv" venv --python "$python" "$env"
 fi
-case "$extra" in
-  none) package=$root ;;
-  tpu) package="${root}[tpu,gcs]" ;;
-  *) package="${root}[$extra]" ;;
-esac
+package=$root
+[[ $extra == none ]] || package="${root}[$extra]"
 arguments=(--python "$env/bin/python")
 if $pinned; then arguments+=(--constraint "$root/launch/constraints.txt"); fi
 run "$uv" pip install "${arguments[@]}" --editable "$package"

@@ -147,7 +147,7 @@ class AudioConfig:
   mel_bins: int = 0  # 0: the encoder's image_size (no resize)
   mean: float = 15.41663  # of the log-mel values; the released constants
   std: float = 6.55582
-  max_seconds: float = 600.0  # longer files are cut, never read whole
+  max_seconds: float = 600.0  # of sound and of video; what is longer is cut
   channel: str = "first"  # of several channels: "first" | "mean"
 
 

@@ -9,15 +9,22 @@ names, so that no client of a store has to be installed or imported.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import random
+import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = 300.0  # seconds of waiting before a passing fault ends a start
+# Seconds of waiting before a passing fault ends a start; the variable
+# MICO_JAX_PATIENCE has precedence.
+PATIENCE = 300.0
+PATIENCE_VARIABLE = "MICO_JAX_PATIENCE"
 
 # What a local or network file system reports while it is away, busy or full.
 PASSING_ERRNO = frozenset(
@@ -68,6 +75,9 @@ _PASSING_NAMES = (
 )
 # Words that begin a status of TensorStore or gRPC, which raise ValueError.
 _PASSING_STATUS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED")
+# How TensorStore's messages end: the errno, or the status of a server.
+_OS_CODE = re.compile(r"os_error_code='(\d+)'")
+_HTTP_CODE = re.compile(r"HTTP response code: (\d{3})")
 
 
 class TransientError(OSError):
@@ -77,8 +87,7 @@ class TransientError(OSError):
   """
 
 
-def _http_status(error: BaseException) -> int:
-  """The HTTP status that an error of a client carries; 0: none."""
+def _own_status(error: BaseException) -> int:
   response: Any = getattr(error, "response", None)
   found: Any = None
   if isinstance(response, dict):  # botocore
@@ -90,7 +99,16 @@ def _http_status(error: BaseException) -> int:
       found = getattr(error, name, None)
   if isinstance(found, str) and found.isdigit():
     found = int(found)
-  return found if isinstance(found, int) else 0
+  return found if isinstance(found, int) and 100 <= found < 600 else 0
+
+
+def _spelled(text: str) -> bool:
+  """Whether a message of TensorStore or gRPC speaks of a passing fault."""
+  if text.lstrip().startswith(_PASSING_STATUS):
+    return True
+  codes = {int(code) for code in _OS_CODE.findall(text)}
+  statuses = {int(code) for code in _HTTP_CODE.findall(text)}
+  return bool(codes & PASSING_ERRNO or statuses & PASSING_HTTP)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -103,6 +121,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     current = current.__cause__
 
 
+def http_status(error: BaseException) -> int:
+  """The HTTP status that an error of a client or its cause carries; 0: none."""
+  return next((s for s in map(_own_status, _causes(error)) if s), 0)
+
+
 def is_transient(error: BaseException) -> bool:
   """Whether a failure may pass by itself: a store that is away, slow or full.
 
@@ -113,6 +136,8 @@ def is_transient(error: BaseException) -> bool:
   Args:
     error: what was raised; its causes (`raise ... from`) count as well.
   """
+  if 400 <= (status := http_status(error)) < 500:
+    return status in PASSING_HTTP  # some clients word every refusal as EIO
   for cause in _causes(error):
     if isinstance(cause, TransientError):
       return True
@@ -120,11 +145,11 @@ def is_transient(error: BaseException) -> bool:
       return True
     if isinstance(cause, OSError) and cause.errno in PASSING_ERRNO:
       return True
-    if _http_status(cause) in PASSING_HTTP:
+    if _own_status(cause) in PASSING_HTTP:
       return True
     if type(cause).__name__ in _PASSING_NAMES:
       return True
-    if str(cause).lstrip().startswith(_PASSING_STATUS):
+    if not isinstance(cause, OSError) and _spelled(str(cause)):
       return True
   return False
 
@@ -147,13 +172,37 @@ def delays(
     step = min(2 * step, most)
 
 
+def patience_seconds() -> float:
+  """How long passing faults are waited for: MICO_JAX_PATIENCE, or 300 s."""
+  text = os.environ.get(PATIENCE_VARIABLE, "")
+  try:
+    return max(float(text), 0.0) if text else PATIENCE
+  except ValueError:
+    return PATIENCE
+
+
+def describe(error: BaseException) -> str:
+  """What went wrong in one line of at most 200 characters."""
+  if isinstance(error, OSError) and error.strerror:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}"[:200]
+  return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def say(line: str) -> None:
+  """Writes a line to stderr, as far as that is possible."""
+  # stderr may be closed, or on the full disk.
+  with contextlib.suppress(OSError, ValueError):
+    print(line, file=sys.stderr, flush=True)
+
+
 def wait_out(
   call: Callable[[], T],
   what: str,
   *,
-  patience: float = PATIENCE,
+  patience: float | None = None,
   passing: Callable[[BaseException], bool] = is_transient,
-  note: Callable[[str], None] | None = None,
+  note: Callable[[str], None] | None = say,
   sleep: Callable[[float], None] = time.sleep,
 ) -> T:
   """The result of a call, tried again while its failures may pass.
@@ -161,7 +210,7 @@ def wait_out(
   Args:
     call: must be safe to repeat.
     what: it does, for messages: "reading s3://bucket/x".
-    patience: seconds of waiting in all.
+    patience: seconds of waiting in all; None: `patience_seconds`.
     passing: which errors are tried again.
     note: told of each wait, in one line.
     sleep: waits.
@@ -170,6 +219,7 @@ def wait_out(
     TransientError: when the patience is at an end.
     Exception: what the call raises and is not passing, at once.
   """
+  patience = patience_seconds() if patience is None else patience
   waits = delays(patience)
   while True:
     try:
@@ -178,7 +228,7 @@ def wait_out(
       if not passing(error):
         raise
       delay = next(waits, None)
-      reason = " ".join(str(error).split())[:200] or type(error).__name__
+      reason = describe(error)
       if delay is None:
         raise TransientError(
           f"{what}: still failing after {patience:g} s: {reason}"

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -23,6 +22,7 @@ from etils import epath
 from jaxtyping import Float
 
 from mico_jax import inputs as inputs_lib
+from mico_jax import scores
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import restore
 from mico_jax.checkpoint.manifest import CheckpointError
@@ -32,26 +32,9 @@ from mico_jax.evaluation.generate import generate
 from mico_jax.inputs import Preparer
 from mico_jax.kernels.compiler import forward_options
 from mico_jax.layers.stack import split_layers
-from mico_jax.modalities import MODALITIES, by_letter, file_spec
+from mico_jax.modalities import MODALITIES, by_letter
 from mico_jax.models import build
 from mico_jax.verification import model_params, self_check
-
-
-@dataclass(frozen=True)
-class Scores:
-  """Files against texts.
-
-  Attributes:
-    files: names, one per row.
-    texts: one per column.
-    similarity: cosine of the embeddings, in [-1, 1].
-    matching: probability that text and file belong together, in [0, 1].
-  """
-
-  files: tuple[str, ...]
-  texts: tuple[str, ...]
-  similarity: Float[np.ndarray, "F Q"]
-  matching: Float[np.ndarray, "F Q"]
 
 
 class OmniModel:
@@ -59,7 +42,10 @@ class OmniModel:
 
   Inputs are lists: paths, bytes or raw arrays of a modality (`image`, `video`,
   `audio`, `depth`, `normal`), or strings (`text`, `subtitle`). A depth file
-  says its unit: "mm:d.png", "m:d.npy", "relative:d.png".
+  says its unit: "mm:d.png", "m:d.npy", "relative:d.png"; an array of depth
+  without one (`mico_jax.inputs.Item`) is floats in metres, or relative where
+  the checkpoint's depth is. A bare input counts as a list of one, see
+  `mico_jax.inputs.as_list`.
 
   Attributes:
     config: of the run that made the checkpoint.
@@ -176,7 +162,7 @@ class OmniModel:
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
         length_penalty=length_penalty,
-      ).sequences[:, 0]
+      )
     )
 
   # --------------------------------------------------------------- batching
@@ -206,13 +192,22 @@ class OmniModel:
 
   def _chunks(
     self, given: Mapping[str, Sequence[Any]]
-  ) -> Iterator[dict[str, np.ndarray]]:
-    """Prepared arrays of a few batches at a time: memory stays bounded."""
+  ) -> Iterator[tuple[dict[str, Sequence[Any]], dict[str, np.ndarray]]]:
+    """A batch's inputs and their prepared arrays: memory stays bounded."""
     count = inputs_lib.lengths_of(given)
     for start in range(0, count, self.batch_size):
-      yield self._prepare(
-        {k: v[start : start + self.batch_size] for k, v in given.items()}
-      )
+      end = start + self.batch_size
+      part = {k: v[start:end] for k, v in given.items()}
+      yield part, self._prepare(part)
+
+  def _embed_rows(
+    self, given: Mapping[str, Sequence[Any]], letters: str
+  ) -> Float[np.ndarray, "N E"]:
+    rows = [np.zeros((0, self.embed_dim), np.float32)]
+    for part, arrays in self._chunks(given):
+      rows.append(self.embed_arrays(arrays, letters))
+      inputs_lib.check_finite(rows[-1], part, "the embedding")
+    return np.concatenate(rows)
 
   def embed_arrays(
     self, arrays: Mapping[str, np.ndarray], letters: str
@@ -230,6 +225,27 @@ class OmniModel:
       ]
     )
 
+  def match_arrays(
+    self, ids: np.ndarray, arrays: Mapping[str, np.ndarray], letters: str
+  ) -> Float[np.ndarray, "N Q"]:
+    """Matching probability of prepared inputs with each of some texts.
+
+    Args:
+      ids: tokens of the texts, [Q, L].
+      arrays: {modality: stacked rows}.
+      letters: of the context.
+    """
+    found = []
+    for batch, real in self._batches(arrays):
+      context = self._context(self.params, batch, letters)
+      size = len(next(iter(batch.values())))
+      columns = [
+        self._match(self.params, np.repeat(row[None], size, axis=0), context)
+        for row in ids
+      ]
+      found.append(np.stack(columns, axis=1)[:real])
+    return np.concatenate(found)
+
   # ------------------------------------------------------------- public use
   def embed(
     self, *, groups: str | Sequence[str] = (), **inputs: Sequence[Any]
@@ -246,30 +262,29 @@ class OmniModel:
 
     Raises:
       ValueError: for a modality or head that the checkpoint lacks.
-      DecodeError: for an input that cannot be read.
+      DecodeError: for an input that cannot be read, or whose embedding is not
+        finite.
     """
     if not inputs:
       raise ValueError("nothing to embed; give e.g. image=['photo.jpg'].")
     found = {}
+    given = self._lists(inputs)
     if not groups:
-      for key, values in inputs.items():
-        letter = self.preparer.check_key(key).letter
-        rows = [
-          self.embed_arrays(arrays, letter)
-          for arrays in self._chunks({key: values})
-        ]
-        found[key] = np.concatenate(rows) if rows else self._no_rows()
+      for key, values in given.items():
+        letter = MODALITIES[key].letter
+        found[key] = self._embed_rows({key: values}, letter)
       return found
     for group in [groups] if isinstance(groups, str) else groups:
       self.model.head(group)  # Raises for an unknown one.
-      given = {self._key_of(letter, inputs): () for letter in group}
-      given = {key: inputs[key] for key in given}
-      rows = [self.embed_arrays(a, group) for a in self._chunks(given)]
-      found[group] = np.concatenate(rows) if rows else self._no_rows()
+      keys = dict.fromkeys(self._key_of(letter, given) for letter in group)
+      found[group] = self._embed_rows({key: given[key] for key in keys}, group)
     return found
 
-  def _no_rows(self) -> np.ndarray:
-    return np.zeros((0, self.embed_dim), np.float32)
+  def _lists(self, inputs: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+    """What a user gives, as lists of modalities that the model takes."""
+    for key in inputs:
+      self.preparer.check_key(key)
+    return inputs_lib.as_lists(inputs)
 
   def _key_of(self, letter: str, inputs: Mapping[str, Any]) -> str:
     """The given modality that plays a letter; an image may play a video."""
@@ -301,13 +316,14 @@ class OmniModel:
       **inputs: aligned lists; several modalities form one context.
     """
     letters = self._letters(inputs)
-    inputs_lib.lengths_of({"text": text, **inputs})
+    given = self._lists({"text": text, **inputs})
     rows = [np.zeros((0,), np.float32)]
-    for arrays in self._chunks({"text": text, **inputs}):
+    for part, arrays in self._chunks(given):
       for batch, real in self._batches(arrays):
         ids = batch.pop("text")
         context = self._context(self.params, batch, letters)
         rows.append(np.asarray(self._match(self.params, ids, context))[:real])
+      inputs_lib.check_finite(rows[-1], part, "the matching probability")
     return np.concatenate(rows)
 
   def caption(
@@ -337,50 +353,32 @@ class OmniModel:
       min(most, room), num_beams or given.num_beams, penalty
     )
     texts = []
-    for arrays in self._chunks(inputs):
+    for part, arrays in self._chunks(self._lists(inputs)):
       for batch, real in self._batches(arrays):
         context = self._context(self.params, batch, letters)
-        ids = np.asarray(write(self.params, context))[:real]
+        found = write(self.params, context)
+        sums = np.asarray(found.scores)[:real, 0]
+        inputs_lib.check_finite(sums, part, "the caption's score")
+        ids = np.asarray(found.sequences)[:real, 0]
         texts += [self.tokenizer.decode(row) for row in ids]
     return texts
 
-  def score(self, texts: Sequence[str], files: Sequence[Any]) -> Scores:
+  def score(
+    self, texts: Sequence[str], files: Sequence[Any], *, skip: bool = False
+  ) -> scores.Scores:
     """Every text against every file.
 
     Args:
       texts: at least one.
       files: paths; the type follows the extension, or "depth:mm:FILE",
         "normal:FILE" say it.
+      skip: leaves out files that cannot be used, unless all are such; their
+        names and the reasons are in `failed`.
+
+    Raises:
+      DecodeError: for a text or file that cannot be used.
     """
-    if not texts or not files:
-      raise ValueError("score needs at least one text and one file.")
-    specs = [file_spec(str(f)) for f in files]
-    queries = self.embed(text=texts)["text"]
-    ids = self._prepare({"text": texts})["text"]
-    similarity = np.zeros((len(files), len(texts)), np.float32)
-    matching = np.zeros_like(similarity)
-    for key in dict.fromkeys(spec.key for spec in specs):
-      rows = [i for i, spec in enumerate(specs) if spec.key == key]
-      items = [
-        inputs_lib.Item(
-          specs[i].path, specs[i].depth_unit, str(files[i]), file=True
-        )
-        for i in rows
-      ]
-      letter = self.preparer.check_key(key).letter
-      for start in range(0, len(rows), self.batch_size):
-        chosen = rows[start : start + self.batch_size]
-        arrays = self._prepare({key: items[start : start + self.batch_size]})
-        similarity[chosen] = self.embed_arrays(arrays, letter) @ queries.T
-        for batch, real in self._batches(arrays):
-          context = self._context(self.params, batch, letter)
-          size = len(batch[key])
-          for j, row in enumerate(ids):
-            repeated = np.repeat(row[None], size, axis=0)
-            values = self._match(self.params, repeated, context)
-            matching[chosen, j] = np.asarray(values)[:real]
-    names = tuple(str(f) for f in files)
-    return Scores(names, tuple(texts), similarity, matching)
+    return scores.score(self, texts, files, skip=skip)
 
 
 def pad_rows(array: np.ndarray, size: int) -> np.ndarray:

@@ -1,4 +1,5 @@
 import errno
+import pathlib
 
 import pytest
 
@@ -33,13 +34,9 @@ class HttpError(OSError):
 )
 def test_what_may_pass(error):
   assert is_transient(error)
-  try:
-    try:
-      raise error
-    except Exception as e:
-      raise RuntimeError("wrapped") from e
-  except RuntimeError as wrapped:
-    assert is_transient(wrapped)
+  wrapped = RuntimeError("wrapped")
+  wrapped.__cause__ = error
+  assert is_transient(wrapped)
 
 
 @pytest.mark.parametrize(
@@ -88,4 +85,6 @@ def test_wait_out_tries_again_and_gives_up():
       sleep=waited.append,
     )
   with pytest.raises(FileNotFoundError):
-    wait_out(lambda: open("/nowhere/x"), "reading x", sleep=waited.append)
+    wait_out(
+      pathlib.Path("/nowhere/x").read_bytes, "reading x", sleep=waited.append
+    )

@@ -15,7 +15,8 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "mico_jax"
 # A room may import its own and those on lines above; rooms of one line may not
 # import each other, except where ALSO says so.
 ROOMS: tuple[tuple[str, ...], ...] = (
-  ("types", "axes", "config", "failures", "memory"),
+  ("types", "axes", "config", "failures", "json_text", "memory"),
+  ("files",),
   ("modalities",),
   ("world",),
   ("data",),
@@ -29,7 +30,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
   ("checkpoint",),
   ("inputs",),
   ("verification",),
-  ("evaluation", "interop"),
+  ("evaluation", "interop", "scores"),
   ("aot",),
   ("run", "inference", "benchmarks"),
   ("plan",),
@@ -46,13 +47,22 @@ ALSO = {
 # never a module class, a checkpoint is of any pytree.
 ONLY = {
   "world": set(),
-  "data": {"types", "axes", "config", "failures", "modalities", "world"},
+  "data": {
+    "types",
+    "axes",
+    "config",
+    "failures",
+    "files",
+    "modalities",
+    "world",
+  },
   "kernels": {"types"},
   "layers": {"types", "axes", "kernels"},
   "objectives": {"types", "axes", "config", "modalities", "kernels"},
-  "parallel": {"types", "axes", "config"},
+  "parallel": {"types", "axes", "config", "failures"},
   "checkpoint": {
-    *("types", "axes", "config", "failures", "memory", "parallel"),
+    *("types", "axes", "config", "failures", "files", "memory"),
+    "parallel",
   },
   "aot": {"kernels"},
 }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mico_jax import config as config_lib
+from mico_jax import json_text
 from mico_jax.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -162,8 +162,8 @@ def print_compared(compared: Mapping[str, float]) -> None:
 
 
 def print_json(value: Any) -> None:
-  """One JSON document on stdout."""
-  print(json.dumps(value, indent=1, ensure_ascii=False))
+  """One JSON document on stdout; see `mico_jax.json_text`."""
+  print(json_text.dumps(value, indent=1, ensure_ascii=False))
 
 
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> str:

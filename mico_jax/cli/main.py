@@ -2,7 +2,9 @@
 
 Exit status: 0 on success only, 2 for a user's mistake (one line on stderr),
 130 after Ctrl-C, 75 and 76 when a run should be started again (see
-`mico_jax.run.status`). Anything else is a defect and keeps its traceback.
+`mico_jax.run.status`; 75 also for a fault of storage that may pass, such as a
+full disk or a store that is away). Anything else is a defect and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import mico_jax
+from mico_jax import failures
 from mico_jax.cli.huge_pages import restart_with_huge_pages
 from mico_jax.config import ConfigError
 
@@ -99,7 +102,7 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
-  """Exceptions that are a user's mistake or a full disk, never a defect."""
+  """Exceptions that are a user's mistake or one of storage, never a defect."""
   from mico_jax.checkpoint.manifest import CheckpointError
   from mico_jax.data.bad_samples import TooManyBadSamples
   from mico_jax.modalities import DecodeError
@@ -185,7 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
   except _user_errors() as e:
     print(f"mico-jax: error: {one_line(e)}", file=sys.stderr)
-    return 2
+    passing = isinstance(e, OSError) and failures.is_transient(e)
+    return _lost_status() if passing else 2
   except Exception as e:
     if not _lost_process(e):
       if _several_processes():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from mico_jax.cli import common
 
 DESCRIPTION = f"""\
 Compares every text with every file: cosine similarity of the embeddings, and
-the probability of the matching head that they belong together.
+the probability of the matching head that they belong together. Files that
+cannot be used are named on stderr and left out, unless all are such.
 
 {common.TYPES}"""
 EXAMPLES = """\
@@ -31,21 +33,7 @@ def run(args: argparse.Namespace) -> int:
   common.parse_files(args.files)
   model = common.load_model(args)
   common.parse_files(args.files, common.context_keys(model))
-  scores = model.score(args.text, args.files)
-  if args.json:
-    common.print_json(
-      [
-        {
-          "file": file,
-          "text": text,
-          "similarity": float(scores.similarity[i, j]),
-          "matching": float(scores.matching[i, j]),
-        }
-        for i, file in enumerate(scores.files)
-        for j, text in enumerate(scores.texts)
-      ]
-    )
-    return 0
+  scores = model.score(args.text, args.files, skip=True)
   rows = [
     (
       file,
@@ -56,5 +44,17 @@ def run(args: argparse.Namespace) -> int:
     for i, file in enumerate(scores.files)
     for j, text in enumerate(scores.texts)
   ]
-  print(common.table(rows, ("file", "text", "similarity", "matching")))
+  for _, reason in scores.failed:
+    print(f"mico-jax: skipped: {reason}", file=sys.stderr)
+  if scores.failed:
+    counts = f"{len(scores.failed)} of {len(args.files)}"
+    print(f"mico-jax: {counts} files skipped.", file=sys.stderr)
+  header = ("file", "text", "similarity", "matching")
+  if args.json:
+    failed = [{"file": file, "error": why} for file, why in scores.failed]
+    common.print_json(
+      [*(dict(zip(header, row, strict=True)) for row in rows), *failed]
+    )
+  else:
+    print(common.table(rows, header))
   return 0

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from mico_jax.modalities import DecodeError
-from mico_jax.modalities.media import VideoClip
 from mico_jax.modalities.spatial import ArrayClip
+from mico_jax.modalities.video_file import VideoClip
 
 MIB = 1 << 20
 

@@ -53,7 +53,9 @@ def call_with_timeout(
   thread.start()
   thread.join(seconds)
   if not result:
-    raise RemoteError(f"{what}: no answer within {seconds:g} s.")
+    raise RemoteError(
+      f"{what}: no answer within {seconds:g} s."
+    ) from TimeoutError(what)
   if not result[0]:
     raise result[1]
   return result[1]

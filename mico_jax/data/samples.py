@@ -96,6 +96,32 @@ def check_inputs(config: Config) -> None:
       mode_of(config, key, train=False)
     except ValueError as error:
       raise ConfigError(f"data.inputs.{key}: {error}") from error
+  for name, task in config.tasks.items():
+    for train in (True, False):
+      _check_alignment(config, name, keys_of(groups_of(task)), train=train)
+
+
+def _check_alignment(
+  config: Config, task: str, keys: Sequence[str], *, train: bool
+) -> None:
+  """Pictures of one sample must be cut in one way, or they do not overlap."""
+  modes = {k: mode_of(config, k, train=train) for k in keys}
+  places = {
+    k: mode.recipe["place"]
+    for k, mode in modes.items()
+    if mode.recipe
+    if "place" in mode.recipe
+  }
+  if len(set(places.values())) > 1:
+    kind = "mode" if train else "eval_mode"
+    found = ", ".join(
+      f"data.inputs.{k}.{kind}={modes[k].name!r} ({place})"
+      for k, place in places.items()
+    )
+    raise ConfigError(
+      f"tasks.{task}: pictures of one sample are cut differently and do not "
+      f"align: {found}. Choose modes that place alike."
+    )
 
 
 def groups_of(task: TaskConfig) -> tuple[str, ...]:

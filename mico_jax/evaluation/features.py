@@ -24,8 +24,9 @@ from mico_jax.data.samples import keys_of, mode_of
 from mico_jax.data.sources import Source
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.evaluation.report import hash_json
+from mico_jax.inputs import NOT_FINITE, not_finite
 from mico_jax.kernels.compiler import forward_options
-from mico_jax.modalities import MODALITIES, by_letter
+from mico_jax.modalities import MODALITIES, DecodeError, by_letter
 from mico_jax.models import ContextKV, MiCo
 from mico_jax.train import encode
 from mico_jax.types import Params
@@ -56,6 +57,22 @@ class Gallery:
     for letter in letters:
       ok &= self.present[by_letter(letter).key]
     return np.flatnonzero(ok)
+
+  def check_finite(self, source: str) -> None:
+    """Raises DecodeError naming the first usable sample without finite rows.
+
+    Args:
+      source: name of the data source, for the message.
+    """
+    for letters, rows in self.embeddings.items():
+      usable = self.usable(letters)
+      bad = usable[not_finite(rows[usable])]
+      record = self.records[bad[0]] if len(bad) else None
+      if record is not None:
+        raise DecodeError(
+          f"{source}, sample {record.id!r} ({len(bad)} in all): the embedding "
+          f"of {letters!r} {NOT_FINITE}"
+        )
 
 
 class _Steps:
@@ -284,13 +301,15 @@ class Embedder:
         batches.append(batch["inputs"])
     if not records_:
       raise ValueError(f"data source {source_name!r} gave no samples.")
-    return Gallery(
+    gallery = Gallery(
       records=records_,
       present={key: np.concatenate(x) for key, x in present.items()},
       embeddings={c: np.concatenate(x) for c, x in embedded.items()},
       pooled={x: np.concatenate(v) for x, v in pooled.items()},
       batches=batches,
     )
+    gallery.check_finite(source_name)
+    return gallery
 
   def contexts(
     self, gallery: Gallery, letters: str

@@ -18,6 +18,7 @@ from etils import epath
 from jaxtyping import Float
 
 from mico_jax.evaluation import metrics
+from mico_jax.json_text import dumps
 
 _DIGITS = 8  # of numbers in the JSON file
 
@@ -158,7 +159,7 @@ def hash_json(value: Any) -> str:
 def to_json(results: Sequence[Result]) -> str:
   """All results as JSON text."""
   rows = [result.as_dict() for result in results]
-  return json.dumps({"results": rows}, indent=2, sort_keys=True) + "\n"
+  return dumps({"results": rows}, indent=2, sort_keys=True) + "\n"
 
 
 def table(results: Sequence[Result]) -> str:

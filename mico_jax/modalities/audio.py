@@ -18,7 +18,7 @@ import numpy as np
 
 from mico_jax.config import InputConfig
 from mico_jax.modalities.base import ArraySpec, Geometry, Modality, Mode
-from mico_jax.modalities.sound import decode_audio, fbank
+from mico_jax.modalities.sound import decode_audio, fbank, num_frames
 from mico_jax.modalities.spatial import modes, resize_axis, sample_frames
 
 
@@ -33,7 +33,7 @@ def log_mel_slices(
   """T slices of log-mel energy minus the mean, float32 [T, frames, bins].
 
   Args:
-    waveform: mono, in [-1, 1], at the configured rate.
+    waveform: mono, in units of full scale, at the configured rate.
     geometry: T, the size of a slice, and the filterbank.
     slice_frames: frames of a slice; 0: as many as the image has rows.
     extra_slice: pad a full last slice with one of zeros, as released.
@@ -41,15 +41,19 @@ def log_mel_slices(
   """
   config, size = geometry.audio, geometry.size
   rows = slice_frames or size
-  energies = fbank(waveform, config.mel_bins or size, config)
-  energies = resize_axis(energies, size, 1) - np.float32(config.mean)
-  frames = len(energies)
+  frames = num_frames(len(waveform), config)
   rest = rows - frames % rows if extra_slice else -frames % rows
-  energies = np.pad(
-    energies, ((0, max(rows * geometry.frames - frames, rest)), (0, 0))
-  )
-  slices = energies.reshape(-1, rows, size)
-  return slices[sample_frames(len(slices), geometry.frames, rng)]
+  count = (frames + max(rows * geometry.frames - frames, rest)) // rows
+  made = {}
+  chosen = sample_frames(count, geometry.frames, rng).tolist()
+  for i in dict.fromkeys(chosen):
+    # Of a long sound only the slices that are wanted are filtered.
+    energies = fbank(
+      waveform, config.mel_bins or size, config, i * rows, (i + 1) * rows
+    )
+    energies = resize_axis(energies, size, 1) - np.float32(config.mean)
+    made[i] = np.pad(energies, ((0, rows - len(energies)), (0, 0)))
+  return np.stack([made[i] for i in chosen])
 
 
 def _plain(
@@ -189,7 +193,10 @@ AUDIO = Modality(
   default_mode="plain",
   example=example_audio,
   context_type="audio",
-  extensions=(".flac", ".wav", ".ogg", ".mp3", ".opus"),
+  extensions=(
+    *(".flac", ".wav", ".ogg", ".mp3", ".opus", ".m4a", ".aac", ".oga"),
+    *(".aif", ".aiff", ".mka"),
+  ),
   default_input=InputConfig(frames=1),
-  notes="rows are time, columns mel bins; any rate is resampled",
+  notes="rows are time, columns mel bins; any rate; audio:FILE for videos",
 )

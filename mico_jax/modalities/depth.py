@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
 
+from mico_jax.modalities.arrays import as_maps, is_npy, read_npy
 from mico_jax.modalities.base import ArraySpec, DecodeError, Geometry, Modality
 from mico_jax.modalities.base import Mode as _Mode
 from mico_jax.modalities.media import open_image
@@ -25,6 +25,7 @@ from mico_jax.modalities.spatial import (
 )
 
 FAR = 100.0  # metres; readings beyond are clipped
+NEAR = 0.1  # metres; a map that has nothing beyond is none in millimetres
 UNITS = ("metre", "millimetre", "relative")
 
 
@@ -33,48 +34,102 @@ def _read(raw: Any, geometry: Geometry) -> np.ndarray:
     return raw
   if not isinstance(raw, bytes):
     raise DecodeError(f"expected a depth file or array, got {type(raw)}.")
-  if raw[:6] == b"\x93NUMPY":
-    try:
-      return np.load(io.BytesIO(raw), allow_pickle=False)
-    except ValueError as error:
-      raise DecodeError(f"not a readable .npy file: {error}") from error
-  with open_image(raw, geometry) as image:
-    if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
-      raise DecodeError(
-        "depth must be one channel (8 or 16-bit PNG, .npy), got "
-        f"{image.mode!r}."
-      )
-    return np.asarray(image)
+  if is_npy(raw):
+    return read_npy(raw)
+  image = open_image(raw, geometry, values=True)
+  if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
+    raise DecodeError(
+      f"depth must be one channel (8 or 16-bit PNG, .npy), got {image.mode!r}."
+    )
+  if "transparency" in image.info:
+    raise DecodeError("a depth map with a transparent value; 0 is no reading.")
+  return np.asarray(image)
+
+
+def _scale(dtype: np.dtype, unit: str) -> float:
+  """Counts of a unit in what travels, a metre or the whole range.
+
+  Raises:
+    DecodeError: where values of a dtype cannot be in that unit.
+  """
+  if dtype.kind == "f":
+    return 1000.0 if unit == "millimetre" else 1.0
+  if unit == "relative" and dtype in (np.uint8, np.uint16):
+    return float(np.iinfo(dtype).max)
+  if dtype.kind in "iu" and dtype.itemsize > 1 and unit != "relative":
+    return 1000.0 if unit == "millimetre" else 1.0
+  raise DecodeError(
+    f"depth of {dtype} in unit {unit!r}; expected floats, uint8 or uint16 for "
+    "relative depth, or integers of 16 or more bits for metric depth."
+  )
+
+
+def _check_range(depth: np.ndarray, unit: str, *, counts: bool) -> None:
+  """Raises DecodeError where the unit cannot be the one that is declared.
+
+  Args:
+    depth: in what travels.
+    unit: declared.
+    counts: the map was stored in integers.
+  """
+  most = float(depth.max())
+  if not np.isfinite(depth).all() or depth.min() < 0:
+    raise DecodeError("depth holds negative or non-finite values.")
+  if unit == "relative":
+    if most > 1.0:
+      raise DecodeError(f"relative depth exceeds 1 (largest {most:.3g}).")
+    return
+  if unit == "millimetre" and 0 < most < NEAR:
+    raise DecodeError(
+      f"depth in millimetres ends at {1000 * most:.3g} mm; if those are "
+      "metres, declare them: depth:m:FILE, or depth_unit='metre'."
+    )
+  if most <= FAR:
+    return
+  beyond = np.count_nonzero(depth > FAR)
+  readings = np.count_nonzero(depth)
+  if (counts and unit == "metre") or beyond > 0.9 * readings:
+    raise DecodeError(
+      f"depth in {unit}s: {beyond} of {readings} readings lie beyond "
+      f"{FAR:g} m (largest {most:.6g} m); if those are millimetres, declare "
+      "them: depth:mm:FILE, or depth_unit='millimetre'."
+    )
 
 
 def decode_depth(raw: Any, geometry: Geometry) -> Clip:
-  """Depth in the unit that travels, float32 [T, Y, X]; 0 means no reading."""
-  if geometry.depth_unit not in UNITS:
+  """Depth in what travels, float32 [T, Y, X]; 0 means no reading.
+
+  Metres beyond `FAR` are clipped where they are a minority of a map of floats
+  or millimetres.
+
+  Raises:
+    DecodeError: for unreadable maps, several channels, complex, bool and 8-bit
+      metric values, and values that do not fit the declared unit.
+    ValueError: without a unit.
+  """
+  unit = geometry.depth_unit
+  if unit not in UNITS:
     raise ValueError(
-      f"depth without a unit (depth_unit={geometry.depth_unit!r}); set the "
-      f"source's depth_unit, or write depth:mm:FILE. Known: {', '.join(UNITS)}."
+      f"depth without a unit (depth_unit={unit!r}); set the source's "
+      f"depth_unit, or write depth:mm:FILE. Known: {', '.join(UNITS)}."
     )
   if isinstance(raw, (list, tuple)):
     if not raw:
       raise DecodeError("the list of depth frames is empty.")
-    return ArrayClip(
-      np.concatenate([decode_depth(r, geometry).take([0]) for r in raw])
-    )
-  array = _read(raw, geometry)
-  array = array[None] if array.ndim == 2 else array
-  if array.ndim != 3 or 0 in array.shape or array.dtype.kind not in "uif":
-    raise DecodeError(f"depth must be [Y, X] numbers, got {array.shape}.")
-  depth = array.astype(np.float32)
-  if geometry.depth_unit == "millimetre":
-    depth /= 1000.0
-  elif geometry.depth_unit == "relative" and array.dtype.kind in "ui":
-    depth /= float(np.iinfo(array.dtype).max if array.itemsize < 4 else 65535)
-  limit = 1.0 if geometry.depth_unit == "relative" else FAR
-  if not np.isfinite(depth).all() or depth.min() < 0:
-    raise DecodeError("depth holds negative or non-finite values.")
-  if limit == 1.0 and depth.max() > 1.0:
-    raise DecodeError(f"relative depth exceeds 1 (largest {depth.max():.3g}).")
-  return ArrayClip(np.minimum(depth, limit))
+    clips = [decode_depth(r, geometry) for r in raw]
+    frames = [clip.take(range(len(clip))) for clip in clips]
+    if len(shapes := {f.shape for f in frames}) > 1 or frames[0].shape[0] > 1:
+      raise DecodeError(
+        f"frames of a list must be single maps of one size, got "
+        f"{sorted(shapes)}."
+      )
+    return ArrayClip(np.concatenate(frames))
+  array = as_maps(_read(raw, geometry))
+  scale = _scale(array.dtype, unit)
+  with np.errstate(over="ignore"):  # to infinity, which is refused
+    depth = array.astype(np.float32) / np.float32(scale)
+  _check_range(depth, unit, counts=array.dtype.kind != "f")
+  return ArrayClip(np.minimum(depth, 1.0 if unit == "relative" else FAR))
 
 
 def _mode(name: str, place: Place, *, relative: bool, about: str) -> _Mode:

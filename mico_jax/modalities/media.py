@@ -1,37 +1,76 @@
-"""File bytes to frames: images through Pillow, video through PyAV.
+"""Image bytes to frames, through Pillow.
 
 Memory is bounded: the header is read before any pixel, an image beyond
-`max_pixels` is refused, one beyond `LARGE` pixels is decoded alone and reduced
-at once, and of a video only the frames that are asked for are kept.
+`max_pixels` is refused, and one beyond `LARGE` pixels is decoded alone and
+reduced at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from mico_jax.modalities.arrays import (
+  CHANNELS,
+  encode_normals,
+  is_npy,
+  read_npy,
+)
 from mico_jax.modalities.base import DecodeError, Geometry
 from mico_jax.modalities.spatial import ArrayClip, Clip
 
 LARGE = 16_000_000  # pixels; larger images are reduced before use
-_SEEK_BEYOND = 1000  # frames; longer videos are read by seeking
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-_large_lock = threading.Lock()
+_large_lock = threading.RLock()
 
 # Pillow warns at 89 million pixels; ours is the check that counts.
 Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, 180_000_000)
 
+BACKGROUND = (255, 255, 255)  # sRGB; what transparency is shown on
+# What Pillow may open; its other formats start programs, or are no pictures.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM",
+           "TIFF", "WEBP")  # fmt: skip
+_ORIENTATION = 0x0112  # EXIF
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
 
-@contextlib.contextmanager
-def open_image(data: bytes, geometry: Geometry) -> Iterator[Image.Image]:
-  """Opens an image, checks its size before decoding, reduces a large one.
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+  Image.init()
+  return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def open_image(
+  data: bytes, geometry: Geometry, *, values: bool = False
+) -> Image.Image:
+  """Decodes an image file, upright and of at most `LARGE` pixels.
+
+  Of a file that holds several pictures (GIF, APNG, animated WebP, pages of a
+  TIFF, MPO) it is the first. Orientation is what EXIF says, or XMP without it;
+  EXIF that cannot be read says nothing. Colour profiles are ignored: values
+  count as sRGB.
+
+  Args:
+    data: content of the file.
+    geometry: limits.
+    values: gives the channels as stored (a depth map), reduced to the nearest
+      pixel; otherwise 8-bit RGB over `BACKGROUND`, reduced by averaging.
 
   Raises:
     DecodeError: for unreadable, truncated or too large files.
@@ -39,37 +78,140 @@ def open_image(data: bytes, geometry: Geometry) -> Iterator[Image.Image]:
   if not data:
     raise DecodeError("the file is empty (0 bytes).")
   try:
-    with Image.open(io.BytesIO(data)) as image:
-      pixels = image.width * image.height
-      if pixels > geometry.max_pixels:
-        raise DecodeError(
-          f"image of {image.width} x {image.height} pixels exceeds "
-          f"data.max_pixels={geometry.max_pixels}; shrink it or raise that."
-        )
-      large = pixels > LARGE
-      with _large_lock if large else contextlib.nullcontext():
-        if large:
-          # JPEG decodes at 1/2, 1/4 or 1/8 by itself; the rest is reduced.
-          side = 2 * geometry.size
-          image.draft("RGB", (side, side))
-          image.load()
-          yield _reduce(image)
-        else:
-          image.load()
-          yield image
-  except DecodeError:
+    with contextlib.ExitStack() as held:
+      image = _load_whole(data, geometry, held, values=values)
+      turn = _TURNS.get(_orientation(image))
+      image = _nearest(image) if values else _flat(image)
+      return image if turn is None else image.transpose(turn)
+  except (DecodeError, MemoryError):
     raise
   except Exception as error:  # Pillow raises many kinds for broken files
     raise DecodeError(f"not a readable image: {one_line(error)}") from error
 
 
-def _reduce(image: Image.Image) -> Image.Image:
+def _load(
+  data: bytes, geometry: Geometry, held: contextlib.ExitStack, *, values: bool
+) -> Image.Image:
+  """Checks the size, then decodes; a large image alone."""
+  with Image.open(io.BytesIO(data), formats=_formats()) as image:
+    pixels = image.width * image.height
+    if not 0 < pixels <= geometry.max_pixels:
+      raise DecodeError(
+        f"image of {image.width} x {image.height} pixels; expected between 1 "
+        f"and data.max_pixels={geometry.max_pixels}: shrink it or raise that."
+      )
+    if pixels > LARGE:
+      held.enter_context(_large_lock)
+      if not values:  # JPEG decodes at 1/2, 1/4 or 1/8 by itself.
+        image.draft("RGB", (2 * geometry.size, 2 * geometry.size))
+    image.load()
+    _mend_transparency(image, data)
+    return image
+
+
+def _load_whole(
+  data: bytes, geometry: Geometry, held: contextlib.ExitStack, *, values: bool
+) -> Image.Image:
+  """Decodes; a JPEG may lack its end marker if all of its pixels are there.
+
+  They are if the picture is the same whatever follows.
+  """
+  load = functools.partial(_load, geometry=geometry, held=held, values=values)
+  try:
+    return load(data)
+  except OSError:
+    if not (data.startswith(b"\xff\xd8") and _has_all_scans(data)):
+      raise
+    data, end = data.rstrip(b"\xff"), b"\xff\xd9"
+    image = load(data + end)
+    pixels = image.tobytes()
+    for filler in (b"\x00", b"\x55", b"\xfe"):
+      if load(data + 4096 * filler + end).tobytes() != pixels:
+        raise
+    return image
+
+
+def _has_all_scans(jpeg: bytes) -> bool:
+  """Whether scans of all components at full precision have begun."""
+  wanted: set[tuple[int, int]] = set()
+  found: set[tuple[int, int]] = set()
+  for match in re.finditer(rb"\xff([\xc0-\xc2\xda])..", jpeg, re.DOTALL):
+    body = jpeg[match.end() : match.end() + 800]
+    if match[1] != b"\xda":  # A frame: size, then its components.
+      ids = body[6 : 6 + 3 * body[5] : 3] if len(body) > 5 else b""
+      wanted |= {(i, end) for i in ids for end in (0, 63)}
+      continue
+    count = body[0] if body else 0
+    if len(body) > 3 + 2 * count and body[3 + 2 * count] & 15 == 0:
+      ends = body[1 + 2 * count : 3 + 2 * count]
+      found |= {(i, e) for i in body[1 : 1 + 2 * count : 2] for e in ends}
+  return bool(wanted) and wanted <= found
+
+
+def _mend_transparency(image: Image.Image, data: bytes) -> None:
+  """Pillow scales pixels of a PNG to 8 bits, but not its transparent one."""
+  clear = image.info.get("transparency")
+  if image.format != "PNG" or clear is None:
+    return
+  bits = data[24]
+  if image.mode == "RGB" and bits == 16:
+    raise DecodeError(
+      "a 16-bit RGB PNG with one transparent colour; save it with an alpha "
+      "channel or 8 bits."
+    )
+  if image.mode == "L" and bits in (2, 4) and clear < 2**bits:
+    image.info["transparency"] = clear * (255 // (2**bits - 1))
+
+
+def _orientation(image: Image.Image) -> int:
+  try:
+    value = image.getexif().get(_ORIENTATION)
+  except Exception:  # as many kinds as broken files
+    return 1
+  return value if isinstance(value, int) else 1
+
+
+def _factor(image: Image.Image) -> int:
+  """By which a large image is reduced."""
   factor = 1
   while image.width * image.height > LARGE * factor * factor:
     factor += 1
-  if factor == 1 or image.mode in _SIXTEEN_BIT:
+  return factor
+
+
+def _nearest(image: Image.Image) -> Image.Image:
+  factor = _factor(image)
+  if factor == 1:
     return image
-  return image.reduce(factor)
+  size = (-(-image.width // factor), -(-image.height // factor))
+  return image.resize(size, Image.Resampling.NEAREST)
+
+
+def _flat(image: Image.Image) -> Image.Image:
+  """RGB of at most `LARGE` pixels, made of a large image band by band."""
+  if image.mode in (*_SIXTEEN_BIT, "F"):
+    raise DecodeError(
+      f"{image.mode!r} image with 16 or 32 bits per pixel is no photo; if it "
+      "is depth, say so and give its unit: depth:mm:FILE.png (or depth:m:, "
+      "depth:relative:)."
+    )
+  factor = _factor(image)
+  if factor == 1:
+    return _over_background(image)
+  width, height = image.size
+  small = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+  rows = factor * max(1, 2**20 // (width * factor))
+  for top in range(0, height, rows):
+    band = image.crop((0, top, width, min(top + rows, height)))
+    small.paste(_over_background(band).reduce(factor), (0, top // factor))
+  return small
+
+
+def _over_background(image: Image.Image) -> Image.Image:
+  if not image.has_transparency_data:
+    return image.convert("RGB")
+  ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+  return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
 
 
 def one_line(error: BaseException) -> str:
@@ -79,35 +221,32 @@ def one_line(error: BaseException) -> str:
 
 
 def decode_image(data: bytes, geometry: Geometry) -> np.ndarray:
-  """An 8-bit RGB image, uint8 [Y, X, 3].
+  """A picture as it is seen: upright, over `BACKGROUND`, uint8 [Y, X, 3].
+
+  See `open_image`. Of 16-bit colours the upper 8 bits count.
 
   Raises:
-    DecodeError: also for a 16-bit image, whose meaning is not known.
+    DecodeError: also for one channel of 16 bits, whose meaning is not known.
   """
-  with open_image(data, geometry) as image:
-    if image.mode in _SIXTEEN_BIT or image.mode == "F":
-      raise DecodeError(
-        f"{image.mode!r} image with 16 or 32 bits per pixel is no photo; if it "
-        "is depth, say so and give its unit: depth:mm:FILE.png (or depth:m:, "
-        "depth:relative:)."
-      )
-    return np.asarray(image.convert("RGB"))
+  return np.asarray(open_image(data, geometry))
 
 
 def as_rgb(array: np.ndarray) -> np.ndarray:
   """A raw array as uint8 [T, Y, X, 3]; grey is repeated.
 
-  Accepts [Y, X], [Y, X, 3], [T, Y, X, 3]; raises DecodeError otherwise.
+  Accepts [Y, X], [Y, X, 3], [T, Y, X, 3]; raises DecodeError otherwise, also
+  for [Y, X] of a few columns, which are channels.
   """
   if array.dtype != np.uint8:
     raise DecodeError(f"frames must be uint8, got {array.dtype}.")
-  if array.ndim == 2:
+  shape = array.shape
+  if array.ndim == 2 and not shape[1] <= CHANNELS < shape[0]:
     array = np.repeat(array[..., None], 3, -1)
   if array.ndim == 3:
     array = array[None]
-  if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
+  if array.ndim != 4 or array.shape[-1] != 3 or 0 in shape:
     raise DecodeError(
-      f"frames must be [Y, X], [Y, X, 3] or [T, Y, X, 3], got {array.shape}."
+      f"frames must be [Y, X], [Y, X, 3] or [T, Y, X, 3], got {shape}."
     )
   return array
 
@@ -129,11 +268,10 @@ class ImageListClip:
     """The frames at `indices`, uint8 [T, Y, X, 3]."""
     frames = []
     for i in indices:
-      raw = self._files[int(i)]
-      if isinstance(raw, np.ndarray):
-        frames.append(as_rgb(raw)[0])
-      else:
-        frames.append(decode_image(raw, self._geometry))
+      clip = decode_frames(self._files[int(i)], self._geometry)
+      if len(clip) != 1:
+        raise DecodeError(f"a frame of a list holds {len(clip)} frames.")
+      frames.append(clip.take([0])[0])
     if len({f.shape for f in frames}) > 1:
       raise DecodeError(
         f"frames differ in size: {sorted({f.shape[:2] for f in frames})}."
@@ -141,93 +279,14 @@ class ImageListClip:
     return np.stack(frames)
 
 
-class VideoClip:
-  """A video file; frames are decoded when taken."""
-
-  def __init__(self, data: bytes, geometry: Geometry):
-    """Reads the header; counts packets where it names no frame count."""
-    if not data:
-      raise DecodeError("the file is empty (0 bytes).")
-    self._data = data
-    with self._open() as (container, stream):
-      pixels = stream.width * stream.height
-      if pixels == 0 or pixels > geometry.max_pixels:
-        raise DecodeError(
-          f"video of {stream.width} x {stream.height} pixels; expected between "
-          f"1 and data.max_pixels={geometry.max_pixels}."
-        )
-      self._length = stream.frames or sum(
-        1 for packet in container.demux(stream) if packet.size
-      )
-      self.nbytes = 3 * pixels * self._length  # decoded
-    if self._length < 1:
-      raise DecodeError("the video has no frames.")
-
-  @contextlib.contextmanager
-  def _open(self) -> Iterator[tuple[Any, Any]]:
-    import av
-
-    try:
-      with av.open(io.BytesIO(self._data)) as container:
-        if not container.streams.video:
-          raise DecodeError("the file has no video stream.")
-        yield container, container.streams.video[0]
-    except DecodeError:
-      raise
-    except Exception as error:
-      raise DecodeError(f"not a readable video: {one_line(error)}") from error
-
-  def __len__(self) -> int:
-    """Number of frames, as the header says."""
-    return self._length
-
-  def take(self, indices: Sequence[int]) -> np.ndarray:
-    """The frames at increasing `indices`, uint8 [T, Y, X, 3]."""
-    wanted = [int(i) for i in indices]
-    with self._open() as (container, stream):
-      if self._length > _SEEK_BEYOND and stream.average_rate:
-        found = self._seek(container, stream, sorted(set(wanted)))
-      else:
-        found = {}
-        last = max(wanted)
-        for i, frame in enumerate(container.decode(stream)):
-          if i in wanted:
-            found[i] = frame.to_ndarray(format="rgb24")
-          if i >= last:
-            break
-    if not found:
-      raise DecodeError("the video holds no readable frame.")
-    if len(found) < len(set(wanted)):
-      raise DecodeError(
-        f"the video is cut short: {len(found)} of {len(set(wanted))} wanted "
-        f"frames could be read (the header promises {self._length})."
-      )
-    return np.stack([found[i] for i in wanted])
-
-  def _seek(
-    self, container: Any, stream: Any, wanted: list[int]
-  ) -> dict[int, np.ndarray]:
-    """Reads single frames of a long video from the key frame before each."""
-    rate, base = stream.average_rate, stream.time_base
-    first = stream.start_time or 0
-    found = {}
-    for i in wanted:
-      target = first + int(i / rate / base)
-      container.seek(target, stream=stream, backward=True)
-      half = int(0.5 / rate / base)
-      for frame in container.decode(stream):
-        if frame.pts is not None and frame.pts + half >= target:
-          found[i] = frame.to_ndarray(format="rgb24")
-          break
-    return found
-
-
 def decode_frames(raw: Any, geometry: Geometry) -> Clip:
-  """An image, a list of frames or an array as a clip.
+  """An image, a list of frames or an array (also .npy) as a clip.
 
   Raises:
     DecodeError: for anything that is not.
   """
+  if isinstance(raw, bytes) and is_npy(raw):
+    raw = read_npy(raw)
   if isinstance(raw, np.ndarray):
     return ArrayClip(as_rgb(raw))
   if isinstance(raw, (list, tuple)):
@@ -237,16 +296,16 @@ def decode_frames(raw: Any, geometry: Geometry) -> Clip:
   raise DecodeError(f"expected a file, frames or an array, got {type(raw)}.")
 
 
-def decode_video(raw: Any, geometry: Geometry) -> Clip:
-  """A video file, a still image, a list of frames or an array as a clip."""
-  if isinstance(raw, bytes) and not _is_still(raw):
-    return VideoClip(raw, geometry)
-  return decode_frames(raw, geometry)
+def decode_normals(raw: Any, geometry: Geometry) -> Clip:
+  """Maps as pictures or uint8 arrays, or unit vectors as float arrays."""
 
+  def encoded(x: Any) -> Any:
+    x = read_npy(x) if isinstance(x, bytes) and is_npy(x) else x
+    floats = isinstance(x, np.ndarray) and x.dtype.kind == "f"
+    return encode_normals(x) if floats else x
 
-def _is_still(data: bytes) -> bool:
-  webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-  return webp or data.startswith((b"\xff\xd8", b"\x89PNG", b"BM"))
+  many = isinstance(raw, (list, tuple))
+  return decode_frames([*map(encoded, raw)] if many else encoded(raw), geometry)
 
 
 def example_frames(geometry: Geometry, seed: int) -> Clip:

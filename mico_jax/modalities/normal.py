@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mico_jax.modalities.base import ArraySpec, Modality
-from mico_jax.modalities.media import decode_frames, example_frames
+from mico_jax.modalities.media import decode_normals, example_frames
 from mico_jax.modalities.spatial import (
   HALF,
   crop_flip,
@@ -29,7 +29,7 @@ NORMAL = Modality(
   letter="n",
   kind="knowledge",
   spec=ArraySpec(("T", "Y", "X", "C"), "uint8", "(n + 1) / 2", (0, 255)),
-  decode=decode_frames,
+  decode=decode_normals,
   modes=modes(
     frame_mode("plain", squash, resize_smooth, HALF, description="squash"),
     frame_mode(

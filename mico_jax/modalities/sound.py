@@ -1,4 +1,4 @@
-"""Sound files to log-mel slices, in NumPy: reading, resampling, filterbank.
+"""Sound to log-mel energies, in NumPy: resampling and filterbank.
 
 The filterbank is Kaldi's as torchaudio computes it (Povey window, DC removal,
 pre-emphasis 0.97, power spectrum, low edge 20 Hz, high edge Nyquist, no dither,
@@ -10,8 +10,9 @@ preprocessing case.
 from __future__ import annotations
 
 import functools
-import io
+import itertools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,78 +20,47 @@ from jaxtyping import Float
 
 from mico_jax.config import AudioConfig
 from mico_jax.modalities.base import DecodeError, Geometry
-from mico_jax.modalities.media import one_line
+from mico_jax.modalities.sound_file import array_blocks, mix_down, read_sound
 
 _LOW_HZ = 20.0
 _PREEMPHASIS = np.float32(0.97)
 _LOG_FLOOR = np.float32(np.finfo(np.float32).eps)
 _SINC_WIDTH, _ROLLOFF = 6, 0.99
 _BLOCK = 65536  # output samples resampled at a time
-
-
-def read_sound(data: bytes, config: AudioConfig) -> tuple[np.ndarray, int]:
-  """Samples [N, channels] in [-1, 1] and the rate in Hz, cut to max_seconds.
-
-  Raises:
-    DecodeError: for unreadable or empty files.
-  """
-  import soundfile
-
-  if not data:
-    raise DecodeError("the file is empty (0 bytes).")
-  try:
-    with soundfile.SoundFile(io.BytesIO(data)) as file:
-      frames = int(config.max_seconds * file.samplerate)
-      samples = file.read(frames, dtype="float32", always_2d=True)
-      promised = min(frames, file.frames)
-      if len(samples) < promised:
-        raise DecodeError(
-          f"the sound is cut short: {len(samples)} of {promised} samples."
-        )
-      return samples, file.samplerate
-  except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-    reason = one_line(error)
-    raise DecodeError(f"not a readable sound file: {reason}") from error
+_INPUTS = 1 << 20  # input samples held at a time
 
 
 def decode_audio(raw: Any, geometry: Geometry) -> Float[np.ndarray, " N"]:
   """A file, an array at the configured rate, or (array, rate), as a waveform.
 
+  An array is [N], [N, channels] or [channels, N]: the shorter axis is that of
+  the channels. See `sound_file` for the units of its samples.
+
   Returns:
-    Mono samples in [-1, 1] at `config.sample_rate`.
+    Mono samples in units of full scale at `config.sample_rate`, at most
+    `config.max_seconds` of them.
 
   Raises:
-    DecodeError: for unreadable, empty or non-finite sound.
+    DecodeError: for unreadable, empty or non-finite sound, and for samples,
+      rates, shapes or types out of range.
   """
   config = geometry.audio
   if isinstance(raw, bytes):
-    samples, rate = read_sound(raw, config)
+    blocks = read_sound(raw, config.max_seconds)
   else:
     samples, rate = raw if isinstance(raw, tuple) else (raw, config.sample_rate)
-    if not isinstance(samples, np.ndarray) or samples.ndim not in (1, 2):
-      raise DecodeError(
-        "expected sound as a file, [N] or [N, channels], got "
-        f"{getattr(samples, 'shape', type(samples))}."
-      )
-    if samples.dtype.kind == "i":
-      samples = samples / float(np.iinfo(samples.dtype).max + 1)
-    samples = samples.astype(np.float32).reshape(len(samples), -1)
-    samples = samples[: int(config.max_seconds * rate)]
-  if samples.size == 0:
-    raise DecodeError("the sound has length 0.")
-  if rate <= 0:
-    raise DecodeError(f"the sample rate is {rate} Hz.")
-  if not np.isfinite(samples).all():
-    raise DecodeError("the sound holds non-finite samples.")
-  if config.channel == "mean":
-    mono = samples.mean(axis=1)
-  elif config.channel == "first":
-    mono = samples[:, 0]
-  else:
-    raise ValueError(
-      f"data.audio.channel={config.channel!r}; expected 'first' or 'mean'."
+    blocks = array_blocks(samples, rate, config.max_seconds)
+  pieces = [
+    resample_blocks((mono for _, mono in group), rate, config.sample_rate)
+    for rate, group in itertools.groupby(
+      ((b.rate, mix_down(b, config.channel)) for b in blocks),
+      key=lambda pair: pair[0],
     )
-  return resample(np.ascontiguousarray(mono), int(rate), config.sample_rate)
+  ]
+  waveform = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+  if not len(waveform):
+    raise DecodeError("the sound has length 0.")
+  return waveform
 
 
 @functools.lru_cache(maxsize=16)
@@ -141,6 +111,38 @@ def resample(
   return out
 
 
+def resample_blocks(
+  blocks: Iterable[np.ndarray], source: int, target: int
+) -> Float[np.ndarray, " M"]:
+  """`resample` of blocks put together, without holding them all at once."""
+  if source == target:
+    return np.concatenate([np.zeros(0, np.float32), *blocks])
+  unit = source // math.gcd(source, target)  # inputs after which phases repeat
+  overlap = unit * -(-2 * (_reach(source, target) + 2) // unit)
+  size = unit * -(-_INPUTS // unit)
+  done, waiting, held, before = [], [], 0, 0
+
+  def flush(last: bool) -> None:
+    nonlocal waiting, held, before
+    x = np.concatenate(waiting)
+    out = resample(x, source, target)
+    # What lies within `overlap` of an inner edge is made with the neighbour.
+    stop = len(out) if last else (held - overlap) // unit * unit
+    keep = len(out) if last else stop * target // source
+    done.append(out[before * target // source : keep])
+    start = max(0, stop - overlap)
+    waiting, held, before = [x[start:]], len(x) - start, stop - start
+
+  for block in blocks:
+    waiting.append(block)
+    held += len(block)
+    if held >= size + 2 * overlap:
+      flush(last=False)
+  if held:
+    flush(last=True)
+  return np.concatenate([np.zeros(0, np.float32), *done])
+
+
 @functools.lru_cache(maxsize=16)
 def _window(size: int) -> np.ndarray:
   n = np.arange(size) / (size - 1)
@@ -170,16 +172,45 @@ def mel_filters(
   return np.pad(filters, ((0, 1), (0, 0))).astype(np.float32)
 
 
+def _sizes(config: AudioConfig) -> tuple[int, int]:
+  """Samples of a window, and from one to the next."""
+  rate = config.sample_rate
+  size, hop = config.window_ms, config.hop_ms
+  return round(rate * size / 1000), round(rate * hop / 1000)
+
+
+def num_frames(samples: int, config: AudioConfig) -> int:
+  """Frames of log-mel energies that `samples` give; at least one."""
+  size, hop = _sizes(config)
+  return 1 + max(0, samples - size) // hop
+
+
 def fbank(
-  waveform: Float[np.ndarray, " N"], bins: int, config: AudioConfig
+  waveform: Float[np.ndarray, " N"],
+  bins: int,
+  config: AudioConfig,
+  start: int = 0,
+  stop: int | None = None,
 ) -> Float[np.ndarray, "frames bins"]:
-  """Kaldi log-mel energies (nats) of a waveform in [-1, 1].
+  """Kaldi log-mel energies (nats) of a waveform in units of full scale.
 
   A sound shorter than one window is padded with zeros to one frame.
+
+  Args:
+    waveform: mono.
+    bins: of the filterbank.
+    config: rate, window and step.
+    start: first frame that is wanted.
+    stop: one past the last; None: all.
   """
   rate = config.sample_rate
-  size = round(rate * config.window_ms / 1000)
-  hop = round(rate * config.hop_ms / 1000)
+  size, hop = _sizes(config)
+  if stop is not None or start:
+    total = num_frames(len(waveform), config)
+    stop = total if stop is None else min(stop, total)
+    if stop <= start:
+      return np.zeros((0, bins), np.float32)
+    waveform = waveform[start * hop : (stop - 1) * hop + size]
   fft_size = 1 << (size - 1).bit_length()
   if len(waveform) < size:
     waveform = np.pad(waveform, (0, size - len(waveform)))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from mico_jax.config import InputConfig
 from mico_jax.modalities.base import ArraySpec, Modality
-from mico_jax.modalities.media import decode_video, example_frames
+from mico_jax.modalities.media import example_frames
 from mico_jax.modalities.spatial import VISUAL_MODES
+from mico_jax.modalities.video_file import decode_video
 
 VIDEO = Modality(
   key="video",
@@ -17,7 +18,10 @@ VIDEO = Modality(
   default_mode="plain",
   example=example_frames,
   context_type="video",
-  extensions=(".mp4", ".webm", ".mkv", ".mov", ".avi", ".mpg"),
+  extensions=(
+    *(".mp4", ".webm", ".mkv", ".mov", ".avi", ".mpg", ".mpeg", ".m4v"),
+    *(".ts", ".flv"),
+  ),
   default_input=InputConfig(frames=4),
   notes="random frame of each chunk in training, the middle one otherwise",
 )

@@ -26,7 +26,7 @@ from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.remote import Storage
 from mico_jax.data.sources import ManifestSource
 from mico_jax.inference import OmniModel
-from mico_jax.inputs import Item
+from mico_jax.inputs import NOT_FINITE, Item, not_finite
 from mico_jax.modalities import MODALITIES, DecodeError, FileSpec
 
 FORMATS = (".parquet", ".npy", ".npz")
@@ -213,7 +213,7 @@ def embed_files(
   if progress is not None:
     progress(done, len(entries), 0)
   for start, arrays, errors in _prepared(model, entries, todo, shard_size):
-    rows = _embed_shard(model, arrays)
+    rows = _embed_shard(model, entries, arrays, errors)
     _write_shard(_shard(parts, start), rows, errors)
     done += len(entries[start : start + shard_size])
     if progress is not None:
@@ -319,12 +319,20 @@ def _prepared(
 
 
 def _embed_shard(
-  model: OmniModel, arrays: _Arrays
+  model: OmniModel,
+  entries: Sequence[Entry],
+  arrays: _Arrays,
+  errors: dict[int, str],
 ) -> dict[int, Float[np.ndarray, " E"]]:
+  """Finite rows by index; the others become errors."""
   rows: dict[int, np.ndarray] = {}
   for key, (indices, array) in arrays.items():
     vectors = model.embed_arrays({key: array}, MODALITIES[key].letter)
-    rows.update(zip(indices, vectors, strict=True))
+    for i, row, bad in zip(indices, vectors, not_finite(vectors), strict=True):
+      if bad:
+        errors[i] = f"{entries[i].path}: the embedding {NOT_FINITE}"
+      else:
+        rows[i] = row
   return rows
 
 

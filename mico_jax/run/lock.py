@@ -3,7 +3,9 @@
 The file names the holder, which renews it every few seconds. It counts as left
 behind when its process on this host is gone or, held on another host, when it
 is not renewed for a while: a killed run therefore resumes by itself, here at
-once and elsewhere after `LEASE` seconds. Only process 0 of a run holds it.
+once and elsewhere after `LEASE` seconds. A holder that cannot renew it for that
+long ends itself, since another host may now take over. Of several that start at
+once, one gets it (see `run.record`). Only process 0 of a run holds it.
 """
 
 from __future__ import annotations
@@ -17,17 +19,21 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
 
+from mico_jax import failures, files
 from mico_jax.config import ConfigError
-from mico_jax.run import progress, status
+from mico_jax.failures import wait_out
+from mico_jax.run import progress, record, status
 
 FILE = "lock.json"
 BEAT = 10.0  # seconds between renewals
-LEASE = 40.0  # seconds without renewal after which another host may take over
-_SETTLE = 0.2  # seconds until a store shows what another process wrote
+# Seconds without renewal after which another host may take over: longer than
+# most outages of a store, since a holder then ends itself.
+LEASE = 120.0
 
 _HELD: set[str] = set()  # tokens of this process
 
@@ -74,18 +80,28 @@ def _alive(entry: dict[str, Any]) -> bool:
 class WorkdirLock:
   """The lock of one workdir; `acquire`, then `release`."""
 
-  def __init__(self, workdir: epath.PathLike, *, lease: float = LEASE):
+  def __init__(
+    self,
+    workdir: epath.PathLike,
+    *,
+    lease: float = LEASE,
+    end: Callable[[int], Any] = os._exit,
+  ):
     """Touches nothing yet.
 
     Args:
       workdir: folder of the run, local or remote.
       lease: seconds without renewal after which a lock held on another host
-        counts as left behind.
+        counts as left behind, and its holder ends itself.
+      end: called with `status.LOST`; ends the process.
     """
     self._path = epath.Path(workdir) / FILE
     self._lease = lease
+    self._end = end
     self._token = uuid.uuid4().hex
     self._beats = 0
+    self._version: Any = None
+    self._renewed = time.monotonic()
     self._ended = threading.Event()
     self._thread: threading.Thread | None = None
 
@@ -94,9 +110,11 @@ class WorkdirLock:
 
     Raises:
       ConfigError: naming the holder, if there is one.
+      TransientError: if the store does not answer for long.
     """
-    self._path.parent.mkdir(parents=True, exist_ok=True)
-    holder = self._read()
+    files.make_folder(self._path.parent)
+    self._record = record.open_record(self._path)
+    holder, version = wait_out(self._read, f"reading {self._path}")
     if holder is not None and self._in_use(holder):
       since = time.strftime("%F %T", time.localtime(holder["time"]))
       raise ConfigError(
@@ -109,16 +127,25 @@ class WorkdirLock:
         f"taking over {self._path}: process {holder['pid']} on "
         f"{holder['host'].split()[0]} is gone."
       )
-    self._write(new=not self._path.exists())
-    now = self._settled()
-    if now is None or now["token"] != self._token:
+    began = time.monotonic()
+    # Before the file says so: another thread that reads it would otherwise take
+    # this process for one of the same number that is gone.
+    _HELD.add(self._token)
+    taken = False
+    try:
+      taken = wait_out(lambda: self._take(version), f"writing {self._path}")
+    finally:
+      if not taken:
+        _HELD.discard(self._token)
+    if not taken:
       raise ConfigError(
         f"workdir {str(self._path.parent)!r} was taken by another process at "
         "the same moment; use another --workdir."
       )
-    _HELD.add(self._token)
-    self._thread = threading.Thread(target=self._renew, daemon=True)
+    self._renewed = began
+    self._thread = threading.Thread(target=self._keep, daemon=True)
     self._thread.start()
+    threading.Thread(target=self._guard, daemon=True).start()
 
   def release(self) -> None:
     """Gives the lock back; does nothing without it."""
@@ -128,10 +155,11 @@ class WorkdirLock:
     if self._thread is not None:
       self._thread.join(BEAT)
     _HELD.discard(self._token)
-    holder = self._read()
-    if holder is not None and holder["token"] == self._token:
-      with contextlib.suppress(OSError):
-        self._path.unlink()
+    # One that cannot be removed counts as left behind: this process is gone.
+    with contextlib.suppress(Exception):
+      holder, version = self._read()
+      if holder is not None and holder["token"] == self._token:
+        self._record.delete(version)
 
   # ----------------------------------------------------------------- the file
   def _entry(self) -> dict[str, Any]:
@@ -142,43 +170,35 @@ class WorkdirLock:
       "started": _started(os.getpid()),
       "time": time.time(),
       "beats": self._beats,
-      "command": " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:4]]),
+      "command": " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:4]])[
+        :200
+      ],
     }
 
-  def _read(self) -> dict[str, Any] | None:
-    """The holder; None without a file or with one that a kill cut short."""
-    try:
-      entry = json.loads(self._path.read_text())
-      return (
-        entry if {"token", "host", "pid", "started"} <= set(entry) else None
-      )
-    except (FileNotFoundError, ValueError, TypeError):
-      return None
+  def _read(self) -> tuple[dict[str, Any] | None, Any]:
+    """The holder and the version of the file.
 
-  def _write(self, *, new: bool) -> None:
+    The holder is None without a file or with one that a kill cut short.
+    """
+    text, version = self._record.read()
+    try:
+      entry = json.loads(text or b"")
+      known = {"token", "host", "pid", "started"} <= set(entry)
+      return (entry if known else None), version
+    except (ValueError, TypeError):
+      return None, version
+
+  def _take(self, version: Any) -> bool:
+    """Writes the file over a version; false if another process was faster."""
     self._beats += 1
-    text = json.dumps(self._entry())
-    if "://" in str(self._path):
-      self._path.write_text(text)
-      return
-    part = self._path.with_name(f"{FILE}.{self._token[:8]}")
-    part.write_text(text)
-    try:
-      # A link fails where the name exists; a replacement does not.
-      if new:
-        os.link(part, self._path)
-        part.unlink()
-      else:
-        part.replace(self._path)
-    except FileExistsError:
-      part.unlink()
-    except OSError:  # a file system without links
-      part.replace(self._path)
-
-  def _settled(self) -> dict[str, Any] | None:
-    if "://" in str(self._path):
-      time.sleep(_SETTLE)
-    return self._read()
+    text = json.dumps(self._entry()).encode()
+    while (new := self._record.swap(text, version)) is None:
+      # The answer to a former write may have been lost: then the file is ours.
+      holder, version = self._read()
+      if holder is None or holder["token"] != self._token:
+        return False
+    self._version = new
+    return True
 
   def _in_use(self, holder: dict[str, Any]) -> bool:
     if holder["host"] == _host():
@@ -191,23 +211,38 @@ class WorkdirLock:
     end = time.monotonic() + self._lease
     while time.monotonic() < end:
       time.sleep(min(1.0, self._lease / 4))
-      now = self._read()
+      now, _ = wait_out(self._read, f"reading {self._path}")
       if now is None:
         return False
       if (now["token"], now["beats"]) != (holder["token"], holder["beats"]):
         return True
     return False
 
-  def _renew(self) -> None:
+  # ------------------------------------------------------------------ holding
+  def _keep(self) -> None:
+    """Renews the lock until it is given back, whatever comes in between."""
     while not self._ended.wait(BEAT):
+      began = time.monotonic()
       try:
-        holder = self._read()
-        if holder is not None and holder["token"] != self._token:
-          progress.say(
-            f"{self._path} was taken over by process {holder['pid']} on "
-            f"{holder['host'].split()[0]}; this run ends."
-          )
-          os._exit(status.LOST)
-        self._write(new=False)
-      except OSError as e:  # A full disk or a store out of reach: try again.
-        progress.say(f"{self._path}: {e}")
+        mine = self._take(self._version)
+      except BaseException as error:  # a full disk, a store out of reach
+        failures.say(f"{self._path}: {failures.describe(error)}")
+        continue
+      if mine:
+        self._renewed = began
+      elif not self._ended.is_set():
+        self._lost("was taken over by another process")
+
+  def _guard(self) -> None:
+    """Ends the run before another host may take it for dead."""
+    while not self._ended.wait(min(BEAT, self._lease) / 4):
+      silent = time.monotonic() - self._renewed
+      if silent > self._lease and not self._ended.is_set():
+        self._lost(f"could not be renewed for {silent:.0f} s")
+        return
+
+  def _lost(self, why: str) -> None:
+    failures.say(
+      f"{self._path} {why}; this run ends, start it again to resume."
+    )
+    self._end(status.LOST)

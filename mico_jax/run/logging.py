@@ -22,36 +22,15 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from mico_jax.config import ConfigError
+from mico_jax.json_text import dumps, plain
 from mico_jax.run import progress
 
 METRICS_FILE = "metrics.jsonl"
 _SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _REMOTE_FLUSH_SECONDS = 60.0
-
-
-def _plain(value: Any) -> Any:
-  """A number as JSON can hold it; texts, lists and mappings likewise."""
-  if isinstance(value, str) or value is None:
-    return value
-  if isinstance(value, Mapping):
-    return {str(k): _plain(v) for k, v in value.items()}
-  if isinstance(value, list | tuple):
-    return [_plain(v) for v in value]
-  if isinstance(value, bool | np.bool_):
-    return bool(value)
-  if isinstance(value, int):
-    return value
-  array = np.asarray(value)
-  if array.ndim:
-    return [_plain(v) for v in array.tolist()]
-  if np.issubdtype(array.dtype, np.integer):
-    return int(array)
-  number = float(array)
-  return number if math.isfinite(number) else str(number)
 
 
 def _special(value: Any) -> Any:
@@ -107,7 +86,7 @@ class _JsonLines:
 
   @staticmethod
   def _dump(line: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(line), allow_nan=False)
+    return dumps(line)
 
   def _rewrite(self) -> None:
     text = "".join(f"{x}\n" for x in self._lines)
@@ -262,7 +241,7 @@ class MetricsWriter:
     if self._lines is None:
       return
     named = {
-      f"{prefix}/{k}" if prefix else k: _plain(v) for k, v in values.items()
+      f"{prefix}/{k}" if prefix else k: plain(v) for k, v in values.items()
     }
     line: dict[str, Any] = {"step": int(step), "time": round(time.time(), 3)}
     if task:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import pathlib
@@ -170,7 +171,7 @@ def test_caption(here, capsys):
 @pytest.mark.parametrize(
   ("files", "message"),
   [
-    (["absent.png"], "absent.png: no such file"),
+    (["absent.png"], "absent.png: No such file"),
     (["broken.png"], "broken.png: not a readable image"),
     (["empty.wav"], "empty.wav: the file is empty"),
     (["what.xyz"], "unknown file type"),
@@ -375,3 +376,24 @@ def test_pretrain_trace_evaluate(here, capsys, tmp_path):
   names = {r["name"] for r in json.loads(out)["results"]}
   assert any(name.endswith("R@1") for name in names)
   assert (tmp_path / "e" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+  ("error", "code"),
+  [
+    (OSError(errno.ENOSPC, "No space left on device"), 75),
+    (OSError(errno.ESTALE, "Stale file handle"), 75),
+    (ConnectionResetError("reset"), 75),
+    (FileNotFoundError(errno.ENOENT, "No such file", "x"), 2),
+    (PermissionError(errno.EACCES, "Permission denied", "x"), 2),
+  ],
+)
+def test_passing_faults_of_storage_ask_for_a_restart(
+  monkeypatch, capsys, error, code
+):
+  def fail(args):
+    raise error
+
+  monkeypatch.setattr("mico_jax.cli.doctor.run", fail)
+  assert main(["doctor"]) == code
+  assert capsys.readouterr().err.count("\n") == 1

@@ -10,7 +10,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from mico_jax.config import AudioConfig
-from mico_jax.modalities import Geometry, audio, media, sound, spatial
+from mico_jax.modalities import (
+  Geometry,
+  audio,
+  media,
+  sound,
+  spatial,
+  video_file,
+)
 
 pytestmark = pytest.mark.golden
 CONFIG = AudioConfig()
@@ -134,7 +141,7 @@ def test_video(case, golden_dir):
       mine = spatial.sample_frames(int(length), wanted)
       assert mine.tolist() == indices
   data = (golden_dir / "media" / "test.mp4").read_bytes()
-  clip = media.decode_video(data, Geometry(4, 224))
+  clip = video_file.decode_video(data, Geometry(4, 224))
   assert len(clip) == config["video"]["frames"]
   frames = clip.take(spatial.sample_frames(len(clip), 4).tolist())
   stored = outputs["video.n4.raw_rgb_every16"]

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from mico_jax.modalities import MODALITIES, DecodeError, Geometry, media
+from mico_jax.modalities import MODALITIES, DecodeError, Geometry, video_file
 
 GEOMETRY = Geometry(2, 32)
 
@@ -150,10 +150,10 @@ def test_truncated_video(tmp_path):
 def test_seeking_finds_the_same_frames(tmp_path, monkeypatch):
   data = _video(tmp_path, 40)
   wanted = [0, 13, 26, 39]
-  plain = media.VideoClip(data, GEOMETRY).take(wanted)
-  monkeypatch.setattr(media, "_SEEK_BEYOND", 5)
+  plain = video_file.VideoClip(data, GEOMETRY).take(wanted)
+  monkeypatch.setattr(video_file, "_SEEK_BEYOND", 5)
   np.testing.assert_array_equal(
-    media.VideoClip(data, GEOMETRY).take(wanted), plain
+    video_file.VideoClip(data, GEOMETRY).take(wanted), plain
   )
 
 

@@ -93,6 +93,7 @@ def thermal_config(manifest: pathlib.Path) -> Any:
     base.data,
     sources={"all": manifest_source(manifest)},
     inputs={
+      "image": InputConfig(mode="crop_flip_smooth", eval_mode="plain"),
       "thermal": InputConfig(mode="crop_flip"),
       "imu": InputConfig(frames=2),
     },

@@ -139,11 +139,10 @@ sys.exit(summary.exit_code)
 
 
 def start_workers(folder, *arguments: int) -> list[subprocess.Popen[str]]:
-  flags = os.environ.get("XLA_FLAGS", "").split()
   base = {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": " ".join(x for x in flags if "device_count" not in x),
+    "XLA_FLAGS": "",
     "MICO_JAX_COORDINATOR": f"127.0.0.1:{free_port()}",
     "MICO_JAX_NUM_PROCESSES": "2",
   }
@@ -174,9 +173,11 @@ def test_two_processes_keep_steps_in_flight(tmp_path):
   steps = 10
   processes = start_workers(tmp_path, steps, 10_000_000)
   for found in ended(processes, [0, 0], tmp_path):
-    later = sorted(found["depths"][IN_FLIGHT + 1 :])
-    assert later[0] >= 1
-    assert later[len(later) // 2] >= IN_FLIGHT
+    # The host waits for one of the queued steps at most: it may not have ended
+    # yet when the next is counted, and no fewer than the others are running.
+    later = found["depths"][IN_FLIGHT + 1 :]
+    assert len(later) == steps - IN_FLIGHT - 1
+    assert set(later) <= {IN_FLIGHT, IN_FLIGHT + 1}
     assert found["host"] < 0.05 * found["train"]
     assert found["step"] == steps
 

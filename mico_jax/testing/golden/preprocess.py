@@ -16,7 +16,14 @@ import numpy as np
 from PIL import Image
 
 from mico_jax.config import AudioConfig
-from mico_jax.modalities import Geometry, audio, media, sound, spatial
+from mico_jax.modalities import (
+  Geometry,
+  audio,
+  media,
+  sound,
+  spatial,
+  video_file,
+)
 from mico_jax.testing.golden.case import Check, Folder, Missing
 
 IMAGE_LIMIT = 1e-4
@@ -57,7 +64,9 @@ class Media:
   def video(self) -> spatial.Clip | None:
     """The video."""
     data = self._data(2, self.folder.config["video"].get("file", ""))
-    return None if data is None else media.decode_video(data, Geometry(1, 224))
+    return (
+      None if data is None else video_file.decode_video(data, Geometry(1, 224))
+    )
 
 
 def preprocess(folder: Folder) -> Iterator[Check | Missing]:

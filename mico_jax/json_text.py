@@ -1,0 +1,41 @@
+"""JSON that every reader takes: no bare NaN or Infinity."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def plain(value: Any) -> Any:
+  """A value as JSON can hold it; numbers that are not finite become texts.
+
+  Those are "nan", "inf" and "-inf".
+  """
+  if isinstance(value, str) or value is None:
+    return value
+  if isinstance(value, Mapping):
+    return {str(k): plain(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(v) for v in value]
+  if isinstance(value, bool | np.bool_):
+    return bool(value)
+  if isinstance(value, int):
+    return value
+  if isinstance(value, float):
+    return float(value) if math.isfinite(value) else str(float(value))
+  array = np.asarray(value)
+  if array.ndim:
+    return [plain(v) for v in array.tolist()]
+  if np.issubdtype(array.dtype, np.integer):
+    return int(array)
+  number = float(array)
+  return number if math.isfinite(number) else str(number)
+
+
+def dumps(value: Any, **options: Any) -> str:
+  """A value as JSON text, see `plain`; options are those of `json.dumps`."""
+  return json.dumps(plain(value), allow_nan=False, **options)

@@ -1,0 +1,116 @@
+"""Raw arrays that users hand in: what of them is believed.
+
+A shape is read in one way only. Where another reading is plausible (channels
+for columns, counts for metres) the array is refused with both named.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+
+from mico_jax.modalities.base import DecodeError
+
+CHANNELS = 4  # a last axis up to here holds channels, not columns
+_MOST_AXES = 8
+_MAGIC = b"\x93NUMPY"
+
+
+def is_npy(data: bytes) -> bool:
+  """Whether a file's content is that of a .npy file."""
+  return data.startswith(_MAGIC)
+
+
+def read_npy(data: bytes) -> np.ndarray:
+  """The array of a .npy file, read-only, without a copy of its values.
+
+  The header is checked against the bytes that are there before anything is
+  allocated.
+
+  Raises:
+    DecodeError: for another size than the header says, or values that are no
+      numbers (objects, records, texts, times).
+  """
+  stream = io.BytesIO(data)
+  try:
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+      raise ValueError(f"version {version} of the format")
+    read = (
+      np.lib.format.read_array_header_1_0
+      if version == (1, 0)
+      else np.lib.format.read_array_header_2_0
+    )
+    shape, fortran, dtype = read(stream)
+  except Exception as error:  # whatever parsing a wrong header gives
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    raise DecodeError(f"not a readable .npy file: {reason}") from error
+  if dtype.kind not in "buifc":
+    raise DecodeError(f".npy file of {dtype}; expected numbers.")
+  start = stream.tell()
+  size = math.prod(shape) * dtype.itemsize
+  if (
+    len(shape) > _MOST_AXES
+    or min(shape, default=0) < 0
+    or size != len(data) - start
+  ):
+    raise DecodeError(
+      "not a readable .npy file: its header says "
+      f"{list(shape[:_MOST_AXES])} of {dtype}, "
+      f"{size} bytes; {len(data) - start} are there."
+    )
+  flat = np.frombuffer(data, dtype, offset=start)
+  return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def as_maps(array: np.ndarray) -> np.ndarray:
+  """One value a pixel as [T, Y, X].
+
+  Accepts [Y, X], [T, Y, X], and both with a last axis of one channel.
+
+  Raises:
+    DecodeError: for other shapes, and for a few columns, which are channels.
+  """
+  shape = array.shape
+  if array.ndim in (3, 4) and shape[-1] == 1:
+    array = array[..., 0]
+  if array.ndim not in (2, 3) or 0 in shape:
+    raise DecodeError(
+      f"one value a pixel expected, [Y, X] or [T, Y, X], got {list(shape)}."
+    )
+  *others, columns = array.shape
+  few = columns <= CHANNELS < max(others)
+  if few or (len(others) == 2 and columns * 64 < min(others)):
+    raise DecodeError(
+      "one value a pixel expected, [Y, X] or [T, Y, X]; the last axis of "
+      f"{list(shape)} looks like channels."
+    )
+  return array[None] if array.ndim == 2 else array
+
+
+def encode_normals(array: np.ndarray) -> np.ndarray:
+  """Unit vectors [Y, X, 3] or [T, Y, X, 3] as (n + 1) / 2 in uint8.
+
+  Vectors of length 0 mean no reading.
+
+  Raises:
+    DecodeError: for another shape, or if more than a tenth of the vectors are
+      not of unit length (to a tenth).
+  """
+  expected = "normals in [-1, 1], or (n + 1) / 2 as uint8"
+  if array.ndim not in (3, 4) or array.shape[-1] != 3 or 0 in array.shape:
+    raise DecodeError(f"[Y, X, 3] {expected} expected, got {array.shape}.")
+  n = array.astype(np.float32)
+  most = float(np.abs(n).max())
+  if not most <= 1.01:  # also where it is not a number
+    raise DecodeError(f"{expected} expected, got values up to {most:.3g}.")
+  length = np.sqrt(np.square(n).sum(-1))
+  wrong = float(np.mean((np.abs(length - 1) > 0.1) & (length > 1e-3)))
+  if wrong > 0.1:
+    raise DecodeError(
+      f"{100 * wrong:.0f}% of the normals are not of unit length; {expected} "
+      "expected."
+    )
+  return np.rint((np.clip(n, -1, 1) + 1) * 127.5).astype(np.uint8)

@@ -1,0 +1,284 @@
+"""Sound and video files through PyAV: opening, streams, and their times.
+
+A declared length is a hint: packets are read to the end, and times are those of
+the packets. What counts is a promise of bytes: a file shorter than its own
+table of contents is cut short, and refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from mico_jax.modalities.base import DecodeError
+from mico_jax.modalities.media import one_line
+
+# Self-contained formats only: playlists would open other files and addresses.
+FORMATS = (
+  "aac,ac3,aiff,amr,ape,apng,asf,au,avi,caf,dts,eac3,flac,flv,gif,h264,hevc,"
+  "ivf,m4v,matroska,webm,mov,mp4,mp3,mpeg,mpegts,mpegvideo,ogg,tta,w64,wav,wv"
+)
+MAX_FRAME_PIXELS = 36_000_000  # of a video frame; 8K has 33 million
+_NO_TIMES = ("avi", "mpeg")  # formats that store no or few times
+_BACK = 0.5  # seconds; a larger step back in time starts a joined file
+_STREAMED = (0x7FFFFFFF, 0xFFFFFFFF)  # sizes that mean "to the end"
+_SLACK = 4096  # what writers subtract from those for their headers
+
+
+@contextlib.contextmanager
+def opened(data: bytes, what: str) -> Iterator[Any]:
+  """An open container (`av.container.InputContainer`).
+
+  Args:
+    data: of the file.
+    what: "video" or "sound file", for messages.
+
+  Raises:
+    DecodeError: for whatever PyAV cannot read, and for files cut short.
+  """
+  import av
+
+  if not data:
+    raise DecodeError("the file is empty (0 bytes).")
+  check_whole(data)
+  options = {
+    "format_whitelist": FORMATS,
+    "max_pixels": str(MAX_FRAME_PIXELS),
+    "max_size": "65536",  # bytes of a packet of plain samples
+  }
+  if data[:4] in (b"RIFF", b"FORM") and data[8:12] != b"AVI ":
+    options["probesize"] = "32768"  # more looks long for what is no sample
+  try:
+    with av.open(
+      io.BytesIO(data), options=options, metadata_errors="replace"
+    ) as container:
+      yield container
+  except DecodeError:
+    raise
+  except MemoryError as error:  # PyAV's own: sizes that the file made up
+    if not isinstance(error, av.FFmpegError):
+      raise
+    raise DecodeError(f"not a readable {what}: {one_line(error)}") from error
+  except Exception as error:
+    raise DecodeError(f"not a readable {what}: {one_line(error)}") from error
+
+
+def packets(container: Any, stream: Any) -> Iterator[Any]:
+  """The packets of a stream up to the first that cannot be read."""
+  import av
+
+  with contextlib.suppress(av.FFmpegError):
+    yield from container.demux(stream)
+
+
+def picture_stream(container: Any) -> Any | None:
+  """The video stream; cover art is none."""
+  from av.stream import Disposition
+
+  still = Disposition.attached_pic | Disposition.timed_thumbnails
+  return _preferred(
+    [s for s in container.streams.video if not s.disposition & still]
+  )
+
+
+def sound_stream(container: Any) -> Any | None:
+  """The audio stream that players choose: the default one, else the first."""
+  return _preferred(list(container.streams.audio))
+
+
+def _preferred(streams: list[Any]) -> Any | None:
+  from av.stream import Disposition
+
+  default = [s for s in streams if s.disposition & Disposition.default]
+  return next(iter(default or streams), None)
+
+
+@dataclass(frozen=True)
+class Pictures:
+  """When the pictures of a stream are shown.
+
+  Attributes:
+    times: of the frames, in s, increasing; of those within the limit.
+    end: of the last frame, in s; infinite for a picture alone.
+    ranked: the container does not time every frame (AVI, MPEG, raw streams):
+      frames get them by their rank.
+    joined: times start again in the middle: files one behind the other.
+  """
+
+  times: Float[np.ndarray, " N"]
+  end: float
+  ranked: bool
+  joined: bool
+
+  @property
+  def start(self) -> float:
+    """Of the first frame, in s."""
+    return float(self.times[0])
+
+
+class Clock:
+  """Times that go on where those of a joined file start again."""
+
+  def __init__(self) -> None:
+    """Starts at the first time given."""
+    self._shift, self._last, self._step = 0.0, -np.inf, 0.0
+    self.joined = False
+
+  def __call__(self, time: float) -> float:
+    """The running time of `time` (s), which comes after those before it."""
+    if time + self._shift < self._last - _BACK:
+      self._shift = self._last + self._step - time
+      self.joined = True
+    now = time + self._shift
+    if np.isfinite(self._last) and now > self._last:
+      self._step = now - self._last
+    self._last = max(self._last, now)
+    return now
+
+
+def scan_pictures(container: Any, stream: Any, limit: float) -> Pictures:
+  """Reads the times of all frames of a video stream; decodes nothing.
+
+  Args:
+    container: at its start; is at its end afterwards.
+    stream: of video.
+    limit: seconds from the first frame; later frames do not count.
+
+  Raises:
+    DecodeError: if there is no frame.
+  """
+  base = float(stream.time_base or 0) or 1e-6
+  shown, missing, longest = [], 0, 0.0
+  clock = Clock()
+  for packet in packets(container, stream):
+    if not packet.size or packet.is_discard:
+      continue
+    if packet.pts is None:
+      missing += 1
+      continue
+    # Decoding times run on; presentation times go back and forth.
+    order = packet.pts if packet.dts is None else packet.dts
+    shift = clock(order * base) - order * base
+    shown.append((packet.pts * base + shift, (packet.duration or 0) * base))
+  if not shown and not missing:
+    raise DecodeError("the video has no frames.")
+  ranked = container.format.name in _NO_TIMES or missing > len(shown)
+  if ranked:
+    count = len(shown) + missing
+    rate = float(stream.average_rate or stream.guessed_rate or 25)
+    first = min((t for t, _ in shown), default=0.0)
+    times = first + np.arange(count) / rate
+  else:
+    shown.sort()
+    times, longest = np.unique([t for t, _ in shown]), shown[-1][1]
+  times = times[times < times[0] + limit]
+  if len(times) == 1:
+    return Pictures(times, np.inf, ranked, clock.joined)
+  # The last frame stays as long as the one before it, or as it says.
+  last = max(times[-1] - times[-2], min(longest, limit))
+  return Pictures(times, float(times[-1] + last), ranked, clock.joined)
+
+
+def ogg_links(data: bytes) -> list[bytes]:
+  """The files of an Ogg file that is several, one behind the other (chained).
+
+  The whole file where streams lie side by side (sound and pictures) or its
+  pages are damaged.
+  """
+  starts, current, begun, at = [], b"", False, 0
+  while at + 27 <= len(data) and data[at : at + 4] == b"OggS":
+    serial = data[at + 14 : at + 18]
+    if data[at + 5] & 2:  # a stream begins
+      if begun:  # two of them side by side
+        return [data]
+      starts.append(at)
+      current, begun = serial, True
+    elif serial != current:
+      return [data]
+    else:
+      begun = False
+    table = data[at + 27 : at + 27 + data[at + 26]]
+    at += 27 + len(table) + sum(table)
+  if len(starts) < 2 or at < len(data) - 27:
+    return [data]
+  ends = [*starts[1:], len(data)]
+  return [data[a:b] for a, b in zip(starts, ends, strict=True)]
+
+
+def check_whole(data: bytes) -> None:
+  """Compares what a file's own headers promise with its size.
+
+  Raises:
+    DecodeError: with both, for WAV, AIFF, AVI, MP4 and Matroska files.
+  """
+  if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
+    _check_chunks(data, b"data", "little")
+  elif data[:4] == b"FORM" and data[8:11] == b"AIF":
+    _check_chunks(data, b"SSND", "big")
+  elif data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+    _check_size(data, 8, int.from_bytes(data[4:8], "little"))
+  elif data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+    _check_boxes(data)
+  elif data[:4] == b"\x1aE\xdf\xa3":
+    _check_segment(data)
+
+
+def _check_size(data: bytes, start: int, size: int) -> None:
+  """Refuses a part of `size` bytes from `start` that is not all there."""
+  streamed = size == 0 or any(0 <= s - size <= _SLACK for s in _STREAMED)
+  if start + size > len(data) and not streamed:
+    raise DecodeError(
+      f"the file is cut short: its header promises {start + size} bytes, "
+      f"{len(data)} are there."
+    )
+
+
+def _check_chunks(data: bytes, name: bytes, order: Any) -> None:
+  """Looks at the chunk that holds the samples of a WAV or AIFF file."""
+  at = 12
+  while at + 8 <= len(data):
+    size = int.from_bytes(data[at + 4 : at + 8], order)
+    if data[at : at + 4] == name:
+      return _check_size(data, at + 8, size)
+    at += 8 + size + size % 2
+  return None
+
+
+def _check_boxes(data: bytes) -> None:
+  """Looks at the outer boxes of an MP4 or QuickTime file."""
+  at = 0
+  while at + 16 <= len(data):
+    size = int.from_bytes(data[at : at + 4], "big")
+    if size == 1:
+      size = int.from_bytes(data[at + 8 : at + 16], "big")
+    if size < 8 or not data[at + 4 : at + 8].isalnum():
+      return
+    if data[at + 4 : at + 8] in (b"mdat", b"moov", b"moof"):
+      _check_size(data, at, size)
+    at += size
+
+
+def _check_segment(data: bytes) -> None:
+  """Looks at the size of the one segment of a Matroska or WebM file."""
+  size, at = _varint(data, 4)
+  at += max(size, 0)
+  if data[at : at + 4] == b"\x18S\x80g":
+    size, at = _varint(data, at + 4)
+    if size > 0:  # else unknown: streamed
+      _check_size(data, at, size)
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+  """A Matroska size at `at` (-1: unknown), and where it ends."""
+  if at >= len(data) or not data[at]:
+    return -1, at
+  width = 9 - data[at].bit_length()
+  value = int.from_bytes(data[at : at + width], "big")
+  mask = (1 << 7 * width) - 1
+  return (-1 if value & mask == mask else value & mask), at + width

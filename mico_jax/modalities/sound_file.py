@@ -1,0 +1,370 @@
+"""Sound files and arrays to blocks of samples, and their mix to one channel.
+
+Everything is decoded to its end, or to `data.audio.max_seconds`; the sound of a
+file with pictures covers the interval of the pictures, cut to it and filled
+with silence where it has none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from mico_jax.modalities import containers
+from mico_jax.modalities.base import DecodeError
+from mico_jax.modalities.media import one_line
+
+RATES = (1_000, 768_000)  # Hz
+MAX_CHANNELS = 64
+MAX_PEAK = 16.0  # of full scale; more is another unit, or damage
+_BAD_SHARE = 0.1  # of packets; more make the file unreadable
+_PLANES = 8  # PyAV reads beyond the end of that many planes
+_GAP = 0.1  # s; a larger one between packets is silence
+_BLOCK = 1 << 18  # samples of an array taken at a time
+# Channels of a file or array that does not name them: WAVE's and FLAC's order.
+_LAYOUTS = {
+  3: "FL FR FC",
+  4: "FL FR BL BR",
+  5: "FL FR FC BL BR",
+  6: "FL FR FC LFE BL BR",
+  7: "FL FR FC LFE BC SL SR",
+  8: "FL FR FC LFE BL BR SL SR",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+  """Consecutive samples [n, channels] in units of full scale.
+
+  Attributes:
+    samples: float32.
+    rate: in Hz.
+    layout: names of the channels; empty: not named.
+  """
+
+  samples: Float[np.ndarray, "n channels"]
+  rate: int
+  layout: tuple[str, ...] = ()
+
+
+def read_sound(data: bytes, max_seconds: float) -> Iterator[Block]:
+  """The blocks of a sound file, or of the sound of a video.
+
+  Args:
+    data: of the file.
+    max_seconds: where it is cut.
+
+  Raises:
+    DecodeError: for unreadable, damaged or cut files.
+  """
+  links = containers.ogg_links(data) if data[:4] == b"OggS" else [data]
+  shown = None
+  if len(links) == 1 and not _sound_only(data):
+    shown = _interval(data, max_seconds)
+  blocks = itertools.chain.from_iterable(
+    _vorbis(link) if _is_vorbis(link) else _decoded(link) for link in links
+  )
+  if shown is not None:
+    yield from _aligned(blocks, *shown)
+    return
+  left = max_seconds
+  for _, block in blocks:
+    room = round(left * block.rate)
+    if room < len(block.samples):
+      block = dataclasses.replace(block, samples=block.samples[:room])
+    yield block
+    left -= len(block.samples) / block.rate
+    if round(left * block.rate) <= 0:
+      return
+
+
+def _interval(data: bytes, max_seconds: float) -> tuple[float, float] | None:
+  """Start and length in s of the pictures; None: there are none, or one."""
+  with containers.opened(data, "sound file") as container:
+    pictures = containers.picture_stream(container)
+    if pictures is None or containers.sound_stream(container) is None:
+      return None
+    shown = containers.scan_pictures(container, pictures, max_seconds)
+  if math.isinf(shown.end):
+    return None
+  return shown.start, min(shown.end - shown.start, max_seconds)
+
+
+def _sound_only(data: bytes) -> bool:
+  """Whether the first bytes tell that there are no pictures."""
+  wave = data[:4] == b"RIFF" and data[8:12] == b"WAVE"
+  return wave or data[:4] in (b"fLaC", b"FORM") or _is_vorbis(data)
+
+
+def _is_vorbis(link: bytes) -> bool:
+  """Mono or stereo Vorbis, whose last block PyAV cuts at the wrong sample."""
+  at = link.find(b"\x01vorbis", 0, 300)
+  return link[:4] == b"OggS" and at > 0 and link[at + 11 : at + 12] in b"\1\2"
+
+
+def _vorbis(data: bytes) -> Iterator[tuple[float, Block]]:
+  """A Vorbis file of one stream, through libsndfile."""
+  import soundfile
+
+  try:
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+      _check_rate(file.samplerate)
+      while len(x := file.read(_BLOCK, dtype="float32", always_2d=True)):
+        yield math.nan, Block(_checked(x), file.samplerate)
+  except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+    reason = one_line(error)
+    raise DecodeError(f"not a readable sound file: {reason}") from error
+
+
+def _flac_samples(data: bytes) -> int:
+  """Samples that a FLAC header promises; 0: it does not know, or no FLAC."""
+  if data[:4] != b"fLaC":
+    return 0
+  return int.from_bytes(data[18:26], "big") & ((1 << 36) - 1)
+
+
+def _decoded(data: bytes) -> Iterator[tuple[float, Block]]:
+  """(time in s or NaN, block) of what PyAV can decode.
+
+  Raises:
+    DecodeError: if too many packets cannot be decoded, or a FLAC file holds
+      fewer samples than it promises.
+  """
+  import av
+
+  promised, count = _flac_samples(data), 0
+  good, bad, reason = 0, 0, ""
+  clock = containers.Clock()
+  with containers.opened(data, "sound file") as container:
+    stream = containers.sound_stream(container)
+    if stream is None:
+      raise DecodeError("the file has no sound.")
+    _check_rate(stream.sample_rate or RATES[0])
+    _check_channels(stream.channels or 1)
+    if stream.codec_context.name == "flac":
+      stream.codec_context.options = {"err_detect": "crccheck+explode"}
+    for packet in containers.packets(container, stream):
+      try:
+        frames = packet.decode()
+        good += 1
+      except av.FFmpegError as error:
+        bad, reason = bad + 1, one_line(error)
+        continue
+      for frame in frames:
+        time = math.nan
+        if frame.pts is not None:
+          time = clock(float(frame.pts * frame.time_base))
+        block = _block(frame)
+        count += len(block.samples)
+        yield time, block
+  if count < promised:
+    raise DecodeError(
+      f"the sound is cut short: {count} of {promised} samples can be read."
+    )
+  if bad > _BAD_SHARE * (good + bad):
+    raise DecodeError(
+      f"the sound is damaged: {bad} of {good + bad} packets cannot be decoded "
+      f"({reason[:80]})."
+    )
+
+
+def _block(frame: Any) -> Block:
+  """A decoded frame in units of full scale."""
+  _check_rate(frame.sample_rate)
+  channels = frame.layout.nb_channels
+  _check_channels(channels)
+  if frame.format.is_planar and channels >= _PLANES:
+    frame = _packed(frame)
+  array = frame.to_ndarray()
+  if not frame.format.is_planar:
+    array = array.reshape(-1, channels).T
+  if array.dtype == np.uint8:
+    samples = (array.T.astype(np.float32) - 128) / 128
+  elif array.dtype.kind == "i":
+    samples = array.T.astype(np.float32)
+    samples *= np.float32(-1 / np.iinfo(array.dtype).min)
+  else:
+    samples = _checked(array.T)
+  # Only more than two channels need their names.
+  names = frame.layout.channels if channels > 2 else ()
+  return Block(samples, frame.sample_rate, tuple(c.name for c in names))
+
+
+def _packed(frame: Any) -> Any:
+  """The frame with its channels interleaved, as float32."""
+  import av
+
+  packer = av.AudioResampler(format="flt", layout=frame.layout)
+  (packed,) = packer.resample(frame)
+  return packed
+
+
+def _aligned(
+  blocks: Iterator[tuple[float, Block]], start: float, seconds: float
+) -> Iterator[Block]:
+  """Blocks cut to and filled up to an interval of `seconds` from `start`."""
+  at = 0.0  # s that were yielded
+  block = None
+  for number, (time, block) in enumerate(blocks):
+    rate, samples = block.rate, block.samples
+    offset = 0 if math.isnan(time) else round((time - start - at) * rate)
+    if offset > (_GAP * rate if number else 0):
+      offset = min(offset, math.ceil((seconds - at) * rate))
+      yield from _silence(offset, block)
+      at += offset / rate
+    elif offset < 0 and at == 0:
+      samples = samples[-offset:]
+    samples = samples[: max(0, round((seconds - at) * rate))]
+    at += len(samples) / rate
+    if len(samples):
+      yield Block(samples, rate, block.layout)
+    if at >= seconds - 0.5 / rate:
+      return
+  if block is None:
+    return
+  yield from _silence(round((seconds - at) * block.rate), block)
+
+
+def _silence(count: int, like: Block) -> Iterator[Block]:
+  channels = like.samples.shape[1]
+  for start in range(0, count, _BLOCK):
+    samples = np.zeros((min(_BLOCK, count - start), channels), np.float32)
+    yield Block(samples, like.rate, like.layout)
+
+
+def array_blocks(
+  samples: Any, rate: Any, max_seconds: float
+) -> Iterator[Block]:
+  """The blocks of an array [N], [N, channels] or [channels, N].
+
+  Raises:
+    DecodeError: for other shapes, types, rates or values.
+  """
+  if not isinstance(samples, np.ndarray) or samples.ndim not in (1, 2):
+    raise DecodeError(
+      "expected sound as a file, [N], [N, channels] or [channels, N], got "
+      f"{getattr(samples, 'shape', type(samples))}."
+    )
+  if samples.dtype.kind != "f" and samples.dtype not in (
+    np.int8,
+    np.int16,
+    np.int32,
+  ):
+    raise DecodeError(
+      f"samples are {samples.dtype}; expected float in units of full scale, or "
+      "int8, int16 or int32."
+    )
+  if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)):
+    raise DecodeError(f"the sample rate is {rate!r}; expected a number of Hz.")
+  rate = float(rate)
+  _check_rate(rate)
+  samples = samples.reshape(len(samples), -1) if samples.ndim == 1 else samples
+  if not samples.size:
+    return
+  rows, columns = samples.shape
+  if rows == columns > 1:
+    raise DecodeError(
+      f"sound of shape {samples.shape} does not tell channels from samples; "
+      "give [N] or more samples."
+    )
+  samples = samples.T if rows < columns else samples
+  _check_channels(samples.shape[1])
+  samples = samples[: int(max_seconds * rate)]
+  for start in range(0, len(samples), _BLOCK):
+    part = samples[start : start + _BLOCK]
+    if part.dtype.kind == "i":
+      part = part / -float(np.iinfo(part.dtype).min)
+    yield Block(_checked(part), int(rate))
+
+
+def _check_rate(rate: float) -> None:
+  low, high = RATES
+  if not low <= rate <= high or rate != int(rate):
+    raise DecodeError(
+      f"the sample rate is {rate:g} Hz; expected a whole number from {low} to "
+      f"{high}."
+    )
+
+
+def _check_channels(channels: int) -> None:
+  if not 1 <= channels <= MAX_CHANNELS:
+    raise DecodeError(
+      f"the sound has {channels} channels; expected 1 to {MAX_CHANNELS}."
+    )
+
+
+def _checked(samples: np.ndarray) -> Float[np.ndarray, "n channels"]:
+  """Finite float32 samples that can be sound."""
+  if samples.size:
+    peak = max(float(samples.max()), -float(samples.min()))
+    if not math.isfinite(peak):
+      raise DecodeError("the sound holds non-finite samples.")
+    if peak > MAX_PEAK:
+      raise DecodeError(
+        f"the sound peaks at {peak:g} times full scale; expected at most "
+        f"{MAX_PEAK:g} (are these integers stored as float?)."
+      )
+  return samples.astype(np.float32, copy=False)
+
+
+@functools.lru_cache(maxsize=64)
+def _weights(layout: tuple[str, ...], channels: int) -> np.ndarray:
+  """Weights [channels, 2] of a mix to left and right, each side's sum is 1.
+
+  Front 1, centre and surround of a side 0.7071, back centre 0.5, no low
+  frequency effects (ITU-R BS.775). Channels without known names count alike.
+  """
+  half, names = math.sqrt(0.5), layout
+  known = {n for row in _LAYOUTS.values() for n in row.split()}
+  known |= {"FLC", "FRC", "TC", "TFL", "TFC", "TFR", "TBL", "TBC", "TBR"}
+  known |= {"WL", "WR", "DL", "DR", "LFE2", "SDL", "SDR", "TSL", "TSR"}
+  if len(names) != channels or not known.issuperset(names):
+    names = tuple(_LAYOUTS.get(channels, "").split())
+  rows = []
+  for name in names or ["?"] * channels:
+    if name.startswith("LFE"):
+      rows.append((0.0, 0.0))
+    elif name in ("FL", "DL", "FR", "DR"):
+      rows.append((float(name[1] == "L"), float(name[1] == "R")))
+    elif name in ("FLC", "FRC"):
+      rows.append((half * (name == "FLC"), half * (name == "FRC")))
+    elif name[-1] in "LR":
+      rows.append((half * (name[-1] == "L"), half * (name[-1] == "R")))
+    else:
+      rows.append((half, half) if name in ("FC", "?") else (0.5, 0.5))
+  weights = np.array(rows, np.float64)
+  total = weights.sum(axis=0)
+  weights[:, total == 0] = 1.0  # a side with no channel: all alike
+  return (weights / weights.sum(axis=0)).astype(np.float32)
+
+
+def mix_down(block: Block, channel: str) -> Float[np.ndarray, " n"]:
+  """One channel of a block; more than two are mixed to two first.
+
+  Args:
+    block: of any number of channels.
+    channel: "first" (left) or "mean" of the two.
+
+  Raises:
+    ValueError: for another `channel`.
+  """
+  samples = block.samples
+  if channel not in ("first", "mean"):
+    raise ValueError(
+      f"data.audio.channel={channel!r}; expected 'first' or 'mean'."
+    )
+  if samples.shape[1] > 2:
+    weights = _weights(block.layout, samples.shape[1])
+    samples = samples @ weights
+  if channel == "mean":
+    return samples.mean(axis=1)
+  return np.ascontiguousarray(samples[:, 0])

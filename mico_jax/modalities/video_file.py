@@ -1,0 +1,256 @@
+"""Video files to frames, through PyAV: only the frames asked for are kept.
+
+Frames are chosen by the time they are shown at. A clip of N frames is read as N
+equal steps from its first frame to the end of its last; index i is the moment
+where step i begins, and the frame whose time is nearest stands for it. At a
+constant rate that is frame i. Frames beyond `data.audio.max_seconds` are left
+out, as sound is. Pictures stand as their display matrix says, transparency is
+on white; colours are taken as stored (no tone mapping, no deinterlacing).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from mico_jax.modalities import containers
+from mico_jax.modalities.base import DecodeError, Geometry
+from mico_jax.modalities.media import BACKGROUND, LARGE, decode_frames
+from mico_jax.modalities.spatial import Clip
+
+_SEEK_BEYOND = 1000  # frames; longer videos are read by seeking
+_STEPS_BACK = (0.0, 1.0, 10.0)  # s before a moment to seek to, until it is met
+_REACH = 1.0  # s; a damaged moment is shown by a frame no farther
+
+
+class VideoClip:
+  """A video file; frames are decoded when taken.
+
+  Attributes:
+    nbytes: of all frames, decoded.
+  """
+
+  def __init__(self, data: bytes, geometry: Geometry):
+    """Reads the times of all frames.
+
+    Raises:
+      DecodeError: for unreadable, empty, too large or cut files.
+    """
+    self._data, self._geometry = data, geometry
+    with self._open() as (container, stream):
+      self._check_size(stream.width, stream.height)
+      limit = geometry.audio.max_seconds
+      self._shown = containers.scan_pictures(container, stream, limit)
+      pixels = stream.width * stream.height
+      self.nbytes = 3 * min(pixels, LARGE) * len(self)
+
+  def _check_size(self, width: int, height: int) -> None:
+    limit = min(self._geometry.max_pixels, containers.MAX_FRAME_PIXELS)
+    if not 0 < width * height <= limit:
+      raise DecodeError(
+        f"video of {width} x {height} pixels; expected between 1 and {limit} "
+        "(data.max_pixels, and 8K)."
+      )
+
+  @contextlib.contextmanager
+  def _open(self) -> Iterator[tuple[Any, Any]]:
+    with containers.opened(self._data, "video") as container:
+      stream = containers.picture_stream(container)
+      if stream is None:
+        raise DecodeError("the file has no video stream (cover art is none).")
+      yield container, stream
+
+  def __len__(self) -> int:
+    """Number of frames."""
+    return len(self._shown.times)
+
+  def _moments(self, indices: Sequence[int]) -> np.ndarray:
+    """Times of indices, in s."""
+    shown = self._shown
+    if len(self) == 1:
+      return np.full(len(indices), shown.start)
+    step = (shown.end - shown.start) / len(self)
+    return shown.start + np.asarray(indices, np.float64) * step
+
+  def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "T Y X 3"]:
+    """The frames at increasing `indices`.
+
+    Raises:
+      DecodeError: if one cannot be read, or they differ in size.
+    """
+    wanted, place = np.unique(self._moments(indices), return_inverse=True)
+    with self._open() as (container, stream):
+      plain = self._shown.ranked or self._shown.joined
+      if len(self) > _SEEK_BEYOND and not plain:
+        found = [self._seek(container, stream, t) for t in wanted]
+      else:
+        found = list(self._nearest(self._frames(container, stream), wanted))
+    if len(found) < len(wanted):
+      raise DecodeError("the video holds no readable frame.")
+    for moment, (time, _) in zip(wanted, found, strict=True):
+      gap = np.abs(self._shown.times - moment).min()
+      if abs(time - moment) > gap + _REACH:
+        raise DecodeError(
+          f"the video is damaged: no frame within {_REACH:g} s of "
+          f"{moment - self._shown.start:.2f} s can be read."
+        )
+    if len({f.shape for _, f in found}) > 1:
+      raise DecodeError("the frames of the video differ in size.")
+    return np.stack([found[i][1] for i in place])
+
+  def _frames(self, container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
+    """(time in s, frame) as presented; damaged ones are left out."""
+    import av
+
+    clock, times, rank = containers.Clock(), self._shown.times, 0
+    decoder = _alpha_decoder(stream)
+    for packet in containers.packets(container, stream):
+      try:
+        if decoder is None:
+          frames = packet.decode()
+        else:
+          frames = decoder.decode(packet if packet.size else None)
+      except av.FFmpegError:
+        continue
+      for frame in frames:
+        rank += 1
+        if frame.is_corrupt:
+          continue
+        if self._shown.ranked:
+          yield float(times[min(rank, len(times)) - 1]), frame
+        elif frame.pts is not None:
+          yield clock(float(frame.pts * frame.time_base)), frame
+
+  def _nearest(
+    self, frames: Iterator[tuple[float, Any]], moments: np.ndarray
+  ) -> Iterator[tuple[float, np.ndarray]]:
+    """(time, pixels) of the frame nearest to each of increasing moments."""
+    before = None
+    rest = list(moments)
+    for now in frames:
+      while rest and now[0] >= rest[0]:
+        moment = rest.pop(0)
+        if before is None or now[0] - moment <= moment - before[0]:
+          yield self._pixels(*now)
+        else:
+          yield self._pixels(*before)
+      before = now
+      if not rest:
+        return
+    if before is not None:
+      last = self._pixels(*before)
+      yield from (last for _ in rest)
+
+  def _seek(
+    self, container: Any, stream: Any, moment: float
+  ) -> tuple[float, np.ndarray]:
+    """The frame of one moment of a long video, from the key frame before it."""
+    moments = np.array([moment])
+    for back in _STEPS_BACK:
+      target = moment - back
+      offset = int(np.floor(target / float(stream.time_base)))
+      container.seek(offset, stream=stream, backward=True)
+      frames = self._frames(container, stream)
+      begin = next(frames, None)
+      if begin is not None and begin[0] <= moment + 1e-6:
+        return next(self._nearest(itertools.chain([begin], frames), moments))
+    with self._open() as opened:  # no key frame was found before it
+      found = next(self._nearest(self._frames(*opened), moments), None)
+    if found is None:
+      raise DecodeError("the video holds no readable frame.")
+    return found
+
+  def _pixels(self, time: float, frame: Any) -> tuple[float, np.ndarray]:
+    self._check_size(frame.width, frame.height)
+    width, height = frame.width, frame.height
+    while width * height > LARGE:
+      width, height = width // 2, height // 2
+    see_through = frame.format.has_palette or any(
+      component.is_alpha for component in frame.format.components
+    )
+    kind = "rgba" if see_through else "rgb24"
+    if (width, height) != (frame.width, frame.height):
+      frame_now = frame.reformat(width=width, height=height, format=kind)
+      pixels = frame_now.to_ndarray()
+    else:
+      pixels = frame.to_ndarray(format=kind)
+    if see_through:
+      pixels = _on_background(pixels)
+    return time, upright(pixels, _display_matrix(frame))
+
+
+def _alpha_decoder(stream: Any) -> Any | None:
+  """A decoder that keeps the transparency of VP8 and VP9, where there is any.
+
+  FFmpeg's own decoders show the hidden colours.
+  """
+  import av
+
+  name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+  if name is None or stream.metadata.get("alpha_mode") != "1":
+    return None
+  return av.CodecContext.create(name, "r")
+
+
+def _on_background(pixels: UInt8[np.ndarray, "Y X 4"]) -> np.ndarray:
+  alpha = pixels[..., 3:].astype(np.uint16)
+  if (alpha == 255).all():
+    return np.ascontiguousarray(pixels[..., :3])
+  ground = np.asarray(BACKGROUND, np.uint16)
+  mixed = pixels[..., :3] * alpha + ground * (255 - alpha)
+  return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def _display_matrix(frame: Any) -> tuple[int, ...]:
+  """(a, b, c, d) in 1/65536: x' = a x + c y, y' = b x + d y; () without one."""
+  for item in frame.side_data:
+    if item.type.name == "DISPLAYMATRIX":
+      matrix = np.frombuffer(bytes(item), np.int32)
+      if len(matrix) == 9:
+        return tuple(int(matrix[i]) for i in (0, 1, 3, 4))
+  return ()
+
+
+def upright(
+  pixels: UInt8[np.ndarray, "Y X 3"], matrix: Sequence[int]
+) -> UInt8[np.ndarray, "y x 3"]:
+  """Pixels as a display matrix (a, b, c, d) shows them.
+
+  Raises:
+    DecodeError: for a matrix that is no quarter turn or mirroring.
+  """
+  if not any(matrix):
+    return pixels
+  a, b, c, d = matrix
+  straight, turned = sorted((abs(a), abs(d))), sorted((abs(b), abs(c)))
+  main, other = sorted((straight, turned), reverse=True)
+  if main[0] <= 10 * other[1]:
+    raise DecodeError(
+      f"the display matrix {tuple(v / 65536 for v in matrix)} is no quarter "
+      "turn or mirroring; rotate the video before use."
+    )
+  if turned > straight:
+    pixels = pixels.swapaxes(0, 1)
+    x, y = c, b
+  else:
+    x, y = a, d
+  pixels = pixels[:, ::-1] if x < 0 else pixels
+  pixels = pixels[::-1] if y < 0 else pixels
+  return np.ascontiguousarray(pixels)
+
+
+def decode_video(raw: Any, geometry: Geometry) -> Clip:
+  """A video file, a still image, a list of frames or an array as a clip."""
+  if isinstance(raw, bytes) and not _is_still(raw):
+    return VideoClip(raw, geometry)
+  return decode_frames(raw, geometry)
+
+
+def _is_still(data: bytes) -> bool:
+  webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+  return webp or data.startswith((b"\xff\xd8", b"\x89PNG", b"BM"))
