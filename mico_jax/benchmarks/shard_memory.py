@@ -27,9 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mico_jax.checkpoint import ranges
 from mico_jax.checkpoint.manager import Manager
 from mico_jax.checkpoint.manifest import array_hash
-from mico_jax.checkpoint.sharded import to_range
 from mico_jax.config import Config
 from mico_jax.parallel import distributed
 from mico_jax.testing.ports import free_port
@@ -70,9 +70,9 @@ def _make(like: TrainState) -> TrainState:
   """A state of random numbers, each process its own shards."""
 
   def array(x: jax.ShapeDtypeStruct) -> jax.Array:
-    def part(index: tuple[slice, ...]) -> np.ndarray:
-      where = to_range(index, x.shape)
-      shape = [stop - start for start, stop in where]
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+      where = ranges.of_index(index, x.shape)
+      shape = ranges.sizes(where)
       if x.dtype == jnp.int32:
         return np.zeros(shape, np.int32)
       return np.random.default_rng(where[0]).random(shape, np.float32)

@@ -480,6 +480,10 @@ class Manager:
       folder = self.folder / str(number)
       try:
         manifest, data = sharded.together(lambda f=folder: read_head(f))
+        text = json.dumps(manifest, sort_keys=True).encode()
+        sharded.check_same(
+          manifest_lib.sha256(text), f"the manifests of step {number}"
+        )
       except CheckpointError as e:
         skipped.append((number, str(e)))
         continue

@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import io
-import itertools
 import json
 import math
 import platform
@@ -31,6 +30,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from etils import epath
+
+from mico_jax.checkpoint import ranges
+from mico_jax.checkpoint.ranges import Range
 
 FORMAT = "mico_jax checkpoint 2"
 FORMATS = ("mico_jax checkpoint 1", FORMAT)  # that are read
@@ -111,36 +113,6 @@ def unflatten(
   return tree
 
 
-# (start, stop) along each axis.
-Range = tuple[tuple[int, int], ...]
-
-
-def grid_ranges(shape: Sequence[int], grid: Sequence[int]) -> list[Range]:
-  """Where the shards of an array lie, in C order.
-
-  Args:
-    shape: of the array.
-    grid: shape of a shard, which divides the array evenly.
-
-  Raises:
-    CheckpointError: if it does not.
-  """
-  if len(grid) != len(shape) or any(
-    size != step and (step < 1 or size % step)
-    for size, step in zip(shape, grid, strict=True)
-  ):
-    raise CheckpointError(
-      f"shards of shape {list(grid)} do not divide an array {list(shape)}."
-    )
-  axes = [
-    [(start, start + step) for start in range(0, size, step or 1)]
-    if size != step
-    else [(0, size)]
-    for size, step in zip(shape, grid, strict=True)
-  ]
-  return list(itertools.product(*axes))
-
-
 def shards(entry: Mapping[str, Any]) -> list[tuple[Range, str]]:
   """The parts of an array that have a hash each, with their hashes.
 
@@ -148,23 +120,23 @@ def shards(entry: Mapping[str, Any]) -> list[tuple[Range, str]]:
     CheckpointError: if the entry of the manifest contradicts itself.
   """
   shape, hashes = entry["shape"], entry["sha256"]
-  ranges = grid_ranges(shape, entry.get("grid", shape))
+  grid = entry.get("grid", shape)
   hashes = [hashes] if isinstance(hashes, str) else hashes
-  if len(ranges) != len(hashes):
+  try:
+    count = ranges.count(shape, grid)
+  except ValueError as e:
+    raise CheckpointError(f"the manifest contradicts itself: {e}.") from e
+  if count != len(hashes):
     raise CheckpointError(
-      f"an array of {len(ranges)} shard(s) has {len(hashes)} hash(es)."
+      "the manifest contradicts itself: an array of "
+      f"{count} shard(s) has {len(hashes)} hash(es)."
     )
-  return list(zip(ranges, hashes, strict=True))
-
-
-def slices(where: Range) -> tuple[slice, ...]:
-  """A range as an index of an array."""
-  return tuple(slice(start, stop) for start, stop in where)
+  return list(zip(ranges.of_grid(shape, grid), hashes, strict=True))
 
 
 def nbytes(entry: Mapping[str, Any], where: Range | None = None) -> int:
   """Bytes of an array of the manifest, or of a part of it."""
-  shape = entry["shape"] if where is None else [b - a for a, b in where]
+  shape = entry["shape"] if where is None else ranges.sizes(where)
   dtype = entry["dtype"]
   return math.prod(shape) * np.dtype(getattr(ml_dtypes, dtype, dtype)).itemsize
 
@@ -193,7 +165,7 @@ def describe_shards(
     hashes: dict[str, str] = {}
     for note in notes:
       hashes.update(note.get(path, {}))
-    starts = [range_key(where) for where in grid_ranges(shape, grid)]
+    starts = [ranges.key(where) for where in ranges.of_grid(shape, grid)]
     missing = [start for start in starts if start not in hashes]
     if missing:
       raise CheckpointError(
@@ -208,11 +180,6 @@ def describe_shards(
       entry |= {"grid": list(grid), "sha256": found}
     entries[path] = entry
   return _with_origin(entries, logical_axes, originals)
-
-
-def range_key(where: Range) -> str:
-  """The start of a range as text: "0,64"; "" for a scalar."""
-  return ",".join(str(start) for start, _ in where)
 
 
 def _with_origin(
@@ -392,7 +359,7 @@ def array_problems(
       problems.append(wrong)
     elif hashes:
       for where, sha256 in shards(entry):
-        if array_hash(array[slices(where)]) != sha256:
+        if array_hash(array[ranges.slices(where)]) != sha256:
           problems.append(content_differs(item, path))
           break
   return problems

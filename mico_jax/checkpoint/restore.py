@@ -205,10 +205,15 @@ def stream_params(
       are those of another model.
   """
   folder = step_folders(path)[0]
-  manifest = manifest_lib.read(folder)
-  files, problems = manifest_lib.read_files(folder, manifest)
-  if problems:
-    raise CheckpointError(manifest_lib.summarise(problems))
+
+  def head() -> tuple[dict[str, Any], dict[str, bytes]]:
+    manifest = manifest_lib.read(folder)
+    files, problems = manifest_lib.read_files(folder, manifest)
+    if problems:
+      raise CheckpointError(manifest_lib.summarise(problems))
+    return manifest, files
+
+  manifest, files = sharded.together(head)
   item = "ema" if ema and "ema" in manifest["items"] else "params"
   entries = manifest["items"][item]
   places = None if shardings is None else manifest_lib.flatten(shardings)

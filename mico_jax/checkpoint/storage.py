@@ -94,7 +94,7 @@ class FilesRestore(checkpoint_args.CheckpointArgs):
   """Restore arguments of `FilesHandler`: none."""
 
 
-class ManifestHandler(FilesHandler):
+class ManifestHandler(ocp.AsyncCheckpointHandler):
   """Orbax handler of files that process 0 makes of what every process notes.
 
   The notes lie beside them meanwhile, since all processes write to one folder.
@@ -104,12 +104,14 @@ class ManifestHandler(FilesHandler):
   def __init__(self) -> None:
     """Keeps nothing yet."""
     self._finish: Any = None
+    self._files = FilesHandler()
 
   async def _note(
     self, own: Callable[[], Mapping[str, Any]], directory: epath.Path
   ) -> None:
     text = json.dumps(await asyncio.to_thread(own))
-    _notes_path(directory, jax.process_index()).write_text(text)
+    path = _notes_path(directory, jax.process_index())
+    failures.wait_out(lambda: path.write_text(text), f"writing {path}")
 
   async def async_save(
     self, directory: epath.Path, args: ManifestSave
@@ -126,11 +128,27 @@ class ManifestHandler(FilesHandler):
     """Writes the files; Orbax calls it in process 0, when all have written."""
     finish, self._finish = self._finish, None
     paths = [_notes_path(directory, i) for i in range(jax.process_count())]
-    notes = [json.loads(path.read_text()) for path in paths]
+    notes = [
+      json.loads(failures.wait_out(path.read_text, f"reading {path}"))
+      for path in paths
+    ]
     files = finish(directory.parent, notes)
-    asyncio.run(self._write(lambda: files, directory))
+    self._files.save(directory, FilesSave(lambda: files))
     for path in paths:
-      path.unlink()
+      failures.wait_out(
+        lambda path=path: path.unlink(missing_ok=True), f"removing {path}"
+      )
+
+  def save(self, directory: epath.Path, args: ManifestSave) -> None:
+    """Makes the notes and returns when they are written."""
+    self._finish = args.finish
+    asyncio.run(self._note(args.own, directory))
+
+  def restore(
+    self, directory: epath.Path, args: ManifestRestore | None = None
+  ) -> dict[str, bytes]:
+    """Reads every file below the item's folder."""
+    return self._files.restore(directory)
 
 
 def _notes_path(directory: epath.Path, process: int) -> epath.Path:
@@ -183,9 +201,14 @@ def absolute(path: epath.PathLike) -> Any:
 
 
 def _arrays_handler() -> ocp.PyTreeCheckpointHandler:
-  """Writes each shard of the first replica, whole and as it is."""
+  """Writes each shard of the first replica, whole and as it is.
+
+  Not by way of pinned memory: it would hold a second copy beside the one that
+  is hashed (`sharded.host_shards`), which Orbax shares otherwise.
+  """
   return ocp.PyTreeCheckpointHandler(
     use_compression=False,
+    enable_pinned_host_transfer=False,
     type_handler_registry=type_handlers.create_type_handler_registry(
       (np.ndarray, type_handlers.NumpyHandler()),
       (jax.Array, type_handlers.ArrayHandler(use_replica_parallel=False)),

@@ -155,8 +155,9 @@ def agree(
 
   Args:
     failure: of this process; None: it did well.
-    kinds: that are expected, from the mildest to the worst; any other failure
-      is worse still and raised as RuntimeError where it did not occur.
+    kinds: that are expected, from the mildest to the worst, each with a
+      message alone; any other failure is worse still and raised as RuntimeError
+      where it did not occur.
 
   Raises:
     Exception: the worst kind of all failures, its own where it has one.
@@ -165,8 +166,8 @@ def agree(
     if failure is not None:
       raise failure
     return
-  known = next((i for i, k in enumerate(kinds) if isinstance(failure, k)), -1)
-  rank = -1 if failure is None else known if known >= 0 else len(kinds)
+  ranks = [i for i, kind in enumerate(kinds) if isinstance(failure, kind)]
+  rank = -1 if failure is None else max(ranks, default=len(kinds))
   words = " ".join(str(failure).split()) or type(failure).__name__
   notes = [json.loads(x) for x in gather_texts(json.dumps([rank, words]))]
   worst = max(one for one, _ in notes)

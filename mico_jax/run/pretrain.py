@@ -236,7 +236,13 @@ class Trainer:
 
   def _warm_self_check(self) -> None:
     """Compiles the checkpoints' self-check beside the first steps."""
-    warm = getattr(self.manager.extras.self_check, "warm", None)
+    check = self.manager.extras.self_check
+    if check is None and self.main:
+      say(
+        "checkpoints get hashes but no self-check: it would need all "
+        "parameters on one host."
+      )
+    warm = getattr(check, "warm", None)
     if warm is None or not self.main:
       return
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 
 import jax
@@ -13,30 +14,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mico_jax import config as config_lib
 from mico_jax.benchmarks import shard_memory
 from mico_jax.checkpoint import manager as manager_lib
-from mico_jax.checkpoint import manifest, restore
+from mico_jax.checkpoint import manifest, ranges, restore
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config
 from mico_jax.failures import TransientError
 from mico_jax.parallel import distributed
+from mico_jax.run import setup
 from mico_jax.testing.ports import free_port
 from mico_jax.train.state import TrainState
 
 
 # ---------------------------------------------------------------- the manifest
 def test_grid_lies_in_order_and_divides():
-  assert manifest.grid_ranges((4, 2), (2, 1)) == [
+  assert ranges.of_grid((4, 2), (2, 1)) == [
     ((0, 2), (0, 1)),
     ((0, 2), (1, 2)),
     ((2, 4), (0, 1)),
     ((2, 4), (1, 2)),
   ]
-  assert manifest.grid_ranges((), ()) == [()]
-  assert manifest.grid_ranges((0, 3), (0, 3)) == [((0, 0), (0, 3))]
+  assert ranges.of_grid((), ()) == [()]
+  assert ranges.of_grid((0, 3), (0, 3)) == [((0, 0), (0, 3))]
   for grid in ((3, 2), (0, 2), (-2, 2), (2,), (4, 2, 1)):
-    with pytest.raises(CheckpointError, match="do not divide"):
-      manifest.grid_ranges((4, 2), grid)
+    with pytest.raises(ValueError, match="do not divide"):
+      ranges.of_grid((4, 2), grid)
 
 
 def test_entries_hold_one_hash_or_a_grid():
@@ -125,6 +128,46 @@ def test_other_shards_than_saved(tmp_path):
   keeper.close()
 
 
+def test_a_step_that_donates_does_not_alter_what_is_saved(
+  tmp_path, monkeypatch
+):
+  """The hash and what is written are of the state when it was saved."""
+  zero = jnp.zeros((), jnp.int32)
+  make = lambda x: TrainState(
+    zero, {"w": jnp.full((512, 512), x)}, {"n": zero}, None, zero, zero
+  )
+  train = jax.jit(
+    lambda p: jax.tree.map(lambda x: x * 2 + 1, p), donate_argnums=0
+  )
+  trained = threading.Event()
+  array_hash = manifest.array_hash
+
+  def late(array):
+    assert trained.wait(60)
+    return array_hash(array)
+
+  monkeypatch.setattr(manifest, "array_hash", late)
+  keeper = manager_lib.Manager(tmp_path, config=Config())
+  state = make(1.5)
+  keeper.save(1, state)
+  params = state.params
+  for _ in range(3):
+    params = jax.block_until_ready(train(params))
+  trained.set()
+  restored = keeper.restore(make(0.0), step=1)
+  assert bits(restored.state.params) == bits(make(1.5).params)
+  keeper.close()
+
+
+def test_large_models_get_no_self_check_on_several_hosts(monkeypatch):
+  session = setup.resolve(config_lib.load("demo", []))
+  assert session.extras().self_check is not None
+  monkeypatch.setattr(setup, "SMALL", 1000)
+  assert session.extras().self_check is not None
+  monkeypatch.setattr(setup.jax, "process_count", lambda: 2)
+  assert session.extras().self_check is None
+
+
 def test_processes_agree_on_the_worst(monkeypatch):
   kinds = (CheckpointError, TransientError)
 
@@ -157,15 +200,15 @@ import json, pathlib, sys
 from mico_jax.parallel import distributed
 distributed.initialize_from_env()
 import jax, jax.numpy as jnp, numpy as np
-from mico_jax.checkpoint import manager as lib, manifest, sharded, storage
+from mico_jax.checkpoint import manager as lib, manifest, placement, storage
 from mico_jax.checkpoint.manifest import CheckpointError
-from mico_jax.config import Config
+from mico_jax.config import Config, ConfigError
 from mico_jax.failures import TransientError
 from mico_jax.train.state import TrainState
 
 folder = pathlib.Path(sys.argv[1])
 process = jax.process_index()
-sharded.SHARE_BYTES = 64
+placement.SHARE_BYTES = 64
 meshes = {
   "split": jax.make_mesh((4,), ("fsdp",)),
   "both": jax.make_mesh((2, 2), ("copy", "fsdp")),
@@ -258,6 +301,32 @@ for specs in (SPLIT, {}):
   else:
     raise AssertionError("restored without a store")
 storage.ArrayFiles.read = real
+
+# One process that sees no files does not leave the other waiting for it.
+def gone(self, folder, item, every):
+  raise OSError(5, "Input/output error", "params")
+opened = storage.ArrayFiles.__init__
+if process == 1:
+  storage.ArrayFiles.__init__ = gone
+for specs in (SPLIT, {}):
+  try:
+    keeper.restore(make(meshes["split"], specs, fill=False), step=1)
+  except TransientError as e:
+    assert "Input/output error" in str(e)
+  else:
+    raise AssertionError("restored without files")
+storage.ArrayFiles.__init__ = opened
+
+# Nor do folders that differ pass for one.
+if process == 1:
+  head = lib.read_head
+  lib.read_head = lambda folder: ({**head(folder)[0], "other": 1}, {})
+try:
+  keeper.restore(make(meshes["split"], SPLIT, fill=False))
+except ConfigError as e:
+  assert "different workdirs" in str(e)
+else:
+  raise AssertionError("restored two checkpoints as one")
 keeper.close()
 print(json.dumps(total))
 """
