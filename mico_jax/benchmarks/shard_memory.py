@@ -17,6 +17,7 @@ import gc
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,6 @@ from mico_jax.checkpoint.manager import Manager
 from mico_jax.checkpoint.manifest import array_hash
 from mico_jax.config import Config
 from mico_jax.parallel import distributed
-from mico_jax.testing.ports import free_port
 from mico_jax.train.state import TrainState
 
 ARRAY_MIB = 16
@@ -122,11 +122,14 @@ def _start(
   folder: pathlib.Path, mib: int, processes: int, *options: str
 ) -> list[dict[str, Any]]:
   """What every process measured."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
   base = {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "",
-    "MICO_JAX_COORDINATOR": f"127.0.0.1:{free_port()}",
+    "MICO_JAX_COORDINATOR": f"127.0.0.1:{port}",
     "MICO_JAX_NUM_PROCESSES": str(processes),
   }
   command = [
