@@ -382,8 +382,8 @@ def test_two_processes(tmp_path):
 
 @pytest.mark.multidevice
 def test_memory_is_that_of_the_shard(tmp_path):
-  found = shard_memory.run(tmp_path, 256, 2)
-  assert found["shard_mib"] == pytest.approx(128, rel=0.01)
+  found = shard_memory.run(tmp_path, 512, 2)
+  assert found["shard_mib"] == pytest.approx(256, rel=0.01)
   assert 1 <= found["save"] < 1.3
   # The buffers of a few reads stay in the arenas of glibc, however large the
   # shard; a process that reads the whole state would need 2 and more.
