@@ -32,6 +32,10 @@ from mico_jax.train import lora
 VARIANTS = ("example", "near_constant", "off_size")
 CAPTION_TOKENS = 3
 LOGITS = "matching_logits"
+# Models with more parameters get no self-check in an import unless asked for,
+# since computing it on a CPU would take far longer than the import; and none in
+# a run of several processes, where one host would have to hold them all.
+SMALL = 400_000_000
 _PROMPT = "a red cube and a small ball"
 
 

@@ -16,7 +16,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "mico_jax"
 # import each other, except where ALSO says so.
 ROOMS: tuple[tuple[str, ...], ...] = (
   ("printing",),
-  ("types", "axes", "config", "failures", "json_text"),
+  ("types", "axes", "config", "failures", "json_text", "memory"),
   ("files",),
   ("modalities",),
   ("world",),
@@ -62,7 +62,10 @@ ONLY = {
   "layers": {"types", "axes", "kernels"},
   "objectives": {"types", "axes", "config", "modalities", "kernels"},
   "parallel": {"types", "axes", "config", "failures"},
-  "checkpoint": {"types", "axes", "config", "failures", "files"},
+  "checkpoint": {
+    *("types", "axes", "config", "failures", "files", "memory"),
+    "parallel",
+  },
   "aot": {"kernels"},
 }
 # What runs on a device without the training stack.

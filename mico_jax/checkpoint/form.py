@@ -14,9 +14,12 @@ from typing import Any
 
 from etils import epath
 
+from mico_jax.checkpoint import ranges
+
 ARRAY_ITEMS = ("params", "opt_state", "ema")
 _MOST_AXES = 32
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_DTYPE = re.compile(r"[a-z]{1,16}[a-z0-9_]{0,16}")
 _PART = re.compile(r"[\w+-][\w .+-]{0,254}", re.ASCII)
 
 
@@ -47,17 +50,39 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_entry(value: Any) -> bool:
+  """Of one array: one hash, or with a grid one for each shard."""
   if not isinstance(value, Mapping):
     return False
   shape, dtype = value.get("shape"), value.get("dtype")
+  if not _is_shape(shape):
+    return False
+  if not isinstance(dtype, str) or not _DTYPE.fullmatch(dtype):
+    return False
+  hashes = value.get("sha256")
+  if "grid" not in value:
+    return _is_hash(hashes)
   return (
-    isinstance(shape, list)
-    and len(shape) <= _MOST_AXES
-    and all(map(_is_count, shape))
-    and isinstance(dtype, str)
-    and bool(re.fullmatch(r"[a-z]{1,16}[a-z0-9_]{0,16}", dtype))
-    and _is_hash(value.get("sha256"))
+    isinstance(hashes, list)
+    and all(map(_is_hash, hashes))
+    and _is_shape(value["grid"])
+    and _number(shape, value["grid"]) == len(hashes)
   )
+
+
+def _is_shape(value: Any) -> bool:
+  return (
+    isinstance(value, list)
+    and len(value) <= _MOST_AXES
+    and all(map(_is_count, value))
+  )
+
+
+def _number(shape: list[int], grid: list[int]) -> int:
+  """Number of shards; -1: the grid does not divide the array."""
+  try:
+    return ranges.count(shape, grid)
+  except ValueError:
+    return -1
 
 
 def _items_problems(items: Any) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """The checkpoints of one run: save, keep, restore the newest that verifies.
 
 `<workdir>/checkpoints/<step>/{params,opt_state,ema,data,config,manifest}`.
-Saves are asynchronous and atomic: the arrays are copied to the host before
-`save` returns; hashing, the self-check and writing happen behind training, and
+Saves are asynchronous and atomic: each process copies its shards to the host
+before `save` returns; hashing, writing and the self-check (of the parameters as
+they were written, read by process 0) happen behind training, and
 the step folder takes its final name only when everything is on disk. A save
 that fails therefore never touches a former checkpoint. For what may pass it is
 repeated, by `wait` with the same state, by the next `save` with a newer one;
@@ -23,7 +24,7 @@ import pathlib
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +36,7 @@ from etils import epath
 from mico_jax import config as config_lib
 from mico_jax import failures, files
 from mico_jax.checkpoint import manifest as manifest_lib
-from mico_jax.checkpoint import mirror, retention, storage
+from mico_jax.checkpoint import mirror, retention, sharded, storage
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config, ConfigError
 
@@ -327,7 +328,8 @@ class Manager:
       for name in manifest_lib.ARRAY_ITEMS
       if getattr(state, name, None) is not None
     }
-    hosts = jax.tree.map(_host_copy_of_main, arrays)
+    own = {name: sharded.host_shards(flat) for name, flat in arrays.items()}
+    layouts = {name: sharded.layout(flat) for name, flat in arrays.items()}
     stored = {
       name: storage.stored_tree(name, flat) for name, flat in arrays.items()
     }
@@ -339,8 +341,17 @@ class Manager:
     config_text = config_lib.to_json(self.config).encode()
     data_text = json.dumps(values, indent=1, sort_keys=True).encode()
 
-    def manifest_files() -> dict[str, bytes]:
-      return self._manifest_files(step, hosts, config_text, data_text, metrics)
+    def notes() -> dict[str, Any]:
+      return {name: sharded.hash_shards(own.pop(name)) for name in list(own)}
+
+    def manifest_files(folder: Any, notes: Sequence[Any]) -> dict[str, bytes]:
+      head = {
+        "step": step,
+        "config_sha256": manifest_lib.sha256(config_text),
+        "data_sha256": manifest_lib.sha256(data_text),
+        "metrics": {k: float(v) for k, v in (metrics or {}).items()},
+      }
+      return self._manifest_files(folder, head, layouts, notes)
 
     target = self._local / str(step)
     self._remove_unfinished()
@@ -352,8 +363,8 @@ class Manager:
         {
           "data": lambda: {manifest_lib.DATA: data_text},
           "config": lambda: {manifest_lib.CONFIG: config_text},
-          "manifest": manifest_files,
         },
+        storage.ManifestSave(notes, manifest_files),
       ),
       force=True,
     )
@@ -397,46 +408,58 @@ class Manager:
     manifest, _ = read_head(folder)
     if jax.process_count() == 1:
       with mirror.local_copy(folder, manifest["items"]) as here:
-        _read_placed(here, manifest["items"], {})
+        sharded.read_placed(here, manifest["items"], {})
 
   def _manifest_files(
     self,
-    step: int,
-    hosts: Mapping[str, Any],
-    config_text: bytes,
-    data_text: bytes,
-    metrics: Mapping[str, float] | None,
+    folder: Any,
+    head: Mapping[str, Any],
+    layouts: Mapping[str, Any],
+    notes: Sequence[Mapping[str, Any]],
   ) -> dict[str, bytes]:
-    """Hashes the arrays, runs the self-check, writes the manifest's text."""
+    """Runs the self-check and writes the manifest's text.
+
+    Args:
+      folder: with the arrays, as written by all processes.
+      head: what the manifest says of this step alone.
+      layouts: of each item, see `sharded.layout`.
+      notes: of each process: item -> path -> start of a shard -> hash.
+    """
     extras = self.extras
     axes = manifest_lib.flatten(extras.logical_axes or {})
     items = {
-      name: manifest_lib.describe_arrays(
-        flat,
+      name: manifest_lib.describe_shards(
+        layout,
+        [note.get(name, {}) for note in notes],
         logical_axes={} if name == "opt_state" else axes,
         originals={} if name == "opt_state" else extras.originals,
       )
-      for name, flat in hosts.items()
+      for name, layout in layouts.items()
     }
     files = {
       f"{manifest_lib.TOKENIZER_PREFIX}{name}": content
       for name, content in extras.tokenizer_files.items()
     }
-    checked = "ema" if "ema" in hosts else "params"
+    checked = "ema" if "ema" in items else "params"
     if extras.self_check is not None:
-      outputs = extras.self_check(manifest_lib.unflatten(hosts[checked]))
+      entries = items[checked]
+      flat = storage.read_arrays(folder, checked, entries)
+      problems = manifest_lib.array_problems(entries, flat, item=checked)
+      if problems:
+        raise CheckpointError(
+          f"the store altered what was written: "
+          f"{manifest_lib.summarise(problems)}"
+        )
+      outputs = extras.self_check(manifest_lib.unflatten(flat))
       files[manifest_lib.SELF_CHECK] = manifest_lib.pack_arrays(outputs)
     return manifest_lib.to_files(
       {
-        "step": step,
+        **head,
         "items": items,
-        "config_sha256": manifest_lib.sha256(config_text),
-        "data_sha256": manifest_lib.sha256(data_text),
         "tokenizer": dict(extras.tokenizer_info),
         "preprocessing": dict(extras.preprocessing),
         "versions": manifest_lib.versions(),
         "topology": dict(extras.topology or topology()),
-        "metrics": {k: float(v) for k, v in (metrics or {}).items()},
         "self_check_of": checked,
       },
       files,
@@ -578,7 +601,7 @@ class Manager:
 
   # -------------------------------------------------------------- restoring
   def restore(self, target: Any, *, step: int | None = None) -> Restored | None:
-    """Restores the newest checkpoint that verifies.
+    """Restores the newest checkpoint that verifies; all processes must call.
 
     Args:
       target: a train state of arrays or `ShapeDtypeStruct` with shardings,
@@ -594,20 +617,25 @@ class Manager:
     """
     self.wait()
     candidates = self.steps()[::-1] if step is None else [step]
+    sharded.check_same(candidates, f"the steps in {self.folder}")
     if not candidates:
       return None
     skipped: list[tuple[int, str]] = []
     for number in candidates:
       folder = self.folder / str(number)
       try:
-        manifest, data = read_head(folder)
+        manifest, data = sharded.together(lambda f=folder: read_head(f))
+        text = json.dumps(manifest, sort_keys=True).encode()
+        sharded.check_same(
+          manifest_lib.sha256(text), f"the manifests of step {number}"
+        )
       except CheckpointError as e:
         skipped.append((number, str(e)))
         continue
       likes = _likes(target, number, manifest["items"])
       try:
         with mirror.local_copy(folder, manifest["items"]) as here:
-          arrays = _read_placed(here, manifest["items"], likes)
+          arrays = sharded.read_placed(here, manifest["items"], likes)
       except CheckpointError as e:
         skipped.append((number, str(e)))
         continue
@@ -631,12 +659,6 @@ class Manager:
       "topology": json.loads(json.dumps(self.extras.topology or topology())),
     }
     return manifest_lib.differences({k: manifest[k] for k in now}, now)
-
-
-def _host_copy_of_main(value: Any) -> np.ndarray | None:
-  """A copy on the host in the process that hashes; all take part."""
-  copy = storage.host_copy(value)
-  return None if jax.process_index() else copy
 
 
 def read_head(
@@ -683,32 +705,6 @@ def _likes(
       entry = items[name][path]
       storage.check_fits(entry["shape"], entry["dtype"], like)
   return likes
-
-
-def _read_placed(
-  folder: epath.PathLike,
-  items: Mapping[str, Mapping[str, Any]],
-  likes: Mapping[str, Mapping[str, Any]],
-) -> dict[str, dict[str, Any]]:
-  """Reads, verifies and places the arrays of a step, a few at a time.
-
-  Items that the run does not need are verified and dropped.
-
-  Raises:
-    CheckpointError: naming the first arrays that do not verify.
-  """
-  placed: dict[str, dict[str, Any]] = {name: {} for name in likes}
-  for item, part in storage.batches(items):
-    arrays = storage.read_arrays(folder, item, part, every=items[item])
-    problems = manifest_lib.array_problems(part, arrays, item=item)
-    if problems:
-      raise CheckpointError(manifest_lib.summarise(problems))
-    for path in list(arrays):
-      value = arrays.pop(path)
-      if item in likes:
-        placed[item][path] = storage.place(value, likes[item][path])
-      del value
-  return placed
 
 
 def _fill(

@@ -1,10 +1,15 @@
 """The manifest: what a checkpoint says about itself, and how that is checked.
 
 One `manifest.json` lies beside the arrays of a step. Per parameter it holds
-path, shape, dtype, logical axes and a SHA-256 of the content, since Orbax
-restores a flipped byte without a word; beside them the hashes of config,
+path, shape, dtype, logical axes and a SHA-256 of the content, since a flipped
+byte would be restored without a word; beside them the hashes of config,
 tokenizer files and self-check, the preprocessing modes, the library versions
 and the topology of the run. `manifest.sha256` guards the manifest itself.
+
+An array that was saved in shards has a hash for each, made by the process that
+held it: `grid` is the shape of a shard, `sha256` the list of hashes in C order
+of the shards. An array in one piece has no `grid` and one hash. Format 1 knew
+only the latter.
 
 Nothing here imports JAX: hashing works on host arrays. Files are JSON and raw
 bytes only; nothing of a checkpoint is ever unpickled.
@@ -16,18 +21,22 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import math
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from etils import epath
 
 from mico_jax import files
-from mico_jax.checkpoint import form
+from mico_jax.checkpoint import form, ranges
 from mico_jax.checkpoint.form import ARRAY_ITEMS
+from mico_jax.checkpoint.ranges import Range
 
-FORMAT = "mico_jax checkpoint 1"
+FORMAT = "mico_jax checkpoint 2"
+FORMATS = ("mico_jax checkpoint 1", FORMAT)  # that are read
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
 SELF_CHECK = "self_check.npz"
@@ -105,6 +114,88 @@ def unflatten(
   return tree
 
 
+def shards(entry: Mapping[str, Any]) -> list[tuple[Range, str]]:
+  """The parts of an array that have a hash each, with their hashes.
+
+  Raises:
+    CheckpointError: if the entry of the manifest contradicts itself.
+  """
+  shape, hashes = entry["shape"], entry["sha256"]
+  grid = entry.get("grid", shape)
+  hashes = [hashes] if isinstance(hashes, str) else hashes
+  try:
+    count = ranges.count(shape, grid)
+  except ValueError as e:
+    raise CheckpointError(f"the manifest contradicts itself: {e}.") from e
+  if count != len(hashes):
+    raise CheckpointError(
+      "the manifest contradicts itself: an array of "
+      f"{count} shard(s) has {len(hashes)} hash(es)."
+    )
+  return list(zip(ranges.of_grid(shape, grid), hashes, strict=True))
+
+
+def nbytes(entry: Mapping[str, Any], where: Range | None = None) -> int:
+  """Bytes of an array of the manifest, or of a part of it."""
+  shape = entry["shape"] if where is None else ranges.sizes(where)
+  dtype = entry["dtype"]
+  return math.prod(shape) * np.dtype(getattr(ml_dtypes, dtype, dtype)).itemsize
+
+
+def describe_shards(
+  layout: Mapping[str, Mapping[str, Any]],
+  notes: Sequence[Mapping[str, Mapping[str, str]]],
+  *,
+  logical_axes: Mapping[str, Any] | None = None,
+  originals: Mapping[str, Any] | None = None,
+) -> dict[str, dict[str, Any]]:
+  """The manifest's entry of every array of a sharded state.
+
+  Args:
+    layout: path -> "shape", "dtype", and "grid": the shape of a shard.
+    notes: of each process: path -> start of a shard, "0,64" say -> hash.
+    logical_axes: as for `describe_arrays`.
+    originals: as for `describe_arrays`.
+
+  Raises:
+    CheckpointError: if a shard has no hash.
+  """
+  entries = {}
+  for path, about in layout.items():
+    shape, grid = about["shape"], about["grid"]
+    hashes: dict[str, str] = {}
+    for note in notes:
+      hashes.update(note.get(path, {}))
+    starts = [ranges.key(where) for where in ranges.of_grid(shape, grid)]
+    missing = [start for start in starts if start not in hashes]
+    if missing:
+      raise CheckpointError(
+        f"{path}: no process hashed the shard at [{missing[0]}]; do all see "
+        "the same folder?"
+      )
+    found = [hashes[start] for start in starts]
+    entry: dict[str, Any] = {"shape": list(shape), "dtype": about["dtype"]}
+    if len(found) == 1:
+      entry["sha256"] = found[0]
+    else:
+      entry |= {"grid": list(grid), "sha256": found}
+    entries[path] = entry
+  return _with_origin(entries, logical_axes, originals)
+
+
+def _with_origin(
+  entries: dict[str, dict[str, Any]],
+  logical_axes: Mapping[str, Any] | None,
+  originals: Mapping[str, Any] | None,
+) -> dict[str, dict[str, Any]]:
+  for path, entry in entries.items():
+    if logical_axes and path in logical_axes:
+      entry["axes"] = list(logical_axes[path])
+    if originals and path in originals:
+      entry["original"] = originals[path]
+  return entries
+
+
 def describe_arrays(
   flat: Mapping[str, Any],
   *,
@@ -119,21 +210,15 @@ def describe_arrays(
     originals: path -> what it was imported from: a list of {"name", "dtype",
       "sha256"}, layer by layer.
   """
-  axes = logical_axes or {}
   entries = {}
   for path, value in flat.items():
     array = np.asarray(value)
-    entry: dict[str, Any] = {
+    entries[path] = {
       "shape": list(array.shape),
       "dtype": array.dtype.name,
       "sha256": array_hash(array),
     }
-    if path in axes:
-      entry["axes"] = list(axes[path])
-    if originals and path in originals:
-      entry["original"] = originals[path]
-    entries[path] = entry
-  return entries
+  return _with_origin(entries, logical_axes, originals)
 
 
 def versions() -> dict[str, str]:
@@ -213,7 +298,7 @@ def read(folder: epath.PathLike) -> dict[str, Any]:
       f"{path / MANIFEST}: holds a {type(manifest).__name__}, expected an "
       "object."
     )
-  if manifest.get("format") != FORMAT:
+  if manifest.get("format") not in FORMATS:
     raise CheckpointError(
       f"{folder}: format {manifest.get('format')!r:.80}, expected {FORMAT!r}; "
       "read it with the mico_jax version that wrote it."
@@ -288,21 +373,36 @@ def array_problems(
     array = np.asarray(value)
     if entry is None:
       problems.append(f"{item}: {path} is not in the manifest.")
-    elif list(array.shape) != list(entry["shape"]):
-      problems.append(
-        f"{item}: {path} has shape {list(array.shape)}, the manifest says "
-        f"{entry['shape']}."
-      )
-    elif array.dtype.name != entry["dtype"]:
-      problems.append(
-        f"{item}: {path} has dtype {array.dtype.name}, the manifest says "
-        f"{entry['dtype']}."
-      )
-    elif hashes and array_hash(array) != entry["sha256"]:
-      problems.append(
-        f"{item}: content of {path} differs from the manifest's hash."
-      )
+    elif wrong := differs(item, path, entry, array.shape, array.dtype.name):
+      problems.append(wrong)
+    elif hashes:
+      for where, sha256 in shards(entry):
+        if array_hash(array[ranges.slices(where)]) != sha256:
+          problems.append(content_differs(item, path))
+          break
   return problems
+
+
+def differs(
+  item: str,
+  path: str,
+  entry: Mapping[str, Any],
+  shape: Sequence[int],
+  dtype: str,
+) -> str:
+  """What is said of an array of another kind than its entry; "": nothing."""
+  for what, is_, said in (
+    ("shape", list(shape), list(entry["shape"])),
+    ("dtype", dtype, entry["dtype"]),
+  ):
+    if is_ != said:
+      return f"{item}: {path} has {what} {is_}, the manifest says {said}."
+  return ""
+
+
+def content_differs(item: str, path: str) -> str:
+  """What is said of an array whose bytes are not those that were saved."""
+  return f"{item}: content of {path} differs from the manifest's hash."
 
 
 def summarise(problems: Iterable[str], *, limit: int = 3) -> str:

@@ -21,7 +21,7 @@ from etils import epath
 from mico_jax import config as config_lib
 from mico_jax import files as files_lib
 from mico_jax.checkpoint import manifest as manifest_lib
-from mico_jax.checkpoint import mirror, storage
+from mico_jax.checkpoint import mirror, sharded, storage
 from mico_jax.checkpoint.manager import CHECKPOINTS, list_steps
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config
@@ -186,11 +186,11 @@ def stream_params(
   *,
   ema: bool = True,
 ) -> tuple[dict[str, Any], Config]:
-  """Puts parameters onto devices, one array at a time.
+  """Puts parameters onto devices, a few arrays at a time.
 
-  The host never holds more than one whole array (stacked over layers), so
+  The host holds a few saved shards or one (see `checkpoint.sharded`), so
   weights as large as the memory of the devices load on a small host. Every
-  array is verified before it is placed.
+  array is verified before it is placed. With several processes, all must call.
 
   Args:
     path: a workdir (its newest checkpoint) or a step folder.
@@ -206,10 +206,15 @@ def stream_params(
       are those of another model.
   """
   folder = step_folders(path)[0]
-  manifest = manifest_lib.read(folder)
-  files, problems = manifest_lib.read_files(folder, manifest)
-  if problems:
-    raise CheckpointError(manifest_lib.summarise(problems))
+
+  def head() -> tuple[dict[str, Any], dict[str, bytes]]:
+    manifest = manifest_lib.read(folder)
+    files, problems = manifest_lib.read_files(folder, manifest)
+    if problems:
+      raise CheckpointError(manifest_lib.summarise(problems))
+    return manifest, files
+
+  manifest, files = sharded.together(head)
   item = "ema" if ema and "ema" in manifest["items"] else "params"
   entries = manifest["items"][item]
   places = None if shardings is None else manifest_lib.flatten(shardings)
@@ -219,27 +224,18 @@ def stream_params(
       f"the shardings are those of another model: {other[:3]} ({len(other)}) "
       f"differ from {folder}."
     )
-  found = {}
-  with mirror.local_copy(folder, (item,)) as here:
-    for name, entry in entries.items():
-      one = storage.read_arrays(here, item, {name: entry}, every=entries)
-      problems = manifest_lib.array_problems({name: entry}, one, item=item)
-      if problems:
-        raise CheckpointError(manifest_lib.summarise(problems))
-      found[name] = _placed(one.pop(name), places[name] if places else None)
-  config = parse_config(files[manifest_lib.CONFIG], folder)
-  return manifest_lib.unflatten(found), config
-
-
-def _placed(array: np.ndarray, sharding: Any) -> Any:
-  """The array on its devices; returns when the host copy may go."""
-  if sharding is None:
-    placed = jax.device_put(array)
-  else:
-    placed = jax.make_array_from_callback(
-      array.shape, sharding, lambda index: array[index]
+  likes = {
+    name: jax.ShapeDtypeStruct(
+      entry["shape"],
+      jax.numpy.dtype(entry["dtype"]),
+      sharding=places[name] if places else None,
     )
-  return jax.block_until_ready(placed)
+    for name, entry in entries.items()
+  }
+  with mirror.local_copy(folder, (item,)) as here:
+    found = sharded.read_placed(here, {item: entries}, {item: likes})
+  config = parse_config(files[manifest_lib.CONFIG], folder)
+  return manifest_lib.unflatten(found[item]), config
 
 
 def parse_config(text: bytes, folder: Any) -> Config:

@@ -1,40 +1,44 @@
-"""Reading and writing one step folder through Orbax.
+"""Reading and writing one step folder.
 
 A step folder is written by one asynchronous, atomic Orbax save of a composite:
 arrays (`params`, `opt_state`, `ema`) as OCDBT, and small items (`data`,
-`config`, `manifest`) as plain files by `FilesHandler`, whose contents are
-computed in the background once the arrays are safely copied to the host.
+`config`, `manifest`) as plain files. Each process writes and hashes the shards
+of the first replica that it holds, behind training; when all have, process 0
+writes the manifest. Arrays are not compressed: weights hardly shrink, and
+written from where they lie they need no memory.
 
-Arrays are read back as host arrays without a target tree or a mesh; the caller
-verifies them and places them on devices, `BATCH_BYTES` at a time. Each process
-reads every array in full, since a hash is that of a whole array: a few arrays
-are whole on a host at a time, never the state.
+Arrays are read back by TensorStore as host arrays, without a target tree or a
+mesh; see `checkpoint.sharded` for those that go to devices.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import logging
-import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_args, future
+from orbax.checkpoint import checkpoint_args, future, type_handlers
 
 from mico_jax import failures
 from mico_jax import files as files_lib
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint.manifest import CheckpointError
 
-BATCH_BYTES = 256 * 2**20  # arrays read together, unless one alone is larger
+READERS = 8  # threads that read and hash
+# OCDBT keeps the nodes of its index here; the arrays themselves are not kept.
+_INDEX_BYTES = 32 * 2**20
 
 
 class FilesHandler(ocp.AsyncCheckpointHandler):
@@ -92,6 +96,81 @@ class FilesRestore(checkpoint_args.CheckpointArgs):
   """Restore arguments of `FilesHandler`: none."""
 
 
+class ManifestHandler(ocp.AsyncCheckpointHandler):
+  """Orbax handler of files that process 0 makes of what every process notes.
+
+  The notes lie beside them meanwhile, since all processes write to one folder.
+  It must be the last item: its files are made when the others are complete.
+  """
+
+  def __init__(self) -> None:
+    """Keeps nothing yet."""
+    self._finish: Any = None
+    self._files = FilesHandler()
+
+  async def _note(
+    self, own: Callable[[], Mapping[str, Any]], directory: epath.Path
+  ) -> None:
+    text = json.dumps(await asyncio.to_thread(own))
+    files_lib.write_text(_notes_path(directory, jax.process_index()), text)
+
+  async def async_save(
+    self, directory: epath.Path, args: ManifestSave
+  ) -> list[ocp.Future]:
+    """Starts making the notes and returns the commit future."""
+    self._finish = args.finish
+    return [
+      future.CommitFutureAwaitingContractedSignals(
+        self._note(args.own, directory), name="mico_jax_manifest"
+      )
+    ]
+
+  def finalize(self, directory: epath.Path) -> None:
+    """Writes the files; Orbax calls it in process 0, when all have written."""
+    finish, self._finish = self._finish, None
+    paths = [_notes_path(directory, i) for i in range(jax.process_count())]
+    notes = [json.loads(files_lib.read_text(path)) for path in paths]
+    files = finish(directory.parent, notes)
+    self._files.save(directory, FilesSave(lambda: files))
+    for path in paths:
+      files_lib.remove(path)
+
+  def save(self, directory: epath.Path, args: ManifestSave) -> None:
+    """Makes the notes and returns when they are written."""
+    self._finish = args.finish
+    asyncio.run(self._note(args.own, directory))
+
+  def restore(
+    self, directory: epath.Path, args: ManifestRestore | None = None
+  ) -> dict[str, bytes]:
+    """Reads every file below the item's folder."""
+    return self._files.restore(directory)
+
+
+def _notes_path(directory: epath.Path, process: int) -> epath.Path:
+  return directory / f"notes-{process}.json"
+
+
+@checkpoint_args.register_with_handler(ManifestHandler, for_save=True)
+@dataclasses.dataclass
+class ManifestSave(checkpoint_args.CheckpointArgs):
+  """Save arguments of `ManifestHandler`.
+
+  Attributes:
+    own: this process' notes, JSON types; called behind training.
+    finish: (folder with the other items, the notes of all processes) -> files.
+  """
+
+  own: Callable[[], Mapping[str, Any]]
+  finish: Callable[[epath.Path, Sequence[Any]], Mapping[str, bytes]]
+
+
+@checkpoint_args.register_with_handler(ManifestHandler, for_restore=True)
+@dataclasses.dataclass
+class ManifestRestore(checkpoint_args.CheckpointArgs):
+  """Restore arguments of `ManifestHandler`: none."""
+
+
 class OrbaxNoise(logging.Filter):
   """Drops log lines about errors that reach the caller as exceptions."""
 
@@ -134,29 +213,48 @@ def absolute(path: epath.PathLike) -> Any:
   return epath.Path(text if "://" in text else os.path.abspath(text))
 
 
+def _arrays_handler() -> ocp.PyTreeCheckpointHandler:
+  """Writes each shard of the first replica, whole and as it is.
+
+  Not by way of pinned memory: it would hold a second copy beside the one that
+  is hashed (`sharded.host_shards`), which Orbax shares otherwise.
+  """
+  return ocp.PyTreeCheckpointHandler(
+    use_compression=False,
+    enable_pinned_host_transfer=False,
+    type_handler_registry=type_handlers.create_type_handler_registry(
+      (np.ndarray, type_handlers.NumpyHandler()),
+      (jax.Array, type_handlers.ArrayHandler(use_replica_parallel=False)),
+    ),
+  )
+
+
 def make_checkpointer() -> ocp.AsyncCheckpointer:
   """The asynchronous composite checkpointer of all items."""
   quiet()
   arrays: dict[str, Any] = {
-    name: ocp.PyTreeCheckpointHandler() for name in manifest_lib.ARRAY_ITEMS
+    name: _arrays_handler() for name in manifest_lib.ARRAY_ITEMS
   }
   return ocp.AsyncCheckpointer(
     ocp.CompositeCheckpointHandler(
       **arrays,
       data=FilesHandler(),
       config=FilesHandler(),
-      manifest=FilesHandler(),
+      manifest=ManifestHandler(),
     )
   )
 
 
 def save_args(
-  arrays: Mapping[str, Any], files: Mapping[str, manifest_lib.FilesFn]
+  arrays: Mapping[str, Any],
+  files: Mapping[str, manifest_lib.FilesFn],
+  manifest: ManifestSave,
 ) -> ocp.args.Composite:
   """Arguments of one composite save."""
   return ocp.args.Composite(
     **{name: ocp.args.PyTreeSave(tree) for name, tree in arrays.items()},
     **{name: FilesSave(fn) for name, fn in files.items()},
+    manifest=manifest,
   )
 
 
@@ -242,6 +340,86 @@ def place(value: np.ndarray, like: Any) -> Any:
   )
 
 
+class ArrayFiles:
+  """The stored arrays of one item of a step folder."""
+
+  def __init__(
+    self, folder: epath.PathLike, item: str, every: Iterable[str]
+  ) -> None:
+    """Opens nothing yet.
+
+    Args:
+      folder: step folder, local or on gs://.
+      item: "params", "opt_state" or "ema".
+      every: paths of all arrays of the item.
+
+    Raises:
+      CheckpointError: if there is no such folder.
+    """
+    self._path = absolute(folder) / item
+    if not files_lib.is_folder(self._path):
+      raise CheckpointError(
+        f"{self._path}: no such folder; the checkpoint is incomplete."
+      )
+    named = stored_tree(item, {path: path for path in every})
+    self._names = {
+      path: ".".join(part.key for part in keys)
+      for keys, path in jax.tree_util.tree_leaves_with_path(named)
+    }
+    self._context = ts.Context(
+      {"cache_pool#index": {"total_bytes_limit": _INDEX_BYTES}}
+    )
+
+  def open(self, path: str) -> Any:
+    """The TensorStore of an array.
+
+    Raises:
+      CheckpointError: if it is absent or damaged.
+    """
+    spec = {
+      "driver": "zarr",
+      "kvstore": {
+        "driver": "ocdbt",
+        "base": _kvstore(self._path),
+        "path": f"{self._names[path]}/",
+        "cache_pool": "cache_pool#index",
+      },
+    }
+    return self._patiently(
+      lambda: ts.open(spec, open=True, read=True, context=self._context)
+    )
+
+  def read(self, store: Any, where: tuple[slice, ...]) -> np.ndarray:
+    """A part of an open array.
+
+    Raises:
+      CheckpointError: if it cannot be read.
+    """
+    return np.asarray(self._patiently(lambda: store[where].read()))
+
+  def _patiently(self, call: Callable[[], Any]) -> Any:
+    """The result of a future; waits while the store is away."""
+    try:
+      return failures.wait_out(lambda: call().result(), f"reading {self._path}")
+    except failures.TransientError:
+      raise
+    except Exception as e:  # TensorStore raises several kinds.
+      lines = str(e).strip().splitlines() or [type(e).__name__]
+      raise CheckpointError(
+        f"{self._path}: cannot be read, cut short or damaged "
+        f"({lines[0][:160]})."
+      ) from e
+
+
+def _kvstore(folder: epath.Path) -> dict[str, str]:
+  """Where a folder is, for TensorStore."""
+  text = f"{os.fspath(folder)}/"
+  if not text.startswith("gs://"):
+    return {"driver": "file", "path": text}
+  bucket, _, path = text.removeprefix("gs://").partition("/")
+  return {"driver": "gcs", "bucket": bucket, "path": path}
+
+
 def read_arrays(
   folder: epath.PathLike,
   item: str,
@@ -260,55 +438,10 @@ def read_arrays(
   Raises:
     CheckpointError: if the files are absent, cut short or damaged.
   """
-  quiet()
-  path = absolute(folder) / item
-  if not files_lib.is_folder(path):
-    raise CheckpointError(
-      f"{path}: no such folder; the checkpoint is incomplete."
-    )
-  every = None if every is None else tuple(every)
-  like = stored_tree(item, {key: 0 for key in entries}, every)
-  restore_args = jax.tree.map(
-    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like
-  )
-
-  def call() -> Any:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-      return checkpointer.restore(
-        path,
-        args=ocp.args.PyTreeRestore(
-          item=like,
-          restore_args=restore_args,
-          partial_restore=every is not None,
-        ),
-      )
-
-  def thrice() -> Any:
-    # Orbax takes a folder that it could not look at for one that is not there.
-    for _ in range(2):
-      try:
-        return call()
-      except Exception as e:
-        if failures.is_transient(e):
-          raise
-    return call()
-
-  try:
-    tree = failures.wait_out(thrice, f"reading {path}")
-  except failures.TransientError:
-    raise
-  except Exception as e:  # Orbax raises many kinds for damaged files.
-    lines = str(e).strip().splitlines() or [type(e).__name__]
-    raise CheckpointError(
-      f"{path}: cannot be read, cut short or damaged ({lines[0][:160]})."
-    ) from e
-  # Both trees have the same keys, so their leaves come in the same order.
-  named = stored_tree(item, {key: key for key in entries}, every)
-  paths = jax.tree.leaves(named)
-  arrays = jax.tree.leaves(tree)
-  return {
-    path: np.asarray(array) for path, array in zip(paths, arrays, strict=True)
-  }
+  files = ArrayFiles(folder, item, entries if every is None else every)
+  with ThreadPoolExecutor(max_workers=READERS) as pool:
+    read = lambda path: files.read(files.open(path), ())
+    return dict(zip(entries, pool.map(read, entries), strict=True))
 
 
 def stored_tree(
@@ -328,39 +461,3 @@ def stored_tree(
     return manifest_lib.unflatten(flat, escaped=True)
   numbers = {key: i for i, key in enumerate(sorted(every or flat))}
   return {f"{numbers[key]:06d}": flat[key] for key in sorted(flat)}
-
-
-def batches(
-  items: Mapping[str, Mapping[str, Any]], limit: int = 0
-) -> list[tuple[str, dict[str, Any]]]:
-  """The arrays of a checkpoint in parts that are read one after the other.
-
-  The largest arrays come first, so that they are whole on the host while
-  little else is there yet.
-
-  Args:
-    items: the manifest's entries of each item.
-    limit: bytes of a part that is more than one array; 0: `BATCH_BYTES`.
-
-  Returns:
-    (item, some of its entries) for each part.
-  """
-  limit = limit or BATCH_BYTES
-  found: list[tuple[int, str, dict[str, Any]]] = []
-  for item, entries in items.items():
-    sizes = {
-      path: math.prod(entry["shape"]) * jax.numpy.dtype(entry["dtype"]).itemsize
-      for path, entry in entries.items()
-    }
-    part: dict[str, Any] = {}
-    total = 0
-    for path in sorted(sizes, key=lambda p: (-sizes[p], p)):
-      if part and total + sizes[path] > limit:
-        found.append((total, item, part))
-        part, total = {}, 0
-      part[path] = entries[path]
-      total += sizes[path]
-    if part:
-      found.append((total, item, part))
-  found.sort(key=lambda x: -x[0])
-  return [(item, part) for _, item, part in found]

@@ -46,9 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _pod(args: argparse.Namespace) -> int:
   """Prints what is wrong with the pod; ends with 1 if anything is."""
+  from mico_jax.parallel.place import find_place
   from mico_jax.run import pod
 
-  found = pod.check(pod.find_place(hosts=args.hosts), limit=args.limit)
+  found = pod.check(find_place(hosts=args.hosts), limit=args.limit)
   if args.json:
     common.print_json(found)
   else:

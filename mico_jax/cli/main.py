@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import mico_jax
 from mico_jax import failures
+from mico_jax.cli import ending
 from mico_jax.cli.huge_pages import restart_with_huge_pages
 from mico_jax.config import ConfigError
 from mico_jax.printing import escaped
@@ -196,8 +197,24 @@ def one_line(error: BaseException) -> str:
   return " ".join(str(error).split()) or type(error).__name__
 
 
+def _status(given: Sequence[str]) -> int:
+  """The exit status of a command, a defect's after its traceback."""
+  try:
+    return main(given)
+  except KeyboardInterrupt:
+    return 130
+  except Exception as e:
+    traceback.print_exception(e)
+    return 1
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command line and returns the exit status."""
+  """Runs the command line and returns the exit status.
+
+  Args:
+    argv: arguments; None: those of the process, which then ends with that
+      status (see `cli.ending`).
+  """
   given = list(sys.argv[1:] if argv is None else argv)
   args, overrides = split_overrides(given)
   command = next((a for a in args if not a.startswith("-")), None)
@@ -206,6 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # threads that decode: more threads each would wait for one another.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     restart_with_huge_pages(command)
+    ending.leave(_status(given))
   try:
     parser = make_parser(command)
     parsed: Any = parser.parse_args(args)

@@ -209,9 +209,9 @@ def _wordpiece(
   )
   # The rule that BertTokenizer and importers look for.
   extra = {
-    "do_lower_case": lower,
-    "strip_accents": strips,
-    "tokenize_chinese_chars": cjk,
+    "do_lower_case": rules.lower_case,
+    "strip_accents": rules.strips_accents,
+    "tokenize_chinese_chars": rules.split_cjk,
     "clean_up_tokenization_spaces": True,
   }
   return content, names, extra

@@ -48,14 +48,11 @@ from mico_jax.interop.tensors import WeightsError
 from mico_jax.models import MiCo, build
 from mico_jax.models.resize import resize_frames, resize_table
 from mico_jax.parallel.platform import require_backend
-from mico_jax.verification import make_self_check, model_params
+from mico_jax.verification import SMALL, make_self_check, model_params
 
 Table = Callable[[ModelConfig], Sequence[Entry]]
 REPORT = "import_report.json"
 EXTRA = "extra"
-# Models with more parameters get no self-check unless asked for: computing it
-# on a CPU would take far longer than the import.
-SMALL = 400_000_000
 
 
 def resizers(positions: str) -> Mapping[str, assemble.Resizer]:

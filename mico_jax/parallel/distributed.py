@@ -11,45 +11,35 @@ before it touches a device:
                            all
   MICO_JAX_HEARTBEAT       seconds of silence after which a process counts as
                            lost and the others end (default 60)
+  MICO_JAX_START_LIMIT     seconds after which a process that waits for others
+                           to start names them and ends with status 75
+                           (default 120)
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, cast
 
 import jax
 import numpy as np
 
 from mico_jax.config import ConfigError
+from mico_jax.parallel import rendezvous
+from mico_jax.parallel.place import (
+  COORDINATOR,
+  NUM_PROCESSES,
+  PROCESS_ID,
+  integer,
+)
 
-COORDINATOR = "MICO_JAX_COORDINATOR"
-NUM_PROCESSES = "MICO_JAX_NUM_PROCESSES"
-PROCESS_ID = "MICO_JAX_PROCESS_ID"
 LOCAL_DEVICES = "MICO_JAX_LOCAL_DEVICES"
 HEARTBEAT = "MICO_JAX_HEARTBEAT"
 
 HEARTBEAT_SECONDS = 60
 T = TypeVar("T")
-
-
-def integer(
-  environment: Mapping[str, str], name: str, default: str = ""
-) -> int:
-  """The number in a variable.
-
-  Raises:
-    ConfigError: naming the variable, if it holds none.
-  """
-  text = environment.get(name, default)
-  try:
-    return int(text)
-  except ValueError:
-    raise ConfigError(
-      f"{name}={text!r}: expected a number, since {COORDINATOR} is set; "
-      "launch/local.sh sets all of them."
-    ) from None
 
 
 def initialize_from_env(environment: Mapping[str, str] | None = None) -> bool:
@@ -76,8 +66,22 @@ def initialize_from_env(environment: Mapping[str, str] | None = None) -> bool:
   # Its service would swallow SIGTERM; `mico_jax.run.signals` handles that.
   jax.config.update("jax_enable_preemption_service", False)
   silence = integer(environment, HEARTBEAT, str(HEARTBEAT_SECONDS))
+  limit = integer(
+    environment, rendezvous.START_LIMIT, str(rendezvous.START_SECONDS)
+  )
+  if limit < 1:
+    raise ConfigError(f"{rendezvous.START_LIMIT}={limit}: at least 1 second.")
+  # Longer than the guard's: JAX aborts where it cannot wait any longer.
+  options = {
+    "heartbeat_timeout_seconds": silence,
+    "initialization_timeout": 2 * limit + 60,
+  }
   if coordinator == "auto":
-    jax.distributed.initialize(heartbeat_timeout_seconds=silence)
+    complete = rendezvous.guard(environment, limit)
+    try:
+      jax.distributed.initialize(**options)
+    finally:
+      complete()
     return jax.process_count() > 1
   num_processes = integer(environment, NUM_PROCESSES)
   process_id = integer(environment, PROCESS_ID)
@@ -93,13 +97,17 @@ def initialize_from_env(environment: Mapping[str, str] | None = None) -> bool:
     raise ConfigError(
       f"{LOCAL_DEVICES}={text!r}: expected ids such as 0,1."
     ) from None
-  jax.distributed.initialize(
-    coordinator_address=coordinator,
-    num_processes=num_processes,
-    process_id=process_id,
-    local_device_ids=devices,
-    heartbeat_timeout_seconds=silence,
-  )
+  complete = rendezvous.guard(environment, limit)
+  try:
+    jax.distributed.initialize(
+      coordinator_address=coordinator,
+      num_processes=num_processes,
+      process_id=process_id,
+      local_device_ids=devices,
+      **options,
+    )
+  finally:
+    complete()
   return num_processes > 1
 
 
@@ -143,6 +151,40 @@ def gather_texts(text: str) -> list[str]:
 def barrier() -> None:
   """Waits until every process is here."""
   gather_texts("")
+
+
+def agree(
+  failure: Exception | None, *, kinds: Sequence[type[Exception]]
+) -> None:
+  """If anything failed in a process, all raise; all processes must call it.
+
+  They raise the same kind, so that they go on in the same way.
+
+  Args:
+    failure: of this process; None: it did well.
+    kinds: that are expected, from the mildest to the worst, each with a
+      message alone; any other failure is worse still and raised as RuntimeError
+      where it did not occur.
+
+  Raises:
+    Exception: the worst kind of all failures, its own where it has one.
+  """
+  if jax.process_count() == 1:
+    if failure is not None:
+      raise failure
+    return
+  ranks = [i for i, kind in enumerate(kinds) if isinstance(failure, kind)]
+  rank = -1 if failure is None else max(ranks, default=len(kinds))
+  words = " ".join(str(failure).split()) or type(failure).__name__
+  notes = [json.loads(x) for x in gather_texts(json.dumps([rank, words]))]
+  worst = max(one for one, _ in notes)
+  if worst < 0:
+    return
+  if failure is not None and rank == worst:
+    raise failure
+  process = [one for one, _ in notes].index(worst)
+  kind = kinds[worst] if worst < len(kinds) else RuntimeError
+  raise kind(f"process {process}: {notes[process][1]}")
 
 
 def together(function: Callable[[], T]) -> T:

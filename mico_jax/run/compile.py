@@ -18,8 +18,8 @@ import jax
 from mico_jax.config import Config
 from mico_jax.data.pipeline import batch_spec
 from mico_jax.kernels.compiler import step_options
+from mico_jax.memory import release_memory
 from mico_jax.parallel import sharding
-from mico_jax.run.instruments import release_memory
 from mico_jax.run.setup import Session
 from mico_jax.train.flops import count_flops, is_plain, trace_model
 from mico_jax.train.state import TrainState

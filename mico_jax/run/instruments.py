@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -87,14 +84,3 @@ class StepProfiler:
       self._running = False
       jax.profiler.stop_trace()
       say(f"profiler trace: {self._folder}")
-
-
-def release_memory() -> None:
-  """Gives freed memory back to the system.
-
-  Compiling a step leaves several hundred MB in the allocator's arenas, which
-  glibc keeps; elsewhere this only collects garbage.
-  """
-  gc.collect()
-  with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
-    ctypes.CDLL(None).malloc_trim(0)

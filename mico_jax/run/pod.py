@@ -1,100 +1,27 @@
 """`mico-jax doctor --pod`: are all hosts of a run there, equal and connected?
 
-Every host calls it. Process 0 listens on the port behind the coordinator's; the
-others tell it who they are. Thus a missing host is named even though JAX itself
-would only wait for it. When all are there they start JAX and add up one number
-over all devices.
+Every host calls it. They meet first (`parallel.rendezvous`), so that a missing
+host is named even though JAX itself would only wait for it. When all are there
+they start JAX and add up one number over all devices.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mico_jax.checkpoint import manifest
-from mico_jax.config import ConfigError
-from mico_jax.parallel import distributed
+from mico_jax.parallel import distributed, rendezvous
+from mico_jax.parallel.place import Place
 from mico_jax.run.agreement import MAX_CLOCK_DIFFERENCE
 
 LIMIT = 60.0  # seconds
-_TPU_PORT = 8476  # JAX's own default on TPUs
-_METADATA = (
-  "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
-)
-
-
-@dataclass(frozen=True)
-class Place:
-  """Where this process stands in its run.
-
-  Attributes:
-    process: its number.
-    hosts: name of each expected process, in order.
-    address: of process 0.
-    port: that process 0 listens on for this check.
-  """
-
-  process: int
-  hosts: tuple[str, ...]
-  address: str
-  port: int
-
-
-def _metadata(name: str) -> str:
-  request = urllib.request.Request(
-    _METADATA + name, headers={"Metadata-Flavor": "Google"}
-  )
-  with urllib.request.urlopen(request, timeout=5) as answer:
-    return answer.read().decode()
-
-
-def find_place(
-  environment: Mapping[str, str] | None = None, *, hosts: int = 0
-) -> Place:
-  """This process' place, from the variables of launch/* or of a TPU.
-
-  Args:
-    environment: variables; default `os.environ`.
-    hosts: expected number of processes; 0: as the environment says.
-
-  Raises:
-    ConfigError: if the environment describes no run of several processes.
-  """
-  environment = os.environ if environment is None else environment
-  coordinator = environment.get(distributed.COORDINATOR, "auto")
-  if coordinator != "auto":
-    address, _, port = coordinator.rpartition(":")
-    number = lambda name: distributed.integer(environment, name)
-    count = hosts or number(distributed.NUM_PROCESSES)
-    names = tuple(f"process {i}" for i in range(count))
-    process = number(distributed.PROCESS_ID)
-    return Place(process, names, address, int(port) + 1)
-  if environment.get("TPU_WORKER_HOSTNAMES"):
-    names = tuple(environment["TPU_WORKER_HOSTNAMES"].split(","))
-    process = int(environment.get("TPU_WORKER_ID", "0"))
-  else:
-    try:
-      # "id:name:address,...", one for each host.
-      entries = _metadata("worker-network-endpoints").split(",")
-      names = tuple(entry.split(":")[-1] for entry in entries)
-      process = int(_metadata("agent-worker-number"))
-    except OSError as e:
-      raise ConfigError(
-        "this is no host of a pod: neither MICO_JAX_COORDINATOR (set by "
-        "launch/*) nor TPU_WORKER_HOSTNAMES is set, and there is no metadata "
-        f"server ({e})."
-      ) from None
-  names += tuple(f"process {i}" for i in range(len(names), hosts))
-  return Place(process, names, names[0], _TPU_PORT + 1)
 
 
 def card(place: Place) -> dict[str, Any]:
@@ -105,50 +32,6 @@ def card(place: Place) -> dict[str, Any]:
     "clock": time.time(),
     "versions": manifest.versions(),
   }
-
-
-def _collect(place: Place, end: float) -> list[dict[str, Any]]:
-  """Process 0: takes the cards of the others and sends all of them back."""
-  cards = {place.process: card(place)}
-  waiting: list[socket.socket] = []
-  with socket.create_server(("", place.port), backlog=1024) as server:
-    while len(cards) < len(place.hosts) and time.monotonic() < end:
-      server.settimeout(max(end - time.monotonic(), 0.01))
-      try:
-        connection, _ = server.accept()
-      except TimeoutError:
-        break
-      connection.settimeout(5)
-      with (
-        contextlib.suppress(OSError, ValueError, KeyError),
-        connection.makefile("r") as file,
-      ):
-        told = json.loads(file.readline())
-        # Told at the moment it arrives, so that clocks can be compared.
-        told["late"] = told["clock"] - time.time()
-        cards[told["process"]] = told
-      waiting.append(connection)
-    found = [cards[i] for i in sorted(cards)]
-    answer = (json.dumps(found) + "\n").encode()
-    for connection in waiting:
-      with contextlib.suppress(OSError), connection:
-        connection.sendall(answer)
-  return found
-
-
-def _tell(place: Place, end: float) -> list[dict[str, Any]]:
-  """Another process: tells process 0 and waits for its answer."""
-  while time.monotonic() < end:
-    with contextlib.suppress(OSError, ValueError):
-      left = max(end - time.monotonic(), 0.1)
-      address = (place.address, place.port)
-      with socket.create_connection(address, timeout=left) as connection:
-        connection.settimeout(left + 2)  # process 0 answers at its own end
-        connection.sendall((json.dumps(card(place)) + "\n").encode())
-        with connection.makefile("r") as file:
-          return json.loads(file.readline())
-    time.sleep(0.2)
-  return [card(place)]
 
 
 def problems(place: Place, cards: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -211,8 +94,8 @@ def check(place: Place, *, limit: float = LIMIT) -> dict[str, Any]:
   """
   began = time.monotonic()
   # A third is kept for JAX.
-  gathering = _collect if place.process == 0 else _tell
-  cards = gathering(place, began + limit * 2 / 3)
+  own = lambda: card(place)
+  cards = rendezvous.gather(place, own, began + limit * 2 / 3)
   wrong = problems(place, cards)
   if not wrong and len(place.hosts) > 1:
     result: list[str] = []

@@ -35,6 +35,7 @@ from mico_jax.checkpoint.restore import step_folders
 from mico_jax.checkpoint.storage import host_copy
 from mico_jax.config import Config, to_dict
 from mico_jax.data.pipeline import Pipeline
+from mico_jax.memory import release_memory
 from mico_jax.parallel import distributed, sharding
 from mico_jax.run import logging, report
 from mico_jax.run.agreement import (
@@ -44,11 +45,7 @@ from mico_jax.run.agreement import (
 )
 from mico_jax.run.compile import compile_steps
 from mico_jax.run.goodput import GoodputLog
-from mico_jax.run.instruments import (
-  CompileCounter,
-  StepProfiler,
-  release_memory,
-)
+from mico_jax.run.instruments import CompileCounter, StepProfiler
 from mico_jax.run.lock import WorkdirLock
 from mico_jax.run.logging import MetricsWriter
 from mico_jax.run.meter import Clock, Meter
@@ -156,7 +153,7 @@ class Trainer:
     session = self.session
     parts = (session.model, self.config, session.mesh)
     like = abstract_state(*parts, optimizer=session.optimizer)
-    restored = distributed.together(lambda: self.manager.restore(like))
+    restored = self.manager.restore(like)
     check_same_step(-1 if restored is None else restored.step)
     if restored is not None:
       for step, reason in restored.skipped:
@@ -241,7 +238,13 @@ class Trainer:
 
   def _warm_self_check(self) -> None:
     """Compiles the checkpoints' self-check beside the first steps."""
-    warm = getattr(self.manager.extras.self_check, "warm", None)
+    check = self.manager.extras.self_check
+    if check is None and self.main:
+      say(
+        "checkpoints get hashes but no self-check: it would need all "
+        "parameters on one host."
+      )
+    warm = getattr(check, "warm", None)
     if warm is None or not self.main:
       return
 

@@ -19,7 +19,7 @@ from etils import epath
 from mico_jax import config as config_lib
 from mico_jax.checkpoint import manager as manager_lib
 from mico_jax.checkpoint import manifest as manifest_lib
-from mico_jax.checkpoint import storage
+from mico_jax.checkpoint import sharded, storage
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config, ConfigError
 from mico_jax.failures import TransientError
@@ -158,16 +158,16 @@ def test_restore_holds_a_few_arrays_at_a_time(tmp_path, monkeypatch):
   manager = open_manager(tmp_path)
   save(manager, 10)
   kernel = 64 * 32 * 4
-  monkeypatch.setattr(storage, "BATCH_BYTES", kernel // 2)
+  monkeypatch.setattr(sharded, "BATCH_BYTES", kernel // 2)
   parts = []
-  read = storage.read_arrays
+  windows = sharded._Reading._windows
 
-  def noting(*args: Any, **options: Any) -> Any:
-    found = read(*args, **options)
-    parts.append([x.nbytes for x in found.values()])
-    return found
+  def noting(self: Any) -> Any:
+    for window in windows(self):
+      parts.append([manifest_lib.nbytes(a.entry, r) for a, r, _ in window])
+      yield window
 
-  monkeypatch.setattr(storage, "read_arrays", noting)
+  monkeypatch.setattr(sharded._Reading, "_windows", noting)
   like = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
     dataclasses.asdict(make_state(0.0))["params"],

@@ -11,6 +11,7 @@ import threading
 import pytest
 
 from mico_jax.config import ConfigError
+from mico_jax.parallel import place as place_lib
 from mico_jax.run import pod
 from mico_jax.testing.ports import free_port
 
@@ -24,9 +25,9 @@ def variables(count, process, port):
 
 
 def test_place_from_the_environment(monkeypatch):
-  place = pod.find_place(variables(3, 1, 4000))
+  place = place_lib.find_place(variables(3, 1, 4000))
   assert (place.process, place.port, len(place.hosts)) == (1, 4001, 3)
-  place = pod.find_place(
+  place = place_lib.find_place(
     {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}, hosts=3
   )
   assert place.hosts == ("a", "b", "process 2")
@@ -35,13 +36,13 @@ def test_place_from_the_environment(monkeypatch):
   def nowhere(name):
     raise OSError(name)
 
-  monkeypatch.setattr(pod, "_metadata", nowhere)
+  monkeypatch.setattr(place_lib, "_metadata", nowhere)
   with pytest.raises(ConfigError, match="no host of a pod"):
-    pod.find_place({})
+    place_lib.find_place({})
   told = {"worker-network-endpoints": "0:x:10.0.0.1,1:y:10.0.0.2",
           "agent-worker-number": "1"}  # fmt: skip
-  monkeypatch.setattr(pod, "_metadata", told.__getitem__)
-  assert pod.find_place({}).hosts == ("10.0.0.1", "10.0.0.2")
+  monkeypatch.setattr(place_lib, "_metadata", told.__getitem__)
+  assert place_lib.find_place({}).hosts == ("10.0.0.1", "10.0.0.2")
 
 
 def gather(count, present, limit, monkeypatch, change=None):
@@ -54,7 +55,7 @@ def gather(count, present, limit, monkeypatch, change=None):
   found = {}
 
   def run(process):
-    place = pod.find_place(variables(count, process, port))
+    place = place_lib.find_place(variables(count, process, port))
     found[process] = pod.check(place, limit=limit)
 
   threads = [threading.Thread(target=run, args=(i,)) for i in present]
