@@ -50,7 +50,13 @@ def write_weights(folder: pathlib.Path, shape: str, seed: int = 0) -> None:
   from mico_jax.checkpoint import manifest
   from mico_jax.checkpoint.restore import Checkpoint
   from mico_jax.data.tokenizer import make_tokenizer
-  from mico_jax.interop import export, sharded, torch, tower_names
+  from mico_jax.interop import (
+    export,
+    sharded,
+    timm_folder,
+    torch,
+    tower_names,
+  )
   from mico_jax.models import VISION, build
 
   vision = dataclasses.replace(VISION["eva01_g14"], **SHAPES[shape])
@@ -81,8 +87,9 @@ def write_weights(folder: pathlib.Path, shape: str, seed: int = 0) -> None:
   torch.write(source, folder / "modeling", export.Report("torch", {}))
   items = tower_names.vision_items(params, vision, "timm")
   sharded.write(folder / "timm", items)
-  about = tower_names.timm_model(vision)["arguments"]
-  export.write_json(folder / "timm" / "arguments.json", about)
+  name, arguments = timm_folder.model(vision)
+  about = {"architecture": name, "model_args": arguments}
+  export.write_json(folder / "timm" / "config.json", about)
   flat = manifest.flatten({"vision": params["vision"]})
   sharded.write(
     folder / "jax", [sharded.item(name, value) for name, value in flat.items()]
@@ -121,8 +128,9 @@ def _timm(folder: pathlib.Path, images: np.ndarray) -> Callable[[], Any]:
 
   from mico_jax.interop import safetensors
 
-  arguments = json.loads((folder / "arguments.json").read_text())
-  model = timm.models.eva.Eva(**arguments).eval()
+  about = json.loads((folder / "config.json").read_text())
+  model: Any = timm.create_model(about["architecture"], **about["model_args"])
+  model.eval()
   flat = safetensors.read(folder / "model.safetensors")
   state = {name: torch.from_numpy(value) for name, value in flat.items()}
   model.load_state_dict(state)

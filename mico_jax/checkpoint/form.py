@@ -54,7 +54,7 @@ def _is_entry(value: Any) -> bool:
   if not isinstance(value, Mapping):
     return False
   shape, dtype = value.get("shape"), value.get("dtype")
-  if not _is_shape(shape):
+  if not isinstance(shape, list) or not _is_shape(shape):
     return False
   if not isinstance(dtype, str) or not _DTYPE.fullmatch(dtype):
     return False

@@ -189,8 +189,8 @@ def _config(
     raise WeightsError(
       f"{where}: hidden_act={act!r}; known: {', '.join(ACTIVATIONS)}."
     )
-  size = towers.square(settings["image_size"], f"{where}: image_size")
-  patch = towers.square(settings["patch_size"], f"{where}: patch_size")
+  size = towers.side(settings["image_size"], f"{where}: image_size")
+  patch = towers.side(settings["patch_size"], f"{where}: patch_size")
   if family == "swin":
     return _swin(tensors, settings, size, act, where)
   if family == "convnextv2":
@@ -218,7 +218,7 @@ def _vit(
   tensors: Tensors, family: str, settings: Mapping[str, Any], act: str
 ) -> VisionConfig:
   kernel = tensors["patch.weight"].shape
-  patch = towers.square(list(kernel), "patch kernel")
+  patch = towers.side(list(kernel), "patch kernel")
   heads, width = settings["num_attention_heads"], kernel[0]
   if type(heads) is not int or heads < 1 or width % heads:
     raise ValueError(f"num_attention_heads={heads!r} of width {width}")
@@ -247,7 +247,7 @@ def _vit(
 def _swin(
   tensors: Tensors,
   settings: Mapping[str, Any],
-  size: int | None,
+  size: int,
   act: str,
   where: str,
 ) -> VisionConfig:
@@ -266,8 +266,8 @@ def _swin(
   widths = tuple(tensors[f"{x}norm1.weight"].shape[0] for x in first)
   heads = tuple(tensors[x + tables].shape[1] for x in first)
   kernel = tensors["patch_embed.proj.weight"].shape
-  patch = towers.square(list(kernel), "patch kernel")
-  window = towers.square(settings["window_size"], f"{where}: window_size")
+  patch = towers.side(list(kernel), "patch kernel")
+  window = towers.side(settings["window_size"], f"{where}: window_size")
   if settings["layer_norm_eps"] != SWIN_EPS:
     raise WeightsError(
       f"{where}: layer_norm_eps={settings['layer_norm_eps']!r}; transformers "
@@ -290,7 +290,7 @@ def _swin(
     stage_heads=heads,
     window_size=window,
   )
-  told = towers.square(settings["patch_size"], f"{where}: patch_size")
+  told = towers.side(settings["patch_size"], f"{where}: patch_size")
   towers.check_grid(vision, size, told, where)
   families.check_buffers(tensors, vision)
   return vision

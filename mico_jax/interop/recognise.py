@@ -92,7 +92,8 @@ def check_layout(settings: Mapping[str, Any], where: str, form: str) -> None:
   """
   kind, classes = settings.get("model_type"), settings.get("architectures")
   known = LAYOUTS.get(kind) if isinstance(kind, str) else None
-  what = " ".join(map(str, classes)) if isinstance(classes, list) else ""
+  classes = classes if isinstance(classes, list) else []
+  what = " ".join(map(str, classes))
   if settings.get("quantization_config"):
     raise WeightsError(
       f"{where}: quantised weights (quantization_config); take the repository "

@@ -92,7 +92,7 @@ def read(path: pathlib.Path) -> Source:
     raise WeightsError(f"{file}: {error}") from error
   mode = towers.own_mode(settings)
   if not mode:
-    told = settings.get("pretrained_cfg")
+    told = settings.get("pretrained_cfg") or {}
     mode = towers.pixel_mode(
       told, "config.json: pretrained_cfg", towers.SQUASHED
     )
@@ -138,7 +138,7 @@ def _config(
   try:
     _, length, width = tensors["pos_embed"].shape
     kernel = tensors["patch_embed.proj.weight"].shape
-    patch = towers.square(list(kernel), f"{file}: patch_embed.proj.weight")
+    patch = towers.side(list(kernel), f"{file}: patch_embed.proj.weight")
     gated = has(_FIRST + "mlp.fc1_g.weight")
     first = f"{_FIRST}mlp.{'fc1_g' if gated else 'fc1'}.weight"
     mlp_dim = tensors[first].shape[0]
@@ -178,9 +178,10 @@ def _config(
     found["norm_eps"] = tower_names.plain_eps(named, found["pre_norm"])
   if "quickgelu" in named:
     found["mlp"] = "quick_gelu"
-  told = _told(settings, file)
+  told: dict[str, Any] = _told(settings, file)
   heads = width // mico_vision.HEAD_DIMS.get(width, 64)
-  vision = VisionConfig(**{"num_heads": max(heads, 1), **found, **told})
+  found = {"num_heads": max(heads, 1), **found, **told}
+  vision = VisionConfig(**found)
   where = str(file.parent / "config.json")
   size, told_patch = sizes(settings, where)
   towers.check_grid(vision, size, told_patch, where)

@@ -98,6 +98,14 @@ def square(value: Any, what: str) -> int | None:
   return sides[0]
 
 
+def side(value: Any, what: str) -> int:
+  """As `square`, of a size that must be there."""
+  found = square(value, what)
+  if found is None:
+    raise WeightsError(f"{what}={value!r}, expected a size in whole pixels.")
+  return found
+
+
 def check_grid(
   vision: VisionConfig, size: int | None, patch: int | None, where: str
 ) -> None:

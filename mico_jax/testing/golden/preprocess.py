@@ -240,7 +240,8 @@ def _audio(
       yield Missing(name, f"a reading of the name {name!r}")
       return
     got = _slices(found.waveform, args)
-    steps = [int(n) for n in re.findall(r"every (\d+)", item.get("stored", ""))]
+    stored = str(item.get("stored", ""))
+    steps = [int(n) for n in re.findall(r"every (\d+)", stored)]
     if steps:
       got = got[:, :: steps[0], :: steps[-1]]
     yield from log_mels(name, got, want, SCALE)
