@@ -86,6 +86,24 @@ def text_note(config: Config) -> str:
   )
 
 
+def fit_lengths(config: Config) -> tuple[Config, list[str]]:
+  """Cuts texts to the position table of an imported tower, with a note.
+
+  Positions beyond the table would be of no token: the outputs are not finite.
+  """
+  tokens, limit = config.data.tokenizer, config.model.text.max_positions
+  long = {key: n for key, n in tokens.max_length.items() if n > limit}
+  if not long:
+    return config, []
+  lengths = {key: min(n, limit) for key, n in tokens.max_length.items()}
+  tokens = dataclasses.replace(tokens, max_length=lengths)
+  data = dataclasses.replace(config.data, tokenizer=tokens)
+  return dataclasses.replace(config, data=data), [
+    f"the text tower has {limit} positions: data.tokenizer.max_length of "
+    f"{', '.join(long)} is {limit}, not {', '.join(map(str, long.values()))}"
+  ]
+
+
 def _inputs(
   base: Mapping[str, InputConfig], imported: Mapping[str, InputConfig]
 ) -> dict[str, InputConfig]:

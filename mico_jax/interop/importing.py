@@ -165,7 +165,9 @@ def import_checkpoint(
   form = formats.settle(form, place)
   source = FORMATS[form].read(place)
   base = None if onto is None else restore.open_checkpoint(onto)
-  config = import_config.run_config(source, base, overrides, vocabulary)
+  config, shortened = import_config.fit_lengths(
+    import_config.run_config(source, base, overrides, vocabulary)
+  )
   tokenizer = import_config.tokenizer(source, config, vocabulary, base)
   import_config.check_vocabulary(config, tokenizer)
   model = build(config.model)
@@ -175,7 +177,7 @@ def import_checkpoint(
     for path, text in source.guesses.items()
     if not any(one.startswith(path) for one in overrides)
   ]
-  notes = [*source.notes, *guesses, *_notes(plan, replaced)]
+  notes = [*source.notes, *guesses, *shortened, *_notes(plan, replaced)]
   if import_config.is_fresh(source, base):
     notes.append(import_config.text_note(config))
   notes += [] if base is None else [f"{onto}: {x}" for x in base.warnings]

@@ -235,9 +235,14 @@ def test_texts_of_a_bert(cased, tmp_path, capsys):
   given = [f"{small}.{key}={value}" for key, value in sizes.items()]
   code = run("--from", "bert", tmp_path / "theirs", "--out", out, *given)
   assert code == 0, capsys.readouterr().err
+  # Its 40 positions are fewer than the usual 70 tokens of a long text.
+  printed = capsys.readouterr()
+  assert "max_length of omni, subtitle is 40" in printed.out + printed.err
   from mico_jax import inference
 
   ours = inference.load(out)
+  assert max(ours.config.data.tokenizer.max_length.values()) == 40
+  assert np.isfinite(ours.embed(text="Paris")["text"]).all()
   for text in ("Paris in caf\u00e9, \u6771", "PARIS [MASK] in", "paris"):
     want = tokenizer(text)["input_ids"]
     ids = ours.tokenizer.encode(text, 40)
