@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 
 import pytest
@@ -22,11 +23,10 @@ def operators_of_torchvision():
 
   library = torch.library.Library("torchvision", "FRAGMENT")
   try:
-    import torchvision  # noqa: F401
+    importlib.import_module("torchvision")
   except RuntimeError:
     for name in ("nms", "qnms"):
       library.define(
         f"{name}(Tensor dets, Tensor scores, float limit) -> Tensor"
       )
-    import torchvision  # noqa: F401
   yield
