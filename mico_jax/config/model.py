@@ -9,7 +9,6 @@ from typing import Annotated
 from mico_jax.config.declare import (
   Choice,
   Depth,
-  Frames,
   Groups,
   Heads,
   Items,
@@ -105,7 +104,10 @@ class ModelConfig:
   # without bias; several: linear with bias on the concatenated pooled features.
   heads: Groups = (*"tsvadn", "va", "id", "vs", "vas")
   # Length of the frame table E_C per context type; also says which exist.
-  frame_table: Annotated[Mapping[Name, Frames], Items(0, 64)] = field(
+  # 0: the modality has none.
+  frame_table: Annotated[
+    Mapping[Name, Annotated[int, Range(0, 1024, "frames")]], Items(0, 64)
+  ] = field(
     default_factory=lambda: {"video": 8, "audio": 4, "depth": 1, "normal": 1}
   )
   # A learned weight per frame and channel in the pooled features, so that

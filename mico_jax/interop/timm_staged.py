@@ -51,9 +51,11 @@ def timm_names(tensors: Tensors) -> Tensors:
   Raises:
     WeightsError: if two tensors get the same name.
   """
-  if "layers.0.downsample.reduction.weight" not in tensors:
+  if kind_of(tensors) == "convnext":
     first = lambda name: re.sub(r"^norm_pre\.", "head.norm.", name)
     return renamed(tensors, first)
+  if "layers.0.downsample.reduction.weight" not in tensors:
+    return tensors
   later = lambda match: f"layers.{int(match[1]) + 1}.downsample."
   return renamed(tensors, lambda name: DOWNSAMPLE.sub(later, name))
 
