@@ -673,7 +673,10 @@ def read_head(
   manifest = manifest_lib.read(folder)
   _, problems = manifest_lib.read_files(folder, manifest)
   data_path = folder / "data" / manifest_lib.DATA
-  data_text = data_path.read_bytes() if data_path.exists() else b""
+  try:
+    data_text = files.read_bytes(data_path)
+  except FileNotFoundError:
+    data_text = b""
   if manifest_lib.sha256(data_text) != manifest["data_sha256"]:
     problems.append(f"{data_path}: content differs from the manifest's hash.")
   if problems:
