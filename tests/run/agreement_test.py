@@ -178,7 +178,8 @@ def test_two_processes_keep_steps_in_flight(tmp_path):
     later = found["depths"][IN_FLIGHT + 1 :]
     assert len(later) == steps - IN_FLIGHT - 1
     assert set(later) <= {IN_FLIGHT, IN_FLIGHT + 1}
-    assert found["host"] < 0.05 * found["train"]
+    # Hosts that took turns with the devices would need all of it.
+    assert found["host"] < 0.25 * found["train"]
     assert found["step"] == steps
 
 
