@@ -288,8 +288,10 @@ def _sentencepiece(
 
 def _groups(rules: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
   """Characters by what they become."""
-  for target in sorted(set(rules.values())):
-    yield target, sorted(c for c, to in rules.items() if to == target)
+  groups: dict[str, list[str]] = {}
+  for char, target in sorted(rules.items()):
+    groups.setdefault(target, []).append(char)
+  yield from sorted(groups.items())
 
 
 def _replace(pattern: Mapping[str, str], content: str) -> dict[str, Any]:
@@ -334,8 +336,8 @@ def _character_rules(charsmap: bytes) -> dict[str, str]:
   """
   rules = dict(_rules(charsmap))
   long = [key for key in rules if len(key) != 1]
-  chained = [to for key, to in rules.items() if set(to) & (set(rules) - {key})]
-  if long or chained:
+  chained = (c in rules and c != key for key, to in rules.items() for c in to)
+  if long or any(chained):
     raise ConfigError(
       f"a SentencePiece model with rules of several characters ({len(long)} "
       "such) cannot be written in it exactly"
