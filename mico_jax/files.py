@@ -30,7 +30,7 @@ def is_local(path: epath.PathLike) -> bool:
   return "://" not in os.fspath(path)
 
 
-def place(path: epath.PathLike) -> epath.Path:
+def place(path: epath.PathLike) -> Any:
   """A local or remote path.
 
   Raises:

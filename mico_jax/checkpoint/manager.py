@@ -324,7 +324,10 @@ class Manager:
     """Copies the arrays to the host and starts writing them."""
     step, state, metrics = saving.step, saving.state, saving.metrics
     arrays = {
-      name: storage.path_dict(getattr(state, name))
+      name: {
+        path: value if isinstance(value, jax.Array) else np.asarray(value)
+        for path, value in storage.path_dict(getattr(state, name)).items()
+      }
       for name in manifest_lib.ARRAY_ITEMS
       if getattr(state, name, None) is not None
     }
