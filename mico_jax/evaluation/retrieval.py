@@ -9,7 +9,7 @@ Re-ranking follows the released protocol: for each query the `top` best
 candidates by similarity get P(match) of the matching head as their score, all
 others 0.
 
-Source: mico.md section 5; MiCo, arXiv:2406.09412; VAST, arXiv:2305.18500.
+Source: MiCo, arXiv:2406.09412; VAST, arXiv:2305.18500.
 """
 
 from __future__ import annotations

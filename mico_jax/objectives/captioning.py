@@ -81,7 +81,7 @@ def token_output(
 class Captioning(Objective):
   """Cross-entropy of the original ids at the masked positions of the text.
 
-  Source: mico.md section 3 (generation).
+  Source: MiCo, arXiv:2406.09412; VAST, arXiv:2305.18500.
   """
 
   config: CaptioningConfig = field(default_factory=CaptioningConfig)

@@ -35,7 +35,7 @@ DTYPES = ("", "float32", "bfloat16", "float16")
 class Contrastive(Objective):
   """Symmetric cross-entropy over all pairs of the global batch.
 
-  Source: mico.md section 3.
+  Source: MiCo, arXiv:2406.09412; VAST, arXiv:2305.18500.
   """
 
   config: ContrastiveConfig = field(default_factory=ContrastiveConfig)

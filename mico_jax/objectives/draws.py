@@ -192,7 +192,7 @@ def mask_tokens(
   Returns:
     (masked ids, labels), as `apply_mask`.
 
-  Source: mico.md section 3 (generation); the released token masker.
+  Source: the token masker of the code released with MiCo.
   """
   length = ids.shape[1]
   eligible = (ids != info.pad) & (ids != info.cls)

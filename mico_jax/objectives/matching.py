@@ -52,7 +52,7 @@ class Matching(Objective):
   context) for each explicit negative, and (text, mined context); the value is
   the mean over the row's pairs. Only mined contexts are copies.
 
-  Source: mico.md section 3; ALBEF, arXiv:2107.07651, section 3.2.
+  Source: MiCo, arXiv:2406.09412; ALBEF, arXiv:2107.07651, section 3.2.
   """
 
   config: MatchingConfig = field(default_factory=MatchingConfig)
