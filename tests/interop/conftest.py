@@ -17,16 +17,12 @@ def operators_of_torchvision():
   and call neither.
   """
   if not all(map(importlib.util.find_spec, ("torch", "torchvision"))):
-    yield
     return
   import torch
 
-  library = torch.library.Library("torchvision", "FRAGMENT")
+  arguments = "(Tensor dets, Tensor scores, float limit) -> Tensor"
   try:
     importlib.import_module("torchvision")
   except RuntimeError:
     for name in ("nms", "qnms"):
-      library.define(
-        f"{name}(Tensor dets, Tensor scores, float limit) -> Tensor"
-      )
-  yield
+      torch.library.define(f"torchvision::{name}", arguments)
