@@ -26,7 +26,9 @@ import jax
 import numpy as np
 
 from mico_jax.checkpoint import storage
-from mico_jax.checkpoint.manager import CHECKPOINTS, Extras, Manager
+from mico_jax.checkpoint.described import Extras
+from mico_jax.checkpoint.manager import Manager
+from mico_jax.checkpoint.steps import CHECKPOINTS
 from mico_jax.checkpoint.streamed import Leaf, write_step
 from mico_jax.config import Config, ParallelConfig
 from mico_jax.models import PRESETS, build

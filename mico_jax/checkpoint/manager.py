@@ -21,10 +21,9 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,29 +34,18 @@ from etils import epath
 
 from mico_jax import config as config_lib
 from mico_jax import failures, files
+from mico_jax.checkpoint import described, mirror, retention, sharded, storage
 from mico_jax.checkpoint import manifest as manifest_lib
-from mico_jax.checkpoint import mirror, retention, sharded, storage
+from mico_jax.checkpoint import state as state_lib
+from mico_jax.checkpoint.described import Extras
 from mico_jax.checkpoint.manifest import CheckpointError
+from mico_jax.checkpoint.steps import CHECKPOINTS, list_steps, read_head
 from mico_jax.config import Config, ConfigError
 
-CHECKPOINTS = "checkpoints"
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of Orbax's folders
 # Of a save whose failure does not look as if it may pass: what Orbax makes of a
 # fault may be "already exists" or "not found".
 REPEATS = 5
-
-# Keys that may change between the parts of one run: none of them alters which
-# samples a step sees or what it computes.
-_FREE_KEYS = re.compile(
-  r"^(name|generation|evaluation\..*|parallel\..*"
-  r"|train\.(log_every|checkpoint_every|keep|keep_best|eval_every"
-  r"|nonfinite_patience|collapse_patience|profile_steps|tensorboard|wandb"
-  r"|watchdog_s|compilation_cache)"
-  r"|data\.(num_threads|num_workers|prefetch|timeout|max_bad_fraction"
-  r"|cache_gb))(:|\.|$)"
-)
-# Filled in when a run starts: the same if either side is still empty.
-_FILLED_KEYS = ("count", "sha256")
 
 
 @dataclass(frozen=True)
@@ -78,112 +66,6 @@ class Restored:
   data: Mapping[str, Any]
   skipped: tuple[tuple[int, str], ...] = ()
   notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Extras:
-  """What a checkpoint holds beside the state; the same for every save.
-
-  Attributes:
-    logical_axes: tree of axis-name tuples, in the form of the parameters.
-    tokenizer_files: {file name: content}.
-    tokenizer_info: special ids and sizes, JSON types only.
-    preprocessing: {modality: mode name} for train and eval, and constants.
-    originals: path -> original name and dtype of imported parameters.
-    topology: mesh, processes, devices; `topology()` by default.
-    self_check: host parameters -> arrays of the self-check.
-  """
-
-  logical_axes: Mapping[str, Any] | None = None
-  tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
-  tokenizer_info: Mapping[str, Any] = field(default_factory=dict)
-  preprocessing: Mapping[str, Any] = field(default_factory=dict)
-  originals: Mapping[str, Any] = field(default_factory=dict)
-  topology: Mapping[str, Any] = field(default_factory=dict)
-  self_check: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
-
-
-def topology() -> dict[str, Any]:
-  """Processes, devices and backend of this run."""
-  return {
-    "backend": jax.default_backend(),
-    "device_kind": jax.devices()[0].device_kind,
-    "num_devices": jax.device_count(),
-    "num_processes": jax.process_count(),
-  }
-
-
-def list_steps(folder: epath.PathLike) -> list[int]:
-  """Finished steps below a `checkpoints` folder, ascending."""
-  root = epath.Path(folder)
-  return sorted(
-    int(name)
-    for name in files.names(root)
-    if name.isdigit() and mirror.is_finished(root / name)
-  )
-
-
-def claim_workdir(workdir: epath.PathLike, config: Config) -> bool:
-  """Binds a workdir to a config, or checks that it is bound to this one.
-
-  The config is stored as `<workdir>/config.json`. Keys that change neither
-  data nor arithmetic (logging, threads, evaluation, mesh) may differ.
-
-  Returns:
-    True if the workdir was already bound (a run to resume).
-
-  Raises:
-    ConfigError: naming the first keys that differ.
-  """
-  path = epath.Path(workdir) / "config.json"
-  try:
-    text: str | None = files.read_text(path)
-  except FileNotFoundError:
-    text = None
-  if text is not None:
-    try:
-      stored = json.loads(text)
-    except ValueError:
-      raise ConfigError(
-        f"{path} is not valid JSON; restore it or use another --workdir."
-      ) from None
-    wanted = json.loads(config_lib.to_json(config))
-    lines = [
-      line
-      for line in manifest_lib.differences(_filled(stored, wanted), wanted)
-      if not _FREE_KEYS.match(line)
-    ]
-    if lines:
-      more = f" ({len(lines) - 3} more)" if len(lines) > 3 else ""
-      raise ConfigError(
-        f"workdir {str(workdir)!r} belongs to another config: "
-        f"{'; '.join(lines[:3])}{more}. Use another --workdir (and --init to "
-        "start from its parameters), or the former config."
-      )
-    return True
-  if jax.process_index() == 0:
-    files.make_folder(path.parent)
-    files.write_text(path, config_lib.to_json(config))
-  return False
-
-
-def _filled(stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-  """`stored` with the sources' counts and hashes as in `wanted` if unset."""
-  new = wanted.get("data", {}).get("sources", {})
-  for name, source in stored.get("data", {}).get("sources", {}).items():
-    for key in _FILLED_KEYS:
-      if name in new and not (source.get(key) and new[name].get(key)):
-        source[key] = new[name].get(key)
-  return stored
-
-
-def _counters(state: Any) -> dict[str, int]:
-  """The scalar fields of a train state: steps done, steps skipped."""
-  return {
-    field.name: int(np.asarray(getattr(state, field.name)))
-    for field in dataclasses.fields(state)
-    if field.name not in manifest_lib.ARRAY_ITEMS
-  }
 
 
 @dataclass
@@ -338,7 +220,7 @@ class Manager:
     }
     values = {
       "step": step,
-      "counters": _counters(state),
+      "counters": state_lib.counters(state),
       **(saving.data or {}),
     }
     config_text = config_lib.to_json(self.config).encode()
@@ -354,7 +236,7 @@ class Manager:
         "data_sha256": manifest_lib.sha256(data_text),
         "metrics": {k: float(v) for k, v in (metrics or {}).items()},
       }
-      return self._manifest_files(folder, head, layouts, notes)
+      return described.manifest_files(self.extras, folder, head, layouts, notes)
 
     target = self._local / str(step)
     self._remove_unfinished()
@@ -412,61 +294,6 @@ class Manager:
     if jax.process_count() == 1:
       with mirror.local_copy(folder, manifest["items"]) as here:
         sharded.read_placed(here, manifest["items"], {})
-
-  def _manifest_files(
-    self,
-    folder: Any,
-    head: Mapping[str, Any],
-    layouts: Mapping[str, Any],
-    notes: Sequence[Mapping[str, Any]],
-  ) -> dict[str, bytes]:
-    """Runs the self-check and writes the manifest's text.
-
-    Args:
-      folder: with the arrays, as written by all processes.
-      head: what the manifest says of this step alone.
-      layouts: of each item, see `sharded.layout`.
-      notes: of each process: item -> path -> start of a shard -> hash.
-    """
-    extras = self.extras
-    axes = manifest_lib.flatten(extras.logical_axes or {})
-    items = {
-      name: manifest_lib.describe_shards(
-        layout,
-        [note.get(name, {}) for note in notes],
-        logical_axes={} if name == "opt_state" else axes,
-        originals={} if name == "opt_state" else extras.originals,
-      )
-      for name, layout in layouts.items()
-    }
-    files = {
-      f"{manifest_lib.TOKENIZER_PREFIX}{name}": content
-      for name, content in extras.tokenizer_files.items()
-    }
-    checked = "ema" if "ema" in items else "params"
-    if extras.self_check is not None:
-      entries = items[checked]
-      flat = storage.read_arrays(folder, checked, entries)
-      problems = manifest_lib.array_problems(entries, flat, item=checked)
-      if problems:
-        raise CheckpointError(
-          f"the store altered what was written: "
-          f"{manifest_lib.summarise(problems)}"
-        )
-      outputs = extras.self_check(manifest_lib.unflatten(flat))
-      files[manifest_lib.SELF_CHECK] = manifest_lib.pack_arrays(outputs)
-    return manifest_lib.to_files(
-      {
-        **head,
-        "items": items,
-        "tokenizer": dict(extras.tokenizer_info),
-        "preprocessing": dict(extras.preprocessing),
-        "versions": manifest_lib.versions(),
-        "topology": dict(extras.topology or topology()),
-        "self_check_of": checked,
-      },
-      files,
-    )
 
   def _clean(self, step: int) -> None:
     """Removes what a failed save left behind, as far as it can."""
@@ -635,7 +462,7 @@ class Manager:
       except CheckpointError as e:
         skipped.append((number, str(e)))
         continue
-      likes = _likes(target, number, manifest["items"])
+      likes = state_lib.likes(target, number, manifest["items"])
       try:
         with mirror.local_copy(folder, manifest["items"]) as here:
           arrays = sharded.read_placed(here, manifest["items"], likes)
@@ -645,7 +472,7 @@ class Manager:
       self._verified.note(number)
       return Restored(
         step=number,
-        state=_fill(target, number, arrays, data),
+        state=state_lib.fill(target, number, arrays, data),
         data=data,
         skipped=tuple(skipped),
         notes=tuple(self._notes(manifest)),
@@ -659,75 +486,8 @@ class Manager:
   def _notes(self, manifest: Mapping[str, Any]) -> list[str]:
     now = {
       "versions": manifest_lib.versions(),
-      "topology": json.loads(json.dumps(self.extras.topology or topology())),
+      "topology": json.loads(
+        json.dumps(self.extras.topology or described.topology())
+      ),
     }
     return manifest_lib.differences({k: manifest[k] for k in now}, now)
-
-
-def read_head(
-  folder: epath.PathLike,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Manifest and data item of a step folder; verifies all but the arrays.
-
-  Raises:
-    CheckpointError: naming the first things that do not verify.
-  """
-  folder = epath.Path(folder)
-  manifest = manifest_lib.read(folder)
-  _, problems = manifest_lib.read_files(folder, manifest)
-  data_path = folder / "data" / manifest_lib.DATA
-  try:
-    data_text = files.read_bytes(data_path)
-  except FileNotFoundError:
-    data_text = b""
-  if manifest_lib.sha256(data_text) != manifest["data_sha256"]:
-    problems.append(f"{data_path}: content differs from the manifest's hash.")
-  if problems:
-    raise CheckpointError(manifest_lib.summarise(problems))
-  return manifest, json.loads(data_text)
-
-
-def _likes(
-  target: Any, step: int, items: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
-  """What the arrays of a checkpoint must be like: item -> path -> like.
-
-  Raises:
-    CheckpointError: if the checkpoint does not fit `target`.
-  """
-  likes: dict[str, dict[str, Any]] = {}
-  for name in manifest_lib.ARRAY_ITEMS:
-    wanted = getattr(target, name, None)
-    if wanted is None:
-      continue
-    if name not in items:
-      raise CheckpointError(
-        f"the checkpoint of step {step} has no {name}, but this run needs it; "
-        "start a new workdir with --init."
-      )
-    storage.from_path_dict(wanted, items[name])
-    likes[name] = storage.path_dict(wanted)
-    for path, like in likes[name].items():
-      entry = items[name][path]
-      storage.check_fits(entry["shape"], entry["dtype"], like)
-  return likes
-
-
-def _fill(
-  target: Any,
-  step: int,
-  arrays: Mapping[str, Mapping[str, Any]],
-  data: Mapping[str, Any],
-) -> Any:
-  """The target train state with the checkpoint's values."""
-  values = {
-    name: storage.from_path_dict(getattr(target, name), placed)
-    for name, placed in arrays.items()
-  }
-  for name, number in {**data["counters"], "step": step}.items():
-    like = getattr(target, name, None)
-    if hasattr(like, "dtype"):
-      values[name] = storage.place(np.asarray(number, like.dtype), like)
-    elif like is not None:
-      values[name] = number
-  return target.replace(**values)

@@ -22,8 +22,8 @@ from mico_jax import config as config_lib
 from mico_jax import files as files_lib
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import mirror, sharded, storage
-from mico_jax.checkpoint.manager import CHECKPOINTS, list_steps
 from mico_jax.checkpoint.manifest import CheckpointError
+from mico_jax.checkpoint.steps import CHECKPOINTS, list_steps
 from mico_jax.config import Config
 
 Check = Literal["full", "fast", "off"]

@@ -25,7 +25,7 @@ from mico_jax import config as config_lib
 from mico_jax import files as files_lib
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import mirror, storage
-from mico_jax.checkpoint.manager import Extras, topology
+from mico_jax.checkpoint.described import Extras, topology
 from mico_jax.config import Config
 
 CHUNK_BYTES = 64 * 2**20  # of the arrays on disk

@@ -27,7 +27,7 @@ import numpy as np
 
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import restore, streamed
-from mico_jax.checkpoint.manager import Extras
+from mico_jax.checkpoint.described import Extras
 from mico_jax.config import Config, ConfigError, ModelConfig
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.inputs import Preparer

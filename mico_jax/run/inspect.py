@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from mico_jax import config as config_lib
-from mico_jax.checkpoint import manager, manifest, restore
+from mico_jax.checkpoint import manifest, restore, steps
 from mico_jax.config import Config
 from mico_jax.models import build
 
@@ -98,7 +98,7 @@ def of_checkpoint(path: str | os.PathLike[str]) -> Inspection:
     name: sum(int(np.prod(e["shape"], dtype=np.int64)) for e in item.values())
     for name, item in found["items"].items()
   }
-  if folder.parent.name == manager.CHECKPOINTS:
-    about["steps"] = manager.list_steps(folder.parent)
+  if folder.parent.name == steps.CHECKPOINTS:
+    about["steps"] = steps.list_steps(folder.parent)
   config = restore.parse_config(files[manifest.CONFIG], folder)
   return Inspection(config, found["items"]["params"], about)

@@ -24,15 +24,12 @@ import jax
 from etils import epath
 
 from mico_jax import evaluation, files
-from mico_jax.checkpoint.manager import (
-  CHECKPOINTS,
-  Manager,
-  claim_workdir,
-  list_steps,
-)
+from mico_jax.checkpoint.manager import Manager
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.checkpoint.restore import step_folders
+from mico_jax.checkpoint.steps import CHECKPOINTS, list_steps
 from mico_jax.checkpoint.storage import host_copy
+from mico_jax.checkpoint.workdir import claim_workdir
 from mico_jax.config import Config, to_dict
 from mico_jax.data.pipeline import Pipeline
 from mico_jax.memory import release_memory

@@ -18,7 +18,7 @@ import jax
 from jax.sharding import Mesh
 
 from mico_jax import models
-from mico_jax.checkpoint.manager import Extras, topology
+from mico_jax.checkpoint.described import Extras, topology
 from mico_jax.config import Config, ConfigError
 from mico_jax.data.order import Order
 from mico_jax.data.samples import (

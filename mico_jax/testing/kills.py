@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mico_jax.checkpoint import manifest
-from mico_jax.checkpoint.manager import CHECKPOINTS, list_steps
+from mico_jax.checkpoint.steps import CHECKPOINTS, list_steps
 from mico_jax.config import Config, EvaluationConfig, TaskConfig, TrainConfig
 from mico_jax.testing.ports import free_port
 from mico_jax.testing.tiny_checkpoint import tiny_config

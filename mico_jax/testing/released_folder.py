@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
@@ -42,6 +43,26 @@ MODEL = ModelConfig(
   frame_table={"video": 4, "audio": 2, "depth": 1},
   normals_as="depth",
 )
+# Encoders of single towers: of EVA-CLIP, of CLIP, of timm.
+EVA = VisionConfig(
+  image_size=16,
+  patch_size=8,
+  width=64,
+  depth=2,
+  num_heads=1,
+  mlp_dim=12,
+  clip_embed_dim=6,
+)
+CLIP = dataclasses.replace(
+  EVA,
+  norm_eps=1e-5,
+  mlp="quick_gelu",
+  qkv_bias="all",
+  patch_bias=False,
+  pre_norm=True,
+  clip_embed_bias=False,
+)
+PLAIN = dataclasses.replace(EVA, qkv_bias="all", clip_embed_dim=0)
 HPS: Mapping[str, Any] = {
   "vision_encoder_type": "evaclip01_giant",
   "frame_embedding_type": "adaptive",

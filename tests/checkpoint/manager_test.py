@@ -17,9 +17,11 @@ import pytest
 from etils import epath
 
 from mico_jax import config as config_lib
+from mico_jax.checkpoint import described as described_lib
 from mico_jax.checkpoint import manager as manager_lib
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import sharded, storage
+from mico_jax.checkpoint import workdir as workdir_lib
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config, ConfigError
 from mico_jax.failures import TransientError
@@ -62,7 +64,7 @@ def make_config(**train: Any) -> Config:
 
 
 def open_manager(path: Any, **train: Any) -> manager_lib.Manager:
-  extras = manager_lib.Extras(
+  extras = described_lib.Extras(
     logical_axes={
       "vision": {"kernel": ("embed", "mlp"), "bias": ("norm",)},
       "temperature": (),
@@ -328,7 +330,7 @@ def test_other_topology_is_named(tmp_path):
   manager = open_manager(tmp_path)
   save(manager, 1)
   manager.extras = dataclasses.replace(
-    manager.extras, topology={**manager_lib.topology(), "num_devices": 99}
+    manager.extras, topology={**described_lib.topology(), "num_devices": 99}
   )
   restored = manager.restore(make_state(0.0))
   assert restored is not None
@@ -338,15 +340,15 @@ def test_other_topology_is_named(tmp_path):
 
 def test_workdir_belongs_to_one_config(tmp_path):
   config = config_lib.override(Config(), ["train.steps=7"])
-  assert manager_lib.claim_workdir(tmp_path, config) is False
-  assert manager_lib.claim_workdir(tmp_path, config) is True
+  assert workdir_lib.claim_workdir(tmp_path, config) is False
+  assert workdir_lib.claim_workdir(tmp_path, config) is True
   free = config_lib.override(config, ["train.log_every=3", "train.keep=9"])
-  assert manager_lib.claim_workdir(tmp_path, free) is True
+  assert workdir_lib.claim_workdir(tmp_path, free) is True
   other = config_lib.override(config, ["train.steps=8", "seed=4"])
   with pytest.raises(
     ConfigError, match=r"seed: 0, now 4; train.steps: 7, now 8"
   ):
-    manager_lib.claim_workdir(tmp_path, other)
+    workdir_lib.claim_workdir(tmp_path, other)
 
 
 def test_workdir_may_fill_in_counts(tmp_path):
@@ -356,18 +358,18 @@ def test_workdir_may_fill_in_counts(tmp_path):
   def config(one: config_lib.SourceConfig) -> Config:
     return Config(data=config_lib.DataConfig(sources={"a": one}))
 
-  manager_lib.claim_workdir(tmp_path, config(full))
-  assert manager_lib.claim_workdir(tmp_path, config(source))
+  workdir_lib.claim_workdir(tmp_path, config(full))
+  assert workdir_lib.claim_workdir(tmp_path, config(source))
   changed = dataclasses.replace(full, sha256="cd")
   with pytest.raises(ConfigError, match=r"sources\.a.sha256"):
-    manager_lib.claim_workdir(tmp_path, config(changed))
+    workdir_lib.claim_workdir(tmp_path, config(changed))
 
 
 def test_config_and_manifest_on_memory_paths():
   memory_path.register()
   root = epath.Path("memory://claim")
-  assert manager_lib.claim_workdir(root, Config()) is False
-  assert manager_lib.claim_workdir(root, Config()) is True
+  assert workdir_lib.claim_workdir(root, Config()) is False
+  assert workdir_lib.claim_workdir(root, Config()) is True
   files = manifest_lib.to_files(
     {"config_sha256": manifest_lib.sha256(b"{}"), "items": {}}, {"a/b": b"1"}
   )

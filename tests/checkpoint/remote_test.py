@@ -19,6 +19,8 @@ from etils import epath
 
 from mico_jax.checkpoint import manager as manager_lib
 from mico_jax.checkpoint import mirror
+from mico_jax.checkpoint import steps as steps_lib
+from mico_jax.checkpoint import workdir as workdir_lib
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config, ConfigError, TrainConfig
 from mico_jax.data.remote import Storage
@@ -59,13 +61,13 @@ def same(a: Any, b: Any) -> None:
 
 def test_saves_keeps_and_restores(root):
   manager = open_manager(root)
-  assert manager_lib.claim_workdir(root, Config()) is False
-  assert manager_lib.claim_workdir(root, Config()) is True
+  assert workdir_lib.claim_workdir(root, Config()) is False
+  assert workdir_lib.claim_workdir(root, Config()) is True
   for step in (1, 2, 3):
     manager.save(step, make_state(float(step)))
   manager.close()
   folder = epath.Path(root) / "checkpoints"
-  assert manager_lib.list_steps(folder) == [2, 3]
+  assert steps_lib.list_steps(folder) == [2, 3]
   # What a killed copy leaves is no step, and does not stop the next one.
   half = folder / "4" / "params"
   half.mkdir(parents=True, exist_ok=True)
@@ -77,7 +79,7 @@ def test_saves_keeps_and_restores(root):
   same(restored.state.params, make_state(3.0).params)
   manager.save(4, make_state(4.0))
   manager.wait()
-  assert manager_lib.list_steps(folder) == [3, 4]
+  assert steps_lib.list_steps(folder) == [3, 4]
   data = folder / "4" / "data" / "data.json"
   data.write_bytes(b"{}")
   restored = manager.restore(make_state(0.0))

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from mico_jax import axes
-from mico_jax.checkpoint import manager, manifest, restore, storage, streamed
+from mico_jax.checkpoint import (
+  described,
+  manifest,
+  restore,
+  steps,
+  storage,
+  streamed,
+)
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config, ParallelConfig
 from mico_jax.parallel import mesh as mesh_lib
@@ -40,14 +47,14 @@ def save(folder, values):
     folder,
     {name: leaf(name, value) for name, value in values.items()},
     config=Config(),
-    extras=manager.Extras(logical_axes=AXES),
+    extras=described.Extras(logical_axes=AXES),
   )
   return seen
 
 
 def test_written_folders_are_checkpoints(tmp_path):
   assert sorted(save(tmp_path / "0", VALUES)) == sorted(VALUES)
-  found, data = manager.read_head(tmp_path / "0")
+  found, data = steps.read_head(tmp_path / "0")
   assert data == {"step": 0, "counters": {}}
   entries = found["items"]["params"]
   arrays = storage.read_arrays(tmp_path / "0", "params", entries)

@@ -12,30 +12,11 @@ import pytest
 from mico_jax import inference
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.cli.main import main
-from mico_jax.config import VisionConfig
 from mico_jax.interop import formats, import_config, safetensors
 from mico_jax.interop.formats import FORMATS
 from mico_jax.testing import released_folder as tiny
 
-EVA = VisionConfig(
-  image_size=16,
-  patch_size=8,
-  width=64,
-  depth=2,
-  num_heads=1,
-  mlp_dim=12,
-  clip_embed_dim=6,
-)
-CLIP = dataclasses.replace(
-  EVA,
-  norm_eps=1e-5,
-  mlp="quick_gelu",
-  qkv_bias="all",
-  patch_bias=False,
-  pre_norm=True,
-  clip_embed_bias=False,
-)
-PLAIN = dataclasses.replace(EVA, qkv_bias="all", clip_embed_dim=0)
+EVA, CLIP, PLAIN = tiny.EVA, tiny.CLIP, tiny.PLAIN
 # Form -> encoder, what our table's names have more than the file's, and what
 # a tower held by open_clip has before its names.
 FORMS = {

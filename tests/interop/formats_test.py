@@ -31,25 +31,7 @@ from mico_jax.models import build
 from mico_jax.run.warm_start import warm_start
 from mico_jax.testing import released_folder as tiny
 
-EVA = VisionConfig(
-  image_size=16,
-  patch_size=8,
-  width=64,
-  depth=2,
-  num_heads=1,
-  mlp_dim=12,
-  clip_embed_dim=6,
-)
-CLIP = dataclasses.replace(
-  EVA,
-  norm_eps=1e-5,
-  mlp="quick_gelu",
-  qkv_bias="all",
-  patch_bias=False,
-  pre_norm=True,
-  clip_embed_bias=False,
-)
-PLAIN = dataclasses.replace(EVA, qkv_bias="all", clip_embed_dim=0)
+EVA, CLIP, PLAIN = tiny.EVA, tiny.CLIP, tiny.PLAIN
 # Form -> encoder, and our table's names -> those of the file.
 FORMS = {
   "evaclip": (EVA, "vision_encoder."),

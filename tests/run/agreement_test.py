@@ -13,7 +13,7 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from mico_jax.checkpoint.manager import CHECKPOINTS, list_steps
+from mico_jax.checkpoint.steps import CHECKPOINTS, list_steps
 from mico_jax.config import ConfigError
 from mico_jax.run import agreement
 from mico_jax.run.pretrain import IN_FLIGHT

@@ -13,6 +13,7 @@ from etils import epath
 
 from mico_jax import failures, files
 from mico_jax.checkpoint import manager as manager_lib
+from mico_jax.checkpoint import workdir as workdir_lib
 from mico_jax.config import Config, TrainConfig
 from mico_jax.run.goodput import GoodputLog
 from mico_jax.run.lock import WorkdirLock
@@ -51,7 +52,7 @@ def write_and_resume(workdir: str) -> None:
   for start in (0, 2):
     held = WorkdirLock(workdir)
     held.acquire()
-    manager_lib.claim_workdir(workdir, Config())
+    workdir_lib.claim_workdir(workdir, Config())
     with MetricsWriter(workdir, start_step=start, tensorboard=False) as writer:
       goodput = GoodputLog(workdir, start_step=start, began=1.0)
       for step in range(start, start + 3):
@@ -69,7 +70,7 @@ def check_written(workdir: str) -> None:
   assert [x["start"] for x in sessions] == [0, 2]
   assert "lock.json" not in files.names(workdir)
   assert not [x for x in files.names(workdir) if x.endswith(files.PART)]
-  assert manager_lib.claim_workdir(workdir, Config())
+  assert workdir_lib.claim_workdir(workdir, Config())
 
 
 def test_each_call_of_metrics_goodput_config_and_lock_may_fail(workdir):
@@ -167,7 +168,7 @@ def test_a_fault_that_stays_ends_with_what_means_start_again(
   manager.save(1, make_state(1.0))
   manager.wait()
   writer = MetricsWriter(workdir, tensorboard=False)
-  manager_lib.claim_workdir(workdir, Config())
+  workdir_lib.claim_workdir(workdir, Config())
 
   def metrics() -> None:
     writer.write(0, {"loss": 1.0})
@@ -180,7 +181,7 @@ def test_a_fault_that_stays_ends_with_what_means_start_again(
   calls = {
     "save": save,
     "metrics": metrics,
-    "claim": lambda: manager_lib.claim_workdir(workdir, Config()),
+    "claim": lambda: workdir_lib.claim_workdir(workdir, Config()),
     "lock": lambda: WorkdirLock(workdir).acquire(),
     "steps": manager.steps,
   }

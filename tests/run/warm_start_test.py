@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mico_jax.checkpoint import restore
-from mico_jax.checkpoint.manager import Extras, Manager
+from mico_jax.checkpoint.described import Extras
+from mico_jax.checkpoint.manager import Manager
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config, ModelConfig, OptimizerConfig
 from mico_jax.models import build

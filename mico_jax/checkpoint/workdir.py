@@ -1,0 +1,82 @@
+"""A workdir belongs to one config."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import jax
+from etils import epath
+
+from mico_jax import config as config_lib
+from mico_jax import files
+from mico_jax.checkpoint import manifest as manifest_lib
+from mico_jax.config import Config, ConfigError
+
+# Keys that may change between the parts of one run: none of them alters which
+# samples a step sees or what it computes.
+_FREE_KEYS = re.compile(
+  r"^(name|generation|evaluation\..*|parallel\..*"
+  r"|train\.(log_every|checkpoint_every|keep|keep_best|eval_every"
+  r"|nonfinite_patience|collapse_patience|profile_steps|tensorboard|wandb"
+  r"|watchdog_s|compilation_cache)"
+  r"|data\.(num_threads|num_workers|prefetch|timeout|max_bad_fraction"
+  r"|cache_gb))(:|\.|$)"
+)
+# Filled in when a run starts: the same if either side is still empty.
+_FILLED_KEYS = ("count", "sha256")
+
+
+def claim_workdir(workdir: epath.PathLike, config: Config) -> bool:
+  """Binds a workdir to a config, or checks that it is bound to this one.
+
+  The config is stored as `<workdir>/config.json`. Keys that change neither
+  data nor arithmetic (logging, threads, evaluation, mesh) may differ.
+
+  Returns:
+    True if the workdir was already bound (a run to resume).
+
+  Raises:
+    ConfigError: naming the first keys that differ.
+  """
+  path = epath.Path(workdir) / "config.json"
+  try:
+    text: str | None = files.read_text(path)
+  except FileNotFoundError:
+    text = None
+  if text is not None:
+    try:
+      stored = json.loads(text)
+    except ValueError:
+      raise ConfigError(
+        f"{path} is not valid JSON; restore it or use another --workdir."
+      ) from None
+    wanted = json.loads(config_lib.to_json(config))
+    lines = [
+      line
+      for line in manifest_lib.differences(_filled(stored, wanted), wanted)
+      if not _FREE_KEYS.match(line)
+    ]
+    if lines:
+      more = f" ({len(lines) - 3} more)" if len(lines) > 3 else ""
+      raise ConfigError(
+        f"workdir {str(workdir)!r} belongs to another config: "
+        f"{'; '.join(lines[:3])}{more}. Use another --workdir (and --init to "
+        "start from its parameters), or the former config."
+      )
+    return True
+  if jax.process_index() == 0:
+    files.make_folder(path.parent)
+    files.write_text(path, config_lib.to_json(config))
+  return False
+
+
+def _filled(stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+  """`stored` with the sources' counts and hashes as in `wanted` if unset."""
+  new = wanted.get("data", {}).get("sources", {})
+  for name, source in stored.get("data", {}).get("sources", {}).items():
+    for key in _FILLED_KEYS:
+      if name in new and not (source.get(key) and new[name].get(key)):
+        source[key] = new[name].get(key)
+  return stored
