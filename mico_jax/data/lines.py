@@ -12,28 +12,22 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from etils import epath
+
+from mico_jax import files
 from mico_jax.data.remote import is_remote
 from mico_jax.failures import wait_out
 
 
 def read_lines(workdir: str, stem: str) -> list[dict[str, Any]]:
   """All objects of `STEM*.jsonl`; a line cut by a kill is left out."""
-  if is_remote(workdir):
-    from etils import epath
-
-    folder: Any = epath.Path(workdir)
-  else:
-    folder = pathlib.Path(workdir)
-
-  def read() -> list[str]:
-    try:
-      files = sorted(folder.glob(f"{stem}*.jsonl"))
-    except FileNotFoundError:  # a store that has nothing below the folder yet
-      return []
-    return [line for f in files for line in f.read_text("utf-8").splitlines()]
-
+  folder = epath.Path(workdir)
+  lines: list[str] = []
+  for name in files.names(folder):
+    if name.startswith(stem) and name.endswith(".jsonl"):
+      lines += files.read_text(folder / name).splitlines()
   found = []
-  for line in wait_out(read, f"reading {stem}.jsonl of {workdir}"):
+  for line in lines:
     try:
       entry = json.loads(line)
     except ValueError:
@@ -59,12 +53,12 @@ def add_lines(
   """
   text = "".join(json.dumps(e, sort_keys=True) + "\n" for e in entries)
   if is_remote(workdir):
-    from etils import epath
-
     file = epath.Path(workdir) / f"{stem}-{owner}.jsonl"
-    what = f"writing {file}"
-    old = wait_out(lambda: file.read_text() if file.exists() else "", what)
-    wait_out(lambda: file.write_text(old + text), what)
+    try:
+      old = files.read_text(file)
+    except FileNotFoundError:
+      old = ""
+    files.write_text(file, old + text)
   else:
     path = pathlib.Path(workdir) / f"{stem}.jsonl"
     wait_out(lambda: _append(path, text), f"writing {path}")
