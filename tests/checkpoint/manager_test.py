@@ -370,9 +370,17 @@ def test_config_and_manifest_on_memory_paths():
   root = epath.Path("memory://claim")
   assert workdir_lib.claim_workdir(root, Config()) is False
   assert workdir_lib.claim_workdir(root, Config()) is True
-  files = manifest_lib.to_files(
-    {"config_sha256": manifest_lib.sha256(b"{}"), "items": {}}, {"a/b": b"1"}
-  )
+  empty = manifest_lib.sha256(b"{}")
+  told = {
+    "step": 1,
+    "config_sha256": empty,
+    "data_sha256": empty,
+    "items": {"params": {}},
+    "self_check_of": "params",
+    **dict.fromkeys(("tokenizer", "preprocessing", "versions"), {}),
+    **dict.fromkeys(("topology", "metrics"), {}),
+  }
+  files = manifest_lib.to_files(told, {"a/b": b"1"})
   for name, data in files.items():
     path = root / "1" / "manifest" / name
     path.parent.mkdir(parents=True, exist_ok=True)
