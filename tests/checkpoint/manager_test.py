@@ -377,8 +377,11 @@ def test_config_and_manifest_on_memory_paths():
     "data_sha256": empty,
     "items": {"params": {}},
     "self_check_of": "params",
-    **dict.fromkeys(("tokenizer", "preprocessing", "versions"), {}),
-    **dict.fromkeys(("topology", "metrics"), {}),
+    "tokenizer": {},
+    "preprocessing": {},
+    "versions": {},
+    "topology": {},
+    "metrics": {},
   }
   files = manifest_lib.to_files(told, {"a/b": b"1"})
   for name, data in files.items():
