@@ -35,6 +35,26 @@ class Item:
   file: bool = False
 
 
+def as_array(raw: Any) -> Any:
+  """The NumPy array of what holds one (PyTorch, JAX, pandas); else `raw`.
+
+  Raises:
+    ValueError: for a masked array, whose hidden values would count.
+  """
+  if isinstance(raw, np.generic) or not hasattr(raw, "__array__"):
+    return raw
+  if isinstance(raw, np.ma.MaskedArray):
+    raise ValueError(
+      "a masked array: what it hides would count; fill it first (depth: "
+      "array.filled(0), which means no reading)."
+    )
+  if hasattr(raw, "detach"):  # of PyTorch
+    raw = raw.detach().cpu()
+    raw = raw.float() if "bfloat16" in str(raw.dtype) else raw
+  array = np.asarray(raw)
+  return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
 def as_list(key: str, values: Any) -> Sequence[Any]:
   """The inputs of a modality that a user gives; a bare one is a list of one.
 
@@ -49,7 +69,7 @@ def as_list(key: str, values: Any) -> Sequence[Any]:
   if isinstance(values, (str, bytes, os.PathLike, Image.Image, Item)):
     return [values]
   if hasattr(values, "__array__"):  # also of JAX, PyTorch, pandas
-    return _array_as_list(key, np.asarray(values))
+    return _array_as_list(key, as_array(values))
   if not isinstance(values, Sequence):
     raise ValueError(
       f"{key} must be a list of inputs, got {type(values).__name__}."
@@ -126,7 +146,7 @@ def check_bare_depth(value: Any, unit: str) -> None:
   """
   arrays = value if isinstance(value, (list, tuple)) else [value]
   floats = all(
-    hasattr(x, "__array__") and np.asarray(x).dtype.kind == "f" for x in arrays
+    hasattr(x, "__array__") and as_array(x).dtype.kind == "f" for x in arrays
   )
   if not floats:
     raise ValueError(

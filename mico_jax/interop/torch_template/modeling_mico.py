@@ -1468,7 +1468,7 @@ def given() -> ModuleType:
 
 
 def contents(raw: Any) -> Any:
-  """The bytes of a path, NumPy arrays of tensors, also in lists; else `raw`."""
+  """The bytes of a path, a NumPy array of arrays, also in lists; else `raw`."""
   if isinstance(raw, (list, tuple)):
     return (list if isinstance(raw, list) else tuple)(map(contents, raw))
   if isinstance(raw, (str, os.PathLike)):
@@ -1476,12 +1476,7 @@ def contents(raw: Any) -> Any:
     if not path.is_file():
       raise ValueError("no such file, or no regular one.")
     return path.read_bytes()
-  if isinstance(raw, Tensor):
-    raw = raw.detach().cpu()
-    return (raw.float() if raw.dtype == torch.bfloat16 else raw).numpy()
-  if isinstance(raw, np.generic) or not hasattr(raw, "__array__"):
-    return raw
-  return np.asarray(raw)
+  return given().as_array(raw)
 
 
 class Reader:
@@ -1497,12 +1492,7 @@ class Reader:
 
   def lists(self, inputs: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
     """Lists of inputs; a bare one is a list of one."""
-    return {
-      key: given().as_list(
-        key, contents(values) if isinstance(values, Tensor) else values
-      )
-      for key, values in inputs.items()
-    }
+    return {key: given().as_list(key, v) for key, v in inputs.items()}
 
   def geometry(self, key: str, unit: str) -> Any:
     """Sizes and units for decoding one input."""
