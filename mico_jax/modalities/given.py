@@ -128,10 +128,11 @@ def as_item(key: str, value: Any) -> Item:
 
 def name_of(key: str, value: Any) -> str:
   """What an input is called in messages."""
+  kind = f"<{type(value).__name__}>"
   try:
-    return as_item(key, value).name
+    return as_item(key, value).name or kind
   except ValueError:
-    return str(value)[:80]
+    return value[:80] if isinstance(value, str) else kind
 
 
 def check_bare_depth(value: Any, unit: str) -> None:

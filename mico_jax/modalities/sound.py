@@ -48,7 +48,10 @@ def decode_audio(raw: Any, geometry: Geometry) -> Float[np.ndarray, " N"]:
   if isinstance(raw, bytes):
     blocks = read_sound(raw, config.max_seconds)
   else:
-    samples, rate = raw if isinstance(raw, tuple) else (raw, config.sample_rate)
+    pair = raw if isinstance(raw, tuple) else (raw, config.sample_rate)
+    if len(pair) != 2:
+      raise DecodeError(f"expected (samples, rate), got {len(pair)} values.")
+    samples, rate = pair
     blocks = array_blocks(samples, rate, config.max_seconds)
   pieces = [
     resample_blocks((mono for _, mono in group), rate, config.sample_rate)

@@ -254,11 +254,8 @@ def array_blocks(
       "expected sound as a file, [N], [N, channels] or [channels, N], got "
       f"{getattr(samples, 'shape', type(samples))}."
     )
-  if samples.dtype.kind != "f" and samples.dtype not in (
-    np.int8,
-    np.int16,
-    np.int32,
-  ):
+  integers = samples.dtype.kind == "i" and samples.dtype.itemsize <= 4
+  if samples.dtype.kind != "f" and not integers:
     raise DecodeError(
       f"samples are {samples.dtype}; expected float in units of full scale, or "
       "int8, int16 or int32."
@@ -267,7 +264,7 @@ def array_blocks(
     raise DecodeError(f"the sample rate is {rate!r}; expected a number of Hz.")
   rate = float(rate)
   _check_rate(rate)
-  samples = samples.reshape(len(samples), -1) if samples.ndim == 1 else samples
+  samples = samples[:, None] if samples.ndim == 1 else samples
   if not samples.size:
     return
   rows, columns = samples.shape

@@ -10,6 +10,7 @@ import sys
 import wave
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -247,6 +248,9 @@ def test_depth_in_its_units(sides, tmp_path):
   np.save(tmp_path / "d.npy", metres[..., None])
   same = {
     "tensor": torch.as_tensor(metres),
+    "trained": torch.as_tensor(metres).requires_grad_(),
+    "bfloat16": torch.as_tensor(metres).bfloat16(),
+    "bfloat16 of JAX": jnp.asarray(metres, jnp.bfloat16),
     "one channel": metres[..., None],
     "one map": metres[None],
     "list": [metres],
@@ -258,12 +262,17 @@ def test_depth_in_its_units(sides, tmp_path):
   }
   for name, given in same.items():
     got = sides.read("depth", given)
-    np.testing.assert_allclose(got, want, atol=1e-3, err_msg=name)
+    limit = 1e-2 if "bfloat16" in name else 1e-3
+    np.testing.assert_allclose(got, want, atol=limit, err_msg=name)
 
 
 @pytest.mark.parametrize(
   "made",
   [
+    lambda x: np.ma.array(x, mask=x > 3),
+    lambda x: [x, np.ma.array(x, mask=x > 3)],
+    lambda x: ["mm:d.png", x],
+    lambda x: np.stack([np.tile(x, (2, 2))] * 5, -1),
     lambda x: x.astype(np.uint16),
     lambda x: torch.as_tensor(x.astype(np.int32)),
     lambda x: [x.astype(np.uint16)],

@@ -274,7 +274,8 @@ def test_arrays_in_either_order():
   np.testing.assert_allclose(_decode(both[:1]), tone(0.5))
   for kind in (np.int8, np.int16, np.int32):
     full = np.full(100, np.iinfo(kind).min, kind)
-    np.testing.assert_array_equal(_decode(full), -1)
+    for stored in (full, full.astype(full.dtype.newbyteorder())):
+      np.testing.assert_array_equal(_decode(stored), -1)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +284,8 @@ def test_arrays_in_either_order():
     (np.zeros((2, 2), np.float32), "shape"),
     (np.zeros((65, 100), np.float32), "channels"),
     (np.zeros((0, 2), np.float32), "length 0"),
+    (np.zeros(0, np.float32), "length 0"),
+    ((np.zeros(100, np.float32),), "got 1 values"),
     (np.zeros(100, np.uint8), "uint8"),
     (np.zeros(100, bool), "bool"),
     (np.zeros(100, np.int64), "int64"),
