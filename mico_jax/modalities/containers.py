@@ -154,7 +154,7 @@ def scan_pictures(container: Any, stream: Any, limit: float) -> Pictures:
     DecodeError: if there is no frame.
   """
   base = float(stream.time_base or 0) or 1e-6
-  shown, missing, longest = [], 0, 0.0
+  shown, orders, missing, longest = [], [], 0, 0.0
   clock = Clock()
   for packet in packets(container, stream):
     if not packet.size or packet.is_discard:
@@ -164,16 +164,21 @@ def scan_pictures(container: Any, stream: Any, limit: float) -> Pictures:
       continue
     # Decoding times run on; presentation times go back and forth.
     order = packet.pts if packet.dts is None else packet.dts
-    shift = clock(order * base) - order * base
+    orders.append(clock(order * base))
+    shift = orders[-1] - order * base
     shown.append((packet.pts * base + shift, (packet.duration or 0) * base))
   if not shown and not missing:
     raise DecodeError("the video has no frames.")
   ranked = container.format.name in _NO_TIMES or missing > len(shown)
   if ranked:
-    count = len(shown) + missing
     rate = float(stream.average_rate or stream.guessed_rate or 25)
     first = min((t for t, _ in shown), default=0.0)
-    times = first + np.arange(count) / rate
+    steps = np.arange(len(shown) + missing) / rate
+    if container.format.name == "avi" and not missing:
+      # Dropped frames leave gaps. Times are those of decoding; B-frames may
+      # thus be off by their delay at a gap.
+      steps = np.asarray(orders) - orders[0]
+    times = first + steps
   else:
     shown.sort()
     times, longest = np.unique([t for t, _ in shown]), shown[-1][1]
