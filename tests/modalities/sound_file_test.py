@@ -164,8 +164,61 @@ def test_cut_files_say_so(kind):
   _decode(data)
 
 
+@pytest.mark.parametrize("kind", ["AU", "CAF", "W64", "RF64"])
+def test_cut_files_of_plain_samples_say_so(kind):
+  out = io.BytesIO()
+  soundfile.write(out, tone(2.0), 16000, format=kind)
+  data = out.getvalue()
+  assert len(_decode(data)) == 32000
+  for share in (0.6, 0.97):
+    _refused(data[: int(len(data) * share)], r"cut short.* \d+ .* \d+ ")
+
+
 @pytest.mark.parametrize(
-  "size", [0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFFFFF - 36]
+  ("kind", "codec"),
+  [("wv", "wavpack"), ("tta", "tta"), ("asf", "libmp3lame"), ("caf", "alac")],
+)
+def test_other_cut_files_say_so(kind, codec):
+  rng = np.random.default_rng(0)
+  wave = rng.normal(0, 0.1, 64000).astype(np.float32)
+  data = file_of(kind, sound=wave, sound_codec=codec)
+  _decode(data)
+  _refused(data[: len(data) * 6 // 10], r"cut short.* \d+ .* \d+ ")
+
+
+def test_samples_beyond_what_a_wav_promises_are_told():
+  whole = _wav(tone(2.0))
+  short = bytearray(whole)
+  at = short.index(b"data") + 4
+  short[at : at + 4] = struct.pack("<I", 32000)
+  half = len(whole) - 32000
+  chunks = whole[:at] + struct.pack("<I", 32000) + whole[at + 4 : half]
+  chunks += b"data" + struct.pack("<I", 32000) + whole[half:]
+  for data in (bytes(short), chunks, whole + whole):
+    _refused(data, "bytes follow the samples")
+  note = b"LIST" + struct.pack("<I", 4) + b"INFO"
+  for more in (note, b"TAG" + bytes(125), bytes(10000), note + b"\1"):
+    assert len(_decode(whole + more)) == 32000
+
+
+@pytest.mark.parametrize("kind", ["ogg", "flac", "wav"])
+def test_a_tag_in_front_hides_nothing(kind):
+  data = {"ogg": 2 * _ogg(1.0), "wav": _wav(tone(2.0))}.get(kind)
+  data = data or _flac_promising(tone(2.0), 32000)
+  tag = b"ID3\4\0\0\0\0\1\2" + bytes(130)
+  assert len(_decode(tag + data)) == 32000
+  if kind != "ogg":
+    _refused(tag + data[:-9000], "cut short")
+
+
+def test_links_with_something_between_them():
+  x = _decode(_ogg(1.0) + b"junk" * 10 + _ogg(1.0, 880))
+  assert len(x) == 32000
+  _is_tone(x[16000:], 1.0, 880)
+
+
+@pytest.mark.parametrize(
+  "size", [0, 0x80000000, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFFFFF - 36]
 )
 def test_streamed_wav_has_no_length(size):
   data = bytearray(_wav(tone(1.0)))
