@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mico_jax.cli import common
 from mico_jax.config import MAX_BEAMS
-from mico_jax.modalities.base import DecodeError
+
+if TYPE_CHECKING:
+  from mico_jax.modalities import DecodeError
 
 DESCRIPTION = f"""\
 Writes a caption for each file. Files that cannot be used are named on stderr
@@ -49,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
   """Prints file and caption."""
   from mico_jax.inputs import Item
+  from mico_jax.modalities import DecodeError
 
   common.parse_files(args.files)
   model = common.load_model(args)
@@ -93,6 +96,8 @@ def _each(
   write: Callable[[Sequence[Any]], list[str]], items: Sequence[Any]
 ) -> list[str | DecodeError]:
   """What `write` gives for each item; halves again what holds a bad one."""
+  from mico_jax.modalities import DecodeError
+
   try:
     return [*write(items)]
   except DecodeError as error:
