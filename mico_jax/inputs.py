@@ -37,6 +37,7 @@ from mico_jax.modalities.given import (
   lengths_of,
   name_of,
   not_finite,
+  search_options,
 )
 
 TEXT_KINDS = ("default", "omni")  # a query may be as long as either
@@ -252,4 +253,5 @@ __all__ = [
   "lengths_of",
   "name_of",
   "not_finite",
+  "search_options",
 ]

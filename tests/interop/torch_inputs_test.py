@@ -567,7 +567,35 @@ def test_captions_weigh_length_as_ours(models):
   assert not torch.allclose(*scores)
 
 
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"num_beams": 0},
+    {"num_beams": 65},
+    {"max_new_tokens": 0},
+    {"max_new_tokens": -1},
+    {"length_penalty": float("nan")},
+  ],
+)
+def test_searches_are_bounded_alike(models, options):
+  said = []
+  for model in models[:2]:
+    with pytest.raises(ValueError, match="must be a") as error:
+      model.caption(image=[scene()], **options)
+    said.append(str(error.value))
+  assert said[0] == said[1]
+
+
+def test_a_text_alone_matches_nothing(models):
+  for model in models[:2]:
+    with pytest.raises(ValueError, match="no inputs given"):
+      model.match(text=["a cat"])
+
+
 MISUSED = {
+  "masked": {"image": [np.ma.array(scene(), mask=scene() > 5)]},
+  "bare and masked": {"image": np.ma.array(scene(), mask=scene() > 5)},
+  "an image and a number": {"image": (scene(), 3)},
   "nothing": {},
   "unknown": {"smell": [1]},
   "several frames": {"image": np.zeros((2, 8, 8, 3), np.uint8)},

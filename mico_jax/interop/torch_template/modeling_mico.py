@@ -993,16 +993,16 @@ class MiCo(nn.Module):
       **inputs: aligned lists.
     """
     rows = self.lists(inputs)
+    most, beams, penalty = given().search_options(
+      self.config["generation"], max_new_tokens, num_beams, length_penalty
+    )
     if not given().lengths_of(rows):
       return []
-    options = self.config["generation"]
-    room = self.options["text"]["max_positions"] - 1
-    penalty = options["length_penalty"]
     sequences, scores = self.generate(
       self.context_of(inputs),
-      max_new_tokens=min(max_new_tokens or options["max_new_tokens"], room),
-      num_beams=num_beams or options["num_beams"],
-      length_penalty=penalty if length_penalty is None else length_penalty,
+      max_new_tokens=min(most, self.options["text"]["max_positions"] - 1),
+      num_beams=beams,
+      length_penalty=penalty,
     )
     self._finite(scores[:, 0], rows, "the caption's score")
     return [self.tokenizer.decode(row[0].tolist()) for row in sequences]
