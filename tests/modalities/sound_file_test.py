@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -378,6 +379,23 @@ def test_resampling_by_blocks(source, target, monkeypatch):
     sound.resample_blocks(blocks, source, target),
     sound.resample(x, source, target),
   )
+
+
+@pytest.mark.parametrize("source", [44100, 11025, 768_000])
+def test_long_and_short_sounds_are_resampled_alike(source):
+  rng = np.random.default_rng(0)
+  x = rng.normal(0, 0.1, 3 * source).astype(np.float32)
+  long, short = (sound.resample(x[:n], source, 16000) for n in (None, 1000))
+  same = len(short) - 100 if source < 48000 else len(short) - 7
+  np.testing.assert_array_equal(long[:same], short[:same])
+  assert len(long) == 48000
+
+
+def test_a_high_rate_is_resampled_in_time():
+  x = np.zeros(768_000 * 20, np.float32)
+  begin = time.perf_counter()
+  sound.resample(x, 768_000, 16000)
+  assert time.perf_counter() - begin < 2  # 4 s, were inputs gathered
 
 
 def test_only_the_wanted_slices_are_filtered():
