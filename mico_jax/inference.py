@@ -26,7 +26,7 @@ from mico_jax import scores
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import restore
 from mico_jax.checkpoint.manifest import CheckpointError
-from mico_jax.config import MAX_BEAMS, Config
+from mico_jax.config import MAX_BEAMS, Config, to_dict
 from mico_jax.data.tokenizer import Tokenizer, tokenizer_from_files
 from mico_jax.evaluation.generate import generate
 from mico_jax.inputs import Preparer
@@ -300,6 +300,8 @@ class OmniModel:
 
   def _letters(self, inputs: Mapping[str, Any]) -> str:
     """Context letters of the given modalities, in the table's order."""
+    if not inputs:
+      raise ValueError("no inputs given, e.g. image=['photo.jpg'].")
     for key in inputs:
       if self.preparer.check_key(key).letter == "t":
         raise ValueError("text=[...] cannot be its own context.")
@@ -347,12 +349,12 @@ class OmniModel:
     """
     letters = self._letters(inputs)
     room = self.config.model.text.max_positions - 1
-    given = self.config.generation
-    most = max_new_tokens or given.max_new_tokens
-    penalty = given.length_penalty if length_penalty is None else length_penalty
-    beams = given.num_beams if num_beams is None else num_beams
-    if not 1 <= beams <= MAX_BEAMS:
-      raise ValueError(f"num_beams={beams}: must be from 1 to {MAX_BEAMS}.")
+    most, beams, penalty = inputs_lib.search_options(
+      {**to_dict(self.config.generation), "most_beams": MAX_BEAMS},
+      max_new_tokens,
+      num_beams,
+      length_penalty,
+    )
     write = self._caption(min(most, room), beams, penalty)
     texts = []
     for part, arrays in self._chunks(self._lists(inputs)):

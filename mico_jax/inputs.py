@@ -29,6 +29,7 @@ from mico_jax.modalities import (
 from mico_jax.modalities.given import (
   NOT_FINITE,
   Item,
+  as_array,
   as_item,
   as_list,
   check_bare_depth,
@@ -36,6 +37,7 @@ from mico_jax.modalities.given import (
   lengths_of,
   name_of,
   not_finite,
+  search_options,
 )
 
 TEXT_KINDS = ("default", "omni")  # a query may be as long as either
@@ -210,9 +212,7 @@ def _contents(raw: Any, storage: Storage) -> Any:
     return kind(_contents(item, storage) for item in raw)
   if isinstance(raw, (str, os.PathLike)):
     return storage.read(os.fspath(raw))
-  if isinstance(raw, np.generic) or not hasattr(raw, "__array__"):
-    return raw
-  return np.asarray(raw)  # of JAX or PyTorch as well
+  return as_array(raw)
 
 
 def enabled_keys(config: Config) -> tuple[str, ...]:
@@ -253,4 +253,5 @@ __all__ = [
   "lengths_of",
   "name_of",
   "not_finite",
+  "search_options",
 ]

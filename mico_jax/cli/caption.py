@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mico_jax.cli import common
 from mico_jax.config import MAX_BEAMS
 
+if TYPE_CHECKING:
+  from mico_jax.modalities import DecodeError
+
 DESCRIPTION = f"""\
-Writes a caption for each file.
+Writes a caption for each file. Files that cannot be used are named on stderr
+and left out, unless all are such.
 
 {common.TYPES}"""
 EXAMPLES = """\
@@ -45,27 +51,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
   """Prints file and caption."""
   from mico_jax.inputs import Item
+  from mico_jax.modalities import DecodeError
 
   common.parse_files(args.files)
   model = common.load_model(args)
   specs = common.parse_files(args.files, common.context_keys(model))
-  captions: dict[int, str] = {}
+  captions: dict[int, str | DecodeError] = {}
   for key in dict.fromkeys(spec.key for spec in specs):
-    rows = [i for i, spec in enumerate(specs) if spec.key == key]
+    places = [i for i, spec in enumerate(specs) if spec.key == key]
     items = [
       Item(specs[i].path, specs[i].depth_unit, args.files[i], file=True)
-      for i in rows
+      for i in places
     ]
-    texts = model.caption(
-      max_new_tokens=args.max_tokens,
-      num_beams=args.beams,
-      length_penalty=args.length_penalty,
-      **{key: items},
-    )
-    captions.update(zip(rows, texts, strict=True))
-  found = [(name, captions[i]) for i, name in enumerate(args.files)]
+
+    def write(some: Sequence[Any], key: str = key) -> list[str]:
+      return model.caption(
+        max_new_tokens=args.max_tokens,
+        num_beams=args.beams,
+        length_penalty=args.length_penalty,
+        **{key: some},
+      )
+
+    captions.update(zip(places, _each(write, items), strict=True))
+  good, failed = [], []
+  for i, name in enumerate(args.files):
+    text = captions[i]
+    if isinstance(text, DecodeError):
+      failed.append((name, text))
+    else:
+      good.append((name, text))
+  if not good:
+    raise failed[0][1]
+  common.note_failed([str(error) for _, error in failed], len(args.files))
   if args.json:
-    common.print_json([{"file": f, "caption": c} for f, c in found])
+    rows = [{"file": f, "caption": text} for f, text in good]
+    rows += [{"file": f, "error": str(error)} for f, error in failed]
+    common.print_json(rows)
   else:
-    common.say_page(common.table(found))
+    common.say_page(common.table(good))
   return 0
+
+
+def _each(
+  write: Callable[[Sequence[Any]], list[str]], items: Sequence[Any]
+) -> list[str | DecodeError]:
+  """What `write` gives for each item; halves again what holds a bad one."""
+  from mico_jax.modalities import DecodeError
+
+  try:
+    return [*write(items)]
+  except DecodeError as error:
+    if len(items) == 1:
+      return [error]
+  half = len(items) // 2
+  return _each(write, items[:half]) + _each(write, items[half:])

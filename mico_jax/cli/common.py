@@ -39,6 +39,14 @@ def note(line: str) -> None:
   print(f"mico-jax: {escaped(line)}", file=sys.stderr, flush=True)
 
 
+def note_failed(reasons: Sequence[str], of: int) -> None:
+  """Names the files that were left out, and their number, if there are any."""
+  for reason in reasons:
+    note(f"skipped: {reason}")
+  if reasons:
+    note(f"{len(reasons)} of {of} files skipped.")
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
   """Adds --json."""
   parser.add_argument(

@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _names(files: Sequence[str]) -> list[str]:
   if list(files) != ["-"]:
     return list(files)
-  return [line.strip() for line in sys.stdin if line.strip()]
+  return [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
 
 
 def _source(args: argparse.Namespace, path: str) -> SourceConfig:

@@ -43,11 +43,7 @@ def run(args: argparse.Namespace) -> int:
     for i, file in enumerate(scores.files)
     for j, text in enumerate(scores.texts)
   ]
-  for _, reason in scores.failed:
-    common.note(f"skipped: {reason}")
-  if scores.failed:
-    counts = f"{len(scores.failed)} of {len(args.files)}"
-    common.note(f"{counts} files skipped.")
+  common.note_failed([why for _, why in scores.failed], len(args.files))
   header = ("file", "text", "similarity", "matching")
   if args.json:
     failed = [{"file": file, "error": why} for file, why in scores.failed]

@@ -93,7 +93,7 @@ def as_texts(value: Any) -> tuple[str, ...]:
   for item in items:
     if isinstance(item, bytes):
       try:
-        item = item.decode("utf-8")
+        item = item.decode("utf-8-sig")
       except UnicodeDecodeError as error:
         raise DecodeError(f"caption is not UTF-8: {error}.") from error
     if not isinstance(item, str):
@@ -181,14 +181,28 @@ def media_fields(config: SourceConfig) -> dict[str, str]:
   }
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """A JSON object; json itself would take the last of equal names."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(n for n in names if names.count(n) > 1)
+    raise DecodeError(f"{twice!r:.40} occurs twice in one object.")
+  return found
+
+
 def parse_fields(text: str | bytes, name: str) -> dict[str, Any]:
   """The fields of a sample out of JSON, which must be an object.
 
   Raises:
-    DecodeError: if it is not.
+    DecodeError: if it is not, or says a field twice.
   """
+  if isinstance(text, str):
+    text = text.removeprefix("\ufeff")
   try:
-    fields = json.loads(text)
+    fields = json.loads(text, object_pairs_hook=_object)
+  except DecodeError as error:
+    raise DecodeError(f"{name}: {error}") from error
   except (ValueError, RecursionError) as error:
     raise DecodeError(
       f"{name}: not JSON: {' '.join(str(error).split())[:200]}."

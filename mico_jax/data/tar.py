@@ -55,7 +55,8 @@ class TarIndex:
     path: of the file.
     members: name -> place, in the order of the file; of equal names the last.
     repeated: name -> how often it occurs, where that is more than once.
-    dangling: links that lead to no member.
+    dangling: links that lead to no member, and members that are no files
+      (devices, pipes, unknown types).
     index: (name as written, offset, size) of every member with data.
   """
 
@@ -79,7 +80,7 @@ class TarIndex:
     self._storage.patiently(self._scan, path)
 
   def _scan(self) -> None:
-    self.members, self.index, links = {}, [], {}
+    self.members, self.index, self.dangling, links = {}, [], [], {}
     counts: Counter[str] = Counter()
     self._file = open(self.path, "rb")  # noqa: SIM115 (kept open for reading)
     size = os.fstat(self._file.fileno()).st_size
@@ -102,6 +103,8 @@ class TarIndex:
             self.members[name] = member
             self.index.append((info.name, info.offset_data, info.size))
             counts[name] += 1
+          elif not info.isdir():
+            self.dangling.append(name)
         # tarfile takes a cut header for the end; a whole file ends in zeros.
         self._file.seek(tar.offset)
         if self._file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

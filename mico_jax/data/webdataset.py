@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from mico_jax.data.tar import TarIndex
 from mico_jax.modalities import DecodeError, by_extension
 
 TEXTS = ("json", "cls", "txt")  # endings that hold fields, not media
+_INTEGER = re.compile(rb"\s*[+-]?\d{1,18}\s*")
 NAMED = 3  # members that a message lists
 
 # Shard, key, ending -> member.
@@ -71,7 +73,7 @@ class WebDatasetSource:
     if self._left_out:
       tell(
         f"source {name!r}: {len(self._left_out)} members are no part of a "
-        f"sample (hidden files, links that lead nowhere): "
+        f"sample (hidden files, links that lead nowhere, devices): "
         f"{_some(self._left_out)}."
       )
     if config.where:
@@ -166,12 +168,11 @@ class WebDatasetSource:
       fields.update(parse_fields(shard.read(name), short(name)))
     if "cls" in members:
       data = shard.read(members["cls"])
-      try:
-        fields["label"] = int(data)
-      except ValueError as error:
+      if not _INTEGER.fullmatch(data):
         raise DecodeError(
           f"{short(members['cls'])}: expected an integer, got {data!r:.60}."
-        ) from error
+        )
+      fields["label"] = int(data)
     if "txt" in members and "caption" not in fields:
       fields["caption"] = shard.read(members["txt"])
     for suffix in self._config.captions.values():

@@ -101,7 +101,10 @@ def model_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     },
     # The order of a context's modalities, by the first that names them all.
     "groups": list(dict.fromkeys(g for g in (*groups, *model.heads) if g)),
-    "generation": config_lib.to_dict(config.generation),
+    "generation": {
+      **config_lib.to_dict(config.generation),
+      "most_beams": config_lib.MAX_BEAMS,
+    },
     "tokenizer": {
       "kind": getattr(tokenizer, "kind", ""),
       **getattr(tokenizer, "settings", {}),

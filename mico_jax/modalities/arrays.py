@@ -82,10 +82,11 @@ def as_maps(array: np.ndarray) -> np.ndarray:
     )
   *others, columns = array.shape
   few = columns <= CHANNELS < max(others)
-  if few or (len(others) == 2 and columns * 64 < min(others)):
+  # Also frames that come last, [Y, X, T]: pictures are no such strips.
+  if few or (len(others) == 2 and columns * 4 < min(others)):
     raise DecodeError(
       "one value a pixel expected, [Y, X] or [T, Y, X]; the last axis of "
-      f"{list(shape)} looks like channels."
+      f"{list(shape)} looks like channels or frames."
     )
   return array[None] if array.ndim == 2 else array
 

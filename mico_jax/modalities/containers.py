@@ -27,8 +27,10 @@ FORMATS = (
 MAX_FRAME_PIXELS = 36_000_000  # of a video frame; 8K has 33 million
 _NO_TIMES = ("avi", "mpeg")  # formats that store no or few times
 _BACK = 0.5  # seconds; a larger step back in time starts a joined file
-_STREAMED = (0x7FFFFFFF, 0xFFFFFFFF)  # sizes that mean "to the end"
+_STREAMED = (0x80000000, 0xFFFFFFFF)  # sizes that mean "to the end"
 _SLACK = 4096  # what writers subtract from those for their headers
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 @contextlib.contextmanager
@@ -154,7 +156,7 @@ def scan_pictures(container: Any, stream: Any, limit: float) -> Pictures:
     DecodeError: if there is no frame.
   """
   base = float(stream.time_base or 0) or 1e-6
-  shown, missing, longest = [], 0, 0.0
+  shown, orders, missing, longest = [], [], 0, 0.0
   clock = Clock()
   for packet in packets(container, stream):
     if not packet.size or packet.is_discard:
@@ -164,16 +166,21 @@ def scan_pictures(container: Any, stream: Any, limit: float) -> Pictures:
       continue
     # Decoding times run on; presentation times go back and forth.
     order = packet.pts if packet.dts is None else packet.dts
-    shift = clock(order * base) - order * base
+    orders.append(clock(order * base))
+    shift = orders[-1] - order * base
     shown.append((packet.pts * base + shift, (packet.duration or 0) * base))
   if not shown and not missing:
     raise DecodeError("the video has no frames.")
   ranked = container.format.name in _NO_TIMES or missing > len(shown)
   if ranked:
-    count = len(shown) + missing
     rate = float(stream.average_rate or stream.guessed_rate or 25)
     first = min((t for t, _ in shown), default=0.0)
-    times = first + np.arange(count) / rate
+    steps = np.arange(len(shown) + missing) / rate
+    if container.format.name == "avi" and not missing:
+      # Dropped frames leave gaps. Times are those of decoding; B-frames may
+      # thus be off by their delay at a gap.
+      steps = np.asarray(orders) - orders[0]
+    times = first + steps
   else:
     shown.sort()
     times, longest = np.unique([t for t, _ in shown]), shown[-1][1]
@@ -188,11 +195,14 @@ def scan_pictures(container: Any, stream: Any, limit: float) -> Pictures:
 def ogg_links(data: bytes) -> list[bytes]:
   """The files of an Ogg file that is several, one behind the other (chained).
 
-  The whole file where streams lie side by side (sound and pictures) or its
-  pages are damaged.
+  What lies between pages belongs to the link before it. The whole file where
+  streams lie side by side (sound and pictures).
   """
   starts, current, begun, at = [], b"", False, 0
-  while at + 27 <= len(data) and data[at : at + 4] == b"OggS":
+  while 0 <= at <= len(data) - 27:
+    if data[at : at + 4] != b"OggS":
+      at = data.find(b"OggS", at)
+      continue
     serial = data[at + 14 : at + 18]
     if data[at + 5] & 2:  # a stream begins
       if begun:  # two of them side by side
@@ -205,7 +215,7 @@ def ogg_links(data: bytes) -> list[bytes]:
       begun = False
     table = data[at + 27 : at + 27 + data[at + 26]]
     at += 27 + len(table) + sum(table)
-  if len(starts) < 2 or at < len(data) - 27:
+  if len(starts) < 2:
     return [data]
   ends = [*starts[1:], len(data)]
   return [data[a:b] for a, b in zip(starts, ends, strict=True)]
@@ -215,12 +225,22 @@ def check_whole(data: bytes) -> None:
   """Compares what a file's own headers promise with its size.
 
   Raises:
-    DecodeError: with both, for WAV, AIFF, AVI, MP4 and Matroska files.
+    DecodeError: with both, for WAV, RF64, W64, AIFF, AU, CAF, AVI, ASF, MP4 and
+      Matroska files; also for WAV and AIFF files joined one behind the other.
   """
-  if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
+  if data[:4] in (b"RIFF", b"RF64") and data[8:12] == b"WAVE":
     _check_chunks(data, b"data", "little")
   elif data[:4] == b"FORM" and data[8:11] == b"AIF":
     _check_chunks(data, b"SSND", "big")
+  elif data[:4] == b".snd":
+    start, size = (int.from_bytes(data[i : i + 4], "big") for i in (4, 8))
+    _check_size(data, start, size)
+  elif data[:4] == b"caff":
+    _check_long_chunks(data, 8, 4, "big")
+  elif data[:4] == b"riff" and data[24:28] == b"wave":
+    _check_long_chunks(data, 40, 16, "little")
+  elif data[:16] == _ASF:
+    _check_asf(data)
   elif data[:4] == b"RIFF" and data[8:12] == b"AVI ":
     _check_size(data, 8, int.from_bytes(data[4:8], "little"))
   elif data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
@@ -229,10 +249,14 @@ def check_whole(data: bytes) -> None:
     _check_segment(data)
 
 
+def _is_streamed(size: int) -> bool:
+  """Whether a size says that what is there goes on to the end."""
+  return size == 0 or any(0 <= s - size <= _SLACK for s in _STREAMED)
+
+
 def _check_size(data: bytes, start: int, size: int) -> None:
   """Refuses a part of `size` bytes from `start` that is not all there."""
-  streamed = size == 0 or any(0 <= s - size <= _SLACK for s in _STREAMED)
-  if start + size > len(data) and not streamed:
+  if start + size > len(data) and not _is_streamed(size):
     raise DecodeError(
       f"the file is cut short: its header promises {start + size} bytes, "
       f"{len(data)} are there."
@@ -241,13 +265,58 @@ def _check_size(data: bytes, start: int, size: int) -> None:
 
 def _check_chunks(data: bytes, name: bytes, order: Any) -> None:
   """Looks at the chunk that holds the samples of a WAV or AIFF file."""
-  at = 12
+  at, long = 12, 0
   while at + 8 <= len(data):
     size = int.from_bytes(data[at + 4 : at + 8], order)
+    if data[at : at + 4] == b"ds64":  # RF64: sizes of 64 bits
+      long = int.from_bytes(data[at + 16 : at + 24], order)
     if data[at : at + 4] == name:
-      return _check_size(data, at + 8, size)
+      size = long if long and size == _STREAMED[1] else size
+      _check_size(data, at + 8, size)
+      if not _is_streamed(size):
+        _check_rest(data, at + 8 + size + size % 2, name, order)
+      return
     at += 8 + size + size % 2
+
+
+def _check_rest(data: bytes, at: int, name: bytes, order: Any) -> None:
+  """Refuses what follows the samples if it may be samples too."""
+  tags = (b"ID3", b"TAG", b"APE")
+  while at + 8 <= len(data) and data[at : at + 3] not in tags:
+    kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], order)
+    known = all(32 <= byte < 127 for byte in kind)
+    loose = at + 8 + size > len(data) or not known
+    if loose and len(data[at:].strip(b"\0")) <= _SLACK:
+      return
+    if loose or kind in (name, b"RIFF", b"RF64", b"FORM"):
+      raise DecodeError(
+        f"{len(data) - at} bytes follow the samples that its header promises: "
+        "files joined one behind the other, or a wrong header; write it anew."
+      )
+    at += 8 + size + size % 2
+
+
+def _check_long_chunks(data: bytes, at: int, width: int, order: Any) -> None:
+  """As `_check_chunks` for CAF and W64: names of `width` bytes, long sizes."""
+  head = width + 8
+  while at + head <= len(data):
+    size = int.from_bytes(data[at + width : at + head], order, signed=True)
+    if width == 16:  # W64 counts the head, and pads to 8 bytes
+      size -= head
+    if data[at : at + 4] == b"data":
+      return _check_size(data, at + head, max(size, 0))
+    if size < 0:
+      return None
+    at += head + (size if width == 4 else -(-size // 8) * 8)
   return None
+
+
+def _check_asf(data: bytes) -> None:
+  """Looks at the file properties of an ASF (WMA, WMV) file."""
+  at = data.find(_ASF_FILE, 0, 1 << 16)
+  if at < 0 or at + 92 > len(data) or data[at + 88] & 1:  # a broadcast
+    return
+  _check_size(data, 0, int.from_bytes(data[at + 40 : at + 48], "little"))
 
 
 def _check_boxes(data: bytes) -> None:

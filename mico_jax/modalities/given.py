@@ -5,6 +5,7 @@ Checkpoints and the folders that they are exported to ask here alike.
 
 from __future__ import annotations
 
+import math
 import numbers
 import os
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,26 @@ class Item:
   file: bool = False
 
 
+def as_array(raw: Any) -> Any:
+  """The NumPy array of what holds one (PyTorch, JAX, pandas); else `raw`.
+
+  Raises:
+    ValueError: for a masked array, whose hidden values would count.
+  """
+  if isinstance(raw, np.generic) or not hasattr(raw, "__array__"):
+    return raw
+  if isinstance(raw, np.ma.MaskedArray):
+    raise ValueError(
+      "a masked array: what it hides would count; fill it first (depth: "
+      "array.filled(0), which means no reading)."
+    )
+  if hasattr(raw, "detach"):  # of PyTorch
+    raw = raw.detach().cpu()
+    raw = raw.float() if "bfloat16" in str(raw.dtype) else raw
+  array = np.asarray(raw)
+  return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
 def as_list(key: str, values: Any) -> Sequence[Any]:
   """The inputs of a modality that a user gives; a bare one is a list of one.
 
@@ -49,13 +70,14 @@ def as_list(key: str, values: Any) -> Sequence[Any]:
   if isinstance(values, (str, bytes, os.PathLike, Image.Image, Item)):
     return [values]
   if hasattr(values, "__array__"):  # also of JAX, PyTorch, pandas
-    return _array_as_list(key, np.asarray(values))
+    return _array_as_list(key, as_array(values))
   if not isinstance(values, Sequence):
     raise ValueError(
       f"{key} must be a list of inputs, got {type(values).__name__}."
     )
   if (
-    isinstance(values, tuple)
+    key == "audio"
+    and isinstance(values, tuple)
     and len(values) == 2
     and isinstance(values[1], numbers.Real)
   ):
@@ -108,10 +130,12 @@ def as_item(key: str, value: Any) -> Item:
 
 def name_of(key: str, value: Any) -> str:
   """What an input is called in messages."""
+  kind = f"<{type(value).__name__}>"
   try:
-    return as_item(key, value).name
+    return as_item(key, value).name or kind
   except ValueError:
-    return str(value)[:80]
+    plain = isinstance(value, (str, os.PathLike))
+    return os.fspath(value)[:80] if plain else kind
 
 
 def check_bare_depth(value: Any, unit: str) -> None:
@@ -126,7 +150,7 @@ def check_bare_depth(value: Any, unit: str) -> None:
   """
   arrays = value if isinstance(value, (list, tuple)) else [value]
   floats = all(
-    hasattr(x, "__array__") and np.asarray(x).dtype.kind == "f" for x in arrays
+    hasattr(x, "__array__") and as_array(x).dtype.kind == "f" for x in arrays
   )
   if not floats:
     raise ValueError(
@@ -172,3 +196,40 @@ def lengths_of(inputs: Mapping[str, Sequence[Any]]) -> int:
   if len(set(sizes.values())) > 1:
     raise ValueError(f"aligned lists must have the same length, got {sizes}.")
   return next(iter(sizes.values()))
+
+
+def search_options(
+  settings: Mapping[str, Any],
+  max_new_tokens: int | None,
+  num_beams: int | None,
+  length_penalty: float | None,
+) -> tuple[int, int, float]:
+  """What a search for captions is bounded and weighed by.
+
+  Args:
+    settings: `max_new_tokens`, `num_beams` and `length_penalty` for those of
+      the others that are None, and `most_beams`.
+    max_new_tokens: at least 1.
+    num_beams: from 1 to `most_beams`.
+    length_penalty: a finite number.
+
+  Raises:
+    ValueError: for other values.
+  """
+  found = []
+  for name, value, most in (
+    ("max_new_tokens", max_new_tokens, math.inf),
+    ("num_beams", num_beams, settings["most_beams"]),
+  ):
+    value = settings[name] if value is None else value
+    if not isinstance(value, numbers.Integral) or not 1 <= value <= most:
+      upper = "" if math.isinf(most) else f" and at most {most}"
+      raise ValueError(
+        f"{name}={value!r}: must be a whole number of at least 1{upper}."
+      )
+    found.append(int(value))
+  penalty = settings["length_penalty"]
+  penalty = penalty if length_penalty is None else length_penalty
+  if not isinstance(penalty, numbers.Real) or not math.isfinite(penalty):
+    raise ValueError(f"length_penalty={penalty!r}: must be a finite number.")
+  return found[0], found[1], float(penalty)

@@ -12,7 +12,7 @@ import functools
 import io
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,8 @@ def open_image(
   try:
     with contextlib.ExitStack() as held:
       if isinstance(data, Image.Image):
+        if values:
+          _check_counts(data, b"")
         image = _load_opened(data, geometry, held)
       else:
         image = _load_whole(data, geometry, held, values=values)
@@ -96,13 +98,45 @@ def _load(
   data: bytes, geometry: Geometry, held: contextlib.ExitStack, *, values: bool
 ) -> Image.Image:
   """Checks the size, then decodes; a large image alone."""
+  data = _with_free_canvas(data)
   with Image.open(io.BytesIO(data), formats=_formats()) as image:
     if _is_large(image, geometry, held) and not values:
       # JPEG decodes at 1/2, 1/4 or 1/8 by itself.
       image.draft("RGB", (2 * geometry.size, 2 * geometry.size))
+    if values:
+      _check_counts(image, data)
     image.load()
     _mend_transparency(image, data)
     return image
+
+
+def _with_free_canvas(data: bytes) -> bytes:
+  """An animated WebP that says that it may be transparent.
+
+  One of opaque frames says it is not, though its first frame may leave a part
+  of the canvas free, which Pillow would show black.
+  """
+  animated = data[:4] + data[8:16] == b"RIFFWEBPVP8X" and data[20:21] > b""
+  if not (animated and data[20] & 2):
+    return data
+  return data[:20] + bytes((data[20] | 16,)) + data[21:]
+
+
+def _check_counts(image: Image.Image, data: bytes) -> None:
+  """Refuses counts that Pillow would stretch to the whole range of 16 bits."""
+  most = 0
+  if image.format == "PPM" and image.mode == "I" and image.tile:
+    args = image.tile[0].args  # "I;16B", or (mode, largest value)
+    most = args[-1] if isinstance(args, tuple) else 65535
+  elif image.format == "JPEG2000":
+    at = data.find(b"\xff\x4f\xff\x51")  # its sizes
+    bits = (data[at + 42] & 127) + 1 if 0 <= at < len(data) - 42 else 16
+    most = 0 if bits in (8, 16) else 2**bits - 1
+  if most not in (0, 65535):
+    raise DecodeError(
+      f"a {image.format} file whose values end at {most} would be stretched; "
+      "save the counts in 16 bits (a PGM's largest value is 65535)."
+    )
 
 
 def _is_large(
@@ -282,11 +316,16 @@ def as_rgb(array: np.ndarray) -> np.ndarray:
 class ImageListClip:
   """Frames kept as image files until they are taken."""
 
-  def __init__(self, files: Sequence[Any], geometry: Geometry):
-    """Takes bytes or arrays, one per frame; at least one."""
+  def __init__(
+    self,
+    files: Sequence[Any],
+    geometry: Geometry,
+    decode: Callable[[Any, Geometry], Clip],
+  ):
+    """Takes bytes or arrays, one per frame, and what decodes one of them."""
     if not files:
       raise DecodeError("the list of frames is empty.")
-    self._files, self._geometry = files, geometry
+    self._files, self._geometry, self._decode = files, geometry, decode
 
   def __len__(self) -> int:
     """Number of frames."""
@@ -296,7 +335,7 @@ class ImageListClip:
     """The frames at `indices`, uint8 [T, Y, X, 3]."""
     frames = []
     for i in indices:
-      clip = decode_frames(self._files[int(i)], self._geometry)
+      clip = self._decode(self._files[int(i)], self._geometry)
       if len(clip) != 1:
         raise DecodeError(f"a frame of a list holds {len(clip)} frames.")
       frames.append(clip.take([0])[0])
@@ -318,22 +357,32 @@ def decode_frames(raw: Any, geometry: Geometry) -> Clip:
   if isinstance(raw, np.ndarray):
     return ArrayClip(as_rgb(raw))
   if isinstance(raw, (list, tuple)):
-    return ImageListClip(raw, geometry)
+    return ImageListClip(raw, geometry, decode_frames)
   if isinstance(raw, (bytes, Image.Image)):
     return ArrayClip(decode_image(raw, geometry)[None])
   raise DecodeError(f"expected a file, frames or an array, got {type(raw)}.")
 
 
 def decode_normals(raw: Any, geometry: Geometry) -> Clip:
-  """Maps as pictures or uint8 arrays, or unit vectors as float arrays."""
+  """Maps as pictures or uint8 arrays, or unit vectors as float arrays.
 
-  def encoded(x: Any) -> Any:
-    x = read_npy(x) if isinstance(x, bytes) and is_npy(x) else x
-    floats = isinstance(x, np.ndarray) and x.dtype.kind == "f"
-    return encode_normals(x) if floats else x
-
-  many = isinstance(raw, (list, tuple))
-  return decode_frames([*map(encoded, raw)] if many else encoded(raw), geometry)
+  Raises:
+    DecodeError: also for a grey picture, whose values are no directions.
+  """
+  if isinstance(raw, (list, tuple)):
+    return ImageListClip(raw, geometry, decode_normals)
+  if isinstance(raw, bytes) and is_npy(raw):
+    raw = read_npy(raw)
+  if isinstance(raw, np.ndarray) and raw.dtype.kind == "f":
+    raw = encode_normals(raw)
+  clip = decode_frames(raw, geometry)
+  frames = clip.take(range(len(clip)))
+  if frames.min() != frames.max() and (frames == frames[..., :1]).all():
+    raise DecodeError(
+      "a grey picture is no map of normals; expected R, G and B with "
+      "(n + 1) / 2."
+    )
+  return clip
 
 
 def example_frames(geometry: Geometry, seed: int) -> Clip:

@@ -66,6 +66,7 @@ def read_sound(data: bytes, max_seconds: float) -> Iterator[Block]:
   Raises:
     DecodeError: for unreadable, damaged or cut files.
   """
+  data = _untagged(data)
   links = containers.ogg_links(data) if data[:4] == b"OggS" else [data]
   shown = None
   if len(links) == 1 and not _sound_only(data):
@@ -125,23 +126,43 @@ def _vorbis(data: bytes) -> Iterator[tuple[float, Block]]:
     raise DecodeError(f"not a readable sound file: {reason}") from error
 
 
-def _flac_samples(data: bytes) -> int:
-  """Samples that a FLAC header promises; 0: it does not know, or no FLAC."""
-  if data[:4] != b"fLaC":
+def _untagged(data: bytes) -> bytes:
+  """The file without an ID3 tag in front, which hides what it is.
+
+  MP3 and ADTS files, where such tags are at home, stay as they are.
+  """
+  if data[:3] != b"ID3" or len(data) < 10:
+    return data
+  size = 0
+  for byte in data[6:10]:
+    size = size << 7 | byte & 127
+  size += 20 if data[5] & 16 else 10
+  known = data[size : size + 4] in (b"OggS", b"fLaC", b"wvpk", b"RIFF")
+  return data[size:] if known else data
+
+
+def _promised_samples(data: bytes) -> int:
+  """Samples that FLAC, also in Ogg, WavPack or TTA promise; 0: not known."""
+  at = data.find(b"fLaC", 0, 64) if data[:4] == b"OggS" else 0
+  if at >= 0 and data[at : at + 4] == b"fLaC":
+    return int.from_bytes(data[at + 18 : at + 26], "big") & ((1 << 36) - 1)
+  place = {b"wvpk": 12, b"TTA1": 14}.get(data[:4])
+  if place is None:
     return 0
-  return int.from_bytes(data[18:26], "big") & ((1 << 36) - 1)
+  count = int.from_bytes(data[place : place + 4], "little")
+  return 0 if count == 0xFFFFFFFF else count
 
 
 def _decoded(data: bytes) -> Iterator[tuple[float, Block]]:
   """(time in s or NaN, block) of what PyAV can decode.
 
   Raises:
-    DecodeError: if too many packets cannot be decoded, or a FLAC file holds
-      fewer samples than it promises.
+    DecodeError: if too many packets cannot be decoded, or there are fewer
+      samples than the file promises.
   """
   import av
 
-  promised, count = _flac_samples(data), 0
+  promised, count = _promised_samples(data), 0
   good, bad, reason = 0, 0, ""
   clock = containers.Clock()
   with containers.opened(data, "sound file") as container:
@@ -254,11 +275,8 @@ def array_blocks(
       "expected sound as a file, [N], [N, channels] or [channels, N], got "
       f"{getattr(samples, 'shape', type(samples))}."
     )
-  if samples.dtype.kind != "f" and samples.dtype not in (
-    np.int8,
-    np.int16,
-    np.int32,
-  ):
+  integers = samples.dtype.kind == "i" and samples.dtype.itemsize <= 4
+  if samples.dtype.kind != "f" and not integers:
     raise DecodeError(
       f"samples are {samples.dtype}; expected float in units of full scale, or "
       "int8, int16 or int32."
@@ -267,7 +285,7 @@ def array_blocks(
     raise DecodeError(f"the sample rate is {rate!r}; expected a number of Hz.")
   rate = float(rate)
   _check_rate(rate)
-  samples = samples.reshape(len(samples), -1) if samples.ndim == 1 else samples
+  samples = samples[:, None] if samples.ndim == 1 else samples
   if not samples.size:
     return
   rows, columns = samples.shape

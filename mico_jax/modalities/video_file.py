@@ -245,12 +245,23 @@ def upright(
 
 
 def decode_video(raw: Any, geometry: Geometry) -> Clip:
-  """A video file, a still image, a list of frames or an array as a clip."""
+  """A video file, a still image, a list of frames or an array as a clip.
+
+  Raises:
+    DecodeError: also for an animated WebP, which nothing here reads whole.
+  """
   if isinstance(raw, bytes) and not _is_still(raw):
     return VideoClip(raw, geometry)
   return decode_frames(raw, geometry)
 
 
 def _is_still(data: bytes) -> bool:
-  webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-  return webp or data.startswith((b"\xff\xd8", b"\x89PNG", b"BM"))
+  if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+    if data[12:16] == b"VP8X" and data[20:21] > b"" and data[20] & 2:
+      raise DecodeError(
+        "an animated WebP as a video; convert it (APNG, GIF and WebM are read)."
+      )
+    return True
+  if data.startswith(b"\x89PNG"):
+    return b"acTL" not in data[: data.find(b"IDAT")]  # else it is animated
+  return data.startswith((b"\xff\xd8", b"BM"))

@@ -90,9 +90,9 @@ def check_out(
   for file in (path, rows):
     if file is not None and file.exists() and not overwrite:
       raise ConfigError(f"{file} exists; give another --out or --overwrite.")
-  if rows is not None and rows.resolve() in {
-    pathlib.Path(file).resolve() for file in inputs
-  }:
+  # A loop of links is no error here, a NUL in a name is found when it is read.
+  real = {os.path.realpath(file) for file in inputs if "\0" not in file}
+  if rows is not None and os.path.realpath(rows) in real:
     raise ConfigError(
       f"--out {str(path)!r} lists its rows in {rows}, which is an input; give "
       "another --out."

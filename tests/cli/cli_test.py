@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import json
 import pathlib
 import subprocess
@@ -166,6 +167,32 @@ def test_caption(here, capsys):
            "--max-tokens", "3", "--beams", "2", "--json", "photo1.png",
            "sound.wav")  # fmt: skip
   assert [r["file"] for r in json.loads(out)] == ["photo1.png", "sound.wav"]
+
+
+def test_a_bad_file_costs_no_other_its_caption(here, capsys):
+  files = ["broken.png", "photo1.png", "absent.png", "sound.wav", "photo1.png"]
+  status = main(["caption", "--checkpoint", "run", "--check", "off",
+                 "--max-tokens", "3", "--json", *files])  # fmt: skip
+  found = capsys.readouterr()
+  assert status == 0
+  rows = json.loads(found.out)
+  assert [r["file"] for r in rows if "caption" in r] == files[1::2] + files[4:]
+  assert [r["file"] for r in rows if "error" in r] == files[::2][:2]
+  assert "skipped: broken.png: not a readable image" in found.err
+  assert "2 of 5 files skipped" in found.err
+
+
+def test_names_on_stdin_may_hold_anything(here, capsys, tmp_path, monkeypatch):
+  loop = tmp_path / "loop.png"
+  loop.symlink_to(loop)
+  names = f"a\0b.png\n{loop}\n photo1.png\nphoto1.png\n\n"
+  monkeypatch.setattr("sys.stdin", io.StringIO(names))
+  out = str(tmp_path / "v.npy")
+  printed = ok(
+    capsys, "embed", "--checkpoint", "run", "--check", "off", "--out", out, "-"
+  )
+  assert "1 items" in printed
+  assert "3 files skipped" in printed
 
 
 @pytest.mark.parametrize(

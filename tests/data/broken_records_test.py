@@ -364,3 +364,18 @@ def test_a_filter_does_not_hide_a_broken_sample(tmp_path):
   assert len(source) == 1  # the others say no fold
   with pytest.raises(DecodeError, match="expected a JSON object, got list"):
     source.record(0)
+
+
+def test_a_field_that_is_said_twice_is_no_guess(tmp_path):
+  path = tmp_path / "m.jsonl"
+  lines = [
+    '\ufeff{"id": "a", "caption": "one"}',
+    '{"id": "b", "caption": "one", "caption": "two"}',
+    '{"id": "c", "captions": {"vision": "one", "vision": "two"}}',
+  ]
+  path.write_text("\n".join(lines))
+  source = open_source(config_of(a=manifest_source(path)), "a")
+  assert source.record(0).id == "a"
+  for index, name in ((1, "caption"), (2, "vision")):
+    with pytest.raises(DecodeError, match=f"'{name}' occurs twice"):
+      source.record(index)

@@ -152,3 +152,40 @@ def test_a_name_that_exists_is_no_pattern(tmp_path, name):
   for pattern, count in ((path, 2), (f"{path},{other}", 3), (other, 1)):
     spec = SourceConfig(kind="webdataset", path=str(pattern))
     assert len(open_source(config_of(a=spec), "a")) == count
+
+
+def test_members_that_are_no_files_are_named(tmp_path, capsys):
+  path = tmp_path / "x.tar"
+  with tarfile.open(path, "w") as tar:
+    for name, kind in (
+      ("a.png", tarfile.REGTYPE),
+      ("b.png", tarfile.FIFOTYPE),
+      ("c.png", b"Q"),
+      ("folder", tarfile.DIRTYPE),
+    ):
+      info = tarfile.TarInfo(name)
+      info.type = kind
+      tar.addfile(info)
+  assert TarIndex(str(path)).dangling == ["b.png", "c.png"]
+  spec = SourceConfig(kind="webdataset", path=str(path))
+  assert len(open_source(config_of(a=spec), "a")) == 1
+  assert "2 members are no part of a sample" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("label", [b"1_0", b"0x1", b"7.0", b""])
+def test_labels_are_whole_numbers(tmp_path, label):
+  source = _open(tmp_path, [("a.png", png(1)), ("a.cls", label)])
+  with pytest.raises(DecodeError, match="expected an integer"):
+    source.record(0)
+
+
+def test_texts_of_other_systems(tmp_path):
+  mark = b"\xef\xbb\xbf"
+  source = _open(
+    tmp_path,
+    [("a.txt", mark + b"one"), ("b.json", mark + b'{"caption": "two"}'),
+     ("b.cls", b" 7\r\n")],
+  )  # fmt: skip
+  assert source.record(0).captions["omni"] == ("one",)
+  assert source.record(1).captions["omni"] == ("two",)
+  assert source.record(1).fields["label"] == 7

@@ -10,6 +10,7 @@ import sys
 import wave
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -247,6 +248,9 @@ def test_depth_in_its_units(sides, tmp_path):
   np.save(tmp_path / "d.npy", metres[..., None])
   same = {
     "tensor": torch.as_tensor(metres),
+    "trained": torch.as_tensor(metres).requires_grad_(),
+    "bfloat16": torch.as_tensor(metres).bfloat16(),
+    "bfloat16 of JAX": jnp.asarray(metres, jnp.bfloat16),
     "one channel": metres[..., None],
     "one map": metres[None],
     "list": [metres],
@@ -258,12 +262,17 @@ def test_depth_in_its_units(sides, tmp_path):
   }
   for name, given in same.items():
     got = sides.read("depth", given)
-    np.testing.assert_allclose(got, want, atol=1e-3, err_msg=name)
+    limit = 1e-2 if "bfloat16" in name else 1e-3
+    np.testing.assert_allclose(got, want, atol=limit, err_msg=name)
 
 
 @pytest.mark.parametrize(
   "made",
   [
+    lambda x: np.ma.array(x, mask=x > 3),
+    lambda x: [x, np.ma.array(x, mask=x > 3)],
+    lambda x: ["mm:d.png", x],
+    lambda x: np.stack([np.tile(x, (2, 2))] * 5, -1),
     lambda x: x.astype(np.uint16),
     lambda x: torch.as_tensor(x.astype(np.int32)),
     lambda x: [x.astype(np.uint16)],
@@ -558,7 +567,35 @@ def test_captions_weigh_length_as_ours(models):
   assert not torch.allclose(*scores)
 
 
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"num_beams": 0},
+    {"num_beams": 65},
+    {"max_new_tokens": 0},
+    {"max_new_tokens": -1},
+    {"length_penalty": float("nan")},
+  ],
+)
+def test_searches_are_bounded_alike(models, options):
+  said = []
+  for model in models[:2]:
+    with pytest.raises(ValueError, match="must be a") as error:
+      model.caption(image=[scene()], **options)
+    said.append(str(error.value))
+  assert said[0] == said[1]
+
+
+def test_a_text_alone_matches_nothing(models):
+  for model in models[:2]:
+    with pytest.raises(ValueError, match="no inputs given"):
+      model.match(text=["a cat"])
+
+
 MISUSED = {
+  "masked": {"image": [np.ma.array(scene(), mask=scene() > 5)]},
+  "bare and masked": {"image": np.ma.array(scene(), mask=scene() > 5)},
+  "an image and a number": {"image": (scene(), 3)},
   "nothing": {},
   "unknown": {"smell": [1]},
   "several frames": {"image": np.zeros((2, 8, 8, 3), np.uint8)},

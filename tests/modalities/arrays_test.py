@@ -319,3 +319,46 @@ def test_npy_files_of_every_order():
   for array in (METRES, np.asfortranarray(METRES), METRES.astype(">f8"),
                 METRES[::2, ::3], METRES[0, 0]):  # fmt: skip
     np.testing.assert_array_equal(read_npy(npy(array)), array)
+
+
+# ------------------------------------------------------------------- counts
+def pgm(most: int, kind: str = "P5") -> bytes:
+  """A PGM file of `MILLIMETRES` whose header says the largest value."""
+  body = MILLIMETRES.astype(">u2").tobytes()
+  if kind == "P2":
+    body = " ".join(map(str, MILLIMETRES.ravel())).encode()
+  return f"{kind}\n32 24\n{most}\n".encode() + body
+
+
+@pytest.mark.parametrize("kind", ["P2", "P5"])
+def test_counts_of_a_pgm_are_not_stretched(kind):
+  np.testing.assert_allclose(
+    depth(pgm(65535, kind), "millimetre")[0], METRES, atol=1e-3
+  )
+  data = pgm(10_000, kind)
+  refused("end at 10000 would be stretched", depth, data, "millimetre")
+  opened = Image.open(io.BytesIO(data))
+  refused("end at 10000 would be stretched", depth, opened, "millimetre")
+
+
+def test_counts_of_a_jpeg_2000_are_not_stretched():
+  data = bytearray(picture(MILLIMETRES, "jpeg2000"))
+  np.testing.assert_allclose(
+    depth(bytes(data), "millimetre")[0], METRES, atol=1e-3
+  )
+  data[data.find(b"\xff\x4f\xff\x51") + 42] = 11  # 12 bits
+  refused("end at 4095 would be stretched", depth, bytes(data), "millimetre")
+
+
+@pytest.mark.parametrize("shape", [(48, 64, 5), (48, 64, 11), (240, 320, 32)])
+def test_frames_that_come_last_are_refused(shape):
+  refused("channels or frames", depth, np.ones(shape, np.float32))
+
+
+def test_a_grey_picture_is_no_map_of_normals():
+  grey = np.rint(METRES * 40).astype(np.uint8)
+  for raw in (grey, picture(grey), picture(np.repeat(grey[..., None], 3, -1))):
+    refused("grey picture", normals, raw)
+    clip = MODALITIES["normal"].decode([raw], Geometry(1, 32))
+    refused("grey picture", clip.take, [0])
+  assert (normals(np.full((4, 5, 3), 128, np.uint8)) == 128).all()  # nothing

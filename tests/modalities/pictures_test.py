@@ -355,3 +355,15 @@ def test_no_cut_file_is_taken_for_whole(kind):
     except DecodeError:
       continue
     assert apart(found, whole) == 0, (length, len(data))
+
+
+def test_what_an_animated_webp_leaves_free_is_white():
+  first = Image.new("RGBA", (40, 24))
+  first.paste((255, 0, 0, 255), (0, 0, 20, 24))
+  second = Image.fromarray(scene()).convert("RGBA")
+  data = encode(
+    first, "webp", save_all=True, append_images=[second], lossless=True
+  )
+  found = decode(data)
+  assert (found[:, :20] == (255, 0, 0)).all()
+  assert (found[:, 20:] == 255).all()

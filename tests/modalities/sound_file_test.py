@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -164,8 +165,61 @@ def test_cut_files_say_so(kind):
   _decode(data)
 
 
+@pytest.mark.parametrize("kind", ["AU", "CAF", "W64", "RF64"])
+def test_cut_files_of_plain_samples_say_so(kind):
+  out = io.BytesIO()
+  soundfile.write(out, tone(2.0), 16000, format=kind)
+  data = out.getvalue()
+  assert len(_decode(data)) == 32000
+  for share in (0.6, 0.97):
+    _refused(data[: int(len(data) * share)], r"cut short.* \d+ .* \d+ ")
+
+
 @pytest.mark.parametrize(
-  "size", [0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFFFFF - 36]
+  ("kind", "codec"),
+  [("wv", "wavpack"), ("tta", "tta"), ("asf", "libmp3lame"), ("caf", "alac")],
+)
+def test_other_cut_files_say_so(kind, codec):
+  rng = np.random.default_rng(0)
+  wave = rng.normal(0, 0.1, 64000).astype(np.float32)
+  data = file_of(kind, sound=wave, sound_codec=codec)
+  _decode(data)
+  _refused(data[: len(data) * 6 // 10], r"cut short.* \d+ .* \d+ ")
+
+
+def test_samples_beyond_what_a_wav_promises_are_told():
+  whole = _wav(tone(2.0))
+  short = bytearray(whole)
+  at = short.index(b"data") + 4
+  short[at : at + 4] = struct.pack("<I", 32000)
+  half = len(whole) - 32000
+  chunks = whole[:at] + struct.pack("<I", 32000) + whole[at + 4 : half]
+  chunks += b"data" + struct.pack("<I", 32000) + whole[half:]
+  for data in (bytes(short), chunks, whole + whole):
+    _refused(data, "bytes follow the samples")
+  note = b"LIST" + struct.pack("<I", 4) + b"INFO"
+  for more in (note, b"TAG" + bytes(125), bytes(10000), note + b"\1"):
+    assert len(_decode(whole + more)) == 32000
+
+
+@pytest.mark.parametrize("kind", ["ogg", "flac", "wav"])
+def test_a_tag_in_front_hides_nothing(kind):
+  data = {"ogg": 2 * _ogg(1.0), "wav": _wav(tone(2.0))}.get(kind)
+  data = data or _flac_promising(tone(2.0), 32000)
+  tag = b"ID3\4\0\0\0\0\1\2" + bytes(130)
+  assert len(_decode(tag + data)) == 32000
+  if kind != "ogg":
+    _refused(tag + data[:-9000], "cut short")
+
+
+def test_links_with_something_between_them():
+  x = _decode(_ogg(1.0) + b"junk" * 10 + _ogg(1.0, 880))
+  assert len(x) == 32000
+  _is_tone(x[16000:], 1.0, 880)
+
+
+@pytest.mark.parametrize(
+  "size", [0, 0x80000000, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFFFFF - 36]
 )
 def test_streamed_wav_has_no_length(size):
   data = bytearray(_wav(tone(1.0)))
@@ -274,7 +328,8 @@ def test_arrays_in_either_order():
   np.testing.assert_allclose(_decode(both[:1]), tone(0.5))
   for kind in (np.int8, np.int16, np.int32):
     full = np.full(100, np.iinfo(kind).min, kind)
-    np.testing.assert_array_equal(_decode(full), -1)
+    for stored in (full, full.astype(full.dtype.newbyteorder())):
+      np.testing.assert_array_equal(_decode(stored), -1)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +338,8 @@ def test_arrays_in_either_order():
     (np.zeros((2, 2), np.float32), "shape"),
     (np.zeros((65, 100), np.float32), "channels"),
     (np.zeros((0, 2), np.float32), "length 0"),
+    (np.zeros(0, np.float32), "length 0"),
+    ((np.zeros(100, np.float32),), "got 1 values"),
     (np.zeros(100, np.uint8), "uint8"),
     (np.zeros(100, bool), "bool"),
     (np.zeros(100, np.int64), "int64"),
@@ -322,6 +379,23 @@ def test_resampling_by_blocks(source, target, monkeypatch):
     sound.resample_blocks(blocks, source, target),
     sound.resample(x, source, target),
   )
+
+
+@pytest.mark.parametrize("source", [44100, 11025, 768_000])
+def test_long_and_short_sounds_are_resampled_alike(source):
+  rng = np.random.default_rng(0)
+  x = rng.normal(0, 0.1, 3 * source).astype(np.float32)
+  long, short = (sound.resample(x[:n], source, 16000) for n in (None, 1000))
+  same = len(short) - 100 if source < 48000 else len(short) - 7
+  np.testing.assert_array_equal(long[:same], short[:same])
+  assert len(long) == 48000
+
+
+def test_a_high_rate_is_resampled_in_time():
+  x = np.zeros(768_000 * 20, np.float32)
+  begin = time.perf_counter()
+  sound.resample(x, 768_000, 16000)
+  assert time.perf_counter() - begin < 2  # 4 s, were inputs gathered
 
 
 def test_only_the_wanted_slices_are_filtered():

@@ -8,6 +8,7 @@ import struct
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mico_jax.modalities import MODALITIES, DecodeError, Geometry, video_file
 from mico_jax.modalities.spatial import sample_frames
@@ -86,6 +87,37 @@ def test_variable_rate_goes_by_time(kind):
     moment, shown = i * 6 / len(clip), int(frame.mean()) / 40
     best = min(abs(t / 1000 - moment) for t in times)
     assert abs(shown - moment) <= best + 0.06
+
+
+@pytest.mark.parametrize(
+  ("codec", "more"), [("mpeg4", {}), ("libx264", {"bf": "0"})]
+)
+def test_dropped_frames_of_an_avi_keep_their_time(codec, more):
+  times = [*range(0, 1000, 50), *range(1000, 6000, 500)]
+  frames = greys(t * 40 // 1000 for t in times)
+  data = file_of("avi", frames, codec=codec, times=times, codec_options=more)
+  clip = VideoClip(data, GEOMETRY)
+  assert len(clip) == len(times)
+  np.testing.assert_allclose(
+    _means(clip.take([7, 22])), [7 * 8, 22 * 8], atol=12
+  )
+
+
+def test_animations_are_videos():
+  def decode(kind, count):
+    first, *rest = map(Image.fromarray, greys([0, 80, 160, 240][:count]))
+    out = io.BytesIO()
+    first.save(
+      out, kind, save_all=True, append_images=rest, duration=500, lossless=True
+    )
+    return MODALITIES["video"].decode(out.getvalue(), GEOMETRY)
+
+  clip = decode("png", 4)
+  assert _means(clip.take(range(len(clip)))) == [0, 80, 160, 240]
+  for kind in ("png", "webp"):
+    assert len(decode(kind, 1)) == 1
+  with pytest.raises(DecodeError, match="animated WebP"):
+    decode("webp", 4)
 
 
 def test_long_and_short_videos_follow_one_rule(monkeypatch):

@@ -116,5 +116,5 @@ def test_bad_records_and_equal_ids_of_a_manifest(tmp_path, model):
 
 def test_beams_are_bounded(model):
   for beams in (0, 65, 10**9):
-    with pytest.raises(ValueError, match="must be from 1 to 64"):
+    with pytest.raises(ValueError, match="at least 1 and at most 64"):
       model.caption(image=[png(1)], num_beams=beams)

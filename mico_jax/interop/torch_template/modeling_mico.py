@@ -993,16 +993,16 @@ class MiCo(nn.Module):
       **inputs: aligned lists.
     """
     rows = self.lists(inputs)
+    most, beams, penalty = given().search_options(
+      self.config["generation"], max_new_tokens, num_beams, length_penalty
+    )
     if not given().lengths_of(rows):
       return []
-    options = self.config["generation"]
-    room = self.options["text"]["max_positions"] - 1
-    penalty = options["length_penalty"]
     sequences, scores = self.generate(
       self.context_of(inputs),
-      max_new_tokens=min(max_new_tokens or options["max_new_tokens"], room),
-      num_beams=num_beams or options["num_beams"],
-      length_penalty=penalty if length_penalty is None else length_penalty,
+      max_new_tokens=min(most, self.options["text"]["max_positions"] - 1),
+      num_beams=beams,
+      length_penalty=penalty,
     )
     self._finite(scores[:, 0], rows, "the caption's score")
     return [self.tokenizer.decode(row[0].tolist()) for row in sequences]
@@ -1468,7 +1468,7 @@ def given() -> ModuleType:
 
 
 def contents(raw: Any) -> Any:
-  """The bytes of a path, NumPy arrays of tensors, also in lists; else `raw`."""
+  """The bytes of a path, a NumPy array of arrays, also in lists; else `raw`."""
   if isinstance(raw, (list, tuple)):
     return (list if isinstance(raw, list) else tuple)(map(contents, raw))
   if isinstance(raw, (str, os.PathLike)):
@@ -1476,12 +1476,7 @@ def contents(raw: Any) -> Any:
     if not path.is_file():
       raise ValueError("no such file, or no regular one.")
     return path.read_bytes()
-  if isinstance(raw, Tensor):
-    raw = raw.detach().cpu()
-    return (raw.float() if raw.dtype == torch.bfloat16 else raw).numpy()
-  if isinstance(raw, np.generic) or not hasattr(raw, "__array__"):
-    return raw
-  return np.asarray(raw)
+  return given().as_array(raw)
 
 
 class Reader:
@@ -1497,12 +1492,7 @@ class Reader:
 
   def lists(self, inputs: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
     """Lists of inputs; a bare one is a list of one."""
-    return {
-      key: given().as_list(
-        key, contents(values) if isinstance(values, Tensor) else values
-      )
-      for key, values in inputs.items()
-    }
+    return {key: given().as_list(key, v) for key, v in inputs.items()}
 
   def geometry(self, key: str, unit: str) -> Any:
     """Sizes and units for decoding one input."""
