@@ -11,6 +11,7 @@ added whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import stat
@@ -36,6 +37,8 @@ def place(path: epath.PathLike) -> Any:
   Raises:
     ConfigError: for a store that nothing here reads.
   """
+  if not os.fspath(path):
+    raise ConfigError("the name of a file or folder is empty.")
   try:
     return epath.Path(path)
   except KeyError as error:
@@ -105,6 +108,22 @@ def walk(folder: epath.PathLike) -> Iterator[tuple[str, ...]]:
       yield (name,)
 
 
+def _opens(state: os.stat_result) -> bool:
+  """Whether a file or folder opens at once, as a pipe or device need not."""
+  return stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)
+
+
+def pipes(folder: epath.PathLike) -> Iterator[str]:
+  """Pipes, sockets and devices below a folder, by their relative names.
+
+  Who opens one waits for its other end, without end.
+  """
+  for parts in walk(folder) if is_local(folder) else ():
+    state = _stat(epath.Path(folder).joinpath(*parts))
+    if state and not _opens(state):
+      yield "/".join(parts)
+
+
 def stamp(folder: epath.PathLike) -> tuple[Any, ...]:
   """What changes when a file below a folder is changed by the usual means.
 
@@ -124,9 +143,13 @@ def read_bytes(path: epath.PathLike) -> bytes:
   """The content of a file.
 
   Raises:
-    FileNotFoundError: if there is none.
+    FileNotFoundError: if there is none, or a pipe or device in its place, which
+      would be waited for without end.
     TransientError: if the store does not answer for long.
   """
+  state = _stat(path) if is_local(path) else None
+  if state and not _opens(state):
+    raise FileNotFoundError(errno.ENOENT, "Not a regular file", os.fspath(path))
   return wait_out(epath.Path(path).read_bytes, f"reading {os.fspath(path)}")
 
 
@@ -159,7 +182,10 @@ def _make_local(folder: str) -> None:
   try:
     os.mkdir(folder)
   except FileNotFoundError:
-    _make_local(os.path.dirname(folder))
+    above = os.path.dirname(folder)
+    if os.path.isdir(above):
+      raise  # such as /proc, which takes no folders and says it so
+    _make_local(above)
     _make_local(folder)
   except FileExistsError:
     if not stat.S_ISDIR(os.stat(folder).st_mode):

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mico_jax.aot.chips import CHIPS, chip
@@ -87,15 +88,27 @@ def given_flags() -> str:
 
 
 def devices(topology: str) -> Sequence[Any]:
-  """The devices of a slice, as far as a compiler needs them."""
+  """The devices of a slice, as far as a compiler needs them.
+
+  Raises:
+    ValueError: for a slice that the compiler does not know.
+  """
   chip(topology)
   prepare()
   from jax.experimental import topologies
 
   full = topology if ":" in topology else CHIPS[topology].topology
-  description: Any = topologies.get_topology_desc(
-    platform="tpu", topology_name=full
-  )
+  try:
+    description: Any = topologies.get_topology_desc(
+      platform="tpu", topology_name=full
+    )
+  except JaxRuntimeError as error:
+    if not str(error).startswith("INVALID_ARGUMENT"):
+      raise
+    raise ValueError(
+      f"topology {topology!r}: no slice of that shape "
+      f"({' '.join(str(error).split())[:160]})."
+    ) from error
   return description.devices
 
 

@@ -354,12 +354,16 @@ class ArrayFiles:
       every: paths of all arrays of the item.
 
     Raises:
-      CheckpointError: if there is no such folder.
+      CheckpointError: if there is no such folder, or what cannot be read.
     """
     self._path = absolute(folder) / item
     if not files_lib.is_folder(self._path):
       raise CheckpointError(
         f"{self._path}: no such folder; the checkpoint is incomplete."
+      )
+    if pipe := next(files_lib.pipes(self._path), ""):
+      raise CheckpointError(
+        f"{self._path / pipe}: a pipe or device, expected a regular file."
       )
     named = stored_tree(item, {path: path for path in every})
     self._names = {

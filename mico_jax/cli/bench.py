@@ -124,10 +124,6 @@ def _aot(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
 
   if reason := aot.missing():
     raise ConfigError(f"--aot: {reason}")
-  try:
-    aot.chip(args.aot)
-  except ValueError as error:
-    raise ConfigError(f"--aot: {error}") from None
   # Nothing is run, and what is compiled is in bfloat16.
   useless = {"--turns": args.turns, "--dtype": args.dtype}
   if given := [option for option, value in useless.items() if value]:
@@ -135,6 +131,10 @@ def _aot(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
       f"--aot: {', '.join(given)} would change nothing; leave it out."
     )
   jax.config.update("jax_platforms", "cpu")
+  try:
+    aot.devices(args.aot)
+  except ValueError as error:
+    raise ConfigError(f"--aot: {error}") from None
   shapes = _shapes(args)
   if args.what == "attention":
     from mico_jax.benchmarks import attention

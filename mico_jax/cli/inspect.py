@@ -17,6 +17,8 @@ EXAMPLES = """\
   mico-jax inspect --config demo --sharding sharding.png --devices 8 \\
     --config.parallel.rules=fsdp --config.parallel.mesh={'fsdp':-1}"""
 
+MOST_DEVICES = 1024  # stand-ins, each of which takes memory and time
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds this command's arguments."""
@@ -40,10 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--devices",
-    type=int,
-    default=0,
+    type=common.at_most(MOST_DEVICES),
     metavar="N",
-    help="with --sharding: lay out for N devices instead of this machine's",
+    help="with --sharding: lay out for N devices instead of this machine's "
+    f"(at most {MOST_DEVICES})",
   )
   common.add_json(parser)
 
@@ -53,7 +55,7 @@ def _sharding(args: argparse.Namespace) -> int:
   import jax
 
   config = common.load_config(args)
-  if args.devices > 0:
+  if args.devices:
     # Stand-ins on the CPU: only their numbers and places matter.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", args.devices)

@@ -100,8 +100,32 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
       allow_abbrev=False,
     )
     module.add_arguments(sub)
+    _name_names(sub)
     sub.set_defaults(run=module.run)
   return parser
+
+
+# What stands for a name in the help of an argument.
+_NAMES = ("CKPT", "DIR", "FILE", "NAME", "PATH", "PNG")
+
+
+def _name_names(parser: argparse.ArgumentParser) -> None:
+  """Makes a parser refuse empty names of files, folders and configs.
+
+  Such is what an unset variable of a shell becomes: taken for an absent
+  argument, `--init ""` would start a run from nothing without a word.
+  """
+  actions: Any = parser._actions
+  for action in actions:
+    free = action.type is None and action.default is None
+    if free and action.metavar in _NAMES:
+      action.type = _name
+
+
+def _name(text: str) -> str:
+  if not text:
+    raise argparse.ArgumentTypeError("is empty, expected a name")
+  return text
 
 
 class _Parser(argparse.ArgumentParser):
@@ -159,6 +183,19 @@ def _user_errors() -> tuple[type[BaseException], ...]:
     NonFiniteError,
     OSError,
   )
+
+
+# How clients of stores name what a user has to set up (botocore, google-auth).
+_CREDENTIALS = (
+  "DefaultCredentialsError",
+  "NoCredentialsError",
+  "PartialCredentialsError",
+  "ProfileNotFound",
+)
+
+
+def _lacks_credentials(error: BaseException) -> bool:
+  return type(error).__name__ in _CREDENTIALS
 
 
 def _several_processes() -> bool:
@@ -254,6 +291,12 @@ def main(argv: Sequence[str] | None = None) -> int:
       _say(
         f"error: this needs the package {package}: pip install "
         f"'mico-jax[{EXTRAS[package]}]'."
+      )
+      return 2
+    if _lacks_credentials(e):
+      _say(
+        f"error: the store asks who you are: {one_line(e)}; set up the "
+        "credentials of its client."
       )
       return 2
     if not _lost_process(e):

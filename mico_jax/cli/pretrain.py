@@ -77,12 +77,18 @@ def run(args: argparse.Namespace) -> int:
     first, sep, last = args.profile_steps.partition(",")
     if not sep or not (first.isdigit() and last.isdigit()):
       raise ConfigError(f"--profile-steps {args.profile_steps}: write A,B.")
+    if int(first) > int(last):
+      raise ConfigError(
+        f"--profile-steps {args.profile_steps}: ends before it begins."
+      )
     args.overrides.append(f"train.profile_steps=({first}, {last})")
   config = common.load_config(args)
   from mico_jax.parallel import distributed
+  from mico_jax.parallel.platform import require_backend
 
   workdir = args.workdir or f"runs/{config.name}"
   distributed.initialize_from_env()  # set by launch/*.sh
+  require_backend()
   _keep_compiled(config, workdir)
   from mico_jax.run.pretrain import pretrain
 

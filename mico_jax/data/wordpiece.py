@@ -254,7 +254,34 @@ def read_rules(content: bytes, name: str) -> dict[str, bool | None]:
     value = value.get("content") if isinstance(value, dict) else value
     if value not in (want, None):
       raise ValueError(f"{name}: {key}={value!r}, expected {want!r}.")
+  added = found.get("added_tokens_decoder") or {}
+  if not isinstance(added, dict):
+    raise ValueError(f"{name}: added_tokens_decoder is no JSON object.")
+  check_added(added.values(), name)
   return check_rules(found, name, NAMES)
+
+
+def check_added(tokens: Iterable[Any], name: str) -> None:
+  """Refuses tokens that were added to a vocabulary.
+
+  They are cut out of a text before it is split into words, which is not done
+  here for any but BERT's own.
+
+  Args:
+    tokens: each a text, or an object with its "content".
+    name: of their file, for error messages.
+
+  Raises:
+    ValueError: naming the first that is none of `SPECIAL`.
+  """
+  for token in tokens:
+    text = token.get("content") if isinstance(token, dict) else token
+    if text not in SPECIAL:
+      raise ValueError(
+        f"{name}: the token {text!r:.80} was added to the vocabulary, which is "
+        f"not read here; expected {', '.join(SPECIAL)} alone. Give --vocab the "
+        "vocab.txt of a BERT."
+      )
 
 
 def check_rules(

@@ -127,18 +127,18 @@ def read(path: pathlib.Path) -> Source:
 
 def _check(text: TextConfig, settings: Mapping[str, Any]) -> None:
   """config.json against the weights."""
-  for key, have in (
-    ("hidden_size", text.width),
-    ("num_hidden_layers", text.depth),
-    ("intermediate_size", text.mlp_dim),
-    ("vocab_size", text.vocab_size),
-    ("max_position_embeddings", text.max_positions),
-  ):
-    if settings.get(key, have) != have:
-      raise WeightsError(
-        f"config.json and weights contradict: {key} {settings[key]}, the "
-        f"weights have {have}."
-      )
+  towers.check_told(
+    "config.json",
+    settings,
+    {
+      "hidden_size": text.width,
+      "num_hidden_layers": text.depth,
+      "intermediate_size": text.mlp_dim,
+      "vocab_size": text.vocab_size,
+      "max_position_embeddings": text.max_positions,
+      "type_vocab_size": text.type_vocab_size,
+    },
+  )
   if text.width % text.num_heads:
     raise WeightsError(
       f"config.json: num_attention_heads={text.num_heads} does not divide the "

@@ -65,18 +65,24 @@ def read(path: pathlib.Path) -> Source:
   about = towers.read_json(file.parent / CONFIG) or towers.read_json(
     file.parent / VISION_CONFIG
   )
-  settings, notes = about.get("model_cfg"), ()
+  notes: tuple[str, ...] = ()
   mode = towers.own_mode(towers.read_json(file.parent / "config.json"))
   if not mode:
     mode, notes = open_clip.frame_mode(about, vision.image_size)
   vision, guesses = open_clip.encoder_config(vision, about)
+  settings = about.get("model_cfg")  # an object, as is known by now
   if settings is None:
     guesses["model.vision.mlp"] = (
       "taken for OpenAI's weights, with QuickGELU; weights of open_clip "
       "without -quickgelu in the name have mlp=gelu"
     )
   else:
-    kind = "quick_gelu" if settings.get("quick_gelu") else "gelu"
+    quick = (settings or {}).get("quick_gelu") or False
+    if type(quick) is not bool:
+      raise WeightsError(
+        f"{CONFIG}: quick_gelu={quick!r}, expected true or false."
+      )
+    kind = "quick_gelu" if quick else "gelu"
     vision = dataclasses.replace(vision, mlp=kind)
   return Source(
     file=file,

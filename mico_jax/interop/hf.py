@@ -56,6 +56,8 @@ ACTIVATIONS = {
 # Defaults of the classes of transformers, for what a config leaves out.
 _COMMON = {
   "image_size": 224,
+  "hidden_size": 768,
+  "num_hidden_layers": 12,
   "patch_size": 16,
   "num_attention_heads": 12,
   "hidden_act": "gelu",
@@ -64,17 +66,33 @@ _COMMON = {
 }
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
   "clip": _COMMON
-  | {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
-  "siglip": _COMMON | {"hidden_act": "gelu_pytorch_tanh"},
-  "dinov2": _COMMON,
-  "vit": _COMMON | {"layer_norm_eps": 1e-12},
-  "convnextv2": _COMMON | {"patch_size": 4},
+  | {
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "intermediate_size": 3072,
+  },
+  "siglip": _COMMON
+  | {"hidden_act": "gelu_pytorch_tanh", "intermediate_size": 3072},
+  "dinov2": _COMMON | {"mlp_ratio": 4, "qkv_bias": True},
+  "vit": _COMMON
+  | {"layer_norm_eps": 1e-12, "intermediate_size": 3072, "qkv_bias": True},
+  "convnextv2": _COMMON
+  | {
+    "patch_size": 4,
+    "depths": [3, 3, 9, 3],
+    "hidden_sizes": [96, 192, 384, 768],
+  },
   "swin": _COMMON
   | {
     "patch_size": 4,
     "layer_norm_eps": 1e-5,
     "window_size": 7,
+    "embed_dim": 96,
+    "depths": [2, 2, 6, 2],
     "num_heads": [3, 6, 12, 24],
+    "mlp_ratio": 4.0,
+    "qkv_bias": True,
   },
 }
 # Options that change what is computed -> the only value that is computed here.
@@ -90,6 +108,7 @@ STATS = {
   "siglip": spatial.HALF,
   "vit": spatial.HALF,
 }  # others: ImageNet's
+CROPPING = ("CLIP", "Bit")  # processors that crop unless they are told not to
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -122,7 +141,7 @@ def read(path: pathlib.Path) -> Source:
   inner = about.get("vision_config") if kind in ("clip", "siglip") else about
   if not isinstance(inner, (dict, type(None))):
     raise WeightsError(f"{where}: vision_config is no JSON object.")
-  settings = {**DEFAULTS[family], **(inner or {})}
+  settings = {**DEFAULTS[family], **(inner or {}), **_older(about, kind, where)}
   tensors = renamed(
     open_tensors(file),
     lambda name: hf_names.rename(recognise.without_prefix(name), family),
@@ -137,6 +156,9 @@ def read(path: pathlib.Path) -> Source:
       f"{file}: no {kind} as {where} says: {error} is missing or of another "
       "form."
     ) from error
+  if vision.clip_embed_dim:
+    have = {"projection_dim": vision.clip_embed_dim}
+    towers.check_told(str(where), about, have)
   held = [name for name in tensors if name.startswith("text_model.")]
   if held:
     notes.append(
@@ -174,6 +196,16 @@ def read(path: pathlib.Path) -> Source:
   )
 
 
+def _older(
+  about: Mapping[str, Any], kind: str, where: pathlib.Path
+) -> Mapping[str, Any]:
+  """`vision_config_dict`, which in transformers wins over `vision_config`."""
+  found = about.get("vision_config_dict") if kind == "clip" else None
+  if not isinstance(found, (dict, type(None))):
+    raise WeightsError(f"{where}: vision_config_dict is no JSON object.")
+  return found or {}
+
+
 def _config(
   tensors: Tensors, family: str, settings: Mapping[str, Any], where: str
 ) -> VisionConfig:
@@ -199,8 +231,24 @@ def _config(
       raise WeightsError(f"{where}: hidden_act={act!r}, a ConvNeXt has 'gelu'.")
     vision = dataclasses.replace(vision, image_size=size)
     towers.check_grid(vision, size, patch, where)
+    towers.check_told(
+      where,
+      settings,
+      {"depths": vision.stage_depths, "hidden_sizes": vision.stage_widths},
+    )
     return vision
   vision = _vit(tensors, family, settings, ACTIVATIONS[act])
+  have = {
+    "hidden_size": vision.width,
+    "num_hidden_layers": vision.depth,
+    "intermediate_size": vision.mlp_dim,
+    "qkv_bias": vision.qkv_bias == "all",
+    "num_register_tokens": vision.registers,
+  }
+  if family == "dinov2":  # which has a ratio in its place
+    towers.check_hidden(settings, vision, where)
+    del have["intermediate_size"]
+  towers.check_told(where, settings, have)
   rows = tensors["pos_embed"].shape[-2]
   single = int(vision.pooling == "class")
   have = (size // patch) ** 2 + single
@@ -292,8 +340,35 @@ def _swin(
   )
   told = towers.side(settings["patch_size"], f"{where}: patch_size")
   towers.check_grid(vision, size, told, where)
+  towers.check_hidden(settings, vision, where)
+  towers.check_told(
+    where,
+    settings,
+    {
+      "embed_dim": widths[0],
+      "depths": vision.stage_depths,
+      "num_heads": heads,
+      "qkv_bias": True,  # seen above
+    },
+  )
   families.check_buffers(tensors, vision)
   return vision
+
+
+def _crops(pixels: Mapping[str, Any], family: str) -> bool:
+  """Whether frames are cropped to a square.
+
+  Raises:
+    WeightsError: if do_center_crop is neither true nor false.
+  """
+  kind = str(pixels.get("image_processor_type", ""))
+  kind = kind or str(pixels.get("feature_extractor_type", ""))
+  usual = kind.startswith(CROPPING) if kind else family == "clip"
+  crop = pixels.get("do_center_crop")
+  crop = usual if crop is None else crop
+  if type(crop) is not bool:
+    raise WeightsError(f"{PIXELS}: do_center_crop={crop!r}, expected a bool.")
+  return crop
 
 
 def _mode(
@@ -304,7 +379,7 @@ def _mode(
   Raises:
     WeightsError: for preprocessing that no mode here is close to.
   """
-  crop = bool(pixels.get("do_center_crop", not pixels and family == "clip"))
+  crop = _crops(pixels, family)
   modes = towers.CROPPED if crop else towers.SQUASHED
   if not pixels:
     stats = STATS.get(family, spatial.IMAGENET)
@@ -314,22 +389,31 @@ def _mode(
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
     if theirs in pixels
   }
-  if pixels.get("do_normalize") is False:
-    raise WeightsError(
-      f"{PIXELS}: do_normalize=false; no mode here is without."
-    )
-  if not 0.99 < 255 * pixels.get("rescale_factor", 1 / 255) < 1.01:
-    raise WeightsError(
-      f"{PIXELS}: rescale_factor={pixels['rescale_factor']!r}, expected 1/255."
-    )
+  for key in ("do_normalize", "do_rescale", "do_resize"):
+    if pixels.get(key, True) not in (True, None):
+      raise WeightsError(
+        f"{PIXELS}: {key}={pixels[key]!r}; no mode here is without, so its "
+        "pixels would differ."
+      )
+  factor = pixels.get("rescale_factor", 1 / 255)
+  if type(factor) not in (int, float) or not 0.99 < 255 * factor < 1.01:
+    raise WeightsError(f"{PIXELS}: rescale_factor={factor!r}, expected 1/255.")
   mode = towers.pixel_mode(told, PIXELS, modes)
   if not mode:
     stats = STATS.get(family, spatial.IMAGENET)
     mode = next(name for name, value in modes.items() if value == stats)
   how = pixels.get("resample", 2)
-  notes = [*towers.resample_note(RESAMPLE.get(how, str(how)), mode)]
+  known = RESAMPLE.get(how) if type(how) is int else None
+  notes = [*towers.resample_note(known or str(how), mode)]
   given = pixels.get("crop_size" if crop else "size")
   short = pixels.get("size")
+  edge = isinstance(short, dict) and "shortest_edge" in short
+  if not crop and edge:  # of the processors that crop, ConvNeXt's does so here
+    notes.append(
+      f"frames keep their shape in training (shortest_edge "
+      f"{short['shortest_edge']}, crop_pct {pixels.get('crop_pct', 'none')}); "
+      f"mode {mode} brings whole frames to a square"
+    )
   short = short.get("shortest_edge") if isinstance(short, dict) else short
   if isinstance(given, dict):
     given = [given[k] for k in ("height", "width") if k in given] or None

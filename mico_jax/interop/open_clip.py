@@ -16,6 +16,8 @@ from mico_jax.interop.towers import (
   CROPPED,
   SQUASHED,
   check_grid,
+  check_hidden,
+  check_told,
   grid_guess,
   heads_guess,
   pixel_mode,
@@ -33,6 +35,18 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
   "no_ln_pre": (False, None),
   "norm_kwargs": ({}, None),
   "act_kwargs": ({}, None),
+  "block_type": (None,),
+  **dict.fromkeys(
+    (
+      "qk_norm",
+      "scaled_cosine_attn",
+      "scale_heads",
+      "scale_attn_inner",
+      "scale_attn",
+      "scale_fc",
+    ),
+    (False, None),
+  ),
 }
 
 
@@ -61,6 +75,12 @@ def encoder_config(
   size = square(inner.get("image_size"), f"{where}: image_size")
   patch = square(inner.get("patch_size"), f"{where}: patch_size")
   check_grid(vision, size, patch, where)
+  if not inner.get("timm_model_name"):
+    check_told(where, inner, {"layers": vision.depth, "width": vision.width})
+    check_hidden(inner, vision, where)
+  if vision.clip_embed_dim:
+    told = about.get("model_cfg") or {}
+    check_told(where, told, {"embed_dim": vision.clip_embed_dim})
   guesses = {} if size else grid_guess(vision)
   head = inner.get("head_width")
   if head is None and "width" in inner and not inner.get("timm_model_name"):
@@ -135,7 +155,7 @@ def frame_mode(
   told = told or {}
   place = told.get("resize_mode") or "shortest"
   tables = {"shortest": CROPPED, "squash": SQUASHED}
-  if place not in tables:
+  if not isinstance(place, str) or place not in tables:
     raise WeightsError(
       f"{where}: resize_mode={place!r}; known here: {', '.join(tables)}. Set "
       "it to one of them to import the weights all the same."

@@ -43,6 +43,17 @@ IGNORED = {
   r"^rope\.": "buffer, computed here",
 }
 ROPE_GRID = 16  # of EVA-02's pretraining; timm keeps it out of the weights
+# Arguments of timm's class -> the values that this encoder computes.
+FIXED: Mapping[str, tuple[Any, ...]] = {
+  "class_token": (True,),
+  "no_embed_class": (False,),
+  "reg_tokens": (0,),
+  "num_reg_tokens": (0,),
+  "qk_norm": (False,),
+  "final_norm": (True,),
+  "in_chans": (3,),
+  "global_pool": ("token", ""),
+}
 POST_NORM_WIDTH = 1792  # EVA-02-E: no tensor tells where its norms stand
 _FIRST = "blocks.0."
 
@@ -185,10 +196,47 @@ def _config(
   where = str(file.parent / "config.json")
   size, told_patch = sizes(settings, where)
   towers.check_grid(vision, size, told_patch, where)
+  _check(vision, arguments(settings, where), where)
   guesses = {} if size else towers.grid_guess(vision)
   return vision, guesses | (
     {} if "num_heads" in told else towers.heads_guess(vision)
   )
+
+
+def _check(vision: VisionConfig, told: Mapping[str, Any], where: str) -> None:
+  """Arguments of timm's class against the weights.
+
+  Raises:
+    WeightsError: if they contradict, or ask for what the encoder here lacks.
+  """
+  for key, known in FIXED.items():
+    if told.get(key) is not None and told[key] not in known:
+      raise WeightsError(
+        f"{where}: {key}={told[key]!r}; this encoder has {known[0]!r} only, so "
+        "its outputs would differ."
+      )
+  towers.check_hidden(told, vision, where)
+  have = {"embed_dim": vision.width, "depth": vision.depth}
+  if not tower_names.is_eva(vision):
+    have["qkv_bias"] = vision.qkv_bias == "all"
+  towers.check_told(where, told, have)
+
+
+def arguments(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """Arguments of timm's class: of its own files, or of an export here.
+
+  Raises:
+    WeightsError: if they are of another form.
+  """
+  model = settings.get("model")
+  inner = model.get("arguments") if isinstance(model, Mapping) else model
+  for value in (settings.get("model_args"), inner):
+    if not isinstance(value or {}, Mapping):
+      raise WeightsError(
+        f"{where}: arguments of the model are of another form; expected an "
+        "object."
+      )
+  return {**(settings.get("model_args") or {}), **(inner or {})}
 
 
 def sizes(
@@ -199,15 +247,12 @@ def sizes(
   Raises:
     WeightsError: if they are rectangular.
   """
-  objects = [
-    value if isinstance(value, Mapping) else {}
-    for value in (settings.get("model_args"), settings.get("pretrained_cfg"))
-  ]
-  model = settings.get("model")
-  inner = model.get("arguments") if isinstance(model, Mapping) else None
-  arguments = {**objects[0], **(inner if isinstance(inner, Mapping) else {})}
-  size = arguments.get("img_size") or objects[1].get("input_size")
-  patch = arguments.get("patch_size")
+  pixels = settings.get("pretrained_cfg")
+  given = arguments(settings, where)
+  size = given.get("img_size")
+  if not size and isinstance(pixels, Mapping):
+    size = pixels.get("input_size")
+  patch = given.get("patch_size")
   return (
     towers.square(size, f"{where}: img_size"),
     towers.square(patch, f"{where}: patch_size"),
@@ -220,25 +265,26 @@ def _told(settings: Mapping[str, Any], file: pathlib.Path) -> dict[str, Any]:
   Raises:
     WeightsError: if they are of another form.
   """
-  model = settings.get("model") or {}
-  arguments = dict(settings.get("model_args") or {})
+  where = str(file.parent / "config.json")
+  given = arguments(settings, where)
   found: dict[str, Any] = {}
   try:
-    arguments |= model.get("arguments") or {}
     for ours, theirs in (("num_heads", "num_heads"), ("norm_eps", "norm_eps")):
-      if theirs in arguments:
-        found[ours] = type(getattr(VisionConfig(), ours))(arguments[theirs])
-    if "act_layer" in arguments:
-      found["mlp"] = str(arguments["act_layer"])
-    if "use_post_norm" in arguments:
-      found["norm"] = "post" if arguments["use_post_norm"] else "pre"
-    if "use_rot_pos_emb" in arguments and not arguments["use_rot_pos_emb"]:
+      if theirs in given:
+        value = given[theirs]
+        found[ours] = type(getattr(VisionConfig(), ours))(value)
+        if isinstance(value, bool) or found[ours] != value:
+          raise ValueError(f"{theirs}={value!r}")
+    if "act_layer" in given:
+      found["mlp"] = str(given["act_layer"])
+    if "use_post_norm" in given:
+      found["norm"] = "post" if given["use_post_norm"] else "pre"
+    if "use_rot_pos_emb" in given and not given["use_rot_pos_emb"]:
       found["rope_grid"] = 0
-    elif arguments.get("ref_feat_shape"):
-      found["rope_grid"] = int(arguments["ref_feat_shape"][0])
+    elif given.get("ref_feat_shape"):
+      found["rope_grid"] = int(given["ref_feat_shape"][0])
   except (TypeError, ValueError, AttributeError, IndexError) as error:
     raise WeightsError(
-      f"{file.parent / 'config.json'}: arguments of the model are of another "
-      f"form ({error})."
+      f"{where}: arguments of the model are of another form ({error})."
     ) from error
   return found

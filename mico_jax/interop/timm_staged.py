@@ -110,11 +110,31 @@ def config_of(
       f"be {IMAGE_SIZE} pixels wide; set --config.model.vision.image_size "
       "otherwise",
     )
+  _check(config, settings, str(file.parent / "config.json"))
   try:
     families.check_buffers(tensors, config)
   except (ValueError, IndexError, ArithmeticError) as error:
     raise WeightsError(f"{file}: {error}") from error
   return config, notes
+
+
+def _check(
+  config: VisionConfig, settings: Mapping[str, Any], where: str
+) -> None:
+  """Arguments of timm's class against the weights; raises as `check_told`."""
+  given = {
+    **(settings.get("model_args") or {}),
+    **((settings.get("model") or {}).get("arguments") or {}),
+  }
+  have: dict[str, Any] = {"depths": config.stage_depths, "in_chans": 3}
+  if config.encoder == "swin":
+    have["embed_dim"] = config.stage_widths[0]
+    if isinstance(given.get("num_heads"), list):
+      have["num_heads"] = config.stage_heads
+    towers.check_hidden(given, config, where)
+  else:
+    have["dims"] = config.stage_widths
+  towers.check_told(where, given, have)
 
 
 def _swin(tensors: Tensors) -> VisionConfig:

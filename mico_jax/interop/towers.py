@@ -125,6 +125,68 @@ def check_grid(
       )
 
 
+def check_told(
+  where: str, told: Mapping[str, Any], have: Mapping[str, Any]
+) -> None:
+  """Compares sizes that a config tells with those of the weights.
+
+  A file that lacks its last layers has the shapes of a smaller model, which
+  nothing but the config beside it tells from a whole one.
+
+  Args:
+    where: the config stands, for messages.
+    told: its fields; those that are absent or None tell nothing.
+    have: the same fields, of the weights.
+
+  Raises:
+    WeightsError: naming the first field that differs.
+  """
+  for key, value in have.items():
+    given = told.get(key)
+    if given is None:
+      continue
+    plain = list(value) if isinstance(value, tuple) else value
+    if given != plain or isinstance(given, bool) != isinstance(plain, bool):
+      raise WeightsError(
+        f"{where} and weights contradict: {key} {given!r}, the weights have "
+        f"{plain!r}. Is the file whole?"
+      )
+
+
+def told_hidden(told: Mapping[str, Any], width: int, where: str) -> int | None:
+  """The hidden width of an MLP that `mlp_ratio` tells; None: it is not told.
+
+  Raises:
+    WeightsError: if it is no number.
+  """
+  ratio = told.get("mlp_ratio")
+  if ratio is None:
+    return None
+  if type(ratio) not in (int, float) or not 0 < ratio < 1e6:
+    raise WeightsError(f"{where}: mlp_ratio={ratio!r}, expected a number.")
+  return int(width * ratio)
+
+
+def check_hidden(
+  told: Mapping[str, Any], vision: VisionConfig, where: str, *, width: int = 0
+) -> None:
+  """Compares `mlp_ratio` with the weights; raises as `check_told`.
+
+  Args:
+    told: fields of a config.
+    vision: the encoder that the weights have.
+    where: the config stands, for messages.
+    width: that the ratio is of; 0: the encoder's.
+  """
+  hidden = told_hidden(told, width or vision.width, where)
+  # A ratio may be written with few digits.
+  if hidden is not None and abs(hidden - vision.mlp_dim) > 1:
+    raise WeightsError(
+      f"{where} and weights contradict: mlp_ratio {told['mlp_ratio']} is "
+      f"{hidden} channels, the weights have {vision.mlp_dim}."
+    )
+
+
 def grid_guess(vision: VisionConfig) -> dict[str, str]:
   """What is taken where no config tells the shape of the grid."""
   side = vision.image_size // vision.patch_size

@@ -19,6 +19,7 @@ from mico_jax.data.tokenizer import WordPieceTokenizer
 from mico_jax.interop.tensors import MALFORMED, WeightsError
 
 TEXT, JSON = "vocab.txt", "tokenizer.json"
+ADDED = "added_tokens.json"  # {token: id}, beside a vocabulary
 _NORMALISER = {  # of tokenizers -> field of `wordpiece.Rules`
   "lowercase": "lower_case",
   "strip_accents": "strip_accents",
@@ -84,11 +85,29 @@ def read(
       file = None if folder is None else folder / wordpiece.RULES_FILE
       if file is not None and file.is_file():
         rules = wordpiece.read_rules(file.read_bytes(), str(file))
+      extra = None if folder is None else folder / ADDED
+      if extra is not None and extra.is_file():
+        wordpiece.check_added(_object(extra), str(extra))
     if path.suffix != ".json":
       return Vocabulary(content, str(path), rules)
     return _from_json(content, str(path), rules)
   except ValueError as error:
     raise WeightsError(str(error)) from None
+
+
+def _object(file: pathlib.Path) -> Mapping[str, Any]:
+  """The JSON object in a file.
+
+  Raises:
+    ValueError: if it holds anything else.
+  """
+  try:
+    found = json.loads(file.read_bytes())
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{file}: not valid JSON ({error}).") from None
+  if not isinstance(found, dict):
+    raise ValueError(f"{file}: expected a JSON object.")
+  return found
 
 
 def _from_json(
@@ -109,7 +128,14 @@ def _from_json(
     _check_parts(found, name)
     pieces = _in_order(model["vocab"], name)
     told = found.get("normalizer") or {}
-    rules = rules | wordpiece.check_rules(told, name, _NORMALISER)
+    told = wordpiece.check_rules(told, name, _NORMALISER)
+    for key in rules.keys() & told.keys():
+      if rules[key] != told[key]:
+        raise ValueError(
+          f"{name} and {wordpiece.RULES_FILE} beside it contradict: {key} "
+          f"{told[key]} and {rules[key]}; correct one of them."
+        )
+    rules = rules | told
   except WeightsError:
     raise
   except MALFORMED as error:
@@ -124,6 +150,7 @@ def _from_json(
 
 def _check_parts(found: Mapping[str, Any], name: str) -> None:
   """Refuses parts that BERT's tokenizer has not."""
+  wordpiece.check_added(found.get("added_tokens") or (), name)
   model, split = found["model"], found.get("pre_tokenizer") or {}
   normal = found.get("normalizer") or {}
   for key, value, want in (

@@ -114,6 +114,11 @@ class MiCo:
   @functools.cached_property
   def _boxed(self) -> PyTree:
     """Shapes of the parameters in boxes with their axes; slow to trace."""
+    if not self.config.text.vocab_size:
+      raise ConfigError(
+        "model.text.vocab_size=0 takes that of the tokenizer, which is made of "
+        "the data; give the number here: --config.model.text.vocab_size=N."
+      )
     return jax.eval_shape(
       functools.partial(parameters.create, self.config), jax.random.key(0)
     )

@@ -8,9 +8,8 @@ import pathlib
 from dataclasses import dataclass
 from typing import Any
 
-from etils import epath
-
 from mico_jax import config as config_lib
+from mico_jax import files
 from mico_jax.config import Config, ConfigError
 from mico_jax.data.records import Record
 from mico_jax.data.sheet import draw_records
@@ -34,20 +33,20 @@ class Trace:
   rows: tuple[TraceRow, ...]
 
 
-def run_config(workdir: epath.PathLike) -> Config:
+def run_config(workdir: str | os.PathLike[str]) -> Config:
   """The config a workdir belongs to.
 
   Raises:
     ConfigError: if there is none or it does not fit this version.
   """
-  path = epath.Path(workdir) / "config.json"
-  if not path.exists():
+  path = files.place(workdir) / "config.json"
+  if not files.exists(path):
     raise ConfigError(
       f"{str(workdir)!r} is no workdir of a run: it has no config.json."
     )
   try:
-    return config_lib.from_dict(json.loads(path.read_text()))
-  except json.JSONDecodeError as e:
+    return config_lib.from_dict(json.loads(files.read_text(path)))
+  except (UnicodeDecodeError, RecursionError, json.JSONDecodeError) as e:
     raise ConfigError(f"{path} is not valid JSON: {e}.") from e
 
 
