@@ -220,6 +220,13 @@ def _lost_process(error: BaseException) -> bool:
   return jax.process_count() > 1 and not str(error).startswith(own)
 
 
+def _storage_failed(error: BaseException) -> bool:
+  """Whether TensorStore, whose errors are no OSError, met a passing fault."""
+  jax = sys.modules.get("jax")
+  own = jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
+  return not own and not _several_processes() and failures.is_transient(error)
+
+
 def _lost_status() -> int:
   from mico_jax.run import status
 
@@ -300,6 +307,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       )
       return 2
     if not _lost_process(e):
+      if _storage_failed(e):
+        _say(f"error: {failures.describe(e)}")
+        return _lost_status()
       if _several_processes():
         # Leaving JAX in order would wait for the others, and they for this one.
         traceback.print_exception(e)

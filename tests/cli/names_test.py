@@ -65,6 +65,19 @@ def test_a_store_without_credentials(capsys, monkeypatch):
   refused(capsys, "inspect", "--checkpoint", "s3://x", say="credentials")
 
 
+def test_a_full_disk_as_tensorstore_says_it(capsys, monkeypatch):
+  def fail(*_):
+    raise ValueError(
+      'RESOURCE_EXHAUSTED: Failed writing: "/x" '
+      "[os_error_code='28'] [source locations='a.cc:1']"
+    )
+
+  monkeypatch.setattr(restore, "step_folders", fail)
+  assert main(["inspect", "--checkpoint", "x"]) == 75
+  error = capsys.readouterr().err
+  assert error == f"mico-jax: error: {os.strerror(28)}\n"
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
 def test_a_folder_that_takes_no_folders():
   with pytest.raises(FileNotFoundError):
