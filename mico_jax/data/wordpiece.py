@@ -279,8 +279,8 @@ def check_added(tokens: Iterable[Any], name: str) -> None:
     if text not in SPECIAL:
       raise ValueError(
         f"{name}: the token {text!r:.80} was added to the vocabulary, which is "
-        f"not read here; expected {', '.join(SPECIAL)} alone. Give --vocab the "
-        "vocab.txt of a BERT."
+        f"not read here; expected {', '.join(SPECIAL)} alone. Take it out of "
+        "that file to import without it."
       )
 
 

@@ -108,6 +108,13 @@ def read(path: pathlib.Path) -> Source:
       "no num_attention_heads in a config.json beside the weights: taken to be "
       f"{text.num_heads}, as wide as BERT's"
     )
+  notes = []
+  if settings.get("is_decoder"):
+    notes.append(
+      "config.json says is_decoder, a model that reads from left to right; the "
+      "text tower here encodes in both directions, and from left to right in "
+      "captioning alone"
+    )
   base = PRESETS["mico_b16"]
   return Source(
     file=file,
@@ -122,6 +129,7 @@ def read(path: pathlib.Path) -> Source:
     vocabulary=find_vocabulary(file.parent, text=True),
     hint="Is it a BERT?",
     guesses=guesses,
+    notes=tuple(notes),
   )
 
 

@@ -407,14 +407,14 @@ def _mode(
   notes = [*towers.resample_note(known or str(how), mode)]
   given = pixels.get("crop_size" if crop else "size")
   short = pixels.get("size")
-  edge = isinstance(short, dict) and "shortest_edge" in short
+  edge = short.get("shortest_edge") if isinstance(short, dict) else None
   if not crop and edge:  # of the processors that crop, ConvNeXt's does so here
     notes.append(
-      f"frames keep their shape in training (shortest_edge "
-      f"{short['shortest_edge']}, crop_pct {pixels.get('crop_pct', 'none')}); "
-      f"mode {mode} brings whole frames to a square"
+      f"frames keep their shape in training (shortest_edge {edge}, crop_pct "
+      f"{pixels.get('crop_pct', 'none')}); mode {mode} brings whole frames to "
+      "a square"
     )
-  short = short.get("shortest_edge") if isinstance(short, dict) else short
+  short = edge if isinstance(short, dict) else short
   if isinstance(given, dict):
     given = [given[k] for k in ("height", "width") if k in given] or None
   given = towers.square(given or None, f"{PIXELS}: size")

@@ -222,12 +222,13 @@ def search_options(
     ("num_beams", num_beams, settings["most_beams"]),
   ):
     value = settings[name] if value is None else value
-    if not isinstance(value, numbers.Integral) or not 1 <= value <= most:
+    whole = int(value) if isinstance(value, numbers.Integral) else 0
+    if not 1 <= whole <= most:
       upper = "" if math.isinf(most) else f" and at most {most}"
       raise ValueError(
         f"{name}={value!r}: must be a whole number of at least 1{upper}."
       )
-    found.append(int(value))
+    found.append(whole)
   penalty = settings["length_penalty"]
   penalty = penalty if length_penalty is None else length_penalty
   if not isinstance(penalty, numbers.Real) or not math.isfinite(penalty):

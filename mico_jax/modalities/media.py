@@ -124,9 +124,9 @@ def _with_free_canvas(data: bytes) -> bytes:
 
 def _check_counts(image: Image.Image, data: bytes) -> None:
   """Refuses counts that Pillow would stretch to the whole range of 16 bits."""
-  most = 0
-  if image.format == "PPM" and image.mode == "I" and image.tile:
-    args = image.tile[0].args  # "I;16B", or (mode, largest value)
+  most, tile = 0, getattr(image, "tile", None)
+  if image.format == "PPM" and image.mode == "I" and tile:
+    args = tile[0].args  # "I;16B", or (mode, largest value)
     most = args[-1] if isinstance(args, tuple) else 65535
   elif image.format == "JPEG2000":
     at = data.find(b"\xff\x4f\xff\x51")  # its sizes

@@ -257,6 +257,15 @@ def test_special_tokens_may_be_listed(tmp_path):
   assert import_config.tokenizer(source, config, None, None).info.vocab_size
 
 
+def test_a_decoder_is_noted(tmp_path):
+  tensors = tiny.tower_tensors("bert", tiny.MODEL, "multimodal_encoder.")
+  config = {"num_attention_heads": 2}
+  assert not read("bert", write(tmp_path, tensors, config=config)).notes
+  config["is_decoder"] = True
+  (note,) = read("bert", write(tmp_path, tensors, config=config)).notes
+  assert "is_decoder" in note
+
+
 def test_token_types_of_a_config(tmp_path):
   tensors = tiny.tower_tensors("bert", tiny.MODEL, "multimodal_encoder.")
   config = {"num_attention_heads": 2, "type_vocab_size": 9}
