@@ -33,7 +33,7 @@ from mico_jax.inputs import Preparer
 from mico_jax.kernels.compiler import forward_options
 from mico_jax.layers.stack import split_layers
 from mico_jax.modalities import MODALITIES, by_letter
-from mico_jax.models import build
+from mico_jax.models import build, forward
 from mico_jax.parallel.platform import require_backend
 from mico_jax.verification import model_params, self_check
 
@@ -110,46 +110,32 @@ class OmniModel:
     return self.config.model.embed_dim
 
   # -------------------------------------------------------------- compiled
-  def _features(
+  def _encode(
     self, params: Any, arrays: Mapping[str, jax.Array]
-  ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Tokens, pooled features and masks of each letter."""
-    tokens, pooled, masks = {}, {}, {}
-    for key, array in arrays.items():
-      letter = MODALITIES[key].letter
-      if MODALITIES[key].kind == "interface":
-        tokens[letter] = self.model.text(params, array)
-        pooled[letter] = self.model.pool_text(tokens[letter])
-        masks[letter] = array != self.tokenizer.info.pad
-      else:
-        pixels = self.preparer.mode(key).to_pixels(
-          array, geometry=self.preparer.geometry(key), xp=jnp
-        )
-        tokens[letter] = self.model.encode(params, key, pixels)
-        pooled[letter] = self.model.pool(params, key, tokens[letter])
-    if "v" not in tokens and "i" in tokens:  # An image is a one-frame video.
-      tokens["v"], pooled["v"] = tokens["i"], pooled["i"]
-    return tokens, pooled, masks
+  ) -> forward.Encoded:
+    encoded = forward.encode_inputs(
+      self.model, self.config, params, arrays, pad=self.tokenizer.info.pad
+    )
+    if "v" not in encoded.tokens and "i" in encoded.tokens:
+      return encoded.also("v", of="i")  # an image is a one-frame video
+    return encoded
 
   def _embed_batch(
     self, params: Any, arrays: Mapping[str, jax.Array], letters: str
   ) -> jax.Array:
-    _, pooled, _ = self._features(params, arrays)
-    return self.model.embed(params, letters, pooled)
+    encoded = self._encode(params, arrays)
+    return forward.embed(self.model, params, encoded, (letters,))[letters]
 
   def _context_batch(
     self, params: Any, arrays: Mapping[str, jax.Array], letters: str
   ) -> Any:
-    tokens, _, masks = self._features(params, arrays)
-    context = self.model.context(params, letters, tokens, masks=masks)
-    return self.model.project_context(params, context)
+    encoded = self._encode(params, arrays)
+    return forward.project(self.model, params, encoded, letters)
 
   def _match_batch(
     self, params: Any, ids: jax.Array, context: Any
   ) -> jax.Array:
-    hidden = self.model.text(params, ids, context=context)
-    logits = self.model.matching_logits(params, hidden)
-    return jax.nn.softmax(logits, axis=-1)[:, 1]
+    return forward.match_probability(self.model, params, ids, context)
 
   def _make_caption(
     self, max_new_tokens: int, num_beams: int, length_penalty: float

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from mico_jax.config import Config
-from mico_jax.data import samples
 from mico_jax.data.faults import guarded
 from mico_jax.data.guard import Guard
 from mico_jax.data.remote import Storage
@@ -25,6 +24,7 @@ from mico_jax.modalities import (
   Geometry,
   Modality,
   Mode,
+  preprocessing,
 )
 from mico_jax.modalities.given import (
   NOT_FINITE,
@@ -70,7 +70,7 @@ class Preparer:
 
   def mode(self, key: str) -> Mode:
     """The evaluation preprocessing of a modality."""
-    return samples.mode_of(self.config, key, train=False)
+    return preprocessing.mode_of(self.config, key, train=False)
 
   def depth_unit(self) -> str:
     """The unit the depth mode works in: "relative" or "metre"."""
@@ -80,13 +80,7 @@ class Preparer:
     """Sizes and units for decoding one sample of a modality."""
     if key == "depth" and not depth_unit:
       depth_unit = self.depth_unit()
-    return Geometry(
-      frames=samples.input_config(self.config, key).frames,
-      size=self.config.model.vision.image_size,
-      audio=self.config.data.audio,
-      depth_unit=depth_unit,
-      max_pixels=self.config.data.max_pixels,
-    )
+    return preprocessing.geometry(self.config, key, depth_unit=depth_unit)
 
   def describe(self) -> dict[str, Any]:
     """Preprocessing of every modality, for the manifest."""
@@ -95,8 +89,8 @@ class Preparer:
       if MODALITIES[key].kind != "knowledge":
         continue
       table[key] = {
-        "frames": samples.input_config(self.config, key).frames,
-        "train": samples.mode_of(self.config, key, train=True).name,
+        "frames": preprocessing.input_config(self.config, key).frames,
+        "train": preprocessing.mode_of(self.config, key, train=True).name,
         "eval": self.mode(key).name,
       }
       if key == "depth":

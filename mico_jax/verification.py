@@ -26,7 +26,7 @@ from mico_jax.config import Config
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.inputs import Preparer
 from mico_jax.modalities import MODALITIES
-from mico_jax.models import build
+from mico_jax.models import build, forward
 from mico_jax.train import lora
 
 VARIANTS = ("example", "near_constant", "off_size")
@@ -197,54 +197,21 @@ class SelfCheck:
     )
     return host, np.repeat(ids[None], len(VARIANTS), axis=0)
 
-  def _encode(
-    self, params: Any, host: Mapping[str, jax.Array]
-  ) -> dict[str, jax.Array]:
-    """Tokens of every modality; those of patches in one pass of all frames."""
-    pixels = {
-      key: self.preparer.mode(key).to_pixels(
-        array, geometry=self.preparer.geometry(key), xp=jnp
-      )
-      for key, array in host.items()
-    }
-    patches = [k for k in pixels if MODALITIES[k].embedding == "patch"]
-    tokens = {
-      key: self.model.encode(params, key, x)
-      for key, x in pixels.items()
-      if key not in patches
-    }
-    if patches:
-      frames = [pixels[k].reshape(-1, 1, *pixels[k].shape[2:]) for k in patches]
-      encoded = self.model.encode(params, patches[0], jnp.concatenate(frames))
-      start = 0
-      for key, part in zip(patches, frames, strict=True):
-        rows = encoded[start : start + len(part)]
-        start += len(part)
-        tokens[key] = rows.reshape(*pixels[key].shape[:2], *rows.shape[2:])
-    return tokens
-
   def _compute(
     self, params: Any, host: Mapping[str, jax.Array], ids: jax.Array
   ) -> dict[str, jax.Array]:
-    model = self.model
-    found, by_letter, pooled = {}, {}, {}
-    for key, x in self._encode(params, host).items():
-      letter = MODALITIES[key].letter
-      by_letter[letter] = x
-      pooled[letter] = model.pool(params, key, x)
-      found[f"embed/{key}"] = model.embed(params, letter, pooled)
-    for head in self.heads:
-      found[f"embed/{head}"] = model.embed(params, head, pooled)
-    hidden = model.text(params, ids[:1])
-    text = {"t": model.pool_text(hidden)}
-    found["embed/text"] = model.embed(params, "t", text)[0]
+    model, config = self.model, self.preparer.config
+    pad = self.preparer.tokenizer.info.pad
+    encoded = forward.encode_inputs(model, config, params, host, pad=pad)
+    names = {key: MODALITIES[key].letter for key in host}
+    names |= {head: head for head in self.heads}
+    rows = forward.embed(model, params, encoded, [*names.values()])
+    found = {f"embed/{name}": rows[c] for name, c in names.items()}
+    found["embed/text"] = forward.embed_text(model, params, ids[:1])[0]
     if not self.letters:
       return found
-    context = model.project_context(
-      params, model.context(params, self.letters, by_letter)
-    )
-    fused = model.text(params, ids, context=context)
-    logits = model.matching_logits(params, fused)
+    context = forward.project(model, params, encoded, self.letters)
+    logits = forward.match(model, params, ids, context)
     found[LOGITS] = logits
     found["matching"] = jax.nn.softmax(logits, axis=-1)[:, 1]
     found["caption"] = self._caption(params, context, len(VARIANTS))

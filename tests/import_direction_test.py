@@ -16,7 +16,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "mico_jax"
 # import each other, except where ALSO says so.
 ROOMS: tuple[tuple[str, ...], ...] = (
   ("printing",),
-  ("types", "axes", "config", "failures", "json_text", "memory"),
+  ("types", "axes", "config", "failures", "json_text", "memory", "rng"),
   ("files",),
   ("modalities",),
   ("world",),
@@ -60,7 +60,7 @@ ONLY = {
   },
   "kernels": {"types"},
   "layers": {"types", "axes", "kernels"},
-  "objectives": {"types", "axes", "config", "modalities", "kernels"},
+  "objectives": {"types", "axes", "config", "modalities", "kernels", "rng"},
   "parallel": {"types", "axes", "config", "failures"},
   "checkpoint": {
     *("types", "axes", "config", "failures", "files", "memory"),

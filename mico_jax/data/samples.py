@@ -24,6 +24,7 @@ from mico_jax.modalities import (
   Mode,
   by_letter,
   letters,
+  preprocessing,
 )
 
 
@@ -44,11 +45,6 @@ class _Draws:
 QUESTIONS = "question_answering"  # the objective that asks
 
 
-def input_config(config: Config, key: str) -> InputConfig:
-  """How a modality is read: the config's entry, else the modality's own."""
-  return config.data.inputs.get(key, MODALITIES[key].default_input)
-
-
 def geometry(config: Config, key: str, source: str = "") -> Geometry:
   """Sizes for decoding and transforms of a modality.
 
@@ -64,21 +60,7 @@ def geometry(config: Config, key: str, source: str = "") -> Geometry:
   else:
     units = [s.depth_unit for s in sources.values() if s.depth_unit]
     unit = units[0] if units else "metre"
-  return Geometry(
-    frames=input_config(config, key).frames,
-    size=config.model.vision.image_size,
-    audio=config.data.audio,
-    depth_unit=unit,
-    max_pixels=config.data.max_pixels,
-  )
-
-
-def mode_of(config: Config, key: str, *, train: bool) -> Mode:
-  """The preprocessing of a modality in training or evaluation."""
-  spec = input_config(config, key)
-  if not train and spec.eval_mode:
-    return MODALITIES[key].mode(spec.eval_mode)
-  return MODALITIES[key].mode(spec.mode, train=train)
+  return preprocessing.geometry(config, key, depth_unit=unit)
 
 
 def check_inputs(config: Config) -> None:
@@ -93,8 +75,8 @@ def check_inputs(config: Config) -> None:
         f"data.inputs names {key!r}; known: {', '.join(MODALITIES)}."
       )
     try:
-      mode_of(config, key, train=True)
-      mode_of(config, key, train=False)
+      preprocessing.mode_of(config, key, train=True)
+      preprocessing.mode_of(config, key, train=False)
     except ValueError as error:
       raise ConfigError(f"data.inputs.{key}: {error}") from error
   for name, task in config.tasks.items():
@@ -106,7 +88,7 @@ def _check_alignment(
   config: Config, task: str, keys: Sequence[str], *, train: bool
 ) -> None:
   """Pictures of one sample must be cut in one way, or they do not overlap."""
-  modes = {k: mode_of(config, k, train=train) for k in keys}
+  modes = {k: preprocessing.mode_of(config, k, train=train) for k in keys}
   places = {
     k: mode.recipe["place"]
     for k, mode in modes.items()
@@ -140,7 +122,7 @@ def check_depth(config: Config, source: str) -> None:
   example = MODALITIES["depth"].example(g, 0)
   try:
     for train in (True, False):
-      mode_of(config, "depth", train=train).host(example, g, None)
+      preprocessing.mode_of(config, "depth", train=train).host(example, g, None)
   except ValueError as error:
     raise ConfigError(f"data.sources.{source}.depth_unit: {error}") from error
 
@@ -185,7 +167,7 @@ def input_shape(config: Config, key: str, *, train: bool = True) -> ArrayShape:
   shape = tuple(sizes[d] for d in modality.spec.dims)
   dtype = ""
   if modality.kind == "knowledge":
-    dtype = mode_of(config, key, train=train).dtype
+    dtype = preprocessing.mode_of(config, key, train=train).dtype
   return ArrayShape(shape, dtype or modality.spec.dtype)
 
 
@@ -241,7 +223,7 @@ def load_inputs(
     if key in failed:
       continue
     g = names[key][-1]
-    mode = mode_of(config, key, train=train)
+    mode = preprocessing.mode_of(config, key, train=train)
 
     def load(key: str = key, g: Geometry = g, mode: Mode = mode) -> Any:
       decoded = cache.get(

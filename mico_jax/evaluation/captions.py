@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mico_jax import rng
 from mico_jax.data.language import max_length
 from mico_jax.data.tokenizer import TokenizerInfo
 from mico_jax.evaluation.caption_metrics import score_captions
@@ -202,7 +203,7 @@ class Writer:
         size - len(here)
       )
       rows = [i - start for i in here] + [0] * (size - len(here))
-      keys = draws.row_keys(
+      keys = rng.row_keys(
         seed,
         jnp.zeros((), jnp.int32),
         jnp.asarray(start + np.asarray(rows), jnp.int32),

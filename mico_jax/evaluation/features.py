@@ -20,16 +20,15 @@ from mico_jax.config import Config, to_json
 from mico_jax.data.language import max_length
 from mico_jax.data.pipeline import evaluation_batches
 from mico_jax.data.records import Record
-from mico_jax.data.samples import keys_of, mode_of
+from mico_jax.data.samples import keys_of
 from mico_jax.data.sources import Source
 from mico_jax.data.stalled import Stalled
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.evaluation.report import hash_json
 from mico_jax.inputs import NOT_FINITE, not_finite
 from mico_jax.kernels.compiler import forward_options
-from mico_jax.modalities import MODALITIES, DecodeError, by_letter
-from mico_jax.models import ContextKV, MiCo
-from mico_jax.train import encode
+from mico_jax.modalities import DecodeError, by_letter, preprocessing
+from mico_jax.models import ContextKV, MiCo, forward
 from mico_jax.types import Params
 
 
@@ -89,25 +88,12 @@ class _Steps:
     self.match = jit(self._match_pairs)
     self.others: dict[str, Any] = {}
 
-  def _tokens(
+  def _encode(
     self, params: Params, inputs: Mapping[str, Array]
-  ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
-    """Tokens, pooled features and masks by letter."""
-    keys = tuple(key for key in MODALITIES if key in inputs)
-    batch = {"inputs": inputs}
-    pixels = encode.to_pixels(self._config, batch, keys, train=False)
-    tokens, pooled, masks = {}, {}, {}
-    for key, value in encode.encode_pixels(self._model, params, pixels).items():
-      letter = MODALITIES[key].letter
-      tokens[letter] = value
-      pooled[letter] = self._model.pool(params, key, value)
-    for key in keys:
-      if MODALITIES[key].kind == "interface":
-        letter = MODALITIES[key].letter
-        tokens[letter] = self._model.text(params, inputs[key])
-        pooled[letter] = self._model.pool_text(tokens[letter])
-        masks[letter] = inputs[key] != self._pad
-    return tokens, pooled, masks
+  ) -> forward.Encoded:
+    return forward.encode_inputs(
+      self._model, self._config, params, inputs, pad=self._pad
+    )
 
   def _embed_items(
     self,
@@ -116,30 +102,25 @@ class _Steps:
     contexts: tuple[str, ...],
     with_pooled: bool,
   ) -> tuple[dict[str, Array], dict[str, Array]]:
-    _, pooled, _ = self._tokens(params, inputs)
-    embeddings = {
-      c: self._model.embed(params, c, {x: pooled[x] for x in c})
-      for c in contexts
-    }
-    return embeddings, pooled if with_pooled else {}
+    encoded = self._encode(params, inputs)
+    embeddings = forward.embed(self._model, params, encoded, contexts)
+    return embeddings, dict(encoded.pooled) if with_pooled else {}
 
   def _embed_text(self, params: Params, ids: Array) -> Array:
-    hidden = self._model.text(params, ids)
-    return self._model.embed(params, "t", {"t": self._model.pool_text(hidden)})
+    return forward.embed_text(self._model, params, ids)
 
   def _make_context(
     self, params: Params, inputs: Mapping[str, Array], letters: str
   ) -> ContextKV:
-    tokens, _, masks = self._tokens(params, inputs)
-    context = self._model.context(params, letters, tokens, masks=masks)
-    return self._model.project_context(params, context)
+    encoded = self._encode(params, inputs)
+    return forward.project(self._model, params, encoded, letters)
 
   def _match_pairs(
     self, params: Params, context: ContextKV, rows: Array, ids: Array
   ) -> Array:
-    hidden = self._model.text(params, ids, context=context.take(rows))
-    logits = self._model.matching_logits(params, hidden)
-    return jax.nn.softmax(logits, axis=-1)[:, 1]
+    return forward.match_probability(
+      self._model, params, ids, context.take(rows)
+    )
 
 
 _MAX_STEPS = 4
@@ -195,10 +176,12 @@ class Embedder:
   def preprocessing_sha256(self, keys: Sequence[str]) -> str:
     """Hash of how these modalities and the texts are read."""
     config = self.config
+    modes = {k: preprocessing.mode_of(config, k, train=False) for k in keys}
+    inputs = {k: preprocessing.input_config(config, k) for k in keys}
     return hash_json(
       {
-        "modes": {k: mode_of(config, k, train=False).name for k in keys},
-        "frames": {k: encode.input_config(config, k).frames for k in keys},
+        "modes": {k: mode.name for k, mode in modes.items()},
+        "frames": {k: options.frames for k, options in inputs.items()},
         "image_size": config.model.vision.image_size,
         "audio": dataclasses.asdict(config.data.audio),
         "tokenizer": self.tokenizer.sha256,

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from mico_jax.config import Config, ConfigError, ModelConfig, VisionConfig
-from mico_jax.data import samples
 from mico_jax.interop import (
   export,
   mico,
@@ -23,6 +22,7 @@ from mico_jax.interop import (
 )
 from mico_jax.interop.export import Report, Source
 from mico_jax.interop.sharded import Item, item
+from mico_jax.modalities import preprocessing
 from mico_jax.models import VISION
 from mico_jax.types import Params
 
@@ -73,7 +73,7 @@ def hps(config: Config) -> dict[str, Any]:
     "contra_dim": model.embed_dim,
     # Without a frame table, the frames of a video are told by the inputs alone.
     "max_vision_sample_num": frames
-    or samples.input_config(config, "video").frames,
+    or preprocessing.input_config(config, "video").frames,
     "max_audio_sample_num": max(model.frame_table.get("audio", 1), 1),
     "max_depth_sample_num": max(model.frame_table.get("depth", 1), 1),
     "max_caption_len": caption,

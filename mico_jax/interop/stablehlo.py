@@ -29,7 +29,7 @@ from mico_jax.inputs import Preparer
 from mico_jax.interop import export, sharded
 from mico_jax.interop.export import Report, Source
 from mico_jax.modalities import MODALITIES, by_letter
-from mico_jax.models import MiCo, build
+from mico_jax.models import MiCo, build, forward
 from mico_jax.verification import VARIANTS, on_cpu
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -100,18 +100,11 @@ def functions(config: Config, tokenizer: Any) -> dict[str, Function]:
   return found
 
 
-def _features(
-  model: MiCo, preparer: Preparer, params: Any, key: str, array: Any
-) -> tuple[Any, Any, Any]:
-  """Tokens, pooled features and mask of one prepared modality."""
-  if MODALITIES[key].kind == "interface":
-    hidden = model.text(params, array)
-    mask = array != model.config.text.pad_id
-    return hidden, model.pool_text(hidden), mask
-  geometry = preparer.geometry(key)
-  pixels = preparer.mode(key).to_pixels(array, geometry=geometry, xp=jnp)
-  tokens = model.encode(params, key, pixels)
-  return tokens, model.pool(params, key, tokens), None
+def _encode(
+  model: MiCo, preparer: Preparer, params: Any, inputs: Mapping[str, Any]
+) -> forward.Encoded:
+  pad = model.config.text.pad_id
+  return forward.encode_inputs(model, preparer.config, params, inputs, pad=pad)
 
 
 def _embed(
@@ -121,11 +114,9 @@ def _embed(
 
   def call(weights: Mapping[str, Any], *arrays: Any) -> Any:
     params = unflatten(weights)
-    pooled = {
-      letter: _features(model, preparer, params, key, array)[1]
-      for letter, key, array in zip(letters, keys, arrays, strict=True)
-    }
-    return model.embed(params, letters, pooled)
+    inputs = dict(zip(keys, arrays, strict=True))
+    encoded = _encode(model, preparer, params, inputs)
+    return forward.embed(model, params, encoded, (letters,))[letters]
 
   return Function(
     call, {key: specs[key] for key in keys}, "unit-norm embeddings [B, E]"
@@ -139,17 +130,10 @@ def _match(
 
   def call(weights: Mapping[str, Any], ids: Any, *arrays: Any) -> Any:
     params = unflatten(weights)
-    tokens, masks = {}, {}
-    for letter, key, array in zip(letters, keys, arrays, strict=True):
-      tokens[letter], _, mask = _features(model, preparer, params, key, array)
-      if mask is not None:
-        masks[letter] = mask
-    context = model.context(params, letters, tokens, masks=masks)
-    hidden = model.text(
-      params, ids, context=model.project_context(params, context)
-    )
-    logits = model.matching_logits(params, hidden)
-    return jax.nn.softmax(logits, axis=-1)[:, 1]
+    inputs = dict(zip(keys, arrays, strict=True))
+    encoded = _encode(model, preparer, params, inputs)
+    context = forward.project(model, params, encoded, letters)
+    return forward.match_probability(model, params, ids, context)
 
   inputs = {"text": specs["text"], **{key: specs[key] for key in keys}}
   return Function(call, inputs, "probability that they belong together [B]")

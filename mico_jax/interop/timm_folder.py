@@ -140,7 +140,7 @@ def settings(config: Config, image: Mapping[str, Any]) -> dict[str, Any]:
 
 def image_of(source: Source) -> Mapping[str, Any]:
   """The preprocessing of pictures, in evaluation."""
-  told = exporter.preprocessing(source.config, source.tokenizer)
+  told = exporter.preprocessing_json(source.config, source.tokenizer)
   return told["inputs"].get("image", {})
 
 

@@ -21,12 +21,11 @@ import numpy as np
 from mico_jax import config as config_lib
 from mico_jax.checkpoint import selfcheck
 from mico_jax.config import Config
-from mico_jax.data import samples
 from mico_jax.data.tokenizer import META_FILE, Tokenizer
 from mico_jax.inputs import Preparer
 from mico_jax.interop import export, layout, sharded, torch_inputs
 from mico_jax.interop.export import Report, Source
-from mico_jax.modalities import MODALITIES
+from mico_jax.modalities import MODALITIES, preprocessing
 from mico_jax.models import build, parameters
 from mico_jax.verification import (
   CAPTION_TOKENS,
@@ -117,7 +116,7 @@ def model_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
   }
 
 
-def preprocessing(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+def preprocessing_json(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
   """The content of preprocessing.json: the deterministic evaluation modes."""
   preparer = Preparer(config, tokenizer)
   inputs = {}
@@ -128,7 +127,7 @@ def preprocessing(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     inputs[key] = {
       "mode": mode.name,
       **mode.recipe,  # the same in plain data, where the mode has it
-      "frames": samples.input_config(config, key).frames,
+      "frames": preprocessing.input_config(config, key).frames,
     }
     if key == "depth":
       inputs[key]["unit"] = preparer.depth_unit()
@@ -177,7 +176,7 @@ def write(
   export.write_json(folder / "config.json", config)
   export.write_json(
     folder / "preprocessing.json",
-    preprocessing(source.config, source.tokenizer),
+    preprocessing_json(source.config, source.tokenizer),
   )
   files = source.tokenizer.files()
   export.write_files(folder / "tokenizer", files)

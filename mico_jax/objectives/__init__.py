@@ -7,8 +7,6 @@ the metrics and the contract test find it here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from mico_jax.config import ConfigError, ObjectivesConfig, TaskConfig
 from mico_jax.modalities import letters
 from mico_jax.objectives.base import (
@@ -16,6 +14,7 @@ from mico_jax.objectives.base import (
   Mean,
   Objective,
   Output,
+  Selected,
   TextSlot,
   compute,
   total_loss,
@@ -33,8 +32,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "question_answering": QuestionAnswering,
   "masked_modelling": MaskedModelling,
 }
-
-Selected = Mapping[str, tuple[Objective, tuple[str, ...]]]
 
 
 def select(config: ObjectivesConfig, task: TaskConfig) -> Selected:

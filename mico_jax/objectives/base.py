@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
+from mico_jax import rng
 from mico_jax.config import ModelConfig
 from mico_jax.kernels.partition import RowPartition
 from mico_jax.modalities import letters
@@ -110,7 +111,7 @@ class Inputs:
 
   def keys(self, site: str) -> Key[Array, " B"]:
     """Row keys of one named draw."""
-    return draws.at_site(self.row_keys, site)
+    return rng.at_site(self.row_keys, site)
 
   def dropout_keys(self, site: str) -> Key[Array, " B"] | None:
     """Row keys for a dropout site; None in evaluation."""
@@ -185,6 +186,10 @@ class Objective(abc.ABC):
     return {}
 
 
+# Objectives of a task with their groups, by name.
+Selected = Mapping[str, tuple[Objective, tuple[str, ...]]]
+
+
 def weighted_mean(
   values: Float[Array, "*B"], weights: Float[Array, "*B"]
 ) -> Mean:
@@ -205,8 +210,47 @@ def scalar(value: Float[Array, ""]) -> Mean:
   return Mean(value.astype(jnp.float32), jnp.ones((), jnp.float32))
 
 
+def row_share(weights: Float[Array, " B"]) -> Mean:
+  """The share of rows that take part."""
+  return scalar((weights > 0).astype(jnp.float32).mean())
+
+
+def report(
+  name: str, group: str, output: Output
+) -> tuple[dict[str, Mean], dict[str, Array]]:
+  """Metrics and aux arrays of an objective's group, under their full names.
+
+  The mean of its values is "loss/<objective>/<group>".
+  """
+  metrics = {
+    f"loss/{name}/{group}": weighted_mean(output.values, output.weights)
+  }
+  for key, value in output.metrics.items():
+    metrics[f"{key}/{name}/{group}"] = value
+  return metrics, {f"{name}/{group}/{k}": x for k, x in output.aux.items()}
+
+
+def sum_terms(
+  objectives: Selected, metrics: dict[str, Mean]
+) -> Float[Array, ""]:
+  """The weighted sum of each objective's mean over its groups.
+
+  Args:
+    objectives: name -> (objective, groups).
+    metrics: of all groups, from `report`; gets "loss/<objective>".
+  """
+  loss = jnp.zeros((), jnp.float32)
+  for name, (objective, groups) in objectives.items():
+    terms = [compute(metrics[f"loss/{name}/{group}"]) for group in groups]
+    term = jnp.stack(terms).mean()
+    metrics[f"loss/{name}"] = scalar(term)
+    weight = jnp.asarray(objective.config.weight, term.dtype)
+    loss = loss.astype(term.dtype) + weight * term
+  return loss
+
+
 def total_loss(
-  objectives: Mapping[str, tuple[Objective, tuple[str, ...]]], inputs: Inputs
+  objectives: Selected, inputs: Inputs
 ) -> tuple[Float[Array, ""], dict[str, Mean], dict[str, Array]]:
   """Runs every objective on its groups and sums the weighted terms.
 
@@ -220,26 +264,16 @@ def total_loss(
     (share of rows that took part) and each objective's own as
     "<metric>/<objective>/<group>". Aux: "<objective>/<group>/<name>" arrays.
   """
-  loss = jnp.zeros((), jnp.float32)
   metrics: dict[str, Mean] = {}
   aux: dict[str, Array] = {}
   for name, (objective, groups) in objectives.items():
-    terms = []
     for group in groups:
       with jax.named_scope(f"{name}_{group}"):
         output = objective(inputs, group)
-      mean = weighted_mean(output.values, output.weights)
-      terms.append(compute(mean))
-      metrics[f"loss/{name}/{group}"] = mean
-      taking_part = (output.weights > 0).astype(jnp.float32)
-      metrics[f"rows/{name}/{group}"] = scalar(taking_part.mean())
-      for key, value in output.metrics.items():
-        metrics[f"{key}/{name}/{group}"] = value
-      for key, value in output.aux.items():
-        aux[f"{name}/{group}/{key}"] = value
-    term = jnp.stack(terms).mean()
-    metrics[f"loss/{name}"] = scalar(term)
-    weight = jnp.asarray(objective.config.weight, term.dtype)
-    loss = loss.astype(term.dtype) + weight * term
+      metrics[f"rows/{name}/{group}"] = row_share(output.weights)
+      means, arrays = report(name, group, output)
+      metrics |= means
+      aux |= arrays
+  loss = sum_terms(objectives, metrics)
   metrics["loss"] = scalar(loss)
   return loss, metrics, aux

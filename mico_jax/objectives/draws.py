@@ -1,18 +1,17 @@
 """Random draws and fingerprints that do not depend on the topology.
 
-Every draw of a step is keyed by (seed, step, global row) and a named site, so
-it is the same on any number of devices and in any split into micro-batches.
+Their keys are those of `mico_jax.rng`.
 """
 
 from __future__ import annotations
 
-import zlib
 from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
+from mico_jax import rng
 from mico_jax.kernels.cross_entropy import IGNORE
 
 
@@ -39,40 +38,6 @@ class SpecialIds(Protocol):
   def random_range(self) -> tuple[int, int]:
     """(first, last + 1) of the ids of random replacements."""
     ...
-
-
-def row_keys(
-  seed: int, step: Int[Array, ""], row: Int[Array, " B"]
-) -> Key[Array, " B"]:
-  """One key per row of the global batch, from (seed, step, global row)."""
-  base = jax.random.fold_in(jax.random.key(seed), step)
-  return jax.vmap(lambda r: jax.random.fold_in(base, r))(row)
-
-
-def at_site(keys: Key[Array, " B"], site: str) -> Key[Array, " B"]:
-  """Keys of one named use of randomness, independent of all others."""
-  code = zlib.crc32(site.encode()) & 0x7FFFFFFF
-  return jax.vmap(lambda k: jax.random.fold_in(k, code))(keys)
-
-
-def expand(keys: Key[Array, " B"], count: int) -> Key[Array, " BK"]:
-  """`count` keys per row, flattened row-major (row 0's keys first)."""
-  index = jnp.arange(count)
-  fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-  return jax.vmap(lambda k: fold(k, index))(keys).reshape(-1)
-
-
-def row_uniform(keys: Key[Array, " B"], count: int) -> Float[Array, "B L"]:
-  """`count` uniform numbers in [0, 1) per row."""
-  return jax.vmap(lambda k: jax.random.uniform(k, (count,)))(keys)
-
-
-def row_subset(
-  keys: Key[Array, " B"], total: int, count: int
-) -> Int[Array, "B K"]:
-  """A sorted uniform subset of `count` of the indices 0..total-1 per row."""
-  order = jnp.argsort(row_uniform(keys, total), axis=1)
-  return jnp.sort(order[:, :count], axis=1)
 
 
 def _mix(x: UInt32[Array, "*B"]) -> UInt32[Array, "*B"]:
@@ -141,7 +106,7 @@ def choose_tokens(
   """
   rank = jnp.cumsum(eligible.astype(jnp.int32), axis=1)  # 1-based
   total = rank[:, -1]
-  uniform = row_uniform(keys, eligible.shape[1] + 1)
+  uniform = rng.row_uniform(keys, eligible.shape[1] + 1)
   if prob >= 1:
     return eligible
   keep = jnp.log1p(jnp.asarray(-prob, jnp.float32))  # log(1 - prob)
@@ -199,12 +164,12 @@ def mask_tokens(
   eligible = eligible & (jnp.arange(length) > 0)[None, :]
   low, high = info.random_range
   random_ids = jax.vmap(lambda k: jax.random.randint(k, (length,), low, high))(
-    at_site(keys, "replace")
+    rng.at_site(keys, "replace")
   )
   return apply_mask(
     ids,
-    choose_tokens(at_site(keys, "choose"), eligible, prob=prob),
-    action=row_uniform(at_site(keys, "action"), length),
+    choose_tokens(rng.at_site(keys, "choose"), eligible, prob=prob),
+    action=rng.row_uniform(rng.at_site(keys, "action"), length),
     random_ids=random_ids.astype(ids.dtype),
     mask_id=info.mask,
   )

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from mico_jax import rng
 from mico_jax.config import MaskedModellingConfig, ModelConfig
 from mico_jax.kernels.attention import attention
 from mico_jax.modalities import MODALITIES, letters
-from mico_jax.objectives import draws
 from mico_jax.objectives.base import Inputs, Need, Objective, Output
 from mico_jax.types import Params
 
@@ -168,7 +168,7 @@ class MaskedModelling(Objective):
     site = f"masked_modelling/{group}/{key}"
     visible = inputs.given(self.name, group).get("token_indices")
     if visible is None:
-      visible = draws.row_subset(
+      visible = rng.row_subset(
         inputs.keys(site), total, self.num_visible(total)
       )
     tokens = inputs.model.encode(

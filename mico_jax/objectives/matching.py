@@ -25,11 +25,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from mico_jax import rng
 from mico_jax.config import MatchingConfig
 from mico_jax.kernels.cross_entropy import token_cross_entropy
 from mico_jax.kernels.partition import parts
 from mico_jax.modalities import letters
-from mico_jax.objectives import draws
 from mico_jax.objectives.base import (
   Inputs,
   Need,
@@ -161,7 +161,7 @@ class Matching(Objective):
       jnp.stack(texts, axis=1).reshape(rows * pairs, length),
       context=(own, other),
       uses=(pairs - 1, 1),
-      row_keys=None if keys is None else draws.expand(keys, pairs),
+      row_keys=None if keys is None else rng.expand(keys, pairs),
       train=inputs.train,
     )
     logits = inputs.model.matching_logits(inputs.params, hidden)

@@ -26,7 +26,8 @@ from mico_jax.objectives.captioning import (
 class QuestionAnswering(Objective):
   """Cross-entropy of the masked answer given question and context.
 
-  Source: mico.md section 3 (QA fine-tuning).
+  Source: the question answering of the VAST code, which MiCo's fine-tuning
+  keeps: question tokens see each other and not the answer.
   """
 
   config: QuestionAnsweringConfig = field(

@@ -27,6 +27,7 @@ from mico_jax.data.samples import (
 )
 from mico_jax.data.tokenizer import TokenizerInfo
 from mico_jax.modalities import MODALITIES, by_letter
+from mico_jax.models import forward
 from mico_jax.parallel import sharding
 from mico_jax.parallel.mesh import make_mesh
 from mico_jax.plan import flops
@@ -41,8 +42,9 @@ from mico_jax.train.state import (
   init_params,
   state_shardings,
 )
-from mico_jax.train.step import make_eval_forward, make_train_step
-from mico_jax.types import PyTree
+from mico_jax.train.step import kernels_on, make_train_step
+from mico_jax.types import Params, PyTree
+from mico_jax.verification import model_params
 
 # Names among the tasks.
 EVALUATION = "evaluation"  # the forward
@@ -239,9 +241,16 @@ class Programs:
     contexts = self.contexts()
     rows = self.config.evaluation.batch_size
     data = sharding.batch_sharding(self.mesh, self.rules)
-    forward = make_eval_forward(
-      self.model, self.config, contexts, mesh=self.mesh
-    )
+    pad = special_ids(self.config).pad
+
+    def embed(params: Params, inputs: Mapping[str, Any]) -> dict[str, Any]:
+      with kernels_on(self.mesh, self.rules):
+        params = model_params(params, self.config)
+        encoded = forward.encode_inputs(
+          self.model, self.config, params, inputs, pad=pad
+        )
+        return forward.embed(self.model, params, encoded, contexts)
+
     inputs = {}
     keys = {by_letter(letter).key for c in contexts for letter in c}
     for key in (k for k in MODALITIES if k in keys):
@@ -258,13 +267,12 @@ class Programs:
     place = lambda shape, dtype: jax.ShapeDtypeStruct(
       shape, dtype, sharding=data
     )
-    batch = {"inputs": {k: place(*v) for k, v in inputs.items()}}
     params = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       self.state[0].params,
       self.state[1].params,
     )
-    return forward, (params, batch)
+    return jax.jit(embed), (params, {k: place(*v) for k, v in inputs.items()})
 
   def create(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The jitted creation of the state at step 0; no arguments."""

@@ -31,8 +31,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mico_jax import rng
 from mico_jax.config import Config, ConfigError, TaskConfig
 from mico_jax.kernels.partition import RowPartition, parts
+from mico_jax.models import MiCo
 from mico_jax.objectives import (
   Inputs,
   Mean,
@@ -43,7 +45,7 @@ from mico_jax.objectives import (
   select,
   total_loss,
 )
-from mico_jax.objectives.base import scalar, weighted_mean
+from mico_jax.objectives.base import report, row_share, scalar, sum_terms
 from mico_jax.train import encode, lora
 from mico_jax.types import Batch, Params, PyTree
 
@@ -140,7 +142,7 @@ class Accumulation:
     freeze: stops gradients of parameters that are not trained.
   """
 
-  model: Any
+  model: MiCo
   config: Config
   task: TaskConfig
   selected: Selected
@@ -159,10 +161,10 @@ class Accumulation:
       self.model,
       self.config,
       self._merged(params),
-      encode.share_texts(batch, self.task),
+      batch,
       plan,
       tokenizer=self.tokenizer,
-      row_keys=draws.row_keys(self.config.seed, step, batch["row"]),
+      row_keys=rng.row_keys(self.config.seed, step, batch["row"]),
       train=True,
       partition=self.partition,
     )
@@ -211,7 +213,7 @@ class Accumulation:
       params=self._merged(params),
       batch=batch,
       tokenizer=self.tokenizer,
-      row_keys=draws.row_keys(self.config.seed, step, batch["row"]),
+      row_keys=rng.row_keys(self.config.seed, step, batch["row"]),
       train=True,
       letters_to_key=encode.letters_to_key(plan),
       features=cache.features,
@@ -275,20 +277,18 @@ class Accumulation:
       for group in groups:
         with jax.named_scope(f"{name}_{group}"):
           output = objective(inputs, group)
-        mean = weighted_mean(output.values, output.weights)
-        metrics[f"loss/{name}/{group}"] = mean
+        means, arrays = report(name, group, output)
+        metrics |= means
+        aux |= arrays
+        total = means[f"loss/{name}/{group}"].total
         share = objective.config.weight / len(groups)
-        term = compute(Mean(mean.total, counts[f"{name}/{group}"]))
+        term = compute(Mean(total, counts[f"{name}/{group}"]))
         value = value + jnp.asarray(share, term.dtype) * term
-        for key, metric in output.metrics.items():
-          metrics[f"{key}/{name}/{group}"] = metric
-        for key, array in output.aux.items():
-          aux[f"{name}/{group}/{key}"] = array
     return value, (metrics, aux)
 
   def __call__(self, params: Params, batch: Batch, *, step: Int[Array, ""]):
     """((loss, (metrics, aux)), gradient), as `jax.value_and_grad` gives."""
-    plan = encode.make_plan(self.selected)
+    plan = encode.make_plan(self.selected, self.task)
     count = self.config.train.micro_batches
     micro = split(batch, count, self.partition)
     rows = batch["row"].shape[0] // count
@@ -328,7 +328,8 @@ class Accumulation:
       for group, arrays in groups.items():
         for key in self.selected[name][0].row_indices.intersection(arrays):
           aux[f"{name}/{group}/{key}"] = arrays[key]
-    value = value + self._terms(metrics, whole)
+    apart = {n: v for n, v in self.selected.items() if n not in whole}
+    value = value + sum_terms(apart, metrics)
     metrics["loss"] = scalar(value)
     metrics["temperature"] = scalar(self.model.temperature(params))
     return (value, (metrics, aux)), grads
@@ -343,26 +344,12 @@ class Accumulation:
       for group in groups:
         weights = objective.weights(inputs, group)
         counts[f"{name}/{group}"] = weights.sum()
-        taking_part = (weights > 0).astype(jnp.float32)
-        shares[f"rows/{name}/{group}"] = scalar(taking_part.mean())
+        shares[f"rows/{name}/{group}"] = row_share(weights)
     return counts, shares
-
-  def _terms(self, metrics: Metrics, whole: Selected) -> Float[Array, ""]:
-    """Adds each objective's mean to the metrics; their weighted sum."""
-    value = jnp.zeros((), jnp.float32)
-    for name, (objective, groups) in self.selected.items():
-      if name in whole:
-        continue
-      terms = [compute(metrics[f"loss/{name}/{group}"]) for group in groups]
-      term = jnp.stack(terms).mean()
-      metrics[f"loss/{name}"] = scalar(term)
-      weight = jnp.asarray(objective.config.weight, term.dtype)
-      value = value.astype(term.dtype) + weight * term
-    return value
 
 
 def make_gradient(
-  model: Any,
+  model: MiCo,
   config: Config,
   task: TaskConfig,
   tokenizer: draws.SpecialIds,

@@ -8,17 +8,18 @@ the text tower in one call; a context is built and projected once per group.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mico_jax.config import Config, InputConfig, TaskConfig
+from mico_jax import rng
+from mico_jax.config import Config, TaskConfig
 from mico_jax.data.language import kinds_of
 from mico_jax.kernels.partition import RowPartition
-from mico_jax.modalities import MODALITIES, Geometry, by_letter, letters
+from mico_jax.modalities import MODALITIES, by_letter, letters, preprocessing
+from mico_jax.models import MiCo, forward
 from mico_jax.objectives import Inputs, Selected, TextSlot, draws
 from mico_jax.types import Batch, Params
 
@@ -35,6 +36,8 @@ class Plan:
     text_features: groups whose text embedding is needed.
     encoded: modality keys that must go through the encoder.
     negatives: groups whose explicit negatives must be embedded.
+    same: group -> the first one that holds the same texts, which are encoded
+      once; itself where it is not listed.
   """
 
   keys: tuple[str, ...]
@@ -44,10 +47,20 @@ class Plan:
   text_features: tuple[str, ...]
   encoded: tuple[str, ...]
   negatives: tuple[str, ...] = ()
+  same: Mapping[str, str] = field(default_factory=dict)
+
+  def first(self, group: str) -> str:
+    """The group whose texts stand for those of `group`."""
+    return self.same.get(group, group)
 
 
-def make_plan(selected: Selected) -> Plan:
-  """The plan of a task's objectives."""
+def make_plan(selected: Selected, task: TaskConfig | None = None) -> Plan:
+  """The plan of a task's objectives.
+
+  Args:
+    selected: objectives with their groups.
+    task: whose groups share texts of the same caption kinds; None: none do.
+  """
 
   def groups_of(*needs: str) -> tuple[str, ...]:
     found = {}
@@ -77,24 +90,26 @@ def make_plan(selected: Selected) -> Plan:
     text_features=tuple(g for g in text_groups if g in feature_groups),
     encoded=keys_of((*features, *contexts)),
     negatives=tuple(negatives),
+    same={} if task is None else same_texts(task, groups_of("text")),
   )
 
 
-def share_texts(batch: Batch, task: TaskConfig) -> Batch:
-  """The batch with one array for the groups that hold the same texts.
+def same_texts(task: TaskConfig, groups: Iterable[str]) -> dict[str, str]:
+  """Group -> the first group that holds the same texts.
 
-  Groups of the same caption kinds do (see `mico_jax.types`); what is one array
-  is encoded once.
+  Groups of the same caption kinds do (see `mico_jax.types`).
   """
-  if "text" not in batch:
-    return batch
   first: dict[tuple[tuple[str, float], ...], str] = {}
-  names = {
+  return {
     group: first.setdefault(tuple(sorted(kinds_of(task, group).items())), group)
-    for group in batch["text"]
+    for group in groups
   }
+
+
+def _share_texts(batch: Batch, same: Mapping[str, str]) -> Batch:
+  """The batch with one array for the groups that hold the same texts."""
   shared = {
-    key: {group: batch[key][name] for group, name in names.items()}
+    key: {group: batch[key][same.get(group, group)] for group in batch[key]}
     for key in ("text", "negative_text")
     if key in batch
   }
@@ -113,134 +128,8 @@ def letters_to_key(plan: Plan) -> dict[str, str]:
   return {MODALITIES[key].letter: key for key in plan.keys}
 
 
-def input_config(config: Config, key: str) -> InputConfig:
-  """The input options of a modality: the config's, or its record's."""
-  return config.data.inputs.get(key, MODALITIES[key].default_input)
-
-
-def geometry(config: Config, key: str) -> Geometry:
-  """Sizes that the preprocessing of a modality needs on the device."""
-  return Geometry(
-    frames=input_config(config, key).frames,
-    size=config.model.vision.image_size,
-    audio=config.data.audio,
-    max_pixels=config.data.max_pixels,
-  )
-
-
-def to_pixels(
-  config: Config, batch: Batch, keys: tuple[str, ...], *, train: bool
-) -> dict[str, Array]:
-  """Normalises what travelled: modality key -> float32 [B T Y X 3].
-
-  An entry of batch["pixels"] is taken as it is.
-
-  Raises:
-    KeyError: if the batch lacks a modality.
-  """
-  pixels = dict(batch.get("pixels", {}))
-  for key in keys:
-    modality = MODALITIES[key]
-    if key in pixels or modality.kind != "knowledge":
-      continue
-    options = input_config(config, key)
-    name = options.mode
-    if not train and options.eval_mode:
-      name = options.eval_mode
-    mode = modality.mode(name, train=train)
-    pixels[key] = mode.to_pixels(
-      batch["inputs"][key], geometry=geometry(config, key), xp=jnp
-    )
-  return pixels
-
-
-def encode_pixels(
-  model: Any,
-  params: Params,
-  pixels: Mapping[str, Array],
-  *,
-  row_keys: Key[Array, " B"] | None = None,
-  patch_keys: Key[Array, " B"] | None = None,
-  patch_dropout: float = 0.0,
-) -> dict[str, Float[Array, "B T L D"]]:
-  """Tokens of every modality, in one encoder call per input shape.
-
-  Args:
-    model: the model.
-    params: its parameters.
-    pixels: modality key -> frames.
-    row_keys: for stochastic depth; None: none.
-    patch_keys: for patch dropout; None: none.
-    patch_dropout: fraction of patches dropped, the same ones in all frames of
-      a row, so that aligned modalities keep the same places.
-  """
-  groups: dict[tuple[Any, ...], list[str]] = {}
-  for key, value in pixels.items():
-    shared = MODALITIES[key].embedding == "patch"
-    name = ("patch", *value.shape[2:]) if shared else (key,)
-    groups.setdefault(name, []).append(key)
-  tokens = {}
-  for keys in groups.values():
-    frames = [pixels[key].shape[1] for key in keys]
-    parts = [pixels[key] for key in keys]
-    joined = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
-    kept = None
-    if patch_keys is not None and patch_dropout > 0 and joined.ndim == 5:
-      patch = model.config.vision.patch_size
-      total = (joined.shape[2] // patch) * (joined.shape[3] // patch)
-      count = max(1, round((1 - patch_dropout) * total))
-      kept = draws.row_subset(patch_keys, total, count)
-    encoded = model.encode(
-      params,
-      keys[0],
-      joined,
-      token_indices=kept,
-      row_keys=row_keys,
-      train=row_keys is not None,
-    )
-    start = 0
-    for key, count in zip(keys, frames, strict=True):
-      tokens[key] = encoded[:, start : start + count]
-      start += count
-  return tokens
-
-
-def encode_texts(
-  model: Any,
-  params: Params,
-  slots: Mapping[str, Array],
-  *,
-  row_keys: Key[Array, " B"] | None = None,
-) -> dict[str, Float[Array, "B L W"]]:
-  """Hidden states of several texts per row, in one call per length.
-
-  Slots that are the same array are encoded once.
-  """
-  by_length: dict[int, list[str]] = {}
-  same: dict[int, str] = {}
-  alias = {name: same.setdefault(id(ids), name) for name, ids in slots.items()}
-  for name, ids in slots.items():
-    if alias[name] == name:
-      by_length.setdefault(ids.shape[1], []).append(name)
-  hidden = {}
-  for length, names in by_length.items():
-    stacked = jnp.stack([slots[name] for name in names], axis=1)
-    rows, count = stacked.shape[:2]
-    keys = None if row_keys is None else draws.expand(row_keys, count)
-    out = model.text(
-      params,
-      stacked.reshape(rows * count, length),
-      row_keys=keys,
-      train=keys is not None,
-    )
-    out = out.reshape(rows, count, length, -1)
-    for index, name in enumerate(names):
-      hidden[name] = out[:, index]
-  return {name: hidden[first] for name, first in alias.items()}
-
-
 def embed_negatives(
-  model: Any,
+  model: MiCo,
   params: Params,
   ids: Int[Array, "B K L"],
   *,
@@ -253,16 +142,16 @@ def embed_negatives(
   hidden = model.text(
     params,
     flat,
-    row_keys=None if row_keys is None else draws.expand(row_keys, count),
+    row_keys=None if row_keys is None else rng.expand(row_keys, count),
     train=row_keys is not None,
   )
-  feature = model.embed(params, "t", {"t": model.pool_text(hidden)})
+  feature = forward.embed_pooled_text(model, params, model.pool_text(hidden))
   there = (ids != pad).sum(axis=2) > 2  # a token besides start and end
   return feature.reshape(rows, count, -1), there
 
 
 def prepare(
-  model: Any,
+  model: MiCo,
   config: Config,
   params: Params,
   batch: Batch,
@@ -286,59 +175,57 @@ def prepare(
     train: whether dropout, stochastic depth and patch dropout are on.
     partition: how the rows lie on the mesh.
   """
-  pixels = to_pixels(config, batch, plan.keys, train=train)
-  site = lambda name: draws.at_site(row_keys, name) if train else None
-  tokens: dict[str, Array] = {}
-  pooled: dict[str, Array] = {}
-  encoded = encode_pixels(
+  batch = _share_texts(batch, plan.same)
+  pixels = dict(batch.get("pixels", {}))
+  missing = [key for key in plan.keys if key not in pixels]
+  pixels |= preprocessing.to_pixels(
+    config, batch.get("inputs", {}), missing, train=train, xp=jnp
+  )
+  site = lambda name: rng.at_site(row_keys, name) if train else None
+  encoded = forward.encode(
     model,
     params,
     {key: pixels[key] for key in plan.encoded if key in pixels},
-    row_keys=site("dropout/encode"),
-    patch_keys=site("patch_dropout"),
+    {
+      key: batch["inputs"][key]
+      for key in plan.encoded
+      if MODALITIES[key].kind == "interface"
+    },
+    {
+      group: batch["text"][group]
+      for group in dict.fromkeys(map(plan.first, plan.text_features))
+    },
+    pad=tokenizer.pad,
+    site=site,
     patch_dropout=config.train.patch_dropout,
   )
-  for key, value in encoded.items():
-    letter = MODALITIES[key].letter
-    tokens[letter] = value
-    pooled[letter] = model.pool(params, key, value)
-
-  slots: dict[str, Array] = {g: batch["text"][g] for g in plan.text_features}
-  interfaces = [k for k in plan.encoded if MODALITIES[k].kind == "interface"]
-  for key in interfaces:
-    slots[f"<{key}>"] = batch["inputs"][key]
-  hidden = encode_texts(model, params, slots, row_keys=site("dropout/text"))
-  masks = {}
-  for key in interfaces:
-    letter = MODALITIES[key].letter
-    tokens[letter] = hidden[f"<{key}>"]
-    pooled[letter] = model.pool_text(tokens[letter])
-    masks[letter] = batch["inputs"][key] != tokenizer.pad
-
+  features = {
+    group: forward.embed_pooled_text(model, params, pooled)
+    for group, pooled in encoded.texts.items()
+  }
   text = {}
   for group in plan.texts:
-    feature = None
-    if group in plan.text_features:
-      first = model.pool_text(hidden[group])
-      feature = model.embed(params, "t", {"t": first})
     ids = batch["text"][group]
     prints = draws.fingerprint(ids, pad=tokenizer.pad)
-    text[group] = TextSlot(ids, prints, feature)
+    wanted = group in plan.text_features
+    text[group] = TextSlot(
+      ids, prints, features[plan.first(group)] if wanted else None
+    )
   negatives: dict[str, tuple[Array, Array]] = {}
-  embedded: dict[int, tuple[Array, Array]] = {}
+  embedded: dict[str, tuple[Array, Array]] = {}
   for group in plan.negatives:
     if group not in batch.get("negative_text", {}):
       continue
-    ids = batch["negative_text"][group]
-    if id(ids) not in embedded:
-      embedded[id(ids)] = embed_negatives(
+    first = plan.first(group)
+    if first not in embedded:
+      embedded[first] = embed_negatives(
         model,
         params,
-        ids,
+        batch["negative_text"][group],
         pad=tokenizer.pad,
         row_keys=site(f"dropout/contrastive/{group}/negatives"),
       )
-    negatives[group] = embedded[id(ids)]
+    negatives[group] = embedded[first]
   return Inputs(
     model=model,
     params=params,
@@ -348,16 +235,10 @@ def prepare(
     train=train,
     pixels=pixels,
     letters_to_key=letters_to_key(plan),
-    features={
-      c: model.embed(params, c, {x: pooled[x] for x in c})
-      for c in plan.features
-    },
+    features=forward.embed(model, params, encoded, plan.features),
     text=text,
     contexts={
-      c: model.project_context(
-        params, model.context(params, c, tokens, masks=masks)
-      )
-      for c in plan.contexts
+      c: forward.project(model, params, encoded, c) for c in plan.contexts
     },
     negatives=negatives,
     partition=partition,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import flax.struct
 import jax
@@ -19,6 +19,7 @@ from jaxtyping import Array, Key
 
 from mico_jax import axes
 from mico_jax.config import Config
+from mico_jax.models import MiCo
 from mico_jax.objectives import OBJECTIVES
 from mico_jax.parallel import sharding
 from mico_jax.train import lora
@@ -57,7 +58,7 @@ def used_objectives(config: Config) -> tuple[str, ...]:
   return tuple(name for name in OBJECTIVES if name in used)
 
 
-def init_params(model: Any, config: Config, key: Key[Array, ""]) -> Params:
+def init_params(model: MiCo, config: Config, key: Key[Array, ""]) -> Params:
   """New parameters of a run: model, objectives, deltas."""
   return _completed(model.init(key), config, key)
 
@@ -80,7 +81,7 @@ def _completed(params: Params, config: Config, key: Key[Array, ""]) -> Params:
   return params
 
 
-def abstract_params(model: Any, config: Config) -> PyTree:
+def abstract_params(model: MiCo, config: Config) -> PyTree:
   """Shapes and dtypes of `init_params`, without allocating them."""
   return jax.eval_shape(  # of the model they are known: it is slow to trace
     lambda params, key: _completed(params, config, key),
@@ -89,7 +90,15 @@ def abstract_params(model: Any, config: Config) -> PyTree:
   )
 
 
-def logical_axes(model: Any, params: Params) -> PyTree:
+class HasAxes(Protocol):
+  """What knows the logical axes of its parameters, such as a model."""
+
+  def logical_axes(self) -> PyTree:
+    """The names of each parameter's axes."""
+    ...
+
+
+def logical_axes(model: HasAxes, params: Params) -> PyTree:
   """Logical axes of a run's parameters; what is not the model's: none."""
   known = model.logical_axes()
   extra: Iterable[str] = (k for k in params if k not in known)
@@ -124,7 +133,7 @@ HOST = "pinned_host"  # memory kind
 
 def state_shardings(
   mesh: Mesh,
-  model: Any,
+  model: HasAxes,
   abstract: TrainState,
   rules: sharding.Rules,
   *,
@@ -182,7 +191,7 @@ def on_device(state: TrainState, places: TrainState) -> TrainState:
 
 
 def _creation(
-  model: Any,
+  model: MiCo,
   config: Config,
   mesh: Mesh,
   seed: int | None,
@@ -208,7 +217,7 @@ def _creation(
 
 
 def abstract_state(
-  model: Any,
+  model: MiCo,
   config: Config,
   mesh: Mesh,
   *,
@@ -224,7 +233,7 @@ def abstract_state(
 
 
 def init_state(
-  model: Any,
+  model: MiCo,
   config: Config,
   mesh: Mesh,
   *,

@@ -9,7 +9,7 @@ number and the counters of skipped steps; it costs no host synchronisation.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from mico_jax import axes
+from mico_jax import axes, rng
 from mico_jax.config import Config, ConfigError, TaskConfig
 from mico_jax.kernels import target
 from mico_jax.kernels.partition import RowPartition
 from mico_jax.layers.placement import placed
-from mico_jax.modalities import MODALITIES, by_letter
+from mico_jax.models import MiCo
 from mico_jax.objectives import Mean, draws, select, total_loss
 from mico_jax.objectives.base import scalar
 from mico_jax.parallel import sharding
@@ -78,7 +78,7 @@ def kernels_on(mesh: Mesh, rules: sharding.Rules) -> Iterator[None]:
 
 
 def make_loss(
-  model: Any,
+  model: MiCo,
   config: Config,
   task: TaskConfig,
   tokenizer: draws.SpecialIds,
@@ -102,7 +102,7 @@ def make_loss(
     ConfigError: for objectives, groups or a mining group that do not fit.
   """
   selected = select(config.objectives, task)
-  plan = encode.make_plan(selected)
+  plan = encode.make_plan(selected, task)
   if "matching" in selected:
     rows = config.objectives.matching.group_rows
     if rows and task.batch_size % rows:
@@ -119,10 +119,10 @@ def make_loss(
       model,
       config,
       params,
-      encode.share_texts(batch, task),
+      batch,
       plan,
       tokenizer=tokenizer,
-      row_keys=draws.row_keys(config.seed, step, batch["row"]),
+      row_keys=rng.row_keys(config.seed, step, batch["row"]),
       train=train,
       partition=partition,
     )
@@ -215,7 +215,7 @@ def update_state(
 
 
 def make_train_step(
-  model: Any,
+  model: MiCo,
   config: Config,
   task: TaskConfig,
   tokenizer: draws.SpecialIds,
@@ -291,7 +291,7 @@ def make_train_step(
 
 
 def make_eval_loss(
-  model: Any,
+  model: MiCo,
   config: Config,
   task: TaskConfig,
   tokenizer: draws.SpecialIds,
@@ -316,77 +316,3 @@ def make_eval_loss(
     in_shardings=(None, sharding.batch_sharding(mesh, rules)),
     out_shardings=sharding.replicated(mesh),
   )
-
-
-def make_eval_forward(
-  model: Any,
-  config: Config,
-  contexts: Sequence[str],
-  *,
-  project: Sequence[str] = (),
-  pad: int = 0,
-  mesh: Mesh | None = None,
-) -> Step:
-  """The jitted evaluation forward: embeddings, and contexts where asked.
-
-  Args:
-    model: from `mico_jax.models.build`.
-    config: of the run.
-    contexts: letters to embed, e.g. ("v", "va"); may be empty.
-    project: letters whose projected context is returned as well, for matching
-      and captioning.
-    pad: the tokenizer's pad id.
-    mesh: of the run, over which kernels are split as in a training step; None:
-      one device.
-
-  Returns:
-    forward(params, batch) -> {"features": {letters: [B E]},
-    "contexts": {letters: ContextKV}, "text": {group: [B E]}}, with a "text"
-    entry for each slot of the batch.
-  """
-  wanted = dict.fromkeys((*contexts, *project))
-  used = {by_letter(letter).key for c in wanted for letter in c}
-  keys = tuple(key for key in MODALITIES if key in used)
-
-  def embed(params: Params, batch: Batch) -> dict[str, Any]:
-    params = lora.merge(params, alpha=config.optimizer.lora_alpha)
-    pixels = encode.to_pixels(config, batch, keys, train=False)
-    pixels = {key: pixels[key] for key in keys if key in pixels}
-    slots = dict(batch.get("text", {}))
-    words = [key for key in keys if MODALITIES[key].kind == "interface"]
-    slots.update({f"<{key}>": batch["inputs"][key] for key in words})
-    hidden = encode.encode_texts(model, params, slots)
-    tokens, pooled, masks = {}, {}, {}
-    encoded = encode.encode_pixels(model, params, pixels)
-    for key in keys:
-      letter = MODALITIES[key].letter
-      if key in words:
-        tokens[letter] = hidden.pop(f"<{key}>")
-        pooled[letter] = model.pool_text(tokens[letter])
-        masks[letter] = batch["inputs"][key] != pad
-      else:
-        tokens[letter] = encoded[key]
-        pooled[letter] = model.pool(params, key, encoded[key])
-    return {
-      "features": {
-        c: model.embed(params, c, {x: pooled[x] for x in c}) for c in contexts
-      },
-      "contexts": {
-        c: model.project_context(
-          params, model.context(params, c, tokens, masks=masks)
-        )
-        for c in project
-      },
-      "text": {
-        g: model.embed(params, "t", {"t": model.pool_text(h)})
-        for g, h in hidden.items()
-      },
-    }
-
-  def forward(params: Params, batch: Batch) -> dict[str, Any]:
-    rules = sharding.rules_by_name(config.parallel.rules)
-    split = kernels_on(mesh, rules) if mesh else contextlib.nullcontext()
-    with split:
-      return embed(params, batch)
-
-  return jax.jit(forward)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mico_jax import rng
 from mico_jax.kernels.cross_entropy import IGNORE
 from mico_jax.objectives import draws
 from mico_jax.testing.objective_contract import TOKENIZER
@@ -14,7 +15,7 @@ from mico_jax.testing.objective_contract import TOKENIZER
 
 def keys(rows, seed=0, start=0):
   row = jnp.arange(start, start + rows, dtype=jnp.int32)
-  return draws.row_keys(seed, jnp.int32(3), row)
+  return rng.row_keys(seed, jnp.int32(3), row)
 
 
 def test_row_keys_depend_on_the_row_only():
@@ -25,22 +26,22 @@ def test_row_keys_depend_on_the_row_only():
 
 
 def test_sites_are_independent():
-  a = draws.row_uniform(draws.at_site(keys(2), "a"), 500)
-  b = draws.row_uniform(draws.at_site(keys(2), "b"), 500)
+  a = rng.row_uniform(rng.at_site(keys(2), "a"), 500)
+  b = rng.row_uniform(rng.at_site(keys(2), "b"), 500)
   assert abs(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1]) < 0.15
 
 
 def test_expand_is_row_major():
   k = keys(2)
-  many = draws.expand(k, 3)
-  one = draws.expand(k[1:], 3)
+  many = rng.expand(k, 3)
+  one = rng.expand(k[1:], 3)
   np.testing.assert_array_equal(
     jax.random.key_data(many)[3:], jax.random.key_data(one)
   )
 
 
 def test_row_subset_is_uniform_sorted_and_without_repeats():
-  subset = np.asarray(draws.row_subset(keys(2000), 6, 3))
+  subset = np.asarray(rng.row_subset(keys(2000), 6, 3))
   assert (np.diff(subset, axis=1) > 0).all()
   share = np.bincount(subset.ravel(), minlength=6) / 2000
   np.testing.assert_allclose(share, 0.5, atol=0.05)

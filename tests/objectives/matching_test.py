@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mico_jax import rng
 from mico_jax.config import MatchingConfig
 from mico_jax.kernels.partition import RowPartition
 from mico_jax.objectives import draws
@@ -26,7 +27,7 @@ def features(rows, seed=0):
 
 
 def keys(rows, step=0):
-  return draws.row_keys(0, jnp.int32(step), jnp.arange(rows, dtype=jnp.int32))
+  return rng.row_keys(0, jnp.int32(step), jnp.arange(rows, dtype=jnp.int32))
 
 
 def test_weights_are_softmax_plus_floor_without_diagonal():
@@ -117,11 +118,11 @@ def test_exponentials_of_pairs():
 def test_drawing_from_all_in_blocks_is_drawing_from_the_matrix(devices):
   rows = 16
   a, b = features(rows), features(rows, 1)
-  rng = np.random.default_rng(2)
-  prints = np.stack([rng.integers(0, 12, rows), np.ones(rows)], axis=1)
+  random = np.random.default_rng(2)
+  prints = np.stack([random.integers(0, 12, rows), np.ones(rows)], axis=1)
   rules = {
     "temperature": ONE,
-    "valid": jnp.asarray(rng.random(rows) < 0.8),
+    "valid": jnp.asarray(random.random(rows) < 0.8),
     "fingerprint": jnp.asarray(prints, jnp.uint32),
   }
   ids = jnp.arange(3 * rows, dtype=jnp.int32).reshape(rows, 3)

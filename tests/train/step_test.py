@@ -18,8 +18,9 @@ from mico_jax.config import (
   ParallelConfig,
 )
 from mico_jax.kernels import target
-from mico_jax.models import build
+from mico_jax.models import build, forward
 from mico_jax.objectives import compute
+from mico_jax.parallel import sharding
 from mico_jax.parallel.mesh import make_mesh
 from mico_jax.parallel.sharding import put_batch
 from mico_jax.testing.objective_contract import (
@@ -31,7 +32,7 @@ from mico_jax.testing.objective_contract import (
 from mico_jax.train import encode
 from mico_jax.train.metrics import Aggregator
 from mico_jax.train.state import init_state
-from mico_jax.train.step import make_eval_forward, make_loss, make_train_step
+from mico_jax.train.step import kernels_on, make_loss, make_train_step
 
 CONTRASTIVE = {"contrastive": ("tva",)}
 
@@ -286,7 +287,7 @@ def test_frames_of_all_modalities_go_through_one_call():
   batch = fake_batch(("tva",))
   pixels = {k: jnp.asarray(batch["pixels"][k]) for k in ("video", "audio")}
   params = model.init(jax.random.key(0))
-  joint = encode.encode_pixels(counting, params, pixels)
+  joint = forward.encode_pixels(counting, params, pixels)
   assert calls == [("video", (8, 4, 8, 8, 3))]
   for key, value in pixels.items():
     np.testing.assert_allclose(
@@ -330,7 +331,7 @@ def test_groups_of_the_same_captions_encode_them_once(
 
   monkeypatch.setattr(model, "text", counting)
   found, encoded = run()
-  monkeypatch.setattr(encode, "share_texts", lambda batch, task: batch)
+  monkeypatch.setattr(encode, "same_texts", lambda task, groups: {})
   wanted, separate = run()
   # A text, its two negatives and a sound's caption instead of seven rows.
   assert encoded * 7 == separate * 4
@@ -349,19 +350,30 @@ def test_eval_forward_agrees_with_training_features(mesh):
       return super().encode(*args, **options)
 
   model = Recording(config.model)
-  forward = make_eval_forward(
-    model, config, ("va", "s"), project=("vas",), mesh=mesh
-  )
   batch = fake_batch(("tva",))
-  out = forward(params, batch)
+  rules = sharding.rules_by_name(config.parallel.rules)
+
+  @jax.jit
+  def compute_all(params, pixels, words, ids):
+    with kernels_on(mesh, rules):
+      encoded = forward.encode(
+        model, params, pixels, words, {"text": ids}, pad=TOKENIZER.pad
+      )
+      text = forward.embed_pooled_text(model, params, encoded.texts["text"])
+      features = forward.embed(model, params, encoded, ("va", "s"))
+      return features, text, forward.project(model, params, encoded, "vas")
+
+  words = {"subtitle": batch["inputs"]["subtitle"]}
+  features, text, context = compute_all(
+    params, batch["pixels"], words, batch["text"]["tva"]
+  )
   assert seen
   assert all(found is mesh for found in seen)  # kernels are split over it
-  assert out["features"]["va"].shape == (8, config.model.embed_dim)
-  norms = jnp.linalg.norm(out["text"]["tva"], axis=1)
-  np.testing.assert_allclose(norms, 1.0, rtol=1e-5)
-  assert out["contexts"]["vas"].keys.shape[1] == 8
+  assert features["va"].shape == (8, config.model.embed_dim)
+  np.testing.assert_allclose(jnp.linalg.norm(text, axis=1), 1.0, rtol=1e-5)
+  assert context.keys.shape[1] == 8
   temperature = model.temperature(params)
-  sims = out["features"]["va"] @ out["text"]["tva"].T / temperature
+  sims = features["va"] @ text.T / temperature
   log_prob = 0.5 * (
     jax.nn.log_softmax(sims, axis=1) + jax.nn.log_softmax(sims, axis=0)
   )

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mico_jax import rng
 from mico_jax.config import (
   CaptioningConfig,
   Config,
@@ -26,7 +27,7 @@ from mico_jax.data.tokenizer import TokenizerInfo
 from mico_jax.interop import mico as released
 from mico_jax.modalities import letters
 from mico_jax.models import MiCo
-from mico_jax.objectives import compute, draws, select
+from mico_jax.objectives import compute, select
 from mico_jax.objectives.matching import mining_weights
 from mico_jax.testing.golden.case import (
   LOSS_LIMIT,
@@ -245,7 +246,7 @@ def _features(run: _Run, params: Any) -> dict[str, Any]:
       batch,
       encode.make_plan(selected),
       tokenizer=info,
-      row_keys=draws.row_keys(0, step, batch["row"]),
+      row_keys=rng.row_keys(0, step, batch["row"]),
       train=False,
     )
     temperature = run.model.temperature(params)
