@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -90,6 +90,7 @@ def abstract_params(model: MiCo, config: Config) -> PyTree:
   )
 
 
+@runtime_checkable
 class HasAxes(Protocol):
   """What knows the logical axes of its parameters, such as a model."""
 
