@@ -18,7 +18,7 @@ from mico_jax.config import (
   ParallelConfig,
 )
 from mico_jax.kernels import target
-from mico_jax.models import build, forward
+from mico_jax.models import ContextKV, build, forward
 from mico_jax.objectives import compute
 from mico_jax.parallel import sharding
 from mico_jax.parallel.mesh import make_mesh
@@ -228,11 +228,11 @@ def test_context_is_projected_once(monkeypatch):
   loss = make_loss(model, config, config.tasks["main"], TOKENIZER)
   params, batch = model.init(jax.random.key(0)), fake_batch(("tva",))
 
-  class Again:
+  class Again(ContextKV):
     """A context that is projected anew for each reader."""
 
     def __init__(self, context, indices=None):
-      self.context, self.indices = context, indices
+      vars(self).update(context=context, indices=indices)
 
     def take(self, indices, *, partition=None, run=0):
       del partition, run
