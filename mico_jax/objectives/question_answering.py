@@ -26,7 +26,8 @@ from mico_jax.objectives.captioning import (
 class QuestionAnswering(Objective):
   """Cross-entropy of the masked answer given question and context.
 
-  Source: mico.md section 3 (QA fine-tuning).
+  Source: the fine-tuning for question answering of VAST (arXiv:2305.18500),
+  which MiCo keeps: questions are blind to the answer.
   """
 
   config: QuestionAnsweringConfig = field(
