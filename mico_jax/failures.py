@@ -23,6 +23,9 @@ from mico_jax.printing import escaped
 
 T = TypeVar("T")
 
+# Of its own: the numbers that a program draws stay what they are.
+_RANDOM = random.Random()
+
 # Seconds of waiting before a passing fault ends a start; the variable
 # MICO_JAX_PATIENCE has precedence.
 PATIENCE = 300.0
@@ -174,7 +177,7 @@ def delays(
   """
   left, step = patience, first
   while left > 0:
-    delay = min(left, step * random.uniform(0.5, 1.5))
+    delay = min(left, step * _RANDOM.uniform(0.5, 1.5))
     yield delay
     left -= delay
     step = min(2 * step, most)

@@ -1,4 +1,4 @@
-"""JSON that every reader takes: no bare NaN or Infinity."""
+"""JSON without doubt: no bare NaN or Infinity, no name that stands twice."""
 
 from __future__ import annotations
 
@@ -39,3 +39,17 @@ def plain(value: Any) -> Any:
 def dumps(value: Any, **options: Any) -> str:
   """A value as JSON text, see `plain`; options are those of `json.dumps`."""
   return json.dumps(plain(value), allow_nan=False, **options)
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """The `object_pairs_hook` of `json.loads`, which takes the last of equals.
+
+  Raises:
+    ValueError: if a name stands twice in one object.
+  """
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f"the name {twice!r:.40} stands twice in one object")
+  return found

@@ -39,6 +39,13 @@ from mico_jax.interop.tensors import WeightsError, open_tensors
 from mico_jax.modalities import MODALITIES, DecodeError, Geometry
 from mico_jax.testing import media, tiny_data
 
+# No strategy here does; threads that clients of stores keep draw from it while
+# one runs.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore:Do not use the `random` module:"
+  "hypothesis.errors.HypothesisDeprecationWarning"
+)
+
 KINDS = ("flip", "size", "cut", "head", "insert", "copy")
 SECONDS, GIB = 5.0, 2**30
 EXAMPLES = int(os.environ.get("MICO_JAX_FUZZ", "0"))

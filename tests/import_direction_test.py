@@ -49,6 +49,7 @@ ALSO = {
 ONLY = {
   "world": set(),
   "data": {
+    "json_text",
     "types",
     "axes",
     "config",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mico_jax import json_text
 from mico_jax.config import SourceConfig
 from mico_jax.modalities import MODALITIES, DecodeError
 
@@ -181,16 +182,6 @@ def media_fields(config: SourceConfig) -> dict[str, str]:
   }
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """A JSON object; json itself would take the last of equal names."""
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    names = [name for name, _ in pairs]
-    twice = next(n for n in names if names.count(n) > 1)
-    raise DecodeError(f"{twice!r:.40} occurs twice in one object.")
-  return found
-
-
 def parse_fields(text: str | bytes, name: str) -> dict[str, Any]:
   """The fields of a sample out of JSON, which must be an object.
 
@@ -200,9 +191,7 @@ def parse_fields(text: str | bytes, name: str) -> dict[str, Any]:
   if isinstance(text, str):
     text = text.removeprefix("\ufeff")
   try:
-    fields = json.loads(text, object_pairs_hook=_object)
-  except DecodeError as error:
-    raise DecodeError(f"{name}: {error}") from error
+    fields = json.loads(text, object_pairs_hook=json_text.unique)
   except (ValueError, RecursionError) as error:
     raise DecodeError(
       f"{name}: not JSON: {' '.join(str(error).split())[:200]}."

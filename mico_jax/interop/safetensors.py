@@ -17,6 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mico_jax import json_text
 from mico_jax.interop.tensors import Tensor, Tensors, WeightsError
 from mico_jax.printing import shown
 
@@ -65,7 +66,7 @@ def open_tensors(path: str | os.PathLike[str]) -> Tensors:
         f"(at most {MAX_HEADER}); cut short, or no safetensors file."
       )
     try:
-      header = json.loads(file.read(length), object_pairs_hook=_unique)
+      header = json.loads(file.read(length), object_pairs_hook=json_text.unique)
     except (ValueError, RecursionError) as error:
       raise WeightsError(
         f"{place}: the safetensors header is not valid ({error})."
@@ -95,15 +96,6 @@ def open_tensors(path: str | os.PathLike[str]) -> Tensors:
       "or altered."
     )
   return tensors
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    names = [name for name, _ in pairs]
-    double = next(n for n in names if names.count(n) > 1)
-    raise ValueError(f"the name {double!r} stands twice")
-  return found
 
 
 def _entry(

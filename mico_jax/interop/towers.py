@@ -260,7 +260,8 @@ def pixel_mode(
     modes: mode -> its mean and standard deviation.
 
   Raises:
-    WeightsError: if they are no numbers of three channels, or of no mode.
+    WeightsError: if they are no numbers of three channels, or of no mode, or
+      one of them is missing.
   """
   if not isinstance(told, (dict, type(None))):
     raise WeightsError(f"{where}: expected a JSON object.")
@@ -278,6 +279,10 @@ def pixel_mode(
     given[key] = value
   if not given:
     return ""
+  if len(given) == 1:
+    ((there, _),) = given.items()
+    lacks = "std" if there == "mean" else "mean"
+    raise WeightsError(f"{where}: {there} without {lacks}; give both.")
   for mode, (mean, std) in modes.items():
     known = {"mean": mean, "std": std}
     if all(

@@ -226,6 +226,8 @@ def _mend_transparency(image: Image.Image, data: bytes) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
+  if image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys():
+    return 1  # what Pillow would find at length
   try:
     value = image.getexif().get(_ORIENTATION)
   except Exception:  # as many kinds as broken files
@@ -271,7 +273,7 @@ def _flat(image: Image.Image) -> Image.Image:
 
 def _over_background(image: Image.Image) -> Image.Image:
   if not image.has_transparency_data:
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
   ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
   return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
 

@@ -72,7 +72,8 @@ def read_sound(data: bytes, max_seconds: float) -> Iterator[Block]:
   if len(links) == 1 and not _sound_only(data):
     shown = _interval(data, max_seconds)
   blocks = itertools.chain.from_iterable(
-    _vorbis(link) if _is_vorbis(link) else _decoded(link) for link in links
+    _by_libsndfile(link) if _ends_early(link) else _decoded(link)
+    for link in links
   )
   if shown is not None:
     yield from _aligned(blocks, *shown)
@@ -103,7 +104,23 @@ def _interval(data: bytes, max_seconds: float) -> tuple[float, float] | None:
 def _sound_only(data: bytes) -> bool:
   """Whether the first bytes tell that there are no pictures."""
   wave = data[:4] == b"RIFF" and data[8:12] == b"WAVE"
-  return wave or data[:4] in (b"fLaC", b"FORM") or _is_vorbis(data)
+  return wave or data[:4] in (b"fLaC", b"FORM", b"caff") or _is_vorbis(data)
+
+
+def _ends_early(data: bytes) -> bool:
+  """What PyAV ends at the wrong sample: some Vorbis, and ALAC in a CAF file.
+
+  The CAF files that FFmpeg writes end right, and libsndfile opens none of them.
+  """
+  if data[:4] != b"caff" or data[28:32] != b"alac":
+    return _is_vorbis(data)
+  import soundfile
+
+  try:
+    soundfile.SoundFile(io.BytesIO(data)).close()
+  except (soundfile.LibsndfileError, RuntimeError, TypeError):
+    return False
+  return True
 
 
 def _is_vorbis(link: bytes) -> bool:
@@ -112,10 +129,11 @@ def _is_vorbis(link: bytes) -> bool:
   return link[:4] == b"OggS" and at > 0 and link[at + 11 : at + 12] in b"\1\2"
 
 
-def _vorbis(data: bytes) -> Iterator[tuple[float, Block]]:
-  """A Vorbis file of one stream, through libsndfile."""
+def _by_libsndfile(data: bytes) -> Iterator[tuple[float, Block]]:
+  """A file of one stream, through libsndfile."""
   import soundfile
 
+  containers.check_whole(data)
   try:
     with soundfile.SoundFile(io.BytesIO(data)) as file:
       _check_rate(file.samplerate)

@@ -26,8 +26,8 @@ from mico_jax.objectives.captioning import (
 class QuestionAnswering(Objective):
   """Cross-entropy of the masked answer given question and context.
 
-  Source: the question answering of the VAST code, which MiCo's fine-tuning
-  keeps: question tokens see each other and not the answer.
+  Source: the fine-tuning for question answering of VAST (arXiv:2305.18500),
+  which MiCo keeps: questions are blind to the answer.
   """
 
   config: QuestionAnsweringConfig = field(

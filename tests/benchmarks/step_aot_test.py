@@ -81,6 +81,7 @@ def _refuses(*_, **__):
 def test_a_block_that_does_not_fit_is_a_line(monkeypatch, capsys):
   monkeypatch.setattr(block, "measure", _refuses)
   monkeypatch.setattr(aot, "missing", lambda: None)
+  monkeypatch.setattr(aot, "devices", aot.chip)
   given = ["bench", "block", "--aot", "v4:2x2x1", "--shapes", "vit_g"]
   assert main(given) == 0
   assert capsys.readouterr().out.count("VMEM: too much") == 4

@@ -377,5 +377,5 @@ def test_a_field_that_is_said_twice_is_no_guess(tmp_path):
   source = open_source(config_of(a=manifest_source(path)), "a")
   assert source.record(0).id == "a"
   for index, name in ((1, "caption"), (2, "vision")):
-    with pytest.raises(DecodeError, match=f"'{name}' occurs twice"):
+    with pytest.raises(DecodeError, match=f"'{name}' stands twice"):
       source.record(index)

@@ -18,11 +18,11 @@ def operators_of_torchvision():
   """
   if not all(map(importlib.util.find_spec, ("torch", "torchvision"))):
     return
-  import torch
+  from torch import library
 
   arguments = "(Tensor dets, Tensor scores, float limit) -> Tensor"
   try:
     importlib.import_module("torchvision")
   except RuntimeError:
     for name in ("nms", "qnms"):
-      torch.library.define(f"torchvision::{name}", arguments)
+      library.define(f"torchvision::{name}", arguments)

@@ -170,6 +170,8 @@ def test_a_resize_mode_that_is_no_name(tmp_path, place):
     ({"do_center_crop": "false"}, "do_center_crop='false'"),
     ({"rescale_factor": "1/255"}, "rescale_factor='1/255'"),
     ({"rescale_factor": None}, "rescale_factor=None"),
+    ({"image_mean": [0.5] * 3}, "mean without std"),
+    ({"image_std": [0.5] * 3}, "std without mean"),
   ],
 )
 def test_pixels_that_no_mode_makes(tmp_path, pixels, message):

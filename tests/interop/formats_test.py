@@ -454,7 +454,7 @@ def test_an_encoder_keeps_the_pixels_it_was_trained_with(tmp_path, base):
   theirs = checkpoint.config.data.inputs
   for i, (settings, mode) in enumerate(
     (
-      ({"pretrained_cfg": {"mean": [0.5, 0.5, 0.5]}}, "plain"),
+      ({"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}, "plain"),
       ({"preprocessing": {"mode": "crop_flip_smooth"}}, "crop_flip_smooth"),
       ({"preprocessing": {"mode": "a later one"}}, "plain"),
       ({"preprocessing": "crop_flip"}, "plain"),
@@ -525,7 +525,11 @@ def test_arguments_of_another_form_are_named(tmp_path, base):
   for settings, match in (
     ({"model": {"arguments": {"num_heads": "many"}}}, "of another form"),
     ({"model": {"arguments": {"act_layer": "swiglu"}}}, "without sub_norm"),
-    ({"pretrained_cfg": {"mean": [9, 9, 9]}}, "no preprocessing with mean"),
+    (
+      {"pretrained_cfg": {"mean": [9, 9, 9], "std": [1, 1, 1]}},
+      "no preprocessing with mean",
+    ),
+    ({"pretrained_cfg": {"mean": [0.5] * 3}}, "mean without std"),
     ({"pretrained_cfg": {"mean": 0.5}}, "mean=0.5, expected three numbers"),
     ({"pretrained_cfg": {"mean": [0.5]}}, "expected three numbers"),
     ({"pretrained_cfg": {"mean": ["a", 1, 2]}}, "expected three numbers"),

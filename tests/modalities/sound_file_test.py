@@ -187,6 +187,14 @@ def test_other_cut_files_say_so(kind, codec):
   _refused(data[: len(data) * 6 // 10], r"cut short.* \d+ .* \d+ ")
 
 
+@pytest.mark.parametrize("samples", [32000, 48000, 4096, 4097])
+@pytest.mark.parametrize("subtype", ["ALAC_16", "ALAC_24"])
+def test_alac_in_a_caf_file_is_read_to_its_end(samples, subtype):
+  wave, out = tone(samples / 16000), io.BytesIO()
+  soundfile.write(out, wave, 16000, format="CAF", subtype=subtype)
+  np.testing.assert_allclose(_decode(out.getvalue()), wave, atol=1e-4)
+
+
 def test_samples_beyond_what_a_wav_promises_are_told():
   whole = _wav(tone(2.0))
   short = bytearray(whole)
