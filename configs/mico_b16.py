@@ -23,7 +23,7 @@ import ml_collections
 
 from mico_jax import config as c
 from mico_jax.models.presets import PRESETS
-from mico_jax.plan.choice import GPUS, Choice, chosen, split_argument
+from mico_jax.parallel.choice import GPUS, Choice, chosen, split_argument
 
 # Planned, see mico_jax/docs/plans.md.
 CHOICES = {

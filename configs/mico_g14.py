@@ -10,7 +10,7 @@ import ml_collections
 
 from mico_jax import config as c
 from mico_jax.models.presets import PRESETS
-from mico_jax.plan.choice import GPUS, Choice, chosen, split_argument
+from mico_jax.parallel.choice import GPUS, Choice, chosen, split_argument
 
 # Parameters, gradients and Adam lie split over sixteen TPU devices each, or all
 # GPUs. Attention is kept from the forward pass, the rest is computed again:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from mico_jax.checkpoint.manifest import CheckpointError
   from mico_jax.config import Config, ConfigError
-  from mico_jax.inference import OmniModel, load
+  from mico_jax.inference.omni_model import OmniModel, load
   from mico_jax.modalities import MODALITIES, DecodeError
   from mico_jax.models import build
   from mico_jax.models.presets import list_encoders, list_models
@@ -28,11 +28,11 @@ _PUBLIC = {
   "Config": "mico_jax.config",
   "ConfigError": "mico_jax.config",
   "DecodeError": "mico_jax.modalities",
-  "OmniModel": "mico_jax.inference",
+  "OmniModel": "mico_jax.inference.omni_model",
   "build": "mico_jax.models",
   "list_encoders": "mico_jax.models.presets",
   "list_models": "mico_jax.models.presets",
-  "load": "mico_jax.inference",
+  "load": "mico_jax.inference.omni_model",
 }
 
 __all__ = [

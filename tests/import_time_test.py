@@ -24,12 +24,12 @@ import importlib
 import mico_jax
 for name in mico_jax.__all__:
   getattr(mico_jax, name)
-from mico_jax.cli.main import COMMANDS
+from mico_jax.cli.main import COMMANDS, module_of
 for name in COMMANDS:
-  importlib.import_module(f"mico_jax.cli.{name}")
+  importlib.import_module(module_of(name))
 import mico_jax.run.pretrain
-import mico_jax.run.embed
-import mico_jax.run.inspect
+import mico_jax.run.commands.embed
+import mico_jax.run.commands.describe
 """
 
 

@@ -9,7 +9,7 @@ The published COCO row goes on with self-critical training (2.5e-6, batch 64,
 import ml_collections
 
 from mico_jax import config as c
-from mico_jax.finetuning import Setting, make, parse
+from mico_jax.train.finetuning import Setting, make, parse
 
 TABLE = {
   "coco": Setting("ti", 1e-5, 64, 5, 113_287, size=480),

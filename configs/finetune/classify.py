@@ -16,7 +16,7 @@ import dataclasses
 import ml_collections
 
 from mico_jax import config as c
-from mico_jax.finetuning import Setting, make, parse
+from mico_jax.train.finetuning import Setting, make, parse
 
 TABLE = {
   "image": Setting("ti", 5e-5, 512, 30, 1_281_167),

@@ -8,7 +8,7 @@ Samples are those that the published splits count: videos, or (TGIF) pairs.
 import ml_collections
 
 from mico_jax import config as c
-from mico_jax.finetuning import Setting, make, parse
+from mico_jax.train.finetuning import Setting, make, parse
 
 TABLE = {
   "msrvtt_qa": Setting("tvas", 2e-5, 64, 4.5, 6_513, frames=8, test_frames=8),

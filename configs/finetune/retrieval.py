@@ -6,7 +6,7 @@ mico-jax pretrain --config finetune/retrieval:msrvtt,PATH/manifest.jsonl,vocab.t
 import ml_collections
 
 from mico_jax import config as c
-from mico_jax.finetuning import Setting, make, parse
+from mico_jax.train.finetuning import Setting, make, parse
 
 TABLE = {
   "coco": Setting("ti", 1e-5, 256, 5, 113_287, size=384),

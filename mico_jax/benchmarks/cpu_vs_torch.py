@@ -50,13 +50,9 @@ def write_weights(folder: pathlib.Path, shape: str, seed: int = 0) -> None:
   from mico_jax.checkpoint import manifest
   from mico_jax.checkpoint.restore import Checkpoint
   from mico_jax.data.tokenizer import make_tokenizer
-  from mico_jax.interop import (
-    export,
-    sharded,
-    timm_folder,
-    torch,
-    tower_names,
-  )
+  from mico_jax.interop.exporting import export, timm_folder, torch_folder
+  from mico_jax.interop.files import writing
+  from mico_jax.interop.names import timm_vision
   from mico_jax.models import VISION, build
 
   vision = dataclasses.replace(VISION["eva01_g14"], **SHAPES[shape])
@@ -84,15 +80,15 @@ def write_weights(folder: pathlib.Path, shape: str, seed: int = 0) -> None:
   source = export.Source(checkpoint, params, tokenizer, model)
   for side in SIDES:
     (folder / side).mkdir()
-  torch.write(source, folder / "modeling", export.Report("torch", {}))
-  items = tower_names.vision_items(params, vision, "timm")
-  sharded.write(folder / "timm", items)
+  torch_folder.write(source, folder / "modeling", export.Report("torch", {}))
+  items = timm_vision.vision_items(params, vision, "timm")
+  writing.write(folder / "timm", items)
   name, arguments = timm_folder.model(vision)
   about = {"architecture": name, "model_args": arguments}
   export.write_json(folder / "timm" / "config.json", about)
   flat = manifest.flatten({"vision": params["vision"]})
-  sharded.write(
-    folder / "jax", [sharded.item(name, value) for name, value in flat.items()]
+  writing.write(
+    folder / "jax", [writing.item(name, value) for name, value in flat.items()]
   )
   export.write_json(folder / "jax" / "model.json", c.to_dict(config))
 
@@ -104,15 +100,15 @@ def _jax(folder: pathlib.Path, images: np.ndarray) -> Callable[[], Any]:
 
   from mico_jax import config as c
   from mico_jax.checkpoint import manifest
-  from mico_jax.interop import safetensors
+  from mico_jax.interop.files import safetensors_file
   from mico_jax.kernels.compiler import forward_options
   from mico_jax.layers.stack import split_layers
   from mico_jax.models import build
 
   config = c.from_dict(json.loads((folder / "model.json").read_text()))
   model = build(config.model)
-  flat = safetensors.read(folder / "model.safetensors")
-  # Parameters and compiler options as in `mico_jax.inference` on a CPU.
+  flat = safetensors_file.read(folder / "model.safetensors")
+  # Parameters and compiler options as in `mico_jax.load` on a CPU.
   params = jax.tree.map(jnp.asarray, split_layers(manifest.unflatten(flat)))
   run = jax.jit(
     lambda p, x: model.encode(p, "image", x),
@@ -126,12 +122,12 @@ def _timm(folder: pathlib.Path, images: np.ndarray) -> Callable[[], Any]:
   import timm.models.eva
   import torch
 
-  from mico_jax.interop import safetensors
+  from mico_jax.interop.files import safetensors_file
 
   about = json.loads((folder / "config.json").read_text())
   model: Any = timm.create_model(about["architecture"], **about["model_args"])
   model.eval()
-  flat = safetensors.read(folder / "model.safetensors")
+  flat = safetensors_file.read(folder / "model.safetensors")
   state = {name: torch.from_numpy(value) for name, value in flat.items()}
   model.load_state_dict(state)
   x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
@@ -146,7 +142,7 @@ def _timm(folder: pathlib.Path, images: np.ndarray) -> Callable[[], Any]:
 def _modeling(folder: pathlib.Path, images: np.ndarray) -> Callable[[], Any]:
   import torch
 
-  from mico_jax.interop import torch as exporter
+  from mico_jax.interop.exporting import torch_folder as exporter
 
   model = exporter.load_module(folder).MiCo.from_folder(folder)
   x = torch.from_numpy(images[:, None])

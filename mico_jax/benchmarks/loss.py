@@ -19,8 +19,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mico_jax import aot
 from mico_jax.benchmarks import timing
+from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.kernels.contrastive import contrastive_pair
-from mico_jax.kernels.partition import RowPartition
 
 FORMS = ("chunked", "ring", "xla")
 ROWS = {"cpu": 1024}  # of the global batch by default; 65,536 elsewhere
@@ -30,7 +30,7 @@ PEERS = ("plain", "torch")
 
 
 def _gradient(
-  form: str, partition: RowPartition | None, chunk: int
+  form: str, partition: BatchSharding | None, chunk: int
 ) -> Callable[..., Any]:
   def loss(query: Any, key: Any, temperature: Any) -> Any:
     pair = contrastive_pair(
@@ -56,11 +56,11 @@ def _plain(query: Any, key: Any, temperature: Any) -> Any:
   return jax.value_and_grad(loss, (0, 1, 2))(query, key, temperature)
 
 
-def _partition(devices: Sequence[Any]) -> RowPartition | None:
+def _partition(devices: Sequence[Any]) -> BatchSharding | None:
   if len(devices) == 1:
     return None
   grid = np.asarray(devices, dtype=object)
-  return RowPartition(Mesh(grid, ("data",)), ("data",))
+  return BatchSharding(Mesh(grid, ("data",)), ("data",))
 
 
 def unit_rows(rows: int, width: int = WIDTH) -> tuple[np.ndarray, np.ndarray]:

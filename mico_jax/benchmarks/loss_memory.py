@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.kernels.contrastive import contrastive_pair
-from mico_jax.kernels.partition import RowPartition
 from mico_jax.objectives.mining import draw_from_all
 
 CPU_DEVICES = 8
@@ -42,7 +42,7 @@ def devices_of(topology: str) -> list[Any]:
 
 
 def compiled(
-  kind: str, rows: int, width: int, partition: RowPartition, chunk: int
+  kind: str, rows: int, width: int, partition: BatchSharding, chunk: int
 ) -> Any:
   """The compiled program of one loss.
 
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   else:
     jax.config.update("jax_num_cpu_devices", CPU_DEVICES)
   devices = np.asarray(devices_of(options.topology), dtype=object)
-  partition = RowPartition(Mesh(devices, ("data",)), ("data",))
+  partition = BatchSharding(Mesh(devices, ("data",)), ("data",))
   for kind in options.kinds.split(","):
     for rows in (int(x) for x in options.rows.split(",")):
       memory = compiled(

@@ -32,7 +32,7 @@ from mico_jax.config import (
   VisionConfig,
 )
 from mico_jax.data.tokenizer import TokenizerInfo
-from mico_jax.kernels.partition import RowPartition
+from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.models import build
 from mico_jax.train.state import abstract_params
 from mico_jax.train.step import make_loss
@@ -73,7 +73,7 @@ def compiled(devices: Sequence[Any], local_rows: int, group_rows: int) -> Any:
     What `jax.stages.Lowered.compile` gives.
   """
   mesh = Mesh(np.asarray(devices, dtype=object), ("data",))
-  partition = RowPartition(mesh, ("data",))
+  partition = BatchSharding(mesh, ("data",))
   rows = local_rows * len(devices)
   task = TaskConfig(batch_size=rows, objectives={"matching": (GROUP,)})
   config = Config(

@@ -23,8 +23,8 @@ from mico_jax.config import ConfigError
 from mico_jax.data.worlds import OmniWorldSource
 from mico_jax.evaluation import metrics
 from mico_jax.evaluation.features import Embedder
-from mico_jax.inference import OmniModel, load
-from mico_jax.run.progress import say
+from mico_jax.inference.omni_model import OmniModel, load
+from mico_jax.run.monitor.progress import say
 from mico_jax.world import ceilings
 
 KIND = "omni"  # captions that state what is seen, heard and measured

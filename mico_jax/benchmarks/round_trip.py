@@ -29,10 +29,11 @@ import numpy as np
 
 from mico_jax.checkpoint import manifest
 from mico_jax.config import ModelConfig
-from mico_jax.interop import mico, safetensors, sharded, torch_archive
-from mico_jax.interop.entries import to_theirs
-from mico_jax.interop.released import encoder_type
-from mico_jax.interop.tensors import Tensor, Tensors
+from mico_jax.interop.exporting.official_folder import encoder_type
+from mico_jax.interop.files import safetensors_file, torch_writer, writing
+from mico_jax.interop.files.tensors import Tensor, Tensors
+from mico_jax.interop.names import mico
+from mico_jax.interop.names.weight_map import to_theirs
 from mico_jax.models import PRESETS, build
 
 DEVICES = 8  # that the import is loaded onto
@@ -158,16 +159,16 @@ def write_folder(
   pieces = [*special, *(f"p{i}" for i in range(text.vocab_size - 5))]
   (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
   items = [
-    sharded.Item(name, one.shape, one.dtype, one.load)
+    writing.Item(name, one.shape, one.dtype, one.load)
     for name, one in random_tensors(config, seed).items()
   ]
   if form == "pt":
     file = folder / "ckpt" / "model_step_1.pt"
-    written = torch_archive.write(file, items, ties=mico.TIED)
+    written = torch_writer.write(file, items, ties=mico.TIED)
   else:
     file = folder / "ckpt" / "model_step_1.safetensors"
-    written = sharded.write(folder / "ckpt", items, max_shard_size=2**62)
-    (folder / "ckpt" / sharded.WEIGHTS).rename(file)
+    written = writing.write(folder / "ckpt", items, max_shard_size=2**62)
+    (folder / "ckpt" / writing.WEIGHTS).rename(file)
   return file, hashes(written.tensors)
 
 
@@ -223,7 +224,7 @@ def copy_and_hash(
 def file_hashes(file: pathlib.Path) -> dict[str, Any]:
   """Name -> dtype, shape and SHA-256 of a file's tensors, read back."""
   found = {}
-  for name, tensor in safetensors.open_tensors(file).items():
+  for name, tensor in safetensors_file.open_tensors(file).items():
     data = np.ascontiguousarray(tensor.load()).reshape(-1).view(np.uint8)
     digest = hashlib.sha256(data.data).hexdigest()
     found[name] = (tensor.dtype.name, list(tensor.shape), digest)

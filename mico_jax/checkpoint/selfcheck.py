@@ -2,7 +2,7 @@
 
 The arrays live in one .npz: `input/...` are raw samples as a user would hand
 them in (frames, waveforms, text), `output/...` what the model made of them in
-float32 on CPU. This module compares; `mico_jax.inference` computes.
+float32 on CPU. This module compares; `mico_jax.inference.omni_model` computes.
 
 Limits. Between CPUs and library versions float32 results move by about 1e-6 of
 unit-norm embeddings; a changed LayerNorm epsilon, GELU form, normalisation or

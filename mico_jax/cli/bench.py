@@ -166,7 +166,7 @@ def _aot(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
 def _here(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
   """Records of runs on the device that is here."""
   from mico_jax.benchmarks import timing
-  from mico_jax.parallel.platform import require_backend
+  from mico_jax.parallel.backend import require_backend
 
   require_backend()
 

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Prints file and caption."""
-  from mico_jax.inputs import Item
+  from mico_jax.inference.prepare import Item
   from mico_jax.modalities import DecodeError
 
   common.parse_files(args.files)

@@ -15,7 +15,7 @@ from mico_jax.config import Config, ConfigError
 from mico_jax.printing import escaped, escaped_json, escaped_page
 
 if TYPE_CHECKING:
-  from mico_jax.inference import OmniModel
+  from mico_jax.inference.omni_model import OmniModel
   from mico_jax.modalities import FileSpec
 
 TYPES = """\
@@ -142,7 +142,7 @@ def warnings_as_lines() -> Iterator[None]:
 
 def load_model(args: argparse.Namespace) -> OmniModel:
   """The model of --checkpoint."""
-  from mico_jax.inference import load
+  from mico_jax.inference.omni_model import load
 
   with warnings_as_lines():
     return load(
@@ -188,7 +188,7 @@ def parse_files(
 
 def print_compared(compared: Mapping[str, float]) -> None:
   """A table of how far the outputs of two sides are apart, if any."""
-  from mico_jax.interop import export
+  from mico_jax.interop.exporting import export
 
   if compared:
     rows = [

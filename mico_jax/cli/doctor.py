@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _pod(args: argparse.Namespace) -> int:
   """Prints what is wrong with the pod; ends with 1 if anything is."""
   from mico_jax.parallel.place import find_place
-  from mico_jax.run import pod
+  from mico_jax.run.cluster import pod
 
   found = pod.check(find_place(hosts=args.hosts), limit=args.limit)
   if args.json:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
   """Prints the report."""
   if args.pod:
     return _pod(args)
-  from mico_jax.run import doctor
+  from mico_jax.run.commands import doctor
 
   found = doctor.report()
   if args.json:

@@ -106,9 +106,9 @@ def _source(args: argparse.Namespace, path: str) -> SourceConfig:
 def run(args: argparse.Namespace) -> int:
   """Embeds, with progress on stderr and a summary on stdout."""
   from mico_jax.modalities import MODALITIES
-  from mico_jax.run import embed as job
-  from mico_jax.run.entries import file_entries, manifest_entries
-  from mico_jax.run.progress import Progress
+  from mico_jax.run.commands import embed as job
+  from mico_jax.run.commands.entries import file_entries, manifest_entries
+  from mico_jax.run.monitor.progress import Progress
 
   names = _names(args.files)
   job.check_out(args.out, overwrite=args.overwrite, inputs=names)

@@ -27,7 +27,7 @@ def _flush(status: int) -> int:
     pass  # `mico-jax ... | head` is no error
   except (OSError, ValueError) as e:
     if status == 0:
-      from mico_jax.run import status as statuses
+      from mico_jax.run.cluster import status as statuses
 
       failures.say(f"mico-jax: error: stdout: {failures.describe(e)}")
       status = statuses.LOST

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Prints a table of results."""
-  from mico_jax.run.evaluate import evaluate_model
+  from mico_jax.run.commands.evaluate import evaluate_model
 
   model = common.load_model(args)
   from mico_jax.evaluation import table, to_json, write

@@ -75,15 +75,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Prints the files written and how far the outputs of both sides are."""
-  from mico_jax.interop import export, sharded, targets
+  from mico_jax.interop import exporter
+  from mico_jax.interop.exporting import export
+  from mico_jax.interop.files import writing
 
-  options = targets.Options(
-    max_shard_size=sharded.parse_size(args.max_shard_size),
+  options = exporter.Options(
+    max_shard_size=writing.parse_size(args.max_shard_size),
     compare={"auto": None, "on": True, "off": False}[args.compare],
   )
   # Before a large checkpoint is read.
-  targets.check(args.to, options)
-  sharded.check_new(args.out)
+  exporter.check(args.to, options)
+  writing.check_new(args.out)
   with common.warnings_as_lines():
     source = export.open_source(
       args.checkpoint,
@@ -91,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
       check=args.check,
       strict=not args.not_strict,
     )
-    report = targets.run(source, args.to, args.out, options)
+    report = exporter.run(source, args.to, args.out, options)
   if args.json:
     common.print_json({"out": str(args.out), **report.as_dict()})
   else:

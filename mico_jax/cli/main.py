@@ -2,9 +2,9 @@
 
 Exit status: 0 on success only, 2 for a user's mistake (one line on stderr),
 130 after Ctrl-C, 75 and 76 when a run should be started again (see
-`mico_jax.run.status`; 75 also for a fault of storage that may pass, such as a
-full disk or a store that is away). Anything else is a defect and keeps its
-traceback.
+`mico_jax.run.cluster.status`; 75 also for a fault of storage that may pass,
+such as a full disk or a store that is away). Anything else is a defect and
+keeps its traceback.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from mico_jax.cli.huge_pages import restart_with_huge_pages
 from mico_jax.config import ConfigError
 from mico_jax.printing import escaped
 
-# Name -> one line of help. Each has a module of its name in this folder with
-# `DESCRIPTION`, `EXAMPLES`, `add_arguments` and `run`, imported when chosen.
+# Name -> one line of help. Each has a module in this folder (see `module_of`)
+# with DESCRIPTION, EXAMPLES, `add_arguments` and `run`, imported when chosen.
 COMMANDS: dict[str, str] = {
   "pretrain": "train a model from a config, or resume a run",
   "evaluate": "measure a checkpoint: retrieval, matching, captions, ...",
@@ -44,6 +44,13 @@ COMMANDS: dict[str, str] = {
   "doctor": "show versions, devices and optional packages",
 }
 
+# Commands whose names Python or a module of its library has taken.
+_MODULES = {
+  "import": "import_weights",
+  "inspect": "describe",
+  "trace": "sample_trace",
+}
+
 _EXAMPLES = """\
 examples:
   mico-jax pretrain --config demo --workdir runs/demo
@@ -52,6 +59,11 @@ examples:
 
 `mico-jax COMMAND --help` explains each command. Results go to stdout, progress
 to stderr."""
+
+
+def module_of(command: str) -> str:
+  """The module of a command."""
+  return f"mico_jax.cli.{_MODULES.get(command, command)}"
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -90,7 +102,7 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
     if name != command:
       commands.add_parser(name, help=text, add_help=False)
       continue
-    module = importlib.import_module(f"mico_jax.cli.{name}")
+    module = importlib.import_module(module_of(name))
     sub = commands.add_parser(
       name,
       help=text,
@@ -173,7 +185,7 @@ def _user_errors() -> tuple[type[BaseException], ...]:
   from mico_jax.checkpoint.manifest import CheckpointError
   from mico_jax.data.bad_samples import TooManyBadSamples
   from mico_jax.modalities import DecodeError
-  from mico_jax.run.watch import NonFiniteError
+  from mico_jax.run.monitor.watch import NonFiniteError
 
   return (
     ConfigError,
@@ -228,7 +240,7 @@ def _storage_failed(error: BaseException) -> bool:
 
 
 def _lost_status() -> int:
-  from mico_jax.run import status
+  from mico_jax.run.cluster import status
 
   return status.LOST
 

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     args.overrides.append(f"train.profile_steps=({first}, {last})")
   config = common.load_config(args)
   from mico_jax.parallel import distributed
-  from mico_jax.parallel.platform import require_backend
+  from mico_jax.parallel.backend import require_backend
 
   workdir = args.workdir or f"runs/{config.name}"
   distributed.initialize_from_env()  # set by launch/*.sh

@@ -7,7 +7,7 @@ touched. Importing this package needs only the standard library: models and
 kernels use these types where `ml_collections` is not installed.
 """
 
-from mico_jax.config.convert import (
+from mico_jax.config.conversion import (
   check,
   from_config_dict,
   from_dict,
@@ -23,8 +23,8 @@ from mico_jax.config.data import (
   SourceConfig,
   TokenizerConfig,
 )
-from mico_jax.config.declare import ConfigError
-from mico_jax.config.files import (
+from mico_jax.config.fields import ConfigError
+from mico_jax.config.loading import (
   config_dirs,
   find,
   load,

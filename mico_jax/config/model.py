@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from mico_jax.config.declare import (
+from mico_jax.config.fields import (
   Choice,
   Depth,
   Groups,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from mico_jax.config.data import DataConfig
-from mico_jax.config.declare import (
+from mico_jax.config.fields import (
   Choice,
   Count,
   Devices,

@@ -1,6 +1,6 @@
 """Batches: the order of the data, read by Grain's threads or processes.
 
-`Pipeline` yields (step, task, batch) as `mico_jax.types` describes, for the
+`Pipeline` yields (step, task, batch) as `mico_jax.aliases` describes, for the
 rows that this process owns. A sample is known by its source and its index
 there; ids may repeat. Of a broken sample what is good is kept as long as a
 group of the task can use it; else a deterministic substitute is read. Both are
@@ -28,6 +28,7 @@ from mico_jax.data.faults import guarded
 from mico_jax.data.gallery import evaluation_batches
 from mico_jax.data.guard import Guard, StalledDecoder, name_of
 from mico_jax.data.order import SUBSTITUTES, Order, Row
+from mico_jax.data.sample_trace import TraceRow, sample_name, trace
 from mico_jax.data.samples import (
   TextSlots,
   check_depth,
@@ -41,7 +42,6 @@ from mico_jax.data.samples import (
 from mico_jax.data.sources import Source, open_source, open_sources
 from mico_jax.data.stalled import REASON, Stalled
 from mico_jax.data.tokenizer import Tokenizer
-from mico_jax.data.trace import TraceRow, sample_name, trace
 from mico_jax.modalities import DecodeError
 
 __all__ = [

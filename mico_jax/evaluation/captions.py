@@ -16,16 +16,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mico_jax import rng
+from mico_jax.aliases import Params
 from mico_jax.data.language import max_length
 from mico_jax.data.tokenizer import TokenizerInfo
 from mico_jax.evaluation.caption_metrics import score_captions
 from mico_jax.evaluation.features import Embedder, Gallery
-from mico_jax.evaluation.generate import generate
 from mico_jax.evaluation.report import Protocol, Result
 from mico_jax.kernels.cross_entropy import IGNORE
 from mico_jax.models import ContextKV, MiCo
-from mico_jax.objectives import draws
-from mico_jax.types import Params
+from mico_jax.models.decoding import generate
+from mico_jax.objectives import sampling
 
 NUM_BEAMS = 3
 CAPTION_PENALTY = 0.6  # length penalties of the released protocol
@@ -64,7 +64,7 @@ def _make_hits(model: MiCo, info: TokenizerInfo, mask_prob: float) -> Any:
   def count(
     params: Params, context: ContextKV, rows: Array, ids: Array, keys: Any
   ) -> tuple[Array, Array]:
-    masked, labels = draws.mask_tokens(keys, ids, info=info, prob=mask_prob)
+    masked, labels = sampling.mask_tokens(keys, ids, info=info, prob=mask_prob)
     hidden = model.text(
       params, masked, attention="causal", context=context.take(rows)
     )

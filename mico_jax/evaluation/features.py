@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from mico_jax.aliases import Params
 from mico_jax.config import Config, to_json
 from mico_jax.data.language import max_length
 from mico_jax.data.pipeline import evaluation_batches
@@ -25,11 +26,10 @@ from mico_jax.data.sources import Source
 from mico_jax.data.stalled import Stalled
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.evaluation.report import hash_json
-from mico_jax.inputs import NOT_FINITE, not_finite
+from mico_jax.inference.prepare import NOT_FINITE, not_finite
 from mico_jax.kernels.compiler import forward_options
 from mico_jax.modalities import DecodeError, by_letter, preprocessing
 from mico_jax.models import ContextKV, MiCo, forward
-from mico_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from mico_jax.aliases import Params
 from mico_jax.config import Config, ConfigError
 from mico_jax.data import language
 from mico_jax.data.records import Record
@@ -32,7 +33,6 @@ from mico_jax.evaluation.report import Protocol, Result
 from mico_jax.kernels import target
 from mico_jax.modalities import DecodeError, letters
 from mico_jax.models import MiCo, build
-from mico_jax.types import Params
 from mico_jax.world import shown_facts
 from mico_jax.world.ceiling import facts_key
 

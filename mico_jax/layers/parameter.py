@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mico_jax.layers.placement import gathered
+from mico_jax.layers.fsdp_gather import gathered
 
 
 def parameter(

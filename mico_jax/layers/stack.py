@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from mico_jax import axes
+from mico_jax.aliases import PyTree
 from mico_jax.kernels.attention import ATTENTION_SUMS
 from mico_jax.layers.attention import ATTENTION_OUT, ATTENTION_QKV
-from mico_jax.layers.placement import split_tokens
-from mico_jax.types import PyTree
+from mico_jax.layers.fsdp_gather import split_tokens
 
 _policies = jax.checkpoint_policies
 

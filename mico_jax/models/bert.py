@@ -22,9 +22,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mico_jax import axes
+from mico_jax.aliases import Params
 from mico_jax.config import TextConfig
 from mico_jax.kernels import target
-from mico_jax.kernels.partition import RowPartition
+from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.layers import dropout
 from mico_jax.layers.activations import gelu
 from mico_jax.layers.attention import CrossAttention, SelfAttention
@@ -33,7 +34,6 @@ from mico_jax.layers.mlp import Dense, Mlp
 from mico_jax.layers.norm import LayerNorm
 from mico_jax.layers.parameter import parameter
 from mico_jax.layers.stack import stack
-from mico_jax.types import Params
 
 ATTENTION = ("bidirectional", "causal", "prefix_causal")
 
@@ -80,7 +80,7 @@ class ContextKV:
     self,
     indices: Int[Array, " C"],
     *,
-    partition: RowPartition | None = None,
+    partition: BatchSharding | None = None,
     run: int = 0,
   ) -> ContextKV:
     """The contexts of the named rows, e.g. of mined negatives.
@@ -89,7 +89,7 @@ class ContextKV:
       indices: global rows.
       partition: how the rows lie on a mesh.
       run: the indices that lie on a part name rows of it (1), or of the parts
-        of its run of so many (`RowPartition.run`), and only those contexts
+        of its run of so many (`BatchSharding.run`), and only those contexts
         travel; 0: of any part.
     """
 

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mico_jax import rng
+from mico_jax.aliases import Params
 from mico_jax.config import Config
 from mico_jax.modalities import MODALITIES, preprocessing
 from mico_jax.models.bert import ContextKV
 from mico_jax.models.mico import MiCo
-from mico_jax.types import Params
 
 # Name of a random site -> one key per row; None: nothing is drawn.
 Site = Callable[[str], Key[Array, " B"] | None]

@@ -21,18 +21,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from mico_jax.aliases import Params, PyTree
 from mico_jax.config import ConfigError, ModelConfig
 from mico_jax.kernels.attention.api import BACKENDS, MASKED_ROWS
+from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.kernels.cross_entropy import tied, tied_cross_entropy
 from mico_jax.kernels.dtypes import accumulation_dtype, supported_dtype
-from mico_jax.kernels.partition import RowPartition
 from mico_jax.layers import dropout, pool
 from mico_jax.layers.stack import REMAT, stacked_layers
 from mico_jax.modalities import MODALITIES, by_letter
 from mico_jax.models import bert, parameters
 from mico_jax.models.bert import ContextKV, KVCache
 from mico_jax.models.resize import resize_frames
-from mico_jax.types import Params, PyTree
 
 # Field of the config -> what it may be.
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -529,7 +529,7 @@ class MiCo:
     labels: Int[Array, "B L"],
     *,
     label_smoothing: float = 0.0,
-    partition: RowPartition | None = None,
+    partition: BatchSharding | None = None,
   ) -> tuple[Float[Array, "B L"], Bool[Array, "B L"]]:
     """Cross-entropy of labelled positions, without holding their logits.
 

@@ -4,12 +4,12 @@ What is here is the merged form of the published network: one depthwise kernel
 with a bias per block, where training in the original adds parallel dilated
 kernels, each with BatchNorm, and further BatchNorms and a layer scale. Encoders
 here are pure functions of parameters and pixels, so there are no running
-statistics; `mico_jax.interop.unireplknet.merge` folds branches, BatchNorms and
-layer scale of released weights into this form exactly. Released weights are
-read from Python only; no command imports them. Trained from scratch, the merged
-form has no normalisation inside a block other than the response norm, so the
-last layer of each block starts at 0 (the original scales it by 1e-6) and each
-block as the identity.
+statistics; `mico_jax.interop.names.unireplknet.merge` folds branches,
+BatchNorms and layer scale of released weights into this form exactly. Released
+weights are read from Python only; no command imports them. Trained from
+scratch, the merged form has no normalisation inside a block other than
+the response norm, so the last layer of each block starts at 0 (the original
+scales it by 1e-6) and each block as the identity.
 
 Tokens are the last stage's features after a LayerNorm, place by place; the
 published classifier averages before that LayerNorm.

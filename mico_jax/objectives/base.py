@@ -25,11 +25,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from mico_jax import rng
+from mico_jax.aliases import Batch, Params
 from mico_jax.config import ModelConfig
-from mico_jax.kernels.partition import RowPartition
+from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.modalities import letters
-from mico_jax.objectives import draws
-from mico_jax.types import Batch, Params
+from mico_jax.objectives import sampling
 
 Need = Literal["features", "context", "text", "question_answer", "pixels"]
 
@@ -80,7 +80,7 @@ class Inputs:
   Attributes:
     model: the model's pure functions (`text`, `lm_logits`, ...).
     params: model parameters, deltas merged, plus "objective" if any.
-    batch: the batch contract of `mico_jax.types`.
+    batch: the batch contract of `mico_jax.aliases`.
     tokenizer: special ids.
     row_keys: one key per row, from (seed, step, global row).
     train: whether dropout is on.
@@ -98,7 +98,7 @@ class Inputs:
   model: Any
   params: Params
   batch: Batch
-  tokenizer: draws.SpecialIds
+  tokenizer: sampling.SpecialIds
   row_keys: Key[Array, " B"]
   train: bool
   pixels: Mapping[str, Array] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class Inputs:
   text: Mapping[str, TextSlot] = field(default_factory=dict)
   contexts: Mapping[str, Any] = field(default_factory=dict)
   negatives: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
-  partition: RowPartition | None = None
+  partition: BatchSharding | None = None
 
   def keys(self, site: str) -> Key[Array, " B"]:
     """Row keys of one named draw."""

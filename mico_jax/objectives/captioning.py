@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from mico_jax.config import CaptioningConfig
 from mico_jax.kernels.cross_entropy import IGNORE
 from mico_jax.modalities import letters
-from mico_jax.objectives import draws
+from mico_jax.objectives import sampling
 from mico_jax.objectives.base import (
   Inputs,
   Need,
@@ -37,7 +37,7 @@ def masked_text(
   if given:
     return given["ids"], given["labels"]
   keys = inputs.keys(f"{objective}/{group}")
-  return draws.mask_tokens(keys, ids, info=inputs.tokenizer, prob=prob)
+  return sampling.mask_tokens(keys, ids, info=inputs.tokenizer, prob=prob)
 
 
 def num_scored(labels: Int[Array, "B L"]) -> Float[Array, " B"]:

@@ -16,6 +16,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from mico_jax.aliases import Params
 from mico_jax.config import ConfigError, ContrastiveConfig, ModelConfig
 from mico_jax.kernels.contrastive import BACKENDS, FORMS, contrastive_pair
 from mico_jax.modalities import letters
@@ -26,7 +27,6 @@ from mico_jax.objectives.base import (
   Output,
   weighted_mean,
 )
-from mico_jax.types import Params
 
 DTYPES = ("", "float32", "bfloat16", "float16")
 

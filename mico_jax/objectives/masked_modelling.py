@@ -20,11 +20,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from mico_jax import rng
+from mico_jax.aliases import Params
 from mico_jax.config import MaskedModellingConfig, ModelConfig
 from mico_jax.kernels.attention import attention
 from mico_jax.modalities import MODALITIES, letters
 from mico_jax.objectives.base import Inputs, Need, Objective, Output
-from mico_jax.types import Params
 
 HEAD_DIM = 32  # of the decoder's attention
 

@@ -27,8 +27,8 @@ from jaxtyping import Array, Bool
 
 from mico_jax import rng
 from mico_jax.config import MatchingConfig
+from mico_jax.kernels.batch_sharding import parts
 from mico_jax.kernels.cross_entropy import token_cross_entropy
-from mico_jax.kernels.partition import parts
 from mico_jax.modalities import letters
 from mico_jax.objectives.base import (
   Inputs,

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
+from mico_jax.kernels.batch_sharding import BatchSharding, parts, split_rows
 from mico_jax.kernels.contrastive.api import automatic_chunk
-from mico_jax.kernels.partition import RowPartition, parts, split_rows
-from mico_jax.objectives import draws
+from mico_jax.objectives import sampling
 
 NEGATIVE = -1e30
 
@@ -87,8 +87,8 @@ def draw_negatives(
   groups, size, _ = weights.shape
   start = jnp.arange(groups, dtype=jnp.int32)[:, None] * size
   column = start + jnp.arange(size, dtype=jnp.int32)[None, :]
-  words = draws.row_words(keys).reshape(groups, size, 2)
-  race = jax.vmap(draws.pair_log_exponential)(words, column)
+  words = sampling.row_words(keys).reshape(groups, size, 2)
+  race = jax.vmap(sampling.pair_log_exponential)(words, column)
   positive = weights > 0
   scores = jnp.log(jnp.where(positive, weights, jnp.ones_like(weights)))
   scores = jnp.where(positive, scores - race, -jnp.inf)
@@ -122,7 +122,7 @@ def _local_draw(
   chunk: int,
   floor: float,
   exclude_same: bool,
-  partition: RowPartition | None,
+  partition: BatchSharding | None,
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"], Int[Array, "B L"]]:
   rows = x.query.shape[0]
   place = jnp.zeros((), jnp.int32)
@@ -164,7 +164,7 @@ def _local_draw(
     if exclude_same:
       same = x.prints[:, None, :] == prints[None, :, :]
       excluded = excluded | jnp.all(same, axis=-1)
-    noise = draws.pair_log_exponential(x.words, index)
+    noise = sampling.pair_log_exponential(x.words, index)
     candidate = valid[None, :] & ~excluded
     score = jnp.where(candidate, jnp.log(weight) - noise, -jnp.inf)
     first = jnp.argmax(score, axis=1)
@@ -196,7 +196,7 @@ def draw_from_all(
   valid: Bool[Array, " B"],
   fingerprint: UInt32[Array, "B 2"] | None = None,
   floor: float = 1e-4,
-  partition: RowPartition | None = None,
+  partition: BatchSharding | None = None,
   chunk: int = 0,
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"], Int[Array, "B L"]]:
   """Draws one row of the whole global batch per query, in blocks of columns.
@@ -237,6 +237,6 @@ def draw_from_all(
     run = partition.local(run, (spec, PartitionSpec()), spec)
   wide = lambda x: jax.lax.stop_gradient(x).astype(jnp.float32)
   local = Rows(
-    wide(query), wide(key), draws.row_words(keys), valid, prints, payload
+    wide(query), wide(key), sampling.row_words(keys), valid, prints, payload
   )
   return run(local, wide(temperature))

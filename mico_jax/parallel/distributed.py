@@ -63,7 +63,7 @@ def initialize_from_env(environment: Mapping[str, str] | None = None) -> bool:
     return False
   # CPU processes reach each other through gloo; ignored by other platforms.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  # Its service would swallow SIGTERM; `mico_jax.run.signals` handles that.
+  # Its service would swallow SIGTERM, which `run.cluster.signals` handles.
   jax.config.update("jax_enable_preemption_service", False)
   silence = integer(environment, HEARTBEAT, str(HEARTBEAT_SECONDS))
   limit = integer(

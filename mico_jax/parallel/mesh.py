@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from mico_jax import axes
 from mico_jax.config import ConfigError, ParallelConfig
-from mico_jax.parallel.platform import require_backend
+from mico_jax.parallel.backend import require_backend
 
 # Of each parameter on a TPU slice. Widths of 768, 1024 and 1408 divided by it
 # are whole tiles of 8 rows; the compiler gathers other pieces by sums over

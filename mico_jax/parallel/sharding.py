@@ -17,8 +17,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mico_jax import axes
+from mico_jax.aliases import Batch, PyTree
 from mico_jax.config import ConfigError
-from mico_jax.types import Batch, PyTree
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 

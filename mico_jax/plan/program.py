@@ -16,6 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from mico_jax import models
+from mico_jax.aliases import Params, PyTree
 from mico_jax.config import Config, ConfigError, TaskConfig
 from mico_jax.data.batches import batch_spec
 from mico_jax.data.samples import (
@@ -26,6 +27,7 @@ from mico_jax.data.samples import (
   keys_of,
 )
 from mico_jax.data.tokenizer import TokenizerInfo
+from mico_jax.inference.self_check import model_params
 from mico_jax.modalities import MODALITIES, by_letter
 from mico_jax.models import forward
 from mico_jax.parallel import sharding
@@ -43,8 +45,6 @@ from mico_jax.train.state import (
   state_shardings,
 )
 from mico_jax.train.step import kernels_on, make_train_step
-from mico_jax.types import Params, PyTree
-from mico_jax.verification import model_params
 
 # Names among the tasks.
 EVALUATION = "evaluation"  # the forward

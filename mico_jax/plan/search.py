@@ -18,9 +18,9 @@ import numpy as np
 
 from mico_jax import axes
 from mico_jax.config import Config, ConfigError
+from mico_jax.parallel.choice import Choice
 from mico_jax.parallel.mesh import PIECES
 from mico_jax.plan import topology
-from mico_jax.plan.choice import Choice
 from mico_jax.plan.planner import Plan, Planner, Say
 from mico_jax.plan.program import with_batch
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from mico_jax import axes
 from mico_jax import config as config_lib
 from mico_jax.config import Config, ConfigError
-from mico_jax.config.declare import Key
+from mico_jax.config.fields import Key
 from mico_jax.models import ENCODERS
 from mico_jax.parallel import sharding
 from mico_jax.train.state import HOST, OFFLOADABLE

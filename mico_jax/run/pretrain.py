@@ -34,24 +34,24 @@ from mico_jax.config import Config, to_dict
 from mico_jax.data.pipeline import Pipeline
 from mico_jax.memory import release_memory
 from mico_jax.parallel import distributed, sharding
-from mico_jax.run import logging, report
-from mico_jax.run.agreement import (
+from mico_jax.run.cluster.agreement import (
   StopVote,
   check_agreement,
   check_same_step,
 )
+from mico_jax.run.cluster.lock import WorkdirLock
+from mico_jax.run.cluster.signals import StopSignal
+from mico_jax.run.cluster.watchdog import Watchdog
 from mico_jax.run.compile import compile_steps
-from mico_jax.run.goodput import GoodputLog
-from mico_jax.run.instruments import CompileCounter, StepProfiler
-from mico_jax.run.lock import WorkdirLock
-from mico_jax.run.logging import MetricsWriter
-from mico_jax.run.meter import Clock, Meter
-from mico_jax.run.progress import Progress, format_seconds, say
+from mico_jax.run.monitor import metric_log, report
+from mico_jax.run.monitor.goodput import GoodputLog
+from mico_jax.run.monitor.instruments import CompileCounter, StepProfiler
+from mico_jax.run.monitor.meter import Clock, Meter
+from mico_jax.run.monitor.metric_log import MetricsWriter
+from mico_jax.run.monitor.progress import Progress, format_seconds, say
+from mico_jax.run.monitor.step_log import StepLog
 from mico_jax.run.setup import resolve
-from mico_jax.run.signals import StopSignal
-from mico_jax.run.step_log import StepLog
 from mico_jax.run.warm_start import warm_start
-from mico_jax.run.watchdog import Watchdog
 from mico_jax.train.state import TrainState, abstract_state, init_state
 
 IN_FLIGHT = 2  # steps queued on the device before the loop waits
@@ -128,7 +128,7 @@ class Trainer:
 
   def _check(self) -> None:
     if self.main:
-      logging.check_packages(self.config.train)
+      metric_log.check_packages(self.config.train)
     if self.init and not list_steps(self.workdir / CHECKPOINTS):
       step_folders(self.init)
     self.session.check_training()

@@ -31,7 +31,8 @@ from mico_jax.data.samples import (
 from mico_jax.data.sources import Source, open_sources, pin_sources
 from mico_jax.data.tokenizer import Tokenizer, make_tokenizer
 from mico_jax.evaluation import check_evaluation
-from mico_jax.inputs import Preparer
+from mico_jax.inference.prepare import Preparer
+from mico_jax.inference.self_check import SMALL, make_self_check
 from mico_jax.modalities import MODALITIES, DecodeError, letters
 from mico_jax.objectives import select
 from mico_jax.parallel.mesh import make_mesh
@@ -40,7 +41,6 @@ from mico_jax.train.encode import make_plan
 from mico_jax.train.optimizer import Optimizer, make_optimizer
 from mico_jax.train.state import abstract_params, logical_axes
 from mico_jax.train.step import make_loss
-from mico_jax.verification import SMALL, make_self_check
 
 
 def training_captions(

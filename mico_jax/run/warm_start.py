@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from mico_jax.aliases import Params
 from mico_jax.checkpoint import manifest, restore
 from mico_jax.models.resize import (
   resize_frames,
@@ -22,7 +23,6 @@ from mico_jax.models.resize import (
   resize_text_positions,
 )
 from mico_jax.train import lora
-from mico_jax.types import Params
 
 RESIZERS: Mapping[str, restore.Resizer] = {
   r"^vision/pos_embed$": lambda table, shape: resize_table(table, shape[0]),

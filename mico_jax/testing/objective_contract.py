@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mico_jax.aliases import Batch, Params
 from mico_jax.config import (
   Config,
   InputConfig,
@@ -29,7 +30,6 @@ from mico_jax.models import build
 from mico_jax.objectives import OBJECTIVES
 from mico_jax.train import state as train_state
 from mico_jax.train.step import make_loss
-from mico_jax.types import Batch, Params
 
 TOKENIZER = TokenizerInfo(
   pad=0, cls=1, sep=2, mask=3, vocab_size=40, random_range=(5, 40)

@@ -14,9 +14,10 @@ import numpy as np
 
 from mico_jax.checkpoint import manifest
 from mico_jax.config import ModelConfig, TextConfig, VisionConfig
-from mico_jax.interop import mico, safetensors
-from mico_jax.interop.entries import to_theirs
-from mico_jax.interop.formats import FORMATS
+from mico_jax.interop.files import safetensors_file
+from mico_jax.interop.importing.formats import FORMATS
+from mico_jax.interop.names import mico
+from mico_jax.interop.names.weight_map import to_theirs
 from mico_jax.models import build
 
 PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrst")
@@ -159,7 +160,7 @@ def write(
   """
   (folder / "ckpt").mkdir(parents=True, exist_ok=True)
   name = f"model_step_{step}.safetensors"
-  safetensors.write(folder / "ckpt" / name, values)
+  safetensors_file.write(folder / "ckpt" / name, values)
   (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
   if hps is not None:
     (folder / "log").mkdir(exist_ok=True)

@@ -25,9 +25,9 @@ from mico_jax.config import (
   VisionConfig,
 )
 from mico_jax.data.tokenizer import make_tokenizer
-from mico_jax.inputs import Preparer
+from mico_jax.inference.prepare import Preparer
+from mico_jax.inference.self_check import make_self_check
 from mico_jax.models import build
-from mico_jax.verification import make_self_check
 
 # One config text for tests that need a file: `tiny(**changes)` as Python.
 CONFIG_FILE = """\

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mico_jax import rng
+from mico_jax.aliases import Batch, Params
 from mico_jax.config import Config, TaskConfig
 from mico_jax.data.language import kinds_of
-from mico_jax.kernels.partition import RowPartition
+from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.modalities import MODALITIES, by_letter, letters, preprocessing
 from mico_jax.models import MiCo, forward
-from mico_jax.objectives import Inputs, Selected, TextSlot, draws
-from mico_jax.types import Batch, Params
+from mico_jax.objectives import Inputs, Selected, TextSlot, sampling
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def make_plan(selected: Selected, task: TaskConfig | None = None) -> Plan:
 def same_texts(task: TaskConfig, groups: Iterable[str]) -> dict[str, str]:
   """Group -> the first group that holds the same texts.
 
-  Groups of the same caption kinds do (see `mico_jax.types`).
+  Groups of the same caption kinds do (see `mico_jax.aliases`).
   """
   first: dict[tuple[tuple[str, float], ...], str] = {}
   return {
@@ -157,10 +157,10 @@ def prepare(
   batch: Batch,
   plan: Plan,
   *,
-  tokenizer: draws.SpecialIds,
+  tokenizer: sampling.SpecialIds,
   row_keys: Key[Array, " B"],
   train: bool,
-  partition: RowPartition | None = None,
+  partition: BatchSharding | None = None,
 ) -> Inputs:
   """Encodes a batch as the plan says.
 
@@ -206,7 +206,7 @@ def prepare(
   text = {}
   for group in plan.texts:
     ids = batch["text"][group]
-    prints = draws.fingerprint(ids, pad=tokenizer.pad)
+    prints = sampling.fingerprint(ids, pad=tokenizer.pad)
     wanted = group in plan.text_features
     text[group] = TextSlot(
       ids, prints, features[plan.first(group)] if wanted else None

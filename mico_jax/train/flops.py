@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 
 from mico_jax import models
+from mico_jax.aliases import PyTree
 from mico_jax.config import Config, TaskConfig
 from mico_jax.kernels import target
-from mico_jax.objectives.draws import SpecialIds
+from mico_jax.objectives.sampling import SpecialIds
 from mico_jax.train.optimizer import Optimizer
 from mico_jax.train.step import make_loss
-from mico_jax.types import PyTree
 
 # Peak of one JAX device in bfloat16 (float16 for T4 and V100), dense, without
 # sparsity, in FLOP/s, by `device_kind`. Sources: the vendors' data sheets;

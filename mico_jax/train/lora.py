@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from mico_jax.aliases import Params, PyTree
 from mico_jax.config import ConfigError, OptimizerConfig
 from mico_jax.train import selection
-from mico_jax.types import Params, PyTree
 
 KEY = "lora"
 

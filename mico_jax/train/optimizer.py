@@ -28,10 +28,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from mico_jax.aliases import Params, PyTree
 from mico_jax.config import ConfigError, OptimizerConfig
 from mico_jax.train import lora, selection
-from mico_jax.train.narrow import narrow
-from mico_jax.types import Params, PyTree
+from mico_jax.train.stochastic_rounding import narrow
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 

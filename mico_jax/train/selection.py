@@ -13,8 +13,8 @@ from typing import Any
 
 import jax
 
+from mico_jax.aliases import PyTree
 from mico_jax.config import ConfigError
-from mico_jax.types import PyTree
 
 
 def path_name(path: Any) -> str:

@@ -18,13 +18,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from mico_jax import axes
+from mico_jax.aliases import Params, PyTree
 from mico_jax.config import Config
 from mico_jax.models import MiCo
 from mico_jax.objectives import OBJECTIVES
 from mico_jax.parallel import sharding
 from mico_jax.train import lora
 from mico_jax.train.optimizer import Optimizer, make_optimizer
-from mico_jax.types import Params, PyTree
 
 
 @flax.struct.dataclass

@@ -18,15 +18,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from mico_jax import axes, rng
+from mico_jax.aliases import Batch, Params
 from mico_jax.config import Config, ConfigError, TaskConfig
 from mico_jax.kernels import target
-from mico_jax.kernels.partition import RowPartition
-from mico_jax.layers.placement import placed
+from mico_jax.kernels.batch_sharding import BatchSharding
+from mico_jax.layers.fsdp_gather import placed
 from mico_jax.models import MiCo
-from mico_jax.objectives import Mean, draws, select, total_loss
+from mico_jax.objectives import Mean, sampling, select, total_loss
 from mico_jax.objectives.base import scalar
 from mico_jax.parallel import sharding
-from mico_jax.train import cached, encode, lora
+from mico_jax.train import encode, grad_cache, lora
 from mico_jax.train.optimizer import Optimizer, make_optimizer
 from mico_jax.train.state import (
   TrainState,
@@ -35,7 +36,6 @@ from mico_jax.train.state import (
   on_device,
   state_shardings,
 )
-from mico_jax.types import Batch, Params
 
 Loss = Callable[
   ..., tuple[Float[Array, ""], tuple[dict[str, Mean], dict[str, Array]]]
@@ -43,12 +43,12 @@ Loss = Callable[
 Step = jax.stages.Wrapped
 
 
-def row_partition(mesh: Mesh, rules: sharding.Rules) -> RowPartition | None:
+def row_partition(mesh: Mesh, rules: sharding.Rules) -> BatchSharding | None:
   """How the rows of a batch lie on the mesh; None: on one device."""
   target = sharding.spec((axes.BATCH,), rules)
   names = target[0] if target else ()
   names = (names,) if isinstance(names, str) else tuple(names or ())
-  partition = RowPartition(mesh, names)
+  partition = BatchSharding(mesh, names)
   return partition if partition.size > 1 else None
 
 
@@ -81,9 +81,9 @@ def make_loss(
   model: MiCo,
   config: Config,
   task: TaskConfig,
-  tokenizer: draws.SpecialIds,
+  tokenizer: sampling.SpecialIds,
   *,
-  partition: RowPartition | None = None,
+  partition: BatchSharding | None = None,
 ) -> Loss:
   """The loss of a task as a pure function.
 
@@ -154,7 +154,7 @@ def _floor_temperature(params: Params, floor: float) -> Params:
   return {**params, "temperature": value}
 
 
-def direct_gradient(loss: Loss, freeze: Any) -> cached.Gradient:
+def direct_gradient(loss: Loss, freeze: Any) -> grad_cache.Gradient:
   """The gradient of a loss, the whole batch at once."""
 
   def gradient(params: Params, batch: Batch, *, step: Int[Array, ""]) -> Any:
@@ -166,7 +166,7 @@ def direct_gradient(loss: Loss, freeze: Any) -> cached.Gradient:
 
 def update_state(
   state: TrainState,
-  gradient: cached.Gradient,
+  gradient: grad_cache.Gradient,
   batch: Batch,
   *,
   optimizer: Optimizer,
@@ -218,7 +218,7 @@ def make_train_step(
   model: MiCo,
   config: Config,
   task: TaskConfig,
-  tokenizer: draws.SpecialIds,
+  tokenizer: sampling.SpecialIds,
   mesh: Mesh,
   *,
   optimizer: Optimizer | None = None,
@@ -253,7 +253,7 @@ def make_train_step(
   loss = make_loss(model, config, task, tokenizer, partition=partition)
   gradient = direct_gradient(loss, optimizer.freeze)
   if config.train.micro_batches > 1:
-    gradient = cached.make_gradient(
+    gradient = grad_cache.make_gradient(
       model,
       config,
       task,
@@ -294,7 +294,7 @@ def make_eval_loss(
   model: MiCo,
   config: Config,
   task: TaskConfig,
-  tokenizer: draws.SpecialIds,
+  tokenizer: sampling.SpecialIds,
   mesh: Mesh,
 ) -> Step:
   """The jitted loss of a task without dropout: (params, batch) -> metrics.

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 import mico_jax
-from mico_jax import verification
 from mico_jax.checkpoint import restore, storage
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import override
 from mico_jax.data.tokenizer import tokenizer_from_files
+from mico_jax.inference import self_check
 from mico_jax.layers import mlp
 from mico_jax.modalities import spatial
 from mico_jax.models import mico
@@ -194,11 +194,11 @@ def test_good_checkpoint_loads_and_strict_false_tolerates(workdir):
 def test_head_order_is_caught_by_output_too(workdir):
   found = restore.open_checkpoint(workdir)
   tokenizer = tokenizer_from_files(found.tokenizer_files())
-  assert verification.verify(found, tokenizer) == ([], False)
+  assert self_check.verify(found, tokenizer) == ([], False)
   params = jax.tree.map(np.copy, dict(found.params))
   qkv = params["vision"]["blocks"]["attn"]["qkv"]
   qkv["kernel"] = swap_heads(qkv["kernel"])
-  problems, _ = verification.verify(
+  problems, _ = self_check.verify(
     dataclasses.replace(found, params=params), tokenizer
   )
   assert any("embed/image" in line for line in problems)

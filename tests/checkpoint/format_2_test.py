@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mico_jax
-from mico_jax import inference
+from mico_jax.inference import omni_model
 
 
 def inputs():
@@ -42,7 +42,7 @@ def unpacked(repository, tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(unpacked):
   found = mico_jax.load(unpacked)  # strict: its self-check agrees
-  assert isinstance(found, inference.OmniModel)
+  assert isinstance(found, omni_model.OmniModel)
   assert not found.notes
   return found
 

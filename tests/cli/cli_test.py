@@ -17,7 +17,7 @@ import pytest
 import mico_jax
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.cli import main as cli
-from mico_jax.cli.main import COMMANDS, main, split_overrides
+from mico_jax.cli.main import COMMANDS, main, module_of, split_overrides
 from mico_jax.testing import tiny_checkpoint, tiny_data
 
 
@@ -86,7 +86,7 @@ def test_every_command_has_a_module_and_is_listed(capsys):
   out = ok(capsys, "--help")
   for name in COMMANDS:
     assert f"    {name} " in out
-    module = importlib.import_module(f"mico_jax.cli.{name}")
+    module = importlib.import_module(module_of(name))
     assert callable(module.run)
     assert callable(module.add_arguments)
 
@@ -115,7 +115,7 @@ def test_defects_keep_their_traceback(here, monkeypatch):
   def broken(*_, **__):
     raise RuntimeError("a defect")
 
-  monkeypatch.setattr("mico_jax.inference.load", broken)
+  monkeypatch.setattr("mico_jax.inference.omni_model.load", broken)
   with pytest.raises(RuntimeError, match="a defect"):
     main(["caption", "--checkpoint", "run", "photo1.png"])
 
@@ -131,7 +131,7 @@ def test_defects_of_one_process_of_several_end_it_at_once(
   def leave(status):
     raise SystemExit(status)
 
-  monkeypatch.setattr("mico_jax.inference.load", broken)
+  monkeypatch.setattr("mico_jax.inference.omni_model.load", broken)
   monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
   monkeypatch.setattr(cli.os, "_exit", leave)
   with pytest.raises(SystemExit, match="1"):
@@ -254,7 +254,7 @@ def test_embed_equals_the_api(here, capsys, tmp_path):
 
 
 def test_embed_resumes_after_a_kill(here, capsys, tmp_path, monkeypatch):
-  from mico_jax.run import embed as job
+  from mico_jax.run.commands import embed as job
 
   names = [f"photo{i}.png" for i in range(10)]
   whole, out = tmp_path / "whole.npy", tmp_path / "v.npy"

@@ -13,7 +13,7 @@ from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
 from mico_jax.cli.main import main
-from mico_jax.run.logging import MetricsWriter, read_metrics
+from mico_jax.run.monitor.metric_log import MetricsWriter, read_metrics
 from mico_jax.testing import tiny_data
 
 CONFIG = """\

@@ -13,7 +13,7 @@ import pytest
 
 from mico_jax import config as c
 from mico_jax.cli.main import main
-from mico_jax.config import declare
+from mico_jax.config import fields
 from mico_jax.run.checks import check_values
 from mico_jax.testing import tiny_checkpoint
 
@@ -39,11 +39,11 @@ def undeclared(hint: Any, path: str) -> Iterator[str]:
   origin, args = typing.get_origin(base), typing.get_args(base)
   if base is bool or dataclasses.is_dataclass(base):
     return
-  kind = declare.Items if origin in (tuple, Mapping) else object
+  kind = fields.Items if origin in (tuple, Mapping) else object
   if not [r for r in rules if isinstance(r, kind)]:
     yield path
   for rule in rules:
-    if isinstance(rule, declare.Range):
+    if isinstance(rule, fields.Range):
       whole = isinstance(rule.low, int) and isinstance(rule.high, int)
       if whole != (base is int) or not rule.low < rule.high:
         yield f"{path}: {rule}"
@@ -98,7 +98,7 @@ def test_tables_of_keys_exist():
   for cls, field in FIELDS:
     hint = typing.get_type_hints(cls, include_extras=True)[field.name]
     for rule in split(hint)[1]:
-      if isinstance(rule, declare.Key):
+      if isinstance(rule, fields.Key):
         module, _, name = rule.table.rpartition(".")
         table = getattr(importlib.import_module(module), name)
         assert field.default in (*table, *rule.also)
@@ -121,11 +121,11 @@ def absurd(hint: Any) -> Iterator[str]:
   elif base is str:
     yield from ("3", "True", "('a',)", "'a\\n\\x1b[31mb'", "'\\ud800'")
     yield f"'{'x' * 5000}'"
-    if not rules[0].accepts("") or isinstance(rules[0], declare.Key):
+    if not rules[0].accepts("") or isinstance(rules[0], fields.Key):
       yield "''"
-    if isinstance(rules[0], (declare.Choice, declare.Key)):
+    if isinstance(rules[0], (fields.Choice, fields.Key)):
       yield "no_such_name"
-    if isinstance(rules[0], declare.Regex):
+    if isinstance(rules[0], fields.Regex):
       yield "'('"
   elif typing.get_origin(base) is tuple:
     yield from ("3", "text", "True", f"({'1,' * 5000})")

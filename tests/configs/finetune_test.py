@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mico_jax import config as config_lib
-from mico_jax import finetuning
 from mico_jax.run import setup
 from mico_jax.testing.tiny_data import write_manifest
+from mico_jax.train import finetuning
 
 SETS = {
   "retrieval": ("coco", "clotho", "msrvtt", "didemo"),

@@ -104,7 +104,7 @@ def test_a_path_that_exists_is_no_pattern(cases_dir, tmp_path, name):
 
 def test_another_source_is_evaluated(cases_dir, tmp_path):
   from mico_jax.data.sources import pin_sources
-  from mico_jax.run.evaluate import unpinned
+  from mico_jax.run.commands.evaluate import unpinned
 
   for file in (cases_dir / "evaluate_other_source").iterdir():
     shutil.copy(file, tmp_path)

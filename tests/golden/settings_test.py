@@ -13,7 +13,7 @@ import soundfile
 from PIL import Image
 
 from mico_jax.config import AudioConfig
-from mico_jax.interop import safetensors
+from mico_jax.interop.files import safetensors_file
 from mico_jax.modalities import Geometry, audio, sound, spatial
 from mico_jax.testing import golden
 from mico_jax.testing.golden import __main__ as runner
@@ -76,7 +76,7 @@ def write(case, outputs):
     )
     for name, value in outputs.items()
   }
-  safetensors.write(case / "outputs.safetensors", values)
+  safetensors_file.write(case / "outputs.safetensors", values)
 
 
 def lines(case, capsys):
@@ -89,7 +89,7 @@ def test_settings_that_a_folder_lacks_are_told_by_names_and_shapes(
 ):
   code, out = lines(folder, capsys)
   assert code == 0, out
-  for name in safetensors.read(folder / "outputs.safetensors"):
+  for name in safetensors_file.read(folder / "outputs.safetensors"):
     assert f"  ok   {name} " in out, name
   assert "preprocess_b (preprocess)" in out
 
@@ -97,7 +97,7 @@ def test_settings_that_a_folder_lacks_are_told_by_names_and_shapes(
 @pytest.mark.parametrize("about", ["a.png", {"file": "a.png"}, {}, None])
 def test_a_picture_may_be_named_in_any_way(folder, about, capsys):
   (folder / "config.json").write_text(json.dumps({"image": about}))
-  outputs = safetensors.read(folder / "outputs.safetensors")
+  outputs = safetensors_file.read(folder / "outputs.safetensors")
   write(folder, {k: v for k, v in outputs.items() if "image" in k})
   code, out = lines(folder, capsys)
   assert code == 0, out
@@ -105,7 +105,7 @@ def test_a_picture_may_be_named_in_any_way(folder, about, capsys):
 
 def test_another_mean_of_sound_is_seen(folder, capsys):
   """15.39 in place of 15.41663 moves slices by 0.002."""
-  outputs = safetensors.read(folder / "outputs.safetensors")
+  outputs = safetensors_file.read(folder / "outputs.safetensors")
   shift = (AUDIO.mean - 15.39) / (2 * AUDIO.std)
   sliced = [name for name in outputs if "proc" in name or "out" in name]
   write(folder, {**outputs, **{k: outputs[k] + shift for k in sliced}})
@@ -204,7 +204,7 @@ def test_demo_with_the_pixels_of_clip(golden_dir, tmp_path, capsys):
   settings = json.loads((case / "config.json").read_text())
   settings["image_encoder_type_for_normalisation"] = "evaclip"
   (case / "config.json").write_text(json.dumps(settings))
-  outputs = safetensors.read(case / "outputs.safetensors")
+  outputs = safetensors_file.read(case / "outputs.safetensors")
   axes = (1, 1, 3, 1, 1)
   (mean, std), (other, scale) = (
     [np.reshape(x, axes) for x in stats]
@@ -212,7 +212,9 @@ def test_demo_with_the_pixels_of_clip(golden_dir, tmp_path, capsys):
   )
   image = (outputs["image_input"] * std + mean - other) / scale
   file = case / "outputs.safetensors"
-  safetensors.write(file, {**outputs, "image_input": image.astype(np.float32)})
+  safetensors_file.write(
+    file, {**outputs, "image_input": image.astype(np.float32)}
+  )
   code, out = lines(case, capsys)
   assert "  ok   image_input " in out, out
   assert "  ok   audio_input " in out

@@ -13,24 +13,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mico_jax import inference
 from mico_jax.checkpoint import restore
 from mico_jax.cli import main as cli
 from mico_jax.config import ConfigError, TokenizerConfig
 from mico_jax.data import wordpiece
 from mico_jax.data.tokenizer import WordPieceTokenizer, make_tokenizer
-from mico_jax.interop import (
+from mico_jax.inference import omni_model
+from mico_jax.inference.self_check import SelfCheck
+from mico_jax.interop.exporting import (
   export,
-  hf_text,
-  hf_tokenizer,
-  open_clip_folder,
+  openclip_folder,
   timm_folder,
+  transformers_text,
+  transformers_tokenizer,
 )
 from mico_jax.models import build
 from mico_jax.models.mico import Context
 from mico_jax.models.presets import VISION
 from mico_jax.testing.tiny_checkpoint import save_tiny, tiny_config
-from mico_jax.verification import SelfCheck
 
 pytestmark = [
   pytest.mark.clients,
@@ -91,7 +91,7 @@ TOKENIZERS = {
 def test_auto_tokenizer_gives_our_ids(kind, tmp_path):
   transformers = pytest.importorskip("transformers")
   ours = TOKENIZERS[kind]()
-  files, notes = hf_tokenizer.files(ours, LENGTH)
+  files, notes = transformers_tokenizer.files(ours, LENGTH)
   assert not notes
   export.write_files(tmp_path, files)
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -136,7 +136,7 @@ def test_what_a_tokenizer_file_cannot_hold_is_said():
     control_symbols=["[CLS]", "[SEP]", "[PAD]", "[MASK]"],
     minloglevel=3,
   )
-  files, notes = hf_tokenizer.files(
+  files, notes = transformers_tokenizer.files(
     SentencePieceTokenizer(model.getvalue()), LENGTH
   )
   assert list(files) == ["sentencepiece.model"]
@@ -165,7 +165,7 @@ def test_transformers_opens_the_text_tower(source, tmp_path, capsys):
   with torch.no_grad():
     hidden = model.eval()(**given).last_hidden_state[:, 0].numpy()
   assert np.abs(hidden[0] - hidden[2]).max() > 1e-3  # not one for all
-  ours = inference.load(source)
+  ours = omni_model.load(source)
   opened = export.open_source(source)
   head = np.asarray(opened.params["contrastive_head"]["t"]["kernel"])
   rows = hidden @ head
@@ -178,7 +178,7 @@ def test_transformers_writes_captions_and_matches(source, tmp_path, capsys):
   transformers = pytest.importorskip("transformers")
   torch = pytest.importorskip("torch")
   exported(capsys, source, tmp_path / "out", "transformers")
-  folder = tmp_path / "out" / hf_text.DECODER
+  folder = tmp_path / "out" / transformers_text.DECODER
   decoder, about = transformers.AutoModelForCausalLM.from_pretrained(
     folder, output_loading_info=True
   )
@@ -329,11 +329,11 @@ def test_open_clip_holds_both_towers(name, tmp_path):
   pytest.importorskip("open_clip")
   source = source_of(name)
   report = export.Report("openclip", {})
-  open_clip_folder.write(source, tmp_path, tmp_path, report)
+  openclip_folder.write(source, tmp_path, tmp_path, report)
   about = json.loads((tmp_path / "open_clip_config.json").read_text())
   native = "timm_model_name" not in about["model_cfg"]["vision_cfg"]
   assert native == (name == "clip_b16")
-  gaps = open_clip_folder.compare(source, tmp_path, tmp_path)
+  gaps = openclip_folder.compare(source, tmp_path, tmp_path)
   assert max(gaps.values()) <= export.TOLERANCE, gaps
 
 
@@ -356,9 +356,9 @@ def test_open_clip_opens_the_whole_model(source, tmp_path, capsys):
   with torch.no_grad():
     image = model.eval().encode_image(transform(picture)[None], normalize=True)
     text = model.encode_text(tokenizer(texts), normalize=True)
-  want = inference.load(source).embed(image=[picture])["image"]
+  want = omni_model.load(source).embed(image=[picture])["image"]
   np.testing.assert_allclose(image.numpy(), want, atol=1e-5)
-  want = inference.load(source).embed(text=texts)["text"]
+  want = omni_model.load(source).embed(text=texts)["text"]
   np.testing.assert_allclose(text.numpy(), want, atol=1e-5)
 
 
@@ -369,4 +369,4 @@ def test_a_model_without_a_text_head_is_no_open_clip(tmp_path):
   source.checkpoint = dataclasses.replace(source.checkpoint, config=config)
   report = export.Report("openclip", {})
   with pytest.raises(ConfigError, match=r"no head t .*openclip-vision"):
-    open_clip_folder.write(source, tmp_path, tmp_path, report)
+    openclip_folder.write(source, tmp_path, tmp_path, report)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from mico_jax.checkpoint.manifest import CheckpointError
-from mico_jax.interop import formats, import_config, safetensors
-from mico_jax.interop.formats import FORMATS
+from mico_jax.interop.files import safetensors_file
+from mico_jax.interop.importing import formats, run_config
+from mico_jax.interop.importing.formats import FORMATS
 from mico_jax.testing import released_folder as tiny
 
 WIDTH, HIDDEN, PATCH, SIZE = 8, 12, 4, 8
@@ -55,7 +56,7 @@ QKV = ("query", "key", "value")
 
 
 def write(folder, tensors, **files):
-  safetensors.write(folder / "model.safetensors", tensors)
+  safetensors_file.write(folder / "model.safetensors", tensors)
   for name, value in files.items():
     text = value if isinstance(value, str) else json.dumps(value)
     name = name if "." in name else f"{name}.json"
@@ -255,8 +256,8 @@ def test_special_tokens_may_be_listed(tmp_path):
     tokenizer_config={"do_lower_case": True},
   )
   source = read("bert", folder)
-  config = import_config.run_config(source, None, ())
-  assert import_config.tokenizer(source, config, None, None).info.vocab_size
+  config = run_config.run_config(source, None, ())
+  assert run_config.tokenizer(source, config, None, None).info.vocab_size
 
 
 def test_a_decoder_is_noted(tmp_path):

@@ -12,8 +12,8 @@ import pytest
 
 from mico_jax.checkpoint import manifest
 from mico_jax.config import ModelConfig, TextConfig, VisionConfig
-from mico_jax.interop import families, mico, mico_vision, tower_names
-from mico_jax.interop.entries import to_theirs
+from mico_jax.interop.names import mico, mico_vision, staged_vision, timm_vision
+from mico_jax.interop.names.weight_map import to_theirs
 from mico_jax.models import build, presets, swin
 
 EPS = 1e-5  # of both originals
@@ -66,9 +66,9 @@ def clip_as_read():
 
 def swin_as_read():
   """The config that tensors of a Swin give."""
-  shapes = families.tensor_shapes(SWIN, layout="released")
+  shapes = staged_vision.tensor_shapes(SWIN, layout="released")
   tensors = {name: np.zeros(shape, "f4") for name, shape in shapes.items()}
-  found = families.swin_config(tensors)
+  found = staged_vision.swin_config(tensors)
   return dataclasses.replace(found, image_size=SWIN.image_size)
 
 
@@ -174,7 +174,7 @@ def test_swin():
 
 
 def test_every_place_that_names_the_eps():
-  assert tower_names.SWIN_EPS == EPS
+  assert timm_vision.SWIN_EPS == EPS
   assert {size.norm_eps for size in swin.SIZES.values()} == {EPS}
   clips = {k: v for k, v in presets.VISION.items() if v.pre_norm}
   assert clips

@@ -16,26 +16,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mico_jax import verification
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.cli import export as cli_export
 from mico_jax.cli import main as cli
 from mico_jax.config import ConfigError
-from mico_jax.interop import (
+from mico_jax.inference import self_check
+from mico_jax.interop import exporter
+from mico_jax.interop.exporting import (
   export,
-  hf_text,
-  layout,
-  mico_folder,
-  released,
-  safetensors,
-  sharded,
+  official_folder,
   stablehlo,
-  targets,
-  tower_names,
+  torch_folder,
+  transformers_text,
 )
-from mico_jax.interop import torch as exporter
-from mico_jax.interop.importing import import_checkpoint
+from mico_jax.interop.files import safetensors_file, writing
+from mico_jax.interop.importer import import_checkpoint
+from mico_jax.interop.importing import mico_folder
+from mico_jax.interop.names import timm_vision, torch_modules
 from mico_jax.models import build
 from mico_jax.models.presets import PRESETS, VISION
 from mico_jax.testing import released_folder as tiny
@@ -59,7 +57,7 @@ def run_cli(capsys, *argv: object) -> tuple[int, str, str]:
 
 
 def test_command_lists_every_target():
-  assert tuple(targets.TARGETS) == cli_export.TARGETS
+  assert tuple(exporter.TARGETS) == cli_export.TARGETS
 
 
 @pytest.mark.parity
@@ -90,7 +88,7 @@ def test_torch_folder_and_report(checkpoint, tmp_path, capsys):
 @pytest.mark.parity
 def test_torch_folder_runs_without_this_package(source, tmp_path):
   pytest.importorskip("torch")
-  targets.run(source, "torch", tmp_path / "o", targets.Options(compare=False))
+  exporter.run(source, "torch", tmp_path / "o", exporter.Options(compare=False))
   code = """
 import sys
 away = "jax flax mico_jax sentencepiece jaxtyping av soundfile etils grain"
@@ -157,13 +155,13 @@ def test_damage_of_an_import_is_said_when_it_is_read(tmp_path):
 def test_full_check_compares_the_outputs(checkpoint, monkeypatch):
   export.open_source(checkpoint, check="full")
   found = (["self-check: embed/image differs."], False)
-  monkeypatch.setattr(verification, "verify", lambda *_: found)
+  monkeypatch.setattr(self_check, "verify", lambda *_: found)
   export.open_source(checkpoint, check="fast")
   with pytest.raises(CheckpointError, match=r"embed/image.*--not-strict"):
     export.open_source(checkpoint, check="full")
   with pytest.warns(UserWarning, match="embed/image"):
     export.open_source(checkpoint, check="full", strict=False)
-  monkeypatch.setattr(verification, "verify", lambda *_: (found[0], True))
+  monkeypatch.setattr(self_check, "verify", lambda *_: (found[0], True))
   with pytest.warns(UserWarning, match="embed/image"):
     export.open_source(checkpoint, check="full")
 
@@ -185,48 +183,48 @@ def test_comparing_what_cannot_run_is_refused(
   status, _, err = run_cli(capsys, *argv, "--to", "timm", *size)
   assert status == 2
   assert "timm reads one file of weights" in err
-  on = targets.Options(compare=True)
+  on = exporter.Options(compare=True)
 
   def fail(*args):
     raise ImportError("libtorch.so is missing")
 
-  monkeypatch.setattr(exporter, "compare", fail)
+  monkeypatch.setattr(torch_folder, "compare", fail)
   monkeypatch.setattr(importlib.util, "find_spec", lambda *_: object())
   with pytest.raises(ConfigError, match=r"cannot be loaded: libtorch\.so"):
-    targets.run(source, "torch", tmp_path / "o", on)
-  report = targets.run(source, "torch", tmp_path / "auto")
+    exporter.run(source, "torch", tmp_path / "o", on)
+  report = exporter.run(source, "torch", tmp_path / "auto")
   assert any("libtorch.so is missing" in note for note in report.notes)
   monkeypatch.undo()
   monkeypatch.setitem(sys.modules, "torch", None)
   with pytest.raises(ConfigError, match=r"needs torch.*mico-jax\[torch\]"):
-    targets.run(source, "torch", tmp_path / "o", on)
+    exporter.run(source, "torch", tmp_path / "o", on)
   assert not (tmp_path / "o").exists()
 
 
 def test_shards_hold_everything_once(source, tmp_path):
-  options = targets.Options(max_shard_size=100_000)
+  options = exporter.Options(max_shard_size=100_000)
   out = tmp_path / "o"
-  report = targets.run(source, "safetensors", out, options)
-  index = json.loads((out / sharded.INDEX).read_text())
+  report = exporter.run(source, "safetensors", out, options)
+  index = json.loads((out / writing.INDEX).read_text())
   tensors = {}
   for name in set(index["weight_map"].values()):
-    found = safetensors.read(out / name)
+    found = safetensors_file.read(out / name)
     assert sum(v.nbytes for v in found.values()) <= 100_000
     tensors |= found
   assert set(tensors) == set(index["weight_map"])
   assert len(tensors) == len(report.tensors)
-  back = layout.from_torch(tensors, source.model)
+  back = torch_modules.from_torch(tensors, source.model)
   jax.tree.map(np.testing.assert_array_equal, back, dict(source.params))
   del tensors["temperature"]
   with pytest.raises(ValueError, match="missing \\['temperature'\\]"):
-    layout.from_torch(tensors, source.model)
+    torch_modules.from_torch(tensors, source.model)
 
 
 def test_bfloat16_keeps_its_bits(tmp_path):
   value = jnp.arange(7, dtype=jnp.bfloat16) / jnp.bfloat16(3)
-  items = [sharded.item("x", np.asarray(value))]
-  sharded.write(tmp_path, items)
-  got = safetensors.read(tmp_path / sharded.WEIGHTS)["x"]
+  items = [writing.item("x", np.asarray(value))]
+  writing.write(tmp_path, items)
+  got = safetensors_file.read(tmp_path / writing.WEIGHTS)["x"]
   np.testing.assert_array_equal(
     got.view(np.uint16), np.asarray(value).view(np.uint16)
   )
@@ -235,36 +233,36 @@ def test_bfloat16_keeps_its_bits(tmp_path):
 @pytest.mark.parametrize("text", ["5 gigs", "", "-1", "0", "GB"])
 def test_bad_sizes_are_named(text):
   with pytest.raises(ConfigError, match="is not like 5GB"):
-    sharded.parse_size(text)
-  assert sharded.parse_size("1.5MB") == 1_500_000
+    writing.parse_size(text)
+  assert writing.parse_size("1.5MB") == 1_500_000
 
 
 def test_nothing_is_left_behind(source, tmp_path, monkeypatch):
   def fail(*args, **kwargs):
     raise OSError("disk full")
 
-  monkeypatch.setattr(sharded, "_write_file", fail)
+  monkeypatch.setattr(writing, "_write_file", fail)
   with pytest.raises(OSError, match="disk full"):
-    targets.run(source, "safetensors", tmp_path / "o")
+    exporter.run(source, "safetensors", tmp_path / "o")
   assert list(tmp_path.iterdir()) == []
   with pytest.raises(ConfigError, match="known: torch, mico"):
-    targets.run(source, "onnx", tmp_path / "o")
+    exporter.run(source, "onnx", tmp_path / "o")
 
 
 def test_an_empty_folder_is_filled_where_it_is(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for path in (pathlib.Path("."), tmp_path):
-    with sharded.new_folder(path) as folder:
+    with writing.new_folder(path) as folder:
       (folder / "sub").mkdir()
       (folder / "sub" / "a.txt").write_text("a")
     assert pathlib.Path("sub/a.txt").read_text() == "a"
     assert [p.name for p in tmp_path.iterdir()] == ["sub"]
     with pytest.raises(ConfigError, match="not an empty folder"):
-      sharded.check_new(path)
+      writing.check_new(path)
     shutil.rmtree("sub")
 
   def fail():
-    with sharded.new_folder(pathlib.Path(".")) as folder:
+    with writing.new_folder(pathlib.Path(".")) as folder:
       (folder / "a.txt").write_text("a")
       raise OSError("disk full")
 
@@ -320,7 +318,7 @@ def random_params(model):
 def test_openclip_names(name, wanted):
   config = encoder(name)
   params = random_params(build(config))
-  items = tower_names.vision_items(params, config.vision, "openclip")
+  items = timm_vision.vision_items(params, config.vision, "openclip")
   names = [one.name for one in items]
   assert wanted in names
   assert all(n.startswith("visual.") for n in names)
@@ -331,7 +329,7 @@ def test_what_timm_lacks_is_named(tmp_path, source):
     VISION["eva02_b16"], mlp="quick_gelu", pre_norm=True
   )
   with pytest.raises(ConfigError, match=r"mlp='quick_gelu'.*pre_norm"):
-    tower_names.timm_entries(vision)
+    timm_vision.timm_entries(vision)
   for vision, match in (
     (VISION["unireplknet_a"], "encoder='unireplknet'"),
     (
@@ -354,17 +352,20 @@ def test_what_timm_lacks_is_named(tmp_path, source):
     ),
   ):
     with pytest.raises(ConfigError, match=match):
-      list(tower_names.vision_items({}, vision, "timm"))
+      list(timm_vision.vision_items({}, vision, "timm"))
 
 
 def test_text_tower_for_transformers(source, tmp_path):
   out = tmp_path / "o"
-  off = targets.Options(compare=False)
-  report = targets.run(source, "transformers", out, off)
+  off = exporter.Options(compare=False)
+  report = exporter.run(source, "transformers", out, off)
   cross = "bert.encoder.layer.1.crossattention.self.key.weight"
   count = 0
-  for folder, decoder in ((out, False), (out / hf_text.DECODER, True)):
-    tensors = safetensors.read(folder / sharded.WEIGHTS)
+  for folder, decoder in (
+    (out, False),
+    (out / transformers_text.DECODER, True),
+  ):
+    tensors = safetensors_file.read(folder / writing.WEIGHTS)
     assert (cross in tensors) == decoder
     assert "cls.predictions.transform.dense.weight" in tensors
     assert not any(name.startswith("multimodal") for name in tensors)
@@ -393,9 +394,9 @@ def test_stablehlo_runs_with_jax_alone(source, tmp_path):
     lowered = stablehlo.lower(found[name], source.params)
     assert set(lowered.platforms) == {"cpu", "cuda", "tpu"}
     (out / f"{name}.stablehlo").write_bytes(lowered.serialize())
-  flat = layout.flatten(source.params)
-  items = [sharded.item(k, np.asarray(v)) for k, v in flat.items()]
-  sharded.write(out, items)
+  flat = torch_modules.flatten(source.params)
+  items = [writing.item(k, np.asarray(v)) for k, v in flat.items()]
+  writing.write(out, items)
   rng = np.random.default_rng(0)
   inputs = {
     key: rng.integers(0, 200, (3, *spec.shape)).astype(spec.dtype)
@@ -447,11 +448,11 @@ def test_functions_compute_in_float32_and_name_their_weights(
   model = dataclasses.replace(source.config.model, dtype="bfloat16")
   config = dataclasses.replace(source.config, model=model)
   found = stablehlo.functions(config, source.tokenizer)["embed_text"]
-  flat = layout.flatten(source.params)
+  flat = torch_modules.flatten(source.params)
   ids = np.zeros((1, *found.inputs["text"].shape), np.int32)
   assert "bf16" not in str(jax.make_jaxpr(found.call)(flat, ids))
   monkeypatch.setattr(stablehlo, "functions", lambda *_: {})
-  for size, name in ((100_000, sharded.INDEX), (10**9, sharded.WEIGHTS)):
+  for size, name in ((100_000, writing.INDEX), (10**9, writing.WEIGHTS)):
     out = tmp_path / str(size)
     out.mkdir()
     report = export.Report("stablehlo", {})
@@ -476,15 +477,15 @@ def test_functions_compute_in_float32_and_name_their_weights(
 )
 def test_names_of_the_originals_encoders(source, name, kind):
   config = dataclasses.replace(source.config, model=PRESETS[name])
-  settings = released.hps(config)["model_cfg"]
+  settings = official_folder.hps(config)["model_cfg"]
   assert settings["vision_encoder_type"] == (kind or "evaclip01_giant")
   assert ("tiny_vision" in settings) == (not kind)
-  assert released.encoder_type(PRESETS[name].vision) == kind
+  assert official_folder.encoder_type(PRESETS[name].vision) == kind
 
 
 def test_settings_of_the_original_name_unusual_sizes(source):
   """Read back by the importer, which refuses settings that contradict."""
-  settings = released.hps(source.config)["model_cfg"]
+  settings = official_folder.hps(source.config)["model_cfg"]
   vision, text = source.config.model.vision, source.config.model.text
   assert settings["tiny_vision"]["head_width"] == 16
   assert settings["tiny_bert"]["num_attention_heads"] == text.num_heads
@@ -497,6 +498,6 @@ def test_settings_of_the_original_name_unusual_sizes(source):
   giant = dataclasses.replace(
     source.config, model=dataclasses.replace(PRESETS["mico_g14"])
   )
-  settings = released.hps(giant)["model_cfg"]
+  settings = official_folder.hps(giant)["model_cfg"]
   assert settings["vision_encoder_type"] == "evaclip01_giant"
   assert not {"tiny_vision", "tiny_bert"} & set(settings)

@@ -12,15 +12,19 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mico_jax.interop import safetensors, torch_archive, torch_script
-from mico_jax.interop.sharded import item
-from mico_jax.interop.tensors import (
+from mico_jax.interop.files import (
+  safetensors_file,
+  torch_writer,
+  torchscript_file,
+)
+from mico_jax.interop.files.tensors import (
   WeightsError,
   count_layers,
   from_arrays,
   open_tensors,
   renamed,
 )
+from mico_jax.interop.files.writing import item
 
 
 # ---------------------------------------------------------------- safetensors
@@ -71,7 +75,7 @@ def test_hostile_headers(tmp_path, header, data, length, match):
 def test_bfloat16_by_bits(tmp_path):
   value = np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3)
   path = tmp_path / "x.safetensors"
-  safetensors.write(path, from_arrays({"a": value, "b": value[:0]}))
+  safetensors_file.write(path, from_arrays({"a": value, "b": value[:0]}))
   found = open_tensors(path)
   assert found["a"].dtype == ml_dtypes.bfloat16
   assert found["a"].load().tobytes() == value.tobytes()
@@ -103,7 +107,7 @@ def test_layers_that_no_tensor_fills():
 )
 def test_indexes_that_do_not_fit(tmp_path, places, match):
   tensors = from_arrays({"a": np.ones(1), "b": np.ones(1)})
-  safetensors.write(tmp_path / "one.safetensors", tensors)
+  safetensors_file.write(tmp_path / "one.safetensors", tensors)
   index = tmp_path / "m.safetensors.index.json"
   index.write_text(json.dumps({"weight_map": places}))
   with pytest.raises(WeightsError, match=match):
@@ -326,7 +330,7 @@ def test_torchscript_is_read_without_running_it(torch, tmp_path, monkeypatch):
 
 def module(attributes):
   """The pickle of a TorchScript object with attributes (name, pickle)."""
-  pairs = b"".join(torch_archive._text(k) + v for k, v in attributes)
+  pairs = b"".join(torch_writer._text(k) + v for k, v in attributes)
   return b"c__torch__.m\nModule\n)\x81}(" + pairs + b"ub"
 
 
@@ -341,7 +345,7 @@ def archive(path, pickled, **members):
 
 
 VALUE = np.array([0.5, 2.0], np.float32)
-TENSOR = torch_archive._tensor(item("w", VALUE), "s")
+TENSOR = torch_writer._tensor(item("w", VALUE), "s")
 
 
 def test_a_module_under_two_names_is_listed_twice(tmp_path):
@@ -354,13 +358,13 @@ def test_a_module_under_two_names_is_listed_twice(tmp_path):
     np.testing.assert_array_equal(one.load(), VALUE)
   # An object that holds itself.
   loop = b"c__torch__.m\nModule\n)\x81q\x00}("
-  loop += torch_archive._text("me") + b"h\x00"
-  loop += torch_archive._text("w") + TENSOR + b"ub"
+  loop += torch_writer._text("me") + b"h\x00"
+  loop += torch_writer._text("w") + TENSOR + b"ub"
   assert list(open_tensors(archive(path, loop))) == ["w"]
 
 
 def test_modules_nested_without_end_are_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(torch_script, "MAX_OBJECTS", 1000)
+  monkeypatch.setattr(torchscript_file, "MAX_OBJECTS", 1000)
   # Each holds the one before under two names: 2 ** 60 places.
   inner = module([("w", TENSOR)])
   for i in range(60):

@@ -9,11 +9,12 @@ import re
 import numpy as np
 import pytest
 
-from mico_jax import inference
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.cli.main import main
-from mico_jax.interop import formats, import_config, safetensors
-from mico_jax.interop.formats import FORMATS
+from mico_jax.inference import omni_model
+from mico_jax.interop.files import safetensors_file
+from mico_jax.interop.importing import formats, run_config
+from mico_jax.interop.importing.formats import FORMATS
 from mico_jax.testing import released_folder as tiny
 
 EVA, CLIP, PLAIN = tiny.EVA, tiny.CLIP, tiny.PLAIN
@@ -53,7 +54,7 @@ def bert():
 def write(folder, tensors, **configs):
   """A folder of weights and JSON files, `config=...` as config.json."""
   folder.mkdir(parents=True, exist_ok=True)
-  safetensors.write(folder / "model.safetensors", tensors)
+  safetensors_file.write(folder / "model.safetensors", tensors)
   for name, value in configs.items():
     (folder / f"{name}.json").write_text(json.dumps(value))
   return folder
@@ -192,7 +193,7 @@ def test_preprocessing_of_open_clip(tmp_path, form, about, mode):
   assert "data.inputs" not in found.guesses
   noted = [note for note in found.notes if "interpolation in training" in note]
   assert bool(noted) == (about.get("interpolation") != "bilinear")
-  assert mode in import_config.MODALITIES["image"].modes
+  assert mode in run_config.MODALITIES["image"].modes
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -303,9 +304,9 @@ def bert_of(words):
 
 def tokens_of(folder, text, vocabulary=None):
   source = read("bert", folder)
-  config = import_config.run_config(source, None, (), vocabulary)
-  made = import_config.tokenizer(source, config, vocabulary, None)
-  import_config.check_vocabulary(config, made)
+  config = run_config.run_config(source, None, (), vocabulary)
+  made = run_config.tokenizer(source, config, vocabulary, None)
+  run_config.check_vocabulary(config, made)
   return made.tokenize(text)
 
 
@@ -408,7 +409,7 @@ def test_a_checkpoint_keeps_the_case_of_its_words(tmp_path, capsys):
   sizes = [f"--config.model.vision.{k}={v}" for k, v in SMALL.items()]
   command = ["import", "--from", "bert", str(folder), "--out", str(out)]
   assert main([*command, "--self-check", "off", *sizes]) == 0
-  model = inference.load(out)
+  model = omni_model.load(out)
   want = ["Paris", "caf", "##\u00e9"]
   assert model.tokenizer.tokenize("Paris caf\u00e9") == want
   assert model.tokenizer.encode("Paris", 4).tolist() == [2, 5, 3, 0]
@@ -427,7 +428,7 @@ def test_an_encoder_alone_needs_no_vocabulary(tmp_path, capsys):
     assert guess in printed.err
   assert "so it is fresh (random)" in printed.out
   picture = np.zeros((20, 20, 3), np.uint8)
-  rows = inference.load(out).embed(image=[picture])["image"]
+  rows = omni_model.load(out).embed(image=[picture])["image"]
   assert np.isfinite(rows).all()
   # What the user says is no guess.
   given = [

@@ -14,19 +14,13 @@ from mico_jax.checkpoint import restore
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import VisionConfig
 from mico_jax.data.tokenizer import tokenizer_from_files
-from mico_jax.interop import (
-  clip,
-  export,
-  families,
-  import_config,
-  importing,
-  mico_vision,
-  originals,
-  safetensors,
-  targets,
-)
-from mico_jax.interop.formats import FORMATS
-from mico_jax.interop.importing import import_checkpoint
+from mico_jax.interop import exporter, importer
+from mico_jax.interop.exporting import export
+from mico_jax.interop.files import safetensors_file
+from mico_jax.interop.importer import import_checkpoint
+from mico_jax.interop.importing import clip, run_config, source_tensors
+from mico_jax.interop.importing.formats import FORMATS
+from mico_jax.interop.names import mico_vision, staged_vision
 from mico_jax.models import build
 from mico_jax.run.warm_start import warm_start
 from mico_jax.testing import released_folder as tiny
@@ -51,7 +45,7 @@ def base(tmp_path_factory):
 
 def run(tmp_path, form, tensors, base, **options):
   tmp_path.mkdir(exist_ok=True)
-  safetensors.write(tmp_path / "w.safetensors", tensors)
+  safetensors_file.write(tmp_path / "w.safetensors", tensors)
   return import_checkpoint(
     form, tmp_path, tmp_path / "out", onto=base, self_check=False, **options
   )
@@ -74,7 +68,7 @@ def test_encoders(tmp_path, form, base):
   assert "text/embed/words" in report.taken
   # Projections of another width are fresh.
   assert "project/video/dense/kernel" in report.new
-  found = originals.open_tensors(tmp_path / "out")
+  found = source_tensors.open_tensors(tmp_path / "out")
   assert found.keys() == tensors.keys()
   for name, value in tensors.items():
     assert found[name].load().tobytes() == value.tobytes(), name
@@ -108,7 +102,7 @@ def test_bert(tmp_path, base, cross):
   crossed = [p for p in report.taken if "cross_" in p]
   assert bool(crossed) != cross
   assert not any(path.startswith("text/") for path in report.new)
-  found = originals.open_tensors(tmp_path / "out")
+  found = source_tensors.open_tensors(tmp_path / "out")
   assert found.keys() == tensors.keys()
   for name, value in tensors.items():
     assert found[name].load().tobytes() == value.tobytes(), name
@@ -128,7 +122,7 @@ def test_what_a_file_lacks_is_new_to_a_run(tmp_path, base):
   tensors = {k: v for k, v in tensors.items() if "crossattention" not in k}
   (tmp_path / "vocab.txt").write_text("\n".join(tiny.PIECES) + "\n")
   (tmp_path / "config.json").write_text('{"num_attention_heads": 2}')
-  safetensors.write(tmp_path / "w.safetensors", tensors)
+  safetensors_file.write(tmp_path / "w.safetensors", tensors)
   small = ["image_size=16", "patch_size=8", "width=8", "depth=1", "mlp_dim=8"]
   report = import_checkpoint(
     "bert",
@@ -236,7 +230,7 @@ def tower_source(base, vision):
 
 
 EXPORTS = ("timm", "openclip-vision")
-WITHOUT = targets.Options(compare=False)  # clients_test.py compares
+WITHOUT = exporter.Options(compare=False)  # clients_test.py compares
 
 
 @pytest.mark.parametrize(
@@ -252,7 +246,7 @@ def test_exported_towers_come_back(tmp_path, base, name, form):
   """What `export --to` these writes, `import --from timm` reads."""
   vision = {**TRUNKS, **STAGED}[name]
   source = tower_source(base, vision)
-  notes = targets.run(source, form, tmp_path / "tower", WITHOUT).notes
+  notes = exporter.run(source, form, tmp_path / "tower", WITHOUT).notes
   assert not any("no place" in note for note in notes)
   report = import_checkpoint(
     "timm", tmp_path / "tower", tmp_path / "out", onto=base, self_check=False
@@ -265,8 +259,8 @@ def test_exported_towers_come_back(tmp_path, base, name, form):
     found.params["vision"],
     source.params["vision"],
   )
-  written = safetensors.read(tmp_path / "tower" / "model.safetensors")
-  again = originals.open_tensors(tmp_path / "out")
+  written = safetensors_file.read(tmp_path / "tower" / "model.safetensors")
+  again = source_tensors.open_tensors(tmp_path / "out")
   assert again.keys() == written.keys()
   for key, value in written.items():
     np.testing.assert_array_equal(again[key].load(), value)
@@ -274,7 +268,7 @@ def test_exported_towers_come_back(tmp_path, base, name, form):
 
 def staged_tensors(name):
   """Random tensors of a Swin or a ConvNeXt in timm's names."""
-  shapes = families.tensor_shapes(STAGED[name], layout="timm")
+  shapes = staged_vision.tensor_shapes(STAGED[name], layout="timm")
   rng = np.random.default_rng(0)
   return {k: rng.normal(size=v).astype(np.float32) for k, v in shapes.items()}
 
@@ -282,12 +276,12 @@ def staged_tensors(name):
 def read_staged(folder, tensors, settings=None):
   """The import of such a file, up to where parameters would be written."""
   folder.mkdir()
-  safetensors.write(folder / "w.safetensors", tensors)
+  safetensors_file.write(folder / "w.safetensors", tensors)
   if settings is not None:
     (folder / "config.json").write_text(json.dumps(settings))
   source = FORMATS["timm"].read(folder)
   model = dataclasses.replace(tiny.MODEL, vision=source.config.model.vision)
-  importing._plan(source, FORMATS["timm"].table, build(model))
+  importer._plan(source, FORMATS["timm"].table, build(model))
   return source
 
 
@@ -295,8 +289,8 @@ def test_what_tells_the_frames_of_encoders_in_stages(tmp_path):
   """config.json, or masks of an old Swin; else the usual size, with a note."""
   swin, convnext = staged_tensors("swin"), staged_tensors("convnext")
   buffers = {
-    name.removeprefix(families.SWIN_PREFIX): value
-    for name, value in families.swin_buffers(STAGED["swin"]).items()
+    name.removeprefix(staged_vision.SWIN_PREFIX): value
+    for name, value in staged_vision.swin_buffers(STAGED["swin"]).items()
   }
   head = {"head.fc.weight": np.ones((3, 16), np.float32)}
   found = read_staged(tmp_path / "masks", {**swin, **buffers, **head})
@@ -323,12 +317,12 @@ def test_swin_in_the_names_of_its_authors(tmp_path, base):
     for name, value in tensors.items()
   }
   assert theirs.keys() != tensors.keys()
-  for name, value in families.swin_buffers(config).items():
-    theirs[name.removeprefix(families.SWIN_PREFIX)] = value
+  for name, value in staged_vision.swin_buffers(config).items():
+    theirs[name.removeprefix(staged_vision.SWIN_PREFIX)] = value
   theirs["head.weight"] = np.ones((3, 16), np.float32)
   for name, written in (("timm", tensors), ("authors", theirs)):
     (tmp_path / name).mkdir()
-    safetensors.write(tmp_path / name / "w.safetensors", written)
+    safetensors_file.write(tmp_path / name / "w.safetensors", written)
     (tmp_path / name / "config.json").write_text(
       '{"pretrained_cfg": {"input_size": [3, 32, 32]}}'
     )
@@ -405,7 +399,7 @@ def test_clip_comes_back_with_its_activation_and_pixels(tmp_path, base, mlp):
   vision = dataclasses.replace(CLIP, mlp=mlp)
   source = tower_source(base, vision)
   form, folder = "openclip-vision", tmp_path / "tower"
-  notes = targets.run(source, form, folder, WITHOUT).notes
+  notes = exporter.run(source, form, folder, WITHOUT).notes
   assert not any("no place" in note for note in notes)
   about = json.loads((folder / clip.VISION_CONFIG).read_text())
   assert about["model_cfg"]["quick_gelu"] == (mlp == "quick_gelu")
@@ -425,9 +419,9 @@ def test_clip_comes_back_with_its_activation_and_pixels(tmp_path, base, mlp):
 
 def test_clip_for_timm_is_complete_and_says_what_it_lacks(tmp_path, base):
   source = tower_source(base, CLIP)
-  report = targets.run(source, "timm", tmp_path / "tower", WITHOUT)
+  report = exporter.run(source, "timm", tmp_path / "tower", WITHOUT)
   assert "timm has no place for vision/logit_scale: not written" in report.notes
-  tensors = safetensors.read(tmp_path / "tower" / "model.safetensors")
+  tensors = safetensors_file.read(tmp_path / "tower" / "model.safetensors")
   np.testing.assert_array_equal(tensors["head.bias"], np.zeros(6, np.float32))
 
 
@@ -438,12 +432,12 @@ def test_parameters_of_no_file_are_named(tmp_path, base):
   (tmp_path / "config.json").write_text('{"num_attention_heads": 2}')
   run(tmp_path, "bert", tensors, base)
   source = export.open_source(tmp_path / "out")
-  report = targets.run(source, "safetensors", tmp_path / "weights")
+  report = exporter.run(source, "safetensors", tmp_path / "weights")
   (note,) = [x for x in report.notes if x.startswith("not of that file")]
   assert "contrastive_head/a/kernel" in note
   assert "--to torch" in note
   whole = export.open_source(base)
-  report = targets.run(whole, "safetensors", tmp_path / "whole")
+  report = exporter.run(whole, "safetensors", tmp_path / "whole")
   assert report.notes == ["names and dtypes: those of the imported file"]
 
 
@@ -463,9 +457,9 @@ def test_an_encoder_keeps_the_pixels_it_was_trained_with(tmp_path, base):
     folder = tmp_path / str(i)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(settings))
-    safetensors.write(folder / "w.safetensors", tensors)
+    safetensors_file.write(folder / "w.safetensors", tensors)
     source = FORMATS["timm"].read(folder)
-    inputs = import_config.run_config(source, checkpoint, ()).data.inputs
+    inputs = run_config.run_config(source, checkpoint, ()).data.inputs
     for key, ours in inputs.items():
       want = mode if key in ("image", "video") else theirs[key].mode
       assert (ours.mode, ours.frames) == (want, theirs[key].frames), key

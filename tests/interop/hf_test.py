@@ -12,7 +12,8 @@ import pytest
 
 from mico_jax.checkpoint import restore
 from mico_jax.cli.main import main
-from mico_jax.interop import originals, safetensors
+from mico_jax.interop.files import safetensors_file
+from mico_jax.interop.importing import source_tensors
 from mico_jax.models import build
 
 pytestmark = pytest.mark.parity
@@ -122,8 +123,8 @@ def test_outputs_are_those_of_transformers(name, tmp_path, capsys):
     )
   compare(name, model, theirs, tokens[:, 0], hidden, pooled)
   # Every byte of the folder can be given back.
-  state = safetensors.read(tmp_path / "theirs" / "model.safetensors")
-  again = originals.open_tensors(out)
+  state = safetensors_file.read(tmp_path / "theirs" / "model.safetensors")
+  again = source_tensors.open_tensors(out)
   assert again.keys() == state.keys()
   for key, value in state.items():
     np.testing.assert_array_equal(again[key].load(), value, err_msg=key)
@@ -238,9 +239,9 @@ def test_texts_of_a_bert(cased, tmp_path, capsys):
   # Its 40 positions are fewer than the usual 70 tokens of a long text.
   printed = capsys.readouterr()
   assert "max_length of omni, subtitle is 40" in printed.out + printed.err
-  from mico_jax import inference
+  from mico_jax.inference import omni_model
 
-  ours = inference.load(out)
+  ours = omni_model.load(out)
   assert max(ours.config.data.tokenizer.max_length.values()) == 40
   assert np.isfinite(ours.embed(text="Paris")["text"]).all()
   for text in ("Paris in caf\u00e9, \u6771", "PARIS [MASK] in", "paris"):

@@ -18,19 +18,13 @@ from mico_jax.checkpoint import manifest, restore
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.cli import main as cli
 from mico_jax.config import ConfigError, TokenizerConfig
-from mico_jax.interop import (
-  assemble,
-  export,
-  import_config,
-  importing,
-  mico,
-  originals,
-  released,
-  safetensors,
-  targets,
-)
-from mico_jax.interop.formats import FORMATS
-from mico_jax.interop.importing import REPORT, import_checkpoint
+from mico_jax.interop import exporter, importer
+from mico_jax.interop.exporting import export, official_folder
+from mico_jax.interop.files import safetensors_file
+from mico_jax.interop.importer import REPORT, import_checkpoint
+from mico_jax.interop.importing import convert, run_config, source_tensors
+from mico_jax.interop.importing.formats import FORMATS
+from mico_jax.interop.names import mico
 from mico_jax.models import build
 from mico_jax.run.warm_start import warm_start
 from mico_jax.testing import released_folder as tiny
@@ -97,7 +91,7 @@ def test_values_are_those_of_the_file(imported, values):
 
 def test_gives_back_every_byte(imported, values):
   path, report = imported
-  found = originals.open_tensors(path)
+  found = source_tensors.open_tensors(path)
   assert found.keys() == values.keys()
   assert {r["name"] for r in report.tensors} == values.keys()
   for name, value in values.items():
@@ -122,7 +116,7 @@ def test_resizes_as_the_original(tmp_path, values):
   np.testing.assert_array_equal(
     checkpoint.params["frame_embed"]["video"], table[[0, 1, 2]]
   )
-  back = originals.open_tensors(tmp_path / "out")
+  back = source_tensors.open_tensors(tmp_path / "out")
   assert back["video_frame_embedding"].shape == (1, 4, 6)
 
 
@@ -135,7 +129,7 @@ def test_text_tower_is_kept_beside(tmp_path, values):
   tower = {"evaclip_model.text.ln_final.weight": np.ones(3, np.float16)}
   report = run(tmp_path, {**values, **tower})
   assert set(tower) <= set(report.extra)
-  assert set(tower) <= set(originals.open_tensors(tmp_path / "out"))
+  assert set(tower) <= set(source_tensors.open_tensors(tmp_path / "out"))
   folder, out = tmp_path / "released", tmp_path / "without"
   report = import_checkpoint(
     "mico", folder, out, self_check=False, keep_extra=False
@@ -153,7 +147,7 @@ def test_copy_with_other_values_wins(tmp_path, values):
     checkpoint.params["text"]["embed"]["words"],
     changed[copy].astype(np.float32),
   )
-  back = originals.open_tensors(tmp_path / "out")
+  back = source_tensors.open_tensors(tmp_path / "out")
   assert back.keys() == changed.keys()
   for name, value in changed.items():
     assert back[name].load().tobytes() == value.tobytes(), name
@@ -212,7 +206,7 @@ def test_a_base_gives_merged_weights_and_nothing_fresh(tmp_path):
     "params",
     {},
   )
-  leaves, taken, new = importing._complete(assemble.Plan(), model, base)
+  leaves, taken, new = importer._complete(convert.Plan(), model, base)
   scale = config.optimizer.lora_alpha / 2
   np.testing.assert_allclose(leaves[path].read(), 1 + scale * 2 * 0.5 * 0.25)
   assert new == [fresh]
@@ -242,9 +236,9 @@ def test_what_keeps_from_comparing_is_no_defect(
   notes: list[str] = []
   if seen:
     with pytest.raises(type(error)):
-      importing._compared(tmp_path, notes)
+      importer._compared(tmp_path, notes)
     return
-  assert importing._compared(tmp_path, notes) == {}
+  assert importer._compared(tmp_path, notes) == {}
   assert str(error) in notes[0]
 
 
@@ -263,11 +257,11 @@ def test_settings_of_an_export_are_read_back(tmp_path, kind):
     source = FORMATS["mico"].read(
       tiny.write(tmp_path / "released", values, hps=hps)
     )
-    return import_config.run_config(source, None, ())
+    return run_config.run_config(source, None, ())
 
   hps = {**tiny.HPS, "frame_embedding_type": kind, "itm_ratio": 0.2}
   config = config_of(hps)
-  settings = released.hps(config)["model_cfg"]
+  settings = official_folder.hps(config)["model_cfg"]
   for key, value in hps.items():
     if not key.startswith("tiny_") and key != "max_omni_caption_len":
       assert settings[key] == value, key
@@ -279,20 +273,20 @@ def test_torch_folder_without_what_the_import_dropped(
 ):
   run(tmp_path, values, hps={"vision_resolution": 24}, keep_extra=False)
   source = export.open_source(tmp_path / "out")
-  options = targets.Options(compare=False)
-  report = targets.run(source, "torch", tmp_path / "torch", options)
+  options = exporter.Options(compare=False)
+  report = exporter.run(source, "torch", tmp_path / "torch", options)
   assert any("--drop-extra" in note for note in report.notes)
   assert (tmp_path / "torch" / "model.safetensors").is_file()
   assert not (tmp_path / "torch" / "mico").exists()
-  with pytest.raises(originals.DroppedError):
-    targets.run(source, "mico", tmp_path / "mico", options)
+  with pytest.raises(source_tensors.DroppedError):
+    exporter.run(source, "mico", tmp_path / "mico", options)
 
   def altered(*args):
     raise CheckpointError("the checkpoint was altered")
 
-  monkeypatch.setattr(released, "write", altered)
+  monkeypatch.setattr(official_folder, "write", altered)
   with pytest.raises(CheckpointError, match="altered"):
-    targets.run(source, "torch", tmp_path / "again", options)
+    exporter.run(source, "torch", tmp_path / "again", options)
   assert not (tmp_path / "again").exists()
 
 
@@ -333,7 +327,7 @@ def test_other_numbers(tmp_path, values):
   refused(tmp_path, doubles, "float32 cannot hold")
   exact = {**values, "contra_temp": np.array(0.5)}
   run(tmp_path, exact)
-  back = originals.open_tensors(tmp_path / "out")["contra_temp"]
+  back = source_tensors.open_tensors(tmp_path / "out")["contra_temp"]
   assert back.load().tobytes() == exact["contra_temp"].tobytes()
 
 
@@ -422,7 +416,7 @@ def test_altered_tensors_are_found(tmp_path, values):
   data = file.read_bytes()
   one = np.float16(1).tobytes()
   file.write_bytes(data.replace(9 * one, 8 * one + b"\x01\x3c", 1))
-  back = originals.open_tensors(tmp_path / "out")
+  back = source_tensors.open_tensors(tmp_path / "out")
   with pytest.raises(CheckpointError, match=r"ln_final.weight' differs"):
     back[next(iter(tower))].load()
 
@@ -431,7 +425,7 @@ def test_a_resized_table_without_its_original_is_not_given_back(
   tmp_path, values
 ):
   run(tmp_path, values, hps={"vision_resolution": 24}, keep_extra=False)
-  back = originals.open_tensors(tmp_path / "out")
+  back = source_tensors.open_tensors(tmp_path / "out")
   with pytest.raises(CheckpointError, match="--drop-extra"):
     back["evaclip_model.visual.pos_embed"].load()
 
@@ -441,7 +435,7 @@ def test_altered_import_is_refused(tmp_path, values):
   extra = tmp_path / "out" / "config" / manifest.CONFIG
   extra.write_bytes(extra.read_bytes() + b" ")
   with pytest.raises(CheckpointError, match="content differs"):
-    originals.open_tensors(tmp_path / "out")
+    source_tensors.open_tensors(tmp_path / "out")
 
 
 def test_hub_names(tmp_path):
@@ -487,12 +481,12 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path, values, capsys):
 
 
 def test_shards(tmp_path, values):
-  from mico_jax.interop.tensors import open_tensors
+  from mico_jax.interop.files.tensors import open_tensors
 
   names = sorted(values)
   halves = {"a.safetensors": names[:40], "b.safetensors": names[40:]}
   for file, part in halves.items():
-    safetensors.write(tmp_path / file, {n: values[n] for n in part})
+    safetensors_file.write(tmp_path / file, {n: values[n] for n in part})
   places = {n: f for f, part in halves.items() for n in part}
   index = tmp_path / "model.safetensors.index.json"
   index.write_text(json.dumps({"weight_map": places}))

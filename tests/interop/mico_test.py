@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mico_jax.config import ModelConfig, TextConfig, VisionConfig
-from mico_jax.interop import mico, safetensors
+from mico_jax.interop.files import safetensors_file
+from mico_jax.interop.names import mico
 from mico_jax.models import build
 
 CONFIG = ModelConfig(
@@ -120,12 +121,12 @@ def test_safetensors_files(tmp_path):
     "d": np.zeros((0, 4), np.float16),
   }
   ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
-  safetensors.write(ours, tensors)
+  safetensors_file.write(ours, tensors)
   save_file(tensors, theirs)
   for found in (
     load_file(ours),
-    safetensors.read(ours),
-    safetensors.read(theirs),
+    safetensors_file.read(ours),
+    safetensors_file.read(theirs),
   ):
     assert set(found) == set(tensors)
     for name, value in tensors.items():
@@ -134,7 +135,7 @@ def test_safetensors_files(tmp_path):
   data = theirs.read_bytes()
   ours.write_bytes(data[:-4])
   with pytest.raises(ValueError, match="cut short"):
-    safetensors.read(ours)
+    safetensors_file.read(ours)
   ours.write_bytes(data[:5])
   with pytest.raises(ValueError, match="cut short"):
-    safetensors.read(ours)
+    safetensors_file.read(ours)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mico_jax.config import ModelConfig, TextConfig, VisionConfig
-from mico_jax.interop import mico, mico_vision
+from mico_jax.interop.names import mico, mico_vision
 from mico_jax.models import PRESETS, VISION, build
 
 TINY = VisionConfig(

@@ -10,9 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mico_jax.interop import safetensors, torch_archive
-from mico_jax.interop.sharded import Item, item
-from mico_jax.interop.tensors import open_tensors
+from mico_jax.interop.files import safetensors_file, torch_writer
+from mico_jax.interop.files.tensors import open_tensors
+from mico_jax.interop.files.writing import Item, item
 
 VALUES = {
   "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -26,10 +26,10 @@ VALUES = {
 }
 
 
-def write(path: pathlib.Path) -> torch_archive.Written:
+def write(path: pathlib.Path) -> torch_writer.Written:
   values = {**VALUES, "copy": VALUES["a.weight"]}
   items = [item(name, value) for name, value in values.items()]
-  return torch_archive.write(path, items, ties={"copy": "a.weight"})
+  return torch_writer.write(path, items, ties={"copy": "a.weight"})
 
 
 def test_the_file_is_the_same_each_time_and_described(tmp_path):
@@ -46,7 +46,7 @@ def test_the_file_is_the_same_each_time_and_described(tmp_path):
     assert sum("/data/" in name for name in names) == len(VALUES)
   # Storages begin where torch aligns them.
   place = data.index(VALUES["a.weight"].tobytes())
-  assert place % torch_archive.ALIGNMENT == 0
+  assert place % torch_writer.ALIGNMENT == 0
 
 
 @pytest.mark.parity
@@ -72,8 +72,8 @@ def test_torch_reads_it(tmp_path, mapped):
 def test_what_it_cannot_hold_is_named(tmp_path):
   complex_ = Item("z", (1,), np.dtype(np.complex64), lambda: np.zeros(1))
   with pytest.raises(ValueError, match="z: PyTorch files have no complex64"):
-    torch_archive.write(tmp_path / "w.pt", [complex_])
+    torch_writer.write(tmp_path / "w.pt", [complex_])
   one = item("a", np.zeros(1, np.float32))
   with pytest.raises(ValueError, match="two tensors"):
-    torch_archive.write(tmp_path / "w.pt", [one, one])
-  assert set(torch_archive.STORAGES) == set(safetensors.DTYPES.values())
+    torch_writer.write(tmp_path / "w.pt", [one, one])
+  assert set(torch_writer.STORAGES) == set(safetensors_file.DTYPES.values())

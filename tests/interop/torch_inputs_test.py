@@ -20,9 +20,9 @@ from mico_jax.data.tokenizer import (
   SentencePieceTokenizer,
   read_omniworld_model,
 )
-from mico_jax.inputs import Item, Preparer
-from mico_jax.interop import export, torch_inputs
-from mico_jax.interop import torch as exporter
+from mico_jax.inference.prepare import Item, Preparer
+from mico_jax.interop.exporting import export, torch_inputs
+from mico_jax.interop.exporting import torch_folder as exporter
 from mico_jax.modalities import DecodeError
 from mico_jax.testing.tiny_checkpoint import save_tiny, tiny_config
 

@@ -20,14 +20,15 @@ from mico_jax.data.tokenizer import (
   WordPieceTokenizer,
   read_omniworld_model,
 )
-from mico_jax.evaluation.generate import generate
-from mico_jax.inputs import Preparer
-from mico_jax.interop import export, layout
-from mico_jax.interop import torch as exporter
+from mico_jax.inference.prepare import Preparer
+from mico_jax.interop.exporting import export
+from mico_jax.interop.exporting import torch_folder as exporter
+from mico_jax.interop.names import torch_modules
 from mico_jax.layers.embed import EMBEDDINGS
 from mico_jax.layers.mlp import MLPS
 from mico_jax.modalities import MODALITIES
 from mico_jax.models import ENCODERS, build
+from mico_jax.models.decoding import generate
 from mico_jax.models.presets import VISION
 from mico_jax.testing.tiny_checkpoint import tiny_config
 
@@ -175,7 +176,7 @@ def contexts(pair: Any, letters: str) -> tuple[Any, Any]:
 def test_weights_come_back(pair):
   model, params, exported, _ = pair
   tensors = {k: v.numpy() for k, v in exported.state_dict().items()}
-  back = layout.from_torch(tensors, model.model)
+  back = torch_modules.from_torch(tensors, model.model)
   jax.tree.map(np.testing.assert_array_equal, back, params)
 
 

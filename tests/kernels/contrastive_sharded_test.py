@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.kernels.contrastive import api, contrastive_pair
-from mico_jax.kernels.partition import RowPartition
 from mico_jax.train import flops
 
 ROWS, WIDTH = 16, 6
@@ -23,7 +23,7 @@ def rows_over(*sizes):
   count = int(np.prod(sizes))
   names = ("data", "fsdp")[: len(sizes)]
   devices = np.array(jax.devices()[:count]).reshape(sizes)
-  return RowPartition(jax.sharding.Mesh(devices, names), names)
+  return BatchSharding(jax.sharding.Mesh(devices, names), names)
 
 
 def unit(rng, *shape):

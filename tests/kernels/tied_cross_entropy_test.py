@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.kernels.cross_entropy import IGNORE, api, tied_cross_entropy
-from mico_jax.kernels.partition import RowPartition
 
 ROWS, LENGTH, WIDTH, WORDS = 8, 5, 6, 23
 
 
 def rows_over(count):
   devices = np.array(jax.devices()[:count])
-  return RowPartition(jax.sharding.Mesh(devices, ("data",)), ("data",))
+  return BatchSharding(jax.sharding.Mesh(devices, ("data",)), ("data",))
 
 
 def case(dtype):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from mico_jax.kernels.partition import RowPartition
+from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.models import ContextKV
 
 ROWS, LAYERS, LENGTH, WIDTH = 16, 2, 3, 4
@@ -29,7 +29,7 @@ def weighed(context: ContextKV, weights) -> jax.Array:
 @pytest.mark.parametrize("run", [1, 2, 4, 8])
 def test_near_contexts_are_those_that_are_named(run):
   mesh = Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ("data", "fsdp"))
-  partition = RowPartition(mesh, ("data", "fsdp"))
+  partition = BatchSharding(mesh, ("data", "fsdp"))
   rng = np.random.default_rng(run)
   near = ROWS // 8 * run  # rows of a run
   starts = np.repeat(np.arange(ROWS) // near * near, 2)  # two for each row

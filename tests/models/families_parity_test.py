@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mico_jax.config import VisionConfig
-from mico_jax.interop import families, unireplknet
+from mico_jax.interop.names import staged_vision, unireplknet
 from mico_jax.models.encoders import ENCODERS
 
 torch = pytest.importorskip("torch", reason="parity tests need torch")
@@ -95,7 +95,7 @@ def test_forward_and_gradients_equal_timm(config, make):
 
   state = {k: v.detach().numpy() for k, v in theirs.named_parameters()}
   params = jax.tree.map(
-    jnp.asarray, families.from_tensors(state, config, layout="timm")
+    jnp.asarray, staged_vision.from_tensors(state, config, layout="timm")
   )
   encoder = ENCODERS[config.encoder](config)
 
@@ -106,7 +106,7 @@ def test_forward_and_gradients_equal_timm(config, make):
   with jax.default_matmul_precision("highest"):
     grads, tokens = jax.jit(jax.grad(loss, has_aux=True))(params)
   np.testing.assert_allclose(tokens, want.detach().numpy(), atol=2e-5)
-  found = families.to_tensors(
+  found = staged_vision.to_tensors(
     jax.tree.map(np.asarray, grads), config, layout="timm", buffers=False
   )
   for name, parameter in theirs.named_parameters():
@@ -126,8 +126,8 @@ def test_equal_full_size_names():
   ):
     with torch.device("meta"):
       model = timm.create_model(name, num_classes=0)
-    sizes = families.SIZES[config[0]][config[1]]
-    shapes = families.tensor_shapes(sizes, layout="timm")
+    sizes = staged_vision.SIZES[config[0]][config[1]]
+    shapes = staged_vision.tensor_shapes(sizes, layout="timm")
     assert shapes == {k: tuple(v.shape) for k, v in model.named_parameters()}
 
 
@@ -286,14 +286,14 @@ def test_merged_unireplknet_equals_its_training_form():
   assert unireplknet.is_training_form(tensors)
   merged = unireplknet.merge(tensors, UNIREP)
   assert not unireplknet.is_training_form(merged)
-  params = families.from_tensors(merged, UNIREP, layout="released")
+  params = staged_vision.from_tensors(merged, UNIREP, layout="released")
   encoder = ENCODERS["unireplknet"](UNIREP)
   with jax.default_matmul_precision("highest"):
     tokens, _ = jax.jit(encoder.apply)(
       {"params": params}, jnp.asarray(pixels, jnp.float32)
     )
   np.testing.assert_allclose(tokens, want, atol=3e-5)
-  back = families.to_tensors(params, UNIREP, layout="released")
+  back = staged_vision.to_tensors(params, UNIREP, layout="released")
   merged = {k: v for k, v in merged.items() if not k.startswith("head")}
   assert back.keys() == merged.keys()
   for name, value in back.items():

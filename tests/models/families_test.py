@@ -15,7 +15,7 @@ import pytest
 from mico_jax import axes, models
 from mico_jax.config import ConfigError
 from mico_jax.config import VisionConfig as Vision
-from mico_jax.interop import families
+from mico_jax.interop.names import staged_vision
 from mico_jax.models import swin
 from mico_jax.testing.objective_contract import (
   TINY_MODEL,
@@ -124,7 +124,7 @@ def counted(name, tree):
   ("name", "size"), [(n, s) for n in PUBLISHED for s in PUBLISHED[n]]
 )
 def test_published_sizes(name, size):
-  config = families.SIZES[name][size]
+  config = staged_vision.SIZES[name][size]
   assert models.VISION[f"{name}_{size}"] == config
   encoder = models.ENCODERS[name](config)
   encoder.check()
@@ -145,9 +145,9 @@ def test_published_sizes(name, size):
 
 def test_every_family_and_size_is_here():
   staged = {n for n, e in models.ENCODERS.items() if not e.has_class_token}
-  assert staged == set(PUBLISHED) == set(CONFIGS) == set(families.SIZES)
+  assert staged == set(PUBLISHED) == set(CONFIGS) == set(staged_vision.SIZES)
   for name in staged:
-    assert set(PUBLISHED[name]) == set(families.SIZES[name])
+    assert set(PUBLISHED[name]) == set(staged_vision.SIZES[name])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -299,26 +299,26 @@ def test_swin_buffers_are_checked():
   config = _config("swin", window_size=2)
   encoder = _encoder("swin")
   params = nn.meta.unbox(encoder.init(jax.random.key(0), _pixels()))["params"]
-  tensors = families.to_tensors(params, config, layout="released")
-  assert families.swin_config(tensors) == config
-  back = families.from_tensors(tensors, config, layout="released")
+  tensors = staged_vision.to_tensors(params, config, layout="released")
+  assert staged_vision.swin_config(tensors) == config
+  back = staged_vision.from_tensors(tensors, config, layout="released")
   jax.tree.map(np.testing.assert_array_equal, back, params)
   name = "vision_encoder.layers.0.blocks.1.attn_mask"
   with pytest.raises(ValueError, match=name):
-    families.from_tensors(
+    staged_vision.from_tensors(
       {**tensors, name: tensors[name] + 1}, config, layout="released"
     )
   norm = "vision_encoder.norm.bias"
   with pytest.raises(ValueError, match=rf"missing \['{norm}'\]"):
-    families.from_tensors(
+    staged_vision.from_tensors(
       {k: v for k, v in tensors.items() if k != norm}, config, layout="released"
     )
   with pytest.raises(ValueError, match=f"{norm}: shape"):
-    families.from_tensors(
+    staged_vision.from_tensors(
       {**tensors, norm: np.zeros(3)}, config, layout="released"
     )
   with pytest.raises(ValueError, match="known: swin: released, timm"):
-    families.entries(config, layout="nope")
+    staged_vision.entries(config, layout="nope")
 
 
 # ------------------------------------------------------------------- in MiCo

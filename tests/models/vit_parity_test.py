@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mico_jax.config import ModelConfig, VisionConfig
-from mico_jax.interop import mico
+from mico_jax.interop.names import mico
 from mico_jax.models import VISION
 from mico_jax.models.vit import ViT
 

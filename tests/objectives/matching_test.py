@@ -9,8 +9,8 @@ import pytest
 
 from mico_jax import rng
 from mico_jax.config import MatchingConfig
-from mico_jax.kernels.partition import RowPartition
-from mico_jax.objectives import draws
+from mico_jax.kernels.batch_sharding import BatchSharding
+from mico_jax.objectives import sampling
 from mico_jax.objectives.matching import Matching
 from mico_jax.objectives.mining import (
   draw_from_all,
@@ -102,9 +102,9 @@ def test_draws_follow_the_weights():
 
 
 def test_exponentials_of_pairs():
-  words = draws.row_words(keys(64))
+  words = sampling.row_words(keys(64))
   index = jnp.arange(512, dtype=jnp.int32)
-  values = np.exp(np.asarray(draws.pair_log_exponential(words, index)))
+  values = np.exp(np.asarray(sampling.pair_log_exponential(words, index)))
   assert np.isfinite(values).all()
   np.testing.assert_allclose(values.mean(), 1, atol=0.03)
   np.testing.assert_allclose((values < np.log(2)).mean(), 0.5, atol=0.01)
@@ -127,7 +127,7 @@ def test_drawing_from_all_in_blocks_is_drawing_from_the_matrix(devices):
   }
   ids = jnp.arange(3 * rows, dtype=jnp.int32).reshape(rows, 3)
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
-  partition = RowPartition(mesh, ("data",))
+  partition = BatchSharding(mesh, ("data",))
   draw = jax.jit(
     lambda k: draw_from_all(k, a, b, ids, partition=partition, chunk=8, **rules)
   )

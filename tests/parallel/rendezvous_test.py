@@ -11,7 +11,7 @@ import pytest
 
 from mico_jax.config import ConfigError
 from mico_jax.parallel import distributed, rendezvous
-from mico_jax.run import status
+from mico_jax.run.cluster import status
 from mico_jax.testing.ports import free_port
 
 LIMIT = 15  # seconds; a process needs a few to come so far

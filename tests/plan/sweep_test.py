@@ -9,10 +9,10 @@ import pytest
 
 from mico_jax import config as config_lib
 from mico_jax.config import ConfigError
+from mico_jax.parallel.choice import Choice
 from mico_jax.parallel.mesh import mesh_sizes
 from mico_jax.parallel.sharding import rules_by_name
 from mico_jax.plan import planner, report, search, topology
-from mico_jax.plan.choice import Choice
 from mico_jax.plan.estimate import Time
 from mico_jax.plan.planner import TaskPlan
 from mico_jax.plan.program import Views

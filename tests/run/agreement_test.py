@@ -15,7 +15,7 @@ import pytest
 
 from mico_jax.checkpoint.steps import CHECKPOINTS, list_steps
 from mico_jax.config import ConfigError
-from mico_jax.run import agreement
+from mico_jax.run.cluster import agreement
 from mico_jax.run.pretrain import IN_FLIGHT
 from mico_jax.testing import tiny_checkpoint
 from mico_jax.testing.ports import free_port

@@ -13,8 +13,8 @@ import pytest
 import mico_jax
 from mico_jax.data.guard import StalledDecoder
 from mico_jax.modalities import MODALITIES, file_spec
-from mico_jax.run.embed import embed_files
-from mico_jax.run.entries import file_entries, manifest_entries
+from mico_jax.run.commands.embed import embed_files
+from mico_jax.run.commands.entries import file_entries, manifest_entries
 from mico_jax.testing import tiny_checkpoint
 from mico_jax.testing.tiny_data import manifest_source, png, write_manifest
 

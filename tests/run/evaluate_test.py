@@ -10,7 +10,7 @@ import pytest
 import mico_jax
 from mico_jax.config import ConfigError
 from mico_jax.data.sources import pin_sources
-from mico_jax.run.evaluate import evaluate_model
+from mico_jax.run.commands.evaluate import evaluate_model
 from mico_jax.testing import tiny_checkpoint
 from mico_jax.testing.tiny_data import manifest_source, write_manifest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mico_jax.testing import kills
+from mico_jax.testing.endurance import kills
 
 
 def check(found, count):

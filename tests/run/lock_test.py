@@ -15,8 +15,8 @@ import urllib.parse
 import pytest
 
 from mico_jax.config import ConfigError
-from mico_jax.run import lock, record, status
-from mico_jax.run.lock import WorkdirLock
+from mico_jax.run.cluster import lock, record, status
+from mico_jax.run.cluster.lock import WorkdirLock
 from mico_jax.testing import memory_path, s3_server
 
 
@@ -232,7 +232,7 @@ def test_a_full_disk_does_not_keep_from_renewing(tmp_path, monkeypatch):
 _STARTER = """
 import sys
 from mico_jax.config import ConfigError
-from mico_jax.run.lock import WorkdirLock
+from mico_jax.run.cluster.lock import WorkdirLock
 from mico_jax.testing import memory_path
 held = WorkdirLock(sys.argv[1], lease=0.2)
 print("ready", flush=True)

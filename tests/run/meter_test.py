@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mico_jax.run import goodput, meter
+from mico_jax.run.monitor import goodput, meter
 
 
 def test_clock_adds_up_its_parts():

@@ -12,7 +12,7 @@ import pytest
 
 from mico_jax.config import ConfigError
 from mico_jax.parallel import place as place_lib
-from mico_jax.run import pod
+from mico_jax.run.cluster import pod
 from mico_jax.testing.ports import free_port
 
 

@@ -35,10 +35,10 @@ from mico_jax.data.pipeline import Pipeline
 from mico_jax.parallel.mesh import make_mesh
 from mico_jax.run import pretrain as pretrain_lib
 from mico_jax.run import setup
-from mico_jax.run.logging import read_metrics
+from mico_jax.run.commands.sample_trace import trace_step
+from mico_jax.run.monitor.metric_log import read_metrics
+from mico_jax.run.monitor.watch import NonFiniteError
 from mico_jax.run.pretrain import pretrain
-from mico_jax.run.trace import trace_step
-from mico_jax.run.watch import NonFiniteError
 from mico_jax.testing import faults, memory_path, s3_server
 from mico_jax.testing.tiny_checkpoint import tiny_config
 

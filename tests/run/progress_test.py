@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from mico_jax.run import progress
+from mico_jax.run.monitor import progress
 
 
 class Clock:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mico_jax.run import logging, report
+from mico_jax.run.monitor import metric_log, report
 
 
 def write_run(folder, steps=40):
-  with logging.MetricsWriter(folder, tensorboard=False) as writer:
+  with metric_log.MetricsWriter(folder, tensorboard=False) as writer:
     for step in range(steps):
       writer.write(
         step,
@@ -36,7 +36,9 @@ def write_run(folder, steps=40):
 
 def test_panels(tmp_path):
   write_run(tmp_path)
-  panels = {p.title: p for p in report.collect(logging.read_metrics(tmp_path))}
+  panels = {
+    p.title: p for p in report.collect(metric_log.read_metrics(tmp_path))
+  }
   assert list(panels)[:3] == ["loss", "contrastive loss", "matching loss"]
   assert set(panels["contrastive loss"].curves) == {"tv", "tva"}
   assert set(panels["matching accuracy"].curves) == {"tva"}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mico_jax import config as c
 from mico_jax.cli import main as cli
-from mico_jax.run import sharding_view
+from mico_jax.run.commands import sharding_view
 from mico_jax.testing import tiny_checkpoint
 
 pytestmark = pytest.mark.multidevice

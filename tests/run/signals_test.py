@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from mico_jax.run import signals
+from mico_jax.run.cluster import signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

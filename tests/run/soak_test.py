@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mico_jax.testing import soak
+from mico_jax.testing.endurance import soak
 
 
 @pytest.mark.slow

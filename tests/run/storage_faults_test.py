@@ -15,9 +15,9 @@ from mico_jax import failures, files
 from mico_jax.checkpoint import manager as manager_lib
 from mico_jax.checkpoint import workdir as workdir_lib
 from mico_jax.config import Config, TrainConfig
-from mico_jax.run.goodput import GoodputLog
-from mico_jax.run.lock import WorkdirLock
-from mico_jax.run.logging import MetricsWriter, read_metrics
+from mico_jax.run.cluster.lock import WorkdirLock
+from mico_jax.run.monitor.goodput import GoodputLog
+from mico_jax.run.monitor.metric_log import MetricsWriter, read_metrics
 from mico_jax.testing import memory_path
 from mico_jax.testing.faults import LOCAL_KINDS, STORE_KINDS, Faults
 from mico_jax.train.state import TrainState

@@ -12,8 +12,9 @@ import pytest
 
 from mico_jax import config as c
 from mico_jax.checkpoint import restore
-from mico_jax.interop import export, targets
-from mico_jax.interop.importing import import_checkpoint
+from mico_jax.interop import exporter
+from mico_jax.interop.exporting import export
+from mico_jax.interop.importer import import_checkpoint
 from mico_jax.run.pretrain import pretrain
 from mico_jax.testing.tiny_checkpoint import tiny_config
 
@@ -62,7 +63,7 @@ def losses(workdir: pathlib.Path) -> list[float]:
 
 def exchanged(source: export.Source, form: str, folder: pathlib.Path):
   """The tower alone, written in a form and imported: its new checkpoint."""
-  targets.run(source, form, folder / form)
+  exporter.run(source, form, folder / form)
   small = ["width=32", "depth=1", "num_heads=1", "mlp_dim=32", "vocab_size=512"]
   out = folder / f"from_{form}"
   report = import_checkpoint(

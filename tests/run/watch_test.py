@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from mico_jax.run import watch
+from mico_jax.run.monitor import watch
 
 
 def make(**options):

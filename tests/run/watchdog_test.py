@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from mico_jax.run import status
-from mico_jax.run.watchdog import Watchdog
+from mico_jax.run.cluster import status
+from mico_jax.run.cluster.watchdog import Watchdog
 
 
 def test_barks_once_with_stacks(tmp_path, capsys):
@@ -46,7 +46,7 @@ def test_quiet_while_it_beats_or_pauses(tmp_path, seconds):
 def test_process_ends_with_its_own_status(tmp_path):
   program = (
     "import sys, time\n"
-    "from mico_jax.run.watchdog import Watchdog\n"
+    "from mico_jax.run.cluster.watchdog import Watchdog\n"
     "with Watchdog(0.2, sys.argv[1]):\n"
     "  time.sleep(600)\n"
   )

@@ -11,7 +11,7 @@ import pytest
 from mico_jax.config import ParallelConfig
 from mico_jax.models import build
 from mico_jax.parallel.mesh import make_mesh
-from mico_jax.testing.curves import GROUPS, MESHES, curve
+from mico_jax.testing.endurance.curves import GROUPS, MESHES, curve
 from mico_jax.testing.objective_contract import tiny_config
 from mico_jax.train.state import init_state
 

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt32
 
 from mico_jax.kernels import target
+from mico_jax.kernels.batch_sharding import BatchSharding, parts
 from mico_jax.kernels.contrastive import blocks, blockwise, xla
 from mico_jax.kernels.dtypes import accumulation_dtype
-from mico_jax.kernels.partition import RowPartition, parts
 
 FORMS = ("softmax", "sigmoid")
 MATRIX_BYTES = 64 * 2**20  # largest matrix that one device holds by itself
@@ -61,7 +61,7 @@ class Options:
   negatives: Array | None
   negatives_valid: Array | None
   chunk: int
-  partition: RowPartition | None
+  partition: BatchSharding | None
 
 
 def _xla(query: Array, key: Array, options: Options) -> Pair:
@@ -177,7 +177,7 @@ def _say(message: str) -> None:
     _log_once(message)
 
 
-def _refusal(name: str, rows: int, partition: RowPartition | None) -> str:
+def _refusal(name: str, rows: int, partition: BatchSharding | None) -> str:
   """Why a backend cannot; "": it can."""
   count = parts(partition)
   if name != "xla" and rows % count:
@@ -186,7 +186,7 @@ def _refusal(name: str, rows: int, partition: RowPartition | None) -> str:
 
 
 def _choose(
-  backend: str, rows: int, dtype: Any, partition: RowPartition | None
+  backend: str, rows: int, dtype: Any, partition: BatchSharding | None
 ) -> tuple[str, str]:
   """(backend, why)."""
   if backend != "auto":
@@ -210,14 +210,14 @@ def _choose(
   return "chunked", f"{count} devices; not xla: it gathers a whole side"
 
 
-def automatic_chunk(rows: int, partition: RowPartition | None) -> int:
+def automatic_chunk(rows: int, partition: BatchSharding | None) -> int:
   """Columns of a block that keep its scores within `BLOCK_BYTES`."""
   local = max(rows // parts(partition), 1)
   return max(min(BLOCK_BYTES // (4 * local), MAX_CHUNK), parts(partition))
 
 
 def _columns(
-  name: str, rows: int, chunk: int, partition: RowPartition | None
+  name: str, rows: int, chunk: int, partition: BatchSharding | None
 ) -> tuple[str, str]:
   """The columns of a block for the log, and why they are few."""
   if name == "xla":
@@ -261,7 +261,7 @@ def contrastive_pair(
   detach: bool = False,
   negatives: Float[Array, "B K E"] | None = None,
   negatives_valid: Bool[Array, "B K"] | None = None,
-  partition: RowPartition | None = None,
+  partition: BatchSharding | None = None,
   chunk: int = 0,
   dtype: str = "",
   backend: str = "auto",

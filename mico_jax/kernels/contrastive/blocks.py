@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from mico_jax.kernels.partition import RowPartition
+from mico_jax.kernels.batch_sharding import BatchSharding
 
 NEGATIVE = -1e30  # in place of -inf: keeps gradients of masked entries finite
 NOWHERE = 2**31 - 1  # column of a row without any
@@ -44,7 +44,7 @@ class Form:
   detach: bool
   chunk: int
   ring: bool
-  partition: RowPartition | None
+  partition: BatchSharding | None
 
 
 class Side(NamedTuple):

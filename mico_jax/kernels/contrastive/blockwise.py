@@ -28,10 +28,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, UInt32
 
+from mico_jax.kernels.batch_sharding import parts, split_rows
 from mico_jax.kernels.contrastive import blocks
 from mico_jax.kernels.contrastive.blocks import Form, Labels, Pull, Side
 from mico_jax.kernels.dtypes import accumulation_dtype
-from mico_jax.kernels.partition import parts, split_rows
 
 Body = Callable[[Any, Any], tuple[Any, Any]]
 

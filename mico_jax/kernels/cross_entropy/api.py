@@ -17,9 +17,9 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from mico_jax.kernels import target
+from mico_jax.kernels.batch_sharding import BatchSharding, parts
 from mico_jax.kernels.cross_entropy import tied, xla
 from mico_jax.kernels.dtypes import accumulation_dtype
-from mico_jax.kernels.partition import RowPartition, parts
 
 IGNORE = -100  # label of a position that is not scored
 BLOCK_BYTES = 64 * 2**20  # of the logits of a block
@@ -84,7 +84,7 @@ def tied_cross_entropy(
   labels: Int[Array, "*B"],
   *,
   label_smoothing: float = 0.0,
-  partition: RowPartition | None = None,
+  partition: BatchSharding | None = None,
   chunk: int = 0,
   backend: str = "auto",
 ) -> tuple[Float[Array, "*B"], Bool[Array, "*B"]]:

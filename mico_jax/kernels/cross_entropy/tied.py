@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.kernels.dtypes import accumulation_dtype
-from mico_jax.kernels.partition import RowPartition
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Form:
   ignore: int
   chunk: int
   precision: str | None
-  partition: RowPartition | None
+  partition: BatchSharding | None
 
 
 def logits(

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mico_jax.interop import safetensors
+from mico_jax.interop.files import safetensors_file
 from mico_jax.modalities import spatial
 
 OUTPUT_LIMIT = 5e-5  # encoder outputs and logits
@@ -144,7 +144,7 @@ class Folder:
 
   def tensors(self, name: str) -> dict[str, np.ndarray]:
     """The tensors of `<name>.safetensors`; ids and masks become int32."""
-    found = safetensors.read(self.path / f"{name}.safetensors")
+    found = safetensors_file.read(self.path / f"{name}.safetensors")
     return {
       k: v.astype(np.int32) if v.dtype == np.int64 else v
       for k, v in found.items()

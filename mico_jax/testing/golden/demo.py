@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mico_jax import inference
-from mico_jax.evaluation.generate import Generation, make_generator
-from mico_jax.inference import OmniModel
-from mico_jax.interop import importing, safetensors
-from mico_jax.interop import mico as released
+from mico_jax.inference import omni_model
+from mico_jax.inference.omni_model import OmniModel
+from mico_jax.interop import importer
+from mico_jax.interop.files import safetensors_file
+from mico_jax.interop.names import mico as released
 from mico_jax.models import Context
+from mico_jax.models.decoding import Generation, make_generator
 from mico_jax.testing.golden.case import (
   Check,
   Folder,
@@ -51,7 +52,7 @@ def demo_e2e(folder: Folder) -> Iterator[Check | Missing]:
     raise Unsupported(f"the statistics of pixels for an encoder {kind!r}")
   with tempfile.TemporaryDirectory() as scratch:
     out = pathlib.Path(scratch) / "imported"
-    importing.import_checkpoint(
+    importer.import_checkpoint(
       "mico",
       folder.path / "pretrain_dir",
       out,
@@ -59,7 +60,7 @@ def demo_e2e(folder: Folder) -> Iterator[Check | Missing]:
       overrides=[f"data.inputs.image.mode={pixels[1]}"],
       self_check=False,
     )
-    model = inference.load(out)
+    model = omni_model.load(out)
   yield from _loaded(folder, model)
   yield from _text(folder, model)
   queries = model.embed(text=folder.config["texts"])["text"]
@@ -77,7 +78,7 @@ def _loaded(folder: Folder, model: OmniModel) -> Iterator[Check]:
   tensors = released.to_released(params, model.config.model)
   stored = folder.path / "loaded_resized.safetensors"
   if stored.is_file():
-    for name, want in safetensors.read(stored).items():
+    for name, want in safetensors_file.read(stored).items():
       yield Check(f"loaded_resized {name}", tensors[name], want, 1e-6)
   state: Mapping[str, Any] = folder.config.get("loaded_state", {})
   names = [name for name in state if name in tensors]

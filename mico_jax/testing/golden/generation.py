@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mico_jax.evaluation.generate import Generation, make_generator
 from mico_jax.models import Context
+from mico_jax.models.decoding import Generation, make_generator
 from mico_jax.testing.golden.case import Check, Folder, Missing
 from mico_jax.testing.golden.text import text_model
 

@@ -19,8 +19,10 @@ import jax
 import numpy as np
 
 from mico_jax.config import Config
-from mico_jax.interop import mico_folder, mico_vision, released
-from mico_jax.interop.tensors import Tensor, Tensors
+from mico_jax.interop.exporting import official_folder
+from mico_jax.interop.files.tensors import Tensor, Tensors
+from mico_jax.interop.importing import mico_folder
+from mico_jax.interop.names import mico_vision
 from mico_jax.models import build
 from mico_jax.testing.golden.case import Check, Folder, Missing
 
@@ -53,7 +55,7 @@ def ckpt_layout(folder: Folder) -> Iterator[Check | Missing]:
     tensors = _tensors(layout["entries"], kind)
     config = mico_folder.config_of(tensors, settings, name=path.stem, file=path)
     yield from _content(path.stem, layout, config)
-    written = released.hps(config)["model_cfg"]
+    written = official_folder.hps(config)["model_cfg"]
     keys = [key for key in SETTINGS if key in settings]
     keys += ["tiny_vision", "tiny_bert"]  # only of other sizes
     ours, theirs = (
@@ -78,7 +80,7 @@ def _tensors(entries: Mapping[str, Any], kind: str) -> Tensors:
   The pretraining grid of rotary positions is told by numbers, which a layout
   does not hold: the encoder's own take their place.
   """
-  encoder = released.ENCODER_TYPES.get(kind)
+  encoder = official_folder.ENCODER_TYPES.get(kind)
   tables = {} if encoder is None else mico_vision.rotary_buffers(encoder)
   found: Tensors = {}
   for name, entry in entries.items():
@@ -96,7 +98,7 @@ def _content(
   """What the export would write, and what the importer would leave out."""
   abstract = build(config.model).abstract_params()
   params = jax.tree.map(lambda leaf: _zeros(leaf.shape, leaf.dtype), abstract)
-  items, ties = released.items(params, config.model)
+  items, ties = official_folder.items(params, config.model)
   ours = [_line(x.name, x.shape, x.dtype) for x in items]
   theirs = [
     _line(name, entry["shape"], entry["dtype"])

@@ -24,7 +24,7 @@ from mico_jax.config import (
   TrainConfig,
 )
 from mico_jax.data.tokenizer import TokenizerInfo
-from mico_jax.interop import mico as released
+from mico_jax.interop.names import mico as released
 from mico_jax.modalities import letters
 from mico_jax.models import MiCo
 from mico_jax.objectives import compute, select

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mico_jax.interop import mico as released
+from mico_jax.interop.names import mico as released
 from mico_jax.models import Context, MiCo, build
 from mico_jax.testing.golden.case import Check, Folder
 

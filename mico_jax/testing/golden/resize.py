@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mico_jax.interop import mico as released
+from mico_jax.interop.names import mico as released
 from mico_jax.models import resize
 from mico_jax.testing.golden.case import Check, Folder, Missing
 

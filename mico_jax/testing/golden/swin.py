@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mico_jax.config import ModelConfig, TextConfig
-from mico_jax.interop import families
+from mico_jax.interop.names import staged_vision
 from mico_jax.models import build
 from mico_jax.models.swin import PatchMerging, SwinStem
 from mico_jax.testing.golden.case import Check, Folder, Unsupported
@@ -29,7 +29,7 @@ def vision_swin(folder: Folder) -> Iterator[Check]:
     if settings.get(option, usual) != usual:
       raise Unsupported(f"Swin with {feature}")
   stored = {k: np.asarray(v) for k, v in folder.weights.items()}
-  vision = families.swin_config(stored)
+  vision = staged_vision.swin_config(stored)
   vision = dataclasses.replace(
     vision,
     image_size=settings["img_size"],
@@ -40,7 +40,7 @@ def vision_swin(folder: Folder) -> Iterator[Check]:
     vocab_size=8, width=8, depth=1, num_heads=1, mlp_dim=8, max_positions=8
   )
   config = ModelConfig(vision=vision, text=text, matmul_precision="highest")
-  params = families.from_tensors(stored, vision, layout="released")
+  params = staged_vision.from_tensors(stored, vision, layout="released")
   params = {"vision": jax.tree.map(jnp.asarray, params)}
   model, outputs = build(config), folder.outputs
   pixels = jnp.asarray(folder.inputs["pixels"]).transpose(0, 2, 3, 1)
@@ -76,7 +76,7 @@ def vision_swin(folder: Folder) -> Iterator[Check]:
     out = np.asarray(block).reshape(outputs[name].shape)
     yield Check(name, out, outputs[name])
 
-  back = families.to_tensors(params["vision"], vision, layout="released")
+  back = staged_vision.to_tensors(params["vision"], vision, layout="released")
   names = sorted({*back, *stored})
   same = [
     n in back and n in stored and np.array_equal(back[n], stored[n])

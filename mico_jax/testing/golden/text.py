@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mico_jax.config import ModelConfig
-from mico_jax.interop import mico as released
+from mico_jax.interop.names import mico as released
 from mico_jax.kernels.attention import reference
 from mico_jax.layers.attention import PackedProjection
 from mico_jax.models import Context, MiCo, build

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from mico_jax.objectives.draws import apply_mask
+from mico_jax.objectives.sampling import apply_mask
 from mico_jax.testing.golden.case import Check, Folder
 
 PAD = 0

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mico_jax.config import VisionConfig
-from mico_jax.interop import mico as released
-from mico_jax.interop import mico_vision
+from mico_jax.interop.names import mico as released
+from mico_jax.interop.names import mico_vision
 from mico_jax.layers.embed import PatchEmbed
 from mico_jax.layers.mlp import Dense
 from mico_jax.layers.norm import LayerNorm

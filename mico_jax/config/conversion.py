@@ -1,0 +1,170 @@
+"""Configs as dataclasses, dicts, `ConfigDict` and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, TypeVar
+
+from mico_jax.config.fields import ConfigError, Declaration
+from mico_jax.config.training import Config
+from mico_jax.printing import escaped, shown
+
+if typing.TYPE_CHECKING:
+  import ml_collections
+
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+  """A plain nested dict of a config dataclass (tuples stay tuples)."""
+
+  def convert(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+      return {
+        f.name: convert(getattr(value, f.name))
+        for f in dataclasses.fields(value)
+      }
+    if isinstance(value, Mapping):
+      return {k: convert(v) for k, v in value.items()}
+    return value
+
+  return convert(config)
+
+
+def to_config_dict(config: Any) -> ml_collections.ConfigDict:
+  """The `ConfigDict` that config files edit."""
+  import ml_collections
+
+  return ml_collections.ConfigDict(to_dict(config), convert_dict=True)
+
+
+def to_json(config: Config) -> str:
+  """Stable JSON text of a config: what checkpoints store and hash."""
+  return json.dumps(to_dict(config), indent=2, sort_keys=True)
+
+
+# What a value without a declaration of its own must be.
+_EXPECTED = {bool: "True or False", int: "an integer", float: "a number"}
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+  """Types of the fields with their declarations."""
+  return typing.get_type_hints(cls, include_extras=True)
+
+
+def _wrong(path: str, value: Any, expected: str) -> ConfigError:
+  return ConfigError(
+    f"{escaped(path) or 'config'}={shown(value)}: expected {expected}."
+  )
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+  """Whether a value is of a plain type; True is no integer, 3.0 neither."""
+  if hint is float:
+    hint = (int, float)
+  return isinstance(value, hint) and (
+    hint is bool or not isinstance(value, bool)
+  )
+
+
+def _check(value: Any, hint: Any, path: str) -> Any:
+  """Returns `value` as the declared type, or raises ConfigError."""
+  declared: tuple[Declaration, ...] = ()
+  if typing.get_origin(hint) is Annotated:
+    hint, *rest = typing.get_args(hint)
+    declared = tuple(rest)
+  if dataclasses.is_dataclass(hint):
+    return _build(typing.cast(type, hint), value, path)
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin is Mapping:
+    if not isinstance(value, Mapping):
+      raise _wrong(path, value, "a mapping")
+    found: Any = {
+      _check(k, args[0], f"{path}: key"): _check(v, args[1], f"{path}.{k}")
+      for k, v in value.items()
+    }
+  elif origin is tuple:
+    if not isinstance(value, (tuple, list)):
+      raise _wrong(path, value, "a tuple")
+    found = tuple(
+      _check(v, args[0], f"{path}[{i}]") for i, v in enumerate(value)
+    )
+  else:
+    found = value
+    if hint is not Any and not _has_type(value, hint):
+      expected = _EXPECTED.get(hint, "text")
+      if declared:
+        expected = declared[0].expected
+      raise _wrong(path, value, expected)
+  for rule in declared:
+    if not rule.accepts(found):
+      raise _wrong(path, value, rule.expected)
+  return float(value) if hint is float else found
+
+
+def _build(cls: type[T], values: Any, path: str) -> T:
+  if dataclasses.is_dataclass(values):
+    values = to_dict(values)
+  if not isinstance(values, Mapping):
+    raise _wrong(path, values, "a mapping")
+  hints = _hints(cls)
+  unknown = [k for k in values if k not in hints]
+  if unknown:
+    key = str(unknown[0])
+    close = difflib.get_close_matches(key[:200], hints, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(
+      f"unknown config key {shown(f'{path}.{key}'.lstrip('.'))}.{hint} "
+      f"Known keys here: {', '.join(sorted(hints))}."
+    )
+  return cls(
+    **{
+      k: _check(v, hints[k], f"{path}.{k}".lstrip("."))
+      for k, v in values.items()
+    }
+  )
+
+
+def check(config: Any) -> None:
+  """Checks every field of a config that was put together in Python.
+
+  Raises:
+    ConfigError: naming the first field that holds what it may not.
+  """
+  _build(type(config), config, "")
+
+
+def leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+  """Path, value and declared type of every field that is no dataclass."""
+  hints = _hints(type(config))
+  for f in dataclasses.fields(config):
+    name, value = f"{path}.{f.name}".lstrip("."), getattr(config, f.name)
+    if dataclasses.is_dataclass(value):
+      yield from leaves(value, name)
+      continue
+    yield name, value, hints[f.name]
+    if isinstance(value, Mapping):
+      for key, entry in value.items():
+        if dataclasses.is_dataclass(entry):
+          yield from leaves(entry, f"{name}.{key}")
+
+
+def from_dict(values: Mapping[str, Any], cls: type[T] = Config) -> T:
+  """Builds a checked dataclass from nested dicts; missing keys take defaults.
+
+  Raises:
+    ConfigError: naming the first unknown key, wrong type or value out of its
+      range.
+  """
+  return _build(cls, values, "")
+
+
+def from_config_dict(values: ml_collections.ConfigDict) -> Config:
+  """Turns the `ConfigDict` of a config file into a checked `Config`."""
+  return from_dict(values.to_dict())

@@ -1,0 +1,159 @@
+"""Config files, packaged configs and overrides."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib.util
+import inspect
+import os
+import pathlib
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from mico_jax.config.conversion import from_config_dict, from_dict, to_dict
+from mico_jax.config.fields import ConfigError
+from mico_jax.config.training import Config
+
+
+def config_dirs() -> list[pathlib.Path]:
+  """Folders searched for named configs: the packaged one and a checkout's."""
+  here = pathlib.Path(__file__).resolve().parents[1]
+  found = [here / "configs", here.parent / "configs"]
+  return [d for d in found if d.is_dir()]
+
+
+def find(name: str) -> pathlib.Path:
+  """Path of a config given by file name or packaged name ("demo").
+
+  Raises:
+    ConfigError: listing the packaged names if there is no such config.
+  """
+  path = pathlib.Path(name)
+  if path.suffix == ".py":
+    if not path.is_file():
+      raise ConfigError(f"no config file {name!r}.")
+    return path
+  for folder in config_dirs():
+    if (folder / f"{name}.py").is_file():
+      return folder / f"{name}.py"
+  known = sorted(
+    str(p.relative_to(d).with_suffix(""))
+    for d in config_dirs()
+    for p in d.rglob("*.py")
+    if p.stem not in ("__init__", "base")
+  )
+  raise ConfigError(
+    f"no config {name!r}. Packaged configs: {', '.join(known)}; "
+    "or give the path of a .py file."
+  )
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+  """Splits "train.steps=200" into key and value (a Python literal or text)."""
+  key, sep, raw = text.partition("=")
+  if not sep:
+    raise ConfigError(f"--config.{text}: write --config.{text}=VALUE.")
+  try:
+    return key, ast.literal_eval(raw)
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
+    return key, {"true": True, "false": False}.get(raw.lower(), raw)
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+  """Applies "a.b.c=value" overrides to a config.
+
+  Raises:
+    ConfigError: for an unknown key or a value of the wrong type.
+  """
+  values = to_dict(config)
+  for text in overrides:
+    key, value = parse_override(text)
+    *parents, leaf = key.split(".")
+    node = values
+    for i, part in enumerate(parents):
+      if not isinstance(node.get(part), dict):
+        known = ", ".join(sorted(node))
+        raise ConfigError(
+          f"unknown config key {'.'.join(parents[: i + 1])!r}. "
+          f"Known keys here: {known}."
+        )
+      node = node[part]
+    node[leaf] = value
+  return from_dict(values)
+
+
+def _get_config(path: pathlib.Path) -> Callable[..., Any]:
+  """The function `get_config` of a config file.
+
+  Raises:
+    ConfigError: if the file cannot be run or has no such function.
+  """
+  spec = importlib.util.spec_from_file_location(
+    f"mico_jax_config_{path.stem}", path
+  )
+  if spec is None or spec.loader is None:
+    raise ConfigError(f"cannot read config file {str(path)!r}.")
+  module = importlib.util.module_from_spec(spec)
+  with _named(path):
+    spec.loader.exec_module(module)
+  if not callable(getattr(module, "get_config", None)):
+    raise ConfigError(f"{path}: has no function get_config().")
+  return module.get_config
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path) -> Iterator[None]:
+  """Words what the code of a config file raises, with its line.
+
+  Raises:
+    ConfigError: for everything but Ctrl-C.
+  """
+  try:
+    yield
+  except ConfigError:
+    raise
+  except SyntaxError as error:
+    raise ConfigError(f"{path}, line {error.lineno}: {error.msg}.") from error
+  except (Exception, SystemExit) as error:
+    calls = traceback.extract_tb(error.__traceback__)
+    file = os.path.abspath(path)
+    lines = [c.lineno for c in calls if os.path.abspath(c.filename) == file]
+    where = f", line {lines[-1]}" if lines else ""
+    text = " ".join(str(error).split())[:300]
+    kind = "" if isinstance(error, ImportError) else type(error).__name__
+    reason = ": ".join(filter(None, (kind, text)))
+    raise ConfigError(f"{path}{where}: {reason}.") from error
+
+
+def load(
+  name: str, overrides: Sequence[str] = (), *, arg: str | None = None
+) -> Config:
+  """Loads a config file or packaged config and applies overrides.
+
+  Args:
+    name: path of a .py file or packaged name; "name:arg" passes `arg` to its
+      `get_config`.
+    overrides: texts of the form "train.steps=200".
+    arg: argument of `get_config`; overrides the one in `name`.
+
+  Raises:
+    ConfigError: for a missing file, an unknown key or a wrong type.
+  """
+  base, sep, suffix = name.partition(":")
+  if sep and arg is None:
+    arg = suffix
+  path = find(base)
+  get_config = _get_config(path)
+  with _named(path):
+    takes = inspect.signature(get_config).parameters
+    if arg is not None and not takes:
+      raise ConfigError(f"{name!r}: get_config of {path} takes no argument.")
+    values = get_config() if arg is None else get_config(arg)
+  if not hasattr(values, "to_dict"):
+    raise ConfigError(
+      f"{path}: get_config() must return a ConfigDict, such as "
+      f"mico_jax.config.to_config_dict(Config()); got {type(values).__name__}."
+    )
+  return override(from_config_dict(values), overrides)

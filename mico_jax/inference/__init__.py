@@ -1,0 +1,1 @@
+"""A checkpoint in use: inputs, the model, its self-check."""

@@ -1,0 +1,452 @@
+"""Using a checkpoint: load it, embed, match, caption, score.
+
+    model = mico_jax.load("runs/demo")
+    z = model.embed(image=["a.jpg"], audio=["b.flac"], text=["a dog barks"])
+
+Inputs run in batches of a few fixed sizes (powers of two up to `batch_size`),
+so repeated calls compile nothing new.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+
+from mico_jax.checkpoint import manifest as manifest_lib
+from mico_jax.checkpoint import restore
+from mico_jax.checkpoint.manifest import CheckpointError
+from mico_jax.config import MAX_BEAMS, Config, to_dict
+from mico_jax.data.tokenizer import Tokenizer, tokenizer_from_files
+from mico_jax.inference import prepare as inputs_lib
+from mico_jax.inference import scores
+from mico_jax.inference.prepare import Preparer
+from mico_jax.inference.self_check import model_params, self_check
+from mico_jax.kernels.compiler import forward_options
+from mico_jax.layers.stack import split_layers
+from mico_jax.modalities import MODALITIES, by_letter
+from mico_jax.models import build, forward
+from mico_jax.models.decoding import generate
+from mico_jax.parallel.backend import require_backend
+
+
+class OmniModel:
+  """A model with its tokenizer and preprocessing, ready to use.
+
+  Inputs are lists: paths, bytes or raw arrays of a modality (`image`, `video`,
+  `audio`, `depth`, `normal`), or strings (`text`, `subtitle`). A depth file
+  says its unit: "mm:d.png", "m:d.npy", "relative:d.png"; an array of depth
+  without one (`mico_jax.inference.prepare.Item`) is floats in metres, or
+  relative where the checkpoint's depth is. A bare input counts as a list of
+  one, see `mico_jax.inference.prepare.as_list`.
+
+  Attributes:
+    config: of the run that made the checkpoint.
+    step: of that run.
+    params: parameters on the default device; on a CPU those of each layer are
+      apart (`mico_jax.layers.stack.split_layers`).
+    notes: what was skipped or tolerated while loading, one line each.
+    fingerprint: hash of the checkpoint's manifest; "" without one.
+  """
+
+  def __init__(
+    self,
+    config: Config,
+    params: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    *,
+    step: int = 0,
+    batch_size: int = 32,
+    notes: Sequence[str] = (),
+    fingerprint: str = "",
+  ):
+    """Wraps parameters; `mico_jax.load` makes one from a checkpoint.
+
+    Args:
+      config: of the model and its preprocessing.
+      params: nested dict; low-rank deltas are merged.
+      tokenizer: of the checkpoint.
+      step: of the run.
+      batch_size: largest number of inputs per compiled call.
+      notes: see the class.
+      fingerprint: see the class.
+    """
+    self.config = config
+    self.step = step
+    self.tokenizer = tokenizer
+    self.notes = tuple(notes)
+    self.fingerprint = fingerprint
+    self.batch_size = batch_size
+    self.preparer = Preparer(config, tokenizer)
+    options: dict[str, Any] = {"remat": "none"}
+    merged = model_params(params, config)
+    if jax.default_backend() == "cpu":
+      options["scan"] = False
+      merged = split_layers(merged)
+    self.model = build(dataclasses.replace(config.model, **options))
+    self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), merged)
+    jit = functools.partial(jax.jit, compiler_options=forward_options())
+    self._embed = jit(self._embed_batch, static_argnums=2)
+    self._context = jit(self._context_batch, static_argnums=2)
+    self._match = jit(self._match_batch)
+    self._caption = functools.lru_cache(8)(self._make_caption)
+
+  @property
+  def modalities(self) -> tuple[str, ...]:
+    """Keys of the modalities this checkpoint takes."""
+    return self.preparer.keys
+
+  @property
+  def embed_dim(self) -> int:
+    """Size of the joint space."""
+    return self.config.model.embed_dim
+
+  # -------------------------------------------------------------- compiled
+  def _encode(
+    self, params: Any, arrays: Mapping[str, jax.Array]
+  ) -> forward.Encoded:
+    encoded = forward.encode_inputs(
+      self.model, self.config, params, arrays, pad=self.tokenizer.info.pad
+    )
+    if "v" not in encoded.tokens and "i" in encoded.tokens:
+      return encoded.also("v", of="i")  # an image is a one-frame video
+    return encoded
+
+  def _embed_batch(
+    self, params: Any, arrays: Mapping[str, jax.Array], letters: str
+  ) -> jax.Array:
+    encoded = self._encode(params, arrays)
+    return forward.embed(self.model, params, encoded, (letters,))[letters]
+
+  def _context_batch(
+    self, params: Any, arrays: Mapping[str, jax.Array], letters: str
+  ) -> Any:
+    encoded = self._encode(params, arrays)
+    return forward.project(self.model, params, encoded, letters)
+
+  def _match_batch(
+    self, params: Any, ids: jax.Array, context: Any
+  ) -> jax.Array:
+    return forward.match_probability(self.model, params, ids, context)
+
+  def _make_caption(
+    self, max_new_tokens: int, num_beams: int, length_penalty: float
+  ) -> Any:
+    return jax.jit(
+      lambda params, context: generate(
+        self.model,
+        params,
+        context,
+        tokens=self.tokenizer.info,
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        length_penalty=length_penalty,
+      )
+    )
+
+  # --------------------------------------------------------------- batching
+  def _batches(
+    self, arrays: Mapping[str, np.ndarray]
+  ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """Slices of fixed sizes, the last padded; with the number of real rows."""
+    count = len(next(iter(arrays.values())))
+    size = min(self.batch_size, 1 << max(count - 1, 0).bit_length())
+    for start in range(0, count, size):
+      batch = {k: v[start : start + size] for k, v in arrays.items()}
+      real = min(size, count - start)
+      yield {k: pad_rows(v, size) for k, v in batch.items()}, real
+
+  def _prepare(
+    self, given: Mapping[str, Sequence[Any]]
+  ) -> dict[str, np.ndarray]:
+    """Host arrays of aligned lists; the first broken input is an error."""
+    arrays = {}
+    for key, values in given.items():
+      array, _, errors = self.preparer.prepare(key, values)
+      if errors:
+        raise errors[0]
+      assert array is not None  # No input failed, and there is at least one.
+      arrays[key] = array
+    return arrays
+
+  def _chunks(
+    self, given: Mapping[str, Sequence[Any]]
+  ) -> Iterator[tuple[dict[str, Sequence[Any]], dict[str, np.ndarray]]]:
+    """A batch's inputs and their prepared arrays: memory stays bounded."""
+    count = inputs_lib.lengths_of(given)
+    for start in range(0, count, self.batch_size):
+      end = start + self.batch_size
+      part = {k: v[start:end] for k, v in given.items()}
+      yield part, self._prepare(part)
+
+  def _embed_rows(
+    self, given: Mapping[str, Sequence[Any]], letters: str
+  ) -> Float[np.ndarray, "N E"]:
+    rows = [np.zeros((0, self.embed_dim), np.float32)]
+    for part, arrays in self._chunks(given):
+      rows.append(self.embed_arrays(arrays, letters))
+      inputs_lib.check_finite(rows[-1], part, "the embedding")
+    return np.concatenate(rows)
+
+  def embed_arrays(
+    self, arrays: Mapping[str, np.ndarray], letters: str
+  ) -> Float[np.ndarray, "N E"]:
+    """Embeddings of prepared inputs (see `Preparer`), for pipelines.
+
+    Args:
+      arrays: {modality: stacked rows}.
+      letters: of the head: one letter, or those of a joint head.
+    """
+    return np.concatenate(
+      [
+        np.asarray(self._embed(self.params, batch, letters))[:real]
+        for batch, real in self._batches(arrays)
+      ]
+    )
+
+  def match_arrays(
+    self, ids: np.ndarray, arrays: Mapping[str, np.ndarray], letters: str
+  ) -> Float[np.ndarray, "N Q"]:
+    """Matching probability of prepared inputs with each of some texts.
+
+    Args:
+      ids: tokens of the texts, [Q, L].
+      arrays: {modality: stacked rows}.
+      letters: of the context.
+    """
+    found = []
+    for batch, real in self._batches(arrays):
+      context = self._context(self.params, batch, letters)
+      size = len(next(iter(batch.values())))
+      columns = [
+        self._match(self.params, np.repeat(row[None], size, axis=0), context)
+        for row in ids
+      ]
+      found.append(np.stack(columns, axis=1)[:real])
+    return np.concatenate(found)
+
+  # ------------------------------------------------------------- public use
+  def embed(
+    self, *, groups: str | Sequence[str] = (), **inputs: Any
+  ) -> dict[str, Float[np.ndarray, "N E"]]:
+    """Unit-norm embeddings in the joint space.
+
+    Args:
+      groups: joint heads to use, such as "va": aligned lists of those
+        modalities give one embedding per row. None: each modality alone.
+      **inputs: lists by modality.
+
+    Returns:
+      {modality or group: embeddings}.
+
+    Raises:
+      ValueError: for a modality or head that the checkpoint lacks.
+      DecodeError: for an input that cannot be read, or whose embedding is not
+        finite.
+    """
+    if not inputs:
+      raise ValueError("nothing to embed; give e.g. image=['photo.jpg'].")
+    found = {}
+    given = self._lists(inputs)
+    if not groups:
+      for key, values in given.items():
+        letter = MODALITIES[key].letter
+        found[key] = self._embed_rows({key: values}, letter)
+      return found
+    for group in [groups] if isinstance(groups, str) else groups:
+      self.model.head(group)  # Raises for an unknown one.
+      keys = dict.fromkeys(self._key_of(letter, given) for letter in group)
+      found[group] = self._embed_rows({key: given[key] for key in keys}, group)
+    return found
+
+  def _lists(self, inputs: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+    """What a user gives, as lists of modalities that the model takes."""
+    for key in inputs:
+      self.preparer.check_key(key)
+    return inputs_lib.as_lists(inputs)
+
+  def _key_of(self, letter: str, inputs: Mapping[str, Any]) -> str:
+    """The given modality that plays a letter; an image may play a video."""
+    key = by_letter(letter).key
+    if key not in inputs and letter == "v" and "image" in inputs:
+      return "image"
+    if key not in inputs:
+      raise ValueError(
+        f"letter {letter!r} needs {key}=[...]; given: {', '.join(inputs)}."
+      )
+    return key
+
+  def _letters(self, inputs: Mapping[str, Any]) -> str:
+    """Context letters of the given modalities, in the table's order."""
+    if not inputs:
+      raise ValueError("no inputs given, e.g. image=['photo.jpg'].")
+    for key in inputs:
+      if self.preparer.check_key(key).letter == "t":
+        raise ValueError("text=[...] cannot be its own context.")
+    return context_order(
+      [MODALITIES[key].letter for key in inputs], self.config
+    )
+
+  def match(
+    self, *, text: Sequence[str], **inputs: Any
+  ) -> Float[np.ndarray, " N"]:
+    """Probability that text i belongs to the inputs i, in [0, 1].
+
+    Args:
+      text: one per row.
+      **inputs: aligned lists; several modalities form one context.
+    """
+    letters = self._letters(inputs)
+    given = self._lists({"text": text, **inputs})
+    rows = [np.zeros((0,), np.float32)]
+    for part, arrays in self._chunks(given):
+      for batch, real in self._batches(arrays):
+        ids = batch.pop("text")
+        context = self._context(self.params, batch, letters)
+        rows.append(np.asarray(self._match(self.params, ids, context))[:real])
+      inputs_lib.check_finite(rows[-1], part, "the matching probability")
+    return np.concatenate(rows)
+
+  def caption(
+    self,
+    *,
+    max_new_tokens: int | None = None,
+    num_beams: int | None = None,
+    length_penalty: float | None = None,
+    **inputs: Any,
+  ) -> list[str]:
+    """Writes a caption for each row.
+
+    What is None is as the checkpoint's config.generation says.
+
+    Args:
+      max_new_tokens: most tokens of a caption.
+      num_beams: 1 is greedy, at most `mico_jax.config.MAX_BEAMS`.
+      length_penalty: exponent of the length in the score of a beam.
+      **inputs: aligned lists; several modalities form one context.
+    """
+    letters = self._letters(inputs)
+    room = self.config.model.text.max_positions - 1
+    most, beams, penalty = inputs_lib.search_options(
+      {**to_dict(self.config.generation), "most_beams": MAX_BEAMS},
+      max_new_tokens,
+      num_beams,
+      length_penalty,
+    )
+    write = self._caption(min(most, room), beams, penalty)
+    texts = []
+    for part, arrays in self._chunks(self._lists(inputs)):
+      for batch, real in self._batches(arrays):
+        context = self._context(self.params, batch, letters)
+        found = write(self.params, context)
+        sums = np.asarray(found.scores)[:real, 0]
+        inputs_lib.check_finite(sums, part, "the caption's score")
+        ids = np.asarray(found.sequences)[:real, 0]
+        texts += [self.tokenizer.decode(row) for row in ids]
+    return texts
+
+  def score(
+    self, texts: Sequence[str], files: Sequence[Any], *, skip: bool = False
+  ) -> scores.Scores:
+    """Every text against every file.
+
+    Args:
+      texts: at least one.
+      files: paths; the type follows the extension, or "depth:mm:FILE",
+        "normal:FILE" say it.
+      skip: leaves out files that cannot be used, unless all are such; their
+        names and the reasons are in `failed`.
+
+    Raises:
+      DecodeError: for a text or file that cannot be used.
+    """
+    return scores.score(self, texts, files, skip=skip)
+
+
+def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
+  """Repeats the last row until there are `size`."""
+  missing = size - len(array)
+  if missing <= 0:
+    return array
+  return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+
+
+def context_order(letters: Sequence[str], config: Config) -> str:
+  """Letters in the order the model was trained with, else the table's.
+
+  A context concatenates its modalities, so their order matters to position
+  tables only; heads and trained groups fix it where they name the same set.
+  """
+  wanted = frozenset(letters)
+  groups = [
+    group.removeprefix("t")
+    for task in config.tasks.values()
+    for named in task.objectives.values()
+    for group in named
+  ]
+  for group in (*groups, *config.model.heads):
+    if frozenset(group) == wanted:
+      return group
+  order = [m.letter for m in MODALITIES.values()]
+  return "".join(sorted(wanted, key=order.index))
+
+
+def load(
+  path: epath.PathLike,
+  *,
+  check: restore.Check = "full",
+  strict: bool = True,
+  ema: bool = True,
+  batch_size: int = 32,
+) -> OmniModel:
+  """Loads a checkpoint for use; needs no mesh and no target tree.
+
+  Args:
+    path: a workdir (its newest checkpoint that verifies) or a step folder.
+    check: "full": content hashes and the self-check's outputs; "fast": hashes
+      only; "off": neither.
+    strict: false turns mismatches into warnings.
+    ema: use the averaged weights if there are any.
+    batch_size: largest number of inputs per compiled call.
+
+  Raises:
+    CheckpointError: if a file is missing, altered or cut short, or if the
+      model's outputs differ from the stored ones.
+    ConfigError: if JAX has no device to compute on.
+  """
+  require_backend()  # else reading the arrays would fail, and seem at fault
+  checkpoint = restore.open_checkpoint(
+    path, check=check, strict=strict, ema=ema
+  )
+  notes = list(checkpoint.warnings)
+  files = checkpoint.tokenizer_files()
+  try:
+    tokenizer = tokenizer_from_files(files)
+  except ValueError as e:
+    raise CheckpointError(f"{checkpoint.folder}: {e}") from e
+  if check == "full":
+    notes += self_check(
+      checkpoint,
+      tokenizer,
+      strict=strict,
+      otherwise="strict=False loads it all the same",
+    )
+  for note in notes:
+    warnings.warn(f"{path}: {note}", UserWarning, stacklevel=2)
+  return OmniModel(
+    checkpoint.config,
+    checkpoint.params,
+    tokenizer,
+    step=checkpoint.step,
+    batch_size=batch_size,
+    notes=notes,
+    fingerprint=manifest_lib.fingerprint(checkpoint.folder),
+  )

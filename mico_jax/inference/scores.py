@@ -1,0 +1,89 @@
+"""Every text against every file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from mico_jax.inference.prepare import NOT_FINITE, Item, as_list
+from mico_jax.modalities import MODALITIES, DecodeError, file_spec
+
+
+@dataclass(frozen=True)
+class Scores:
+  """Files against texts.
+
+  Attributes:
+    files: names, one per row; without those that failed.
+    texts: one per column.
+    similarity: cosine of the embeddings, in [-1, 1].
+    matching: probability that text and file belong together, in [0, 1].
+  """
+
+  files: tuple[str, ...]
+  texts: tuple[str, ...]
+  similarity: Float[np.ndarray, "F Q"]
+  matching: Float[np.ndarray, "F Q"]
+  failed: tuple[tuple[str, str], ...] = ()  # files left out, and why
+
+
+def score(
+  model: Any,
+  texts: Sequence[str],
+  files: Sequence[Any],
+  *,
+  skip: bool,
+) -> Scores:
+  """See `OmniModel.score`; `model` is one."""
+  texts = as_list("text", texts)
+  files = [files] if isinstance(files, (str, os.PathLike)) else files
+  if not len(texts) or not len(files):
+    raise ValueError("score needs at least one text and one file.")
+  if not all(isinstance(f, (str, os.PathLike)) for f in files):
+    raise ValueError("score takes paths of files; embed and match take data.")
+  names = [os.fspath(f) for f in files]
+  specs = [file_spec(name) for name in names]
+  queries = model.embed(text=texts)["text"]
+  ids = np.stack([model.preparer.prepare_one("text", t) for t in texts])
+  similarity = np.full((len(files), len(texts)), np.nan, np.float32)
+  matching = similarity.copy()
+  failed: dict[int, str] = {}
+  for key in dict.fromkeys(spec.key for spec in specs):
+    model.preparer.check_key(key)
+    rows = [i for i, spec in enumerate(specs) if spec.key == key]
+    for start in range(0, len(rows), model.batch_size):
+      chosen = rows[start : start + model.batch_size]
+      items = [
+        Item(specs[i].path, specs[i].depth_unit, names[i], True) for i in chosen
+      ]
+      array, kept, errors = model.preparer.prepare(key, items)
+      if errors and not skip:
+        raise errors[0]
+      good = [chosen[k] for k in kept]
+      bad = [i for i in chosen if i not in set(good)]
+      failed.update(zip(bad, map(str, errors), strict=True))
+      if array is not None:
+        arrays, letter = {key: array}, MODALITIES[key].letter
+        similarity[good] = model.embed_arrays(arrays, letter) @ queries.T
+        matching[good] = model.match_arrays(ids, arrays, letter)
+  rows = [i for i in range(len(names)) if i not in failed]
+  whole = np.concatenate([similarity, matching], axis=1)
+  for i in [i for i in rows if not np.isfinite(whole[i]).all()]:
+    failed[i] = f"{names[i]}: the score {NOT_FINITE}"
+  rows = [i for i in rows if i not in failed]
+  if failed and not (skip and rows):
+    first = failed[min(failed)]
+    none = f"none of {len(names)} files could be used; the first: "
+    raise DecodeError(none + first if skip and len(names) > 1 else first)
+  return Scores(
+    tuple(names[i] for i in rows),
+    tuple(texts),
+    similarity[rows],
+    matching[rows],
+    tuple((names[i], failed[i]) for i in sorted(failed)),
+  )

@@ -1,0 +1,259 @@
+"""The forms a checkpoint can be exported to.
+
+`torch` is the PyTorch folder and, where the original layout can express the
+model, a MiCo folder in `mico/`; `mico` is that folder alone; `safetensors` the
+weights alone; `timm` and `openclip` the encoder, `transformers` the text tower
+in the names of those libraries; `stablehlo` functions that JAX alone runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import pathlib
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from mico_jax.checkpoint.manifest import flatten
+from mico_jax.config import ConfigError
+from mico_jax.interop.exporting import (
+  export,
+  official_folder,
+  openclip_folder,
+  stablehlo,
+  timm_folder,
+  torch_folder,
+  transformers_text,
+)
+from mico_jax.interop.exporting.export import Report, Source
+from mico_jax.interop.files import writing
+from mico_jax.interop.importing import source_tensors
+from mico_jax.interop.names import torch_modules
+
+SMALL = 400_000_000  # parameters
+SHARD_SIZE = 5 * 10**9  # bytes
+ONE_FILE = ("timm", "openclip")  # clients that read no shards
+# Target -> packages that run what it writes; the others cannot be run here.
+CLIENTS: dict[str, tuple[str, ...]] = {
+  "torch": ("torch",),
+  "timm": ("timm", "torch"),
+  "openclip": ("open_clip", "timm", "transformers", "torch"),
+  "transformers": ("transformers", "torch"),
+  "stablehlo": (),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+  """What a target may use.
+
+  Attributes:
+    max_shard_size: bytes of tensors per file.
+    compare: run the other side (see `CLIENTS`), or fail; None: where it can be
+      run here, for models of up to `SMALL` parameters, as both sides are held
+      at once; False: do not.
+  """
+
+  max_shard_size: int = 5 * 10**9
+  compare: bool | None = None
+  place: pathlib.Path | None = None
+
+
+def _compare(
+  source: Source,
+  folder: pathlib.Path,
+  report: Report,
+  options: Options,
+  run: Callable[[Source, pathlib.Path], dict[str, float]],
+) -> None:
+  """Lets the target's own client open the folder, or says why not.
+
+  Raises:
+    ConfigError: if it has to, and a package cannot be loaded.
+  """
+  why = ""
+  if options.compare is False:
+    why = "--compare off"
+  elif options.compare is None:
+    leaves = flatten(source.model.abstract_params()).values()
+    if sum(math.prod(leaf.shape) for leaf in leaves) > SMALL:
+      why = f"more than {SMALL:,} parameters (--compare on)"
+  why = why or _absent(report.target)
+  if not why:
+    try:
+      with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the clients' own
+        report.compared = run(source, folder)
+    except ImportError as e:
+      why = str(e)
+      if options.compare:
+        name = CLIENTS[report.target][0]
+        raise ConfigError(f"--compare on: {name} cannot be loaded: {e}") from e
+  if why:
+    report.notes.append(f"outputs not compared: {why}")
+
+
+def _absent(target: str) -> str:
+  """Which packages the comparison lacks, and how to get them; "": none."""
+  absent = [n for n in CLIENTS[target] if importlib.util.find_spec(n) is None]
+  if not absent:
+    return ""
+  extra = "torch" if target == "torch" else "clients"
+  return f"needs {', '.join(absent)}: pip install 'mico-jax[{extra}]'"
+
+
+def _torch(
+  source: Source, folder: pathlib.Path, report: Report, options: Options
+) -> None:
+  torch_folder.write(
+    source, folder, report, max_shard_size=options.max_shard_size
+  )
+  try:
+    official_folder.write(source, folder / "mico", report)
+  except (ConfigError, source_tensors.DroppedError) as e:
+    shutil.rmtree(folder / "mico", ignore_errors=True)
+    report.notes.append(f"no folder for the original code: {e}")
+  _compare(source, folder, report, options, torch_folder.compare)
+
+
+def _mico(
+  source: Source, folder: pathlib.Path, report: Report, options: Options
+) -> None:
+  del options
+  official_folder.write(source, folder, report)
+  report.notes.append("outputs not compared: only the original code reads it")
+
+
+def _safetensors(
+  source: Source, folder: pathlib.Path, report: Report, options: Options
+) -> None:
+  items = official_folder.original_items(source)
+  if items is None:
+    items = torch_modules.items(source.params, source.model)
+    report.notes.append("names: parameter paths, layers unstacked")
+  else:
+    report.notes.append("names and dtypes: those of the imported file")
+    absent = official_folder.left_out(source)
+    if absent:
+      report.notes.append(
+        f"not of that file, so not written: {export.summarise(absent)}; --to "
+        "torch writes everything"
+      )
+  written = writing.write(
+    folder,
+    items,
+    max_shard_size=options.max_shard_size,
+    metadata={"format": "pt"},
+  )
+  report.add("weights", written)
+
+
+def _timm(
+  source: Source, folder: pathlib.Path, report: Report, options: Options
+) -> None:
+  timm_folder.write(source, folder, report)
+  _compare(source, folder, report, options, timm_folder.compare)
+
+
+def _openclip(
+  source: Source, folder: pathlib.Path, report: Report, options: Options
+) -> None:
+  place = options.place or folder
+  openclip_folder.write(source, folder, place, report)
+  run = lambda source, folder: openclip_folder.compare(source, folder, place)
+  _compare(source, folder, report, options, run)
+
+
+def _openclip_vision(
+  source: Source, folder: pathlib.Path, report: Report, options: Options
+) -> None:
+  size = options.max_shard_size
+  openclip_folder.write_vision(source, folder, report, max_shard_size=size)
+  report.notes.append(
+    "outputs not compared: tensors alone, no model of its own"
+  )
+
+
+def _transformers(
+  source: Source, folder: pathlib.Path, report: Report, options: Options
+) -> None:
+  transformers_text.write(
+    source, folder, report, max_shard_size=options.max_shard_size
+  )
+  _compare(source, folder, report, options, transformers_text.compare)
+
+
+def _stablehlo(
+  source: Source, folder: pathlib.Path, report: Report, options: Options
+) -> None:
+  stablehlo.write(source, folder, report, max_shard_size=options.max_shard_size)
+  _compare(source, folder, report, options, stablehlo.compare)
+
+
+Target = Callable[[Source, pathlib.Path, Report, Options], None]
+TARGETS: dict[str, Target] = {
+  "torch": _torch,
+  "mico": _mico,
+  "safetensors": _safetensors,
+  "timm": _timm,
+  "openclip": _openclip,
+  "openclip-vision": _openclip_vision,
+  "transformers": _transformers,
+  "stablehlo": _stablehlo,
+}
+
+
+def check(target: str, options: Options) -> None:
+  """Checks what needs no checkpoint.
+
+  Raises:
+    ConfigError: if the target is unknown, or its outputs are to be compared and
+      cannot be.
+  """
+  if target not in TARGETS:
+    raise ConfigError(
+      f"cannot export to {target!r}; known: {', '.join(TARGETS)}."
+    )
+  if target in ONE_FILE and options.max_shard_size != SHARD_SIZE:
+    raise ConfigError(
+      f"--max-shard-size: {target} reads one file of weights; leave it out."
+    )
+  if not options.compare:
+    return
+  if target not in CLIENTS:
+    raise ConfigError(
+      f"--compare on: what --to {target} writes cannot be run here, only "
+      f"{', '.join(CLIENTS)} can; leave --compare out."
+    )
+  if absent := _absent(target):
+    raise ConfigError(f"--compare on: {absent}, or leave --compare out.")
+
+
+def run(
+  source: Source,
+  target: str,
+  out: pathlib.Path,
+  options: Options | None = None,
+) -> Report:
+  """Writes an export; nothing is left behind if it fails.
+
+  Args:
+    source: what to export.
+    target: key of `TARGETS`.
+    out: a new folder.
+    options: of the export.
+
+  Raises:
+    ConfigError: if the target is unknown or cannot express the model, naming
+      what is in the way, or outputs are to be compared and cannot be.
+  """
+  options = options or Options()
+  check(target, options)
+  report = export.new_report(target, source)
+  options = replace(options, place=writing.check_new(out))
+  with writing.new_folder(out) as folder:
+    TARGETS[target](source, folder, report, options)
+    report.save(folder)
+  return report

@@ -1,0 +1,296 @@
+"""What every export shares: the opened checkpoint, the report, the folder.
+
+An export opens a checkpoint, writes a folder and lays `export_report.json`
+beside the files: every tensor with bytes and SHA-256, every file, and, where
+the other side can run here, how far its outputs are from ours on the inputs of
+the checkpoint's self-check.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mico_jax.checkpoint import manifest as manifest_lib
+from mico_jax.checkpoint import restore, selfcheck
+from mico_jax.checkpoint.manifest import CheckpointError
+from mico_jax.config import Config
+from mico_jax.data.tokenizer import Tokenizer, tokenizer_from_files
+from mico_jax.inference.self_check import (
+  LOGITS,
+  SelfCheck,
+  model_params,
+  self_check,
+)
+from mico_jax.interop.files import writing
+from mico_jax.models import MiCo, build
+from mico_jax.parallel.backend import require_backend
+
+REPORT = "export_report.json"
+TOLERANCE = 1e-5  # of float32 outputs on the self-check inputs
+RAW = "raw/"  # of outputs that include the other side's own preprocessing
+
+
+@dataclasses.dataclass
+class Source:
+  """An opened checkpoint, ready to be written in another form.
+
+  Attributes:
+    checkpoint: as restored.
+    params: of the model alone, low-rank deltas merged, host arrays.
+    tokenizer: of the checkpoint.
+    model: of its config.
+  """
+
+  checkpoint: restore.Checkpoint
+  params: Mapping[str, Any]
+  tokenizer: Tokenizer
+  model: MiCo
+
+  @property
+  def config(self) -> Config:
+    """Of the run that made the checkpoint."""
+    return self.checkpoint.config
+
+  def self_check(self) -> dict[str, np.ndarray]:
+    """Inputs and our outputs; computed where the stored ones do not apply.
+
+    The stored ones are of the weights that the checkpoint is used with by
+    default.
+    """
+    stored = self.checkpoint.self_check()
+    wanted = self.checkpoint.manifest.get("self_check_of")
+    if stored is not None and wanted == self.checkpoint.source:
+      return stored
+    check = SelfCheck(self.config, self.tokenizer)
+    if stored is None:
+      return check(self.params)
+    inputs = selfcheck.inputs(stored)
+    arrays = {f"{selfcheck.INPUT}{k}": v for k, v in inputs.items()}
+    return {**arrays, **check.outputs(self.params, inputs)}
+
+
+def open_source(
+  path: str | pathlib.Path,
+  *,
+  weights: str = "ema",
+  check: restore.Check = "fast",
+  strict: bool = True,
+) -> Source:
+  """Opens a checkpoint for export.
+
+  What it lets pass (an older step, since the newest is broken; with
+  `strict=False` whatever does not verify) becomes a warning.
+
+  Args:
+    path: workdir or step folder.
+    weights: "ema" (the averaged ones if there are any) or "raw".
+    check: "full": content hashes and the self-check's outputs; "fast": hashes
+      only; "off": neither.
+    strict: see `restore.open_checkpoint`.
+
+  Raises:
+    CheckpointError: if it cannot be read or does not verify.
+    ConfigError: if JAX has no device to compute on.
+  """
+  if weights not in ("ema", "raw"):
+    raise ValueError(f"{weights=} must be ema or raw.")
+  require_backend()
+  ema = weights == "ema"
+  checkpoint = restore.open_checkpoint(
+    path, strict=strict, ema=ema, arrays=False
+  )
+  # The original tensors of an import need none of the parameters at once.
+  imported = "import" in checkpoint.manifest
+  runs = check == "full" and checkpoint.self_check() is not None
+  if not imported:  # A run may have to go back to an older step.
+    checkpoint = restore.open_checkpoint(
+      path, check=check, strict=strict, ema=ema
+    )
+  elif runs:
+    checkpoint = restore.read_params(checkpoint, check=check, strict=strict)
+  _warn(checkpoint, checkpoint.warnings)
+  try:
+    tokenizer = tokenizer_from_files(checkpoint.tokenizer_files())
+  except ValueError as e:
+    raise CheckpointError(f"{checkpoint.folder}: {e}") from e
+  if check == "full":
+    problems = self_check(
+      checkpoint,
+      tokenizer,
+      strict=strict,
+      otherwise="--not-strict exports them all the same",
+    )
+    _warn(checkpoint, problems)
+  config = checkpoint.config
+
+  def read() -> Mapping[str, Any]:
+    whole = checkpoint
+    if lazy:
+      whole = restore.read_params(checkpoint, check=check, strict=strict)
+      _warn(whole, whole.warnings[len(checkpoint.warnings) :])
+    return model_params(whole.params, config)
+
+  lazy = imported and not runs
+  params = Lazy(read) if lazy else read()
+  return Source(checkpoint, params, tokenizer, build(config.model))
+
+
+def _warn(checkpoint: restore.Checkpoint, lines: Sequence[str]) -> None:
+  for line in lines:
+    warnings.warn(f"{checkpoint.folder}: {line}", UserWarning, stacklevel=3)
+
+
+class Lazy(Mapping[str, Any]):
+  """A mapping that is made when something is taken out of it.
+
+  The original tensors of an import need none of the parameters at once.
+  """
+
+  def __init__(self, make: Callable[[], Mapping[str, Any]]):
+    self._make = make
+
+  @functools.cached_property
+  def _made(self) -> Mapping[str, Any]:
+    return self._make()
+
+  def __getitem__(self, key: str) -> Any:
+    return self._made[key]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._made)
+
+  def __len__(self) -> int:
+    return len(self._made)
+
+
+@dataclasses.dataclass
+class Report:
+  """What an export did.
+
+  Attributes:
+    target: the form, such as "torch".
+    source: {"checkpoint", "step", "weights", "fingerprint"}.
+    files: {"part", "name", "bytes", "sha256", "tensors"}; tensors: how many.
+    tensors: {"name", "dtype", "shape", "bytes", "sha256"}.
+    compared: name of an output -> largest absolute difference between the
+      sides; empty where the other side cannot run here.
+    notes: what was left out and why.
+  """
+
+  target: str
+  source: Mapping[str, Any]
+  files: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  tensors: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  compared: dict[str, float] = dataclasses.field(default_factory=dict)
+  notes: list[str] = dataclasses.field(default_factory=list)
+
+  def as_dict(self) -> dict[str, Any]:
+    """As stored beside the export."""
+    return dataclasses.asdict(self)
+
+  def add(self, part: str, written: writing.Written, prefix: str = "") -> None:
+    """Notes files of tensors of one part, in the subfolder `prefix`."""
+    for file in written.files:
+      self.files.append({"part": part, **file, "name": prefix + file["name"]})
+    self.tensors += [{"part": part, **one} for one in written.tensors]
+
+  def add_file(self, part: str, path: pathlib.Path, name: str) -> None:
+    """Notes a file without tensors."""
+    data = path.read_bytes()
+    self.files.append(
+      {
+        "part": part,
+        "name": name,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "tensors": 0,
+      }
+    )
+
+  def rows(self) -> list[tuple[Any, ...]]:
+    """The table: file, tensors, bytes, hash."""
+    return [
+      (f["name"], f["tensors"], f["bytes"], f["sha256"][:16])
+      for f in self.files
+    ]
+
+  def failures(self) -> list[str]:
+    """Outputs beyond the tolerance, one line each."""
+    return failures(self.compared)
+
+  def save(self, folder: pathlib.Path) -> None:
+    """Writes the report beside the export."""
+    text = json.dumps(self.as_dict(), indent=1) + "\n"
+    (folder / REPORT).write_text(text)
+
+
+def failures(compared: Mapping[str, float]) -> list[str]:
+  """Compared outputs beyond the tolerance, one line each."""
+  return [
+    f"{name} differs by {value:.2g} (limit {TOLERANCE:.0e})"
+    for name, value in compared.items()
+    if not value <= TOLERANCE
+  ]
+
+
+def new_report(target: str, source: Source) -> Report:
+  """An empty report about a checkpoint."""
+  checkpoint = source.checkpoint
+  return Report(
+    target,
+    {
+      "checkpoint": str(checkpoint.folder),
+      "step": checkpoint.step,
+      "weights": "ema" if checkpoint.source == "ema" else "raw",
+      "fingerprint": manifest_lib.fingerprint(checkpoint.folder),
+    },
+  )
+
+
+def differences(
+  stored: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+  """Largest absolute difference of every stored output.
+
+  Of logits, which have no bound, in parts of the largest one above 1.
+  """
+  found = {}
+  for name, want in stored.items():
+    if not name.startswith(selfcheck.OUTPUT):
+      continue
+    got = np.asarray(outputs[name])
+    label = name.removeprefix(selfcheck.OUTPUT)
+    if got.shape != want.shape:
+      found[label] = float("inf")
+    else:
+      gap = np.abs(got.astype("f8") - want.astype("f8"))
+      scale = np.max(np.abs(want), initial=1.0) if label == LOGITS else 1.0
+      found[label] = float(np.max(gap, initial=0.0) / scale)
+  return found
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """One JSON document."""
+  path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_files(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
+  """Several small files."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, data in files.items():
+    (folder / name).write_bytes(data)
+
+
+def summarise(names: Sequence[str], limit: int = 6) -> str:
+  """The first names, and how many there are."""
+  more = f" and {len(names) - limit} more" if len(names) > limit else ""
+  return ", ".join(names[:limit]) + more

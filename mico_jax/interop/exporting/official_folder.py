@@ -1,0 +1,204 @@
+"""The folder that the original code loads: `ckpt/model_step_N.pt`, `log/`.
+
+Names and layout follow `interop.mico`; an imported checkpoint gives back the
+tensors that it was imported from, byte for byte.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from mico_jax.aliases import Params
+from mico_jax.config import Config, ConfigError, ModelConfig, VisionConfig
+from mico_jax.interop.exporting import export
+from mico_jax.interop.exporting.export import Report, Source
+from mico_jax.interop.files import torch_writer
+from mico_jax.interop.files.writing import Item, item
+from mico_jax.interop.importing import mico_folder, source_tensors
+from mico_jax.interop.names import mico, timm_vision
+from mico_jax.modalities import preprocessing
+from mico_jax.models import VISION
+
+# Encoders of the original by its names for them, and what such a name says.
+ENCODER_TYPES = {
+  "evaclip01_giant": VISION["eva01_g14"],
+  "evaclip02_large": VISION["eva02_l14"],
+  "evaclip02_base": VISION["eva02_b16"],
+  "evaclip02_bige": VISION["eva02_bige14_plus"],
+}
+SAID = ("encoder", "width", "depth", "patch_size", "num_heads", "mlp_dim")
+SAID += ("mlp", "norm", "sub_norm", "pre_norm")
+BERT_BASE = (768, 12, 12)  # width, layers and heads of its text tower
+
+
+def encoder_type(vision: VisionConfig) -> str:
+  """The original's name of an encoder; "" if it has none."""
+  for name, known in ENCODER_TYPES.items():
+    if all(getattr(vision, field) == getattr(known, field) for field in SAID):
+      return name
+  return ""
+
+
+def hps(config: Config) -> dict[str, Any]:
+  """The content of log/hps.json, as far as the original reads it.
+
+  Encoders and text towers that the original has no name for are written out
+  under `tiny_vision` and `tiny_bert`.
+  """
+  vision, text, model = config.model.vision, config.model.text, config.model
+  lengths = config.data.tokenizer.max_length
+  kind = encoder_type(vision)
+  frames = model.frame_table.get("video", 0)
+  # One number says how long texts are and how long captions may get.
+  length, caption = lengths.get("default", 40), config.generation.max_new_tokens
+  if length != max(caption, mico_folder.QUERY_LENGTH):
+    caption = length
+  settings: dict[str, Any] = {
+    "model_type": "mico",
+    "vision_encoder_type": kind or "evaclip01_giant",
+    "audio_encoder_type": "shared_vision",
+    "frame_embedding_type": "adaptive" if frames else "none",
+    "vision_resolution": vision.image_size,
+    "checkpointing": False,
+    "frozen_vision": False,
+    "frozen_audio": False,
+    "itm_ratio": config.objectives.matching.weight,
+    "contra_dim": model.embed_dim,
+    # Without a frame table, the frames of a video are told by the inputs alone.
+    "max_vision_sample_num": frames
+    or preprocessing.input_config(config, "video").frames,
+    "max_audio_sample_num": max(model.frame_table.get("audio", 1), 1),
+    "max_depth_sample_num": max(model.frame_table.get("depth", 1), 1),
+    "max_caption_len": caption,
+    "max_omni_caption_len": lengths.get("omni", 70),
+    "max_subtitle_len": lengths.get("subtitle", 70),
+    "beam_size": config.generation.num_beams,
+    "captioner_mode": False,
+    "generate_nums": 1,
+    "pool_video": model.pool_frames,
+  }
+  if not kind:
+    settings["tiny_vision"] = {
+      "embed_dim": vision.clip_embed_dim,
+      "layers": vision.depth,
+      "width": vision.width,
+      "head_width": vision.width // vision.num_heads,
+      "patch_size": vision.patch_size,
+      "image_size": vision.image_size,
+      "mlp_ratio": vision.mlp_dim / vision.width,
+      "drop_path_rate": vision.drop_path_rate,
+      "postnorm": vision.norm == "post",
+    }
+  if (text.width, text.depth, text.num_heads) != BERT_BASE:
+    settings["tiny_bert"] = {
+      "vocab_size": text.vocab_size,
+      "hidden_size": text.width,
+      "num_attention_heads": text.num_heads,
+      "num_hidden_layers": text.depth,
+      "intermediate_size": text.mlp_dim,
+      "max_position_embeddings": text.max_positions,
+    }
+  return {"model_cfg": settings}
+
+
+def items(
+  params: Params, config: ModelConfig
+) -> tuple[list[Item], dict[str, str]]:
+  """Tensors under the original's names, and which share their values.
+
+  Args:
+    params: nested dict of host arrays.
+    config: of the model.
+
+  Raises:
+    ConfigError: naming the parameters that it cannot hold or lacks.
+  """
+  try:
+    table = mico.table_of(params, config)
+  except ValueError as e:
+    raise ConfigError(str(e)) from e
+  patch = config.vision.patch_size
+  found = list(timm_vision.entry_items(params, table, patch_size=patch))
+  found += [item(k, v) for k, v in mico.buffers(config).items()]
+  by_name = {one.name: one for one in found}
+  for copy, original in mico.TIED.items():
+    found.append(dataclasses.replace(by_name[original], name=copy))
+  expected = list(EXPECTED)
+  if not config.frame_table.get("video"):  # frame_embedding_type "none"
+    expected.remove("vision_frame_embedding")
+  missing = [name for name in expected if name not in by_name]
+  if missing:
+    raise ConfigError(
+      "the original expects tensors that this model has not: "
+      f"{export.summarise(missing)}."
+    )
+  return found, mico.TIED
+
+
+# What the original's modules always hold besides the towers.
+EXPECTED = (
+  *(f"contra_head_{x}.linear.weight" for x in "tsvad"),
+  *(
+    f"contra_head_{x}.{leaf}"
+    for x in ("va", "id", "vs", "vas")
+    for leaf in ("weight", "bias")
+  ),
+  *(f"{x}_frame_embedding" for x in ("vision", "audio", "depth")),
+  *(f"{x}_type_embeddings" for x in ("vision", "audio", "depth", "subtitle")),
+)
+
+
+def left_out(source: Source) -> list[str]:
+  """Parameters of an import that its file did not bring."""
+  entries = source.checkpoint.manifest["items"]["params"]
+  return [path for path, entry in entries.items() if "original" not in entry]
+
+
+def original_items(source: Source) -> Iterator[Item] | None:
+  """The tensors of the imported file, byte for byte; None: not imported."""
+  if "import" not in source.checkpoint.manifest:
+    return None
+  found = source_tensors.open_tensors(source.checkpoint.folder)
+  return (
+    Item(name, tensor.shape, tensor.dtype, tensor.load, tensor.sha256)
+    for name, tensor in found.items()
+  )
+
+
+def _is_original(source: Source) -> bool:
+  """Whether the checkpoint was imported from such a folder."""
+  about = source.checkpoint.manifest.get("import", {})
+  return about.get("format") == "mico"
+
+
+def _content(source: Source) -> tuple[list[Item], dict[str, str]]:
+  """What the original's file holds: as imported, or by its own names."""
+  if not _is_original(source):
+    return items(source.params, source.config.model)
+  ties = source.checkpoint.manifest["import"]["tied"]
+  return list(original_items(source) or ()), ties
+
+
+def write(source: Source, folder: pathlib.Path, report: Report) -> None:
+  """Writes the folder, tensor by tensor.
+
+  Raises:
+    ConfigError: naming the parameters that the original cannot hold.
+  """
+  found, ties = _content(source)
+  (folder / "ckpt").mkdir(parents=True)
+  (folder / "log").mkdir()
+  name = f"model_step_{source.checkpoint.step}.pt"
+  written = torch_writer.write(folder / "ckpt" / name, found, ties=ties)
+  export.write_json(folder / "log" / "hps.json", hps(source.config))
+  prefix = "" if report.target == "mico" else f"{folder.name}/"
+  report.add("mico", written, f"{prefix}ckpt/")
+  report.add_file("mico", folder / "log/hps.json", f"{prefix}log/hps.json")
+  if _is_original(source) and (absent := left_out(source)):
+    report.notes.append(
+      "the folder for the original code holds what its own file brought, so "
+      f"without {export.summarise(absent)}; --to torch writes everything"
+    )

@@ -1,0 +1,320 @@
+"""The model as a folder that `open_clip.create_model("local-dir:...")` opens.
+
+open_clip holds both towers exactly: the text tower as a BERT of transformers
+(its `HFTextEncoder`), the encoder as its own CLIP tower or as a model of timm,
+and behind each the contrastive head. `encode_image` and `encode_text` are then
+`embed(image=...)` and `embed(text=...)`.
+
+open_clip finds the sizes of a BERT and of a timm model by a name or a path, and
+never looks beside its own file, so both stand there as the path of this folder:
+one that is moved says which path to correct. The encoder alone, whose tensors
+load into any such model by name, is a form of its own.
+
+Source: open_clip 3.3 (`factory.py`, `model.py`, `hf_model.py`,
+`timm_model.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mico_jax.aliases import Params
+from mico_jax.config import Config, ConfigError, VisionConfig
+from mico_jax.inference.prepare import Preparer
+from mico_jax.inference.self_check import SelfCheck, on_cpu
+from mico_jax.interop.exporting import export, timm_folder, transformers_text
+from mico_jax.interop.exporting.export import Report, Source
+from mico_jax.interop.files import writing
+from mico_jax.interop.files.writing import Item, item
+from mico_jax.interop.importing import clip
+from mico_jax.interop.names import timm_vision
+
+WEIGHTS = "open_clip_model.safetensors"
+TEXT = "text"  # subfolder with the config of BERT
+HEADS = ("v", "t")
+NATIVE_EPS = 1e-5  # of open_clip's own towers
+RESIZE = {"squash": "squash", "crop_flip": "shortest"}
+
+
+def is_native(vision: VisionConfig) -> bool:
+  """Whether open_clip's own CLIP tower is the encoder."""
+  if not vision.pre_norm or vision.norm_eps != NATIVE_EPS:
+    return False
+  if vision.mlp not in ("gelu", "quick_gelu"):
+    return False
+  try:
+    timm_vision.vision_entries(vision, "openclip")
+  except ConfigError:
+    return False
+  return True
+
+
+def _vision_items(params: Params, vision: VisionConfig) -> Iterator[Item]:
+  """The encoder and the head of pictures."""
+  head = np.asarray(params["contrastive_head"]["v"]["kernel"])
+  bare = dataclasses.replace(vision, clip_embed_dim=0)
+  if is_native(vision):
+    yield from timm_vision.vision_items(params, bare, "openclip")
+    yield item("visual.proj", head)
+    return
+  for one in timm_vision.vision_items(params, bare, "timm"):
+    yield dataclasses.replace(one, name=f"visual.trunk.{one.name}")
+  yield item("visual.head.proj.weight", np.ascontiguousarray(head.T))
+
+
+def items(params: Params, config: Config) -> Iterator[Item]:
+  """All tensors of open_clip's model.
+
+  Args:
+    params: of the model.
+    config: of the run.
+
+  Raises:
+    ConfigError: naming what the form cannot express.
+  """
+  yield from _vision_items(params, config.model.vision)
+  for one in transformers_text.items(params, config, decoder=False):
+    if one.name.startswith("bert."):
+      name = one.name.removeprefix("bert.")
+      yield dataclasses.replace(one, name=f"text.transformer.{name}")
+  head = np.asarray(params["contrastive_head"]["t"]["kernel"])
+  yield item("text.proj.weight", np.ascontiguousarray(head.T))
+  temperature = float(np.asarray(params["temperature"]))
+  yield item("logit_scale", np.asarray(-math.log(temperature), np.float32))
+
+
+def settings(
+  source: Source, place: pathlib.Path, image: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The content of open_clip_config.json.
+
+  Args:
+    source: what is written.
+    place: where the folder lies.
+    image: preprocessing of pictures.
+  """
+  vision = source.config.model.vision
+  native = is_native(vision)
+  tower = (
+    _native(vision)
+    if native
+    else {
+      "image_size": vision.image_size,
+      "timm_model_name": f"local-dir:{place}",
+      "timm_model_pretrained": False,
+      "timm_pool": "avg" if vision.encoder in timm_vision.STAGED else "token",
+      "timm_proj": "linear",
+    }
+  )
+  return {
+    "model_cfg": {
+      "embed_dim": source.config.model.embed_dim,
+      "quick_gelu": native and vision.mlp == "quick_gelu",
+      "vision_cfg": tower,
+      "text_cfg": {
+        "context_length": _length(source),
+        "hf_model_name": str(place / TEXT),
+        "hf_tokenizer_name": str(place),
+        "hf_model_pretrained": False,
+        "hf_proj_type": "linear",
+        "hf_pooler_type": "cls_last_hidden_state_pooler",
+      },
+    },
+    "preprocess_cfg": _pixels(image),
+  }
+
+
+def _native(vision: VisionConfig) -> dict[str, Any]:
+  return {
+    "image_size": vision.image_size,
+    "layers": vision.depth,
+    "width": vision.width,
+    "head_width": vision.width // vision.num_heads,
+    "mlp_ratio": timm_vision.ratio(vision.mlp_dim, vision.width),
+    "patch_size": vision.patch_size,
+  }
+
+
+def _pixels(image: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    **{k: list(image[k]) for k in ("mean", "std") if k in image},
+    "interpolation": "bilinear",
+    "resize_mode": RESIZE.get(image.get("place", ""), "squash"),
+  }
+
+
+def _length(source: Source) -> int:
+  return Preparer(source.config, source.tokenizer).max_length("text")
+
+
+def write(
+  source: Source, folder: pathlib.Path, place: pathlib.Path, report: Report
+) -> None:
+  """Writes both towers, the tokenizer and what describes them.
+
+  Args:
+    source: what to write.
+    folder: an existing folder.
+    place: where it will lie.
+    report: gets the files and tensors.
+
+  Raises:
+    ConfigError: if the model has no head for pictures or texts, or neither
+      open_clip nor timm has such an encoder.
+  """
+  config, image = source.config, timm_folder.image_of(source)
+  absent = [head for head in HEADS if head not in config.model.heads]
+  if absent:
+    raise ConfigError(
+      f"open_clip compares pictures with texts, and this model has no head "
+      f"{' and '.join(absent)} (config.model.heads); export to openclip-vision "
+      "for the encoder alone."
+    )
+  about = timm_folder.settings(config, image)
+  written = writing.write(
+    folder,
+    items(source.params, config),
+    max_shard_size=2**63,
+    metadata={"format": "pt"},
+    name=WEIGHTS,
+  )
+  report.add("model", written)
+  # Of timm: the trunk's sizes; and this library's own preprocessing.
+  export.write_json(folder / "config.json", about)
+  (folder / TEXT).mkdir()
+  pad = source.tokenizer.info.pad
+  export.write_json(
+    folder / TEXT / "config.json",
+    transformers_text.model_config(config, pad, decoder=False),
+  )
+  transformers_text.write_tokenizer(source, folder, report)
+  export.write_json(folder / clip.CONFIG, settings(source, place, image))
+  for name in ("config.json", f"{TEXT}/config.json", clip.CONFIG):
+    report.add_file("model", folder / name, name)
+  report.notes += [
+    f"{clip.CONFIG} names this folder by its path, {place}: correct it there "
+    "(hf_model_name, hf_tokenizer_name, timm_model_name) if you move it",
+    "of pictures and texts alone; the other modalities, matching and captions: "
+    "--to torch",
+    "open_clip cleans a text before its tokenizer (ftfy, HTML entities)",
+    *timm_folder.pixel_notes(image),
+  ]
+
+
+def write_vision(
+  source: Source,
+  folder: pathlib.Path,
+  report: Report,
+  *,
+  max_shard_size: int = 5 * 10**9,
+) -> None:
+  """Writes the encoder's tensors in open_clip's names; no model of its own.
+
+  Args:
+    source: what to write.
+    folder: an existing folder.
+    report: gets the files and tensors.
+    max_shard_size: bytes of tensors per file.
+
+  Raises:
+    ConfigError: if open_clip has no such encoder.
+  """
+  vision, image = source.config.model.vision, timm_folder.image_of(source)
+  written = writing.write(
+    folder,
+    timm_vision.vision_items(source.params, vision, "openclip"),
+    max_shard_size=max_shard_size,
+    metadata={"format": "pt"},
+  )
+  report.add("encoder", written)
+  absent = timm_vision.left_out(source.params, vision, "openclip")
+  if absent:
+    report.notes.append(
+      f"openclip has no place for {export.summarise(absent)}: not written"
+    )
+  files = {"config.json": timm_folder.settings(source.config, image)}
+  if vision.pre_norm:
+    files[clip.VISION_CONFIG] = {
+      "model_cfg": {
+        "embed_dim": vision.clip_embed_dim,
+        "quick_gelu": vision.mlp == "quick_gelu",
+        "vision_cfg": _native(vision),
+      },
+      "preprocess_cfg": _pixels(image),
+    }
+  for name, content in files.items():
+    export.write_json(folder / name, content)
+    report.add_file("encoder", folder / name, name)
+
+
+def compare(
+  source: Source, folder: pathlib.Path, place: pathlib.Path
+) -> dict[str, float]:
+  """Opens the folder with open_clip and runs it on the self-check's pictures.
+
+  Args:
+    source: what was written.
+    folder: where it lies now.
+    place: where it will lie, which its config names.
+
+  Returns:
+    Largest absolute difference of token ids, of the embeddings and of the
+    logarithms of the temperature.
+
+  Raises:
+    ImportError: without open_clip, timm, transformers or PyTorch.
+  """
+  import jax
+  import open_clip
+  import torch
+
+  image = timm_folder.image_of(source)
+  check = SelfCheck(source.config, source.tokenizer)
+  pixels = timm_folder.frames(check)
+  texts = (
+    transformers_text.TEXTS[:1] + transformers_text.TEXTS[3:]
+  )  # that cleaning leaves alone
+  ids = np.stack([source.tokenizer.encode(x, _length(source)) for x in texts])
+  with transformers_text.quiet():
+    # The paths in the file are those of the place that is not there yet.
+    export.write_json(folder / clip.CONFIG, settings(source, folder, image))
+    try:
+      theirs = open_clip.create_model(f"local-dir:{folder}").eval()
+      tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    finally:
+      export.write_json(folder / clip.CONFIG, settings(source, place, image))
+  given = torch.from_numpy(pixels[:, 0].transpose(0, 3, 1, 2).copy())
+  with torch.no_grad():
+    got = {
+      "ids": tokenizer(list(texts)),
+      "embed/image": theirs.encode_image(given, normalize=True),
+      "embed/text": theirs.encode_text(
+        torch.from_numpy(ids).long(), normalize=True
+      ),
+      "logit_scale": theirs.logit_scale.detach(),
+    }
+
+  @jax.jit
+  def run(params: Any, ids: Any, pixels: Any) -> dict[str, Any]:
+    model = check.model
+    image = model.pool(params, "image", model.encode(params, "image", pixels))
+    text = model.pool_text(model.text(params, ids))
+    return {
+      "embed/image": model.embed(params, "v", {"v": image}),
+      "embed/text": model.embed(params, "t", {"t": text}),
+    }
+
+  with on_cpu():
+    want = jax.device_get(run(dict(source.params), ids, pixels))
+  temperature = np.asarray(source.params["temperature"], np.float64)
+  want |= {"ids": ids, "logit_scale": -np.log(temperature)}
+  return {
+    name: float(np.abs(value.numpy().astype("f8") - want[name]).max())
+    for name, value in got.items()
+  }

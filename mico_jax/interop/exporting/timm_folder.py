@@ -1,0 +1,254 @@
+"""The encoder as a folder that `timm.create_model("local-dir:...")` opens.
+
+`config.json` names one of timm's architectures of the right class and, as
+`model_args`, every size in which the encoder differs from it; no other form of
+a file tells timm which class to build. What timm takes no argument for (the
+epsilon of a vision transformer's LayerNorm) is told by the architecture, or
+refused. The encoder's own projection to CLIP's space is the classifier.
+
+Source: timm 1.0 (`_hub.py`, `_factory.py`: the keys of the file).
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mico_jax.config import Config, ConfigError, VisionConfig
+from mico_jax.inference.self_check import (
+  VARIANTS,
+  SelfCheck,
+  make_inputs,
+  on_cpu,
+)
+from mico_jax.interop.exporting import export
+from mico_jax.interop.exporting import torch_folder as exporter
+from mico_jax.interop.exporting.export import Report, Source
+from mico_jax.interop.files import writing
+from mico_jax.interop.names import timm_vision
+from mico_jax.modalities import MODALITIES
+
+# Of resizing in a mode -> crop_mode of timm; both antialias.
+CROPS = {"squash": "squash", "crop_flip": "center"}
+ANTIALIASED = "resize_smooth"
+
+
+def model(config: VisionConfig) -> tuple[str, dict[str, Any]]:
+  """Architecture and arguments that build the encoder in timm.
+
+  Raises:
+    ConfigError: if no architecture has its numbers.
+  """
+  if config.encoder in timm_vision.STAGED:
+    timm_vision.staged_entries(config)  # refuses what timm lacks
+    return _staged(config)
+  timm_vision.timm_entries(config)
+  common: dict[str, Any] = {
+    "img_size": config.image_size,
+    "patch_size": config.patch_size,
+    "num_classes": config.clip_embed_dim,
+    "global_pool": "token",
+    "embed_dim": config.width,
+    "depth": config.depth,
+    "num_heads": config.num_heads,
+    "mlp_ratio": timm_vision.ratio(config.mlp_dim, config.width),
+    "init_values": config.layer_scale or None,
+  }
+  if not timm_vision.is_eva(config):
+    if config.norm_eps not in timm_vision.PLAIN:
+      raise ConfigError(
+        f"timm has no vision transformer with norm_eps={config.norm_eps} "
+        f"(config.model.vision), only with {sorted(timm_vision.PLAIN)}; export "
+        "to torch or safetensors instead."
+      )
+    return timm_vision.PLAIN[config.norm_eps], common | {
+      "qkv_bias": config.qkv_bias == "all",
+      "pre_norm": config.pre_norm,
+      "act_layer": config.mlp,
+    }
+  swiglu, post = config.mlp == "swiglu", config.norm == "post"
+  name = (
+    "eva02_base_patch16_clip_224" if swiglu else "eva_giant_patch14_clip_224"
+  )
+  common |= {
+    "qkv_bias": config.qkv_bias == "qv",
+    "qkv_fused": not swiglu,
+    "swiglu_mlp": swiglu,
+    "scale_mlp": config.sub_norm,
+    "scale_attn_inner": config.sub_norm,
+    "use_rot_pos_emb": bool(config.rope_grid),
+    "use_post_norm": post,
+  }
+  if config.rope_grid:
+    common["ref_feat_shape"] = [config.rope_grid, config.rope_grid]
+  return "eva02_enormous_patch14_clip_224" if post else name, common
+
+
+def _staged(config: VisionConfig) -> tuple[str, dict[str, Any]]:
+  """Of a Swin or a ConvNeXt V2."""
+  if config.encoder == "swin":
+    return "swin_base_patch4_window7_224", {
+      "img_size": config.image_size,
+      "patch_size": config.patch_size,
+      "embed_dim": config.stage_widths[0],
+      "depths": list(config.stage_depths),
+      "num_heads": list(config.stage_heads),
+      "window_size": config.window_size,
+      "mlp_ratio": timm_vision.ratio(config.mlp_dim, config.width),
+      "num_classes": 0,
+    }
+  return "convnextv2_base", {
+    "patch_size": config.patch_size,
+    "depths": list(config.stage_depths),
+    "dims": list(config.stage_widths),
+    "norm_eps": config.norm_eps,
+    "head_norm_first": True,
+    "num_classes": 0,
+  }
+
+
+def settings(config: Config, image: Mapping[str, Any]) -> dict[str, Any]:
+  """The content of config.json.
+
+  Args:
+    config: of the run.
+    image: preprocessing of frames; "preprocessing" keeps it for this library.
+  """
+  vision = config.model.vision
+  architecture, arguments = model(vision)
+  staged = vision.encoder in timm_vision.STAGED
+  size = vision.image_size
+  first = "stem.0" if vision.encoder == "convnext" else "patch_embed.proj"
+  about: dict[str, Any] = {
+    "input_size": [3, size, size],
+    "fixed_input_size": vision.encoder != "convnext",
+    "interpolation": "bilinear",
+    "crop_pct": 1.0,
+    "crop_mode": CROPS.get(image.get("place", ""), "squash"),
+    "num_classes": arguments["num_classes"],
+    "first_conv": first,
+    "classifier": "head.fc" if staged else "head",
+  }
+  if staged:
+    about["pool_size"] = [size // (8 * vision.patch_size)] * 2
+  about |= {k: list(image[k]) for k in ("mean", "std") if k in image}
+  return {
+    "architecture": architecture,
+    "num_classes": arguments["num_classes"],
+    "num_features": vision.width,
+    "model_args": {k: v for k, v in arguments.items() if v is not None},
+    "pretrained_cfg": about,
+    "preprocessing": dict(image),
+  }
+
+
+def image_of(source: Source) -> Mapping[str, Any]:
+  """The preprocessing of pictures, in evaluation."""
+  told = exporter.preprocessing_json(source.config, source.tokenizer)
+  return told["inputs"].get("image", {})
+
+
+def pixel_notes(image: Mapping[str, Any]) -> list[str]:
+  """What the client's own preprocessing does otherwise."""
+  mode = image.get("mode", "none")
+  if "mean" not in image or image.get("place") not in CROPS:
+    return [f"preprocessing {mode} has no form there; prepare pictures here"]
+  if image.get("resize") == ANTIALIASED:
+    return []
+  return [
+    f"preprocessing {mode} resizes without antialiasing, the client's own "
+    "preprocessing with it: equal for pictures of the encoder's size only"
+  ]
+
+
+def write(source: Source, folder: pathlib.Path, report: Report) -> None:
+  """Writes one file of weights, as timm reads no shards, and config.json.
+
+  Args:
+    source: what to write.
+    folder: an existing folder.
+    report: gets the files and tensors.
+
+  Raises:
+    ConfigError: if timm has no such encoder.
+  """
+  vision, image = source.config.model.vision, image_of(source)
+  about = settings(source.config, image)
+  written = writing.write(
+    folder,
+    timm_vision.vision_items(source.params, vision, "timm"),
+    max_shard_size=2**63,
+    metadata={"format": "pt"},
+  )
+  report.add("encoder", written)
+  absent = timm_vision.left_out(source.params, vision, "timm")
+  if absent:
+    report.notes.append(
+      f"timm has no place for {export.summarise(absent)}: not written"
+    )
+  report.notes += pixel_notes(image)
+  export.write_json(folder / "config.json", about)
+  report.add_file("encoder", folder / "config.json", "config.json")
+
+
+def frames(check: SelfCheck) -> np.ndarray:
+  """Pixels of the self-check's pictures as the encoder takes them."""
+  inputs = make_inputs(check.preparer)
+  key = next(k for k in check.preparer.keys if MODALITIES[k].letter == "v")
+  rows = [
+    check.preparer.prepare_one(key, inputs[f"{key}/{v}"]) for v in VARIANTS
+  ]
+  geometry = check.preparer.geometry(key)
+  mode = check.preparer.mode(key)
+  pixels = mode.to_pixels(np.stack(rows), geometry=geometry, xp=np)
+  return np.array(pixels[:, :1], np.float32)
+
+
+def compare(source: Source, folder: pathlib.Path) -> dict[str, float]:
+  """Opens the folder with timm and runs it on the self-check's pictures.
+
+  Returns:
+    Largest absolute difference of the tokens, and of the pooled features.
+
+  Raises:
+    ImportError: without timm or PyTorch.
+  """
+  import timm
+  import torch
+
+  check = SelfCheck(source.config, source.tokenizer)
+  pixels = frames(check)
+  theirs: Any = timm.create_model(
+    f"local-dir:{folder}", pretrained=True, num_classes=0
+  ).eval()
+  given = torch.from_numpy(pixels[:, 0].transpose(0, 3, 1, 2).copy())
+  with torch.no_grad():
+    tokens = theirs.forward_features(given)
+    pooled = theirs.forward_head(tokens)
+    if source.config.model.vision.encoder == "convnext":  # channels first
+      tokens = tokens.permute(0, 2, 3, 1)
+  want = ours(check, source, pixels)
+  got = {"tokens": tokens.reshape(want["tokens"].shape), "pooled": pooled}
+  return {
+    name: float(np.abs(value.numpy().astype("f8") - want[name]).max())
+    for name, value in got.items()
+  }
+
+
+def ours(
+  check: SelfCheck, source: Source, pixels: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Tokens and pooled features of single frames, in float32 on CPU."""
+  import jax
+
+  @jax.jit
+  def run(params: Any, pixels: Any) -> dict[str, Any]:
+    tokens = check.model.encode(params, "image", pixels)
+    pooled = check.model.pool(params, "image", tokens)
+    return {"tokens": tokens[:, 0], "pooled": pooled}
+
+  with on_cpu():
+    return jax.device_get(run(dict(source.params), pixels))

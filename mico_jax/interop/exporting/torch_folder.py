@@ -1,0 +1,319 @@
+"""The PyTorch folder: the model in one file, weights, tokenizer, decoders.
+
+Written without PyTorch; comparing outputs needs it. The Python file is
+`torch_template/modeling_mico.py` as it stands; what differs between models is
+in `config.json` and `preprocessing.json`. Raw inputs are decoded by copies of
+this package's own files (`torch_inputs`).
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import importlib.util
+import pathlib
+import sys
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from mico_jax import config as config_lib
+from mico_jax.checkpoint import selfcheck
+from mico_jax.config import Config
+from mico_jax.data.tokenizer import META_FILE, Tokenizer
+from mico_jax.inference.prepare import Preparer
+from mico_jax.inference.self_check import (
+  CAPTION_TOKENS,
+  LOGITS,
+  VARIANTS,
+  SelfCheck,
+)
+from mico_jax.interop.exporting import export, torch_inputs
+from mico_jax.interop.exporting.export import Report, Source
+from mico_jax.interop.files import writing
+from mico_jax.interop.names import torch_modules
+from mico_jax.modalities import MODALITIES, preprocessing
+from mico_jax.models import build, parameters
+
+FORMAT = "mico_jax torch 1"
+MODULE = "modeling_mico.py"
+
+
+def _modalities(config: Config, preparer: Preparer) -> dict[str, Any]:
+  """What the PyTorch file must know of every modality with parameters."""
+  model = config.model
+  contexts = parameters.context_types(model)
+  as_depth = model.normals_as == "depth"
+  has_class_token = build(model).has_class_token
+  table: dict[str, dict[str, Any]] = {}
+  for key, m in MODALITIES.items():
+    context, head = m.context_type, m.head_letter or m.letter
+    if as_depth and context == "normal":
+      context = "depth"
+    if as_depth and head == "n":
+      head = "d"
+    if m.kind == "knowledge" and context not in contexts:
+      continue
+    pooling = m.pooling
+    if pooling == "cls" and not has_class_token:
+      pooling = "mean"
+    table[key] = {
+      "letter": m.letter,
+      "kind": m.kind,
+      "head": head,
+      "context": context,
+      "pooling": pooling,
+      "embedding": m.embedding,
+    }
+    if m.kind == "interface":
+      table[key]["max_length"] = preparer.max_length(key)
+    elif m.embedding != "patch":
+      table[key]["embedding_shape"] = list(m.extra["embedding_shape"])
+  return table
+
+
+def model_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+  """The content of config.json."""
+  model = config.model
+  preparer = Preparer(config, tokenizer)
+  info = tokenizer.info
+  groups = [
+    group.removeprefix("t")
+    for task in config.tasks.values()
+    for named in task.objectives.values()
+    for group in named
+  ]
+  return {
+    "format": FORMAT,
+    "name": config.name,
+    "model": config_lib.to_dict(model),
+    "modalities": _modalities(config, preparer),
+    "class_token": build(model).has_class_token,
+    "encoder_width": parameters.feature_width(model, "v"),
+    "contexts": {
+      name: model.frame_table.get(name, 0)
+      for name in parameters.context_types(model)
+    },
+    "weighted": parameters.weighted_types(model),
+    "heads": {
+      head: sum(parameters.feature_width(model, letter) for letter in head)
+      for head in parameters.head_names(model)
+    },
+    # The order of a context's modalities, by the first that names them all.
+    "groups": list(dict.fromkeys(g for g in (*groups, *model.heads) if g)),
+    "generation": {
+      **config_lib.to_dict(config.generation),
+      "most_beams": config_lib.MAX_BEAMS,
+    },
+    "tokenizer": {
+      "kind": getattr(tokenizer, "kind", ""),
+      **getattr(tokenizer, "settings", {}),
+      "pad": info.pad,
+      "cls": info.cls,
+      "sep": info.sep,
+      "mask": info.mask,
+      "vocab_size": info.vocab_size,
+    },
+  }
+
+
+def preprocessing_json(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+  """The content of preprocessing.json: the deterministic evaluation modes."""
+  preparer = Preparer(config, tokenizer)
+  inputs = {}
+  for key in _modalities(config, preparer):
+    if MODALITIES[key].kind == "interface":
+      continue
+    mode = preparer.mode(key)
+    inputs[key] = {
+      "mode": mode.name,
+      **mode.recipe,  # the same in plain data, where the mode has it
+      "frames": preprocessing.input_config(config, key).frames,
+    }
+    if key == "depth":
+      inputs[key]["unit"] = preparer.depth_unit()
+  return {
+    "image_size": config.model.vision.image_size,
+    "max_pixels": config.data.max_pixels,
+    "audio": config_lib.to_dict(config.data.audio),
+    "inputs": inputs,
+  }
+
+
+def template() -> str:
+  """The text of `modeling_mico.py`."""
+  folder = importlib.resources.files("mico_jax.interop") / "torch_template"
+  return (folder / MODULE).read_text()
+
+
+def write_code(folder: pathlib.Path) -> list[str]:
+  """Writes the Python files; returns their names."""
+  (folder / MODULE).write_text(template())
+  decoders = torch_inputs.files()
+  export.write_files(
+    folder / torch_inputs.PACKAGE,
+    {name: text.encode() for name, text in decoders.items()},
+  )
+  return [MODULE, *(f"{torch_inputs.PACKAGE}/{name}" for name in decoders)]
+
+
+def write(
+  source: Source,
+  folder: pathlib.Path,
+  report: Report,
+  *,
+  max_shard_size: int = 5 * 10**9,
+) -> None:
+  """Writes the self-contained PyTorch folder.
+
+  Args:
+    source: what to write.
+    folder: an existing folder.
+    report: gets the files and tensors.
+    max_shard_size: bytes of tensors per file.
+  """
+  names = [*write_code(folder), "config.json", "preprocessing.json"]
+  config = model_config(source.config, source.tokenizer)
+  export.write_json(folder / "config.json", config)
+  export.write_json(
+    folder / "preprocessing.json",
+    preprocessing_json(source.config, source.tokenizer),
+  )
+  files = source.tokenizer.files()
+  export.write_files(folder / "tokenizer", files)
+  written = writing.write(
+    folder,
+    torch_modules.items(source.params, source.model),
+    max_shard_size=max_shard_size,
+    metadata={"format": "pt"},
+  )
+  report.add("modeling", written)
+  names += [f"tokenizer/{name}" for name in files if name != META_FILE]
+  for name in names:
+    report.add_file("modeling", folder / name, name)
+
+
+def load_module(folder: pathlib.Path) -> ModuleType:
+  """The exported Python file as a module of its own.
+
+  Raises:
+    ImportError: without PyTorch.
+  """
+  name = f"modeling_mico_{abs(hash(str(folder)))}"
+  spec = importlib.util.spec_from_file_location(name, folder / MODULE)
+  if spec is None or spec.loader is None:
+    raise ImportError(f"{folder / MODULE} cannot be imported.")
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module
+  spec.loader.exec_module(module)
+  return module
+
+
+def outputs(
+  model: Any,
+  config: Config,
+  tokenizer: Tokenizer,
+  inputs: Mapping[str, Any],
+  *,
+  raw: bool = False,
+) -> dict[str, np.ndarray]:
+  """The self-check's outputs as the exported model gives them.
+
+  Args:
+    model: of the exported file, on any device.
+    config: of the run.
+    tokenizer: of the checkpoint.
+    inputs: raw inputs of the self-check.
+    raw: let the exported folder preprocess them as well, where it can.
+  """
+  import torch
+
+  check = SelfCheck(config, tokenizer)
+  found: dict[str, np.ndarray] = {}
+  pooled, tokens = {}, {}
+
+  def note(name: str, value: Any) -> None:
+    found[f"{selfcheck.OUTPUT}{name}"] = value.detach().cpu().numpy()
+
+  text = selfcheck.array_text(inputs["text"])
+  with torch.no_grad():
+    for key in check.preparer.keys:
+      if MODALITIES[key].kind == "interface":
+        continue
+      rows = [np.array(inputs[f"{key}/{v}"]) for v in VARIANTS]
+      if raw and model.reader.has(key):
+        pixels = model.pixels(key, rows)
+      else:
+        pixels = torch.as_tensor(_prepared(check.preparer, key, rows))
+        pixels = pixels.to(model.device)
+      letter = MODALITIES[key].letter
+      tokens[letter] = model.encode(key, pixels)
+      pooled[letter] = model.pool(key, tokens[letter])
+      values = model.features(letter, pooled)
+      for variant, row in zip(VARIANTS, values, strict=True):
+        note(f"embed/{key}/{variant}", row)
+    for head in check.heads:
+      values = model.features(head, pooled)
+      for variant, row in zip(VARIANTS, values, strict=True):
+        note(f"embed/{head}/{variant}", row)
+    ids = model.tokens("text", [text])
+    note("ids/text", ids[0])
+    hidden = model.encode_text(ids)
+    note("embed/text", model.features("t", {"t": hidden[:, 0]})[0])
+    if not check.letters:
+      return found
+    context = model.context(check.letters, tokens)
+    hidden = model.encode_text(ids.repeat(len(VARIANTS), 1), context=context)
+    logits = model.matching_logits(hidden)
+    note(LOGITS, logits)
+    note("matching", logits.softmax(-1)[:, 1])
+    ids = torch.full((len(VARIANTS), 1), tokenizer.info.cls)
+    ids = ids.to(model.device)
+    masks = torch.full_like(ids, tokenizer.info.mask)
+    for _ in range(CAPTION_TOKENS):
+      asked = torch.cat([ids, masks], 1)
+      hidden = model.encode_text(
+        asked,
+        attention="causal",
+        mask=torch.ones_like(asked, dtype=torch.bool),
+        context=context,
+      )
+      best = model.lm_logits(hidden[:, -1:]).argmax(-1)
+      ids = torch.cat([ids, best], 1)
+    note("caption", ids[:, 1:])
+  return found
+
+
+def _prepared(preparer: Preparer, key: str, raw: list[Any]) -> np.ndarray:
+  rows = np.stack([preparer.prepare_one(key, x) for x in raw])
+  geometry = preparer.geometry(key)
+  pixels = preparer.mode(key).to_pixels(rows, geometry=geometry, xp=np)
+  return np.array(pixels)  # PyTorch wants it writable
+
+
+def compare(source: Source, folder: pathlib.Path) -> dict[str, float]:
+  """Runs the exported file on the self-check inputs.
+
+  Returns:
+    Largest absolute difference of each output, token ids and the logits of
+    matching as well: of the model
+    on the same prepared arrays, and ("raw/...") with the exported file's own
+    preprocessing.
+
+  Raises:
+    ImportError: without PyTorch.
+  """
+  model = load_module(folder).MiCo.from_folder(folder)
+  inputs = selfcheck.inputs(source.self_check())
+  # Probabilities may be saturated, so that of matching the logits count.
+  check = SelfCheck(source.config, source.tokenizer)
+  stored = check.outputs(source.params, inputs, logits=True)
+  found = {}
+  for prefix, raw in (("", False), (export.RAW, True)):
+    got = outputs(model, source.config, source.tokenizer, inputs, raw=raw)
+    gaps = export.differences(stored, got)
+    if raw:  # Noise of the preprocessing has no limit in logits.
+      gaps.pop(LOGITS, None)
+    found |= {prefix + name: gap for name, gap in gaps.items()}
+  return found

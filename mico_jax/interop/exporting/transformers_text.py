@@ -1,0 +1,240 @@
+"""The text tower as folders of transformers: an encoder, and in it a decoder.
+
+The folder itself is what a text is embedded with: `AutoModel` reads it in both
+directions, `AutoTokenizer` gives our token ids. `decoder/` is the same tower
+with its cross-attention, which transformers has in decoders alone: there a
+token sees itself and its left, as our captions are written. To read a text in
+both directions with a context, as matching does, give a mask per query
+([B, 1, L, L]).
+
+Source: transformers 5 (`modeling_bert.py`), by its names of parameters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mico_jax.aliases import Params
+from mico_jax.config import Config
+from mico_jax.inference.prepare import Preparer
+from mico_jax.inference.self_check import SelfCheck, on_cpu
+from mico_jax.interop.exporting import export, transformers_tokenizer
+from mico_jax.interop.exporting.export import Report, Source
+from mico_jax.interop.files import writing
+from mico_jax.interop.files.writing import Item
+from mico_jax.interop.names import mico
+from mico_jax.interop.names.timm_vision import entry_items
+from mico_jax.models.mico import Context
+
+DECODER = "decoder"
+CROSS = ".crossattention."
+# Texts that the two tokenizers are compared on.
+TEXTS = (
+  "a red cube and a small ball",
+  "",
+  "  Zwölf Boxkämpfer:  \u00c0\u0301 \u65e5\u672c\u8a9e \U0001f642 [SEP] 3.5",
+  "word " * 600,
+)
+
+
+def items(
+  params: Params, config: Config, *, decoder: bool, prefix: str = ""
+) -> Iterator[Item]:
+  """The tower's tensors as BertForMaskedLM (BertLMHeadModel) names them.
+
+  Args:
+    params: of the model.
+    config: of the run.
+    decoder: with cross-attention.
+    prefix: of every name.
+  """
+  table = mico.entries(config.model, ["text"])
+  for one in entry_items(params, table, patch_size=1):
+    name = one.name.removeprefix(mico.BERT)
+    if decoder or CROSS not in name:
+      yield Item(prefix + name, one.shape, one.dtype, one.read)
+
+
+def model_config(
+  config: Config, pad: int, *, decoder: bool
+) -> Mapping[str, Any]:
+  """The config.json of transformers."""
+  text = config.model.text
+  return {
+    "architectures": ["BertLMHeadModel" if decoder else "BertForMaskedLM"],
+    "model_type": "bert",
+    "vocab_size": text.vocab_size,
+    "hidden_size": text.width,
+    "num_hidden_layers": text.depth,
+    "num_attention_heads": text.num_heads,
+    "intermediate_size": text.mlp_dim,
+    "max_position_embeddings": text.max_positions,
+    "type_vocab_size": text.type_vocab_size,
+    "layer_norm_eps": text.norm_eps,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": text.dropout,
+    "attention_probs_dropout_prob": text.dropout,
+    "pad_token_id": pad,
+    "is_decoder": decoder,
+    "add_cross_attention": decoder,
+    "tie_word_embeddings": True,
+  }
+
+
+def write_tokenizer(
+  source: Source, folder: pathlib.Path, report: Report, prefix: str = ""
+) -> None:
+  """Writes what AutoTokenizer loads; a text is cut where `embed` cuts it."""
+  length = Preparer(source.config, source.tokenizer).max_length("text")
+  files, notes = transformers_tokenizer.files(source.tokenizer, length)
+  export.write_files(folder, files)
+  for name in files:
+    report.add_file("tokenizer", folder / name, prefix + name)
+  report.notes += [one for one in notes if one not in report.notes]
+
+
+def write(
+  source: Source,
+  folder: pathlib.Path,
+  report: Report,
+  *,
+  max_shard_size: int = 5 * 10**9,
+) -> None:
+  """Writes the encoder and, in `decoder/`, the decoder.
+
+  Args:
+    source: what to write.
+    folder: an existing folder.
+    report: gets the files and tensors.
+    max_shard_size: bytes of tensors per file.
+  """
+  for decoder in (False, True):
+    part = DECODER if decoder else "encoder"
+    place = folder / DECODER if decoder else folder
+    prefix = f"{DECODER}/" if decoder else ""
+    place.mkdir(exist_ok=True)
+    written = writing.write(
+      place,
+      items(source.params, source.config, decoder=decoder),
+      max_shard_size=max_shard_size,
+      metadata={"format": "pt"},
+    )
+    report.add(part, written, prefix)
+    pad = source.tokenizer.info.pad
+    config = model_config(source.config, pad, decoder=decoder)
+    export.write_json(place / "config.json", config)
+    report.add_file(part, place / "config.json", f"{prefix}config.json")
+    write_tokenizer(source, place, report, prefix)
+  report.notes += [
+    "an embedding is the first token of last_hidden_state, through the "
+    "contrastive head t, of unit norm; that head and the matching head are no "
+    "part of a BERT: --to openclip writes the former, --to torch both",
+    "there is no pooler: transformers makes a random one, and says so, unless "
+    "AutoModel.from_pretrained gets add_pooling_layer=False",
+    f"{DECODER}/ is the same tower with cross-attention, for captions (causal);"
+    " for matching give it a mask per query [B, 1, L, L]",
+  ]
+
+
+def ids_of(tokenizer: Any, texts: Any, length: int) -> np.ndarray:
+  """Token ids that a tokenizer of transformers gives."""
+  options = {"padding": "max_length", "truncation": True, "max_length": length}
+  return np.asarray(tokenizer(list(texts), **options)["input_ids"], np.int32)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Transformers without progress bars and lists of unused names."""
+  from transformers.utils import logging
+
+  level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+  logging.set_verbosity_error()
+  logging.disable_progress_bar()
+  try:
+    yield
+  finally:
+    logging.set_verbosity(level)
+    if bars:
+      logging.enable_progress_bar()
+
+
+def compare(source: Source, folder: pathlib.Path) -> dict[str, float]:
+  """Opens both folders with transformers and runs them.
+
+  Returns:
+    Largest absolute difference of token ids, of the hidden states of a text
+    alone and beside a random context (read in both directions, as matching
+    does, and causally, as captions are written), of the logits of captions and
+    of the embedding.
+
+  Raises:
+    ImportError: without transformers or PyTorch.
+  """
+  import torch
+  from transformers import AutoModel, AutoTokenizer, BertLMHeadModel
+
+  check = SelfCheck(source.config, source.tokenizer)
+  length, info = check.preparer.max_length("text"), source.tokenizer.info
+  ids = np.stack([source.tokenizer.encode(x, length) for x in TEXTS])
+  width = source.config.model.text.width
+  rng = np.random.default_rng(0)
+  shape = (len(TEXTS), 5, width)
+  values = rng.standard_normal(shape).astype(np.float32)
+  want = _ours(check, source.params, ids, values)
+  found = {}
+  with quiet():
+    if (folder / transformers_tokenizer.FILE).is_file():
+      given = ids_of(AutoTokenizer.from_pretrained(folder), TEXTS, length)
+      found["ids"] = float(np.abs(given - ids).max())
+    encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    decoder = BertLMHeadModel.from_pretrained(folder / DECODER).eval()
+  tensors = torch.from_numpy(ids).long()
+  mask = tensors != info.pad
+  context = {"encoder_hidden_states": torch.from_numpy(values)}
+  both = mask[:, None, None, :].expand(-1, 1, length, -1)
+  with torch.no_grad():
+    alone = encoder(tensors, attention_mask=mask.long())
+    read = decoder.bert(tensors, attention_mask=both, **context)
+    written = decoder(tensors, attention_mask=mask.long(), **context)
+  got = {
+    "hidden": alone.last_hidden_state,
+    "hidden/matching": read.last_hidden_state,
+    "logits/caption": written.logits,
+  }
+  rows = mask.numpy()  # What stands at a padded place is nobody's.
+  for name, value in got.items():
+    gap = np.abs(value.numpy().astype("f8") - want[name])[rows]
+    found[name] = float(gap.max())
+  return found
+
+
+def _ours(
+  check: SelfCheck, params: Params, ids: np.ndarray, values: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Our outputs for the same arrays, in float32 on CPU."""
+  model = check.model
+
+  @jax.jit
+  def run(params: Any, ids: jax.Array, values: jax.Array) -> dict[str, Any]:
+    context = model.project_context(params, Context(values))
+    # A written token sees every place up to its own, padding aside.
+    mask = ids != check.preparer.tokenizer.info.pad
+    hidden = model.text(
+      params, ids, attention="causal", mask=mask, context=context
+    )
+    return {
+      "hidden": model.text(params, ids),
+      "hidden/matching": model.text(params, ids, context=context),
+      "logits/caption": model.lm_logits(params, hidden),
+    }
+
+  with on_cpu():
+    flat = jax.tree.map(jnp.asarray, {"text": params["text"]})
+    return jax.device_get(run(flat, jnp.asarray(ids), jnp.asarray(values)))

@@ -1,0 +1,1 @@
+"""Files of tensors: their base types, readers and writers."""

@@ -1,0 +1,398 @@
+"""Foreign weights to a checkpoint of ours.
+
+    import_checkpoint("mico", "MiCo-g/", "ckpts/mico-g")
+
+writes a step folder that `mico_jax.load` opens and `pretrain --init` starts
+from. Tensors are read one by one; the folder takes its name when everything is
+written, and an error leaves nothing behind. Tensors that no parameter holds
+exactly (a text tower that the model lacks, buffers, tables before they were
+resized) lie beside them in `extra/model.safetensors`, so that an export can
+give back every byte. `import_report.json` says what became of each tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mico_jax.checkpoint import manifest as manifest_lib
+from mico_jax.checkpoint import restore, streamed
+from mico_jax.checkpoint.described import Extras
+from mico_jax.config import Config, ConfigError, ModelConfig
+from mico_jax.data.tokenizer import Tokenizer
+from mico_jax.inference.prepare import Preparer
+from mico_jax.inference.self_check import SMALL, make_self_check, model_params
+from mico_jax.interop.exporting import export, torch_folder
+from mico_jax.interop.files import writing
+from mico_jax.interop.files.tensors import WeightsError
+from mico_jax.interop.importing import convert, formats, hub, run_config
+from mico_jax.interop.importing.formats import FORMATS
+from mico_jax.interop.importing.source import Source
+from mico_jax.interop.names import mico_vision
+from mico_jax.interop.names.weight_map import Entry
+from mico_jax.models import MiCo, build
+from mico_jax.models.resize import resize_frames, resize_table
+from mico_jax.parallel.backend import require_backend
+
+Table = Callable[[ModelConfig], Sequence[Entry]]
+REPORT = "import_report.json"
+EXTRA = "extra"
+
+
+def resizers(positions: str) -> Mapping[str, convert.Resizer]:
+  """How tables of another size are brought to ours, by path.
+
+  Args:
+    positions: "bilinear" or "bicubic", of the position table.
+  """
+  return {
+    r"^vision/pos_embed$": lambda table, shape: resize_table(
+      table, shape[0], method=positions
+    ),
+    r"^frame_embed/": lambda table, shape: resize_frames(table, shape[0]),
+  }
+
+
+@dataclasses.dataclass
+class Report:
+  """What an import did.
+
+  Attributes:
+    format: of the source.
+    source: its file.
+    checkpoint: the folder written.
+    tensors: one record per tensor of the source: name, dtype, shape, bytes,
+      sha256, and the place it went to.
+    tensors_sha256: over all names, dtypes, shapes and hashes.
+    parameters: number of our parameters.
+    bytes: of the source's tensors.
+    resized: tables that were brought to another size.
+    tied: copies equal to another tensor: copy -> that tensor.
+    extra: names kept beside the parameters.
+    new: parameters that the source has nothing for, freshly initialised.
+    taken: parameters taken from another checkpoint.
+    outputs: of the self-check, a few numbers each.
+    compared: output -> largest difference between this model and the same
+      weights in PyTorch, on the self-check's inputs; empty without torch.
+    guesses: what no file tells and was taken, one line each.
+    notes: one line each; the guesses too.
+  """
+
+  format: str
+  source: str
+  checkpoint: str
+  tensors: list[dict[str, Any]]
+  tensors_sha256: str
+  parameters: int
+  bytes: int
+  resized: list[str]
+  tied: dict[str, str]
+  extra: list[str]
+  new: list[str]
+  taken: list[str]
+  outputs: dict[str, list[float]]
+  compared: dict[str, float]
+  guesses: list[str]
+  notes: list[str]
+
+  def as_dict(self) -> dict[str, Any]:
+    """As stored beside the checkpoint."""
+    return dataclasses.asdict(self)
+
+
+def tensors_hash(records: Sequence[Mapping[str, Any]]) -> str:
+  """SHA-256 over names, dtypes, shapes and content hashes, sorted by name."""
+  lines = sorted(
+    f"{r['name']}\0{r['dtype']}\0{list(r['shape'])}\0{r['sha256']}\n"
+    for r in records
+  )
+  return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def import_checkpoint(
+  form: str,
+  path: str | pathlib.Path,
+  out: str | pathlib.Path,
+  *,
+  vocabulary: str | pathlib.Path | None = None,
+  onto: str | pathlib.Path | None = None,
+  overrides: Sequence[str] = (),
+  self_check: bool | None = None,
+  keep_extra: bool = True,
+) -> Report:
+  """Reads foreign weights and writes a checkpoint.
+
+  Args:
+    form: key of `FORMATS`.
+    path: file or folder, or "hf://owner/name".
+    out: local folder to write; must not exist, or be empty.
+    vocabulary: vocab.txt or tokenizer.json of the text tower; None: found
+      beside the weights.
+    onto: checkpoint that gives everything the weights lack, config and
+      tokenizer included, low-rank deltas merged; None: fresh initial values.
+    overrides: texts "model.vision.image_size=384" on the config.
+    self_check: whether to compute and store it, and to compare it with
+      PyTorch where that is installed; None: for small models.
+    keep_extra: keep tensors that no parameter holds.
+
+  Raises:
+    WeightsError: if the weights cannot be used, naming what is wrong.
+    ConfigError: if the arguments cannot.
+  """
+  if form not in FORMATS:
+    raise ConfigError(f"unknown form {form!r}; known: {', '.join(FORMATS)}.")
+  writing.check_new(pathlib.Path(out))
+  require_backend()
+  place = hub.local(str(path))
+  if not place.exists():
+    raise WeightsError(f"{path}: no such file or folder.")
+  form = formats.settle(form, place)
+  source = FORMATS[form].read(place)
+  base = None if onto is None else restore.open_checkpoint(onto)
+  config, shortened = run_config.fit_lengths(
+    run_config.run_config(source, base, overrides, vocabulary)
+  )
+  tokenizer = run_config.tokenizer(source, config, vocabulary, base)
+  run_config.check_vocabulary(config, tokenizer)
+  model = build(config.model)
+  plan, tied, replaced = _plan(source, FORMATS[form].table, model)
+  guesses = [
+    f"{text}; give --config.{path} if it is wrong"
+    for path, text in source.guesses.items()
+    if not any(one.startswith(path) for one in overrides)
+  ]
+  notes = [*source.notes, *guesses, *shortened, *_notes(plan, replaced)]
+  if run_config.is_fresh(source, base):
+    notes.append(run_config.text_note(config))
+  notes += [] if base is None else [f"{onto}: {x}" for x in base.warnings]
+  leaves, taken, new = _complete(plan, model, base)
+  with writing.new_folder(pathlib.Path(out)) as folder:
+    count = sum(leaf.size for leaf in leaves.values())
+    wanted = count <= SMALL if self_check is None else self_check
+    if not wanted:
+      notes.append("no self-check was computed (see --self-check)")
+    extra = _write_extra(folder, plan, keep_extra)
+    streamed.write_step(
+      folder,
+      leaves,
+      config=config,
+      extras=_extras(config, tokenizer, model, wanted),
+      more=lambda: {
+        "import": {
+          "format": form,
+          "file": source.file.name,
+          "new": new,
+          "tied": tied,
+          **extra,
+        }
+      },
+    )
+    records = _records(plan, tied, source)
+    compared = _compared(folder, notes) if wanted else {}
+    report = Report(
+      format=form,
+      source=str(source.file),
+      checkpoint=str(out),
+      tensors=records,
+      tensors_sha256=tensors_hash(records),
+      parameters=count,
+      bytes=sum(r["bytes"] for r in records),
+      resized=plan.resized,
+      tied=tied,
+      extra=sorted(plan.extra) if keep_extra else [],
+      new=new,
+      taken=taken,
+      outputs=_outputs(folder),
+      compared=compared,
+      guesses=guesses,
+      notes=notes,
+    )
+    text = json.dumps(report.as_dict(), indent=1) + "\n"
+    (folder / REPORT).write_text(text, encoding="utf-8")
+  return report
+
+
+def _plan(
+  source: Source, table: Table, model: MiCo
+) -> tuple[convert.Plan, dict[str, str], list[str]]:
+  """The plan, tied copies, and names that a differing copy replaces.
+
+  Raises:
+    WeightsError: if the weights do not fit the model, or were trained with
+      other rotary positions.
+  """
+  if source.holds("vision"):
+    try:  # No parameter holds these tables, so nothing else compares them.
+      mico_vision.check_rotary_buffers(source.tensors, model.config.vision)
+    except (ValueError, IndexError) as error:
+      raise WeightsError(f"{source.file}: {error}") from error
+  shapes = {
+    tuple(path.split("/")): leaf
+    for path, leaf in manifest_lib.flatten(model.abstract_params()).items()
+  }
+  tied: dict[str, str] = {}
+  copies = {
+    source.tensors[name].name: source.tensors[name]
+    for name in source.ties
+    if name in source.tensors
+  }
+  tensors, replaced = convert.settle_ties(source.tensors, source.ties, tied)
+  entries = [
+    entry for entry in table(model.config) if source.holds(entry.path[0])
+  ]
+  plan = convert.plan(
+    tensors,
+    entries,
+    shapes,
+    ignored=source.ignored,
+    optional=source.optional,
+    resizers=resizers(source.positions),
+    hint=source.hint,
+  )
+  for name, other in tied.items():
+    plan.records[name] = convert.record(copies[name], f"equals {other}")
+  for tensor in replaced.values():
+    plan.keep(tensor, "a tied copy with other values takes its place")
+  return plan, tied, list(replaced)
+
+
+def _notes(plan: convert.Plan, replaced: Sequence[str]) -> Iterator[str]:
+  for name in dict.fromkeys(plan.resized):
+    yield f"{name}: brought to the size of the config"
+  for name in replaced:
+    yield f"{name}: its tied copy differs and wins, as in PyTorch"
+
+
+def _complete(
+  plan: convert.Plan, model: MiCo, base: restore.Checkpoint | None
+) -> tuple[dict[str, streamed.Leaf], list[str], list[str]]:
+  """All leaves of the model; paths taken from the base; fresh ones."""
+  leaves, taken, new = dict(plan.leaves), [], []
+  theirs: dict[str, Any] = {}
+  if base is not None:
+    theirs = manifest_lib.flatten(model_params(base.params, base.config))
+    # What was fresh in an import is no better here.
+    for path in base.manifest.get("import", {}).get("new", ()):
+      theirs.pop(path, None)
+  shapes = manifest_lib.flatten(model.abstract_params())
+  for path, like in shapes.items():
+    if path in leaves:
+      continue
+    if path not in theirs:
+      new.append(path)
+      continue
+    value = np.asarray(theirs[path], np.float32)
+    if value.shape != tuple(like.shape):
+      new.append(path)  # Such as projections of an encoder of another width.
+      continue
+    taken.append(path)
+    leaves[path] = _held(value)
+  if new:
+    wanted = set(new)
+
+    def fresh(key: Any) -> dict[str, Any]:
+      flat = manifest_lib.flatten(model.init(key))
+      return {path: flat[path] for path in flat if path in wanted}
+
+    values = jax.jit(fresh)(jax.random.key(0))
+    leaves |= {path: _held(np.asarray(v)) for path, v in values.items()}
+  return leaves, taken, new
+
+
+def _held(value: np.ndarray) -> streamed.Leaf:
+  return streamed.Leaf(value.shape, value.dtype, lambda: value)
+
+
+def _extras(
+  config: Config, tokenizer: Tokenizer, model: MiCo, self_check: bool
+) -> Extras:
+  return Extras(
+    logical_axes=model.logical_axes(),
+    tokenizer_files=tokenizer.files(),
+    tokenizer_info={
+      **dataclasses.asdict(tokenizer.info),
+      "sha256": tokenizer.sha256,
+    },
+    preprocessing=Preparer(config, tokenizer).describe(),
+    self_check=make_self_check(config, tokenizer) if self_check else None,
+  )
+
+
+def _write_extra(
+  folder: pathlib.Path, plan: convert.Plan, keep: bool
+) -> dict[str, Any]:
+  """Writes what no parameter holds; what the manifest says of it."""
+  if not keep or not plan.extra:
+    return {}
+  place = folder / EXTRA
+  place.mkdir()
+  items = [
+    writing.Item(name, one.shape, one.dtype, one.load)
+    for name, one in plan.extra.items()
+  ]
+  written = writing.write(place, items, max_shard_size=sys.maxsize)
+  hashes = {one["name"]: one["sha256"] for one in written.tensors}
+  for name, found in hashes.items():
+    plan.records[name]["sha256"] = found
+  (file,) = written.files
+  about = {"file": f"{EXTRA}/{file['name']}", "sha256": file["sha256"]}
+  return {"extra": {**about, "tensors": hashes}}
+
+
+def _records(
+  plan: convert.Plan, tied: Mapping[str, str], source: Source
+) -> list[dict[str, Any]]:
+  """One record per tensor of the source, hashes complete."""
+  by_file = {tensor.name: tensor for tensor in source.tensors.values()}
+  for name, found in plan.records.items():
+    if name in tied:
+      found["sha256"] = plan.records[tied[name]].get("sha256", "")
+  for name, found in plan.records.items():
+    if not found.get("sha256"):
+      found["sha256"] = convert.digest(by_file[name].load())
+  return [plan.records[name] for name in by_file]
+
+
+def _compared(folder: pathlib.Path, notes: list[str]) -> dict[str, float]:
+  """The weights in PyTorch against ours, where torch can run them."""
+  if importlib.util.find_spec("torch") is None:
+    notes.append("outputs not compared with PyTorch: torch is not installed")
+    return {}
+  try:
+    source = export.open_source(folder, check="off")
+    with tempfile.TemporaryDirectory() as scratch:
+      place = pathlib.Path(scratch)
+      torch_folder.write(source, place, export.Report("torch", {}))
+      return torch_folder.compare(source, place)
+  # A torch that cannot be loaded, no room for a second copy on the disk or in
+  # memory: the import is whole without a comparison. Any other error means that
+  # one of the two sides is wrong, and must be seen.
+  except (ImportError, OSError, MemoryError) as error:
+    text = " ".join(str(error).split())[:160]
+    notes.append(
+      f"outputs not compared with PyTorch: {type(error).__name__}: {text}"
+    )
+    return {}
+
+
+def _outputs(folder: pathlib.Path) -> dict[str, list[float]]:
+  """The first numbers of each output of the self-check."""
+  path = folder / "manifest" / manifest_lib.SELF_CHECK
+  if not path.is_file():
+    return {}
+  arrays = manifest_lib.unpack_arrays(path.read_bytes())
+  return {
+    name: [float(x) for x in np.asarray(value).reshape(-1)[:4]]
+    for name, value in sorted(arrays.items())
+    if name.startswith("output/")
+  }

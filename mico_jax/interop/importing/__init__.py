@@ -1,0 +1,1 @@
+"""Foreign weights: recognise, read, convert."""

@@ -1,0 +1,155 @@
+"""BERT of Hugging Face, with or without cross-attention and its decoder.
+
+Cross-attention that the file lacks is listed as new. Pooler and next-sentence
+head are kept beside the parameters.
+
+Source: https://github.com/huggingface/transformers (names of the weights; the
+older `gamma` and `beta` of LayerNorm included).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mico_jax.config import Config, ModelConfig, TextConfig
+from mico_jax.interop.files.tensors import WeightsError, open_tensors, renamed
+from mico_jax.interop.importing import recognise, towers
+from mico_jax.interop.importing.source import Source, find_vocabulary
+from mico_jax.interop.names import mico
+from mico_jax.interop.names.weight_map import Entry
+from mico_jax.models import PRESETS
+
+IGNORED = {
+  r"\.position_ids$": "buffer, computed here",
+  r"\.bert\.pooler\.": "the model does not use it",
+  r"\.cls\.seq_relationship\.": "the model does not use it",
+}
+OPTIONAL = (
+  r"^text/blocks/cross_(attn|norm)/",
+  r"^text/lm_head/",
+)
+# config.json of the weights -> the only value that this model computes.
+FIXED: Mapping[str, tuple[Any, ...]] = {
+  "hidden_act": ("gelu", "gelu_python"),
+  "position_embedding_type": ("absolute",),
+  "pruned_heads": ({}, None),
+}
+TOKEN_TYPES = 2  # of BERT; one row is RoBERTa's mark
+
+
+def rename(name: str) -> str:
+  """The released name of a tensor of BERT."""
+  name = recognise.without_prefix(name)
+  name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+  name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+  if not name.startswith(("bert.", "cls.")):
+    name = f"bert.{name}"
+  return mico.BERT + name
+
+
+def table(config: ModelConfig) -> list[Entry]:
+  """Where the text tower's parameters come from, by released names."""
+  return mico.entries(config, ["text"])
+
+
+def read(path: pathlib.Path) -> Source:
+  """Reads a file, or a folder with one and its config.json and vocab.txt.
+
+  Raises:
+    WeightsError: if it holds no BERT of a kind that the model computes, or
+      config.json contradicts it.
+  """
+  file = towers.weights_file(path)
+  tensors = renamed(open_tensors(file), rename)
+  settings = towers.read_json(file.parent / "config.json")
+  recognise.check_layout(settings, str(file.parent / "config.json"), "bert")
+  if mico.BERT + "bert.embeddings.word_embeddings.weight" not in tensors:
+    raise WeightsError(
+      f"{file}: no BERT (no embeddings.word_embeddings.weight); "
+      f"{recognise.other_layout(tensors)}"
+    )
+  for key, values in FIXED.items():
+    if settings.get(key, values[0]) not in values:
+      raise WeightsError(
+        f"config.json: {key}={settings[key]!r}, this model has {values[0]!r} "
+        "only."
+      )
+  heads = settings.get("num_attention_heads")
+  if heads is not None and (type(heads) is not int or heads < 1):
+    raise WeightsError(
+      f"config.json: num_attention_heads={heads!r}, expected a positive whole "
+      "number."
+    )
+  try:
+    found = mico.config_from_released(tensors, text_heads=heads).text
+  except (LookupError, ValueError, ArithmeticError) as error:
+    raise WeightsError(
+      f"{file}: no BERT: {error} is missing or of another form."
+    ) from error
+  text = dataclasses.replace(
+    found,
+    norm_eps=settings.get("layer_norm_eps", found.norm_eps),
+    pad_id=settings.get("pad_token_id", found.pad_id),
+    dropout=settings.get("hidden_dropout_prob", found.dropout),
+  )
+  _check(text, settings)
+  if "model_type" not in settings and text.type_vocab_size != TOKEN_TYPES:
+    raise WeightsError(
+      f"{file}: {text.type_vocab_size} row(s) of token types, BERT has "
+      f"{TOKEN_TYPES}: of a RoBERTa? Put the config.json of the weights beside "
+      "them."
+    )
+  guesses = {}
+  if heads is None:
+    guesses["model.text.num_heads"] = (
+      "no num_attention_heads in a config.json beside the weights: taken to be "
+      f"{text.num_heads}, as wide as BERT's"
+    )
+  notes = []
+  if settings.get("is_decoder"):
+    notes.append(
+      "config.json says is_decoder, a model that reads from left to right; the "
+      "text tower here encodes in both directions, and from left to right in "
+      "captioning alone"
+    )
+  base = PRESETS["mico_b16"]
+  return Source(
+    file=file,
+    tensors=tensors,
+    config=Config(
+      name=file.parent.name, model=dataclasses.replace(base, text=text)
+    ),
+    parts=("text",),
+    ignored=IGNORED,
+    optional=OPTIONAL,
+    ties=mico.TIED,
+    vocabulary=find_vocabulary(file.parent, text=True),
+    hint="Is it a BERT?",
+    guesses=guesses,
+    notes=tuple(notes),
+  )
+
+
+def _check(text: TextConfig, settings: Mapping[str, Any]) -> None:
+  """config.json against the weights."""
+  towers.check_told(
+    "config.json",
+    settings,
+    {
+      "hidden_size": text.width,
+      "num_hidden_layers": text.depth,
+      "intermediate_size": text.mlp_dim,
+      "vocab_size": text.vocab_size,
+      "max_position_embeddings": text.max_positions,
+      "type_vocab_size": text.type_vocab_size,
+    },
+  )
+  if text.width % text.num_heads:
+    raise WeightsError(
+      f"config.json: num_attention_heads={text.num_heads} does not divide the "
+      f"weights' hidden_size {text.width}."
+    )

@@ -1,0 +1,289 @@
+"""Foreign tensors to our parameters, one at a time, every one accounted for.
+
+`plan` fits the tensors of a file into a model by a table of entries (see
+`mico.entries`) and finds everything that is missing, unexpected or mis-shaped
+before any number is read. The leaves it gives are read when they are written:
+each source tensor is read once, checked for non-finite values, hashed, and put
+into its place in the stacked array.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent import futures
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mico_jax.checkpoint.streamed import Leaf
+from mico_jax.interop.files.tensors import Tensor, Tensors, WeightsError
+from mico_jax.interop.names.weight_map import Entry, copy_blocks, to_ours
+
+LIMIT = 8  # names of each kind in an error
+THREADS = min(4, os.cpu_count() or 1)  # that read, hash and place tensors
+Path = tuple[str, ...]
+# (value in our layout, wanted shape) -> value of that shape.
+Resizer = Callable[[np.ndarray, tuple[int, ...]], Any]
+
+
+@dataclass
+class Plan:
+  """What becomes of every tensor of a file.
+
+  Attributes:
+    leaves: our parameters by path "a/b/c".
+    records: one per tensor of the file: name, dtype, shape, bytes, `place`
+      (path of the parameter, or why it is in none) and, once read, sha256.
+    resized: names of tables brought to another size.
+    extra: tensors that no parameter holds, or not as they were, by the name in
+      the file.
+  """
+
+  leaves: dict[str, Leaf] = field(default_factory=dict)
+  records: dict[str, dict[str, Any]] = field(default_factory=dict)
+  resized: list[str] = field(default_factory=list)
+  extra: dict[str, Tensor] = field(default_factory=dict)
+
+  def keep(self, tensor: Tensor, why: str) -> None:
+    """Puts a tensor beside the parameters."""
+    self.extra[tensor.name] = tensor
+    if tensor.name not in self.records:
+      self.records[tensor.name] = record(tensor, why)
+
+
+def record(tensor: Tensor, place: str) -> dict[str, Any]:
+  """What the report says of a tensor before it is read."""
+  return {
+    "name": tensor.name,
+    "dtype": tensor.dtype.name,
+    "shape": list(tensor.shape),
+    "bytes": tensor.nbytes,
+    "place": place,
+  }
+
+
+def digest(array: np.ndarray) -> str:
+  """SHA-256 of an array's bytes in C order."""
+  data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+  return hashlib.sha256(data.data).hexdigest()
+
+
+def check_numbers(name: str, array: np.ndarray) -> np.ndarray:
+  """The array as float32, if that loses nothing.
+
+  Raises:
+    WeightsError: for NaN, infinity or numbers that float32 cannot hold.
+  """
+  if array.dtype.kind not in "fV" and array.dtype.name != "bfloat16":
+    raise WeightsError(
+      f"{name!r} holds {array.dtype}, expected floating-point weights."
+    )
+  if not np.isfinite(array).all():
+    count = int(array.size - np.isfinite(array).sum())
+    raise WeightsError(
+      f"{name!r} holds {count} NaN or infinite values of {array.size}; the "
+      "weights are broken, take another checkpoint."
+    )
+  if array.dtype.itemsize > 4:
+    single = array.astype(np.float32)
+    if not np.array_equal(single.astype(array.dtype), array):
+      raise WeightsError(
+        f"{name!r} is {array.dtype} with values that float32 cannot hold; "
+        "convert the file to float32 first, so that the rounding is yours."
+      )
+    return single
+  return array
+
+
+def _piece_shape(
+  entry: Entry, shape: tuple[int, ...]
+) -> tuple[int, ...] | None:
+  """Shape in our layout of a tensor of `shape`; None if it cannot be one."""
+  like = np.broadcast_to(np.zeros((), np.int8), shape)
+  try:
+    return to_ours(like, entry).shape
+  except (ValueError, IndexError):
+    return None
+
+
+def plan(
+  tensors: Tensors,
+  table: Iterable[Entry],
+  shapes: Mapping[Path, Any],
+  *,
+  ignored: Mapping[str, str] | None = None,
+  optional: Sequence[str] = (),
+  resizers: Mapping[str, Resizer] | None = None,
+  hint: str = "",
+) -> Plan:
+  """Fits tensors into parameters.
+
+  Args:
+    tensors: by the names of the table.
+    table: where each parameter comes from.
+    shapes: of our parameters, by path.
+    ignored: regex of names without a parameter -> why; kept beside.
+    optional: regexes of paths "a/b/c" that the file may lack.
+    resizers: regex of paths -> how a table of another size is brought to ours.
+    hint: what to do about weights that do not fit.
+
+  Raises:
+    WeightsError: listing the names that are missing, unexpected, mis-shaped.
+  """
+  found = Plan()
+  left = dict(tensors)
+  missing: list[str] = []
+  misshaped: list[str] = []
+  for entry in table:
+    path = "/".join(entry.path)
+    names = [
+      name.format(i=i)
+      for i in range(max(entry.layers, 1))
+      for name in entry.names
+    ]
+    absent = [name for name in names if name not in left]
+    if absent:
+      if len(absent) < len(names) or not _any(optional, path):
+        missing += absent
+        for name in names:
+          left.pop(name, None)
+      continue
+    parts = [left.pop(name) for name in names]
+    shape = tuple(shapes[entry.path].shape)
+    want = _wanted(entry, shape)
+    resize = _match(resizers or {}, path)
+    resized = False
+    for part in parts:
+      got = _piece_shape(entry, part.shape)
+      if got == want:
+        continue
+      if resize is not None and got is not None and len(got) == len(want):
+        resized = True
+        found.resized.append(part.name)
+        found.records[part.name] = record(part, f"{path} (resized)")
+        found.keep(part, "resized")
+        continue
+      misshaped.append(
+        f"{part.name} {list(part.shape)} ({list(got or ())} as {path}, "
+        f"expected {list(want)})"
+      )
+    for part in parts:
+      found.records.setdefault(part.name, record(part, path))
+    found.leaves[path] = _leaf(
+      entry, parts, shape, found.records, resize if resized else None
+    )
+  unexpected = []
+  for name, tensor in left.items():
+    why = _match(ignored or {}, name)
+    if why is None:
+      unexpected.append(tensor.name)
+    else:
+      found.keep(tensor, why)
+  problems = [
+    f"{label} {', '.join(names[:LIMIT])}"
+    + (f" and {len(names) - LIMIT} more" if len(names) > LIMIT else "")
+    for label, names in (
+      ("missing", missing),
+      ("unexpected", unexpected),
+      ("mis-shaped", misshaped),
+    )
+    if names
+  ]
+  if problems:
+    raise WeightsError(f"the weights do not fit: {'; '.join(problems)}. {hint}")
+  return found
+
+
+def _any(patterns: Iterable[str], path: str) -> bool:
+  return any(re.search(pattern, path) for pattern in patterns)
+
+
+def _match(table: Mapping[str, Any], name: str) -> Any:
+  return next((v for p, v in table.items() if re.search(p, name)), None)
+
+
+def _wanted(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Shape in our layout of one tensor of a parameter of `shape`."""
+  one = shape[1:] if entry.layers else shape
+  if len(entry.names) == 1:
+    return one
+  return (*one[:-1], one[-1] // len(entry.names))
+
+
+def _leaf(
+  entry: Entry,
+  parts: Sequence[Tensor],
+  shape: tuple[int, ...],
+  records: dict[str, dict[str, Any]],
+  resize: Resizer | None,
+) -> Leaf:
+  """The stacked and packed array of an entry, read when it is written."""
+  width = len(entry.names)
+  want = _wanted(entry, shape)
+
+  def put(out: np.ndarray, at: int) -> None:
+    part = parts[at]
+    raw = part.load()
+    records[part.name]["sha256"] = digest(raw)
+    value = to_ours(check_numbers(part.name, raw), entry)
+    if resize is not None:
+      value = resize(np.asarray(value, np.float32), want)
+    place = out[at // width] if entry.layers else out
+    if width > 1:
+      first = (at % width) * want[-1]
+      place = place[..., first : first + want[-1]]
+    copy_blocks(place, value)
+
+  def read() -> np.ndarray:
+    out = np.empty(shape, np.float32)
+    with futures.ThreadPoolExecutor(THREADS) as pool:
+      for _ in pool.map(lambda at: put(out, at), range(len(parts))):
+        pass  # the first error of the order is raised
+    return out
+
+  def original() -> list[dict[str, str]]:
+    return [
+      {key: records[part.name][key] for key in ("name", "dtype", "sha256")}
+      for part in parts
+    ]
+
+  return Leaf(shape, np.dtype(np.float32), read, original)
+
+
+def settle_ties(
+  tensors: Tensors, ties: Mapping[str, str], found: dict[str, str]
+) -> tuple[Tensors, dict[str, Tensor]]:
+  """Takes out copies of tied tensors.
+
+  As when PyTorch loads, the copy wins where the two differ.
+
+  Args:
+    tensors: by the names of the table.
+    ties: name of the copy -> name of the original.
+    found: filled with the names in the file of copies and originals that are
+      equal.
+
+  Returns:
+    The rest, and originals that a different copy replaces.
+  """
+  rest, replaced = dict(tensors), {}
+  for copy, name in ties.items():
+    if copy not in rest:
+      continue
+    other = rest.pop(copy)
+    if name not in rest:
+      rest[name] = other
+      continue
+    one = rest[name]
+    if (one.shape, one.dtype) == (other.shape, other.dtype) and digest(
+      one.load()
+    ) == digest(other.load()):
+      found[other.name] = one.name
+      continue
+    rest[name] = other
+    replaced[one.name] = one
+  return rest, replaced

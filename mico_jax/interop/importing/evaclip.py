@@ -1,0 +1,75 @@
+"""EVA-CLIP files: `visual.*`, `text.*` and `logit_scale`, or a bare encoder.
+
+The position table is resized bicubically, as the original does with bare
+EVA-CLIP weights; the text tower is kept beside the parameters.
+
+Source: https://github.com/baaivision/EVA (names of the published files).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from mico_jax.config import ModelConfig
+from mico_jax.interop.files.tensors import open_tensors, renamed
+from mico_jax.interop.importing import (
+  mico_folder,
+  openclip_config,
+  recognise,
+  towers,
+)
+from mico_jax.interop.importing.source import Source, find_vocabulary
+from mico_jax.interop.names import mico
+from mico_jax.interop.names.mico_vision import VISUAL
+from mico_jax.interop.names.weight_map import Entry
+
+POST_NORM_WIDTH = 1792  # EVA-02-E: no tensor tells where its norms stand
+
+
+def rename(name: str) -> str:
+  """The released name of a tensor of EVA-CLIP."""
+  name = recognise.without_prefix(name)
+  if name.startswith(("visual.", "text.")) or name == "logit_scale":
+    return f"vision_encoder.{name}"
+  return VISUAL + name
+
+
+def table(config: ModelConfig) -> list[Entry]:
+  """Where the encoder's parameters come from, by released names."""
+  return mico.entries(config, ["vision"])
+
+
+def read(path: pathlib.Path) -> Source:
+  """Reads a file, or a folder with one.
+
+  Raises:
+    WeightsError: if it holds no EVA encoder.
+  """
+  file = towers.weights_file(path)
+  tensors = renamed(open_tensors(file), rename)
+  vision = towers.vision_config(tensors, file, "EVA-CLIP")
+  if vision.width == POST_NORM_WIDTH:
+    vision = dataclasses.replace(vision, norm="post")
+  about = towers.read_json(file.parent / openclip_config.CONFIG)
+  vision, guesses = openclip_config.encoder_config(
+    vision,
+    about,
+    heads_known=VISUAL + "rope.freqs_cos" in tensors,  # its columns tell
+  )
+  mode, notes = "mico_train", ()
+  if about.get("preprocess_cfg"):
+    mode, notes = openclip_config.frame_mode(about, vision.image_size)
+  return Source(
+    file=file,
+    tensors=tensors,
+    config=towers.run_config(file.stem, vision, mode),
+    parts=("vision",),
+    ignored=mico_folder.IGNORED,
+    optional=(r"^vision/logit_scale$",),
+    vocabulary=find_vocabulary(file.parent),
+    hint="Is it an EVA-CLIP file?",
+    positions="bicubic",
+    notes=notes,
+    guesses=guesses,
+  )

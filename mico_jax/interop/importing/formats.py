@@ -1,0 +1,118 @@
+"""The table of forms that weights are read from: the one place that lists them.
+
+To add a form, write a module with `read` (a file or folder to a `Source`) and
+`table` (a config to the entries that say where each parameter comes from), and
+add its line here.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mico_jax.config import ModelConfig
+from mico_jax.interop.files.tensors import WeightsError, open_tensors
+from mico_jax.interop.importing import (
+  bert,
+  clip,
+  evaclip,
+  mico_folder,
+  recognise,
+  timm_vision,
+  towers,
+  transformers_vision,
+)
+from mico_jax.interop.importing.source import Source
+from mico_jax.interop.names import mico
+from mico_jax.interop.names.weight_map import Entry
+
+
+@dataclass(frozen=True)
+class Format:
+  """A form of weights.
+
+  Attributes:
+    read: names the tensors of a file or folder and finds their config.
+    table: where each parameter comes from.
+    about: one line of help.
+  """
+
+  read: Callable[[pathlib.Path], Source]
+  table: Callable[[ModelConfig], Sequence[Entry]]
+  about: str
+
+
+FORMATS: dict[str, Format] = {
+  "mico": Format(
+    mico_folder.read,
+    mico.entries,
+    "a released folder: ckpt/model_step_*.pt and log/hps.json",
+  ),
+  "evaclip": Format(
+    evaclip.read, evaclip.table, "EVA-CLIP, EVA-01 and EVA-02: the encoder"
+  ),
+  "clip": Format(
+    clip.read, clip.table, "OpenAI's CLIP and open_clip: the encoder"
+  ),
+  "timm": Format(
+    timm_vision.read,
+    lambda config: list(timm_vision.table(config)),
+    "vision transformers, Swin and ConvNeXt V2 of timm",
+  ),
+  "hf": Format(
+    transformers_vision.read,
+    transformers_vision.table,
+    "folders of Hugging Face: CLIP, SigLIP, DINOv2, ViT, ConvNeXt V2, Swin",
+  ),
+  "bert": Format(bert.read, bert.table, "BERT of Hugging Face: the text tower"),
+}
+
+
+def _named(path: pathlib.Path) -> str:
+  """The form that the names of the tensors are of; "": unknown."""
+  try:
+    file = towers.weights_file(path)
+    return recognise.layout_of(open_tensors(file))[1]
+  except WeightsError:
+    return ""  # the reader says what is wrong
+
+
+def settle(form: str, path: pathlib.Path) -> str:
+  """The form that reads a place, told by the configs that lie there.
+
+  Folders of Hugging Face say what they hold, so "clip" or "timm" may be said of
+  them too, and "hf" of any folder with a config.
+
+  Args:
+    form: key of `FORMATS` that the user names.
+    path: file or folder.
+
+  Raises:
+    WeightsError: for a layout that cannot be read, naming it and what to do.
+  """
+  if form == "mico":
+    return form
+  folder = path if path.is_dir() else path.parent
+  settings = towers.read_json(folder / "config.json")
+  kind = settings.get("model_type")
+  if form == "bert":
+    return form  # which names what else it finds
+  if form != "hf" and _named(path) not in ("", "hf"):
+    return form  # such as open_clip's file in a repository that has both
+  if isinstance(kind, str) and kind in recognise.LAYOUTS:
+    found = recognise.LAYOUTS[kind][0]
+    if form in ("hf", found) or found == "hf":
+      return found
+  if kind is not None:
+    recognise.check_layout(settings, str(folder / "config.json"), form)
+  if form != "hf":
+    return form
+  if (folder / clip.CONFIG).is_file():
+    return "clip"
+  if {"architecture", "pretrained_cfg"} & set(settings):
+    return "timm"
+  raise WeightsError(
+    f"{folder}: no config.json with a model_type, so no folder of Hugging "
+    "Face; name the kind of its weights with --from."
+  )

@@ -1,0 +1,208 @@
+"""Swin and ConvNeXt V2 in timm's names: which it is, and its config.
+
+Swin's own files, and those of timm before 0.9, count downsampling to the stage
+before it: `timm_names` gives it the number that timm gives it now.
+
+Neither says in its weights what frames it was trained on, but for old files of
+Swin, whose masks do. `config.json` tells it: `input_size` in timm's own
+repositories, arguments of the class in exports.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mico_jax.config import VisionConfig
+from mico_jax.interop.files.tensors import (
+  MALFORMED,
+  Tensors,
+  WeightsError,
+  renamed,
+)
+from mico_jax.interop.importing import towers
+from mico_jax.interop.names import staged_vision
+
+IGNORED = {
+  r"^head\.": "a classification head",  # after the last norm of a ConvNeXt
+  staged_vision.BUFFERS.pattern: "buffer, computed here",
+  r"^(text\.|logit_scale$|logit_bias$)": "the model does not use it",
+}
+# A tensor that only this kind has -> the kind.
+FIRST = {
+  "layers.0.blocks.0.attn.qkv.weight": "swin",
+  "stem.0.weight": "convnext",
+}
+POINTWISE = re.compile(r"^stages\.\d+\.blocks\.\d+\.mlp\.fc[12]\.weight$")
+DOWNSAMPLE = re.compile(r"^layers\.(\d+)\.downsample\.")
+MASK = "layers.0.blocks.1.attn_mask"
+IMAGE_SIZE = 224  # where nothing tells it
+NORM_EPS = 1e-6  # of timm's ConvNeXt, unless its arguments say otherwise
+
+
+def kind_of(tensors: Tensors) -> str:
+  """The encoder of a file; "" if it is none of these."""
+  return next((kind for name, kind in FIRST.items() if name in tensors), "")
+
+
+def timm_names(tensors: Tensors) -> Tensors:
+  """Names of the two orders that timm has, in one.
+
+  Downsampling of a Swin under the stage behind it, not the one before; the last
+  norm of a ConvNeXt as if it came behind the pooling.
+
+  Raises:
+    WeightsError: if two tensors get the same name.
+  """
+  if kind_of(tensors) == "convnext":
+    first = lambda name: re.sub(r"^norm_pre\.", "head.norm.", name)
+    return renamed(tensors, first)
+  if "layers.0.downsample.reduction.weight" not in tensors:
+    return tensors
+  later = lambda match: f"layers.{int(match[1]) + 1}.downsample."
+  return renamed(tensors, lambda name: DOWNSAMPLE.sub(later, name))
+
+
+def as_linear(tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:
+  """MLPs of 1 x 1 convolutions as linear layers, and a note if there are any.
+
+  timm's small ConvNeXts have them, its larger ones the same as linear layers.
+  """
+  found: Tensors = {}
+  for name, one in tensors.items():
+    if POINTWISE.search(name) and one.shape[2:] == (1, 1):
+      load = lambda one=one: one.load().reshape(one.shape[:2])
+      one = dataclasses.replace(one, shape=one.shape[:2], load=load)
+    found[name] = one
+  if all(found[name] is one for name, one in tensors.items()):
+    return tensors, ()
+  note = "1 x 1 convolutions of the MLPs are taken, and given back, as linear"
+  return found, (note,)
+
+
+def config_of(
+  tensors: Tensors, settings: Mapping[str, Any], file: pathlib.Path
+) -> tuple[VisionConfig, tuple[str, ...]]:
+  """The encoder, and notes on what had to be assumed.
+
+  Args:
+    tensors: by timm's names, of a kind of `FIRST`.
+    settings: of the config.json beside the file.
+    file: for errors.
+
+  Raises:
+    WeightsError: if the tensors or the settings are of another form.
+  """
+  kind = kind_of(tensors)
+  try:
+    config = READERS[kind](tensors)
+    if max(config.stage_depths) > len(tensors):
+      raise ValueError(f"block {max(config.stage_depths) - 1}")
+  except (LookupError, ValueError, ArithmeticError) as error:
+    raise WeightsError(
+      f"{file}: no {kind} of timm: {error} is missing or of another form; see "
+      "--from for other kinds of weights."
+    ) from error
+  told = _told(settings, kind, file)
+  config = dataclasses.replace(config, **told)
+  notes: tuple[str, ...] = ()
+  if "image_size" not in told and MASK not in tensors:
+    config = dataclasses.replace(config, image_size=IMAGE_SIZE)
+    notes = (
+      "no input_size in a config.json beside the weights: frames are taken to "
+      f"be {IMAGE_SIZE} pixels wide; set --config.model.vision.image_size "
+      "otherwise",
+    )
+  _check(config, settings, str(file.parent / "config.json"))
+  try:
+    staged_vision.check_buffers(tensors, config)
+  except (ValueError, IndexError, ArithmeticError) as error:
+    raise WeightsError(f"{file}: {error}") from error
+  return config, notes
+
+
+def _check(
+  config: VisionConfig, settings: Mapping[str, Any], where: str
+) -> None:
+  """Arguments of timm's class against the weights; raises as `check_told`."""
+  given = {
+    **(settings.get("model_args") or {}),
+    **((settings.get("model") or {}).get("arguments") or {}),
+  }
+  have: dict[str, Any] = {"depths": config.stage_depths, "in_chans": 3}
+  if config.encoder == "swin":
+    have["embed_dim"] = config.stage_widths[0]
+    if isinstance(given.get("num_heads"), list):
+      have["num_heads"] = config.stage_heads
+    towers.check_hidden(given, config, where)
+  else:
+    have["dims"] = config.stage_widths
+  towers.check_told(where, given, have)
+
+
+def _swin(tensors: Tensors) -> VisionConfig:
+  return staged_vision.swin_config(tensors, top="")
+
+
+def _convnext(tensors: Tensors) -> VisionConfig:
+  depths: dict[int, int] = {}
+  for name in tensors:
+    if match := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name):
+      stage, block = int(match[1]), int(match[2])
+      depths[stage] = max(depths.get(stage, 0), block + 1)
+  stages = range(len(depths))
+  first = [f"stages.{s}.blocks.0." for s in stages]
+  if f"{first[0]}mlp.grn.weight" not in tensors:
+    raise KeyError(f"{first[0]}mlp.grn.weight (the response norm of V2)")
+  widths = tuple(tensors[f"{name}norm.weight"].shape[0] for name in first)
+  return VisionConfig(
+    encoder="convnext",
+    patch_size=tensors["stem.0.weight"].shape[-1],
+    width=widths[-1],
+    depth=sum(depths.values()),
+    mlp_dim=tensors[f"{first[-1]}mlp.fc1.weight"].shape[0],
+    norm_eps=NORM_EPS,
+    stage_depths=tuple(depths[s] for s in stages),
+    stage_widths=widths,
+  )
+
+
+READERS = {"swin": _swin, "convnext": _convnext}
+
+
+def _told(
+  settings: Mapping[str, Any], kind: str, file: pathlib.Path
+) -> dict[str, Any]:
+  """Fields of the encoder that config.json gives.
+
+  Raises:
+    WeightsError: if they are of another form.
+  """
+  found: dict[str, Any] = {}
+  where = str(file.parent / "config.json")
+  try:
+    arguments = dict(settings.get("model_args") or {})
+    arguments |= (settings.get("model") or {}).get("arguments") or {}
+    size = arguments.get("img_size") or (
+      settings.get("pretrained_cfg") or {}
+    ).get("input_size")
+    if size is not None:
+      found["image_size"] = towers.square(size, f"{where}: img_size")
+    if kind == "swin" and "window_size" in arguments:
+      found["window_size"] = towers.square(
+        arguments["window_size"], f"{where}: window_size"
+      )
+    if kind == "convnext" and "norm_eps" in arguments:
+      found["norm_eps"] = float(arguments["norm_eps"])
+    if any(value <= 0 for value in found.values()):
+      raise ValueError(f"{found}")
+  except WeightsError:
+    raise
+  except (*MALFORMED, LookupError) as error:
+    raise WeightsError(
+      f"{where}: arguments of the model are of another form ({error})."
+    ) from error
+  return found

@@ -1,0 +1,289 @@
+"""Encoders of timm: ViT, plain, of CLIP and EVA; Swin and ConvNeXt V2.
+
+Also towers that open_clip holds as timm models (`visual.trunk.`). The
+classification head is kept beside the parameters. What no tensor tells is in
+`config.json` of timm's repositories and of exports: statistics of pixels, the
+activation by the name of the architecture, arguments of the class.
+
+Source: https://github.com/huggingface/pytorch-image-models (names of the
+weights).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from mico_jax.config import ConfigError, ModelConfig, VisionConfig
+from mico_jax.interop.files.tensors import (
+  Tensors,
+  WeightsError,
+  count_layers,
+  open_tensors,
+  renamed,
+)
+from mico_jax.interop.importing import (
+  openclip_config,
+  recognise,
+  timm_staged,
+  towers,
+)
+from mico_jax.interop.importing.source import Source, find_vocabulary
+from mico_jax.interop.names import mico_vision, timm_vision
+from mico_jax.interop.names.weight_map import Entry
+
+IGNORED = {
+  r"^head\.": "a classification head",
+  r"\.k_bias$": "a buffer of zeros",
+  r"^(text\.|logit_scale$|logit_bias$)": "the model does not use it",
+  r"^rope\.": "buffer, computed here",
+}
+ROPE_GRID = 16  # of EVA-02's pretraining; timm keeps it out of the weights
+# Arguments of timm's class -> the values that this encoder computes.
+FIXED: Mapping[str, tuple[Any, ...]] = {
+  "class_token": (True,),
+  "no_embed_class": (False,),
+  "reg_tokens": (0,),
+  "num_reg_tokens": (0,),
+  "qk_norm": (False,),
+  "final_norm": (True,),
+  "in_chans": (3,),
+  "global_pool": ("token", ""),
+}
+POST_NORM_WIDTH = 1792  # EVA-02-E: no tensor tells where its norms stand
+_FIRST = "blocks.0."
+
+
+def rename(name: str) -> str:
+  """A name without what wrappers and open_clip put before it."""
+  return recognise.without_prefix(name).removeprefix("visual.trunk.")
+
+
+def table(config: ModelConfig) -> list[Entry]:
+  """Where the encoder's parameters come from, its head aside.
+
+  Raises:
+    ConfigError: for options that timm's classes do not combine.
+  """
+  if config.vision.encoder in timm_vision.STAGED:
+    return timm_vision.staged_entries(config.vision)
+  vision = dataclasses.replace(config.vision, clip_embed_dim=0)
+  return timm_vision.timm_entries(vision)
+
+
+def read(path: pathlib.Path) -> Source:
+  """Reads a file, or a folder with one and its config.json.
+
+  Raises:
+    WeightsError: if it holds no encoder of a kind of `table`.
+  """
+  file = towers.weights_file(path)
+  tensors = renamed(open_tensors(file), rename)
+  about = towers.read_json(file.parent / openclip_config.CONFIG)
+  settings = openclip_config.as_timm(
+    towers.read_json(file.parent / "config.json"), about
+  )
+  ignored, notes, guesses = IGNORED, (), {}
+  hint = "Is it a vision transformer with a class token?"
+  if timm_staged.kind_of(tensors):
+    tensors, linear = timm_staged.as_linear(timm_staged.timm_names(tensors))
+    vision, notes = timm_staged.config_of(tensors, settings, file)
+    notes = (*notes, *linear)
+    ignored = timm_staged.IGNORED
+    hint = "Is it a Swin, or a ConvNeXt V2 of timm 0.9 or later?"
+  else:
+    vision, guesses = _config(tensors, file, settings)
+  try:
+    table(ModelConfig(vision=vision))
+  except ConfigError as error:
+    raise WeightsError(f"{file}: {error}") from error
+  mode = towers.own_mode(settings)
+  if not mode:
+    told = settings.get("pretrained_cfg") or {}
+    mode = towers.pixel_mode(
+      told, "config.json: pretrained_cfg", towers.SQUASHED
+    )
+    if mode and (told.get("crop_mode", "center"), told.get("crop_pct")) != (
+      "squash",
+      1.0,
+    ):
+      notes = (
+        *notes,
+        "timm resizes the short side (crop_pct "
+        f"{told.get('crop_pct', 0.875)}, {told.get('interpolation', '?')}) and "
+        f"crops the middle; mode {mode} brings whole frames to a square",
+      )
+  if not mode and about.get("preprocess_cfg"):
+    size = vision.image_size
+    mode, told_notes = openclip_config.frame_mode(about, size)
+    notes = (*notes, *told_notes)
+  if not mode:
+    mode = "plain"
+    guesses["data.inputs"] = (
+      "no mean of the pixels in a config.json beside the weights: they are "
+      "taken to be -1..1 (mode plain)"
+    )
+  return Source(
+    file=file,
+    tensors=tensors,
+    config=towers.run_config(file.stem, vision, mode),
+    parts=("vision",),
+    ignored=ignored,
+    vocabulary=find_vocabulary(file.parent),
+    hint=hint,
+    positions="bicubic",
+    notes=notes,
+    guesses=guesses,
+  )
+
+
+def _config(
+  tensors: Tensors, file: pathlib.Path, settings: Mapping[str, Any]
+) -> tuple[VisionConfig, dict[str, str]]:
+  """The encoder, from names, shapes and what config.json says; guesses."""
+  has = tensors.__contains__
+  try:
+    _, length, width = tensors["pos_embed"].shape
+    kernel = tensors["patch_embed.proj.weight"].shape
+    patch = towers.side(list(kernel), f"{file}: patch_embed.proj.weight")
+    gated = has(_FIRST + "mlp.fc1_g.weight")
+    first = f"{_FIRST}mlp.{'fc1_g' if gated else 'fc1'}.weight"
+    mlp_dim = tensors[first].shape[0]
+    depth = count_layers(tensors, r"blocks\.(\d+)\.")
+  except (KeyError, ValueError, IndexError) as error:
+    raise WeightsError(
+      f"{file}: no vision transformer of timm: {error} is missing or of "
+      f"another form; {recognise.other_layout(tensors)}"
+    ) from error
+  grid = math.isqrt(max(length - 1, 0))
+  if not grid or grid**2 != length - 1:
+    raise WeightsError(
+      f"{file}: pos_embed has {length} rows, expected a class row plus a "
+      "square grid."
+    )
+  qv = has(_FIRST + "attn.q_bias") or has(_FIRST + "attn.q_proj.bias")
+  bias = "all" if has(_FIRST + "attn.qkv.bias") else "none"
+  scaled = has(_FIRST + "ls1.gamma") or has(_FIRST + "gamma_1")
+  found: dict[str, Any] = {
+    "image_size": grid * patch,
+    "patch_size": patch,
+    "width": width,
+    "depth": depth,
+    "mlp_dim": mlp_dim,
+    "mlp": "swiglu" if gated else "gelu",
+    "qkv_bias": "qv" if qv else bias,
+    "sub_norm": has(_FIRST + "attn.norm.weight"),
+    "rope_grid": ROPE_GRID if gated else 0,
+    "norm": "post" if width == POST_NORM_WIDTH else "pre",
+    "patch_bias": has("patch_embed.proj.bias"),
+    "layer_scale": 1e-5 if scaled else 0.0,
+  }
+  named, found["pre_norm"] = str(settings.get("architecture", "")), False
+  if has("norm_pre.weight"):  # as in CLIP
+    found["pre_norm"] = True
+  if not timm_vision.is_eva(VisionConfig(**found)):
+    found["norm_eps"] = timm_vision.plain_eps(named, found["pre_norm"])
+  if "quickgelu" in named:
+    found["mlp"] = "quick_gelu"
+  told: dict[str, Any] = _told(settings, file)
+  heads = width // mico_vision.HEAD_DIMS.get(width, 64)
+  found = {"num_heads": max(heads, 1), **found, **told}
+  vision = VisionConfig(**found)
+  where = str(file.parent / "config.json")
+  size, told_patch = sizes(settings, where)
+  towers.check_grid(vision, size, told_patch, where)
+  _check(vision, arguments(settings, where), where)
+  guesses = {} if size else towers.grid_guess(vision)
+  return vision, guesses | (
+    {} if "num_heads" in told else towers.heads_guess(vision)
+  )
+
+
+def _check(vision: VisionConfig, told: Mapping[str, Any], where: str) -> None:
+  """Arguments of timm's class against the weights.
+
+  Raises:
+    WeightsError: if they contradict, or ask for what the encoder here lacks.
+  """
+  for key, known in FIXED.items():
+    if told.get(key) is not None and told[key] not in known:
+      raise WeightsError(
+        f"{where}: {key}={told[key]!r}; this encoder has {known[0]!r} only, so "
+        "its outputs would differ."
+      )
+  towers.check_hidden(told, vision, where)
+  have = {"embed_dim": vision.width, "depth": vision.depth}
+  if not timm_vision.is_eva(vision):
+    have["qkv_bias"] = vision.qkv_bias == "all"
+  towers.check_told(where, told, have)
+
+
+def arguments(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """Arguments of timm's class: of its own files, or of an export here.
+
+  Raises:
+    WeightsError: if they are of another form.
+  """
+  model = settings.get("model")
+  inner = model.get("arguments") if isinstance(model, Mapping) else model
+  for value in (settings.get("model_args"), inner):
+    if not isinstance(value or {}, Mapping):
+      raise WeightsError(
+        f"{where}: arguments of the model are of another form; expected an "
+        "object."
+      )
+  return {**(settings.get("model_args") or {}), **(inner or {})}
+
+
+def sizes(
+  settings: Mapping[str, Any], where: str
+) -> tuple[int | None, int | None]:
+  """Sides of image and patch that a config.json of timm tells.
+
+  Raises:
+    WeightsError: if they are rectangular.
+  """
+  pixels = settings.get("pretrained_cfg")
+  given = arguments(settings, where)
+  size = given.get("img_size")
+  if not size and isinstance(pixels, Mapping):
+    size = pixels.get("input_size")
+  patch = given.get("patch_size")
+  return (
+    towers.square(size, f"{where}: img_size"),
+    towers.square(patch, f"{where}: patch_size"),
+  )
+
+
+def _told(settings: Mapping[str, Any], file: pathlib.Path) -> dict[str, Any]:
+  """Fields that the arguments of timm's class in config.json give.
+
+  Raises:
+    WeightsError: if they are of another form.
+  """
+  where = str(file.parent / "config.json")
+  given = arguments(settings, where)
+  found: dict[str, Any] = {}
+  try:
+    for ours, theirs in (("num_heads", "num_heads"), ("norm_eps", "norm_eps")):
+      if theirs in given:
+        value = given[theirs]
+        found[ours] = type(getattr(VisionConfig(), ours))(value)
+        if isinstance(value, bool) or found[ours] != value:
+          raise ValueError(f"{theirs}={value!r}")
+    if "act_layer" in given:
+      found["mlp"] = str(given["act_layer"])
+    if "use_post_norm" in given:
+      found["norm"] = "post" if given["use_post_norm"] else "pre"
+    if "use_rot_pos_emb" in given and not given["use_rot_pos_emb"]:
+      found["rope_grid"] = 0
+    elif given.get("ref_feat_shape"):
+      found["rope_grid"] = int(given["ref_feat_shape"][0])
+  except (TypeError, ValueError, AttributeError, IndexError) as error:
+    raise WeightsError(
+      f"{where}: arguments of the model are of another form ({error})."
+    ) from error
+  return found

@@ -1,0 +1,323 @@
+"""What readers of single towers share: one file, a run around one encoder."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from mico_jax.config import (
+  Config,
+  DataConfig,
+  InputConfig,
+  ModelConfig,
+  TokenizerConfig,
+  VisionConfig,
+)
+from mico_jax.interop.files.tensors import INDEX, Tensors, WeightsError
+from mico_jax.interop.importing import recognise
+from mico_jax.interop.names import mico_vision
+from mico_jax.modalities import MODALITIES, spatial
+
+# Mode -> mean and deviation of its pixels: of whole frames brought to a square,
+# and of the middle of frames whose short side fits.
+SQUASHED: Mapping[str, spatial.Stats] = {
+  "plain": spatial.HALF,
+  "plain_imagenet": spatial.IMAGENET,
+  "plain_clip": spatial.CLIP,
+}
+CROPPED: Mapping[str, spatial.Stats] = {
+  "crop_flip_smooth": spatial.HALF,
+  "crop_flip_smooth_imagenet": spatial.IMAGENET,
+  "crop_flip_smooth_clip": spatial.CLIP,
+}
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+def weights_file(path: pathlib.Path) -> pathlib.Path:
+  """The file of weights that a path names: itself, or the one in a folder.
+
+  Raises:
+    WeightsError: if a folder holds none, or several.
+  """
+  if path.is_file():
+    return path
+  files = sorted(p for p in path.iterdir() if p.is_file())
+  index = [p for p in files if p.name.endswith(INDEX)]
+  if index:
+    return index[0]
+  for suffix in SUFFIXES:
+    found = [p for p in files if p.suffix == suffix]
+    if len(found) == 1:
+      return found[0]
+    if found:
+      names = ", ".join(p.name for p in found[:8])
+      raise WeightsError(f"{path}: holds several files ({names}); name one.")
+  raise WeightsError(
+    f"{path}: no file of weights in it ({', '.join(SUFFIXES)})."
+  )
+
+
+def read_json(file: pathlib.Path) -> Mapping[str, Any]:
+  """A JSON object that may lie beside the weights; {} if it does not.
+
+  Raises:
+    WeightsError: if it cannot be parsed.
+  """
+  if not file.is_file():
+    return {}
+  try:
+    value = json.loads(file.read_text(encoding="utf-8"))
+  except (ValueError, RecursionError) as error:
+    raise WeightsError(f"{file}: not valid JSON ({error}).") from error
+  if not isinstance(value, dict):
+    raise WeightsError(f"{file}: expected a JSON object.")
+  return value
+
+
+def square(value: Any, what: str) -> int | None:
+  """The side of a square given as N, [N, N] or [channels, N, N].
+
+  Args:
+    value: what a config says; None: nothing.
+    what: it is, and where it stands, for messages.
+
+  Raises:
+    WeightsError: if it is rectangular or no size.
+  """
+  if value is None:
+    return None
+  sides = list(value)[-2:] if isinstance(value, (list, tuple)) else [value]
+  if not sides or any(type(n) is not int or n < 1 for n in sides):
+    raise WeightsError(f"{what}={value!r}, expected a size in whole pixels.")
+  if len(set(sides)) > 1:
+    raise WeightsError(
+      f"{what}={value!r} is rectangular; frames and patches are square here, "
+      "so these weights cannot be imported."
+    )
+  return sides[0]
+
+
+def side(value: Any, what: str) -> int:
+  """As `square`, of a size that must be there."""
+  found = square(value, what)
+  if found is None:
+    raise WeightsError(f"{what}={value!r}, expected a size in whole pixels.")
+  return found
+
+
+def check_grid(
+  vision: VisionConfig, size: int | None, patch: int | None, where: str
+) -> None:
+  """Compares an encoder, sized by its position table, with what a config says.
+
+  Raises:
+    WeightsError: if they contradict.
+  """
+  for what, told, have in (
+    ("image size", size, vision.image_size),
+    ("patch size", patch, vision.patch_size),
+  ):
+    if told is not None and told != have:
+      raise WeightsError(
+        f"{where} and weights contradict: {what} {told}, the position table "
+        f"and the patch kernel say {have}. Correct the file."
+      )
+
+
+def check_told(
+  where: str, told: Mapping[str, Any], have: Mapping[str, Any]
+) -> None:
+  """Compares sizes that a config tells with those of the weights.
+
+  A file that lacks its last layers has the shapes of a smaller model, which
+  nothing but the config beside it tells from a whole one.
+
+  Args:
+    where: the config stands, for messages.
+    told: its fields; those that are absent or None tell nothing.
+    have: the same fields, of the weights.
+
+  Raises:
+    WeightsError: naming the first field that differs.
+  """
+  for key, value in have.items():
+    given = told.get(key)
+    if given is None:
+      continue
+    plain = list(value) if isinstance(value, tuple) else value
+    if given != plain or isinstance(given, bool) != isinstance(plain, bool):
+      raise WeightsError(
+        f"{where} and weights contradict: {key} {given!r}, the weights have "
+        f"{plain!r}. Is the file whole?"
+      )
+
+
+def told_hidden(told: Mapping[str, Any], width: int, where: str) -> int | None:
+  """The hidden width of an MLP that `mlp_ratio` tells; None: it is not told.
+
+  Raises:
+    WeightsError: if it is no number.
+  """
+  ratio = told.get("mlp_ratio")
+  if ratio is None:
+    return None
+  if type(ratio) not in (int, float) or not 0 < ratio < 1e6:
+    raise WeightsError(f"{where}: mlp_ratio={ratio!r}, expected a number.")
+  return int(width * ratio)
+
+
+def check_hidden(
+  told: Mapping[str, Any], vision: VisionConfig, where: str, *, width: int = 0
+) -> None:
+  """Compares `mlp_ratio` with the weights; raises as `check_told`.
+
+  Args:
+    told: fields of a config.
+    vision: the encoder that the weights have.
+    where: the config stands, for messages.
+    width: that the ratio is of; 0: the encoder's.
+  """
+  hidden = told_hidden(told, width or vision.width, where)
+  # A ratio may be written with few digits.
+  if hidden is not None and abs(hidden - vision.mlp_dim) > 1:
+    raise WeightsError(
+      f"{where} and weights contradict: mlp_ratio {told['mlp_ratio']} is "
+      f"{hidden} channels, the weights have {vision.mlp_dim}."
+    )
+
+
+def grid_guess(vision: VisionConfig) -> dict[str, str]:
+  """What is taken where no config tells the shape of the grid."""
+  side = vision.image_size // vision.patch_size
+  return {
+    "model.vision.image_size": (
+      f"no config beside the weights tells the image size: the position table "
+      f"of {side**2} patches is taken as a square of {side}x{side}, images of "
+      f"{vision.image_size}x{vision.image_size}"
+    )
+  }
+
+
+def heads_guess(vision: VisionConfig) -> dict[str, str]:
+  """What is taken where nothing tells the number of heads."""
+  return {
+    "model.vision.num_heads": (
+      f"nothing tells the number of heads: taken to be {vision.num_heads}, "
+      f"{vision.width // vision.num_heads} wide each"
+    )
+  }
+
+
+def vision_config(
+  tensors: Tensors, file: pathlib.Path, kind: str, **options: Any
+) -> VisionConfig:
+  """The encoder of tensors under released names.
+
+  Raises:
+    WeightsError: if there is none.
+  """
+  try:
+    found = mico_vision.config_from_tensors(tensors, num_heads=None, **options)
+  except (LookupError, ValueError, ArithmeticError) as error:
+    raise WeightsError(
+      f"{file}: no {kind} encoder: {error} is missing or of another form; "
+      f"{recognise.other_layout(tensors)}"
+    ) from error
+  if found is None:
+    raise WeightsError(
+      f"{file}: no {kind} encoder in it (no position table by that name); "
+      f"{recognise.other_layout(tensors)}"
+    )
+  return found
+
+
+def resample_note(how: str, mode: str) -> tuple[str, ...]:
+  """A note if frames were resized otherwise in training than they are here."""
+  if how == "bilinear":
+    return ()
+  return (
+    f"frames were resized by {how} interpolation in training; mode {mode} "
+    "resizes bilinearly, antialiased",
+  )
+
+
+def own_mode(settings: Mapping[str, Any]) -> str:
+  """The mode that an export of ours names in config.json; "": none known."""
+  told = settings.get("preprocessing")
+  mode = told.get("mode") if isinstance(told, dict) else None
+  return mode if mode in list(MODALITIES["image"].modes) else ""
+
+
+def pixel_mode(
+  told: Any, where: str, modes: Mapping[str, spatial.Stats]
+) -> str:
+  """The mode whose pixels a file asks for; "" if it says nothing of them.
+
+  Args:
+    told: object with "mean" and "std" of values from 0 to 1; None: none.
+    where: it stands, for messages.
+    modes: mode -> its mean and standard deviation.
+
+  Raises:
+    WeightsError: if they are no numbers of three channels, or of no mode, or
+      one of them is missing.
+  """
+  if not isinstance(told, (dict, type(None))):
+    raise WeightsError(f"{where}: expected a JSON object.")
+  given: dict[str, list[float]] = {}
+  for key in ("mean", "std"):
+    value = (told or {}).get(key)
+    if value is None:
+      continue
+    numbers = isinstance(value, list) and {type(x) for x in value} <= {
+      int,
+      float,
+    }
+    if not numbers or len(value) != 3:
+      raise WeightsError(f"{where}: {key}={value!r}, expected three numbers.")
+    given[key] = value
+  if not given:
+    return ""
+  if len(given) == 1:
+    ((there, _),) = given.items()
+    lacks = "std" if there == "mean" else "mean"
+    raise WeightsError(f"{where}: {there} without {lacks}; give both.")
+  for mode, (mean, std) in modes.items():
+    known = {"mean": mean, "std": std}
+    if all(
+      abs(x - y) < 1e-4
+      for key, value in given.items()
+      for x, y in zip(value, known[key], strict=True)
+    ):
+      return mode
+  said = ", ".join(f"{key} {value}" for key, value in given.items())
+  raise WeightsError(
+    f"{where}: no preprocessing with {said} here; known means: "
+    f"{', '.join(str(list(mean)) for mean, _ in modes.values())}."
+  )
+
+
+def run_config(
+  name: str, vision: VisionConfig, mode: str, **model: Any
+) -> Config:
+  """A run around one encoder; its other parts are this library's own.
+
+  Args:
+    name: of the run.
+    vision: the encoder.
+    mode: preprocessing of frames that the encoder was trained with.
+    **model: further fields of the model.
+  """
+  return Config(
+    name=name,
+    model=ModelConfig(vision=vision, **model),
+    data=DataConfig(
+      inputs={
+        "image": InputConfig(1, mode),
+        "video": InputConfig(4, mode),
+      },
+      tokenizer=TokenizerConfig(),
+    ),
+  )

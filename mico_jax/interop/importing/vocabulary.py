@@ -1,0 +1,187 @@
+"""WordPiece vocabularies beside foreign weights: vocab.txt or tokenizer.json.
+
+Whether letters are lower-cased, accents stripped and CJK characters split is
+taken from what lies beside the vocabulary (`tokenizer_config.json`, or the
+normaliser of `tokenizer.json`); without either, a vocabulary that has capital
+letters is cased.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mico_jax.data import wordpiece
+from mico_jax.data.tokenizer import WordPieceTokenizer
+from mico_jax.interop.files.tensors import MALFORMED, WeightsError
+
+TEXT, JSON = "vocab.txt", "tokenizer.json"
+ADDED = "added_tokens.json"  # {token: id}, beside a vocabulary
+_NORMALISER = {  # of tokenizers -> field of `wordpiece.Rules`
+  "lowercase": "lower_case",
+  "strip_accents": "strip_accents",
+  "handle_chinese_chars": "split_cjk",
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+  """A vocabulary and how texts are normalised for it.
+
+  Attributes:
+    content: one piece per line, UTF-8.
+    name: of its file, for messages.
+    rules: fields of `wordpiece.Rules` that are told.
+  """
+
+  content: bytes
+  name: str
+  rules: Mapping[str, bool | None] = field(default_factory=dict)
+
+  def tokenizer(self) -> WordPieceTokenizer:
+    """The tokenizer.
+
+    Raises:
+      ValueError: if it is no vocabulary of BERT.
+    """
+    return WordPieceTokenizer(self.content, self.name, self.rules)
+
+
+def find(folder: pathlib.Path) -> Vocabulary | None:
+  """The vocabulary that lies in a folder, if any.
+
+  Raises:
+    WeightsError: if its tokenizer is no WordPiece of BERT, naming what it is.
+  """
+  for name in (TEXT, JSON):
+    if (folder / name).is_file():
+      found = read(folder / name)
+      if found is not None:
+        return found
+  return None
+
+
+def read(
+  path: pathlib.Path, beside: pathlib.Path | None = None
+) -> Vocabulary | None:
+  """A vocab.txt or a tokenizer.json; None: a JSON file of this library's own.
+
+  Args:
+    path: of the file.
+    beside: folder of the weights, whose tokenizer_config.json counts where
+      none lies beside the vocabulary.
+
+  Raises:
+    WeightsError: if it is no WordPiece of BERT, naming what it is.
+    OSError: if it cannot be read.
+  """
+  content = path.read_bytes()
+  try:
+    rules: dict[str, bool | None] = {}
+    for folder in (beside, path.parent):
+      file = None if folder is None else folder / wordpiece.RULES_FILE
+      if file is not None and file.is_file():
+        rules = wordpiece.read_rules(file.read_bytes(), str(file))
+      extra = None if folder is None else folder / ADDED
+      if extra is not None and extra.is_file():
+        wordpiece.check_added(_object(extra), str(extra))
+    if path.suffix != ".json":
+      return Vocabulary(content, str(path), rules)
+    return _from_json(content, str(path), rules)
+  except ValueError as error:
+    raise WeightsError(str(error)) from None
+
+
+def _object(file: pathlib.Path) -> Mapping[str, Any]:
+  """The JSON object in a file.
+
+  Raises:
+    ValueError: if it holds anything else.
+  """
+  try:
+    found = json.loads(file.read_bytes())
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{file}: not valid JSON ({error}).") from None
+  if not isinstance(found, dict):
+    raise ValueError(f"{file}: expected a JSON object.")
+  return found
+
+
+def _from_json(
+  content: bytes, name: str, rules: dict[str, bool | None]
+) -> Vocabulary | None:
+  """The vocabulary of a tokenizer.json of the library tokenizers."""
+  try:
+    found = json.loads(content)
+    if "kind" in found and "model" not in found:
+      return None  # what this library keeps beside a vocab.txt
+    model = found["model"]
+    kind = model.get("type", "?")
+    if kind != "WordPiece":
+      raise ValueError(
+        f"{name}: a {kind} tokenizer; only WordPiece is read here, give "
+        "--vocab the vocab.txt of a BERT."
+      )
+    _check_parts(found, name)
+    pieces = _in_order(model["vocab"], name)
+    told = found.get("normalizer") or {}
+    told = wordpiece.check_rules(told, name, _NORMALISER)
+    for key in rules.keys() & told.keys():
+      if rules[key] != told[key]:
+        raise ValueError(
+          f"{name} and {wordpiece.RULES_FILE} beside it contradict: {key} "
+          f"{told[key]} and {rules[key]}; correct one of them."
+        )
+    rules = rules | told
+  except WeightsError:
+    raise
+  except MALFORMED as error:
+    if isinstance(error, ValueError) and name in str(error):
+      raise
+    raise ValueError(
+      f"{name}: not a tokenizer of the library tokenizers "
+      f"({type(error).__name__}: {error})."
+    ) from None
+  return Vocabulary(("\n".join(pieces) + "\n").encode(), name, rules)
+
+
+def _check_parts(found: Mapping[str, Any], name: str) -> None:
+  """Refuses parts that BERT's tokenizer has not."""
+  wordpiece.check_added(found.get("added_tokens") or (), name)
+  model, split = found["model"], found.get("pre_tokenizer") or {}
+  normal = found.get("normalizer") or {}
+  for key, value, want in (
+    ("normalizer", normal.get("type", "none"), "BertNormalizer"),
+    ("pre_tokenizer", split.get("type", "none"), "BertPreTokenizer"),
+    ("clean_text", normal.get("clean_text", True), True),
+    ("unk_token", model.get("unk_token", wordpiece.UNK), wordpiece.UNK),
+    ("prefix", model.get("continuing_subword_prefix", "##"), "##"),
+    (
+      "max_input_chars_per_word",
+      model.get("max_input_chars_per_word", wordpiece.MAX_WORD),
+      wordpiece.MAX_WORD,
+    ),
+  ):
+    if value != want:
+      raise ValueError(
+        f"{name}: {key} {value!r}, expected {want!r} as BERT has it; give "
+        "--vocab the vocab.txt of a BERT."
+      )
+
+
+def _in_order(vocabulary: Mapping[str, int], name: str) -> list[str]:
+  """The pieces by id.
+
+  Raises:
+    ValueError: for ids that leave gaps, or pieces that no line can hold.
+  """
+  pieces = sorted(vocabulary, key=lambda piece: vocabulary[piece])
+  if [vocabulary[piece] for piece in pieces] != list(range(len(pieces))):
+    raise ValueError(f"{name}: its ids are not 0, 1, 2, ... without a gap.")
+  odd = next((p for p in pieces if "\n" in p or p.endswith("\r")), None)
+  if odd is not None:
+    raise ValueError(f"{name}: the piece {odd!r} holds a line break.")
+  return pieces

@@ -1,0 +1,1 @@
+"""Where other libraries hold each of our parameters: a file a family."""

@@ -1,0 +1,367 @@
+"""The released MiCo: its parameter names and layout, and its config.
+
+One table, `entries`, says for each of our parameters under which names a
+released file holds it; both directions follow from it and are exact. Linear
+weights are transposed, the patch convolution is flattened, queries, keys and
+values are packed, layers are stacked. Gradients have the same form.
+
+The released model serves normals through the depth path and has no parameters
+for them, nor for the paper's options that are off by default; a config with
+such parameters cannot be written in its form.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mico_jax.aliases import Params
+from mico_jax.config import ModelConfig, TextConfig, VisionConfig
+from mico_jax.interop.files.tensors import count_layers
+from mico_jax.interop.names import mico_vision
+from mico_jax.interop.names.mico_vision import LOGIT_SCALE
+from mico_jax.interop.names.weight_map import (
+  Entry,
+  layer_norm,
+  linear,
+  to_ours,
+  to_theirs,
+)
+from mico_jax.models import build
+
+BERT = "multimodal_encoder."
+LAYER = BERT + "bert.encoder.layer.{i}."
+# Context type -> the word the released names use for it.
+WORDS = {"video": "vision", "audio": "audio", "depth": "depth"}
+# Names a released file may hold that the model does not use: the text towers of
+# EVA-CLIP and OpenAI's CLIP, and buffers.
+IGNORED = (
+  r"^vision_encoder\.(text|transformer|token_embedding|ln_final)\.",
+  r"^vision_encoder\.(positional_embedding|text_projection)$",
+  r"\.position_ids$",
+)
+TIED = {
+  BERT + "cls.predictions.decoder.weight": BERT
+  + "bert.embeddings.word_embeddings.weight",
+  BERT + "cls.predictions.decoder.bias": BERT + "cls.predictions.bias",
+}
+
+
+def _text(config: TextConfig) -> Iterator[Entry]:
+  depth = config.depth
+  blocks = ("text", "blocks")
+  embed, name = ("text", "embed"), BERT + "bert.embeddings."
+  for ours, theirs in (
+    ("words", "word"),
+    ("positions", "position"),
+    ("types", "token_type"),
+  ):
+    yield Entry((*embed, ours), (f"{name}{theirs}_embeddings.weight",))
+  yield from layer_norm((*embed, "norm"), name + "LayerNorm")
+  own, cross = LAYER + "attention.", LAYER + "crossattention."
+  packed = [f"{own}self.{n}" for n in ("query", "key", "value")]
+  yield from linear((*blocks, "attn", "qkv"), packed, depth)
+  packed = [f"{cross}self.{n}" for n in ("key", "value")]
+  yield from linear((*blocks, "cross_attn", "kv"), packed, depth)
+  query = (*blocks, "cross_attn", "query")
+  yield from linear(query, [cross + "self.query"], depth)
+  for ours, prefix in (("attn", own), ("cross_attn", cross)):
+    proj = (*blocks, ours, "proj")
+    yield from linear(proj, [prefix + "output.dense"], depth)
+  for ours, prefix in (("attn", own), ("cross", cross), ("mlp", LAYER)):
+    norm = (*blocks, f"{ours}_norm")
+    yield from layer_norm(norm, prefix + "output.LayerNorm", depth)
+  mlp = (*blocks, "mlp")
+  yield from linear((*mlp, "fc1"), [LAYER + "intermediate.dense"], depth)
+  yield from linear((*mlp, "fc2"), [LAYER + "output.dense"], depth)
+  head, name = ("text", "lm_head"), BERT + "cls.predictions."
+  yield from linear((*head, "dense"), [name + "transform.dense"])
+  yield from layer_norm((*head, "norm"), name + "transform.LayerNorm")
+  yield Entry((*head, "bias"), (name + "bias",))
+
+
+def _heads(config: ModelConfig) -> Iterator[Entry]:
+  types = [t for t in config.frame_table if t in WORDS]
+  for name in (*types, "subtitle"):
+    word = WORDS.get(name, name)
+    path, source = ("project", name), f"hidden_trans_{word}_multimodal"
+    yield from linear((*path, "dense"), [f"{source}.0"])
+    yield from layer_norm((*path, "norm"), f"{source}.1")
+    table = f"{word}_type_embeddings"
+    yield Entry(("type_embed", name), (table,), lead=2)
+    if config.frame_table.get(name, 0):
+      table = f"{word}_frame_embedding"
+      yield Entry(("frame_embed", name), (table,), lead=1)
+  for head in config.heads:
+    single = len(head) == 1
+    name = f"contra_head_{head}" + (".linear" if single else "")
+    if head != "n":
+      path = ("contrastive_head", head)
+      yield from linear(path, [name], bias=not single)
+  head, name = ("matching_head",), "itm_head."
+  yield from linear((*head, "dense1"), [name + "linear1"])
+  yield from layer_norm((*head, "norm"), name + "layernorm")
+  yield from linear((*head, "dense2"), [name + "linear2"])
+  yield Entry(("temperature",), ("contra_temp",))
+
+
+def entries(
+  config: ModelConfig, parts: Sequence[str] | None = None
+) -> list[Entry]:
+  """The table of parameters.
+
+  Args:
+    config: of the model.
+    parts: top keys of our tree to cover; None: all.
+  """
+  table = [*_text(config.text), *_heads(config)]
+  if parts is None or "vision" in parts:
+    table = [*mico_vision.entries(config.vision), *table]
+  return [e for e in table if parts is None or e.path[0] in parts]
+
+
+def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+  if not isinstance(tree, Mapping):
+    return {path: tree}
+  found = {}
+  for key, value in tree.items():
+    found |= _flat(value, (*path, key))
+  return found
+
+
+def from_released(
+  tensors: Mapping[str, np.ndarray],
+  config: ModelConfig,
+  *,
+  parts: Sequence[str] | None = None,
+) -> dict[str, Any]:
+  """Parameters out of released tensors.
+
+  Args:
+    tensors: by released name (see `rename`), of the sizes of `config`.
+    config: of the model; `config_from_released` finds it.
+    parts: top keys of our tree to build; None: all.
+
+  Returns:
+    Nested dict of float32 arrays.
+
+  Raises:
+    ValueError: naming every missing or left-over tensor, or a wrong shape.
+  """
+  tensors = dict(tensors)
+  if parts is None or "vision" in parts:
+    tensors = mico_vision.drop_rotary_buffers(tensors, config.vision)
+  for copy, original in TIED.items():
+    if copy in tensors:  # the later key wins when PyTorch loads
+      tensors[original] = tensors.pop(copy)
+  if config.vision.clip_embed_dim and LOGIT_SCALE not in tensors:
+    # Bare encoders come without it; nothing uses it.
+    tensors[LOGIT_SCALE] = np.array(math.log(1 / 0.07), np.float32)
+  shapes = _flat(build(config).abstract_params())
+  missing: list[str] = []
+  tree: dict[str, Any] = {}
+
+  def one(entry: Entry, layer: int) -> np.ndarray | None:
+    values = []
+    for name in entry.names:
+      name = name.format(i=layer)
+      if name not in tensors:
+        missing.append(name)
+        return None
+      value = np.asarray(tensors.pop(name))
+      values.append(to_ours(value, entry))
+    return np.concatenate(values, axis=-1) if len(values) > 1 else values[0]
+
+  for entry in entries(config, parts):
+    layers = max(entry.layers, 1)
+    values = [v for i in range(layers) if (v := one(entry, i)) is not None]
+    if len(values) < layers:
+      continue
+    value = np.stack(values) if entry.layers else values[0]
+    if value.shape != shapes[entry.path].shape:
+      raise ValueError(
+        f"{' + '.join(entry.names)}: shape {value.shape} in our layout, the "
+        f"config wants {shapes[entry.path].shape}; resize first."
+      )
+    node = tree
+    for key in entry.path[:-1]:
+      node = node.setdefault(key, {})
+    node[entry.path[-1]] = np.asarray(value, np.float32, order="C")
+  extra = [n for n in tensors if not any(re.search(p, n) for p in IGNORED)]
+  extra = [] if parts is not None else extra
+  if missing or extra:
+    raise ValueError(
+      f"released tensors do not fit: missing {missing[:8]} ({len(missing)}), "
+      f"left over {extra[:8]} ({len(extra)})."
+    )
+  return tree
+
+
+def table_of(
+  params: Params,
+  config: ModelConfig,
+  *,
+  parts: Sequence[str] | None = None,
+) -> list[Entry]:
+  """The table of a model whose every parameter has a place in it.
+
+  Args:
+    params: nested dict; its keys alone count.
+    config: of the model.
+    parts: top keys to cover; None: all.
+
+  Raises:
+    ValueError: for parameters that the released model does not have.
+  """
+  table = entries(config, parts)
+  known = {e.path for e in table}
+  extra = [
+    "/".join(p)
+    for p in _flat(params)
+    if p not in known and (parts is None or p[0] in parts)
+  ]
+  if extra:
+    raise ValueError(
+      f"the released model has no {', '.join(extra)}; it serves normals as "
+      "depth and has none of the paper's optional tables."
+    )
+  return table
+
+
+def buffers(
+  config: ModelConfig, parts: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+  """What a released file repeats: rotary tables, position ids."""
+  found: dict[str, np.ndarray] = {}
+  if parts is None or "vision" in parts:
+    found |= mico_vision.rotary_buffers(config.vision)
+  if parts is None or "text" in parts:
+    positions = np.arange(config.text.max_positions, dtype=np.int64)[None]
+    found[BERT + "bert.embeddings.position_ids"] = positions
+  return found
+
+
+def to_released(
+  params: Params,
+  config: ModelConfig,
+  *,
+  parts: Sequence[str] | None = None,
+  copies: bool = True,
+) -> dict[str, np.ndarray]:
+  """Released tensors out of parameters (or out of gradients).
+
+  Args:
+    params: nested dict of arrays.
+    config: of the model.
+    parts: top keys to write; None: all.
+    copies: also write the tied copies and the buffers, as a released file has
+      them; false for gradients.
+
+  Raises:
+    ValueError: for parameters that the released model does not have.
+  """
+  flat = _flat(params)
+  table = table_of(params, config, parts=parts)
+  tensors: dict[str, np.ndarray] = {}
+  patch = config.vision.patch_size
+  for entry in table:
+    stacked = np.asarray(flat[entry.path])
+    for i in range(max(entry.layers, 1)):
+      value = stacked[i] if entry.layers else stacked
+      packed = (
+        np.split(value, len(entry.names), axis=-1)
+        if len(entry.names) > 1
+        else [value]
+      )
+      for name, piece in zip(entry.names, packed, strict=True):
+        tensors[name.format(i=i)] = to_theirs(piece, entry, patch_size=patch)
+  if copies:
+    tensors |= buffers(config, parts)
+    for copy, original in TIED.items():
+      if original in tensors:
+        tensors[copy] = tensors[original]
+  return tensors
+
+
+def rename(name: str) -> str:
+  """A name of an older released file as the original's loader rewrites it."""
+  if "video" in name:
+    return name.replace("video", "vision")
+  for old in ("evaclip_model", "clip_model"):
+    if old in name:
+      return name.replace(old, "vision_encoder")
+  return name
+
+
+def config_from_released(
+  tensors: Mapping[str, Any],
+  *,
+  vision_heads: int | None = None,
+  text_heads: int | None = None,
+  vision_options: Mapping[str, Any] | None = None,
+) -> ModelConfig:
+  """The config of released tensors, from their shapes.
+
+  Parts that are absent keep small placeholder sizes. Options take the released
+  behaviour: normals through depth, no clamp of the temperature, padded
+  subtitles visible, the additive mask.
+
+  Args:
+    tensors: by released name; arrays, or what has their shape and index.
+    vision_heads: heads of the encoder; None: as wide as in the released ones.
+    text_heads: heads of the text tower; None: 64 wide each, as in BERT.
+    vision_options: fields of the encoder that no tensor tells, such as
+      {"norm": "post"} of EVA-02-E.
+
+  Raises:
+    ValueError: for more layers than tensors, or a position table that is none.
+    KeyError: naming a tensor that is missing.
+  """
+  vision = mico_vision.config_from_tensors(
+    tensors, num_heads=vision_heads, **(vision_options or {})
+  ) or VisionConfig(
+    image_size=4, patch_size=4, width=8, depth=1, num_heads=1, mlp_dim=8
+  )
+  text = TextConfig(
+    vocab_size=8, width=8, depth=1, num_heads=1, mlp_dim=8, max_positions=8
+  )
+  words = tensors.get(BERT + "bert.embeddings.word_embeddings.weight")
+  if words is not None:
+    name = BERT + "bert.embeddings.{}_embeddings.weight"
+    first = LAYER.format(i=0)
+    text = TextConfig(
+      vocab_size=words.shape[0],
+      width=words.shape[1],
+      depth=count_layers(
+        tensors, re.escape(BERT) + r"bert\.encoder\.layer\.(\d+)\."
+      ),
+      num_heads=text_heads or max(words.shape[1] // 64, 1),
+      mlp_dim=tensors[first + "intermediate.dense.weight"].shape[0],
+      max_positions=tensors[name.format("position")].shape[0],
+      type_vocab_size=tensors[name.format("token_type")].shape[0],
+    )
+  contrastive = {}
+  for name, value in tensors.items():
+    match = re.match(r"contra_head_(\w+)(\.linear)?\.weight$", name)
+    if match:
+      contrastive[match.group(1)] = value.shape[0]
+  frame_table = {
+    key: tensors[f"{word}_frame_embedding"].shape[1]
+    for key, word in WORDS.items()
+    if f"{word}_frame_embedding" in tensors
+  }
+  return ModelConfig(
+    vision=vision,
+    text=text,
+    embed_dim=next(iter(contrastive.values()), 8),
+    heads=tuple(contrastive),
+    frame_table=frame_table,
+    normals_as="depth",
+    temperature_min=0.0,
+    masked_rows="released",
+    mask_subtitle_padding=False,
+  )

@@ -1,0 +1,304 @@
+"""The encoder in the names of timm and open_clip.
+
+Each form is a table from our parameters to theirs. What a form cannot express
+is refused by name. timm has two vision transformers: `VisionTransformer` (plain
+ViT, CLIP) and `Eva` (EVA-01, EVA-02, EVA-02-E); Swin and ConvNeXt V2 have their
+own. open_clip names CLIP's towers itself and holds all others as timm models
+under `visual.trunk`.
+
+Source: timm 1.0 (`vision_transformer.py`, `eva.py`), open_clip 2.30
+(`transformer.py`, `timm_model.py`), by their names of parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mico_jax.aliases import Params
+from mico_jax.checkpoint.manifest import flatten
+from mico_jax.config import ConfigError, VisionConfig
+from mico_jax.interop.files.writing import Item, item
+from mico_jax.interop.names import mico_vision, staged_vision
+from mico_jax.interop.names.weight_map import (
+  Entry,
+  layer_norm,
+  linear,
+  to_theirs,
+)
+
+TOP, BLOCKS = ("vision",), ("vision", "blocks")
+BLOCK = "blocks.{i}."
+# Epsilon of LayerNorm -> an architecture of timm's plain ViT that has it.
+PLAIN = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
+STAGED = ("swin", "convnext")  # that timm has too
+# What the code of timm's classes fixes.
+EVA_EPS, SWIN_EPS = 1e-6, 1e-5
+CONVNEXT_RATIO, CONVNEXT_STAGES = 4, 4
+# Behind a stem of stride 2 it halves once more; at a stride of 32 no more.
+CONVNEXT_PATCHES = (1, 3, 4, 5, 6, 7)
+
+
+def plain_eps(architecture: str, pre_norm: bool) -> float:
+  """Epsilon of a plain ViT's LayerNorm, by what its file tells.
+
+  Args:
+    architecture: timm's name; "": unknown.
+    pre_norm: whether it has a norm before the first block.
+  """
+  clip = "_clip_" in architecture if architecture else pre_norm
+  return 1e-5 if clip else 1e-6
+
+
+def _refuse(form: str, reasons: Sequence[str]) -> None:
+  if reasons:
+    raise ConfigError(
+      f"{form} has no encoder with {', '.join(reasons)} (config.model.vision);"
+      " export to torch or safetensors instead."
+    )
+
+
+def _patches(config: VisionConfig) -> Iterator[Entry]:
+  yield Entry((*TOP, "cls_token"), ("cls_token",), lead=2)
+  yield Entry((*TOP, "pos_embed"), ("pos_embed",), lead=1)
+  patch = (*TOP, "patch_embed", "proj")
+  yield Entry((*patch, "kernel"), ("patch_embed.proj.weight",), "conv")
+  if config.patch_bias:
+    yield Entry((*patch, "bias"), ("patch_embed.proj.bias",))
+
+
+def _ends(config: VisionConfig) -> Iterator[Entry]:
+  """Norms, output projections and the head: the same in both classes."""
+  depth = config.depth
+  for i in (1, 2):
+    yield from layer_norm((*BLOCKS, f"norm{i}"), f"{BLOCK}norm{i}", depth)
+  yield from linear((*BLOCKS, "attn", "proj"), [BLOCK + "attn.proj"], depth)
+  yield from layer_norm((*TOP, "norm"), "norm")
+  if config.clip_embed_dim:
+    head = (*TOP, "clip_head")
+    yield from linear(head, ["head"], bias=config.clip_embed_bias)
+
+
+def _plain(config: VisionConfig) -> Iterator[Entry]:
+  """Timm's VisionTransformer."""
+  depth, attn, mlp = config.depth, (*BLOCKS, "attn"), (*BLOCKS, "mlp")
+  bias = config.qkv_bias == "all"
+  yield from _patches(config)
+  if config.pre_norm:
+    yield from layer_norm((*TOP, "pre_norm"), "norm_pre")
+  yield from linear((*attn, "qkv"), [BLOCK + "attn.qkv"], depth, bias)
+  for name in ("fc1", "fc2"):
+    yield from linear((*mlp, name), [f"{BLOCK}mlp.{name}"], depth)
+  if config.layer_scale:
+    for i in (1, 2):
+      name = f"{BLOCK}ls{i}.gamma"
+      yield Entry((*BLOCKS, f"scale{i}"), (name,), layers=depth)
+  yield from _ends(config)
+
+
+def _eva(config: VisionConfig) -> Iterator[Entry]:
+  """Timm's Eva."""
+  depth, attn, mlp = config.depth, (*BLOCKS, "attn"), (*BLOCKS, "mlp")
+  yield from _patches(config)
+  name, apart = BLOCK + "attn.", config.mlp == "swiglu"
+  packed = [f"{name}{x}_proj" for x in "qkv"] if apart else [f"{name}qkv"]
+  yield from linear((*attn, "qkv"), packed, depth, bias=False)
+  if config.qkv_bias == "qv":
+    for x in "qv":
+      theirs = f"{name}{x}_proj.bias" if apart else f"{name}{x}_bias"
+      yield Entry((*attn, "qkv", f"{x}_bias"), (theirs,), layers=depth)
+  layers = {"fc1": "fc1", "fc2": "fc2"}
+  if config.mlp == "swiglu":
+    layers = {"gate": "fc1_g", "fc1": "fc1_x", "fc2": "fc2"}
+  for ours, theirs in layers.items():
+    yield from linear((*mlp, ours), [f"{BLOCK}mlp.{theirs}"], depth)
+  if config.sub_norm:
+    yield from layer_norm((*attn, "norm"), name + "norm", depth)
+    yield from layer_norm((*mlp, "norm"), BLOCK + "mlp.norm", depth)
+  if config.layer_scale:
+    for i in (1, 2):
+      name = f"{BLOCK}gamma_{i}"
+      yield Entry((*BLOCKS, f"scale{i}"), (name,), layers=depth)
+  yield from _ends(config)
+
+
+def is_eva(config: VisionConfig) -> bool:
+  """Whether timm holds the encoder as an `Eva`."""
+  return bool(
+    config.qkv_bias == "qv"
+    or config.sub_norm
+    or config.rope_grid
+    or config.mlp == "swiglu"
+    or config.norm == "post"
+  )
+
+
+def _unnamed(config: VisionConfig) -> list[str]:
+  """Options that have no names here."""
+  wrong = [f"registers={config.registers}"] if config.registers else []
+  if config.pooling != "class":
+    wrong.append(f"pooling={config.pooling!r}")
+  return wrong
+
+
+def timm_entries(config: VisionConfig) -> list[Entry]:
+  """The table of a vision transformer in timm's names.
+
+  Raises:
+    ConfigError: naming the options that timm's classes do not combine.
+  """
+  wrong = _unnamed(config)
+  if config.encoder != "vit":
+    wrong.append(f"encoder={config.encoder!r}")
+  elif is_eva(config):
+    if config.qkv_bias == "all":
+      wrong.append("qkv_bias='all' beside EVA's options")
+    if config.mlp not in ("gelu", "swiglu"):
+      wrong.append(f"mlp={config.mlp!r} beside EVA's options")
+    if config.pre_norm:
+      wrong.append("pre_norm beside EVA's options")
+    if config.mlp == "swiglu" and not config.sub_norm:
+      wrong.append("mlp='swiglu' without sub_norm")
+    if config.norm_eps != EVA_EPS:
+      wrong.append(f"norm_eps={config.norm_eps} beside EVA's options")
+  if config.encoder == "vit" and config.patch_bias == config.pre_norm:
+    wrong.append(
+      f"patch_bias={config.patch_bias} beside pre_norm={config.pre_norm}"
+    )
+  _refuse("timm", wrong)
+  return list((_eva if is_eva(config) else _plain)(config))
+
+
+def vision_entries(config: VisionConfig, form: str) -> list[Entry]:
+  """The table of a vision transformer in the names of "timm" or "openclip".
+
+  Raises:
+    ConfigError: naming what the form cannot express.
+  """
+  if form != "openclip" or not config.pre_norm:
+    return timm_entries(config)
+  _refuse(form, _unnamed(config))
+  if config.mlp == "gelu":  # It has either GELU, with the same names.
+    config = dataclasses.replace(config, mlp="quick_gelu")
+  try:
+    return list(mico_vision.entries(config))
+  except ValueError as e:
+    raise ConfigError(str(e)) from e
+
+
+def left_out(params: Params, config: VisionConfig, form: str) -> list[str]:
+  """Parameters of the encoder that a form has no place for."""
+  if config.encoder in STAGED:
+    return []
+  known = {"/".join(entry.path) for entry in vision_entries(config, form)}
+  held = flatten({"vision": params["vision"]})
+  return [path for path in held if path not in known]
+
+
+def _check_staged(config: VisionConfig) -> None:
+  """Refuses what timm's Swin and ConvNeXt take no argument for."""
+  wrong = []
+  if config.encoder == "swin" and config.norm_eps != SWIN_EPS:
+    wrong.append(f"norm_eps={config.norm_eps} in a Swin")
+  if config.encoder == "convnext":
+    if config.mlp_dim != CONVNEXT_RATIO * config.width:
+      wrong.append(f"mlp_dim={config.mlp_dim} of width {config.width}")
+    if config.patch_size not in CONVNEXT_PATCHES:
+      wrong.append(f"patch_size={config.patch_size} in a ConvNeXt")
+    if len(config.stage_depths) != CONVNEXT_STAGES:
+      wrong.append(f"stage_depths={config.stage_depths} in a ConvNeXt")
+  _refuse("timm", wrong)
+
+
+def staged_entries(config: VisionConfig) -> list[Entry]:
+  """The table of a Swin or a ConvNeXt V2 in timm's names.
+
+  Raises:
+    ConfigError: naming the options that timm's classes do not have.
+  """
+  _check_staged(config)
+  return staged_vision.import_entries(config, layout="timm")
+
+
+def ratio(part: int, whole: int) -> float:
+  """A ratio of which the libraries' `int(whole * ratio)` makes `part` again."""
+  found = part / whole
+  while int(whole * found) < part:
+    found = math.nextafter(found, math.inf)
+  return found
+
+
+def entry_items(
+  params: Params, table: Sequence[Entry], *, patch_size: int, prefix: str = ""
+) -> Iterator[Item]:
+  """Tensors of a table of entries, each read when it is written.
+
+  Args:
+    params: nested dict of host arrays.
+    table: what to write.
+    patch_size: of the encoder, for its patch embedding.
+    prefix: of every name.
+  """
+  flat = flatten(params)
+  for entry in table:
+    stacked = np.asarray(flat["/".join(entry.path)])
+    one = stacked.shape[bool(entry.layers) :]
+    width = one[-1] // len(entry.names) if one else 0
+    # The same for all: to lay out a large array, if only a byte each, is slow.
+    shape = _shape((*one[:-1], width) if one else (), entry, patch_size)
+    for i in range(max(entry.layers, 1)):
+      value = stacked[i] if entry.layers else stacked
+      for part, name in enumerate(entry.names):
+        piece = value
+        if len(entry.names) > 1:
+          piece = value[..., part * width : (part + 1) * width]
+        read = lambda p=piece, e=entry: to_theirs(p, e, patch_size=patch_size)
+        yield Item(prefix + name.format(i=i), shape, piece.dtype, read)
+
+
+def _shape(
+  shape: tuple[int, ...], entry: Entry, patch_size: int
+) -> tuple[int, ...]:
+  like = np.broadcast_to(np.zeros((), np.int8), shape)
+  return to_theirs(like, entry, patch_size=patch_size).shape
+
+
+def norm_first(name: str) -> str:
+  """Timm's name where a ConvNeXt's last norm comes before the pooling, as here.
+
+  timm's own order is the other one; `head_norm_first` gives ours.
+  """
+  return name.replace("head.norm.", "norm_pre.")
+
+
+def vision_items(
+  params: Params, config: VisionConfig, form: str
+) -> Iterator[Item]:
+  """The encoder's tensors in the names of "timm" or "openclip".
+
+  Raises:
+    ConfigError: naming what the form cannot express.
+  """
+  trunk = "visual.trunk." if form == "openclip" else ""
+  if config.encoder in STAGED:
+    _check_staged(config)
+    found = staged_vision.to_tensors(params["vision"], config, layout="timm")
+    for name, value in found.items():
+      yield item(trunk + norm_first(name), np.asarray(value))
+    return
+  table = vision_entries(config, form)
+  if form == "openclip" and config.pre_norm:
+    for one in entry_items(params, table, patch_size=config.patch_size):
+      name = one.name.removeprefix("vision_encoder.")
+      yield Item(name, one.shape, one.dtype, one.read)
+    return
+  yield from entry_items(
+    params, table, patch_size=config.patch_size, prefix=trunk
+  )
+  if config.clip_embed_dim and not config.clip_embed_bias:
+    # timm's head always has a bias, and a strict load asks for it.
+    zeros = np.zeros(config.clip_embed_dim, np.float32)
+    yield item(f"{trunk}head.bias", zeros)

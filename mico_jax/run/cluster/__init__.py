@@ -1,0 +1,1 @@
+"""What the processes of a run need of each other, and of the machine."""

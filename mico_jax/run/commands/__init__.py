@@ -1,0 +1,1 @@
+"""Commands beside training: embed, evaluate, describe, trace, doctor."""

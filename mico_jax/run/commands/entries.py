@@ -1,0 +1,116 @@
+"""What is to be embedded: files by name, or the samples of a manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mico_jax.config import ConfigError, SourceConfig
+from mico_jax.data.remote import Storage
+from mico_jax.data.sources import ManifestSource
+from mico_jax.inference.prepare import Item
+from mico_jax.modalities import DecodeError, FileSpec
+
+
+@dataclass(frozen=True)
+class Entry:
+  """One file to embed.
+
+  Attributes:
+    id: of the row in the output; ids may repeat.
+    key: modality.
+    path: of the file, or what a manifest says of it.
+    depth_unit: of a depth map.
+    read: gives the file's content; None: `path` is read.
+    source: the manifest that lists it; "" for a file given by name.
+    index: of the sample in its manifest, or of the file among those given.
+  """
+
+  id: str
+  key: str
+  path: str
+  depth_unit: str = ""
+  read: Callable[[], Any] | None = None
+  source: str = ""
+  index: int = 0
+
+  def describe(self) -> dict[str, Any]:
+    """What identifies the entry in the output."""
+    return {
+      "id": writable(self.id),
+      "modality": self.key,
+      "path": writable(self.path),
+      "source": writable(self.source),
+      "index": self.index,
+    }
+
+  def item(self) -> Item:
+    """The entry as an input of the model."""
+    value = self.read or self.path
+    return Item(value, self.depth_unit, self.path, file=self.read is None)
+
+
+def writable(text: str) -> str:
+  """A text that UTF-8 can hold: bytes of a file name that are none, escaped."""
+  return text.encode("utf-8", "backslashreplace").decode()
+
+
+def file_entries(specs: Sequence[FileSpec], first: int = 0) -> list[Entry]:
+  """Entries of files named on the command line; the path is the id.
+
+  Args:
+    specs: the files.
+    first: index of the first one among those given.
+  """
+  return [
+    Entry(s.path, s.key, s.path, s.depth_unit, index=i)
+    for i, s in enumerate(specs, first)
+  ]
+
+
+def manifest_entries(source: SourceConfig, keys: Sequence[str]) -> list[Entry]:
+  """Entries of a manifest: one per sample and modality it has.
+
+  Args:
+    source: of kind "manifest".
+    keys: modalities to embed.
+
+  Raises:
+    ConfigError: for a missing or broken manifest, or none of these
+      modalities.
+  """
+  manifest = ManifestSource("manifest", source, Storage())
+  entries = []
+  for i in range(len(manifest)):
+    try:
+      record = manifest.record(i)
+    except DecodeError as e:
+      entries.append(_broken(source.path, i, keys[0], str(e)))
+      continue
+    for key, read in record.media.items():
+      if key in keys:
+        path = str(record.fields.get(source.fields.get(key, key), record.id))
+        entries.append(
+          Entry(record.id, key, path, source.depth_unit, read, source.path, i)
+        )
+  if not entries:
+    raise ConfigError(
+      f"no sample of {source.path} has {' or '.join(keys)}; map its fields "
+      "with --field audio=FIELD."
+    )
+  return entries
+
+
+def failing(reason: str) -> Callable[[], Any]:
+  """Stands for content that cannot be read."""
+
+  def fail() -> Any:
+    raise DecodeError(reason)
+
+  return fail
+
+
+def _broken(source: str, index: int, key: str, reason: str) -> Entry:
+  name = f"sample {index}"
+  return Entry(name, key, name, "", failing(reason), source, index)

@@ -1,0 +1,345 @@
+"""What a run writes down: `<workdir>/metrics.jsonl`, TensorBoard, W&B.
+
+One line of `metrics.jsonl` per call of `write`: `step` (0-based index of the
+step the values belong to), `time` (seconds since the epoch) and the values;
+a line of `event` has `event` and `message` instead. JSON knows no NaN or
+infinity: those are the texts "nan", "inf" and "-inf", and `read_metrics` turns
+them back. A resumed run first drops the lines of the steps it will run again,
+and lines are stored before a checkpoint that covers their steps: every step is
+there exactly once.
+
+The names `report` draws are in its docstring. TensorBoard goes through
+tensorboardX and so needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from mico_jax import failures, files
+from mico_jax.config import ConfigError, TrainConfig
+from mico_jax.json_text import dumps, plain
+from mico_jax.run.monitor import progress
+
+METRICS_FILE = "metrics.jsonl"
+_SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_REMOTE_FLUSH_SECONDS = 60.0
+_EVENTS_PREFIX = "mico_jax:"
+
+
+def _special(value: Any) -> Any:
+  return _SPECIAL.get(value, value) if isinstance(value, str) else value
+
+
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
+  """The lines of a run's `metrics.jsonl`, in order.
+
+  A last line that a kill cut short is left out.
+
+  Args:
+    workdir: folder of the run.
+
+  Returns:
+    One dict per line; an empty list if there is no such file.
+  """
+  return _read(epath.Path(workdir) / METRICS_FILE)
+
+
+def _read(path: Any) -> list[dict[str, Any]]:
+  try:
+    texts = files.read_text(path).splitlines()
+  except FileNotFoundError:
+    return []
+  lines = []
+  for text in texts:
+    try:
+      line = json.loads(text)
+    except json.JSONDecodeError:
+      continue
+    if isinstance(line, dict) and "step" in line:
+      keep = ("event", "message", "task")
+      lines.append(
+        {k: v if k in keep else _special(v) for k, v in line.items()}
+      )
+  return lines
+
+
+class _JsonLines:
+  """Adds lines to a file; a store without append is rewritten at times."""
+
+  def __init__(self, path: Any, start_step: int):
+    self._path = path
+    self._local = files.is_local(path)
+    self._last_flush = time.monotonic()
+    kept = [dumps(x) for x in _read(path) if x["step"] < start_step]
+    self._data = bytearray("".join(f"{x}\n" for x in kept).encode())
+    self._size = len(self._data)  # of a local file
+    files.write_bytes(path, bytes(self._data))
+    self._dirty = False
+    if self._local:
+      self._data.clear()
+
+  def add(self, line: Mapping[str, Any]) -> None:
+    data = f"{dumps(line)}\n".encode()
+    self._dirty = True
+    if self._local:
+      self._size = files.append(self._path, data, self._size)
+      return
+    self._data += data
+    if time.monotonic() - self._last_flush > _REMOTE_FLUSH_SECONDS:
+      self.flush()
+
+  def flush(self) -> None:
+    if self._dirty and self._local:
+      files.append(self._path, b"", self._size, sync=True)
+    elif self._dirty:
+      files.write_bytes(self._path, bytes(self._data))
+      self._last_flush = time.monotonic()
+    self._dirty = False
+
+
+class _PatientEvents:
+  """A local file of TensorBoard's events, as tensorboardX writes to it.
+
+  Its thread ends at the first error of a file of its own, and what it should
+  write then waits without end. Here an error may pass; one that does not ends
+  the curves, not the run: `metrics.jsonl` has all that they show.
+  """
+
+  def __init__(self, path: str):
+    self._path = path.removeprefix(_EVENTS_PREFIX)
+    self._data, self._size, self._ended = b"", 0, False
+
+  def write(self, data: bytes) -> None:
+    if not self._ended:
+      self._data += data
+
+  def flush(self) -> None:
+    if self._ended or not self._data:
+      return
+    try:
+      self._size = files.append(self._path, self._data, self._size)
+    except OSError as error:
+      self._ended = True
+      progress.say(f"no further TensorBoard events: {failures.describe(error)}")
+    self._data = b""
+
+  def close(self) -> None:
+    self.flush()
+
+
+class _EventsFactory:
+  """What tensorboardX asks for files whose path has `_EVENTS_PREFIX`."""
+
+  def directory_check(self, path: str) -> None:
+    files.make_folder(path.removeprefix(_EVENTS_PREFIX))
+
+  def open(self, path: str) -> _PatientEvents:
+    return _PatientEvents(path)
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+  """Hides torch: tensorboardX imports it where installed, for nothing."""
+  hide = "torch" not in sys.modules
+  if hide:
+    sys.modules["torch"] = None  # type: ignore[assignment]
+  try:
+    yield
+  finally:
+    if hide:
+      del sys.modules["torch"]
+
+
+def _tensorboard(workdir: Any, start_step: int) -> Any:
+  with _without_torch():
+    import tensorboardX
+    from tensorboardX import record_writer
+  record_writer.register_writer_factory(
+    _EVENTS_PREFIX.removesuffix(":"), _EventsFactory()
+  )
+  # Steps from `start_step` on are written again; TensorBoard drops the old.
+  purge = start_step if start_step else None
+  return tensorboardX.SummaryWriter(
+    f"{_EVENTS_PREFIX}{workdir / 'tensorboard'}", purge_step=purge
+  )
+
+
+def check_packages(config: TrainConfig) -> None:
+  """Checks that what the run is to be logged with can be imported.
+
+  Raises:
+    ConfigError: saying what to install.
+  """
+  if not config.wandb:
+    return
+  try:
+    importlib.import_module("wandb")
+  except ImportError:
+    raise ConfigError(
+      "train.wandb=True needs the package wandb: pip install "
+      "'mico-jax[wandb]', or set train.wandb=False."
+    ) from None
+
+
+def _wandb(workdir: Any, name: str, config: Mapping[str, Any]) -> Any:
+  check_packages(TrainConfig(wandb=True))
+  wandb = importlib.import_module("wandb")
+  # The id is that of the workdir, so that a resumed run continues its curves.
+  path = workdir / "wandb_id"
+  try:
+    run_id = files.read_text(path).strip()
+  except FileNotFoundError:
+    run_id = wandb.util.generate_id()
+    files.write_text(path, run_id)
+  return wandb.init(
+    project="mico_jax",
+    name=name or workdir.name,
+    id=run_id,
+    resume="allow",
+    dir=str(workdir),
+    config=dict(config),
+  )
+
+
+class MetricsWriter:
+  """Writes values and events of a run to every place that is switched on.
+
+  Only the main process writes: in the others (`enabled=False`) each call does
+  nothing.
+  """
+
+  def __init__(
+    self,
+    workdir: epath.PathLike,
+    *,
+    start_step: int = 0,
+    tensorboard: bool = True,
+    wandb: bool = False,
+    name: str = "",
+    config: Mapping[str, Any] | None = None,
+    enabled: bool = True,
+  ):
+    """Opens the files; drops lines of steps that will be run again.
+
+    Args:
+      workdir: folder of the run; made if absent. Local or remote.
+      start_step: index of the first step that will run (0: a fresh run).
+      tensorboard: write event files to `<workdir>/tensorboard`; local folders
+        only.
+      wandb: log to Weights & Biases.
+      name: of the run, for W&B.
+      config: the resolved config, for W&B.
+      enabled: false in all processes but the first.
+
+    Raises:
+      ConfigError: if `wandb` is asked for and not installed.
+    """
+    self._lines: _JsonLines | None = None
+    self._tensorboard: Any = None
+    self._wandb: Any = None
+    if not enabled:
+      return
+    folder = epath.Path(workdir)
+    files.make_folder(folder)
+    if wandb:
+      self._wandb = _wandb(folder, name, config or {})
+    self._lines = _JsonLines(folder / METRICS_FILE, start_step)
+    if tensorboard and files.is_local(folder):
+      self._tensorboard = _tensorboard(folder, start_step)
+    elif tensorboard:
+      progress.say(f"no TensorBoard files: {folder} is not a local folder.")
+
+  def __enter__(self) -> MetricsWriter:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def write(
+    self,
+    step: int,
+    values: Mapping[str, Any],
+    *,
+    task: str = "",
+    prefix: str = "",
+  ) -> None:
+    """Writes the values of a step.
+
+    Args:
+      step: its index.
+      values: scalars (Python, NumPy or JAX); non-finite ones are kept as such.
+      task: name of the step's task, if the run has several.
+      prefix: put in front of each name with a slash, e.g. "eval".
+    """
+    if self._lines is None:
+      return
+    named = {
+      f"{prefix}/{k}" if prefix else k: plain(v) for k, v in values.items()
+    }
+    line: dict[str, Any] = {"step": int(step), "time": round(time.time(), 3)}
+    if task:
+      line["task"] = task
+    self._lines.add({**line, **named})
+    scalars = {
+      k: float(_special(v))
+      for k, v in named.items()
+      if isinstance(_special(v), int | float)
+    }
+    if self._tensorboard is not None:
+      for key, value in scalars.items():
+        # TensorBoard cannot draw them, and tensorboardX warns of each.
+        if math.isfinite(value):
+          self._tensorboard.add_scalar(key, value, step)
+    if self._wandb is not None:
+      self._wandb.log(scalars, step=step)
+
+  def event(self, step: int, name: str, message: str, **fields: Any) -> None:
+    """Writes an event, such as an alarm, and says it on stderr.
+
+    Args:
+      step: index of the step it belongs to.
+      name: short name, e.g. "collapse", "nonfinite", "resume".
+      message: one line for people.
+      **fields: further plain values.
+    """
+    if self._lines is None:
+      return
+    progress.say(message)
+    line = {
+      "step": int(step),
+      "time": round(time.time(), 3),
+      "event": name,
+      "message": message,
+    }
+    self._lines.add({**line, **fields})
+    if self._tensorboard is not None:
+      self._tensorboard.add_text(f"event/{name}", message, step)
+
+  def flush(self) -> None:
+    """Brings everything to disk or to the store."""
+    if self._lines is not None:
+      self._lines.flush()
+    if self._tensorboard is not None:
+      self._tensorboard.flush()
+
+  def close(self) -> None:
+    """Flushes and closes; later calls do nothing."""
+    if self._lines is not None:
+      self._lines.flush()
+      self._lines = None
+    if self._tensorboard is not None:
+      self._tensorboard.close()
+      self._tensorboard = None
+    if self._wandb is not None:
+      self._wandb.finish()
+      self._wandb = None

@@ -1,0 +1,1 @@
+"""Runs that are killed, that last, and the curves they leave."""
