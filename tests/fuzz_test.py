@@ -33,9 +33,9 @@ from mico_jax.data.references import FileReader
 from mico_jax.data.remote import Storage
 from mico_jax.data.sources import SOURCES
 from mico_jax.data.tokenizer import read_omniworld_model, tokenizer_from_files
-from mico_jax.interop.files import safetensors_file, torch_writer
-from mico_jax.interop.files.tensors import WeightsError, open_tensors
-from mico_jax.interop.files.writing import item
+from mico_jax.interop.files import safetensors_writer, torch_writer
+from mico_jax.interop.files.opening import open_tensors
+from mico_jax.interop.files.tensors import WeightsError, item
 from mico_jax.modalities import MODALITIES, DecodeError, Geometry
 from mico_jax.testing import media, tiny_data
 
@@ -345,7 +345,7 @@ def weights(path: pathlib.Path) -> None:
 def test_safetensors(tmp_path):
   path = tmp_path / "x.safetensors"
   arrays = {"a": np.ones((2, 3), np.float32), "b": np.arange(4)}
-  safetensors_file.write(path, arrays)
+  safetensors_writer.write_arrays(path, arrays)
   seed = path.read_bytes()
 
   @fuzzed(120)

@@ -51,7 +51,8 @@ def write_weights(folder: pathlib.Path, shape: str, seed: int = 0) -> None:
   from mico_jax.checkpoint.restore import Checkpoint
   from mico_jax.data.tokenizer import make_tokenizer
   from mico_jax.interop.exporting import export, timm_folder, torch_folder
-  from mico_jax.interop.files import writing
+  from mico_jax.interop.files import safetensors_writer
+  from mico_jax.interop.files.tensors import item
   from mico_jax.interop.names import timm_vision
   from mico_jax.models import VISION, build
 
@@ -82,13 +83,13 @@ def write_weights(folder: pathlib.Path, shape: str, seed: int = 0) -> None:
     (folder / side).mkdir()
   torch_folder.write(source, folder / "modeling", export.Report("torch", {}))
   items = timm_vision.vision_items(params, vision, "timm")
-  writing.write(folder / "timm", items)
+  safetensors_writer.write(folder / "timm", items)
   name, arguments = timm_folder.model(vision)
   about = {"architecture": name, "model_args": arguments}
   export.write_json(folder / "timm" / "config.json", about)
   flat = manifest.flatten({"vision": params["vision"]})
-  writing.write(
-    folder / "jax", [writing.item(name, value) for name, value in flat.items()]
+  safetensors_writer.write(
+    folder / "jax", [item(name, value) for name, value in flat.items()]
   )
   export.write_json(folder / "jax" / "model.json", c.to_dict(config))
 

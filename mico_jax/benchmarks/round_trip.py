@@ -30,8 +30,12 @@ import numpy as np
 from mico_jax.checkpoint import manifest
 from mico_jax.config import ModelConfig
 from mico_jax.interop.exporting.official_folder import encoder_type
-from mico_jax.interop.files import safetensors_file, torch_writer, writing
-from mico_jax.interop.files.tensors import Tensor, Tensors
+from mico_jax.interop.files import (
+  safetensors_file,
+  safetensors_writer,
+  torch_writer,
+)
+from mico_jax.interop.files.tensors import Item, Tensor, Tensors
 from mico_jax.interop.names import mico
 from mico_jax.interop.names.weight_map import to_theirs
 from mico_jax.models import PRESETS, build
@@ -159,7 +163,7 @@ def write_folder(
   pieces = [*special, *(f"p{i}" for i in range(text.vocab_size - 5))]
   (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
   items = [
-    writing.Item(name, one.shape, one.dtype, one.load)
+    Item(name, one.shape, one.dtype, one.load)
     for name, one in random_tensors(config, seed).items()
   ]
   if form == "pt":
@@ -167,8 +171,10 @@ def write_folder(
     written = torch_writer.write(file, items, ties=mico.TIED)
   else:
     file = folder / "ckpt" / "model_step_1.safetensors"
-    written = writing.write(folder / "ckpt", items, max_shard_size=2**62)
-    (folder / "ckpt" / writing.WEIGHTS).rename(file)
+    written = safetensors_writer.write(
+      folder / "ckpt", items, max_shard_size=2**62
+    )
+    (folder / "ckpt" / safetensors_writer.WEIGHTS).rename(file)
   return file, hashes(written.tensors)
 
 

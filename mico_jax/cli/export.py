@@ -77,15 +77,16 @@ def run(args: argparse.Namespace) -> int:
   """Prints the files written and how far the outputs of both sides are."""
   from mico_jax.interop import exporter
   from mico_jax.interop.exporting import export
-  from mico_jax.interop.files import writing
+  from mico_jax.interop.files import folders
+  from mico_jax.interop.files.tensors import parse_size
 
   options = exporter.Options(
-    max_shard_size=writing.parse_size(args.max_shard_size),
+    max_shard_size=parse_size(args.max_shard_size),
     compare={"auto": None, "on": True, "off": False}[args.compare],
   )
   # Before a large checkpoint is read.
   exporter.check(args.to, options)
-  writing.check_new(args.out)
+  folders.check_new(args.out)
   with common.warnings_as_lines():
     source = export.open_source(
       args.checkpoint,

@@ -28,7 +28,7 @@ from mico_jax.interop.exporting import (
   transformers_text,
 )
 from mico_jax.interop.exporting.export import Report, Source
-from mico_jax.interop.files import writing
+from mico_jax.interop.files import folders, safetensors_writer
 from mico_jax.interop.importing import source_tensors
 from mico_jax.interop.names import torch_modules
 
@@ -141,7 +141,7 @@ def _safetensors(
         f"not of that file, so not written: {export.summarise(absent)}; --to "
         "torch writes everything"
       )
-  written = writing.write(
+  written = safetensors_writer.write(
     folder,
     items,
     max_shard_size=options.max_shard_size,
@@ -252,8 +252,8 @@ def run(
   options = options or Options()
   check(target, options)
   report = export.new_report(target, source)
-  options = replace(options, place=writing.check_new(out))
-  with writing.new_folder(out) as folder:
+  options = replace(options, place=folders.check_new(out))
+  with folders.new_folder(out) as folder:
     TARGETS[target](source, folder, report, options)
     report.save(folder)
   return report

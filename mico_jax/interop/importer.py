@@ -33,8 +33,8 @@ from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SMALL, make_self_check, model_params
 from mico_jax.interop.exporting import export, torch_folder
-from mico_jax.interop.files import writing
-from mico_jax.interop.files.tensors import WeightsError
+from mico_jax.interop.files import folders, safetensors_writer
+from mico_jax.interop.files.tensors import Item, WeightsError
 from mico_jax.interop.importing import convert, formats, hub, run_config
 from mico_jax.interop.importing.formats import FORMATS
 from mico_jax.interop.importing.source import Source
@@ -151,7 +151,7 @@ def import_checkpoint(
   """
   if form not in FORMATS:
     raise ConfigError(f"unknown form {form!r}; known: {', '.join(FORMATS)}.")
-  writing.check_new(pathlib.Path(out))
+  folders.check_new(pathlib.Path(out))
   require_backend()
   place = hub.local(str(path))
   if not place.exists():
@@ -176,7 +176,7 @@ def import_checkpoint(
     notes.append(run_config.text_note(config))
   notes += [] if base is None else [f"{onto}: {x}" for x in base.warnings]
   leaves, taken, new = _complete(plan, model, base)
-  with writing.new_folder(pathlib.Path(out)) as folder:
+  with folders.new_folder(pathlib.Path(out)) as folder:
     count = sum(leaf.size for leaf in leaves.values())
     wanted = count <= SMALL if self_check is None else self_check
     if not wanted:
@@ -337,10 +337,10 @@ def _write_extra(
   place = folder / EXTRA
   place.mkdir()
   items = [
-    writing.Item(name, one.shape, one.dtype, one.load)
+    Item(name, one.shape, one.dtype, one.load)
     for name, one in plan.extra.items()
   ]
-  written = writing.write(place, items, max_shard_size=sys.maxsize)
+  written = safetensors_writer.write(place, items, max_shard_size=sys.maxsize)
   hashes = {one["name"]: one["sha256"] for one in written.tensors}
   for name, found in hashes.items():
     plan.records[name]["sha256"] = found

@@ -14,7 +14,7 @@ import numpy as np
 
 from mico_jax.checkpoint import manifest
 from mico_jax.config import ModelConfig, TextConfig, VisionConfig
-from mico_jax.interop.files import safetensors_file
+from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.importing.formats import FORMATS
 from mico_jax.interop.names import mico
 from mico_jax.interop.names.weight_map import to_theirs
@@ -160,7 +160,7 @@ def write(
   """
   (folder / "ckpt").mkdir(parents=True, exist_ok=True)
   name = f"model_step_{step}.safetensors"
-  safetensors_file.write(folder / "ckpt" / name, values)
+  safetensors_writer.write_arrays(folder / "ckpt" / name, values)
   (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
   if hps is not None:
     (folder / "log").mkdir(exist_ok=True)

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from mico_jax.interop.files import safetensors_file
+from mico_jax.interop.files import safetensors_writer
 from mico_jax.testing import golden
 from mico_jax.testing.golden import __main__ as runner
 
@@ -82,8 +82,10 @@ def cases(tmp_path, monkeypatch):
     kind = "unknown" if name == "unknown" else "good"
     (folder / "config.json").write_text(json.dumps({"case": kind}))
     value = np.ones((2, 3), np.float32)
-    safetensors_file.write(folder / "inputs.safetensors", {"x": value})
-    safetensors_file.write(folder / "outputs.safetensors", {"x": value + error})
+    safetensors_writer.write_arrays(folder / "inputs.safetensors", {"x": value})
+    safetensors_writer.write_arrays(
+      folder / "outputs.safetensors", {"x": value + error}
+    )
   return tmp_path
 
 
@@ -104,7 +106,7 @@ def test_exit_codes(cases, capsys):
 def test_outputs_without_a_comparison_are_named(cases, capsys):
   value = np.ones((2, 3), np.float32)
   path = cases / "good_7" / "outputs.safetensors"
-  safetensors_file.write(path, {"x": value, "y": value})
+  safetensors_writer.write_arrays(path, {"x": value, "y": value})
   assert runner.main([str(cases), "--cases", "good_7"]) == 2
   assert "UNSUPPORTED good_7 y" in capsys.readouterr().out
 

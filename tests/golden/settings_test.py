@@ -13,7 +13,7 @@ import soundfile
 from PIL import Image
 
 from mico_jax.config import AudioConfig
-from mico_jax.interop.files import safetensors_file
+from mico_jax.interop.files import safetensors_file, safetensors_writer
 from mico_jax.modalities import Geometry, audio, sound, spatial
 from mico_jax.testing import golden
 from mico_jax.testing.golden import __main__ as runner
@@ -76,7 +76,7 @@ def write(case, outputs):
     )
     for name, value in outputs.items()
   }
-  safetensors_file.write(case / "outputs.safetensors", values)
+  safetensors_writer.write_arrays(case / "outputs.safetensors", values)
 
 
 def lines(case, capsys):
@@ -212,7 +212,7 @@ def test_demo_with_the_pixels_of_clip(golden_dir, tmp_path, capsys):
   )
   image = (outputs["image_input"] * std + mean - other) / scale
   file = case / "outputs.safetensors"
-  safetensors_file.write(
+  safetensors_writer.write_arrays(
     file, {**outputs, "image_input": image.astype(np.float32)}
   )
   code, out = lines(case, capsys)

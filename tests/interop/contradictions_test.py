@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mico_jax.checkpoint.manifest import CheckpointError
-from mico_jax.interop.files import safetensors_file
+from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.importing import formats, run_config
 from mico_jax.interop.importing.formats import FORMATS
 from mico_jax.testing import released_folder as tiny
@@ -56,7 +56,7 @@ QKV = ("query", "key", "value")
 
 
 def write(folder, tensors, **files):
-  safetensors_file.write(folder / "model.safetensors", tensors)
+  safetensors_writer.write_arrays(folder / "model.safetensors", tensors)
   for name, value in files.items():
     text = value if isinstance(value, str) else json.dumps(value)
     name = name if "." in name else f"{name}.json"

@@ -30,7 +30,8 @@ from mico_jax.interop.exporting import (
   torch_folder,
   transformers_text,
 )
-from mico_jax.interop.files import safetensors_file, writing
+from mico_jax.interop.files import folders, safetensors_file, safetensors_writer
+from mico_jax.interop.files.tensors import item, parse_size
 from mico_jax.interop.importer import import_checkpoint
 from mico_jax.interop.importing import mico_folder
 from mico_jax.interop.names import timm_vision, torch_modules
@@ -205,7 +206,7 @@ def test_shards_hold_everything_once(source, tmp_path):
   options = exporter.Options(max_shard_size=100_000)
   out = tmp_path / "o"
   report = exporter.run(source, "safetensors", out, options)
-  index = json.loads((out / writing.INDEX).read_text())
+  index = json.loads((out / safetensors_writer.INDEX).read_text())
   tensors = {}
   for name in set(index["weight_map"].values()):
     found = safetensors_file.read(out / name)
@@ -222,9 +223,9 @@ def test_shards_hold_everything_once(source, tmp_path):
 
 def test_bfloat16_keeps_its_bits(tmp_path):
   value = jnp.arange(7, dtype=jnp.bfloat16) / jnp.bfloat16(3)
-  items = [writing.item("x", np.asarray(value))]
-  writing.write(tmp_path, items)
-  got = safetensors_file.read(tmp_path / writing.WEIGHTS)["x"]
+  items = [item("x", np.asarray(value))]
+  safetensors_writer.write(tmp_path, items)
+  got = safetensors_file.read(tmp_path / safetensors_writer.WEIGHTS)["x"]
   np.testing.assert_array_equal(
     got.view(np.uint16), np.asarray(value).view(np.uint16)
   )
@@ -233,15 +234,15 @@ def test_bfloat16_keeps_its_bits(tmp_path):
 @pytest.mark.parametrize("text", ["5 gigs", "", "-1", "0", "GB"])
 def test_bad_sizes_are_named(text):
   with pytest.raises(ConfigError, match="is not like 5GB"):
-    writing.parse_size(text)
-  assert writing.parse_size("1.5MB") == 1_500_000
+    parse_size(text)
+  assert parse_size("1.5MB") == 1_500_000
 
 
 def test_nothing_is_left_behind(source, tmp_path, monkeypatch):
   def fail(*args, **kwargs):
     raise OSError("disk full")
 
-  monkeypatch.setattr(writing, "_write_file", fail)
+  monkeypatch.setattr(safetensors_writer, "_write_file", fail)
   with pytest.raises(OSError, match="disk full"):
     exporter.run(source, "safetensors", tmp_path / "o")
   assert list(tmp_path.iterdir()) == []
@@ -252,17 +253,17 @@ def test_nothing_is_left_behind(source, tmp_path, monkeypatch):
 def test_an_empty_folder_is_filled_where_it_is(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for path in (pathlib.Path("."), tmp_path):
-    with writing.new_folder(path) as folder:
+    with folders.new_folder(path) as folder:
       (folder / "sub").mkdir()
       (folder / "sub" / "a.txt").write_text("a")
     assert pathlib.Path("sub/a.txt").read_text() == "a"
     assert [p.name for p in tmp_path.iterdir()] == ["sub"]
     with pytest.raises(ConfigError, match="not an empty folder"):
-      writing.check_new(path)
+      folders.check_new(path)
     shutil.rmtree("sub")
 
   def fail():
-    with writing.new_folder(pathlib.Path(".")) as folder:
+    with folders.new_folder(pathlib.Path(".")) as folder:
       (folder / "a.txt").write_text("a")
       raise OSError("disk full")
 
@@ -365,7 +366,7 @@ def test_text_tower_for_transformers(source, tmp_path):
     (out, False),
     (out / transformers_text.DECODER, True),
   ):
-    tensors = safetensors_file.read(folder / writing.WEIGHTS)
+    tensors = safetensors_file.read(folder / safetensors_writer.WEIGHTS)
     assert (cross in tensors) == decoder
     assert "cls.predictions.transform.dense.weight" in tensors
     assert not any(name.startswith("multimodal") for name in tensors)
@@ -395,8 +396,8 @@ def test_stablehlo_runs_with_jax_alone(source, tmp_path):
     assert set(lowered.platforms) == {"cpu", "cuda", "tpu"}
     (out / f"{name}.stablehlo").write_bytes(lowered.serialize())
   flat = torch_modules.flatten(source.params)
-  items = [writing.item(k, np.asarray(v)) for k, v in flat.items()]
-  writing.write(out, items)
+  items = [item(k, np.asarray(v)) for k, v in flat.items()]
+  safetensors_writer.write(out, items)
   rng = np.random.default_rng(0)
   inputs = {
     key: rng.integers(0, 200, (3, *spec.shape)).astype(spec.dtype)
@@ -452,7 +453,10 @@ def test_functions_compute_in_float32_and_name_their_weights(
   ids = np.zeros((1, *found.inputs["text"].shape), np.int32)
   assert "bf16" not in str(jax.make_jaxpr(found.call)(flat, ids))
   monkeypatch.setattr(stablehlo, "functions", lambda *_: {})
-  for size, name in ((100_000, writing.INDEX), (10**9, writing.WEIGHTS)):
+  for size, name in (
+    (100_000, safetensors_writer.INDEX),
+    (10**9, safetensors_writer.WEIGHTS),
+  ):
     out = tmp_path / str(size)
     out.mkdir()
     report = export.Report("stablehlo", {})

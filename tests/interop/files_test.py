@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 
 from mico_jax.interop.files import (
-  safetensors_file,
+  safetensors_writer,
   torch_writer,
   torchscript_file,
 )
+from mico_jax.interop.files.opening import open_tensors
 from mico_jax.interop.files.tensors import (
   WeightsError,
   count_layers,
   from_arrays,
-  open_tensors,
+  item,
   renamed,
 )
-from mico_jax.interop.files.writing import item
 
 
 # ---------------------------------------------------------------- safetensors
@@ -75,7 +75,9 @@ def test_hostile_headers(tmp_path, header, data, length, match):
 def test_bfloat16_by_bits(tmp_path):
   value = np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3)
   path = tmp_path / "x.safetensors"
-  safetensors_file.write(path, from_arrays({"a": value, "b": value[:0]}))
+  safetensors_writer.write_arrays(
+    path, from_arrays({"a": value, "b": value[:0]})
+  )
   found = open_tensors(path)
   assert found["a"].dtype == ml_dtypes.bfloat16
   assert found["a"].load().tobytes() == value.tobytes()
@@ -107,7 +109,7 @@ def test_layers_that_no_tensor_fills():
 )
 def test_indexes_that_do_not_fit(tmp_path, places, match):
   tensors = from_arrays({"a": np.ones(1), "b": np.ones(1)})
-  safetensors_file.write(tmp_path / "one.safetensors", tensors)
+  safetensors_writer.write_arrays(tmp_path / "one.safetensors", tensors)
   index = tmp_path / "m.safetensors.index.json"
   index.write_text(json.dumps({"weight_map": places}))
   with pytest.raises(WeightsError, match=match):

@@ -12,7 +12,7 @@ import pytest
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.cli.main import main
 from mico_jax.inference import omni_model
-from mico_jax.interop.files import safetensors_file
+from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.importing import formats, run_config
 from mico_jax.interop.importing.formats import FORMATS
 from mico_jax.testing import released_folder as tiny
@@ -54,7 +54,7 @@ def bert():
 def write(folder, tensors, **configs):
   """A folder of weights and JSON files, `config=...` as config.json."""
   folder.mkdir(parents=True, exist_ok=True)
-  safetensors_file.write(folder / "model.safetensors", tensors)
+  safetensors_writer.write_arrays(folder / "model.safetensors", tensors)
   for name, value in configs.items():
     (folder / f"{name}.json").write_text(json.dumps(value))
   return folder

@@ -16,7 +16,7 @@ from mico_jax.config import VisionConfig
 from mico_jax.data.tokenizer import tokenizer_from_files
 from mico_jax.interop import exporter, importer
 from mico_jax.interop.exporting import export
-from mico_jax.interop.files import safetensors_file
+from mico_jax.interop.files import safetensors_file, safetensors_writer
 from mico_jax.interop.importer import import_checkpoint
 from mico_jax.interop.importing import clip, run_config, source_tensors
 from mico_jax.interop.importing.formats import FORMATS
@@ -45,7 +45,7 @@ def base(tmp_path_factory):
 
 def run(tmp_path, form, tensors, base, **options):
   tmp_path.mkdir(exist_ok=True)
-  safetensors_file.write(tmp_path / "w.safetensors", tensors)
+  safetensors_writer.write_arrays(tmp_path / "w.safetensors", tensors)
   return import_checkpoint(
     form, tmp_path, tmp_path / "out", onto=base, self_check=False, **options
   )
@@ -122,7 +122,7 @@ def test_what_a_file_lacks_is_new_to_a_run(tmp_path, base):
   tensors = {k: v for k, v in tensors.items() if "crossattention" not in k}
   (tmp_path / "vocab.txt").write_text("\n".join(tiny.PIECES) + "\n")
   (tmp_path / "config.json").write_text('{"num_attention_heads": 2}')
-  safetensors_file.write(tmp_path / "w.safetensors", tensors)
+  safetensors_writer.write_arrays(tmp_path / "w.safetensors", tensors)
   small = ["image_size=16", "patch_size=8", "width=8", "depth=1", "mlp_dim=8"]
   report = import_checkpoint(
     "bert",
@@ -276,7 +276,7 @@ def staged_tensors(name):
 def read_staged(folder, tensors, settings=None):
   """The import of such a file, up to where parameters would be written."""
   folder.mkdir()
-  safetensors_file.write(folder / "w.safetensors", tensors)
+  safetensors_writer.write_arrays(folder / "w.safetensors", tensors)
   if settings is not None:
     (folder / "config.json").write_text(json.dumps(settings))
   source = FORMATS["timm"].read(folder)
@@ -322,7 +322,7 @@ def test_swin_in_the_names_of_its_authors(tmp_path, base):
   theirs["head.weight"] = np.ones((3, 16), np.float32)
   for name, written in (("timm", tensors), ("authors", theirs)):
     (tmp_path / name).mkdir()
-    safetensors_file.write(tmp_path / name / "w.safetensors", written)
+    safetensors_writer.write_arrays(tmp_path / name / "w.safetensors", written)
     (tmp_path / name / "config.json").write_text(
       '{"pretrained_cfg": {"input_size": [3, 32, 32]}}'
     )
@@ -457,7 +457,7 @@ def test_an_encoder_keeps_the_pixels_it_was_trained_with(tmp_path, base):
     folder = tmp_path / str(i)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(settings))
-    safetensors_file.write(folder / "w.safetensors", tensors)
+    safetensors_writer.write_arrays(folder / "w.safetensors", tensors)
     source = FORMATS["timm"].read(folder)
     inputs = run_config.run_config(source, checkpoint, ()).data.inputs
     for key, ours in inputs.items():

@@ -20,7 +20,7 @@ from mico_jax.cli import main as cli
 from mico_jax.config import ConfigError, TokenizerConfig
 from mico_jax.interop import exporter, importer
 from mico_jax.interop.exporting import export, official_folder
-from mico_jax.interop.files import safetensors_file
+from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.importer import REPORT, import_checkpoint
 from mico_jax.interop.importing import convert, run_config, source_tensors
 from mico_jax.interop.importing.formats import FORMATS
@@ -481,12 +481,14 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path, values, capsys):
 
 
 def test_shards(tmp_path, values):
-  from mico_jax.interop.files.tensors import open_tensors
+  from mico_jax.interop.files.opening import open_tensors
 
   names = sorted(values)
   halves = {"a.safetensors": names[:40], "b.safetensors": names[40:]}
   for file, part in halves.items():
-    safetensors_file.write(tmp_path / file, {n: values[n] for n in part})
+    safetensors_writer.write_arrays(
+      tmp_path / file, {n: values[n] for n in part}
+    )
   places = {n: f for f, part in halves.items() for n in part}
   index = tmp_path / "model.safetensors.index.json"
   index.write_text(json.dumps({"weight_map": places}))

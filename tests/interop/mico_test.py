@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mico_jax.config import ModelConfig, TextConfig, VisionConfig
-from mico_jax.interop.files import safetensors_file
+from mico_jax.interop.files import safetensors_file, safetensors_writer
 from mico_jax.interop.names import mico
 from mico_jax.models import build
 
@@ -121,7 +121,7 @@ def test_safetensors_files(tmp_path):
     "d": np.zeros((0, 4), np.float16),
   }
   ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
-  safetensors_file.write(ours, tensors)
+  safetensors_writer.write_arrays(ours, tensors)
   save_file(tensors, theirs)
   for found in (
     load_file(ours),

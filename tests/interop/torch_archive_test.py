@@ -10,9 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mico_jax.interop.files import safetensors_file, torch_writer
-from mico_jax.interop.files.tensors import open_tensors
-from mico_jax.interop.files.writing import Item, item
+from mico_jax.interop.files import dtypes, torch_writer
+from mico_jax.interop.files.opening import open_tensors
+from mico_jax.interop.files.tensors import Item, item
 
 VALUES = {
   "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -76,4 +76,4 @@ def test_what_it_cannot_hold_is_named(tmp_path):
   one = item("a", np.zeros(1, np.float32))
   with pytest.raises(ValueError, match="two tensors"):
     torch_writer.write(tmp_path / "w.pt", [one, one])
-  assert set(torch_writer.STORAGES) == set(safetensors_file.DTYPES.values())
+  assert set(dtypes.STORAGES) == set(dtypes.DTYPES.values())

@@ -30,7 +30,7 @@ from mico_jax.inference.self_check import (
   model_params,
   self_check,
 )
-from mico_jax.interop.files import writing
+from mico_jax.interop.files.tensors import Written
 from mico_jax.models import MiCo, build
 from mico_jax.parallel.backend import require_backend
 
@@ -197,7 +197,7 @@ class Report:
     """As stored beside the export."""
     return dataclasses.asdict(self)
 
-  def add(self, part: str, written: writing.Written, prefix: str = "") -> None:
+  def add(self, part: str, written: Written, prefix: str = "") -> None:
     """Notes files of tensors of one part, in the subfolder `prefix`."""
     for file in written.files:
       self.files.append({"part": part, **file, "name": prefix + file["name"]})

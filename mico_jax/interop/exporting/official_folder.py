@@ -16,7 +16,7 @@ from mico_jax.config import Config, ConfigError, ModelConfig, VisionConfig
 from mico_jax.interop.exporting import export
 from mico_jax.interop.exporting.export import Report, Source
 from mico_jax.interop.files import torch_writer
-from mico_jax.interop.files.writing import Item, item
+from mico_jax.interop.files.tensors import Item, item
 from mico_jax.interop.importing import mico_folder, source_tensors
 from mico_jax.interop.names import mico, timm_vision
 from mico_jax.modalities import preprocessing

@@ -30,8 +30,8 @@ from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SelfCheck, on_cpu
 from mico_jax.interop.exporting import export, timm_folder, transformers_text
 from mico_jax.interop.exporting.export import Report, Source
-from mico_jax.interop.files import writing
-from mico_jax.interop.files.writing import Item, item
+from mico_jax.interop.files import safetensors_writer
+from mico_jax.interop.files.tensors import Item, item
 from mico_jax.interop.importing import clip
 from mico_jax.interop.names import timm_vision
 
@@ -177,7 +177,7 @@ def write(
       "for the encoder alone."
     )
   about = timm_folder.settings(config, image)
-  written = writing.write(
+  written = safetensors_writer.write(
     folder,
     items(source.params, config),
     max_shard_size=2**63,
@@ -226,7 +226,7 @@ def write_vision(
     ConfigError: if open_clip has no such encoder.
   """
   vision, image = source.config.model.vision, timm_folder.image_of(source)
-  written = writing.write(
+  written = safetensors_writer.write(
     folder,
     timm_vision.vision_items(source.params, vision, "openclip"),
     max_shard_size=max_shard_size,

@@ -29,7 +29,8 @@ from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import VARIANTS, on_cpu
 from mico_jax.interop.exporting import export
 from mico_jax.interop.exporting.export import Report, Source
-from mico_jax.interop.files import writing
+from mico_jax.interop.files import safetensors_writer
+from mico_jax.interop.files.tensors import item
 from mico_jax.modalities import MODALITIES, by_letter
 from mico_jax.models import MiCo, build, forward
 
@@ -190,15 +191,19 @@ def write(
     }
     report.add_file("functions", path, path.name)
   items = (
-    writing.item(path, np.asarray(leaf))
+    item(path, np.asarray(leaf))
     for path, leaf in flatten(source.params).items()
   )
-  written = writing.write(folder, items, max_shard_size=max_shard_size)
+  written = safetensors_writer.write(
+    folder, items, max_shard_size=max_shard_size
+  )
   report.add("weights", written)
   several = len(written.files) > 1
   about = {
     "platforms": PLATFORMS,
-    "weights": writing.INDEX if several else writing.WEIGHTS,
+    "weights": safetensors_writer.INDEX
+    if several
+    else safetensors_writer.WEIGHTS,
     "functions": described,
     "preprocessing": Preparer(source.config, source.tokenizer).describe(),
   }

@@ -27,7 +27,7 @@ from mico_jax.inference.self_check import (
 from mico_jax.interop.exporting import export
 from mico_jax.interop.exporting import torch_folder as exporter
 from mico_jax.interop.exporting.export import Report, Source
-from mico_jax.interop.files import writing
+from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.names import timm_vision
 from mico_jax.modalities import MODALITIES
 
@@ -177,7 +177,7 @@ def write(source: Source, folder: pathlib.Path, report: Report) -> None:
   """
   vision, image = source.config.model.vision, image_of(source)
   about = settings(source.config, image)
-  written = writing.write(
+  written = safetensors_writer.write(
     folder,
     timm_vision.vision_items(source.params, vision, "timm"),
     max_shard_size=2**63,

@@ -31,7 +31,7 @@ from mico_jax.inference.self_check import (
 )
 from mico_jax.interop.exporting import export, torch_inputs
 from mico_jax.interop.exporting.export import Report, Source
-from mico_jax.interop.files import writing
+from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.names import torch_modules
 from mico_jax.modalities import MODALITIES, preprocessing
 from mico_jax.models import build, parameters
@@ -182,7 +182,7 @@ def write(
   )
   files = source.tokenizer.files()
   export.write_files(folder / "tokenizer", files)
-  written = writing.write(
+  written = safetensors_writer.write(
     folder,
     torch_modules.items(source.params, source.model),
     max_shard_size=max_shard_size,

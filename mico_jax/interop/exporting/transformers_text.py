@@ -27,8 +27,8 @@ from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SelfCheck, on_cpu
 from mico_jax.interop.exporting import export, transformers_tokenizer
 from mico_jax.interop.exporting.export import Report, Source
-from mico_jax.interop.files import writing
-from mico_jax.interop.files.writing import Item
+from mico_jax.interop.files import safetensors_writer
+from mico_jax.interop.files.tensors import Item
 from mico_jax.interop.names import mico
 from mico_jax.interop.names.timm_vision import entry_items
 from mico_jax.models.mico import Context
@@ -120,7 +120,7 @@ def write(
     place = folder / DECODER if decoder else folder
     prefix = f"{DECODER}/" if decoder else ""
     place.mkdir(exist_ok=True)
-    written = writing.write(
+    written = safetensors_writer.write(
       place,
       items(source.params, source.config, decoder=decoder),
       max_shard_size=max_shard_size,

@@ -11,37 +11,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from mico_jax import json_text
+from mico_jax.interop.files.dtypes import DTYPES, MAX_AXES, MAX_SIZE
 from mico_jax.interop.files.tensors import Tensor, Tensors, WeightsError
 from mico_jax.printing import shown
 
-DTYPES: dict[str, np.dtype] = {
-  "F64": np.dtype("<f8"),
-  "F32": np.dtype("<f4"),
-  "F16": np.dtype("<f2"),
-  "BF16": np.dtype(ml_dtypes.bfloat16),
-  "I64": np.dtype("<i8"),
-  "I32": np.dtype("<i4"),
-  "I16": np.dtype("<i2"),
-  "I8": np.dtype("i1"),
-  "U8": np.dtype("u1"),
-  "BOOL": np.dtype("?"),
-}
-
-
-def dtype(name: str) -> np.dtype:
-  """The dtype of NumPy's or ml_dtypes' name, "bfloat16" say."""
-  return next(d for d in DTYPES.values() if d.name == name)
-
-
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
-MAX_AXES, MAX_SIZE = 32, 2**40  # of a tensor; NumPy's own limits are near
 
 
 def open_tensors(path: str | os.PathLike[str]) -> Tensors:
@@ -159,31 +139,3 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     WeightsError: a ValueError, as `open_tensors`.
   """
   return {name: t.load() for name, t in open_tensors(path).items()}
-
-
-def write(
-  path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray | Tensor]
-) -> None:
-  """Writes tensors, in the order given; lazy ones are read one at a time.
-
-  Raises:
-    ValueError: for a dtype that the format lacks.
-  """
-  names = {dtype: name for name, dtype in DTYPES.items()}
-  header, offset = {}, 0
-  for name, value in tensors.items():
-    if value.dtype not in names:
-      raise ValueError(f"{name}: dtype {value.dtype} is not in safetensors.")
-    header[name] = {
-      "dtype": names[value.dtype],
-      "shape": list(value.shape),
-      "data_offsets": [offset, offset + value.nbytes],
-    }
-    offset += value.nbytes
-  text = json.dumps(header).encode()
-  text += b" " * (-len(text) % 8)
-  with open(path, "wb") as file:
-    file.write(len(text).to_bytes(8, "little"))
-    file.write(text)
-    for value in tensors.values():
-      file.write(np.ascontiguousarray(np.asarray(value)).tobytes())

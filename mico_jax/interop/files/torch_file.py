@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from mico_jax.interop.files import torchscript_file
-from mico_jax.interop.files.safetensors_file import MAX_AXES
+from mico_jax.interop.files.dtypes import MAX_AXES
 from mico_jax.interop.files.tensors import Tensor, Tensors, WeightsError
 from mico_jax.printing import shown
 

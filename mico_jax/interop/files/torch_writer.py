@@ -19,26 +19,11 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from mico_jax.interop.files.safetensors_file import DTYPES
-from mico_jax.interop.files.writing import Item, Written, contents, record
+from mico_jax.interop.files.dtypes import STORAGES
+from mico_jax.interop.files.tensors import Item, Written, contents, record
 
 ROOT = "archive"  # folder of the members
 ALIGNMENT = 64  # bytes, of the storages in the file; as torch writes them
-STORAGES = {
-  DTYPES[name]: storage
-  for name, storage in {
-    "F64": "Double",
-    "F32": "Float",
-    "F16": "Half",
-    "BF16": "BFloat16",
-    "I64": "Long",
-    "I32": "Int",
-    "I16": "Short",
-    "I8": "Char",
-    "U8": "Byte",
-    "BOOL": "Bool",
-  }.items()
-}
 _DATE = (1980, 1, 1, 0, 0, 0)  # the same bytes for the same tensors
 _ORDERED_DICT = b"ccollections\nOrderedDict\n)R"
 

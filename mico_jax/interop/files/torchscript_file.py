@@ -22,9 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from mico_jax.interop.files.safetensors_file import MAX_AXES
+from mico_jax.interop.files.dtypes import MAX_AXES, STORAGES
 from mico_jax.interop.files.tensors import Tensor, Tensors, WeightsError
-from mico_jax.interop.files.torch_writer import STORAGES
 from mico_jax.printing import shown
 
 DTYPES = {f"{name}Storage": dtype for dtype, name in STORAGES.items()}

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mico_jax.config import Config, ModelConfig, TextConfig
-from mico_jax.interop.files.tensors import WeightsError, open_tensors, renamed
+from mico_jax.interop.files.opening import open_tensors
+from mico_jax.interop.files.tensors import WeightsError, renamed
 from mico_jax.interop.importing import recognise, towers
 from mico_jax.interop.importing.source import Source, find_vocabulary
 from mico_jax.interop.names import mico

@@ -12,7 +12,8 @@ import dataclasses
 import pathlib
 
 from mico_jax.config import ModelConfig
-from mico_jax.interop.files.tensors import open_tensors, renamed
+from mico_jax.interop.files.opening import open_tensors
+from mico_jax.interop.files.tensors import renamed
 from mico_jax.interop.importing import (
   mico_folder,
   openclip_config,

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mico_jax.config import ModelConfig
-from mico_jax.interop.files.tensors import WeightsError, open_tensors
+from mico_jax.interop.files.opening import open_tensors
+from mico_jax.interop.files.tensors import WeightsError
 from mico_jax.interop.importing import (
   bert,
   clip,

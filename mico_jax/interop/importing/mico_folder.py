@@ -27,11 +27,11 @@ from mico_jax.config import (
   ObjectivesConfig,
   TokenizerConfig,
 )
+from mico_jax.interop.files.opening import open_tensors
 from mico_jax.interop.files.tensors import (
   MALFORMED,
   Tensors,
   WeightsError,
-  open_tensors,
   renamed,
 )
 from mico_jax.interop.importing.recognise import without_prefix

@@ -18,7 +18,7 @@ from etils import epath
 from mico_jax.checkpoint import form, restore, storage
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint.manifest import CheckpointError
-from mico_jax.interop.files import safetensors_file
+from mico_jax.interop.files import dtypes, safetensors_file
 from mico_jax.interop.files.tensors import Tensor
 from mico_jax.interop.importing.convert import digest
 from mico_jax.interop.importing.formats import FORMATS
@@ -151,7 +151,7 @@ def _tensor(
 ) -> Tensor:
   """One of the tensors of a parameter."""
   layer, part = divmod(at, len(entry.names))
-  dtype = safetensors_file.dtype(original["dtype"])
+  dtype = dtypes.dtype(original["dtype"])
 
   def piece(value: np.ndarray) -> np.ndarray:
     if entry.layers:

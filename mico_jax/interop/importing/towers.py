@@ -15,7 +15,8 @@ from mico_jax.config import (
   TokenizerConfig,
   VisionConfig,
 )
-from mico_jax.interop.files.tensors import INDEX, Tensors, WeightsError
+from mico_jax.interop.files.opening import INDEX
+from mico_jax.interop.files.tensors import Tensors, WeightsError
 from mico_jax.interop.importing import recognise
 from mico_jax.interop.names import mico_vision
 from mico_jax.modalities import MODALITIES, spatial

@@ -18,12 +18,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mico_jax.config import ModelConfig, VisionConfig
+from mico_jax.interop.files.opening import open_tensors
 from mico_jax.interop.files.tensors import (
   MALFORMED,
   Tensors,
   WeightsError,
   count_layers,
-  open_tensors,
   renamed,
 )
 from mico_jax.interop.importing import recognise, timm_staged, towers

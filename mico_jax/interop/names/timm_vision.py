@@ -21,7 +21,7 @@ import numpy as np
 from mico_jax.aliases import Params
 from mico_jax.checkpoint.manifest import flatten
 from mico_jax.config import ConfigError, VisionConfig
-from mico_jax.interop.files.writing import Item, item
+from mico_jax.interop.files.tensors import Item, item
 from mico_jax.interop.names import mico_vision, staged_vision
 from mico_jax.interop.names.weight_map import (
   Entry,

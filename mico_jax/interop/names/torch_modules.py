@@ -16,7 +16,7 @@ import numpy as np
 from mico_jax import axes
 from mico_jax.aliases import Params
 from mico_jax.checkpoint.manifest import flatten, unflatten
-from mico_jax.interop.files.writing import Item
+from mico_jax.interop.files.tensors import Item
 from mico_jax.models import MiCo
 
 STACKED = "blocks"  # part of a path whose arrays are stacked over layers
