@@ -148,6 +148,9 @@ class Objective(abc.ABC):
       and texts alone; the others look at one row at a time, beside what
       `of_batch` gives them.
     row_indices: names of what `of_batch` gives that are indices of rows.
+    drops_patches: it encodes a part of the patches, which not every encoder can
+      do.
+    curves: those of its metrics that a report draws, besides its loss.
   """
 
   config: Any
@@ -155,6 +158,8 @@ class Objective(abc.ABC):
   needs: ClassVar[frozenset[Need]] = frozenset()
   whole_batch: ClassVar[bool] = False
   row_indices: ClassVar[frozenset[str]] = frozenset()
+  drops_patches: ClassVar[bool] = False
+  curves: ClassVar[tuple[str, ...]] = ()
 
   @abc.abstractmethod
   def __call__(self, inputs: Inputs, group: str) -> Output:
@@ -179,6 +184,26 @@ class Objective(abc.ABC):
     """Those of its groups whose explicit negatives must be embedded."""
     del groups
     return ()
+
+  def check_rows(self, rows: int, micro: int | None = None) -> None:
+    """Checks its options against the rows that it will see.
+
+    Args:
+      rows: of a task's batch.
+      micro: rows of a micro-batch on one device; None: the batch is not cut.
+
+    Raises:
+      ConfigError: if they do not fit.
+    """
+    del rows, micro
+
+  def chance_loss(self, rows: float) -> float | None:
+    """Its loss in nats when all `rows` look the same; None: not known.
+
+    A loss that stays there shows that nothing is learned.
+    """
+    del rows
+    return None
 
   def init(self, key: Key[Array, ""], model: ModelConfig) -> Params:
     """Parameters of its own, kept under params["objective"][name]."""

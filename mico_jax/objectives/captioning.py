@@ -87,6 +87,7 @@ class Captioning(Objective):
   config: CaptioningConfig = field(default_factory=CaptioningConfig)
   name: ClassVar[str] = "captioning"
   needs: ClassVar[frozenset[Need]] = frozenset({"text", "context"})
+  curves: ClassVar[tuple[str, ...]] = ("token_accuracy",)
 
   def weights(self, inputs: Inputs, group: str) -> Float[Array, " B"]:
     """See `Objective`: how many tokens are scored."""

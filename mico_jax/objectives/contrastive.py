@@ -10,6 +10,7 @@ softmax over the batch, every pair can be a decision of its own (`form`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -42,6 +43,7 @@ class Contrastive(Objective):
   name: ClassVar[str] = "contrastive"
   needs: ClassVar[frozenset[Need]] = frozenset({"features", "text"})
   whole_batch: ClassVar[bool] = True
+  curves: ClassVar[tuple[str, ...]] = ("accuracy_to_context",)
 
   def __post_init__(self) -> None:
     """Checks names.
@@ -64,6 +66,12 @@ class Contrastive(Objective):
   def negative_groups(self, groups: tuple[str, ...]) -> tuple[str, ...]:
     """See `Objective`."""
     return tuple(g for g in groups if g in self.config.explicit_negatives)
+
+  def chance_loss(self, rows: float) -> float | None:
+    """See `Objective`: that of a uniform softmax, for any label smoothing."""
+    if self.config.form != "softmax" or rows < 2:
+      return None
+    return math.log(rows)
 
   def init(self, key: Key[Array, ""], model: ModelConfig) -> Params:
     """The bias of the sigmoid form; softmax has no parameter of its own."""

@@ -101,6 +101,7 @@ class MaskedModelling(Objective):
   config: MaskedModellingConfig = field(default_factory=MaskedModellingConfig)
   name: ClassVar[str] = "masked_modelling"
   needs: ClassVar[frozenset[Need]] = frozenset({"pixels"})
+  drops_patches: ClassVar[bool] = True
 
   def num_visible(self, total: int) -> int:
     """Patches that the encoder sees, at least one and not all."""

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from mico_jax import rng
-from mico_jax.config import MatchingConfig
+from mico_jax.config import ConfigError, MatchingConfig
 from mico_jax.kernels.batch_sharding import parts
 from mico_jax.kernels.cross_entropy import token_cross_entropy
 from mico_jax.modalities import letters
@@ -58,7 +58,24 @@ class Matching(Objective):
   config: MatchingConfig = field(default_factory=MatchingConfig)
   name: ClassVar[str] = "matching"
   needs: ClassVar[frozenset[Need]] = frozenset({"features", "text", "context"})
+  curves: ClassVar[tuple[str, ...]] = ("accuracy",)
   row_indices: ClassVar[frozenset[str]] = frozenset({"context_index"})
+
+  def check_rows(self, rows: int, micro: int | None = None) -> None:
+    """See `Objective`: mining groups lie within a batch and a micro-batch."""
+    group = self.config.group_rows
+    if group and rows % group:
+      raise ConfigError(
+        f"objectives.matching.group_rows={group} must divide the task's "
+        f"batch_size={rows}."
+      )
+    if micro is not None and (not group or micro % group):
+      raise ConfigError(
+        f"objectives.matching.group_rows={group} must be a divisor of {micro}, "
+        f"the rows of a micro-batch on a device (batch_size={rows}, see "
+        "train.micro_batches): contexts of negatives come from the same "
+        "micro-batch."
+      )
 
   def mine(
     self, inputs: Inputs, group: str, valid: Bool[Array, " B"]

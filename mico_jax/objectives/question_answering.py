@@ -35,6 +35,7 @@ class QuestionAnswering(Objective):
   )
   name: ClassVar[str] = "question_answering"
   needs: ClassVar[frozenset[Need]] = frozenset({"context", "question_answer"})
+  curves: ClassVar[tuple[str, ...]] = ("token_accuracy",)
 
   def _row_weights(self, inputs: Inputs, group: str) -> Float[Array, " B"]:
     weights = inputs.row_weight(group)

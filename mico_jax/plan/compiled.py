@@ -103,7 +103,7 @@ def program_hash(
     version = importlib.metadata.version(package)
   except importlib.metadata.PackageNotFoundError:
     version = "unknown"
-  about: list[Any] = [_VERSION, where.name, dict(mesh), parts.PARTS]
+  about: list[Any] = [_VERSION, where.name, dict(mesh), list(parts.table())]
   about += [jax.__version__, version, os.environ.get("XLA_FLAGS", ""), options]
   about.append(
     gpu.description(where.kind) if where.is_gpu else aot.given_flags()

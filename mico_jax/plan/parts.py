@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mico_jax import aot
 from mico_jax.aot.collectives import Asynchronous, Collective
+from mico_jax.models.encoders import ENCODERS, TEXT_ENCODERS
+from mico_jax.objectives import OBJECTIVES
 
-# Part of a scope's name -> part of the step; the first that fits. Linen names
-# scopes by module class, objectives by themselves.
-PARTS = (
-  ("ViT", "vision"),
-  ("Swin", "vision"),
-  ("ConvNeXt", "vision"),
-  ("UniRepLKNet", "vision"),
-  ("Bert", "text"),
-  ("contrastive", "loss"),
-  ("matching", "loss"),
-  ("captioning", "loss"),
-)
 OTHER = "rest"  # optimizer, input scaling, projections
 
 
+def table() -> Iterator[tuple[str, str]]:
+  """Part of a scope's name -> part of the step.
+
+  Linen names scopes by module class, objectives by themselves.
+  """
+  yield from ((encoder.__name__, "vision") for encoder in ENCODERS.values())
+  yield from ((tower.__name__, "text") for tower in TEXT_ENCODERS.values())
+  yield from ((name, "loss") for name in OBJECTIVES)
+
+
 def part_of(scope: str) -> str:
-  """The part of a step that a scope belongs to."""
-  return next((part for text, part in PARTS if text in scope), OTHER)
+  """The part of a step that a scope belongs to; the first that fits."""
+  return next((part for text, part in table() if text in scope), OTHER)
 
 
 @dataclass(frozen=True)

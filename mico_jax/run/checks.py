@@ -20,6 +20,7 @@ from mico_jax import config as config_lib
 from mico_jax.config import Config, ConfigError
 from mico_jax.config.fields import Key
 from mico_jax.models import ENCODERS
+from mico_jax.objectives import OBJECTIVES
 from mico_jax.parallel import sharding
 from mico_jax.train.state import HOST, OFFLOADABLE
 
@@ -62,11 +63,12 @@ def check_encoder(config: Config) -> None:
       f"patches, but {hint} set train.patch_dropout=0."
     )
   for name, task in config.tasks.items():
-    if "masked_modelling" in task.objectives:
-      raise ConfigError(
-        f"tasks.{name}.objectives: masked_modelling encodes a part of the "
-        f"patches, but {hint} remove that objective."
-      )
+    for objective in task.objectives:
+      if objective in OBJECTIVES and OBJECTIVES[objective].drops_patches:
+        raise ConfigError(
+          f"tasks.{name}.objectives: {objective} encodes a part of the "
+          f"patches, but {hint} remove that objective."
+        )
 
 
 def _mesh_axes(given: str | tuple[str, ...] | None) -> tuple[str, ...]:

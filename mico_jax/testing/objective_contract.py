@@ -159,6 +159,8 @@ class ObjectiveContract:
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     assert any(np.any(g != 0) for g in jax.tree.leaves(grads))
     assert f"loss/{name}/{self.group}" in metrics
+    for curve in OBJECTIVES[name].curves:
+      assert f"{curve}/{name}/{self.group}" in metrics
 
   def test_deterministic(self, name: str) -> None:
     """The same batch and step give the same loss to the bit."""

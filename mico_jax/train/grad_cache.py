@@ -118,14 +118,8 @@ def check(
       f"task's batch_size={task.batch_size}."
     )
   rows = task.batch_size // (count * devices)
-  group = config.objectives.matching.group_rows
-  if "matching" in selected and (not group or rows % group):
-    raise ConfigError(
-      f"objectives.matching.group_rows={group} must be a divisor of {rows}, "
-      f"the rows of a micro-batch on a device (batch_size={task.batch_size}, "
-      f"train.micro_batches={count}, {devices} devices): contexts of negatives "
-      "come from the same micro-batch."
-    )
+  for objective, _ in selected.values():
+    objective.check_rows(task.batch_size, micro=rows)
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: jit asks

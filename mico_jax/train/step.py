@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from mico_jax import axes, rng
 from mico_jax.aliases import Batch, Params
-from mico_jax.config import Config, ConfigError, TaskConfig
+from mico_jax.config import Config, TaskConfig
 from mico_jax.kernels import target
 from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.layers.fsdp_gather import placed
@@ -103,13 +103,8 @@ def make_loss(
   """
   selected = select(config.objectives, task)
   plan = encode.make_plan(selected, task)
-  if "matching" in selected:
-    rows = config.objectives.matching.group_rows
-    if rows and task.batch_size % rows:
-      raise ConfigError(
-        f"objectives.matching.group_rows={rows} must divide the task's "
-        f"batch_size={task.batch_size}."
-      )
+  for objective, _ in selected.values():
+    objective.check_rows(task.batch_size)
 
   def loss(
     params: Params, batch: Batch, *, step: Int[Array, ""], train: bool = True

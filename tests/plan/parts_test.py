@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mico_jax import aot
+from mico_jax.models.encoders import ENCODERS, TEXT_ENCODERS
+from mico_jax.objectives import OBJECTIVES
 from mico_jax.plan import parts
 
 MESH = {"data": 2, "fsdp": 4}
@@ -33,6 +35,16 @@ ENTRY %main (a: f32[8,16]) -> f32[8,16] {
 """
 PROGRAM = PROGRAM.replace("CALL", 'custom_call_target="tpu_custom_call"')
 PROGRAM = PROGRAM.replace("SCOPE", 'metadata={op_name="jit(s)/ViT/mul"}')
+
+
+def test_each_encoder_tower_and_objective_has_its_part():
+  for name, encoder in ENCODERS.items():
+    assert parts.part_of(f"jit(s)/{encoder.__name__}/mul") == "vision", name
+  for name, tower in TEXT_ENCODERS.items():
+    assert parts.part_of(f"jit(s)/{tower.__name__}/mul") == "text", name
+  for name in OBJECTIVES:
+    assert parts.part_of(f"jit(s)/{name}_tv/mul") == "loss"
+  assert parts.part_of("jit(s)/update/mul") == parts.OTHER
 
 
 def test_loops_count_with_their_trips():

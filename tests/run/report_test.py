@@ -48,6 +48,14 @@ def test_panels(tmp_path):
   assert "unknown" not in str(list(panels))
 
 
+def test_an_objective_that_is_not_in_the_table_is_drawn():
+  lines = [{"step": s, "loss/new_one/tv": 1.0 / (s + 1)} for s in range(6)]
+  (panel,) = report.collect(lines)
+  assert panel.title == "new one loss"
+  assert set(panel.curves) == {"tv"}
+  assert panel.smooth
+
+
 def test_loss_per_task():
   lines = [{"step": s, "task": "ab"[s % 2], "loss": float(s)} for s in range(6)]
   (panel,) = report.collect(lines)

@@ -6,6 +6,8 @@ import pytest
 
 from mico_jax.run.monitor import watch
 
+FLAT = math.log(64)
+
 
 def make(**options):
   return watch.LossWatch(
@@ -21,19 +23,16 @@ def alarms(losses, **options):
     for step, loss in enumerate(losses)
     if (
       text := guard.update(
-        step, finite=True, contrastive={"tv": loss}, pairs={"tv": 64}
+        step, finite=True, losses={"tv": loss}, chance={"tv": FLAT}
       )
     )
   ]
 
 
-FLAT = math.log(64)
-
-
 def test_alarm_once_after_warmup_and_patience():
   (text,) = alarms([FLAT * 1.005] * 60)
   assert "step 14" in text
-  assert "ln(64) = 4.159" in text
+  assert "at chance, 4.159" in text
   assert "trace" in text
 
 
@@ -41,7 +40,7 @@ def test_alarm_once_after_warmup_and_patience():
   "losses",
   [
     [FLAT] * 14,  # patience not yet over
-    [FLAT * 0.98] * 60,  # lower than ln(batch): learning
+    [FLAT * 0.98] * 60,  # lower than chance: learning
     [FLAT, FLAT, FLAT, 3.0] * 15,  # not in a row
   ],
 )
@@ -59,7 +58,7 @@ def test_count_of_steps_between_updates():
   text = None
   for step in (10, 20):
     text = guard.update(
-      step, finite=True, contrastive={"tv": FLAT}, pairs={"tv": 64.0}, count=3
+      step, finite=True, losses={"tv": FLAT}, chance={"tv": FLAT}, count=3
     )
   assert text is not None
   assert guard.collapsed == ["tv"]
@@ -87,15 +86,15 @@ def test_ids_are_asked_only_at_the_stop():
   make().update(0, finite=False, sample_ids=never)
 
 
-def test_rows_without_the_group_do_not_count():
+def test_losses_without_chance_are_not_watched():
   guard = make(warmup_steps=0)
   text = None
   for step in range(5):
     text = guard.update(
       step,
       finite=True,
-      contrastive={"tv": math.log(16), "ta": 1.0, "td": 0.0},
-      pairs={"tv": 16.0, "ta": 64.0, "td": 1.0},
+      losses={"tv": math.log(16), "ta": 1.0, "td": 0.0},
+      chance={"tv": math.log(16), "ta": math.log(64)},
     )
-  assert "ln(16)" in text
+  assert "2.773" in text
   assert guard.collapsed == ["tv"]

@@ -5,8 +5,7 @@ appears when the run has values for it:
 
   loss                                the weighted sum, raw and smoothed
   loss/<objective>/<group>            a panel per objective, a line per group
-  accuracy/<objective>/<group>        likewise; also token_accuracy, and for
-                                      contrastive accuracy_to_context
+  <curve>/<objective>/<group>         likewise, for the `curves` of an objective
   temperature, learning_rate, grad_norm, samples_per_second
   input_wait_share                    share of the time waiting for data
   mfu, goodput                        shares, see `run.meter`, `run.goodput`
@@ -33,6 +32,7 @@ import numpy as np
 from etils import epath
 
 from mico_jax import files
+from mico_jax.objectives import OBJECTIVES
 from mico_jax.run.monitor import metric_log
 
 if TYPE_CHECKING:
@@ -72,14 +72,6 @@ _GROUPED = {
   "time/": "time of a step (ms)",
   "memory/": "memory, high-water mark (GB)",
 }
-_OBJECTIVES = (
-  "contrastive",
-  "matching",
-  "captioning",
-  "question_answering",
-  "masked_modelling",
-)
-_ACCURACIES = ("accuracy", "token_accuracy", "accuracy_to_context")
 
 
 @dataclass(frozen=True)
@@ -137,12 +129,12 @@ def _panel_of(name: str) -> tuple[str, str] | None:
     return "loss", ""
   kind, _, rest = name.partition("/")
   objective, _, group = rest.partition("/")
-  if objective not in _OBJECTIVES or not group:
+  if not group:
     return None
   title = objective.replace("_", " ")
   if kind == "loss":
     return f"{title} loss", group
-  if kind in _ACCURACIES:
+  if objective in OBJECTIVES and kind in OBJECTIVES[objective].curves:
     return f"{title} {kind.replace('_', ' ')}", group
   return None
 
@@ -172,13 +164,20 @@ def collect(lines: Sequence[Mapping[str, Any]]) -> list[Panel]:
       steps, values = panel.curves.setdefault(label, ([], []))
       steps.append(float(line["step"]))
       values.append(float(value))
-  first = ["loss", *(f"{o.replace('_', ' ')} loss" for o in _OBJECTIVES)]
+  losses = [f"{o.replace('_', ' ')} loss" for o in OBJECTIVES]
+  # Such as those of an objective that only the run's process had.
+  losses += [t for t in panels if t.endswith(" loss") and t not in losses]
+  first = ["loss", *losses]
   for title in first:
     if title in panels:
       panels[title].smooth = True
   order = [
     *first,
-    *(t for t in panels if "accuracy" in t),
+    *(
+      f"{o.replace('_', ' ')} {curve.replace('_', ' ')}"
+      for o, objective in OBJECTIVES.items()
+      for curve in objective.curves
+    ),
     "evaluation while training",
     *_SINGLE.values(),
     *_GROUPED.values(),

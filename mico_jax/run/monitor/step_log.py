@@ -10,6 +10,7 @@ from typing import Any
 
 from mico_jax.config import Config
 from mico_jax.data.pipeline import Pipeline
+from mico_jax.objectives import select
 from mico_jax.run.monitor.meter import Meter
 from mico_jax.run.monitor.metric_log import MetricsWriter
 from mico_jax.run.monitor.progress import Progress
@@ -47,6 +48,10 @@ class StepLog:
     self._config, self._writer, self._pipeline = config, writer, pipeline
     self._meter, self._metrics = meter, metrics
     self._tasks = {name: Aggregator() for name in config.tasks}
+    self._objectives = {
+      name: select(config.objectives, task)
+      for name, task in config.tasks.items()
+    }
     self._number = -1
     self._in_a_row = 0
     self.alarmed = False
@@ -119,24 +124,24 @@ class StepLog:
     skipped: int,
     count: int,
   ) -> None:
-    prefix, shares = "loss/contrastive/", "rows/contrastive/"
     batch_size = self._config.tasks[task].batch_size
+    losses, chance = {}, {}
+    for name, (objective, groups) in self._objectives[task].items():
+      for group in groups:
+        loss = values.get(f"loss/{name}/{group}")
+        # A loss compares the rows that have the group's media and text.
+        share = values.get(f"rows/{name}/{group}", 0.0)
+        level = objective.chance_loss(batch_size * share)
+        if loss is not None and level is not None:
+          losses[f"{task}/{name}/{group}"] = loss
+          chance[f"{task}/{name}/{group}"] = level
     self._watch.nonfinite_in_a_row = 0
     alarm = self._watch.update(
       number,
       finite=skipped == 0,
       count=skipped or count,
-      contrastive={
-        f"{task}/{k.removeprefix(prefix)}": v
-        for k, v in values.items()
-        if k.startswith(prefix)
-      },
-      # A loss compares the rows that have the group's media and text.
-      pairs={
-        f"{task}/{k.removeprefix(shares)}": batch_size * v
-        for k, v in values.items()
-        if k.startswith(shares)
-      },
+      losses=losses,
+      chance=chance,
       sample_ids=lambda: self._pipeline.sample_ids(number),
     )
     if alarm:

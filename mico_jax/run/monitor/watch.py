@@ -1,17 +1,15 @@
-"""Alarms of a training run: a collapsed contrastive loss, non-finite steps.
+"""Alarms of a training run: a collapsed loss, non-finite steps.
 
-A contrastive loss that stays at ln(batch) says that all similarities are equal:
-nothing is learned, though every number is finite. It is so for any label
-smoothing, since the loss of a uniform softmax is ln(batch) for every target.
-The watch compares unweighted losses.
+A loss that stays where it is when all rows look the same (for a contrastive one
+ln(batch), see `Objective.chance_loss`) says that nothing is learned, though
+every number is finite. The watch compares unweighted losses.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
-COLLAPSE_TOLERANCE = 0.01  # relative distance to ln(batch)
+COLLAPSE_TOLERANCE = 0.01  # relative distance to chance
 _IDS_SHOWN = 16
 
 COLLAPSE_ADVICE = (
@@ -55,8 +53,8 @@ class LossWatch:
     """Sets the limits.
 
     Args:
-      warmup_steps: steps before which a loss at ln(batch) is normal.
-      collapse_patience: steps in a row at ln(batch) until the alarm; 0: never.
+      warmup_steps: steps before which a loss at chance is normal.
+      collapse_patience: steps in a row at chance until the alarm; 0: never.
       nonfinite_patience: non-finite steps in a row until the run stops; 0:
         never.
     """
@@ -73,8 +71,8 @@ class LossWatch:
     step: int,
     *,
     finite: bool,
-    contrastive: Mapping[str, float] = {},
-    pairs: Mapping[str, float] = {},
+    losses: Mapping[str, float] = {},
+    chance: Mapping[str, float] = {},
     sample_ids: Callable[[], Sequence[str]] | Sequence[str] = (),
     count: int = 1,
   ) -> str | None:
@@ -83,8 +81,9 @@ class LossWatch:
     Args:
       step: its index.
       finite: false if the step was skipped for a non-finite loss or gradient.
-      contrastive: unweighted contrastive losses in nats, by name.
-      pairs: rows of the global batch that each loss compares, by name.
+      losses: unweighted losses in nats, by name.
+      chance: their values if nothing is learned; losses without are not
+        watched.
       sample_ids: ids of the batch, or a function that finds them; asked only
         when the run stops.
       count: steps that the values stand for.
@@ -102,7 +101,7 @@ class LossWatch:
         self._stop(step, sample_ids)
       return None
     self.nonfinite_in_a_row = 0
-    return self._collapse(step, contrastive, pairs, count)
+    return self._collapse(step, losses, chance, count)
 
   def _stop(
     self, step: int, sample_ids: Callable[[], Sequence[str]] | Sequence[str]
@@ -123,19 +122,16 @@ class LossWatch:
   def _collapse(
     self,
     step: int,
-    contrastive: Mapping[str, float],
-    pairs: Mapping[str, float],
+    losses: Mapping[str, float],
+    chance: Mapping[str, float],
     count: int,
   ) -> str | None:
     if not self._collapse_patience:
       return None
     alarm = None
-    for name, loss in contrastive.items():
-      rows = pairs.get(name, 0.0)
-      if rows < 2:
-        continue
-      flat = math.log(rows)
-      near = abs(loss - flat) <= COLLAPSE_TOLERANCE * flat
+    for name, flat in chance.items():
+      loss = losses[name]
+      near = abs(loss - flat) <= COLLAPSE_TOLERANCE * abs(flat)
       if step < self._warmup_steps or not near:
         self._flat_steps[name] = 0
         continue
@@ -144,8 +140,8 @@ class LossWatch:
       if waited >= self._collapse_patience and name not in self.collapsed:
         self.collapsed.append(name)
         alarm = (
-          f"ALARM at step {step}: the contrastive loss {name} = {loss:.3f} has "
-          f"been at ln({rows:.4g}) = {flat:.3f} for {waited} steps after "
-          f"warm-up: nothing is being learned. {COLLAPSE_ADVICE}"
+          f"ALARM at step {step}: the loss {name} = {loss:.3f} has been at "
+          f"chance, {flat:.3f}, for {waited} steps after warm-up: nothing is "
+          f"being learned. {COLLAPSE_ADVICE}"
         )
     return alarm
