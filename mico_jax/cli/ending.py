@@ -43,7 +43,7 @@ def leave(status: int) -> NoReturn:
   end, and writes what is buffered.
 
   Args:
-    status: of the process; 0 becomes `run.status.LOST` where stdout cannot
+    status: of the process; 0 becomes `run.cluster.status.LOST` where stdout cannot
       be written.
   """
   hidden: Any = (threading, atexit)

@@ -61,7 +61,7 @@ class OptimizerConfig:
   # decay of the averaged weights; 0: none
   ema: Annotated[float, Range(0.0, 0.9999999)] = 0.0
   # Of moments and the like: "bfloat16" halves them, rounded at random (see
-  # train.narrow); name="adafactor" keeps factors of them instead.
+  # train.stochastic_rounding); name="adafactor" keeps factors of them instead.
   state_dtype: Annotated[str, Choice("float32", "bfloat16")] = "float32"
   # > 0: train low-rank deltas of `lora_targets` only
   lora_rank: Annotated[int, Range(0, 65536)] = 0

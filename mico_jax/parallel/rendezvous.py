@@ -22,7 +22,7 @@ from mico_jax.parallel.place import Place, find_place
 
 START_LIMIT = "MICO_JAX_START_LIMIT"
 START_SECONDS = 120
-LOST = 75  # as `run.status.LOST`: start it again
+LOST = 75  # as `run.cluster.status.LOST`: start it again
 _GRACE = 2.0  # seconds that process 0 has to answer at its end
 
 Card = dict[str, Any]  # what a process tells of itself; "process": its number

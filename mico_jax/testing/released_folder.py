@@ -16,7 +16,7 @@ from mico_jax.checkpoint import manifest
 from mico_jax.config import ModelConfig, TextConfig, VisionConfig
 from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.importing.formats import FORMATS
-from mico_jax.interop.names import mico
+from mico_jax.interop.names import mico, staged_vision
 from mico_jax.interop.names.weight_map import to_theirs
 from mico_jax.models import build
 
@@ -167,3 +167,12 @@ def write(
     text = json.dumps({"model_cfg": hps})
     (folder / "log" / "hps.json").write_text(text)
   return folder
+
+
+def staged_zeros(vision: VisionConfig, layout: str) -> dict[str, np.ndarray]:
+  """Zeros for every tensor of an encoder in stages, in a layout's names."""
+  encoder = build(ModelConfig(vision=vision)).abstract_params()["vision"]
+  zeros = jax.tree.map(
+    lambda x: np.broadcast_to(np.zeros((), np.float32), x.shape), encoder
+  )
+  return staged_vision.to_tensors(zeros, vision, layout=layout, buffers=False)

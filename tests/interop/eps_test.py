@@ -15,6 +15,7 @@ from mico_jax.config import ModelConfig, TextConfig, VisionConfig
 from mico_jax.interop.names import mico, mico_vision, staged_vision, timm_vision
 from mico_jax.interop.names.weight_map import to_theirs
 from mico_jax.models import build, presets, swin
+from mico_jax.testing.released_folder import staged_zeros
 
 EPS = 1e-5  # of both originals
 WIDTH, PATCH = 8, 4
@@ -66,8 +67,7 @@ def clip_as_read():
 
 def swin_as_read():
   """The config that tensors of a Swin give."""
-  shapes = staged_vision.tensor_shapes(SWIN, layout="released")
-  tensors = {name: np.zeros(shape, "f4") for name, shape in shapes.items()}
+  tensors = staged_zeros(SWIN, "released")
   found = staged_vision.swin_config(tensors)
   return dataclasses.replace(found, image_size=SWIN.image_size)
 

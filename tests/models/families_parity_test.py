@@ -10,6 +10,7 @@ import pytest
 from mico_jax.config import VisionConfig
 from mico_jax.interop.names import staged_vision, unireplknet
 from mico_jax.models.encoders import ENCODERS
+from mico_jax.testing.released_folder import staged_zeros
 
 torch = pytest.importorskip("torch", reason="parity tests need torch")
 timm = pytest.importorskip("timm", reason="parity tests need timm")
@@ -127,7 +128,8 @@ def test_equal_full_size_names():
     with torch.device("meta"):
       model = timm.create_model(name, num_classes=0)
     sizes = staged_vision.SIZES[config[0]][config[1]]
-    shapes = staged_vision.tensor_shapes(sizes, layout="timm")
+    tensors = staged_zeros(sizes, "timm")
+    shapes = {name: value.shape for name, value in tensors.items()}
     assert shapes == {k: tuple(v.shape) for k, v in model.named_parameters()}
 
 

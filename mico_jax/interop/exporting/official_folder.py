@@ -1,6 +1,6 @@
 """The folder that the original code loads: `ckpt/model_step_N.pt`, `log/`.
 
-Names and layout follow `interop.mico`; an imported checkpoint gives back the
+Names and layout follow `interop.names.mico`; an imported checkpoint gives back the
 tensors that it was imported from, byte for byte.
 """
 
@@ -18,7 +18,7 @@ from mico_jax.interop.exporting.export import Report, Source
 from mico_jax.interop.files import torch_writer
 from mico_jax.interop.files.tensors import Item, item
 from mico_jax.interop.importing import mico_folder, source_tensors
-from mico_jax.interop.names import mico, timm_vision
+from mico_jax.interop.names import mico, weight_map
 from mico_jax.modalities import preprocessing
 from mico_jax.models import VISION
 
@@ -121,7 +121,7 @@ def items(
   except ValueError as e:
     raise ConfigError(str(e)) from e
   patch = config.vision.patch_size
-  found = list(timm_vision.entry_items(params, table, patch_size=patch))
+  found = list(weight_map.items(params, table, patch_size=patch))
   found += [item(k, v) for k, v in mico.buffers(config).items()]
   by_name = {one.name: one for one in found}
   for copy, original in mico.TIED.items():

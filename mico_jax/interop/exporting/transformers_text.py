@@ -29,8 +29,7 @@ from mico_jax.interop.exporting import export, transformers_tokenizer
 from mico_jax.interop.exporting.export import Report, Source
 from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.files.tensors import Item
-from mico_jax.interop.names import mico
-from mico_jax.interop.names.timm_vision import entry_items
+from mico_jax.interop.names import mico, weight_map
 from mico_jax.models.mico import Context
 
 DECODER = "decoder"
@@ -56,7 +55,7 @@ def items(
     prefix: of every name.
   """
   table = mico.entries(config.model, ["text"])
-  for one in entry_items(params, table, patch_size=1):
+  for one in weight_map.items(params, table, patch_size=1):
     name = one.name.removeprefix(mico.BERT)
     if decoder or CROSS not in name:
       yield Item(prefix + name, one.shape, one.dtype, one.read)

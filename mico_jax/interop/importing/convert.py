@@ -140,11 +140,7 @@ def plan(
   misshaped: list[str] = []
   for entry in table:
     path = "/".join(entry.path)
-    names = [
-      name.format(i=i)
-      for i in range(max(entry.layers, 1))
-      for name in entry.names
-    ]
+    names = entry.tensors()
     absent = [name for name in names if name not in left]
     if absent:
       if len(absent) < len(names) or not _any(optional, path):

@@ -108,7 +108,7 @@ RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 def table(config: ModelConfig) -> list[Entry]:
-  """Where the encoder's parameters come from, by the names of `hf_names`."""
+  """Where the encoder's parameters come from, by the names of transformers."""
   return transformers_vision.entries(config.vision)
 
 

@@ -22,14 +22,12 @@ import numpy as np
 from mico_jax.aliases import Params
 from mico_jax.config import ModelConfig, TextConfig, VisionConfig
 from mico_jax.interop.files.tensors import count_layers
-from mico_jax.interop.names import mico_vision
+from mico_jax.interop.names import mico_vision, weight_map
 from mico_jax.interop.names.mico_vision import LOGIT_SCALE
 from mico_jax.interop.names.weight_map import (
   Entry,
   layer_norm,
   linear,
-  to_ours,
-  to_theirs,
 )
 from mico_jax.models import build
 
@@ -161,36 +159,11 @@ def from_released(
   if config.vision.clip_embed_dim and LOGIT_SCALE not in tensors:
     # Bare encoders come without it; nothing uses it.
     tensors[LOGIT_SCALE] = np.array(math.log(1 / 0.07), np.float32)
-  shapes = _flat(build(config).abstract_params())
-  missing: list[str] = []
-  tree: dict[str, Any] = {}
-
-  def one(entry: Entry, layer: int) -> np.ndarray | None:
-    values = []
-    for name in entry.names:
-      name = name.format(i=layer)
-      if name not in tensors:
-        missing.append(name)
-        return None
-      value = np.asarray(tensors.pop(name))
-      values.append(to_ours(value, entry))
-    return np.concatenate(values, axis=-1) if len(values) > 1 else values[0]
-
-  for entry in entries(config, parts):
-    layers = max(entry.layers, 1)
-    values = [v for i in range(layers) if (v := one(entry, i)) is not None]
-    if len(values) < layers:
-      continue
-    value = np.stack(values) if entry.layers else values[0]
-    if value.shape != shapes[entry.path].shape:
-      raise ValueError(
-        f"{' + '.join(entry.names)}: shape {value.shape} in our layout, the "
-        f"config wants {shapes[entry.path].shape}; resize first."
-      )
-    node = tree
-    for key in entry.path[:-1]:
-      node = node.setdefault(key, {})
-    node[entry.path[-1]] = np.asarray(value, np.float32, order="C")
+  tree, missing = weight_map.parameters(
+    tensors,
+    entries(config, parts),
+    _flat(build(config).abstract_params()),
+  )
   extra = [n for n in tensors if not any(re.search(p, n) for p in IGNORED)]
   extra = [] if parts is not None else extra
   if missing or extra:
@@ -264,21 +237,12 @@ def to_released(
   Raises:
     ValueError: for parameters that the released model does not have.
   """
-  flat = _flat(params)
   table = table_of(params, config, parts=parts)
-  tensors: dict[str, np.ndarray] = {}
   patch = config.vision.patch_size
-  for entry in table:
-    stacked = np.asarray(flat[entry.path])
-    for i in range(max(entry.layers, 1)):
-      value = stacked[i] if entry.layers else stacked
-      packed = (
-        np.split(value, len(entry.names), axis=-1)
-        if len(entry.names) > 1
-        else [value]
-      )
-      for name, piece in zip(entry.names, packed, strict=True):
-        tensors[name.format(i=i)] = to_theirs(piece, entry, patch_size=patch)
+  tensors = {
+    one.name: one.read()
+    for one in weight_map.items(params, table, patch_size=patch)
+  }
   if copies:
     tensors |= buffers(config, parts)
     for copy, original in TIED.items():

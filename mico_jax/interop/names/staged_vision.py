@@ -1,7 +1,6 @@
 """Swin, ConvNeXt V2 and UniRepLKNet in the names of PyTorch checkpoints.
 
-One table per family says for each of our parameters which tensors hold it, one
-per stacked block; both directions follow from it and are exact. Layouts:
+Layouts:
 
   "released"  Swin as a MiCo checkpoint names it (`vision_encoder.`), with its
               buffers; UniRepLKNet's own files in merged form
@@ -25,8 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mico_jax.aliases import Params
+from mico_jax.checkpoint.manifest import flatten
 from mico_jax.config import VisionConfig
-from mico_jax.interop.names import weight_map as tables
+from mico_jax.interop.names import weight_map
+from mico_jax.interop.names.weight_map import Entry, layer_norm, linear
 from mico_jax.models import convnext, swin, unireplknet
 from mico_jax.models.encoders import ENCODERS
 
@@ -35,45 +36,10 @@ SIZES: Mapping[str, Mapping[str, VisionConfig]] = {
   "convnext": convnext.SIZES,
   "unireplknet": unireplknet.SIZES,
 }
+TOP = ("vision",)
 SWIN_PREFIX = "vision_encoder."
 HEADS = re.compile(r"^head\.(fc\.)?(weight|bias)$")
 BUFFERS = re.compile(r"(^|\.)(relative_position_index|attn_mask)$")
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """One of our parameters and the tensors that hold it.
-
-  Attributes:
-    path: of our parameter, below the encoder.
-    names: one tensor, or one per stacked block.
-    kind: "same"; "linear": transposed; "conv": (out, in, rows, columns);
-      "patch": that too, ours is flattened to [rows * columns * in, out];
-      "grn": (1, 1, 1, channels).
-    stacked: whether ours has the blocks as axis 0.
-  """
-
-  path: tuple[str, ...]
-  names: tuple[str, ...]
-  kind: str = "same"
-  stacked: bool = False
-
-
-def _pair(
-  path: tuple[str, ...],
-  names: list[str],
-  kind: str,
-  *,
-  bias: bool = True,
-  stacked: bool = False,
-) -> Iterator[Entry]:
-  """A kernel, or a scale, with its bias."""
-  first = "scale" if kind == "same" else "kernel"
-  weights = tuple(f"{n}.weight" for n in names)
-  yield Entry((*path, first), weights, kind, stacked)
-  if bias:
-    biases = tuple(f"{n}.bias" for n in names)
-    yield Entry((*path, "bias"), biases, "same", stacked)
 
 
 def _swin(config: VisionConfig, layout: str) -> Iterator[Entry]:
@@ -81,81 +47,98 @@ def _swin(config: VisionConfig, layout: str) -> Iterator[Entry]:
   # The original counts downsampling to the stage before, timm to the one after.
   later = 1 if layout == "released" else 0
   stem = f"{top}patch_embed."
-  yield from _pair(("stem", "patch_embed", "proj"), [stem + "proj"], "patch")
-  yield from _pair(("stem", "norm"), [stem + "norm"], "same")
+  yield from _conv((*TOP, "stem", "patch_embed", "proj"), f"{stem}proj")
+  yield from layer_norm((*TOP, "stem", "norm"), f"{stem}norm")
   for s, depth in enumerate(config.stage_depths):
-    stage = (f"stage{s}",)
+    stage = (*TOP, f"stage{s}")
     if s:
       name = f"{top}layers.{s - later}.downsample."
       path = (*stage, "downsample")
-      yield from _pair((*path, "norm"), [name + "norm"], "same")
-      reduce = [name + "reduction"]
-      yield from _pair((*path, "reduction"), reduce, "linear", bias=False)
-    blocks = [f"{top}layers.{s}.blocks.{j}." for j in range(depth)]
+      yield from layer_norm((*path, "norm"), f"{name}norm")
+      yield from linear((*path, "reduction"), [f"{name}reduction"], bias=False)
+    block = f"{top}layers.{s}.blocks.{{i}}."
     for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
       path = (*stage, "blocks", *part.split("."))
-      yield from _pair(path, [b + part for b in blocks], "linear", stacked=True)
+      yield from linear(path, [block + part], depth)
     for part in ("norm1", "norm2"):
-      path = (*stage, "blocks", part)
-      yield from _pair(path, [b + part for b in blocks], "same", stacked=True)
-    tables = tuple(f"{b}attn.relative_position_bias_table" for b in blocks)
+      yield from layer_norm((*stage, "blocks", part), block + part, depth)
+    bias = (f"{block}attn.relative_position_bias_table",)
     path = (*stage, "blocks", "attn", "position_bias")
-    yield Entry(path, tables, stacked=True)
-  yield from _pair(("norm",), [top + "norm"], "same")
+    yield Entry(path, bias, layers=depth)
+  yield from layer_norm((*TOP, "norm"), f"{top}norm")
 
 
 def _convnext(config: VisionConfig, layout: str) -> Iterator[Entry]:
   del layout
-  yield from _pair(("stem", "patch_embed", "proj"), ["stem.0"], "patch")
-  yield from _pair(("stem", "norm"), ["stem.1"], "same")
+  yield from _conv((*TOP, "stem", "patch_embed", "proj"), "stem.0")
+  yield from layer_norm((*TOP, "stem", "norm"), "stem.1")
   for s, depth in enumerate(config.stage_depths):
-    stage = (f"stage{s}",)
+    stage = (*TOP, f"stage{s}")
     if s:
       name, path = f"stages.{s}.downsample.", (*stage, "downsample")
-      yield from _pair((*path, "norm"), [name + "0"], "same")
-      yield from _pair((*path, "reduction"), [name + "1"], "patch")
-    blocks = [f"stages.{s}.blocks.{j}." for j in range(depth)]
-    for ours, theirs, kind in (
-      ("conv", "conv_dw", "conv"),
-      ("norm", "norm", "same"),
-      ("fc1", "mlp.fc1", "linear"),
-      ("grn", "mlp.grn", "same"),
-      ("fc2", "mlp.fc2", "linear"),
-    ):
-      names = [b + theirs for b in blocks]
-      yield from _pair((*stage, "blocks", ours), names, kind, stacked=True)
-  yield from _pair(("norm",), ["head.norm"], "same")
+      yield from layer_norm((*path, "norm"), f"{name}0")
+      yield from _conv((*path, "reduction"), f"{name}1", side=2)
+    blocks, block = (*stage, "blocks"), f"stages.{s}.blocks.{{i}}."
+    yield from _filter((*blocks, "conv"), f"{block}conv_dw", layers=depth)
+    yield from layer_norm((*blocks, "norm"), f"{block}norm", depth)
+    yield from linear((*blocks, "fc1"), [f"{block}mlp.fc1"], depth)
+    yield from layer_norm((*blocks, "grn"), f"{block}mlp.grn", depth)
+    yield from linear((*blocks, "fc2"), [f"{block}mlp.fc2"], depth)
+  yield from layer_norm((*TOP, "norm"), "head.norm")
 
 
 def _unireplknet(config: VisionConfig, layout: str) -> Iterator[Entry]:
   del layout
   stem = "downsample_layers.0."
   for i, at in ((1, 0), (2, 3)):
-    yield from _pair(("stem", f"conv{i}"), [f"{stem}{at}"], "conv")
-    yield from _pair(("stem", f"norm{i}"), [f"{stem}{at + 1}"], "same")
+    yield from _filter((*TOP, "stem", f"conv{i}"), f"{stem}{at}")
+    yield from layer_norm((*TOP, "stem", f"norm{i}"), f"{stem}{at + 1}")
   for s, depth in enumerate(config.stage_depths):
-    stage = (f"stage{s}",)
+    stage = (*TOP, f"stage{s}")
     if s:
       name, path = f"downsample_layers.{s}.", (*stage, "downsample")
-      yield from _pair((*path, "conv"), [name + "0"], "conv")
-      yield from _pair((*path, "norm"), [name + "1"], "same")
-    sizes = config.stage_kernels[s]
-    for i, size in enumerate(sizes):
-      path = (*stage, "blocks", f"block{i}")
-      blocks = [f"stages.{s}.{j}." for j in range(i, depth, len(sizes))]
-      conv = "dwconv.lk_origin" if size >= 7 else "dwconv"
-      for ours, theirs, kind in (
-        (("conv",), conv, "conv"),
-        (("gate", "fc1"), "se.down", "linear"),
-        (("gate", "fc2"), "se.up", "linear"),
-        (("fc1",), "pwconv1.1", "linear"),
-        (("fc2",), "pwconv2.0", "linear"),
-      ):
-        names = [b + theirs for b in blocks]
-        yield from _pair((*path, *ours), names, kind, stacked=True)
-      names = [b + "act.1.gamma" for b in blocks]
-      yield Entry((*path, "grn", "scale"), tuple(names), "grn", stacked=True)
-  yield from _pair(("norm",), ["norm"], "same")
+      yield from _filter((*path, "conv"), f"{name}0")
+      yield from layer_norm((*path, "norm"), f"{name}1")
+    for entry in _unireplknet_blocks(config, s):
+      yield dataclasses.replace(
+        entry,
+        layers=len(range(entry.first, depth, entry.step)),
+      )
+  yield from layer_norm((*TOP, "norm"), "norm")
+
+
+def _unireplknet_blocks(config: VisionConfig, stage: int) -> Iterator[Entry]:
+  """The blocks of a stage, whose kernels of each size are stacked apart."""
+  sizes, block = config.stage_kernels[stage], f"stages.{stage}.{{i}}."
+  for i, size in enumerate(sizes):
+    path = (*TOP, f"stage{stage}", "blocks", f"block{i}")
+    conv = "dwconv.lk_origin" if size >= 7 else "dwconv"
+    for entry in (
+      *_filter((*path, "conv"), block + conv, layers=1),
+      *_conv((*path, "gate", "fc1"), f"{block}se.down", side=1, layers=1),
+      *_conv((*path, "gate", "fc2"), f"{block}se.up", side=1, layers=1),
+      *linear((*path, "fc1"), [f"{block}pwconv1.1"], 1),
+      *linear((*path, "fc2"), [f"{block}pwconv2.0"], 1),
+      Entry((*path, "grn", "scale"), (f"{block}act.1.gamma",), lead=3),
+    ):
+      yield dataclasses.replace(entry, first=i, step=len(sizes))
+
+
+def _conv(
+  path: tuple[str, ...], name: str, *, side: int = 0, layers: int = 0
+) -> Iterator[Entry]:
+  """A convolution whose kernel is flattened here."""
+  weight, bias = (f"{name}.weight",), (f"{name}.bias",)
+  yield Entry((*path, "kernel"), weight, "conv", layers=layers, side=side)
+  yield Entry((*path, "bias"), bias, layers=layers)
+
+
+def _filter(
+  path: tuple[str, ...], name: str, *, layers: int = 0
+) -> Iterator[Entry]:
+  """A convolution whose kernel keeps its axes."""
+  yield Entry((*path, "kernel"), (f"{name}.weight",), "filter", layers=layers)
+  yield Entry((*path, "bias"), (f"{name}.bias",), layers=layers)
 
 
 TABLES: Mapping[str, Callable[[VisionConfig, str], Iterator[Entry]]] = {
@@ -184,74 +167,17 @@ def entries(config: VisionConfig, *, layout: str) -> list[Entry]:
   return list(TABLES[config.encoder](config, layout))
 
 
-# Our kinds -> those of the tables that imports read by.
-_KINDS = {"same": "same", "linear": "linear", "patch": "conv", "conv": "filter"}
-
-
-def import_entries(config: VisionConfig, *, layout: str) -> list[tables.Entry]:
-  """The table of a Swin or a ConvNeXt V2 as imports of weights take it.
-
-  Raises:
-    ValueError: for an encoder or a layout that is not here, or whose blocks
-      are not numbered one by one.
-  """
-  found = []
-  for entry in entries(config, layout=layout):
-    names, layers = entry.names, 0
-    if entry.stacked:
-      name, layers = names[0].replace(".blocks.0.", ".blocks.{i}."), len(names)
-      if names != tuple(name.format(i=i) for i in range(layers)):
-        raise ValueError(f"no import of encoder={config.encoder!r}.")
-      names = (name,)
-    found.append(
-      tables.Entry(
-        ("vision", *entry.path),
-        names,
-        _KINDS[entry.kind],
-        layers=layers,
-        side=0 if "patch_embed" in entry.path else 2,  # else downsampling
-      )
-    )
-  return found
-
-
 # --------------------------------------------------------------------- arrays
-def _shapes(config: VisionConfig) -> Mapping[str, Any]:
-  """The encoder's parameters by shape."""
+def _shapes(config: VisionConfig) -> dict[tuple[str, ...], Any]:
+  """Shapes of the encoder's parameters by path."""
   encoder = ENCODERS[config.encoder](config)
   encoder.check()
   size = config.image_size
   boxed = jax.eval_shape(
     encoder.init, jax.random.key(0), jnp.zeros((1, size, size, 3))
   )["params"]
-  return nn.meta.unbox(boxed)
-
-
-def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-  for key in path:
-    tree = tree[key]
-  return tree
-
-
-def _import(value: np.ndarray, entry: Entry) -> np.ndarray:
-  if entry.kind == "linear":  # some write it as a 1 x 1 convolution
-    return (value[:, :, 0, 0] if value.shape[2:] == (1, 1) else value).T
-  if entry.kind in ("same", "grn"):
-    return value.reshape(-1) if entry.kind == "grn" else value
-  value = value.transpose(2, 3, 1, 0)
-  return value if entry.kind == "conv" else value.reshape(-1, value.shape[-1])
-
-
-def _export(value: np.ndarray, entry: Entry) -> np.ndarray:
-  if entry.kind == "linear":
-    return value.T[:, :, None, None] if "gate" in entry.path else value.T
-  if entry.kind in ("same", "grn"):
-    return value[None, None, None] if entry.kind == "grn" else value
-  if entry.kind == "patch":
-    channels = 3 if "patch_embed" in entry.path else value.shape[0] // 4
-    side = math.isqrt(value.shape[0] // channels)
-    value = value.reshape(side, side, channels, -1)
-  return value.transpose(3, 2, 0, 1)
+  flat = flatten({TOP[0]: nn.meta.unbox(boxed)})
+  return {tuple(path.split("/")): leaf for path, leaf in flat.items()}
 
 
 def from_tensors(
@@ -269,35 +195,18 @@ def from_tensors(
     ValueError: naming missing and left-over tensors, a wrong shape, or a buffer
       that says another geometry.
   """
-  wanted = _shapes(config)
   left = {n: v for n, v in tensors.items() if not HEADS.search(n)}
   check_buffers(left, config)
   left = {n: v for n, v in left.items() if not BUFFERS.search(n)}
   table = entries(config, layout=layout)
-  missing = [n for e in table for n in e.names if n not in left]
-  known = {n for e in table for n in e.names}
-  extra = [n for n in left if n not in known]
-  if missing or extra:
+  tree, missing = weight_map.parameters(left, table, _shapes(config))
+  if missing or left:
+    extra = list(left)
     raise ValueError(
       f"the tensors do not fit encoder={config.encoder!r}: missing "
       f"{missing[:8]} ({len(missing)}), left over {extra[:8]} ({len(extra)})."
     )
-  tree: dict[str, Any] = {}
-  for entry in table:
-    want = tuple(_at(wanted, entry.path).shape)
-    values = [_import(np.asarray(left[n]), entry) for n in entry.names]
-    for name, value in zip(entry.names, values, strict=True):
-      if value.shape != (want[1:] if entry.stacked else want):
-        raise ValueError(
-          f"{name}: shape {left[name].shape} is {value.shape} in our layout; "
-          f"the config wants {want[1:] if entry.stacked else want}."
-        )
-    value = np.stack(values) if entry.stacked else values[0]
-    node = tree
-    for key in entry.path[:-1]:
-      node = node.setdefault(key, {})
-    node[entry.path[-1]] = np.asarray(value, np.float32, order="C")
-  return tree
+  return tree[TOP[0]]
 
 
 def to_tensors(
@@ -311,29 +220,15 @@ def to_tensors(
     layout: whose names to use.
     buffers: also write the index and mask buffers of a released Swin.
   """
-  found: dict[str, np.ndarray] = {}
-  for entry in entries(config, layout=layout):
-    value = np.asarray(_at(params, entry.path))
-    values = list(value) if entry.stacked else [value]
-    for name, one in zip(entry.names, values, strict=True):
-      found[name] = np.asarray(_export(one, entry), order="C")
+  table = entries(config, layout=layout)
+  found = {
+    one.name: one.read()
+    for one in weight_map.items(
+      {TOP[0]: params}, table, patch_size=config.patch_size
+    )
+  }
   if buffers and config.encoder == "swin" and layout == "released":
     found |= swin_buffers(config)
-  return found
-
-
-def tensor_shapes(
-  config: VisionConfig, *, layout: str
-) -> dict[str, tuple[int, ...]]:
-  """Name -> shape of every parameter's tensor, without allocating any."""
-  wanted = _shapes(config)
-  found = {}
-  for entry in entries(config, layout=layout):
-    shape = _at(wanted, entry.path).shape
-    shape = shape[1:] if entry.stacked else shape
-    one = np.broadcast_to(np.zeros((), np.float32), shape)  # no memory
-    for name in entry.names:
-      found[name] = _export(one, entry).shape
   return found
 
 

@@ -22,12 +22,11 @@ from mico_jax.aliases import Params
 from mico_jax.checkpoint.manifest import flatten
 from mico_jax.config import ConfigError, VisionConfig
 from mico_jax.interop.files.tensors import Item, item
-from mico_jax.interop.names import mico_vision, staged_vision
+from mico_jax.interop.names import mico_vision, staged_vision, weight_map
 from mico_jax.interop.names.weight_map import (
   Entry,
   layer_norm,
   linear,
-  to_theirs,
 )
 
 TOP, BLOCKS = ("vision",), ("vision", "blocks")
@@ -220,7 +219,7 @@ def staged_entries(config: VisionConfig) -> list[Entry]:
     ConfigError: naming the options that timm's classes do not have.
   """
   _check_staged(config)
-  return staged_vision.import_entries(config, layout="timm")
+  return staged_vision.entries(config, layout="timm")
 
 
 def ratio(part: int, whole: int) -> float:
@@ -229,41 +228,6 @@ def ratio(part: int, whole: int) -> float:
   while int(whole * found) < part:
     found = math.nextafter(found, math.inf)
   return found
-
-
-def entry_items(
-  params: Params, table: Sequence[Entry], *, patch_size: int, prefix: str = ""
-) -> Iterator[Item]:
-  """Tensors of a table of entries, each read when it is written.
-
-  Args:
-    params: nested dict of host arrays.
-    table: what to write.
-    patch_size: of the encoder, for its patch embedding.
-    prefix: of every name.
-  """
-  flat = flatten(params)
-  for entry in table:
-    stacked = np.asarray(flat["/".join(entry.path)])
-    one = stacked.shape[bool(entry.layers) :]
-    width = one[-1] // len(entry.names) if one else 0
-    # The same for all: to lay out a large array, if only a byte each, is slow.
-    shape = _shape((*one[:-1], width) if one else (), entry, patch_size)
-    for i in range(max(entry.layers, 1)):
-      value = stacked[i] if entry.layers else stacked
-      for part, name in enumerate(entry.names):
-        piece = value
-        if len(entry.names) > 1:
-          piece = value[..., part * width : (part + 1) * width]
-        read = lambda p=piece, e=entry: to_theirs(p, e, patch_size=patch_size)
-        yield Item(prefix + name.format(i=i), shape, piece.dtype, read)
-
-
-def _shape(
-  shape: tuple[int, ...], entry: Entry, patch_size: int
-) -> tuple[int, ...]:
-  like = np.broadcast_to(np.zeros((), np.int8), shape)
-  return to_theirs(like, entry, patch_size=patch_size).shape
 
 
 def norm_first(name: str) -> str:
@@ -285,17 +249,18 @@ def vision_items(
   trunk = "visual.trunk." if form == "openclip" else ""
   if config.encoder in STAGED:
     _check_staged(config)
-    found = staged_vision.to_tensors(params["vision"], config, layout="timm")
-    for name, value in found.items():
-      yield item(trunk + norm_first(name), np.asarray(value))
+    table = staged_vision.entries(config, layout="timm")
+    for one in weight_map.items(params, table, patch_size=config.patch_size):
+      name = trunk + norm_first(one.name)
+      yield dataclasses.replace(one, name=name)
     return
   table = vision_entries(config, form)
   if form == "openclip" and config.pre_norm:
-    for one in entry_items(params, table, patch_size=config.patch_size):
+    for one in weight_map.items(params, table, patch_size=config.patch_size):
       name = one.name.removeprefix("vision_encoder.")
       yield Item(name, one.shape, one.dtype, one.read)
     return
-  yield from entry_items(
+  yield from weight_map.items(
     params, table, patch_size=config.patch_size, prefix=trunk
   )
   if config.clip_embed_dim and not config.clip_embed_bias:

@@ -162,7 +162,7 @@ def _vit(config: VisionConfig) -> Iterator[Entry]:
 
 
 def _staged(config: VisionConfig) -> Iterator[Entry]:
-  for entry in staged_vision.import_entries(config, layout="timm"):
+  for entry in staged_vision.entries(config, layout="timm"):
     if config.encoder == "swin" and "qkv" in entry.path:
       (name,) = entry.names
       parts = tuple(name.replace(".qkv.", f".{x}.") for x in "qkv")

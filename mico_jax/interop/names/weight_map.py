@@ -1,13 +1,26 @@
-"""Where another world's file holds each of our parameters."""
+"""Where another library's file holds each of our parameters: a weight map.
+
+A map is a list of entries; a file of this folder makes that of a family. Both
+directions follow from it and are exact.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import (
+  Iterable,
+  Iterator,
+  Mapping,
+  MutableMapping,
+  Sequence,
+)
+from typing import Any
 
 import numpy as np
 
-from mico_jax.interop.files.tensors import copy_blocks
+from mico_jax.aliases import Params
+from mico_jax.checkpoint.manifest import flatten
+from mico_jax.interop.files.tensors import Item, copy_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +36,8 @@ class Entry:
     lead: leading axes of length one in the released tensor.
     layers: number of stacked layers; 0: not stacked.
     side: rows and columns of a "conv" kernel; 0: the encoder's patch size.
+    first: number of the first stacked layer in the file.
+    step: from one of them to the next.
   """
 
   path: tuple[str, ...]
@@ -31,6 +46,16 @@ class Entry:
   lead: int = 0
   layers: int = 0
   side: int = 0
+  first: int = 0
+  step: int = 1
+
+  def tensors(self) -> list[str]:
+    """Names in the file: layer after layer, its packed parts side by side."""
+    return [
+      name.format(i=self.first + i * self.step)
+      for i in range(max(self.layers, 1))
+      for name in self.names
+    ]
 
 
 def linear(
@@ -93,3 +118,89 @@ def to_theirs(
   found = np.empty(value.shape, value.dtype)
   copy_blocks(found, value)
   return found
+
+
+def parameters(
+  tensors: MutableMapping[str, np.ndarray],
+  table: Iterable[Entry],
+  shapes: Mapping[tuple[str, ...], Any],
+) -> tuple[dict[str, Any], list[str]]:
+  """Our parameters out of tensors.
+
+  Args:
+    tensors: by the names of the table; those that are used are taken out.
+    table: what to build.
+    shapes: of our parameters, by path.
+
+  Returns:
+    Nested dict of float32 arrays, and the names that are missing.
+
+  Raises:
+    ValueError: naming a tensor of another shape.
+  """
+  tree: dict[str, Any] = {}
+  missing: list[str] = []
+  for entry in table:
+    names, width = entry.tensors(), len(entry.names)
+    absent = [name for name in names if name not in tensors]
+    found = [tensors.pop(name) for name in names if name in tensors]
+    missing += absent
+    if absent:
+      continue
+    try:
+      parts = [to_ours(np.asarray(value), entry) for value in found]
+      layers = [
+        np.concatenate(parts[i : i + width], axis=-1) if width > 1 else parts[i]
+        for i in range(0, len(parts), width)
+      ]
+      value = np.stack(layers) if entry.layers else layers[0]
+    except (ValueError, IndexError) as error:
+      raise ValueError(
+        f"{' + '.join(entry.names)}: shapes {[x.shape for x in found][:4]} "
+        f"do not fit {'/'.join(entry.path)}: {error}"
+      ) from error
+    want = tuple(shapes[entry.path].shape)
+    if value.shape != want:
+      raise ValueError(
+        f"{' + '.join(entry.names)}: shape {value.shape} in our layout, the "
+        f"config wants {want}; resize first."
+      )
+    node = tree
+    for key in entry.path[:-1]:
+      node = node.setdefault(key, {})
+    node[entry.path[-1]] = np.asarray(value, np.float32, order="C")
+  return tree, missing
+
+
+def items(
+  params: Params, table: Iterable[Entry], *, patch_size: int, prefix: str = ""
+) -> Iterator[Item]:
+  """Tensors of a table of entries, each made when it is read.
+
+  Args:
+    params: nested dict of host arrays (or of gradients).
+    table: what to write.
+    patch_size: of the encoder, for its patch embedding.
+    prefix: of every name.
+  """
+  flat = flatten(params)
+  for entry in table:
+    stacked = np.asarray(flat["/".join(entry.path)])
+    one = stacked.shape[bool(entry.layers) :]
+    width = one[-1] // len(entry.names) if one else 0
+    # The same for all: to lay out a large array, if only a byte each, is slow.
+    shape = _shape((*one[:-1], width) if one else (), entry, patch_size)
+    for at, name in enumerate(entry.tensors()):
+      layer, part = divmod(at, len(entry.names))
+      piece = stacked[layer] if entry.layers else stacked
+      if len(entry.names) > 1:
+        piece = piece[..., part * width : (part + 1) * width]
+      read = lambda p=piece, e=entry: to_theirs(p, e, patch_size=patch_size)
+      yield Item(prefix + name, shape, piece.dtype, read)
+
+
+def _shape(
+  shape: tuple[int, ...], entry: Entry, patch_size: int
+) -> tuple[int, ...]:
+  like = np.broadcast_to(np.zeros((), np.int8), shape)
+  return to_theirs(like, entry, patch_size=patch_size).shape

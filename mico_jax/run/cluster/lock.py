@@ -5,7 +5,7 @@ behind when its process on this host is gone or, held on another host, when it
 is not renewed for a while: a killed run therefore resumes by itself, here at
 once and elsewhere after `LEASE` seconds. A holder that cannot renew it for that
 long ends itself, since another host may now take over. Of several that start at
-once, one gets it (see `run.record`). Only process 0 of a run holds it.
+once, one gets it (see `run.cluster.record`). Only process 0 of a run holds it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ appears when the run has values for it:
   <curve>/<objective>/<group>         likewise, for the `curves` of an objective
   temperature, learning_rate, grad_norm, samples_per_second
   input_wait_share                    share of the time waiting for data
-  mfu, goodput                        shares, see `run.meter`, `run.goodput`
+  mfu, goodput                        shares, see `meter`, `goodput`
   time/<part>, memory/<place>         parts of a step, high-water marks
   eval/<name>                         the cheap evaluation during training
 
