@@ -15,14 +15,14 @@ from mico_jax.aot.compiler import (
 )
 from mico_jax.aot.kernels import kernel_name, read_bundles, result_shapes
 from mico_jax.aot.program import Call, Program, read_program
-from mico_jax.aot.report import Report, compile_report
+from mico_jax.aot.report import KernelReport, compile_report
 
 __all__ = [
   "CHIPS",
   "Call",
   "Chip",
+  "KernelReport",
   "Program",
-  "Report",
   "chip",
   "compile_report",
   "devices",

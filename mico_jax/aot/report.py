@@ -26,7 +26,7 @@ from mico_jax.kernels.compiler import Options
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class KernelReport:
   """What the compiler says of one program, for one device.
 
   Attributes:
@@ -81,7 +81,7 @@ def compile_report(
   sharding: NamedSharding | None = None,
   donate: Sequence[int] = (),
   options: Options | None = None,
-) -> Report:
+) -> KernelReport:
   """Compiles a function and reads what the compiler knows of it.
 
   Args:
@@ -114,7 +114,7 @@ def compile_report(
   bundles = read_bundles(new)
   for path in new:
     path.unlink()
-  return Report(
+  return KernelReport(
     read_program(text, mesh or {}),
     bundles,
     steps,

@@ -132,7 +132,7 @@ def measure(
   return Cycles(kernel / units, report.program.xla_cycles / units, note)
 
 
-def plan_of(shape: Shape, machine: target.Target) -> tpu_plan.Plan:
+def plan_of(shape: Shape, machine: target.Target) -> tpu_plan.TilePlan:
   """How our kernel runs a shape.
 
   Raises:

@@ -78,10 +78,12 @@ def write_weights(folder: pathlib.Path, shape: str, seed: int = 0) -> None:
   )
   tokenizer = make_tokenizer(config.data.tokenizer)
   checkpoint = Checkpoint(folder, 0, config, {}, params, "params", {})
-  source = export.Source(checkpoint, params, tokenizer, model)
+  source = export.OpenedCheckpoint(checkpoint, params, tokenizer, model)
   for side in SIDES:
     (folder / side).mkdir()
-  torch_folder.write(source, folder / "modeling", export.Report("torch", {}))
+  torch_folder.write(
+    source, folder / "modeling", export.ExportReport("torch", {})
+  )
   items = timm_vision.vision_items(params, vision, "timm")
   safetensors_writer.write(folder / "timm", items)
   name, arguments = timm_folder.model(vision)

@@ -43,8 +43,8 @@ def leave(status: int) -> NoReturn:
   end, and writes what is buffered.
 
   Args:
-    status: of the process; 0 becomes `run.cluster.status.LOST` where stdout cannot
-      be written.
+    status: of the process; 0 becomes `run.cluster.status.LOST` where stdout
+      cannot be written.
   """
   hidden: Any = (threading, atexit)
   status = _flush(status)

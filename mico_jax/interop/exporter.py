@@ -27,7 +27,7 @@ from mico_jax.interop.exporting import (
   torch_folder,
   transformers_text,
 )
-from mico_jax.interop.exporting.export import Report, Source
+from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
 from mico_jax.interop.files import folders, safetensors_writer
 from mico_jax.interop.importing import source_tensors
 from mico_jax.interop.names import torch_modules
@@ -62,11 +62,11 @@ class Options:
 
 
 def _compare(
-  source: Source,
+  source: OpenedCheckpoint,
   folder: pathlib.Path,
-  report: Report,
+  report: ExportReport,
   options: Options,
-  run: Callable[[Source, pathlib.Path], dict[str, float]],
+  run: Callable[[OpenedCheckpoint, pathlib.Path], dict[str, float]],
 ) -> None:
   """Lets the target's own client open the folder, or says why not.
 
@@ -105,7 +105,10 @@ def _absent(target: str) -> str:
 
 
 def _torch(
-  source: Source, folder: pathlib.Path, report: Report, options: Options
+  source: OpenedCheckpoint,
+  folder: pathlib.Path,
+  report: ExportReport,
+  options: Options,
 ) -> None:
   torch_folder.write(
     source, folder, report, max_shard_size=options.max_shard_size
@@ -119,7 +122,10 @@ def _torch(
 
 
 def _mico(
-  source: Source, folder: pathlib.Path, report: Report, options: Options
+  source: OpenedCheckpoint,
+  folder: pathlib.Path,
+  report: ExportReport,
+  options: Options,
 ) -> None:
   del options
   official_folder.write(source, folder, report)
@@ -127,7 +133,10 @@ def _mico(
 
 
 def _safetensors(
-  source: Source, folder: pathlib.Path, report: Report, options: Options
+  source: OpenedCheckpoint,
+  folder: pathlib.Path,
+  report: ExportReport,
+  options: Options,
 ) -> None:
   items = official_folder.original_items(source)
   if items is None:
@@ -151,14 +160,20 @@ def _safetensors(
 
 
 def _timm(
-  source: Source, folder: pathlib.Path, report: Report, options: Options
+  source: OpenedCheckpoint,
+  folder: pathlib.Path,
+  report: ExportReport,
+  options: Options,
 ) -> None:
   timm_folder.write(source, folder, report)
   _compare(source, folder, report, options, timm_folder.compare)
 
 
 def _openclip(
-  source: Source, folder: pathlib.Path, report: Report, options: Options
+  source: OpenedCheckpoint,
+  folder: pathlib.Path,
+  report: ExportReport,
+  options: Options,
 ) -> None:
   place = options.place or folder
   openclip_folder.write(source, folder, place, report)
@@ -167,7 +182,10 @@ def _openclip(
 
 
 def _openclip_vision(
-  source: Source, folder: pathlib.Path, report: Report, options: Options
+  source: OpenedCheckpoint,
+  folder: pathlib.Path,
+  report: ExportReport,
+  options: Options,
 ) -> None:
   size = options.max_shard_size
   openclip_folder.write_vision(source, folder, report, max_shard_size=size)
@@ -177,7 +195,10 @@ def _openclip_vision(
 
 
 def _transformers(
-  source: Source, folder: pathlib.Path, report: Report, options: Options
+  source: OpenedCheckpoint,
+  folder: pathlib.Path,
+  report: ExportReport,
+  options: Options,
 ) -> None:
   transformers_text.write(
     source, folder, report, max_shard_size=options.max_shard_size
@@ -186,13 +207,16 @@ def _transformers(
 
 
 def _stablehlo(
-  source: Source, folder: pathlib.Path, report: Report, options: Options
+  source: OpenedCheckpoint,
+  folder: pathlib.Path,
+  report: ExportReport,
+  options: Options,
 ) -> None:
   stablehlo.write(source, folder, report, max_shard_size=options.max_shard_size)
   _compare(source, folder, report, options, stablehlo.compare)
 
 
-Target = Callable[[Source, pathlib.Path, Report, Options], None]
+Target = Callable[[OpenedCheckpoint, pathlib.Path, ExportReport, Options], None]
 TARGETS: dict[str, Target] = {
   "torch": _torch,
   "mico": _mico,
@@ -232,11 +256,11 @@ def check(target: str, options: Options) -> None:
 
 
 def run(
-  source: Source,
+  source: OpenedCheckpoint,
   target: str,
   out: pathlib.Path,
   options: Options | None = None,
-) -> Report:
+) -> ExportReport:
   """Writes an export; nothing is left behind if it fails.
 
   Args:

@@ -37,7 +37,7 @@ from mico_jax.interop.files import folders, safetensors_writer
 from mico_jax.interop.files.tensors import Item, WeightsError
 from mico_jax.interop.importing import convert, formats, hub, run_config
 from mico_jax.interop.importing.formats import FORMATS
-from mico_jax.interop.importing.source import Source
+from mico_jax.interop.importing.source import ForeignWeights
 from mico_jax.interop.names import mico_vision
 from mico_jax.interop.names.weight_map import Entry
 from mico_jax.models import MiCo, build
@@ -64,7 +64,7 @@ def resizers(positions: str) -> Mapping[str, convert.Resizer]:
 
 
 @dataclasses.dataclass
-class Report:
+class ImportReport:
   """What an import did.
 
   Attributes:
@@ -129,7 +129,7 @@ def import_checkpoint(
   overrides: Sequence[str] = (),
   self_check: bool | None = None,
   keep_extra: bool = True,
-) -> Report:
+) -> ImportReport:
   """Reads foreign weights and writes a checkpoint.
 
   Args:
@@ -199,7 +199,7 @@ def import_checkpoint(
     )
     records = _records(plan, tied, source)
     compared = _compared(folder, notes) if wanted else {}
-    report = Report(
+    report = ImportReport(
       format=form,
       source=str(source.file),
       checkpoint=str(out),
@@ -223,8 +223,8 @@ def import_checkpoint(
 
 
 def _plan(
-  source: Source, table: Table, model: MiCo
-) -> tuple[convert.Plan, dict[str, str], list[str]]:
+  source: ForeignWeights, table: Table, model: MiCo
+) -> tuple[convert.Conversion, dict[str, str], list[str]]:
   """The plan, tied copies, and names that a differing copy replaces.
 
   Raises:
@@ -266,7 +266,7 @@ def _plan(
   return plan, tied, list(replaced)
 
 
-def _notes(plan: convert.Plan, replaced: Sequence[str]) -> Iterator[str]:
+def _notes(plan: convert.Conversion, replaced: Sequence[str]) -> Iterator[str]:
   for name in dict.fromkeys(plan.resized):
     yield f"{name}: brought to the size of the config"
   for name in replaced:
@@ -274,7 +274,7 @@ def _notes(plan: convert.Plan, replaced: Sequence[str]) -> Iterator[str]:
 
 
 def _complete(
-  plan: convert.Plan, model: MiCo, base: restore.Checkpoint | None
+  plan: convert.Conversion, model: MiCo, base: restore.Checkpoint | None
 ) -> tuple[dict[str, streamed.Leaf], list[str], list[str]]:
   """All leaves of the model; paths taken from the base; fresh ones."""
   leaves, taken, new = dict(plan.leaves), [], []
@@ -329,7 +329,7 @@ def _extras(
 
 
 def _write_extra(
-  folder: pathlib.Path, plan: convert.Plan, keep: bool
+  folder: pathlib.Path, plan: convert.Conversion, keep: bool
 ) -> dict[str, Any]:
   """Writes what no parameter holds; what the manifest says of it."""
   if not keep or not plan.extra:
@@ -350,7 +350,7 @@ def _write_extra(
 
 
 def _records(
-  plan: convert.Plan, tied: Mapping[str, str], source: Source
+  plan: convert.Conversion, tied: Mapping[str, str], source: ForeignWeights
 ) -> list[dict[str, Any]]:
   """One record per tensor of the source, hashes complete."""
   by_file = {tensor.name: tensor for tensor in source.tensors.values()}
@@ -372,7 +372,7 @@ def _compared(folder: pathlib.Path, notes: list[str]) -> dict[str, float]:
     source = export.open_source(folder, check="off")
     with tempfile.TemporaryDirectory() as scratch:
       place = pathlib.Path(scratch)
-      torch_folder.write(source, place, export.Report("torch", {}))
+      torch_folder.write(source, place, export.ExportReport("torch", {}))
       return torch_folder.compare(source, place)
   # A torch that cannot be loaded, no room for a second copy on the disk or in
   # memory: the import is whole without a comparison. Any other error means that

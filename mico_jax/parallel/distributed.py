@@ -120,7 +120,7 @@ def any_process(flag: bool) -> bool:
   """True if the flag is set in any process; all processes must call it.
 
   With one process this costs nothing; with more it waits for everyone and for
-  all steps that are queued, so a loop asks `run.cluster.agreement.StopVote` instead.
+  all steps that are queued, so a loop asks `run.cluster.agreement.StopVote`.
   """
   if jax.process_count() == 1:
     return flag

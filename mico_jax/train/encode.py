@@ -25,7 +25,7 @@ from mico_jax.objectives import Inputs, Selected, TextSlot, sampling
 
 
 @dataclass(frozen=True)
-class Plan:
+class EncodePlan:
   """What a task needs, derived from its objectives.
 
   Attributes:
@@ -54,7 +54,7 @@ class Plan:
     return self.same.get(group, group)
 
 
-def make_plan(selected: Selected, task: TaskConfig | None = None) -> Plan:
+def make_plan(selected: Selected, task: TaskConfig | None = None) -> EncodePlan:
   """The plan of a task's objectives.
 
   Args:
@@ -82,7 +82,7 @@ def make_plan(selected: Selected, task: TaskConfig | None = None) -> Plan:
   text_groups = groups_of("text")
   feature_groups = groups_of("features")
   features, contexts = contexts_of("features"), contexts_of("context")
-  return Plan(
+  return EncodePlan(
     keys=keys_of((*features, *contexts, *contexts_of("pixels"))),
     features=features,
     contexts=contexts,
@@ -116,14 +116,14 @@ def _share_texts(batch: Batch, same: Mapping[str, str]) -> Batch:
   return {**batch, **shared}
 
 
-def features_only(plan: Plan) -> Plan:
+def features_only(plan: EncodePlan) -> EncodePlan:
   """The plan without contexts, and without what only they need."""
   used = {by_letter(letter).key for c in plan.features for letter in c}
   encoded = tuple(key for key in plan.encoded if key in used)
   return dataclasses.replace(plan, contexts=(), encoded=encoded)
 
 
-def letters_to_key(plan: Plan) -> dict[str, str]:
+def letters_to_key(plan: EncodePlan) -> dict[str, str]:
   """Context letter -> modality key, for the modalities of a plan."""
   return {MODALITIES[key].letter: key for key in plan.keys}
 
@@ -155,7 +155,7 @@ def prepare(
   config: Config,
   params: Params,
   batch: Batch,
-  plan: Plan,
+  plan: EncodePlan,
   *,
   tokenizer: sampling.SpecialIds,
   row_keys: Key[Array, " B"],

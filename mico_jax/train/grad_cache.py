@@ -149,7 +149,7 @@ class Accumulation:
     return lora.merge(self.freeze(params), alpha=alpha)
 
   def _encode(
-    self, params: Params, batch: Batch, step: Array, plan: encode.Plan
+    self, params: Params, batch: Batch, step: Array, plan: encode.EncodePlan
   ) -> Inputs:
     return encode.prepare(
       self.model,
@@ -173,7 +173,7 @@ class Accumulation:
     )
 
   def _embed(
-    self, params: Params, micro: Batch, step: Array, plan: encode.Plan
+    self, params: Params, micro: Batch, step: Array, plan: encode.EncodePlan
   ) -> Cache:
     """Pass 1: the embeddings of all rows."""
     only = encode.features_only(plan)
@@ -189,7 +189,7 @@ class Accumulation:
     cache: Cache,
     batch: Batch,
     step: Array,
-    plan: encode.Plan,
+    plan: encode.EncodePlan,
   ) -> Inputs:
     """The whole batch as objectives see it, without tokens and contexts."""
     pad = self.tokenizer.pad
@@ -255,7 +255,7 @@ class Accumulation:
     pulls: Cache,
     counts: Mapping[str, Array],
     step: Array,
-    plan: encode.Plan,
+    plan: encode.EncodePlan,
   ) -> tuple[Array, tuple[Metrics, dict[str, Array]]]:
     """Pass 3 of one micro-batch: a value with the right gradient."""
     inputs = self._encode(params, rows, step, plan)

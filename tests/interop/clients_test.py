@@ -262,7 +262,7 @@ def source_of(name):
   params["temperature"] = np.asarray(0.07, np.float32)
   checkpoint = restore.Checkpoint(None, 1, config, {}, params, "params", {})
   tokenizer = make_tokenizer(config.data.tokenizer)
-  return export.Source(checkpoint, params, tokenizer, model)
+  return export.OpenedCheckpoint(checkpoint, params, tokenizer, model)
 
 
 def images(x):
@@ -279,7 +279,7 @@ def test_timm_opens_the_encoder(name, tmp_path):
   timm = pytest.importorskip("timm")
   torch = torch_module()
   source = source_of(name)
-  report = export.Report("timm", {})
+  report = export.ExportReport("timm", {})
   timm_folder.write(source, tmp_path, report)
   model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
   assert model.num_classes == ENCODERS[name].get("clip_embed_dim", 0)
@@ -328,7 +328,7 @@ def test_open_clip_holds_both_towers(name, tmp_path):
   pytest.importorskip("transformers")
   pytest.importorskip("open_clip")
   source = source_of(name)
-  report = export.Report("openclip", {})
+  report = export.ExportReport("openclip", {})
   openclip_folder.write(source, tmp_path, tmp_path, report)
   about = json.loads((tmp_path / "open_clip_config.json").read_text())
   native = "timm_model_name" not in about["model_cfg"]["vision_cfg"]
@@ -367,6 +367,6 @@ def test_a_model_without_a_text_head_is_no_open_clip(tmp_path):
   model = dataclasses.replace(source.config.model, heads=("v",))
   config = dataclasses.replace(source.config, model=model)
   source.checkpoint = dataclasses.replace(source.checkpoint, config=config)
-  report = export.Report("openclip", {})
+  report = export.ExportReport("openclip", {})
   with pytest.raises(ConfigError, match=r"no head t .*openclip-vision"):
     openclip_folder.write(source, tmp_path, tmp_path, report)

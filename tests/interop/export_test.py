@@ -459,7 +459,7 @@ def test_functions_compute_in_float32_and_name_their_weights(
   ):
     out = tmp_path / str(size)
     out.mkdir()
-    report = export.Report("stablehlo", {})
+    report = export.ExportReport("stablehlo", {})
     stablehlo.write(source, out, report, max_shard_size=size)
     about = json.loads((out / "functions.json").read_text())
     assert about["weights"] == name

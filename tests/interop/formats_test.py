@@ -221,7 +221,7 @@ def tower_source(base, vision):
     lambda like: rng.normal(size=like.shape).astype(np.float32),
     built.abstract_params(),
   )
-  return export.Source(
+  return export.OpenedCheckpoint(
     dataclasses.replace(checkpoint, config=config),
     params,
     tokenizer_from_files(checkpoint.tokenizer_files()),

@@ -206,7 +206,7 @@ def test_a_base_gives_merged_weights_and_nothing_fresh(tmp_path):
     "params",
     {},
   )
-  leaves, taken, new = importer._complete(convert.Plan(), model, base)
+  leaves, taken, new = importer._complete(convert.Conversion(), model, base)
   scale = config.optimizer.lora_alpha / 2
   np.testing.assert_allclose(leaves[path].read(), 1 + scale * 2 * 0.5 * 0.25)
   assert new == [fresh]

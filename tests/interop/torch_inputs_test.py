@@ -508,7 +508,7 @@ def models(tmp_path_factory):
   source = export.open_source(path)
   checkpoint = dataclasses.replace(source.checkpoint, config=config)
   source = dataclasses.replace(source, checkpoint=checkpoint)
-  exporter.write(source, folder, export.Report("torch", {}))
+  exporter.write(source, folder, export.ExportReport("torch", {}))
   load = exporter.load_module(folder).MiCo.from_folder
   ours = mico_jax.load(path, check="off")
   ours.config = config

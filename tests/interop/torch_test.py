@@ -59,9 +59,9 @@ def make(config: Config, folder: pathlib.Path) -> tuple[Any, Any, Any, Any]:
   model = build(config.model)
   params = random_params(model)
   checkpoint = Checkpoint(folder, 0, config, {}, params, "params", {})
-  source = export.Source(checkpoint, params, tokenizer, model)
+  source = export.OpenedCheckpoint(checkpoint, params, tokenizer, model)
   params = jax.tree.map(jnp.asarray, params)
-  exporter.write(source, folder, export.Report("torch", {}))
+  exporter.write(source, folder, export.ExportReport("torch", {}))
   exported = exporter.load_module(folder).MiCo.from_folder(folder)
   return model, params, exported, tokenizer
 

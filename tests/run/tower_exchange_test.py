@@ -61,7 +61,7 @@ def losses(workdir: pathlib.Path) -> list[float]:
   return [row["loss"] for row in rows if "loss" in row]
 
 
-def exchanged(source: export.Source, form: str, folder: pathlib.Path):
+def exchanged(source: export.OpenedCheckpoint, form: str, folder: pathlib.Path):
   """The tower alone, written in a form and imported: its new checkpoint."""
   exporter.run(source, form, folder / form)
   small = ["width=32", "depth=1", "num_heads=1", "mlp_dim=32", "vocab_size=512"]

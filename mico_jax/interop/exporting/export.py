@@ -40,7 +40,7 @@ RAW = "raw/"  # of outputs that include the other side's own preprocessing
 
 
 @dataclasses.dataclass
-class Source:
+class OpenedCheckpoint:
   """An opened checkpoint, ready to be written in another form.
 
   Attributes:
@@ -84,7 +84,7 @@ def open_source(
   weights: str = "ema",
   check: restore.Check = "fast",
   strict: bool = True,
-) -> Source:
+) -> OpenedCheckpoint:
   """Opens a checkpoint for export.
 
   What it lets pass (an older step, since the newest is broken; with
@@ -141,7 +141,7 @@ def open_source(
 
   lazy = imported and not runs
   params = Lazy(read) if lazy else read()
-  return Source(checkpoint, params, tokenizer, build(config.model))
+  return OpenedCheckpoint(checkpoint, params, tokenizer, build(config.model))
 
 
 def _warn(checkpoint: restore.Checkpoint, lines: Sequence[str]) -> None:
@@ -173,7 +173,7 @@ class Lazy(Mapping[str, Any]):
 
 
 @dataclasses.dataclass
-class Report:
+class ExportReport:
   """What an export did.
 
   Attributes:
@@ -242,10 +242,10 @@ def failures(compared: Mapping[str, float]) -> list[str]:
   ]
 
 
-def new_report(target: str, source: Source) -> Report:
+def new_report(target: str, source: OpenedCheckpoint) -> ExportReport:
   """An empty report about a checkpoint."""
   checkpoint = source.checkpoint
-  return Report(
+  return ExportReport(
     target,
     {
       "checkpoint": str(checkpoint.folder),

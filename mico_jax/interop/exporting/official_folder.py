@@ -1,7 +1,7 @@
 """The folder that the original code loads: `ckpt/model_step_N.pt`, `log/`.
 
-Names and layout follow `interop.names.mico`; an imported checkpoint gives back the
-tensors that it was imported from, byte for byte.
+Names and layout follow `interop.names.mico`; an imported checkpoint gives back
+the tensors that it was imported from, byte for byte.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from mico_jax.aliases import Params
 from mico_jax.config import Config, ConfigError, ModelConfig, VisionConfig
 from mico_jax.interop.exporting import export
-from mico_jax.interop.exporting.export import Report, Source
+from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
 from mico_jax.interop.files import torch_writer
 from mico_jax.interop.files.tensors import Item, item
 from mico_jax.interop.importing import mico_folder, source_tensors
@@ -151,13 +151,13 @@ EXPECTED = (
 )
 
 
-def left_out(source: Source) -> list[str]:
+def left_out(source: OpenedCheckpoint) -> list[str]:
   """Parameters of an import that its file did not bring."""
   entries = source.checkpoint.manifest["items"]["params"]
   return [path for path, entry in entries.items() if "original" not in entry]
 
 
-def original_items(source: Source) -> Iterator[Item] | None:
+def original_items(source: OpenedCheckpoint) -> Iterator[Item] | None:
   """The tensors of the imported file, byte for byte; None: not imported."""
   if "import" not in source.checkpoint.manifest:
     return None
@@ -168,13 +168,13 @@ def original_items(source: Source) -> Iterator[Item] | None:
   )
 
 
-def _is_original(source: Source) -> bool:
+def _is_original(source: OpenedCheckpoint) -> bool:
   """Whether the checkpoint was imported from such a folder."""
   about = source.checkpoint.manifest.get("import", {})
   return about.get("format") == "mico"
 
 
-def _content(source: Source) -> tuple[list[Item], dict[str, str]]:
+def _content(source: OpenedCheckpoint) -> tuple[list[Item], dict[str, str]]:
   """What the original's file holds: as imported, or by its own names."""
   if not _is_original(source):
     return items(source.params, source.config.model)
@@ -182,7 +182,9 @@ def _content(source: Source) -> tuple[list[Item], dict[str, str]]:
   return list(original_items(source) or ()), ties
 
 
-def write(source: Source, folder: pathlib.Path, report: Report) -> None:
+def write(
+  source: OpenedCheckpoint, folder: pathlib.Path, report: ExportReport
+) -> None:
   """Writes the folder, tensor by tensor.
 
   Raises:

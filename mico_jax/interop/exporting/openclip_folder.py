@@ -29,7 +29,7 @@ from mico_jax.config import Config, ConfigError, VisionConfig
 from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SelfCheck, on_cpu
 from mico_jax.interop.exporting import export, timm_folder, transformers_text
-from mico_jax.interop.exporting.export import Report, Source
+from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
 from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.files.tensors import Item, item
 from mico_jax.interop.importing import clip
@@ -90,7 +90,7 @@ def items(params: Params, config: Config) -> Iterator[Item]:
 
 
 def settings(
-  source: Source, place: pathlib.Path, image: Mapping[str, Any]
+  source: OpenedCheckpoint, place: pathlib.Path, image: Mapping[str, Any]
 ) -> dict[str, Any]:
   """The content of open_clip_config.json.
 
@@ -149,12 +149,15 @@ def _pixels(image: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _length(source: Source) -> int:
+def _length(source: OpenedCheckpoint) -> int:
   return Preparer(source.config, source.tokenizer).max_length("text")
 
 
 def write(
-  source: Source, folder: pathlib.Path, place: pathlib.Path, report: Report
+  source: OpenedCheckpoint,
+  folder: pathlib.Path,
+  place: pathlib.Path,
+  report: ExportReport,
 ) -> None:
   """Writes both towers, the tokenizer and what describes them.
 
@@ -208,9 +211,9 @@ def write(
 
 
 def write_vision(
-  source: Source,
+  source: OpenedCheckpoint,
   folder: pathlib.Path,
-  report: Report,
+  report: ExportReport,
   *,
   max_shard_size: int = 5 * 10**9,
 ) -> None:
@@ -254,7 +257,7 @@ def write_vision(
 
 
 def compare(
-  source: Source, folder: pathlib.Path, place: pathlib.Path
+  source: OpenedCheckpoint, folder: pathlib.Path, place: pathlib.Path
 ) -> dict[str, float]:
   """Opens the folder with open_clip and runs it on the self-check's pictures.
 

@@ -28,7 +28,7 @@ from mico_jax.config import Config
 from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import VARIANTS, on_cpu
 from mico_jax.interop.exporting import export
-from mico_jax.interop.exporting.export import Report, Source
+from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
 from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.files.tensors import item
 from mico_jax.modalities import MODALITIES, by_letter
@@ -162,9 +162,9 @@ def lower(function: Function, params: Mapping[str, Any]) -> jax.export.Exported:
 
 
 def write(
-  source: Source,
+  source: OpenedCheckpoint,
   folder: pathlib.Path,
-  report: Report,
+  report: ExportReport,
   *,
   max_shard_size: int = 5 * 10**9,
 ) -> None:
@@ -211,7 +211,7 @@ def write(
   export.write_files(folder / "tokenizer", source.tokenizer.files())
 
 
-def compare(source: Source, folder: pathlib.Path) -> dict[str, float]:
+def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
   """Calls the written embedding functions on the self-check inputs.
 
   Returns:

@@ -26,7 +26,7 @@ from mico_jax.inference.self_check import (
 )
 from mico_jax.interop.exporting import export
 from mico_jax.interop.exporting import torch_folder as exporter
-from mico_jax.interop.exporting.export import Report, Source
+from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
 from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.names import timm_vision
 from mico_jax.modalities import MODALITIES
@@ -145,7 +145,7 @@ def settings(config: Config, image: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def image_of(source: Source) -> Mapping[str, Any]:
+def image_of(source: OpenedCheckpoint) -> Mapping[str, Any]:
   """The preprocessing of pictures, in evaluation."""
   told = exporter.preprocessing_json(source.config, source.tokenizer)
   return told["inputs"].get("image", {})
@@ -164,7 +164,9 @@ def pixel_notes(image: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def write(source: Source, folder: pathlib.Path, report: Report) -> None:
+def write(
+  source: OpenedCheckpoint, folder: pathlib.Path, report: ExportReport
+) -> None:
   """Writes one file of weights, as timm reads no shards, and config.json.
 
   Args:
@@ -207,7 +209,7 @@ def frames(check: SelfCheck) -> np.ndarray:
   return np.array(pixels[:, :1], np.float32)
 
 
-def compare(source: Source, folder: pathlib.Path) -> dict[str, float]:
+def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
   """Opens the folder with timm and runs it on the self-check's pictures.
 
   Returns:
@@ -239,7 +241,7 @@ def compare(source: Source, folder: pathlib.Path) -> dict[str, float]:
 
 
 def ours(
-  check: SelfCheck, source: Source, pixels: np.ndarray
+  check: SelfCheck, source: OpenedCheckpoint, pixels: np.ndarray
 ) -> dict[str, np.ndarray]:
   """Tokens and pooled features of single frames, in float32 on CPU."""
   import jax

@@ -30,7 +30,7 @@ from mico_jax.inference.self_check import (
   SelfCheck,
 )
 from mico_jax.interop.exporting import export, torch_inputs
-from mico_jax.interop.exporting.export import Report, Source
+from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
 from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.names import torch_modules
 from mico_jax.modalities import MODALITIES, preprocessing
@@ -159,9 +159,9 @@ def write_code(folder: pathlib.Path) -> list[str]:
 
 
 def write(
-  source: Source,
+  source: OpenedCheckpoint,
   folder: pathlib.Path,
-  report: Report,
+  report: ExportReport,
   *,
   max_shard_size: int = 5 * 10**9,
 ) -> None:
@@ -292,7 +292,7 @@ def _prepared(preparer: Preparer, key: str, raw: list[Any]) -> np.ndarray:
   return np.array(pixels)  # PyTorch wants it writable
 
 
-def compare(source: Source, folder: pathlib.Path) -> dict[str, float]:
+def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
   """Runs the exported file on the self-check inputs.
 
   Returns:

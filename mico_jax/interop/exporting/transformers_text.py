@@ -26,7 +26,7 @@ from mico_jax.config import Config
 from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SelfCheck, on_cpu
 from mico_jax.interop.exporting import export, transformers_tokenizer
-from mico_jax.interop.exporting.export import Report, Source
+from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
 from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.files.tensors import Item
 from mico_jax.interop.names import mico, weight_map
@@ -88,7 +88,10 @@ def model_config(
 
 
 def write_tokenizer(
-  source: Source, folder: pathlib.Path, report: Report, prefix: str = ""
+  source: OpenedCheckpoint,
+  folder: pathlib.Path,
+  report: ExportReport,
+  prefix: str = "",
 ) -> None:
   """Writes what AutoTokenizer loads; a text is cut where `embed` cuts it."""
   length = Preparer(source.config, source.tokenizer).max_length("text")
@@ -100,9 +103,9 @@ def write_tokenizer(
 
 
 def write(
-  source: Source,
+  source: OpenedCheckpoint,
   folder: pathlib.Path,
-  report: Report,
+  report: ExportReport,
   *,
   max_shard_size: int = 5 * 10**9,
 ) -> None:
@@ -164,7 +167,7 @@ def quiet() -> Iterator[None]:
       logging.enable_progress_bar()
 
 
-def compare(source: Source, folder: pathlib.Path) -> dict[str, float]:
+def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
   """Opens both folders with transformers and runs them.
 
   Returns:

@@ -19,7 +19,7 @@ from mico_jax.config import Config, ModelConfig, TextConfig
 from mico_jax.interop.files.opening import open_tensors
 from mico_jax.interop.files.tensors import WeightsError, renamed
 from mico_jax.interop.importing import recognise, towers
-from mico_jax.interop.importing.source import Source, find_vocabulary
+from mico_jax.interop.importing.source import ForeignWeights, find_vocabulary
 from mico_jax.interop.names import mico
 from mico_jax.interop.names.weight_map import Entry
 from mico_jax.models import PRESETS
@@ -57,7 +57,7 @@ def table(config: ModelConfig) -> list[Entry]:
   return mico.entries(config, ["text"])
 
 
-def read(path: pathlib.Path) -> Source:
+def read(path: pathlib.Path) -> ForeignWeights:
   """Reads a file, or a folder with one and its config.json and vocab.txt.
 
   Raises:
@@ -118,7 +118,7 @@ def read(path: pathlib.Path) -> Source:
       "captioning alone"
     )
   base = PRESETS["mico_b16"]
-  return Source(
+  return ForeignWeights(
     file=file,
     tensors=tensors,
     config=Config(

@@ -23,7 +23,7 @@ from mico_jax.interop.importing import (
   recognise,
   towers,
 )
-from mico_jax.interop.importing.source import Source, find_vocabulary
+from mico_jax.interop.importing.source import ForeignWeights, find_vocabulary
 from mico_jax.interop.names import mico
 from mico_jax.interop.names.weight_map import Entry
 
@@ -50,7 +50,7 @@ def table(config: ModelConfig) -> list[Entry]:
   return mico.entries(dataclasses.replace(config, vision=vision), ["vision"])
 
 
-def read(path: pathlib.Path) -> Source:
+def read(path: pathlib.Path) -> ForeignWeights:
   """Reads a file, or a folder with one.
 
   Raises:
@@ -91,7 +91,7 @@ def read(path: pathlib.Path) -> Source:
       )
     kind = "quick_gelu" if quick else "gelu"
     vision = dataclasses.replace(vision, mlp=kind)
-  return Source(
+  return ForeignWeights(
     file=file,
     tensors=tensors,
     config=towers.run_config(file.stem, vision, mode),

@@ -31,7 +31,7 @@ Resizer = Callable[[np.ndarray, tuple[int, ...]], Any]
 
 
 @dataclass
-class Plan:
+class Conversion:
   """What becomes of every tensor of a file.
 
   Attributes:
@@ -119,7 +119,7 @@ def plan(
   optional: Sequence[str] = (),
   resizers: Mapping[str, Resizer] | None = None,
   hint: str = "",
-) -> Plan:
+) -> Conversion:
   """Fits tensors into parameters.
 
   Args:
@@ -134,7 +134,7 @@ def plan(
   Raises:
     WeightsError: listing the names that are missing, unexpected, mis-shaped.
   """
-  found = Plan()
+  found = Conversion()
   left = dict(tensors)
   missing: list[str] = []
   misshaped: list[str] = []

@@ -20,7 +20,7 @@ from mico_jax.interop.importing import (
   recognise,
   towers,
 )
-from mico_jax.interop.importing.source import Source, find_vocabulary
+from mico_jax.interop.importing.source import ForeignWeights, find_vocabulary
 from mico_jax.interop.names import mico
 from mico_jax.interop.names.mico_vision import VISUAL
 from mico_jax.interop.names.weight_map import Entry
@@ -41,7 +41,7 @@ def table(config: ModelConfig) -> list[Entry]:
   return mico.entries(config, ["vision"])
 
 
-def read(path: pathlib.Path) -> Source:
+def read(path: pathlib.Path) -> ForeignWeights:
   """Reads a file, or a folder with one.
 
   Raises:
@@ -61,7 +61,7 @@ def read(path: pathlib.Path) -> Source:
   mode, notes = "mico_train", ()
   if about.get("preprocess_cfg"):
     mode, notes = openclip_config.frame_mode(about, vision.image_size)
-  return Source(
+  return ForeignWeights(
     file=file,
     tensors=tensors,
     config=towers.run_config(file.stem, vision, mode),

@@ -24,7 +24,7 @@ from mico_jax.interop.importing import (
   towers,
   transformers_vision,
 )
-from mico_jax.interop.importing.source import Source
+from mico_jax.interop.importing.source import ForeignWeights
 from mico_jax.interop.names import mico
 from mico_jax.interop.names.weight_map import Entry
 
@@ -39,7 +39,7 @@ class Format:
     about: one line of help.
   """
 
-  read: Callable[[pathlib.Path], Source]
+  read: Callable[[pathlib.Path], ForeignWeights]
   table: Callable[[ModelConfig], Sequence[Entry]]
   about: str
 

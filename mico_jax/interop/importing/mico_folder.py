@@ -35,7 +35,7 @@ from mico_jax.interop.files.tensors import (
   renamed,
 )
 from mico_jax.interop.importing.recognise import without_prefix
-from mico_jax.interop.importing.source import Source, find_vocabulary
+from mico_jax.interop.importing.source import ForeignWeights, find_vocabulary
 from mico_jax.interop.importing.towers import heads_guess
 from mico_jax.interop.names import mico as released
 
@@ -56,7 +56,7 @@ QUERY_LENGTH = 30  # tokens of a text in the original's demo
 BEAMS, LENGTH_PENALTY = 3, 0.6  # of its captions
 
 
-def read(path: pathlib.Path) -> Source:
+def read(path: pathlib.Path) -> ForeignWeights:
   """Reads a folder of the released form.
 
   Args:
@@ -70,7 +70,7 @@ def read(path: pathlib.Path) -> Source:
     open_tensors(file), lambda name: released.rename(without_prefix(name))
   )
   config = config_of(tensors, settings, name=path.name, file=file)
-  return Source(
+  return ForeignWeights(
     file=file,
     tensors=tensors,
     config=config,

@@ -15,7 +15,7 @@ from mico_jax.data.tokenizer import (
   tokenizer_from_files,
 )
 from mico_jax.interop.importing import vocabulary as vocabularies
-from mico_jax.interop.importing.source import Source
+from mico_jax.interop.importing.source import ForeignWeights
 from mico_jax.modalities import MODALITIES
 
 SHIPPED = "omniworld"  # tokenizer of a text tower that starts from nothing
@@ -25,7 +25,7 @@ PUBLIC_VOCABULARY = (
 
 
 def run_config(
-  source: Source,
+  source: ForeignWeights,
   base: restore.Checkpoint | None,
   overrides: Sequence[str],
   vocabulary: str | pathlib.Path | None = None,
@@ -72,7 +72,7 @@ def run_config(
   return config_lib.override(config, overrides)
 
 
-def is_fresh(source: Source, base: restore.Checkpoint | None) -> bool:
+def is_fresh(source: ForeignWeights, base: restore.Checkpoint | None) -> bool:
   """Whether nothing brings a text tower."""
   return base is None and not source.holds("text")
 
@@ -118,7 +118,7 @@ def _inputs(
 
 
 def tokenizer(
-  source: Source,
+  source: ForeignWeights,
   config: Config,
   given: str | pathlib.Path | None,
   base: restore.Checkpoint | None,

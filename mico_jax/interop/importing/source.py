@@ -12,7 +12,7 @@ from mico_jax.interop.importing.vocabulary import TEXT, Vocabulary, find, read
 
 
 @dataclass(frozen=True)
-class Source:
+class ForeignWeights:
   """Foreign weights, named but not yet read.
 
   Attributes:

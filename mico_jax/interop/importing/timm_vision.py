@@ -31,7 +31,7 @@ from mico_jax.interop.importing import (
   timm_staged,
   towers,
 )
-from mico_jax.interop.importing.source import Source, find_vocabulary
+from mico_jax.interop.importing.source import ForeignWeights, find_vocabulary
 from mico_jax.interop.names import mico_vision, timm_vision
 from mico_jax.interop.names.weight_map import Entry
 
@@ -74,7 +74,7 @@ def table(config: ModelConfig) -> list[Entry]:
   return timm_vision.timm_entries(vision)
 
 
-def read(path: pathlib.Path) -> Source:
+def read(path: pathlib.Path) -> ForeignWeights:
   """Reads a file, or a folder with one and its config.json.
 
   Raises:
@@ -126,7 +126,7 @@ def read(path: pathlib.Path) -> Source:
       "no mean of the pixels in a config.json beside the weights: they are "
       "taken to be -1..1 (mode plain)"
     )
-  return Source(
+  return ForeignWeights(
     file=file,
     tensors=tensors,
     config=towers.run_config(file.stem, vision, mode),

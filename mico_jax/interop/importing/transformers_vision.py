@@ -27,7 +27,7 @@ from mico_jax.interop.files.tensors import (
   renamed,
 )
 from mico_jax.interop.importing import recognise, timm_staged, towers
-from mico_jax.interop.importing.source import Source, find_vocabulary
+from mico_jax.interop.importing.source import ForeignWeights, find_vocabulary
 from mico_jax.interop.names import staged_vision, transformers_vision
 from mico_jax.interop.names.weight_map import Entry
 from mico_jax.modalities import spatial
@@ -118,7 +118,7 @@ def family_of(kind: str) -> str:
   return "dinov2" if kind == "dinov2_with_registers" else kind
 
 
-def read(path: pathlib.Path) -> Source:
+def read(path: pathlib.Path) -> ForeignWeights:
   """Reads a folder with config.json, or a file of weights beside one.
 
   Raises:
@@ -178,7 +178,7 @@ def read(path: pathlib.Path) -> Source:
         f"no {PIXELS} beside the weights: pixels are taken to be those of the "
         f"published {kind} (mode {mode})"
       )
-  return Source(
+  return ForeignWeights(
     file=file,
     tensors=tensors,
     config=towers.run_config(file.parent.name or kind, vision, mode),

@@ -26,7 +26,7 @@ from mico_jax.kernels.attention.rules import Rules
 from mico_jax.kernels.attention.tpu_devices import on_devices, splits
 from mico_jax.kernels.attention.tpu_layout import Heads
 from mico_jax.kernels.attention.tpu_plan import (
-  Plan,
+  TilePlan,
   VmemError,
   make_plan,
   spec_fields,
@@ -36,7 +36,7 @@ ATTENTION_SUMS = "attention_sums"  # name for remat policies
 _DTYPES = (jnp.bfloat16, jnp.float32)
 
 
-def _specs(plan: Plan, spec: resident.Spec, part: int) -> pl.BlockSpec:
+def _specs(plan: TilePlan, spec: resident.Spec, part: int) -> pl.BlockSpec:
   """The block of q (0), k (1) or v (2); the values have that of q."""
   layout = spec.layout
   rows = spec.rows if part == 0 else spec.num_keys
@@ -80,11 +80,11 @@ def _rule_inputs(
   return arrays, blocks
 
 
-def _three(plan: Plan, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+def _three(plan: TilePlan, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
   return arrays * 3 if plan.packed else arrays
 
 
-def _apart(plan: Plan, x: Array) -> Array:
+def _apart(plan: TilePlan, x: Array) -> Array:
   """[B, L, N H] as [B, N, L, H]."""
   x = x.reshape(*x.shape[:2], plan.num_heads, -1)
   return jnp.swapaxes(x, 1, 2)
@@ -96,14 +96,14 @@ def _side_by_side(x: Array) -> Array:
   return x.reshape(*x.shape[:2], -1)
 
 
-def _values_shape(plan: Plan, q: Array) -> jax.ShapeDtypeStruct:
+def _values_shape(plan: TilePlan, q: Array) -> jax.ShapeDtypeStruct:
   shape = q.shape
   if plan.packed:
     shape = (*shape[:-1], shape[-1] // 3)
   return jax.ShapeDtypeStruct(shape, q.dtype)
 
 
-def _cost(plan: Plan, batch: int, itemsize: int, *, backward: bool) -> Any:
+def _cost(plan: TilePlan, batch: int, itemsize: int, *, backward: bool) -> Any:
   """Products of queries and keys, and every array once."""
   spec = plan.forward
   pairs = batch * plan.num_heads * spec.num_queries * spec.num_keys
@@ -118,7 +118,7 @@ def _cost(plan: Plan, batch: int, itemsize: int, *, backward: bool) -> Any:
   )
 
 
-def _call(plan: Plan, kernel: Any, name: str, **options: Any) -> Any:
+def _call(plan: TilePlan, kernel: Any, name: str, **options: Any) -> Any:
   spec = plan.forward
   sizes = (spec.num_queries, spec.num_keys, plan.num_heads)
   return pl.pallas_call(
@@ -161,7 +161,11 @@ def _local(
 
 
 def _forward(
-  plan: Plan, arrays: tuple[Array, ...], rules: tuple[Array, ...], *, save: bool
+  plan: TilePlan,
+  arrays: tuple[Array, ...],
+  rules: tuple[Array, ...],
+  *,
+  save: bool,
 ) -> tuple[Array, Array | None]:
   """Values and, if saved, logarithms of sums [B, groups, heads, L]."""
   spec = plan.forward
@@ -206,7 +210,7 @@ def _forward(
 
 
 def _backward(
-  plan: Plan,
+  plan: TilePlan,
   arrays: tuple[Array, ...],
   rules: tuple[Array, ...],
   sums: Array,
@@ -259,12 +263,12 @@ def _backward(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: Plan, arrays: Any, rules: Any) -> Array:
+def _attend(plan: TilePlan, arrays: Any, rules: Any) -> Array:
   return _both(plan, arrays, rules, save=False)[0]
 
 
 def _both(
-  plan: Plan, arrays: Any, rules: Any, *, save: bool
+  plan: TilePlan, arrays: Any, rules: Any, *, save: bool
 ) -> tuple[Array, Array]:
   def local(arrays: Any, rules: Any, _: None, grad: None) -> Any:
     del grad
@@ -277,12 +281,16 @@ def _both(
   return on_devices(plan, local, arrays, rules, None, None)
 
 
-def _attend_forward(plan: Plan, arrays: Any, rules: Any) -> tuple[Array, Any]:
+def _attend_forward(
+  plan: TilePlan, arrays: Any, rules: Any
+) -> tuple[Array, Any]:
   out, sums = _both(plan, arrays, rules, save=True)
   return out, (arrays, rules, checkpoint_name(sums, ATTENTION_SUMS))
 
 
-def _attend_backward(plan: Plan, saved: Any, grad: Array) -> tuple[Any, None]:
+def _attend_backward(
+  plan: TilePlan, saved: Any, grad: Array
+) -> tuple[Any, None]:
   arrays, rules, sums = saved
   backward = functools.partial(_backward, plan)
   return on_devices(plan, backward, arrays, rules, sums, grad), None

@@ -34,7 +34,7 @@ class VmemError(NotImplementedError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TilePlan:
   """How one call runs.
 
   Attributes:
@@ -174,7 +174,7 @@ def make_plan(
   rules: Rules,
   dropout: float = 0.0,
   packed: bool = False,
-) -> Plan:
+) -> TilePlan:
   """Chooses layout, group and tile; see the module.
 
   Args:
@@ -235,7 +235,7 @@ def make_plan(
   if len(fitting) == 2:
     (forward, one), (backward, other) = fitting
     limit = min(max(2 * max(one, other), 16 * target.MIB), budget)
-    return Plan(forward, backward, num_heads, packed, limit, machine)
+    return TilePlan(forward, backward, num_heads, packed, limit, machine)
   if not needs:
     raise NotImplementedError(
       f"packed {num_heads} heads of {head_dim} and {num_queries} queries: "

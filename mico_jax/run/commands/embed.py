@@ -28,7 +28,7 @@ from mico_jax.data.stalled import EVALUATION, REASON, Stalled
 from mico_jax.inference.omni_model import OmniModel
 from mico_jax.inference.prepare import NOT_FINITE, Item, not_finite
 from mico_jax.modalities import MODALITIES, DecodeError
-from mico_jax.run.commands.entries import Entry, failing, writable
+from mico_jax.run.commands.entries import EmbedItem, failing, writable
 
 FORMATS = (".parquet", ".npy", ".npz")
 _JOB = "embed"  # stands for a source in the list of stalled files
@@ -107,7 +107,7 @@ def _rows_path(path: pathlib.Path) -> pathlib.Path | None:
 
 def embed_files(
   model: OmniModel,
-  entries: Sequence[Entry],
+  entries: Sequence[EmbedItem],
   out: str | os.PathLike[str],
   *,
   fingerprint: str = "",
@@ -179,7 +179,7 @@ def _shard(parts: pathlib.Path, start: int) -> pathlib.Path:
 
 def _open_job(
   path: pathlib.Path,
-  entries: Sequence[Entry],
+  entries: Sequence[EmbedItem],
   fingerprint: str,
   shard_size: int,
   overwrite: bool,
@@ -222,7 +222,7 @@ _Arrays = dict[str, tuple[list[int], np.ndarray]]
 
 def _prepared(
   model: OmniModel,
-  entries: Sequence[Entry],
+  entries: Sequence[EmbedItem],
   starts: Sequence[int],
   shard_size: int,
   parts: pathlib.Path,
@@ -275,7 +275,7 @@ def _prepared(
 
 def _embed_shard(
   model: OmniModel,
-  entries: Sequence[Entry],
+  entries: Sequence[EmbedItem],
   arrays: _Arrays,
   errors: dict[int, str],
 ) -> dict[int, Float[np.ndarray, " E"]]:
@@ -312,7 +312,7 @@ def _write_shard(
 def _merge(
   path: pathlib.Path,
   parts: pathlib.Path,
-  entries: Sequence[Entry],
+  entries: Sequence[EmbedItem],
   starts: Sequence[int],
   width: int,
 ) -> tuple[int, int]:
@@ -348,7 +348,7 @@ def _merge(
 
 
 def _write_output(
-  path: pathlib.Path, entries: Sequence[Entry], vectors: np.ndarray
+  path: pathlib.Path, entries: Sequence[EmbedItem], vectors: np.ndarray
 ) -> None:
   part = path.with_name(f"{path.stem}.tmp{path.suffix}")
   if path.suffix == ".parquet":

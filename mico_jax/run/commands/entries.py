@@ -14,7 +14,7 @@ from mico_jax.modalities import DecodeError, FileSpec
 
 
 @dataclass(frozen=True)
-class Entry:
+class EmbedItem:
   """One file to embed.
 
   Attributes:
@@ -56,7 +56,7 @@ def writable(text: str) -> str:
   return text.encode("utf-8", "backslashreplace").decode()
 
 
-def file_entries(specs: Sequence[FileSpec], first: int = 0) -> list[Entry]:
+def file_entries(specs: Sequence[FileSpec], first: int = 0) -> list[EmbedItem]:
   """Entries of files named on the command line; the path is the id.
 
   Args:
@@ -64,12 +64,14 @@ def file_entries(specs: Sequence[FileSpec], first: int = 0) -> list[Entry]:
     first: index of the first one among those given.
   """
   return [
-    Entry(s.path, s.key, s.path, s.depth_unit, index=i)
+    EmbedItem(s.path, s.key, s.path, s.depth_unit, index=i)
     for i, s in enumerate(specs, first)
   ]
 
 
-def manifest_entries(source: SourceConfig, keys: Sequence[str]) -> list[Entry]:
+def manifest_entries(
+  source: SourceConfig, keys: Sequence[str]
+) -> list[EmbedItem]:
   """Entries of a manifest: one per sample and modality it has.
 
   Args:
@@ -92,7 +94,9 @@ def manifest_entries(source: SourceConfig, keys: Sequence[str]) -> list[Entry]:
       if key in keys:
         path = str(record.fields.get(source.fields.get(key, key), record.id))
         entries.append(
-          Entry(record.id, key, path, source.depth_unit, read, source.path, i)
+          EmbedItem(
+            record.id, key, path, source.depth_unit, read, source.path, i
+          )
         )
   if not entries:
     raise ConfigError(
@@ -111,6 +115,6 @@ def failing(reason: str) -> Callable[[], Any]:
   return fail
 
 
-def _broken(source: str, index: int, key: str, reason: str) -> Entry:
+def _broken(source: str, index: int, key: str, reason: str) -> EmbedItem:
   name = f"sample {index}"
-  return Entry(name, key, name, "", failing(reason), source, index)
+  return EmbedItem(name, key, name, "", failing(reason), source, index)

@@ -42,7 +42,7 @@ _WARM = 200  # steps of a start until its memory counts as settled
 
 
 def soak_config(steps: int, width: int) -> Config:
-  """The tasks of `testing.endurance.kills` without evaluation, saved every 100 steps."""
+  """The tasks of `kills` without evaluation, saved every 100 steps."""
   config = kill_config(steps)
   vision = dataclasses.replace(
     config.model.vision, width=width, mlp_dim=4 * width
