@@ -281,7 +281,7 @@ def line_of(scope: str) -> str:
   return f"{where}: {part or 'rest'}, {direction}"
 
 
-def account(report: aot.Report, cores: int = 1) -> dict[str, float]:
+def account(report: aot.KernelReport, cores: int = 1) -> dict[str, float]:
   """Cycles of one device by line, largest first; kernels by their name.
 
   Args:
