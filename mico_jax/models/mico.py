@@ -29,7 +29,7 @@ from mico_jax.kernels.cross_entropy import tied, tied_cross_entropy
 from mico_jax.kernels.dtypes import accumulation_dtype, supported_dtype
 from mico_jax.layers import dropout, pool
 from mico_jax.layers.stack import REMAT, stacked_layers
-from mico_jax.modalities import MODALITIES, by_letter
+from mico_jax.modalities import MODALITIES, as_configured, by_letter
 from mico_jax.models import bert, parameters
 from mico_jax.models.bert import ContextKV, KVCache
 from mico_jax.models.resize import resize_frames
@@ -37,11 +37,15 @@ from mico_jax.models.resize import resize_frames
 # Field of the config -> what it may be.
 NAMES: Mapping[str, tuple[str, ...]] = {
   "matmul_precision": ("default", "high", "highest"),
-  "normals_as": ("normal", "depth"),
   "dtype": ("float32", "bfloat16", "float16", "float64"),
   "masked_rows": MASKED_ROWS,
   "attention": ("auto", *BACKENDS),
   "remat": tuple(REMAT),
+  **{
+    m.alias.option: (key, m.alias.key)
+    for key, m in MODALITIES.items()
+    if m.alias
+  },
 }
 
 
@@ -240,9 +244,7 @@ class MiCo:
     """
     name = letters
     if len(letters) == 1:
-      name = by_letter(letters).head_letter or letters
-      if name == "n" and self.config.normals_as == "depth":
-        name = "d"
+      name = as_configured(by_letter(letters), self.config).head
     if name not in parameters.head_names(self.config):
       raise ValueError(
         f"no contrastive head for {letters!r}; config.model.heads has "
@@ -279,9 +281,7 @@ class MiCo:
     Raises:
       ValueError: if the config has no such type.
     """
-    name = by_letter(letter).context_type
-    if name == "normal" and self.config.normals_as == "depth":
-      name = "depth"
+    name = as_configured(by_letter(letter), self.config).context_type
     known = parameters.context_types(self.config)
     if name not in known:
       raise ValueError(

@@ -23,12 +23,15 @@ from mico_jax.layers.activations import gelu
 from mico_jax.layers.embed import EMBEDDINGS, POSITION_INIT, TABLE_INIT
 from mico_jax.layers.mlp import Dense
 from mico_jax.layers.norm import LayerNorm
-from mico_jax.modalities import MODALITIES, Modality, by_letter
+from mico_jax.modalities import (
+  MODALITIES,
+  Modality,
+  as_configured,
+  by_letter,
+)
 from mico_jax.models.bert import ContextKV, LMHead
 from mico_jax.models.encoder import Encoder
 from mico_jax.models.encoders import ENCODERS, TEXT_ENCODERS
-
-SUBTITLE = "subtitle"  # context type of subtitles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,13 +135,24 @@ def own_embeddings(config: ModelConfig) -> Mapping[str, Modality]:
 
 
 def context_types(config: ModelConfig) -> tuple[str, ...]:
-  """Context types with parameters: of the frame tables, and subtitles."""
-  types = [
-    t
-    for t in config.frame_table
-    if not (t == "normal" and config.normals_as == "depth")
-  ]
-  return (*types, SUBTITLE)
+  """Context types with parameters: of the frame tables, and of words."""
+  served = {m.context_type for m in _served(config)}
+  types = [t for t in config.frame_table if t not in served]
+  return (*types, *word_types())
+
+
+def word_types() -> tuple[str, ...]:
+  """Context types whose tokens come from the text tower: subtitles."""
+  return tuple(
+    m.context_type
+    for m in MODALITIES.values()
+    if m.kind == "interface" and m.context_type
+  )
+
+
+def _served(config: ModelConfig) -> list[Modality]:
+  """Modalities whose head and context are another one's, by config."""
+  return [m for m in MODALITIES.values() if as_configured(m, config) is not m]
 
 
 def weighted_types(config: ModelConfig) -> tuple[str, ...]:
@@ -153,9 +167,8 @@ def weighted_types(config: ModelConfig) -> tuple[str, ...]:
 
 def head_names(config: ModelConfig) -> tuple[str, ...]:
   """Contrastive heads with parameters."""
-  return tuple(
-    h for h in config.heads if not (h == "n" and config.normals_as == "depth")
-  )
+  served = {m.letter for m in _served(config)}
+  return tuple(h for h in config.heads if h not in served)
 
 
 def feature_width(config: ModelConfig, letter: str) -> int:
@@ -222,7 +235,7 @@ def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
     ),
   }
   for name in context_types(config):
-    width = text.width if name == SUBTITLE else vision.width
+    width = text.width if name in word_types() else vision.width
     project = Projection(text.width, text.norm_eps, dtype)
     found["project", name] = Part(project, (jnp.zeros((1, width)),))
     found["type_embed", name] = Free((text.width,), (axes.EMBED,))

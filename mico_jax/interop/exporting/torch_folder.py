@@ -33,7 +33,7 @@ from mico_jax.interop.exporting import export, torch_inputs
 from mico_jax.interop.exporting.export import Report, Source
 from mico_jax.interop.files import writing
 from mico_jax.interop.names import torch_modules
-from mico_jax.modalities import MODALITIES, preprocessing
+from mico_jax.modalities import MODALITIES, as_configured, preprocessing
 from mico_jax.models import build, parameters
 
 FORMAT = "mico_jax torch 1"
@@ -44,15 +44,11 @@ def _modalities(config: Config, preparer: Preparer) -> dict[str, Any]:
   """What the PyTorch file must know of every modality with parameters."""
   model = config.model
   contexts = parameters.context_types(model)
-  as_depth = model.normals_as == "depth"
   has_class_token = build(model).has_class_token
   table: dict[str, dict[str, Any]] = {}
   for key, m in MODALITIES.items():
-    context, head = m.context_type, m.head_letter or m.letter
-    if as_depth and context == "normal":
-      context = "depth"
-    if as_depth and head == "n":
-      head = "d"
+    read = as_configured(m, model)
+    context, head = read.context_type, read.head
     if m.kind == "knowledge" and context not in contexts:
       continue
     pooling = m.pooling
@@ -62,6 +58,7 @@ def _modalities(config: Config, preparer: Preparer) -> dict[str, Any]:
       "letter": m.letter,
       "kind": m.kind,
       "head": head,
+      "plays": m.head,
       "context": context,
       "pooling": pooling,
       "embedding": m.embedding,
@@ -90,7 +87,7 @@ def model_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     "model": config_lib.to_dict(model),
     "modalities": _modalities(config, preparer),
     "class_token": build(model).has_class_token,
-    "encoder_width": parameters.feature_width(model, "v"),
+    "encoder_width": model.vision.width,
     "contexts": {
       name: model.frame_table.get(name, 0)
       for name in parameters.context_types(model)
@@ -131,8 +128,8 @@ def preprocessing_json(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
       **mode.recipe,  # the same in plain data, where the mode has it
       "frames": preprocessing.input_config(config, key).frames,
     }
-    if key == "depth":
-      inputs[key]["unit"] = preparer.depth_unit()
+    if mode.unit:
+      inputs[key]["unit"] = mode.unit
   return {
     "image_size": config.model.vision.image_size,
     "max_pixels": config.data.max_pixels,

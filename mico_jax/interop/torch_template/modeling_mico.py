@@ -874,9 +874,13 @@ class MiCo(nn.Module):
     self.text = Bert(text, options["masked_rows"])
     width = config["encoder_width"]
     contexts = config["contexts"]  # name -> length of its frame table
+    interface = [
+      m for m in self.modalities.values() if m["kind"] != "knowledge"
+    ]
+    words = {m["context"] for m in interface}  # encoded by the text tower
     self.project = nn.ModuleDict(
       {
-        name: Projection(wide if name == "subtitle" else width, wide, eps)
+        name: Projection(wide if name in words else width, wide, eps)
         for name in contexts
       }
     )
@@ -1050,13 +1054,13 @@ class MiCo(nn.Module):
   def _key_of(self, letter: str, inputs: Mapping[str, Any]) -> str:
     """The given modality that plays a letter; an image may play a video."""
     key = self.by_letter.get(letter, letter)
-    if key not in inputs and letter == "v" and "image" in inputs:
-      return "image"
-    if key not in inputs:
-      raise ValueError(
-        f"letter {letter!r} needs {key}=[...]; given: {', '.join(inputs)}."
-      )
-    return key
+    others = (k for k, m in self.modalities.items() if m["plays"] == letter)
+    for other in (key, *others):
+      if other in inputs:
+        return other
+    raise ValueError(
+      f"letter {letter!r} needs {key}=[...]; given: {', '.join(inputs)}."
+    )
 
   def _embedded(
     self, rows: Mapping[str, Sequence[Any]], letters: str
@@ -1090,8 +1094,10 @@ class MiCo(nn.Module):
       else:
         tokens[letter] = self.encode(key, self.pixels(key, values))
         pooled[letter] = self.pool(key, tokens[letter])
-    if "v" not in tokens and "i" in tokens:  # an image is a one-frame video
-      tokens["v"], pooled["v"] = tokens["i"], pooled["i"]
+    for key in inputs:  # an image is a one-frame video
+      letter, played = (self.modalities[key][k] for k in ("letter", "plays"))
+      if played not in tokens:
+        tokens[played], pooled[played] = tokens[letter], pooled[letter]
     return tokens, pooled, masks
 
   def tokens(self, key: str, texts: Any) -> Tensor:
