@@ -22,6 +22,7 @@ from mico_jax.modalities import (
   DecodeError,
   Geometry,
   Mode,
+  OwnEmbedding,
   by_letter,
   letters,
   preprocessing,
@@ -162,9 +163,9 @@ def input_shape(config: Config, key: str, *, train: bool = True) -> ArrayShape:
   sizes = {"T": g.frames, "Y": g.size, "X": g.size, "C": 3}
   if modality.embedding == "text":
     sizes["L"] = language.max_length(config.data.tokenizer, modality.text_kinds)
-  # A modality with a tokeniser of its own says the shape of a frame.
-  own = modality.extra.get("embedding_shape", ())
-  sizes.update(zip(modality.spec.dims[1:], own, strict=False))
+  if isinstance(modality.embedding, OwnEmbedding):
+    frame = modality.embedding.frame
+    sizes.update(zip(modality.spec.dims[1:], frame, strict=False))
   shape = tuple(sizes[d] for d in modality.spec.dims)
   dtype = ""
   if modality.kind == "knowledge":

@@ -20,6 +20,7 @@ from mico_jax.modalities.base import (
   Geometry,
   Modality,
   Mode,
+  OwnEmbedding,
 )
 from mico_jax.modalities.depth import DEPTH
 from mico_jax.modalities.files import FileSpec, parse_file
@@ -148,6 +149,7 @@ __all__ = [
   "Geometry",
   "Modality",
   "Mode",
+  "OwnEmbedding",
   "as_configured",
   "by_extension",
   "by_letter",

@@ -99,6 +99,50 @@ class Alias:
 
 
 @dataclass(frozen=True)
+class OwnEmbedding:
+  """How a modality that is no grid of pixels becomes tokens.
+
+  Attributes:
+    module: "package.module:Class" of a Linen module, `cls(width, dtype,
+      **options)(frames [B *frame]) -> [B L D]`, with positions of its own.
+    torch: "package.module:Class" of the same in PyTorch, `cls(width, frame,
+      **options)`. An exported folder takes that file along, so it must import
+      PyTorch only. "": no such export.
+    frame: shape of one frame, as `Mode.to_pixels` gives it: finite values, also
+      in padding.
+    tokens: of a frame, L, padding included.
+    options: of both classes.
+    valid: where tokens may be padding: which ones of frames are not,
+      `valid(frames [B *frame], xp=...) -> bool [B L]`. The others, and frames
+      without any, count for nothing. The PyTorch class has the method
+      `valid(frames)`.
+  """
+
+  module: str
+  frame: tuple[int, ...]
+  tokens: int
+  torch: str = ""
+  options: Mapping[str, Any] = field(default_factory=dict)
+  valid: Callable[..., Any] | None = None
+
+  def valid_tokens(self, frames: Any, *, xp: Any) -> Any | None:
+    """Which tokens of frames [B *frame] are no padding [B L]; None: all.
+
+    Raises:
+      ValueError: if `valid` gives another shape or dtype.
+    """
+    if self.valid is None:
+      return None
+    mask = self.valid(frames, xp=xp)
+    if mask.shape != (frames.shape[0], self.tokens) or mask.dtype != bool:
+      raise ValueError(
+        f"valid gives {mask.dtype} {list(mask.shape)} for {frames.shape[0]} "
+        f"frames; expected bool {[frames.shape[0], self.tokens]}."
+      )
+    return mask
+
+
+@dataclass(frozen=True)
 class Modality:
   """One modality. The table is `mico_jax.modalities.MODALITIES`."""
 
@@ -113,7 +157,7 @@ class Modality:
   default_mode: str
   # A deterministic decoded sample for self-checks and fake batches.
   example: Callable[[Geometry, int], Any]
-  embedding: str = "patch"  # "patch", "text", or a class of layers.embed
+  embedding: Literal["patch", "text"] | OwnEmbedding = "patch"
   context_type: str = ""  # names frame table, type vector and projection
   # Letter of a modality whose contrastive head it shares and that it may stand
   # for, as an image for a video; "": it has a head of its own.
@@ -131,7 +175,6 @@ class Modality:
   # A frame or slice as a sheet draws it; None: as it travels.
   draw: Callable[[np.ndarray], np.ndarray] | None = None
   notes: str = ""
-  extra: Mapping[str, Any] = field(default_factory=dict)
 
   @property
   def head(self) -> str:

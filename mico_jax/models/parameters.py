@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Key
 from mico_jax import axes
 from mico_jax.config import ModelConfig
 from mico_jax.layers.activations import gelu
-from mico_jax.layers.embed import EMBEDDINGS, POSITION_INIT, TABLE_INIT
+from mico_jax.layers.embed import POSITION_INIT, TABLE_INIT
 from mico_jax.layers.mlp import Dense
 from mico_jax.layers.norm import LayerNorm
 from mico_jax.modalities import (
@@ -29,6 +29,7 @@ from mico_jax.modalities import (
   as_configured,
   by_letter,
 )
+from mico_jax.models import own_tokens
 from mico_jax.models.bert import ContextKV, LMHead
 from mico_jax.models.encoder import Encoder
 from mico_jax.models.encoders import ENCODERS, TEXT_ENCODERS
@@ -121,17 +122,6 @@ def head_module(config: ModelConfig, letters: str) -> Dense:
     names=(axes.EMBED, axes.JOINT),
     bias_name=axes.JOINT,
   )
-
-
-def own_embeddings(config: ModelConfig) -> Mapping[str, Modality]:
-  """Modalities of this config that bring an embedding class of their own."""
-  return {
-    key: m
-    for key, m in MODALITIES.items()
-    if m.kind == "knowledge"
-    and m.embedding != "patch"
-    and m.context_type in config.frame_table
-  }
 
 
 def context_types(config: ModelConfig) -> tuple[str, ...]:
@@ -263,33 +253,17 @@ def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
   ):
     if rows:
       found[name,] = Free((rows, text.width), (axes.POSITION, axes.EMBED))
-  for key, modality in own_embeddings(config).items():
+  for key, embedding in own_tokens.own_embeddings(config).items():
     if not vit.supports_token_indices:
       raise ValueError(
         f"{key} brings its own embedding, and encoder={vision.encoder!r} takes "
-        f"pixels only; remove {modality.context_type!r} from "
+        f"pixels only; remove {MODALITIES[key].context_type!r} from "
         "config.model.frame_table or choose encoder='vit'."
       )
-    shape = modality.extra["embedding_shape"]
-    module = own_embedding(config, modality)
-    found["embedding", key] = Part(module, (jnp.zeros((1, *shape)),))
+    module = own_tokens.module(config, key, embedding)
+    example = jnp.zeros((1, *embedding.frame))
+    found["embedding", key] = Part(module, (example,))
   return found
-
-
-def own_embedding(config: ModelConfig, modality: Modality) -> nn.Module:
-  """The embedding module of a modality with a tokeniser of its own.
-
-  Raises:
-    ValueError: if the record names no class of `layers.embed.EMBEDDINGS`.
-  """
-  if modality.embedding not in EMBEDDINGS:
-    raise ValueError(
-      f"{modality.key}: embedding={modality.embedding!r} is not one of patch, "
-      f"{', '.join(EMBEDDINGS)} (mico_jax.layers.embed.EMBEDDINGS)."
-    )
-  return EMBEDDINGS[modality.embedding](
-    config.vision.width, jnp.dtype(config.dtype)
-  )
 
 
 def create(config: ModelConfig, key: Key[Array, ""]) -> dict[str, Any]:
