@@ -15,6 +15,7 @@ from mico_jax.data.samples import (
   input_shape,
   keys_of,
 )
+from mico_jax.modalities import MODALITIES
 
 
 def batch_spec(
@@ -55,17 +56,19 @@ def batch_spec(
 
 def empty_batch(spec: Mapping[str, Any], pad: int = 0) -> dict[str, Any]:
   """Zero arrays (token ids: `pad`) of the shapes of `batch_spec`."""
+  words = {k for k, m in MODALITIES.items() if m.kind == "interface"}
+  words.update(_TEXTS)
 
   def make(node: Any, name: str) -> Any:
     if isinstance(node, ArrayShape):
-      fill = pad if name in _TEXTS else 0
+      fill = pad if name in words else 0
       return np.full(node.shape, fill, np.dtype(node.dtype))
     return {k: make(v, name if name in _TEXTS else k) for k, v in node.items()}
 
   return {k: make(v, k) for k, v in spec.items()}
 
 
-_TEXTS = ("text", "negative_text", "question", "answer", "subtitle")
+_TEXTS = ("text", "negative_text", "question", "answer")
 
 
 def fill_row(batch: dict[str, Any], i: int, sample: Mapping[str, Any]) -> None:

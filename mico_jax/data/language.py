@@ -1,8 +1,8 @@
 """Which text a group reads: caption kinds, negatives, questions.
 
 A group's text is drawn among caption kinds by the weights of `tasks.*.texts`,
-or by its letters (`default_kind`). A record without the kind falls back along
-`FALLBACK`. Evaluation takes the heaviest kind and its first text.
+or by its letters (`default_kind`). A record without the kind takes another one
+(`fallback`). Evaluation takes the heaviest kind and its first text.
 """
 
 from __future__ import annotations
@@ -13,27 +13,38 @@ import numpy as np
 
 from mico_jax.config import TaskConfig, TokenizerConfig
 from mico_jax.data.records import Record
-from mico_jax.modalities import DecodeError, letters
+from mico_jax.modalities import (
+  MODALITIES,
+  WHOLE,
+  Caption,
+  DecodeError,
+  by_letter,
+  has_words,
+  letters,
+  shown,
+)
 from mico_jax.modalities.words import decode_text
 
-_BY_LETTERS = {
-  "v": "vision",
-  "i": "vision",
-  "a": "audio",
-  "d": "depth",
-  "n": "normal",
-  "s": "subtitle",
-}
-# Kind -> kinds to take instead, in turn, when a record lacks it.
-FALLBACK: dict[str, tuple[str, ...]] = {
-  "vision": ("omni", "alt_text"),
-  "audio": ("omni",),
-  "depth": ("omni", "vision"),
-  "normal": ("omni", "vision"),
-  "subtitle": ("omni",),
-  "story": ("omni", "vision", "audio", "alt_text"),
-  "omni": ("joined", "vision", "audio", "alt_text"),
-}
+ALT_TEXT = "alt_text"  # what stands beside a picture on a web page
+JOINED = "joined"  # the captions of the single modalities, one after another
+STORY = "story"  # of a sample with words in it
+
+
+def caption_kinds() -> tuple[Caption, ...]:
+  """The kinds of caption of single modalities, in the table's order."""
+  found = {m.caption.kind: m.caption for m in MODALITIES.values() if m.caption}
+  return tuple(found.values())
+
+
+def fallback(kind: str) -> tuple[str, ...]:
+  """Kinds to take instead of one that a record lacks, in turn."""
+  captions = caption_kinds()
+  general = (*(c.kind for c in captions if c.general), ALT_TEXT)
+  if kind == STORY:
+    return (WHOLE, *general)
+  if kind == WHOLE:
+    return (JOINED, *general)
+  return next((c.fallback for c in captions if c.kind == kind), (WHOLE,))
 
 
 def default_kind(group: str) -> str:
@@ -43,10 +54,10 @@ def default_kind(group: str) -> str:
   "story" with subtitles among them.
   """
   context = letters(group)
-  kinds = {_BY_LETTERS.get(letter, "omni") for letter in context}
+  kinds = {by_letter(letter).caption_kind for letter in context}
   if len(kinds) == 1:
     return kinds.pop()
-  return "story" if "s" in context else "omni"
+  return STORY if has_words(context) else WHOLE
 
 
 def kinds_of(task: TaskConfig, group: str) -> dict[str, float]:
@@ -60,8 +71,8 @@ def max_length(config: TokenizerConfig, kinds: Sequence[str]) -> int:
   default = table.get("default", 40)
 
   def length(kind: str) -> int:
-    if kind in ("story", "joined"):
-      return table.get(kind, table.get("omni", default))
+    if kind in (STORY, JOINED):
+      return table.get(kind, table.get(WHOLE, default))
     return table.get(kind, default)
 
   return max(length(kind) for kind in kinds)
@@ -74,10 +85,10 @@ def _available(
   for kind in sorted(kinds):
     if kinds[kind] <= 0:
       continue
-    chain = (kind, *FALLBACK.get(kind, ("omni",)))
+    chain = (kind, *fallback(kind))
     found = next((k for k in chain if k in record.captions), None)
-    if kind == "joined" and "joined" not in record.captions:
-      found = "joined"
+    if kind == JOINED and JOINED not in record.captions:
+      found = JOINED
     if found is not None:
       names.append(found)
       weights.append(kinds[kind])
@@ -86,7 +97,7 @@ def _available(
 
 def _joined(record: Record) -> tuple[str, ...]:
   """The first captions of the single modalities as one text."""
-  kinds = ("vision", "audio", "depth", "normal", "subtitle")
+  kinds = [caption.kind for caption in caption_kinds()]
   texts = [record.captions[k][0] for k in kinds if k in record.captions]
   return (" ".join(texts),) if texts else ()
 
@@ -152,14 +163,12 @@ def choose_question(
   An image counts as seeing what a video shows, except motion, which the
   questions' own letters cannot tell apart.
   """
-  seen = None
-  for group in groups:
-    own = set(letters(group)) | ({"v"} if "i" in group else set())
-    seen = own if seen is None else seen & own
+  seen = [shown(letters(group)) for group in groups]
+  common = frozenset.intersection(*seen) if seen else frozenset()
   fitting = [
     (question, answer)
     for question, answer, needs in record.questions
-    if set(needs) <= (seen or set())
+    if set(needs) <= common
   ]
   if not fitting:
     return None

@@ -31,8 +31,8 @@ from mico_jax.data.order import SUBSTITUTES, Order, Row
 from mico_jax.data.sample_trace import TraceRow, sample_name, trace
 from mico_jax.data.samples import (
   TextSlots,
-  check_depth,
   check_inputs,
+  check_unit,
   check_usable,
   groups_of,
   keys_of,
@@ -42,7 +42,7 @@ from mico_jax.data.samples import (
 from mico_jax.data.sources import Source, open_source, open_sources
 from mico_jax.data.stalled import REASON, Stalled
 from mico_jax.data.tokenizer import Tokenizer
-from mico_jax.modalities import DecodeError
+from mico_jax.modalities import MODALITIES, DecodeError
 
 __all__ = [
   "Pipeline",
@@ -314,8 +314,9 @@ class Pipeline:
       except DecodeError:
         continue
       have = set(record.media) | set(record.captions)
-      if "depth" in keys and "depth" in record.media:
-        check_depth(self._config, name)
+      for key in keys:
+        if MODALITIES[key].units and key in record.media:
+          check_unit(self._config, name, key)
       if keys and not have & set(keys):
         raise ConfigError(
           f"tasks.{task} needs {' or '.join(keys)}, but samples of source "

@@ -9,18 +9,24 @@ from typing import Any
 
 from mico_jax import json_text
 from mico_jax.config import SourceConfig
-from mico_jax.modalities import MODALITIES, DecodeError
+from mico_jax.modalities import MODALITIES, WHOLE, DecodeError
 
-# Caption kind -> record fields that hold it, where the source's `captions` does
-# not say. Every field "<kind>_caption" is one more kind of that name.
-CAPTION_FIELDS: dict[str, tuple[str, ...]] = {
-  "vision": ("vision_caption", "image_caption", "video_caption"),
-  "audio": ("audio_caption",),
-  "omni": ("omni_caption", "caption", "text"),
-  "subtitle": ("subtitle", "transcript"),
+# Caption kind -> record fields that hold it, further to those of modalities.
+_FIELDS: dict[str, tuple[str, ...]] = {
+  WHOLE: ("omni_caption", "caption", "text"),
   "alt_text": ("alt_text",),
   "story": ("story",),
 }
+
+
+def caption_fields() -> dict[str, tuple[str, ...]]:
+  """Caption kind -> record fields that hold it, in turn.
+
+  They count where the source's `captions` does not say. Every field
+  "<kind>_caption" is one more kind of that name.
+  """
+  captions = [m.caption for m in MODALITIES.values() if m.caption]
+  return {caption.kind: caption.fields for caption in captions} | _FIELDS
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def captions_of(
   """Captions by kind out of the fields of a record.
 
   `config.captions` (kind -> field) comes first, then a field `captions` that is
-  itself a mapping by kind, then the names of `CAPTION_FIELDS`.
+  itself a mapping by kind, then the names of `caption_fields`.
   """
   found: dict[str, tuple[str, ...]] = {}
   for kind, name in config.captions.items():
@@ -121,8 +127,8 @@ def captions_of(
     for kind, value in by_kind.items():
       found.setdefault(str(kind), as_texts(value))
   elif by_kind is not None:
-    found.setdefault("omni", as_texts(by_kind))
-  for kind, names in CAPTION_FIELDS.items():
+    found.setdefault(WHOLE, as_texts(by_kind))
+  for kind, names in caption_fields().items():
     for name in names:
       if kind not in found and fields.get(name) is not None:
         found[kind] = as_texts(fields[name])
@@ -139,7 +145,7 @@ def negatives_of(fields: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
   if isinstance(value, Mapping):
     return {str(k): as_texts(v) for k, v in value.items()}
   texts = as_texts(value)
-  return {"omni": texts} if texts else {}
+  return {WHOLE: texts} if texts else {}
 
 
 def questions_of(

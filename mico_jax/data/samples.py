@@ -22,6 +22,7 @@ from mico_jax.modalities import (
   DecodeError,
   Geometry,
   Mode,
+  OwnEmbedding,
   by_letter,
   letters,
   preprocessing,
@@ -107,22 +108,23 @@ def _check_alignment(
     )
 
 
-def check_depth(config: Config, source: str) -> None:
-  """Checks that the depth of a source has a unit, which the modes take.
+def check_unit(config: Config, source: str, key: str) -> None:
+  """Checks that values of a modality have a unit, which the modes take.
 
   Raises:
     ConfigError: else: it is no matter of single samples.
   """
-  g = geometry(config, "depth", source)
+  g = geometry(config, key, source)
+  *first, last = MODALITIES[key].units
   if not g.depth_unit:
     raise ConfigError(
-      f"data.sources.{source}.depth_unit is empty; depth needs its unit: "
-      "metre, millimetre or relative."
+      f"data.sources.{source}.depth_unit is empty; {key} needs its unit: "
+      f"{', '.join(first)} or {last}."
     )
-  example = MODALITIES["depth"].example(g, 0)
+  example = MODALITIES[key].example(g, 0)
   try:
     for train in (True, False):
-      preprocessing.mode_of(config, "depth", train=train).host(example, g, None)
+      preprocessing.mode_of(config, key, train=train).host(example, g, None)
   except ValueError as error:
     raise ConfigError(f"data.sources.{source}.depth_unit: {error}") from error
 
@@ -160,10 +162,10 @@ def input_shape(config: Config, key: str, *, train: bool = True) -> ArrayShape:
   g = geometry(config, key)
   sizes = {"T": g.frames, "Y": g.size, "X": g.size, "C": 3}
   if modality.embedding == "text":
-    sizes["L"] = language.max_length(config.data.tokenizer, (key,))
-  # A modality with a tokeniser of its own says the shape of a frame.
-  own = modality.extra.get("embedding_shape", ())
-  sizes.update(zip(modality.spec.dims[1:], own, strict=False))
+    sizes["L"] = language.max_length(config.data.tokenizer, modality.text_kinds)
+  if isinstance(modality.embedding, OwnEmbedding):
+    frame = modality.embedding.frame
+    sizes.update(zip(modality.spec.dims[1:], frame, strict=False))
   shape = tuple(sizes[d] for d in modality.spec.dims)
   dtype = ""
   if modality.kind == "knowledge":
@@ -241,12 +243,13 @@ def load_inputs(
       if draw < config.data.inputs[key].dropout:
         found[key] = np.zeros_like(found[key])
   for key in keys:
-    if MODALITIES[key].embedding == "text" and record.captions.get(key):
+    kind = MODALITIES[key].caption_kind
+    if MODALITIES[key].embedding == "text" and record.captions.get(kind):
       if tokenizer is None:
         raise ValueError(f"{key} needs a tokenizer.")
       try:
         found[key] = guarded(
-          lambda key=key: _subtitle(config, record, key, tokenizer, rng_key),
+          lambda key=key: _words(config, record, key, tokenizer, rng_key),
           key,
         )
       except DecodeError as error:
@@ -264,7 +267,7 @@ def load_inputs(
   return found
 
 
-def _subtitle(
+def _words(
   config: Config,
   record: Record,
   key: str,
@@ -273,7 +276,8 @@ def _subtitle(
 ) -> np.ndarray:
   """Token ids of a text that is an input."""
   rng = None if rng_key is None else generator(*rng_key, key)
-  text, _ = language.choose_text(record, {key: 1.0}, rng)
+  kind = MODALITIES[key].caption_kind
+  text, _ = language.choose_text(record, {kind: 1.0}, rng)
   length = input_shape(config, key).shape[0]
   return np.asarray(tokenizer.encode(text, length), np.int32)
 

@@ -19,7 +19,12 @@ from mico_jax.config import Config, ConfigError
 from mico_jax.data.records import Record
 from mico_jax.data.samples import load_inputs
 from mico_jax.data.sources import Source, open_source
-from mico_jax.modalities import KNOWLEDGE, DecodeError
+from mico_jax.modalities import (
+  KNOWLEDGE,
+  MODALITIES,
+  DecodeError,
+  by_letter,
+)
 
 CELL = 112  # pixels of a tile
 GAP = 6
@@ -49,13 +54,14 @@ def colour_map(x: np.ndarray) -> UInt8[np.ndarray, "Y X 3"]:
 
 def _tiles(key: str, array: np.ndarray) -> list[tuple[str, np.ndarray]]:
   """Titled pictures of a modality, one per frame or slice."""
-  out = []
+  modality, out = MODALITIES[key], []
   for t, frame in enumerate(array):
     name = key if len(array) == 1 else f"{key} {t + 1}"
-    if key == "audio":  # time to the right, pitch upwards
-      frame = colour_map(frame.T[::-1])
-    elif key == "depth":
+    if modality.units:
       name = f"{name} {frame.min():.3g}..{frame.max():.3g}"
+    if modality.draw is not None:
+      frame = modality.draw(frame)
+    if frame.ndim == 2:
       frame = colour_map(frame)
     out.append((name, frame))
   return out
@@ -98,7 +104,8 @@ def draw_records(
       for reason in broken.values():
         lines += textwrap.wrap(f"broken: {reason}", 60)
       for key in keys:
-        if key in inputs and not (key == "image" and "video" in inputs):
+        head = by_letter(MODALITIES[key].head).key
+        if key in inputs and (head == key or head not in inputs):
           tiles += _tiles(key, inputs[key])
     except DecodeError as error:
       lines += textwrap.wrap(f"broken: {error}", 60)

@@ -13,7 +13,7 @@ from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.faults import guarded
 from mico_jax.data.records import Record, make_record, matches, media_fields
 from mico_jax.data.remote import Storage
-from mico_jax.modalities import DecodeError
+from mico_jax.modalities import MODALITIES, DecodeError
 
 
 class TfdsSource:
@@ -87,7 +87,7 @@ class TfdsSource:
 
 def _media(key: str, value: Any, feature: Any) -> Callable[[], Any]:
   rate = getattr(feature, "sample_rate", None)
-  if key == "audio" and isinstance(value, np.ndarray) and rate:
+  if MODALITIES[key].rated and isinstance(value, np.ndarray) and rate:
     return lambda: (_sound(value), rate)
   if isinstance(value, np.ndarray) and value.ndim and value.shape[-1] == 1:
     return lambda: value[..., 0]

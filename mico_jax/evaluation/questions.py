@@ -17,6 +17,7 @@ from mico_jax.evaluation import metrics
 from mico_jax.evaluation.captions import Writer
 from mico_jax.evaluation.features import Gallery
 from mico_jax.evaluation.report import Protocol, Result
+from mico_jax.modalities import shown
 
 
 def pick_questions(
@@ -31,13 +32,13 @@ def pick_questions(
     items: indices of those that may be asked.
     letters: shown modalities; an image counts as seeing what a video shows.
   """
-  shown = set(letters) | ({"v"} if "i" in letters else set())
+  seen = shown(letters)
   out = []
   for item in items:
     record = records[int(item)]
     if record is None:
       continue
-    fitting = [q for q in record.questions if set(q[2]) <= shown]
+    fitting = [q for q in record.questions if set(q[2]) <= seen]
     if fitting:
       question, answer, _ = fitting[int(item) % len(fitting)]
       out.append((int(item), question, answer))

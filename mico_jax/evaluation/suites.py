@@ -31,7 +31,7 @@ from mico_jax.evaluation.features import Embedder, Gallery
 from mico_jax.evaluation.questions import pick_questions, question_results
 from mico_jax.evaluation.report import Protocol, Result
 from mico_jax.kernels import target
-from mico_jax.modalities import DecodeError, letters
+from mico_jax.modalities import WHOLE, DecodeError, has_words, letters
 from mico_jax.models import MiCo, build
 from mico_jax.world import shown_facts
 from mico_jax.world.ceiling import facts_key
@@ -296,7 +296,7 @@ def _hard_results(
   protocol = dataclasses.replace(job.protocol, split="hard")
   results = []
   for context in contexts:
-    if len(context) < 2 or "s" in context:
+    if len(context) < 2 or has_words(context):
       continue
     galleries = [world.hard_gallery(i, letters=context) for i in range(count)]
     size = len(galleries[0])
@@ -354,7 +354,7 @@ def omniworld_suite(job: Job) -> list[Result]:
     )
   settings = job.config.evaluation
   contexts = evaluated_groups(job.config)
-  kind = "story" if any("s" in c for c in contexts) else "omni"
+  kind = language.STORY if any(map(has_words, contexts)) else WHOLE
   indices = source.world.gallery(settings.size or 256, kind=kind)
   gallery = _read_gallery(job, contexts, indices)
   results = _retrieval_results(job, gallery, contexts)

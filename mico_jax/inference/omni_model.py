@@ -32,7 +32,7 @@ from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import model_params, self_check
 from mico_jax.kernels.compiler import forward_options
 from mico_jax.layers.stack import split_layers
-from mico_jax.modalities import MODALITIES, by_letter
+from mico_jax.modalities import MODALITIES, by_letter, played_by
 from mico_jax.models import build, forward
 from mico_jax.models.decoding import generate
 from mico_jax.parallel.backend import require_backend
@@ -116,8 +116,10 @@ class OmniModel:
     encoded = forward.encode_inputs(
       self.model, self.config, params, arrays, pad=self.tokenizer.info.pad
     )
-    if "v" not in encoded.tokens and "i" in encoded.tokens:
-      return encoded.also("v", of="i")  # an image is a one-frame video
+    for key in arrays:
+      letter, head = MODALITIES[key].letter, MODALITIES[key].head
+      if head not in encoded.tokens:
+        encoded = encoded.also(head, of=letter)
     return encoded
 
   def _embed_batch(
@@ -275,14 +277,13 @@ class OmniModel:
 
   def _key_of(self, letter: str, inputs: Mapping[str, Any]) -> str:
     """The given modality that plays a letter; an image may play a video."""
-    key = by_letter(letter).key
-    if key not in inputs and letter == "v" and "image" in inputs:
-      return "image"
-    if key not in inputs:
+    found = played_by(letter, inputs)
+    if not found:
+      key = by_letter(letter).key
       raise ValueError(
         f"letter {letter!r} needs {key}=[...]; given: {', '.join(inputs)}."
       )
-    return key
+    return found
 
   def _letters(self, inputs: Mapping[str, Any]) -> str:
     """Context letters of the given modalities, in the table's order."""

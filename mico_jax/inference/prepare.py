@@ -24,6 +24,7 @@ from mico_jax.modalities import (
   Geometry,
   Modality,
   Mode,
+  as_configured,
   preprocessing,
 )
 from mico_jax.modalities.given import (
@@ -40,7 +41,7 @@ from mico_jax.modalities.given import (
   search_options,
 )
 
-TEXT_KINDS = ("default", "omni")  # a query may be as long as either
+_LENGTH = 40  # tokens of a text where the config names none
 
 
 class Preparer:
@@ -57,30 +58,27 @@ class Preparer:
     self.tokenizer = tokenizer
     self.keys = enabled_keys(config)
     self._storage = Storage.of(config.data)
-    lengths = config.data.tokenizer.max_length
-    # Captions of any length embed alike; only the padding differs.
-    self._text_length = max(
-      [lengths[kind] for kind in TEXT_KINDS if kind in lengths] or [40]
-    )
-    self._subtitle_length = lengths.get("subtitle", self._text_length)
 
   def max_length(self, key: str) -> int:
-    """Tokens of a text or subtitle."""
-    return self._subtitle_length if key == "subtitle" else self._text_length
+    """Tokens of a text or subtitle: those of its longest kind.
+
+    Captions of any length embed alike; only the padding differs.
+    """
+    lengths = self.config.data.tokenizer.max_length
+    for name in (key, "text"):
+      kinds = MODALITIES[name].text_kinds
+      if known := [lengths[kind] for kind in kinds if kind in lengths]:
+        return max(known)
+    return _LENGTH
 
   def mode(self, key: str) -> Mode:
     """The evaluation preprocessing of a modality."""
     return preprocessing.mode_of(self.config, key, train=False)
 
-  def depth_unit(self) -> str:
-    """The unit the depth mode works in: "relative" or "metre"."""
-    return "relative" if "relative" in self.mode("depth").name else "metre"
-
   def geometry(self, key: str, depth_unit: str = "") -> Geometry:
     """Sizes and units for decoding one sample of a modality."""
-    if key == "depth" and not depth_unit:
-      depth_unit = self.depth_unit()
-    return preprocessing.geometry(self.config, key, depth_unit=depth_unit)
+    unit = depth_unit or self.mode(key).unit
+    return preprocessing.geometry(self.config, key, depth_unit=unit)
 
   def describe(self) -> dict[str, Any]:
     """Preprocessing of every modality, for the manifest."""
@@ -93,8 +91,8 @@ class Preparer:
         "train": preprocessing.mode_of(self.config, key, train=True).name,
         "eval": self.mode(key).name,
       }
-      if key == "depth":
-        table[key]["unit"] = self.depth_unit()
+      if self.mode(key).unit:
+        table[key]["unit"] = self.mode(key).unit
     return table
 
   def check_key(self, key: str) -> Modality:
@@ -139,15 +137,11 @@ class Preparer:
     if modality.kind == "interface":
       text = modality.decode(raw, self.geometry(key))
       return self.tokenizer.encode(text, self.max_length(key))
-    if key == "depth" and not item.depth_unit:
-      self._check_bare_depth(item.value)
+    if modality.units and not item.depth_unit:
+      check_bare_depth(item.value, self.mode(key).unit)
     geometry = self.geometry(key, item.depth_unit)
     decoded = modality.decode(raw, geometry)
     return self.mode(key).host(decoded, geometry, None)
-
-  def _check_bare_depth(self, value: Any) -> None:
-    """Raises ValueError unless depth without a unit is an array of floats."""
-    check_bare_depth(value, self.depth_unit())
 
   def prepare(
     self, key: str, values: Sequence[Any]
@@ -216,11 +210,8 @@ def enabled_keys(config: Config) -> tuple[str, ...]:
   for key, modality in MODALITIES.items():
     if modality.kind != "knowledge":
       continue
-    head = modality.head_letter or modality.letter
-    context = modality.context_type
-    if context == "normal" and model.normals_as == "depth":
-      head, context = "d", "depth"
-    if head in model.heads and context in model.frame_table:
+    read = as_configured(modality, model)
+    if read.head in model.heads and read.context_type in model.frame_table:
       found.append(key)
   interface = [
     key

@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mico_jax import axes
 from mico_jax.layers.embed import TABLE_INIT
@@ -38,8 +38,19 @@ class AttentionPool(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B 1 D"]:
-    """Returns one token per frame."""
+  def __call__(
+    self,
+    x: Float[Array, "B L D"],
+    *,
+    mask: Bool[Array, "B L"] | None = None,
+  ) -> Float[Array, "B 1 D"]:
+    """Returns one token per frame.
+
+    Args:
+      x: tokens.
+      mask: true at valid tokens; None: all are. A frame without any attends to
+        nothing.
+    """
     batch, _, width = x.shape
     probe = parameter(self, "probe", TABLE_INIT, (width,), (axes.EMBED,))
     probe = jnp.broadcast_to(
@@ -50,7 +61,13 @@ class AttentionPool(nn.Module):
     packed = packed.reshape(batch, rows.shape[1], 3, self.num_heads, -1)
     query, keys, values = packed[:, 0, 0], packed[:, 1:, 1], packed[:, 1:, 2]
     scores = jnp.einsum("bnh,blnh->bnl", query, keys).astype(jnp.float32)
-    weights = jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1)
+    scores = scores * query.shape[-1] ** -0.5
+    if mask is not None:
+      low = jnp.finfo(scores.dtype).min
+      scores = jnp.where(mask[:, None], scores, low)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if mask is not None:
+      weights = jnp.where(mask[:, None], weights, 0)
     y = jnp.einsum("bnl,blnh->bnh", weights.astype(self.dtype), values)
     y = Dense(width, self.dtype, name="proj")(y.reshape(batch, 1, width))
     norm = LayerNorm(self.norm_eps, name="norm")

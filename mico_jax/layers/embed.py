@@ -1,14 +1,13 @@
 """How inputs become tokens: patches, words, and modalities with their own.
 
 A modality that is a grid of patches uses `PatchEmbed`, shared by all of them. A
-new kind of input adds one class to `EMBEDDINGS` and names it in its record
-(`Modality.embedding`); the class gets the arrays of single frames and gives
-tokens with positions of its own.
+new kind of input names a class like `SignalEmbed` in its record
+(`mico_jax.modalities.OwnEmbedding`); the class gets the arrays of single frames
+and gives tokens with positions of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -113,10 +112,6 @@ class SignalEmbed(nn.Module):
       (axes.POSITION, axes.EMBED),
     )
     return tokens + positions.astype(self.dtype)[None]
-
-
-# Modality.embedding -> class, called as cls(width, dtype)(frames [B ...]).
-EMBEDDINGS: dict[str, Callable[..., nn.Module]] = {"signal": SignalEmbed}
 
 
 def look_up(

@@ -22,9 +22,33 @@ def _mean_frames(
   return jnp.sum(x * weight, axis=1) / jnp.maximum(total, jnp.ones_like(total))
 
 
+def token_mean(
+  tokens: Float[Array, "B T L D"],
+  token_mask: Bool[Array, "B T L"] | None = None,
+) -> Float[Array, "B T D"]:
+  """Mean of the valid tokens of each frame, 0 where there are none."""
+  if token_mask is None:
+    return jnp.mean(tokens, axis=2)
+  weight = token_mask.astype(tokens.dtype)[..., None]
+  total = jnp.maximum(jnp.sum(weight, axis=2), 1)
+  return jnp.sum(tokens * weight, axis=2) / total
+
+
+def _valid_frames(
+  frame_mask: Bool[Array, "B T"] | None,
+  token_mask: Bool[Array, "B T L"] | None,
+) -> Bool[Array, "B T"] | None:
+  """Frames that are valid and have a valid token; None: all are."""
+  if token_mask is None:
+    return frame_mask
+  filled = jnp.any(token_mask, axis=2)
+  return filled if frame_mask is None else frame_mask & filled
+
+
 def cls_pool(
   tokens: Float[Array, "B T L D"],
   *,
+  token_mask: Bool[Array, "B T L"] | None = None,
   frame_mask: Bool[Array, "B T"] | None = None,
   frame_gain: Float[Array, "T D"] | None = None,
 ) -> Float[Array, "B D"]:
@@ -32,26 +56,34 @@ def cls_pool(
 
   Args:
     tokens: of the encoder.
+    token_mask: which tokens are valid; None: all. A frame without any is not.
     frame_mask: which frames are valid; None: all.
     frame_gain: frame t counts 1 + gain[t], by channel.
   """
-  return _mean_frames(tokens[:, :, 0], frame_mask, frame_gain)
+  valid = _valid_frames(frame_mask, token_mask)
+  return _mean_frames(tokens[:, :, 0], valid, frame_gain)
 
 
 def mean_pool(
   tokens: Float[Array, "B T L D"],
   *,
+  token_mask: Bool[Array, "B T L"] | None = None,
   frame_mask: Bool[Array, "B T"] | None = None,
   frame_gain: Float[Array, "T D"] | None = None,
 ) -> Float[Array, "B D"]:
-  """All tokens of each frame, then the valid frames, averaged; see above."""
-  return _mean_frames(jnp.mean(tokens, axis=2), frame_mask, frame_gain)
+  """Valid tokens of each frame, then valid frames, averaged; see above."""
+  valid = _valid_frames(frame_mask, token_mask)
+  return _mean_frames(token_mean(tokens, token_mask), valid, frame_gain)
 
 
 POOLINGS: dict[str, Callable[..., Array]] = {"cls": cls_pool, "mean": mean_pool}
 
 
-def cls_and_mean(tokens: Float[Array, "B T L D"]) -> Float[Array, "B T 2 D"]:
-  """[class token, mean of the others] of each frame: a short context."""
-  mean = jnp.mean(tokens[:, :, 1:], axis=2, keepdims=True)
+def cls_and_mean(
+  tokens: Float[Array, "B T L D"],
+  token_mask: Bool[Array, "B T L"] | None = None,
+) -> Float[Array, "B T 2 D"]:
+  """[class token, mean of the valid others] of each frame: a short context."""
+  others = None if token_mask is None else token_mask[:, :, 1:]
+  mean = token_mean(tokens[:, :, 1:], others)[:, :, None]
   return jnp.concatenate([tokens[:, :, :1], mean], axis=2)

@@ -7,13 +7,20 @@ add its line here.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection
+
 from mico_jax.modalities.audio import AUDIO
 from mico_jax.modalities.base import (
+  WHOLE,
+  Alias,
   ArraySpec,
+  Caption,
   DecodeError,
   Geometry,
   Modality,
   Mode,
+  OwnEmbedding,
 )
 from mico_jax.modalities.depth import DEPTH
 from mico_jax.modalities.files import FileSpec, parse_file
@@ -69,6 +76,46 @@ def letters(group: str) -> str:
   return context
 
 
+def as_configured(modality: Modality, model: object) -> Modality:
+  """The record as a model reads it: with the head and context of its alias.
+
+  The only place that resolves `Modality.alias`.
+
+  Args:
+    modality: of the table.
+    model: `mico_jax.config.ModelConfig`.
+  """
+  alias = modality.alias
+  if alias is None or getattr(model, alias.option) != alias.key:
+    return modality
+  other = MODALITIES[alias.key]
+  return dataclasses.replace(
+    modality, head_letter=other.head, context_type=other.context_type
+  )
+
+
+def played_by(letter: str, there: Collection[str]) -> str:
+  """The modality among the keys `there` that plays a letter; "": none.
+
+  That of the letter, else one that may stand for it: an image is a one-frame
+  video.
+  """
+  own = by_letter(letter).key
+  others = (k for k, m in MODALITIES.items() if m.head_letter == letter)
+  return next((key for key in (own, *others) if key in there), "")
+
+
+def shown(context: str) -> frozenset[str]:
+  """The letters of a context, and those that they may stand for."""
+  heads = {by_letter(letter).head for letter in context}
+  return frozenset(context) | heads
+
+
+def has_words(context: str) -> bool:
+  """Whether texts, such as subtitles, are among the letters of a context."""
+  return any(by_letter(letter).kind == "interface" for letter in context)
+
+
 def by_extension(suffix: str) -> Modality | None:
   """The modality that files ending in `suffix` (".jpg") imply, if any."""
   suffix = suffix.lower()
@@ -93,14 +140,22 @@ def file_spec(text: str) -> FileSpec:
 __all__ = [
   "KNOWLEDGE",
   "MODALITIES",
+  "WHOLE",
+  "Alias",
   "ArraySpec",
+  "Caption",
   "DecodeError",
   "FileSpec",
   "Geometry",
   "Modality",
   "Mode",
+  "OwnEmbedding",
+  "as_configured",
   "by_extension",
   "by_letter",
   "file_spec",
+  "has_words",
   "letters",
+  "played_by",
+  "shown",
 ]

@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 
 from mico_jax.config import InputConfig
-from mico_jax.modalities.base import ArraySpec, Geometry, Modality, Mode
+from mico_jax.modalities.base import (
+  ArraySpec,
+  Caption,
+  Geometry,
+  Modality,
+  Mode,
+)
 from mico_jax.modalities.sound import decode_audio, fbank, num_frames
 from mico_jax.modalities.spatial import modes, resize_axis, sample_frames
 
@@ -193,6 +199,9 @@ AUDIO = Modality(
   default_mode="plain",
   example=example_audio,
   context_type="audio",
+  caption=Caption("audio", fields=("audio_caption",), general=True),
+  rated=True,
+  draw=lambda x: x.T[::-1],  # time to the right, pitch upwards
   extensions=(
     *(".flac", ".wav", ".ogg", ".mp3", ".opus", ".m4a", ".aac", ".oga"),
     *(".aif", ".aiff", ".mka"),

@@ -14,6 +14,8 @@ import numpy as np
 
 from mico_jax.config import AudioConfig, InputConfig
 
+WHOLE = "omni"  # kind of the captions of a whole sample
+
 
 class DecodeError(ValueError):
   """A sample that cannot be used: unreadable, truncated, of a wrong kind.
@@ -62,6 +64,82 @@ class Mode:
   description: str = ""
   dtype: str = ""  # of the array that travels; "": as `Modality.spec` says
   recipe: Mapping[str, Any] = field(default_factory=dict)
+  unit: str = ""  # that it takes, of a modality whose values have `units`
+
+
+@dataclass(frozen=True)
+class Caption:
+  """The texts that tell what one modality shows.
+
+  Attributes:
+    kind: what configs and records call them.
+    fields: of a record that hold them, beside "<kind>_caption".
+    fallback: kinds to take instead, in turn, where a record has none.
+    general: whether one may stand for a caption of the whole sample.
+  """
+
+  kind: str
+  fields: tuple[str, ...] = ()
+  fallback: tuple[str, ...] = ("omni",)
+  general: bool = False
+
+
+@dataclass(frozen=True)
+class Alias:
+  """Another modality whose head and context serve this one, by config.
+
+  Attributes:
+    option: field of config.model that says so when it is `key`; by default it
+      is this modality's own key.
+    key: of the other modality.
+  """
+
+  option: str
+  key: str
+
+
+@dataclass(frozen=True)
+class OwnEmbedding:
+  """How a modality that is no grid of pixels becomes tokens.
+
+  Attributes:
+    module: "package.module:Class" of a Linen module, `cls(width, dtype,
+      **options)(frames [B *frame]) -> [B L D]`, with positions of its own.
+    torch: "package.module:Class" of the same in PyTorch, `cls(width, frame,
+      **options)`. An exported folder takes that file along, so it must import
+      PyTorch only. "": no such export.
+    frame: shape of one frame, as `Mode.to_pixels` gives it: finite values, also
+      in padding.
+    tokens: of a frame, L, padding included.
+    options: of both classes.
+    valid: where tokens may be padding: which ones of frames are not,
+      `valid(frames [B *frame], xp=...) -> bool [B L]`. The others, and frames
+      without any, count for nothing. The PyTorch class has the method
+      `valid(frames)`.
+  """
+
+  module: str
+  frame: tuple[int, ...]
+  tokens: int
+  torch: str = ""
+  options: Mapping[str, Any] = field(default_factory=dict)
+  valid: Callable[..., Any] | None = None
+
+  def valid_tokens(self, frames: Any, *, xp: Any) -> Any | None:
+    """Which tokens of frames [B *frame] are no padding [B L]; None: all.
+
+    Raises:
+      ValueError: if `valid` gives another shape or dtype.
+    """
+    if self.valid is None:
+      return None
+    mask = self.valid(frames, xp=xp)
+    if mask.shape != (frames.shape[0], self.tokens) or mask.dtype != bool:
+      raise ValueError(
+        f"valid gives {mask.dtype} {list(mask.shape)} for {frames.shape[0]} "
+        f"frames; expected bool {[frames.shape[0], self.tokens]}."
+      )
+    return mask
 
 
 @dataclass(frozen=True)
@@ -79,14 +157,34 @@ class Modality:
   default_mode: str
   # A deterministic decoded sample for self-checks and fake batches.
   example: Callable[[Geometry, int], Any]
-  embedding: str = "patch"  # "patch", "text", or a class of layers.embed
+  embedding: Literal["patch", "text"] | OwnEmbedding = "patch"
   context_type: str = ""  # names frame table, type vector and projection
-  head_letter: str = ""  # letter of its contrastive head; "": `letter`
+  # Letter of a modality whose contrastive head it shares and that it may stand
+  # for, as an image for a video; "": it has a head of its own.
+  head_letter: str = ""
+  alias: Alias | None = None
+  caption: Caption | None = None  # None: the sample's, kind "omni"
+  # Kinds of text that one of the interface holds: the longest of them in
+  # config.data.tokenizer.max_length bounds it.
+  text_kinds: tuple[str, ...] = ()
   pooling: str = "cls"  # key of mico_jax.layers.pool.POOLINGS
   extensions: tuple[str, ...] = ()  # file types that imply this modality
   default_input: InputConfig = InputConfig()
+  units: tuple[str, ...] = ()  # one of which a source must say for its values
+  rated: bool = False  # whether raw arrays come as (samples, rate)
+  # A frame or slice as a sheet draws it; None: as it travels.
+  draw: Callable[[np.ndarray], np.ndarray] | None = None
   notes: str = ""
-  extra: Mapping[str, Any] = field(default_factory=dict)
+
+  @property
+  def head(self) -> str:
+    """Letter of its contrastive head."""
+    return self.head_letter or self.letter
+
+  @property
+  def caption_kind(self) -> str:
+    """The kind of caption that tells what it shows."""
+    return self.caption.kind if self.caption else WHOLE
 
   def mode(self, name: str = "", *, train: bool = True) -> Mode:
     """The preprocessing called `name` ("": default), or its eval partner.

@@ -8,7 +8,13 @@ import numpy as np
 from PIL import Image
 
 from mico_jax.modalities.arrays import as_maps, is_npy, read_npy
-from mico_jax.modalities.base import ArraySpec, DecodeError, Geometry, Modality
+from mico_jax.modalities.base import (
+  ArraySpec,
+  Caption,
+  DecodeError,
+  Geometry,
+  Modality,
+)
 from mico_jax.modalities.base import Mode as _Mode
 from mico_jax.modalities.media import open_image
 from mico_jax.modalities.spatial import (
@@ -160,7 +166,10 @@ def _mode(name: str, place: Place, *, relative: bool, about: str) -> _Mode:
     "values": "linear" if relative else "log",
     "far": 1.0 if relative else FAR,
   }
-  return _Mode(name, host, to_pixels, description=about, recipe=recipe)
+  unit = "relative" if relative else "metre"
+  return _Mode(
+    name, host, to_pixels, description=about, recipe=recipe, unit=unit
+  )
 
 
 def _released_host(
@@ -212,6 +221,7 @@ DEPTH = Modality(
       _released_pixels,
       description="relative depth as a grey image of image mode mico_demo",
       dtype="float32",
+      unit="relative",
       recipe={
         "kind": "depth",
         "place": squash.__name__,
@@ -226,5 +236,7 @@ DEPTH = Modality(
   default_mode="metric",
   example=example_depth,
   context_type="depth",
+  caption=Caption("depth", fallback=("omni", "vision")),
+  units=UNITS,
   notes="untyped 16-bit PNGs are refused: say depth:mm:FILE.png",
 )

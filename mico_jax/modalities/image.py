@@ -6,6 +6,7 @@ from mico_jax.config import InputConfig
 from mico_jax.modalities.base import ArraySpec, Modality
 from mico_jax.modalities.media import decode_frames, example_frames
 from mico_jax.modalities.spatial import VISUAL_MODES
+from mico_jax.modalities.words import SEEN
 
 IMAGE = Modality(
   key="image",
@@ -18,6 +19,7 @@ IMAGE = Modality(
   example=example_frames,
   context_type="video",
   head_letter="v",
+  caption=SEEN,
   extensions=(".jpg", ".jpeg", ".png", ".webp", ".bmp"),
   default_input=InputConfig(frames=1),
   notes="a one-frame video",

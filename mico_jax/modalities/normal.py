@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mico_jax.modalities.base import ArraySpec, Modality
+from mico_jax.modalities.base import Alias, ArraySpec, Caption, Modality
 from mico_jax.modalities.media import decode_normals, example_frames
 from mico_jax.modalities.spatial import (
   HALF,
@@ -19,9 +19,7 @@ from mico_jax.modalities.spatial import (
 
 def mirror(frames: np.ndarray) -> np.ndarray:
   """Negates the x component after a horizontal flip."""
-  frames = frames.copy()
-  frames[..., 0] = 255 - frames[..., 0]
-  return frames
+  return np.concatenate([255 - frames[..., :1], frames[..., 1:]], axis=-1)
 
 
 NORMAL = Modality(
@@ -45,4 +43,6 @@ NORMAL = Modality(
   default_mode="plain",
   example=example_frames,
   context_type="normal",
+  alias=Alias(option="normals_as", key="depth"),
+  caption=Caption("normal", fallback=("omni", "vision")),
 )

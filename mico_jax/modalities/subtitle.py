@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from mico_jax.config import InputConfig
-from mico_jax.modalities.base import ArraySpec, Modality
+from mico_jax.modalities.base import ArraySpec, Caption, Modality
 from mico_jax.modalities.words import decode_text, example_text, text_modes
 
 SUBTITLE = Modality(
@@ -18,7 +17,7 @@ SUBTITLE = Modality(
   embedding="text",
   context_type="subtitle",
   pooling="text",
-  extensions=(),
-  default_input=InputConfig(),
+  caption=Caption("subtitle", fields=("subtitle", "transcript")),
+  text_kinds=("subtitle",),
   notes="tokenised by the pipeline; padded positions are masked",
 )

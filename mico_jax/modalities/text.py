@@ -16,6 +16,7 @@ TEXT = Modality(
   example=example_text,
   embedding="text",
   pooling="text",
+  text_kinds=("default", "omni"),  # a query may be as long as either
   extensions=(".txt",),
   notes="which caption kind a group reads: mico_jax.data.language",
 )

@@ -7,6 +7,7 @@ from mico_jax.modalities.base import ArraySpec, Modality
 from mico_jax.modalities.media import example_frames
 from mico_jax.modalities.spatial import VISUAL_MODES
 from mico_jax.modalities.video_file import decode_video
+from mico_jax.modalities.words import SEEN
 
 VIDEO = Modality(
   key="video",
@@ -18,6 +19,7 @@ VIDEO = Modality(
   default_mode="plain",
   example=example_frames,
   context_type="video",
+  caption=SEEN,
   extensions=(
     *(".mp4", ".webm", ".mkv", ".mov", ".avi", ".mpg", ".mpeg", ".m4v"),
     *(".ts", ".flv"),

@@ -6,8 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from mico_jax.modalities.base import DecodeError, Geometry, Mode
+from mico_jax.modalities.base import Caption, DecodeError, Geometry, Mode
 
+# Of pictures, still or moving.
+SEEN = Caption(
+  "vision",
+  fields=("vision_caption", "image_caption", "video_caption"),
+  fallback=("omni", "alt_text"),
+  general=True,
+)
 _WORDS = "red green blue small large cube ball cone moves rests left right"
 
 

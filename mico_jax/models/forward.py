@@ -36,21 +36,27 @@ class Encoded:
   Attributes:
     tokens: letter -> [B T L D] of the encoder, or [B L W] of the text tower.
     pooled: letter -> pooled features [B D] or [B W].
-    masks: letter of an interface modality -> its valid tokens.
+    masks: letter -> which tokens are no padding: [B L] of an interface
+      modality, [B T L] of one whose token set is padded.
     texts: name of a text -> pooled features.
   """
 
   tokens: Mapping[str, Float[Array, "B ..."]]
   pooled: Mapping[str, Float[Array, "B _"]]
-  masks: Mapping[str, Bool[Array, "B L"]]
+  masks: Mapping[str, Bool[Array, "B *T L"]]
   texts: Mapping[str, Float[Array, "B W"]]
 
   def also(self, letter: str, of: str) -> Encoded:
     """The same with what stands for letter `of` also under `letter`."""
+
+    def copied(values: Mapping[str, Any]) -> dict[str, Any]:
+      return {**values, letter: values[of]} if of in values else dict(values)
+
     return dataclasses.replace(
       self,
-      tokens={**self.tokens, letter: self.tokens[of]},
-      pooled={**self.pooled, letter: self.pooled[of]},
+      tokens=copied(self.tokens),
+      pooled=copied(self.pooled),
+      masks=copied(self.masks),
     )
 
 
@@ -72,7 +78,8 @@ def encode_pixels(
     row_keys: for stochastic depth; None: none.
     patch_keys: for patch dropout; None: none.
     patch_dropout: fraction of patches dropped, the same ones in all frames of
-      a row, so that aligned modalities keep the same places.
+      a row, so that aligned modalities keep the same places; modalities with an
+      embedding of their own keep all tokens.
   """
   groups: dict[tuple[Any, ...], list[str]] = {}
   for key, value in pixels.items():
@@ -85,7 +92,8 @@ def encode_pixels(
     parts = [pixels[key] for key in keys]
     joined = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
     kept = None
-    if patch_keys is not None and patch_dropout > 0 and joined.ndim == 5:
+    patched = MODALITIES[keys[0]].embedding == "patch"
+    if patch_keys is not None and patch_dropout > 0 and patched:
       patch = model.config.vision.patch_size
       total = (joined.shape[2] // patch) * (joined.shape[3] // patch)
       count = max(1, round((1 - patch_dropout) * total))
@@ -166,6 +174,7 @@ def encode(
   """
   tokens: dict[str, Array] = {}
   pooled: dict[str, Array] = {}
+  masks: dict[str, Array] = {}
   encoded = encode_pixels(
     model,
     params,
@@ -177,10 +186,12 @@ def encode(
   for key, value in encoded.items():
     letter = MODALITIES[key].letter
     tokens[letter] = value
-    pooled[letter] = model.pool(params, key, value)
+    valid = model.valid_tokens(key, pixels[key])
+    pooled[letter] = model.pool(params, key, value, token_mask=valid)
+    if valid is not None:
+      masks[letter] = valid
   slots = {**texts, **{f"<{key}>": ids for key, ids in words.items()}}
   hidden = encode_texts(model, params, slots, row_keys=site("dropout/text"))
-  masks = {}
   for key, ids in words.items():
     letter = MODALITIES[key].letter
     tokens[letter] = hidden[f"<{key}>"]

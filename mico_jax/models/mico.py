@@ -29,19 +29,23 @@ from mico_jax.kernels.cross_entropy import tied, tied_cross_entropy
 from mico_jax.kernels.dtypes import accumulation_dtype, supported_dtype
 from mico_jax.layers import dropout, pool
 from mico_jax.layers.stack import REMAT, stacked_layers
-from mico_jax.modalities import MODALITIES, by_letter
-from mico_jax.models import bert, parameters
+from mico_jax.modalities import MODALITIES, as_configured, by_letter
+from mico_jax.models import bert, own_tokens, parameters
 from mico_jax.models.bert import ContextKV, KVCache
 from mico_jax.models.resize import resize_frames
 
 # Field of the config -> what it may be.
 NAMES: Mapping[str, tuple[str, ...]] = {
   "matmul_precision": ("default", "high", "highest"),
-  "normals_as": ("normal", "depth"),
   "dtype": ("float32", "bfloat16", "float16", "float64"),
   "masked_rows": MASKED_ROWS,
   "attention": ("auto", *BACKENDS),
   "remat": tuple(REMAT),
+  **{
+    m.alias.option: (key, m.alias.key)
+    for key, m in MODALITIES.items()
+    if m.alias
+  },
 }
 
 
@@ -153,6 +157,8 @@ class MiCo:
       Tokens [B T L D] after the final LayerNorm; with `return_hidden`, also a
       list of [B T L D].
 
+    Tokens that are padding, see `valid_tokens`, change no other token.
+
     Raises:
       ValueError: for an unknown modality or frames of another size.
     """
@@ -187,17 +193,28 @@ class MiCo:
           token_indices = jnp.repeat(token_indices, frames, axis=0)
         options["token_indices"] = token_indices.reshape(batch * frames, -1)
     else:
-      embed = parameters.own_embedding(self.config, modality)
-      tokens = _apply(embed, params["embedding"][key], flat)
       if token_indices is not None:
-        indices = jnp.repeat(token_indices, frames, axis=0)
-        tokens = jnp.take_along_axis(tokens, indices[:, :, None], axis=1)
-      options["tokens"] = tokens
+        raise ValueError(
+          f"{key}: token_indices name patches; it has tokens of its own."
+        )
+      embedding = params["embedding"][key]
+      options |= own_tokens.embed(self.config, embedding, key, flat)
     tokens, hidden = _apply(encoder, params["vision"], **options)
     tokens = tokens.reshape(batch, frames, *tokens.shape[1:])
     if not return_hidden:
       return tokens
     return tokens, [h.reshape(batch, frames, *h.shape[1:]) for h in hidden]
+
+  def valid_tokens(
+    self, key: str, pixels: Float[Array, "B T ..."]
+  ) -> Bool[Array, "B T L"] | None:
+    """Which tokens of `encode` are no padding; None: none is.
+
+    The class token of a frame is valid if any of the others is.
+    """
+    return own_tokens.valid_tokens(
+      key, pixels, class_token=self.has_class_token
+    )
 
   @property
   def has_class_token(self) -> bool:
@@ -211,11 +228,19 @@ class MiCo:
     tokens: Float[Array, "B T L D"],
     *,
     frame_mask: Bool[Array, "B T"] | None = None,
+    token_mask: Bool[Array, "B T L"] | None = None,
   ) -> Float[Array, "B D"]:
     """Pools the tokens of a modality as its record says.
 
     Where it says class token and the encoder has none: the mean. Several
     frames are weighted with `config.frame_weights`.
+
+    Args:
+      params: parameters.
+      key: of the modality.
+      tokens: from `encode`.
+      frame_mask: true at valid frames; None: all are.
+      token_mask: from `valid_tokens`.
     """
     kind, gain = MODALITIES[key].letter, None
     if tokens.shape[1] > 1 and self.config.frame_weights:
@@ -225,7 +250,9 @@ class MiCo:
     if name == "cls" and not self.has_class_token:
       name = "mean"
     pooling = pool.POOLINGS[name]
-    return pooling(tokens, frame_mask=frame_mask, frame_gain=gain)
+    return pooling(
+      tokens, token_mask=token_mask, frame_mask=frame_mask, frame_gain=gain
+    )
 
   def pool_text(self, hidden: Float[Array, "B L W"]) -> Float[Array, "B W"]:
     """The first token of a text."""
@@ -240,9 +267,7 @@ class MiCo:
     """
     name = letters
     if len(letters) == 1:
-      name = by_letter(letters).head_letter or letters
-      if name == "n" and self.config.normals_as == "depth":
-        name = "d"
+      name = as_configured(by_letter(letters), self.config).head
     if name not in parameters.head_names(self.config):
       raise ValueError(
         f"no contrastive head for {letters!r}; config.model.heads has "
@@ -279,9 +304,7 @@ class MiCo:
     Raises:
       ValueError: if the config has no such type.
     """
-    name = by_letter(letter).context_type
-    if name == "normal" and self.config.normals_as == "depth":
-      name = "depth"
+    name = as_configured(by_letter(letter), self.config).context_type
     known = parameters.context_types(self.config)
     if name not in known:
       raise ValueError(
@@ -307,8 +330,9 @@ class MiCo:
       letters: of the context, in order.
       tokens: of each letter: [B T L D] from `encode`, or the subtitle's hidden
         states [B L W] from `text`.
-      masks: by letter: [B] presence, or [B T] valid frames, or for subtitles
-        [B L] valid tokens (ignored unless config.mask_subtitle_padding).
+      masks: by letter: [B] presence, [B T] valid frames, [B T L] valid tokens
+        (`valid_tokens`), or for subtitles [B L] valid tokens (ignored unless
+        config.mask_subtitle_padding).
       sample_index: by letter: row of E_Sam, the pair embedding of the corpus
         that the tokens come from; needs config.sample_embeddings.
 
@@ -317,14 +341,9 @@ class MiCo:
     """
     values, valid = [], []
     for letter in letters:
-      x = self._project(params, letter, tokens[letter])
       mask = (masks or {}).get(letter)
-      if mask is not None and mask.ndim == 2 and tokens[letter].ndim == 3:
-        mask = mask if self.config.mask_subtitle_padding else None
-      elif mask is not None and mask.ndim == 2:
-        mask = jnp.repeat(mask, x.shape[1] // mask.shape[1], axis=1)
-      elif mask is not None:
-        mask = jnp.broadcast_to(mask[:, None], x.shape[:2])
+      x = self._project(params, letter, tokens[letter], mask)
+      mask = self._context_mask(tokens[letter], mask, x.shape[1])
       if sample_index is not None and letter in sample_index:
         x = x + self._sample_vectors(params, sample_index[letter], x.dtype)
       values.append(x)
@@ -347,8 +366,31 @@ class MiCo:
     ]
     return Context(context, jnp.concatenate(valid, axis=1))
 
+  def _context_mask(
+    self,
+    tokens: Float[Array, "B ..."],
+    mask: Bool[Array, "B ..."] | None,
+    count: int,
+  ) -> Bool[Array, "B S"] | None:
+    """What `context` is told of a letter, for its `count` context tokens."""
+    if mask is None:
+      return None
+    if tokens.ndim == 3 and mask.ndim == 2:
+      return mask if self.config.mask_subtitle_padding else None
+    if mask.ndim == 3 and self.config.pool_frames:
+      mask = jnp.any(mask, axis=2)
+    if mask.ndim == 3:
+      return mask.reshape(mask.shape[0], count)
+    if mask.ndim == 2:
+      return jnp.repeat(mask, count // mask.shape[1], axis=1)
+    return jnp.broadcast_to(mask[:, None], (mask.shape[0], count))
+
   def _project(
-    self, params: Params, letter: str, tokens: Float[Array, "B ..."]
+    self,
+    params: Params,
+    letter: str,
+    tokens: Float[Array, "B ..."],
+    mask: Bool[Array, "B ..."] | None,
   ) -> Float[Array, "B S W"]:
     """Projects tokens of one letter and adds frame and type vectors.
 
@@ -357,10 +399,11 @@ class MiCo:
     config = self.config
     name = self.context_type(letter)
     if tokens.ndim == 4 and config.pool_frames:
+      valid = mask if mask is not None and mask.ndim == 3 else None
       tokens = (
-        pool.cls_and_mean(tokens)
+        pool.cls_and_mean(tokens, valid)
         if self.has_class_token
-        else jnp.mean(tokens, axis=2, keepdims=True)
+        else pool.token_mean(tokens, valid)[:, :, None]
       )
     project = parameters.Projection(
       config.text.width, config.text.norm_eps, jnp.dtype(config.dtype)

@@ -20,15 +20,19 @@ from jaxtyping import Array, Float, Key
 from mico_jax import axes
 from mico_jax.config import ModelConfig
 from mico_jax.layers.activations import gelu
-from mico_jax.layers.embed import EMBEDDINGS, POSITION_INIT, TABLE_INIT
+from mico_jax.layers.embed import POSITION_INIT, TABLE_INIT
 from mico_jax.layers.mlp import Dense
 from mico_jax.layers.norm import LayerNorm
-from mico_jax.modalities import MODALITIES, Modality, by_letter
+from mico_jax.modalities import (
+  MODALITIES,
+  Modality,
+  as_configured,
+  by_letter,
+)
+from mico_jax.models import own_tokens
 from mico_jax.models.bert import ContextKV, LMHead
 from mico_jax.models.encoder import Encoder
 from mico_jax.models.encoders import ENCODERS, TEXT_ENCODERS
-
-SUBTITLE = "subtitle"  # context type of subtitles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,25 +124,25 @@ def head_module(config: ModelConfig, letters: str) -> Dense:
   )
 
 
-def own_embeddings(config: ModelConfig) -> Mapping[str, Modality]:
-  """Modalities of this config that bring an embedding class of their own."""
-  return {
-    key: m
-    for key, m in MODALITIES.items()
-    if m.kind == "knowledge"
-    and m.embedding != "patch"
-    and m.context_type in config.frame_table
-  }
-
-
 def context_types(config: ModelConfig) -> tuple[str, ...]:
-  """Context types with parameters: of the frame tables, and subtitles."""
-  types = [
-    t
-    for t in config.frame_table
-    if not (t == "normal" and config.normals_as == "depth")
-  ]
-  return (*types, SUBTITLE)
+  """Context types with parameters: of the frame tables, and of words."""
+  served = {m.context_type for m in _served(config)}
+  types = [t for t in config.frame_table if t not in served]
+  return (*types, *word_types())
+
+
+def word_types() -> tuple[str, ...]:
+  """Context types whose tokens come from the text tower: subtitles."""
+  return tuple(
+    m.context_type
+    for m in MODALITIES.values()
+    if m.kind == "interface" and m.context_type
+  )
+
+
+def _served(config: ModelConfig) -> list[Modality]:
+  """Modalities whose head and context are another one's, by config."""
+  return [m for m in MODALITIES.values() if as_configured(m, config) is not m]
 
 
 def weighted_types(config: ModelConfig) -> tuple[str, ...]:
@@ -153,9 +157,8 @@ def weighted_types(config: ModelConfig) -> tuple[str, ...]:
 
 def head_names(config: ModelConfig) -> tuple[str, ...]:
   """Contrastive heads with parameters."""
-  return tuple(
-    h for h in config.heads if not (h == "n" and config.normals_as == "depth")
-  )
+  served = {m.letter for m in _served(config)}
+  return tuple(h for h in config.heads if h not in served)
 
 
 def feature_width(config: ModelConfig, letter: str) -> int:
@@ -222,7 +225,7 @@ def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
     ),
   }
   for name in context_types(config):
-    width = text.width if name == SUBTITLE else vision.width
+    width = text.width if name in word_types() else vision.width
     project = Projection(text.width, text.norm_eps, dtype)
     found["project", name] = Part(project, (jnp.zeros((1, width)),))
     found["type_embed", name] = Free((text.width,), (axes.EMBED,))
@@ -250,33 +253,17 @@ def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
   ):
     if rows:
       found[name,] = Free((rows, text.width), (axes.POSITION, axes.EMBED))
-  for key, modality in own_embeddings(config).items():
+  for key, embedding in own_tokens.own_embeddings(config).items():
     if not vit.supports_token_indices:
       raise ValueError(
         f"{key} brings its own embedding, and encoder={vision.encoder!r} takes "
-        f"pixels only; remove {modality.context_type!r} from "
+        f"pixels only; remove {MODALITIES[key].context_type!r} from "
         "config.model.frame_table or choose encoder='vit'."
       )
-    shape = modality.extra["embedding_shape"]
-    module = own_embedding(config, modality)
-    found["embedding", key] = Part(module, (jnp.zeros((1, *shape)),))
+    module = own_tokens.module(config, key, embedding)
+    example = jnp.zeros((1, *embedding.frame))
+    found["embedding", key] = Part(module, (example,))
   return found
-
-
-def own_embedding(config: ModelConfig, modality: Modality) -> nn.Module:
-  """The embedding module of a modality with a tokeniser of its own.
-
-  Raises:
-    ValueError: if the record names no class of `layers.embed.EMBEDDINGS`.
-  """
-  if modality.embedding not in EMBEDDINGS:
-    raise ValueError(
-      f"{modality.key}: embedding={modality.embedding!r} is not one of patch, "
-      f"{', '.join(EMBEDDINGS)} (mico_jax.layers.embed.EMBEDDINGS)."
-    )
-  return EMBEDDINGS[modality.embedding](
-    config.vision.width, jnp.dtype(config.dtype)
-  )
 
 
 def create(config: ModelConfig, key: Key[Array, ""]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mico_jax import axes
 from mico_jax.config import VisionConfig
@@ -127,9 +127,9 @@ class ViTBlock(nn.Module):
       name="attn",
     )
     mlp = Mlp(config.mlp_dim, self.dtype, config.mlp, inner, name="mlp")
-    rotary = shared.get("rotary")
+    options = {"rotary": shared.get("rotary"), "mask": shared.get("mask")}
     for i, tag, branch in (
-      (1, dropout.DROP_PATH_ATTN, lambda y: attend(y, rotary=rotary)[0]),
+      (1, dropout.DROP_PATH_ATTN, lambda y: attend(y, **options)[0]),
       (2, dropout.DROP_PATH_MLP, mlp),
     ):
       norm = LayerNorm(config.norm_eps, name=f"norm{i}")
@@ -158,6 +158,7 @@ class ViT(Encoder):
     pixels: Float[Array, "B Y X 3"] | None = None,
     *,
     tokens: Float[Array, "B K D"] | None = None,
+    token_mask: Bool[Array, "B K"] | None = None,
     token_indices: Int[Array, "B K"] | None = None,
     row_keys: Key[Array, " B"] | None = None,
     return_hidden: bool = False,
@@ -168,6 +169,7 @@ class ViT(Encoder):
       pixels: normalised frames of the configured size.
       tokens: instead of `pixels`: embedded tokens with their own positions;
         rotary ones, which belong to patches of a grid, are left out.
+      token_mask: of `tokens`: true at those that may be attended to; None: all.
       token_indices: patches to encode, 0 <= index < grid^2; None: all.
       row_keys: one key per frame; None: no stochastic depth.
       return_hidden: also return the tokens after every block.
@@ -206,12 +208,17 @@ class ViT(Encoder):
     else:
       x = tokens.astype(self.dtype)
     first = self._first_tokens(positions)
+    mask = token_mask
     if first is not None:
+      if mask is not None:
+        mask = jnp.pad(mask, ((0, 0), (len(first), 0)), constant_values=True)
       first = jnp.broadcast_to(first[None], (x.shape[0], *first.shape))
       x = jnp.concatenate([first, x], axis=1)
     if config.pre_norm:
       x = LayerNorm(config.norm_eps, name="pre_norm")(x)
     shared: dict[str, Any] = {}
+    if mask is not None:
+      shared["mask"] = mask[:, None, None]
     if config.drop_path_rate > 0.0 and row_keys is not None:
       shared["row_keys"] = row_keys
     if config.rope_grid and tokens is None:
@@ -254,7 +261,7 @@ class ViT(Encoder):
         self.dtype,
         name="pool",
       )
-      x = jnp.concatenate([pool(x), x], axis=1)
+      x = jnp.concatenate([pool(x, mask=mask), x], axis=1)
     if config.clip_embed_dim and self.is_initializing():
       self._clip_parameters(x)
     return x, hidden

@@ -28,7 +28,12 @@ from mico_jax.data.samples import (
 )
 from mico_jax.data.tokenizer import TokenizerInfo
 from mico_jax.inference.self_check import model_params
-from mico_jax.modalities import MODALITIES, by_letter
+from mico_jax.modalities import (
+  MODALITIES,
+  OwnEmbedding,
+  by_letter,
+  preprocessing,
+)
 from mico_jax.models import forward
 from mico_jax.parallel import sharding
 from mico_jax.parallel.mesh import make_mesh
@@ -113,11 +118,14 @@ def views_of(config: Config, task: TaskConfig) -> Views:
     if MODALITIES[key].embedding == "text":
       tokens += shape[0]
       continue
-    frames = shape[0] if "T" in MODALITIES[key].spec.dims else 1
-    if MODALITIES[key].embedding == "patch":
-      frames = config.data.inputs.get(key, MODALITIES[key].default_input).frames
+    frames = preprocessing.input_config(config, key).frames
+    length = (vision.image_size // vision.patch_size) ** 2
+    embedding = MODALITIES[key].embedding
+    if isinstance(embedding, OwnEmbedding):
+      frames = shape[0] if "T" in MODALITIES[key].spec.dims else 1
+      length = embedding.tokens
     images += frames
-  tokens += images * ((vision.image_size // vision.patch_size) ** 2 + 1)
+    tokens += frames * (length + 1)
   tokens += sum(leaf.shape[1] for leaf in spec["text"].values())
   return Views(images, tokens)
 

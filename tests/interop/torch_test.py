@@ -24,7 +24,6 @@ from mico_jax.inference.prepare import Preparer
 from mico_jax.interop.exporting import export
 from mico_jax.interop.exporting import torch_folder as exporter
 from mico_jax.interop.names import torch_modules
-from mico_jax.layers.embed import EMBEDDINGS
 from mico_jax.layers.mlp import MLPS
 from mico_jax.modalities import MODALITIES
 from mico_jax.models import ENCODERS, build
@@ -332,7 +331,7 @@ def test_preprocessing(key, name, tmp_path):
   tokenizer = SentencePieceTokenizer(read_omniworld_model())
   preparer = Preparer(config, tokenizer)
   exporter.write_code(tmp_path)
-  common = exporter.preprocessing(config, tokenizer)
+  common = exporter.preprocessing_json(config, tokenizer)
   reader = exporter.load_module(tmp_path).Reader(common)
   rng = np.random.default_rng(0)
   raw: Any = rng.integers(0, 256, (3, 41, 30, 3), dtype=np.uint8)
@@ -581,5 +580,4 @@ def test_every_encoder_has_a_torch_form():
   """An encoder of the tables that the exported file lacks fails here."""
   assert set(template().ENCODERS) == set(ENCODERS)
   assert {v.encoder for v in VISION.values()} <= set(ENCODERS)
-  assert set(template().EMBEDDINGS) == set(EMBEDDINGS)
   assert set(template().ACTIVATIONS) == set(MLPS)

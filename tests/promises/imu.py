@@ -12,6 +12,7 @@ from mico_jax.modalities.base import (
   Geometry,
   Modality,
   Mode,
+  OwnEmbedding,
 )
 
 SHAPE = (32, 6)  # samples, channels: accelerations and rotations
@@ -56,7 +57,11 @@ IMU = Modality(
   modes={"plain": Mode("plain", host, to_pixels)},
   default_mode="plain",
   example=example,
-  embedding="signal",
+  embedding=OwnEmbedding(
+    "mico_jax.layers.embed:SignalEmbed",
+    frame=SHAPE,
+    tokens=4,
+    torch="mico_jax.interop.torch_template.signal_embed:SignalEmbed",
+  ),
   context_type="imu",
-  extra={"embedding_shape": SHAPE},
 )

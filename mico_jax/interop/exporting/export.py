@@ -287,6 +287,7 @@ def write_files(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
   """Several small files."""
   folder.mkdir(parents=True, exist_ok=True)
   for name, data in files.items():
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(data)
 
 

@@ -3,7 +3,8 @@
 Written without PyTorch; comparing outputs needs it. The Python file is
 `torch_template/modeling_mico.py` as it stands; what differs between models is
 in `config.json` and `preprocessing.json`. Raw inputs are decoded by copies of
-this package's own files (`torch_inputs`).
+this package's own files (`torch_inputs`); embeddings of single modalities are
+the files that their records name (`torch_embeddings`).
 """
 
 from __future__ import annotations
@@ -29,11 +30,17 @@ from mico_jax.inference.self_check import (
   VARIANTS,
   SelfCheck,
 )
+from mico_jax.interop import torch_embeddings
 from mico_jax.interop.exporting import export, torch_inputs
 from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
 from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.names import torch_modules
-from mico_jax.modalities import MODALITIES, preprocessing
+from mico_jax.modalities import (
+  MODALITIES,
+  OwnEmbedding,
+  as_configured,
+  preprocessing,
+)
 from mico_jax.models import build, parameters
 
 FORMAT = "mico_jax torch 1"
@@ -44,15 +51,11 @@ def _modalities(config: Config, preparer: Preparer) -> dict[str, Any]:
   """What the PyTorch file must know of every modality with parameters."""
   model = config.model
   contexts = parameters.context_types(model)
-  as_depth = model.normals_as == "depth"
   has_class_token = build(model).has_class_token
   table: dict[str, dict[str, Any]] = {}
   for key, m in MODALITIES.items():
-    context, head = m.context_type, m.head_letter or m.letter
-    if as_depth and context == "normal":
-      context = "depth"
-    if as_depth and head == "n":
-      head = "d"
+    read = as_configured(m, model)
+    context, head = read.context_type, read.head
     if m.kind == "knowledge" and context not in contexts:
       continue
     pooling = m.pooling
@@ -62,14 +65,14 @@ def _modalities(config: Config, preparer: Preparer) -> dict[str, Any]:
       "letter": m.letter,
       "kind": m.kind,
       "head": head,
+      "plays": m.head,
       "context": context,
       "pooling": pooling,
-      "embedding": m.embedding,
     }
     if m.kind == "interface":
       table[key]["max_length"] = preparer.max_length(key)
-    elif m.embedding != "patch":
-      table[key]["embedding_shape"] = list(m.extra["embedding_shape"])
+    elif isinstance(m.embedding, OwnEmbedding):
+      table[key]["tokens"] = torch_embeddings.described(m.embedding)
   return table
 
 
@@ -90,7 +93,7 @@ def model_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     "model": config_lib.to_dict(model),
     "modalities": _modalities(config, preparer),
     "class_token": build(model).has_class_token,
-    "encoder_width": parameters.feature_width(model, "v"),
+    "encoder_width": model.vision.width,
     "contexts": {
       name: model.frame_table.get(name, 0)
       for name in parameters.context_types(model)
@@ -131,8 +134,8 @@ def preprocessing_json(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
       **mode.recipe,  # the same in plain data, where the mode has it
       "frames": preprocessing.input_config(config, key).frames,
     }
-    if key == "depth":
-      inputs[key]["unit"] = preparer.depth_unit()
+    if mode.unit:
+      inputs[key]["unit"] = mode.unit
   return {
     "image_size": config.model.vision.image_size,
     "max_pixels": config.data.max_pixels,
@@ -173,7 +176,10 @@ def write(
     report: gets the files and tensors.
     max_shard_size: bytes of tensors per file.
   """
-  names = [*write_code(folder), "config.json", "preprocessing.json"]
+  embeddings = torch_embeddings.files(source.config.model)
+  names = [*write_code(folder), *embeddings]
+  names += ["config.json", "preprocessing.json"]
+  export.write_files(folder, {k: v.encode() for k, v in embeddings.items()})
   config = model_config(source.config, source.tokenizer)
   export.write_json(folder / "config.json", config)
   export.write_json(
@@ -231,7 +237,7 @@ def outputs(
 
   check = SelfCheck(config, tokenizer)
   found: dict[str, np.ndarray] = {}
-  pooled, tokens = {}, {}
+  pooled, tokens, masks = {}, {}, {}
 
   def note(name: str, value: Any) -> None:
     found[f"{selfcheck.OUTPUT}{name}"] = value.detach().cpu().numpy()
@@ -248,8 +254,11 @@ def outputs(
         pixels = torch.as_tensor(_prepared(check.preparer, key, rows))
         pixels = pixels.to(model.device)
       letter = MODALITIES[key].letter
+      valid = model.valid_tokens(key, pixels)
       tokens[letter] = model.encode(key, pixels)
-      pooled[letter] = model.pool(key, tokens[letter])
+      pooled[letter] = model.pool(key, tokens[letter], valid)
+      if valid is not None:
+        masks[letter] = valid
       values = model.features(letter, pooled)
       for variant, row in zip(VARIANTS, values, strict=True):
         note(f"embed/{key}/{variant}", row)
@@ -263,7 +272,7 @@ def outputs(
     note("embed/text", model.features("t", {"t": hidden[:, 0]})[0])
     if not check.letters:
       return found
-    context = model.context(check.letters, tokens)
+    context = model.context(check.letters, tokens, masks)
     hidden = model.encode_text(ids.repeat(len(VARIANTS), 1), context=context)
     logits = model.matching_logits(hidden)
     note(LOGITS, logits)

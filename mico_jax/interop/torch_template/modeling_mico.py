@@ -1,9 +1,10 @@
 """MiCo in PyTorch: one encoder for all modalities, a text tower, contexts.
 
 This file is the whole model; it needs PyTorch and safetensors, and the folder
-it was written into: weights, config.json, preprocessing.json, tokenizer/, and
+it was written into: weights, config.json, preprocessing.json, tokenizer/,
 mico_inputs/, which decodes raw inputs (NumPy, Pillow; PyAV and soundfile for
-files of sound and video) as the checkpoint's own code does.
+files of sound and video) as the checkpoint's own code does, and embeddings/, if
+a modality makes its tokens in a way of its own.
 
     from modeling_mico import MiCo
 
@@ -55,6 +56,7 @@ FORMAT = "mico_jax torch 1"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 INPUTS = "mico_inputs"
+EMBEDDINGS = "embeddings"
 
 
 # --------------------------------------------------------------------- layers
@@ -197,27 +199,6 @@ class Mlp(nn.Module):
     return self.fc2(self.norm(y) if self.inner else y)
 
 
-class SignalEmbed(nn.Module):
-  """Tokens of a sampled signal [B, time, C]: windows with own positions."""
-
-  def __init__(self, width: int, shape: Sequence[int], window: int = 8):
-    super().__init__()
-    length, channels = shape
-    self.window = window
-    self.proj = nn.Linear(window * channels, width)
-    self.positions = nn.Parameter(torch.zeros(length // window, width))
-
-  def forward(self, x: Tensor) -> Tensor:
-    """Returns one token per window."""
-    # Sizes are asked of `shape`: traced, `len` would fix them.
-    return self.proj(x.reshape(x.shape[0], -1, self.proj.in_features)) + (
-      self.positions
-    )
-
-
-EMBEDDINGS = {"signal": SignalEmbed}
-
-
 # ------------------------------------------------------------ vision encoders
 def rotary_tables(
   grid: int, head_dim: int, base_grid: int
@@ -265,13 +246,16 @@ class ViTBlock(nn.Module):
       self.scale2 = nn.Parameter(torch.zeros(width))
 
   def forward(
-    self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None
+    self,
+    x: Tensor,
+    rotary: tuple[Tensor, Tensor] | None = None,
+    mask: Tensor | None = None,
   ) -> Tensor:
     """Returns the tokens after this block."""
     if self.post:
-      y = self.norm1(self.attn(x, rotary=rotary))
+      y = self.norm1(self.attn(x, mask, rotary=rotary))
     else:
-      y = self.attn(self.norm1(x), rotary=rotary)
+      y = self.attn(self.norm1(x), mask, rotary=rotary)
     x = x + (y * self.scale1 if self.scaled else y)
     y = self.norm2(self.mlp(x)) if self.post else self.mlp(self.norm2(x))
     return x + (y * self.scale2 if self.scaled else y)
@@ -305,15 +289,13 @@ class AttentionPool(nn.Module):
     self.norm = nn.LayerNorm(width, config["norm_eps"])
     self.mlp = Mlp(width, config["mlp_dim"], config["mlp"])
 
-  def forward(self, x: Tensor) -> Tensor:
-    """Returns one token [B, 1, D] of tokens [B, L, D]."""
+  def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Returns one token [B, 1, D] of tokens [B, L, D], of `mask` [B, L]."""
     rows = torch.cat([self.probe.expand(x.shape[0], 1, -1), x], 1)
     packed = self.qkv(rows).unflatten(-1, (3, self.heads, -1))
     query, keys, values = packed[:, :1, 0], packed[:, 1:, 1], packed[:, 1:, 2]
-    y = functional.scaled_dot_product_attention(
-      query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
-    )
-    y = self.proj(y.transpose(1, 2).flatten(2))
+    mask = None if mask is None else mask[:, None, None]
+    y = self.proj(attend(query, keys, values, mask, "zero"))
     return y + self.mlp(self.norm(y))
 
 
@@ -350,11 +332,16 @@ class ViT(nn.Module):
       self.logit_scale = nn.Parameter(torch.zeros(()))
 
   def forward(
-    self, pixels: Tensor | None = None, *, tokens: Tensor | None = None
+    self,
+    pixels: Tensor | None = None,
+    *,
+    tokens: Tensor | None = None,
+    mask: Tensor | None = None,
   ) -> Tensor:
     """Encodes frames [B, Y, X, 3], or tokens with positions of their own.
 
-    Returns tokens [B, L, D] after the final norm, that of the frame first.
+    `mask` [B, L] is true at tokens that may be attended to. Returns tokens
+    [B, L, D] after the final norm, that of the frame first.
     """
     config, rotary = self.config, None
     if tokens is None:
@@ -369,13 +356,17 @@ class ViT(nn.Module):
     if self.single:
       first = (self.cls_token + self.pos_embed[0]).expand(batch, 1, -1)
       x = torch.cat([first, x], 1)
+    seen = None
+    if mask is not None:
+      added = x.shape[1] - tokens.shape[1]
+      seen = functional.pad(mask, (added, 0), value=True)[:, None, None]
     if config["pre_norm"]:
       x = self.pre_norm(x)
     for block in self.blocks:
-      x = block(x, rotary)
+      x = block(x, rotary, seen)
     x = self.norm(x)
     if not self.single:
-      return torch.cat([self.pool(x), x], 1)
+      return torch.cat([self.pool(x, mask), x], 1)
     if self.hidden:
       return torch.cat([x[:, :1], x[:, 1 + self.hidden :]], 1)
     return x
@@ -827,6 +818,34 @@ def resize_frames(vectors: Tensor, frames: int) -> Tensor:
   return vectors[index.long().clamp(max=old - 1).to(vectors.device)]
 
 
+def masked_mean(x: Tensor, mask: Tensor | None, axis: int) -> Tensor:
+  """Mean along an axis, of what `mask` says only; 0 where that is nothing."""
+  if mask is None:
+    return x.mean(axis)
+  weight = mask[..., None].to(x.dtype)
+  return (x * weight).sum(axis) / weight.sum(axis).clamp(min=1.0)
+
+
+def own_embedding(key: str, spec: Mapping[str, Any], width: int) -> nn.Module:
+  """What makes tokens of a modality with a tokeniser of its own.
+
+  Args:
+    key: of the modality; the class is in embeddings/<key>.py beside this file.
+    spec: its entry "tokens" in config.json.
+    width: of the tokens.
+  """
+  path = pathlib.Path(__file__).resolve().parent / EMBEDDINGS / f"{key}.py"
+  name = f"{EMBEDDINGS}_{key}_{abs(hash(path))}"
+  found = importlib.util.spec_from_file_location(name, path)
+  if not path.is_file() or found is None or found.loader is None:
+    raise ImportError(
+      f"{path} is missing; copy the exported folder as a whole."
+    )
+  module = sys.modules[name] = importlib.util.module_from_spec(found)
+  found.loader.exec_module(module)
+  return getattr(module, spec["class"])(width, spec["frame"], **spec["options"])
+
+
 def table(rows: int, width: int) -> nn.Parameter:
   """A learned table of vectors."""
   return nn.Parameter(torch.zeros(rows, width))
@@ -874,9 +893,13 @@ class MiCo(nn.Module):
     self.text = Bert(text, options["masked_rows"])
     width = config["encoder_width"]
     contexts = config["contexts"]  # name -> length of its frame table
+    interface = [
+      m for m in self.modalities.values() if m["kind"] != "knowledge"
+    ]
+    words = {m["context"] for m in interface}  # encoded by the text tower
     self.project = nn.ModuleDict(
       {
-        name: Projection(wide if name == "subtitle" else width, wide, eps)
+        name: Projection(wide if name in words else width, wide, eps)
         for name in contexts
       }
     )
@@ -899,9 +922,9 @@ class MiCo(nn.Module):
     self.temperature = nn.Parameter(torch.tensor(options["temperature_init"]))
     self.embedding = nn.ModuleDict(
       {
-        key: EMBEDDINGS[m["embedding"]](width, m["embedding_shape"])
+        key: own_embedding(key, m["tokens"], width)
         for key, m in self.modalities.items()
-        if m["kind"] == "knowledge" and m["embedding"] != "patch"
+        if "tokens" in m
       }
     )
     for name, field in (
@@ -1050,13 +1073,13 @@ class MiCo(nn.Module):
   def _key_of(self, letter: str, inputs: Mapping[str, Any]) -> str:
     """The given modality that plays a letter; an image may play a video."""
     key = self.by_letter.get(letter, letter)
-    if key not in inputs and letter == "v" and "image" in inputs:
-      return "image"
-    if key not in inputs:
-      raise ValueError(
-        f"letter {letter!r} needs {key}=[...]; given: {', '.join(inputs)}."
-      )
-    return key
+    others = (k for k, m in self.modalities.items() if m["plays"] == letter)
+    for other in (key, *others):
+      if other in inputs:
+        return other
+    raise ValueError(
+      f"letter {letter!r} needs {key}=[...]; given: {', '.join(inputs)}."
+    )
 
   def _embedded(
     self, rows: Mapping[str, Sequence[Any]], letters: str
@@ -1088,10 +1111,18 @@ class MiCo(nn.Module):
         pooled[letter] = tokens[letter][:, 0]
         masks[letter] = ids != self.options["text"]["pad_id"]
       else:
-        tokens[letter] = self.encode(key, self.pixels(key, values))
-        pooled[letter] = self.pool(key, tokens[letter])
-    if "v" not in tokens and "i" in tokens:  # an image is a one-frame video
-      tokens["v"], pooled["v"] = tokens["i"], pooled["i"]
+        pixels = self.pixels(key, values)
+        valid = self.valid_tokens(key, pixels)
+        tokens[letter] = self.encode(key, pixels)
+        pooled[letter] = self.pool(key, tokens[letter], valid)
+        if valid is not None:
+          masks[letter] = valid
+    for key in inputs:  # an image is a one-frame video
+      letter, played = (self.modalities[key][k] for k in ("letter", "plays"))
+      if played not in tokens:
+        for values in (tokens, pooled, masks):
+          if letter in values:
+            values[played] = values[letter]
     return tokens, pooled, masks
 
   def tokens(self, key: str, texts: Any) -> Tensor:
@@ -1114,18 +1145,47 @@ class MiCo(nn.Module):
     batch, frames = pixels.shape[:2]
     flat = pixels.flatten(0, 1)
     if key in self.embedding:
-      x = self.vision(tokens=self.embedding[key](flat))
+      x = self.embedding[key](flat)
+      valid = self._valid(key, flat)
+      if valid is not None:  # nothing that stands in padding goes on
+        x = x.masked_fill(~valid[:, :, None], 0.0)
+      x = self.vision(tokens=x, mask=valid)
     else:
       x = self.vision(flat)
     return x.unflatten(0, (batch, frames))
 
-  def pool(self, key: str, tokens: Tensor) -> Tensor:
-    """One vector per row [B, D]: class tokens, or all, then over frames."""
+  def _valid(self, key: str, frames: Tensor) -> Tensor | None:
+    """Which tokens [B, L] of frames are no padding; None: none is."""
+    if not self.modalities[key].get("tokens", {}).get("padded"):
+      return None
+    valid: Any = self.embedding[key].valid
+    return valid(frames)
+
+  def valid_tokens(self, key: str, pixels: Tensor) -> Tensor | None:
+    """Which tokens [B, T, L] of `encode` are no padding; None: none is.
+
+    The class token of a frame is valid if any of the others is.
+    """
+    valid = self._valid(key, pixels.flatten(0, 1))
+    if valid is None:
+      return None
+    if self.config["class_token"]:
+      valid = torch.cat([valid.any(1, keepdim=True), valid], 1)
+    return valid.unflatten(0, pixels.shape[:2])
+
+  def pool(
+    self, key: str, tokens: Tensor, valid: Tensor | None = None
+  ) -> Tensor:
+    """One vector per row [B, D]: class tokens, or all, then over frames.
+
+    `valid` [B, T, L] of `valid_tokens`: the others count for nothing.
+    """
     entry, frames = self.modalities[key], tokens.shape[1]
-    x = tokens.mean(2) if entry["pooling"] == "mean" else tokens[:, :, 0]
+    mean = entry["pooling"] == "mean"
+    x = masked_mean(tokens, valid, 2) if mean else tokens[:, :, 0]
     if frames > 1 and entry["context"] in self.frame_gain:
       x = x * (1 + resize_frames(self.frame_gain[entry["context"]], frames))
-    return x.mean(1)
+    return masked_mean(x, None if valid is None else valid.any(2), 1)
 
   def features(self, letters: str, pooled: Mapping[str, Tensor]) -> Tensor:
     """Unit-norm embeddings [B, E] by the head of a letter or a group."""
@@ -1155,14 +1215,16 @@ class MiCo(nn.Module):
       letters: in order.
       tokens: by letter [B, T, L, D] of `encode`, or a subtitle's hidden states
         [B, L, W] of `encode_text`.
-      masks: by letter: [B] presence, [B, T] valid frames, or [B, L] valid
-        subtitle tokens.
+      masks: by letter: [B] presence, [B, T] valid frames, [B, T, L] valid
+        tokens (`valid_tokens`), or [B, L] valid subtitle tokens.
       sample_index: by letter: row of the pair embedding.
     """
     values, valid = [], []
     for letter in letters:
-      x = self._project(letter, tokens[letter])
       mask = (masks or {}).get(letter)
+      x = self._project(letter, tokens[letter], mask)
+      if mask is not None and mask.ndim == 3:
+        mask = mask.any(2) if self.options["pool_frames"] else mask.flatten(1)
       if mask is not None and mask.ndim == 1:
         mask = mask[:, None].expand(x.shape[:2])
       elif mask is not None and tokens[letter].ndim == 4:
@@ -1186,12 +1248,17 @@ class MiCo(nn.Module):
     ]
     return Context(context, torch.cat(masks_, 1))
 
-  def _project(self, letter: str, tokens: Tensor) -> Tensor:
+  def _project(
+    self, letter: str, tokens: Tensor, mask: Tensor | None = None
+  ) -> Tensor:
     """Projects tokens of one letter and adds frame and type vectors."""
     name = self.modalities[self.by_letter[letter]]["context"]
     if tokens.ndim == 4 and self.options["pool_frames"]:
       first = int(self.config["class_token"])
-      mean = tokens[:, :, first:].mean(2, keepdim=True)
+      valid = None
+      if mask is not None and mask.ndim == 3:
+        valid = mask[:, :, first:]
+      mean = masked_mean(tokens[:, :, first:], valid, 2)[:, :, None]
       tokens = torch.cat([tokens[:, :, :first], mean], 2)
     x = self.project[name](tokens)
     if tokens.ndim == 4:
@@ -1339,7 +1406,8 @@ class Tower(nn.Module):
     if entry["kind"] == "interface":
       pooled = self.model.encode_text(x)[:, 0]
     else:
-      pooled = self.model.pool(self.key, self.model.encode(self.key, x))
+      valid = self.model.valid_tokens(self.key, x)
+      pooled = self.model.pool(self.key, self.model.encode(self.key, x), valid)
     return self.model.features(entry["letter"], {entry["letter"]: pooled})
 
 

@@ -1,0 +1,89 @@
+"""The embeddings of modalities that a PyTorch folder takes along.
+
+A record names the PyTorch form of its own embedding (`OwnEmbedding.torch`);
+that file is copied as it stands, without importing it.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from typing import Any
+
+from mico_jax.config import ConfigError, ModelConfig
+from mico_jax.modalities import OwnEmbedding
+from mico_jax.models import own_tokens
+
+FOLDER = "embeddings"
+_ALLOWED = {"torch", *sys.stdlib_module_names}
+
+
+def described(embedding: OwnEmbedding) -> dict[str, Any]:
+  """What config.json says of an embedding."""
+  return {
+    "class": embedding.torch.partition(":")[2],
+    "frame": list(embedding.frame),
+    "options": dict(embedding.options),
+    "padded": embedding.valid is not None,
+  }
+
+
+def files(config: ModelConfig) -> dict[str, str]:
+  """Name -> text of the file of each modality with an embedding of its own.
+
+  Raises:
+    ConfigError: if a record names no such file, or one that does not stand
+      alone.
+  """
+  return {
+    f"{FOLDER}/{key}.py": _source(key, embedding)
+    for key, embedding in own_tokens.own_embeddings(config).items()
+  }
+
+
+def _source(key: str, embedding: OwnEmbedding) -> str:
+  """The text of the file that holds the class `embedding.torch`."""
+  said = f"{key}: embedding.torch={embedding.torch!r}"
+  name, _, kind = embedding.torch.partition(":")
+  try:
+    spec = importlib.util.find_spec(name) if name and kind else None
+  except (ImportError, ValueError):  # of a package above it
+    spec = None
+  text = getattr(spec and spec.loader, "get_source", lambda _: None)(name)
+  if text is None:
+    raise ConfigError(
+      f"{said} is no class of a Python file, 'package.module:Class'; without "
+      "one the model has no PyTorch form."
+    )
+  tree = ast.parse(text)
+  imported = {
+    source.partition(".")[0]
+    for node in ast.walk(tree)
+    for source in _imports(node)
+  }
+  if beyond := sorted(imported - _ALLOWED):
+    raise ConfigError(
+      f"{said} imports {', '.join(beyond)}; an exported folder holds that file "
+      "alone, so it may import PyTorch and the standard library."
+    )
+  classes = [n for n in tree.body if isinstance(n, ast.ClassDef)]
+  found = next((n for n in classes if n.name == kind), None)
+  if found is None:
+    raise ConfigError(f"{said}: that file has no class {kind}.")
+  methods = {n.name for n in found.body if isinstance(n, ast.FunctionDef)}
+  if embedding.valid is not None and "valid" not in methods:
+    raise ConfigError(
+      f"{said} has no method valid(frames), but the record's tokens may be "
+      "padding."
+    )
+  return text
+
+
+def _imports(node: ast.AST) -> list[str]:
+  """Modules that a statement imports."""
+  if isinstance(node, ast.Import):
+    return [alias.name for alias in node.names]
+  if isinstance(node, ast.ImportFrom):
+    return ["this package" if node.level else node.module or ""]
+  return []

@@ -1,0 +1,106 @@
+"""Tokens of modalities that bring an embedding of their own, and their padding.
+
+A record says what there is (`mico_jax.modalities.OwnEmbedding`). Padding counts
+for nothing: what stands in it is replaced by zeros before the encoder, nobody
+attends to it, and pools and contexts leave it out.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mico_jax.aliases import Params
+from mico_jax.config import ModelConfig
+from mico_jax.layers.stack import stacked_layers
+from mico_jax.modalities import MODALITIES, OwnEmbedding
+
+
+def own_embeddings(config: ModelConfig) -> Mapping[str, OwnEmbedding]:
+  """The embeddings that modalities of this config bring, by key."""
+  return {
+    key: m.embedding
+    for key, m in MODALITIES.items()
+    if isinstance(m.embedding, OwnEmbedding)
+    and m.context_type in config.frame_table
+  }
+
+
+def module(config: ModelConfig, key: str, embedding: OwnEmbedding) -> nn.Module:
+  """The module that a modality's record names for its tokens.
+
+  Raises:
+    ValueError: if there is no such class.
+  """
+  name, _, kind = embedding.module.partition(":")
+  try:
+    cls = getattr(importlib.import_module(name), kind)
+  except (ImportError, AttributeError, ValueError) as error:
+    raise ValueError(
+      f"{key}: embedding.module={embedding.module!r} is no class of a module "
+      f"that can be imported, 'package.module:Class' ({error})."
+    ) from error
+  return cls(config.vision.width, jnp.dtype(config.dtype), **embedding.options)
+
+
+def embed(
+  config: ModelConfig, params: Params, key: str, frames: Float[Array, "B ..."]
+) -> dict[str, Array]:
+  """Tokens of frames, as options of the encoder: "tokens" and "token_mask".
+
+  Args:
+    config: of the model.
+    params: of the embedding.
+    key: of the modality.
+    frames: [B *frame], as the record says.
+
+  Raises:
+    ValueError: for frames or tokens of another shape than the record says.
+  """
+  own = own_embeddings(config)[key]
+  if frames.shape[1:] != own.frame:
+    raise ValueError(
+      f"{key}: frames of shape {frames.shape[1:]}; its record says {own.frame}."
+    )
+  tokens: Any = module(config, key, own).apply(
+    {"params": stacked_layers(params)}, frames
+  )
+  if tokens.shape[1:] != (own.tokens, config.vision.width):
+    raise ValueError(
+      f"{key}: {own.module} gives tokens of shape {tokens.shape[1:]}; its "
+      f"record and the width say ({own.tokens}, {config.vision.width})."
+    )
+  mask = own.valid_tokens(frames, xp=jnp)
+  if mask is None:
+    return {"tokens": tokens}
+  # No value and no gradient of padding goes on.
+  tokens = jnp.where(mask[:, :, None], tokens, 0)
+  return {"tokens": tokens, "token_mask": mask}
+
+
+def valid_tokens(
+  key: str, pixels: Float[Array, "B T ..."], *, class_token: bool
+) -> Bool[Array, "B T L"] | None:
+  """Which tokens of the encoder are no padding; None: none is.
+
+  Args:
+    key: of the modality.
+    pixels: frames, [B T *frame].
+    class_token: whether the encoder puts one first, which is valid if any of
+      its frame is.
+  """
+  own = MODALITIES[key].embedding
+  if not isinstance(own, OwnEmbedding):
+    return None
+  batch, frames = pixels.shape[:2]
+  flat = pixels.reshape(batch * frames, *pixels.shape[2:])
+  mask = own.valid_tokens(flat, xp=jnp)
+  if mask is None:
+    return None
+  if class_token:
+    mask = jnp.concatenate([mask.any(axis=1, keepdims=True), mask], axis=1)
+  return mask.reshape(batch, frames, mask.shape[1])

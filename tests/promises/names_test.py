@@ -1,0 +1,120 @@
+"""Promise: no modality is named outside `mico_jax/modalities`.
+
+What is known of a modality stands in its record, so no other code compares a
+key ("audio") or a letter ("a") with one of the table. Literals of the code are
+searched; comments and docstrings may name what they like.
+"""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+import mico_jax
+from mico_jax.modalities import MODALITIES
+
+PACKAGE = pathlib.Path(mico_jax.__file__).parent
+# The side that every group is compared with. The word also names the text tower
+# and the texts of a batch, and no record could be put in its place.
+QUERY = MODALITIES["text"]
+WORDS = {m.key for m in MODALITIES.values()} | {
+  m.letter for m in MODALITIES.values()
+}
+WORDS -= {QUERY.key, QUERY.letter}
+
+# Rooms that speak of single modalities, and why.
+ROOMS = {
+  "modalities": "the records",
+  "world": "its scenes are seen and heard in ways of their own",
+  "config": "defaults of options",
+  "configs": "a recipe chooses modalities",
+  "finetuning": "recipes of data sets of pictures, clips and sounds",
+  "testing": "makes files and references of single modalities",
+  "benchmarks": "measures one modality's path",
+}
+# (room, file) -> words it may say, and why.
+FILES: dict[tuple[str, str], tuple[str, str]] = {
+  # Formats of others, whose names are mapped to ours.
+  ("interop", "mico.py"): ("video audio depth n subtitle", "the original"),
+  ("interop", "mico_folder.py"): (
+    "image video audio depth normal subtitle",
+    "the original's options of each modality",
+  ),
+  ("interop", "released.py"): ("video audio depth subtitle", "the original"),
+  ("interop", "open_clip_folder.py"): ("image v", "a client of pictures"),
+  ("interop", "timm_folder.py"): ("image v depth", "a client of pictures"),
+  ("interop", "towers.py"): ("image video", "towers of pictures"),
+  ("data", "worlds.py"): ("video depth normal", "the arrays of OmniWorld"),
+  # A section of the config.
+  ("evaluation", "features.py"): ("audio", "config.data.audio"),
+  ("interop", "torch.py"): ("audio", "config.data.audio"),
+  ("interop", "modeling_mico.py"): (
+    "audio depth",
+    "config.data.audio; config.model.*.depth, a number of blocks",
+  ),
+  # A number of blocks.
+  ("docs", "tables.py"): ("depth", "config.model.*.depth"),
+  ("interop", "hf.py"): ("depth", "config.model.*.depth"),
+  ("interop", "mico_vision.py"): ("depth", "config.model.*.depth"),
+  ("interop", "timm.py"): ("depth", "config.model.*.depth"),
+  ("models", "staged.py"): ("depth", "config.model.*.depth"),
+  # A letter of something else.
+  ("data", "tfds_source.py"): ("i", "a kind of dtype"),
+  ("evaluation", "ptb.py"): ("n", "a letter of a word"),
+  ("interop", "hf_names.py"): ("v", "queries, keys, values"),
+  ("models", "presets.py"): ("s", "a size of encoders"),
+  ("models", "swin.py"): ("s", "a size of encoders"),
+  ("models", "unireplknet.py"): ("a n s", "sizes of encoders"),
+  ("run", "report.py"): ("s", "a plural"),
+  ("train", "lora.py"): ("a", "the first factor of a delta"),
+}
+
+
+def place(path: pathlib.Path) -> tuple[str, str]:
+  """Room and file name, wherever within the room it lies."""
+  parts = path.relative_to(PACKAGE).parts
+  return parts[0].removesuffix(".py"), parts[-1]
+
+
+def literals(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+  """Line and text of the strings in a file's code."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+      yield node.lineno, node.value
+
+
+def named() -> dict[tuple[str, str], list[tuple[int, str]]]:
+  """(room, file) -> line and word of what names a modality."""
+  found: dict[tuple[str, str], list[tuple[int, str]]] = {}
+  for path in sorted(PACKAGE.rglob("*.py")):
+    hits = [(line, word) for line, word in literals(path) if word in WORDS]
+    if hits and place(path)[0] not in ROOMS:
+      found.setdefault(place(path), []).extend(hits)
+  return found
+
+
+def test_no_modality_is_named_outside_its_record():
+  problems = [
+    f"{'/'.join(where)}:{line}: {word!r} is a modality; ask its record"
+    for where, hits in named().items()
+    for line, word in hits
+    if word not in FILES.get(where, ("", ""))[0].split()
+  ]
+  assert not problems, "\n".join(problems)
+
+
+def test_every_exception_is_needed():
+  found = {where: {word for _, word in hits} for where, hits in named().items()}
+  allowed = {where: set(words.split()) for where, (words, _) in FILES.items()}
+  stale = {w: v - found.get(w, set()) for w, v in allowed.items()}
+  assert not {w: v for w, v in stale.items() if v}
+
+
+@pytest.mark.parametrize("key", [k for k in MODALITIES if k != QUERY.key])
+def test_the_search_finds_a_name(key, tmp_path):
+  path = tmp_path / "x.py"
+  path.write_text(f'"""{key}."""\n\n# {key}\nif a == "{key}":\n  pass\n')
+  assert [line for line, word in literals(path) if word in WORDS] == [4]
