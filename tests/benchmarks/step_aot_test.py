@@ -40,7 +40,7 @@ def test_the_account_names_lines_and_shares_kernels():
       aot.Call("attend.9", "f32[2]", "", 1),
     ],
   )
-  report = aot.Report(
+  report = aot.KernelReport(
     program,
     bundles={"attend.1": {0: 5, 1: 10}, "attend.9": {0: 5, 1: 7}},
     steps={("attend", "f32[8]"): 8, ("attend", "f32[2]"): 2},
@@ -58,7 +58,7 @@ def test_the_account_names_lines_and_shares_kernels():
 
 def test_cores_that_share_a_grid_halve_its_cycles(monkeypatch):
   program = aot.Program(operations=[(64, "copy", "")])
-  report = aot.Report(program, bundles={"k": {1: 100}})
+  report = aot.KernelReport(program, bundles={"k": {1: 100}})
   monkeypatch.setattr(aot, "compile_report", lambda *_, **__: report)
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   monkeypatch.setattr(aot, "one_device", lambda _: here)
@@ -97,7 +97,7 @@ def test_a_loss_that_does_not_fit_is_a_record(monkeypatch):
       raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 37.02G of 15.75G")
     if len(reports) == 3:
       raise jax.errors.JaxRuntimeError("INTERNAL: a defect")
-    return aot.Report(aot.Program())
+    return aot.KernelReport(aot.Program())
 
   monkeypatch.setattr(aot, "compile_report", compile_report)
   monkeypatch.setattr(aot, "devices", lambda _: jax.devices()[:1])

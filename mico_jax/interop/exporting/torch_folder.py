@@ -30,8 +30,7 @@ from mico_jax.inference.self_check import (
   VARIANTS,
   SelfCheck,
 )
-from mico_jax.interop import torch_embeddings
-from mico_jax.interop.exporting import export, torch_inputs
+from mico_jax.interop.exporting import export, torch_embeddings, torch_inputs
 from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
 from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.names import torch_modules
