@@ -3,7 +3,7 @@
 Queries, keys and values come from one kernel [D, 3D]; heads are split by a
 reshape, so no transpose stands between projection and attention kernel. The
 keys and values of a context are not computed here: they are projected once per
-step for all layers (`models.bert.project_context`).
+step for all layers (`models.text_tower`).
 """
 
 from __future__ import annotations

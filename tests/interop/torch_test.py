@@ -188,7 +188,8 @@ def test_every_modality_and_head(pair):
     letter = entry["letter"]
     if entry["kind"] == "interface":
       ids = some_ids(i)
-      ours[letter] = model.pool_text(model.text(params, jnp.asarray(ids)))
+      given = jnp.asarray(ids)
+      ours[letter] = model.pool_text(model.text(params, given), given)
       theirs[letter] = exported.encode_text(t(ids).long())[:, 0]
     else:
       x = pixels(model, i)
@@ -221,7 +222,8 @@ def test_contexts_and_matching(pair):
     hidden = model.text(params, jnp.asarray(ids), context=kv)
     got = exported.encode_text(t(ids).long(), context=b)
     close(hidden, got)
-    close(model.matching_logits(params, hidden), exported.matching_logits(got))
+    logits = model.matching_logits(params, hidden, jnp.asarray(ids))
+    close(logits, exported.matching_logits(got))
 
 
 @pytest.mark.parametrize(

@@ -82,18 +82,20 @@ class Plain:
       c: self.model.pool(self.params, by_letter(c).key, self.tokens(c, row))
       for c in letters(GROUP)
     }
-    text = self.read(self.batch["text"][GROUP][row])
-    pooled["t"] = self.model.pool_text(text)
+    ids = self.real(self.batch["text"][GROUP][row])
+    pooled["t"] = self.model.pool_text(self.read(ids[0]), ids)
     embed = self.model.embed
     return (
       embed(self.params, letters(GROUP), pooled)[0],
       embed(self.params, "t", pooled)[0],
     )
 
-  def read(self, ids, **options):
+  def real(self, ids):
     length = int((np.asarray(ids) != TOKENIZER.pad).sum())
-    ids = jnp.asarray(ids[:length])[None]  # no padding at all
-    return self.model.text(self.params, ids, **options)
+    return jnp.asarray(ids[:length])[None]  # no padding at all
+
+  def read(self, ids, **options):
+    return self.model.text(self.params, self.real(ids), **options)
 
 
 def contrastive(plain, draws, weight):
@@ -127,7 +129,8 @@ def matching(plain, draws, weight):
     value = 0.0
     for ids, row, label in pairs:
       hidden = plain.read(ids, context=plain.context(row))
-      logits = plain.model.matching_logits(plain.params, hidden)[0]
+      read = plain.real(ids)
+      logits = plain.model.matching_logits(plain.params, hidden, read)[0]
       value += nll(logits, label) / len(pairs)
     total += weight[i] * value
   return 0.1 * total / weight.sum()
