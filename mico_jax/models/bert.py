@@ -24,7 +24,8 @@ from mico_jax.aliases import Params
 from mico_jax.config import TextConfig
 from mico_jax.layers import dropout
 from mico_jax.layers.activations import gelu
-from mico_jax.layers.attention import CrossAttention, SelfAttention
+from mico_jax.layers.attention import SelfAttention
+from mico_jax.layers.cross_attention import CrossAttention
 from mico_jax.layers.embed import TABLE_INIT, look_up
 from mico_jax.layers.mlp import Dense, Mlp
 from mico_jax.layers.norm import LayerNorm
@@ -40,7 +41,7 @@ class BertBlock(nn.Module):
     config: of the tower.
     causal: whether a token sees itself and its left only.
     return_kv: whether keys and values are returned as output of the layer.
-    uses: see `mico_jax.layers.attention.CrossAttention`.
+    uses: see `mico_jax.layers.cross_attention.CrossAttention`.
     dtype: compute dtype.
     backend: of attention.
     masked_rows: see `mico_jax.kernels.attention`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mico_jax.models.bert import Bert
+from mico_jax.models.causal import CausalLM
 from mico_jax.models.convnext import ConvNeXt
 from mico_jax.models.encoder import Encoder
 from mico_jax.models.swin import Swin
@@ -16,4 +17,7 @@ ENCODERS: dict[str, type[Encoder]] = {
   "convnext": ConvNeXt,
   "unireplknet": UniRepLKNet,
 }
-TEXT_ENCODERS: dict[str, type[TextTower]] = {"bert": Bert}
+TEXT_ENCODERS: dict[str, type[TextTower]] = {
+  "bert": Bert,
+  "causal": CausalLM,
+}

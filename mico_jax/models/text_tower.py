@@ -186,7 +186,7 @@ class TextTower(nn.Module):
         has S + L - 1 columns, see `mico_jax.layers.attention.SelfAttention`.
       prefix_lengths: with `causal`: so many first tokens see each other.
       context: what to attend to; None: cross-attention is skipped.
-      uses: see `mico_jax.layers.attention.CrossAttention`.
+      uses: see `mico_jax.layers.cross_attention.CrossAttention`.
       cache: keys and values of the tokens before; only the first of `ids` is
         written to it.
       position: column of the first of `ids`.
@@ -260,7 +260,7 @@ class TextTower(nn.Module):
 
     Args:
       params: of the tower; its blocks hold "cross_attn/kv", as
-        `mico_jax.layers.attention.CrossAttention` makes it.
+        `mico_jax.layers.cross_attention.CrossAttention` makes it.
       values: the context.
       mask: true at valid context tokens.
     """

@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 
 from mico_jax import aot
 from mico_jax.aot.collectives import Asynchronous, Collective
+from mico_jax.models import ENCODERS, TEXT_ENCODERS
 
 # Part of a scope's name -> part of the step; the first that fits. Linen names
 # scopes by module class, objectives by themselves.
 PARTS = (
-  ("ViT", "vision"),
-  ("Swin", "vision"),
-  ("ConvNeXt", "vision"),
-  ("UniRepLKNet", "vision"),
-  ("Bert", "text"),
+  *((encoder.__name__, "vision") for encoder in ENCODERS.values()),
+  *((tower.__name__, "text") for tower in TEXT_ENCODERS.values()),
   ("contrastive", "loss"),
   ("matching", "loss"),
   ("captioning", "loss"),

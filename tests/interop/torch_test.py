@@ -88,6 +88,18 @@ CONFIGS = {
     masked_rows="released",
     mask_subtitle_padding=False,
   ),
+  "causal": changed(
+    heads=("t", "s", "v", "a", "va"),
+    frame_table={"video": 2, "audio": 2},
+    text=dataclasses.replace(
+      tiny_config().model.text,
+      encoder="causal",
+      num_heads=4,
+      kv_heads=2,
+      norm_eps=1e-6,
+    ),
+    sample_embeddings=3,
+  ),
 }
 
 
@@ -190,7 +202,8 @@ def test_every_modality_and_head(pair):
       ids = some_ids(i)
       given = jnp.asarray(ids)
       ours[letter] = model.pool_text(model.text(params, given), given)
-      theirs[letter] = exported.encode_text(t(ids).long())[:, 0]
+      words = t(ids).long()
+      theirs[letter] = exported.pool_text(exported.encode_text(words), words)
     else:
       x = pixels(model, i)
       tokens = model.encode(params, key, jnp.asarray(x))
@@ -223,7 +236,7 @@ def test_contexts_and_matching(pair):
     got = exported.encode_text(t(ids).long(), context=b)
     close(hidden, got)
     logits = model.matching_logits(params, hidden, jnp.asarray(ids))
-    close(logits, exported.matching_logits(got))
+    close(logits, exported.matching_logits(got, t(ids)))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +284,7 @@ def test_tables_of_the_paper(pair):
   close(a.values, b.values)
 
 
-@pytest.mark.parametrize("pair", ["plain"], indirect=True)
+@pytest.mark.parametrize("pair", ["plain", "causal"], indirect=True)
 @pytest.mark.parametrize(
   "options",
   [
@@ -522,7 +535,7 @@ def test_towers_take_any_batch(pair, key):
   with torch.no_grad():
     got = tower(t(x))
     if words:
-      pooled = exported.encode_text(t(x))[:, 0]
+      pooled = exported.pool_text(exported.encode_text(t(x)), t(x))
     else:
       pooled = exported.pool(key, exported.encode(key, t(x)))
   close(got, exported.features(letter, {letter: pooled}))
@@ -541,7 +554,7 @@ class Matcher(torch.nn.Module):
     tokens = {"v": m.encode("video", video), "a": m.encode("audio", audio)}
     tokens["s"] = m.encode_text(words)
     context = m.context("vas", tokens, {"s": words != 0})
-    return m.matching_logits(m.encode_text(ids, context=context))
+    return m.matching_logits(m.encode_text(ids, context=context), ids)
 
 
 @pytest.mark.parametrize("pair", ["plain"], indirect=True)

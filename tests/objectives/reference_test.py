@@ -82,8 +82,8 @@ class Plain:
       c: self.model.pool(self.params, by_letter(c).key, self.tokens(c, row))
       for c in letters(GROUP)
     }
-    ids = self.real(self.batch["text"][GROUP][row])
-    pooled["t"] = self.model.pool_text(self.read(ids[0]), ids)
+    ids = self.batch["text"][GROUP][row]
+    pooled["t"] = self.model.pool_text(self.read(ids), self.real(ids))
     embed = self.model.embed
     return (
       embed(self.params, letters(GROUP), pooled)[0],
