@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -28,6 +29,8 @@ from mico_jax.layers.rotary import rotate
 
 class GroupedAttention(nn.Module):
   """Self-attention with rotary positions and without biases.
+
+  Queries, keys and values come from one kernel, in this order.
 
   Attributes:
     num_heads: N, of queries; must divide the width.
@@ -75,20 +78,18 @@ class GroupedAttention(nn.Module):
     width = x.shape[-1]
     head_dim = width // self.num_heads
 
-    def heads(name: str, count: int) -> Array:
-      dense = Dense(
-        count * head_dim,
-        self.dtype,
-        use_bias=False,
-        names=(axes.EMBED, axes.QKV),
-        name=name,
-      )
-      y = checkpoint_name(dense(x), ATTENTION_QKV)
-      return y.reshape(*x.shape[:2], count, head_dim)
-
-    q = rotate(heads("query", self.num_heads), *rotary)
-    k, v = jnp.split(heads("kv", 2 * self.kv_heads), 2, axis=2)
-    k = rotate(k, *rotary)
+    groups = (self.num_heads, self.kv_heads, self.kv_heads)
+    dense = Dense(
+      sum(groups) * head_dim,
+      self.dtype,
+      use_bias=False,
+      names=(axes.EMBED, axes.QKV),
+      name="qkv",
+    )
+    packed = checkpoint_name(dense(x), ATTENTION_QKV)
+    heads = packed.reshape(*x.shape[:2], sum(groups), head_dim)
+    q, k, v = jnp.split(heads, np.cumsum(groups)[:2], axis=2)
+    q, k = rotate(q, *rotary), rotate(k, *rotary)
     kv = (k, v)
     if cache is not None:
       kv, (k, v) = extend_cache(k, v, cache)

@@ -128,7 +128,7 @@ def test_it_is_exported(workdir, tmp_path, capsys, form):
   report = json.loads(capsys.readouterr().out)
   names = {one["name"] for one in report["tensors"]}
   if form == "stablehlo":
-    assert "text/blocks/attn/kv/kernel" in names
+    assert "text/blocks/attn/qkv/kernel" in names
   else:
     assert "text.blocks.1.cross_attn.kv.weight" in names
   if form != "safetensors":

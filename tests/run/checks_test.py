@@ -120,7 +120,7 @@ def test_mesh_must_divide_the_heads():
       *("model.text.num_heads=4", "model.vision.num_heads=4"),
     ),
   )
-  with pytest.raises(c.ConfigError, match="text.kv_heads=1 must be a multiple"):
+  with pytest.raises(c.ConfigError, match="kv_heads=1 must be a multiple"):
     checks.check_mesh(few, mesh)
 
 

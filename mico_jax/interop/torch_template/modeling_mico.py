@@ -794,20 +794,20 @@ class Bert(nn.Module):
     self,
     ids: Tensor,
     mask: Tensor,
+    places: Tensor,
     context: Context | None = None,
     table: Tensor | None = None,
     extra: Any = 0.0,
-    places: Tensor | None = None,
   ) -> Tensor:
     """Hidden states [B, L, W].
 
     Args:
       ids: [B, L].
       mask: [B, 1, L or 1, L], true where visible.
+      places: positions that count visible tokens; not those of this tower.
       context: what to attend to.
       table: of positions, instead of the tower's own.
       extra: added to the embedded tokens.
-      places: positions that count visible tokens; not those of this tower.
     """
     del places
     x = self.embed(ids, table, extra)
@@ -844,10 +844,9 @@ class GroupedAttention(nn.Module):
 
   def __init__(self, width: int, num_heads: int, kv_heads: int):
     super().__init__()
-    self.num_heads, self.kv_heads = num_heads, kv_heads
-    kv = 2 * kv_heads * (width // num_heads)
-    self.query = nn.Linear(width, width, False)
-    self.kv = nn.Linear(width, kv, False)
+    self.groups = [num_heads, 2 * kv_heads]
+    heads = num_heads + 2 * kv_heads
+    self.qkv = nn.Linear(width, heads * (width // num_heads), False)
     self.proj = nn.Linear(width, width, False)
 
   def forward(
@@ -858,9 +857,9 @@ class GroupedAttention(nn.Module):
     rotary: tuple[Tensor, Tensor],
   ) -> Tensor:
     """Attends among the tokens x [B, L, W]."""
-    q = self.query(x).unflatten(-1, (self.num_heads, -1))
-    kv = self.kv(x).unflatten(-1, (2 * self.kv_heads, -1))
-    k, v = repeat_heads(kv, self.num_heads)
+    heads = self.qkv(x).unflatten(-1, (sum(self.groups), -1))
+    q, kv = heads.split(self.groups, 2)
+    k, v = repeat_heads(kv, q.shape[2])
     q, k = rotate(q, *rotary), rotate(k, *rotary)
     return self.proj(attend(q, k, v, mask, masked_rows))
 
@@ -924,10 +923,10 @@ class CausalLM(nn.Module):
     self,
     ids: Tensor,
     mask: Tensor,
+    places: Tensor,
     context: Context | None = None,
     table: Tensor | None = None,
     extra: Any = 0.0,
-    places: Tensor | None = None,
   ) -> Tensor:
     """Hidden states [B, L, W]; see `Bert`. Positions are `places` [B, L]."""
     power = torch.arange(0, self.head_dim, 2, device=ids.device) / self.head_dim
@@ -1033,6 +1032,11 @@ class MiCo(nn.Module):
         f"encoder {vision['encoder']!r} is not one of {', '.join(ENCODERS)}."
       )
     self.vision = ENCODERS[vision["encoder"]](vision)
+    if text["encoder"] not in TEXT_ENCODERS:
+      raise ValueError(
+        f"text encoder {text['encoder']!r} is not one of "
+        f"{', '.join(TEXT_ENCODERS)}."
+      )
     self.text = TEXT_ENCODERS[text["encoder"]](text, options["masked_rows"])
     width = config["encoder_width"]
     contexts = config["contexts"]  # name -> length of its frame table
@@ -1410,7 +1414,7 @@ class MiCo(nn.Module):
       mask = mask & (at[None] <= last[:, None])
     extra = 0.0 if sample_index is None else self._sample_vectors(sample_index)
     table = self.joined_pos if joined else None
-    return self.text(ids, mask, context, table, extra, places)
+    return self.text(ids, mask, places, context, table, extra)
 
   def pool_text(self, hidden: Tensor, ids: Tensor) -> Tensor:
     """The state [B, W] that stands for a text, of `encode_text(ids)`."""
