@@ -47,7 +47,7 @@ class Sides:
     self.preparer = Preparer(config, tokenizer)
     exporter.write_code(folder)
     self.module = exporter.load_module(folder)
-    settings = exporter.preprocessing(config, tokenizer)
+    settings = exporter.preprocessing_json(config, tokenizer)
     self.reader = self.module.Reader(settings)
 
   def ours(self, key: str, value: Any) -> np.ndarray:

@@ -347,7 +347,7 @@ def test_preprocessing(key, name, tmp_path):
   tokenizer = SentencePieceTokenizer(read_omniworld_model())
   preparer = Preparer(config, tokenizer)
   exporter.write_code(tmp_path)
-  common = exporter.preprocessing(config, tokenizer)
+  common = exporter.preprocessing_json(config, tokenizer)
   reader = exporter.load_module(tmp_path).Reader(common)
   rng = np.random.default_rng(0)
   raw: Any = rng.integers(0, 256, (3, 41, 30, 3), dtype=np.uint8)

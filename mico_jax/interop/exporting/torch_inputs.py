@@ -15,25 +15,45 @@ import re
 from mico_jax import config as config_lib
 
 PACKAGE = "mico_inputs"
+FIRST = ("__init__.py", "given.py")  # what the exported model imports
 _SOURCE = "mico_jax.modalities"
 _CONFIG = "mico_jax.config"
 _TYPES = "jaxtyping"  # of annotations only
 
 
 def files() -> dict[str, str]:
-  """File name -> text of the package `mico_inputs`.
+  """File name -> text of the package `mico_inputs`: `FIRST` and its imports.
 
   Raises:
     ValueError: if a decoder imports a part of this package that stays here.
   """
-  found, types = {}, set()
+  found: dict[str, str] = {}
+  types: set[str] = set()
   folder = importlib.resources.files(_SOURCE)
-  for file in sorted(folder.iterdir(), key=lambda f: f.name):
-    if file.name.endswith(".py"):
-      text = file.read_text("utf-8")
-      types |= check_imports(text, file.name)
-      found[file.name] = _relative(text)
-  return found | {"config.py": _config(sorted(types))}
+  names = {f.name for f in folder.iterdir() if f.name.endswith(".py")}
+  todo = list(FIRST)
+  while todo:
+    name = todo.pop()
+    if name in found:
+      continue
+    text = (folder / name).read_text("utf-8")
+    types |= check_imports(text, name)
+    found[name] = _relative(text)
+    todo += names & {f"{module}.py" for module in _own_imports(text)}
+  texts = {name: found[name] for name in sorted(found)}
+  return texts | {"config.py": _config(sorted(types))}
+
+
+def _own_imports(text: str) -> set[str]:
+  """Modules of `mico_jax.modalities` that a file imports, by their names."""
+  found = set()
+  for node in ast.walk(ast.parse(text)):
+    if isinstance(node, ast.ImportFrom) and node.module:
+      if node.module == _SOURCE:
+        found |= {alias.name for alias in node.names}
+      elif node.module.startswith(f"{_SOURCE}."):
+        found.add(node.module.removeprefix(f"{_SOURCE}."))
+  return found
 
 
 def check_imports(text: str, name: str) -> set[str]:
