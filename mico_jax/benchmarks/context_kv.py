@@ -49,15 +49,16 @@ def text_step(
   projected = model.project_context(params, Context(values))
   own = jnp.arange(ids.shape[0])
   positive = model.text(params, ids, context=kv(None))
+  others = jnp.concatenate([ids, jnp.take(ids, negatives, axis=0)])
   negative = model.text(
     params,
-    jnp.concatenate([ids, jnp.take(ids, negatives, axis=0)]),
+    others,
     context=kv(jnp.concatenate([negatives, own])),
   )
   caption = model.text(params, ids, attention="causal", context=kv(None))
   return (
-    jnp.sum(model.matching_logits(params, positive))
-    + jnp.sum(model.matching_logits(params, negative))
+    jnp.sum(model.matching_logits(params, positive, ids))
+    + jnp.sum(model.matching_logits(params, negative, others))
     + jnp.sum(caption)
   )
 

@@ -86,7 +86,10 @@ _LINES = (
   ("patch_embed", "patch embedding"),
   ("blocks", "rest of the blocks"),
 )
-_TOWERS = (("ViT", "vision"), ("Bert", "text"))
+_TOWERS = (
+  *((encoder.__name__, "vision") for encoder in models.ENCODERS.values()),
+  *((tower.__name__, "text") for tower in models.TEXT_ENCODERS.values()),
+)
 
 
 @dataclasses.dataclass(frozen=True)

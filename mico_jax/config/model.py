@@ -77,13 +77,15 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-  """The BERT-like tower: encodes, matches and writes captions."""
+  """The text tower: encodes, matches and writes captions."""
 
   encoder: Annotated[str, Key("mico_jax.models.TEXT_ENCODERS")] = "bert"
   vocab_size: Annotated[int, Range(0, 2**24, "tokens")] = 30522
   width: Width = 768
   depth: Depth = 12
   num_heads: Heads = 12
+  # "causal": heads of keys and values, must divide num_heads; 0: as many
+  kv_heads: Annotated[int, Range(0, 1024)] = 0
   mlp_dim: Annotated[int, Range(1, 524288, "channels")] = 3072
   max_positions: Tokens = 512
   type_vocab_size: Annotated[int, Range(1, 1024)] = 2

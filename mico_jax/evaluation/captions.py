@@ -64,9 +64,15 @@ def _make_hits(model: MiCo, info: TokenizerInfo, mask_prob: float) -> Any:
   def count(
     params: Params, context: ContextKV, rows: Array, ids: Array, keys: Any
   ) -> tuple[Array, Array]:
-    masked, labels = sampling.mask_tokens(keys, ids, info=info, prob=mask_prob)
+    read, labels = sampling.scored_tokens(
+      keys,
+      ids,
+      info=info,
+      prob=mask_prob,
+      next_token=model.tower.next_token,
+    )
     hidden = model.text(
-      params, masked, attention="causal", context=context.take(rows)
+      params, read, attention="causal", context=context.take(rows)
     )
     found = jnp.argmax(model.lm_logits(params, hidden), axis=-1)
     scored = labels != IGNORE

@@ -224,7 +224,7 @@ class SelfCheck:
     ids = ids.at[:, 0].set(info.cls)
 
     def step(i: jax.Array, ids: jax.Array) -> jax.Array:
-      # A [MASK] at i is read; what stands behind it is not seen.
+      # A [MASK] at i is read, or the token before; the rest is not seen.
       hidden = self.model.text(
         params,
         ids,
@@ -232,7 +232,8 @@ class SelfCheck:
         mask=jnp.ones(ids.shape, bool),
         context=context,
       )
-      hidden = jax.lax.dynamic_index_in_dim(hidden, i, 1, keepdims=False)
+      read = i - int(self.model.tower.next_token)
+      hidden = jax.lax.dynamic_index_in_dim(hidden, read, 1, keepdims=False)
       best = jnp.argmax(self.model.lm_logits(params, hidden), axis=-1)
       return ids.at[:, i].set(best.astype(jnp.int32))
 

@@ -1,14 +1,11 @@
-"""Self-attention with a packed projection, and cross-attention to a context.
+"""Self-attention with a packed projection.
 
 Queries, keys and values come from one kernel [D, 3D]; heads are split by a
-reshape, so no transpose stands between projection and attention kernel. The
-keys and values of a context are not computed here: they are projected once per
-step for all layers (`models.bert.project_context`).
+reshape, so no transpose stands between projection and attention kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -41,6 +38,36 @@ BIASES = {
   "qv": "on queries and values, none on keys",
   "none": "none",
 }
+
+
+# Keys and values of C slots, and the slot to write.
+Cache = tuple[Float[Array, "B C N H"], Float[Array, "B C N H"], Int[Array, ""]]
+
+
+def extend_cache(
+  k: Float[Array, "B L N H"], v: Float[Array, "B L N H"], cache: Cache
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+  """Writes the first token to a cache; the others follow behind it.
+
+  Args:
+    k: keys of the new tokens.
+    v: their values.
+    cache: of the tokens before.
+
+  Returns:
+    The updated cache, and the keys and values to attend to [B C+L-1 N H].
+  """
+  *old, position = cache
+  start = (0, position, 0, 0)
+  written = [
+    jax.lax.dynamic_update_slice(o, x[:, :1].astype(o.dtype), start)
+    for o, x in zip(old, (k, v), strict=True)
+  ]
+  seen = [
+    jnp.concatenate([w, x[:, 1:]], axis=1)
+    for w, x in zip(written, (k, v), strict=True)
+  ]
+  return (written[0], written[1]), (seen[0], seen[1])
 
 
 def _bias(module: nn.Module, name: str, size: int) -> Array:
@@ -136,7 +163,7 @@ class SelfAttention(nn.Module):
     mask: Bool[Array, "#B #N #L #S"] | None = None,
     prefix_lengths: Int[Array, " B"] | None = None,
     row_keys: Key[Array, " B"] | None = None,
-    cache: tuple[Array, Array, Array] | None = None,
+    cache: Cache | None = None,
     rotary: tuple[Array, Array] | None = None,
   ) -> tuple[Float[Array, "B L D"], tuple[Array, Array]]:
     """Attends among the tokens, or from new tokens to a cache.
@@ -146,9 +173,9 @@ class SelfAttention(nn.Module):
       mask: true where a query may look.
       prefix_lengths: see `mico_jax.kernels.attention.attention`.
       row_keys: one key per row; None: no dropout.
-      cache: (keys [B S N H], values [B S N H], position): only the first token
+      cache: (keys [B C N H], values [B C N H], position): only the first token
         of `x` is written, at `position`; the others follow behind the cache and
-        are forgotten, so `mask` has S + L - 1 columns.
+        are forgotten, so `mask` has C + L - 1 columns.
       rotary: cosine and sine [#B L H] that turn queries and keys, see
         `mico_jax.layers.rotary`; None: no rotary positions.
 
@@ -166,18 +193,7 @@ class SelfAttention(nn.Module):
       q, k = rotate(q, *rotary), rotate(k, *rotary)
     kv = (k, v)
     if cache is not None:
-      old_k, old_v, position = cache
-      start = (0, position, 0, 0)
-      kv = (
-        jax.lax.dynamic_update_slice(
-          old_k, k[:, :1].astype(old_k.dtype), start
-        ),
-        jax.lax.dynamic_update_slice(
-          old_v, v[:, :1].astype(old_v.dtype), start
-        ),
-      )
-      k = jnp.concatenate([kv[0], k[:, 1:]], axis=1)
-      v = jnp.concatenate([kv[1], v[:, 1:]], axis=1)
+      kv, (k, v) = extend_cache(k, v, cache)
     if row_keys is not None:
       row_keys = dropout.fold_rows(row_keys, dropout.ATTENTION)
     options: dict[str, Any] = {
@@ -201,97 +217,3 @@ class SelfAttention(nn.Module):
       x.shape[-1], self.dtype, names=(axes.QKV, axes.EMBED), name="proj"
     )
     return proj(out), kv
-
-
-class CrossAttention(nn.Module):
-  """Attention from text tokens to the projected contexts of their row.
-
-  The kernel of keys and values belongs to this layer's parameters ("kv"), but
-  is applied outside, once for all layers.
-
-  Attributes:
-    num_heads: N; must divide the width.
-    uses: for each context, how many of the tokens' rows that belong to one row
-      of the contexts attend to it; empty: there is one context, for all.
-    dtype: compute dtype.
-    backend: see `mico_jax.kernels.attention`.
-    masked_rows: see `mico_jax.kernels.attention`.
-    dropout_rate: of attention weights.
-  """
-
-  num_heads: int
-  uses: tuple[int, ...] = ()
-  dtype: Any = jnp.float32
-  backend: str = "auto"
-  masked_rows: str = "zero"
-  dropout_rate: float = 0.0
-
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, "B L W"],
-    contexts: Sequence[tuple[Float[Array, "C _ W"], Float[Array, "C _ W"]]],
-    *,
-    masks: Sequence[Bool[Array, "C _"] | None],
-    row_keys: Key[Array, " B"] | None = None,
-  ) -> Float[Array, "B L W"]:
-    """Attends to the contexts.
-
-    Rows that share a context (the beams of a decoder, the texts of a pair) are
-    one row of more queries, so that nobody copies keys and values for them.
-
-    Args:
-      x: text tokens; B is a multiple of C: consecutive rows belong to one row
-        of the contexts, in the order of `uses`.
-      contexts: keys and values, heads side by side, of each context.
-      masks: true at the valid tokens of each context; None: all are.
-      row_keys: one key per row; None: no dropout.
-
-    Raises:
-      ValueError: if `uses` does not fit the contexts or the rows.
-    """
-    batch, length, width = x.shape
-    rows = contexts[0][0].shape[0]
-    shared = batch // rows  # rows of tokens for a row of the contexts
-    uses = self.uses or (shared,)
-    if len(uses) != len(contexts) or sum(uses) * rows != batch:
-      raise ValueError(
-        f"{uses=} must name a count for each of {len(contexts)} contexts, "
-        f"{batch} / {rows} in all."
-      )
-    if self.is_initializing():
-      # Creates the parameters that `project_context` applies.
-      PackedProjection(2, self.num_heads, dtype=self.dtype, name="kv")(x)
-    query = Dense(
-      width,
-      self.dtype,
-      names=(axes.EMBED, axes.QKV),
-      bias_name=axes.QKV,
-      name="query",
-    )
-    heads = (self.num_heads, width // self.num_heads)
-    # On a TPU this moves lengths that are no multiple of eight, such as 70.
-    q = query(x).astype(self.dtype).reshape(rows, shared * length, *heads)
-    if row_keys is not None:
-      row_keys = dropout.fold_rows(row_keys, dropout.CROSS)
-      row_keys = row_keys.reshape(rows, shared)
-    outs, first = [], 0
-    for use, context, mask in zip(uses, contexts, masks, strict=True):
-      k, v = (y.astype(self.dtype).reshape(rows, -1, *heads) for y in context)
-      outs.append(
-        attention(
-          q[:, first * length : (first + use) * length],
-          k,
-          v,
-          mask=None if mask is None else mask[:, None, None, :],
-          masked_rows=self.masked_rows,
-          dropout_rate=self.dropout_rate,
-          row_keys=None if row_keys is None else row_keys[:, first],
-          backend=self.backend,
-        )
-      )
-      first += use
-    out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
-    out = checkpoint_name(out, ATTENTION_OUT)
-    proj = Dense(width, self.dtype, names=(axes.QKV, axes.EMBED), name="proj")
-    return proj(out.reshape(batch, length, width))

@@ -78,12 +78,14 @@ class Mlp(nn.Module):
     dtype: compute dtype.
     kind: key of `MLPS`; "gelu" is the exact one.
     norm_eps: of a LayerNorm before the last layer; None: no such norm.
+    use_bias: whether the layers have biases.
   """
 
   hidden_dim: int
   dtype: Any = jnp.float32
   kind: str = "gelu"
   norm_eps: float | None = None
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -94,6 +96,7 @@ class Mlp(nn.Module):
       return Dense(
         self.hidden_dim,
         self.dtype,
+        use_bias=self.use_bias,
         names=(axes.EMBED, axes.MLP),
         bias_name=axes.MLP,
         name=name,
@@ -106,4 +109,10 @@ class Mlp(nn.Module):
     y = forward_barrier(y)
     if self.norm_eps is not None:
       y = LayerNorm(self.norm_eps, name="norm")(y)
-    return Dense(width, self.dtype, names=(axes.MLP, axes.EMBED), name="fc2")(y)
+    return Dense(
+      width,
+      self.dtype,
+      use_bias=self.use_bias,
+      names=(axes.MLP, axes.EMBED),
+      name="fc2",
+    )(y)

@@ -1,4 +1,4 @@
-"""LayerNorm in float32, whatever the compute dtype."""
+"""LayerNorm and RMSNorm in float32, whatever the compute dtype."""
 
 from __future__ import annotations
 
@@ -99,3 +99,27 @@ class LayerNorm(nn.Module):
     scale = parameter(self, "scale", nn.initializers.ones, shape, names)
     bias = parameter(self, "bias", nn.initializers.zeros, shape, names)
     return layer_norm(x, scale, bias, self.eps)
+
+
+class RMSNorm(nn.Module):
+  """Divides by the root of the mean square, and scales; no mean, no bias.
+
+  Attributes:
+    eps: added to the mean square.
+
+  Source: arXiv:1910.07467.
+  """
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Returns the normalised input in its own dtype."""
+    scale = parameter(
+      self, "scale", nn.initializers.ones, (x.shape[-1],), (axes.NORM,)
+    )
+    dtype = accumulation_dtype(x.dtype)
+    wide = x.astype(dtype)
+    square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    y = wide * jax.lax.rsqrt(square + jnp.asarray(self.eps, dtype))
+    return (y * _rows(scale.astype(dtype), x.ndim)).astype(x.dtype)

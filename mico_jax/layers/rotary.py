@@ -1,10 +1,11 @@
-"""Rotary positions of patches on a grid.
+"""Rotary positions of patches on a grid, and of tokens in a text.
 
-Half of each head turns with the row of a patch, the other half with its column,
-in neighbouring pairs (x0, x1). Positions are scaled so that any grid spans the
-range of the pretraining grid, so weights serve other resolutions as they are.
-The class token is not turned. Tables are constants, made in float32 whatever
-the compute dtype; nothing of them is a parameter.
+Heads turn in neighbouring pairs (x0, x1): all of a head with the place of a
+token in its text; of a patch, half of it with the row, the other half with the
+column. Positions of patches are scaled so that any grid spans the range of the
+pretraining grid, so weights serve other resolutions as they are. The class
+token is not turned. Tables are made in float32 whatever the compute dtype;
+nothing of them is a parameter.
 
 Source: EVA-02, arXiv:2303.11331; RoFormer, arXiv:2104.09864. Angles follow the
 released code bit by bit; its cosines and sines are off by one unit in the last
@@ -89,6 +90,21 @@ def token_tables(
     first = jnp.full((rows.shape[0], 1, head_dim), still, jnp.float32)
     found.append(jnp.concatenate([first, rows], axis=1))
   return found[0], found[1]
+
+
+def sequence_tables(
+  positions: Int[Array, "#B L"], head_dim: int
+) -> tuple[Float[Array, "#B L H"], Float[Array, "#B L H"]]:
+  """Cosine and sine of tokens in a row, in neighbouring pairs.
+
+  Args:
+    positions: of the tokens.
+    head_dim: H, even.
+  """
+  power = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+  frequency = np.repeat(np.float32(1.0) / np.float32(BASE) ** power, 2)
+  angle = positions.astype(jnp.float32)[:, :, None] * frequency[None, None]
+  return jnp.cos(angle), jnp.sin(angle)
 
 
 def rotate(

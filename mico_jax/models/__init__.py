@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from mico_jax.models.bert import ContextKV, KVCache
 from mico_jax.models.encoders import ENCODERS, TEXT_ENCODERS
 from mico_jax.models.mico import Context, MiCo, build
 from mico_jax.models.presets import PRESETS, VISION, list_encoders, list_models
+from mico_jax.models.text_tower import ContextKV, KVCache
 
 __all__ = [
   "ENCODERS",

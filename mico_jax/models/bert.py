@@ -12,149 +12,26 @@ conditional masked-causal decoder; the released MiCo weights.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mico_jax import axes
 from mico_jax.aliases import Params
 from mico_jax.config import TextConfig
-from mico_jax.kernels import target
-from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.layers import dropout
 from mico_jax.layers.activations import gelu
-from mico_jax.layers.attention import CrossAttention, SelfAttention
+from mico_jax.layers.attention import SelfAttention
+from mico_jax.layers.cross_attention import CrossAttention
 from mico_jax.layers.embed import TABLE_INIT, look_up
 from mico_jax.layers.mlp import Dense, Mlp
 from mico_jax.layers.norm import LayerNorm
 from mico_jax.layers.parameter import parameter
 from mico_jax.layers.stack import stack
-
-ATTENTION = ("bidirectional", "causal", "prefix_causal")
-
-
-# Rows up to which rows are taken by a product on a TPU.
-_FEW_ROWS = 256
-
-
-def take_rows(
-  values: Float[Array, "P B S D"], indices: Int[Array, " C"]
-) -> Float[Array, "P C S D"]:
-  """The named rows (axis 1).
-
-  On a TPU by a product with ones and zeros, where rows are few: it takes and,
-  in the backward pass, adds rows one after the other, which was a fifth of a
-  step of ViT-g.
-  """
-  rows = values.shape[1]
-  if target.current().platform != "tpu" or rows > _FEW_ROWS:
-    return jnp.take(values, indices, axis=1)
-  chosen = (indices[:, None] == jnp.arange(rows)[None]).astype(values.dtype)
-  return jnp.einsum(
-    "cb,pbsd->pcsd", chosen, values, precision=jax.lax.Precision.HIGHEST
-  )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ContextKV:
-  """Keys and values of a context for every layer, projected once per step.
-
-  Attributes:
-    keys: one set per layer, heads side by side: D = N H. So kernels read them
-      as they lie.
-    values: likewise.
-    mask: true at valid context tokens; None: all are.
-  """
-
-  keys: Float[Array, "P B S D"]
-  values: Float[Array, "P B S D"]
-  mask: Bool[Array, "B S"] | None = None
-
-  def take(
-    self,
-    indices: Int[Array, " C"],
-    *,
-    partition: BatchSharding | None = None,
-    run: int = 0,
-  ) -> ContextKV:
-    """The contexts of the named rows, e.g. of mined negatives.
-
-    Args:
-      indices: global rows.
-      partition: how the rows lie on a mesh.
-      run: the indices that lie on a part name rows of it (1), or of the parts
-        of its run of so many (`BatchSharding.run`), and only those contexts
-        travel; 0: of any part.
-    """
-
-    def pick(indices: Array, *arrays: Array) -> tuple[Array, ...]:
-      keys, values, *masks = arrays
-      return (
-        take_rows(keys, indices),
-        take_rows(values, indices),
-        *(jnp.take(mask, indices, axis=0) for mask in masks),
-      )
-
-    masks = () if self.mask is None else (self.mask,)
-    arrays = (self.keys, self.values, *masks)
-    taken: Any = pick
-    if partition is not None and partition.size > 1 and run:
-      batch_axes = (1, 1, *(0 for _ in masks))
-
-      def pick_near(indices: Array, *arrays: Array) -> tuple[Array, ...]:
-        near = [
-          partition.run(array, run, axis)
-          for array, axis in zip(arrays, batch_axes, strict=True)
-        ]
-        rows = arrays[0].shape[1]
-        return pick(partition.in_run(indices, rows, run), *near)
-
-      specs = tuple(partition.spec(axis) for axis in batch_axes)
-      taken = partition.local(pick_near, (partition.spec(), *specs), specs)
-    keys, values, *masks = taken(indices, *arrays)
-    return ContextKV(keys, values, masks[0] if masks else None)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class KVCache:
-  """Keys and values of the tokens written so far, per layer."""
-
-  keys: Float[Array, "P B S N H"]
-  values: Float[Array, "P B S N H"]
-
-
-def project_context(
-  params: Params,
-  values: Float[Array, "B S W"],
-  *,
-  mask: Bool[Array, "B S"] | None,
-  dtype: Any,
-) -> ContextKV:
-  """Projects a context for the cross-attention of all layers at once.
-
-  Args:
-    params: of the text tower.
-    values: the context.
-    mask: true at valid context tokens.
-    dtype: compute dtype.
-  """
-  packed = params["blocks"]["cross_attn"]["kv"]
-  # The parameters are split: that of the products would be a copy.
-  kernels = jnp.split(packed["kernel"].astype(dtype), 2, axis=-1)
-  biases = jnp.split(packed["bias"].astype(dtype), 2, axis=-1)
-  keys, vals = (
-    jnp.einsum("bsw,pwd->pbsd", values.astype(dtype), kernel)
-    + bias[:, None, None, :]
-    for kernel, bias in zip(kernels, biases, strict=True)
-  )
-  return ContextKV(keys, vals, mask)
+from mico_jax.models.text_tower import ContextKV, KVCache, TextTower
 
 
 class BertBlock(nn.Module):
@@ -164,7 +41,7 @@ class BertBlock(nn.Module):
     config: of the tower.
     causal: whether a token sees itself and its left only.
     return_kv: whether keys and values are returned as output of the layer.
-    uses: see `mico_jax.layers.attention.CrossAttention`.
+    uses: see `mico_jax.layers.cross_attention.CrossAttention`.
     dtype: compute dtype.
     backend: of attention.
     masked_rows: see `mico_jax.kernels.attention`.
@@ -285,26 +162,10 @@ class TextEmbed(nn.Module):
     return dropout.row_dropout(x, row_keys, config.dropout, dropout.EMBEDDING)
 
 
-class Bert(nn.Module):
-  """Embedding and blocks of the text tower.
+class Bert(TextTower):
+  """Embedding and blocks of the text tower; token 0 stands for a text."""
 
-  Attributes:
-    config: sizes.
-    freeze_pad: see `TextEmbed`.
-    dtype: compute dtype.
-    backend: of attention.
-    masked_rows: see `mico_jax.kernels.attention`.
-    remat: key of `mico_jax.layers.stack.REMAT`.
-    scan: whether blocks run as a loop.
-  """
-
-  config: TextConfig
-  freeze_pad: bool = True
-  dtype: Any = jnp.float32
-  backend: str = "auto"
-  masked_rows: str = "zero"
-  remat: str = "none"
-  scan: bool = True
+  fields: ClassVar[frozenset[str]] = TextTower.fields - {"kv_heads"}
 
   @nn.compact
   def __call__(
@@ -323,12 +184,7 @@ class Bert(nn.Module):
     row_keys: Key[Array, " B"] | None = None,
     return_kv: bool = False,
   ) -> tuple[Float[Array, "B L W"], tuple[Array, Array] | None]:
-    """Encodes token ids; see `mico_jax.models.mico.MiCo.text`.
-
-    Returns:
-      Tokens after the last block; stacked keys and values if `return_kv` (with
-      a cache: the updated cache).
-    """
+    """See `TextTower`."""
     config = self.config
     contexts = (context,) if isinstance(context, ContextKV) else context
     shared: dict[str, Any] = {
@@ -368,6 +224,28 @@ class Bert(nn.Module):
       name="blocks",
     )
     return blocks(x, layer, {k: v for k, v in shared.items() if v is not None})
+
+  @nn.nowrap
+  def modules(self) -> Mapping[str, nn.Module]:
+    """See `TextTower`."""
+    return {"lm_head": LMHead(self.config, self.dtype)}
+
+  @nn.nowrap
+  def pool(
+    self, hidden: Float[Array, "B L W"], valid: Bool[Array, "B L"]
+  ) -> Float[Array, "B W"]:
+    """The first token of a text."""
+    del valid
+    return hidden[:, 0]
+
+  @nn.nowrap
+  def decode(
+    self, params: Params, hidden: Float[Array, "*B W"]
+  ) -> tuple[Float[Array, "*B W"], Float[Array, "V W"], Float[Array, " V"]]:
+    """See `TextTower`; the decoder is tied to the word vectors."""
+    head: Any = self.modules()["lm_head"]
+    x, bias = head.apply({"params": params["lm_head"]}, hidden)
+    return x, params["embed"]["words"], bias
 
 
 class LMHead(nn.Module):

@@ -1,9 +1,9 @@
 """Caption and answer decoding: greedy and beam search in one compiled loop.
 
-The decoder is a masked language model: a [MASK] behind the chosen tokens is
-read, its prediction chosen, the [MASK] thrown away. Each step therefore feeds
-two tokens, the last chosen one and [MASK], and keeps keys and values of the
-former only. Beams of a row share its context without a copy.
+A step reads the last chosen token and keeps its keys and values. Behind it a
+masked language model reads a [MASK], whose prediction is chosen and which is
+not kept (`TextTower.decoding_ids`). Beams of a row share its context without a
+copy.
 
 Beam rules are those of the library the released model decodes with
 (transformers 4.31): a hypothesis scores its summed log-probabilities over
@@ -76,13 +76,13 @@ class _Decoder(NamedTuple):
     slots = jnp.arange(self.prompt_visible.shape[1])[None]
     written = (slots >= self.prompt_length) & (slots <= position)
     visible = jnp.repeat(self.prompt_visible, self.rows, axis=0) | written
-    ids = jnp.stack([last, jnp.full_like(last, self.tokens.mask)], axis=1)
     return self.model.decode_step(
       self.params,
-      ids,
+      last,
       cache,
       position=position,
       visible=visible,
+      mask_id=self.tokens.mask,
       context=self.context,
     )
 
@@ -113,8 +113,8 @@ def generate(
     num_beams: beams kept; 1: greedy.
     length_penalty: exponent of the length in the score of a hypothesis.
     num_return: hypotheses returned per item, at most `num_beams`.
-    prompt: tokens to continue; all but the last are read in both directions
-      (a question, then [CLS]). None: [CLS].
+    prompt: tokens to continue (a question, then [CLS]); all but the last are
+      read as the tower reads texts: by BERT in both directions. None: [CLS].
     prompt_mask: true at valid prompt tokens; None: not pad, the last always.
     batch_size: number of items where neither context nor prompt tells it.
     return_logits: keep the logits of every step (greedy only).
@@ -202,11 +202,7 @@ def _prefill(
   decoder: _Decoder, prompt: Array, prompt_mask: Array, slots: int
 ) -> KVCache:
   """Cache of the whole prompt but its last token, one copy per beam."""
-  config = decoder.model.config
-  heads, width = config.text.num_heads, config.text.width
-  dtype = jnp.dtype(config.dtype)
-  shape = (config.text.depth, len(prompt), slots, heads, width // heads)
-  cache = KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+  cache = decoder.model.tower.empty_cache(len(prompt), slots)
   if prompt.shape[1] > 1:
     _, found = decoder.model.text(
       decoder.params,
@@ -217,7 +213,7 @@ def _prefill(
     )
     start = (0, 0, 0, 0, 0)
     cache = jax.tree.map(
-      lambda c, f: jax.lax.dynamic_update_slice(c, f.astype(dtype), start),
+      lambda c, f: jax.lax.dynamic_update_slice(c, f.astype(c.dtype), start),
       cache,
       found,
     )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import flax.linen as nn
-
 from mico_jax.models.bert import Bert
+from mico_jax.models.causal import CausalLM
 from mico_jax.models.convnext import ConvNeXt
 from mico_jax.models.encoder import Encoder
 from mico_jax.models.swin import Swin
+from mico_jax.models.text_tower import TextTower
 from mico_jax.models.unireplknet import UniRepLKNet
 from mico_jax.models.vit import ViT
 
@@ -19,4 +17,7 @@ ENCODERS: dict[str, type[Encoder]] = {
   "convnext": ConvNeXt,
   "unireplknet": UniRepLKNet,
 }
-TEXT_ENCODERS: dict[str, Callable[..., nn.Module]] = {"bert": Bert}
+TEXT_ENCODERS: dict[str, type[TextTower]] = {
+  "bert": Bert,
+  "causal": CausalLM,
+}

@@ -18,8 +18,8 @@ from mico_jax import rng
 from mico_jax.aliases import Params
 from mico_jax.config import Config
 from mico_jax.modalities import MODALITIES, preprocessing
-from mico_jax.models.bert import ContextKV
 from mico_jax.models.mico import MiCo
+from mico_jax.models.text_tower import ContextKV
 
 # Name of a random site -> one key per row; None: nothing is drawn.
 Site = Callable[[str], Key[Array, " B"] | None]
@@ -195,10 +195,12 @@ def encode(
   for key, ids in words.items():
     letter = MODALITIES[key].letter
     tokens[letter] = hidden[f"<{key}>"]
-    pooled[letter] = model.pool_text(tokens[letter])
+    pooled[letter] = model.pool_text(tokens[letter], ids)
     masks[letter] = ids != pad
-  first = {name: model.pool_text(hidden[name]) for name in texts}
-  return Encoded(tokens, pooled, masks, first)
+  pooled_texts = {
+    name: model.pool_text(hidden[name], ids) for name, ids in texts.items()
+  }
+  return Encoded(tokens, pooled, masks, pooled_texts)
 
 
 def encode_inputs(
@@ -246,7 +248,7 @@ def embed_text(
 ) -> Float[Array, "B E"]:
   """Unit-norm embeddings of token ids."""
   hidden = model.text(params, ids)
-  return embed_pooled_text(model, params, model.pool_text(hidden))
+  return embed_pooled_text(model, params, model.pool_text(hidden, ids))
 
 
 def project(
@@ -262,7 +264,7 @@ def match(
 ) -> Float[Array, "R 2"]:
   """Logits (no match, match) of texts with a context."""
   hidden = model.text(params, ids, context=context)
-  return model.matching_logits(params, hidden)
+  return model.matching_logits(params, hidden, ids)
 
 
 def match_probability(

@@ -30,9 +30,14 @@ from mico_jax.kernels.dtypes import accumulation_dtype, supported_dtype
 from mico_jax.layers import dropout, pool
 from mico_jax.layers.stack import REMAT, stacked_layers
 from mico_jax.modalities import MODALITIES, as_configured, by_letter
-from mico_jax.models import bert, own_tokens, parameters
-from mico_jax.models.bert import ContextKV, KVCache
+from mico_jax.models import own_tokens, parameters
 from mico_jax.models.resize import resize_frames
+from mico_jax.models.text_tower import (
+  ATTENTION,
+  ContextKV,
+  KVCache,
+  TextTower,
+)
 
 # Field of the config -> what it may be.
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -254,9 +259,21 @@ class MiCo:
       tokens, token_mask=token_mask, frame_mask=frame_mask, frame_gain=gain
     )
 
-  def pool_text(self, hidden: Float[Array, "B L W"]) -> Float[Array, "B W"]:
-    """The first token of a text."""
-    return hidden[:, 0]
+  @property
+  def tower(self) -> TextTower:
+    """The text tower: it says how texts are read, pooled and written."""
+    return parameters.towers(self.config)[1]
+
+  def pool_text(
+    self, hidden: Float[Array, "B L W"], ids: Int[Array, "B L"]
+  ) -> Float[Array, "B W"]:
+    """The state that stands for a text, as the tower says.
+
+    Args:
+      hidden: from `text`.
+      ids: that it was given.
+    """
+    return self.tower.pool(hidden, ids != self.config.text.pad_id)
 
   # ------------------------------------------------------------------ features
   def head(self, letters: str) -> str:
@@ -429,11 +446,8 @@ class MiCo:
   @_precise
   def project_context(self, params: Params, context: Context) -> ContextKV:
     """Keys and values of a context for all layers: once per step."""
-    return bert.project_context(
-      stacked_layers(params["text"]),
-      context.values,
-      mask=context.mask,
-      dtype=jnp.dtype(self.config.dtype),
+    return self.tower.project_context(
+      stacked_layers(params["text"]), context.values, mask=context.mask
     )
 
   # ---------------------------------------------------------------------- text
@@ -443,7 +457,7 @@ class MiCo:
     params: Params,
     ids: Int[Array, "B L"],
     *,
-    attention: str = "bidirectional",
+    attention: str | None = None,
     mask: Bool[Array, "B *L S"] | None = None,
     prefix_length: int | Int[Array, ""] | Int[Array, " B"] | None = None,
     context: ContextKV | Sequence[ContextKV] | None = None,
@@ -461,6 +475,7 @@ class MiCo:
       ids: token ids, padded with config.text.pad_id.
       attention: "bidirectional"; "causal" (own position included); or
         "prefix_causal": the first `prefix_length` tokens see each other only.
+        None: as the tower reads a text that is compared or matched.
       mask: true where a token may be seen: [B L], or [B L L] per query; None:
         `ids != pad_id`.
       prefix_length: tokens of the prefix.
@@ -481,10 +496,10 @@ class MiCo:
     Raises:
       ValueError: for an unknown attention, or a table that the config lacks.
     """
-    if attention not in bert.ATTENTION:
-      raise ValueError(
-        f"{attention=} is not one of {', '.join(bert.ATTENTION)}."
-      )
+    tower = self.tower
+    attention = tower.reading if attention is None else attention
+    if attention not in ATTENTION:
+      raise ValueError(f"{attention=} is not one of {', '.join(ATTENTION)}.")
     prefixed = attention == "prefix_causal"
     if prefixed != (prefix_length is not None):
       raise ValueError("prefix_length belongs to attention='prefix_causal'.")
@@ -510,7 +525,6 @@ class MiCo:
       options["extra"] = self._sample_vectors(
         params, sample_index, params["text"]["embed"]["words"].dtype
       )
-    tower = parameters.towers(self.config)[1]
     hidden, kv = _apply(tower, params["text"], ids, **options)
     return (hidden, KVCache(*kv)) if return_kv else hidden
 
@@ -518,33 +532,37 @@ class MiCo:
   def decode_step(
     self,
     params: Params,
-    ids: Int[Array, "R 2"],
+    last: Int[Array, " R"],
     cache: KVCache,
     *,
     position: Int[Array, ""] | int,
     visible: Bool[Array, "R S"],
+    mask_id: int,
     context: ContextKV | None = None,
   ) -> tuple[Float[Array, "R V"], KVCache]:
     """Logits of the token after the last chosen one.
 
-    The masked-causal decoder reads a [MASK] placed behind the chosen tokens,
+    A masked-causal decoder reads a [MASK] placed behind the chosen tokens,
     which is not kept: the last chosen token is written to the cache, the [MASK]
     is not.
 
     Args:
       params: parameters.
-      ids: last chosen token and [MASK].
+      last: chosen token of each row.
       cache: of the tokens before.
       position: of the last chosen token.
       visible: cache positions a token may see, `position` included.
+      mask_id: of the tokenizer.
       context: what to attend to; R is a multiple of its rows.
     """
-    rows = ids.shape[0]
-    own = jnp.broadcast_to(jnp.array([[False], [True]])[None], (rows, 2, 1))
-    seen = jnp.broadcast_to(visible[:, None], (rows, 2, visible.shape[1]))
-    tower = parameters.towers(self.config)[1]
+    ids = self.tower.decoding_ids(last, mask_id=mask_id)
+    rows, count = ids.shape
+    # What is read behind the last chosen token sees itself and its left.
+    behind = jnp.tri(count, dtype=bool)[:, 1:]
+    own = jnp.broadcast_to(behind[None], (rows, count, count - 1))
+    seen = jnp.broadcast_to(visible[:, None], (rows, count, visible.shape[1]))
     hidden, kv = _apply(
-      tower,
+      self.tower,
       params["text"],
       ids,
       mask=jnp.concatenate([seen, own], axis=-1)[:, None],
@@ -553,16 +571,14 @@ class MiCo:
       position=position,
       return_kv=True,
     )
-    return self.lm_logits(params, hidden[:, 1]), KVCache(*kv)
+    return self.lm_logits(params, hidden[:, -1]), KVCache(*kv)
 
   @_precise
   def lm_logits(
     self, params: Params, hidden: Float[Array, "*B W"]
   ) -> Float[Array, "*B V"]:
     """Float32 logits over the vocabulary, by the tied decoder."""
-    head = parameters.towers(self.config)[2]
-    x, bias = _apply(head, params["text"]["lm_head"], hidden)
-    return tied.logits(x, params["text"]["embed"]["words"], bias)
+    return tied.logits(*self.tower.decode(params["text"], hidden))
 
   @_precise
   def token_loss(
@@ -579,7 +595,8 @@ class MiCo:
     Args:
       params: parameters.
       hidden: states of the text tower.
-      labels: ids, or `mico_jax.kernels.cross_entropy.IGNORE`.
+      labels: ids that the states predict (where `tower.next_token`: those one
+        to the right), or `mico_jax.kernels.cross_entropy.IGNORE`.
       label_smoothing: mass moved from the label to the vocabulary.
       partition: how the rows lie on a mesh.
 
@@ -587,12 +604,8 @@ class MiCo:
       (loss in nats, whether the best id is the label); 0 and false where
       ignored.
     """
-    head = parameters.towers(self.config)[2]
-    x, bias = _apply(head, params["text"]["lm_head"], hidden)
     return tied_cross_entropy(
-      x,
-      params["text"]["embed"]["words"],
-      bias,
+      *self.tower.decode(params["text"], hidden),
       labels,
       label_smoothing=label_smoothing,
       partition=partition,
@@ -600,13 +613,23 @@ class MiCo:
 
   @_precise
   def matching_logits(
-    self, params: Params, hidden: Float[Array, "B L W"]
+    self,
+    params: Params,
+    hidden: Float[Array, "B L W"],
+    ids: Int[Array, "B L"],
   ) -> Float[Array, "B 2"]:
-    """Float32 logits (no match, match) of a text read with a context."""
+    """Float32 logits (no match, match) of a text read with a context.
+
+    Args:
+      params: parameters.
+      hidden: from `text`.
+      ids: that it was given.
+    """
     head = parameters.MatchingHead(
       self.config.text.norm_eps, jnp.dtype(self.config.dtype)
     )
-    logits = _apply(head, params["matching_head"], self.pool_text(hidden))
+    pooled = self.pool_text(hidden, ids)
+    logits = _apply(head, params["matching_head"], pooled)
     return logits.astype(accumulation_dtype(logits.dtype))
 
   def temperature(self, params: Params) -> Float[Array, ""]:

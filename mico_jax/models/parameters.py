@@ -30,9 +30,9 @@ from mico_jax.modalities import (
   by_letter,
 )
 from mico_jax.models import own_tokens
-from mico_jax.models.bert import ContextKV, LMHead
 from mico_jax.models.encoder import Encoder
 from mico_jax.models.encoders import ENCODERS, TEXT_ENCODERS
+from mico_jax.models.text_tower import TextTower
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,11 +167,10 @@ def feature_width(config: ModelConfig, letter: str) -> int:
   return config.text.width if interface else config.vision.width
 
 
-def towers(config: ModelConfig) -> tuple[Encoder, nn.Module, LMHead]:
-  """The modules of the shared encoder, the text tower and its decoder."""
-  dtype = jnp.dtype(config.dtype)
+def towers(config: ModelConfig) -> tuple[Encoder, TextTower]:
+  """The modules of the shared encoder and the text tower."""
   shared = {
-    "dtype": dtype,
+    "dtype": jnp.dtype(config.dtype),
     "backend": config.attention,
     "remat": config.remat,
     "scan": config.scan,
@@ -193,7 +192,6 @@ def towers(config: ModelConfig) -> tuple[Encoder, nn.Module, LMHead]:
       masked_rows=config.masked_rows,
       **shared,
     ),
-    LMHead(config.text, dtype),
   )
 
 
@@ -201,24 +199,27 @@ def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
   """Path -> module with example inputs, or free parameter."""
   vision, text = config.vision, config.text
   dtype = jnp.dtype(config.dtype)
-  vit, bert, lm_head = towers(config)
+  vit, tower = towers(config)
   vit.check()
+  tower.check()
   size = vision.image_size
-  if text.width % text.num_heads:
+  if config.joined_positions and not tower.learned_positions:
     raise ValueError(
-      f"num_heads={text.num_heads} must divide width={text.width}; set "
-      "config.model.text.num_heads."
+      f"config.model.joined_positions={config.joined_positions} is a table of "
+      f"positions, and text.encoder={text.encoder!r} has none; set it to 0."
     )
-  context = jnp.zeros((text.depth, 1, 2, text.width), dtype)
   one = jnp.zeros((1, text.width))
   found: dict[tuple[str, ...], Part | Free] = {
     ("vision",): Part(vit, (jnp.zeros((1, size, size, 3)),)),
     ("text",): Part(
-      bert,
+      tower,
       (jnp.zeros((1, 2), jnp.int32),),
-      {"context": ContextKV(context, context)},
+      {"context": tower.example_context()},
     ),
-    ("text", "lm_head"): Part(lm_head, (one,)),
+    **{
+      ("text", name): Part(module, (one,))
+      for name, module in tower.modules().items()
+    },
     ("matching_head",): Part(MatchingHead(text.norm_eps, dtype), (one,)),
     ("temperature",): Free(
       (), (), nn.initializers.constant(config.temperature_init)

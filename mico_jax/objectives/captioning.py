@@ -1,7 +1,8 @@
-"""Masked-causal captioning: predict hidden tokens from the left and a context.
+"""Captioning: predict tokens from the left and a context, as the tower writes.
 
-Not next-token prediction: the mask token at position k predicts token k
-itself, attention is causal including the current position, as released.
+BERT is no next-token predictor: the mask token at position k predicts token k
+itself, attention is causal including the current position, as released. A
+causal tower reads the text as it is, and every token predicts the next one.
 """
 
 from __future__ import annotations
@@ -25,19 +26,25 @@ from mico_jax.objectives.base import (
 )
 
 
-def masked_text(
+def scored_text(
   inputs: Inputs,
   objective: str,
   group: str,
   ids: Int[Array, "B L"],
   prob: float,
 ) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
-  """(masked ids, labels) of a text: given, or drawn for each row."""
+  """(ids to read, labels) of a text: given, or drawn for each row."""
   given = inputs.given(objective, group)
   if given:
     return given["ids"], given["labels"]
   keys = inputs.keys(f"{objective}/{group}")
-  return sampling.mask_tokens(keys, ids, info=inputs.tokenizer, prob=prob)
+  return sampling.scored_tokens(
+    keys,
+    ids,
+    info=inputs.tokenizer,
+    prob=prob,
+    next_token=inputs.model.tower.next_token,
+  )
 
 
 def num_scored(labels: Int[Array, "B L"]) -> Float[Array, " B"]:
@@ -79,7 +86,10 @@ def token_output(
 
 @dataclass(frozen=True)
 class Captioning(Objective):
-  """Cross-entropy of the original ids at the masked positions of the text.
+  """Cross-entropy of the tokens of the text that are to be predicted.
+
+  They are the masked ones, or, where the tower predicts the next token, all but
+  the first.
 
   Source: MiCo, arXiv:2406.09412; VAST, arXiv:2305.18500.
   """
@@ -91,7 +101,7 @@ class Captioning(Objective):
 
   def weights(self, inputs: Inputs, group: str) -> Float[Array, " B"]:
     """See `Objective`: how many tokens are scored."""
-    _, labels = masked_text(
+    _, labels = scored_text(
       inputs,
       self.name,
       group,
@@ -104,12 +114,12 @@ class Captioning(Objective):
     """See `Objective`."""
     ids = inputs.text[group].ids
     site = f"captioning/{group}"
-    masked, labels = masked_text(
+    read, labels = scored_text(
       inputs, self.name, group, ids, self.config.mask_prob
     )
     hidden = inputs.model.text(
       inputs.params,
-      masked,
+      read,
       attention="causal",
       context=inputs.contexts[letters(group)],
       row_keys=inputs.dropout_keys(site),

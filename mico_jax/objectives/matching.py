@@ -46,7 +46,7 @@ from mico_jax.objectives.mining import (
 
 @dataclass(frozen=True)
 class Matching(Objective):
-  """Does this text belong to this context? Two logits from token 0.
+  """Does this text belong to this context? Two logits from its state.
 
   Per row: (text, context) against (mined text, context), (explicit negative,
   context) for each explicit negative, and (text, mined context); the value is
@@ -173,15 +173,16 @@ class Matching(Objective):
     exists.append(valid & mined["has_context"])
     pairs = len(texts)
     keys = inputs.dropout_keys(f"matching/{group}")
+    flat = jnp.stack(texts, axis=1).reshape(rows * pairs, length)
     hidden = inputs.model.text(
       inputs.params,
-      jnp.stack(texts, axis=1).reshape(rows * pairs, length),
+      flat,
       context=(own, other),
       uses=(pairs - 1, 1),
       row_keys=None if keys is None else rng.expand(keys, pairs),
       train=inputs.train,
     )
-    logits = inputs.model.matching_logits(inputs.params, hidden)
+    logits = inputs.model.matching_logits(inputs.params, hidden, flat)
     logits = logits.reshape(rows, pairs, 2)
     labels = jnp.broadcast_to(
       (jnp.arange(pairs, dtype=jnp.int32) == 0).astype(jnp.int32)[None, :],

@@ -173,3 +173,39 @@ def mask_tokens(
     random_ids=random_ids.astype(ids.dtype),
     mask_id=info.mask,
   )
+
+
+def next_tokens(
+  ids: Int[Array, "B L"], *, info: SpecialIds
+) -> Int[Array, "B L"]:
+  """For each token the id of the one behind it; `IGNORE` where there is none.
+
+  Every token but the first is a label once; padding never is.
+  """
+  following = jnp.roll(ids, -1, axis=1).at[:, -1].set(info.pad)
+  return jnp.where(following == info.pad, IGNORE, following)
+
+
+def scored_tokens(
+  keys: Key[Array, " B"],
+  ids: Int[Array, "B L"],
+  *,
+  info: SpecialIds,
+  prob: float,
+  next_token: bool,
+) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
+  """What a tower reads of a text, and what its states are to predict.
+
+  Args:
+    keys: one key per row.
+    ids: the true text.
+    info: special ids.
+    prob: of `mask_tokens`; nothing is masked with `next_token`.
+    next_token: see `mico_jax.models.text_tower.TextTower`.
+
+  Returns:
+    (ids to read, labels: the id to predict or `IGNORE`).
+  """
+  if next_token:
+    return ids, next_tokens(ids, info=info)
+  return mask_tokens(keys, ids, info=info, prob=prob)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from mico_jax import axes
+from mico_jax import axes, models
 from mico_jax import config as config_lib
 from mico_jax.config import Config, ConfigError
 from mico_jax.config.fields import Key
@@ -131,7 +131,8 @@ def _check_offload(config: Config) -> None:
 def _check_heads(config: Config, mesh: Mesh, rules: Mapping[str, Any]) -> None:
   """Whole heads on each device, where the rules split them."""
   split = math.prod(mesh.shape[axis] for axis in _mesh_axes(rules[axes.QKV]))
-  heads = {"model.text.num_heads": config.model.text.num_heads}
+  tower = models.build(config.model).tower
+  heads = {f"model.text.{k}": n for k, n in tower.split_heads().items()}
   if config.model.vision.encoder == "vit":
     heads["model.vision.num_heads"] = config.model.vision.num_heads
   for name, count in heads.items():

@@ -104,6 +104,21 @@ def check_tasks(config: Config) -> None:
       except ValueError as error:
         raise ConfigError(f"tasks.{name}.texts: {error}") from None
     _check_lengths(config, name)
+  if model.tower.next_token:
+    _check_masking(config)
+
+
+def _check_masking(config: Config) -> None:
+  """A tower that predicts the next token masks none."""
+  for name in ("captioning", "question_answering"):
+    options = getattr(config.objectives, name)
+    default = type(options)().mask_prob
+    if options.mask_prob != default:
+      raise ConfigError(
+        f"objectives.{name}.mask_prob={options.mask_prob} says nothing to "
+        f"model.text.encoder={config.model.text.encoder!r}, which masks no "
+        f"token; leave it at {default}."
+      )
 
 
 def _check_lengths(config: Config, name: str) -> None:

@@ -145,7 +145,8 @@ def embed_negatives(
     row_keys=None if row_keys is None else rng.expand(row_keys, count),
     train=row_keys is not None,
   )
-  feature = forward.embed_pooled_text(model, params, model.pool_text(hidden))
+  pooled = model.pool_text(hidden, flat)
+  feature = forward.embed_pooled_text(model, params, pooled)
   there = (ids != pad).sum(axis=2) > 2  # a token besides start and end
   return feature.reshape(rows, count, -1), there
 

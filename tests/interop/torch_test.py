@@ -87,6 +87,18 @@ CONFIGS = {
     masked_rows="released",
     mask_subtitle_padding=False,
   ),
+  "causal": changed(
+    heads=("t", "s", "v", "a", "va"),
+    frame_table={"video": 2, "audio": 2},
+    text=dataclasses.replace(
+      tiny_config().model.text,
+      encoder="causal",
+      num_heads=4,
+      kv_heads=2,
+      norm_eps=1e-6,
+    ),
+    sample_embeddings=3,
+  ),
 }
 
 
@@ -187,8 +199,10 @@ def test_every_modality_and_head(pair):
     letter = entry["letter"]
     if entry["kind"] == "interface":
       ids = some_ids(i)
-      ours[letter] = model.pool_text(model.text(params, jnp.asarray(ids)))
-      theirs[letter] = exported.encode_text(t(ids).long())[:, 0]
+      given = jnp.asarray(ids)
+      ours[letter] = model.pool_text(model.text(params, given), given)
+      words = t(ids).long()
+      theirs[letter] = exported.pool_text(exported.encode_text(words), words)
     else:
       x = pixels(model, i)
       tokens = model.encode(params, key, jnp.asarray(x))
@@ -220,7 +234,8 @@ def test_contexts_and_matching(pair):
     hidden = model.text(params, jnp.asarray(ids), context=kv)
     got = exported.encode_text(t(ids).long(), context=b)
     close(hidden, got)
-    close(model.matching_logits(params, hidden), exported.matching_logits(got))
+    logits = model.matching_logits(params, hidden, jnp.asarray(ids))
+    close(logits, exported.matching_logits(got, t(ids)))
 
 
 @pytest.mark.parametrize(
@@ -268,7 +283,7 @@ def test_tables_of_the_paper(pair):
   close(a.values, b.values)
 
 
-@pytest.mark.parametrize("pair", ["plain"], indirect=True)
+@pytest.mark.parametrize("pair", ["plain", "causal"], indirect=True)
 @pytest.mark.parametrize(
   "options",
   [
@@ -519,7 +534,7 @@ def test_towers_take_any_batch(pair, key):
   with torch.no_grad():
     got = tower(t(x))
     if words:
-      pooled = exported.encode_text(t(x))[:, 0]
+      pooled = exported.pool_text(exported.encode_text(t(x)), t(x))
     else:
       pooled = exported.pool(key, exported.encode(key, t(x)))
   close(got, exported.features(letter, {letter: pooled}))
@@ -538,7 +553,7 @@ class Matcher(torch.nn.Module):
     tokens = {"v": m.encode("video", video), "a": m.encode("audio", audio)}
     tokens["s"] = m.encode_text(words)
     context = m.context("vas", tokens, {"s": words != 0})
-    return m.matching_logits(m.encode_text(ids, context=context))
+    return m.matching_logits(m.encode_text(ids, context=context), ids)
 
 
 @pytest.mark.parametrize("pair", ["plain"], indirect=True)

@@ -40,9 +40,10 @@ class Tokens:
   mask: int = 3
 
 
-@pytest.fixture(scope="module")
-def setup():
-  model = models.build(CONFIG)
+@pytest.fixture(scope="module", params=models.TEXT_ENCODERS)
+def setup(request):
+  text = dataclasses.replace(CONFIG.text, encoder=request.param)
+  model = models.build(dataclasses.replace(CONFIG, text=text))
   params = jax.jit(model.init)(jax.random.key(0))
   rng = np.random.default_rng(0)
   params["text"] = jax.tree.map(
@@ -59,14 +60,13 @@ def _step(model, params, context):
 
   @jax.jit
   def run(ids, prefix):
-    masked = jnp.pad(ids, ((0, 0), (0, 1)), constant_values=Tokens.mask)
+    if model.tower.next_token:
+      read, how = ids, {"attention": "causal"}
+    else:
+      read = jnp.pad(ids, ((0, 0), (0, 1)), constant_values=Tokens.mask)
+      how = {"attention": "prefix_causal", "prefix_length": prefix}
     hidden = model.text(
-      params,
-      masked,
-      attention="prefix_causal",
-      prefix_length=prefix,
-      mask=jnp.ones(masked.shape, bool),
-      context=context,
+      params, read, mask=jnp.ones(read.shape, bool), context=context, **how
     )
     return jax.nn.log_softmax(model.lm_logits(params, hidden[:, -1]))
 

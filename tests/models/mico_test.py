@@ -13,8 +13,8 @@ from mico_jax import axes, models
 from mico_jax.config import ModelConfig, TextConfig, VisionConfig
 from mico_jax.kernels import target
 from mico_jax.layers.stack import REMAT, split_layers, stacked_layers
-from mico_jax.models.bert import take_rows
 from mico_jax.models.resize import resize_frames
+from mico_jax.models.text_tower import take_rows
 
 CONFIG = ModelConfig(
   vision=VisionConfig(
@@ -328,7 +328,7 @@ def test_features(params):
   pooled = {
     "i": model.pool(params, "image", model.encode(params, "image", _pixels())),
     "a": model.pool(params, "audio", model.encode(params, "audio", _pixels(1))),
-    "t": model.pool_text(model.text(params, IDS)),
+    "t": model.pool_text(model.text(params, IDS), IDS),
   }
   pooled |= {"v": pooled["i"], "d": pooled["a"]}
   for letters in ("t", "i", "a", "va", "id"):
@@ -418,7 +418,7 @@ def test_bfloat16_stays_close(params):
   assert float(jnp.abs(tokens.astype(jnp.float32) - want).mean()) < 0.05
   hidden = low.text(params, IDS)
   assert low.lm_logits(params, hidden).dtype == jnp.float32
-  assert low.matching_logits(params, hidden).dtype == jnp.float32
+  assert low.matching_logits(params, hidden, IDS).dtype == jnp.float32
 
 
 def test_temperature_is_clamped(params):

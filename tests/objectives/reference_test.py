@@ -56,6 +56,16 @@ def given_draws(name, batch, rng):
   return {}
 
 
+def next_tokens(name, batch):
+  """What a tower that predicts the next token reads, and its labels."""
+  ids = (
+    batch["answer"] if name == "question_answering" else batch["text"][GROUP]
+  )
+  labels = np.full_like(ids, IGNORE)
+  labels[:, :-1] = np.where(ids[:, 1:] == TOKENIZER.pad, IGNORE, ids[:, 1:])
+  return {"ids": ids, "labels": labels}
+
+
 def nll(logits, label):
   return jax.nn.logsumexp(logits) - logits[label]
 
@@ -82,18 +92,20 @@ class Plain:
       c: self.model.pool(self.params, by_letter(c).key, self.tokens(c, row))
       for c in letters(GROUP)
     }
-    text = self.read(self.batch["text"][GROUP][row])
-    pooled["t"] = self.model.pool_text(text)
+    ids = self.batch["text"][GROUP][row]
+    pooled["t"] = self.model.pool_text(self.read(ids), self.real(ids))
     embed = self.model.embed
     return (
       embed(self.params, letters(GROUP), pooled)[0],
       embed(self.params, "t", pooled)[0],
     )
 
+  def real(self, ids):
+    ids = np.asarray(ids)
+    return jnp.asarray(ids[ids != TOKENIZER.pad])[None]
+
   def read(self, ids, **options):
-    length = int((np.asarray(ids) != TOKENIZER.pad).sum())
-    ids = jnp.asarray(ids[:length])[None]  # no padding at all
-    return self.model.text(self.params, ids, **options)
+    return self.model.text(self.params, self.real(ids), **options)
 
 
 def contrastive(plain, draws, weight):
@@ -127,7 +139,8 @@ def matching(plain, draws, weight):
     value = 0.0
     for ids, row, label in pairs:
       hidden = plain.read(ids, context=plain.context(row))
-      logits = plain.model.matching_logits(plain.params, hidden)[0]
+      read = plain.real(ids)
+      logits = plain.model.matching_logits(plain.params, hidden, read)[0]
       value += nll(logits, label) / len(pairs)
     total += weight[i] * value
   return 0.1 * total / weight.sum()
@@ -146,11 +159,25 @@ def captioning(plain, draws, weight):
   return total / count
 
 
+def answer_logits(plain, question, answer, context):
+  """Logits at the tokens of the answer, which reads from left to right."""
+  question, answer = (x[x != TOKENIZER.pad] for x in (question, answer))
+  ids = np.concatenate([question, answer])
+  hidden = plain.read(ids, context=context, attention="causal")
+  return plain.model.lm_logits(plain.params, hidden)[0, len(question) :]
+
+
 def question_answering(plain, draws, weight):
   total, count = 0.0, 0.0
   for i in range(ROWS):
     question = plain.batch["question"][i]
     answer, prefix = draws["ids"][i], len(question)
+    if plain.model.tower.next_token:
+      logits = answer_logits(plain, question, answer, plain.context(i))
+      for j in np.flatnonzero(draws["labels"][i] != IGNORE):
+        total += weight[i] * nll(logits[j], draws["labels"][i, j])
+        count += weight[i]
+      continue
     ids = np.concatenate([question, answer])
     mask = np.zeros((len(ids), len(ids)), bool)
     mask[:, :prefix] = question != TOKENIZER.pad
@@ -206,9 +233,24 @@ PLAIN = {
 }
 
 
-@pytest.mark.parametrize("name", PLAIN)
-def test_loss_and_gradients(name):
-  config = tiny_config({name: (GROUP,)}, batch_size=ROWS)
+CAUSAL = dataclasses.replace(
+  TINY_MODEL,
+  text=dataclasses.replace(
+    TINY_MODEL.text, encoder="causal", kv_heads=1, norm_eps=1e-6
+  ),
+)
+
+
+@pytest.mark.parametrize(
+  ("tower", "name"),
+  [
+    *(("bert", name) for name in PLAIN),
+    *(("causal", name) for name in PLAIN if name != "masked_modelling"),
+  ],
+)
+def test_loss_and_gradients(tower, name):
+  tiny_model = CAUSAL if tower == "causal" else TINY_MODEL
+  config = tiny_config({name: (GROUP,)}, batch_size=ROWS, model=tiny_model)
   model = build(config.model)
 
   @jax.jit
@@ -223,6 +265,9 @@ def test_loss_and_gradients(name):
   batch["weight"] = np.array([1.0, 0.5, 1.0], np.float32)
   draws = given_draws(name, batch, np.random.default_rng(0))
   batch["draws"] = {name: {GROUP: draws}}
+  if tower == "causal" and name in ("captioning", "question_answering"):
+    del batch["draws"]
+    draws = next_tokens(name, batch)
   loss = make_loss(model, config, config.tasks["main"], TOKENIZER)
   ours = jax.jit(
     jax.value_and_grad(
@@ -235,7 +280,7 @@ def test_loss_and_gradients(name):
 
   with jax.enable_x64(True):
     wide = lambda x: np.asarray(x, np.float64)
-    double = build(dataclasses.replace(TINY_MODEL, dtype="float64"))
+    double = build(dataclasses.replace(tiny_model, dtype="float64"))
     weight = wide(batch["weight"])
     pixels = {k: wide(v) for k, v in batch["pixels"].items()}
     data = {**batch, "pixels": pixels}

@@ -113,6 +113,15 @@ def test_mesh_must_divide_the_heads():
   mesh = make_mesh(config.parallel)
   with pytest.raises(c.ConfigError, match="num_heads=2 must be a multiple"):
     checks.check_mesh(config, mesh)
+  few = c.override(
+    config,
+    (
+      *("model.text.encoder=causal", "model.text.kv_heads=1"),
+      *("model.text.num_heads=4", "model.vision.num_heads=4"),
+    ),
+  )
+  with pytest.raises(c.ConfigError, match="kv_heads=1 must be a multiple"):
+    checks.check_mesh(few, mesh)
 
 
 @pytest.mark.multidevice

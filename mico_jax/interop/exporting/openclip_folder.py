@@ -307,7 +307,7 @@ def compare(
   def run(params: Any, ids: Any, pixels: Any) -> dict[str, Any]:
     model = check.model
     image = model.pool(params, "image", model.encode(params, "image", pixels))
-    text = model.pool_text(model.text(params, ids))
+    text = model.pool_text(model.text(params, ids), ids)
     return {
       "embed/image": model.embed(params, "v", {"v": image}),
       "embed/text": model.embed(params, "t", {"t": text}),

@@ -268,19 +268,21 @@ def outputs(
     ids = model.tokens("text", [text])
     note("ids/text", ids[0])
     hidden = model.encode_text(ids)
-    note("embed/text", model.features("t", {"t": hidden[:, 0]})[0])
+    pooled = {"t": model.pool_text(hidden, ids)}
+    note("embed/text", model.features("t", pooled)[0])
     if not check.letters:
       return found
     context = model.context(check.letters, tokens, masks)
-    hidden = model.encode_text(ids.repeat(len(VARIANTS), 1), context=context)
-    logits = model.matching_logits(hidden)
+    ids = ids.repeat(len(VARIANTS), 1)
+    hidden = model.encode_text(ids, context=context)
+    logits = model.matching_logits(hidden, ids)
     note(LOGITS, logits)
     note("matching", logits.softmax(-1)[:, 1])
     ids = torch.full((len(VARIANTS), 1), tokenizer.info.cls)
     ids = ids.to(model.device)
     masks = torch.full_like(ids, tokenizer.info.mask)
     for _ in range(CAPTION_TOKENS):
-      asked = torch.cat([ids, masks], 1)
+      asked = ids if model.text.next_token else torch.cat([ids, masks], 1)
       hidden = model.encode_text(
         asked,
         attention="causal",

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mico_jax.aliases import Params
-from mico_jax.config import ModelConfig, TextConfig, VisionConfig
+from mico_jax.config import ConfigError, ModelConfig, TextConfig, VisionConfig
 from mico_jax.interop.files.tensors import count_layers
 from mico_jax.interop.names import mico_vision, weight_map
 from mico_jax.interop.names.mico_vision import LOGIT_SCALE
@@ -82,6 +82,10 @@ def _text(config: TextConfig) -> Iterator[Entry]:
   yield Entry((*head, "bias"), (name + "bias",))
 
 
+# Text tower -> its entries; the others have no place in the release.
+TEXT: Mapping[str, Callable[[TextConfig], Iterator[Entry]]] = {"bert": _text}
+
+
 def _heads(config: ModelConfig) -> Iterator[Entry]:
   types = [t for t in config.frame_table if t in WORDS]
   for name in (*types, "subtitle"):
@@ -115,10 +119,22 @@ def entries(
   Args:
     config: of the model.
     parts: top keys of our tree to cover; None: all.
+
+  Raises:
+    ConfigError: for a text tower that the release has no names for.
   """
-  table = [*_text(config.text), *_heads(config)]
+  table: list[Entry] = []
   if parts is None or "vision" in parts:
-    table = [*mico_vision.entries(config.vision), *table]
+    table += mico_vision.entries(config.vision)
+  if parts is None or "text" in parts:
+    if config.text.encoder not in TEXT:
+      raise ConfigError(
+        f"no names for text.encoder={config.text.encoder!r} in the layouts of "
+        f"MiCo and BERT, only for {', '.join(TEXT)}; --to torch, safetensors "
+        "and stablehlo take any text tower."
+      )
+    table += TEXT[config.text.encoder](config.text)
+  table += _heads(config)
   return [e for e in table if parts is None or e.path[0] in parts]
 
 

@@ -142,22 +142,33 @@ class SelfAttention(nn.Module):
     return self.proj(self.norm(x) if self.inner else x)
 
 
+def repeat_heads(kv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
+  """Keys and values [B, S, 2 M, H] with a head for each of the queries."""
+  times = 2 * num_heads // kv.shape[2]
+  return tuple(x.repeat_interleave(times, 2) for x in kv.chunk(2, 2))
+
+
 class CrossAttention(nn.Module):
   """Attention from text tokens to a context."""
 
-  def __init__(self, width: int, num_heads: int):
+  def __init__(
+    self, width: int, num_heads: int, kv_heads: int = 0, bias: bool = True
+  ):
+    """`kv_heads` of keys and values; 0: as many as of queries."""
     super().__init__()
-    self.num_heads = num_heads
-    self.kv = PackedProjection(width, 2, num_heads)
-    self.query = nn.Linear(width, width)
-    self.proj = nn.Linear(width, width)
+    self.num_heads, self.kv_heads = num_heads, kv_heads or num_heads
+    kv = 2 * self.kv_heads * (width // num_heads)
+    self.kv = nn.Linear(width, kv, bias)
+    self.query = nn.Linear(width, width, bias)
+    self.proj = nn.Linear(width, width, bias)
 
   def forward(
     self, x: Tensor, context: Context, masked_rows: str = "zero"
   ) -> Tensor:
     """Attends from x [B, L, W] to the context of each row."""
     q = self.query(x).unflatten(-1, (self.num_heads, -1))
-    k, v = self.kv(context.values)
+    kv = self.kv(context.values).unflatten(-1, (2 * self.kv_heads, -1))
+    k, v = repeat_heads(kv, self.num_heads)
     mask = None if context.mask is None else context.mask[:, None, None]
     return self.proj(attend(q, k, v, mask, masked_rows))
 
@@ -179,15 +190,16 @@ class Mlp(nn.Module):
     hidden: int,
     kind: str = "gelu",
     norm_eps: float | None = None,
+    bias: bool = True,
   ):
     super().__init__()
     self.kind, self.inner = kind, norm_eps is not None
     if kind == "swiglu":
-      self.gate = nn.Linear(width, hidden)
-    self.fc1 = nn.Linear(width, hidden)
+      self.gate = nn.Linear(width, hidden, bias)
+    self.fc1 = nn.Linear(width, hidden, bias)
     if norm_eps is not None:
       self.norm = nn.LayerNorm(hidden, norm_eps)
-    self.fc2 = nn.Linear(hidden, width)
+    self.fc2 = nn.Linear(hidden, width, bias)
 
   def forward(self, x: Tensor) -> Tensor:
     """Transforms the last axis."""
@@ -756,7 +768,9 @@ class LMHead(nn.Module):
 
 
 class Bert(nn.Module):
-  """The text tower: encodes, matches and writes captions."""
+  """A text tower that reads a text at once and writes by masks."""
+
+  reading, next_token = "bidirectional", False
 
   def __init__(self, config: Mapping[str, Any], masked_rows: str):
     super().__init__()
@@ -771,15 +785,162 @@ class Bert(nn.Module):
     self,
     ids: Tensor,
     mask: Tensor,
+    places: Tensor,
     context: Context | None = None,
-    positions: Tensor | None = None,
+    table: Tensor | None = None,
     extra: Any = 0.0,
   ) -> Tensor:
-    """Hidden states [B, L, W]; mask [B, 1, L or 1, L] is true where visible."""
-    x = self.embed(ids, positions, extra)
+    """Hidden states [B, L, W].
+
+    Args:
+      ids: [B, L].
+      mask: [B, 1, L or 1, L], true where visible.
+      places: positions that count visible tokens; not those of this tower.
+      context: what to attend to.
+      table: of positions, instead of the tower's own.
+      extra: added to the embedded tokens.
+    """
+    del places
+    x = self.embed(ids, table, extra)
     for block in self.blocks:
       x = block(x, mask, context, self.masked_rows)
     return x
+
+  def pool(self, hidden: Tensor, valid: Tensor) -> Tensor:
+    """The first token stands for a text."""
+    return hidden[:, 0]
+
+  def logits(self, hidden: Tensor) -> Tensor:
+    """Scores of every word."""
+    return self.lm_head(hidden, self.embed.words)
+
+
+class RMSNorm(nn.Module):
+  """Divides by the root of the mean square, and scales."""
+
+  def __init__(self, width: int, eps: float):
+    super().__init__()
+    self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Normalises the last axis, in float32."""
+    wide = x.float()
+    square = wide.square().mean(-1, keepdim=True)
+    y = wide * torch.rsqrt(square + self.eps) * self.weight.float()
+    return y.to(x.dtype)
+
+
+class GroupedAttention(nn.Module):
+  """Self-attention with rotary positions and fewer heads of keys and values."""
+
+  def __init__(self, width: int, num_heads: int, kv_heads: int):
+    super().__init__()
+    self.groups = [num_heads, 2 * kv_heads]
+    heads = num_heads + 2 * kv_heads
+    self.qkv = nn.Linear(width, heads * (width // num_heads), False)
+    self.proj = nn.Linear(width, width, False)
+
+  def forward(
+    self,
+    x: Tensor,
+    mask: Tensor,
+    masked_rows: str,
+    rotary: tuple[Tensor, Tensor],
+  ) -> Tensor:
+    """Attends among the tokens x [B, L, W]."""
+    heads = self.qkv(x).unflatten(-1, (sum(self.groups), -1))
+    q, kv = heads.split(self.groups, 2)
+    k, v = repeat_heads(kv, q.shape[2])
+    q, k = rotate(q, *rotary), rotate(k, *rotary)
+    return self.proj(attend(q, k, v, mask, masked_rows))
+
+
+class CausalBlock(nn.Module):
+  """Pre-norm self-attention, cross-attention (with a context) and MLP."""
+
+  def __init__(self, config: Mapping[str, Any]):
+    super().__init__()
+    width, heads, eps = (
+      config[name] for name in ("width", "num_heads", "norm_eps")
+    )
+    few = config["kv_heads"] or heads
+    self.attn_norm = RMSNorm(width, eps)
+    self.attn = GroupedAttention(width, heads, few)
+    self.cross_norm = RMSNorm(width, eps)
+    self.cross_attn = CrossAttention(width, heads, few, bias=False)
+    self.mlp_norm = RMSNorm(width, eps)
+    self.mlp = Mlp(width, config["mlp_dim"], "swiglu", bias=False)
+
+  def forward(
+    self,
+    x: Tensor,
+    mask: Tensor,
+    context: Context | None,
+    masked_rows: str,
+    rotary: tuple[Tensor, Tensor],
+  ) -> Tensor:
+    """Returns the tokens after this block."""
+    x = x + self.attn(self.attn_norm(x), mask, masked_rows, rotary)
+    if context is not None:
+      x = x + self.cross_attn(self.cross_norm(x), context, masked_rows)
+    return x + self.mlp(self.mlp_norm(x))
+
+
+class Words(nn.Module):
+  """The word vectors, also those of the tied decoder."""
+
+  def __init__(self, config: Mapping[str, Any]):
+    super().__init__()
+    shape = (config["vocab_size"], config["width"])
+    self.words = nn.Parameter(torch.zeros(shape))
+
+
+class CausalLM(nn.Module):
+  """A text tower that reads from left to right and predicts the next token."""
+
+  reading, next_token = "causal", True
+
+  def __init__(self, config: Mapping[str, Any], masked_rows: str):
+    super().__init__()
+    self.masked_rows = masked_rows
+    self.head_dim = config["width"] // config["num_heads"]
+    self.embed = Words(config)
+    self.blocks = nn.ModuleList(
+      CausalBlock(config) for _ in range(config["depth"])
+    )
+    self.norm = RMSNorm(config["width"], config["norm_eps"])
+
+  def forward(
+    self,
+    ids: Tensor,
+    mask: Tensor,
+    places: Tensor,
+    context: Context | None = None,
+    table: Tensor | None = None,
+    extra: Any = 0.0,
+  ) -> Tensor:
+    """Hidden states [B, L, W]; see `Bert`. Positions are `places` [B, L]."""
+    power = torch.arange(0, self.head_dim, 2, device=ids.device) / self.head_dim
+    angle = places[..., None].float() * (1.0 / 10000.0**power)
+    angle = angle.repeat_interleave(2, -1)[:, :, None]
+    rotary = angle.cos(), angle.sin()
+    x = self.embed.words[ids] + extra
+    for block in self.blocks:
+      x = block(x, mask, context, self.masked_rows, rotary)
+    return self.norm(x)
+
+  def pool(self, hidden: Tensor, valid: Tensor) -> Tensor:
+    """The last valid token stands for a text."""
+    columns = torch.arange(valid.shape[1], device=valid.device)
+    last = (valid * columns).amax(1)
+    return hidden[torch.arange(len(hidden), device=valid.device), last]
+
+  def logits(self, hidden: Tensor) -> Tensor:
+    """Scores of every word."""
+    return functional.linear(hidden, self.embed.words)
+
+
+TEXT_ENCODERS = {"bert": Bert, "causal": CausalLM}
 
 
 # ----------------------------------------------------------------------- MiCo
@@ -890,7 +1051,12 @@ class MiCo(nn.Module):
         f"encoder {vision['encoder']!r} is not one of {', '.join(ENCODERS)}."
       )
     self.vision = ENCODERS[vision["encoder"]](vision)
-    self.text = Bert(text, options["masked_rows"])
+    if text["encoder"] not in TEXT_ENCODERS:
+      raise ValueError(
+        f"text encoder {text['encoder']!r} is not one of "
+        f"{', '.join(TEXT_ENCODERS)}."
+      )
+    self.text = TEXT_ENCODERS[text["encoder"]](text, options["masked_rows"])
     width = config["encoder_width"]
     contexts = config["contexts"]  # name -> length of its frame table
     interface = [
@@ -992,8 +1158,9 @@ class MiCo(nn.Module):
     if not given().lengths_of(rows):
       return torch.zeros(0, device=self.device)
     context = self.context_of(inputs)
-    hidden = self.encode_text(self.tokens("text", text), context=context)
-    found = self.matching_logits(hidden).softmax(-1)[:, 1]
+    ids = self.tokens("text", text)
+    hidden = self.encode_text(ids, context=context)
+    found = self.matching_logits(hidden, ids).softmax(-1)[:, 1]
     return self._finite(found, rows, "the matching probability")
 
   @torch.no_grad()
@@ -1108,7 +1275,7 @@ class MiCo(nn.Module):
       if self.modalities[key]["kind"] == "interface":
         ids = self.tokens(key, values)
         tokens[letter] = self.encode_text(ids)
-        pooled[letter] = tokens[letter][:, 0]
+        pooled[letter] = self.pool_text(tokens[letter], ids)
         masks[letter] = ids != self.options["text"]["pad_id"]
       else:
         pixels = self.pixels(key, values)
@@ -1278,7 +1445,7 @@ class MiCo(nn.Module):
     self,
     ids: Tensor,
     *,
-    attention: str = "bidirectional",
+    attention: str | None = None,
     mask: Tensor | None = None,
     prefix_length: int = 0,
     context: Context | None = None,
@@ -1290,7 +1457,8 @@ class MiCo(nn.Module):
     Args:
       ids: [B, L].
       attention: "bidirectional", "causal" (own position included) or
-        "prefix_causal": the first `prefix_length` tokens see each other only.
+        "prefix_causal": the first `prefix_length` tokens see each other only;
+        None: as the tower reads texts that are compared or matched.
       mask: [B, L], or [B, L, L] per query: true where a token may be seen;
         None: not padding.
       prefix_length: see `attention`.
@@ -1300,24 +1468,37 @@ class MiCo(nn.Module):
     """
     if mask is None:
       mask = ids != self.options["text"]["pad_id"]
+    at = torch.arange(ids.shape[1], device=ids.device)
+    places = at[None]
+    if mask.ndim == 2:  # then positions count visible tokens
+      places = (mask.long().cumsum(1) - 1).clamp(min=0)
     mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]
+    attention = attention or self.text.reading
     if attention != "bidirectional":
-      at = torch.arange(ids.shape[1], device=ids.device)
       last = at
       if attention == "prefix_causal":
         last = at.clamp(min=prefix_length - 1)
       mask = mask & (at[None] <= last[:, None])
     extra = 0.0 if sample_index is None else self._sample_vectors(sample_index)
-    positions = self.joined_pos if joined else None
-    return self.text(ids, mask, context, positions, extra)
+    table = self.joined_pos if joined else None
+    return self.text(ids, mask, places, context, table, extra)
+
+  def pool_text(self, hidden: Tensor, ids: Tensor) -> Tensor:
+    """The state [B, W] that stands for a text, of `encode_text(ids)`."""
+    return self.text.pool(hidden, ids != self.options["text"]["pad_id"])
 
   def lm_logits(self, hidden: Tensor) -> Tensor:
     """Logits over the vocabulary."""
-    return self.text.lm_head(hidden, self.text.embed.words).float()
+    return self.text.logits(hidden).float()
 
-  def matching_logits(self, hidden: Tensor) -> Tensor:
-    """Logits (no match, match) [B, 2] of a text read with a context."""
-    return self.matching_head(hidden[:, 0]).float()
+  def matching_logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Logits (no match, match) [B, 2] of a text read with a context.
+
+    Args:
+      hidden: of `encode_text(ids, context=...)`.
+      ids: [B, L].
+    """
+    return self.matching_head(self.pool_text(hidden, ids)).float()
 
   # ------------------------------------------------------------- generation
   @torch.no_grad()
@@ -1335,7 +1516,7 @@ class MiCo(nn.Module):
   ) -> tuple[Tensor, Tensor]:
     """Decodes texts: greedy (one beam) or beam search.
 
-    A [MASK] behind the chosen tokens is read and thrown away again. A
+    BERT reads a [MASK] behind the chosen tokens and throws it away again. A
     hypothesis scores its summed log-probabilities over length ** penalty; the
     length includes the prompt, not the final [SEP].
 
@@ -1345,8 +1526,9 @@ class MiCo(nn.Module):
       num_beams: beams kept.
       length_penalty: exponent of the length.
       num_return: hypotheses per item, at most `num_beams`.
-      prompt: tokens [B, Q] to continue; all but the last are read in both
-        directions (a question, then [CLS]). None: [CLS].
+      prompt: tokens [B, Q] to continue (a question, then [CLS]); all but the
+        last are read as the tower reads texts: by BERT in both directions.
+        None: [CLS].
       prompt_mask: true at valid prompt tokens; None: not padding.
       batch_size: where neither context nor prompt tells it.
 
@@ -1379,13 +1561,15 @@ class MiCo(nn.Module):
   def _next_logits(
     self, ids: Tensor, visible: Tensor, context: Context | None
   ) -> Tensor:
-    """Logits [R, V] of a [MASK] put behind the ids [R, L]."""
+    """Logits [R, V] of the token behind the ids [R, L]."""
     special, prompt = self.config["tokenizer"], visible.shape[1]
-    ids = functional.pad(ids, (0, 1), value=special["mask"])
+    if not self.text.next_token:
+      ids = functional.pad(ids, (0, 1), value=special["mask"])
+    both_ways = self.text.reading == "bidirectional"
     mask = functional.pad(visible, (0, ids.shape[1] - prompt), value=True)
     hidden = self.encode_text(
       ids,
-      attention="prefix_causal",
+      attention="prefix_causal" if both_ways else "causal",
       prefix_length=prompt - 1,
       mask=mask,
       context=context,
@@ -1404,7 +1588,7 @@ class Tower(nn.Module):
     """Unit-norm embeddings [B, E] of frames [B, T, Y, X, 3] or ids [B, L]."""
     entry = self.model.modalities[self.key]
     if entry["kind"] == "interface":
-      pooled = self.model.encode_text(x)[:, 0]
+      pooled = self.model.pool_text(self.model.encode_text(x), x)
     else:
       valid = self.model.valid_tokens(self.key, x)
       pooled = self.model.pool(self.key, self.model.encode(self.key, x), valid)

@@ -94,7 +94,10 @@ def mico_full(folder: Folder) -> Iterator[Check]:
   for letter in WORDS:
     yield from _modality(folder, model, params, letter, state)
   logits = model.lm_logits(params, text)
-  pooled = {"t": model.pool_text(text), "s": model.pool_text(subtitle)}
+  pooled = {
+    "t": model.pool_text(text, inputs["input_ids"]),
+    "s": model.pool_text(subtitle, inputs["subtitle_ids"]),
+  }
   got = {
     "text_output": text,
     "text_logits": logits,
@@ -177,7 +180,7 @@ def _contexts(
       continue
     projected = model.project_context(params, context)
     hidden = model.text(params, ids, mask=mask, context=projected)
-    logits = model.matching_logits(params, hidden)
+    logits = model.matching_logits(params, hidden, ids)
     for output, value in (
       ("itm_sequence_output", hidden),
       ("itm_logits", logits),

@@ -1,0 +1,318 @@
+"""What MiCo asks of a text tower, whatever its family.
+
+A text tower is a Linen module: it encodes token ids, attends to a projected
+context, and writes. Facts that differ between families are declared here, so
+that objectives, decoding, the self-check, plans and exports ask the tower and
+name none:
+
+- how it reads (`reading`) and which position stands for a text (`pool`);
+- how it writes (`next_token`): the state of a [MASK] at position k predicts
+  token k itself, or the state of token k predicts token k + 1;
+- what its states are multiplied with to score words (`decode`);
+- its cache (`empty_cache`), and what it reads at a decoding step
+  (`decoding_ids`);
+- which fields of the config it reads, and which heads a mesh may split.
+
+`mico_jax.models.encoders.TEXT_ENCODERS` is the table of towers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from mico_jax.aliases import Params
+from mico_jax.config import TextConfig
+from mico_jax.kernels import target
+from mico_jax.kernels.batch_sharding import BatchSharding
+
+ATTENTION = ("bidirectional", "causal", "prefix_causal")
+
+# Rows up to which rows are taken by a product on a TPU.
+_FEW_ROWS = 256
+
+
+def take_rows(
+  values: Float[Array, "P B S D"], indices: Int[Array, " C"]
+) -> Float[Array, "P C S D"]:
+  """The named rows (axis 1).
+
+  On a TPU by a product with ones and zeros, where rows are few: it takes and,
+  in the backward pass, adds rows one after the other, which was a fifth of a
+  step of ViT-g.
+  """
+  rows = values.shape[1]
+  if target.current().platform != "tpu" or rows > _FEW_ROWS:
+    return jnp.take(values, indices, axis=1)
+  chosen = (indices[:, None] == jnp.arange(rows)[None]).astype(values.dtype)
+  return jnp.einsum(
+    "cb,pbsd->pcsd", chosen, values, precision=jax.lax.Precision.HIGHEST
+  )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ContextKV:
+  """Keys and values of a context for every layer, projected once per step.
+
+  Attributes:
+    keys: one set per layer, heads side by side: D = N H. So kernels read them
+      as they lie.
+    values: likewise.
+    mask: true at valid context tokens; None: all are.
+  """
+
+  keys: Float[Array, "P B S D"]
+  values: Float[Array, "P B S D"]
+  mask: Bool[Array, "B S"] | None = None
+
+  def take(
+    self,
+    indices: Int[Array, " C"],
+    *,
+    partition: BatchSharding | None = None,
+    run: int = 0,
+  ) -> ContextKV:
+    """The contexts of the named rows, e.g. of mined negatives.
+
+    Args:
+      indices: global rows.
+      partition: how the rows lie on a mesh.
+      run: the indices that lie on a part name rows of it (1), or of the parts
+        of its run of so many (`BatchSharding.run`), and only those contexts
+        travel; 0: of any part.
+    """
+
+    def pick(indices: Array, *arrays: Array) -> tuple[Array, ...]:
+      keys, values, *masks = arrays
+      return (
+        take_rows(keys, indices),
+        take_rows(values, indices),
+        *(jnp.take(mask, indices, axis=0) for mask in masks),
+      )
+
+    masks = () if self.mask is None else (self.mask,)
+    arrays = (self.keys, self.values, *masks)
+    taken: Any = pick
+    if partition is not None and partition.size > 1 and run:
+      batch_axes = (1, 1, *(0 for _ in masks))
+
+      def pick_near(indices: Array, *arrays: Array) -> tuple[Array, ...]:
+        near = [
+          partition.run(array, run, axis)
+          for array, axis in zip(arrays, batch_axes, strict=True)
+        ]
+        rows = arrays[0].shape[1]
+        return pick(partition.in_run(indices, rows, run), *near)
+
+      specs = tuple(partition.spec(axis) for axis in batch_axes)
+      taken = partition.local(pick_near, (partition.spec(), *specs), specs)
+    keys, values, *masks = taken(indices, *arrays)
+    return ContextKV(keys, values, masks[0] if masks else None)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+  """Keys and values of the tokens written so far, per layer."""
+
+  keys: Float[Array, "P B S N H"]
+  values: Float[Array, "P B S N H"]
+
+
+class TextTower(nn.Module):
+  """Base of the text towers.
+
+  Attributes:
+    config: sizes.
+    freeze_pad: whether the lookup of the pad id passes no gradient.
+    dtype: compute dtype.
+    backend: of attention.
+    masked_rows: see `mico_jax.kernels.attention`.
+    remat: key of `mico_jax.layers.stack.REMAT`.
+    scan: whether blocks run as a loop.
+    reading: one of `ATTENTION`: how a text is read to be compared or matched.
+    next_token: whether the state of a token predicts the one behind it; else a
+      [MASK] is read in the place of the token to predict.
+    learned_positions: whether positions are a table, so that another one can
+      take its place (joined captions).
+    fields: of the config that the family reads; the others must keep their
+      defaults.
+  """
+
+  config: TextConfig
+  freeze_pad: bool = True
+  dtype: Any = jnp.float32
+  backend: str = "auto"
+  masked_rows: str = "zero"
+  remat: str = "none"
+  scan: bool = True
+
+  reading: ClassVar[str] = "bidirectional"
+  next_token: ClassVar[bool] = False
+  learned_positions: ClassVar[bool] = True
+  fields: ClassVar[frozenset[str]] = frozenset(
+    f.name for f in dataclasses.fields(TextConfig)
+  )
+
+  def __call__(
+    self,
+    ids: Int[Array, "B L"],
+    *,
+    causal: bool = False,
+    mask: Bool[Array, "#B 1 #L #S"] | None = None,
+    prefix_lengths: Int[Array, " B"] | None = None,
+    context: ContextKV | Sequence[ContextKV] | None = None,
+    uses: tuple[int, ...] = (),
+    cache: KVCache | None = None,
+    position: Int[Array, ""] | int = 0,
+    position_table: Float[Array, "Q W"] | None = None,
+    extra: Float[Array, "#B #L W"] | None = None,
+    row_keys: Key[Array, " B"] | None = None,
+    return_kv: bool = False,
+  ) -> tuple[Float[Array, "B L W"], tuple[Array, Array] | None]:
+    """Encodes token ids; see `mico_jax.models.mico.MiCo.text`.
+
+    Args:
+      ids: token ids.
+      causal: whether a token sees itself and its left only.
+      mask: true where a token may look; with a cache of S slots and L ids it
+        has S + L - 1 columns, see `mico_jax.layers.attention.SelfAttention`.
+      prefix_lengths: with `causal`: so many first tokens see each other.
+      context: what to attend to; None: cross-attention is skipped.
+      uses: see `mico_jax.layers.cross_attention.CrossAttention`.
+      cache: keys and values of the tokens before; only the first of `ids` is
+        written to it.
+      position: column of the first of `ids`.
+      position_table: instead of the tower's own (`learned_positions`).
+      extra: added to the embedded tokens.
+      row_keys: one key per row; None: no dropout.
+      return_kv: whether keys and values are returned.
+
+    Returns:
+      Hidden states, and stacked keys and values if `return_kv` (with a cache:
+      the updated cache).
+    """
+    raise NotImplementedError
+
+  @nn.nowrap
+  def check(self) -> None:
+    """Checks the config as far as the family knows it.
+
+    Raises:
+      ValueError: naming the field that does not fit.
+    """
+    config = self.config
+    for field in dataclasses.fields(TextConfig):
+      value = getattr(config, field.name)
+      if field.name not in self.fields and value != field.default:
+        raise ValueError(
+          f"config.model.text.{field.name}={value!r} says nothing to "
+          f"encoder={config.encoder!r}; leave it at {field.default!r}."
+        )
+    if config.width % config.num_heads:
+      raise ValueError(
+        f"num_heads={config.num_heads} must divide width={config.width}; set "
+        "config.model.text.num_heads."
+      )
+
+  @property
+  def key_heads(self) -> int:
+    """Heads of keys and values."""
+    return self.config.num_heads
+
+  @property
+  def head_dim(self) -> int:
+    """Channels of a head."""
+    return self.config.width // self.config.num_heads
+
+  @nn.nowrap
+  def split_heads(self) -> Mapping[str, int]:
+    """Field of the config -> heads that a mesh splits by whole ones."""
+    return {"num_heads": self.config.num_heads}
+
+  @nn.nowrap
+  def modules(self) -> Mapping[str, nn.Module]:
+    """Modules on hidden states whose parameters lie among the tower's."""
+    return {}
+
+  @nn.nowrap
+  def example_context(self) -> ContextKV:
+    """A context of one row and two tokens, to create parameters with."""
+    shape = (self.config.depth, 1, 2, self.key_heads * self.head_dim)
+    return ContextKV(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+
+  @nn.nowrap
+  def project_context(
+    self,
+    params: Params,
+    values: Float[Array, "B S W"],
+    *,
+    mask: Bool[Array, "B S"] | None,
+  ) -> ContextKV:
+    """Projects a context for the cross-attention of all layers at once.
+
+    Args:
+      params: of the tower; its blocks hold "cross_attn/kv", as
+        `mico_jax.layers.cross_attention.CrossAttention` makes it.
+      values: the context.
+      mask: true at valid context tokens.
+    """
+    packed = params["blocks"]["cross_attn"]["kv"]
+    # The parameters are split: that of the products would be a copy.
+    kernels = jnp.split(packed["kernel"].astype(self.dtype), 2, axis=-1)
+    found = [
+      jnp.einsum("bsw,pwd->pbsd", values.astype(self.dtype), kernel)
+      for kernel in kernels
+    ]
+    if "bias" in packed:
+      biases = jnp.split(packed["bias"].astype(self.dtype), 2, axis=-1)
+      found = [
+        y + bias[:, None, None, :]
+        for y, bias in zip(found, biases, strict=True)
+      ]
+    return ContextKV(found[0], found[1], mask)
+
+  @nn.nowrap
+  def pool(
+    self, hidden: Float[Array, "B L W"], valid: Bool[Array, "B L"]
+  ) -> Float[Array, "B W"]:
+    """The state that stands for a text, also in matching.
+
+    Args:
+      hidden: states of the tower.
+      valid: which tokens are no padding.
+    """
+    raise NotImplementedError
+
+  @nn.nowrap
+  def decode(
+    self, params: Params, hidden: Float[Array, "*B W"]
+  ) -> tuple[Float[Array, "*B W"], Float[Array, "V W"], Float[Array, " V"]]:
+    """What scores words: x, word vectors and biases of logits x @ words + b."""
+    raise NotImplementedError
+
+  @nn.nowrap
+  def decoding_ids(
+    self, last: Int[Array, " R"], *, mask_id: int
+  ) -> Int[Array, "R K"]:
+    """What a decoding step reads: the last chosen token, first.
+
+    The state of the last column predicts the next token.
+    """
+    if self.next_token:
+      return last[:, None]
+    return jnp.stack([last, jnp.full_like(last, mask_id)], axis=1)
+
+  @nn.nowrap
+  def empty_cache(self, rows: int, slots: int) -> KVCache:
+    """A cache with room for so many tokens of each row."""
+    heads = (self.key_heads, self.head_dim)
+    shape = (self.config.depth, rows, slots, *heads)
+    return KVCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
