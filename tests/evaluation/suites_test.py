@@ -14,7 +14,10 @@ from mico_jax.data.records import Record
 from mico_jax.data.sources import open_source
 from mico_jax.data.tokenizer import make_tokenizer
 from mico_jax.data.worlds import OmniWorldSource
-from mico_jax.evaluation import retrieval, suites
+from mico_jax.evaluation import queries, suites
+from mico_jax.evaluation.evaluator import Evaluator, Needs
+from mico_jax.evaluation.evaluators import EVALUATORS
+from mico_jax.evaluation.evaluators.text_retrieval import world_ceiling
 from mico_jax.evaluation.features import Embedder, Gallery
 from mico_jax.kernels import target
 from mico_jax.world import ceilings
@@ -108,6 +111,90 @@ def test_captions_and_answers_alone(config, parts):
   assert _run(config, parts, cheap=True) == []
 
 
+def recalls(name: str, ranks: tuple[int, ...] = (1, 5, 10)) -> list[str]:
+  return [f"retrieval/{name}/R@{k}" for k in ranks]
+
+
+def retrieval_names(groups: tuple[str, ...], rerank: int = 0) -> list[str]:
+  """Names of text retrieval in a gallery of more than ten items."""
+  suffixes = ("", f" (re-ranked {rerank})") if rerank else ("",)
+  return [
+    name
+    for g in groups
+    for suffix in suffixes
+    for way in (f"t->{g}{suffix}", f"{g}->t{suffix}")
+    for name in recalls(way)
+  ]
+
+
+MATCHING = ["matching/va/accuracy", "matching/va/mined accuracy"]
+WRITTEN = [
+  "caption/va/CIDEr",
+  "caption/va/BLEU-4",
+  "caption/va/ROUGE-L",
+  "caption/va/token accuracy",
+  "question/va/accuracy",
+]
+
+
+def test_names_and_order_of_the_suites(config, parts):
+  """What is compared over time keeps its name and its place."""
+  groups = ("i", "a", "va")
+
+  def names(cheap=False, **changes):
+    settings = dataclasses.replace(config.evaluation, **changes)
+    run = dataclasses.replace(config, evaluation=settings)
+    return [r.name for r in _run(run, parts, cheap=cheap)]
+
+  full = retrieval_names(groups, rerank=3) + MATCHING
+  assert names() == [*full, "hard/t->va/R@1", *WRITTEN]
+  assert names(suite="retrieval") == full + WRITTEN
+  cheap = retrieval_names(groups) + MATCHING
+  assert names(cheap=True) == cheap
+  assert names(cheap=True, suite="retrieval") == cheap
+  # Evaluators by name, in the order in which they are named.
+  chosen = names(suite="captions, text_retrieval", rerank=0, groups=("va",))
+  assert chosen == WRITTEN[:4] + retrieval_names(("va",))
+  (alone,) = names(suite="hard_galleries", groups=("va",))
+  assert alone == "hard/t->va/R@1"
+  # A suite among evaluators stands for its list; each measures once.
+  both = names(suite="retrieval,zero_shot,matching", groups=("va",), rerank=0)
+  assert both == [
+    *retrieval_names(("va",)),
+    *MATCHING,
+    *WRITTEN,
+    "zero-shot/va/accuracy",
+  ]
+
+
+def test_evaluators_share_one_gallery(config, parts, monkeypatch):
+  read = []
+  embed = Embedder.embed_gallery
+
+  def count(self, *args, **options):
+    read.append(args)
+    return embed(self, *args, **options)
+
+  monkeypatch.setattr(Embedder, "embed_gallery", count)
+  settings = dataclasses.replace(
+    config.evaluation, suite="retrieval,zero_shot", groups=("i",)
+  )
+  _run(dataclasses.replace(config, evaluation=settings), parts)
+  assert read == [("test", ("i", "va"))]
+
+
+def test_suite_is_a_text_or_a_list():
+  checked = lambda suite: c.from_dict({"suite": suite}, c.EvaluationConfig)
+  assert checked(("matching", "captions")).suite == "matching,captions"
+  assert checked(["omniworld"]).suite == "omniworld"
+  for wrong in ("", "a,,b", "a b", 3, ["a", 3.5, ""]):
+    with pytest.raises(c.ConfigError, match="joined by commas"):
+      checked(wrong)
+  assert not set(suites.SUITES) & set(EVALUATORS)
+  named = {e for suite in suites.SUITES.values() for e in suite.evaluators}
+  assert named == set(EVALUATORS)
+
+
 def test_omniworld_suite(config, parts):
   results = _run(config, parts)
   by_name = {r.name: r for r in results}
@@ -179,18 +266,16 @@ def test_ceiling_counts_what_can_be_told_apart(config):
     source.record(i) for i in source.world.gallery(200, kind="omni")
   ]
   gallery = Gallery(records, {}, {}, {}, [])
-  texts = [suites.texts_of(r, "omni", 1) for r in records if r is not None]
-  queries = retrieval.make_queries(texts, np.arange(200), "omni")
+  texts = [queries.texts_of(r, "omni", 1) for r in records if r is not None]
+  asked = queries.make_queries(texts, np.arange(200), "omni")
   scenes = [r.fields["scene"] for r in records if r is not None]
-  found = [
-    suites.world_ceiling(gallery, queries, x) or 0.0 for x in ("a", "v", "va")
-  ]
+  found = [world_ceiling(gallery, asked, x) or 0.0 for x in ("a", "v", "va")]
   assert found == pytest.approx([ceilings(scenes, x) for x in ("a", "v", "va")])
   assert found[0] < 1
   assert found[2] >= max(found[:2])
   # All items of a shared text are right answers.
-  same = retrieval.make_queries([["x"]] * 200, np.arange(200), "omni")
-  assert suites.world_ceiling(gallery, same, "a") == 1.0
+  same = queries.make_queries([["x"]] * 200, np.arange(200), "omni")
+  assert world_ceiling(gallery, same, "a") == 1.0
 
 
 def test_classification_suite(config, parts, tmp_path):
@@ -258,8 +343,13 @@ def test_user_mistakes(config, parts):
     settings = dataclasses.replace(config.evaluation, **changes)
     return dataclasses.replace(config, evaluation=settings)
 
-  with pytest.raises(c.ConfigError, match="known: omniworld"):
-    _run(with_settings(suite="nope"), parts)
+  for unknown in ("nope", "retrieval,nope"):
+    with pytest.raises(c.ConfigError, match=r"'nope'; known: omniworld.*probe"):
+      _run(with_settings(suite=unknown), parts)
+  with pytest.raises(c.ConfigError, match="options names 'nope'; known"):
+    _run(with_settings(options={"nope": {}}), parts)
+  with pytest.raises(c.ConfigError, match=r"options\.matching: unknown.*'k'"):
+    _run(with_settings(options={"matching": {"k": 1}}), parts)
   with pytest.raises(c.ConfigError, match=r"evaluation\.source is empty"):
     _run(with_settings(source=""), parts)
   with pytest.raises(c.ConfigError, match="no data source"):
@@ -278,11 +368,21 @@ def test_an_evaluation_of_one_device_says_so_to_the_kernels(
   """On a host of several, kernels would else ask for a mesh."""
   found = []
 
-  def suite(job):
-    found.append(target.current())
-    return []
+  @dataclasses.dataclass(frozen=True)
+  class Look(Evaluator):
+    title = "look"
+    measures = {}  # noqa: RUF012
 
-  monkeypatch.setitem(suites.SUITES, config.evaluation.suite, suite)
+    def needs(self, config):
+      return Needs()
+
+    def measure(self, job):
+      found.append(target.current())
+      return []
+
+  monkeypatch.setitem(EVALUATORS, "look", Look)
+  settings = dataclasses.replace(config.evaluation, suite="look", size=2)
+  config = dataclasses.replace(config, evaluation=settings)
   model = models.build(config.model)
   params = model.init(jax.random.key(0))
   tokenizer = make_tokenizer(config.data.tokenizer)

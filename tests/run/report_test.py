@@ -41,7 +41,7 @@ def test_panels(tmp_path):
   }
   assert list(panels)[:3] == ["loss", "contrastive loss", "matching loss"]
   assert set(panels["contrastive loss"].curves) == {"tv", "tva"}
-  assert set(panels["matching accuracy"].curves) == {"tva"}
+  assert set(panels["matching/va/accuracy"].curves) == {"tva"}
   assert set(panels["matching loss"].curves) == {"tva"}
   assert len(panels["loss"].curves[""][0]) == 39  # without the non-finite one
   assert panels["gradient norm"].log
@@ -72,11 +72,11 @@ RESULTS = {
 
 def test_many_bars_leave_out_later_ranks():
   names = [f"retrieval/t->{x}/R@{k}" for x in "abcdefghij" for k in (1, 5, 10)]
-  rows = [{"name": n, "value": 0.5} for n in (*names, "matching accuracy")]
+  rows = [{"name": n, "value": 0.5} for n in (*names, "matching/va/accuracy")]
   assert len(report.bars({"results": rows[:20]})) == 20
   shown = [bar.name for bar in report.bars({"results": rows})]
   assert shown == [n for n in names if n.endswith("R@1")] + [
-    "matching accuracy"
+    "matching/va/accuracy"
   ]
 
 
