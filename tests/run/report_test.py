@@ -41,7 +41,7 @@ def test_panels(tmp_path):
   }
   assert list(panels)[:3] == ["loss", "contrastive loss", "matching loss"]
   assert set(panels["contrastive loss"].curves) == {"tv", "tva"}
-  assert set(panels["matching/va/accuracy"].curves) == {"tva"}
+  assert set(panels["matching accuracy"].curves) == {"tva"}
   assert set(panels["matching loss"].curves) == {"tva"}
   assert len(panels["loss"].curves[""][0]) == 39  # without the non-finite one
   assert panels["gradient norm"].log
