@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 
 from mico_jax.cli import common
 
 DESCRIPTION = """\
-Measures a checkpoint with the evaluation suite of its config: retrieval,
-matching, captions, questions, classification. Every number carries its split,
-prompts, preprocessing, coverage and a 95% interval.
+Measures a checkpoint with the evaluation suite of its config. Every number
+carries its split, prompts, preprocessing, coverage and a 95% interval.
 
 What is measured, and on which data, may be changed with
 --config.evaluation.KEY=VALUE and --config.data.sources.NAME.KEY=VALUE."""
@@ -19,6 +19,31 @@ EXAMPLES = """\
   mico-jax evaluate --checkpoint runs/demo --config.evaluation.size=1000 \\
     --config.evaluation.rerank=20 --out runs/demo/evaluation
   mico-jax evaluate --checkpoint runs/demo --json"""
+
+
+def details() -> str:
+  """The suites and evaluators, as they describe themselves."""
+  from mico_jax.evaluation import EVALUATORS, SUITES
+
+  lines = ["suites (--config.evaluation.suite=NAME):"]
+  for name, suite in SUITES.items():
+    lines += _entry(name, ", ".join(suite.evaluators))
+  lines.append("")
+  lines.append("evaluators (--config.evaluation.suite=NAME,NAME):")
+  for name, evaluator in EVALUATORS.items():
+    lines += _entry(name, evaluator.summary())
+  return "\n".join(lines)
+
+
+def _entry(name: str, text: str) -> list[str]:
+  """Lines of an entry of the help."""
+  return textwrap.wrap(
+    text,
+    78,
+    initial_indent=f"  {name:<16} ",
+    subsequent_indent=" " * 19,
+    break_on_hyphens=False,
+  )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--cheap",
     action="store_true",
-    help="only retrieval and matching, as during training",
+    help="only the evaluators that take part during training",
   )
   common.add_json(parser)
   parser.set_defaults(config=None)

@@ -16,7 +16,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import mico_jax
@@ -26,8 +26,9 @@ from mico_jax.cli.huge_pages import restart_with_huge_pages
 from mico_jax.config import ConfigError
 from mico_jax.printing import escaped
 
-# Name -> one line of help. Each has a module in this folder (see `module_of`)
-# with DESCRIPTION, EXAMPLES, `add_arguments` and `run`, imported when chosen.
+# Name -> one line of help. Each has a module in this folder (`module_of`) with
+# `DESCRIPTION`, `EXAMPLES`, `add_arguments` and `run`, imported when chosen;
+# one whose help lists tables of the package has `details` as well.
 COMMANDS: dict[str, str] = {
   "pretrain": "train a model from a config, or resume a run",
   "evaluate": "measure a checkpoint: retrieval, matching, captions, ...",
@@ -112,6 +113,7 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
       allow_abbrev=False,
     )
     module.add_arguments(sub)
+    sub.details = getattr(module, "details", None)
     _name_names(sub)
     sub.set_defaults(run=module.run)
   return parser
@@ -141,7 +143,24 @@ def _name(text: str) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-  """Words its errors in one printable line."""
+  """Words its errors in one printable line.
+
+  Attributes:
+    details: more description, made when help is asked for, as the tables that
+      it lists are slow to import.
+  """
+
+  details: Callable[[], str] | None = None
+
+  def format_help(self) -> str:
+    """The help with its details."""
+    plain = self.description
+    if self.details is not None:
+      self.description = f"{plain}\n\n{self.details()}"
+    try:
+      return super().format_help()
+    finally:
+      self.description = plain
 
   def error(self, message: str) -> NoReturn:
     """Ends with status 2."""

@@ -97,12 +97,14 @@ def run(args: argparse.Namespace) -> int:
       config, workdir, init=args.init, command=args.command_line
     )
   if args.json:
+    from mico_jax.evaluation import to_rows
+
     common.print_json(
       {
         "workdir": summary.workdir,
         "step": summary.step,
         "metrics": dict(summary.metrics),
-        "results": [r.as_dict() for r in summary.results],
+        "results": to_rows(summary.results),
         "seconds": dataclasses.asdict(summary.clock),
         "recompiles": summary.recompiles,
       }

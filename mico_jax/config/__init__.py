@@ -23,7 +23,7 @@ from mico_jax.config.data import (
   SourceConfig,
   TokenizerConfig,
 )
-from mico_jax.config.fields import ConfigError
+from mico_jax.config.fields import ConfigError, keys_in
 from mico_jax.config.loading import (
   config_dirs,
   find,
@@ -84,6 +84,7 @@ __all__ = [
   "find",
   "from_config_dict",
   "from_dict",
+  "keys_in",
   "leaves",
   "load",
   "override",

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
-from mico_jax.config.fields import ConfigError, Declaration
+from mico_jax.config.fields import ConfigError, Declaration, Keys
 from mico_jax.config.training import Config
 from mico_jax.printing import escaped, shown
 
@@ -96,6 +96,9 @@ def _check(value: Any, hint: Any, path: str) -> Any:
       _check(v, args[0], f"{path}[{i}]") for i, v in enumerate(value)
     )
   else:
+    listed = isinstance(value, (tuple, list))
+    if listed and any(isinstance(rule, Keys) for rule in declared):
+      value = ",".join(map(str, value))
     found = value
     if hint is not Any and not _has_type(value, hint):
       expected = _EXPECTED.get(hint, "text")
@@ -113,7 +116,10 @@ def _build(cls: type[T], values: Any, path: str) -> T:
     values = to_dict(values)
   if not isinstance(values, Mapping):
     raise _wrong(path, values, "a mapping")
-  hints = _hints(cls)
+  declared = _hints(cls)
+  hints = {
+    f.name: declared[f.name] for f in dataclasses.fields(typing.cast(Any, cls))
+  }
   unknown = [k for k in values if k not in hints]
   if unknown:
     key = str(unknown[0])

@@ -115,6 +115,39 @@ class Key:
 
 
 @dataclass(frozen=True)
+class Keys:
+  """Keys of tables of the package: a text with commas, or a tuple of texts.
+
+  Attributes:
+    tables: where they are; compared like that of `Key`.
+  """
+
+  tables: tuple[str, ...]
+
+  def accepts(self, value: Any) -> bool:
+    """Whether all look like keys."""
+    return len(value) <= 4096 and all(map(Key("").accepts, keys_in(value)))
+
+  @property
+  def short(self) -> str:
+    """For tables."""
+    tables = " or ".join(f"`{table}`" for table in self.tables)
+    return f"keys of {tables}, joined by commas"
+
+  @property
+  def expected(self) -> str:
+    """For messages."""
+    return self.short
+
+
+def keys_in(value: str | tuple[str, ...] | list[str]) -> list[str]:
+  """The keys that a value of `Keys` holds, in their order."""
+  return [
+    k.strip() for k in (value.split(",") if isinstance(value, str) else value)
+  ]
+
+
+@dataclass(frozen=True)
 class Text:
   """Characters that can be printed and written.
 
@@ -228,7 +261,7 @@ class Scalars:
     return "text, a finite number, True, False, None, or a tuple of these"
 
 
-Declaration = Range | Choice | Key | Text | Items | Scalars
+Declaration = Range | Choice | Key | Keys | Text | Items | Scalars
 
 # Declarations of several fields.
 Fraction = Annotated[float, Range(0.0, 1.0)]
@@ -254,4 +287,6 @@ Devices = Annotated[int, Range(1, 2**20, "devices")]
 Names = Annotated[tuple[Name, ...], Items()]
 Groups = Annotated[tuple[Group, ...], Items(0, 64)]
 Patterns = Annotated[tuple[Pattern, ...], Items()]
+# Of an entry of a table that declares them itself.
+Options = Annotated[Mapping[Name, Annotated[Any, Scalars()]], Items()]
 NameMap = Annotated[Mapping[Name, Name], Items()]

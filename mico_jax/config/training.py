@@ -15,8 +15,10 @@ from mico_jax.config.fields import (
   Groups,
   Items,
   Key,
+  Keys,
   Label,
   Name,
+  Options,
   Path,
   Pattern,
   Patterns,
@@ -131,7 +133,10 @@ class EvaluationConfig:
   """What is measured at the end of training and by `mico-jax evaluate`."""
 
   source: Label = ""  # name of a data source; "": nothing is evaluated
-  suite: Annotated[str, Key("mico_jax.evaluation.SUITES")] = "retrieval"
+  # What is measured: suites, and evaluators that are no part of them.
+  suite: Annotated[
+    str, Keys(("mico_jax.evaluation.SUITES", "mico_jax.evaluation.EVALUATORS"))
+  ] = "retrieval"
   size: Count = 256  # samples of the gallery; 0: all
   batch_size: Rows = 64
   # Queries: text against each of these letter groups.
@@ -152,6 +157,10 @@ class EvaluationConfig:
   classes: Path = ""  # file with one class name per line, in order of the label
   prompts: Path = ""  # file with one template per line, "{}" for the class
   probe_source: Label = ""  # data source a linear probe is trained on; "": none
+  # Evaluator -> its own options, for those that have some.
+  options: Annotated[Mapping[Name, Options], Items()] = field(
+    default_factory=dict
+  )
   # resamples of the 95% interval
   bootstrap: Annotated[int, Range(0, 10**6, "resamples")] = 1000
 

@@ -2,9 +2,8 @@
 
     python -m mico_jax.docs.tables
 
-`modalities.md`, `objectives.md`, `models.md` and `config.md` say what the code
-says; a test fails when they no longer do. The text of a config field is its
-comment in `mico_jax/config/`.
+The pages of `PAGES` say what the code says; a test fails when they no longer
+do. The text of a config field is its comment in `mico_jax/config/`.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mico_jax import config
+from mico_jax.evaluation import EVALUATORS, SUITES
 from mico_jax.modalities import MODALITIES
 from mico_jax.objectives import OBJECTIVES
 
@@ -88,6 +88,49 @@ def objectives_page() -> str:
       )
       for name, cls in OBJECTIVES.items()
     ),
+  )
+
+
+def evaluators_page() -> str:
+  """What each evaluator measures, and the suites."""
+  text = f"{HEAD}\n# Evaluators\n\n"
+  text += "`evaluation.suite` names these, joined by commas.\n\n## Suites\n\n"
+  text += markdown_table(
+    ("suite", "evaluators"),
+    (
+      (f"`{name}`", ", ".join(f"`{e}`" for e in suite.evaluators))
+      for name, suite in SUITES.items()
+    ),
+  )
+  text += "\n## Evaluators\n\n"
+  text += markdown_table(
+    ("name", "what it measures", "results", "source", "while training"),
+    (
+      (
+        f"`{name}`",
+        _first(cls.__doc__),
+        f"`{cls.title}/.../` {', '.join(cls.measures)}",
+        cls.source_kind or "any",
+        "yes" if cls.cheap else "no",
+      )
+      for name, cls in EVALUATORS.items()
+    ),
+  )
+  return text + _options_of("evaluation.options.NAME", EVALUATORS)
+
+
+def _options_of(path: str, table: Mapping[str, type]) -> str:
+  """The options that entries of a table declare, as rows; "" for none."""
+  rows = [
+    (f"`{path.replace('NAME', name)}.{f.name}`", _default(f), _declared(hint))
+    for name, cls in table.items()
+    for f in dataclasses.fields(cls)
+    for hint in [typing.get_type_hints(cls, include_extras=True)[f.name]]
+  ]
+  if not rows:
+    return ""
+  return "\n## Options\n\n" + markdown_table(
+    ("option", "default", "may be"), rows
   )
 
 
@@ -267,6 +310,7 @@ def config_page() -> str:
 PAGES: Mapping[str, Callable[[], str]] = {
   "modalities.md": modalities_page,
   "objectives.md": objectives_page,
+  "evaluators.md": evaluators_page,
   "models.md": models_page,
   "config.md": config_page,
 }

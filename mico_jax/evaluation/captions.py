@@ -1,4 +1,4 @@
-"""Captions and answers that the model writes, scored against true ones.
+"""Captions and answers that the model writes.
 
 Generation runs in one compiled loop per batch size; texts are compared after
 decoding. Token accuracy is the objective's own: the share of masked tokens that
@@ -19,9 +19,7 @@ from mico_jax import rng
 from mico_jax.aliases import Params
 from mico_jax.data.language import max_length
 from mico_jax.data.tokenizer import TokenizerInfo
-from mico_jax.evaluation.caption_metrics import score_captions
 from mico_jax.evaluation.features import Embedder, Gallery
-from mico_jax.evaluation.report import Protocol, Result
 from mico_jax.kernels.cross_entropy import IGNORE
 from mico_jax.models import ContextKV, MiCo
 from mico_jax.models.decoding import generate
@@ -230,56 +228,3 @@ class Writer:
     info = self.embedder.tokenizer.info
     ends = np.flatnonzero(ids == info.sep)
     return self.embedder.tokenizer.decode(ids[: ends[0]] if len(ends) else ids)
-
-
-def caption_results(
-  writer: Writer,
-  gallery: Gallery,
-  letters: str,
-  items: Int[np.ndarray, " M"],
-  texts: Sequence[Sequence[str]],
-  kind: str,
-  protocol: Protocol,
-  *,
-  total: int,
-) -> list[Result]:
-  """CIDEr, BLEU-4, ROUGE-L and token accuracy of captions.
-
-  Args:
-    writer: writes them.
-    gallery: the items.
-    letters: of the context.
-    items: indices in the gallery.
-    texts: true captions of each item.
-    kind: caption kind.
-    protocol: makes the results.
-    total: items that the protocol asks for.
-  """
-  written = writer.captions(gallery, letters, items, kind)
-  scores = score_captions(written, texts)
-  first = [own[0] for own in texts]
-  tokens = writer.token_accuracy(
-    gallery, letters, items, first, kind, seed=protocol.seed
-  )
-  name = f"caption/{letters}"
-  result = lambda key, values: protocol.result(
-    f"{name}/{key}", values, total=total, prompts=written
-  )
-  bleu = Result(
-    name=f"{name}/BLEU-4",
-    value=scores.bleu[3],
-    interval=None,  # a property of the corpus, not a mean over items
-    n=len(written),
-    total=total,
-    source=protocol.source,
-    split=protocol.split,
-    prompt_sha256=result("x", tokens).prompt_sha256,
-    preprocessing_sha256=protocol.preprocessing_sha256,
-    command=protocol.command,
-  )
-  return [
-    result("CIDEr", scores.cider_items),
-    bleu,
-    result("ROUGE-L", scores.rouge_l_items),
-    result("token accuracy", tokens),
-  ]

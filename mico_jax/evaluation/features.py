@@ -25,7 +25,7 @@ from mico_jax.data.samples import keys_of
 from mico_jax.data.sources import Source
 from mico_jax.data.stalled import Stalled
 from mico_jax.data.tokenizer import Tokenizer
-from mico_jax.evaluation.report import hash_json
+from mico_jax.evaluation.results import hash_json
 from mico_jax.inference.prepare import NOT_FINITE, not_finite
 from mico_jax.kernels.compiler import forward_options
 from mico_jax.modalities import DecodeError, by_letter, preprocessing

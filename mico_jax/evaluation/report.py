@@ -1,167 +1,46 @@
-"""Results that carry their protocol, as a table, JSON and a bar chart.
+"""Results as a table, JSON and a bar chart.
 
-A number without its split, prompts, preprocessing and coverage cannot be
-compared, so every result holds them. Nothing here depends on the time or the
-machine: evaluating the same checkpoint again writes the same bytes.
+How a result is shown its evaluator says. Nothing here depends on the time or
+the machine: evaluating the same checkpoint again writes the same bytes.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import io
-import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float
 
 from mico_jax import files
-from mico_jax.evaluation import metrics
+from mico_jax.evaluation.evaluator import SHARE, Measure
+from mico_jax.evaluation.evaluators import find_measure
+from mico_jax.evaluation.results import Result
 from mico_jax.json_text import dumps
 
-_DIGITS = 8  # of numbers in the JSON file
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """One measured number with what is needed to compare it.
-
-  Attributes:
-    name: what was measured, e.g. "retrieval/t->va/R@1".
-    value: the number; rates in [0, 1].
-    interval: 95% bootstrap interval over the items; None: not a mean.
-    n: items scored (queries, captions, questions).
-    total: items the protocol asks for; n < total means some were unusable.
-    gallery: items chosen from; 0: does not apply.
-    source: name of the data source.
-    split: of the source.
-    prompt_sha256: of all texts shown to the model.
-    preprocessing_sha256: of modes, sizes and tokenizer.
-    ceiling: best value that any model could expect; None: unknown.
-    baseline: value of guessing; None: unknown.
-    command: that measured it.
-    values: per-item values, for paired comparisons; not written to JSON.
-  """
-
-  name: str
-  value: float
-  interval: tuple[float, float] | None
-  n: int
-  total: int
-  gallery: int = 0
-  source: str = ""
-  split: str = ""
-  prompt_sha256: str = ""
-  preprocessing_sha256: str = ""
-  ceiling: float | None = None
-  baseline: float | None = None
-  command: str = ""
-  values: Float[np.ndarray, " N"] | None = dataclasses.field(
-    default=None, repr=False, compare=False
-  )
-
-  def as_dict(self) -> dict[str, Any]:
-    """Plain values, rounded, without the per-item ones."""
-    out = {
-      f.name: getattr(self, f.name)
-      for f in dataclasses.fields(self)
-      if f.name != "values"
-    }
-    out["coverage"] = self.n / self.total if self.total else 0.0
-    return {key: _rounded(value) for key, value in out.items()}
+def _measure(result: Result) -> Measure:
+  """How a result is shown; one of an unknown name as a plain number."""
+  return find_measure(result.name) or Measure(unit="")
 
 
-def _rounded(value: Any) -> Any:
-  if isinstance(value, tuple):
-    return [_rounded(v) for v in value]
-  if isinstance(value, (float, np.floating)):
-    # JSON has no NaN.
-    return round(float(value), _DIGITS) if np.isfinite(value) else None
-  return value
-
-
-@dataclasses.dataclass(frozen=True)
-class Protocol:
-  """What all results of an evaluation share; makes `Result`s.
-
-  Attributes:
-    source: name of the data source.
-    split: of the source.
-    preprocessing_sha256: of modes, sizes and tokenizer.
-    command: that measures.
-    bootstrap: resamples of the intervals; 0: none.
-    seed: of the resampling.
-  """
-
-  source: str = ""
-  split: str = ""
-  preprocessing_sha256: str = ""
-  command: str = ""
-  bootstrap: int = 1000
-  seed: int = 0
-
-  def result(
-    self,
-    name: str,
-    values: Float[np.ndarray, " N"],
-    *,
-    total: int,
-    prompts: Sequence[str] = (),
-    gallery: int = 0,
-    ceiling: float | None = None,
-    baseline: float | None = None,
-  ) -> Result:
-    """The mean of per-item values with its interval.
-
-    Raises:
-      ValueError: for no values.
-    """
-    values = np.asarray(values, np.float64)
-    if not len(values):
-      raise ValueError(f"{name}: no item could be scored (0 of {total}).")
-    interval = None
-    if self.bootstrap:
-      interval = tuple(
-        metrics.bootstrap_interval(values, num=self.bootstrap, seed=self.seed)
-      )
-    return Result(
-      name=name,
-      value=float(values.mean()),
-      interval=interval,
-      n=len(values),
-      total=total,
-      gallery=gallery,
-      source=self.source,
-      split=self.split,
-      prompt_sha256=hash_texts(prompts),
-      preprocessing_sha256=self.preprocessing_sha256,
-      ceiling=ceiling,
-      baseline=baseline,
-      command=self.command,
-      values=values,
-    )
-
-
-def hash_texts(texts: Sequence[str]) -> str:
-  """SHA-256 of texts in their order; "" for none."""
-  if not texts:
-    return ""
-  return hash_json(list(texts))
-
-
-def hash_json(value: Any) -> str:
-  """SHA-256 of a plain value written as JSON with sorted keys."""
-  text = json.dumps(value, sort_keys=True, default=str)
-  return hashlib.sha256(text.encode()).hexdigest()
+def to_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+  """All results as plain values, and how their evaluators show them."""
+  rows = []
+  for result in results:
+    measure = _measure(result)
+    own = {"unit": measure.unit, "headline": measure.headline}
+    rows.append(result.as_dict() | own)
+  return rows
 
 
 def to_json(results: Sequence[Result]) -> str:
   """All results as JSON text."""
-  rows = [result.as_dict() for result in results]
-  return dumps({"results": rows}, indent=2, sort_keys=True) + "\n"
+  return dumps({"results": to_rows(results)}, indent=2, sort_keys=True) + "\n"
 
 
 def table(results: Sequence[Result]) -> str:
@@ -178,7 +57,7 @@ def table(results: Sequence[Result]) -> str:
     rows.append(
       (
         r.name,
-        f"{r.value:.3f}",
+        _measure(r).text(r.value),
         interval,
         optional(r.ceiling),
         optional(r.baseline),
@@ -203,25 +82,18 @@ def table(results: Sequence[Result]) -> str:
   return "\n".join(lines)
 
 
-def bar_chart(results: Sequence[Result], path: str, *, title: str = "") -> None:
-  """Writes the results as a bar chart (PNG) with intervals and ceilings.
+def _by_axis(results: Sequence[Result]) -> dict[str, list[Result]]:
+  """Results that share an axis: shares and plain numbers, and each unit."""
+  found: dict[str, list[Result]] = {}
+  for result in results:
+    unit = _measure(result).unit
+    found.setdefault("" if unit == SHARE else unit, []).append(result)
+  return found
 
-  Args:
-    results: drawn from top to bottom.
-    path: of the file.
-    title: above the chart.
 
-  Raises:
-    ImportError: if matplotlib is not installed.
-  """
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
-  n = len(results)
-  figure = Figure(figsize=(8, 1.2 + 0.3 * n), layout="constrained")
-  FigureCanvasAgg(figure)
-  axes = figure.add_subplot()
-  places = np.arange(n)[::-1]
+def _draw_bars(axes: Axes, results: Sequence[Result], unit: str) -> None:
+  """Bars from top to bottom with interval, ceiling and chance."""
+  places = np.arange(len(results))[::-1]
   values = np.asarray([r.value for r in results], np.float64)
   axes.barh(places, values, color="#4c72b0", height=0.7)
   for place, r in zip(places, results, strict=True):
@@ -234,7 +106,7 @@ def bar_chart(results: Sequence[Result], path: str, *, title: str = "") -> None:
         (r.baseline,) * 2, (place - 0.4, place + 0.4), color="0.5", ls=":"
       )
     axes.annotate(
-      f" {r.value:.3f}",
+      f" {_measure(r).text(r.value)}",
       (max(r.value, r.interval[1] if r.interval else 0.0), place),
       va="center",
       fontsize=7,
@@ -242,8 +114,39 @@ def bar_chart(results: Sequence[Result], path: str, *, title: str = "") -> None:
   axes.set_yticks(places, [r.name for r in results], fontsize=8)
   axes.set_xlim(0, 1.1 * max(1.0, float(values.max(initial=0.0))))
   axes.margins(y=0.01)
-  axes.set_xlabel("value (line: 95%; red: ceiling; dotted: chance)")
-  axes.set_title(title, fontsize=9)
+  axes.set_xlabel(
+    f"{unit or 'value'} (line: 95%; red: ceiling; dotted: chance)"
+  )
+
+
+def bar_chart(results: Sequence[Result], path: str, *, title: str = "") -> None:
+  """Writes the results as a bar chart (PNG) with intervals and ceilings.
+
+  Results of each unit have axes of their own.
+
+  Args:
+    results: drawn from top to bottom, one or more.
+    path: of the file.
+    title: above the chart.
+
+  Raises:
+    ImportError: if matplotlib is not installed.
+  """
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  groups = _by_axis(results)
+  height = 1.2 * len(groups) + 0.3 * len(results)
+  figure = Figure(figsize=(8, height), layout="constrained")
+  FigureCanvasAgg(figure)
+  rows = figure.subplots(
+    len(groups),
+    squeeze=False,
+    height_ratios=[1.2 + 0.3 * len(group) for group in groups.values()],
+  )
+  for (axes,), (unit, group) in zip(rows, groups.items(), strict=True):
+    _draw_bars(axes, group, unit)
+  rows[0, 0].set_title(title, fontsize=9)
   buffer = io.BytesIO()
   # No software or date entry: the same results give the same file.
   figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
@@ -255,7 +158,7 @@ def write(
 ) -> list[str]:
   """Writes `<name>.json`, `<name>.txt` and, with matplotlib, `<name>.png`.
 
-  The chart leaves out R@5 and R@10.
+  The chart shows the headlines.
 
   Returns:
     The paths written.
@@ -265,9 +168,9 @@ def write(
   files.write_text(out / f"{name}.json", to_json(results))
   files.write_text(out / f"{name}.txt", table(results) + "\n")
   paths = [str(out / f"{name}.json"), str(out / f"{name}.txt")]
-  if results:
+  shown = [r for r in results if _measure(r).headline]
+  if shown:
     try:
-      shown = [r for r in results if not r.name.endswith(("R@5", "R@10"))]
       bar_chart(shown, str(out / f"{name}.png"), title=name)
     except ImportError:
       return paths  # the chart is an extra

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from mico_jax import axes, models
 from mico_jax import config as config_lib
 from mico_jax.config import Config, ConfigError
-from mico_jax.config.fields import Key
+from mico_jax.config.fields import Key, Keys
 from mico_jax.models import ENCODERS
 from mico_jax.objectives import OBJECTIVES
 from mico_jax.parallel import sharding
@@ -34,13 +34,28 @@ def check_values(config: Config) -> None:
   config_lib.check(config)
   for path, value, hint in config_lib.leaves(config):
     for rule in typing.get_args(hint)[1:]:
-      if not isinstance(rule, Key) or value in rule.also:
-        continue
-      module, _, name = rule.table.rpartition(".")
-      table = getattr(importlib.import_module(module), name)
-      if value not in table:
-        known = ", ".join((*rule.also, *table))
-        raise ConfigError(f"{path}={value!r} is unknown; known: {known}.")
+      if isinstance(rule, Key):
+        _check_keys(path, [value], (rule.table,), rule.also)
+      elif isinstance(rule, Keys):
+        _check_keys(path, config_lib.keys_in(value), rule.tables)
+
+
+def _check_keys(
+  path: str,
+  values: Sequence[str],
+  tables: Sequence[str],
+  also: tuple[str, ...] = (),
+) -> None:
+  """Every value stands in one of the tables, or in `also`."""
+  known = list(also)
+  for name in tables:
+    module, _, attribute = name.rpartition(".")
+    known += getattr(importlib.import_module(module), attribute)
+  for value in values:
+    if value not in known:
+      raise ConfigError(
+        f"{path}={value!r} is unknown; known: {', '.join(known)}."
+      )
 
 
 def check_encoder(config: Config) -> None:

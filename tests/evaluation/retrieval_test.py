@@ -7,16 +7,17 @@ import pytest
 
 from mico_jax.config import ConfigError
 from mico_jax.data.records import Record
-from mico_jax.evaluation import linear_probe, report, retrieval, zero_shot
+from mico_jax.evaluation import linear_probe, queries, report, results
+from mico_jax.evaluation.evaluators import item_pairs, text_retrieval, zero_shot
 from mico_jax.evaluation.features import Gallery
 
 
 def test_queries_share_equal_texts():
-  queries = retrieval.make_queries(
+  found = queries.make_queries(
     [["a", "b"], ["b"], ["c", "c"]], np.array([4, 7, 9]), "omni"
   )
-  assert queries.texts == ["a", "b", "c"]
-  assert queries.relevant.tolist() == [
+  assert found.texts == ["a", "b", "c"]
+  assert found.relevant.tolist() == [
     [True, False, False],
     [True, True, False],
     [False, False, True],
@@ -33,15 +34,15 @@ def test_rerank_replaces_the_top_and_zeroes_the_rest():
     seen.append(pairs)
     return truth[pairs[:, 0], pairs[:, 1]]
 
-  out = retrieval.rerank(scores, 3, match)
+  out = text_retrieval.rerank(scores, 3, match)
   assert seen[0].shape == (15, 2)
   for q in range(5):
     top = set(np.argsort(-scores[q])[:3].tolist())
     for g in range(8):
       assert out[q, g] == (truth[q, g] if g in top else 0.0)
-  np.testing.assert_array_equal(retrieval.rerank(scores, 99, match), truth)
+  np.testing.assert_array_equal(text_retrieval.rerank(scores, 99, match), truth)
   with pytest.raises(ValueError, match="top=0"):
-    retrieval.rerank(scores, 0, match)
+    text_retrieval.rerank(scores, 0, match)
 
 
 def _gallery(embeddings: dict[str, np.ndarray]) -> Gallery:
@@ -55,16 +56,16 @@ def _gallery(embeddings: dict[str, np.ndarray]) -> Gallery:
 def test_class_retrieval_counts_equal_labels():
   eye = np.eye(4, dtype=np.float32)
   gallery = _gallery({"a": eye, "i": eye[[1, 0, 3, 2]]})
-  protocol = report.Protocol(bootstrap=10)
-  r1, ap = retrieval.class_retrieval(gallery, "a:i", [0, 0, 1, 1], protocol)
+  protocol = results.Protocol(bootstrap=10)
+  r1, ap = item_pairs.between_items(gallery, "a:i", [0, 0, 1, 1], protocol)
   assert (r1.name, r1.value, r1.n, r1.total) == ("class/a->i/R@1", 1.0, 3, 4)
   assert 0.5 < ap.value <= 1.0
   with pytest.raises(ValueError, match="a:i"):
-    retrieval.class_retrieval(gallery, "ai", [0] * 4, protocol)
+    item_pairs.between_items(gallery, "ai", [0] * 4, protocol)
 
 
 def test_results_are_stable_bytes(tmp_path):
-  protocol = report.Protocol(source="s", split="test", command="c")
+  protocol = results.Protocol(source="s", split="test", command="c")
   values = np.random.default_rng(1).random(20)
   make = lambda: [
     protocol.result("x/R@1", values, total=21, prompts=["p"], ceiling=0.9),

@@ -14,7 +14,10 @@ from mico_jax.data.records import Record
 from mico_jax.data.sources import open_source
 from mico_jax.data.tokenizer import make_tokenizer
 from mico_jax.data.worlds import OmniWorldSource
-from mico_jax.evaluation import retrieval, suites
+from mico_jax.evaluation import queries, suites
+from mico_jax.evaluation.evaluator import Evaluator, Needs
+from mico_jax.evaluation.evaluators import EVALUATORS
+from mico_jax.evaluation.evaluators.text_retrieval import world_ceiling
 from mico_jax.evaluation.features import Embedder, Gallery
 from mico_jax.kernels import target
 from mico_jax.world import ceilings
@@ -102,21 +105,96 @@ def test_captions_and_answers_alone(config, parts):
       config.evaluation, suite="retrieval", captions=2, questions=2
     ),
   )
-  found = {r.name for r in _run(config, parts)}
-  assert {"caption/va/CIDEr", "question/va/accuracy"} <= found
-  assert not any(name.startswith("retrieval") for name in found)
+  found = [r.name for r in _run(config, parts)]
+  assert found == WRITTEN
   assert _run(config, parts, cheap=True) == []
+
+
+def recalls(name: str, ranks: tuple[int, ...] = (1, 5, 10)) -> list[str]:
+  return [f"retrieval/{name}/R@{k}" for k in ranks]
+
+
+def retrieval_names(groups: tuple[str, ...], rerank: int = 0) -> list[str]:
+  """Names of text retrieval in a gallery of more than ten items."""
+  suffixes = ("", f" (re-ranked {rerank})") if rerank else ("",)
+  return [
+    name
+    for g in groups
+    for suffix in suffixes
+    for way in (f"t->{g}{suffix}", f"{g}->t{suffix}")
+    for name in recalls(way)
+  ]
+
+
+MATCHING = ["matching/va/accuracy", "matching/va/mined accuracy"]
+WRITTEN = [
+  "caption/va/CIDEr",
+  "caption/va/BLEU-4",
+  "caption/va/ROUGE-L",
+  "caption/va/token accuracy",
+  "question/va/accuracy",
+]
+
+
+def test_evaluators_in_the_order_they_are_named_share_one_gallery(
+  config, parts, monkeypatch
+):
+  read = []
+  embed = Embedder.embed_gallery
+
+  def count(self, *args, **options):
+    read.append(args)
+    return embed(self, *args, **options)
+
+  monkeypatch.setattr(Embedder, "embed_gallery", count)
+  settings = dataclasses.replace(
+    config.evaluation,
+    # A suite stands for its list; each evaluator measures once.
+    suite="zero_shot, retrieval,matching",
+    groups=("va",),
+    captions=0,
+    rerank=0,
+  )
+  results = _run(dataclasses.replace(config, evaluation=settings), parts)
+  assert [r.name for r in results] == [
+    "zero-shot/va/accuracy",
+    *retrieval_names(("va",)),
+    *MATCHING,
+    WRITTEN[-1],
+  ]
+  assert read == [("test", ("va",))]
+
+
+def test_hard_galleries_alone(config, parts):
+  settings = dataclasses.replace(
+    config.evaluation, suite="hard_galleries", groups=("va",)
+  )
+  (result,) = _run(dataclasses.replace(config, evaluation=settings), parts)
+  assert result.name == "hard/t->va/R@1"
+
+
+def test_suite_is_a_text_or_a_list():
+  checked = lambda suite: c.from_dict({"suite": suite}, c.EvaluationConfig)
+  assert checked(("matching", "captions")).suite == "matching,captions"
+  assert checked(["omniworld"]).suite == "omniworld"
+  for wrong in ("", "a,,b", "a b", 3, ["a", 3.5, ""]):
+    with pytest.raises(c.ConfigError, match="joined by commas"):
+      checked(wrong)
+  assert not set(suites.SUITES) & set(EVALUATORS)
+  named = {e for suite in suites.SUITES.values() for e in suite.evaluators}
+  assert named == set(EVALUATORS)
 
 
 def test_omniworld_suite(config, parts):
   results = _run(config, parts)
+  # What is compared over time keeps its name and its place.
+  assert [r.name for r in results] == [
+    *retrieval_names(("i", "a", "va"), rerank=3),
+    *MATCHING,
+    "hard/t->va/R@1",
+    *WRITTEN,
+  ]
   by_name = {r.name: r for r in results}
-  assert len(by_name) == len(results)
-  for letters in ("i", "a", "va"):
-    for name in (f"t->{letters}", f"{letters}->t"):
-      for k in (1, 5, 10):
-        assert f"retrieval/{name}/R@{k}" in by_name
-      assert f"retrieval/{name} (re-ranked 3)/R@1" in by_name
   assert by_name["retrieval/va->t/R@1"].n == 11
   assert by_name["retrieval/t->va/R@1"].gallery == 11
   assert 0 < (by_name["retrieval/t->va/R@1"].ceiling or 0) <= 1
@@ -135,10 +213,7 @@ def test_omniworld_suite(config, parts):
 
 def test_cheap_form(config, parts):
   names = [r.name for r in _run(config, parts, cheap=True)]
-  assert "retrieval/t->va/R@1" in names
-  assert "matching/va/accuracy" in names
-  assert not [n for n in names if n.startswith(("caption", "hard", "question"))]
-  assert not [n for n in names if "re-ranked" in n]
+  assert names == retrieval_names(("i", "a", "va")) + MATCHING
 
 
 def test_embeddings_do_not_depend_on_the_batch(config, parts):
@@ -179,18 +254,16 @@ def test_ceiling_counts_what_can_be_told_apart(config):
     source.record(i) for i in source.world.gallery(200, kind="omni")
   ]
   gallery = Gallery(records, {}, {}, {}, [])
-  texts = [suites.texts_of(r, "omni", 1) for r in records if r is not None]
-  queries = retrieval.make_queries(texts, np.arange(200), "omni")
+  texts = [queries.texts_of(r, "omni", 1) for r in records if r is not None]
+  asked = queries.make_queries(texts, np.arange(200), "omni")
   scenes = [r.fields["scene"] for r in records if r is not None]
-  found = [
-    suites.world_ceiling(gallery, queries, x) or 0.0 for x in ("a", "v", "va")
-  ]
+  found = [world_ceiling(gallery, asked, x) or 0.0 for x in ("a", "v", "va")]
   assert found == pytest.approx([ceilings(scenes, x) for x in ("a", "v", "va")])
   assert found[0] < 1
   assert found[2] >= max(found[:2])
   # All items of a shared text are right answers.
-  same = retrieval.make_queries([["x"]] * 200, np.arange(200), "omni")
-  assert suites.world_ceiling(gallery, same, "a") == 1.0
+  same = queries.make_queries([["x"]] * 200, np.arange(200), "omni")
+  assert world_ceiling(gallery, same, "a") == 1.0
 
 
 def test_classification_suite(config, parts, tmp_path):
@@ -258,8 +331,13 @@ def test_user_mistakes(config, parts):
     settings = dataclasses.replace(config.evaluation, **changes)
     return dataclasses.replace(config, evaluation=settings)
 
-  with pytest.raises(c.ConfigError, match="known: omniworld"):
-    _run(with_settings(suite="nope"), parts)
+  for unknown in ("nope", "retrieval,nope"):
+    with pytest.raises(c.ConfigError, match=r"'nope'; known: omniworld.*probe"):
+      _run(with_settings(suite=unknown), parts)
+  with pytest.raises(c.ConfigError, match="options names 'nope'; known"):
+    _run(with_settings(options={"nope": {}}), parts)
+  with pytest.raises(c.ConfigError, match=r"options\.matching: unknown.*'k'"):
+    _run(with_settings(options={"matching": {"k": 1}}), parts)
   with pytest.raises(c.ConfigError, match=r"evaluation\.source is empty"):
     _run(with_settings(source=""), parts)
   with pytest.raises(c.ConfigError, match="no data source"):
@@ -278,11 +356,21 @@ def test_an_evaluation_of_one_device_says_so_to_the_kernels(
   """On a host of several, kernels would else ask for a mesh."""
   found = []
 
-  def suite(job):
-    found.append(target.current())
-    return []
+  @dataclasses.dataclass(frozen=True)
+  class Look(Evaluator):
+    title = "look"
+    measures = {}  # noqa: RUF012
 
-  monkeypatch.setitem(suites.SUITES, config.evaluation.suite, suite)
+    def needs(self, config):
+      return Needs()
+
+    def measure(self, job):
+      found.append(target.current())
+      return []
+
+  monkeypatch.setitem(EVALUATORS, "look", Look)
+  settings = dataclasses.replace(config.evaluation, suite="look", size=2)
+  config = dataclasses.replace(config, evaluation=settings)
   model = models.build(config.model)
   params = model.init(jax.random.key(0))
   tokenizer = make_tokenizer(config.data.tokenizer)

@@ -80,11 +80,11 @@ RESULTS = {
 
 def test_many_bars_leave_out_later_ranks():
   names = [f"retrieval/t->{x}/R@{k}" for x in "abcdefghij" for k in (1, 5, 10)]
-  rows = [{"name": n, "value": 0.5} for n in (*names, "matching accuracy")]
+  rows = [{"name": n, "value": 0.5} for n in (*names, "matching/va/accuracy")]
   assert len(report.bars({"results": rows[:20]})) == 20
   shown = [bar.name for bar in report.bars({"results": rows})]
   assert shown == [n for n in names if n.endswith("R@1")] + [
-    "matching accuracy"
+    "matching/va/accuracy"
   ]
 
 

@@ -66,7 +66,7 @@ def evaluate_model(
     overrides: "evaluation.size=1000" and the like; only what is measured and
       on which data may change, never the model or its preprocessing.
     command: stored in the results.
-    cheap: only retrieval and matching, as during training.
+    cheap: only the evaluators that take part during training.
 
   Raises:
     ConfigError: for another key, or if nothing is to be measured.

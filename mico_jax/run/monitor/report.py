@@ -23,7 +23,6 @@ import contextlib
 import io
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,8 @@ import numpy as np
 from etils import epath
 
 from mico_jax import files
+from mico_jax.evaluation.evaluator import SHARE
+from mico_jax.evaluation.evaluators import find_measure
 from mico_jax.objectives import OBJECTIVES
 from mico_jax.run.monitor import metric_log
 
@@ -117,9 +118,11 @@ class Panel:
 def _panel_of(name: str) -> tuple[str, str] | None:
   """Title of the panel a value belongs to and its label there."""
   if name.startswith("eval/"):
-    if name.endswith(("R@5", "R@10")):
-      return None  # R@1 tells more, and the panel stays readable
-    return "evaluation while training", name.removeprefix("eval/")
+    result = name.removeprefix("eval/")
+    measure = find_measure(result)
+    if measure is not None and not measure.headline:
+      return None  # the headline tells more, and the panel stays readable
+    return "evaluation while training", result
   if name in _SINGLE:
     return _SINGLE[name], ""
   for prefix, title in _GROUPED.items():
@@ -201,25 +204,24 @@ def bars(evaluation: Mapping[str, Any], *, limit: int = 28) -> list[Bar]:
 
   Args:
     evaluation: the parsed file.
-    limit: most bars returned; with more results, recalls beyond the first
-      rank are left out first.
+    limit: most bars returned; with more results, those that are no headline
+      are left out first.
 
   Returns:
-    Results in [0, 1] that are recalls or accuracies, in the file's order.
+    Results whose evaluators say that they are shares, in the file's order.
   """
-  found: list[Bar] = []
+  found: list[tuple[Bar, bool]] = []
   for row in evaluation.get("results", ()):
     value, name = row.get("value"), str(row.get("name", ""))
-    share = any(x in name.lower() for x in ("r@", "accuracy", "recall"))
-    if value is None or not share or not 0 <= value <= 1:
+    measure = find_measure(name)
+    if value is None or measure is None or measure.unit != SHARE:
       continue
     low, high = row.get("interval") or (None, None)
-    found.append(
-      Bar(name, value, low, high, row.get("baseline"), row.get("ceiling"))
-    )
+    bar = Bar(name, value, low, high, row.get("baseline"), row.get("ceiling"))
+    found.append((bar, measure.headline))
   if len(found) > limit:
-    found = [b for b in found if not re.search(r"R@(?!1$)\d+$", b.name)]
-  return found[:limit]
+    found = [(bar, headline) for bar, headline in found if headline]
+  return [bar for bar, _ in found[:limit]]
 
 
 def smooth(values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -10,17 +10,66 @@ Source: CLIP, arXiv:2103.00020, section 3.1.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from etils import epath
 from jaxtyping import Float
 
-from mico_jax.config import ConfigError
+from mico_jax.config import Config, ConfigError
 from mico_jax.evaluation import metrics
-from mico_jax.evaluation.features import Embedder, Gallery
-from mico_jax.evaluation.report import Protocol, Result
+from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
+from mico_jax.evaluation.features import Embedder
+from mico_jax.evaluation.queries import (
+  evaluated_groups,
+  kind_of,
+  labels_of,
+  texts_of,
+)
+from mico_jax.evaluation.results import Result
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShot(Evaluator):
+  """Zero-shot classification by the most similar class prompt.
+
+  For each of `evaluation.groups`. The classes are the lines of
+  `evaluation.classes`, put into the templates of `evaluation.prompts`; without
+  that file they are the distinct captions.
+  """
+
+  name: ClassVar = "zero_shot"
+  title: ClassVar = "zero-shot"
+  measures: ClassVar = {"accuracy": Measure()}
+  cheap: ClassVar = True
+
+  def check(self, config: Config) -> None:
+    """The files can be read."""
+    if config.evaluation.classes:
+      read_lines(config.evaluation.classes, "evaluation.classes")
+    read_prompts(config.evaluation.prompts)
+
+  def needs(self, config: Config) -> Needs | None:
+    """The groups."""
+    groups = evaluated_groups(config)
+    return Needs(embed=groups) if groups else None
+
+  def measure(self, job: Job) -> list[Result]:
+    """Accuracy of each group."""
+    settings = job.config.evaluation
+    results = []
+    for context in evaluated_groups(job.config):
+      if settings.classes:
+        classes = read_lines(settings.classes, "evaluation.classes")
+        labels = labels_of(job.gallery, settings.label or "label")
+        templates = read_prompts(settings.prompts)
+      else:
+        labels, classes = _caption_classes(job, context)
+        templates = ["{}"]  # captions are sentences already
+      results.append(_accuracy(job, context, labels, classes, templates))
+    return results
 
 
 def read_lines(path: str, field: str) -> list[str]:
@@ -84,46 +133,52 @@ def class_embeddings(
   return mean / np.maximum(norm, 1e-12), prompts
 
 
-def zero_shot_results(
-  embedder: Embedder,
-  gallery: Gallery,
+def _caption_classes(
+  job: Job, context: str
+) -> tuple[list[str | None], list[str]]:
+  """The caption of each item, and the distinct ones as classes."""
+  kind = kind_of(job.config, context)
+  texts = [texts_of(record, kind, 1) for record in job.gallery.records]
+  labels = [own[0] if own else None for own in texts]
+  return labels, sorted({text for text in labels if text is not None})
+
+
+def _accuracy(
+  job: Job,
   letters: str,
   labels: Sequence[Any],
   classes: Sequence[str],
   templates: Sequence[str],
-  protocol: Protocol,
-) -> list[Result]:
+) -> Result:
   """Zero-shot accuracy of one set of letters.
 
   Args:
-    embedder: embeds the prompts.
-    gallery: the items.
+    job: the evaluation.
     letters: of the items, e.g. "a".
     labels: of each item of the gallery; unknown ones are left out.
     classes: names.
     templates: with "{}".
-    protocol: makes the results.
+
+  Raises:
+    ConfigError: if no item has one of the classes.
   """
-  weights, prompts = class_embeddings(embedder, classes, templates)
+  weights, prompts = class_embeddings(job.embedder, classes, templates)
   targets = [class_index(label, classes) for label in labels]
-  items = [i for i in gallery.usable(letters) if targets[i] is not None]
+  items = [i for i in job.gallery.usable(letters) if targets[i] is not None]
   if not items:
     raise ConfigError(
       f"no sample has one of the {len(classes)} classes; found labels "
       f"{sorted({str(x) for x in labels})[:5]}; check evaluation.label and "
       "evaluation.classes."
     )
-  scores = gallery.embeddings[letters][items] @ weights.T
-  right = metrics.accuracy(
-    scores.argmax(axis=1).tolist(), [targets[i] for i in items]
+  scores = job.gallery.embeddings[letters][items] @ weights.T
+  return job.protocol.result(
+    f"zero-shot/{letters}/accuracy",
+    metrics.accuracy(
+      scores.argmax(axis=1).tolist(), [targets[i] for i in items]
+    ),
+    total=len(job.gallery.records),
+    prompts=prompts,
+    gallery=len(classes),
+    baseline=1 / len(classes),
   )
-  return [
-    protocol.result(
-      f"zero-shot/{letters}/accuracy",
-      right,
-      total=len(gallery.records),
-      prompts=prompts,
-      gallery=len(classes),
-      baseline=1 / len(classes),
-    )
-  ]

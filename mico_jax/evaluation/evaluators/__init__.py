@@ -1,0 +1,49 @@
+"""Evaluators: the one place that lists them.
+
+To add one, write `mico_jax/evaluation/evaluators/<name>.py` with a subclass of
+`Evaluator` and add its line here; configs name it in `evaluation.suite`, and
+tables, charts, reports, `mico-jax evaluate --help` and the reference pages ask
+it what they show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mico_jax.evaluation.evaluator import Evaluator, Measure
+from mico_jax.evaluation.evaluators.captions import Captions
+from mico_jax.evaluation.evaluators.hard_galleries import HardGalleries
+from mico_jax.evaluation.evaluators.item_pairs import ItemPairs
+from mico_jax.evaluation.evaluators.linear_probe import LinearProbe
+from mico_jax.evaluation.evaluators.matching import Matching
+from mico_jax.evaluation.evaluators.questions import Questions
+from mico_jax.evaluation.evaluators.text_retrieval import TextRetrieval
+from mico_jax.evaluation.evaluators.zero_shot import ZeroShot
+
+EVALUATORS: dict[str, type[Evaluator]] = {
+  "text_retrieval": TextRetrieval,
+  "item_pairs": ItemPairs,
+  "matching": Matching,
+  "hard_galleries": HardGalleries,
+  "captions": Captions,
+  "questions": Questions,
+  "zero_shot": ZeroShot,
+  "linear_probe": LinearProbe,
+}
+
+
+def find_measure(
+  result: str, evaluators: Iterable[type[Evaluator]] | None = None
+) -> Measure | None:
+  """How a result is shown, by its name "<title>/.../<measure>"; None: unknown.
+
+  Args:
+    result: name, such as "retrieval/t->va/R@1".
+    evaluators: that may have made it; None: those of the table.
+  """
+  title, _, _ = result.partition("/")
+  _, _, last = result.rpartition("/")
+  for evaluator in EVALUATORS.values() if evaluators is None else evaluators:
+    if evaluator.title == title and last in evaluator.measures:
+      return evaluator.measures[last]
+  return None

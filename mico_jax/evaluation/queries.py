@@ -1,0 +1,161 @@
+"""What the items of a gallery are asked with: groups, texts and labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from mico_jax.config import Config, ConfigError
+from mico_jax.data import language
+from mico_jax.data.records import Record
+from mico_jax.data.samples import groups_of
+from mico_jax.evaluation.features import Gallery
+from mico_jax.modalities import DecodeError, letters
+
+
+def trained(config: Config, objective: str) -> tuple[str, ...]:
+  """Context letters of the groups that tasks train an objective on."""
+  found: dict[str, None] = {}
+  for task in config.tasks.values():
+    for group in task.objectives.get(objective, ()):
+      if group.startswith("t"):
+        found[letters(group)] = None
+  return tuple(found)
+
+
+def evaluated_groups(config: Config) -> tuple[str, ...]:
+  """Context letters of `evaluation.groups`, else of the contrastive tasks.
+
+  Raises:
+    ValueError: for a letter of no modality.
+  """
+  named = [letters(group) for group in config.evaluation.groups]
+  return tuple(dict.fromkeys(named)) or trained(config, "contrastive")
+
+
+def kind_of(config: Config, context: str) -> str:
+  """The caption kind that queries of a context use.
+
+  The heaviest trained one; among equals the one that its letters call for.
+  """
+  group = f"t{context}"
+  own = language.default_kind(group)
+  for task in config.tasks.values():
+    if group in groups_of(task):
+      kinds = language.kinds_of(task, group)
+      return max((w, kind == own, kind) for kind, w in kinds.items())[-1]
+  return own
+
+
+def texts_of(record: Record | None, kind: str, count: int) -> list[str]:
+  """The first captions of a record; empty if it has none of the kind.
+
+  Args:
+    record: the sample; None: it could not be read.
+    kind: caption kind; other kinds stand in as in training.
+    count: captions wanted; 0: all.
+  """
+  if record is None:
+    return []
+  try:
+    first, found = language.choose_text(record, {kind: 1.0})
+  except DecodeError:
+    return []
+  if count == 1 or found not in record.captions:
+    return [first]
+  texts = record.captions[found]
+  return [text for text in texts[: count or len(texts)] if text.strip()]
+
+
+def described_items(
+  gallery: Gallery, context: str, kind: str, count: int, *, limit: int = 0
+) -> tuple[Int[np.ndarray, " G"], list[list[str]]]:
+  """Items that have all letters of a context and a text, and their texts.
+
+  Args:
+    gallery: the items.
+    context: letters.
+    kind: caption kind.
+    count: texts of an item; 0: all.
+    limit: only among the first items; 0: all.
+  """
+  items, texts = [], []
+  for i in gallery.usable(context):
+    own = texts_of(gallery.records[i], kind, count)
+    if own and (not limit or i < limit):
+      items.append(int(i))
+      texts.append(own)
+  return np.asarray(items, np.int64), texts
+
+
+@dataclasses.dataclass(frozen=True)
+class Queries:
+  """The texts of a gallery and which items they describe.
+
+  Attributes:
+    texts: distinct, in order of first appearance.
+    relevant: whether a text is one of the item's own.
+    items: indices of the items in their gallery, one per column.
+    kind: caption kind.
+  """
+
+  texts: list[str]
+  relevant: Bool[np.ndarray, "Q G"]
+  items: Int[np.ndarray, " G"]
+  kind: str
+
+
+def make_queries(
+  texts: Sequence[Sequence[str]], items: Int[np.ndarray, " G"], kind: str
+) -> Queries:
+  """Collects the distinct texts of items.
+
+  Args:
+    texts: those of each item, in the order of `items`; one or more each.
+    items: indices of the items in their gallery.
+    kind: caption kind.
+  """
+  index: dict[str, int] = {}
+  for own in texts:
+    for text in own:
+      index.setdefault(text, len(index))
+  relevant = np.zeros((len(index), len(items)), bool)
+  for column, own in enumerate(texts):
+    relevant[[index[text] for text in own], column] = True
+  return Queries(list(index), relevant, np.asarray(items), kind)
+
+
+def queries_of(
+  config: Config, gallery: Gallery, context: str, count: int
+) -> Queries:
+  """Texts of the items that have all letters of a context.
+
+  Args:
+    config: of the run.
+    gallery: the items.
+    context: letters.
+    count: texts of an item; 0: all.
+
+  Raises:
+    ConfigError: if no item has both.
+  """
+  kind = kind_of(config, context)
+  items, texts = described_items(gallery, context, kind, count)
+  if not texts:
+    raise ConfigError(
+      f"evaluation of {context!r}: none of {len(gallery.records)} samples has "
+      f"its modalities and a caption of kind {kind!r}."
+    )
+  return make_queries(texts, items, kind)
+
+
+def labels_of(gallery: Gallery, field: str) -> list[Any]:
+  """A field of each record; None where it is no text or number."""
+  found = [None if r is None else r.fields.get(field) for r in gallery.records]
+  # What is no text or number is no label: the sample is left out, as one
+  # without the field.
+  return [x if isinstance(x, (str, int, float)) else None for x in found]
