@@ -13,6 +13,7 @@ Environment:
 
 from __future__ import annotations
 
+import collections
 import functools
 import importlib.metadata
 import os
@@ -108,6 +109,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     action="store_true",
     help="rewrite the golden texts of tests/golden/texts; read the difference",
   )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Orders the files: those of few tests first.
+
+  Their tests take longest; one that came last would leave the other workers of
+  pytest-xdist, which get whole files, without work.
+  """
+  count = collections.Counter(item.path for item in items)
+  items.sort(key=lambda item: count[item.path])
 
 
 def _folder(variable: str, name: str) -> pathlib.Path:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mico_jax.config import Config, ConfigError, InputConfig, TaskConfig
+from mico_jax.config import Config, ConfigError, TaskConfig
 from mico_jax.data import language
 from mico_jax.data.cache import DecodedCache
 from mico_jax.data.faults import guarded
@@ -404,11 +403,3 @@ def load_sample(
   key = (config.seed, epoch, name, index) if train else None
   inputs = load_inputs(config, record, name, keys, tokenizer, rng_key=key)
   return record, inputs
-
-
-def with_inputs(config: Config, **inputs: InputConfig) -> Config:
-  """A config with some modalities read differently."""
-  merged = {**config.data.inputs, **inputs}
-  return dataclasses.replace(
-    config, data=dataclasses.replace(config.data, inputs=merged)
-  )

@@ -92,22 +92,6 @@ def average_precision(
   return out
 
 
-def mean_average_precision(
-  scores: Float[np.ndarray, "N C"], targets: Bool[np.ndarray, "N C"]
-) -> float:
-  """Macro mAP of multi-label classification: the mean over classes.
-
-  Classes without a positive example are left out.
-
-  Raises:
-    ValueError: if no class has a positive example.
-  """
-  used = targets.any(axis=0)
-  if not used.any():
-    raise ValueError("no class has a positive example.")
-  return float(average_precision(scores[:, used].T, targets[:, used].T).mean())
-
-
 def accuracy(
   predicted: Sequence[object] | np.ndarray,
   target: Sequence[object] | np.ndarray,

@@ -283,31 +283,3 @@ def make_train_step(
     out_shardings=outputs,
     donate_argnums=(0,) if donate else (),
   )
-
-
-def make_eval_loss(
-  model: MiCo,
-  config: Config,
-  task: TaskConfig,
-  tokenizer: sampling.SpecialIds,
-  mesh: Mesh,
-) -> Step:
-  """The jitted loss of a task without dropout: (params, batch) -> metrics.
-
-  Draws (masks, negatives) are those of step 0 of the config's seed.
-  """
-  rules = sharding.rules_by_name(config.parallel.rules)
-  partition = row_partition(mesh, rules)
-  loss = make_loss(model, config, task, tokenizer, partition=partition)
-
-  def evaluate(params: Params, batch: Batch) -> dict[str, Mean]:
-    start = jnp.zeros((), jnp.int32)
-    with kernels_on(mesh, rules):
-      _, (metrics, _) = loss(params, batch, step=start, train=False)
-    return metrics
-
-  return jax.jit(
-    evaluate,
-    in_shardings=(None, sharding.batch_sharding(mesh, rules)),
-    out_shardings=sharding.replicated(mesh),
-  )

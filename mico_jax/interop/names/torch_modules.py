@@ -90,11 +90,6 @@ def items(params: Params, model: MiCo, *, dtype: Any = None) -> Iterator[Item]:
       yield Item(name, part.shape, kind, lambda part=part: part)
 
 
-def to_torch(params: Params, model: MiCo) -> dict[str, np.ndarray]:
-  """All tensors by PyTorch name; views of the parameters where possible."""
-  return {one.name: one.read() for one in items(params, model)}
-
-
 def from_torch(
   tensors: Mapping[str, np.ndarray], model: MiCo
 ) -> dict[str, Any]:
