@@ -215,7 +215,7 @@ def read_all(kind: str, path: pathlib.Path) -> None:
   """Opens a source and reads all that its records name."""
   spec = SourceConfig(kind=kind, path=str(path), split="", depth_unit="metre")
   config = Config(data=DataConfig(sources={"x": spec}))
-  source = SOURCES[kind]("x", spec, config)
+  source = SOURCES[kind].open("x", spec, config)
   for i in range(min(len(source), 8)):
     try:
       record = source.record(i)

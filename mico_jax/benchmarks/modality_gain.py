@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mico_jax.config import ConfigError
-from mico_jax.data.worlds import OmniWorldSource
+from mico_jax.data.sources.omniworld import OmniWorldSource
 from mico_jax.evaluation import metrics
 from mico_jax.evaluation.features import Embedder
 from mico_jax.inference.omni_model import OmniModel, load

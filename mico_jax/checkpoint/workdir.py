@@ -53,9 +53,10 @@ def claim_workdir(workdir: epath.PathLike, config: Config) -> bool:
         f"{path} is not valid JSON; restore it or use another --workdir."
       ) from None
     wanted = json.loads(config_lib.to_json(config))
+    stored = _filled(_with_defaults(stored), wanted)
     lines = [
       line
-      for line in manifest_lib.differences(_filled(stored, wanted), wanted)
+      for line in manifest_lib.differences(stored, wanted)
       if not _FREE_KEYS.match(line)
     ]
     if lines:
@@ -70,6 +71,14 @@ def claim_workdir(workdir: epath.PathLike, config: Config) -> bool:
     files.make_folder(path.parent)
     files.write_text(path, config_lib.to_json(config))
   return False
+
+
+def _with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
+  """A stored config with the fields that came since, at their defaults."""
+  try:
+    return json.loads(config_lib.to_json(config_lib.from_dict(stored)))
+  except ConfigError:  # of a field that went; the comparison names it
+    return stored
 
 
 def _filled(stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:

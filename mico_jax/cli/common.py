@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -227,3 +228,19 @@ def table(rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> str:
 
 def _cell(value: Any) -> str:
   return f"{value:.4f}" if isinstance(value, float) else escaped(str(value))
+
+
+def entries(table: Mapping[str, str]) -> list[str]:
+  """Lines of a help that lists names with a text each."""
+  wide = 16
+  return [
+    line
+    for name, text in table.items()
+    for line in textwrap.wrap(
+      text,
+      78,
+      initial_indent=f"  {name:<{wide}} ",
+      subsequent_indent=" " * (wide + 3),
+      break_on_hyphens=False,
+    )
+  ]

@@ -25,6 +25,16 @@ EXAMPLES = """\
   mico-jax data tokenizer --config demo --out words.model --vocab-size 512"""
 
 
+def details() -> str:
+  """The kinds of sources, as they describe themselves."""
+  from mico_jax.data.sources import SOURCES
+
+  entries = {kind: source.summary() for kind, source in SOURCES.items()}
+  return "\n".join(
+    ["kinds of sources (data.sources.NAME.kind):", *common.entries(entries)]
+  )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds this command's arguments."""
   parser.set_defaults(config=None)

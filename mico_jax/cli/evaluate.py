@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import textwrap
 
 from mico_jax.cli import common
 
@@ -25,24 +24,16 @@ def details() -> str:
   """The suites and evaluators, as they describe themselves."""
   from mico_jax.evaluation import EVALUATORS, SUITES
 
-  lines = ["suites (--config.evaluation.suite=NAME):"]
-  for name, suite in SUITES.items():
-    lines += _entry(name, ", ".join(suite.evaluators))
-  lines.append("")
-  lines.append("evaluators (--config.evaluation.suite=NAME,NAME):")
-  for name, evaluator in EVALUATORS.items():
-    lines += _entry(name, evaluator.summary())
-  return "\n".join(lines)
-
-
-def _entry(name: str, text: str) -> list[str]:
-  """Lines of an entry of the help."""
-  return textwrap.wrap(
-    text,
-    78,
-    initial_indent=f"  {name:<16} ",
-    subsequent_indent=" " * 19,
-    break_on_hyphens=False,
+  suites = {name: ", ".join(s.evaluators) for name, s in SUITES.items()}
+  evaluators = {name: e.summary() for name, e in EVALUATORS.items()}
+  return "\n".join(
+    [
+      "suites (--config.evaluation.suite=NAME):",
+      *common.entries(suites),
+      "",
+      "evaluators (--config.evaluation.suite=NAME,NAME):",
+      *common.entries(evaluators),
+    ]
   )
 
 

@@ -18,6 +18,7 @@ from mico_jax.config.fields import (
   Name,
   NameMap,
   Names,
+  Options,
   Path,
   Range,
   Rate,
@@ -106,6 +107,7 @@ class SourceConfig:
   version: Annotated[str, Choice("v1")] = "v1"  # OmniWorld
   # OmniWorld: facts that explicit negatives change; (): every stated one.
   negative_facts: Names = ()
+  options: Options = field(default_factory=dict)  # of the kind itself
   count: Count = 0  # samples found; filled when the run starts
   # of the index; filled when the run starts
   sha256: Annotated[str, Text(0, 64, "SHA-256")] = ""

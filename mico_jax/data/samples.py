@@ -14,7 +14,7 @@ from mico_jax.data.cache import DecodedCache
 from mico_jax.data.faults import guarded
 from mico_jax.data.order import generator
 from mico_jax.data.records import Record
-from mico_jax.data.sources import Source
+from mico_jax.data.sources import SOURCES, Source
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import (
   MODALITIES,
@@ -56,7 +56,7 @@ def geometry(config: Config, key: str, source: str = "") -> Geometry:
   sources = config.data.sources
   if source:
     spec = sources[source]
-    unit = spec.depth_unit or ("metre" if spec.kind == "omniworld" else "")
+    unit = spec.depth_unit or SOURCES[spec.kind].depth_unit
   else:
     units = [s.depth_unit for s in sources.values() if s.depth_unit]
     unit = units[0] if units else "metre"

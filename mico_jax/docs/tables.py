@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mico_jax import config
+from mico_jax.data.sources import SOURCES
 from mico_jax.evaluation import EVALUATORS, SUITES
 from mico_jax.modalities import MODALITIES
 from mico_jax.objectives import OBJECTIVES
@@ -116,22 +117,38 @@ def evaluators_page() -> str:
       for name, cls in EVALUATORS.items()
     ),
   )
-  return text + _options_of("evaluation.options.NAME", EVALUATORS)
+  return text + _options_of("evaluation.options", EVALUATORS)
 
 
-def _options_of(path: str, table: Mapping[str, type]) -> str:
+def sources_page() -> str:
+  """What each kind of data source reads."""
+  text = f"{HEAD}\n# Data sources\n\n`data.sources.NAME.kind`:\n\n"
+  text += markdown_table(
+    ("kind", "what it reads", "fields of its own"),
+    (
+      (f"`{kind}`", _first(cls.__doc__), ", ".join(f"`{f}`" for f in cls.reads))
+      for kind, cls in SOURCES.items()
+    ),
+  )
+  text += (
+    "\nThe other fields of [data.sources.NAME](config.md) are for every kind.\n"
+  )
+  options = {kind: cls.Options for kind, cls in SOURCES.items()}
+  return text + _options_of("data.sources.*.options", options, "kind")
+
+
+def _options_of(path: str, table: Mapping[str, type], key: str = "name") -> str:
   """The options that entries of a table declare, as rows; "" for none."""
   rows = [
-    (f"`{path.replace('NAME', name)}.{f.name}`", _default(f), _declared(hint))
+    (f"`{name}`", f"`{f.name}`", _default(f), _declared(hint))
     for name, cls in table.items()
     for f in dataclasses.fields(cls)
     for hint in [typing.get_type_hints(cls, include_extras=True)[f.name]]
   ]
   if not rows:
     return ""
-  return "\n## Options\n\n" + markdown_table(
-    ("option", "default", "may be"), rows
-  )
+  head = f"\n## Options\n\n`{path}`:\n\n"
+  return head + markdown_table((key, "option", "default", "may be"), rows)
 
 
 def models_page() -> str:
@@ -311,6 +328,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
   "modalities.md": modalities_page,
   "objectives.md": objectives_page,
   "evaluators.md": evaluators_page,
+  "sources.md": sources_page,
   "models.md": models_page,
   "config.md": config_page,
 }

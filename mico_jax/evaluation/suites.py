@@ -22,8 +22,8 @@ from mico_jax.config import Config, ConfigError
 from mico_jax.data.language import STORY
 from mico_jax.data.samples import keys_of
 from mico_jax.data.sources import Source, open_source
+from mico_jax.data.sources.omniworld import OmniWorldSource
 from mico_jax.data.tokenizer import Tokenizer
-from mico_jax.data.worlds import OmniWorldSource
 from mico_jax.evaluation.evaluator import SHARE, Evaluator, Job, Needs
 from mico_jax.evaluation.evaluators import EVALUATORS, find_measure
 from mico_jax.evaluation.features import Embedder

@@ -12,8 +12,8 @@ from mico_jax import config as c
 from mico_jax import evaluation, models
 from mico_jax.data.records import Record
 from mico_jax.data.sources import open_source
+from mico_jax.data.sources.omniworld import OmniWorldSource
 from mico_jax.data.tokenizer import make_tokenizer
-from mico_jax.data.worlds import OmniWorldSource
 from mico_jax.evaluation import queries, suites
 from mico_jax.evaluation.evaluator import Evaluator, Needs
 from mico_jax.evaluation.evaluators import EVALUATORS

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from mico_jax.config import Config
-from mico_jax.data.worlds import OmniWorldSource
+from mico_jax.data.sources.omniworld import OmniWorldSource
 from mico_jax.evaluation import metrics
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
 from mico_jax.evaluation.queries import evaluated_groups, kind_of, texts_of

@@ -17,6 +17,7 @@ _MAY_CHANGE = ("evaluation.", "data.sources.", "data.num_", "data.timeout")
 
 _INDEX = (  # fields of a source that say which samples it has
   *("kind", "path", "split", "where", "size", "seed", "version", "key_dot"),
+  "options",
 )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from mico_jax.config import Config, ConfigError, SourceConfig
 from mico_jax.data.records import Lazy, Record
+from mico_jax.data.sources.base import SourceKind
 from mico_jax.modalities import MODALITIES
 from mico_jax.world import FIELDS, STATED, Scene, World, negatives
 from mico_jax.world.language import NUM_PHRASINGS, caption
@@ -19,8 +20,12 @@ DEFAULT_SIZE = 100_000  # scenes of a split
 _SMALLEST, _LARGEST = 32, 224  # pixels that the world renders
 
 
-class OmniWorldSource:
-  """Scenes rendered when they are read, at the encoder's size."""
+class OmniWorldSource(SourceKind):
+  """Scenes of OmniWorld, rendered when they are read, at the encoder's size."""
+
+  kind: ClassVar = "omniworld"
+  reads: ClassVar = ("seed", "version", "negative_facts")
+  depth_unit: ClassVar = "metre"
 
   def __init__(self, name: str, spec: SourceConfig, config: Config):
     """Sets up a split of the world.
@@ -59,6 +64,11 @@ class OmniWorldSource:
     }
     text = f"omniworld {spec.version} {spec.seed} {spec.split} {self._size}"
     self.sha256 = hashlib.sha256(text.encode()).hexdigest()
+
+  @classmethod
+  def open(cls, name: str, spec: SourceConfig, config: Config) -> Self:
+    """Sets up a split of the world for the sizes that a config reads."""
+    return cls(name, spec, config)
 
   def __len__(self) -> int:
     """Number of scenes."""

@@ -6,14 +6,13 @@ import hashlib
 import posixpath
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.faults import guarded
 from mico_jax.data.identity import tell, tell_repeated
-from mico_jax.data.packed import expand
 from mico_jax.data.records import (
   Record,
   make_record,
@@ -21,6 +20,8 @@ from mico_jax.data.records import (
   parse_fields,
 )
 from mico_jax.data.remote import Storage, short
+from mico_jax.data.sources.base import SourceKind
+from mico_jax.data.sources.shards import expand
 from mico_jax.data.tar import TarIndex
 from mico_jax.modalities import DecodeError, by_extension
 
@@ -32,7 +33,7 @@ NAMED = 3  # members that a message lists
 _Sample = tuple[int, str, dict[str, str]]
 
 
-class WebDatasetSource:
+class WebDatasetSource(SourceKind):
   """Tar shards; members of a sample share their name up to the first dot.
 
   `.json` holds fields, `.txt` a caption, `.cls` a label; other members are
@@ -41,6 +42,9 @@ class WebDatasetSource:
   dots. What the files of an operating system leave behind (`.DS_Store`,
   `._a.jpg`, `__MACOSX/`) is no sample.
   """
+
+  kind: ClassVar = "webdataset"
+  reads: ClassVar = ("key_dot",)
 
   def __init__(self, name: str, config: SourceConfig, storage: Storage):
     """Indexes the shards (`path`: comma-separated files or glob patterns).

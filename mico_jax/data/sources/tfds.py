@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -13,16 +13,19 @@ from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.faults import guarded
 from mico_jax.data.records import Record, make_record, matches, media_fields
 from mico_jax.data.remote import Storage
+from mico_jax.data.sources.base import SourceKind
 from mico_jax.modalities import MODALITIES, DecodeError
 
 
-class TfdsSource:
+class TfdsSource(SourceKind):
   """A folder written by TFDS in ArrayRecord format.
 
   `path` is the folder of one version (it holds `dataset_info.json`), `split` a
   TFDS split ("train", "test[:10%]"). `fields` maps modalities and `captions`
   kinds to feature names; unset, features with a modality's key are used.
   """
+
+  kind: ClassVar = "tfds"
 
   def __init__(self, name: str, config: SourceConfig, storage: Storage):
     """Opens the split.

@@ -1,0 +1,120 @@
+"""Sources of samples: the one place that lists them.
+
+To add a format, write `mico_jax/data/sources/<name>.py` with a subclass of
+`SourceKind` and add its line here; configs, messages, `mico-jax data --help`
+and the reference pages find it here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from mico_jax.config import Config, ConfigError, SourceConfig
+from mico_jax.data.sources.array_record import ArrayRecordSource
+from mico_jax.data.sources.base import First, Source, SourceKind
+from mico_jax.data.sources.manifest import ManifestSource
+from mico_jax.data.sources.omniworld import OmniWorldSource
+from mico_jax.data.sources.tfds import TfdsSource
+from mico_jax.data.sources.webdataset import WebDatasetSource
+
+__all__ = [
+  "SOURCES",
+  "First",
+  "ManifestSource",
+  "Source",
+  "SourceKind",
+  "open_source",
+  "open_sources",
+  "pin_sources",
+]
+
+SOURCES: dict[str, type[SourceKind]] = {
+  "omniworld": OmniWorldSource,
+  "manifest": ManifestSource,
+  "webdataset": WebDatasetSource,
+  "array_record": ArrayRecordSource,
+  "tfds": TfdsSource,
+}
+
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(SourceConfig)}
+
+
+def check_source(name: str, spec: SourceConfig) -> None:
+  """Checks the kind of a source, and that it reads what is set for it.
+
+  Raises:
+    ConfigError: for an unknown kind, a field that only other kinds read, or
+      wrong options.
+  """
+  if spec.kind not in SOURCES:
+    raise ConfigError(
+      f"data.sources.{name}.kind={spec.kind!r} is unknown; known: "
+      f"{', '.join(SOURCES)}."
+    )
+  own = SOURCES[spec.kind]
+  for other in SOURCES.values():
+    for field in other.reads:
+      value = getattr(spec, field)
+      if field not in own.reads and value != _DEFAULTS[field]:
+        readers = [k for k, v in SOURCES.items() if field in v.reads]
+        raise ConfigError(
+          f"data.sources.{name}.{field}={value!r}: only kind="
+          f"{' or '.join(map(repr, readers))} reads it, and this source is of "
+          f"kind {spec.kind!r}; remove it."
+        )
+  own.options(name, spec)
+
+
+def open_source(config: Config, name: str) -> Source:
+  """Opens one source of a config.
+
+  Raises:
+    ConfigError: for an unknown name or kind, data that cannot be opened, or
+      data that changed since the config was pinned.
+  """
+  data = config.data
+  if name not in data.sources:
+    raise ConfigError(
+      f"no data source {name!r}; known: {', '.join(sorted(data.sources))}."
+    )
+  spec = data.sources[name]
+  check_source(name, spec)
+  source: Source = SOURCES[spec.kind].open(name, spec, config)
+  if 0 < spec.size < len(source):
+    source = First(source, spec.size)
+  for what, old, new in (
+    ("samples", spec.count, len(source)),
+    ("index SHA-256", spec.sha256, source.sha256),
+  ):
+    if old and old != new:
+      raise ConfigError(
+        f"data source {name!r} changed: {what} was {old}, is now {new}. "
+        f"Restore the data, or start a new run (path {spec.path!r})."
+      )
+  return source
+
+
+def open_sources(config: Config) -> dict[str, Source]:
+  """Opens every source of a config."""
+  return {name: open_source(config, name) for name in config.data.sources}
+
+
+def pin_sources(
+  config: Config, sources: Mapping[str, Source] | None = None
+) -> Config:
+  """The config with count and SHA-256 of each source filled in.
+
+  Call it when a run starts; `open_source` then refuses data that changed.
+  """
+  if sources is None:
+    sources = open_sources(config)
+  pinned = {
+    name: dataclasses.replace(
+      spec, count=len(sources[name]), sha256=sources[name].sha256
+    )
+    for name, spec in config.data.sources.items()
+  }
+  return dataclasses.replace(
+    config, data=dataclasses.replace(config.data, sources=pinned)
+  )

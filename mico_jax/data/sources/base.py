@@ -1,0 +1,130 @@
+"""What a source is, and what one says of its kind.
+
+A source has a length, `record(index)` for any index, and the SHA-256 of its
+index, which the config keeps so that a run is resumed on the same data.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+
+from mico_jax import config as config_lib
+from mico_jax.config import Config, ConfigError, SourceConfig
+from mico_jax.data.records import Record
+from mico_jax.data.remote import Storage
+
+
+@runtime_checkable
+class Source(Protocol):
+  """Random access to records.
+
+  Attributes:
+    sha256: of the index: changes when samples are added, removed or reordered.
+  """
+
+  sha256: str
+
+  def __len__(self) -> int:
+    """Number of samples."""
+    ...
+
+  def record(self, index: int) -> Record:
+    """Sample number `index`; reads no media.
+
+    Raises:
+      DecodeError: if the sample's entry itself is broken.
+      TransientError: for storage that stays away.
+    """
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+  """Options of a kind that has none of its own."""
+
+
+class SourceKind(abc.ABC):
+  """A kind of source; the first sentence of its docstring is its help.
+
+  Attributes:
+    kind: key in the table, and `kind` in the config.
+    reads: fields of `SourceConfig` that only some kinds read, and this one.
+    Options: dataclass of the options of its own, set by
+      `data.sources.NAME.options={"<field>": value}`.
+    depth_unit: of its depth maps, where the config says none; "": unknown.
+    sha256: of the index: changes when samples are added, removed or reordered.
+  """
+
+  kind: ClassVar[str]
+  reads: ClassVar[tuple[str, ...]] = ()
+  Options: ClassVar[type] = NoOptions
+  depth_unit: ClassVar[str] = ""
+  sha256: str
+
+  @classmethod
+  def open(cls, name: str, spec: SourceConfig, config: Config) -> Self:
+    """Opens a source of a config.
+
+    Files are read with the timeout and cache that the config says, which the
+    constructor gets as its third argument.
+
+    Args:
+      name: of the source in the config.
+      spec: its fields.
+      config: of the run.
+
+    Raises:
+      ConfigError: for data that cannot be opened.
+      TransientError: for storage that stays away.
+    """
+    make: Any = cls
+    return make(name, spec, Storage.of(config.data))
+
+  @classmethod
+  def options(cls, name: str, spec: SourceConfig) -> Any:
+    """The checked options of a source, an instance of `Options`.
+
+    Raises:
+      ConfigError: for an option that it does not have, or a wrong value.
+    """
+    try:
+      return config_lib.from_dict(spec.options, cls.Options)
+    except ConfigError as error:
+      raise ConfigError(f"data.sources.{name}.options: {error}") from None
+
+  @abc.abstractmethod
+  def __len__(self) -> int:
+    """Number of samples."""
+
+  @abc.abstractmethod
+  def record(self, index: int) -> Record:
+    """Sample number `index`; reads no media.
+
+    Raises:
+      DecodeError: if the sample's entry itself is broken.
+      TransientError: for storage that stays away.
+    """
+
+  @classmethod
+  def summary(cls) -> str:
+    """The first paragraph of its docstring in one line."""
+    return " ".join((cls.__doc__ or "").strip().partition("\n\n")[0].split())
+
+
+class First:
+  """The first samples of a source, in its order."""
+
+  def __init__(self, source: Source, size: int):
+    """Keeps `size` samples, or all if there are fewer."""
+    self._source, self._size = source, min(size, len(source))
+    self.sha256 = source.sha256
+
+  def __len__(self) -> int:
+    """Number of samples."""
+    return self._size
+
+  def record(self, index: int) -> Record:
+    """Sample number `index`."""
+    return self._source.record(index)

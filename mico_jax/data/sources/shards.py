@@ -1,0 +1,57 @@
+"""The files that a source's `path` names."""
+
+from __future__ import annotations
+
+import glob
+import os
+
+from mico_jax.config import ConfigError
+from mico_jax.data.remote import is_remote
+
+
+def expand(pattern: str, name: str) -> list[str]:
+  """Files of comma-separated paths and glob patterns, sorted within each.
+
+  What exists under the very name is no pattern, whatever brackets, stars or
+  commas the name holds.
+
+  Raises:
+    ConfigError: if a pattern finds nothing.
+  """
+  pieces, found, start = pattern.split(","), [], 0
+  while start < len(pieces):
+    if not pieces[start].strip():
+      start += 1
+      continue
+    # The longest run of pieces that names something: names may hold commas.
+    for end in range(len(pieces), start, -1):
+      part = ",".join(pieces[start:end]).strip()
+      files = _files_of(part)
+      if files:
+        break
+    else:
+      raise ConfigError(
+        f"data.sources.{name}.path: no file matches {pieces[start].strip()!r}."
+      )
+    found.extend(files)
+    start = end
+  if not found:
+    raise ConfigError(f"data.sources.{name}.path is empty; name the files.")
+  return found
+
+
+def _files_of(part: str) -> list[str]:
+  """The file of a name, or those of a pattern; none if there are none."""
+  if not is_remote(part):
+    return [part] if os.path.lexists(part) else sorted(glob.glob(part))
+  if "," in part and part.count("://") > 1:
+    return []  # several
+  if not glob.has_magic(part):
+    return [part]
+  import fsspec
+
+  fs, inner = fsspec.core.url_to_fs(part)
+  if fs.exists(inner):
+    return [part]
+  scheme = part.split("://")[0]
+  return [f"{scheme}://{p.lstrip('/')}" for p in sorted(fs.glob(inner))]
