@@ -155,7 +155,8 @@ class Modality:
   decode: Callable[[Any, Geometry], Any]
   modes: Mapping[str, Mode]
   default_mode: str
-  # A deterministic decoded sample for self-checks and fake batches.
+  # A deterministic decoded sample for self-checks and fake batches, which
+  # `decode` takes as well.
   example: Callable[[Geometry, int], Any]
   embedding: Literal["patch", "text"] | OwnEmbedding = "patch"
   context_type: str = ""  # names frame table, type vector and projection

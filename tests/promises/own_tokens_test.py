@@ -30,7 +30,9 @@ from mico_jax.config import (
   TaskConfig,
   TrainConfig,
 )
+from mico_jax.data.pipeline import Pipeline
 from mico_jax.data.tokenizer import make_tokenizer
+from mico_jax.interop import torch_embeddings
 from mico_jax.interop.exporting import export, stablehlo
 from mico_jax.interop.exporting import torch_folder as exporter
 from mico_jax.layers.mlp import Dense
@@ -44,17 +46,21 @@ from mico_jax.modalities import (
   OwnEmbedding,
 )
 from mico_jax.models import build, forward
+from mico_jax.objectives import compute
+from mico_jax.parallel import sharding
 from mico_jax.parallel.mesh import make_mesh
 from mico_jax.run import setup
 from mico_jax.run.pretrain import pretrain
 from mico_jax.testing.tiny_checkpoint import tiny_config
 from mico_jax.testing.tiny_data import manifest_source, write_manifest
+from mico_jax.train.state import init_state
+from mico_jax.train.step import make_train_step
 
 POINTS = 6  # tokens of a frame
 LIMIT = 1e-5  # of PyTorch
 SAME = 1e-6  # of sums of other lengths
 LETTER, KEY = "p", "cloud"
-FILL = {"padding": 0.0}  # what `decode` leaves where there is no point
+FILL = {"padding": 0.0}  # what `host` leaves where there is no point
 
 
 # ------------------------------------------------------------- the modality
@@ -97,10 +103,17 @@ class CloudEmbed(nn.Module):
 
 
 def decode(raw: Any, geometry: Geometry) -> np.ndarray:
-  """Points [N, 3] as frames [T, POINTS, 4], dealt out in turn."""
+  """Points [N, 3]."""
+  del geometry
   points = np.asarray(raw, np.float32)
   if points.ndim != 2 or points.shape[1] != 3 or not len(points):
     raise DecodeError(f"expected points [N, 3], got {points.shape}.")
+  return points
+
+
+def host(points: np.ndarray, geometry: Geometry, rng: Any = None) -> np.ndarray:
+  """Points as frames [T, POINTS, 4], dealt out in turn, then padding."""
+  del rng
   frames = np.full((geometry.frames, POINTS, 4), FILL["padding"], np.float32)
   frames[..., 3] = 0.0
   for t, frame in enumerate(frames):
@@ -114,11 +127,6 @@ def example(geometry: Geometry, seed: int) -> np.ndarray:
   """Fewer points than there is room for."""
   rng = np.random.default_rng(seed)
   return rng.standard_normal((3 * geometry.frames + seed, 3)).astype("float32")
-
-
-def host(x: np.ndarray, geometry: Geometry, rng: Any = None) -> np.ndarray:
-  del geometry, rng
-  return x
 
 
 def to_pixels(array: Any, *, geometry: Geometry, xp: Any) -> Any:
@@ -234,15 +242,6 @@ def run_config(manifest: pathlib.Path) -> Config:
   )
 
 
-def train(folder: pathlib.Path, name: str, **options: Any) -> Any:
-  """A short run over the same files."""
-  config = run_config(folder / "manifest.jsonl")
-  config = dataclasses.replace(
-    config, train=dataclasses.replace(config.train, **options)
-  )
-  return pretrain(config, folder / name)
-
-
 @pytest.fixture(scope="module")
 def trained(table, tmp_path_factory):
   """(folder, summary of a run) of a manifest with point sets."""
@@ -251,7 +250,7 @@ def trained(table, tmp_path_factory):
     folder / "cloud.npz", **{f"c{i}": x for i, x in enumerate(samples())}
   )
   write_manifest(folder, cloud=[f"cloud.npz:c{i}" for i in range(8)])
-  return folder, train(folder, "w")
+  return folder, pretrain(run_config(folder / "manifest.jsonl"), folder / "w")
 
 
 @pytest.fixture(scope="module")
@@ -268,14 +267,43 @@ def test_it_trains_and_evaluates(trained):
 
 
 def test_padding_changes_no_training(trained, monkeypatch):
-  folder, summary = trained
-  monkeypatch.setitem(FILL, "padding", 1e4)
-  again = train(folder, "filled")
-  assert again.metrics["loss"] == summary.metrics["loss"]
-  cached = train(folder, "cached", micro_batches=2)
-  np.testing.assert_allclose(
-    cached.metrics["loss"], summary.metrics["loss"], rtol=1e-4
-  )
+  config = run_config(trained[0] / "manifest.jsonl")
+  mesh = make_mesh(config.parallel, jax.devices()[:1])
+  found = []
+  for micro_batches in (1, 2):
+    options = dataclasses.replace(config.train, micro_batches=micro_batches)
+    session = setup.resolve(dataclasses.replace(config, train=options))
+    task = session.config.tasks["new"]
+    state = init_state(
+      session.model, session.config, mesh, optimizer=session.optimizer
+    )
+    step = make_train_step(
+      session.model,
+      session.config,
+      task,
+      session.tokenizer.info,
+      mesh,
+      optimizer=session.optimizer,
+      donate=False,
+    )
+    for padding in (0.0, 1e4):
+      monkeypatch.setitem(FILL, "padding", padding)
+      pipeline = Pipeline(
+        session.config,
+        session.tokenizer,
+        end_step=1,
+        sources=dict(session.sources),
+      )
+      (_, _, batch), *_ = list(pipeline)
+      assert (np.abs(batch["inputs"][KEY]).max() > 1e3) == (padding > 0)
+      after, metrics = step(state, sharding.put_batch(batch, mesh))
+      found.append((float(compute(metrics["loss"])), after.params))
+  direct, filled, cached, both = found
+  assert direct[0] == filled[0]
+  jax.tree.map(np.testing.assert_array_equal, direct[1], filled[1])
+  assert cached[0] == both[0]
+  jax.tree.map(np.testing.assert_array_equal, cached[1], both[1])
+  np.testing.assert_allclose(cached[0], direct[0], rtol=1e-5)
 
 
 def test_it_embeds_matches_and_writes(model, monkeypatch):
@@ -300,7 +328,7 @@ def test_it_exports(trained, model, tmp_path):
   exporter.write(source, tmp_path, export.Report("torch", {}))
   gaps = exporter.compare(source, tmp_path)
   ours = [name for name in gaps if f"/{KEY}/" in name]
-  assert len(ours) == 3
+  assert len(ours) == 6  # three inputs, prepared by us and by the folder
   assert max(v for k, v in gaps.items() if "logits" not in k) <= LIMIT
   assert (tmp_path / "embeddings" / f"{KEY}.py").read_text() == TORCH
   about = json.loads((tmp_path / "config.json").read_text())
@@ -476,7 +504,7 @@ def test_torch_agrees(name, monkeypatch, tmp_path):
   np.testing.assert_allclose(want["embed"], tower.numpy(), atol=LIMIT)
 
 
-# ----------------------------------------------------------------- what is wrong
+# ------------------------------------------------------------ what is wrong
 def test_a_wrong_record_is_named(monkeypatch):
   config = base_config().model
   x = jnp.asarray(arrays(0.0))
@@ -500,8 +528,8 @@ def test_a_wrong_record_is_named(monkeypatch):
     with pytest.raises(ValueError, match=words):
       model.encode(params, KEY, x)
   monkeypatch.setitem(MODALITIES, KEY, CLOUD)
+  indices = jnp.zeros((3, 2), jnp.int32)
   with pytest.raises(ValueError, match="tokens of its own"):
-    indices = jnp.zeros((3, 2), jnp.int32)
     model.encode(params, KEY, x, token_indices=indices)
 
 
@@ -539,8 +567,6 @@ def test_other_encoders_refuse_it():
 def test_an_embedding_without_a_torch_form_is_refused(
   changes, source, words, monkeypatch, tmp_path
 ):
-  from mico_jax.interop import torch_embeddings
-
   (tmp_path / "wrong.py").write_text(source)
   monkeypatch.syspath_prepend(str(tmp_path))
   monkeypatch.setitem(MODALITIES, KEY, record_of(**changes))
