@@ -31,6 +31,8 @@ from mico_jax.config import (
   TrainConfig,
 )
 from mico_jax.data.pipeline import Pipeline
+from mico_jax.data.samples import load_inputs
+from mico_jax.data.sources import open_source
 from mico_jax.data.tokenizer import make_tokenizer
 from mico_jax.interop import torch_embeddings
 from mico_jax.interop.exporting import export, stablehlo
@@ -505,6 +507,21 @@ def test_torch_agrees(name, monkeypatch, tmp_path):
 
 
 # ------------------------------------------------------------ what is wrong
+def test_nothing_but_padding_is_refused(trained, model, monkeypatch):
+  def empty(points: np.ndarray, geometry: Geometry, rng: Any = None) -> Any:
+    return host(points[:0], geometry, rng)
+
+  mode = Mode("plain", empty, to_pixels)
+  record = dataclasses.replace(CLOUD, modes={"plain": mode})
+  monkeypatch.setitem(MODALITIES, KEY, record)
+  with pytest.raises(DecodeError, match="no token of this cloud is valid"):
+    model.embed(cloud=samples(1))
+  config = run_config(trained[0] / "manifest.jsonl")
+  source = open_source(config, "all")
+  with pytest.raises(DecodeError, match="no token of this cloud is valid"):
+    load_inputs(config, source.record(0), "all", (KEY,), None)
+
+
 def test_a_wrong_record_is_named(monkeypatch):
   config = base_config().model
   x = jnp.asarray(arrays(0.0))
