@@ -230,7 +230,9 @@ def load_inputs(
       decoded = cache.get(
         names[key], lambda: MODALITIES[key].decode(raw[key], g)
       )
-      return mode.host(decoded, g, draws.again())
+      return preprocessing.travelling(
+        MODALITIES[key], mode, decoded, g, draws.again()
+      )
 
     try:
       found[key] = guarded(load, key)

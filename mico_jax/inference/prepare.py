@@ -141,7 +141,9 @@ class Preparer:
       check_bare_depth(item.value, self.mode(key).unit)
     geometry = self.geometry(key, item.depth_unit)
     decoded = modality.decode(raw, geometry)
-    return self.mode(key).host(decoded, geometry, None)
+    return preprocessing.travelling(
+      modality, self.mode(key), decoded, geometry, None
+    )
 
   def prepare(
     self, key: str, values: Sequence[Any]

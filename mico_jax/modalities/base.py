@@ -106,16 +106,17 @@ class OwnEmbedding:
     module: "package.module:Class" of a Linen module, `cls(width, dtype,
       **options)(frames [B *frame]) -> [B L D]`, with positions of its own.
     torch: "package.module:Class" of the same in PyTorch, `cls(width, frame,
-      **options)`. An exported folder takes that file along, so it must import
-      PyTorch only. "": no such export.
+      **options)`, with parameters as `mico_jax.interop.names.torch_modules` names them. An
+      exported folder takes that file along, so it must import PyTorch and the
+      standard library only. "": no such export.
     frame: shape of one frame, as `Mode.to_pixels` gives it: finite values, also
       in padding.
     tokens: of a frame, L, padding included.
     options: of both classes.
     valid: where tokens may be padding: which ones of frames are not,
       `valid(frames [B *frame], xp=...) -> bool [B L]`. The others, and frames
-      without any, count for nothing. The PyTorch class has the method
-      `valid(frames)`.
+      without any, count for nothing; a sample without any is refused. The
+      PyTorch class has the method `valid(frames)`.
   """
 
   module: str
@@ -155,7 +156,8 @@ class Modality:
   decode: Callable[[Any, Geometry], Any]
   modes: Mapping[str, Mode]
   default_mode: str
-  # A deterministic decoded sample for self-checks and fake batches.
+  # A deterministic decoded sample for self-checks and fake batches, which
+  # `decode` takes as well.
   example: Callable[[Geometry, int], Any]
   embedding: Literal["patch", "text"] | OwnEmbedding = "patch"
   context_type: str = ""  # names frame table, type vector and projection

@@ -9,8 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mico_jax.config import Config, InputConfig
-from mico_jax.modalities import MODALITIES, Geometry, Mode
+from mico_jax.modalities import (
+  MODALITIES,
+  DecodeError,
+  Geometry,
+  Modality,
+  Mode,
+  OwnEmbedding,
+)
 
 
 def input_config(config: Config, key: str) -> InputConfig:
@@ -45,6 +54,35 @@ def geometry(config: Config, key: str, *, depth_unit: str = "") -> Geometry:
     depth_unit=depth_unit,
     max_pixels=config.data.max_pixels,
   )
+
+
+def travelling(
+  modality: Modality,
+  mode: Mode,
+  decoded: Any,
+  geometry: Geometry,
+  rng: np.random.Generator | None,
+) -> np.ndarray:
+  """What of a decoded sample travels to the device.
+
+  Args:
+    modality: of the sample.
+    mode: preprocessing.
+    decoded: by `modality.decode`.
+    geometry: of the modality.
+    rng: draws the augmentation; None: deterministic.
+
+  Raises:
+    DecodeError: if all its tokens are padding.
+  """
+  array = mode.host(decoded, geometry, rng)
+  own = modality.embedding
+  if isinstance(own, OwnEmbedding) and own.valid is not None:
+    frames = mode.to_pixels(array, geometry=geometry, xp=np)
+    mask = own.valid_tokens(frames, xp=np)
+    if mask is not None and not mask.any():
+      raise DecodeError(f"no token of this {modality.key} is valid.")
+  return array
 
 
 def to_pixels(

@@ -13,6 +13,7 @@ from mico_jax.data.language import (
   choose_question,
   choose_text,
   default_kind,
+  fallback,
   kinds_of,
   max_length,
 )
@@ -35,6 +36,23 @@ FULL = Record(
 )  # fmt: skip
 def test_default_kinds(group, kind):
   assert default_kind(group) == kind
+
+
+def test_the_order_of_fallbacks():
+  """Which text a sample gives must not change between versions."""
+  assert {kind: fallback(kind) for kind in MOST} == MOST
+
+
+MOST = {
+  "vision": ("omni", "alt_text"),
+  "audio": ("omni",),
+  "depth": ("omni", "vision"),
+  "normal": ("omni", "vision"),
+  "subtitle": ("omni",),
+  "story": ("omni", "vision", "audio", "alt_text"),
+  "omni": ("joined", "vision", "audio", "alt_text"),
+  "a kind of one's own": ("omni",),
+}
 
 
 def test_fallback():

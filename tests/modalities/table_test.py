@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 
 from mico_jax import modalities
+from mico_jax.config import ModelConfig
 from mico_jax.modalities import (
   KNOWLEDGE,
   MODALITIES,
   Geometry,
+  as_configured,
   by_letter,
   file_spec,
+  has_words,
   letters,
+  played_by,
+  shown,
   spatial,
 )
 
@@ -52,6 +57,36 @@ def test_mode(key, name):
   partner = modality.mode(name, train=False)
   one, two = (partner.host(sample, geometry, None) for _ in range(2))
   np.testing.assert_array_equal(one, two)
+
+
+def test_normals_are_read_as_depth_where_the_config_says_so():
+  normal, depth = MODALITIES["normal"], MODALITIES["depth"]
+  assert as_configured(normal, ModelConfig()) is normal
+  read = as_configured(normal, ModelConfig(normals_as="depth"))
+  assert (read.head, read.context_type) == ("d", "depth")
+  assert (read.letter, read.caption) == ("n", normal.caption)
+  for modality in MODALITIES.values():
+    if modality is not normal:
+      model = ModelConfig(normals_as="depth")
+      assert as_configured(modality, model) is modality
+  assert depth.head == "d"
+
+
+def test_an_image_plays_a_video():
+  assert played_by("v", ("image", "audio")) == "image"
+  assert played_by("v", ("image", "video")) == "video"
+  assert played_by("i", ("video",)) == ""
+  assert shown("ia") == set("iav")
+  assert shown("va") == set("va")
+  assert has_words("vas")
+  assert not has_words("va")
+
+
+@pytest.mark.parametrize("key", KNOWLEDGE)
+def test_modes_say_their_unit(key):
+  modality = MODALITIES[key]
+  for mode in modality.modes.values():
+    assert (mode.unit in modality.units) if modality.units else not mode.unit
 
 
 def test_letters_are_unique():
