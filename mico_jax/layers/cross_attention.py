@@ -6,7 +6,6 @@ They are projected once per step for all layers
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,56 +89,62 @@ class CrossAttention(nn.Module):
         f"{uses=} must name a count for each of {len(contexts)} contexts, "
         f"{batch} / {rows} in all."
       )
-    heads = (self.num_heads, width // self.num_heads)
-    kv_heads = (self.kv_heads or self.num_heads, heads[1])
-
-    def dense(features: int, name: str) -> Dense:
-      return Dense(
-        features,
-        self.dtype,
-        use_bias=self.use_bias,
-        names=(axes.EMBED, axes.QKV),
-        bias_name=axes.QKV,
-        name=name,
-      )
-
+    head_dim = width // self.num_heads
     if self.is_initializing():
       # Creates the parameters that `TextTower.project_context` applies.
-      dense(2 * math.prod(kv_heads), "kv")(x)
-    query = dense(width, "query")
+      self._dense(2 * (self.kv_heads or self.num_heads) * head_dim, "kv")(x)
     # On a TPU this moves lengths that are no multiple of eight, such as 70.
-    q = query(x).astype(self.dtype).reshape(rows, shared * length, *heads)
+    q = self._dense(width, "query")(x).astype(self.dtype)
+    q = q.reshape(rows, shared * length, self.num_heads, head_dim)
     if row_keys is not None:
       row_keys = dropout.fold_rows(row_keys, dropout.CROSS)
       row_keys = row_keys.reshape(rows, shared)
     outs, first = [], 0
     for use, context, mask in zip(uses, contexts, masks, strict=True):
-      k, v = (
-        repeat_heads(
-          y.astype(self.dtype).reshape(rows, -1, *kv_heads), self.num_heads
-        )
-        for y in context
-      )
-      outs.append(
-        attention(
-          q[:, first * length : (first + use) * length],
-          k,
-          v,
-          mask=None if mask is None else mask[:, None, None, :],
-          masked_rows=self.masked_rows,
-          dropout_rate=self.dropout_rate,
-          row_keys=None if row_keys is None else row_keys[:, first],
-          backend=self.backend,
-        )
-      )
+      own = q[:, first * length : (first + use) * length]
+      keys = None if row_keys is None else row_keys[:, first]
+      outs.append(self._attend(own, context, mask, keys))
       first += use
     out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
     out = checkpoint_name(out, ATTENTION_OUT)
-    proj = Dense(
-      width,
+    return self._dense(width, "proj")(out.reshape(batch, length, width))
+
+  @nn.nowrap
+  def _dense(self, features: int, name: str) -> Dense:
+    """A projection into heads, or ("proj") out of them."""
+    into = name != "proj"
+    return Dense(
+      features,
       self.dtype,
       use_bias=self.use_bias,
-      names=(axes.QKV, axes.EMBED),
-      name="proj",
+      names=(axes.EMBED, axes.QKV) if into else (axes.QKV, axes.EMBED),
+      bias_name=axes.QKV if into else axes.NORM,
+      name=name,
     )
-    return proj(out.reshape(batch, length, width))
+
+  @nn.nowrap
+  def _attend(
+    self,
+    q: Float[Array, "C Q N H"],
+    context: tuple[Float[Array, "C S D"], Float[Array, "C S D"]],
+    mask: Bool[Array, "C S"] | None,
+    row_keys: Key[Array, " C"] | None,
+  ) -> Float[Array, "C Q N H"]:
+    """Attends to one context."""
+    k, v = (
+      repeat_heads(
+        y.astype(self.dtype).reshape(*y.shape[:2], -1, q.shape[-1]),
+        self.num_heads,
+      )
+      for y in context
+    )
+    return attention(
+      q,
+      k,
+      v,
+      mask=None if mask is None else mask[:, None, None, :],
+      masked_rows=self.masked_rows,
+      dropout_rate=self.dropout_rate,
+      row_keys=row_keys,
+      backend=self.backend,
+    )

@@ -106,9 +106,9 @@ class OwnEmbedding:
     module: "package.module:Class" of a Linen module, `cls(width, dtype,
       **options)(frames [B *frame]) -> [B L D]`, with positions of its own.
     torch: "package.module:Class" of the same in PyTorch, `cls(width, frame,
-      **options)`, with parameters as `mico_jax.interop.names.torch_modules` names them. An
-      exported folder takes that file along, so it must import PyTorch and the
-      standard library only. "": no such export.
+      **options)`, with parameters as `interop.names.torch_modules` names them.
+      An exported folder takes that file along, so it must import PyTorch and
+      the standard library only. "": no such export.
     frame: shape of one frame, as `Mode.to_pixels` gives it: finite values, also
       in padding.
     tokens: of a frame, L, padding included.

@@ -135,15 +135,29 @@ class Words(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, ids: Int[Array, "B L"]) -> Float[Array, "B L W"]:
-    """Embeds token ids."""
+  def __call__(
+    self,
+    ids: Int[Array, "B L"],
+    *,
+    extra: Float[Array, "#B #L W"] | None = None,
+    row_keys: Key[Array, " B"] | None = None,
+  ) -> Float[Array, "B L W"]:
+    """Embeds token ids.
+
+    Args:
+      ids: token ids.
+      extra: added to their vectors.
+      row_keys: one key per row; None: no dropout.
+    """
     config = self.config
     shape = (config.vocab_size, config.width)
     words = parameter(
       self, "words", TABLE_INIT, shape, (axes.VOCAB, axes.EMBED)
     )
     frozen = config.pad_id if self.freeze_pad else None
-    return look_up(words, ids, frozen_id=frozen)
+    x = look_up(words, ids, frozen_id=frozen)
+    x = (x if extra is None else x + extra).astype(self.dtype)
+    return dropout.row_dropout(x, row_keys, config.dropout, dropout.EMBEDDING)
 
 
 def positions(
@@ -213,15 +227,8 @@ class CausalLM(TextTower):
       shared["context_masks"] = tuple(c.mask for c in contexts)
     if cache is not None:
       layer |= {"cache_keys": cache.keys, "cache_values": cache.values}
-    x = Words(config, self.freeze_pad, self.dtype, name="embed")(ids)
-    if extra is not None:
-      x = x + extra
-    x = dropout.row_dropout(
-      x.astype(self.dtype),
-      shared["row_keys"],
-      config.dropout,
-      dropout.EMBEDDING,
-    )
+    embed = Words(config, self.freeze_pad, self.dtype, name="embed")
+    x = embed(ids, extra=extra, row_keys=shared["row_keys"])
     blocks = stack(
       CausalBlock,
       {

@@ -10,10 +10,9 @@ by default.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -24,20 +23,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from mico_jax.aliases import Params, PyTree
 from mico_jax.config import ConfigError, ModelConfig
 from mico_jax.kernels.attention.api import BACKENDS, MASKED_ROWS
-from mico_jax.kernels.batch_sharding import BatchSharding
-from mico_jax.kernels.cross_entropy import tied, tied_cross_entropy
 from mico_jax.kernels.dtypes import accumulation_dtype, supported_dtype
 from mico_jax.layers import dropout, pool
-from mico_jax.layers.stack import REMAT, stacked_layers
+from mico_jax.layers.stack import REMAT
 from mico_jax.modalities import MODALITIES, as_configured, by_letter
 from mico_jax.models import own_tokens, parameters
 from mico_jax.models.resize import resize_frames
-from mico_jax.models.text_tower import (
-  ATTENTION,
-  ContextKV,
-  KVCache,
-  TextTower,
-)
+from mico_jax.models.text import Context, TextModel, apply, precise
 
 # Field of the config -> what it may be.
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -54,44 +46,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Context:
-  """What the text tower attends to.
-
-  Attributes:
-    values: tokens of all modalities of the context, at the text width.
-    mask: true at valid tokens; None: all are.
-  """
-
-  values: Float[Array, "B S W"]
-  mask: Bool[Array, "B S"] | None = None
-
-
-def _precise(method: Callable[..., Any]) -> Callable[..., Any]:
-  """Traces a method under the configured matrix product precision."""
-
-  @functools.wraps(method)
-  def wrapped(self: MiCo, *args: Any, **kwargs: Any) -> Any:
-    precision = self.config.matmul_precision
-    scope = (
-      contextlib.nullcontext()
-      if precision == "default"
-      else jax.default_matmul_precision(precision)
-    )
-    with scope:
-      return method(self, *args, **kwargs)
-
-  return wrapped
-
-
-def _apply(module: nn.Module, params: Params, *args: Any, **kwargs: Any) -> Any:
-  """Runs a module on its parameters, stacked or split by layers."""
-  return module.apply({"params": stacked_layers(params)}, *args, **kwargs)
-
-
-@dataclasses.dataclass(frozen=True)
-class MiCo:
+class MiCo(TextModel):
   """The model of a config; build it with `mico_jax.models.build`.
 
   Letters and groups are those of `mico_jax.modalities`. All methods are pure
@@ -100,8 +56,6 @@ class MiCo:
   Attributes:
     config: sizes and options.
   """
-
-  config: ModelConfig
 
   # ---------------------------------------------------------------- parameters
   def init(self, key: Key[Array, ""]) -> dict[str, Any]:
@@ -133,7 +87,7 @@ class MiCo:
     )
 
   # ------------------------------------------------------------------- encode
-  @_precise
+  @precise
   def encode(
     self,
     params: Params,
@@ -204,7 +158,7 @@ class MiCo:
         )
       embedding = params["embedding"][key]
       options |= own_tokens.embed(self.config, embedding, key, flat)
-    tokens, hidden = _apply(encoder, params["vision"], **options)
+    tokens, hidden = apply(encoder, params["vision"], **options)
     tokens = tokens.reshape(batch, frames, *tokens.shape[1:])
     if not return_hidden:
       return tokens
@@ -259,22 +213,6 @@ class MiCo:
       tokens, token_mask=token_mask, frame_mask=frame_mask, frame_gain=gain
     )
 
-  @property
-  def tower(self) -> TextTower:
-    """The text tower: it says how texts are read, pooled and written."""
-    return parameters.towers(self.config)[1]
-
-  def pool_text(
-    self, hidden: Float[Array, "B L W"], ids: Int[Array, "B L"]
-  ) -> Float[Array, "B W"]:
-    """The state that stands for a text, as the tower says.
-
-    Args:
-      hidden: from `text`.
-      ids: that it was given.
-    """
-    return self.tower.pool(hidden, ids != self.config.text.pad_id)
-
   # ------------------------------------------------------------------ features
   def head(self, letters: str) -> str:
     """The name of the contrastive head of a text ("t") or of letters.
@@ -292,7 +230,7 @@ class MiCo:
       )
     return name
 
-  @_precise
+  @precise
   def embed(
     self,
     params: Params,
@@ -309,7 +247,7 @@ class MiCo:
     name = self.head(letters)
     x = jnp.concatenate([pooled[letter] for letter in letters], axis=-1)
     head = parameters.head_module(self.config, name)
-    x = _apply(head, params["contrastive_head"][name], x)
+    x = apply(head, params["contrastive_head"][name], x)
     x = x.astype(accumulation_dtype(x.dtype))
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     # max before the root: no NaN in the gradient of a zero vector.
@@ -330,7 +268,7 @@ class MiCo:
       )
     return name
 
-  @_precise
+  @precise
   def context(
     self,
     params: Params,
@@ -362,7 +300,7 @@ class MiCo:
       x = self._project(params, letter, tokens[letter], mask)
       mask = self._context_mask(tokens[letter], mask, x.shape[1])
       if sample_index is not None and letter in sample_index:
-        x = x + self._sample_vectors(params, sample_index[letter], x.dtype)
+        x = x + self.sample_vectors(params, sample_index[letter], x.dtype)
       values.append(x)
       valid.append(mask)
     context = jnp.concatenate(values, axis=1)
@@ -425,7 +363,7 @@ class MiCo:
     project = parameters.Projection(
       config.text.width, config.text.norm_eps, jnp.dtype(config.dtype)
     )
-    x = _apply(project, params["project"][name], tokens)
+    x = apply(project, params["project"][name], tokens)
     if tokens.ndim == 4:
       length = config.frame_table[name]
       if length:
@@ -433,204 +371,6 @@ class MiCo:
         x = x + table.astype(x.dtype)[None, :, None]
       x = x.reshape(x.shape[0], -1, x.shape[-1])
     return x + params["type_embed"][name].astype(x.dtype)[None, None]
-
-  def _sample_vectors(
-    self, params: Params, index: int | Array, dtype: Any
-  ) -> Float[Array, "#B #L W"]:
-    if not self.config.sample_embeddings:
-      raise ValueError("sample_index needs config.model.sample_embeddings > 0.")
-    index = jnp.asarray(index)
-    index = index.reshape(index.shape + (1,) * (2 - index.ndim))
-    return jnp.take(params["sample_embed"], index, axis=0).astype(dtype)
-
-  @_precise
-  def project_context(self, params: Params, context: Context) -> ContextKV:
-    """Keys and values of a context for all layers: once per step."""
-    return self.tower.project_context(
-      stacked_layers(params["text"]), context.values, mask=context.mask
-    )
-
-  # ---------------------------------------------------------------------- text
-  @_precise
-  def text(
-    self,
-    params: Params,
-    ids: Int[Array, "B L"],
-    *,
-    attention: str | None = None,
-    mask: Bool[Array, "B *L S"] | None = None,
-    prefix_length: int | Int[Array, ""] | Int[Array, " B"] | None = None,
-    context: ContextKV | Sequence[ContextKV] | None = None,
-    uses: tuple[int, ...] = (),
-    joined: bool = False,
-    sample_index: Array | int | None = None,
-    row_keys: Key[Array, " B"] | None = None,
-    train: bool = False,
-    return_kv: bool = False,
-  ) -> Any:
-    """Encodes token ids, alone or with cross-attention to a context.
-
-    Args:
-      params: parameters.
-      ids: token ids, padded with config.text.pad_id.
-      attention: "bidirectional"; "causal" (own position included); or
-        "prefix_causal": the first `prefix_length` tokens see each other only.
-        None: as the tower reads a text that is compared or matched.
-      mask: true where a token may be seen: [B L], or [B L L] per query; None:
-        `ids != pad_id`.
-      prefix_length: tokens of the prefix.
-      context: what to attend to; None: cross-attention is skipped. Its rows
-        are those of `ids`, or consecutive rows of `ids` share one. Several
-        contexts: each for some of the rows that share one, see `uses`.
-      uses: for each of several contexts, how many consecutive rows of `ids`
-        attend to each row of it, one context after the other.
-      joined: use the position table of joined captions.
-      sample_index: row of E_Sam per row or per token.
-      row_keys: one key per row; None: no dropout.
-      train: whether dropout is on.
-      return_kv: also return keys and values of all layers.
-
-    Returns:
-      Hidden states [B L W]; with `return_kv`, also a `KVCache`.
-
-    Raises:
-      ValueError: for an unknown attention, or a table that the config lacks.
-    """
-    tower = self.tower
-    attention = tower.reading if attention is None else attention
-    if attention not in ATTENTION:
-      raise ValueError(f"{attention=} is not one of {', '.join(ATTENTION)}.")
-    prefixed = attention == "prefix_causal"
-    if prefixed != (prefix_length is not None):
-      raise ValueError("prefix_length belongs to attention='prefix_causal'.")
-    if mask is None:
-      mask = ids != self.config.text.pad_id
-    options: dict[str, Any] = {
-      "causal": attention != "bidirectional",
-      "mask": mask[:, None, None] if mask.ndim == 2 else mask[:, None],
-      "context": context,
-      "uses": uses,
-      "row_keys": row_keys if train else None,
-      "return_kv": return_kv,
-    }
-    if prefixed:
-      options["prefix_lengths"] = jnp.broadcast_to(
-        jnp.asarray(prefix_length, jnp.int32), ids.shape[:1]
-      )
-    if joined:
-      if not self.config.joined_positions:
-        raise ValueError("joined=True needs config.model.joined_positions > 0.")
-      options["position_table"] = params["joined_pos"]
-    if sample_index is not None:
-      options["extra"] = self._sample_vectors(
-        params, sample_index, params["text"]["embed"]["words"].dtype
-      )
-    hidden, kv = _apply(tower, params["text"], ids, **options)
-    return (hidden, KVCache(*kv)) if return_kv else hidden
-
-  @_precise
-  def decode_step(
-    self,
-    params: Params,
-    last: Int[Array, " R"],
-    cache: KVCache,
-    *,
-    position: Int[Array, ""] | int,
-    visible: Bool[Array, "R S"],
-    mask_id: int,
-    context: ContextKV | None = None,
-  ) -> tuple[Float[Array, "R V"], KVCache]:
-    """Logits of the token after the last chosen one.
-
-    A masked-causal decoder reads a [MASK] placed behind the chosen tokens,
-    which is not kept: the last chosen token is written to the cache, the [MASK]
-    is not.
-
-    Args:
-      params: parameters.
-      last: chosen token of each row.
-      cache: of the tokens before.
-      position: of the last chosen token.
-      visible: cache positions a token may see, `position` included.
-      mask_id: of the tokenizer.
-      context: what to attend to; R is a multiple of its rows.
-    """
-    ids = self.tower.decoding_ids(last, mask_id=mask_id)
-    rows, count = ids.shape
-    # What is read behind the last chosen token sees itself and its left.
-    behind = jnp.tri(count, dtype=bool)[:, 1:]
-    own = jnp.broadcast_to(behind[None], (rows, count, count - 1))
-    seen = jnp.broadcast_to(visible[:, None], (rows, count, visible.shape[1]))
-    hidden, kv = _apply(
-      self.tower,
-      params["text"],
-      ids,
-      mask=jnp.concatenate([seen, own], axis=-1)[:, None],
-      context=context,
-      cache=cache,
-      position=position,
-      return_kv=True,
-    )
-    return self.lm_logits(params, hidden[:, -1]), KVCache(*kv)
-
-  @_precise
-  def lm_logits(
-    self, params: Params, hidden: Float[Array, "*B W"]
-  ) -> Float[Array, "*B V"]:
-    """Float32 logits over the vocabulary, by the tied decoder."""
-    return tied.logits(*self.tower.decode(params["text"], hidden))
-
-  @_precise
-  def token_loss(
-    self,
-    params: Params,
-    hidden: Float[Array, "B L W"],
-    labels: Int[Array, "B L"],
-    *,
-    label_smoothing: float = 0.0,
-    partition: BatchSharding | None = None,
-  ) -> tuple[Float[Array, "B L"], Bool[Array, "B L"]]:
-    """Cross-entropy of labelled positions, without holding their logits.
-
-    Args:
-      params: parameters.
-      hidden: states of the text tower.
-      labels: ids that the states predict (where `tower.next_token`: those one
-        to the right), or `mico_jax.kernels.cross_entropy.IGNORE`.
-      label_smoothing: mass moved from the label to the vocabulary.
-      partition: how the rows lie on a mesh.
-
-    Returns:
-      (loss in nats, whether the best id is the label); 0 and false where
-      ignored.
-    """
-    return tied_cross_entropy(
-      *self.tower.decode(params["text"], hidden),
-      labels,
-      label_smoothing=label_smoothing,
-      partition=partition,
-    )
-
-  @_precise
-  def matching_logits(
-    self,
-    params: Params,
-    hidden: Float[Array, "B L W"],
-    ids: Int[Array, "B L"],
-  ) -> Float[Array, "B 2"]:
-    """Float32 logits (no match, match) of a text read with a context.
-
-    Args:
-      params: parameters.
-      hidden: from `text`.
-      ids: that it was given.
-    """
-    head = parameters.MatchingHead(
-      self.config.text.norm_eps, jnp.dtype(self.config.dtype)
-    )
-    pooled = self.pool_text(hidden, ids)
-    logits = _apply(head, params["matching_head"], pooled)
-    return logits.astype(accumulation_dtype(logits.dtype))
 
   def temperature(self, params: Params) -> Float[Array, ""]:
     """The divisor of similarities, not below config.temperature_min."""

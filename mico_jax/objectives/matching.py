@@ -152,7 +152,6 @@ class Matching(Objective):
     row_weights = self.weights(inputs, group)
     valid = row_weights > 0
     mined = self.mine(inputs, group, valid)
-
     # [B, pairs]: positive, mined text, explicit negatives; and, onto another
     # context, mined context.
     texts = [ids, mined["text_ids"]]
@@ -182,8 +181,9 @@ class Matching(Objective):
       row_keys=None if keys is None else rng.expand(keys, pairs),
       train=inputs.train,
     )
-    logits = inputs.model.matching_logits(inputs.params, hidden, flat)
-    logits = logits.reshape(rows, pairs, 2)
+    logits = inputs.model.matching_logits(inputs.params, hidden, flat).reshape(
+      rows, pairs, 2
+    )
     labels = jnp.broadcast_to(
       (jnp.arange(pairs, dtype=jnp.int32) == 0).astype(jnp.int32)[None, :],
       (rows, pairs),
@@ -192,8 +192,7 @@ class Matching(Objective):
     counted = jnp.stack(exists, axis=1).astype(values.dtype)
     count = counted.sum(axis=1)
     per_row = (values * counted).sum(axis=1) / jnp.maximum(count, 1)
-    correct = correct.astype(jnp.float32)
-    counted = counted.astype(jnp.float32)
+    correct, counted = (x.astype(jnp.float32) for x in (correct, counted))
     return Output(
       values=per_row,
       weights=row_weights,

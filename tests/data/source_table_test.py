@@ -142,7 +142,7 @@ def test_help_messages_and_pages_list_it(spec, capsys):
   page = tables.sources_page()
   assert f"| `csv` | {CsvSource.summary()} |  |" in page
   assert '| `csv` | `delimiter` | `\',\'` | ",", ";" |' in page
-  with pytest.raises(ConfigError, match="known: omniworld, manifest.*, csv"):
+  with pytest.raises(ConfigError, match=r"known: omniworld, manifest.*, csv"):
     setup.resolve(config_of(a=dataclasses.replace(spec, kind="csw")))
 
 

@@ -88,8 +88,6 @@ CONFIGS = {
     mask_subtitle_padding=False,
   ),
   "causal": changed(
-    heads=("t", "s", "v", "a", "va"),
-    frame_table={"video": 2, "audio": 2},
     text=dataclasses.replace(
       tiny_config().model.text,
       encoder="causal",

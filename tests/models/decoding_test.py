@@ -136,3 +136,22 @@ def test_mistakes_are_named(setup):
     generate(model, params, context, tokens=Tokens(), max_new_tokens=20)
   with pytest.raises(ValueError, match="return_logits"):
     generate(model, params, context, num_beams=2, return_logits=True, **options)
+
+
+def test_a_prompt_may_be_padded_where_positions_count_tokens(setup):
+  model, params, context = setup
+  if model.tower.learned_positions:
+    pytest.skip("its positions are columns")
+  run = make_generator(
+    model, tokens=Tokens(), max_new_tokens=4, return_logits=True
+  )
+  write = lambda prompt: run(params, context, jnp.asarray([prompt] * 3))
+  padded, plain = write([4, 5, Tokens.pad, Tokens.pad, 1]), write([4, 5, 1])
+  steps = int(plain.steps)
+  assert int(padded.steps) == steps
+  np.testing.assert_allclose(
+    padded.step_logits[:, :steps], plain.step_logits[:, :steps], atol=1e-5
+  )
+  np.testing.assert_array_equal(
+    padded.sequences[:, :, 5:], plain.sequences[:, :, 3:]
+  )

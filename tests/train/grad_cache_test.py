@@ -39,11 +39,12 @@ EACH = {
 }
 
 
-def make_config(objectives, micro_batches, group_rows=2):
+def make_config(objectives, micro_batches, group_rows=2, **text):
   """Every kind of randomness is on."""
+  text = {"dropout": 0.1, "depth": 1, **text}
   model = dataclasses.replace(
     TINY_MODEL,
-    text=dataclasses.replace(TINY_MODEL.text, dropout=0.1, depth=1),
+    text=dataclasses.replace(TINY_MODEL.text, **text),
     vision=dataclasses.replace(TINY_MODEL.vision, drop_path_rate=0.1, depth=1),
     matmul_precision="highest",
   )
@@ -132,6 +133,14 @@ def test_all_objectives_in_four_parts(wanted):
 @pytest.mark.multidevice
 def test_all_objectives_in_two_parts_on_eight_devices(wanted):
   check_equal(in_parts(make_config(ALL, 2), make_batch(), 8), wanted)
+
+
+@pytest.mark.multidevice
+def test_another_text_tower():
+  tower = {"encoder": "causal", "kv_heads": 1}
+  config, batch = make_config(ALL, 2, **tower), make_batch()
+  wanted = direct(make_config(ALL, 1, **tower), batch)
+  check_equal(in_parts(config, batch, 8), wanted)
 
 
 def test_plain_accumulation_without_comparisons():

@@ -42,6 +42,12 @@ def test_split_parameters_give_the_same_curve():
 
 
 @pytest.mark.multidevice
+def test_another_text_tower_gives_the_same_curve():
+  tower = {"encoder": "causal", "kv_heads": 2}
+  check((4,), 3, ("fsdp_tp",), text=tower)
+
+
+@pytest.mark.multidevice
 def test_mining_groups_over_two_devices_give_the_same_curve():
   check((4,), 6, ("fsdp",), rows=8, group_rows=4)
 

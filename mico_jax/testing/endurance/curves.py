@@ -16,7 +16,7 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -67,6 +67,7 @@ def curve(
   micro_batches: int = 1,
   rows: int = 8,
   group_rows: int = 0,
+  text: Mapping[str, Any] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Trains the tiny model in float32.
 
@@ -77,13 +78,14 @@ def curve(
     micro_batches: parts of a step's batch.
     rows: of the global batch.
     group_rows: rows of a mining group; 0: all.
+    text: fields of the text tower; None: BERT.
 
   Returns:
     Losses [steps] and mined indices [steps, 2, rows] (context, text).
   """
   model_config = dataclasses.replace(
     TINY_MODEL,
-    text=dataclasses.replace(TINY_MODEL.text, dropout=0.1),
+    text=dataclasses.replace(TINY_MODEL.text, dropout=0.1, **(text or {})),
     vision=dataclasses.replace(TINY_MODEL.vision, drop_path_rate=0.1),
     matmul_precision="highest",
   )
