@@ -14,6 +14,7 @@ from mico_jax.config.fields import (
   Items,
   Key,
   Name,
+  Options,
   Range,
   Rate,
   Rows,
@@ -97,6 +98,10 @@ class ObjectivesConfig:
   captioning: CaptioningConfig = CaptioningConfig()
   question_answering: QuestionAnsweringConfig = QuestionAnsweringConfig()
   masked_modelling: MaskedModellingConfig = MaskedModellingConfig()
+  # Name -> {option: value} of objectives of the table that are no field here.
+  options: Annotated[Mapping[Name, Options], Items()] = field(
+    default_factory=dict
+  )
 
 
 @dataclass(frozen=True)

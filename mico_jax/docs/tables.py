@@ -20,7 +20,7 @@ from mico_jax import config
 from mico_jax.data.sources import SOURCES
 from mico_jax.evaluation import EVALUATORS, SUITES
 from mico_jax.modalities import MODALITIES
-from mico_jax.objectives import OBJECTIVES
+from mico_jax.objectives import FIELDS, OBJECTIVES
 
 HEAD = "<!-- Made by `python -m mico_jax.docs.tables`; do not edit. -->\n"
 
@@ -85,7 +85,11 @@ def objectives_page() -> str:
         f"`{name}`",
         _first(cls.__doc__),
         ", ".join(sorted(cls.needs)),
-        f"`objectives.{name}` in [config](config.md)",
+        f"`objectives.{name}` in [config](config.md)"
+        if name in FIELDS
+        else ", ".join(
+          f"`{option}`" for option in field_comments(cls.options())
+        ),
       )
       for name, cls in OBJECTIVES.items()
     ),

@@ -1,13 +1,21 @@
 """Training objectives: the one place that lists them.
 
-To add one, write `mico_jax/objectives/<name>.py` with a subclass of
-`Objective`, add its line here and its options to `ObjectivesConfig`; the step,
-the metrics and the contract test find it here.
+To add one, write `mico_jax/objectives/<name>.py` with a subclass of `Objective`
+and a dataclass of its options, and add its line here; the step, metrics,
+reports, plans, reference pages and the contract test find it here. A config
+sets its options by `objectives.options={"<name>": {"<option>": value}}`.
 """
 
 from __future__ import annotations
 
-from mico_jax.config import ConfigError, ObjectivesConfig, TaskConfig
+import dataclasses
+
+from mico_jax.config import (
+  ConfigError,
+  ObjectivesConfig,
+  TaskConfig,
+  from_dict,
+)
 from mico_jax.modalities import letters
 from mico_jax.objectives.base import (
   Inputs,
@@ -34,12 +42,49 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 
+# Objectives whose options are fields of `ObjectivesConfig`.
+FIELDS = {f.name for f in dataclasses.fields(ObjectivesConfig)} - {"options"}
+
+
+def make_objective(config: ObjectivesConfig, name: str) -> Objective:
+  """An objective of the table with its options.
+
+  Raises:
+    ConfigError: for an option that it does not have, or a wrong value.
+  """
+  kind = OBJECTIVES[name]
+  if name in FIELDS:
+    return kind(getattr(config, name))
+  try:
+    options = from_dict(config.options.get(name, {}), kind.options())
+  except ConfigError as error:
+    raise ConfigError(f"objectives.options.{name}: {error}") from None
+  return kind(options)
+
+
+def _check_options(config: ObjectivesConfig) -> None:
+  for name in config.options:
+    if name in FIELDS:
+      raise ConfigError(
+        f"objectives.options names {name!r}, whose options are fields: set "
+        f"objectives.{name}.<option>."
+      )
+    if name not in OBJECTIVES:
+      known = [key for key in OBJECTIVES if key not in FIELDS]
+      raise ConfigError(
+        f"objectives.options names {name!r}; known: "
+        f"{', '.join(known) or 'none, all objectives have fields'}."
+      )
+
+
 def select(config: ObjectivesConfig, task: TaskConfig) -> Selected:
   """The objectives of a task with their options and groups.
 
   Raises:
-    ConfigError: for an unknown objective or group, or a task without any.
+    ConfigError: for an unknown objective or group, wrong options, or a task
+      without any.
   """
+  _check_options(config)
   chosen = {}
   for name, groups in task.objectives.items():
     if name not in OBJECTIVES:
@@ -53,7 +98,7 @@ def select(config: ObjectivesConfig, task: TaskConfig) -> Selected:
       except ValueError as error:
         raise ConfigError(f"tasks.*.objectives.{name}: {error}") from None
     if groups:
-      chosen[name] = (OBJECTIVES[name](getattr(config, name)), tuple(groups))
+      chosen[name] = (make_objective(config, name), tuple(groups))
   if not chosen:
     raise ConfigError(
       "tasks.*.objectives: a task needs at least one objective with a group, "
@@ -71,6 +116,7 @@ __all__ = [
   "Selected",
   "TextSlot",
   "compute",
+  "make_objective",
   "select",
   "total_loss",
 ]

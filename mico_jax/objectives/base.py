@@ -141,7 +141,7 @@ class Objective(abc.ABC):
   """One training objective; the table is `mico_jax.objectives.OBJECTIVES`.
 
   Attributes:
-    config: its options, a field of `ObjectivesConfig`.
+    config: its options: a frozen dataclass with a field `weight`.
     name: key in the table and in the config.
     needs: what the step must prepare for its groups.
     whole_batch: it compares rows of the whole batch, and reads their features
@@ -160,6 +160,11 @@ class Objective(abc.ABC):
   row_indices: ClassVar[frozenset[str]] = frozenset()
   drops_patches: ClassVar[bool] = False
   curves: ClassVar[tuple[str, ...]] = ()
+
+  @classmethod
+  def options(cls) -> type[Any]:
+    """The dataclass of its options, that of its default."""
+    return type(cls().config)  # pyrefly: ignore[missing-argument]
 
   @abc.abstractmethod
   def __call__(self, inputs: Inputs, group: str) -> Output:
