@@ -160,7 +160,7 @@ def test_missing_manifest_and_unknown_names(tmp_path):
   with pytest.raises(ConfigError, match=r"'speed' is not a fact.*motion"):
     _open(a=SourceConfig(negative_facts=("motion", "speed")))
   (tmp_path / "m.jsonl").write_text("{}")
-  with pytest.raises(ConfigError, match="negative_facts.*only .*omniworld"):
+  with pytest.raises(ConfigError, match=r"negative_facts.*only .*omniworld"):
     _open(
       a=dataclasses.replace(
         manifest_source(tmp_path / "m.jsonl"), negative_facts=("motion",)
