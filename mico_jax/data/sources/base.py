@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from mico_jax import config as config_lib
 from mico_jax.config import Config, ConfigError, SourceConfig
@@ -64,7 +64,7 @@ class SourceKind(abc.ABC):
   sha256: str
 
   @classmethod
-  def open(cls, name: str, spec: SourceConfig, config: Config) -> Self:
+  def open(cls, name: str, spec: SourceConfig, config: Config) -> SourceKind:
     """Opens a source of a config.
 
     Files are read with the timeout and cache that the config says, which the

@@ -27,7 +27,7 @@ from mico_jax.modalities import DecodeError
 
 
 class ManifestSource(SourceKind):
-  """A jsonl file: one sample per line (see the README of your data).
+  """A jsonl file: one sample per line, with its texts and names of its files.
 
   Only the offsets of the lines are kept; they are parsed when read. A line that
   is no JSON object is a bad sample, of every split; a file without any such

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -66,7 +66,9 @@ class OmniWorldSource(SourceKind):
     self.sha256 = hashlib.sha256(text.encode()).hexdigest()
 
   @classmethod
-  def open(cls, name: str, spec: SourceConfig, config: Config) -> Self:
+  def open(
+    cls, name: str, spec: SourceConfig, config: Config
+  ) -> OmniWorldSource:
     """Sets up a split of the world for the sizes that a config reads."""
     return cls(name, spec, config)
 
