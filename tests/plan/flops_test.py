@@ -65,6 +65,23 @@ def test_the_encoder_of_the_demo_by_hand(programs):
   assert found["text"] > 0
 
 
+def test_text_towers_count_as_text(programs):
+  """The same texts through another tower: a gate more in each MLP."""
+  base = programs.config
+  text = dataclasses.replace(base.model.text, encoder="causal", dropout=0.0)
+  model = dataclasses.replace(base.model, text=text)
+  other = Programs.of(
+    dataclasses.replace(base, model=model), jax.devices()[:1]
+  ).flops("align")
+  first = programs.flops("align")
+  assert other["vision"] == first["vision"]
+  gate = text.width * text.mlp_dim
+  layer = 4 * text.width**2 + 2 * gate  # without scores, a few tokens' worth
+  assert other["text"] / first["text"] == pytest.approx(
+    1 + gate / layer, rel=0.05
+  )
+
+
 def test_remat_chunks_and_micro_batches_change_nothing(programs, monkeypatch):
   model = dataclasses.replace(programs.config.model, remat="full", scan=True)
   config = dataclasses.replace(
