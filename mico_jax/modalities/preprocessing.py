@@ -73,7 +73,7 @@ def travelling(
     rng: draws the augmentation; None: deterministic.
 
   Raises:
-    DecodeError: if all its tokens are padding.
+    DecodeError: of tokens that may be padding: if all are, or not finite.
   """
   array = mode.host(decoded, geometry, rng)
   own = modality.embedding
@@ -82,6 +82,10 @@ def travelling(
     mask = own.valid_tokens(frames, xp=np)
     if mask is not None and not mask.any():
       raise DecodeError(f"no token of this {modality.key} is valid.")
+    if not np.isfinite(frames).all():  # would spoil gradients, though masked
+      raise DecodeError(
+        f"this {modality.key} has values that are not finite (in padding?)."
+      )
   return array
 
 

@@ -32,6 +32,8 @@ from mico_jax.config import (
   TrainConfig,
 )
 from mico_jax.data.batches import batch_spec
+from mico_jax.interop.exporting import export
+from mico_jax.interop.exporting import torch_folder as exporter
 from mico_jax.modalities import MODALITIES
 from mico_jax.parallel.mesh import make_mesh
 from mico_jax.run import setup
@@ -179,6 +181,18 @@ def test_they_embed_match_and_write(trained):
   assert len(model.caption(imu=list(signals[:1]))) == 1
   scores = model.match(text=["a cube"], thermal=[str(folder / "0.heat")])
   assert np.all((np.asarray(scores) >= 0) & (np.asarray(scores) <= 1))
+
+
+def test_they_export_to_pytorch(trained, tmp_path):
+  pytest.importorskip("torch")
+  source = export.open_source(str(trained[2]))
+  exporter.write(source, tmp_path, export.Report("torch", {}))
+  gaps = exporter.compare(source, tmp_path)
+  for key in ("thermal", "imu"):
+    mine = [gap for name, gap in gaps.items() if f"embed/{key}/" in name]
+    assert len(mine) == 6
+    assert max(mine) <= export.TOLERANCE
+  assert max(v for k, v in gaps.items() if "caption" in k) == 0
 
 
 def test_command_line_knows_them(trained, capsys):

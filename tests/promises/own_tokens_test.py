@@ -516,6 +516,11 @@ def test_nothing_but_padding_is_refused(trained, model, monkeypatch):
   monkeypatch.setitem(MODALITIES, KEY, record)
   with pytest.raises(DecodeError, match="no token of this cloud is valid"):
     model.embed(cloud=samples(1))
+  monkeypatch.setitem(MODALITIES, KEY, CLOUD)
+  monkeypatch.setitem(FILL, "padding", np.nan)
+  with pytest.raises(DecodeError, match="this cloud has values that are not"):
+    model.embed(cloud=samples(2))
+  monkeypatch.setitem(MODALITIES, KEY, record)
   config = run_config(trained[0] / "manifest.jsonl")
   source = open_source(config, "all")
   with pytest.raises(DecodeError, match="no token of this cloud is valid"):
