@@ -21,7 +21,7 @@ from mico_jax import axes
 from mico_jax.aliases import Params, PyTree
 from mico_jax.config import Config
 from mico_jax.models import MiCo
-from mico_jax.objectives import OBJECTIVES
+from mico_jax.objectives import OBJECTIVES, make_objective
 from mico_jax.parallel import sharding
 from mico_jax.train import lora
 from mico_jax.train.optimizer import Optimizer, make_optimizer
@@ -68,7 +68,7 @@ def _completed(params: Params, config: Config, key: Key[Array, ""]) -> Params:
   params = dict(params)
   extra = {}
   for index, name in enumerate(used_objectives(config)):
-    objective = OBJECTIVES[name](getattr(config.objectives, name))
+    objective = make_objective(config.objectives, name)
     own = objective.init(jax.random.fold_in(key, index + 1), config.model)
     if own:
       extra[name] = own
