@@ -85,7 +85,7 @@ def config(monkeypatch):
     tasks={
       "one": TaskConfig(
         sources={source: 1},
-        batch_size=8,
+        batch_size=16,
         objectives={"agreement": ("tv", "tva")},
       )
     },

@@ -31,52 +31,56 @@ ROOMS = {
   "world": "its scenes are seen and heard in ways of their own",
   "config": "defaults of options",
   "configs": "a recipe chooses modalities",
-  "finetuning": "recipes of data sets of pictures, clips and sounds",
   "testing": "makes files and references of single modalities",
   "benchmarks": "measures one modality's path",
 }
-# (room, file) -> words it may say, and why.
-FILES: dict[tuple[str, str], tuple[str, str]] = {
+# File -> words it may say, and why.
+FILES: dict[str, tuple[str, str]] = {
   # Formats of others, whose names are mapped to ours.
-  ("interop", "mico.py"): ("video audio depth n subtitle", "the original"),
-  ("interop", "mico_folder.py"): (
+  "interop/names/mico.py": ("video audio depth n subtitle", "the original"),
+  "interop/importing/mico_folder.py": (
     "image video audio depth normal subtitle",
     "the original's options of each modality",
   ),
-  ("interop", "released.py"): ("video audio depth subtitle", "the original"),
-  ("interop", "open_clip_folder.py"): ("image v", "a client of pictures"),
-  ("interop", "timm_folder.py"): ("image v depth", "a client of pictures"),
-  ("interop", "towers.py"): ("image video", "towers of pictures"),
-  ("data", "worlds.py"): ("video depth normal", "the arrays of OmniWorld"),
+  "interop/exporting/official_folder.py": (
+    "video audio depth subtitle",
+    "the original",
+  ),
+  "interop/exporting/openclip_folder.py": ("image v", "a client of pictures"),
+  "interop/exporting/timm_folder.py": ("image v depth", "a client of pictures"),
+  "interop/importing/towers.py": ("image video", "towers of pictures"),
+  "data/sources/omniworld.py": (
+    "video depth normal",
+    "the arrays of OmniWorld",
+  ),
   # A section of the config.
-  ("evaluation", "features.py"): ("audio", "config.data.audio"),
-  ("interop", "torch.py"): ("audio", "config.data.audio"),
-  ("interop", "modeling_mico.py"): (
+  "evaluation/features.py": ("audio", "config.data.audio"),
+  "interop/exporting/torch_folder.py": ("audio", "config.data.audio"),
+  "interop/torch_template/modeling_mico.py": (
     "audio depth",
     "config.data.audio; config.model.*.depth, a number of blocks",
   ),
+  "train/finetuning.py": ("image video audio", "settings of data sets"),
   # A number of blocks.
-  ("docs", "tables.py"): ("depth", "config.model.*.depth"),
-  ("interop", "hf.py"): ("depth", "config.model.*.depth"),
-  ("interop", "mico_vision.py"): ("depth", "config.model.*.depth"),
-  ("interop", "timm.py"): ("depth", "config.model.*.depth"),
-  ("models", "staged.py"): ("depth", "config.model.*.depth"),
+  "docs/tables.py": ("depth", "config.model.*.depth"),
+  "interop/importing/transformers_vision.py": ("depth", "config.model.*.depth"),
+  "interop/names/mico_vision.py": ("depth", "config.model.*.depth"),
+  "interop/importing/timm_vision.py": ("depth", "config.model.*.depth"),
+  "models/staged.py": ("depth", "config.model.*.depth"),
   # A letter of something else.
-  ("data", "tfds_source.py"): ("i", "a kind of dtype"),
-  ("evaluation", "ptb.py"): ("n", "a letter of a word"),
-  ("interop", "hf_names.py"): ("v", "queries, keys, values"),
-  ("models", "presets.py"): ("s", "a size of encoders"),
-  ("models", "swin.py"): ("s", "a size of encoders"),
-  ("models", "unireplknet.py"): ("a n s", "sizes of encoders"),
-  ("run", "report.py"): ("s", "a plural"),
-  ("train", "lora.py"): ("a", "the first factor of a delta"),
+  "data/sources/tfds.py": ("i", "a kind of dtype"),
+  "evaluation/ptb.py": ("n", "a letter of a word"),
+  "interop/names/transformers_vision.py": ("v", "queries, keys, values"),
+  "models/presets.py": ("s", "a size of encoders"),
+  "models/swin.py": ("s", "a size of encoders"),
+  "models/unireplknet.py": ("a n s", "sizes of encoders"),
+  "run/monitor/report.py": ("s", "a plural"),
+  "train/lora.py": ("a", "the first factor of a delta"),
 }
 
 
-def place(path: pathlib.Path) -> tuple[str, str]:
-  """Room and file name, wherever within the room it lies."""
-  parts = path.relative_to(PACKAGE).parts
-  return parts[0].removesuffix(".py"), parts[-1]
+def room_of(place: str) -> str:
+  return place.partition("/")[0].removesuffix(".py")
 
 
 def literals(path: pathlib.Path) -> Iterator[tuple[int, str]]:
@@ -86,19 +90,20 @@ def literals(path: pathlib.Path) -> Iterator[tuple[int, str]]:
       yield node.lineno, node.value
 
 
-def named() -> dict[tuple[str, str], list[tuple[int, str]]]:
-  """(room, file) -> line and word of what names a modality."""
-  found: dict[tuple[str, str], list[tuple[int, str]]] = {}
+def named() -> dict[str, list[tuple[int, str]]]:
+  """File -> line and word of what names a modality."""
+  found: dict[str, list[tuple[int, str]]] = {}
   for path in sorted(PACKAGE.rglob("*.py")):
     hits = [(line, word) for line, word in literals(path) if word in WORDS]
-    if hits and place(path)[0] not in ROOMS:
-      found.setdefault(place(path), []).extend(hits)
+    place = path.relative_to(PACKAGE).as_posix()
+    if hits and room_of(place) not in ROOMS:
+      found[place] = hits
   return found
 
 
 def test_no_modality_is_named_outside_its_record():
   problems = [
-    f"{'/'.join(where)}:{line}: {word!r} is a modality; ask its record"
+    f"{where}:{line}: {word!r} is a modality; ask its record"
     for where, hits in named().items()
     for line, word in hits
     if word not in FILES.get(where, ("", ""))[0].split()

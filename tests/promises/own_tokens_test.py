@@ -34,8 +34,7 @@ from mico_jax.data.pipeline import Pipeline
 from mico_jax.data.samples import load_inputs
 from mico_jax.data.sources import open_source
 from mico_jax.data.tokenizer import make_tokenizer
-from mico_jax.interop import torch_embeddings
-from mico_jax.interop.exporting import export, stablehlo
+from mico_jax.interop.exporting import export, stablehlo, torch_embeddings
 from mico_jax.interop.exporting import torch_folder as exporter
 from mico_jax.layers.mlp import Dense
 from mico_jax.modalities import (
@@ -497,7 +496,7 @@ def test_torch_agrees(name, monkeypatch, tmp_path):
     hidden = other.encode_text(torch.as_tensor(ids), context=context)
     got = {
       "embed": other.features(LETTER, pooled),
-      "match": other.matching_logits(hidden),
+      "match": other.matching_logits(hidden, torch.as_tensor(ids)),
     }
     tower = other.tower(KEY)(x)
   for key, value in want.items():
