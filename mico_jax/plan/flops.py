@@ -30,7 +30,7 @@ def _cudnn(eqn: Any) -> float | None:
 
 
 def count(jaxpr: Any) -> dict[str, float]:
-  """FLOPs of the products in a jaxpr by part of the step (`parts.PARTS`)."""
+  """FLOPs of the products in a jaxpr by part of the step (`parts.table`)."""
   found: dict[str, float] = defaultdict(float)
 
   def visit(inner: Any, times: float, scope: str) -> None:

@@ -1,5 +1,5 @@
-"""The loops, wired from everything above, and what they show and write.
+"""The training loop, wired from everything above.
 
-`progress` and `logging` tell of a run while it lasts, `report` draws it
-afterwards, `watch` raises alarms, `signals` turns SIGTERM into a clean stop.
+`pretrain` is the loop; `monitor` shows, writes and draws what happens in it,
+`cluster` keeps its processes together, `commands` are those beside training.
 """

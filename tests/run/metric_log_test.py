@@ -85,8 +85,8 @@ def test_tensorboard(tmp_path):
 def test_tensorboard_imports_neither_tensorflow_nor_torch(tmp_path):
   code = (
     "import sys\n"
-    "from mico_jax.run import logging\n"
-    f"logging.MetricsWriter({str(tmp_path)!r}).close()\n"
+    "from mico_jax.run.monitor import metric_log\n"
+    f"metric_log.MetricsWriter({str(tmp_path)!r}).close()\n"
     "assert not {'tensorflow', 'torch'} & set(sys.modules)\n"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
