@@ -186,7 +186,7 @@ def test_they_embed_match_and_write(trained):
 def test_they_export_to_pytorch(trained, tmp_path):
   pytest.importorskip("torch")
   source = export.open_source(str(trained[2]))
-  exporter.write(source, tmp_path, export.Report("torch", {}))
+  exporter.write(source, tmp_path, export.ExportReport("torch", {}))
   gaps = exporter.compare(source, tmp_path)
   for key in ("thermal", "imu"):
     mine = [gap for name, gap in gaps.items() if f"embed/{key}/" in name]

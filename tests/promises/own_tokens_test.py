@@ -326,7 +326,7 @@ def test_it_exports(trained, model, tmp_path):
   pytest.importorskip("torch")
   folder, _ = trained
   source = export.open_source(str(folder / "w"))
-  exporter.write(source, tmp_path, export.Report("torch", {}))
+  exporter.write(source, tmp_path, export.ExportReport("torch", {}))
   gaps = exporter.compare(source, tmp_path)
   ours = [name for name in gaps if f"/{KEY}/" in name]
   assert len(ours) == 6  # three inputs, prepared by us and by the folder
@@ -343,7 +343,7 @@ def test_it_exports(trained, model, tmp_path):
 
 def test_its_functions_are_exported(trained, tmp_path):
   source = export.open_source(str(trained[0] / "w"))
-  stablehlo.write(source, tmp_path, export.Report("stablehlo", {}))
+  stablehlo.write(source, tmp_path, export.ExportReport("stablehlo", {}))
   gaps = stablehlo.compare(source, tmp_path)
   assert {k for k in gaps if KEY in k}
   assert max(gaps.values()) <= LIMIT
@@ -481,8 +481,8 @@ def test_torch_agrees(name, monkeypatch, tmp_path):
   params = random_params(model)
   host_params = jax.tree.map(np.asarray, params)
   checkpoint = Checkpoint(tmp_path, 0, config, {}, host_params, "params", {})
-  source = export.Source(checkpoint, host_params, tokenizer, model)
-  exporter.write(source, tmp_path, export.Report("torch", {}))
+  source = export.OpenedCheckpoint(checkpoint, host_params, tokenizer, model)
+  exporter.write(source, tmp_path, export.ExportReport("torch", {}))
   other = exporter.load_module(tmp_path).MiCo.from_folder(tmp_path)
   ids = np.tile(np.array([[2, 9, 11, 3]]), (3, 1))
   with jax.default_matmul_precision("highest"):

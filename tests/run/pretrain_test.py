@@ -225,18 +225,19 @@ import os, signal, sys
 import jax
 from mico_jax.cli import main as cli
 from mico_jax.parallel.mesh import make_mesh
-from mico_jax.run import logging, setup
+from mico_jax.run import setup
+from mico_jax.run.monitor import metric_log
 
 setup.make_mesh = lambda config: make_mesh(config, jax.devices()[:1])
 setup.make_self_check = lambda *_: None
-write = logging.MetricsWriter.write
+write = metric_log.MetricsWriter.write
 
 def writing(self, step, values, **options):
   write(self, step, values, **options)
   if step == {at}:
     os.kill(os.getpid(), signal.SIGTERM)
 
-logging.MetricsWriter.write = writing
+metric_log.MetricsWriter.write = writing
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -426,7 +427,7 @@ def test_collapse_is_alarmed(tmp_path, capsys, monkeypatch):
   pretrain(tiny(checkpoint_every=0, collapse_patience=3), tmp_path / "w")
   events = [x for x in read_metrics(tmp_path / "w") if "event" in x]
   assert {x["event"] for x in events} == {"collapse"}
-  assert "ln(4) = 1.386" in events[0]["message"]
+  assert "at chance, 1.386" in events[0]["message"]
   assert "ALARM" in capsys.readouterr().err
 
 
