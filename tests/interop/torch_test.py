@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mico_jax import interop
 from mico_jax.checkpoint.restore import Checkpoint
 from mico_jax.config import Config, InputConfig, TextConfig, VisionConfig
 from mico_jax.data.tokenizer import (
@@ -362,7 +363,7 @@ def test_preprocessing(key, name, tmp_path):
 
 @functools.cache
 def template() -> Any:
-  folder = pathlib.Path(exporter.__file__).parent / "torch_template"
+  folder = pathlib.Path(interop.__file__).parent / "torch_template"
   return exporter.load_module(folder)
 
 
