@@ -8,10 +8,10 @@ TPU), `report` (what it says of a program, and what that is worth), `program`
 from mico_jax.aot.chips import CHIPS, Chip, chip
 from mico_jax.aot.compiler import (
   devices,
-  given_flags,
   missing,
   one_device,
   prepare,
+  user_flags,
 )
 from mico_jax.aot.kernels import kernel_name, read_bundles, result_shapes
 from mico_jax.aot.program import Call, Program, read_program
@@ -26,7 +26,6 @@ __all__ = [
   "chip",
   "compile_report",
   "devices",
-  "given_flags",
   "kernel_name",
   "missing",
   "one_device",
@@ -34,4 +33,5 @@ __all__ = [
   "read_bundles",
   "read_program",
   "result_shapes",
+  "user_flags",
 ]

@@ -75,12 +75,12 @@ def prepare(folder: str | os.PathLike[str] | None = None) -> pathlib.Path:
     TPU_WORKER_HOSTNAMES="localhost",
     TPU_ACCELERATOR_TYPE="v5litepod-4",
     ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-    LIBTPU_INIT_ARGS=" ".join([_STACK_FLAG, *given_flags().split(), *own]),
+    LIBTPU_INIT_ARGS=" ".join([_STACK_FLAG, *user_flags().split(), *own]),
   )
   return _folder
 
 
-def given_flags() -> str:
+def user_flags() -> str:
   """The user's flags for libtpu, without those of `prepare`."""
   given = os.environ.get("LIBTPU_INIT_ARGS", "").split()
   own = (_STACK_FLAG, *_DUMP_FLAGS)

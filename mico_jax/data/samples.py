@@ -18,10 +18,10 @@ from mico_jax.data.sources import SOURCES, Source
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import (
   MODALITIES,
+  CustomEmbedding,
   DecodeError,
   Geometry,
   Mode,
-  OwnEmbedding,
   by_letter,
   letters,
   preprocessing,
@@ -162,7 +162,7 @@ def input_shape(config: Config, key: str, *, train: bool = True) -> ArrayShape:
   sizes = {"T": g.frames, "Y": g.size, "X": g.size, "C": 3}
   if modality.embedding == "text":
     sizes["L"] = language.max_length(config.data.tokenizer, modality.text_kinds)
-  if isinstance(modality.embedding, OwnEmbedding):
+  if isinstance(modality.embedding, CustomEmbedding):
     frame = modality.embedding.frame
     sizes.update(zip(modality.spec.dims[1:], frame, strict=False))
   shape = tuple(sizes[d] for d in modality.spec.dims)

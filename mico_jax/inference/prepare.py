@@ -27,7 +27,7 @@ from mico_jax.modalities import (
   as_configured,
   preprocessing,
 )
-from mico_jax.modalities.given import (
+from mico_jax.modalities.items import (
   NOT_FINITE,
   Item,
   as_array,

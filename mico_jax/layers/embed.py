@@ -2,8 +2,8 @@
 
 A modality that is a grid of patches uses `PatchEmbed`, shared by all of them. A
 new kind of input names a class like `SignalEmbed` in its record
-(`mico_jax.modalities.OwnEmbedding`); the class gets the arrays of single frames
-and gives tokens with positions of its own.
+(`mico_jax.modalities.CustomEmbedding`); the class gets the arrays of single
+frames and gives tokens with positions of its own.
 """
 
 from __future__ import annotations

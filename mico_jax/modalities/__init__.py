@@ -16,11 +16,11 @@ from mico_jax.modalities.base import (
   Alias,
   ArraySpec,
   Caption,
+  CustomEmbedding,
   DecodeError,
   Geometry,
   Modality,
   Mode,
-  OwnEmbedding,
 )
 from mico_jax.modalities.depth import DEPTH
 from mico_jax.modalities.files import FileSpec, parse_file
@@ -144,12 +144,12 @@ __all__ = [
   "Alias",
   "ArraySpec",
   "Caption",
+  "CustomEmbedding",
   "DecodeError",
   "FileSpec",
   "Geometry",
   "Modality",
   "Mode",
-  "OwnEmbedding",
   "as_configured",
   "by_extension",
   "by_letter",

@@ -99,7 +99,7 @@ class Alias:
 
 
 @dataclass(frozen=True)
-class OwnEmbedding:
+class CustomEmbedding:
   """How a modality that is no grid of pixels becomes tokens.
 
   Attributes:
@@ -159,7 +159,7 @@ class Modality:
   # A deterministic decoded sample for self-checks and fake batches, which
   # `decode` takes as well.
   example: Callable[[Geometry, int], Any]
-  embedding: Literal["patch", "text"] | OwnEmbedding = "patch"
+  embedding: Literal["patch", "text"] | CustomEmbedding = "patch"
   context_type: str = ""  # names frame table, type vector and projection
   # Letter of a modality whose contrastive head it shares and that it may stand
   # for, as an image for a video; "": it has a head of its own.

@@ -172,7 +172,7 @@ def _mode(name: str, place: Place, *, relative: bool, about: str) -> _Mode:
   )
 
 
-def _released_host(
+def _official_host(
   clip: Clip, geometry: Geometry, rng: np.random.Generator | None = None
 ) -> np.ndarray:
   if geometry.depth_unit != "relative":
@@ -187,7 +187,7 @@ def _released_host(
   return place_clip(clip, geometry, rng, squash, resize)[0].astype(np.float32)
 
 
-def _released_pixels(array: Any, *, geometry: Geometry, xp: Any) -> Any:
+def _official_pixels(array: Any, *, geometry: Geometry, xp: Any) -> Any:
   """Depth as the grey picture that the released encoder was shown."""
   del geometry
   x = array.astype(xp.float32)[..., None]
@@ -217,8 +217,8 @@ DEPTH = Modality(
     ),
     _Mode(
       "relative_mico_demo",
-      _released_host,
-      _released_pixels,
+      _official_host,
+      _official_pixels,
       description="relative depth as a grey image of image mode mico_demo",
       dtype="float32",
       unit="relative",

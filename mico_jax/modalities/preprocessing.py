@@ -14,11 +14,11 @@ import numpy as np
 from mico_jax.config import Config, InputConfig
 from mico_jax.modalities import (
   MODALITIES,
+  CustomEmbedding,
   DecodeError,
   Geometry,
   Modality,
   Mode,
-  OwnEmbedding,
 )
 
 
@@ -77,7 +77,7 @@ def travelling(
   """
   array = mode.host(decoded, geometry, rng)
   own = modality.embedding
-  if isinstance(own, OwnEmbedding) and own.valid is not None:
+  if isinstance(own, CustomEmbedding) and own.valid is not None:
     frames = mode.to_pixels(array, geometry=geometry, xp=np)
     mask = own.valid_tokens(frames, xp=np)
     if mask is not None and not mask.any():

@@ -140,7 +140,7 @@ def resize_nearest(
   return x[:, rows[:, None], cols[None, :]]
 
 
-def resize_released(
+def resize_official(
   x: UInt8[np.ndarray, "T Y X C"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "T y x C"]:
   """`resize_bilinear`, rounded to the uint8 that travels to the device."""
@@ -331,14 +331,14 @@ VISUAL_MODES = modes(
   frame_mode(
     "mico_train",
     squash,
-    resize_released,
+    resize_official,
     CLIP,
     description="the released training: squash, no antialias; CLIP",
   ),
   frame_mode(
     "crop_flip",
     crop_flip,
-    resize_released,
+    resize_official,
     CLIP,
     description="crop of 80-100% and flip; eval: centre crop; CLIP",
   ),

@@ -27,7 +27,7 @@ from mico_jax.kernels.dtypes import accumulation_dtype, supported_dtype
 from mico_jax.layers import dropout, pool
 from mico_jax.layers.stack import REMAT
 from mico_jax.modalities import MODALITIES, as_configured, by_letter
-from mico_jax.models import own_tokens, parameters
+from mico_jax.models import custom_embedding, parameters
 from mico_jax.models.resize import resize_frames
 from mico_jax.models.text import Context, TextModel, apply, precise
 
@@ -157,7 +157,7 @@ class MiCo(TextModel):
           f"{key}: token_indices name patches; it has tokens of its own."
         )
       embedding = params["embedding"][key]
-      options |= own_tokens.embed(self.config, embedding, key, flat)
+      options |= custom_embedding.embed(self.config, embedding, key, flat)
     tokens, hidden = apply(encoder, params["vision"], **options)
     tokens = tokens.reshape(batch, frames, *tokens.shape[1:])
     if not return_hidden:
@@ -171,7 +171,7 @@ class MiCo(TextModel):
 
     The class token of a frame is valid if any of the others is.
     """
-    return own_tokens.valid_tokens(
+    return custom_embedding.valid_tokens(
       key, pixels, class_token=self.has_class_token
     )
 

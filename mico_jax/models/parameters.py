@@ -29,7 +29,7 @@ from mico_jax.modalities import (
   as_configured,
   by_letter,
 )
-from mico_jax.models import own_tokens
+from mico_jax.models import custom_embedding
 from mico_jax.models.encoder import Encoder
 from mico_jax.models.encoders import ENCODERS, TEXT_ENCODERS
 from mico_jax.models.text_tower import TextTower
@@ -254,14 +254,14 @@ def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
   ):
     if rows:
       found[name,] = Free((rows, text.width), (axes.POSITION, axes.EMBED))
-  for key, embedding in own_tokens.own_embeddings(config).items():
+  for key, embedding in custom_embedding.custom_embeddings(config).items():
     if not vit.supports_token_indices:
       raise ValueError(
         f"{key} brings its own embedding, and encoder={vision.encoder!r} takes "
         f"pixels only; remove {MODALITIES[key].context_type!r} from "
         "config.model.frame_table or choose encoder='vit'."
       )
-    module = own_tokens.module(config, key, embedding)
+    module = custom_embedding.module(config, key, embedding)
     example = jnp.zeros((1, *embedding.frame))
     found["embedding", key] = Part(module, (example,))
   return found

@@ -117,8 +117,11 @@ class Inputs:
     """Row keys for a dropout site; None in evaluation."""
     return self.keys(f"dropout/{site}") if self.train else None
 
-  def given(self, objective: str, group: str) -> Mapping[str, Array]:
-    """Draws handed in by the caller instead of random ones; may be empty."""
+  def row_arrays(self, objective: str, group: str) -> Mapping[str, Array]:
+    """Arrays of the rows for a group, from outside; may be empty.
+
+    Draws that a caller fixed, or what `Objective.global_arrays` gave.
+    """
     return self.batch.get("draws", {}).get(objective, {}).get(group, {})
 
   def row_weight(self, group: str) -> Float[Array, " B"]:
@@ -146,8 +149,8 @@ class Objective(abc.ABC):
     needs: what the step must prepare for its groups.
     whole_batch: it compares rows of the whole batch, and reads their features
       and texts alone; the others look at one row at a time, beside what
-      `of_batch` gives them.
-    row_indices: names of what `of_batch` gives that are indices of rows.
+      `global_arrays` gives them.
+    row_indices: names of what `global_arrays` gives that are indices of rows.
     drops_patches: it encodes a part of the patches, which not every encoder can
       do.
     curves: those of its metrics that a report draws, besides its loss.
@@ -177,8 +180,8 @@ class Objective(abc.ABC):
       weights = weights * inputs.text_weight(inputs.batch["text"][group])
     return weights
 
-  def of_batch(self, inputs: Inputs, group: str) -> Mapping[str, Array]:
-    """What a row must know of the whole batch: comes back as `Inputs.given`.
+  def global_arrays(self, inputs: Inputs, group: str) -> Mapping[str, Array]:
+    """What a row must know of the whole batch: comes back as `Inputs.row_arrays`.
 
     Reads features and texts alone; arrays of one entry per row.
     """

@@ -34,7 +34,7 @@ def scored_text(
   prob: float,
 ) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
   """(ids to read, labels) of a text: given, or drawn for each row."""
-  given = inputs.given(objective, group)
+  given = inputs.row_arrays(objective, group)
   if given:
     return given["ids"], given["labels"]
   keys = inputs.keys(f"{objective}/{group}")

@@ -167,7 +167,7 @@ class MaskedModelling(Objective):
     del width
     patch = round((params["head"]["bias"].shape[0] // 3) ** 0.5)
     site = f"masked_modelling/{group}/{key}"
-    visible = inputs.given(self.name, group).get("token_indices")
+    visible = inputs.row_arrays(self.name, group).get("token_indices")
     if visible is None:
       visible = rng.row_subset(
         inputs.keys(site), total, self.num_visible(total)

@@ -82,7 +82,7 @@ class Matching(Objective):
   ) -> dict[str, Array]:
     """Indices of the negatives, whether each row has any, the drawn texts."""
     slot, options = inputs.text[group], self.config
-    given = inputs.given(self.name, group)
+    given = inputs.row_arrays(self.name, group)
     if given:
       everyone = jnp.ones_like(valid)
       found = {"has_context": everyone, "has_text": everyone, **given}
@@ -122,7 +122,7 @@ class Matching(Objective):
       "text_ids": text_ids,
     }
 
-  def of_batch(self, inputs: Inputs, group: str) -> Mapping[str, Array]:
+  def global_arrays(self, inputs: Inputs, group: str) -> Mapping[str, Array]:
     """The mined negatives of every row."""
     return self.mine(inputs, group, self.weights(inputs, group) > 0)
 

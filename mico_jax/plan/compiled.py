@@ -106,7 +106,7 @@ def program_hash(
   about: list[Any] = [_VERSION, where.name, dict(mesh), list(parts.table())]
   about += [jax.__version__, version, os.environ.get("XLA_FLAGS", ""), options]
   about.append(
-    gpu.description(where.kind) if where.is_gpu else aot.given_flags()
+    gpu.description(where.kind) if where.is_gpu else aot.user_flags()
   )
   return hashlib.sha256(f"{about}\n{text}".encode()).hexdigest()
 

@@ -30,7 +30,7 @@ from mico_jax.data.tokenizer import TokenizerInfo
 from mico_jax.inference.self_check import model_params
 from mico_jax.modalities import (
   MODALITIES,
-  OwnEmbedding,
+  CustomEmbedding,
   by_letter,
   preprocessing,
 )
@@ -121,7 +121,7 @@ def views_of(config: Config, task: TaskConfig) -> Views:
     frames = preprocessing.input_config(config, key).frames
     length = (vision.image_size // vision.patch_size) ** 2
     embedding = MODALITIES[key].embedding
-    if isinstance(embedding, OwnEmbedding):
+    if isinstance(embedding, CustomEmbedding):
       frames = shape[0] if "T" in MODALITIES[key].spec.dims else 1
       length = embedding.tokens
     images += frames

@@ -220,7 +220,7 @@ class Accumulation:
     )
 
   def _handed(self, found: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """What `_of_batch` found, for micro-batches of `rows` rows.
+    """What `_global_arrays` found, for micro-batches of `rows` rows.
 
     Indices of rows become positions within the micro-batch.
     """
@@ -239,11 +239,11 @@ class Accumulation:
       }
     return handed
 
-  def _of_batch(self, inputs: Inputs) -> dict[str, Any]:
+  def _global_arrays(self, inputs: Inputs) -> dict[str, Any]:
     """What rows must know of the batch: objective -> group -> arrays."""
     found: dict[str, Any] = {}
     for name, (objective, groups) in self.selected.items():
-      drawn = {g: dict(objective.of_batch(inputs, g)) for g in groups}
+      drawn = {g: dict(objective.global_arrays(inputs, g)) for g in groups}
       if any(drawn.values()):
         found[name] = drawn
     return found
@@ -303,7 +303,7 @@ class Accumulation:
     inputs = self._whole(params, cache, batch, step, plan)
     counts, shares = self._weigh(inputs)
     metrics.update(shares)
-    found = self._of_batch(inputs)
+    found = self._global_arrays(inputs)
     handed = split(self._handed(found, rows), count, self.partition)
     given = {**micro.get("draws", {}), **handed}
 

@@ -56,4 +56,4 @@ def test_the_flags_of_the_user_are_kept(monkeypatch):
     "--fibers_default_thread_stack_size=1048576 "
     "--xla_a=1 --xla_jf_dump_to=/x --xla_b=2",
   )
-  assert aot.given_flags() == "--xla_a=1 --xla_b=2"
+  assert aot.user_flags() == "--xla_a=1 --xla_b=2"

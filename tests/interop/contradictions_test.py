@@ -12,7 +12,7 @@ from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.importing import formats, run_config
 from mico_jax.interop.importing.formats import FORMATS
-from mico_jax.testing import released_folder as tiny
+from mico_jax.testing import official_folder as tiny
 
 WIDTH, HIDDEN, PATCH, SIZE = 8, 12, 4, 8
 VIT = {

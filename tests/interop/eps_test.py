@@ -15,7 +15,7 @@ from mico_jax.config import ModelConfig, TextConfig, VisionConfig
 from mico_jax.interop.names import mico, mico_vision, staged_vision, timm_vision
 from mico_jax.interop.names.weight_map import to_theirs
 from mico_jax.models import build, presets, swin
-from mico_jax.testing.released_folder import staged_zeros
+from mico_jax.testing.official_folder import staged_zeros
 
 EPS = 1e-5  # of both originals
 WIDTH, PATCH = 8, 4

@@ -37,7 +37,7 @@ from mico_jax.interop.importing import mico_folder
 from mico_jax.interop.names import timm_vision, torch_modules
 from mico_jax.models import build
 from mico_jax.models.presets import PRESETS, VISION
-from mico_jax.testing import released_folder as tiny
+from mico_jax.testing import official_folder as tiny
 from mico_jax.testing.tiny_checkpoint import save_tiny, tiny_config
 
 
@@ -107,7 +107,7 @@ Image.new("RGBA", (20, 30)).save("clear.png")
 white = torch.full((30, 20, 3), 255, dtype=torch.uint8)
 both = model.embed(image=["clear.png", white])["image"]
 assert torch.allclose(both[0], both[1], atol=1e-6)
-from mico_inputs.given import Item
+from mico_inputs.items import Item
 counts = Item(torch.full((9, 9), 1500, dtype=torch.int32), "millimetre")
 both = model.embed(depth=[counts, torch.full((9, 9), 1.5)])["depth"]
 assert torch.allclose(both[0], both[1], atol=1e-6)

@@ -15,7 +15,7 @@ from mico_jax.inference import omni_model
 from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.importing import formats, run_config
 from mico_jax.interop.importing.formats import FORMATS
-from mico_jax.testing import released_folder as tiny
+from mico_jax.testing import official_folder as tiny
 
 EVA, CLIP, PLAIN = tiny.EVA, tiny.CLIP, tiny.PLAIN
 # Form -> encoder, what our table's names have more than the file's, and what

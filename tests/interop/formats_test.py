@@ -23,7 +23,7 @@ from mico_jax.interop.importing.formats import FORMATS
 from mico_jax.interop.names import mico_vision, staged_vision
 from mico_jax.models import build
 from mico_jax.run.warm_start import warm_start
-from mico_jax.testing import released_folder as tiny
+from mico_jax.testing import official_folder as tiny
 
 EVA, CLIP, PLAIN = tiny.EVA, tiny.CLIP, tiny.PLAIN
 # Form -> encoder, and our table's names -> those of the file.

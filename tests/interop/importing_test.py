@@ -27,7 +27,7 @@ from mico_jax.interop.importing.formats import FORMATS
 from mico_jax.interop.names import mico
 from mico_jax.models import build
 from mico_jax.run.warm_start import warm_start
-from mico_jax.testing import released_folder as tiny
+from mico_jax.testing import official_folder as tiny
 from mico_jax.testing.tiny_checkpoint import resign
 
 
@@ -81,7 +81,7 @@ def test_values_are_those_of_the_file(imported, values):
     mico.rename(name): value.astype(np.float32)
     for name, value in values.items()
   }
-  want = mico.from_released(single, checkpoint.config.model)
+  want = mico.from_official(single, checkpoint.config.model)
   jax.tree.map(np.testing.assert_array_equal, dict(checkpoint.params), want)
   info = checkpoint.manifest["items"]["params"]["vision/blocks/norm1/scale"]
   assert [one["name"] for one in info["original"]] == [

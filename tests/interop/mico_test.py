@@ -52,15 +52,15 @@ def _params(config=CONFIG):
 
 def test_round_trip_is_exact():
   params = _params()
-  tensors = mico.to_released(params, CONFIG)
+  tensors = mico.to_official(params, CONFIG)
   jax.tree.map(
-    np.testing.assert_array_equal, mico.from_released(tensors, CONFIG), params
+    np.testing.assert_array_equal, mico.from_official(tensors, CONFIG), params
   )
-  found = mico.config_from_released(tensors, vision_heads=2, text_heads=2)
+  found = mico.config_from_official(tensors, vision_heads=2, text_heads=2)
   text = dataclasses.replace(found.text, dropout=CONFIG.text.dropout)
   found = dataclasses.replace(found, text=text, heads=CONFIG.heads)
   assert found == CONFIG
-  unpacked = mico.to_released(params, CONFIG, copies=False)
+  unpacked = mico.to_official(params, CONFIG, copies=False)
   assert len(tensors) == len(unpacked) + 3
   leaves = sum(x.size for x in jax.tree.leaves(params))
   assert sum(x.size for x in unpacked.values()) == leaves
@@ -68,7 +68,7 @@ def test_round_trip_is_exact():
 
 def test_layouts():
   params = _params()
-  tensors = mico.to_released(params, CONFIG)
+  tensors = mico.to_official(params, CONFIG)
   kernel = params["vision"]["patch_embed"]["proj"]["kernel"]
   weight = tensors["vision_encoder.visual.patch_embed.proj.weight"]
   assert weight.shape == (8, 3, 4, 4)
@@ -81,29 +81,29 @@ def test_layouts():
 
 
 def test_tied_copy_wins_and_unused_names_are_ignored():
-  tensors = mico.to_released(_params(), CONFIG)
+  tensors = mico.to_official(_params(), CONFIG)
   copy = "multimodal_encoder.cls.predictions.decoder.weight"
   tensors[copy] = tensors[copy] + 1
   tensors["vision_encoder.text.positional_embedding"] = np.zeros(3)
-  params = mico.from_released(tensors, CONFIG)
+  params = mico.from_official(tensors, CONFIG)
   np.testing.assert_array_equal(params["text"]["embed"]["words"], tensors[copy])
 
 
 def test_mistakes_are_named():
-  tensors = mico.to_released(_params(), CONFIG)
+  tensors = mico.to_official(_params(), CONFIG)
   missing = {k: v for k, v in tensors.items() if k != "contra_temp"}
   with pytest.raises(ValueError, match="contra_temp"):
-    mico.from_released(missing, CONFIG)
+    mico.from_official(missing, CONFIG)
   with pytest.raises(ValueError, match="left over"):
-    mico.from_released({**tensors, "new.weight": np.zeros(2)}, CONFIG)
+    mico.from_official({**tensors, "new.weight": np.zeros(2)}, CONFIG)
   wider = dataclasses.replace(CONFIG, embed_dim=7)
   with pytest.raises(ValueError, match="config wants"):
-    mico.from_released(tensors, wider)
+    mico.from_official(tensors, wider)
   native = dataclasses.replace(
     CONFIG, heads=(*CONFIG.heads, "n"), normals_as="normal"
   )
   with pytest.raises(ValueError, match="contrastive_head/n"):
-    mico.to_released(_params(native), native)
+    mico.to_official(_params(native), native)
 
 
 def test_old_names():

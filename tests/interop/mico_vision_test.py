@@ -64,7 +64,7 @@ def released(name, **changes):
   """Config, parameters, and the released form of the encoder alone."""
   config = model_config(name, **changes)
   params = random_vision(config)
-  return config, params, mico.to_released(params, config, parts=["vision"])
+  return config, params, mico.to_official(params, config, parts=["vision"])
 
 
 def shapes_of(config):
@@ -91,9 +91,9 @@ def shapes_of(config):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_round_trip_is_exact(name):
   config, params, tensors = released(name)
-  back = mico.from_released(tensors, config, parts=["vision"])
+  back = mico.from_official(tensors, config, parts=["vision"])
   jax.tree.map(np.testing.assert_array_equal, back, params)
-  unpacked = mico.to_released(params, config, parts=["vision"], copies=False)
+  unpacked = mico.to_official(params, config, parts=["vision"], copies=False)
   leaves = sum(x.size for x in jax.tree.leaves(params))
   assert sum(x.size for x in unpacked.values()) == leaves
   assert {k: v.shape for k, v in unpacked.items()} == shapes_of(config)
@@ -103,12 +103,12 @@ def test_round_trip_is_exact(name):
 def test_config_is_found(name):
   config, _, tensors = released(name)
   told = {"norm": "post"} if name == "eva02_e" else {}
-  found = mico.config_from_released(
+  found = mico.config_from_official(
     tensors, vision_heads=2, vision_options=told
   )
   assert found.vision == config.vision
   # Heads of rotary encoders are told by their tables, others are 64 wide.
-  found = mico.config_from_released(tensors, vision_options=told).vision
+  found = mico.config_from_official(tensors, vision_options=told).vision
   assert found.num_heads == (2 if config.vision.rope_grid else 1)
 
 
@@ -126,7 +126,7 @@ def test_heads_of_the_released_encoders(width, heads):
       "blocks.0.mlp.fc1.weight": (2 * width, width),
     }.items()
   }
-  assert mico.config_from_released(tensors).vision.num_heads == heads
+  assert mico.config_from_official(tensors).vision.num_heads == heads
 
 
 def test_names_and_layouts():
@@ -164,7 +164,7 @@ def test_rotary_tables_are_written_and_checked():
   assert len(tables) == 2 * (1 + config.vision.depth)
   assert all(v.shape == (9, 8) for v in tables.values())
   name = mico_vision.VISUAL + "blocks.1.attn.rope.freqs_sin"
-  load = lambda t, c=config: mico.from_released(t, c, parts=["vision"])
+  load = lambda t, c=config: mico.from_official(t, c, parts=["vision"])
   without = {k: v for k, v in tensors.items() if k not in tables}
   jax.tree.map(np.testing.assert_array_equal, load(without), params)
   rounded = {**tensors, name: tensors[name].astype(np.float16)}
@@ -199,7 +199,7 @@ def test_text_towers_are_ignored():
     lambda s: rng.normal(size=s.shape).astype(np.float32),
     build(config).abstract_params(),
   )
-  tensors = mico.to_released(params, config)
+  tensors = mico.to_official(params, config)
   for name in (
     "transformer.resblocks.0.ln_1.weight",
     "token_embedding.weight",
@@ -209,11 +209,11 @@ def test_text_towers_are_ignored():
   ):
     tensors["vision_encoder." + name] = np.zeros(3, np.float32)
   jax.tree.map(
-    np.testing.assert_array_equal, mico.from_released(tensors, config), params
+    np.testing.assert_array_equal, mico.from_official(tensors, config), params
   )
   tensors["vision_encoder.visual.transformer.extra"] = np.zeros(3)
   with pytest.raises(ValueError, match=r"visual\.transformer\.extra"):
-    mico.from_released(tensors, config)
+    mico.from_official(tensors, config)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_what_the_original_cannot_hold_is_named(name, changes, message):
     vision=dataclasses.replace(model_config(name).vision, **changes),
   )
   with pytest.raises(ValueError, match=message):
-    mico.to_released({"vision": {}}, config, parts=["vision"])
+    mico.to_official({"vision": {}}, config, parts=["vision"])
 
 
 @pytest.mark.golden

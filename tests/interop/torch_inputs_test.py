@@ -61,7 +61,7 @@ class Sides:
 
   def theirs(self, key: str, value: Any) -> np.ndarray:
     if isinstance(value, Item):
-      given = self.module.input_package().given
+      given = self.module.input_package().items
       value = given.Item(value.value, value.depth_unit)
     return self.reader.pixels(key, value).numpy()
 

@@ -10,7 +10,7 @@ import pytest
 from mico_jax.config import VisionConfig
 from mico_jax.interop.names import staged_vision, unireplknet
 from mico_jax.models.encoders import ENCODERS
-from mico_jax.testing.released_folder import staged_zeros
+from mico_jax.testing.official_folder import staged_zeros
 
 torch = pytest.importorskip("torch", reason="parity tests need torch")
 timm = pytest.importorskip("timm", reason="parity tests need timm")

@@ -167,14 +167,14 @@ def compare(vision, model, rules):
   """Runs both with timm's weights, by way of the released names."""
   config = ModelConfig(vision=vision)
   tensors = renamed(dict(model.named_parameters()), rules, vision)
-  params = mico.from_released(tensors, config, parts=["vision"])
+  params = mico.from_official(tensors, config, parts=["vision"])
   params = jax.tree.map(jnp.asarray, params)
   pixels, weight = arrays(vision)
   want, theirs = tokens_and_gradients(model, pixels, weight)
   got, grads = ours(vision, params, pixels, weight)
   np.testing.assert_allclose(got, want, atol=2e-5)
   theirs = renamed(theirs, rules, vision)
-  grads = mico.to_released(grads, config, parts=["vision"], copies=False)
+  grads = mico.to_official(grads, config, parts=["vision"], copies=False)
   assert set(theirs) == set(grads)
   for name, value in theirs.items():
     scale = max(np.abs(value).max(), 1.0)

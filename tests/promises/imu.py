@@ -8,11 +8,11 @@ import numpy as np
 
 from mico_jax.modalities.base import (
   ArraySpec,
+  CustomEmbedding,
   DecodeError,
   Geometry,
   Modality,
   Mode,
-  OwnEmbedding,
 )
 
 SHAPE = (32, 6)  # samples, channels: accelerations and rotations
@@ -57,7 +57,7 @@ IMU = Modality(
   modes={"plain": Mode("plain", host, to_pixels)},
   default_mode="plain",
   example=example,
-  embedding=OwnEmbedding(
+  embedding=CustomEmbedding(
     "mico_jax.layers.embed:SignalEmbed",
     frame=SHAPE,
     tokens=4,

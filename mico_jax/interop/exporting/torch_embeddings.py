@@ -1,6 +1,6 @@
 """The embeddings of modalities that a PyTorch folder takes along.
 
-A record names the PyTorch form of its own embedding (`OwnEmbedding.torch`);
+A record names the PyTorch form of its own embedding (`CustomEmbedding.torch`);
 that file is copied as it stands, without importing it.
 """
 
@@ -12,14 +12,14 @@ import sys
 from typing import Any
 
 from mico_jax.config import ConfigError, ModelConfig
-from mico_jax.modalities import OwnEmbedding
-from mico_jax.models import own_tokens
+from mico_jax.modalities import CustomEmbedding
+from mico_jax.models import custom_embedding
 
 FOLDER = "embeddings"
 _ALLOWED = {"torch", *sys.stdlib_module_names}
 
 
-def described(embedding: OwnEmbedding) -> dict[str, Any]:
+def described(embedding: CustomEmbedding) -> dict[str, Any]:
   """What config.json says of an embedding."""
   return {
     "class": embedding.torch.partition(":")[2],
@@ -38,11 +38,11 @@ def files(config: ModelConfig) -> dict[str, str]:
   """
   return {
     f"{FOLDER}/{key}.py": _source(key, embedding)
-    for key, embedding in own_tokens.own_embeddings(config).items()
+    for key, embedding in custom_embedding.custom_embeddings(config).items()
   }
 
 
-def _source(key: str, embedding: OwnEmbedding) -> str:
+def _source(key: str, embedding: CustomEmbedding) -> str:
   """The text of the file that holds the class `embedding.torch`."""
   said = f"{key}: embedding.torch={embedding.torch!r}"
   name, _, kind = embedding.torch.partition(":")

@@ -36,7 +36,7 @@ from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.names import torch_modules
 from mico_jax.modalities import (
   MODALITIES,
-  OwnEmbedding,
+  CustomEmbedding,
   as_configured,
   preprocessing,
 )
@@ -70,7 +70,7 @@ def _modalities(config: Config, preparer: Preparer) -> dict[str, Any]:
     }
     if m.kind == "interface":
       table[key]["max_length"] = preparer.max_length(key)
-    elif isinstance(m.embedding, OwnEmbedding):
+    elif isinstance(m.embedding, CustomEmbedding):
       table[key]["tokens"] = torch_embeddings.described(m.embedding)
   return table
 

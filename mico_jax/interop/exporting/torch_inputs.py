@@ -15,7 +15,7 @@ import re
 from mico_jax import config as config_lib
 
 PACKAGE = "mico_inputs"
-FIRST = ("__init__.py", "given.py")  # what the exported model imports
+FIRST = ("__init__.py", "items.py")  # what the exported model imports
 _SOURCE = "mico_jax.modalities"
 _CONFIG = "mico_jax.config"
 _TYPES = "jaxtyping"  # of annotations only

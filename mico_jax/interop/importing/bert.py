@@ -86,7 +86,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
       "number."
     )
   try:
-    found = mico.config_from_released(tensors, text_heads=heads).text
+    found = mico.config_from_official(tensors, text_heads=heads).text
   except (LookupError, ValueError, ArithmeticError) as error:
     raise WeightsError(
       f"{file}: no BERT: {error} is missing or of another form."

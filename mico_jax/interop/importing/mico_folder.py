@@ -208,7 +208,7 @@ def _model_config(tensors: Tensors, settings: Mapping[str, Any]) -> ModelConfig:
     if tiny.get("postnorm"):
       options["norm"] = "post"
   try:
-    config = released.config_from_released(
+    config = released.config_from_official(
       tensors,
       vision_heads=heads,
       text_heads=_number(

@@ -147,7 +147,7 @@ def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
   return found
 
 
-def from_released(
+def from_official(
   tensors: Mapping[str, np.ndarray],
   config: ModelConfig,
   *,
@@ -157,7 +157,7 @@ def from_released(
 
   Args:
     tensors: by released name (see `rename`), of the sizes of `config`.
-    config: of the model; `config_from_released` finds it.
+    config: of the model; `config_from_official` finds it.
     parts: top keys of our tree to build; None: all.
 
   Returns:
@@ -234,7 +234,7 @@ def buffers(
   return found
 
 
-def to_released(
+def to_official(
   params: Params,
   config: ModelConfig,
   *,
@@ -277,7 +277,7 @@ def rename(name: str) -> str:
   return name
 
 
-def config_from_released(
+def config_from_official(
   tensors: Mapping[str, Any],
   *,
   vision_heads: int | None = None,

@@ -20,7 +20,7 @@ one: pictures and normals also as Pillow images or uint8 [Y, X, 3] or
 scale [N], [N, C] or [C, N] at the configured rate, or (samples, rate); depth
 [Y, X] or [T, Y, X] of floats in the unit that preprocessing.json names, files
 of it as "mm:d.png", "m:d.npy" or "relative:d.png". Another unit of an array:
-mico_inputs.given.Item(array, "millimetre"). What cannot be read, or has no
+mico_inputs.items.Item(array, "millimetre"). What cannot be read, or has no
 finite output, is refused by a ValueError that names it.
 
 Letters: t text, s subtitle, v video, i image, a audio, d depth, n normal; a
@@ -1710,13 +1710,13 @@ def input_package() -> ModuleType:
       )
     known = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(known)
-  importlib.import_module(f"{name}.given")
+  importlib.import_module(f"{name}.items")
   return known
 
 
 def given() -> ModuleType:
   """What is said of inputs that a user hands in."""
-  return input_package().given
+  return input_package().items
 
 
 def contents(raw: Any) -> Any:

@@ -75,7 +75,7 @@ def demo_e2e(folder: Folder) -> Iterator[Check | Missing]:
 def _loaded(folder: Folder, model: OmniModel) -> Iterator[Check]:
   """The tensors after the loader."""
   params = jax.tree.map(np.asarray, model.params)
-  tensors = released.to_released(params, model.config.model)
+  tensors = released.to_official(params, model.config.model)
   stored = folder.path / "loaded_resized.safetensors"
   if stored.is_file():
     for name, want in safetensors_file.read(stored).items():

@@ -275,7 +275,7 @@ def _features(run: _Run, params: Any) -> dict[str, Any]:
 
 def _gradients(run: _Run, grads: Any, name: str) -> Iterator[Check]:
   """All gradients; what has none in the original must be zero here."""
-  ours = released.to_released(grads, run.config.model, copies=False)
+  ours = released.to_official(grads, run.config.model, copies=False)
   stored = run.folder.tensors(name)
   for key, value in stored.items():
     yield Check(f"{name}: {key}", ours[key], value, LOSS_LIMIT)
@@ -309,7 +309,7 @@ def _optimizer(run: _Run, params: Any) -> Iterator[Check]:
   for step in range(last + 1):
     name = f"weights_after_step{step}"
     if folder.has(name):
-      ours = released.to_released(params, config.model)
+      ours = released.to_official(params, config.model)
       for key, value in folder.tensors(name).items():
         yield Check(f"{name}: {key}", ours[key], value, WEIGHT_LIMIT)
     (total, metrics), grads = run.gradient(params, run.batch)

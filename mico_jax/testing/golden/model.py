@@ -27,7 +27,7 @@ def whole_model(folder: Folder) -> tuple[MiCo, dict[str, Any]]:
   """The model of a folder that holds a whole MiCo, with the quirks on."""
   settings = folder.config["model_cfg"]
   sizes, bert = settings["tiny_vision"], folder.config["bert_config_full"]
-  config = released.config_from_released(
+  config = released.config_from_official(
     folder.weights,
     vision_heads=sizes["width"] // sizes["head_width"],
     text_heads=bert["num_attention_heads"],
@@ -52,7 +52,7 @@ def whole_model(folder: Folder) -> tuple[MiCo, dict[str, Any]]:
     pool_frames=bool(settings.get("pool_video", False)),
     matmul_precision="highest",
   )
-  params = released.from_released(folder.weights, config)
+  params = released.from_official(folder.weights, config)
   return build(config), jax.tree.map(jnp.asarray, params)
 
 

@@ -33,7 +33,7 @@ def text_model(
     released.BERT + name.removeprefix(prefix): value
     for name, value in folder.weights.items()
   }
-  config = released.config_from_released(
+  config = released.config_from_official(
     weights, text_heads=settings["num_attention_heads"]
   )
   text = dataclasses.replace(
@@ -43,7 +43,7 @@ def text_model(
     dropout=0.0,
   )
   config = dataclasses.replace(config, text=text, matmul_precision="highest")
-  params = released.from_released(weights, config, parts=["text"])
+  params = released.from_official(weights, config, parts=["text"])
   return build(config), jax.tree.map(jnp.asarray, params)
 
 
@@ -147,7 +147,7 @@ def gradients(
   parts: list[str] | None = None,
 ) -> Iterator[Check]:
   """Checks gradients under their released names against a stored file."""
-  got = released.to_released(grads, config, parts=parts, copies=False)
+  got = released.to_official(grads, config, parts=parts, copies=False)
   for name, want in folder.tensors(file).items():
     yield Check(f"{file} {name}", got[name], want, LOSS_LIMIT)
 

@@ -35,11 +35,11 @@ def encoder(
     mico_vision.VISUAL + name.removeprefix(prefix): value
     for name, value in folder.weights.items()
   }
-  config = released.config_from_released(
+  config = released.config_from_official(
     weights, vision_heads=num_heads, vision_options=options
   )
   config = dataclasses.replace(config, matmul_precision="highest")
-  params = released.from_released(weights, config, parts=["vision"])
+  params = released.from_official(weights, config, parts=["vision"])
   return build(config), jax.tree.map(jnp.asarray, params)
 
 

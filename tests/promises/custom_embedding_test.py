@@ -40,11 +40,11 @@ from mico_jax.layers.mlp import Dense
 from mico_jax.modalities import (
   MODALITIES,
   ArraySpec,
+  CustomEmbedding,
   DecodeError,
   Geometry,
   Modality,
   Mode,
-  OwnEmbedding,
 )
 from mico_jax.models import build, forward
 from mico_jax.objectives import compute
@@ -149,7 +149,7 @@ CLOUD = Modality(
   modes={"plain": Mode("plain", host, to_pixels)},
   default_mode="plain",
   example=example,
-  embedding=OwnEmbedding(
+  embedding=CustomEmbedding(
     f"{__name__}:CloudEmbed",
     frame=(POINTS, 4),
     tokens=POINTS,
@@ -164,7 +164,7 @@ CLOUD = Modality(
 
 def record_of(**changes: Any) -> Modality:
   """The record with another embedding."""
-  assert isinstance(CLOUD.embedding, OwnEmbedding)
+  assert isinstance(CLOUD.embedding, CustomEmbedding)
   embedding = dataclasses.replace(CLOUD.embedding, **changes)
   return dataclasses.replace(CLOUD, embedding=embedding)
 

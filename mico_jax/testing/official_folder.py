@@ -99,7 +99,7 @@ def tensors(
   )
   found = {}
   dtypes = (np.float32, np.float16, ml_dtypes.bfloat16)
-  released = mico.to_released(params, model)
+  released = mico.to_official(params, model)
   for i, (name, value) in enumerate(released.items()):
     if name in mico.TIED.values():
       value = value.astype(np.float16)

@@ -1,8 +1,8 @@
 """Tokens of modalities that bring an embedding of their own, and their padding.
 
-A record says what there is (`mico_jax.modalities.OwnEmbedding`). Padding counts
-for nothing: what stands in it is replaced by zeros before the encoder, nobody
-attends to it, and pools and contexts leave it out.
+A record says what there is (`mico_jax.modalities.CustomEmbedding`). Padding
+counts for nothing: it is replaced by zeros before the encoder, no token attends
+to it, and pools and contexts leave it out.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from jaxtyping import Array, Bool, Float
 from mico_jax.aliases import Params
 from mico_jax.config import ModelConfig
 from mico_jax.layers.stack import stacked_layers
-from mico_jax.modalities import MODALITIES, OwnEmbedding
+from mico_jax.modalities import MODALITIES, CustomEmbedding
 
 
-def own_embeddings(config: ModelConfig) -> Mapping[str, OwnEmbedding]:
+def custom_embeddings(config: ModelConfig) -> Mapping[str, CustomEmbedding]:
   """The embeddings that modalities of this config bring, by key."""
   return {
     key: m.embedding
     for key, m in MODALITIES.items()
-    if isinstance(m.embedding, OwnEmbedding)
+    if isinstance(m.embedding, CustomEmbedding)
     and m.context_type in config.frame_table
   }
 
 
-def module(config: ModelConfig, key: str, embedding: OwnEmbedding) -> nn.Module:
+def module(
+  config: ModelConfig, key: str, embedding: CustomEmbedding
+) -> nn.Module:
   """The module that a modality's record names for its tokens.
 
   Raises:
@@ -62,7 +64,7 @@ def embed(
   Raises:
     ValueError: for frames or tokens of another shape than the record says.
   """
-  own = own_embeddings(config)[key]
+  own = custom_embeddings(config)[key]
   if frames.shape[1:] != own.frame:
     raise ValueError(
       f"{key}: frames of shape {frames.shape[1:]}; its record says {own.frame}."
@@ -95,7 +97,7 @@ def valid_tokens(
       its frame is.
   """
   own = MODALITIES[key].embedding
-  if not isinstance(own, OwnEmbedding):
+  if not isinstance(own, CustomEmbedding):
     return None
   batch, frames = pixels.shape[:2]
   flat = pixels.reshape(batch * frames, *pixels.shape[2:])
