@@ -181,7 +181,7 @@ class Objective(abc.ABC):
     return weights
 
   def global_arrays(self, inputs: Inputs, group: str) -> Mapping[str, Array]:
-    """What a row must know of the whole batch: comes back as `Inputs.row_arrays`.
+    """What a row must know of the whole batch; `Inputs.row_arrays` gives it.
 
     Reads features and texts alone; arrays of one entry per row.
     """
