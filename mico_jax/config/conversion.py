@@ -161,14 +161,30 @@ def leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
           yield from leaves(entry, f"{name}.{key}")
 
 
-def from_dict(values: Mapping[str, Any], cls: type[T] = Config) -> T:
+def from_dict(
+  values: Mapping[str, Any], cls: type[T] = Config, *, where: str = ""
+) -> T:
   """Builds a checked dataclass from nested dicts; missing keys take defaults.
+
+  Also makes the options of an entry of a table (a data source, an objective, an
+  evaluator) from the mapping that a config holds for it.
+
+  Args:
+    values: nested as the dataclass.
+    cls: the dataclass.
+    where: field of the config that holds `values`, such as
+      "data.sources.train.options"; errors begin with it.
 
   Raises:
     ConfigError: naming the first unknown key, wrong type or value out of its
       range.
   """
-  return _build(cls, values, "")
+  try:
+    return _build(cls, values, "")
+  except ConfigError as error:
+    if not where:
+      raise
+    raise ConfigError(f"{where}: {error}") from None
 
 
 def from_config_dict(values: ml_collections.ConfigDict) -> Config:

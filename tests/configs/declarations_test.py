@@ -51,6 +51,24 @@ def undeclared(hint: Any, path: str) -> Iterator[str]:
     yield from undeclared(part, f"{path}[{i}]")
 
 
+@dataclasses.dataclass(frozen=True)
+class EntryOptions:
+  near: Annotated[float, fields.Range(0.0, 1.0)] = 0.5
+
+
+def test_options_of_an_entry_are_built_and_errors_begin_with_their_field():
+  where = "data.sources.train.options"
+  options = c.from_dict({"near": 0.25}, EntryOptions, where=where)
+  assert options == EntryOptions(0.25)
+  assert c.from_dict({}, EntryOptions, where=where) == EntryOptions()
+  for values, message in (
+    ({"near": 2.0}, rf"^{where}: near=2\.0: expected a number of at"),
+    ({"neer": 0.2}, rf"^{where}: unknown config key 'neer'.*'near'"),
+  ):
+    with pytest.raises(c.ConfigError, match=message):
+      c.from_dict(values, EntryOptions, where=where)
+
+
 @pytest.mark.parametrize(
   ("cls", "field"), FIELDS, ids=[f"{k.__name__}.{f.name}" for k, f in FIELDS]
 )

@@ -10,8 +10,7 @@ import abc
 import dataclasses
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from mico_jax import config as config_lib
-from mico_jax.config import Config, ConfigError, SourceConfig
+from mico_jax.config import Config, SourceConfig, from_dict
 from mico_jax.data.records import Record
 from mico_jax.data.remote import Storage
 
@@ -89,10 +88,9 @@ class SourceKind(abc.ABC):
     Raises:
       ConfigError: for an option that it does not have, or a wrong value.
     """
-    try:
-      return config_lib.from_dict(spec.options, cls.Options)
-    except ConfigError as error:
-      raise ConfigError(f"data.sources.{name}.options: {error}") from None
+    return from_dict(
+      spec.options, cls.Options, where=f"data.sources.{name}.options"
+    )
 
   @abc.abstractmethod
   def __len__(self) -> int:
