@@ -1,8 +1,8 @@
-"""What a batch of a task holds, and filling it row by row."""
+"""Shapes of the arrays of a batch, and filling them row by row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,50 +18,68 @@ from mico_jax.data.samples import (
 from mico_jax.modalities import MODALITIES
 
 
-def batch_spec(
-  config: Config, task: str, *, batch_size: int = 0
+def input_spec(
+  config: Config, keys: Sequence[str], size: int, *, train: bool = True
 ) -> dict[str, Any]:
-  """What a batch of a task holds: nested as the batch, leaves `ArrayShape`.
+  """Shapes of rows, weights and inputs, nested as a batch without texts.
 
   Args:
     config: of the run.
-    task: its name.
+    keys: modalities of the inputs.
+    size: rows of the batch.
+    train: whether the modes are those of training.
+  """
+  inputs = {key: input_shape(config, key, train=train) for key in keys}
+  return {
+    "row": ArrayShape((size,), "int32"),
+    "weight": ArrayShape((size,), "float32"),
+    "inputs": {
+      k: ArrayShape((size, *s.shape), s.dtype) for k, s in inputs.items()
+    },
+    "present": {k: ArrayShape((size,), "bool") for k in keys},
+  }
+
+
+def batch_spec(
+  config: Config, task: str, *, batch_size: int = 0
+) -> dict[str, Any]:
+  """Shapes of the arrays of a task's batch, nested as the batch.
+
+  Args:
+    config: of the run.
+    task: name of the task.
     batch_size: rows; 0: the task's global batch.
+
+  Returns:
+    A mapping like the batch (`mico_jax.aliases`) whose leaves are `ArrayShape`.
   """
   spec = config.tasks[task]
   size = batch_size or spec.batch_size
   slots = TextSlots.of(config, spec)
-  keys = keys_of(groups_of(spec))
 
-  def rows(shape: tuple[int, ...], dtype: str) -> ArrayShape:
-    return ArrayShape((size, *shape), dtype)
+  def tokens(*shape: int) -> ArrayShape:
+    return ArrayShape((size, *shape), "int32")
 
-  inputs = {key: input_shape(config, key) for key in keys}
-  out: dict[str, Any] = {
-    "row": rows((), "int32"),
-    "weight": rows((), "float32"),
-    "inputs": {k: rows(s.shape, s.dtype) for k, s in inputs.items()},
-    "present": {k: rows((), "bool") for k in keys},
-    "text": {g: rows((n,), "int32") for g, n in slots.groups.items()},
-  }
+  out = input_spec(config, keys_of(groups_of(spec)), size)
+  out["text"] = {g: tokens(n) for g, n in slots.groups.items()}
   if slots.negatives:
     out["negative_text"] = {
-      g: rows((slots.negatives, n), "int32") for g, n in slots.groups.items()
+      g: tokens(slots.negatives, n) for g, n in slots.groups.items()
     }
   if slots.asking:
-    out["question"] = rows((slots.question,), "int32")
-    out["answer"] = rows((slots.answer,), "int32")
+    out["question"] = tokens(slots.question)
+    out["answer"] = tokens(slots.answer)
   return out
 
 
 def empty_batch(spec: Mapping[str, Any], pad: int = 0) -> dict[str, Any]:
   """Zero arrays (token ids: `pad`) of the shapes of `batch_spec`."""
-  words = {k for k, m in MODALITIES.items() if m.kind == "interface"}
-  words.update(_TEXTS)
+  texts = {k for k, m in MODALITIES.items() if m.kind == "interface"}
+  texts.update(_TEXTS)
 
   def make(node: Any, name: str) -> Any:
     if isinstance(node, ArrayShape):
-      fill = pad if name in words else 0
+      fill = pad if name in texts else 0
       return np.full(node.shape, fill, np.dtype(node.dtype))
     return {k: make(v, name if name in _TEXTS else k) for k, v in node.items()}
 
@@ -72,7 +90,7 @@ _TEXTS = ("text", "negative_text", "question", "answer")
 
 
 def fill_row(batch: dict[str, Any], i: int, sample: Mapping[str, Any]) -> None:
-  """Writes a sample into row `i`."""
+  """Writes a sample, nested as the batch, into row `i` of its arrays."""
   for name, value in sample.items():
     if isinstance(value, Mapping):
       for key, array in value.items():

@@ -1,7 +1,7 @@
-"""`mico-jax data build`: a manifest to ArrayRecord files, one sample each.
+"""`mico-jax data build`: packs samples of a manifest into ArrayRecord files.
 
-Files are stored as they are (no re-encoding), in the order of the manifest, so
-sample i of the manifest is sample i of the result.
+Media files are stored as they are (no re-encoding), in the order of the
+manifest: sample i of the manifest is sample i of the result.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import glob
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.faults import guarded
@@ -29,8 +29,9 @@ class BuildReport:
     files: paths of the shards.
     count: samples written.
     skipped: (id, reason) of samples that could not be read in whole.
-    kinds: how many were skipped for each modality ("record": the entry).
-    source: config that reads the result back.
+    source: config of a source that reads the result back.
+    kinds: number of skipped samples by the modality that could not be read
+      ("record": the sample's entry).
   """
 
   files: tuple[str, ...]
@@ -51,21 +52,19 @@ def build(
   """Packs the samples of a manifest (after `split` and `where`).
 
   Args:
-    source: a source of kind "manifest".
-    out: folder for `<split>-00000-of-00001.array_record` files; not
-      overwritten.
-    shards: number of files; samples are dealt in contiguous runs.
+    source: config of a source of kind "manifest".
+    out: folder for files `<split>-00000-of-00001.array_record`, which must not
+      exist yet.
+    shards: number of files; each gets a contiguous range of the samples.
     strict: fail on the first unreadable sample instead of skipping it.
-    progress: called with (done, total).
+    progress: called with (samples done, samples in all).
 
   Raises:
-    ConfigError: for another kind, an existing result, more shards than
+    ConfigError: for another kind of source, an existing file, more shards than
       samples, or, if `strict`, a broken sample.
-    DecodeError: if not one sample could be read.
-    TransientError: for storage that stays away.
+    DecodeError: if no sample could be read.
+    TransientError: for storage that stays unreachable.
   """
-  from array_record.python import array_record_module
-
   if source.kind != "manifest":
     raise ConfigError(
       f"data build packs manifests; the source is of kind {source.kind!r}."
@@ -79,74 +78,95 @@ def build(
   folder.mkdir(parents=True, exist_ok=True)
   total = len(manifest)
   stem = source.split or "all"
-  files, skipped, count = [], [], 0
-  kinds: Counter[str] = Counter()
+  packer, files = _Packer(manifest, strict, progress), []
   for shard in range(shards):
     path = folder / f"{stem}-{shard:05d}-of-{shards:05d}.array_record"
+    indices = range(shard * total // shards, (shard + 1) * total // shards)
+    packer.write_shard(path, indices)
+    files.append(str(path))
+  if not packer.count:
+    for file in files:
+      os.remove(file)
+    name, reason = packer.skipped[0]
+    raise DecodeError(
+      f"none of {total} samples could be read; the first: {name}: {reason}"
+    )
+  # Brackets and stars in the folder's name are no pattern.
+  pattern = f"{stem}-*-of-{shards:05d}.array_record"
+  return BuildReport(
+    files=tuple(files),
+    count=packer.count,
+    skipped=tuple(packer.skipped),
+    source=_built(source, os.path.join(glob.escape(str(folder)), pattern)),
+    kinds=dict(packer.kinds),
+  )
+
+
+def _built(source: SourceConfig, path: str) -> SourceConfig:
+  """Config of the source at `path` that was built from a manifest."""
+  return SourceConfig(
+    kind="array_record",
+    path=path,
+    split=source.split,
+    captions=source.captions,
+    depth_unit=source.depth_unit,
+  )
+
+
+class _Packer:
+  """Writes samples of a manifest and counts those that cannot be read.
+
+  Attributes:
+    count, skipped, kinds: see `BuildReport`.
+  """
+
+  def __init__(
+    self,
+    manifest: ManifestSource,
+    strict: bool,
+    progress: Callable[[int, int], None] | None,
+  ):
+    self._manifest, self._strict, self._progress = manifest, strict, progress
+    self.count = 0
+    self.skipped: list[tuple[str, str]] = []
+    self.kinds: Counter[str] = Counter()
+
+  def write_shard(self, path: pathlib.Path, indices: Iterable[int]) -> None:
+    """Writes one ArrayRecord file, which appears when it is complete."""
+    from array_record.python import array_record_module
+
     if path.exists():
       raise ConfigError(f"{path} exists; name another folder or remove it.")
     part = path.with_suffix(".part")
     writer = array_record_module.ArrayRecordWriter(str(part), "group_size:1")
     try:
-      for i in range(shard * total // shards, (shard + 1) * total // shards):
-        at = _Place(f"sample {i}")
-        try:
-          blob = _packed(manifest, i, at)
-        except DecodeError as error:
-          if strict:
-            raise ConfigError(f"sample {at.id}: {error}") from error
-          skipped.append((at.id, str(error)))
-          kinds[at.kind] += 1
-        else:
+      for index in indices:
+        blob = self._packed(index)
+        if blob is not None:
           writer.write(blob)
-          count += 1
-        if progress is not None:
-          progress(i + 1, total)
+          self.count += 1
+        if self._progress is not None:
+          self._progress(index + 1, len(self._manifest))
     except BaseException:
       writer.close()
       part.unlink(missing_ok=True)
       raise
     writer.close()
     os.replace(part, path)
-    files.append(str(path))
-  if not count:
-    for file in files:
-      os.remove(file)
-    name, reason = skipped[0]
-    raise DecodeError(
-      f"none of {total} samples could be read; the first: {name}: {reason}"
-    )
-  # What the folder is called is no pattern.
-  name = f"{stem}-*-of-{shards:05d}.array_record"
-  pattern = os.path.join(glob.escape(str(folder)), name)
-  result = SourceConfig(
-    kind="array_record",
-    path=pattern,
-    split=source.split,
-    captions=source.captions,
-    depth_unit=source.depth_unit,
-  )
-  return BuildReport(tuple(files), count, tuple(skipped), result, dict(kinds))
 
-
-@dataclasses.dataclass
-class _Place:
-  """Where the reading of a sample is."""
-
-  id: str
-  kind: str = "record"
-
-
-def _packed(manifest: ManifestSource, index: int, at: _Place) -> bytes:
-  """A sample as bytes; `at` says what was read last.
-
-  Raises:
-    DecodeError: if its entry or one of its files cannot be read.
-  """
-  record = manifest.record(index)
-  at.id, media = record.id, {}
-  for key, read in record.media.items():
-    at.kind = key
-    media[key] = guarded(read, key, reads=True)
-  at.kind = "record"
-  return guarded(lambda: pack(record.id, record.fields, media))
+  def _packed(self, index: int) -> bytes | None:
+    """A sample as bytes; None if its entry or one of its files is broken."""
+    name, kind, media = f"sample {index}", "record", {}
+    try:
+      record = self._manifest.record(index)
+      name = record.id
+      for kind, read in record.media.items():
+        media[kind] = guarded(read, kind, reads=True)
+      kind = "record"
+      return guarded(lambda: pack(record.id, record.fields, media))
+    except DecodeError as error:
+      if self._strict:
+        raise ConfigError(f"sample {name}: {error}") from error
+      self.skipped.append((name, str(error)))
+      self.kinds[kind] += 1
+      return None

@@ -1,22 +1,91 @@
-"""Batches for evaluation: in order, without augmentation, padded."""
+"""Batches of a gallery: samples in order, without augmentation, padded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
 from mico_jax.config import Config
-from mico_jax.data.batches import empty_batch, fill_row
+from mico_jax.data.batches import empty_batch, fill_row, input_spec
 from mico_jax.data.guard import Guard, StalledDecoder
 from mico_jax.data.records import Record
-from mico_jax.data.samples import ArrayShape, input_shape, load_inputs
+from mico_jax.data.samples import load_inputs
 from mico_jax.data.sources import Source, open_source
 from mico_jax.data.stalled import EVALUATION, Stalled
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import DecodeError
+
+_Loaded = tuple[Record, dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loader:
+  """Loads one sample of a gallery, within the time limit of a decoder.
+
+  Attributes:
+    config: of the run.
+    source_name: of the source of the samples.
+    keys: modalities to load.
+    tokenizer: needed for subtitles.
+    read: index -> record.
+    stalled: quarantined samples; None: none, and a stall is an error.
+  """
+
+  config: Config
+  source_name: str
+  keys: Sequence[str]
+  tokenizer: Tokenizer | None
+  read: Callable[[int], Record]
+  stalled: Stalled | None
+
+  def __call__(self, index: int) -> _Loaded | None:
+    """A record and its inputs; None if the sample is broken."""
+    stalled = self.stalled
+    if stalled is not None and stalled.id(self.source_name, index) is not None:
+      return None
+    guard = Guard(self.config.data.timeout)
+    guard.at(self.source_name, index)
+    try:
+      return guard.run(lambda: self._load(index))
+    except StalledDecoder as error:
+      if stalled is None or not stalled.note(error, EVALUATION):
+        raise
+      return None
+
+  def _load(self, index: int) -> _Loaded | None:
+    try:
+      record = self.read(index)
+      inputs = load_inputs(
+        self.config,
+        record,
+        self.source_name,
+        self.keys,
+        self.tokenizer,
+        broken={},
+      )
+    except DecodeError:
+      return None
+    return record, inputs
+
+
+def _read_ahead(
+  load: _Loader, indices: Sequence[int], threads: int, buffer: int
+) -> Iterator[_Loaded | None]:
+  """Loads samples in order in Grain's threads, up to `buffer` ahead."""
+  # Grain drops elements that are None, hence the tuple.
+  samples = (
+    grain.MapDataset.range(len(indices))
+    .map(lambda i: (load(int(indices[i])),))
+    .to_iter_dataset(
+      grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+    )
+  )
+  for (loaded,) in samples:
+    yield loaded
 
 
 def evaluation_batches(
@@ -35,87 +104,47 @@ def evaluation_batches(
   """Batches of row, weight, inputs and present, in order, without augmentation.
 
   The last batch is padded to `batch_size` with weight 0. A broken sample keeps
-  its row with weight 0 and None for its record, so coverage can be reported;
-  of a sample that is broken in part, the broken modalities are not present.
+  its row, with weight 0 and None as its record, so that coverage can be
+  reported. Of a partly broken sample the broken modalities are not present.
 
   Args:
     config: of the run.
     source_name: a data source.
-    size: samples; 0: all.
+    size: number of samples; 0: all.
     batch_size: rows of each batch.
     keys: modalities to load.
     tokenizer: needed for subtitles.
-    source: the open source, if at hand.
-    indices: samples instead of the first `size`.
-    records: records instead of a source's samples.
-    stalled: of the workdir, if there is one; a sample that it quarantines
-      counts as broken.
+    source: the source if it is open already.
+    indices: samples to read instead of the first `size`.
+    records: records to read instead of samples of the source.
+    stalled: quarantined samples of the workdir, which count as broken.
 
   Raises:
     StalledDecoder: if a sample takes longer than `data.timeout`.
     TransientError: for storage or memory that stays short.
   """
   if records is not None:
-    pick, total = records.__getitem__, len(records)
+    indices, read, stalled = range(len(records)), records.__getitem__, None
   else:
     opened = open_source(config, source_name) if source is None else source
     if indices is None:
       indices = range(min(size or len(opened), len(opened)))
-    wanted, total = indices, len(indices)
-    pick = lambda i: opened.record(wanted[i])
-
-  def load(i: int) -> tuple[Record, dict[str, Any]] | None:
-    index = i if indices is None else int(indices[i])
-    known = stalled if records is None else None
-    if known is not None and known.id(source_name, index) is not None:
-      return None
-    guard = Guard(config.data.timeout)
-    guard.at(source_name, index)
-    try:
-      return guard.run(lambda: read(i))
-    except StalledDecoder as error:
-      if known is None or not known.note(error, EVALUATION):
-        raise
-      return None
-
-  def read(i: int) -> tuple[Record, dict[str, Any]] | None:
-    try:
-      record = pick(i)
-      inputs = load_inputs(
-        config, record, source_name, keys, tokenizer, broken={}
-      )
-    except DecodeError:
-      return None
-    return record, inputs
-
-  reading = grain.ReadOptions(
-    num_threads=config.data.num_threads, prefetch_buffer_size=2 * batch_size
-  )
-  # Grain drops elements that are None, hence the tuple.
-  samples = iter(
-    grain.MapDataset.range(total)
-    .map(lambda i: (load(int(i)),))
-    .to_iter_dataset(reading)
-  )
+    read = opened.record
+  load = _Loader(config, source_name, keys, tokenizer, read, stalled)
+  samples = _read_ahead(load, indices, config.data.num_threads, 2 * batch_size)
   pad = tokenizer.info.pad if tokenizer is not None else 0
-  shapes = {key: input_shape(config, key, train=False) for key in keys}
-  for start in range(0, total, batch_size):
-    spec = {
-      "row": ArrayShape((batch_size,), "int32"),
-      "weight": ArrayShape((batch_size,), "float32"),
-      "inputs": {
-        k: ArrayShape((batch_size, *s.shape), s.dtype)
-        for k, s in shapes.items()
-      },
-      "present": {k: ArrayShape((batch_size,), "bool") for k in keys},
-    }
+  spec = input_spec(config, keys, batch_size, train=False)
+  for start in range(0, len(indices), batch_size):
     batch = empty_batch(spec, pad)
     batch["row"][:] = np.arange(start, start + batch_size)
-    found: list[Record | None] = []
-    for i in range(min(batch_size, total - start)):
-      (loaded,) = next(samples)
-      found.append(None if loaded is None else loaded[0])
-      if loaded is not None:
-        batch["weight"][i] = 1.0
-        fill_row(batch, i, {"inputs": loaded[1]})
-    yield batch, found
+    rows: list[Record | None] = []
+    for i in range(min(batch_size, len(indices) - start)):
+      loaded = next(samples)
+      if loaded is None:
+        rows.append(None)
+        continue
+      record, inputs = loaded
+      rows.append(record)
+      batch["weight"][i] = 1.0
+      fill_row(batch, i, {"inputs": inputs})
+    yield batch, rows

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from mico_jax.config import Config, ConfigError, TaskConfig
 from mico_jax.data import language
@@ -172,6 +173,109 @@ def input_shape(config: Config, key: str, *, train: bool = True) -> ArrayShape:
   return ArrayShape(shape, dtype or modality.spec.dtype)
 
 
+@dataclass
+class _InputLoader:
+  """Loads the inputs of one sample.
+
+  Attributes:
+    config: of the run.
+    record: the sample.
+    source: name of its source.
+    rng_key: keys the augmentation; None: evaluation.
+    failed: modality -> reason, of those that could not be read.
+  """
+
+  config: Config
+  record: Record
+  source: str
+  rng_key: tuple[Any, ...] | None
+  failed: dict[str, str] = field(default_factory=dict)
+
+  def media(
+    self, keys: Sequence[str], cache: DecodedCache, index: int | None
+  ) -> dict[str, np.ndarray]:
+    """Files and arrays of the record, decoded and preprocessed for training.
+
+    Args:
+      keys: modalities with media; those that the record lacks are left out.
+      cache: of decoded media.
+      index: of the sample in its source.
+    """
+    keys = [key for key in keys if key in self.record.media]
+    # Names a decoded medium in the cache.
+    names = {
+      key: (self.source, index, key, geometry(self.config, key, self.source))
+      for key in keys
+    }
+    raw = self._read([key for key in keys if names[key] not in cache])
+    train, draws = self.rng_key is not None, _Draws(self.rng_key, "input")
+    inputs = {}
+    for key in keys:
+      if key in self.failed:
+        continue
+      mode = preprocessing.mode_of(self.config, key, train=train)
+
+      def prepare(key: str = key, mode: Mode = mode) -> np.ndarray:
+        modality, sizes = MODALITIES[key], names[key][-1]
+        decoded = cache.get(
+          names[key], lambda: modality.decode(raw[key], sizes)
+        )
+        return preprocessing.travelling(
+          modality, mode, decoded, sizes, draws.again()
+        )
+
+      array = self._attempt(key, prepare)
+      if array is not None:
+        inputs[key] = np.zeros_like(array) if self._dropped(key) else array
+    return inputs
+
+  def texts(
+    self, keys: Sequence[str], tokenizer: Tokenizer | None
+  ) -> dict[str, Int[np.ndarray, " L"]]:
+    """Token ids of texts that are inputs, such as subtitles."""
+    inputs = {}
+    for key in keys:
+      if not self.record.captions.get(MODALITIES[key].caption_kind):
+        continue
+      if tokenizer is None:
+        raise ValueError(f"{key} needs a tokenizer.")
+      ids = self._attempt(key, lambda key=key: self._ids(key, tokenizer))
+      if ids is not None:
+        inputs[key] = ids
+    return inputs
+
+  def _attempt(
+    self, key: str, call: Callable[[], Any], *, reads: bool = False
+  ) -> Any | None:
+    """The result of a call; None, with the reason noted, if it is broken."""
+    try:
+      return guarded(call, key, reads=reads)
+    except DecodeError as error:
+      self.failed[key] = str(error)
+      return None
+
+  def _read(self, keys: Sequence[str]) -> dict[str, Any]:
+    """Raw media by modality; None where they cannot be read."""
+    if self.record.read_many is not None:
+      return guarded(lambda: self.record.read(keys), reads=True)
+    media = self.record.media
+    return {key: self._attempt(key, media[key], reads=True) for key in keys}
+
+  def _dropped(self, key: str) -> bool:
+    """Whether modality dropout (`data.inputs.*.dropout`) hides it."""
+    if self.rng_key is None or key not in self.config.data.inputs:
+      return False
+    draw = generator(*self.rng_key, "dropout", key).random()
+    return draw < self.config.data.inputs[key].dropout
+
+  def _ids(self, key: str, tokenizer: Tokenizer) -> Int[np.ndarray, " L"]:
+    rng = None if self.rng_key is None else generator(*self.rng_key, key)
+    kind = MODALITIES[key].caption_kind
+    text, _ = language.choose_text(self.record, {kind: 1.0}, rng)
+    length = input_shape(self.config, key).shape[0]
+    return np.asarray(tokenizer.encode(text, length), np.int32)
+
+
 def load_inputs(
   config: Config,
   record: Record,
@@ -184,22 +288,22 @@ def load_inputs(
   index: int | None = None,
   broken: dict[str, str] | None = None,
 ) -> dict[str, np.ndarray]:
-  """Decoded and transformed inputs; modalities the sample lacks are left out.
+  """Inputs of a sample, decoded and preprocessed: modality -> array.
 
-  A modality that cannot be read does not spoil the others: with `broken` it is
-  left out like one that the sample lacks, as long as there is another.
+  Modalities that the sample lacks are left out. With `broken`, so are those
+  that cannot be read, as long as one is left.
 
   Args:
     config: of the run.
     record: the sample.
     source: name of its source.
-    keys: wanted modalities.
+    keys: modalities to load.
     tokenizer: needed for subtitles.
-    rng_key: keys the augmentation (all modalities draw from equal
-      generators); None: evaluation.
+    rng_key: keys the augmentation (all modalities draw from equal generators);
+      None: evaluation.
     cache: of decoded media; None: none. Needs `index`.
-    index: of the sample in its source: what it is known by.
-    broken: takes modality -> reason of those that cannot be read; None: the
+    index: of the sample in its source.
+    broken: gets modality -> reason of those that cannot be read; None: the
       first of them is an error.
 
   Raises:
@@ -207,95 +311,26 @@ def load_inputs(
       anything is broken).
     TransientError: for storage or memory that stays short.
   """
-  train = rng_key is not None
-  found = {}
-  draws = _Draws(rng_key, "input")
-  media = [
-    k for k in keys if MODALITIES[k].embedding != "text" and k in record.media
-  ]
-  if cache is None:
-    cache = DecodedCache(0)
-  elif index is None:
-    raise ValueError("a cache needs the index that the sample is known by.")
-  names = {k: (source, index, k, geometry(config, k, source)) for k in media}
-  failed: dict[str, str] = {}
-  raw = _read(record, [k for k in media if names[k] not in cache], failed)
-  for key in media:
-    if key in failed:
-      continue
-    g = names[key][-1]
-    mode = preprocessing.mode_of(config, key, train=train)
-
-    def load(key: str = key, g: Geometry = g, mode: Mode = mode) -> Any:
-      decoded = cache.get(
-        names[key], lambda: MODALITIES[key].decode(raw[key], g)
-      )
-      return preprocessing.travelling(
-        MODALITIES[key], mode, decoded, g, draws.again()
-      )
-
-    try:
-      found[key] = guarded(load, key)
-    except DecodeError as error:
-      failed[key] = str(error)
-      continue
-    if rng_key is not None and key in config.data.inputs:
-      draw = generator(*rng_key, "dropout", key).random()
-      if draw < config.data.inputs[key].dropout:
-        found[key] = np.zeros_like(found[key])
-  for key in keys:
-    kind = MODALITIES[key].caption_kind
-    if MODALITIES[key].embedding == "text" and record.captions.get(kind):
-      if tokenizer is None:
-        raise ValueError(f"{key} needs a tokenizer.")
-      try:
-        found[key] = guarded(
-          lambda key=key: _words(config, record, key, tokenizer, rng_key),
-          key,
-        )
-      except DecodeError as error:
-        failed[key] = str(error)
+  if cache is not None and index is None:
+    raise ValueError("a cache needs the index of the sample in its source.")
+  texts = [key for key in keys if MODALITIES[key].embedding == "text"]
+  media = [key for key in keys if key not in texts]
+  loader = _InputLoader(config, record, source, rng_key)
+  cache = DecodedCache(0) if cache is None else cache
+  inputs = loader.media(media, cache, index)
+  inputs |= loader.texts(texts, tokenizer)
+  failed = loader.failed
   if broken is not None:
     broken.update(failed)
-  if failed and (broken is None or not found):
+  if failed and (broken is None or not inputs):
     raise DecodeError(next(iter(failed.values())))
-  if not found and keys:
+  if not inputs and keys:
     raise DecodeError(
       f"the sample has none of {', '.join(keys)}; it has "
       f"{', '.join((*record.media, *record.captions)) or 'nothing'} (see the "
       "source's fields)."
     )
-  return found
-
-
-def _words(
-  config: Config,
-  record: Record,
-  key: str,
-  tokenizer: Tokenizer,
-  rng_key: tuple[Any, ...] | None,
-) -> np.ndarray:
-  """Token ids of a text that is an input."""
-  rng = None if rng_key is None else generator(*rng_key, key)
-  kind = MODALITIES[key].caption_kind
-  text, _ = language.choose_text(record, {kind: 1.0}, rng)
-  length = input_shape(config, key).shape[0]
-  return np.asarray(tokenizer.encode(text, length), np.int32)
-
-
-def _read(
-  record: Record, keys: Sequence[str], failed: dict[str, str]
-) -> dict[str, Any]:
-  """Raw media by modality; the reasons of the others go into `failed`."""
-  if record.read_many is not None:
-    return guarded(lambda: record.read(keys), reads=True)
-  raw = {}
-  for key in keys:
-    try:
-      raw[key] = guarded(record.media[key], key, reads=True)
-    except DecodeError as error:
-      failed[key] = str(error)
-  return raw
+  return inputs
 
 
 def check_usable(groups: Sequence[str], broken: Mapping[str, str]) -> None:
