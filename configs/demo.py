@@ -12,6 +12,52 @@ import ml_collections
 
 from mico_jax import config as c
 
+MODEL = c.ModelConfig(
+  vision=c.VisionConfig(
+    image_size=32, patch_size=8, width=96, depth=4, num_heads=3, mlp_dim=384
+  ),
+  text=c.TextConfig(
+    vocab_size=512,
+    width=96,
+    depth=2,
+    num_heads=3,
+    mlp_dim=384,
+    max_positions=64,
+    dropout=0.0,
+  ),
+  embed_dim=96,
+  scan=False,
+  frame_weights=True,  # motion is a stated fact
+  heads=("t", "s", "v", "a", "d", "n", "va", "vad"),
+  frame_table={"video": 2, "audio": 2, "depth": 1, "normal": 1},
+)
+
+TASKS = {
+  "align": c.TaskConfig(
+    steps=6,
+    sources={"train": 1},
+    batch_size=64,
+    objectives={"contrastive": ("tv", "ta", "tva", "tvad")},
+    texts={"tv": {"vision": 0.5, "omni": 0.5}},
+  ),
+  "fuse": c.TaskConfig(
+    steps=3,
+    sources={"train": 1},
+    batch_size=64,
+    objectives={
+      "contrastive": ("tva",),
+      "matching": ("tva",),
+      "captioning": ("tva",),
+    },
+  ),
+  "space": c.TaskConfig(
+    steps=2,
+    sources={"train": 1},
+    batch_size=64,
+    objectives={"contrastive": ("ti", "td", "tn", "tvad")},
+  ),
+}
+
 
 def get_config() -> ml_collections.ConfigDict:
   """The demo: about nine minutes on two CPU cores, under 4 GB."""
@@ -20,25 +66,7 @@ def get_config() -> ml_collections.ConfigDict:
   )
   config = c.Config(
     name="demo",
-    model=c.ModelConfig(
-      vision=c.VisionConfig(
-        image_size=32, patch_size=8, width=96, depth=4, num_heads=3, mlp_dim=384
-      ),
-      text=c.TextConfig(
-        vocab_size=512,
-        width=96,
-        depth=2,
-        num_heads=3,
-        mlp_dim=384,
-        max_positions=64,
-        dropout=0.0,
-      ),
-      embed_dim=96,
-      scan=False,
-      frame_weights=True,  # motion is a stated fact
-      heads=("t", "s", "v", "a", "d", "n", "va", "vad"),
-      frame_table={"video": 2, "audio": 2, "depth": 1, "normal": 1},
-    ),
+    model=MODEL,
     data=c.DataConfig(
       sources={
         "train": world(
@@ -74,31 +102,7 @@ def get_config() -> ml_collections.ConfigDict:
       num_threads=1,
       prefetch=16,
     ),
-    tasks={
-      "align": c.TaskConfig(
-        steps=6,
-        sources={"train": 1},
-        batch_size=64,
-        objectives={"contrastive": ("tv", "ta", "tva", "tvad")},
-        texts={"tv": {"vision": 0.5, "omni": 0.5}},
-      ),
-      "fuse": c.TaskConfig(
-        steps=3,
-        sources={"train": 1},
-        batch_size=64,
-        objectives={
-          "contrastive": ("tva",),
-          "matching": ("tva",),
-          "captioning": ("tva",),
-        },
-      ),
-      "space": c.TaskConfig(
-        steps=2,
-        sources={"train": 1},
-        batch_size=64,
-        objectives={"contrastive": ("ti", "td", "tn", "tvad")},
-      ),
-    },
+    tasks=TASKS,
     objectives=c.ObjectivesConfig(
       contrastive=c.ContrastiveConfig(
         label_smoothing=0.0, explicit_negatives=("tva", "tvad")

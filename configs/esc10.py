@@ -10,6 +10,30 @@ import ml_collections
 
 from mico_jax import config as c
 
+MODEL = c.ModelConfig(
+  vision=c.VisionConfig(
+    image_size=64,
+    patch_size=16,
+    width=96,
+    depth=4,
+    num_heads=3,
+    mlp_dim=384,
+  ),
+  text=c.TextConfig(
+    vocab_size=0,
+    width=96,
+    depth=2,
+    num_heads=3,
+    mlp_dim=384,
+    max_positions=32,
+    dropout=0.0,
+  ),
+  embed_dim=96,
+  scan=False,
+  heads=("t", "a"),
+  frame_table={"audio": 4},
+)
+
 
 def get_config(
   manifest: str = "esc10/manifest.jsonl",
@@ -24,29 +48,7 @@ def get_config(
   )
   config = c.Config(
     name="esc10",
-    model=c.ModelConfig(
-      vision=c.VisionConfig(
-        image_size=64,
-        patch_size=16,
-        width=96,
-        depth=4,
-        num_heads=3,
-        mlp_dim=384,
-      ),
-      text=c.TextConfig(
-        vocab_size=0,
-        width=96,
-        depth=2,
-        num_heads=3,
-        mlp_dim=384,
-        max_positions=32,
-        dropout=0.0,
-      ),
-      embed_dim=96,
-      scan=False,
-      heads=("t", "a"),
-      frame_table={"audio": 4},
-    ),
+    model=MODEL,
     data=c.DataConfig(
       sources={"train": source("train"), "test": source("test")},
       inputs={"audio": c.InputConfig(frames=4, mode="speed_augment")},

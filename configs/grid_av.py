@@ -11,6 +11,30 @@ import ml_collections
 
 from mico_jax import config as c
 
+MODEL = c.ModelConfig(
+  vision=c.VisionConfig(
+    image_size=64,
+    patch_size=16,
+    width=96,
+    depth=4,
+    num_heads=3,
+    mlp_dim=384,
+  ),
+  text=c.TextConfig(
+    vocab_size=0,
+    width=96,
+    depth=2,
+    num_heads=3,
+    mlp_dim=384,
+    max_positions=32,
+    dropout=0.0,
+  ),
+  embed_dim=96,
+  scan=False,
+  heads=("t", "v", "a", "va"),
+  frame_table={"video": 1, "audio": 5},
+)
+
 
 def get_config(
   manifest: str = "grid_av/manifest.jsonl",
@@ -28,29 +52,7 @@ def get_config(
   )
   config = c.Config(
     name="grid_av",
-    model=c.ModelConfig(
-      vision=c.VisionConfig(
-        image_size=64,
-        patch_size=16,
-        width=96,
-        depth=4,
-        num_heads=3,
-        mlp_dim=384,
-      ),
-      text=c.TextConfig(
-        vocab_size=0,
-        width=96,
-        depth=2,
-        num_heads=3,
-        mlp_dim=384,
-        max_positions=32,
-        dropout=0.0,
-      ),
-      embed_dim=96,
-      scan=False,
-      heads=("t", "v", "a", "va"),
-      frame_table={"video": 1, "audio": 5},
-    ),
+    model=MODEL,
     data=c.DataConfig(
       sources={"train": source("train"), "test": source("test")},
       inputs={

@@ -55,14 +55,23 @@ def task(
   )
 
 
-def get_config(given: str = "") -> ml_collections.ConfigDict:
+TASKS = {
+  "vast27m": task("vast27m", "tvas", "tva", "tid", steps=160, batch_size=2048),
+  "valor1m": task("valor1m", "tva", "tv", "ta", steps=70),
+  "wavcaps": task("wavcaps", "ta", steps=15),
+  "cc4m": task("cc4m", "ti", "tid", steps=30),
+  "webvid": task("webvid", "tv", steps=25),
+}
+
+
+def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """The recipe at size B.
 
   Args:
-    given: "ROOT@DEVICES": folder of the corpora and `vocab.txt` (default:
+    argument: "ROOT@DEVICES": folder of the corpora and `vocab.txt` (default:
       pretraining), and a key of `CHOICES` (default: the first).
   """
-  root, devices = split_argument(given)
+  root, devices = split_argument(argument)
   root = root or "pretraining"
   corpus = lambda name, split="train": c.SourceConfig(
     kind="manifest",
@@ -93,15 +102,7 @@ def get_config(given: str = "") -> ml_collections.ConfigDict:
       num_threads=16,
       prefetch=4,
     ),
-    tasks={
-      "vast27m": task(
-        "vast27m", "tvas", "tva", "tid", steps=160, batch_size=2048
-      ),
-      "valor1m": task("valor1m", "tva", "tv", "ta", steps=70),
-      "wavcaps": task("wavcaps", "ta", steps=15),
-      "cc4m": task("cc4m", "ti", "tid", steps=30),
-      "webvid": task("webvid", "tv", steps=25),
-    },
+    tasks=TASKS,
     objectives=c.ObjectivesConfig(
       # Contexts are mined among eight neighbours: on 256 chips these are the
       # rows of one device at batch 2,048, so no context travels.

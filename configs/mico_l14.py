@@ -22,13 +22,13 @@ CHOICES = {
 }
 
 
-def get_config(given: str = "") -> ml_collections.ConfigDict:
+def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """The recipe at size L.
 
   Args:
-    given: "ROOT@DEVICES", see `mico_b16`.
+    argument: "ROOT@DEVICES", see `mico_b16`.
   """
-  root, devices = split_argument(given)
+  root, devices = split_argument(argument)
   config = c.load("mico_b16", arg=root)
   config = dataclasses.replace(
     config,

@@ -10,6 +10,38 @@ import ml_collections
 
 from mico_jax import config as c
 
+MODEL = c.ModelConfig(
+  vision=c.VisionConfig(
+    image_size=32, patch_size=8, width=96, depth=4, num_heads=3, mlp_dim=384
+  ),
+  text=c.TextConfig(
+    vocab_size=0,
+    width=96,
+    depth=2,
+    num_heads=3,
+    mlp_dim=384,
+    max_positions=32,
+    dropout=0.0,
+  ),
+  embed_dim=96,
+  scan=False,
+  heads=("t", "v", "a"),
+  frame_table={"video": 1, "audio": 2},
+)
+
+TASKS = {
+  "digits": c.TaskConfig(
+    sources={"train": 1},
+    batch_size=64,
+    objectives={"contrastive": ("ti", "ta")},
+    # The omni caption is what a picture and a sound have in common.
+    texts={
+      "ti": {"vision": 0.5, "omni": 0.5},
+      "ta": {"audio": 0.5, "omni": 0.5},
+    },
+  )
+}
+
 
 def get_config(
   manifest: str = "omni_digits/manifest.jsonl",
@@ -33,24 +65,7 @@ def get_config(
   )
   config = c.Config(
     name="omni_digits",
-    model=c.ModelConfig(
-      vision=c.VisionConfig(
-        image_size=32, patch_size=8, width=96, depth=4, num_heads=3, mlp_dim=384
-      ),
-      text=c.TextConfig(
-        vocab_size=0,
-        width=96,
-        depth=2,
-        num_heads=3,
-        mlp_dim=384,
-        max_positions=32,
-        dropout=0.0,
-      ),
-      embed_dim=96,
-      scan=False,
-      heads=("t", "v", "a"),
-      frame_table={"video": 1, "audio": 2},
-    ),
+    model=MODEL,
     data=c.DataConfig(
       sources={"train": source("train"), "test": source("test", pair=0)},
       inputs={
@@ -62,18 +77,7 @@ def get_config(
         kind="sentencepiece", max_length={"default": 18}
       ),
     ),
-    tasks={
-      "digits": c.TaskConfig(
-        sources={"train": 1},
-        batch_size=64,
-        objectives={"contrastive": ("ti", "ta")},
-        # The omni caption is what a picture and a sound have in common.
-        texts={
-          "ti": {"vision": 0.5, "omni": 0.5},
-          "ta": {"audio": 0.5, "omni": 0.5},
-        },
-      )
-    },
+    tasks=TASKS,
     objectives=c.ObjectivesConfig(
       contrastive=c.ContrastiveConfig(label_smoothing=0.0)
     ),

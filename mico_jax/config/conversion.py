@@ -85,30 +85,30 @@ def _check(value: Any, hint: Any, path: str) -> Any:
   if origin is Mapping:
     if not isinstance(value, Mapping):
       raise _wrong(path, value, "a mapping")
-    found: Any = {
+    checked: Any = {
       _check(k, args[0], f"{path}: key"): _check(v, args[1], f"{path}.{k}")
       for k, v in value.items()
     }
   elif origin is tuple:
     if not isinstance(value, (tuple, list)):
       raise _wrong(path, value, "a tuple")
-    found = tuple(
+    checked = tuple(
       _check(v, args[0], f"{path}[{i}]") for i, v in enumerate(value)
     )
   else:
     listed = isinstance(value, (tuple, list))
     if listed and any(isinstance(rule, Keys) for rule in declared):
       value = ",".join(map(str, value))
-    found = value
+    checked = value
     if hint is not Any and not _has_type(value, hint):
       expected = _EXPECTED.get(hint, "text")
       if declared:
         expected = declared[0].expected
       raise _wrong(path, value, expected)
   for rule in declared:
-    if not rule.accepts(found):
+    if not rule.accepts(checked):
       raise _wrong(path, value, rule.expected)
-  return float(value) if hint is float else found
+  return float(value) if hint is float else checked
 
 
 def _build(cls: type[T], values: Any, path: str) -> T:

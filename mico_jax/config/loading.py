@@ -20,8 +20,8 @@ from mico_jax.config.training import Config
 def config_dirs() -> list[pathlib.Path]:
   """Folders searched for named configs: the packaged one and a checkout's."""
   here = pathlib.Path(__file__).resolve().parents[1]
-  found = [here / "configs", here.parent / "configs"]
-  return [d for d in found if d.is_dir()]
+  folders = [here / "configs", here.parent / "configs"]
+  return [d for d in folders if d.is_dir()]
 
 
 def find(name: str) -> pathlib.Path:

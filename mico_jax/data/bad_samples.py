@@ -27,11 +27,11 @@ class TooManyBadSamples(RuntimeError):
 
 def read_bad_samples(workdir: str) -> list[dict[str, Any]]:
   """All lines of a workdir, by step and row; a cut last line is left out."""
-  found: dict[tuple[int, int], dict[str, Any]] = {}
+  entries: dict[tuple[int, int], dict[str, Any]] = {}
   for entry in read_lines(workdir, _STEM):
     if isinstance(entry.get("step"), int) and isinstance(entry.get("row"), int):
-      found.setdefault((entry["step"], entry["row"]), entry)
-  return [found[key] for key in sorted(found)]
+      entries.setdefault((entry["step"], entry["row"]), entry)
+  return [entries[place] for place in sorted(entries)]
 
 
 def _modalities(entry: Mapping[str, Any]) -> list[str]:
@@ -86,9 +86,9 @@ class BadSamples:
       last = entry
       self.count += 1
       self.modalities.update(_modalities(entry))
-      key = (entry["step"], entry["row"])
-      if key not in self._known:
-        self._known.add(key)
+      place = (entry["step"], entry["row"])
+      if place not in self._known:
+        self._known.add(place)
         new.append(entry)
     if new and self._workdir:
       add_lines(self._workdir, _STEM, new, str(self._first_row))

@@ -37,29 +37,29 @@ class DecodedCache:
     self._bytes = 0
     self._kept: dict[Hashable, Any] = {}
 
-  def __contains__(self, key: Hashable) -> bool:
+  def __contains__(self, name: Hashable) -> bool:
     """Whether a sample is kept."""
-    return key in self._kept
+    return name in self._kept
 
   def __len__(self) -> int:
     """How many samples are kept."""
     return len(self._kept)
 
-  def get(self, key: Hashable, decode: Callable[[], Any]) -> Any:
+  def get(self, name: Hashable, decode: Callable[[], Any]) -> Any:
     """The kept sample, or a decoded one, which is kept if there is room.
 
     Args:
-      key: names the sample and how it is decoded.
+      name: names the sample and how it is decoded.
       decode: makes it; its errors pass through and nothing is kept.
     """
-    if key in self._kept:
-      return self._kept[key]
+    if name in self._kept:
+      return self._kept[name]
     decoded = decode()
     if self._bytes < self._limit:
       whole = _whole(decoded, self._limit - self._bytes)
       if whole is not None:
         self._bytes += _size(whole)
-        self._kept[key] = decoded = whole
+        self._kept[name] = decoded = whole
     return decoded
 
 

@@ -32,8 +32,8 @@ STORY = "story"  # of a sample with words in it
 
 def caption_kinds() -> tuple[Caption, ...]:
   """The kinds of caption of single modalities, in the table's order."""
-  found = {m.caption.kind: m.caption for m in MODALITIES.values() if m.caption}
-  return tuple(found.values())
+  captions = [m.caption for m in MODALITIES.values() if m.caption]
+  return tuple({caption.kind: caption for caption in captions}.values())
 
 
 def fallback(kind: str) -> tuple[str, ...]:
@@ -86,11 +86,11 @@ def _available(
     if kinds[kind] <= 0:
       continue
     chain = (kind, *fallback(kind))
-    found = next((k for k in chain if k in record.captions), None)
+    choice = next((k for k in chain if k in record.captions), None)
     if kind == JOINED and JOINED not in record.captions:
-      found = JOINED
-    if found is not None:
-      names.append(found)
+      choice = JOINED
+    if choice is not None:
+      names.append(choice)
       weights.append(kinds[kind])
   return names, weights
 

@@ -26,15 +26,15 @@ def read_lines(workdir: str, stem: str) -> list[dict[str, Any]]:
   for name in files.names(folder):
     if name.startswith(stem) and name.endswith(".jsonl"):
       lines += files.read_text(folder / name).splitlines()
-  found = []
+  entries = []
   for line in lines:
     try:
       entry = json.loads(line)
     except ValueError:
       continue
     if isinstance(entry, dict):
-      found.append(entry)
-  return found
+      entries.append(entry)
+  return entries
 
 
 def add_lines(

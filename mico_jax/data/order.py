@@ -129,19 +129,19 @@ class Order:
     task, before = self.task(step)
     size = self._config.tasks[task].batch_size
     names, weights = self._sources[task]
-    found = []
+    picked = []
     for row in range(size) if rows is None else rows:
       which, q = choose(weights, before * size + int(row))
       name = names[which]
       index = int(self._shuffled[task, name][q])
-      found.append(Row(int(row), name, q // self._sizes[name], index))
-    return task, found
+      picked.append(Row(int(row), name, q // self._sizes[name], index))
+    return task, picked
 
   def substitute(self, row: Row, attempt: int) -> Row:
     """The sample that replaces a broken one, at the `attempt`-th try."""
     seed = self._config.seed
-    key = fold(seed, "substitute", row.source, row.epoch, row.index, attempt)
-    index = key % self._sizes[row.source]
+    number = fold(seed, "substitute", row.source, row.epoch, row.index, attempt)
+    index = number % self._sizes[row.source]
     return Row(row.row, row.source, row.epoch, index)
 
 

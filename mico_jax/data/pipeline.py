@@ -223,10 +223,15 @@ class _Reading:
   broken: dict[str, str] = field(default_factory=dict)  # modality -> reason
 
 
-def _in_notebook() -> bool:
+def _check_workers(num_workers: int) -> None:
+  """Refuses worker processes in a notebook, which they could not import."""
   main = sys.modules.get("IPython")
   shell = main.get_ipython() if main else None
-  return shell is not None and hasattr(shell, "kernel")
+  if num_workers and shell is not None and hasattr(shell, "kernel"):
+    raise ConfigError(
+      f"data.num_workers={num_workers}: worker processes import the main "
+      "program, which is not possible in a notebook; set data.num_workers=0."
+    )
 
 
 class Pipeline:
@@ -267,22 +272,14 @@ class Pipeline:
     self._sources = sources
     sizes = {name: len(source) for name, source in sources.items()}
     self.order = Order(config, sizes)
-    self._rows = {
-      name: tuple(
-        int(row)  # the mesh names them as NumPy integers
-        for row in (
-          range(task.batch_size) if rows is None else rows(task.batch_size)
-        )
-      )
+    rows_of = range if rows is None else rows
+    self._rows = {  # the mesh gives NumPy integers
+      name: tuple(int(row) for row in rows_of(task.batch_size))
       for name, task in config.tasks.items()
     }
     for name in config.tasks:
       self._check_task(name)
-    if config.data.num_workers and _in_notebook():
-      raise ConfigError(
-        f"data.num_workers={config.data.num_workers}: worker processes import "
-        "the main program, which a notebook is not; set data.num_workers=0."
-      )
+    _check_workers(config.data.num_workers)
     first_row = min((r for x in self._rows.values() for r in x), default=0)
     stalled = Stalled(str(workdir), str(first_row))
     self._maker = _BatchMaker(config, tokenizer, sizes, self._rows, stalled)

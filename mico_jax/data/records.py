@@ -117,26 +117,26 @@ def captions_of(
   `config.captions` (kind -> field) comes first, then a field `captions` that is
   itself a mapping by kind, then the names of `caption_fields`.
   """
-  found: dict[str, tuple[str, ...]] = {}
+  captions: dict[str, tuple[str, ...]] = {}
   for kind, name in config.captions.items():
     texts = as_texts(fields.get(name))
     if texts:
-      found[kind] = texts
+      captions[kind] = texts
   by_kind = fields.get("captions")
   if isinstance(by_kind, Mapping):
     for kind, value in by_kind.items():
-      found.setdefault(str(kind), as_texts(value))
+      captions.setdefault(str(kind), as_texts(value))
   elif by_kind is not None:
-    found.setdefault(WHOLE, as_texts(by_kind))
+    captions.setdefault(WHOLE, as_texts(by_kind))
   for kind, names in caption_fields().items():
     for name in names:
-      if kind not in found and fields.get(name) is not None:
-        found[kind] = as_texts(fields[name])
+      if kind not in captions and fields.get(name) is not None:
+        captions[kind] = as_texts(fields[name])
   for name, value in fields.items():
     kind = name.removesuffix("_caption")
     if kind != name and value is not None:
-      found.setdefault(kind, as_texts(value))
-  return {kind: texts for kind, texts in found.items() if texts}
+      captions.setdefault(kind, as_texts(value))
+  return {kind: texts for kind, texts in captions.items() if texts}
 
 
 def negatives_of(fields: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -215,13 +215,13 @@ def id_of(fields: Mapping[str, Any], otherwise: str) -> str:
   Raises:
     DecodeError: for anything else.
   """
-  found = fields.get("id")
-  if found is None:
+  name = fields.get("id")
+  if name is None:
     return otherwise
-  if isinstance(found, bool) or not isinstance(found, (str, int, float)):
-    raise DecodeError(f"the id must be text or a number, got {found!r:.60}.")
+  if isinstance(name, bool) or not isinstance(name, (str, int, float)):
+    raise DecodeError(f"the id must be text or a number, got {name!r:.60}.")
   # A lone surrogate could not be written to any file.
-  return str(found).encode("utf-8", "backslashreplace").decode()
+  return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 def make_record(

@@ -100,12 +100,12 @@ def check_regular(path: str, limit: int = 0) -> int:
   Raises:
     DecodeError: naming what it is instead, or its size.
   """
-  found = os.stat(path)
-  if not stat.S_ISREG(found.st_mode):
-    kind = next((k for test, k in _KINDS if test(found.st_mode)), "no file")
+  status = os.stat(path)
+  if not stat.S_ISREG(status.st_mode):
+    kind = next((k for test, k in _KINDS if test(status.st_mode)), "no file")
     raise DecodeError(f"{short(path)}: is {kind}, expected a regular file.")
-  check_size(path, found.st_size, limit)
-  return found.st_size
+  check_size(path, status.st_size, limit)
+  return status.st_size
 
 
 def check_size(path: str, size: int, limit: int) -> None:
@@ -278,8 +278,8 @@ class Storage:
     files = []
     for file in self._cache.iterdir():
       with contextlib.suppress(FileNotFoundError):  # another process's doing
-        found = file.stat()
-        files.append((found.st_mtime, found.st_size, file))
+        status = file.stat()
+        files.append((status.st_mtime, status.st_size, file))
     total = sum(s for _, s, _ in files) + size
     for _, old, file in sorted(files):
       if total <= self._limit:

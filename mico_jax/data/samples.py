@@ -15,7 +15,7 @@ from mico_jax.data.cache import DecodedCache
 from mico_jax.data.faults import guarded
 from mico_jax.data.order import generator
 from mico_jax.data.records import Record
-from mico_jax.data.sources import SOURCES, Source
+from mico_jax.data.sources import SOURCES
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import (
   MODALITIES,
@@ -98,13 +98,13 @@ def _check_alignment(
   }
   if len(set(places.values())) > 1:
     kind = "mode" if train else "eval_mode"
-    found = ", ".join(
+    settings = ", ".join(
       f"data.inputs.{k}.{kind}={modes[k].name!r} ({place})"
       for k, place in places.items()
     )
     raise ConfigError(
       f"tasks.{task}: pictures of one sample are cut differently and do not "
-      f"align: {found}. Choose modes that place alike."
+      f"align: {settings}. Choose modes that place alike."
     )
 
 
@@ -131,10 +131,10 @@ def check_unit(config: Config, source: str, key: str) -> None:
 
 def groups_of(task: TaskConfig) -> tuple[str, ...]:
   """All groups of a task's objectives, in order, once each."""
-  found: dict[str, None] = {}
+  ordered: dict[str, None] = {}
   for groups in task.objectives.values():
-    found.update(dict.fromkeys(groups))
-  return tuple(found)
+    ordered.update(dict.fromkeys(groups))
+  return tuple(ordered)
 
 
 def text_groups(task: TaskConfig) -> tuple[str, ...]:
@@ -418,25 +418,3 @@ def load_texts(
       if pair is not None:
         out[name] = encode(pair[i], length)
   return out
-
-
-def load_sample(
-  config: Config,
-  source: Source,
-  index: int,
-  *,
-  name: str,
-  keys: Sequence[str],
-  tokenizer: Tokenizer | None = None,
-  train: bool = False,
-  epoch: int = 0,
-) -> tuple[Record, dict[str, np.ndarray]]:
-  """A record and its inputs, augmented if `train`.
-
-  Raises:
-    DecodeError: if the sample is broken.
-  """
-  record = source.record(index)
-  key = (config.seed, epoch, name, index) if train else None
-  inputs = load_inputs(config, record, name, keys, tokenizer, rng_key=key)
-  return record, inputs

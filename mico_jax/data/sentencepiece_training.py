@@ -25,6 +25,31 @@ OMNIWORLD_VOCAB = 512
 _PATH_LENGTH = 200  # characters
 _WORD_WEIGHT = 16  # enough that a rare word is kept whole
 _LAST_FOLDED = 0x24F  # Latin letters with their extensions
+# Every letter, digit and mark of plain English has a piece of its own.
+_PLAIN = "".join(chr(c) for c in range(33, 127) if not chr(c).isupper())
+_SETTINGS = {
+  "model_type": "unigram",
+  "hard_vocab_limit": False,
+  "character_coverage": 1.0,
+  "required_chars": _PLAIN,
+  "byte_fallback": True,
+  "normalization_rule_name": "user_defined",
+  "split_digits": True,
+  "num_threads": 1,
+  "shuffle_input_sentence": False,
+  "input_sentence_size": 0,
+  "max_sentence_length": 1 << 16,
+  "pad_id": 0,
+  "unk_id": 1,
+  "bos_id": 2,
+  "eos_id": 3,
+  "pad_piece": "[PAD]",
+  "unk_piece": "[UNK]",
+  "bos_piece": "[CLS]",
+  "eos_piece": "[SEP]",
+  "control_symbols": ["[MASK]"],
+  "minloglevel": 3,
+}
 
 
 def _fold(char: str) -> str:
@@ -88,8 +113,6 @@ def train_sentencepiece(
       "in data.tokenizer.path or check the captions of the source."
     )
   model = io.BytesIO()
-  # Every letter, digit and mark of plain English has a piece of its own.
-  plain = "".join(chr(c) for c in range(33, 127) if not chr(c).isupper())
   with tempfile.TemporaryDirectory() as folder:
     # The model stores this path: a fixed length lets it be overwritten below.
     name = "folding.tsv".rjust(_PATH_LENGTH - len(folder), "/")
@@ -99,29 +122,9 @@ def train_sentencepiece(
       sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(_with_words(ordered)),
         model_writer=model,
-        model_type="unigram",
         vocab_size=vocab_size,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        required_chars=plain,
-        byte_fallback=True,
-        normalization_rule_name="user_defined",
         normalization_rule_tsv=folder + name,
-        split_digits=True,
-        num_threads=1,
-        shuffle_input_sentence=False,
-        input_sentence_size=0,
-        max_sentence_length=1 << 16,
-        pad_id=0,
-        unk_id=1,
-        bos_id=2,
-        eos_id=3,
-        pad_piece="[PAD]",
-        unk_piece="[UNK]",
-        bos_piece="[CLS]",
-        eos_piece="[SEP]",
-        control_symbols=["[MASK]"],
-        minloglevel=3,
+        **_SETTINGS,
       )
     except RuntimeError as error:
       reason = " ".join(str(error).split())

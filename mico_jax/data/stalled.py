@@ -21,11 +21,11 @@ REASON = "quarantined: its decoder stalled twice (stalled.jsonl)."
 
 def quarantined(workdir: str) -> dict[tuple[str, int], dict[str, Any]]:
   """(source, index) -> the entry that quarantined the sample."""
-  found: dict[tuple[str, int], dict[str, Any]] = {}
+  entries: dict[tuple[str, int], dict[str, Any]] = {}
   for entry in read_lines(workdir, STEM) if workdir else ():
     if entry.get("quarantined") and "source" in entry and "index" in entry:
-      found.setdefault((entry["source"], entry["index"]), entry)
-  return found
+      entries.setdefault((entry["source"], entry["index"]), entry)
+  return entries
 
 
 class Stalled:
@@ -55,8 +55,8 @@ class Stalled:
       error: names the sample.
       step: that read it, or `EVALUATION`.
     """
-    key = (error.source, error.index)
-    if key in self._quarantined:
+    sample = (error.source, error.index)
+    if sample in self._quarantined:
       return True
     entry: dict[str, Any] = {
       "source": error.source,
@@ -65,10 +65,10 @@ class Stalled:
       "step": step,
       "reason": str(error),
     }
-    again = key in self._before
+    again = sample in self._before
     if again:
       entry["quarantined"] = True
-      self._quarantined[key] = entry
+      self._quarantined[sample] = entry
     if self._workdir:
       owner = f"{self._owner}-{os.getpid()}"
       add_lines(self._workdir, STEM, [entry], owner)

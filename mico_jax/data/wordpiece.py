@@ -164,8 +164,8 @@ def tokenize(
 def join(tokens: Sequence[str]) -> str:
   """Text of a list of pieces, tidied as the released tokenizer does."""
   text = " ".join(tokens).replace(" ##", "").strip()
-  for found, replacement in _TIDY:
-    text = text.replace(found, replacement)
+  for spaced, replacement in _TIDY:
+    text = text.replace(spaced, replacement)
   return text
 
 
@@ -238,27 +238,27 @@ def read_rules(content: bytes, name: str) -> dict[str, bool | None]:
     ValueError: if it is of another tokenizer than BERT's, or malformed.
   """
   try:
-    found = json.loads(content)
+    settings = json.loads(content)
   except (ValueError, RecursionError) as error:
     raise ValueError(f"{name}: not valid JSON ({error}).") from None
-  if not isinstance(found, dict):
+  if not isinstance(settings, dict):
     raise ValueError(f"{name}: expected a JSON object.")
-  kind = found.get("tokenizer_class")
+  kind = settings.get("tokenizer_class")
   if kind not in (None, "BertTokenizer", "BertTokenizerFast"):
     raise ValueError(
       f"{name}: the vocabulary of a {kind}; only BertTokenizer is read here, "
       "give --vocab the vocab.txt of a BERT."
     )
   for key, want in _FIXED.items():
-    value = found.get(key, want)
+    value = settings.get(key, want)
     value = value.get("content") if isinstance(value, dict) else value
     if value not in (want, None):
       raise ValueError(f"{name}: {key}={value!r}, expected {want!r}.")
-  added = found.get("added_tokens_decoder") or {}
+  added = settings.get("added_tokens_decoder") or {}
   if not isinstance(added, dict):
     raise ValueError(f"{name}: added_tokens_decoder is no JSON object.")
   check_added(added.values(), name)
-  return check_rules(found, name, NAMES)
+  return check_rules(settings, name, NAMES)
 
 
 def check_added(tokens: Iterable[Any], name: str) -> None:
@@ -285,21 +285,23 @@ def check_added(tokens: Iterable[Any], name: str) -> None:
 
 
 def check_rules(
-  found: Mapping[str, Any], name: str, names: Mapping[str, str]
+  settings: Mapping[str, Any], name: str, names: Mapping[str, str]
 ) -> dict[str, bool | None]:
   """Fields of `Rules`, by other names.
 
   Args:
-    found: a JSON object.
+    settings: a JSON object.
     name: of its file, for error messages.
     names: in the object -> of the field.
 
   Raises:
     ValueError: for a value that is neither true nor false.
   """
-  given = {field: found[key] for key, field in names.items() if key in found}
+  rules = {
+    field: settings[key] for key, field in names.items() if key in settings
+  }
   for key, field in names.items():
-    value = given.get(field, True)
+    value = rules.get(field, True)
     if not (isinstance(value, bool) or (value is None and "accents" in field)):
       raise ValueError(f"{name}: {key}={value!r}, expected true or false.")
-  return given
+  return rules

@@ -216,7 +216,7 @@ def search_options(
   Raises:
     ValueError: for other values.
   """
-  found = []
+  counts = []
   for name, value, most in (
     ("max_new_tokens", max_new_tokens, math.inf),
     ("num_beams", num_beams, settings["most_beams"]),
@@ -228,9 +228,9 @@ def search_options(
       raise ValueError(
         f"{name}={value!r}: must be a whole number of at least 1{upper}."
       )
-    found.append(whole)
+    counts.append(whole)
   penalty = settings["length_penalty"]
   penalty = penalty if length_penalty is None else length_penalty
   if not isinstance(penalty, numbers.Real) or not math.isfinite(penalty):
     raise ValueError(f"length_penalty={penalty!r}: must be a finite number.")
-  return found[0], found[1], float(penalty)
+  return counts[0], counts[1], float(penalty)

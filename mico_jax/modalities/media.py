@@ -196,7 +196,7 @@ def _load_whole(
 def _has_all_scans(jpeg: bytes) -> bool:
   """Whether scans of all components at full precision have begun."""
   wanted: set[tuple[int, int]] = set()
-  found: set[tuple[int, int]] = set()
+  begun: set[tuple[int, int]] = set()
   for match in re.finditer(rb"\xff([\xc0-\xc2\xda])..", jpeg, re.DOTALL):
     body = jpeg[match.end() : match.end() + 800]
     if match[1] != b"\xda":  # A frame: size, then its components.
@@ -206,8 +206,8 @@ def _has_all_scans(jpeg: bytes) -> bool:
     count = body[0] if body else 0
     if len(body) > 3 + 2 * count and body[3 + 2 * count] & 15 == 0:
       ends = body[1 + 2 * count : 3 + 2 * count]
-      found |= {(i, e) for i in body[1 : 1 + 2 * count : 2] for e in ends}
-  return bool(wanted) and wanted <= found
+      begun |= {(i, e) for i in body[1 : 1 + 2 * count : 2] for e in ends}
+  return bool(wanted) and wanted <= begun
 
 
 def _mend_transparency(image: Image.Image, data: bytes) -> None:

@@ -87,21 +87,21 @@ class VideoClip:
     with self._open() as (container, stream):
       plain = self._shown.ranked or self._shown.joined
       if len(self) > _SEEK_BEYOND and not plain:
-        found = [self._seek(container, stream, t) for t in wanted]
+        shown = [self._seek(container, stream, t) for t in wanted]
       else:
-        found = list(self._nearest(self._frames(container, stream), wanted))
-    if len(found) < len(wanted):
+        shown = list(self._nearest(self._frames(container, stream), wanted))
+    if len(shown) < len(wanted):
       raise DecodeError("the video holds no readable frame.")
-    for moment, (time, _) in zip(wanted, found, strict=True):
+    for moment, (time, _) in zip(wanted, shown, strict=True):
       gap = np.abs(self._shown.times - moment).min()
       if abs(time - moment) > gap + _REACH:
         raise DecodeError(
           f"the video is damaged: no frame within {_REACH:g} s of "
           f"{moment - self._shown.start:.2f} s can be read."
         )
-    if len({f.shape for _, f in found}) > 1:
+    if len({f.shape for _, f in shown}) > 1:
       raise DecodeError("the frames of the video differ in size.")
-    return np.stack([found[i][1] for i in place])
+    return np.stack([shown[i][1] for i in place])
 
   def _frames(self, container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
     """(time in s, frame) as presented; damaged ones are left out."""
@@ -160,10 +160,10 @@ class VideoClip:
       if begin is not None and begin[0] <= moment + 1e-6:
         return next(self._nearest(itertools.chain([begin], frames), moments))
     with self._open() as opened:  # no key frame was found before it
-      found = next(self._nearest(self._frames(*opened), moments), None)
-    if found is None:
+      nearest = next(self._nearest(self._frames(*opened), moments), None)
+    if nearest is None:
       raise DecodeError("the video holds no readable frame.")
-    return found
+    return nearest
 
   def _pixels(self, time: float, frame: Any) -> tuple[float, np.ndarray]:
     self._check_size(frame.width, frame.height)

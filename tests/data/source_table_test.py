@@ -23,7 +23,7 @@ from mico_jax.config.fields import Choice
 from mico_jax.data.records import Record, id_of, make_record, media_fields
 from mico_jax.data.references import FileReader, parent
 from mico_jax.data.remote import Storage
-from mico_jax.data.samples import load_sample
+from mico_jax.data.samples import load_inputs
 from mico_jax.data.sources import SOURCES, SourceKind, open_source
 from mico_jax.docs import tables
 from mico_jax.run import setup
@@ -104,9 +104,8 @@ def spec(tmp_path, monkeypatch) -> SourceConfig:
 
 def test_a_source_is_a_class_and_a_line(spec, tmp_path):
   config = config_of(a=spec)
-  record, inputs = load_sample(
-    config, open_source(config, "a"), 3, name="a", keys=("image",)
-  )
+  record = open_source(config, "a").record(3)
+  inputs = load_inputs(config, record, "a", ("image",), None)
   assert record.id == "p3"
   assert record.captions == {"omni": ("a wall, 3 of 8 bright",)}
   assert (inputs["image"] == 90).all()

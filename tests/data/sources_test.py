@@ -16,7 +16,7 @@ from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data import build, remote
 from mico_jax.data.gallery import evaluation_batches
 from mico_jax.data.pipeline import Pipeline
-from mico_jax.data.samples import load_sample
+from mico_jax.data.samples import load_inputs
 from mico_jax.data.sheet import draw_sheet
 from mico_jax.data.sources import ManifestSource, open_source
 from mico_jax.data.tokenizer import make_tokenizer
@@ -36,6 +36,11 @@ def _open(**source):
   return config, open_source(config, next(iter(source)))
 
 
+def _load(config, source, index, *keys):
+  record = source.record(index)
+  return record, load_inputs(config, record, "a", keys, None)
+
+
 def _error(error):
   text = str(error.value)
   assert "\n" not in text
@@ -45,9 +50,7 @@ def _error(error):
 def test_manifest(tmp_path):
   path = write_manifest(tmp_path)
   config, source = _open(a=manifest_source(path))
-  record, inputs = load_sample(
-    config, source, 3, name="a", keys=("image", "audio")
-  )
+  record, inputs = _load(config, source, 3, "image", "audio")
   assert (record.id, record.captions) == (
     "s3",
     {"omni": ("a small cube 3",)},
@@ -79,9 +82,7 @@ def test_arrays_frames_and_fields(tmp_path):
   config, source = _open(
     a=manifest_source(tmp_path / "m.jsonl", fields={"image": "picture"})
   )
-  record, inputs = load_sample(
-    config, source, 0, name="a", keys=("image", "video")
-  )
+  record, inputs = _load(config, source, 0, "image", "video")
   assert (inputs["image"] == 4).all()
   assert inputs["video"][:, 0, 0, 0].tolist() == [0, 100]
   assert record.captions == {"vision": ("one", "two"), "audio": ("three",)}
@@ -102,7 +103,7 @@ def test_broken_references(tmp_path, image, match):
   path = write_manifest(tmp_path, 2, image=[image, "1.png"])
   config, source = _open(a=manifest_source(path))
   with pytest.raises(DecodeError, match=match) as error:
-    load_sample(config, source, 0, name="a", keys=("image",))
+    _load(config, source, 0, "image")
   _error(error)
 
 
@@ -116,11 +117,11 @@ def test_paths_stay_in_the_folder(tmp_path, path):
   manifest = write_manifest(tmp_path / "m", 2, image=[path, "1.png"])
   config, source = _open(a=manifest_source(manifest))
   with pytest.raises(DecodeError, match=r"leaves the folder.*\.root") as error:
-    load_sample(config, source, 0, name="a", keys=("image",))
+    _load(config, source, 0, "image")
   _error(error)
   if path == "../x.png":
     config, source = _open(a=manifest_source(manifest, root=".."))
-    load_sample(config, source, 0, name="a", keys=("image",))
+    _load(config, source, 0, "image")
 
 
 def test_texts_that_cannot_be_used(tmp_path):
@@ -185,9 +186,7 @@ def test_webdataset(tmp_path):
   spec = SourceConfig(kind="webdataset", path=str(tmp_path / "x-*.tar"))
   config, source = _open(a=spec)
   assert len(source) == 6
-  record, inputs = load_sample(
-    config, source, 4, name="a", keys=("image", "audio")
-  )
+  record, inputs = _load(config, source, 4, "image", "audio")
   assert record.id == "d/11"
   assert record.captions["omni"] == ("thing 1",)
   assert set(inputs) == {"image", "audio"}

@@ -69,8 +69,8 @@ class ManifestSource(SourceKind):
           good += 1
         if matches(fields, config):
           starts.append((start, start + len(line), number))
-          found = fields.get("id")
-          hashes.append(-1 if found is None else hash(str(found)))
+          sample_id = fields.get("id")
+          hashes.append(-1 if sample_id is None else hash(str(sample_id)))
       start += len(line) + 1
     if broken and not good:
       raise ConfigError(str(broken[0]))

@@ -18,7 +18,7 @@ def expand(pattern: str, name: str) -> list[str]:
   Raises:
     ConfigError: if a pattern finds nothing.
   """
-  pieces, found, start = pattern.split(","), [], 0
+  pieces, files, start = pattern.split(","), [], 0
   while start < len(pieces):
     if not pieces[start].strip():
       start += 1
@@ -26,18 +26,18 @@ def expand(pattern: str, name: str) -> list[str]:
     # The longest run of pieces that names something: names may hold commas.
     for end in range(len(pieces), start, -1):
       part = ",".join(pieces[start:end]).strip()
-      files = _files_of(part)
-      if files:
+      matches = _files_of(part)
+      if matches:
         break
     else:
       raise ConfigError(
         f"data.sources.{name}.path: no file matches {pieces[start].strip()!r}."
       )
-    found.extend(files)
+    files.extend(matches)
     start = end
-  if not found:
+  if not files:
     raise ConfigError(f"data.sources.{name}.path is empty; name the files.")
-  return found
+  return files
 
 
 def _files_of(part: str) -> list[str]:

@@ -143,15 +143,15 @@ class WebDatasetSource(SourceKind):
         if modality.embedding != "text" and modality.key in seen:
           rivals += [seen[modality.key], member]
         seen.setdefault(modality.key, member)
-    for found, what in (
+    for refused, what in (
       (unread, "texts, which belong to no sample"),
       (rivals, "several members of one modality in a sample"),
     ):
-      if found:
+      if refused:
         raise ConfigError(
           f"data.sources.{self._name}: {short(path)}: keys end at the "
-          f"{self._config.key_dot} dot, which gives {what}: {len(found)} "
-          f"members such as {_some(found)}. Set key_dot='last' if keys hold "
+          f"{self._config.key_dot} dot, which gives {what}: {len(refused)} "
+          f"members such as {_some(refused)}. Set key_dot='last' if keys hold "
           "dots, or name the endings in `fields`."
         )
 
