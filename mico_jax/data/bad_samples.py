@@ -1,11 +1,11 @@
-"""The record of broken samples: one line each, exactly once.
+"""Log of the broken samples of a run, one line for each.
 
-`<workdir>/bad_samples.jsonl` holds step, row, source, index, id and reason;
-`modalities`, which could not be read ("record": the entry itself); and, where
-the sample was replaced, `substitute` and `substitute_index`. Without those the
-sample was used, its broken modalities absent. A line is written when its batch
-is handed out, never when it is only read ahead; (step, row) already in the file
-is not written again, so a resumed run that repeats steps leaves no second line.
+A line of `<workdir>/bad_samples.jsonl` holds step, row, source, index, id and
+reason; `modalities` that could not be read ("record": the sample's entry); and,
+if the sample was replaced, `substitute` and `substitute_index`. Otherwise the
+sample was used without its broken modalities. A line is written when its batch
+is yielded, not when it is read ahead. A (step, row) that is in the file already
+is not written again, so a resumed run that repeats steps adds no second line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TooManyBadSamples(RuntimeError):
 
 
 def read_bad_samples(workdir: str) -> list[dict[str, Any]]:
-  """All lines of a workdir, by step and row; a cut last line is left out."""
+  """All lines of a workdir by step and row, without an incomplete last line."""
   entries: dict[tuple[int, int], dict[str, Any]] = {}
   for entry in read_lines(workdir, _STEM):
     if isinstance(entry.get("step"), int) and isinstance(entry.get("row"), int):
@@ -42,9 +42,9 @@ class BadSamples:
   """Writes and counts the broken samples of this process's rows.
 
   Attributes:
-    count: of samples that are broken, in whole or in part.
-    seen: samples handed out.
-    modalities: how often each could not be read.
+    count: number of samples that are broken, fully or partly.
+    seen: number of samples yielded.
+    modalities: modality -> number of samples in which it could not be read.
   """
 
   def __init__(
@@ -56,29 +56,33 @@ class BadSamples:
     seen: int,
     first_row: int = 0,
   ):
-    """Rebuilds the counts from the file.
+    """Restores the counts from the file.
 
     Args:
-      workdir: of the run; "" keeps counts only.
-      max_fraction: of the samples; beyond it `add` raises.
-      start_step: lines of earlier steps count as seen.
-      seen: samples handed out before `start_step`.
-      first_row: of this process, names its file on a remote workdir.
+      workdir: of the run; "": nothing is written.
+      max_fraction: largest share of broken samples, 0 to 1.
+      start_step: first step of this start.
+      seen: number of samples yielded before `start_step`.
+      first_row: of this process; names its file on a remote workdir.
     """
     self._workdir, self._first_row = str(workdir), first_row
     self._max_fraction = max_fraction
     entries = read_bad_samples(self._workdir) if self._workdir else []
     self._known = {(e["step"], e["row"]) for e in entries}
-    former = [e for e in entries if e["step"] < start_step]
-    self.count = len(former)
-    self.modalities = Counter(k for e in former for k in _modalities(e))
+    earlier = [e for e in entries if e["step"] < start_step]
+    self.count = len(earlier)
+    self.modalities = Counter(k for e in earlier for k in _modalities(e))
     self.seen = seen
 
   def add(self, bad: Iterable[Mapping[str, Any]], samples: int) -> None:
-    """Counts a batch of `samples` rows with its broken ones.
+    """Counts a batch and writes its broken samples.
+
+    Args:
+      bad: lines of the broken samples.
+      samples: rows of the batch.
 
     Raises:
-      TooManyBadSamples: when the fraction is exceeded; the lines are written.
+      TooManyBadSamples: when `max_fraction` is exceeded, after writing.
     """
     self.seen += samples
     new, last = [], None
@@ -92,7 +96,7 @@ class BadSamples:
         new.append(entry)
     if new and self._workdir:
       add_lines(self._workdir, _STEM, new, str(self._first_row))
-    # Small counts say little: the first thousand samples count as a whole.
+    # The share counts from a thousand samples on: before, it says little.
     if last and self.count > self._max_fraction * max(self.seen, 1000):
       where = f"; see {self._workdir}/{FILE}" if self._workdir else ""
       raise TooManyBadSamples(

@@ -1,9 +1,8 @@
-"""Decoded media of small sets, kept in memory after their first use.
+"""Cache of decoded media in memory, for small data sets.
 
-Decoding a three-second clip takes longer than a small model's step on it; with
-a few hundred files the second epoch should not pay for it again. What is kept
-is the decoded, not yet augmented sample, so that a run with the cache sees the
-same batches as one without.
+Decoding a clip of three seconds takes longer than a small model's step on it.
+With a few hundred files, later epochs need not decode again. Samples are kept
+before augmentation, so batches are the same with and without the cache.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ MIB = 1 << 20
 
 
 class DecodedCache:
-  """Keeps decoded samples until a limit; nothing is dropped again.
+  """Keeps decoded samples up to a limit and never evicts one.
 
-  In random order over epochs every sample is wanted equally often, so a full
-  cache serves its share of a larger set.
+  Every sample is read once per epoch, so no choice of samples to keep is better
+  than the first ones.
   """
 
   def __init__(self, limit_mib: int):
     """Makes an empty cache.
 
     Args:
-      limit_mib: of decoded data, in MiB; 0: keeps nothing.
+      limit_mib: most decoded data to keep, in MiB; 0: none.
     """
     self._limit = limit_mib * MIB
     self._bytes = 0
@@ -49,8 +48,8 @@ class DecodedCache:
     """The kept sample, or a decoded one, which is kept if there is room.
 
     Args:
-      name: names the sample and how it is decoded.
-      decode: makes it; its errors pass through and nothing is kept.
+      name: identifies the sample and how it is decoded.
+      decode: decodes the sample; its errors pass through.
     """
     if name in self._kept:
       return self._kept[name]
@@ -75,7 +74,7 @@ def _whole(decoded: Any, room: int) -> Any:
       return None
     try:
       return ArrayClip(decoded.take(range(len(decoded))))
-    except DecodeError:  # Cut short; the frames that are wanted may be there.
+    except DecodeError:  # cut short, but the frames in use may be there
       return None
   if isinstance(decoded, (np.ndarray, ArrayClip)) and _size(decoded) <= room:
     return decoded

@@ -1,18 +1,17 @@
-"""What becomes of an error while a sample is read and decoded.
+"""Errors of reading and decoding a sample: which make it a broken sample.
 
-The content of a sample can make a library raise anything. Whatever it is, the
-sample is bad: the error becomes a DecodeError of one line, and the sample is
-named, counted and replaced. Three kinds pass through instead:
+The content of a sample can make a library raise any error. Such an error
+becomes a DecodeError of one line, and the sample is logged, counted and
+replaced. Three kinds of error pass through instead:
 
-- ConfigError: the user's mistake.
-- TransientError, and what `mico_jax.failures.is_transient` says of a read: a
-  store that is away is waited out and never replaced by another sample, since
-  chance must not change the data.
+- ConfigError: a mistake of the user.
+- TransientError, and errors of a read that `mico_jax.failures.is_transient`
+  accepts. An unreachable store is waited for: replacing its samples would make
+  the data depend on chance.
 - Errors that are no `Exception` (Ctrl-C).
 
-Lack of memory is tried again, one sample at a time, after a wait while the
-machine is short of it. A sample that fails again while there is memory is at
-fault itself.
+After a lack of memory the call is repeated, one sample at a time, once the
+machine has memory again. A sample that then fails again counts as broken.
 """
 
 from __future__ import annotations
@@ -36,7 +35,10 @@ _alone = threading.RLock()
 
 
 def describe(error: BaseException) -> str:
-  """`TypeName: message` in one line; of what says all itself that alone."""
+  """One line for an error: `TypeName: message`.
+
+  A DecodeError or a plain ValueError gives its message alone.
+  """
   text = " ".join(str(error).split())[:300]
   if text and (isinstance(error, DecodeError) or type(error) is ValueError):
     return text
@@ -44,17 +46,17 @@ def describe(error: BaseException) -> str:
 
 
 def guarded(call: Callable[[], T], what: str = "", *, reads: bool = False) -> T:
-  """The result of a call, with errors of a sample's content as DecodeError.
+  """The result of a call whose errors are those of a sample's content.
 
   Args:
-    call: reads or decodes; must be safe to repeat.
-    what: begins the message, such as a modality: "image".
-    reads: the call reads from a store, whose faults may pass.
+    call: reads or decodes a sample; must be safe to repeat.
+    what: prefix of the error message, such as the modality: "image".
+    reads: whether the call reads from a store, whose errors may be transient.
 
   Raises:
     DecodeError: if the sample cannot be used.
-    TransientError: for a store or a lack of memory that does not pass.
-    ConfigError: as raised.
+    TransientError: for storage or memory that stays short.
+    ConfigError: as raised by the call.
   """
   try:
     try:
@@ -74,7 +76,7 @@ def guarded(call: Callable[[], T], what: str = "", *, reads: bool = False) -> T:
 
 
 def _lacks_memory(error: BaseException | None) -> bool:
-  """Whether a lack of memory is the error, or what it was raised from."""
+  """Whether an error, or one of its causes, is a lack of memory."""
   for _ in range(10):
     if isinstance(error, MemoryError):
       return True
@@ -83,7 +85,7 @@ def _lacks_memory(error: BaseException | None) -> bool:
 
 
 def _again(call: Callable[[], T], what: str) -> T:
-  """Repeats a call that lacked memory, alone, once there is some."""
+  """Repeats a call that lacked memory, one at a time, once there is some."""
   patience = failures.patience_seconds()
   waits = failures.delays(patience)
   with waiting():

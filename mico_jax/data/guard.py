@@ -1,4 +1,4 @@
-"""A limit on the time that reading and decoding a sample may take."""
+"""Time limit for reading and decoding one sample."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _here = threading.local()
 
 
 class StalledDecoder(TransientError):
-  """A sample took longer than `data.timeout`; the start ends, not the run.
+  """A sample took longer than `data.timeout`; the run can be started again.
 
   Attributes:
     source: of the sample.
@@ -28,7 +28,10 @@ class StalledDecoder(TransientError):
 
 @contextlib.contextmanager
 def waiting() -> Iterator[None]:
-  """Time spent in here is a wait for storage or memory, no stalled decoder."""
+  """Within this context the guard's limit for decoding does not apply.
+
+  For waits for storage or memory.
+  """
   guard: Guard | None = getattr(_here, "guard", None)
   if guard is None:
     yield
@@ -41,15 +44,14 @@ def waiting() -> Iterator[None]:
 
 
 class Guard:
-  """Runs work in a daemon thread and watches the sample it is at.
+  """Runs work in a daemon thread and limits the time for each sample.
 
-  What counts is the time that this process ran: one that was stopped (Ctrl-Z)
-  and goes on has no stalled decoder. Nor has one that waits for a store
-  (`waiting`), which has limits of its own.
+  Only time in which this process runs counts, so that a process stopped by
+  Ctrl-Z can go on. Waits for storage (`waiting`) have limits of their own.
   """
 
   def __init__(self, timeout: float):
-    """Watches nothing yet.
+    """Sets the limit.
 
     Args:
       timeout: seconds that a sample may take.
@@ -60,11 +62,11 @@ class Guard:
     self._reading = 0
 
   def at(self, source: str, index: int, sample_id: str = "") -> None:
-    """Notes that a sample begins, or its id."""
+    """Sets the sample that the work reads now, and restarts its time."""
     self._sample, self._waited = (source, index, sample_id), 0.0
 
   def wait(self, begins: bool) -> None:
-    """Notes that a wait for storage or memory begins or ends."""
+    """Begins or ends a wait for storage or memory."""
     self._reading += 1 if begins else -1
     self._waited = 0.0
 
@@ -72,8 +74,8 @@ class Guard:
     """The result of `work`.
 
     Raises:
-      StalledDecoder: if a sample hangs; its thread is left behind.
-      TransientError: if a store does, beyond all patience.
+      StalledDecoder: if a sample exceeds the limit; its thread keeps running.
+      TransientError: if a store hangs.
     """
     done = threading.Event()
     result: list[Any] = []
@@ -98,7 +100,7 @@ class Guard:
     return result[1]
 
   def _limit(self) -> float:
-    # Attempts of a remote store end by themselves, after the timeout.
+    # Each attempt at a remote store ends by itself after the timeout.
     return self._timeout + (patience_seconds() if self._reading else 0.0)
 
   def _error(self) -> TransientError:
@@ -117,6 +119,6 @@ class Guard:
 
 
 def name_of(source: str, index: int, sample_id: str = "") -> str:
-  """What messages call a sample: source and index name it, the id says more."""
+  """Name of a sample in messages: its id, source and index."""
   place = f"{source}[{index}]"
   return f"{sample_id} ({place})" if sample_id else place

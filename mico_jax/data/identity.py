@@ -1,4 +1,8 @@
-"""Samples are known by source and index; ids that repeat are told once."""
+"""Warnings about a source: ids that repeat, and other notes on stderr.
+
+A sample is identified by its source and its index there, so repeated ids are
+allowed, and reported once.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,25 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Int
 
-NAMED = 3  # ids that a message lists
+NAMED = 3  # most ids listed in a message
 
 
 def tell(text: str) -> None:
-  """One line on stderr; worker processes open the same data and are silent."""
+  """Prints one line on stderr, except in worker processes."""
   if multiprocessing.parent_process() is None:
     print(f"mico-jax: {text}", file=sys.stderr, flush=True)
 
 
 def tell_repeated(
-  source: str, hashes: np.ndarray, id_of: Callable[[int], str]
+  source: str, hashes: Int[np.ndarray, " N"], id_of: Callable[[int], str]
 ) -> None:
-  """Counts and names the ids that occur more than once.
+  """Reports ids that occur more than once in a source.
 
   Args:
     source: name of the source.
-    hashes: int64, of the id of each sample; -1: it has none.
+    hashes: hash of the id of each sample; -1: it has no id.
     id_of: index -> id.
   """
   values, first, counts = np.unique(

@@ -1,6 +1,6 @@
-"""JSON lines of a workdir that several processes add to.
+"""Logs in JSON lines to which several processes append.
 
-A local file takes lines under a lock. A remote workdir cannot append, so each
+A local file is appended to under a lock. Remote storage cannot append, so each
 process rewrites a file of its own, `STEM-OWNER.jsonl`.
 """
 
@@ -20,7 +20,7 @@ from mico_jax.failures import wait_out
 
 
 def read_lines(workdir: str, stem: str) -> list[dict[str, Any]]:
-  """All objects of `STEM*.jsonl`; a line cut by a kill is left out."""
+  """All objects of `STEM*.jsonl`, without incomplete lines (after a kill)."""
   folder = epath.Path(workdir)
   lines: list[str] = []
   for name in files.names(folder):
@@ -40,16 +40,16 @@ def read_lines(workdir: str, stem: str) -> list[dict[str, Any]]:
 def add_lines(
   workdir: str, stem: str, entries: Sequence[Mapping[str, Any]], owner: str
 ) -> None:
-  """Adds objects at the end; waits for storage that is away.
+  """Appends objects to the log; waits for unreachable storage.
 
   Args:
     workdir: of the run.
-    stem: of the file.
-    entries: one line each.
+    stem: of the file's name.
+    entries: objects, one line each.
     owner: names this process's file on a remote workdir.
 
   Raises:
-    TransientError: for storage that stays away.
+    TransientError: for storage that stays unreachable.
   """
   text = "".join(json.dumps(e, sort_keys=True) + "\n" for e in entries)
   if is_remote(workdir):
@@ -65,7 +65,7 @@ def add_lines(
 
 
 def _append(path: pathlib.Path, text: str) -> None:
-  """Adds whole lines, or none."""
+  """Appends all lines or, after an error, none."""
   import fcntl
 
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Whether there is memory left, as far as Linux says."""
+"""Whether the machine, container or process is short of memory (Linux)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import pathlib
 import resource
 from collections.abc import Iterator
 
-LOW = 512 << 20  # bytes; with less a failed allocation may be no one's fault
+LOW = 512 << 20  # bytes; with less, any allocation may fail
 
 _CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 
 def memory_is_short() -> bool:
-  """Whether machine, container or process have under 512 MiB left."""
+  """Whether under 512 MiB are left to machine, container or process."""
   return any(room < LOW for room in _rooms())
 
 
 def _rooms() -> Iterator[int]:
-  """Bytes that are free under each limit that can be read."""
+  """Free bytes below each limit that can be read."""
   try:
     for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
       if line.startswith("MemAvailable:"):
@@ -35,7 +35,7 @@ def _rooms() -> Iterator[int]:
 
 
 def _number(name: str) -> int | None:
-  """The number in a file of the container; None without one ("max")."""
+  """The number in a file of the container's cgroup; None if it has none."""
   try:
     return int((_CGROUP / name).read_text())
   except (OSError, ValueError):
