@@ -1,8 +1,9 @@
-"""Which text a group reads: caption kinds, negatives, questions.
+"""Choice of the texts of a group: caption, negatives, question.
 
-A group's text is drawn among caption kinds by the weights of `tasks.*.texts`,
-or by its letters (`default_kind`). A record without the kind takes another one
-(`fallback`). Evaluation takes the heaviest kind and its first text.
+The caption kind of a group is drawn with the weights of `tasks.*.texts`, or
+follows from its letters (`default_kind`). If a record has no caption of that
+kind, another kind takes its place (`fallback`). Evaluation takes the kind of
+the largest weight and its first text.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from mico_jax.modalities import (
 )
 from mico_jax.modalities.words import decode_text
 
-ALT_TEXT = "alt_text"  # what stands beside a picture on a web page
+ALT_TEXT = "alt_text"  # alternative text of a picture on a web page
 JOINED = "joined"  # the captions of the single modalities, one after another
-STORY = "story"  # of a sample with words in it
+STORY = "story"  # of a whole sample with subtitles
 
 
 def caption_kinds() -> tuple[Caption, ...]:
-  """The kinds of caption of single modalities, in the table's order."""
+  """Captions of single modalities, one of each kind, in table order."""
   captions = [m.caption for m in MODALITIES.values() if m.caption]
   return tuple({caption.kind: caption for caption in captions}.values())
 
 
 def fallback(kind: str) -> tuple[str, ...]:
-  """Kinds to take instead of one that a record lacks, in turn."""
+  """Caption kinds that replace a missing one, the first available counts."""
   captions = caption_kinds()
   general = (*(c.kind for c in captions if c.general), ALT_TEXT)
   if kind == STORY:
@@ -48,10 +49,10 @@ def fallback(kind: str) -> tuple[str, ...]:
 
 
 def default_kind(group: str) -> str:
-  """The caption kind that a group's letters call for.
+  """The caption kind of a group for which `tasks.*.texts` names none.
 
-  One letter its own kind (image and video "vision"); several "omni", or
-  "story" with subtitles among them.
+  Modalities of one kind: that kind (image and video: "vision"); others: "omni",
+  or "story" if subtitles are among them.
   """
   context = letters(group)
   kinds = {by_letter(letter).caption_kind for letter in context}
@@ -61,12 +62,12 @@ def default_kind(group: str) -> str:
 
 
 def kinds_of(task: TaskConfig, group: str) -> dict[str, float]:
-  """Caption kinds of a group with their weights."""
+  """Caption kinds of a group and their weights."""
   return dict(task.texts.get(group) or {default_kind(group): 1.0})
 
 
 def max_length(config: TokenizerConfig, kinds: Sequence[str]) -> int:
-  """Token count of a text slot that may hold any of `kinds`."""
+  """Tokens of a text slot for any of `kinds`, special tokens included."""
   table = config.max_length
   default = table.get("default", 40)
 
@@ -96,7 +97,7 @@ def _available(
 
 
 def _joined(record: Record) -> tuple[str, ...]:
-  """The first captions of the single modalities as one text."""
+  """The first captions of all single modalities, joined to one text."""
   kinds = [caption.kind for caption in caption_kinds()]
   texts = [record.captions[k][0] for k in kinds if k in record.captions]
   return (" ".join(texts),) if texts else ()
@@ -107,15 +108,16 @@ def choose_text(
   kinds: Mapping[str, float],
   rng: np.random.Generator | None = None,
 ) -> tuple[str, str]:
-  """A caption of the record and its kind.
+  """A caption of a record, and its kind.
 
   Args:
     record: the sample.
     kinds: caption kind -> weight.
-    rng: draws the kind and among alternatives; None: heaviest and first.
+    rng: draws the kind and one of its texts; None: the kind of the largest
+      weight and its first text.
 
   Raises:
-    DecodeError: if the record has no such caption, or it is empty.
+    DecodeError: if the record has no such caption, or an empty one.
   """
   names, weights = _available(record, kinds)
   if not names:
@@ -144,7 +146,14 @@ def choose_negatives(
   count: int,
   rng: np.random.Generator | None = None,
 ) -> list[str]:
-  """Up to `count` different explicit negatives of a caption kind."""
+  """Up to `count` different explicit negatives of a caption kind.
+
+  Args:
+    record: the sample.
+    kind: of the caption that they contradict.
+    count: K, `data.num_negatives`.
+    rng: draws the texts; None: the first ones.
+  """
   if count == 0 or kind not in record.negatives:
     return []
   texts = record.negatives[kind]
@@ -160,8 +169,8 @@ def choose_question(
 ) -> tuple[str, str] | None:
   """A question that every group can answer, and its answer; None: no such.
 
-  An image counts as seeing what a video shows, except motion, which the
-  questions' own letters cannot tell apart.
+  An image is taken to show what a video shows. That is wrong for questions on
+  motion, which the letters of a question cannot tell apart.
   """
   seen = [shown(letters(group)) for group in groups]
   common = frozenset.intersection(*seen) if seen else frozenset()

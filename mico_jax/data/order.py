@@ -1,19 +1,20 @@
-"""Which samples step s trains on: a pure function of (seed, step).
+"""Order of the samples: what a step reads is a pure function of (seed, step).
 
-Nothing here has state, so a run resumes anywhere, on any number of processes,
-and any past step can be listed without replaying the ones before it.
+There is no state, so a run can resume at any step on any number of processes,
+and a past step can be listed without replaying the ones before it.
 
-1. Tasks. Weights are integers. `choose` splits them in two halves again and
-   again; of the first n picks of a node, floor((n a + w // 2) / w) went to the
-   half of weight a out of w. After every full cycle of the weights the counts
-   are exact, and each pick also says how often its item was picked before.
-2. Sources. The p-th sample of a task picks its source in the same way, and
-   thereby the position q within that source.
-3. Samples. epoch = q // n, and the sample is element q of Grain's
-   `MapDataset.range(n).seed(...).shuffle().repeat()`, a new permutation for
-   each epoch that needs no memory. Grain's minor version is pinned by this.
+1. Tasks have integer weights. `choose` splits the weights into two halves
+   recursively; of the first n picks, floor((n a + w // 2) / w) go to the half
+   of weight a out of w. After each full cycle of the weights the counts are
+   exact. A pick also gives how often its item was picked before.
+2. The p-th sample of a task picks its source in the same way, which gives the
+   position q within that source.
+3. The epoch is q // n for a source of n samples, and the sample is element q of
+   Grain's `MapDataset.range(n).seed(...).shuffle().repeat()`: a new permutation
+   for each epoch, without memory. It depends on Grain's minor version, which is
+   therefore pinned.
 
-Names are sorted, so the order of a config's keys does not matter.
+Names are sorted, so the order of a config's entries does not matter.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 
 from mico_jax.config import Config, ConfigError
 
-SUBSTITUTES = 20  # broken samples in a row until a row gives up
+SUBSTITUTES = 20  # samples tried for a row until reading it is an error
 
 
 def choose(weights: Sequence[int], n: int) -> tuple[int, int]:
@@ -83,7 +84,11 @@ class Order:
   """The order of a config's tasks and samples."""
 
   def __init__(self, config: Config, sizes: Mapping[str, int]):
-    """Takes the number of samples of each source.
+    """Prepares the order.
+
+    Args:
+      config: of the run.
+      sizes: source -> number of samples.
 
     Raises:
       ConfigError: for tasks or sources without a positive weight, unknown
@@ -125,7 +130,7 @@ class Order:
   def rows(
     self, step: int, rows: Sequence[int] | None = None
   ) -> tuple[str, list[Row]]:
-    """The task of a step and what each row (None: all) of its batch reads."""
+    """The task of a step, and what some rows (None: all) of its batch read."""
     task, before = self.task(step)
     size = self._config.tasks[task].batch_size
     names, weights = self._sources[task]
@@ -138,7 +143,12 @@ class Order:
     return task, picked
 
   def substitute(self, row: Row, attempt: int) -> Row:
-    """The sample that replaces a broken one, at the `attempt`-th try."""
+    """The sample that replaces the broken one of a row.
+
+    Args:
+      row: what the row should have read.
+      attempt: number of the try, from 0.
+    """
     seed = self._config.seed
     number = fold(seed, "substitute", row.source, row.epoch, row.index, attempt)
     index = number % self._sizes[row.source]

@@ -1,9 +1,9 @@
-"""Records packed into ArrayRecord files: one sample, one blob.
+"""Format of the records in ArrayRecord files: one sample as one blob of bytes.
 
-A blob is the length of a JSON header (uint32, little endian), the header, then
-the media one after another. The header holds id, fields, and per modality a
-list of (offset, size, kind) with kind "file" (an encoded file as it was) or
-"npy"; a list of more than one entry is a list of frames.
+A blob is the length of a JSON header (uint32, little endian), the header, and
+the media one after another. The header holds the id, the fields, and for each
+modality a list of (offset, size, kind) with kind "file" (an encoded file) or
+"npy", and whether the sample has a list of them (frames).
 """
 
 from __future__ import annotations
@@ -27,7 +27,16 @@ FORMAT = "mico_jax.packed.1"
 def pack(
   sample_id: str, fields: Mapping[str, Any], media: Mapping[str, Any]
 ) -> bytes:
-  """One sample as bytes; media as sources read them (bytes, arrays, lists)."""
+  """Packs a sample into bytes.
+
+  Args:
+    sample_id: of the sample.
+    fields: of the record, as JSON can hold them.
+    media: modality -> bytes of a file, an array, or a list of these.
+
+  Raises:
+    TypeError: for other media.
+  """
   entries: dict[str, dict[str, Any]] = {}
   blobs: list[bytes] = []
   offset = 0
@@ -55,10 +64,10 @@ def pack(
 
 
 def unpack(data: bytes, config: SourceConfig) -> Record:
-  """The record of a blob of `pack`.
+  """The record in a blob that `pack` made.
 
   Raises:
-    DecodeError: if it is none.
+    DecodeError: for any other bytes.
   """
   try:
     (size,) = struct.unpack_from("<I", data)

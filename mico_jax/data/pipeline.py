@@ -1,12 +1,12 @@
-"""Batches: the order of the data, read by Grain's threads or processes.
+"""Batches of training, read ahead by Grain's threads or processes.
 
-`Pipeline` yields (step, task, batch) as `mico_jax.aliases` describes, for the
-rows that this process owns. A sample is known by its source and its index
-there; ids may repeat. Of a broken sample what is good is kept as long as a
-group of the task can use it; else a deterministic substitute is read. Both are
-written down (`bad_samples`). A decoder that does not come back ends the start,
-and the second time its sample is replaced as well (`stalled`); a store that is
-away is waited out. Nothing here calls JAX.
+`Pipeline` yields (step, task, batch), see `mico_jax.aliases`, for the rows of
+the global batch that this process reads. A sample is identified by its source
+and its index there. A partly broken sample is used without its broken
+modalities if a group of the task can use the rest; otherwise a deterministic
+substitute is read. Both cases are logged (`bad_samples`). A decoder that does
+not return ends the run with an error; if the same sample stalls again after a
+restart, it is replaced as well (`stalled`). Unreachable storage is waited for.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ __all__ = [
 
 
 @dataclass
-class _Made:
-  """A batch and its broken samples."""
+class _StepBatch:
+  """A batch of a step, and the log entries of its broken samples."""
 
   step: int
   task: str
@@ -66,7 +66,7 @@ class _Made:
 
 
 class _BatchMaker:
-  """step -> batch. Travels to worker processes, which open their own files."""
+  """step -> batch. Pickled for worker processes, which open the files anew."""
 
   def __init__(
     self,
@@ -96,7 +96,7 @@ class _BatchMaker:
     self._prepare()
 
   def use(self, sources: dict[str, Source]) -> None:
-    """Takes sources that are open already."""
+    """Sets sources that are open already."""
     self._sources = sources
 
   def _open(self) -> dict[str, Source]:
@@ -106,8 +106,8 @@ class _BatchMaker:
         self._sources = {n: open_source(self._config, n) for n in names}
       return self._sources
 
-  def __call__(self, step: int) -> _Made:
-    self._open()  # takes its time, which is no sample's
+  def __call__(self, step: int) -> _StepBatch:
+    self._open()  # its time does not count as that of a sample
     while True:
       guard = Guard(self._config.data.timeout)
       try:
@@ -116,7 +116,7 @@ class _BatchMaker:
         if not self._stalled.note(error, int(step)):
           raise
 
-  def _make(self, step: int, guard: Guard) -> _Made:
+  def _make(self, step: int, guard: Guard) -> _StepBatch:
     task, _ = self._order.task(step)
     _, rows = self._order.rows(step, self._rows[task])
     spec = self._config.tasks[task]
@@ -131,7 +131,7 @@ class _BatchMaker:
       batch["row"][i], batch["weight"][i] = row.row, 1.0
       if entry is not None:
         bad.append(entry)
-    return _Made(step, task, batch, bad)
+    return _StepBatch(step, task, batch, bad)
 
   def _row(
     self,
@@ -141,7 +141,7 @@ class _BatchMaker:
     slots: TextSlots,
     guard: Guard,
   ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """A row's sample, and what is to be noted if it is not the whole one."""
+    """The sample of a row; and its log entry if it is broken or replaced."""
     entry: dict[str, Any] | None = None
     wanted = row
     for attempt in range(SUBSTITUTES):
@@ -183,10 +183,10 @@ class _BatchMaker:
     slots: TextSlots,
     guard: Guard,
   ) -> dict[str, Any]:
-    """What travels of a sample; `read` learns its id and what is broken."""
-    held = self._stalled.id(row.source, row.index)
-    if held is not None:
-      read.id = held
+    """Inputs and texts of a sample; sets its id and broken parts in `read`."""
+    quarantined = self._stalled.id(row.source, row.index)
+    if quarantined is not None:
+      read.id = quarantined
       raise DecodeError(REASON)
     guard.at(row.source, row.index)
     record = self._open()[row.source].record(row.index)
@@ -217,7 +217,7 @@ class _BatchMaker:
 
 @dataclass
 class _Reading:
-  """What became known of a sample while it was read."""
+  """Id and broken modalities of a sample, set while it is read."""
 
   id: str = ""
   broken: dict[str, str] = field(default_factory=dict)  # modality -> reason
@@ -235,7 +235,7 @@ def _check_workers(num_workers: int) -> None:
 
 
 class Pipeline:
-  """Iterates (step, task name, batch) from a step on."""
+  """Iterates over (step, task name, batch)."""
 
   def __init__(
     self,
@@ -248,17 +248,17 @@ class Pipeline:
     rows: Callable[[int], Sequence[int]] | None = None,
     sources: dict[str, Source] | None = None,
   ):
-    """Opens the sources and checks that the tasks fit them.
+    """Opens the sources and checks that they fit the tasks.
 
     Args:
       config: of the run.
       tokenizer: of its texts.
-      workdir: where broken samples are written; "": nowhere.
+      workdir: folder for the log of broken samples; "": no log.
       start_step: first step to yield.
-      end_step: one past the last; None: `config.train.steps`.
+      end_step: one past the last step; None: `config.train.steps`.
       rows: batch size -> rows of the global batch that this process reads, in
-        its own order; None: all.
-      sources: the open sources of the config, if at hand.
+        that order; None: all.
+      sources: the sources of the config if they are open already.
 
     Raises:
       ConfigError: for a config that does not fit the data.
@@ -294,7 +294,7 @@ class Pipeline:
     )
 
   def _seen(self, step: int) -> int:
-    """Samples of this process's rows before a step (mean over the tasks)."""
+    """Number of samples this process read before a step, by task weights."""
     total = sum(t.steps for t in self._config.tasks.values())
     per_cycle = sum(
       t.steps * len(self._rows[n]) for n, t in self._config.tasks.items()
@@ -302,7 +302,7 @@ class Pipeline:
     return step * per_cycle // max(total, 1)
 
   def _check_task(self, task: str) -> None:
-    """Looks at the first sample of each source: does it have any input?"""
+    """Checks that the first sample of each source has an input of the task."""
     spec = self._config.tasks[task]
     keys = keys_of(groups_of(spec))
     for name in spec.sources:
@@ -322,13 +322,13 @@ class Pipeline:
         )
 
   def __iter__(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Yields until the end step; notes broken samples as it goes."""
+    """Yields up to the end step, and logs broken samples."""
     data = self._config.data
     dataset = grain.MapDataset.range(self._start, self._end).map(self._maker)
     if data.num_workers:
       from absl import flags
 
-      if not flags.FLAGS.is_parsed():  # Grain reads a flag of its own
+      if not flags.FLAGS.is_parsed():  # Grain reads a flag
         flags.FLAGS.mark_as_parsed()
       reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
       ahead = max(1, data.prefetch // data.num_workers)
@@ -348,6 +348,6 @@ class Pipeline:
       yield made.step, made.task, made.batch
 
   def sample_ids(self, step: int) -> list[str]:
-    """Names of the global batch of a step, before any substitution."""
+    """Names of the samples of a step's global batch, before substitution."""
     _, rows = self.order.rows(step)
     return [sample_name(self._sources[r.source], r) for r in rows]

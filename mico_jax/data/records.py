@@ -1,4 +1,8 @@
-"""A record: what a source knows of one sample, nothing decoded yet."""
+"""Record of a sample: its texts and fields, and readers of its media.
+
+The texts of a record are taken from its fields by their usual names
+(`caption_fields`) or by those that the config of the source gives.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from mico_jax import json_text
 from mico_jax.config import SourceConfig
 from mico_jax.modalities import MODALITIES, WHOLE, DecodeError
 
-# Caption kind -> record fields that hold it, further to those of modalities.
+# Caption kind -> record fields, in addition to those of the modalities.
 _FIELDS: dict[str, tuple[str, ...]] = {
   WHOLE: ("omni_caption", "caption", "text"),
   "alt_text": ("alt_text",),
@@ -20,10 +24,10 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 
 
 def caption_fields() -> dict[str, tuple[str, ...]]:
-  """Caption kind -> record fields that hold it, in turn.
+  """Caption kind -> record fields that may hold it; the first present counts.
 
-  They count where the source's `captions` does not say. Every field
-  "<kind>_caption" is one more kind of that name.
+  They are used for kinds that the source's `captions` does not name. A field
+  "<kind>_caption" holds captions of any other kind.
   """
   captions = [m.caption for m in MODALITIES.values() if m.caption]
   return {caption.kind: caption.fields for caption in captions} | _FIELDS
@@ -34,15 +38,15 @@ class Record:
   """One sample of a source.
 
   Attributes:
-    id: what the source calls it. Ids may repeat: a sample is known by its
-      source and its index there.
-    media: modality key -> function that reads the file or array.
-    captions: kind -> alternative texts.
-    negatives: kind -> texts that almost fit but do not.
-    questions: question, answer, and the letters of modalities that together
-      tell the answer ("": any).
-    fields: everything else the source says (labels, split, ...).
-    read_many: reads several modalities at once, where that is cheaper.
+    id: name in the source. Ids may repeat: a sample is identified by its source
+      and its index there.
+    media: modality -> function that reads the file or array.
+    captions: caption kind -> alternative texts.
+    negatives: caption kind -> texts that are false in a detail.
+    questions: (question, answer, letters of the modalities that together show
+      the answer; "": any).
+    fields: all fields of the sample in the source (labels, split, ...).
+    read_many: reads several modalities at once, if that is cheaper.
   """
 
   id: str
@@ -54,7 +58,7 @@ class Record:
   read_many: Callable[[Sequence[str]], Mapping[str, Any]] | None = None
 
   def read(self, keys: Sequence[str]) -> dict[str, Any]:
-    """Raw media of those modalities among `keys` that the sample has."""
+    """Raw media of the modalities `keys` that the sample has."""
     keys = [key for key in keys if key in self.media]
     if self.read_many is not None and len(keys) > 1:
       return dict(self.read_many(keys))
@@ -62,36 +66,38 @@ class Record:
 
 
 class Lazy(Mapping[str, Any]):
-  """A mapping whose values are made when they are asked for."""
+  """A mapping whose values are computed on access."""
 
-  def __init__(self, keys: Sequence[str], make: Callable[[str], Any]):
-    """Takes the keys and the function that makes a value."""
-    self._keys, self._make = tuple(keys), make
+  def __init__(self, names: Sequence[str], make: Callable[[str], Any]):
+    """Takes the keys, and the function that computes the value of one."""
+    self._names, self._make = tuple(names), make
 
-  def __getitem__(self, key: str) -> Any:
-    """The value of a key, made now."""
-    if key not in self._keys:
-      raise KeyError(key)
-    return self._make(key)
+  def __getitem__(self, name: str) -> Any:
+    """Computes a value."""
+    if name not in self._names:
+      raise KeyError(name)
+    return self._make(name)
 
-  def __contains__(self, key: object) -> bool:
-    """Whether there is such a key; makes no value."""
-    return key in self._keys
+  def __contains__(self, name: object) -> bool:
+    """Whether there is such a key; computes no value."""
+    return name in self._names
 
   def __iter__(self) -> Iterator[str]:
     """The keys."""
-    return iter(self._keys)
+    return iter(self._names)
 
   def __len__(self) -> int:
     """Number of keys."""
-    return len(self._keys)
+    return len(self._names)
 
 
 def as_texts(value: Any) -> tuple[str, ...]:
-  """A string or a list of strings (or UTF-8 bytes) as a tuple; None: none.
+  """Converts a text or a list of texts (str or UTF-8 bytes) to a tuple.
+
+  None gives no texts.
 
   Raises:
-    DecodeError: for anything else, or bytes that are not UTF-8.
+    DecodeError: for other types, and for bytes that are not UTF-8.
   """
   if value is None:
     return ()
@@ -112,10 +118,11 @@ def as_texts(value: Any) -> tuple[str, ...]:
 def captions_of(
   fields: Mapping[str, Any], config: SourceConfig
 ) -> dict[str, tuple[str, ...]]:
-  """Captions by kind out of the fields of a record.
+  """Captions in the fields of a record, by kind.
 
-  `config.captions` (kind -> field) comes first, then a field `captions` that is
-  itself a mapping by kind, then the names of `caption_fields`.
+  In order of precedence: the fields that `config.captions` (kind -> field)
+  names, a field `captions` (a mapping by kind, or texts of kind "omni"), and
+  the fields of `caption_fields`.
   """
   captions: dict[str, tuple[str, ...]] = {}
   for kind, name in config.captions.items():
@@ -140,7 +147,7 @@ def captions_of(
 
 
 def negatives_of(fields: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-  """Explicit negatives: a mapping by caption kind, or texts of kind "omni"."""
+  """Explicit negatives by caption kind; texts without a kind are "omni"."""
   value = fields.get("negatives")
   if isinstance(value, Mapping):
     return {str(k): as_texts(v) for k, v in value.items()}
@@ -151,10 +158,14 @@ def negatives_of(fields: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 def questions_of(
   fields: Mapping[str, Any],
 ) -> tuple[tuple[str, str, str], ...]:
-  """Questions with answers: `questions` (a list), or `question` and `answer`.
+  """Questions of a record: (question, answer, letters), see `Record`.
 
-  An item of the list is a pair, or a mapping with `question`, `answer` and
-  optionally `letters`, the modalities that tell the answer.
+  They are read from `questions`, a list of pairs or of mappings with
+  `question`, `answer` and optionally `letters`; else from `question` and
+  `answer`.
+
+  Raises:
+    DecodeError: for questions of another form.
   """
   items = fields.get("questions")
   if items is None:
@@ -180,7 +191,7 @@ def questions_of(
 
 
 def media_fields(config: SourceConfig) -> dict[str, str]:
-  """Modality key -> record field: `config.fields`, else the key itself."""
+  """Modality -> record field: that of `config.fields`, else its own name."""
   return {
     key: config.fields.get(key, key)
     for key, modality in MODALITIES.items()
@@ -189,10 +200,14 @@ def media_fields(config: SourceConfig) -> dict[str, str]:
 
 
 def parse_fields(text: str | bytes, name: str) -> dict[str, Any]:
-  """The fields of a sample out of JSON, which must be an object.
+  """The fields of a sample from the text of a JSON object.
+
+  Args:
+    text: JSON.
+    name: of the text, for error messages.
 
   Raises:
-    DecodeError: if it is not, or says a field twice.
+    DecodeError: for anything else, and for repeated fields.
   """
   if isinstance(text, str):
     text = text.removeprefix("\ufeff")
@@ -210,17 +225,17 @@ def parse_fields(text: str | bytes, name: str) -> dict[str, Any]:
 
 
 def id_of(fields: Mapping[str, Any], otherwise: str) -> str:
-  """The id that a sample's fields give it: text or a number.
+  """The id in the fields of a sample, or `otherwise` if there is none.
 
   Raises:
-    DecodeError: for anything else.
+    DecodeError: if the id is neither text nor a number.
   """
   name = fields.get("id")
   if name is None:
     return otherwise
   if isinstance(name, bool) or not isinstance(name, (str, int, float)):
     raise DecodeError(f"the id must be text or a number, got {name!r:.60}.")
-  # A lone surrogate could not be written to any file.
+  # Lone surrogates could not be written to a file.
   return str(name).encode("utf-8", "backslashreplace").decode()
 
 
@@ -230,7 +245,13 @@ def make_record(
   media: Mapping[str, Callable[[], Any]],
   config: SourceConfig,
 ) -> Record:
-  """A record whose texts come from its fields by the usual names.
+  """Makes a record whose texts are taken from its fields.
+
+  Args:
+    sample_id: of the sample.
+    fields: of the sample.
+    media: modality -> function that reads the file or array.
+    config: of the source.
 
   Raises:
     DecodeError: for fields of a wrong type.
@@ -251,10 +272,10 @@ def make_record(
 def matches(
   fields: Mapping[str, Any], config: SourceConfig, *, use_split: bool = True
 ) -> bool:
-  """Whether a record belongs to the configured split and `where` filter.
+  """Whether a record passes the filters `split` and `where` of its source.
 
-  A record without a `split` field belongs to every split, and so does one
-  whose split is no text, so that it is named as broken when it is read.
+  A record without a `split` field belongs to every split. So does one whose
+  split is no text: it is reported as broken when it is read.
   """
   split = fields.get("split") if use_split and config.split else None
   if isinstance(split, str) and split != config.split:

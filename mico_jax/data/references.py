@@ -1,8 +1,9 @@
-"""What a manifest writes for a file, and how it is read.
+"""Reading the files that a manifest refers to.
 
-`photo.jpg`, `shard.tar:member`, `arrays.npz:name` or `arrays.npz:name[7]`, or a
-list of those (frames). Paths are relative to the manifest's folder and may not
-leave it, links included, unless the source's `root` names a wider folder.
+A reference is `photo.jpg`, `shard.tar:member`, `arrays.npz:name`,
+`arrays.npz:name[7]`, or a list of these (frames). Paths are relative to the
+folder of the manifest and may not leave it, also not through links, unless the
+source's `root` names a wider folder.
 """
 
 from __future__ import annotations
@@ -55,15 +56,15 @@ def _real(path: str) -> str:
 
 
 class FileReader:
-  """Reads references of one source."""
+  """Reads the references of one source, safe from several threads."""
 
   def __init__(self, folder: str, root: str, storage: Storage, name: str):
-    """Resolves relative paths.
+    """Sets the folders.
 
     Args:
-      folder: what paths are relative to.
-      root: folder they may not leave; relative to `folder`; "": `folder`.
-      storage: reads files.
+      folder: of the manifest; paths are relative to it.
+      root: folder that paths may not leave, relative to `folder`; "": `folder`.
+      storage: reads the files.
       name: of the source, for messages.
     """
     self._folder, self._storage, self._name = folder, storage, name
@@ -88,19 +89,19 @@ class FileReader:
       where = "" if real == full else f" (it leads to {short(real)})"
       raise DecodeError(
         f"source {self._name!r}: path {short(path)!r} leaves the folder "
-        f"{self._root}{where}. If that is meant, set "
+        f"{self._root}{where}. To allow it, set "
         f"data.sources.{self._name}.root (--root of data build and embed) to a "
         "folder that holds everything, relative to the manifest, such as '..'."
       )
     return full
 
   def read(self, reference: Any) -> Any:
-    """Bytes of a file, an array, or a list of those.
+    """Content of a reference: bytes, an array, or a list of these.
 
     Raises:
       DecodeError: for missing files, members or arrays, and for paths that
         leave the root folder.
-      TransientError: for storage that stays away.
+      TransientError: for storage that stays unreachable.
     """
     if isinstance(reference, (list, tuple)):
       return [self.read(item) for item in reference]
@@ -132,29 +133,30 @@ class FileReader:
       return self._tars[path]
 
   def _array(self, path: str, name: str) -> np.ndarray:
-    key = f"{path}:{name}"
+    """An array of a .npz file; the last ones used are kept in memory."""
+    reference = f"{path}:{name}"
     with self._lock:
-      if key not in self._arrays:
+      if reference not in self._arrays:
         data = self._storage.read(self.resolve(path))
         limit = self._storage.max_file_bytes
-        self._arrays[key] = _read_npz(data, short(path), name, limit)
+        self._arrays[reference] = _read_npz(data, short(path), name, limit)
         while (
           len(self._arrays) > 1
           and sum(a.nbytes for a in self._arrays.values()) > _ARRAY_BYTES
         ):
           self._arrays.popitem(last=False)
-      self._arrays.move_to_end(key)
-      return self._arrays[key]
+      self._arrays.move_to_end(reference)
+      return self._arrays[reference]
 
 
 def _read_npz(data: bytes, path: str, name: str, limit: int) -> np.ndarray:
-  """One array out of the bytes of a .npz file.
+  """One array of a .npz file.
 
   Args:
-    data: of the file.
+    data: content of the file.
     path: of the file, for messages.
     name: of the array.
-    limit: most bytes of the array; more are refused before they are unpacked.
+    limit: largest array in bytes, checked before unpacking; 0: none.
 
   Raises:
     DecodeError: if there is no such array, or it is broken or too large.
@@ -172,7 +174,7 @@ def _read_npz(data: bytes, path: str, name: str, limit: int) -> np.ndarray:
           f"array {name!r} of {info.file_size} bytes exceeds "
           f"data.max_file_bytes={limit}."
         )
-      with archive.open(info) as member:  # ends at the size that it promises
+      with archive.open(info) as member:  # reads at most file_size bytes
         return read_npy(member.read())
   except DecodeError as error:
     raise DecodeError(f"{path}: {error}") from error

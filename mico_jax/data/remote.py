@@ -1,13 +1,12 @@
-"""Reading files, local or remote, with timeout, patience and a bounded cache.
+"""Local and remote files, read with timeouts, retries and a bounded cache.
 
-A path with a scheme ("s3://", "gs://", "memory://") is remote: read through
-`etils.epath` where it knows the scheme and fsspec otherwise. Single files are
-read whole; shards are copied into a local cache first, so that members can be
-read at random. The cache is shared by all runs of a user.
+A path with a scheme ("s3://", "gs://", "memory://") is remote and read through
+`etils.epath` if that knows the scheme, otherwise through fsspec. Single files
+are read whole; shards are copied to a local cache, shared by all runs of a
+user, so that their members can be read at random.
 
-Faults that may pass are waited out (`mico_jax.failures`); what stays as it is
-becomes a DecodeError. Of local files only regular ones are opened: a pipe or a
-device would block, or never end.
+Transient errors are retried (`mico_jax.failures`); permanent ones become a
+DecodeError. Only regular local files are opened: pipes and devices could block.
 """
 
 from __future__ import annotations
@@ -46,12 +45,12 @@ class RemoteError(TransientError):
 
 
 def is_remote(path: str) -> bool:
-  """Whether a path carries a scheme."""
+  """Whether a path has a scheme."""
   return "://" in path
 
 
 def user_cache(name: str) -> pathlib.Path:
-  """A folder of this user for what can be made again."""
+  """Folder of this user for files that can be made again."""
   home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
   return pathlib.Path(home).expanduser() / "mico_jax" / name
 
@@ -65,10 +64,15 @@ def short(path: str) -> str:
 def call_with_timeout(
   function: Callable[[], T], seconds: float, what: str
 ) -> T:
-  """Runs a function in a thread of its own; gives up after `seconds`.
+  """Runs a function in its own thread and gives up after `seconds`.
+
+  Args:
+    function: what to run.
+    seconds: timeout.
+    what: begins the error message.
 
   Raises:
-    RemoteError: after the timeout; the stuck thread is left behind.
+    RemoteError: after the timeout; the thread keeps running.
   """
   result: list[Any] = []
 
@@ -91,14 +95,14 @@ def call_with_timeout(
 
 
 def check_regular(path: str, limit: int = 0) -> int:
-  """The size of a local file, which must be regular.
+  """The size in bytes of a local file, which must be regular.
 
   Args:
     path: local.
-    limit: in bytes; 0: none.
+    limit: largest size in bytes; 0: none.
 
   Raises:
-    DecodeError: naming what it is instead, or its size.
+    DecodeError: for a folder, pipe, socket or device, and for a larger file.
   """
   status = os.stat(path)
   if not stat.S_ISREG(status.st_mode):
@@ -120,8 +124,8 @@ class Storage:
   """Reads whole files and hands out local copies of remote shards.
 
   Attributes:
-    max_file_bytes: larger files are refused. Shards are not bound by it; their
-      members are.
+    max_file_bytes: size from which files are refused; of shards it limits the
+      members, not the file.
   """
 
   def __init__(
@@ -136,13 +140,12 @@ class Storage:
     """Sets the limits.
 
     Args:
-      timeout: seconds per attempt at a remote store.
-      patience: seconds of waiting, in all, for faults that may pass; None:
+      timeout: seconds for one attempt to read a remote file.
+      patience: seconds of retries in all after transient errors; None:
         `mico_jax.failures.patience_seconds`.
-      max_file_bytes: see the class. A remote file's size is known only after
-        it was read.
-      cache_gb: local copies are deleted, oldest use first, beyond this.
-      cache_dir: "": `mico_jax` in the user's cache folder.
+      max_file_bytes: largest file. A remote file is checked after reading.
+      cache_gb: size of the cache in GiB; least recently used copies are deleted.
+      cache_dir: folder of the cache; "": `mico_jax/shards` in the user's cache.
     """
     self._cache = pathlib.Path(cache_dir or user_cache("shards"))
     self._timeout, self._patience = timeout, patience
@@ -152,7 +155,7 @@ class Storage:
 
   @classmethod
   def of(cls, config: DataConfig) -> Storage:
-    """The storage of a config, with its limits."""
+    """The storage with the limits of a config."""
     return cls(
       timeout=config.timeout,
       cache_gb=config.cache_gb,
@@ -160,11 +163,11 @@ class Storage:
     )
 
   def __getstate__(self) -> dict[str, Any]:
-    """Locks do not travel to worker processes."""
+    """State for worker processes, without the lock."""
     return {k: v for k, v in self.__dict__.items() if k != "_lock"}
 
   def __setstate__(self, state: dict[str, Any]) -> None:
-    """Restores with a lock of its own."""
+    """Restores the state with a new lock."""
     self.__dict__.update(state, _lock=threading.Lock())
 
   def read(self, path: str, *, limited: bool = True) -> bytes:
@@ -172,12 +175,12 @@ class Storage:
 
     Args:
       path: local or remote.
-      limited: to `max_file_bytes`.
+      limited: whether `max_file_bytes` limits its size.
 
     Raises:
       DecodeError: if it does not exist, is no regular file, is too large or
         cannot be read.
-      TransientError: if the store does not answer in the end.
+      TransientError: if the store stays unreachable.
     """
     limit = self.max_file_bytes if limited else 0
     if not is_remote(path):
@@ -187,7 +190,7 @@ class Storage:
     return data
 
   def local(self, path: str) -> str:
-    """The path of a local copy; `path` itself if it is local.
+    """The path of a local copy of a file; a local path as it is.
 
     Raises:
       DecodeError, TransientError: as `read`.
@@ -223,16 +226,16 @@ class Storage:
     path: str,
     passing: Callable[[BaseException], bool] = is_transient,
   ) -> T:
-    """The result of a read, tried again while its faults may pass.
+    """The result of a read, which is retried after transient errors.
 
     Args:
       call: reads; must be safe to repeat.
-      path: that it reads, for messages.
-      passing: which errors may pass.
+      path: of the file, for messages.
+      passing: whether an error is transient.
 
     Raises:
-      DecodeError: for what stays as it is (no such file, refused, ...).
-      TransientError: when the patience is at an end.
+      DecodeError: for permanent errors (no such file, no permission, ...).
+      TransientError: when the time for retries is over.
     """
 
     def attempt() -> T:
@@ -277,7 +280,7 @@ class Storage:
   def _make_room(self, size: int) -> None:
     files = []
     for file in self._cache.iterdir():
-      with contextlib.suppress(FileNotFoundError):  # another process's doing
+      with contextlib.suppress(FileNotFoundError):  # by another process
         status = file.stat()
         files.append((status.st_mtime, status.st_size, file))
     total = sum(s for _, s, _ in files) + size
@@ -290,8 +293,8 @@ class Storage:
 
 
 def _may_pass(error: BaseException) -> bool:
-  """Whether a remote store's error may pass: all but what is known to stay."""
-  stays = (
+  """Whether a remote store's error is transient: all but the permanent ones."""
+  permanent = (
     DecodeError,
     FileNotFoundError,
     ImportError,
@@ -300,14 +303,14 @@ def _may_pass(error: BaseException) -> bool:
     PermissionError,
     ValueError,
   )
-  return is_transient(error) or not isinstance(error, stays)
+  return is_transient(error) or not isinstance(error, permanent)
 
 
 def _read_local(path: str, limit: int) -> bytes:
   size = check_regular(path, limit)
   with open(path, "rb") as file:
     data = file.read(size + 1)
-  if len(data) > size:  # files of the kernel say 0 bytes and hold more
+  if len(data) > size:  # files in /proc report 0 bytes and hold more
     raise DecodeError(f"{short(path)}: holds more than its {size} bytes.")
   return data
 
@@ -324,7 +327,7 @@ def _read_remote(path: str) -> bytes:
 
 
 def _remote_stamp(path: str) -> str:
-  """What changes when a remote file changes: its size and time or tag."""
+  """Text that changes with a remote file: its size and its time or tag."""
   if path.split("://")[0] in _EPATH_SCHEMES:
     from etils import epath
 

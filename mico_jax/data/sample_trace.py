@@ -1,4 +1,4 @@
-"""Which samples a step trains on, told from config, index and bad samples."""
+"""Samples of a step, from the config, its sources and the logs of the run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mico_jax.modalities import DecodeError
 
 
 def sample_id(source: Source, row: Row) -> str:
-  """The id of a row's sample; "" where the entry is broken."""
+  """The id of a row's sample; "" if its entry is broken."""
   try:
     return source.record(row.index).id
   except DecodeError:
@@ -25,23 +25,23 @@ def sample_id(source: Source, row: Row) -> str:
 
 
 def sample_name(source: Source, row: Row) -> str:
-  """What names a row's sample: id, source and index."""
+  """Name of a row's sample in messages: id, source and index."""
   return name_of(row.source, row.index, sample_id(source, row))
 
 
 @dataclass(frozen=True)
 class TraceRow:
-  """What one row of a step trained on.
+  """The sample of one row of a step.
 
   Attributes:
     row: index in the global batch.
     source: name of the source.
     epoch: of the source in this task.
-    index: number of the sample that was used, in its source.
-    id: of the sample the order asked for.
-    substituted: id of the sample used instead, "" if none.
-    reason: why; or what of the sample was absent since it is broken.
-    asked: number of the sample the order asked for.
+    index: of the sample that was used, in its source.
+    id: of the sample that the order gives.
+    substituted: id of the sample used instead; "": none.
+    reason: why it was replaced, or why some of its modalities are absent.
+    asked: index of the sample that the order gives.
   """
 
   row: int
@@ -64,17 +64,17 @@ def trace(
   """The task of a step and the samples of its global batch.
 
   Args:
-    config: of the run (its sources pinned).
+    config: of the run, with pinned sources.
     step: any step, past or future.
-    workdir: of the run, for the substitutes.
-    sources: the open sources of the config, if at hand.
+    workdir: of the run, for its logs; "": none.
+    sources: the sources of the config if they are open already.
   """
   sources = open_sources(config) if sources is None else sources
   order = Order(config, {n: len(s) for n, s in sources.items()})
   task, rows = order.rows(step)
   entries = read_bad_samples(str(workdir)) if str(workdir) else []
   bad = {e["row"]: e for e in entries if e["step"] == step}
-  hung = quarantined(str(workdir)) if str(workdir) else {}
+  stalled = quarantined(str(workdir)) if str(workdir) else {}
   out = []
   for row in rows:
     traced = TraceRow(
@@ -85,7 +85,7 @@ def trace(
       sample_id(sources[row.source], row) or f"{row.source}[{row.index}]",
       asked=row.index,
     )
-    held = hung.get((row.source, row.index))
+    entry = stalled.get((row.source, row.index))
     if row.row in bad:
       entry = bad[row.row]
       traced = dataclasses.replace(
@@ -94,11 +94,11 @@ def trace(
         index=entry.get("substitute_index", row.index),
         reason=entry.get("reason", ""),
       )
-    elif held is not None and held.get("step", 0) <= step:
-      # Not trained yet: what will be read instead.
+    elif entry is not None and entry.get("step", 0) <= step:
+      # The step was not trained yet: find what it will read instead.
       others = [order.substitute(row, n) for n in range(SUBSTITUTES)]
       for other in others:
-        if (other.source, other.index) not in hung:
+        if (other.source, other.index) not in stalled:
           traced = dataclasses.replace(
             traced,
             substituted=sample_id(sources[other.source], other),
