@@ -144,7 +144,7 @@ class Storage:
       patience: seconds of retries in all after transient errors; None:
         `mico_jax.failures.patience_seconds`.
       max_file_bytes: largest file. A remote file is checked after reading.
-      cache_gb: size of the cache in GiB; least recently used copies are deleted.
+      cache_gb: GiB of the cache; the least recently used copies are deleted.
       cache_dir: folder of the cache; "": `mico_jax/shards` in the user's cache.
     """
     self._cache = pathlib.Path(cache_dir or user_cache("shards"))
