@@ -1,4 +1,8 @@
-"""One sample: from a source's record to the arrays that travel."""
+"""Arrays of one sample: inputs and texts, loaded from the record of a source.
+
+`load_inputs` decodes and preprocesses media, `load_texts` chooses and encodes
+texts. `input_shape` and `TextSlots` give their shapes.
+"""
 
 from __future__ import annotations
 
@@ -30,29 +34,32 @@ from mico_jax.modalities import (
 
 
 class _Draws:
-  """Generators of equal state, made once (making one costs more than using)."""
+  """A generator that restarts, so that several consumers draw alike.
+
+  Making a generator costs more than using one.
+  """
 
   def __init__(self, rng_key: tuple[Any, ...] | None, purpose: str):
     self._rng = None if rng_key is None else generator(*rng_key, purpose)
     self._state = self._rng.bit_generator.state if self._rng else {}
 
   def again(self) -> np.random.Generator | None:
-    """The generator, set back to its start; None in evaluation."""
+    """The generator in its first state; None in evaluation."""
     if self._rng is not None:
       self._rng.bit_generator.state = self._state
     return self._rng
 
 
-QUESTIONS = "question_answering"  # the objective that asks
+QUESTIONS = "question_answering"  # objective whose groups get questions
 
 
 def geometry(config: Config, key: str, source: str = "") -> Geometry:
-  """Sizes for decoding and transforms of a modality.
+  """Sizes for decoding and preprocessing of a modality.
 
   Args:
     config: of the run.
     key: modality.
-    source: data source, for its depth unit; "": the first that names one.
+    source: data source, for its depth unit; "": the first one with a unit.
   """
   sources = config.data.sources
   if source:
@@ -65,10 +72,11 @@ def geometry(config: Config, key: str, source: str = "") -> Geometry:
 
 
 def check_inputs(config: Config) -> None:
-  """Checks modalities and modes that the config names.
+  """Checks the modalities and modes that a config names.
 
   Raises:
-    ConfigError: naming the known ones.
+    ConfigError: for an unknown modality or mode, and for modes of a task that
+      crop the pictures of one sample differently.
   """
   for key in config.data.inputs:
     if key not in MODALITIES:
@@ -88,7 +96,7 @@ def check_inputs(config: Config) -> None:
 def _check_alignment(
   config: Config, task: str, keys: Sequence[str], *, train: bool
 ) -> None:
-  """Pictures of one sample must be cut in one way, or they do not overlap."""
+  """Refuses modes that crop aligned pictures of a sample differently."""
   modes = {k: preprocessing.mode_of(config, k, train=train) for k in keys}
   places = {
     k: mode.recipe["place"]
@@ -109,10 +117,10 @@ def _check_alignment(
 
 
 def check_unit(config: Config, source: str, key: str) -> None:
-  """Checks that values of a modality have a unit, which the modes take.
+  """Checks that a source has a unit for a modality, which its modes accept.
 
   Raises:
-    ConfigError: else: it is no matter of single samples.
+    ConfigError: otherwise, since no sample of the source could be read.
   """
   g = geometry(config, key, source)
   *first, last = MODALITIES[key].units
@@ -130,7 +138,7 @@ def check_unit(config: Config, source: str, key: str) -> None:
 
 
 def groups_of(task: TaskConfig) -> tuple[str, ...]:
-  """All groups of a task's objectives, in order, once each."""
+  """Groups of all objectives of a task, each once."""
   ordered: dict[str, None] = {}
   for groups in task.objectives.values():
     ordered.update(dict.fromkeys(groups))
@@ -138,26 +146,26 @@ def groups_of(task: TaskConfig) -> tuple[str, ...]:
 
 
 def text_groups(task: TaskConfig) -> tuple[str, ...]:
-  """The groups of a task that have a text side."""
+  """Groups of a task that compare with a text ("tv", not "va")."""
   return tuple(g for g in groups_of(task) if g.startswith("t"))
 
 
 def keys_of(groups: Sequence[str]) -> tuple[str, ...]:
-  """Modality keys that the contexts of groups need, in table order."""
+  """Modalities in the contexts of groups, in table order."""
   wanted = {by_letter(x).key for group in groups for x in letters(group)}
   return tuple(key for key in MODALITIES if key in wanted)
 
 
 @dataclass(frozen=True)
 class ArrayShape:
-  """Shape and dtype of one array of a batch."""
+  """Shape and dtype of an array of a batch."""
 
   shape: tuple[int, ...]
   dtype: str
 
 
 def input_shape(config: Config, key: str, *, train: bool = True) -> ArrayShape:
-  """Shape (without batch) and dtype of a modality as it travels."""
+  """Shape (without batch) and dtype of the input array of a modality."""
   modality = MODALITIES[key]
   g = geometry(config, key)
   sizes = {"T": g.frames, "Y": g.size, "X": g.size, "C": 3}
@@ -334,13 +342,17 @@ def load_inputs(
 
 
 def check_usable(groups: Sequence[str], broken: Mapping[str, str]) -> None:
-  """Whether a sample some of whose modalities are broken is worth training on.
+  """Checks that a partly broken sample is of use to a task.
 
-  It is while at least one group of the task needs none of them: the others
-  take it as they take any sample that lacks a modality. Else it is replaced.
+  It is if at least one group needs none of the broken modalities; for the other
+  groups the sample lacks a modality.
+
+  Args:
+    groups: of the task.
+    broken: modality -> reason.
 
   Raises:
-    DecodeError: if every group needs one that is broken.
+    DecodeError: if every group needs a broken modality.
   """
   if broken and all(set(keys_of((g,))) & set(broken) for g in groups):
     raise DecodeError("; ".join(broken.values()))
@@ -348,18 +360,27 @@ def check_usable(groups: Sequence[str], broken: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class TextSlots:
-  """The texts a task's batch holds, and their lengths in tokens."""
+  """Texts in the batches of a task, and their lengths in tokens.
 
-  groups: Mapping[str, int]  # group -> L
+  Attributes:
+    groups: group -> length of its text, L.
+    kinds: group -> caption kind -> weight.
+    negatives: explicit negatives of each group, K.
+    question: length of questions; 0: there are none.
+    answer: length of answers; 0: there are none.
+    asking: groups that are asked questions.
+  """
+
+  groups: Mapping[str, int]
   kinds: Mapping[str, Mapping[str, float]]
-  negatives: int  # K
-  question: int  # 0: none asked
+  negatives: int
+  question: int
   answer: int
   asking: tuple[str, ...] = ()
 
   @classmethod
   def of(cls, config: Config, task: TaskConfig) -> TextSlots:
-    """The slots that a task's objectives need."""
+    """The texts that a task's objectives need."""
     kinds = {g: language.kinds_of(task, g) for g in text_groups(task)}
     table = config.data.tokenizer
     asking = tuple(task.objectives.get(QUESTIONS, ()))
@@ -382,10 +403,20 @@ def load_texts(
   *,
   rng_key: tuple[Any, ...] | None = None,
 ) -> dict[str, Any]:
-  """Token ids of a sample's texts, nested as in a batch.
+  """Token ids of the texts of a sample, nested as in a batch.
 
-  Groups draw from equal generators, so groups of the same kinds share a text.
-  Missing negatives, and a question nobody can answer, are rows of padding.
+  Groups draw from equal generators, so groups of the same kinds get the same
+  text. Missing negatives and questions are padding.
+
+  Args:
+    record: the sample.
+    slots: texts to load.
+    tokenizer: encodes them.
+    rng_key: keys the choice of texts; None: evaluation.
+
+  Returns:
+    int32 arrays: "text" (group -> [L]); "negative_text" (group -> [K, L]);
+    "question" and "answer" ([L]).
 
   Raises:
     DecodeError: for missing or broken captions.

@@ -1,12 +1,12 @@
-"""Trains small SentencePiece models, and the one shipped for OmniWorld.
+"""Training of small SentencePiece models, and of the one shipped for OmniWorld.
 
     python -m mico_jax.data.sentencepiece_training    # rewrites the asset
 
-A unigram model in which each frequent word becomes one piece. Two facts about
-the trainer shape this file: it takes candidate pieces from substrings that
-repeat before different characters, so a word that always stands before the
-same one would be cut into letters (hence `_with_words`); and its own
-case-folding table weighs 240 KB (hence `_folding_rules`, about 4 KB).
+The model is a unigram model in which each frequent word becomes one piece. The
+trainer takes candidate pieces from substrings that repeat before different
+characters, so a word that always precedes the same character would be cut into
+letters; `_with_words` prevents that. The trainer's own case-folding table has
+240 KB; `_folding_rules` has about 4 KB.
 
 Source: SentencePiece, arXiv:1808.06226; unigram model, arXiv:1804.10959.
 """
@@ -20,7 +20,7 @@ import tempfile
 import unicodedata
 from collections.abc import Iterable
 
-OMNIWORLD_SCENES = 4096  # whose texts the shipped model is trained on
+OMNIWORLD_SCENES = 4096  # whose texts train the shipped model
 OMNIWORLD_VOCAB = 512
 _PATH_LENGTH = 200  # characters
 _WORD_WEIGHT = 16  # enough that a rare word is kept whole
@@ -53,7 +53,7 @@ _SETTINGS = {
 
 
 def _fold(char: str) -> str:
-  """Compatibility form, case-folded."""
+  """A character, case-folded and in compatibility form (NFKC)."""
   folded = unicodedata.normalize("NFKC", char).casefold()
   return unicodedata.normalize("NFKC", folded)
 
@@ -77,7 +77,7 @@ def _folding_rules() -> str:
 
 
 def _with_words(sentences: list[str]) -> list[str]:
-  """Adds every word twice in a row, so that it is a candidate piece."""
+  """Adds sentences of each word twice, which makes it a candidate piece."""
   words = {w for s in sentences for w in re.findall(r"\w+", s)}
   doubled = [f"{word} {word}" for word in sorted(words)]
   return sentences + _WORD_WEIGHT * doubled
@@ -86,15 +86,15 @@ def _with_words(sentences: list[str]) -> list[str]:
 def train_sentencepiece(
   sentences: Iterable[str], vocab_size: int = 512
 ) -> bytes:
-  """Trains a small unigram model, the same bytes for the same sentences.
+  """Trains a small unigram model; equal sentences give equal bytes.
 
-  One thread, no sampling, sentences sorted and made unique. Text is
-  case-folded; what no piece covers falls back to bytes, so any text encodes.
+  One thread, no sampling, sentences sorted and unique. Text is case-folded, and
+  characters that no piece covers fall back to bytes, so that any text encodes.
 
   Args:
     sentences: texts; empty ones are ignored.
-    vocab_size: upper limit of the ids, the 5 special and 256 byte pieces
-      included; the model has fewer where the texts do not hold that many.
+    vocab_size: most ids, including the 5 special and 256 byte pieces; short
+      texts give fewer.
 
   Returns:
     The serialised model with [PAD], [UNK], [CLS], [SEP], [MASK] at 0 to 4.
@@ -137,7 +137,11 @@ def train_sentencepiece(
 
 
 def omniworld_sentences(num_scenes: int = OMNIWORLD_SCENES) -> list[str]:
-  """Captions, questions and answers of the first scenes, and all words."""
+  """Captions, questions and answers of the first scenes, and all words.
+
+  Args:
+    num_scenes: number of scenes.
+  """
   from mico_jax import world
 
   source = world.World()
@@ -152,7 +156,7 @@ def omniworld_sentences(num_scenes: int = OMNIWORLD_SCENES) -> list[str]:
 
 
 def train_omniworld() -> bytes:
-  """Trains the model shipped for OmniWorld, on the language of its world."""
+  """Trains the model shipped for OmniWorld on the texts of its scenes."""
   return train_sentencepiece(omniworld_sentences(), OMNIWORLD_VOCAB)
 
 

@@ -1,8 +1,7 @@
-"""`mico-jax data sheet`: what a model is fed, as one picture to look at.
+"""`mico-jax data sheet`: draws the inputs of a model as one picture.
 
-Each sample is a row: RGB frames, depth, normals, spectrogram, captions, all
-after decoding and preprocessing, as they reach the model (the deterministic
-modes, so that a sheet can be made again).
+Each sample is a row of frames, depth, normals, spectrograms and captions, after
+decoding and preprocessing in the deterministic modes.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import textwrap
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Real, Shaped, UInt8
 from PIL import Image, ImageDraw
 
 from mico_jax.config import Config, ConfigError
@@ -26,10 +25,10 @@ from mico_jax.modalities import (
   by_letter,
 )
 
-CELL = 112  # pixels of a tile
-GAP = 6
-_TEXT = 380  # pixels of the caption column
-_HEAD = 18
+CELL = 112  # side of a tile in pixels
+GAP = 6  # pixels
+_TEXT = 380  # width of the captions in pixels
+_HEAD = 18  # height of a title in pixels
 # A perceptual dark-to-bright ramp (violet, teal, yellow) for scalar maps.
 _RAMP = np.array(
   [
@@ -42,8 +41,8 @@ _RAMP = np.array(
 )
 
 
-def colour_map(x: np.ndarray) -> UInt8[np.ndarray, "Y X 3"]:
-  """A scalar map stretched to its own range, in colour; dark is low."""
+def colour_map(x: Real[np.ndarray, "Y X"]) -> UInt8[np.ndarray, "Y X 3"]:
+  """Colours of a scalar map, from dark for its minimum to bright."""
   x = x.astype(np.float32)
   low, high = float(x.min()), float(x.max())
   x = (x - low) / (high - low) if high > low else np.zeros_like(x)
@@ -52,8 +51,10 @@ def colour_map(x: np.ndarray) -> UInt8[np.ndarray, "Y X 3"]:
   return np.rint(rgb * 255).astype(np.uint8)
 
 
-def _tiles(key: str, array: np.ndarray) -> list[tuple[str, np.ndarray]]:
-  """Titled pictures of a modality, one per frame or slice."""
+def _tiles(
+  key: str, array: Shaped[np.ndarray, "T Y *X"]
+) -> list[tuple[str, np.ndarray]]:
+  """Titles and pictures of a modality, one per frame or slice."""
   modality, out = MODALITIES[key], []
   for t, frame in enumerate(array):
     name = key if len(array) == 1 else f"{key} {t + 1}"
@@ -87,11 +88,11 @@ def draw_records(
   *,
   keys: Sequence[str] = KNOWLEDGE,
 ) -> Image.Image:
-  """The picture of some records; broken ones show their reason.
+  """Draws records, one per row; broken ones with the reason.
 
   Args:
-    config: names the sources and how modalities are read.
-    records: with the name of the source of each.
+    config: of the run.
+    records: name of the source and record of each sample.
     keys: modalities to draw.
   """
   rows = []
@@ -144,11 +145,11 @@ def draw_sheet(
   """Draws the first samples of a source to a PNG.
 
   Args:
-    config: names the sources and how modalities are read.
+    config: of the run.
     out: path of the PNG.
     n: number of samples.
-    source_name: "": the first source of the config.
-    indices: samples instead of the first `n`.
+    source_name: a source of the config; "": the first one.
+    indices: samples to draw instead of the first `n`.
 
   Returns:
     The path written.

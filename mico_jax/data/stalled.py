@@ -1,9 +1,9 @@
-"""Samples whose decoder did not come back.
+"""Samples whose decoder did not return in time.
 
-The first time, the sample is noted in `<workdir>/stalled.jsonl` and the start
-ends: what is to blame may pass. When a sample that was noted before this start
-stalls again, it is quarantined: from then on, in every restart, it counts as
-broken and its deterministic substitute is read.
+The first time a sample stalls, it is logged in `<workdir>/stalled.jsonl` and
+the run ends with an error, since the cause may be transient. If it stalls again
+after a restart, it is quarantined: from then on it counts as broken, and its
+deterministic substitute is read.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from mico_jax.data.guard import StalledDecoder
 from mico_jax.data.lines import add_lines, read_lines
 
 STEM = "stalled"
-EVALUATION = -1  # in place of a step
+EVALUATION = -1  # step of samples that an evaluation reads
 REASON = "quarantined: its decoder stalled twice (stalled.jsonl)."
 
 
 def quarantined(workdir: str) -> dict[tuple[str, int], dict[str, Any]]:
-  """(source, index) -> the entry that quarantined the sample."""
+  """Log entries of quarantined samples, by (source, index)."""
   entries: dict[tuple[str, int], dict[str, Any]] = {}
   for entry in read_lines(workdir, STEM) if workdir else ():
     if entry.get("quarantined") and "source" in entry and "index" in entry:
@@ -29,13 +29,13 @@ def quarantined(workdir: str) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 class Stalled:
-  """The stalled samples of a run, as one process sees them."""
+  """The stalled samples of a run, in one process."""
 
   def __init__(self, workdir: str, owner: str = "0"):
-    """Reads what former starts noted.
+    """Reads the log of earlier starts.
 
     Args:
-      workdir: of the run; "": nothing is noted, and nothing quarantined.
+      workdir: of the run; "": no log, and no quarantine after a restart.
       owner: names this process's file on a remote workdir.
     """
     self._workdir, self._owner = workdir, owner
@@ -44,16 +44,16 @@ class Stalled:
     self._quarantined = quarantined(workdir)
 
   def id(self, source: str, index: int) -> str | None:
-    """The id of a quarantined sample ("" if unknown); None: it is none."""
+    """The id ("": unknown) of a quarantined sample; None for other samples."""
     entry = self._quarantined.get((source, index))
     return None if entry is None else str(entry.get("id", ""))
 
   def note(self, error: StalledDecoder, step: int) -> bool:
-    """Notes a sample that stalled; whether it is quarantined now.
+    """Logs a sample that stalled and says whether it is quarantined now.
 
     Args:
-      error: names the sample.
-      step: that read it, or `EVALUATION`.
+      error: holds source, index and id of the sample.
+      step: step that read it, or `EVALUATION`.
     """
     sample = (error.source, error.index)
     if sample in self._quarantined:

@@ -1,9 +1,8 @@
-"""Members of a tar file, for reading at random.
+"""Random access to the members of a tar file.
 
 Names are normalised ("./a.jpg" and "/a.jpg" are "a.jpg"). Links are followed
-inside the archive, sparse members are filled with zeros. A name that occurs
-more than once means no member: reading it is an error, since nothing says
-which one is meant.
+inside the archive, and sparse members are filled with zeros. Reading a name
+that occurs more than once is an error, since it is ambiguous.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from typing import Any
 from mico_jax.data.remote import Storage, short
 from mico_jax.modalities import DecodeError
 
-_LINKS = 16  # a chain of links that is longer leads nowhere
+_LINKS = 16  # links followed in a row
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-  """Where a member lies.
+  """Position of a member in the archive.
 
   Attributes:
-    offset: of its data in the file.
-    size: in bytes, as read.
-    sparse: (offset, size) of the pieces that are stored; None: all of it.
+    offset: of its data in the file, in bytes.
+    size: of its content, in bytes.
+    sparse: (offset, size) of the pieces that are stored; None: all.
   """
 
   offset: int
@@ -37,7 +36,7 @@ class Member:
 
   @property
   def stored(self) -> int:
-    """Bytes that the archive holds of it."""
+    """Bytes that the archive stores."""
     if self.sparse is None:
       return self.size
     return sum(size for _, size in self.sparse)
@@ -53,11 +52,11 @@ class TarIndex:
 
   Attributes:
     path: of the file.
-    members: name -> place, in the order of the file; of equal names the last.
-    repeated: name -> how often it occurs, where that is more than once.
-    dangling: links that lead to no member, and members that are no files
-      (devices, pipes, unknown types).
-    index: (name as written, offset, size) of every member with data.
+    members: name -> position, in file order; of equal names the last.
+    repeated: name -> number of members, for names that occur more than once.
+    dangling: links without a target, and members that are no files (devices,
+      pipes, unknown types).
+    index: (name as stored, offset, size) of every member with data.
   """
 
   def __init__(self, path: str, storage: Storage | None = None):
@@ -65,11 +64,11 @@ class TarIndex:
 
     Args:
       path: local.
-      storage: waits for storage that is away.
+      storage: sets the limits, and retries reads.
 
     Raises:
-      DecodeError: if it is not an uncompressed tar file, or cut short.
-      TransientError: for storage that stays away.
+      DecodeError: if it is not an uncompressed tar file, or is cut short.
+      TransientError: for storage that stays unreachable.
     """
     self.path = path
     self._storage = Storage() if storage is None else storage
@@ -105,7 +104,7 @@ class TarIndex:
             counts[name] += 1
           elif not info.isdir():
             self.dangling.append(name)
-        # tarfile takes a cut header for the end; a whole file ends in zeros.
+        # tarfile takes a cut header for the end; a whole file ends with zeros.
         self._file.seek(tar.offset)
         if self._file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
           raise DecodeError(f"{short(self.path)}: the tar file is cut short.")
@@ -115,7 +114,7 @@ class TarIndex:
               f"{short(self.path)}: data follow the end of the archive "
               "(several archives joined?); pack their members into one."
             )
-      # tarfile closes nothing it was handed; keep reading from our handle.
+      # tarfile does not close the file, so that it can be read further.
     except (DecodeError, OSError):
       raise
     except Exception as error:  # tarfile raises many kinds for broken headers
@@ -127,7 +126,7 @@ class TarIndex:
     self._follow(links)
 
   def _follow(self, links: dict[str, str]) -> None:
-    """Gives each link the place of the member that it leads to."""
+    """Gives each link the position of its target."""
     files = dict(self.members)
     for name in links:
       target = name
@@ -147,15 +146,15 @@ class TarIndex:
       DecodeError: if there is no such member, more than one, or it is too
         large or cut short.
     """
-    key = name if name in self.members else normal_name(name)
-    if key in self.repeated:
+    normal = name if name in self.members else normal_name(name)
+    if normal in self.repeated:
       raise DecodeError(
         f"{short(self.path)}: member {short(name)!r} occurs "
-        f"{self.repeated[key]} times; nothing says which one is meant."
+        f"{self.repeated[normal]} times; nothing says which one is meant."
       )
-    if key not in self.members:
+    if normal not in self.members:
       raise DecodeError(f"{short(self.path)}: has no member {short(name)!r}.")
-    member, limit = self.members[key], self._storage.max_file_bytes
+    member, limit = self.members[normal], self._storage.max_file_bytes
     if limit and member.size > limit:
       raise DecodeError(
         f"{short(self.path)}: member {short(name)!r} of {member.size} bytes "
@@ -169,7 +168,7 @@ class TarIndex:
     return data if member.sparse is None else _filled(data, member)
 
   def _stored(self, offset: int, size: int) -> bytes:
-    """Bytes at a place; opens the file again after an error."""
+    """Reads bytes of the file; opens it again after an error."""
     if self._file.closed:
       self._file = open(self.path, "rb")  # noqa: SIM115
     pieces = []
@@ -192,7 +191,7 @@ class TarIndex:
 
 
 def _filled(data: bytes, member: Member) -> bytes:
-  """A sparse member with the zeros that are not stored."""
+  """The content of a sparse member: its stored pieces, and zeros."""
   out, start = bytearray(member.size), 0
   for offset, size in member.sparse or ():
     out[offset : offset + size] = data[start : start + size]

@@ -1,13 +1,13 @@
-"""Tokenizers: text to ids and back, with everything a checkpoint must keep.
+"""Tokenizers: text to ids and back, and the files that rebuild them.
 
 Three kinds (`TOKENIZERS`): `wordpiece` for weights derived from BERT,
-`sentencepiece` for a given model file or one trained on the captions of the
-run, and `omniworld`, the small SentencePiece model shipped for the embedded
-world. All return `[cls] pieces [sep]`, truncated and padded to a fixed length,
-and declare their special ids and the range that random replacement draws from;
-maskers, decoders and exporters use only those (`TokenizerInfo`).
+`sentencepiece` for a model file or one trained on the captions of the run, and
+`omniworld`, the small SentencePiece model shipped for OmniWorld. All return
+`[cls] pieces [sep]`, truncated and padded to a fixed length, and declare their
+special ids and the ids of random replacement (`TokenizerInfo`), which is all
+that masking, decoding and export use.
 
-No JAX here: data workers load this module.
+Data workers load this module, so it does not import JAX.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ OMNIWORLD_MODEL = "omniworld_v1.model"
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerInfo:
-  """What masking, decoding and export need to know of a tokenizer.
+  """Special ids and size of a vocabulary.
 
   Attributes:
-    pad: id that fills a row behind its text.
+    pad: id of padding behind a text.
     cls: id that starts every text.
     sep: id that ends every text; generation stops at it.
-    mask: id that hides a token from the model.
+    mask: id that hides a token in masked objectives.
     vocab_size: number of ids.
-    random_range: (first, last + 1) of the ids that may replace a token.
+    random_range: (first, last + 1) of the ids for random replacement.
   """
 
   pad: int
@@ -75,7 +75,7 @@ class Tokenizer(Protocol):
     ...
 
   def files(self) -> dict[str, bytes]:
-    """Name to content of the files that rebuild this tokenizer."""
+    """Name -> content of the files from which it can be rebuilt."""
     ...
 
   @property
@@ -85,7 +85,7 @@ class Tokenizer(Protocol):
 
 
 def _check_text(text: Any) -> str:
-  """The text with lone surrogates replaced, so that any str encodes."""
+  """The text with lone surrogates replaced, so that any str can be encoded."""
   if not isinstance(text, str):
     raise TypeError(
       f"cannot tokenize {type(text).__name__} {text!r:.80}: expected a str; "
@@ -116,7 +116,7 @@ class _Files:
   _content: dict[str, bytes]
 
   def files(self) -> dict[str, bytes]:
-    """Name to content of the files that rebuild this tokenizer."""
+    """Name -> content of the files from which it can be rebuilt."""
     meta = {"kind": self.kind, **self.settings}
     text = json.dumps(meta, sort_keys=True).encode()
     return {META_FILE: text, **self._content}
@@ -138,8 +138,8 @@ class WordPieceTokenizer(_Files):
   """BERT's WordPiece over a vocabulary file.
 
   Attributes:
-    rules: how texts are normalised.
-    settings: the rules that differ from BERT-uncased, kept with the files.
+    rules: normalisation of texts.
+    settings: rules that differ from BERT-uncased, stored with the files.
   """
 
   kind = "wordpiece"
@@ -155,8 +155,8 @@ class WordPieceTokenizer(_Files):
     Args:
       vocabulary: content of the file, one piece per line.
       name: of the file, for error messages.
-      rules: fields of `wordpiece.Rules`; one that tells no `lower_case` is
-        lower-cased, unless the vocabulary has capital letters.
+      rules: fields of `wordpiece.Rules`. Without `lower_case`, texts are
+        lower-cased unless the vocabulary has capital letters.
 
     Raises:
       ValueError: if it is not a BERT vocabulary.
@@ -175,7 +175,7 @@ class WordPieceTokenizer(_Files):
     special = [self._ids[token] for token in wordpiece.SPECIAL]
     size = max(self._pieces) + 1
     low = max(special) + 1
-    # The released masker starts at 106: the two ids after [MASK] are unused.
+    # The official masking starts at 106: the two ids after [MASK] are unused.
     if low == 104 and size > 106:
       low = 106
     self.info = TokenizerInfo(
@@ -307,10 +307,10 @@ class SentencePieceTokenizer(_Files):
 
 
 def _read(path: str, what: str) -> bytes:
-  """Content of the file a config names.
+  """Content of the file `data.tokenizer.path`.
 
   Raises:
-    ConfigError: if it is not given or cannot be read.
+    ConfigError: if the path is empty or cannot be read.
   """
   if not path:
     raise ConfigError(
@@ -328,13 +328,13 @@ def _read(path: str, what: str) -> bytes:
 def _make_wordpiece(
   config: TokenizerConfig, captions: Iterable[str] | None
 ) -> Tokenizer:
-  del captions  # the vocabulary is given
+  del captions  # nothing is trained
   content = _read(config.path, "WordPiece vocabulary (vocab.txt)")
   return WordPieceTokenizer(content, config.path, _rules_beside(config.path))
 
 
 def _rules_beside(path: str) -> dict[str, bool | None]:
-  """What a tokenizer_config.json beside a vocabulary tells."""
+  """Rules in the tokenizer_config.json beside a vocabulary, if there is one."""
   file = epath.Path(path).parent / wordpiece.RULES_FILE
   if not file.exists():
     return {}
@@ -364,12 +364,12 @@ def _make_sentencepiece(
 def _make_omniworld(
   config: TokenizerConfig, captions: Iterable[str] | None
 ) -> Tokenizer:
-  del config, captions  # shipped
+  del config, captions  # the model is shipped
   return SentencePieceTokenizer(read_omniworld_model(), OMNIWORLD_MODEL)
 
 
 def read_omniworld_model() -> bytes:
-  """The shipped model, as `train_omniworld` made it."""
+  """The shipped model, made by `train_omniworld`."""
   assets = importlib.resources.files("mico_jax.data") / "assets"
   return (assets / OMNIWORLD_MODEL).read_bytes()
 
@@ -389,13 +389,13 @@ def make_tokenizer(
   """Builds the tokenizer a config names.
 
   Args:
-    config: kind and path.
-    captions: training texts for kind "sentencepiece" without a path; read
-      only then, so a lazy iterable costs nothing otherwise.
+    config: of the tokenizer.
+    captions: training texts for kind "sentencepiece" without a path; not read
+      otherwise.
 
   Raises:
     ConfigError: for an unknown kind or a missing file.
-    ValueError: for a file of another form.
+    ValueError: for a file of another format.
   """
   if config.kind not in TOKENIZERS:
     raise ConfigError(
@@ -406,10 +406,10 @@ def make_tokenizer(
 
 
 def tokenizer_from_files(files: Mapping[str, bytes]) -> Tokenizer:
-  """Rebuilds a tokenizer from the copies a checkpoint holds.
+  """Rebuilds a tokenizer from the files in a checkpoint.
 
   Args:
-    files: what `Tokenizer.files()` returned.
+    files: name -> content, as `Tokenizer.files()` returned them.
 
   Raises:
     ValueError: if a file is missing or the kind is unknown.
@@ -418,16 +418,16 @@ def tokenizer_from_files(files: Mapping[str, bytes]) -> Tokenizer:
     meta = json.loads(files[META_FILE])
     kind = meta["kind"]
     if kind == "wordpiece":
-      # Files without the rule are of the time when all were lower-cased.
+      # Files without a rule are older than the rules: BERT-uncased.
       usual = dataclasses.asdict(wordpiece.Rules())
-      names = {key: key for key in usual}
+      names = {name: name for name in usual}
       rules = usual | wordpiece.check_rules(meta, META_FILE, names)
       return WordPieceTokenizer(files["vocab.txt"], rules=rules)
     if kind == "sentencepiece":
       return SentencePieceTokenizer(files["sentencepiece.model"])
   except KeyError as error:
     raise ValueError(
-      f"tokenizer files lack {error}; found {', '.join(sorted(files))}."
+      f"tokenizer files lack {error}; they are {', '.join(sorted(files))}."
     ) from None
   raise ValueError(
     f"unknown tokenizer kind {kind!r} in {META_FILE}; known: wordpiece, "

@@ -1,14 +1,14 @@
-"""WordPiece as BERT does it, from a vocabulary file.
+"""BERT's WordPiece tokenization with a vocabulary file.
 
-Needed wherever weights come from BERT: the ids must be those of the released
-checkpoint, for any text. The steps are cleaning, spacing of CJK characters,
-lower-casing, stripping of accents (`Rules` says which of these three),
-splitting at punctuation, then greedy longest-match pieces; special tokens
-written in the text are recognised with exact case. Decoding joins the pieces
-and removes the spaces in front of punctuation and English contractions.
+Weights derived from BERT need exactly the ids of the official tokenizer. The
+steps are cleaning, spacing of CJK characters, lower-casing, stripping of
+accents (`Rules` selects among these three), splitting at punctuation, and
+greedy longest-match pieces. Special tokens written in a text are recognised in
+exact case. Decoding joins the pieces and removes the spaces before punctuation
+and English contractions.
 
-Source: BERT, arXiv:1810.04805, and the behaviour of the released tokenizer on
-recorded cases (tests/golden).
+Source: BERT, arXiv:1810.04805, and recorded cases of the official tokenizer
+(tests/golden).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ RULES_FILE = "tokenizer_config.json"  # of transformers, beside a vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """How a text is normalised before it is split; the defaults: BERT-uncased.
+  """Normalisation of texts before splitting; the defaults are BERT-uncased's.
 
   Attributes:
     lower_case: whether letters are lower-cased.
-    strip_accents: whether accents are taken off; None: as `lower_case`.
+    strip_accents: whether accents are removed; None: as `lower_case`.
     split_cjk: whether each CJK character is a word.
   """
 
@@ -42,7 +42,7 @@ class Rules:
 
   @property
   def strips_accents(self) -> bool:
-    """Whether accents are taken off."""
+    """Whether accents are removed."""
     if self.strip_accents is None:
       return self.lower_case
     return self.strip_accents
@@ -110,11 +110,10 @@ def _split_punctuation(word: str) -> str:
 
 
 def split_words(text: str, rules: Rules = Rules()) -> list[str]:
-  """Splits plain text (no special tokens) into words.
+  """Splits text without special tokens into words.
 
-  Punctuation and, unless the rules keep them, CJK characters are words of their
-  own; control characters and U+FFFD are gone. Lower-cased without accents by
-  default.
+  Each punctuation character is a word, and by default each CJK character;
+  control characters and U+FFFD are removed.
   """
   if rules.lower_case:
     # Character by character, so that a final capital sigma maps as any other.
@@ -129,7 +128,7 @@ def split_words(text: str, rules: Rules = Rules()) -> list[str]:
 
 
 def split_pieces(word: str, vocabulary: dict[str, int]) -> list[str]:
-  """Greedy longest-match pieces of one word; [UNK] if any part is unknown."""
+  """Greedy longest-match pieces of a word; [UNK] if any part is unknown."""
   if len(word) > MAX_WORD:
     return [UNK]
   pieces = []
@@ -162,7 +161,7 @@ def tokenize(
 
 
 def join(tokens: Sequence[str]) -> str:
-  """Text of a list of pieces, tidied as the released tokenizer does."""
+  """Text of a list of pieces, spaced as by the official tokenizer."""
   text = " ".join(tokens).replace(" ##", "").strip()
   for spaced, replacement in _TIDY:
     text = text.replace(spaced, replacement)
@@ -170,10 +169,10 @@ def join(tokens: Sequence[str]) -> str:
 
 
 def read_vocabulary(content: bytes, name: str) -> dict[str, int]:
-  """Reads a vocabulary file: one piece per line, the line number is the id.
+  """Reads a vocabulary file: piece -> id, the number of its line from 0.
 
   Args:
-    content: of the file, UTF-8.
+    content: UTF-8 content of the file.
     name: of the file, for error messages.
 
   Raises:
@@ -200,9 +199,10 @@ def read_vocabulary(content: bytes, name: str) -> dict[str, int]:
 
 
 def is_cased(pieces: Iterable[str]) -> bool:
-  """Whether words of a vocabulary have capital letters, [UNK] and such aside.
+  """Whether a vocabulary has words with capital letters.
 
-  Single characters say nothing: a list of all of ASCII may begin a vocabulary.
+  Special tokens do not count, nor single characters: a vocabulary may begin
+  with all of ASCII.
   """
   return any(
     len(piece) > 1 and piece != piece.lower()
@@ -211,12 +211,12 @@ def is_cased(pieces: Iterable[str]) -> bool:
   )
 
 
-NAMES: Mapping[str, str] = {  # in the settings of transformers -> here
+NAMES: Mapping[str, str] = {  # setting of transformers -> field of `Rules`
   "do_lower_case": "lower_case",
   "strip_accents": "strip_accents",
   "tokenize_chinese_chars": "split_cjk",
 }
-# Settings of transformers -> the only value that WordPiece is run with here.
+# Setting of transformers -> the only value that is supported here.
 _FIXED: Mapping[str, Any] = {
   "do_basic_tokenize": True,
   "unk_token": UNK,
@@ -228,14 +228,14 @@ _FIXED: Mapping[str, Any] = {
 
 
 def read_rules(content: bytes, name: str) -> dict[str, bool | None]:
-  """The fields of `Rules` that a tokenizer_config.json tells.
+  """The fields of `Rules` that a tokenizer_config.json sets.
 
   Args:
     content: of the file.
     name: of the file, for error messages.
 
   Raises:
-    ValueError: if it is of another tokenizer than BERT's, or malformed.
+    ValueError: for another tokenizer than BERT's, and for malformed files.
   """
   try:
     settings = json.loads(content)
@@ -264,15 +264,15 @@ def read_rules(content: bytes, name: str) -> dict[str, bool | None]:
 def check_added(tokens: Iterable[Any], name: str) -> None:
   """Refuses tokens that were added to a vocabulary.
 
-  They are cut out of a text before it is split into words, which is not done
-  here for any but BERT's own.
+  They would have to be cut out of a text before it is split into words, which
+  is supported for BERT's special tokens only.
 
   Args:
-    tokens: each a text, or an object with its "content".
+    tokens: texts, or objects with the text as "content".
     name: of their file, for error messages.
 
   Raises:
-    ValueError: naming the first that is none of `SPECIAL`.
+    ValueError: naming the first one that is not in `SPECIAL`.
   """
   for token in tokens:
     text = token.get("content") if isinstance(token, dict) else token
@@ -287,12 +287,12 @@ def check_added(tokens: Iterable[Any], name: str) -> None:
 def check_rules(
   settings: Mapping[str, Any], name: str, names: Mapping[str, str]
 ) -> dict[str, bool | None]:
-  """Fields of `Rules`, by other names.
+  """The fields of `Rules` in a JSON object.
 
   Args:
-    settings: a JSON object.
+    settings: the object.
     name: of its file, for error messages.
-    names: in the object -> of the field.
+    names: name in the object -> name of the field.
 
   Raises:
     ValueError: for a value that is neither true nor false.

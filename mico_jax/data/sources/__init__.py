@@ -1,8 +1,8 @@
-"""Sources of samples: the one place that lists them.
+"""Table of the data sources, and opening those of a config.
 
 To add a format, write `mico_jax/data/sources/<name>.py` with a subclass of
-`SourceKind` and add its line here; configs, messages, `mico-jax data --help`
-and the reference pages find it here.
+`SourceKind` and add its line to `SOURCES`. Configs, error messages, `mico-jax
+data --help` and the reference pages use this table.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ _DEFAULTS = {f.name: f.default for f in dataclasses.fields(SourceConfig)}
 
 
 def check_source(name: str, spec: SourceConfig) -> None:
-  """Checks the kind of a source, and that it reads what is set for it.
+  """Checks the kind of a source, and that it reads every field that is set.
+
+  Args:
+    name: of the source in the config.
+    spec: its fields.
 
   Raises:
     ConfigError: for an unknown kind, a field that only other kinds read, or
@@ -52,26 +56,30 @@ def check_source(name: str, spec: SourceConfig) -> None:
       f"data.sources.{name}.kind={spec.kind!r} is unknown; known: "
       f"{', '.join(SOURCES)}."
     )
-  own = SOURCES[spec.kind]
+  kind = SOURCES[spec.kind]
   for other in SOURCES.values():
     for field in other.reads:
       value = getattr(spec, field)
-      if field not in own.reads and value != _DEFAULTS[field]:
+      if field not in kind.reads and value != _DEFAULTS[field]:
         readers = [k for k, v in SOURCES.items() if field in v.reads]
         raise ConfigError(
           f"data.sources.{name}.{field}={value!r}: only kind="
           f"{' or '.join(map(repr, readers))} reads it, and this source is of "
           f"kind {spec.kind!r}; remove it."
         )
-  own.options(name, spec)
+  kind.options(name, spec)
 
 
 def open_source(config: Config, name: str) -> Source:
-  """Opens one source of a config.
+  """Opens a source of a config.
+
+  Args:
+    config: of the run.
+    name: of the source.
 
   Raises:
     ConfigError: for an unknown name or kind, data that cannot be opened, or
-      data that changed since the config was pinned.
+      data that changed since the sources were pinned.
   """
   data = config.data
   if name not in data.sources:
@@ -103,9 +111,13 @@ def open_sources(config: Config) -> dict[str, Source]:
 def pin_sources(
   config: Config, sources: Mapping[str, Source] | None = None
 ) -> Config:
-  """The config with count and SHA-256 of each source filled in.
+  """The config with the sample count and SHA-256 of each source.
 
-  Call it when a run starts; `open_source` then refuses data that changed.
+  Pinned when a run starts, so that `open_source` refuses changed data later.
+
+  Args:
+    config: of the run.
+    sources: its sources if they are open already.
   """
   if sources is None:
     sources = open_sources(config)

@@ -1,7 +1,7 @@
-"""What a source is, and what one says of its kind.
+"""Contract of a data source (`Source`), and base class of its kinds.
 
-A source has a length, `record(index)` for any index, and the SHA-256 of its
-index, which the config keeps so that a run is resumed on the same data.
+A source has a length, a record for each index, and a SHA-256 of its index, by
+which a resumed run checks that its data are unchanged.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ class Source(Protocol):
     ...
 
   def record(self, index: int) -> Record:
-    """Sample number `index`; reads no media.
+    """Record of sample `index`; reads no media.
 
     Raises:
-      DecodeError: if the sample's entry itself is broken.
-      TransientError: for storage that stays away.
+      DecodeError: if the sample's entry is broken.
+      TransientError: for storage that stays unreachable.
     """
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class NoOptions:
-  """Options of a kind that has none of its own."""
+  """Options of a kind that has none."""
 
 
 class SourceKind(abc.ABC):
-  """A kind of source; the first sentence of its docstring is its help.
+  """A kind of source; the first paragraph of its docstring is its help text.
 
   Attributes:
-    kind: key in the table, and `kind` in the config.
-    reads: fields of `SourceConfig` that only some kinds read, and this one.
-    Options: dataclass of the options of its own, set by
+    kind: name in the table, and `kind` in the config.
+    reads: fields of `SourceConfig` that not every kind reads, but this one.
+    Options: dataclass of the options of this kind, set by
       `data.sources.NAME.options={"<field>": value}`.
-    depth_unit: of its depth maps, where the config says none; "": unknown.
+    depth_unit: of its depth maps if the config names none; "": unknown.
     sha256: of the index: changes when samples are added, removed or reordered.
   """
 
@@ -66,8 +66,8 @@ class SourceKind(abc.ABC):
   def open(cls, name: str, spec: SourceConfig, config: Config) -> SourceKind:
     """Opens a source of a config.
 
-    Files are read with the timeout and cache that the config says, which the
-    constructor gets as its third argument.
+    The constructor gets the `Storage` with the limits of the config as its
+    third argument.
 
     Args:
       name: of the source in the config.
@@ -76,17 +76,17 @@ class SourceKind(abc.ABC):
 
     Raises:
       ConfigError: for data that cannot be opened.
-      TransientError: for storage that stays away.
+      TransientError: for storage that stays unreachable.
     """
     make: Any = cls
     return make(name, spec, Storage.of(config.data))
 
   @classmethod
   def options(cls, name: str, spec: SourceConfig) -> Any:
-    """The checked options of a source, an instance of `Options`.
+    """The options of a source, an instance of `Options`.
 
     Raises:
-      ConfigError: for an option that it does not have, or a wrong value.
+      ConfigError: for an unknown option or a wrong value.
     """
     return from_dict(
       spec.options, cls.Options, where=f"data.sources.{name}.options"
@@ -98,24 +98,24 @@ class SourceKind(abc.ABC):
 
   @abc.abstractmethod
   def record(self, index: int) -> Record:
-    """Sample number `index`; reads no media.
+    """Record of sample `index`; reads no media.
 
     Raises:
-      DecodeError: if the sample's entry itself is broken.
-      TransientError: for storage that stays away.
+      DecodeError: if the sample's entry is broken.
+      TransientError: for storage that stays unreachable.
     """
 
   @classmethod
   def summary(cls) -> str:
-    """The first paragraph of its docstring in one line."""
+    """The first paragraph of the docstring in one line."""
     return " ".join((cls.__doc__ or "").strip().partition("\n\n")[0].split())
 
 
 class First:
-  """The first samples of a source, in its order."""
+  """The first samples of a source (`data.sources.*.size`)."""
 
   def __init__(self, source: Source, size: int):
-    """Keeps `size` samples, or all if there are fewer."""
+    """Takes `size` samples, or all if there are fewer."""
     self._source, self._size = source, min(size, len(source))
     self.sha256 = source.sha256
 
@@ -124,5 +124,5 @@ class First:
     return self._size
 
   def record(self, index: int) -> Record:
-    """Sample number `index`."""
+    """Record of sample `index`."""
     return self._source.record(index)
