@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Shaped
 
 NAMED = 3  # most ids listed in a message
 
@@ -23,13 +23,13 @@ def tell(text: str) -> None:
 
 
 def tell_repeated(
-  source: str, hashes: Int[np.ndarray, " N"], id_of: Callable[[int], str]
+  source: str, hashes: Shaped[np.ndarray, " N"], id_of: Callable[[int], str]
 ) -> None:
   """Reports ids that occur more than once in a source.
 
   Args:
     source: name of the source.
-    hashes: hash of the id of each sample; -1: it has no id.
+    hashes: int64, hash of the id of each sample; -1: it has no id.
     id_of: index -> id.
   """
   values, first, counts = np.unique(

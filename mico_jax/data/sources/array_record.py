@@ -1,4 +1,4 @@
-"""ArrayRecord files of packed samples."""
+"""Data source of ArrayRecord files with packed samples."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class ArrayRecordSource(SourceKind):
 
     if config.where:
       raise ConfigError(
-        f"data.sources.{name}.where: ArrayRecord files are not filtered when "
-        "read; build them from a filtered manifest."
+        f"data.sources.{name}.where: ArrayRecord files cannot be filtered; "
+        "build them from a filtered manifest."
       )
     try:
       paths = [storage.local(p) for p in expand(config.path, name)]
@@ -66,17 +66,17 @@ class ArrayRecordSource(SourceKind):
     return len(self._data)
 
   def record(self, index: int) -> Record:
-    """Sample number `index`.
+    """Record of sample `index`.
 
     Raises:
-      DecodeError: if its bytes are damaged, or no packed sample.
+      DecodeError: if its bytes are damaged or no packed sample.
     """
     data = self._blob(index)
     return guarded(lambda: unpack(data, self._config))
 
   def _blob(self, index: int) -> bytes:
-    # The library says RuntimeError to a damaged chunk and to a store that is
-    # away; the files themselves tell which.
+    # The library raises RuntimeError for a damaged chunk and for unreachable
+    # storage; reading a byte of each file tells which of them it is.
     try:
       return self._data[int(index)]
     except Exception as error:
@@ -90,6 +90,6 @@ class ArrayRecordSource(SourceKind):
 
 
 def _touch(path: str) -> None:
-  """Reads a byte of a file to see whether its store is there."""
+  """Reads a byte of a file, an error if its storage is unreachable."""
   with open(path, "rb", buffering=0) as file:
     file.read(1)

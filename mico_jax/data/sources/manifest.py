@@ -1,4 +1,4 @@
-"""Samples that a manifest lists, one JSON object per line."""
+"""Data source of a manifest: a jsonl file with one sample per line."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from mico_jax.modalities import DecodeError
 class ManifestSource(SourceKind):
   """A jsonl file: one sample per line, with its texts and names of its files.
 
-  Only the offsets of the lines are kept; they are parsed when read. A line that
-  is no JSON object is a bad sample, of every split; a file without any such
-  object is no manifest.
+  Only the offsets of the lines are kept, and lines are parsed when they are
+  read. A line that is no JSON object is a broken sample of every split; a file
+  without any JSON object is no manifest.
   """
 
   kind: ClassVar = "manifest"
   reads: ClassVar = ("root",)
 
   def __init__(self, name: str, config: SourceConfig, storage: Storage):
-    """Reads the manifest once and keeps the lines of the split.
+    """Reads the manifest and selects the lines of the split.
 
     Raises:
-      ConfigError: if it is missing, not jsonl, or no sample is left.
-      TransientError: for storage that stays away.
+      ConfigError: if it is missing, not jsonl, or no sample passes the filters.
+      TransientError: for storage that stays unreachable.
     """
     if not config.path:
       raise ConfigError(f"data.sources.{name}.path: name the manifest file.")
@@ -55,10 +55,10 @@ class ManifestSource(SourceKind):
     self.sha256 = hashlib.sha256(self._data).hexdigest()
     starts, start, good = [], 0, 0
     broken: list[DecodeError] = []
-    hashes = array.array("q")  # of the ids; -1 hashes no text
+    hashes = array.array("q")  # of the ids; -1, the hash of no text: no id
     for number, line in enumerate(self._data.split(b"\n"), 1):
       if line.strip():
-        # Bytes that are no UTF-8 make a bad sample, not a bad manifest.
+        # Invalid UTF-8 makes a broken sample, not a broken manifest.
         text = line.decode("utf-8", "replace")
         try:
           fields = self._parse(text, number)
@@ -98,10 +98,10 @@ class ManifestSource(SourceKind):
     return len(self._lines)
 
   def fields(self, index: int) -> dict[str, Any]:
-    """The parsed line of a sample.
+    """The fields in the line of a sample.
 
     Raises:
-      DecodeError: if it is not UTF-8, or no JSON object.
+      DecodeError: if the line is not UTF-8 or no JSON object.
     """
     start, end, number = self._lines[index].tolist()
     try:
@@ -114,7 +114,7 @@ class ManifestSource(SourceKind):
     return self._parse(line, number)
 
   def record(self, index: int) -> Record:
-    """Sample number `index`.
+    """Record of sample `index`.
 
     Raises:
       DecodeError: for a broken line, or fields of a wrong type.

@@ -1,4 +1,4 @@
-"""The embedded OmniWorld as a source of samples."""
+"""Data source of OmniWorld: scenes rendered by `mico_jax.world`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mico_jax.world.language import NUM_PHRASINGS, caption
 from mico_jax.world.scene import SCENE_FACTS, SOLID_FACTS
 
 DEFAULT_SIZE = 100_000  # scenes of a split
-_SMALLEST, _LARGEST = 32, 224  # pixels that the world renders
+_SMALLEST, _LARGEST = 32, 224  # sizes in pixels that can be rendered
 
 
 class OmniWorldSource(SourceKind):
@@ -28,7 +28,7 @@ class OmniWorldSource(SourceKind):
   depth_unit: ClassVar = "metre"
 
   def __init__(self, name: str, spec: SourceConfig, config: Config):
-    """Sets up a split of the world.
+    """Prepares a split of the world.
 
     Raises:
       ConfigError: for an unknown version, split or fact, or a `where` filter.
@@ -69,7 +69,7 @@ class OmniWorldSource(SourceKind):
   def open(
     cls, name: str, spec: SourceConfig, config: Config
   ) -> OmniWorldSource:
-    """Sets up a split of the world for the sizes that a config reads."""
+    """Prepares a split of the world for the input sizes of a config."""
     return cls(name, spec, config)
 
   def __len__(self) -> int:
@@ -77,21 +77,28 @@ class OmniWorldSource(SourceKind):
     return self._size
 
   def record(self, index: int) -> Record:
-    """Scene number `index` of the split."""
+    """Record of scene `index` of the split."""
     return self.scene_record(
       self.world.scene(int(index)), int(index), f"{self._split}-{index}"
     )
 
   def scene_record(self, scene: Scene, index: int, sample_id: str) -> Record:
-    """The record of any scene, also one that was made by changing a fact."""
+    """Record of any scene, such as one with a changed fact.
+
+    Args:
+      scene: of the world.
+      index: of the scene; seeds its negatives.
+      sample_id: id of the record.
+    """
     language = self.world.language(scene, index)
 
-    # One kind at a time: a batch needs one or two of them.
+    # Computed by kind, as a batch needs one or two kinds.
     def captions(kind: str) -> tuple[str, ...]:
       return tuple(caption(scene, kind, p) for p in range(NUM_PHRASINGS))
 
     def opposites(kind: str) -> tuple[str, ...]:
-      # In all phrasings, as true captions are: else the form alone would tell.
+      # In all phrasings, as true captions are: otherwise the phrasing alone
+      # would give the negatives away.
       return tuple(
         text
         for phrasing in range(NUM_PHRASINGS)
@@ -124,7 +131,7 @@ def _one(read_many: Any, key: str) -> Any:
 
 
 class _Questions(Sequence[tuple[str, str, str]]):
-  """The world's questions, written when they are asked for."""
+  """Questions about a scene, computed on access."""
 
   def __init__(self, language: Any):
     self._language = language

@@ -1,4 +1,4 @@
-"""The files that a source's `path` names."""
+"""Files of a source's `path`, which may hold patterns and several names."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from mico_jax.data.remote import is_remote
 
 
 def expand(pattern: str, name: str) -> list[str]:
-  """Files of comma-separated paths and glob patterns, sorted within each.
+  """Files of comma-separated paths and glob patterns.
 
-  What exists under the very name is no pattern, whatever brackets, stars or
-  commas the name holds.
+  The name of an existing file is no pattern, even with brackets, stars or
+  commas in it.
+
+  Args:
+    pattern: `path` of a source.
+    name: of the source, for error messages.
+
+  Returns:
+    Paths in the order of the patterns, sorted within each.
 
   Raises:
-    ConfigError: if a pattern finds nothing.
+    ConfigError: if a pattern matches no file.
   """
   pieces, files, start = pattern.split(","), [], 0
   while start < len(pieces):
@@ -41,7 +48,7 @@ def expand(pattern: str, name: str) -> list[str]:
 
 
 def _files_of(part: str) -> list[str]:
-  """The file of a name, or those of a pattern; none if there are none."""
+  """The file of a name, or the files of a pattern; empty if there are none."""
   if not is_remote(part):
     return [part] if os.path.lexists(part) else sorted(glob.glob(part))
   if "," in part and part.count("://") > 1:

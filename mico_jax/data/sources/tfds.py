@@ -1,4 +1,4 @@
-"""TensorFlow Datasets without TensorFlow: a prepared folder, read at random."""
+"""Data source of a folder prepared by TensorFlow Datasets, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Shaped
 
 from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.faults import guarded
@@ -31,7 +32,7 @@ class TfdsSource(SourceKind):
     """Opens the split.
 
     Raises:
-      ConfigError: if the folder is no prepared dataset of random access.
+      ConfigError: if the folder is no dataset in ArrayRecord format.
     """
     del storage  # TFDS reads through etils.epath itself
     import tensorflow_datasets as tfds
@@ -63,7 +64,11 @@ class TfdsSource(SourceKind):
     return len(self._data) if self._kept is None else len(self._kept)
 
   def record(self, index: int) -> Record:
-    """Sample number `index`."""
+    """Record of sample `index`.
+
+    Raises:
+      DecodeError: if the example is broken.
+    """
     if self._kept is not None:
       index = self._kept[index]
     return guarded(lambda: self._record(int(index)), reads=True)
@@ -80,7 +85,7 @@ class TfdsSource(SourceKind):
     )
 
   def _wanted(self, index: int) -> bool:
-    """Whether an example passes `where`; a broken one does, to be named."""
+    """Whether an example passes `where`; broken ones do, to be reported."""
     try:
       fields = guarded(lambda: _plain(self._data[index]), reads=True)
     except DecodeError:
@@ -97,13 +102,13 @@ def _media(key: str, value: Any, feature: Any) -> Callable[[], Any]:
   return lambda: value
 
 
-def _sound(value: np.ndarray) -> np.ndarray:
-  """TFDS keeps 16-bit samples in wider integers."""
+def _sound(value: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+  """Samples as int16, which TFDS stores in wider integers."""
   return value.astype(np.int16) if value.dtype.kind == "i" else value
 
 
 def _plain(example: Mapping[str, Any]) -> dict[str, Any]:
-  """The texts and numbers of an example as Python values."""
+  """Texts and numbers of an example as Python values."""
   fields: dict[str, Any] = {}
   for name, value in example.items():
     if isinstance(value, (bytes, str, int, float)):

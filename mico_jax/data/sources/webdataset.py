@@ -1,4 +1,4 @@
-"""WebDataset: tar shards whose members form samples by their names."""
+"""Data source of WebDataset tar shards: members form samples by their names."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from mico_jax.data.sources.shards import expand
 from mico_jax.data.tar import TarIndex
 from mico_jax.modalities import DecodeError, by_extension
 
-TEXTS = ("json", "cls", "txt")  # endings that hold fields, not media
+TEXTS = ("json", "cls", "txt")  # endings of fields, not media
 _INTEGER = re.compile(rb"\s*[+-]?\d{1,18}\s*")
-NAMED = 3  # members that a message lists
+NAMED = 3  # most members listed in a message
 
 # Shard, key, ending -> member.
 _Sample = tuple[int, str, dict[str, str]]
@@ -36,11 +36,10 @@ _Sample = tuple[int, str, dict[str, str]]
 class WebDatasetSource(SourceKind):
   """Tar shards; members of a sample share their name up to the first dot.
 
-  `.json` holds fields, `.txt` a caption, `.cls` a label; other members are
-  fields named by what follows the dot. Without `fields` in the config, a
-  member's type follows its ending. `key_dot="last"` reads sets whose keys hold
-  dots. What the files of an operating system leave behind (`.DS_Store`,
-  `._a.jpg`, `__MACOSX/`) is no sample.
+  `.json` holds fields, `.txt` a caption, `.cls` a label. Other members are
+  fields named by their ending, which also gives the modality unless the config
+  has `fields`. `key_dot="last"` is for sets whose keys hold dots. Files of
+  operating systems (`.DS_Store`, `._a.jpg`, `__MACOSX/`) are left out.
   """
 
   kind: ClassVar = "webdataset"
@@ -50,9 +49,9 @@ class WebDatasetSource(SourceKind):
     """Indexes the shards (`path`: comma-separated files or glob patterns).
 
     Raises:
-      ConfigError: if there is no shard, no sample is left, names repeat within
-        a shard, or the names leave open which member belongs to what.
-      TransientError: for storage that stays away.
+      ConfigError: if there is no shard or no sample, or if the names of the
+        members repeat or are ambiguous.
+      TransientError: for storage that stays unreachable.
     """
     self._config, self._name = config, name
     self._shards: list[TarIndex] = []
@@ -102,7 +101,7 @@ class WebDatasetSource(SourceKind):
     )
 
   def _groups(self, shard: TarIndex) -> dict[str, dict[str, str]]:
-    """Key -> ending -> member."""
+    """Members of a shard: sample key -> ending -> name of the member."""
     self._left_out += shard.dangling
     groups: dict[str, dict[str, str]] = {}
     for member in shard.members:
@@ -115,18 +114,18 @@ class WebDatasetSource(SourceKind):
         stem, suffix = (stem, suffix) if dot else (base, "")
       else:
         stem, _, suffix = base.partition(".")
-      own = groups.setdefault(posixpath.join(folder, stem), {})
-      if suffix.lower() in own:
+      members = groups.setdefault(posixpath.join(folder, stem), {})
+      if suffix.lower() in members:
         raise ConfigError(
           f"data.sources.{self._name}: {short(shard.path)}: "
-          f"{short(own[suffix.lower()])!r} and {short(member)!r} differ in "
+          f"{short(members[suffix.lower()])!r} and {short(member)!r} differ in "
           "case only, and would be one member."
         )
-      own[suffix.lower()] = member
+      members[suffix.lower()] = member
     return groups
 
   def _check_groups(self, path: str, groups: dict[str, dict[str, str]]) -> None:
-    """Refuses names that leave open which member means what."""
+    """Refuses names whose meaning is ambiguous."""
     unread, rivals = [], []
     used = {*self._config.fields.values(), *self._config.captions.values()}
     for members in groups.values():
@@ -156,7 +155,7 @@ class WebDatasetSource(SourceKind):
         )
 
   def _wanted(self, sample: _Sample) -> bool:
-    """Whether a sample passes `where`; a broken one does, to be named."""
+    """Whether a sample passes `where`; broken ones do, to be reported."""
     try:
       fields = guarded(lambda: self._fields(sample))
     except DecodeError:
@@ -180,7 +179,7 @@ class WebDatasetSource(SourceKind):
     if "txt" in members and "caption" not in fields:
       fields["caption"] = shard.read(members["txt"])
     for suffix in self._config.captions.values():
-      # A text of an ending of its own, named by `captions`.
+      # A text under another ending, which `captions` names.
       if suffix not in fields and suffix in members:
         fields[suffix] = shard.read(members[suffix])
     return fields
@@ -190,7 +189,7 @@ class WebDatasetSource(SourceKind):
     return len(self._samples)
 
   def record(self, index: int) -> Record:
-    """Sample number `index`.
+    """Record of sample `index`.
 
     Raises:
       DecodeError: for fields that are broken or of a wrong type.
