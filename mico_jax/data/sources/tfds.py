@@ -1,4 +1,4 @@
-"""Data source of a folder prepared by TensorFlow Datasets, without TensorFlow."""
+"""Data source of a folder of TensorFlow Datasets, read without TensorFlow."""
 
 from __future__ import annotations
 
