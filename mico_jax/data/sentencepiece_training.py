@@ -19,6 +19,7 @@ import re
 import tempfile
 import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 OMNIWORLD_SCENES = 4096  # whose texts train the shipped model
 OMNIWORLD_VOCAB = 512
@@ -27,7 +28,7 @@ _WORD_WEIGHT = 16  # enough that a rare word is kept whole
 _LAST_FOLDED = 0x24F  # Latin letters with their extensions
 # Every letter, digit and mark of plain English has a piece of its own.
 _PLAIN = "".join(chr(c) for c in range(33, 127) if not chr(c).isupper())
-_SETTINGS = {
+_SETTINGS: dict[str, Any] = {
   "model_type": "unigram",
   "hard_vocab_limit": False,
   "character_coverage": 1.0,

@@ -1,8 +1,8 @@
-"""The table of modalities: the one place that lists them.
+"""Table of the modalities, and lookups by letter, group or file type.
 
-Data, embedding, loss groups, evaluation, command line, export and tests loop
-over `MODALITIES`. To add a modality, write `mico_jax/modalities/<name>.py` and
-add its line here.
+Data, embeddings, objectives, evaluation, command line and export loop over
+`MODALITIES`. To add a modality, write `mico_jax/modalities/<name>.py` with its
+record and add its line here.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ KNOWLEDGE: tuple[str, ...] = tuple(
 
 
 def by_letter(letter: str) -> Modality:
-  """The modality of a group letter.
+  """The modality of a letter.
 
   Raises:
-    ValueError: listing the known letters.
+    ValueError: for an unknown letter, listing the known ones.
   """
   for modality in MODALITIES.values():
     if modality.letter == letter:
@@ -59,7 +59,7 @@ def by_letter(letter: str) -> Modality:
 
 
 def letters(group: str) -> str:
-  """The context letters of a group, in its order: "tva" -> "va", "va" -> "va".
+  """The context letters of a group: "tva" -> "va", "va" -> "va".
 
   Raises:
     ValueError: for an unknown or repeated letter, or no context at all.
@@ -77,13 +77,13 @@ def letters(group: str) -> str:
 
 
 def as_configured(modality: Modality, model: object) -> Modality:
-  """The record as a model reads it: with the head and context of its alias.
+  """The record of a modality with the head and context that a model gives it.
 
   The only place that resolves `Modality.alias`.
 
   Args:
     modality: of the table.
-    model: `mico_jax.config.ModelConfig`.
+    model: a `mico_jax.config.ModelConfig`.
   """
   alias = modality.alias
   if alias is None or getattr(model, alias.option) != alias.key:
@@ -95,29 +95,33 @@ def as_configured(modality: Modality, model: object) -> Modality:
 
 
 def played_by(letter: str, there: Collection[str]) -> str:
-  """The modality among the keys `there` that plays a letter; "": none.
+  """The modality that serves a letter among those present; "": none.
 
-  That of the letter, else one that may stand for it: an image is a one-frame
-  video.
+  It is the letter's modality, or one that shares its head: an image serves as a
+  video of one frame.
+
+  Args:
+    letter: of a context.
+    there: modalities that are present.
   """
-  own = by_letter(letter).key
+  first = by_letter(letter).key
   others = (k for k, m in MODALITIES.items() if m.head_letter == letter)
-  return next((key for key in (own, *others) if key in there), "")
+  return next((key for key in (first, *others) if key in there), "")
 
 
 def shown(context: str) -> frozenset[str]:
-  """The letters of a context, and those that they may stand for."""
+  """The letters of a context, and those that they can serve for."""
   heads = {by_letter(letter).head for letter in context}
   return frozenset(context) | heads
 
 
 def has_words(context: str) -> bool:
-  """Whether texts, such as subtitles, are among the letters of a context."""
+  """Whether a context has a text modality, such as subtitles."""
   return any(by_letter(letter).kind == "interface" for letter in context)
 
 
 def by_extension(suffix: str) -> Modality | None:
-  """The modality that files ending in `suffix` (".jpg") imply, if any."""
+  """The modality of files that end in `suffix`, such as ".jpg"; None: none."""
   suffix = suffix.lower()
   for modality in MODALITIES.values():
     if suffix in modality.extensions:
@@ -126,13 +130,13 @@ def by_extension(suffix: str) -> Modality | None:
 
 
 def file_spec(text: str) -> FileSpec:
-  """Modality and unit of a file named on the command line.
+  """Modality and depth unit of a file named on the command line.
 
-  The type follows the extension; "depth:mm:FILE", "normal:FILE" and any other
-  "<modality>:FILE" override it.
+  The modality follows from the file's extension unless it is written in front:
+  "normal:FILE", "depth:mm:FILE".
 
   Raises:
-    ValueError: for an unknown type, naming the known ones.
+    ValueError: for an unknown file type, naming the known ones.
   """
   return parse_file(text, MODALITIES)
 

@@ -1,7 +1,7 @@
-"""Raw arrays that users hand in: what of them is believed.
+"""Checks of raw arrays: .npy files, maps and normals.
 
-A shape is read in one way only. Where another reading is plausible (channels
-for columns, counts for metres) the array is refused with both named.
+A shape has one meaning only. An array whose shape could mean something else
+(channels instead of columns) is refused.
 """
 
 from __future__ import annotations
@@ -10,28 +10,26 @@ import io
 import math
 
 import numpy as np
+from jaxtyping import Shaped, UInt8
 
 from mico_jax.modalities.base import DecodeError
 
 CHANNELS = 4  # a last axis up to here holds channels, not columns
-_MOST_AXES = 8
+_MAX_AXES = 8
 _MAGIC = b"\x93NUMPY"
 
 
 def is_npy(data: bytes) -> bool:
-  """Whether a file's content is that of a .npy file."""
+  """Whether the content of a file is that of a .npy file."""
   return data.startswith(_MAGIC)
 
 
-def read_npy(data: bytes) -> np.ndarray:
-  """The array of a .npy file, read-only, without a copy of its values.
-
-  The header is checked against the bytes that are there before anything is
-  allocated.
+def read_npy(data: bytes) -> Shaped[np.ndarray, "..."]:
+  """The array of a .npy file, read-only, without copying its values.
 
   Raises:
-    DecodeError: for another size than the header says, or values that are no
-      numbers (objects, records, texts, times).
+    DecodeError: if the header does not match the size of the file, or for
+      values that are no numbers (objects, records, texts, times).
   """
   stream = io.BytesIO(data)
   try:
@@ -44,7 +42,7 @@ def read_npy(data: bytes) -> np.ndarray:
       else np.lib.format.read_array_header_2_0
     )
     shape, fortran, dtype = read(stream)
-  except Exception as error:  # whatever parsing a wrong header gives
+  except Exception as error:  # a wrong header can raise many kinds
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     raise DecodeError(f"not a readable .npy file: {reason}") from error
   if dtype.kind not in "buifc":
@@ -52,53 +50,61 @@ def read_npy(data: bytes) -> np.ndarray:
   start = stream.tell()
   size = math.prod(shape) * dtype.itemsize
   if (
-    len(shape) > _MOST_AXES
+    len(shape) > _MAX_AXES
     or min(shape, default=0) < 0
     or size != len(data) - start
   ):
     raise DecodeError(
       "not a readable .npy file: its header says "
-      f"{list(shape[:_MOST_AXES])} of {dtype}, "
+      f"{list(shape[:_MAX_AXES])} of {dtype}, "
       f"{size} bytes; {len(data) - start} are there."
     )
   flat = np.frombuffer(data, dtype, offset=start)
   return flat.reshape(shape, order="F" if fortran else "C")
 
 
-def as_maps(array: np.ndarray) -> np.ndarray:
-  """One value a pixel as [T, Y, X].
+def as_maps(
+  array: Shaped[np.ndarray, "..."],
+) -> Shaped[np.ndarray, "T Y X"]:
+  """Maps with one value per pixel.
 
-  Accepts [Y, X], [T, Y, X], and both with a last axis of one channel.
+  Args:
+    array: [Y, X], [T, Y, X], or one of these with a last axis of one channel.
 
   Raises:
-    DecodeError: for other shapes, and for a few columns, which are channels.
+    DecodeError: for other shapes, and for so few columns that they are rather
+      channels or frames.
   """
   shape = array.shape
   if array.ndim in (3, 4) and shape[-1] == 1:
     array = array[..., 0]
   if array.ndim not in (2, 3) or 0 in shape:
     raise DecodeError(
-      f"one value a pixel expected, [Y, X] or [T, Y, X], got {list(shape)}."
+      f"one value per pixel expected, [Y, X] or [T, Y, X], got {list(shape)}."
     )
   *others, columns = array.shape
   few = columns <= CHANNELS < max(others)
-  # Also frames that come last, [Y, X, T]: pictures are no such strips.
+  # Also [Y, X, T], frames last: it would be very narrow pictures.
   if few or (len(others) == 2 and columns * 4 < min(others)):
     raise DecodeError(
-      "one value a pixel expected, [Y, X] or [T, Y, X]; the last axis of "
+      "one value per pixel expected, [Y, X] or [T, Y, X]; the last axis of "
       f"{list(shape)} looks like channels or frames."
     )
   return array[None] if array.ndim == 2 else array
 
 
-def encode_normals(array: np.ndarray) -> np.ndarray:
-  """Unit vectors [Y, X, 3] or [T, Y, X, 3] as (n + 1) / 2 in uint8.
+def encode_normals(
+  array: Shaped[np.ndarray, "..."],
+) -> UInt8[np.ndarray, "*T Y X 3"]:
+  """Encodes unit vectors n as round(255 (n + 1) / 2).
 
-  Vectors of length 0 mean no reading.
+  Args:
+    array: [Y, X, 3] or [T, Y, X, 3], in [-1, 1]; vectors of length 0 mean that
+      there is no value.
 
   Raises:
-    DecodeError: for another shape, or if more than a tenth of the vectors are
-      not of unit length (to a tenth).
+    DecodeError: for another shape or range, or if over a tenth of the vectors
+      have a length that differs from 1 by over 0.1.
   """
   expected = "normals in [-1, 1], or (n + 1) / 2 as uint8"
   if array.ndim not in (3, 4) or array.shape[-1] != 3 or 0 in array.shape:

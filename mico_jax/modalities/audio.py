@@ -1,12 +1,12 @@
-"""Sound as log-mel slices [T, frames, mel bins], each as large as an image.
+"""Audio: log-mel slices [T, frames, mel bins], each as large as an image.
 
-What travels is log-mel energy minus `data.audio.mean`, so that 0 is padding
-(the release pads after normalisation) and float16 is finest near the mean.
-Modes: `plain` pads the last slice only; `mico` is the released quirk, one more
-slice of zeros when the length is a multiple of a slice; `mico_demo` is the same
-in float32, for numbers equal to the released demo's; `spec_augment` is plain
-with time shift, gain and masked bands, `speed_augment` with another speed too
-and twice the masks, both plain in evaluation.
+The input array is log-mel energy minus `data.audio.mean`, so that 0 is padding
+(the official code pads after normalisation) and float16 is most precise near
+the mean. Modes: `plain` pads the last slice only; `mico`, as the official code,
+adds a slice of zeros if the length is a multiple of a slice; `mico_demo` is the
+same in float32, equal to the official demo; `spec_augment` adds time shift,
+gain and masked bands to `plain`; `speed_augment` also changes the speed and has
+twice the masks. The last two are `plain` in evaluation.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import functools
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Float16, Float32
 
 from mico_jax.config import InputConfig
 from mico_jax.modalities.base import (
@@ -29,21 +30,23 @@ from mico_jax.modalities.spatial import modes, resize_axis, sample_frames
 
 
 def log_mel_slices(
-  waveform: np.ndarray,
+  waveform: Float[np.ndarray, " N"],
   geometry: Geometry,
   *,
   slice_frames: int = 0,
   extra_slice: bool = False,
   rng: np.random.Generator | None = None,
-) -> np.ndarray:
-  """T slices of log-mel energy minus the mean, float32 [T, frames, bins].
+) -> Float[np.ndarray, "T frames bins"]:
+  """T slices of log-mel energy (nats) minus the mean.
 
   Args:
     waveform: mono, in units of full scale, at the configured rate.
     geometry: T, the size of a slice, and the filterbank.
     slice_frames: frames of a slice; 0: as many as the image has rows.
-    extra_slice: pad a full last slice with one of zeros, as released.
-    rng: chooses a random slice of each of T groups; None the middle one.
+    extra_slice: pad a full last slice with one of zeros, as the official code.
+    rng: draws a slice of each of T groups; None: the middle one.
+
+  Source: the official MiCo code, checked by the golden cases (tests/golden).
   """
   config, size = geometry.audio, geometry.size
   rows = slice_frames or size
@@ -53,7 +56,7 @@ def log_mel_slices(
   made = {}
   chosen = sample_frames(count, geometry.frames, rng).tolist()
   for i in dict.fromkeys(chosen):
-    # Of a long sound only the slices that are wanted are filtered.
+    # Only the chosen slices of a long sound are filtered.
     energies = fbank(
       waveform, config.mel_bins or size, config, i * rows, (i + 1) * rows
     )
@@ -63,25 +66,27 @@ def log_mel_slices(
 
 
 def _plain(
-  waveform: np.ndarray, geometry: Geometry, rng: Any = None
-) -> np.ndarray:
+  waveform: Float[np.ndarray, " N"], geometry: Geometry, rng: Any = None
+) -> Float16[np.ndarray, "T frames bins"]:
   return log_mel_slices(waveform, geometry, rng=rng).astype(np.float16)
 
 
 def _exact(
-  waveform: np.ndarray, geometry: Geometry, rng: Any = None
-) -> np.ndarray:
+  waveform: Float[np.ndarray, " N"], geometry: Geometry, rng: Any = None
+) -> Float32[np.ndarray, "T frames bins"]:
   return log_mel_slices(waveform, geometry, extra_slice=True, rng=rng)
 
 
 def _mico(
-  waveform: np.ndarray, geometry: Geometry, rng: Any = None
-) -> np.ndarray:
+  waveform: Float[np.ndarray, " N"], geometry: Geometry, rng: Any = None
+) -> Float16[np.ndarray, "T frames bins"]:
   return _exact(waveform, geometry, rng).astype(np.float16)
 
 
-def _at_other_speed(waveform: np.ndarray, speed: float) -> np.ndarray:
-  """Played `speed` times as fast, which shifts the pitch as well."""
+def _at_other_speed(
+  waveform: Float[np.ndarray, " N"], speed: float
+) -> Float[np.ndarray, " M"]:
+  """A sound played `speed` times as fast, which also changes the pitch."""
   if len(waveform) < 2:
     return waveform
   old = np.arange(len(waveform))
@@ -90,21 +95,24 @@ def _at_other_speed(waveform: np.ndarray, speed: float) -> np.ndarray:
 
 
 def _augment(
-  waveform: np.ndarray,
+  waveform: Float[np.ndarray, " N"],
   geometry: Geometry,
   rng: Any = None,
   *,
   speed: float = 0.0,
   masks: int = 1,
-) -> np.ndarray:
-  """Shift by up to 10%, gain of 6 dB, masked bands.
+) -> Float16[np.ndarray, "T frames bins"]:
+  """Shift by up to 10%, gain of up to 6 dB either way, and masked bands.
 
   Args:
     waveform: mono, in [-1, 1].
     geometry: of the slices.
     rng: None: no augmentation.
-    speed: largest change of speed (Ko et al., Interspeech 2015).
-    masks: of time, and as many of frequency (SpecAugment, arXiv 1904.08779).
+    speed: largest relative change of speed.
+    masks: number of masks in time, and as many in frequency.
+
+  Source: SpecAugment, arXiv:1904.08779; speed: Ko et al., Audio Augmentation
+    for Speech Recognition, Interspeech 2015.
   """
   if rng is None:
     return _plain(waveform, geometry)
@@ -136,11 +144,11 @@ def _to_pixels(array: Any, *, geometry: Geometry, xp: Any) -> Any:
 
 
 def _recipe(*, extra_slice: bool, rounded: bool = True) -> dict[str, Any]:
-  """`rounded`: slices travel in 16 bits."""
+  """Recipe of a mode; `rounded`: its array is float16."""
   return {"kind": "log_mel", "extra_slice": extra_slice, "rounded": rounded}
 
 
-def example_audio(geometry: Geometry, seed: int) -> np.ndarray:
+def example_audio(geometry: Geometry, seed: int) -> Float[np.ndarray, " N"]:
   """A decaying chirp as long as the slices."""
   config = geometry.audio
   seconds = geometry.frames * geometry.size * config.hop_ms / 1000 + 0.02
@@ -170,14 +178,14 @@ AUDIO = Modality(
       "mico",
       _mico,
       _to_pixels,
-      description="released padding: an extra slice",
+      description="the official padding: an extra slice",
       recipe=_recipe(extra_slice=True),
     ),
     Mode(
       "mico_demo",
       _exact,
       _to_pixels,
-      description="the released demo, exact: float32 slices",
+      description="the official demo, exact: float32 slices",
       dtype="float32",
       recipe=_recipe(extra_slice=True, rounded=False),
     ),

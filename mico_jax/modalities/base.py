@@ -1,7 +1,7 @@
-"""The Modality record: everything about one modality in one place.
+"""Record of a modality (`Modality`), which holds all that is specific to it.
 
-Data workers load this package, so nothing here may import or call JAX. Device
-code calls `to_pixels` with `xp=jax.numpy`, host code with `xp=numpy`.
+Data workers load this package, so it does not import JAX. Device code calls
+`to_pixels` with `xp=jax.numpy`, host code with `xp=numpy`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import numpy as np
 
 from mico_jax.config import AudioConfig, InputConfig
 
-WHOLE = "omni"  # kind of the captions of a whole sample
+WHOLE = "omni"  # caption kind of a whole sample
 
 
 class DecodeError(ValueError):
-  """A sample that cannot be used: unreadable, truncated, of a wrong kind.
+  """A sample that cannot be used: unreadable, truncated or of a wrong kind.
 
-  The message is one line and names what was given and what was expected.
+  The message is one line and names the actual and the expected value.
   """
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-  """What of a modality travels to the device, per sample."""
+  """The array of a sample that is sent to the device."""
 
   dims: tuple[str, ...]  # e.g. ("T", "Y", "X", "C"); "L" for text
   dtype: str  # "uint8" | "float16" | "int32"
@@ -47,35 +47,42 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Mode:
-  """A named preprocessing.
+  """A named preprocessing, in two parts: on the host and on the device.
 
-  `host` maps a decoded sample to the array that travels; it draws only from
-  `rng` (None: deterministic). Aligned modalities of a sample get generators
-  with equal state and so share the draw. `to_pixels` runs inside the step and
-  maps the travelling array [*B, ...] to float32 pixels [*B, Y, X, 3].
-  `recipe` says the same as plain data, for code that runs without this package
-  (exported models); empty where no such words exist.
+  Attributes:
+    name: of the mode.
+    host: maps a decoded sample to the array that is sent to the device, with
+      random numbers from `rng` only (None: deterministic). Aligned modalities
+      of a sample get generators of equal state, and so the same draws.
+    to_pixels: maps that array [*B, ...] to float32 pixels [*B, Y, X, 3], as a
+      function of (array, *, geometry, xp), inside the step.
+    eval_mode: deterministic mode for evaluation; "": itself.
+    description: one line for tables.
+    dtype: of the array; "": that of `Modality.spec`.
+    recipe: the preprocessing as plain data, for exported models, which run
+      without this package; empty: it cannot be exported.
+    unit: that it expects, for a modality whose values have `units`.
   """
 
   name: str
   host: Callable[[Any, Geometry, np.random.Generator | None], np.ndarray]
-  to_pixels: Callable[..., Any]  # (array, *, geometry, xp) -> pixels
-  eval_mode: str = ""  # deterministic partner; "": itself
+  to_pixels: Callable[..., Any]
+  eval_mode: str = ""
   description: str = ""
-  dtype: str = ""  # of the array that travels; "": as `Modality.spec` says
+  dtype: str = ""
   recipe: Mapping[str, Any] = field(default_factory=dict)
-  unit: str = ""  # that it takes, of a modality whose values have `units`
+  unit: str = ""
 
 
 @dataclass(frozen=True)
 class Caption:
-  """The texts that tell what one modality shows.
+  """Captions that describe one modality.
 
   Attributes:
-    kind: what configs and records call them.
-    fields: of a record that hold them, beside "<kind>_caption".
-    fallback: kinds to take instead, in turn, where a record has none.
-    general: whether one may stand for a caption of the whole sample.
+    kind: name in configs and records.
+    fields: record fields that may hold them, besides "<kind>_caption".
+    fallback: kinds that replace a missing one; the first available counts.
+    general: whether it can replace a caption of the whole sample.
   """
 
   kind: str
@@ -86,11 +93,11 @@ class Caption:
 
 @dataclass(frozen=True)
 class Alias:
-  """Another modality whose head and context serve this one, by config.
+  """Another modality whose head and context can serve this one.
 
   Attributes:
-    option: field of config.model that says so when it is `key`; by default it
-      is this modality's own key.
+    option: field of config.model that turns the alias on if it equals `key`; by
+      default it is the modality itself.
     key: of the other modality.
   """
 
@@ -100,23 +107,23 @@ class Alias:
 
 @dataclass(frozen=True)
 class CustomEmbedding:
-  """How a modality that is no grid of pixels becomes tokens.
+  """Embedding of a modality that is no grid of pixels.
 
   Attributes:
     module: "package.module:Class" of a Linen module, `cls(width, dtype,
-      **options)(frames [B *frame]) -> [B L D]`, with positions of its own.
+      **options)(frames [B *frame]) -> [B L D]`, which adds its positions.
     torch: "package.module:Class" of the same in PyTorch, `cls(width, frame,
       **options)`, with parameters as `interop.names.torch_modules` names them.
-      An exported folder takes that file along, so it must import PyTorch and
-      the standard library only. "": no such export.
-    frame: shape of one frame, as `Mode.to_pixels` gives it: finite values, also
-      in padding.
+      Its file is copied to exported folders, so it may import PyTorch and the
+      standard library only. "": it cannot be exported.
+    frame: shape of a frame returned by `Mode.to_pixels`; values must be finite,
+      also in padding.
     tokens: of a frame, L, padding included.
     options: of both classes.
-    valid: where tokens may be padding: which ones of frames are not,
-      `valid(frames [B *frame], xp=...) -> bool [B L]`. The others, and frames
-      without any, count for nothing; a sample without any is refused. The
-      PyTorch class has the method `valid(frames)`.
+    valid: `valid(frames [B *frame], xp=...) -> bool [B L]`, False for padding;
+      None: no token is padding. Padding takes no part in anything, and a sample
+      of padding only is refused. The PyTorch class has a method
+      `valid(frames)`.
   """
 
   module: str
@@ -127,7 +134,11 @@ class CustomEmbedding:
   valid: Callable[..., Any] | None = None
 
   def valid_tokens(self, frames: Any, *, xp: Any) -> Any | None:
-    """Which tokens of frames [B *frame] are no padding [B L]; None: all.
+    """Mask of the tokens that are no padding, [B L]; None: no padding.
+
+    Args:
+      frames: [B *frame].
+      xp: `numpy` or `jax.numpy`.
 
     Raises:
       ValueError: if `valid` gives another shape or dtype.
@@ -145,54 +156,77 @@ class CustomEmbedding:
 
 @dataclass(frozen=True)
 class Modality:
-  """One modality. The table is `mico_jax.modalities.MODALITIES`."""
+  """A modality; the table is `mico_jax.modalities.MODALITIES`.
+
+  Attributes:
+    key: name in the table and in configs.
+    letter: in groups, such as "v" in "tva".
+    kind: "knowledge": encoded by the vision encoder; "interface": a text.
+    spec: of the array that is sent to the device.
+    decode: (file bytes or raw array(s) of a sample, geometry) -> decoded sample
+      for `Mode.host`; raises DecodeError.
+    modes: name -> preprocessing.
+    default_mode: one of `modes`.
+    example: (geometry, seed) -> a deterministic decoded sample, which `decode`
+      accepts as well.
+    embedding: how it becomes tokens.
+    context_type: names its frame table, type vector and projection.
+    head_letter: letter of a modality whose contrastive head it shares and which
+      it can serve for, as an image serves for a video; "": it has its own head.
+    alias: another modality that can serve it, by config.
+    caption: that describes it; None: that of the whole sample.
+    text_kinds: kinds of text of an interface; the longest of them in
+      config.data.tokenizer.max_length is its length.
+    pooling: key of mico_jax.layers.pool.POOLINGS.
+    extensions: file types that imply this modality.
+    default_input: options unless the config has `data.inputs` for it.
+    units: of its values, one of which each source must name; (): none.
+    rated: whether raw arrays come as (samples, sample rate).
+    draw: maps a frame to what a sheet draws; None: as it is.
+    notes: for tables.
+  """
 
   key: str
   letter: str
   kind: Literal["knowledge", "interface"]
   spec: ArraySpec
-  # File bytes or raw array(s) of one sample -> decoded sample for `Mode.host`.
-  # Raises DecodeError.
   decode: Callable[[Any, Geometry], Any]
   modes: Mapping[str, Mode]
   default_mode: str
-  # A deterministic decoded sample for self-checks and fake batches, which
-  # `decode` takes as well.
   example: Callable[[Geometry, int], Any]
   embedding: Literal["patch", "text"] | CustomEmbedding = "patch"
-  context_type: str = ""  # names frame table, type vector and projection
-  # Letter of a modality whose contrastive head it shares and that it may stand
-  # for, as an image for a video; "": it has a head of its own.
+  context_type: str = ""
   head_letter: str = ""
   alias: Alias | None = None
-  caption: Caption | None = None  # None: the sample's, kind "omni"
-  # Kinds of text that one of the interface holds: the longest of them in
-  # config.data.tokenizer.max_length bounds it.
+  caption: Caption | None = None
   text_kinds: tuple[str, ...] = ()
-  pooling: str = "cls"  # key of mico_jax.layers.pool.POOLINGS
-  extensions: tuple[str, ...] = ()  # file types that imply this modality
+  pooling: str = "cls"
+  extensions: tuple[str, ...] = ()
   default_input: InputConfig = InputConfig()
-  units: tuple[str, ...] = ()  # one of which a source must say for its values
-  rated: bool = False  # whether raw arrays come as (samples, rate)
-  # A frame or slice as a sheet draws it; None: as it travels.
+  units: tuple[str, ...] = ()
+  rated: bool = False
   draw: Callable[[np.ndarray], np.ndarray] | None = None
   notes: str = ""
 
   @property
   def head(self) -> str:
-    """Letter of its contrastive head."""
+    """Letter of the contrastive head."""
     return self.head_letter or self.letter
 
   @property
   def caption_kind(self) -> str:
-    """The kind of caption that tells what it shows."""
+    """The kind of the captions that describe it."""
     return self.caption.kind if self.caption else WHOLE
 
   def mode(self, name: str = "", *, train: bool = True) -> Mode:
-    """The preprocessing called `name` ("": default), or its eval partner.
+    """A preprocessing.
+
+    Args:
+      name: of the mode; "": the default one.
+      train: False: its mode for evaluation.
 
     Raises:
-      ValueError: listing the known modes.
+      ValueError: for an unknown mode, listing the known ones.
     """
     name = name or self.default_mode
     if name not in self.modes:

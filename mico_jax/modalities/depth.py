@@ -1,10 +1,11 @@
-"""Depth: metres, or relative in [0, 1]; the two never mix in one source."""
+"""Depth maps in metres, or relative in [0, 1]; a source has one of the two."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Shaped
 from PIL import Image
 
 from mico_jax.modalities.arrays import as_maps, is_npy, read_npy
@@ -31,12 +32,13 @@ from mico_jax.modalities.spatial import (
   squash,
 )
 
-FAR = 100.0  # metres; readings beyond are clipped
-NEAR = 0.1  # metres; a map that has nothing beyond is none in millimetres
+FAR = 100.0  # metres; values beyond are clipped
+NEAR = 0.1  # metres; a map in millimetres must have a value beyond
 UNITS = ("metre", "millimetre", "relative")
 
 
-def _read(raw: Any, geometry: Geometry) -> np.ndarray:
+def _read(raw: Any, geometry: Geometry) -> Shaped[np.ndarray, "..."]:
+  """The values of a depth file or array, in its own unit."""
   if isinstance(raw, np.ndarray):
     return raw
   if not isinstance(raw, (bytes, Image.Image)):
@@ -54,10 +56,10 @@ def _read(raw: Any, geometry: Geometry) -> np.ndarray:
 
 
 def _scale(dtype: np.dtype, unit: str) -> float:
-  """Counts of a unit in what travels, a metre or the whole range.
+  """The stored value of one metre, or of the whole range of relative depth.
 
   Raises:
-    DecodeError: where values of a dtype cannot be in that unit.
+    DecodeError: if values of that dtype cannot be in the unit.
   """
   if dtype.kind == "f":
     return 1000.0 if unit == "millimetre" else 1.0
@@ -71,13 +73,15 @@ def _scale(dtype: np.dtype, unit: str) -> float:
   )
 
 
-def _check_range(depth: np.ndarray, unit: str, *, counts: bool) -> None:
-  """Raises DecodeError where the unit cannot be the one that is declared.
+def _check_range(
+  depth: Float[np.ndarray, "T Y X"], unit: str, *, counts: bool
+) -> None:
+  """Raises DecodeError for values that cannot be in the declared unit.
 
   Args:
-    depth: in what travels.
-    unit: declared.
-    counts: the map was stored in integers.
+    depth: in metres, or relative.
+    unit: that the source declares.
+    counts: whether the map was stored in integers.
   """
   most = float(depth.max())
   if not np.isfinite(depth).all() or depth.min() < 0:
@@ -104,10 +108,13 @@ def _check_range(depth: np.ndarray, unit: str, *, counts: bool) -> None:
 
 
 def decode_depth(raw: Any, geometry: Geometry) -> Clip:
-  """Depth in what travels, float32 [T, Y, X]; 0 means no reading.
+  """Depth in metres or relative, float32 [T, Y, X]; 0 means no value.
 
-  Metres beyond `FAR` are clipped where they are a minority of a map of floats
-  or millimetres.
+  A minority of values beyond `FAR` is clipped in maps of floats or millimetres.
+
+  Args:
+    raw: content of a file, a Pillow image, an array, or a list of frames.
+    geometry: with the unit of the source.
 
   Raises:
     DecodeError: for unreadable maps, several channels, complex, bool and 8-bit
@@ -133,7 +140,7 @@ def decode_depth(raw: Any, geometry: Geometry) -> Clip:
     return ArrayClip(np.concatenate(frames))
   array = as_maps(_read(raw, geometry))
   scale = _scale(array.dtype, unit)
-  with np.errstate(over="ignore"):  # to infinity, which is refused
+  with np.errstate(over="ignore"):  # infinite values are refused below
     depth = array.astype(np.float32) / np.float32(scale)
   _check_range(depth, unit, counts=array.dtype.kind != "f")
   return ArrayClip(np.minimum(depth, 1.0 if unit == "relative" else FAR))
@@ -188,7 +195,7 @@ def _official_host(
 
 
 def _official_pixels(array: Any, *, geometry: Geometry, xp: Any) -> Any:
-  """Depth as the grey picture that the released encoder was shown."""
+  """Depth as a grey picture in [0, 1], as the official code shows it."""
   del geometry
   x = array.astype(xp.float32)[..., None]
   return normalise(xp.broadcast_to(x, (*x.shape[:-1], 3)), IMAGENET, xp)

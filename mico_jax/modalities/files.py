@@ -1,4 +1,4 @@
-"""Files named on the command line: "photo.jpg", "depth:mm:d.png"."""
+"""Parsing of files named on the command line: "photo.jpg", "depth:mm:d.png"."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ DEPTH_UNITS = {
 
 @dataclass(frozen=True)
 class FileSpec:
-  """A file and what it holds."""
+  """A file, its modality and, of depth maps, its unit."""
 
-  key: str  # modality
+  key: str
   path: str
   depth_unit: str = ""
 
 
 def parse_file(text: str, table: Mapping[str, Modality]) -> FileSpec:
-  """See `mico_jax.modalities.file_spec`."""
+  """See `mico_jax.modalities.file_spec`; `table` holds the modalities."""
   head, sep, rest = text.partition(":")
   if sep and head in table:
     if head != "depth":
@@ -47,6 +47,6 @@ def parse_file(text: str, table: Mapping[str, Modality]) -> FileSpec:
     f"{k}: {' '.join(m.extensions)}" for k, m in table.items() if m.extensions
   )
   raise ValueError(
-    f"{text!r}: unknown file type {suffix!r}. Known: {known}. Say it before "
-    "the path otherwise: image:FILE, normal:FILE, depth:mm:FILE."
+    f"{text!r}: unknown file type {suffix!r}. Known: {known}. For others, "
+    "write the modality first: image:FILE, normal:FILE, depth:mm:FILE."
   )

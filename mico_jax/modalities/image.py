@@ -1,4 +1,4 @@
-"""Images: one frame; share projection, tables and head with video."""
+"""Images: videos of one frame, with the head and context of video."""
 
 from __future__ import annotations
 

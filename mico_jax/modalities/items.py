@@ -1,6 +1,6 @@
-"""What a user hands in: how many inputs it is, and what is said of each.
+"""Inputs of a user's call, such as `embed(image=[...])`, as lists of items.
 
-Checkpoints and the folders that they are exported to ask here alike.
+Used by checkpoints and by the folders that are exported from them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Shaped
 from PIL import Image
 
 from mico_jax.modalities import MODALITIES, DecodeError, file_spec
@@ -20,14 +21,14 @@ from mico_jax.modalities import MODALITIES, DecodeError, file_spec
 
 @dataclass(frozen=True)
 class Item:
-  """One input: what it is and where it comes from.
+  """One input of one modality.
 
   Attributes:
-    value: path, bytes, raw array, Pillow image, text, or a function that gives
-      one.
+    value: path, bytes, raw array, Pillow image, text, or a function that
+      returns one of these.
     depth_unit: of a depth map: "metre", "millimetre" or "relative".
     name: for error messages and tables.
-    file: `value` is a path even where the modality is a text.
+    file: whether the value of a text modality is a path instead of the text.
   """
 
   value: Any
@@ -37,17 +38,17 @@ class Item:
 
 
 def as_array(raw: Any) -> Any:
-  """The NumPy array of what holds one (PyTorch, JAX, pandas); else `raw`.
+  """Converts an array of PyTorch, JAX or pandas to NumPy; others stay as is.
 
   Raises:
-    ValueError: for a masked array, whose hidden values would count.
+    ValueError: for a masked array, whose masked values would be used.
   """
   if isinstance(raw, np.generic) or not hasattr(raw, "__array__"):
     return raw
   if isinstance(raw, np.ma.MaskedArray):
     raise ValueError(
-      "a masked array: what it hides would count; fill it first (depth: "
-      "array.filled(0), which means no reading)."
+      "a masked array: its masked values would be used; fill it first (depth: "
+      "array.filled(0), which means no value)."
     )
   if hasattr(raw, "detach"):  # of PyTorch
     raw = raw.detach().cpu()
@@ -57,15 +58,19 @@ def as_array(raw: Any) -> Any:
 
 
 def as_list(key: str, values: Any) -> Sequence[Any]:
-  """The inputs of a modality that a user gives; a bare one is a list of one.
+  """The inputs of a modality as a list.
 
-  Bare are a text, a path, the content of a file, a Pillow image, an (array,
-  rate) pair of sound, and an array of one input. An array that may be several
-  inputs or several frames of one is refused; an array of texts or paths is a
-  list.
+  A single text, path, content of a file, Pillow image, (array, rate) pair of
+  sound, or array of one input becomes a list of one. An array of texts or paths
+  is a list.
+
+  Args:
+    key: modality.
+    values: as the user wrote them.
 
   Raises:
-    ValueError: saying what to write.
+    ValueError: for other types, and for an array that may be either several
+      inputs or several frames of one.
   """
   if isinstance(values, (str, bytes, os.PathLike, Image.Image, Item)):
     return [values]
@@ -85,11 +90,11 @@ def as_list(key: str, values: Any) -> Sequence[Any]:
   return values
 
 
-def _array_as_list(key: str, array: np.ndarray) -> Sequence[Any]:
+def _array_as_list(key: str, array: Shaped[np.ndarray, "..."]) -> Sequence[Any]:
   if array.dtype.kind in "USO":
     return array.reshape(-1).tolist()
   modality = MODALITIES[key]
-  # What one input without frames has; a sound is [samples].
+  # Axes of an input without frames; a sound is [samples].
   plain = 1 if key == "audio" else len(modality.spec.dims) - 1
   channel = key == "depth" and array.ndim > 1 and array.shape[-1] == 1
   several = array.ndim - channel > plain and len(array) > 1
@@ -104,11 +109,16 @@ def _array_as_list(key: str, array: np.ndarray) -> Sequence[Any]:
 def as_item(key: str, value: Any) -> Item:
   """Wraps one entry of `embed(image=[...])`.
 
-  The path of a depth map says its unit: "mm:d.png", "depth:m:d.npy"; so does
-  each one of a list of frames.
+  Paths of depth maps start with their unit, "mm:d.png" or "depth:m:d.npy", also
+  in a list of frames.
+
+  Args:
+    key: modality.
+    value: as the user wrote it.
 
   Raises:
-    ValueError: for a depth map whose path does not, or whose frames differ.
+    ValueError: for the path of a depth map without a unit, and for frames of
+      different units.
   """
   if isinstance(value, Item):
     return value
@@ -129,7 +139,7 @@ def as_item(key: str, value: Any) -> Item:
 
 
 def name_of(key: str, value: Any) -> str:
-  """What an input is called in messages."""
+  """Name of an input in messages."""
   kind = f"<{type(value).__name__}>"
   try:
     return as_item(key, value).name or kind
@@ -139,14 +149,14 @@ def name_of(key: str, value: Any) -> str:
 
 
 def check_bare_depth(value: Any, unit: str) -> None:
-  """Checks depth that comes without a unit.
+  """Checks that depth without a unit is an array of floats, or a list of them.
 
   Args:
     value: of one input.
-    unit: "metre" or "relative": what such arrays are read as.
+    unit: "metre" or "relative": the unit that such arrays are taken to have.
 
   Raises:
-    ValueError: unless it is an array of floats, or a list of such.
+    ValueError: for anything else.
   """
   arrays = value if isinstance(value, (list, tuple)) else [value]
   floats = all(
@@ -160,16 +170,23 @@ def check_bare_depth(value: Any, unit: str) -> None:
 
 
 def check_finite(
-  values: np.ndarray, given: Mapping[str, Sequence[Any]], what: str
+  values: Shaped[np.ndarray, "N ..."],
+  inputs: Mapping[str, Sequence[Any]],
+  what: str,
 ) -> None:
-  """Checks the rows that a model gave for aligned inputs.
+  """Checks that the outputs of a model are finite.
+
+  Args:
+    values: outputs, one row for each input.
+    inputs: modality -> aligned inputs.
+    what: of the model the rows are, begins the message.
 
   Raises:
     DecodeError: naming the first input whose row is not finite.
   """
   bad = np.flatnonzero(not_finite(values))
   if len(bad):
-    names = [name_of(key, rows[bad[0]]) for key, rows in given.items()]
+    names = [name_of(key, rows[bad[0]]) for key, rows in inputs.items()]
     raise DecodeError(f"{' + '.join(names)}: {what} {NOT_FINITE}")
 
 
@@ -178,8 +195,10 @@ NOT_FINITE = (
 )
 
 
-def not_finite(values: np.ndarray) -> np.ndarray:
-  """Which rows hold a NaN or an infinity."""
+def not_finite(
+  values: Shaped[np.ndarray, "N ..."],
+) -> Bool[np.ndarray, " N"]:
+  """Mask of the rows that hold a NaN or an infinity."""
   axes = tuple(range(1, values.ndim))
   return np.asarray(~np.isfinite(values).all(axis=axes))
 
@@ -204,12 +223,12 @@ def search_options(
   num_beams: int | None,
   length_penalty: float | None,
 ) -> tuple[int, int, float]:
-  """What a search for captions is bounded and weighed by.
+  """Checked options of a beam search: tokens, beams and length penalty.
 
   Args:
-    settings: `max_new_tokens`, `num_beams` and `length_penalty` for those of
-      the others that are None, and `most_beams`.
-    max_new_tokens: at least 1.
+    settings: defaults of `max_new_tokens`, `num_beams` and `length_penalty`,
+      and `most_beams`.
+    max_new_tokens: at least 1; None, as for the others: the default.
     num_beams: from 1 to `most_beams`.
     length_penalty: a finite number.
 

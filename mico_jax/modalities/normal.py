@@ -1,8 +1,9 @@
-"""Surface normals as an RGB map: value = (n + 1) / 2, R right, G up, B near."""
+"""Surface normals as RGB: (n + 1) / 2 with R right, G up, B to the camera."""
 
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import UInt8
 
 from mico_jax.modalities.base import Alias, ArraySpec, Caption, Modality
 from mico_jax.modalities.media import decode_normals, example_frames
@@ -17,8 +18,10 @@ from mico_jax.modalities.spatial import (
 )
 
 
-def mirror(frames: np.ndarray) -> np.ndarray:
-  """Negates the x component after a horizontal flip."""
+def mirror(
+  frames: UInt8[np.ndarray, "T Y X 3"],
+) -> UInt8[np.ndarray, "T Y X 3"]:
+  """Negates the x components, for horizontally flipped maps."""
   return np.concatenate([255 - frames[..., :1], frames[..., 1:]], axis=-1)
 
 

@@ -1,4 +1,4 @@
-"""Subtitles: text that belongs to the context, encoded by the text tower."""
+"""Subtitles: a text in the context of a group, encoded by the text tower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions, questions, answers: the side every group is compared with."""
+"""Texts that groups are compared with: captions, questions, answers."""
 
 from __future__ import annotations
 

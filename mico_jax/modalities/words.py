@@ -1,4 +1,4 @@
-"""What subtitles and captions share: checked UTF-8 text."""
+"""Parts shared by the text modalities: decoding, example and mode."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from mico_jax.modalities.base import Caption, DecodeError, Geometry, Mode
 
-# Of pictures, still or moving.
+# Captions of images and videos.
 SEEN = Caption(
   "vision",
   fields=("vision_caption", "image_caption", "video_caption"),
@@ -56,7 +56,7 @@ def example_text(geometry: Geometry, seed: int) -> str:
 
 
 def text_modes() -> dict[str, Mode]:
-  """The one mode of texts: as they are; the pipeline turns them into ids."""
+  """The only mode of texts: unchanged; the pipeline tokenizes them."""
 
   def host(
     text: Any, geometry: Geometry, rng: np.random.Generator | None = None
