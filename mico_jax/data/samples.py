@@ -228,7 +228,7 @@ class _InputLoader:
         decoded = cache.get(
           names[key], lambda: modality.decode(raw[key], sizes)
         )
-        return preprocessing.travelling(
+        return preprocessing.host_array(
           modality, mode, decoded, sizes, draws.again()
         )
 

@@ -141,7 +141,7 @@ class Preparer:
       check_bare_depth(item.value, self.mode(key).unit)
     geometry = self.geometry(key, item.depth_unit)
     decoded = modality.decode(raw, geometry)
-    return preprocessing.travelling(
+    return preprocessing.host_array(
       modality, self.mode(key), decoded, geometry, None
     )
 

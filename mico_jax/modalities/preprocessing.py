@@ -56,7 +56,7 @@ def geometry(config: Config, key: str, *, depth_unit: str = "") -> Geometry:
   )
 
 
-def travelling(
+def host_array(
   modality: Modality,
   mode: Mode,
   decoded: Any,
