@@ -1,8 +1,8 @@
-"""Image bytes to frames, through Pillow.
+"""Decoding of images with Pillow.
 
-Memory is bounded: the header is read before any pixel, an image beyond
-`max_pixels` is refused, and one beyond `LARGE` pixels is decoded alone and
-reduced at once.
+Memory is bounded: the header is read before any pixel, images of more than
+`max_pixels` are refused, and those of more than `LARGE` pixels are decoded one
+at a time and reduced at once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from mico_jax.modalities.arrays import (
@@ -31,11 +32,11 @@ LARGE = 16_000_000  # pixels; larger images are reduced before use
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _large_lock = threading.RLock()
 
-# Pillow warns at 89 million pixels; ours is the check that counts.
+# Pillow warns at 89 million pixels; `max_pixels` is checked here instead.
 Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, 180_000_000)
 
-BACKGROUND = (255, 255, 255)  # sRGB; what transparency is shown on
-# What Pillow may open; its other formats start programs, or are no pictures.
+BACKGROUND = (255, 255, 255)  # sRGB, behind transparent pixels
+# Formats to open; others of Pillow's start programs or are no pictures.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM",
            "TIFF", "WEBP")  # fmt: skip
 _ORIENTATION = 0x0112  # EXIF
@@ -61,16 +62,15 @@ def open_image(
 ) -> Image.Image:
   """Decodes an image, upright and of at most `LARGE` pixels.
 
-  Of a file that holds several pictures (GIF, APNG, animated WebP, pages of a
-  TIFF, MPO) it is the first. Orientation is what EXIF says, or XMP without it;
-  EXIF that cannot be read says nothing. Colour profiles are ignored: values
-  count as sRGB.
+  Of a file with several pictures (GIF, APNG, animated WebP, pages of a TIFF,
+  MPO) the first is used. The orientation is that of EXIF, or of XMP if there is
+  no readable EXIF. Colour profiles are ignored: values are taken as sRGB.
 
   Args:
-    data: content of a file, or what Pillow opened, which counts as it stands.
+    data: content of a file, or an image opened by Pillow.
     geometry: limits.
-    values: gives the channels as stored (a depth map), reduced to the nearest
-      pixel; otherwise 8-bit RGB over `BACKGROUND`, reduced by averaging.
+    values: True: the channels as stored (a depth map), reduced by taking
+      pixels; False: 8-bit RGB over `BACKGROUND`, reduced by averaging.
 
   Raises:
     DecodeError: for unreadable, truncated or too large files.
@@ -97,11 +97,11 @@ def open_image(
 def _load(
   data: bytes, geometry: Geometry, held: contextlib.ExitStack, *, values: bool
 ) -> Image.Image:
-  """Checks the size, then decodes; a large image alone."""
+  """Checks the size, then decodes; large images one at a time."""
   data = _with_free_canvas(data)
   with Image.open(io.BytesIO(data), formats=_formats()) as image:
     if _is_large(image, geometry, held) and not values:
-      # JPEG decodes at 1/2, 1/4 or 1/8 by itself.
+      # JPEG can be decoded at 1/2, 1/4 or 1/8 of its size.
       image.draft("RGB", (2 * geometry.size, 2 * geometry.size))
     if values:
       _check_counts(image, data)
@@ -111,10 +111,10 @@ def _load(
 
 
 def _with_free_canvas(data: bytes) -> bytes:
-  """An animated WebP that says that it may be transparent.
+  """Marks an animated WebP as transparent.
 
-  One of opaque frames says it is not, though its first frame may leave a part
-  of the canvas free, which Pillow would show black.
+  A file of opaque frames is marked as opaque, though its first frame may leave
+  a part of the canvas free, which Pillow would show as black.
   """
   animated = data[:4] + data[8:16] == b"RIFFWEBPVP8X" and data[20:21] > b""
   if not (animated and data[20] & 2):
@@ -123,13 +123,13 @@ def _with_free_canvas(data: bytes) -> bytes:
 
 
 def _check_counts(image: Image.Image, data: bytes) -> None:
-  """Refuses counts that Pillow would stretch to the whole range of 16 bits."""
+  """Refuses values that Pillow would stretch to the full range of 16 bits."""
   most, tile = 0, getattr(image, "tile", None)
   if image.format == "PPM" and image.mode == "I" and tile:
     args = tile[0].args  # "I;16B", or (mode, largest value)
     most = args[-1] if isinstance(args, tuple) else 65535
   elif image.format == "JPEG2000":
-    at = data.find(b"\xff\x4f\xff\x51")  # its sizes
+    at = data.find(b"\xff\x4f\xff\x51")  # marker of the sizes
     bits = (data[at + 42] & 127) + 1 if 0 <= at < len(data) - 42 else 16
     most = 0 if bits in (8, 16) else 2**bits - 1
   if most not in (0, 65535):
@@ -142,7 +142,7 @@ def _check_counts(image: Image.Image, data: bytes) -> None:
 def _is_large(
   image: Image.Image, geometry: Geometry, held: contextlib.ExitStack
 ) -> bool:
-  """Checks the size; a large image is decoded alone."""
+  """Checks the size, and takes the lock for large images."""
   pixels = image.width * image.height
   if not 0 < pixels <= geometry.max_pixels:
     raise DecodeError(
@@ -157,10 +157,10 @@ def _is_large(
 def _load_opened(
   image: Image.Image, geometry: Geometry, held: contextlib.ExitStack
 ) -> Image.Image:
-  """Decodes what Pillow opened, if that has not happened yet."""
+  """Decodes an image opened by Pillow, if that has not happened yet."""
   _is_large(image, geometry, held)
-  # Of an opened PNG it is not known how many bits it has, and so which value
-  # is the transparent one.
+  # The number of bits of an opened PNG is unknown, and so is the transparent
+  # value.
   clear = image.format == "PNG" and "transparency" in image.info
   if clear and image.mode in ("L", "RGB"):
     raise DecodeError(
@@ -174,9 +174,9 @@ def _load_opened(
 def _load_whole(
   data: bytes, geometry: Geometry, held: contextlib.ExitStack, *, values: bool
 ) -> Image.Image:
-  """Decodes; a JPEG may lack its end marker if all of its pixels are there.
+  """Decodes a file; a JPEG may lack its end marker if no pixel is missing.
 
-  They are if the picture is the same whatever follows.
+  None is missing if appended bytes do not change the picture.
   """
   load = functools.partial(_load, geometry=geometry, held=held, values=values)
   try:
@@ -195,23 +195,23 @@ def _load_whole(
 
 def _has_all_scans(jpeg: bytes) -> bool:
   """Whether scans of all components at full precision have begun."""
-  wanted: set[tuple[int, int]] = set()
+  expected: set[tuple[int, int]] = set()
   begun: set[tuple[int, int]] = set()
   for match in re.finditer(rb"\xff([\xc0-\xc2\xda])..", jpeg, re.DOTALL):
     body = jpeg[match.end() : match.end() + 800]
     if match[1] != b"\xda":  # A frame: size, then its components.
       ids = body[6 : 6 + 3 * body[5] : 3] if len(body) > 5 else b""
-      wanted |= {(i, end) for i in ids for end in (0, 63)}
+      expected |= {(i, end) for i in ids for end in (0, 63)}
       continue
     count = body[0] if body else 0
     if len(body) > 3 + 2 * count and body[3 + 2 * count] & 15 == 0:
       ends = body[1 + 2 * count : 3 + 2 * count]
       begun |= {(i, e) for i in body[1 : 1 + 2 * count : 2] for e in ends}
-  return bool(wanted) and wanted <= begun
+  return bool(expected) and expected <= begun
 
 
 def _mend_transparency(image: Image.Image, data: bytes) -> None:
-  """Pillow scales pixels of a PNG to 8 bits, but not its transparent one."""
+  """Scales the transparent value of a PNG to 8 bits, as Pillow does pixels."""
   clear = image.info.get("transparency")
   if image.format != "PNG" or clear is None:
     return
@@ -227,16 +227,16 @@ def _mend_transparency(image: Image.Image, data: bytes) -> None:
 
 def _orientation(image: Image.Image) -> int:
   if image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys():
-    return 1  # what Pillow would find at length
+    return 1  # Pillow would search the whole file
   try:
     value = image.getexif().get(_ORIENTATION)
-  except Exception:  # as many kinds as broken files
+  except Exception:  # broken metadata can raise many kinds
     return 1
   return value if isinstance(value, int) else 1
 
 
 def _factor(image: Image.Image) -> int:
-  """By which a large image is reduced."""
+  """Factor by which both sides of a large image are reduced."""
   factor = 1
   while image.width * image.height > LARGE * factor * factor:
     factor += 1
@@ -252,11 +252,11 @@ def _nearest(image: Image.Image) -> Image.Image:
 
 
 def _flat(image: Image.Image) -> Image.Image:
-  """RGB of at most `LARGE` pixels, made of a large image band by band."""
+  """RGB of at most `LARGE` pixels; a large image is reduced in bands."""
   if image.mode in (*_SIXTEEN_BIT, "F"):
     raise DecodeError(
       f"{image.mode!r} image with 16 or 32 bits per pixel is no photo; if it "
-      "is depth, say so and give its unit: depth:mm:FILE.png (or depth:m:, "
+      "is depth, write it with its unit: depth:mm:FILE.png (or depth:m:, "
       "depth:relative:)."
     )
   factor = _factor(image)
@@ -279,27 +279,35 @@ def _over_background(image: Image.Image) -> Image.Image:
 
 
 def one_line(error: BaseException) -> str:
-  """The message of a library's error, without the object it was reading."""
+  """The message of an error in one line, without the file object's address."""
   text = re.sub(r"<_io\.BytesIO[^>]*>", "file", str(error))
   return " ".join(text.split())[:200] or type(error).__name__
 
 
-def decode_image(data: bytes | Image.Image, geometry: Geometry) -> np.ndarray:
-  """A picture as it is seen: upright, over `BACKGROUND`, uint8 [Y, X, 3].
+def decode_image(
+  data: bytes | Image.Image, geometry: Geometry
+) -> UInt8[np.ndarray, "Y X 3"]:
+  """Decodes a picture: upright, over `BACKGROUND`, see `open_image`.
 
-  See `open_image`. Of 16-bit colours the upper 8 bits count.
+  The upper 8 bits of 16-bit colours are used.
 
   Raises:
-    DecodeError: also for one channel of 16 bits, whose meaning is not known.
+    DecodeError: also for one channel of 16 bits, which may be depth.
   """
   return np.asarray(open_image(data, geometry))
 
 
-def as_rgb(array: np.ndarray) -> np.ndarray:
-  """A raw array as uint8 [T, Y, X, 3]; grey is repeated.
+def as_rgb(
+  array: Shaped[np.ndarray, "..."],
+) -> UInt8[np.ndarray, "T Y X 3"]:
+  """Frames of a raw array; a grey picture is repeated for R, G and B.
 
-  Accepts [Y, X], [Y, X, 3], [T, Y, X, 3]; raises DecodeError otherwise, also
-  for [Y, X] of a few columns, which are channels.
+  Args:
+    array: uint8 [Y, X], [Y, X, 3] or [T, Y, X, 3].
+
+  Raises:
+    DecodeError: for others, and for [Y, X] with so few columns that they are
+      rather channels.
   """
   if array.dtype != np.uint8:
     raise DecodeError(f"frames must be uint8, got {array.dtype}.")
@@ -316,7 +324,7 @@ def as_rgb(array: np.ndarray) -> np.ndarray:
 
 
 class ImageListClip:
-  """Frames kept as image files until they are taken."""
+  """Frames that stay image files until they are taken."""
 
   def __init__(
     self,
@@ -324,7 +332,7 @@ class ImageListClip:
     geometry: Geometry,
     decode: Callable[[Any, Geometry], Clip],
   ):
-    """Takes bytes or arrays, one per frame, and what decodes one of them."""
+    """Takes bytes or arrays, one per frame, and the decoder of a frame."""
     if not files:
       raise DecodeError("the list of frames is empty.")
     self._files, self._geometry, self._decode = files, geometry, decode
@@ -333,8 +341,8 @@ class ImageListClip:
     """Number of frames."""
     return len(self._files)
 
-  def take(self, indices: Sequence[int]) -> np.ndarray:
-    """The frames at `indices`, uint8 [T, Y, X, 3]."""
+  def take(self, indices: Sequence[int]) -> UInt8[np.ndarray, "T Y X 3"]:
+    """The frames at `indices`."""
     frames = []
     for i in indices:
       clip = self._decode(self._files[int(i)], self._geometry)
@@ -349,10 +357,14 @@ class ImageListClip:
 
 
 def decode_frames(raw: Any, geometry: Geometry) -> Clip:
-  """An image (also opened), a list of frames or an array (.npy) as a clip.
+  """Decodes images and frames.
+
+  Args:
+    raw: content of a file, a Pillow image, an array, or a list of frames.
+    geometry: limits.
 
   Raises:
-    DecodeError: for anything that is not.
+    DecodeError: for anything else, and for unreadable files.
   """
   if isinstance(raw, bytes) and is_npy(raw):
     raw = read_npy(raw)
@@ -366,10 +378,10 @@ def decode_frames(raw: Any, geometry: Geometry) -> Clip:
 
 
 def decode_normals(raw: Any, geometry: Geometry) -> Clip:
-  """Maps as pictures or uint8 arrays, or unit vectors as float arrays.
+  """Decodes normals: pictures, uint8 arrays, or float arrays of unit vectors.
 
   Raises:
-    DecodeError: also for a grey picture, whose values are no directions.
+    DecodeError: for unreadable files, and for grey pictures.
   """
   if isinstance(raw, (list, tuple)):
     return ImageListClip(raw, geometry, decode_normals)

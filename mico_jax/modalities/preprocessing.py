@@ -1,7 +1,7 @@
-"""How a config says that a modality is read: options, mode, sizes, pixels.
+"""Preprocessing of a modality, set by a config: options, mode, sizes, pixels.
 
-The only place that resolves the input options of a modality: loading,
-training, evaluation, inference and export ask here.
+The only place that resolves the input options of a modality, for loading,
+training, evaluation, inference and export.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from mico_jax.config import Config, InputConfig
 from mico_jax.modalities import (
@@ -23,12 +24,12 @@ from mico_jax.modalities import (
 
 
 def input_config(config: Config, key: str) -> InputConfig:
-  """How a modality is read: the config's entry, else its record's."""
+  """Input options of a modality: the config's, else those of its record."""
   return config.data.inputs.get(key, MODALITIES[key].default_input)
 
 
 def mode_of(config: Config, key: str, *, train: bool) -> Mode:
-  """The preprocessing of a modality in training or evaluation.
+  """The preprocessing mode of a modality in training or evaluation.
 
   Raises:
     ValueError: for an unknown mode, listing the known ones.
@@ -40,12 +41,12 @@ def mode_of(config: Config, key: str, *, train: bool) -> Mode:
 
 
 def geometry(config: Config, key: str, *, depth_unit: str = "") -> Geometry:
-  """Sizes for decoding and transforms of a modality.
+  """Sizes for decoding and preprocessing of a modality.
 
   Args:
     config: of the run.
     key: modality.
-    depth_unit: of the sample; decoding alone asks for it.
+    depth_unit: of the sample; needed for decoding only.
   """
   return Geometry(
     frames=input_config(config, key).frames,
@@ -62,27 +63,28 @@ def host_array(
   decoded: Any,
   geometry: Geometry,
   rng: np.random.Generator | None,
-) -> np.ndarray:
-  """What of a decoded sample travels to the device.
+) -> Shaped[np.ndarray, "..."]:
+  """The array of a decoded sample that is sent to the device.
 
   Args:
     modality: of the sample.
     mode: preprocessing.
-    decoded: by `modality.decode`.
+    decoded: sample returned by `modality.decode`.
     geometry: of the modality.
     rng: draws the augmentation; None: deterministic.
 
   Raises:
-    DecodeError: of tokens that may be padding: if all are, or not finite.
+    DecodeError: for tokens of a custom embedding that are all padding or not
+      finite.
   """
   array = mode.host(decoded, geometry, rng)
-  own = modality.embedding
-  if isinstance(own, CustomEmbedding) and own.valid is not None:
+  embedding = modality.embedding
+  if isinstance(embedding, CustomEmbedding) and embedding.valid is not None:
     frames = mode.to_pixels(array, geometry=geometry, xp=np)
-    mask = own.valid_tokens(frames, xp=np)
+    mask = embedding.valid_tokens(frames, xp=np)
     if mask is not None and not mask.any():
       raise DecodeError(f"no token of this {modality.key} is valid.")
-    if not np.isfinite(frames).all():  # would spoil gradients, though masked
+    if not np.isfinite(frames).all():  # spoils gradients even where masked
       raise DecodeError(
         f"this {modality.key} has values that are not finite (in padding?)."
       )
@@ -97,12 +99,12 @@ def to_pixels(
   train: bool,
   xp: Any,
 ) -> dict[str, Any]:
-  """Normalises what travelled: modality key -> float32 [B T Y X 3].
+  """Normalised inputs: modality -> float32 [B T Y X 3].
 
   Args:
     config: of the run.
-    inputs: modality key -> what travelled.
-    keys: of the modalities; those of the interface have no pixels.
+    inputs: modality -> array from the host.
+    keys: modalities to normalise; texts have no pixels and are left out.
     train: whether the modes are those of training.
     xp: `numpy` or `jax.numpy`.
 

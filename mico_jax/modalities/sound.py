@@ -1,10 +1,9 @@
-"""Sound to log-mel energies, in NumPy: resampling and filterbank.
+"""Waveform and log-mel energies of sound: resampling and filterbank in NumPy.
 
-The filterbank is Kaldi's as torchaudio computes it (Povey window, DC removal,
+The filterbank is Kaldi's as in torchaudio (Povey window, DC removal,
 pre-emphasis 0.97, power spectrum, low edge 20 Hz, high edge Nyquist, no dither,
 frames that would leave the signal are dropped), of waveform * 2^15. Resampling
-is a Hann-windowed sinc of width 6 and roll-off 0.99. Both agree with the golden
-preprocessing case.
+is a Hann-windowed sinc of width 6 and roll-off 0.99. Golden cases check both.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mico_jax.config import AudioConfig
 from mico_jax.modalities.base import DecodeError, Geometry
@@ -31,10 +30,13 @@ _INPUTS = 1 << 20  # input samples held at a time
 
 
 def decode_audio(raw: Any, geometry: Geometry) -> Float[np.ndarray, " N"]:
-  """A file, an array at the configured rate, or (array, rate), as a waveform.
+  """Decodes a sound to a mono waveform.
 
-  An array is [N], [N, channels] or [channels, N]: the shorter axis is that of
-  the channels. See `sound_file` for the units of its samples.
+  Args:
+    raw: content of a file, an array at the configured rate, or (array, rate in
+      Hz). Arrays are [N], [N, channels] or [channels, N]: the shorter axis is
+      that of the channels. Integers are scaled to full scale.
+    geometry: with the configured rate and length.
 
   Returns:
     Mono samples in units of full scale at `config.sample_rate`, at most
@@ -67,8 +69,8 @@ def decode_audio(raw: Any, geometry: Geometry) -> Float[np.ndarray, " N"]:
 
 
 @functools.lru_cache(maxsize=16)
-def _sinc_kernel(source: int, target: int) -> np.ndarray:
-  """Taps [target, 2 * reach + 2] of each output phase; rates without gcd."""
+def _sinc_kernel(source: int, target: int) -> Float[np.ndarray, "target taps"]:
+  """Taps (2 * reach + 2) of each output phase, for coprime rates."""
   phases = np.arange(target)
   return _taps(phases, source, target)
 
@@ -77,8 +79,10 @@ def _reach(source: int, target: int) -> int:
   return math.ceil(_SINC_WIDTH * source / (min(source, target) * _ROLLOFF))
 
 
-def _taps(outputs: np.ndarray, source: int, target: int) -> np.ndarray:
-  """Weights of the inputs around each output, float32 [len(outputs), taps]."""
+def _taps(
+  outputs: Int[np.ndarray, " N"], source: int, target: int
+) -> Float[np.ndarray, "N taps"]:
+  """Weights of the input samples around each output sample."""
   cutoff = min(source, target) * _ROLLOFF / source
   reach = _reach(source, target)
   offset = np.arange(-reach, reach + 2, dtype=np.float64)
@@ -103,7 +107,7 @@ def resample(
   kernel = _sinc_kernel(source, target) if target <= 4096 else None
   out = np.empty(length, np.float32)
   if kernel is not None and length >= 16 * target:
-    # Outputs of one phase are a kernel that moves along; nothing is copied.
+    # All outputs of a phase have the same kernel, so no input is copied.
     views = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 2)
     for phase, taps in enumerate(kernel):
       inputs = views[phase * source // target :: source]
@@ -123,9 +127,9 @@ def resample(
 
 
 def resample_blocks(
-  blocks: Iterable[np.ndarray], source: int, target: int
+  blocks: Iterable[Float[np.ndarray, " N"]], source: int, target: int
 ) -> Float[np.ndarray, " M"]:
-  """`resample` of blocks put together, without holding them all at once."""
+  """`resample` of concatenated blocks, without holding them all at once."""
   if source == target:
     return np.concatenate([np.zeros(0, np.float32), *blocks])
   unit = source // math.gcd(source, target)  # inputs after which phases repeat
@@ -137,7 +141,7 @@ def resample_blocks(
     nonlocal waiting, held, before
     x = np.concatenate(waiting)
     out = resample(x, source, target)
-    # What lies within `overlap` of an inner edge is made with the neighbour.
+    # Samples within `overlap` of an inner edge are made with the next block.
     stop = len(out) if last else (held - overlap) // unit * unit
     keep = len(out) if last else stop * target // source
     done.append(out[before * target // source : keep])
@@ -155,7 +159,7 @@ def resample_blocks(
 
 
 @functools.lru_cache(maxsize=16)
-def _window(size: int) -> np.ndarray:
+def _window(size: int) -> Float[np.ndarray, " size"]:
   n = np.arange(size) / (size - 1)
   return ((0.5 - 0.5 * np.cos(2 * np.pi * n)) ** 0.85).astype(np.float32)
 
@@ -164,9 +168,15 @@ def _window(size: int) -> np.ndarray:
 def mel_filters(
   bins: int, fft_size: int, rate: int
 ) -> Float[np.ndarray, "frequency bins"]:
-  """Triangular mel filters [fft_size / 2 + 1, bins]; Nyquist has weight 0."""
-  # Edges in float64, the rest in float32, as torchaudio: with many bins the
-  # filters are narrow and feel the rounding.
+  """Triangular mel filters, fft_size / 2 + 1 frequencies up to Nyquist.
+
+  Args:
+    bins: number of filters.
+    fft_size: length of the transform.
+    rate: in Hz.
+  """
+  # Edges in float64 and the rest in float32, as in torchaudio: the rounding
+  # matters for many narrow filters.
   one = np.float32(1)
   edge_low = 1127.0 * math.log(1.0 + _LOW_HZ / 700.0)
   edge_high = 1127.0 * math.log(1.0 + rate / 2 / 700.0)
@@ -184,14 +194,14 @@ def mel_filters(
 
 
 def _sizes(config: AudioConfig) -> tuple[int, int]:
-  """Samples of a window, and from one to the next."""
+  """Samples of a window, and of the hop between windows."""
   rate = config.sample_rate
   size, hop = config.window_ms, config.hop_ms
   return round(rate * size / 1000), round(rate * hop / 1000)
 
 
 def num_frames(samples: int, config: AudioConfig) -> int:
-  """Frames of log-mel energies that `samples` give; at least one."""
+  """Number of frames of log-mel energies of a sound; at least one."""
   size, hop = _sizes(config)
   return 1 + max(0, samples - size) // hop
 
@@ -210,9 +220,9 @@ def fbank(
   Args:
     waveform: mono.
     bins: of the filterbank.
-    config: rate, window and step.
-    start: first frame that is wanted.
-    stop: one past the last; None: all.
+    config: rate, window and hop.
+    start: first frame to compute.
+    stop: one past the last frame; None: all.
   """
   rate = config.sample_rate
   size, hop = _sizes(config)
