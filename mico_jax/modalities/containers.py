@@ -1,8 +1,8 @@
-"""Sound and video files through PyAV: opening, streams, and their times.
+"""Sound and video files in PyAV: opening, streams and times.
 
-A declared length is a hint: packets are read to the end, and times are those of
-the packets. What counts is a promise of bytes: a file shorter than its own
-table of contents is cut short, and refused.
+A declared duration is not relied on: packets are read to the end, and times are
+those of the packets. Declared sizes are checked: a file with fewer bytes than
+its headers state is truncated and refused.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from jaxtyping import Float
 from mico_jax.modalities.base import DecodeError
 from mico_jax.modalities.media import one_line
 
-# Self-contained formats only: playlists would open other files and addresses.
+# Self-contained formats only: playlists would open other files and URLs.
 FORMATS = (
   "aac,ac3,aiff,amr,ape,apng,asf,au,avi,caf,dts,eac3,flac,flv,gif,h264,hevc,"
   "ivf,m4v,matroska,webm,mov,mp4,mp3,mpeg,mpegts,mpegvideo,ogg,tta,w64,wav,wv"
 )
 MAX_FRAME_PIXELS = 36_000_000  # of a video frame; 8K has 33 million
-_NO_TIMES = ("avi", "mpeg")  # formats that store no or few times
-_BACK = 0.5  # seconds; a larger step back in time starts a joined file
+_NO_TIMES = ("avi", "mpeg")  # formats that store few times or none
+_BACK = 0.5  # seconds; a larger step back in time starts an appended file
 _STREAMED = (0x80000000, 0xFFFFFFFF)  # sizes that mean "to the end"
-_SLACK = 4096  # what writers subtract from those for their headers
+_SLACK = 4096  # bytes that writers subtract from those for their headers
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 @contextlib.contextmanager
 def opened(data: bytes, what: str) -> Iterator[Any]:
-  """An open container (`av.container.InputContainer`).
+  """Opens a file as an `av.container.InputContainer`.
 
   Args:
-    data: of the file.
+    data: content of the file.
     what: "video" or "sound file", for messages.
 
   Raises:
-    DecodeError: for whatever PyAV cannot read, and for files cut short.
+    DecodeError: for files that PyAV cannot read, and for truncated ones.
   """
   import av
 
@@ -55,7 +55,7 @@ def opened(data: bytes, what: str) -> Iterator[Any]:
     "max_size": "65536",  # bytes of a packet of plain samples
   }
   if data[:4] in (b"RIFF", b"FORM") and data[8:12] != b"AVI ":
-    options["probesize"] = "32768"  # more looks long for what is no sample
+    options["probesize"] = "32768"  # a larger one is slow on invalid data
   try:
     with av.open(
       io.BytesIO(data), options=options, metadata_errors="replace"
@@ -63,7 +63,7 @@ def opened(data: bytes, what: str) -> Iterator[Any]:
       yield container
   except DecodeError:
     raise
-  except MemoryError as error:  # PyAV's own: sizes that the file made up
+  except MemoryError as error:  # of PyAV, for invalid sizes in the file
     if not isinstance(error, av.FFmpegError):
       raise
     raise DecodeError(f"not a readable {what}: {one_line(error)}") from error
@@ -72,7 +72,7 @@ def opened(data: bytes, what: str) -> Iterator[Any]:
 
 
 def packets(container: Any, stream: Any) -> Iterator[Any]:
-  """The packets of a stream up to the first that cannot be read."""
+  """Yields the packets of a stream up to the first that cannot be read."""
   import av
 
   with contextlib.suppress(av.FFmpegError):
@@ -80,7 +80,7 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def picture_stream(container: Any) -> Any | None:
-  """The video stream; cover art is none."""
+  """The video stream, which is not cover art; None: none."""
   from av.stream import Disposition
 
   still = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -90,7 +90,7 @@ def picture_stream(container: Any) -> Any | None:
 
 
 def sound_stream(container: Any) -> Any | None:
-  """The audio stream that players choose: the default one, else the first."""
+  """The audio stream that players choose: the default or first one."""
   return _preferred(list(container.streams.audio))
 
 
@@ -103,14 +103,14 @@ def _preferred(streams: list[Any]) -> Any | None:
 
 @dataclass(frozen=True)
 class Pictures:
-  """When the pictures of a stream are shown.
+  """Presentation times of the frames of a video.
 
   Attributes:
-    times: of the frames, in s, increasing; of those within the limit.
-    end: of the last frame, in s; infinite for a picture alone.
-    ranked: the container does not time every frame (AVI, MPEG, raw streams):
-      frames get them by their rank.
-    joined: times start again in the middle: files one behind the other.
+    times: of the frames within the time limit, in s, increasing.
+    end: of the last frame, in s; infinite for a single picture.
+    ranked: the container does not store the time of every frame (AVI, MPEG, raw
+      streams), so that times belong to frames by their rank.
+    joined: times restart in the middle, as of files appended to each other.
   """
 
   times: Float[np.ndarray, " N"]
@@ -120,20 +120,20 @@ class Pictures:
 
   @property
   def start(self) -> float:
-    """Of the first frame, in s."""
+    """Time of the first frame, in s."""
     return float(self.times[0])
 
 
 class Clock:
-  """Times that go on where those of a joined file start again."""
+  """Makes times continuous that restart in appended files."""
 
   def __init__(self) -> None:
-    """Starts at the first time given."""
+    """Starts with the first time."""
     self._shift, self._last, self._step = 0.0, -np.inf, 0.0
     self.joined = False
 
   def __call__(self, time: float) -> float:
-    """The running time of `time` (s), which comes after those before it."""
+    """The continuous time of the next `time`, both in s."""
     if time + self._shift < self._last - _BACK:
       self._shift = self._last + self._step - time
       self.joined = True
@@ -145,12 +145,12 @@ class Clock:
 
 
 def scan_pictures(container: Any, stream: Any, limit: float) -> Pictures:
-  """Reads the times of all frames of a video stream; decodes nothing.
+  """Reads the times of all frames of a video stream without decoding.
 
   Args:
-    container: at its start; is at its end afterwards.
+    container: at its start; it is read to the end.
     stream: of video.
-    limit: seconds from the first frame; later frames do not count.
+    limit: seconds from the first frame; later frames are left out.
 
   Raises:
     DecodeError: if there is no frame.
@@ -164,7 +164,7 @@ def scan_pictures(container: Any, stream: Any, limit: float) -> Pictures:
     if packet.pts is None:
       missing += 1
       continue
-    # Decoding times run on; presentation times go back and forth.
+    # Decoding times increase; presentation times go back and forth.
     order = packet.pts if packet.dts is None else packet.dts
     orders.append(clock(order * base))
     shift = orders[-1] - order * base
@@ -177,8 +177,8 @@ def scan_pictures(container: Any, stream: Any, limit: float) -> Pictures:
     first = min((t for t, _ in shown), default=0.0)
     steps = np.arange(len(shown) + missing) / rate
     if container.format.name == "avi" and not missing:
-      # Dropped frames leave gaps. Times are those of decoding; B-frames may
-      # thus be off by their delay at a gap.
+      # Dropped frames leave gaps. Times are those of decoding, so B-frames may
+      # be off by their delay at a gap.
       steps = np.asarray(orders) - orders[0]
     times = first + steps
   else:
@@ -187,16 +187,16 @@ def scan_pictures(container: Any, stream: Any, limit: float) -> Pictures:
   times = times[times < times[0] + limit]
   if len(times) == 1:
     return Pictures(times, np.inf, ranked, clock.joined)
-  # The last frame stays as long as the one before it, or as it says.
+  # The last frame lasts as long as the one before it, or its own duration.
   last = max(times[-1] - times[-2], min(longest, limit))
   return Pictures(times, float(times[-1] + last), ranked, clock.joined)
 
 
 def ogg_links(data: bytes) -> list[bytes]:
-  """The files of an Ogg file that is several, one behind the other (chained).
+  """The links of a chained Ogg file, which holds several files in a row.
 
-  What lies between pages belongs to the link before it. The whole file where
-  streams lie side by side (sound and pictures).
+  A file with parallel streams (sound and pictures) is one link. Bytes between
+  pages belong to the link before.
   """
   starts, current, begun, at = [], b"", False, 0
   while 0 <= at <= len(data) - 27:
@@ -205,7 +205,7 @@ def ogg_links(data: bytes) -> list[bytes]:
       continue
     serial = data[at + 14 : at + 18]
     if data[at + 5] & 2:  # a stream begins
-      if begun:  # two of them side by side
+      if begun:  # two streams in parallel
         return [data]
       starts.append(at)
       current, begun = serial, True
@@ -222,11 +222,13 @@ def ogg_links(data: bytes) -> list[bytes]:
 
 
 def check_whole(data: bytes) -> None:
-  """Compares what a file's own headers promise with its size.
+  """Compares the size of a file with the sizes in its headers.
+
+  WAV, RF64, W64, AIFF, AU, CAF, AVI, ASF, MP4 and Matroska files are checked.
 
   Raises:
-    DecodeError: with both, for WAV, RF64, W64, AIFF, AU, CAF, AVI, ASF, MP4 and
-      Matroska files; also for WAV and AIFF files joined one behind the other.
+    DecodeError: for truncated files, and for WAV and AIFF files appended to
+      each other.
   """
   if data[:4] in (b"RIFF", b"RF64") and data[8:12] == b"WAVE":
     _check_chunks(data, b"data", "little")
@@ -250,12 +252,12 @@ def check_whole(data: bytes) -> None:
 
 
 def _is_streamed(size: int) -> bool:
-  """Whether a size says that what is there goes on to the end."""
+  """Whether a size means "to the end of the file"."""
   return size == 0 or any(0 <= s - size <= _SLACK for s in _STREAMED)
 
 
 def _check_size(data: bytes, start: int, size: int) -> None:
-  """Refuses a part of `size` bytes from `start` that is not all there."""
+  """Refuses a file that ends before `size` bytes from `start`."""
   if start + size > len(data) and not _is_streamed(size):
     raise DecodeError(
       f"the file is cut short: its header promises {start + size} bytes, "
@@ -264,7 +266,7 @@ def _check_size(data: bytes, start: int, size: int) -> None:
 
 
 def _check_chunks(data: bytes, name: bytes, order: Any) -> None:
-  """Looks at the chunk that holds the samples of a WAV or AIFF file."""
+  """Checks the chunk of the samples of a WAV or AIFF file."""
   at, long = 12, 0
   while at + 8 <= len(data):
     size = int.from_bytes(data[at + 4 : at + 8], order)
@@ -280,7 +282,7 @@ def _check_chunks(data: bytes, name: bytes, order: Any) -> None:
 
 
 def _check_rest(data: bytes, at: int, name: bytes, order: Any) -> None:
-  """Refuses what follows the samples if it may be samples too."""
+  """Refuses data after the samples that may be samples as well."""
   tags = (b"ID3", b"TAG", b"APE")
   while at + 8 <= len(data) and data[at : at + 3] not in tags:
     kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], order)
@@ -297,11 +299,11 @@ def _check_rest(data: bytes, at: int, name: bytes, order: Any) -> None:
 
 
 def _check_long_chunks(data: bytes, at: int, width: int, order: Any) -> None:
-  """As `_check_chunks` for CAF and W64: names of `width` bytes, long sizes."""
+  """`_check_chunks` for CAF and W64: names of `width` bytes, 64-bit sizes."""
   head = width + 8
   while at + head <= len(data):
     size = int.from_bytes(data[at + width : at + head], order, signed=True)
-    if width == 16:  # W64 counts the head, and pads to 8 bytes
+    if width == 16:  # W64 counts the head and pads to 8 bytes
       size -= head
     if data[at : at + 4] == b"data":
       return _check_size(data, at + head, max(size, 0))
@@ -312,7 +314,7 @@ def _check_long_chunks(data: bytes, at: int, width: int, order: Any) -> None:
 
 
 def _check_asf(data: bytes) -> None:
-  """Looks at the file properties of an ASF (WMA, WMV) file."""
+  """Checks the size in the properties of an ASF (WMA, WMV) file."""
   at = data.find(_ASF_FILE, 0, 1 << 16)
   if at < 0 or at + 92 > len(data) or data[at + 88] & 1:  # a broadcast
     return
@@ -320,7 +322,7 @@ def _check_asf(data: bytes) -> None:
 
 
 def _check_boxes(data: bytes) -> None:
-  """Looks at the outer boxes of an MP4 or QuickTime file."""
+  """Checks the outer boxes of an MP4 or QuickTime file."""
   at = 0
   while at + 16 <= len(data):
     size = int.from_bytes(data[at : at + 4], "big")
@@ -334,7 +336,7 @@ def _check_boxes(data: bytes) -> None:
 
 
 def _check_segment(data: bytes) -> None:
-  """Looks at the size of the one segment of a Matroska or WebM file."""
+  """Checks the size of the segment of a Matroska or WebM file."""
   size, at = _varint(data, 4)
   at += max(size, 0)
   if data[at : at + 4] == b"\x18S\x80g":

@@ -1,8 +1,7 @@
-"""Sound files and arrays to blocks of samples, and their mix to one channel.
+"""Blocks of samples from sound files and arrays, and their mix to one channel.
 
-Everything is decoded to its end, or to `data.audio.max_seconds`; the sound of a
-file with pictures covers the interval of the pictures, cut to it and filled
-with silence where it has none.
+Sound is decoded to its end or to `data.audio.max_seconds`. The sound of a video
+covers exactly the time of its pictures: it is cut, and filled with silence.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from mico_jax.modalities import containers
 from mico_jax.modalities.base import DecodeError
@@ -25,12 +24,12 @@ from mico_jax.modalities.media import one_line
 
 RATES = (1_000, 768_000)  # Hz
 MAX_CHANNELS = 64
-MAX_PEAK = 16.0  # of full scale; more is another unit, or damage
-_BAD_SHARE = 0.1  # of packets; more make the file unreadable
-_PLANES = 8  # PyAV reads beyond the end of that many planes
+MAX_PEAK = 16.0  # times full scale; more means another unit, or damage
+_BAD_SHARE = 0.1  # of damaged packets; a file with more is refused
+_PLANES = 8  # from which PyAV reads beyond the end of planar samples
 _GAP = 0.1  # s; a larger one between packets is silence
 _BLOCK = 1 << 18  # samples of an array taken at a time
-# Channels of a file or array that does not name them: WAVE's and FLAC's order.
+# Channels of a file or array without names, in the order of WAVE and FLAC.
 _LAYOUTS = {
   3: "FL FR FC",
   4: "FL FR BL BR",
@@ -43,12 +42,12 @@ _LAYOUTS = {
 
 @dataclass(frozen=True)
 class Block:
-  """Consecutive samples [n, channels] in units of full scale.
+  """Consecutive samples of a sound.
 
   Attributes:
-    samples: float32.
+    samples: float32, in units of full scale.
     rate: in Hz.
-    layout: names of the channels; empty: not named.
+    layout: names of the channels; (): unknown.
   """
 
   samples: Float[np.ndarray, "n channels"]
@@ -57,14 +56,14 @@ class Block:
 
 
 def read_sound(data: bytes, max_seconds: float) -> Iterator[Block]:
-  """The blocks of a sound file, or of the sound of a video.
+  """Yields the blocks of a sound file, or of the sound of a video.
 
   Args:
-    data: of the file.
-    max_seconds: where it is cut.
+    data: content of the file.
+    max_seconds: longest sound; the rest is cut.
 
   Raises:
-    DecodeError: for unreadable, damaged or cut files.
+    DecodeError: for unreadable, damaged or truncated files.
   """
   data = _untagged(data)
   links = containers.ogg_links(data) if data[:4] == b"OggS" else [data]
@@ -90,7 +89,7 @@ def read_sound(data: bytes, max_seconds: float) -> Iterator[Block]:
 
 
 def _interval(data: bytes, max_seconds: float) -> tuple[float, float] | None:
-  """Start and length in s of the pictures; None: there are none, or one."""
+  """Start and length in s of the pictures; None for fewer than two pictures."""
   with containers.opened(data, "sound file") as container:
     pictures = containers.picture_stream(container)
     if pictures is None or containers.sound_stream(container) is None:
@@ -102,15 +101,16 @@ def _interval(data: bytes, max_seconds: float) -> tuple[float, float] | None:
 
 
 def _sound_only(data: bytes) -> bool:
-  """Whether the first bytes tell that there are no pictures."""
+  """Whether the first bytes show that there are no pictures."""
   wave = data[:4] == b"RIFF" and data[8:12] == b"WAVE"
   return wave or data[:4] in (b"fLaC", b"FORM", b"caff") or _is_vorbis(data)
 
 
 def _ends_early(data: bytes) -> bool:
-  """What PyAV ends at the wrong sample: some Vorbis, and ALAC in a CAF file.
+  """Whether PyAV ends a file at the wrong sample.
 
-  The CAF files that FFmpeg writes end right, and libsndfile opens none of them.
+  That is so for mono and stereo Vorbis, and for ALAC in CAF files, except those
+  that FFmpeg wrote, which libsndfile cannot open.
   """
   if data[:4] != b"caff" or data[28:32] != b"alac":
     return _is_vorbis(data)
@@ -130,7 +130,7 @@ def _is_vorbis(link: bytes) -> bool:
 
 
 def _by_libsndfile(data: bytes) -> Iterator[tuple[float, Block]]:
-  """A file of one stream, through libsndfile."""
+  """Decodes a file of one stream with libsndfile: (NaN, block)."""
   import soundfile
 
   containers.check_whole(data)
@@ -145,9 +145,9 @@ def _by_libsndfile(data: bytes) -> Iterator[tuple[float, Block]]:
 
 
 def _untagged(data: bytes) -> bytes:
-  """The file without an ID3 tag in front, which hides what it is.
+  """The file without a leading ID3 tag, which would hide its format.
 
-  MP3 and ADTS files, where such tags are at home, stay as they are.
+  MP3 and ADTS files, to which such tags belong, stay as they are.
   """
   if data[:3] != b"ID3" or len(data) < 10:
     return data
@@ -160,7 +160,10 @@ def _untagged(data: bytes) -> bytes:
 
 
 def _promised_samples(data: bytes) -> int:
-  """Samples that FLAC, also in Ogg, WavPack or TTA promise; 0: not known."""
+  """Number of samples in the header of FLAC (also in Ogg), WavPack or TTA.
+
+  0 means that it is unknown.
+  """
   at = data.find(b"fLaC", 0, 64) if data[:4] == b"OggS" else 0
   if at >= 0 and data[at : at + 4] == b"fLaC":
     return int.from_bytes(data[at + 18 : at + 26], "big") & ((1 << 36) - 1)
@@ -172,11 +175,11 @@ def _promised_samples(data: bytes) -> int:
 
 
 def _decoded(data: bytes) -> Iterator[tuple[float, Block]]:
-  """(time in s or NaN, block) of what PyAV can decode.
+  """Decodes a file with PyAV: (time in s or NaN, block).
 
   Raises:
     DecodeError: if too many packets cannot be decoded, or there are fewer
-      samples than the file promises.
+      samples than the header states.
   """
   import av
 
@@ -233,7 +236,7 @@ def _block(frame: Any) -> Block:
     samples *= np.float32(-1 / np.iinfo(array.dtype).min)
   else:
     samples = _checked(array.T)
-  # Only more than two channels need their names.
+  # Names are needed for more than two channels only.
   names = frame.layout.channels if channels > 2 else ()
   return Block(samples, frame.sample_rate, tuple(c.name for c in names))
 
@@ -250,8 +253,8 @@ def _packed(frame: Any) -> Any:
 def _aligned(
   blocks: Iterator[tuple[float, Block]], start: float, seconds: float
 ) -> Iterator[Block]:
-  """Blocks cut to and filled up to an interval of `seconds` from `start`."""
-  at = 0.0  # s that were yielded
+  """Cuts and fills blocks to an interval of `seconds` from `start`."""
+  at = 0.0  # s yielded so far
   block = None
   for number, (time, block) in enumerate(blocks):
     rate, samples = block.rate, block.samples
@@ -283,7 +286,13 @@ def _silence(count: int, like: Block) -> Iterator[Block]:
 def array_blocks(
   samples: Any, rate: Any, max_seconds: float
 ) -> Iterator[Block]:
-  """The blocks of an array [N], [N, channels] or [channels, N].
+  """Yields the blocks of an array of samples.
+
+  Args:
+    samples: [N], [N, channels] or [channels, N]; floats in units of full scale,
+      or int8, int16 or int32.
+    rate: in Hz.
+    max_seconds: longest sound; the rest is cut.
 
   Raises:
     DecodeError: for other shapes, types, rates or values.
@@ -338,8 +347,10 @@ def _check_channels(channels: int) -> None:
     )
 
 
-def _checked(samples: np.ndarray) -> Float[np.ndarray, "n channels"]:
-  """Finite float32 samples that can be sound."""
+def _checked(
+  samples: Shaped[np.ndarray, "n channels"],
+) -> Float[np.ndarray, "n channels"]:
+  """The samples as float32, which must be finite and in range."""
   if samples.size:
     peak = max(float(samples.max()), -float(samples.min()))
     if not math.isfinite(peak):
@@ -353,11 +364,15 @@ def _checked(samples: np.ndarray) -> Float[np.ndarray, "n channels"]:
 
 
 @functools.lru_cache(maxsize=64)
-def _weights(layout: tuple[str, ...], channels: int) -> np.ndarray:
-  """Weights [channels, 2] of a mix to left and right, each side's sum is 1.
+def _weights(
+  layout: tuple[str, ...], channels: int
+) -> Float[np.ndarray, "channels 2"]:
+  """Weights of a mix to left and right; those of a side sum to 1.
 
-  Front 1, centre and surround of a side 0.7071, back centre 0.5, no low
-  frequency effects (ITU-R BS.775). Channels without known names count alike.
+  Front 1, centre and surround 0.7071, back centre 0.5, no low frequency
+  effects. Channels without known names have equal weights.
+
+  Source: ITU-R BS.775.
   """
   half, names = math.sqrt(0.5), layout
   known = {n for row in _LAYOUTS.values() for n in row.split()}
@@ -379,16 +394,16 @@ def _weights(layout: tuple[str, ...], channels: int) -> np.ndarray:
       rows.append((half, half) if name in ("FC", "?") else (0.5, 0.5))
   weights = np.array(rows, np.float64)
   total = weights.sum(axis=0)
-  weights[:, total == 0] = 1.0  # a side with no channel: all alike
+  weights[:, total == 0] = 1.0  # a side without channels: all equally
   return (weights / weights.sum(axis=0)).astype(np.float32)
 
 
 def mix_down(block: Block, channel: str) -> Float[np.ndarray, " n"]:
-  """One channel of a block; more than two are mixed to two first.
+  """One channel of a block; more than two channels are mixed to two first.
 
   Args:
-    block: of any number of channels.
-    channel: "first" (left) or "mean" of the two.
+    block: with any number of channels.
+    channel: "first" (left) or "mean" of left and right.
 
   Raises:
     ValueError: for another `channel`.

@@ -1,10 +1,8 @@
-"""Frame selection, resizing and cropping shared by the grid-like modalities.
+"""Frame selection, resizing and cropping, shared by the picture modalities.
 
-Everything here is NumPy and Pillow; data workers load it.
-
-Resizing comes in two forms. `resize_bilinear` samples without antialiasing, as
-the released preprocessing does (torchvision 0.15 on tensors); `resize_smooth`
-averages when it shrinks, which is the sound choice and the default.
+In NumPy and Pillow, as data workers load it. `resize_bilinear` has no
+antialiasing, like the official preprocessing (torchvision 0.15 on tensors);
+`resize_smooth` averages when it shrinks and is the default.
 """
 
 from __future__ import annotations
@@ -31,29 +29,29 @@ Stats = tuple[tuple[float, ...], tuple[float, ...]]
 
 @runtime_checkable
 class Clip(Protocol):
-  """Decoded frames, possibly still compressed: `take` decodes what it needs."""
+  """Frames of a sample; `take` decodes them if they are still compressed."""
 
   def __len__(self) -> int:
     """Number of frames, at least one."""
     ...
 
-  def take(self, indices: Sequence[int]) -> np.ndarray:
+  def take(self, indices: Sequence[int]) -> Shaped[np.ndarray, "T Y X *C"]:
     """The frames at increasing `indices`: [T, Y, X, C] or [T, Y, X]."""
     ...
 
 
 class ArrayClip:
-  """Frames that are already in memory."""
+  """Decoded frames in memory."""
 
-  def __init__(self, frames: np.ndarray):
-    """Wraps `frames` [T, Y, X, ...]."""
+  def __init__(self, frames: Shaped[np.ndarray, "T Y X *C"]):
+    """Wraps frames."""
     self.frames = frames
 
   def __len__(self) -> int:
     """Number of frames."""
     return len(self.frames)
 
-  def take(self, indices: Sequence[int]) -> np.ndarray:
+  def take(self, indices: Sequence[int]) -> Shaped[np.ndarray, "T Y X *C"]:
     """The frames at `indices`."""
     return self.frames[np.asarray(indices)]
 
@@ -61,14 +59,14 @@ class ArrayClip:
 def sample_frames(
   available: int, wanted: int, rng: np.random.Generator | None = None
 ) -> Int[np.ndarray, " T"]:
-  """One frame index from each of `wanted` equal chunks.
+  """One frame index from each of `wanted` equal chunks of a clip.
 
   Args:
     available: frames of the clip; if fewer than wanted, the last is repeated.
     wanted: T.
-    rng: draws a random frame of each chunk; None takes the middle one.
+    rng: draws a frame of each chunk; None: the middle one.
 
-  Source: the released MiCo code (data/loader), checked in the golden tests:
+  Source: data/loader of the official MiCo code, checked by the golden cases:
     chunks as `numpy.array_split`, element (length + 1) // 2 - 1.
   """
   if available <= wanted:
@@ -83,8 +81,12 @@ def sample_frames(
 
 def _axis_weights(
   source: int, target: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Lower and upper source index and the upper one's weight, half-pixel."""
+) -> tuple[
+  Int[np.ndarray, " target"],
+  Int[np.ndarray, " target"],
+  Float[np.ndarray, " target"],
+]:
+  """Lower and upper source index, and the weight of the upper (half-pixel)."""
   scale = np.float32(source) / np.float32(target)
   at = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale
   at = np.maximum(at - np.float32(0.5), np.float32(0))
@@ -143,7 +145,7 @@ def resize_nearest(
 def resize_official(
   x: UInt8[np.ndarray, "T Y X C"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "T y x C"]:
-  """`resize_bilinear`, rounded to the uint8 that travels to the device."""
+  """`resize_bilinear` rounded to uint8."""
   if x.shape[1:3] == tuple(size):
     return x
   y = resize_bilinear(x.astype(np.float32), size)
@@ -153,30 +155,35 @@ def resize_official(
 def resize_exact(
   x: UInt8[np.ndarray, "T Y X C"], size: tuple[int, int]
 ) -> Float[np.ndarray, "T y x C"]:
-  """`resize_bilinear` of values scaled to [0, 1] first, as released."""
+  """`resize_bilinear` of values in [0, 1], as the official code."""
   return resize_bilinear(x.astype(np.float32) / np.float32(255), size)
 
 
+Frames = Shaped[np.ndarray, "_ _ _ ..."]  # [T, Y, X] or [T, Y, X, C]
+Draws = Float[np.ndarray, " _"]
 Resize = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
-# (frames, size, resize, draws in [0, 1) or None) -> frames and "was flipped".
-# Recipes name these functions.
+# (frames, size, resize, NUM_DRAWS numbers in [0, 1) or None) -> (frames of
+# `size` x `size` pixels, whether they are flipped). Recipes name them.
 Place = Callable[
   [np.ndarray, int, Resize, np.ndarray | None], tuple[np.ndarray, bool]
 ]
 
 
 def squash(
-  x: np.ndarray, size: int, resize: Resize, draws: np.ndarray | None
-) -> tuple[np.ndarray, bool]:
-  """The whole frame, aspect ratio ignored."""
+  x: Frames, size: int, resize: Resize, draws: Draws | None
+) -> tuple[Frames, bool]:
+  """Resizes whole frames, ignoring the aspect ratio."""
   del draws
   return resize(x, (size, size)), False
 
 
 def crop_flip(
-  x: np.ndarray, size: int, resize: Resize, draws: np.ndarray | None
-) -> tuple[np.ndarray, bool]:
-  """Random square crop of 80-100% of the area and flip; centre crop in eval."""
+  x: Frames, size: int, resize: Resize, draws: Draws | None
+) -> tuple[Frames, bool]:
+  """Random square crop of 80 to 100% of the area and random flip.
+
+  Without draws: centre crop.
+  """
   rows, cols = x.shape[1:3]
   if draws is None:
     if rows <= cols:
@@ -196,11 +203,11 @@ def crop_flip(
 
 
 def shift(
-  x: np.ndarray, size: int, resize: Resize, draws: np.ndarray | None
-) -> tuple[np.ndarray, bool]:
-  """Moves the frame by up to an eighth of its side and scales it by 10%.
+  x: Frames, size: int, resize: Resize, draws: Draws | None
+) -> tuple[Frames, bool]:
+  """Random shift by up to an eighth of the side and zoom by up to 10%.
 
-  Never flips: meant for digits and text. Edges repeat.
+  Without flips, for digits and text. Pixels at the edge are repeated.
   """
   x = resize(x, (size, size))
   if draws is None:
@@ -225,11 +232,21 @@ def place_clip(
   rng: np.random.Generator | None,
   place: Place,
   resize: Resize,
-) -> tuple[np.ndarray, bool]:
-  """Chooses frames of a clip and brings them to the encoder's size.
+) -> tuple[Frames, bool]:
+  """Selects frames of a clip and brings them to the encoder's size.
 
   The crop is drawn before the frames, so that aligned modalities share it even
-  when their frame counts differ.
+  if their numbers of frames differ.
+
+  Args:
+    clip: of the sample.
+    geometry: number of frames and their size.
+    rng: draws crop and frames; None: deterministic.
+    place: crops and resizes.
+    resize: used by `place`.
+
+  Returns:
+    The frames, and whether they are flipped.
   """
   draws = None if rng is None else rng.random(NUM_DRAWS)
   indices = sample_frames(len(clip), geometry.frames, rng)
@@ -258,17 +275,17 @@ def frame_mode(
   on_flip: Callable[[np.ndarray], np.ndarray] | None = None,
   dtype: str = "",
 ) -> Mode:
-  """A preprocessing of uint8 frames [T, Y, X, 3].
+  """Makes a preprocessing mode of uint8 frames [T, Y, X, 3].
 
   Args:
     name: of the mode.
-    place: brings frames to the encoder's size.
-    resize: how `place` resizes.
-    stats: mean and standard deviation of values in [0, 1].
-    eval_mode: deterministic partner; "": itself.
-    description: one line for the documentation tables.
-    on_flip: corrects values after a horizontal flip (normals point in x).
-    dtype: what travels; "": uint8, "float32": values in [0, 1].
+    place: crops and resizes frames to the encoder's size.
+    resize: used by `place`.
+    stats: mean and standard deviation of the channels, of values in [0, 1].
+    eval_mode: deterministic mode for evaluation; "": itself.
+    description: one line for tables.
+    on_flip: corrects the values of flipped frames, such as the x of normals.
+    dtype: of the host's array; "": uint8, "float32": values in [0, 1].
   """
 
   def host(
@@ -293,14 +310,14 @@ def frame_mode(
 
 
 def demo_mode(name: str = "mico_demo", stats: Stats = IMAGENET) -> Mode:
-  """The preprocessing of the released demo, exact: float32 frames travel."""
+  """The preprocessing of the official demo, exact, with float32 frames."""
   kind = "ImageNet" if stats == IMAGENET else "CLIP"
   return frame_mode(
     name,
     squash,
     resize_exact,
     stats,
-    description=f"the released demo, exact: squash, no antialias; {kind}",
+    description=f"the official demo, exact: squash, no antialias; {kind}",
     dtype="float32",
   )
 
@@ -333,7 +350,7 @@ VISUAL_MODES = modes(
     squash,
     resize_official,
     CLIP,
-    description="the released training: squash, no antialias; CLIP",
+    description="the official training: squash, no antialias; CLIP",
   ),
   frame_mode(
     "crop_flip",

@@ -1,4 +1,4 @@
-"""Video: T frames, one from each of T equal chunks of the clip."""
+"""Video: T frames, one from each of T equal parts of the clip."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Video files to frames, through PyAV: only the frames asked for are kept.
+"""Decoding of video files with PyAV; only the selected frames are kept.
 
-Frames are chosen by the time they are shown at. A clip of N frames is read as N
-equal steps from its first frame to the end of its last; index i is the moment
-where step i begins, and the frame whose time is nearest stands for it. At a
-constant rate that is frame i. Frames beyond `data.audio.max_seconds` are left
-out, as sound is. Pictures stand as their display matrix says, transparency is
-on white; colours are taken as stored (no tone mapping, no deinterlacing).
+Frames are selected by their presentation time. The time of a clip of N frames,
+from the first frame to the end of the last, is divided into N equal steps;
+index i is the frame nearest in time to the beginning of step i. At a constant
+rate that is frame i. Frames beyond `data.audio.max_seconds` are left out, as
+sound is. Frames are rotated by their display matrix, transparency is on white,
+and colours are taken as stored (no tone mapping, no deinterlacing).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from mico_jax.modalities import containers
 from mico_jax.modalities.base import DecodeError, Geometry
@@ -24,22 +24,22 @@ from mico_jax.modalities.media import BACKGROUND, LARGE, decode_frames
 from mico_jax.modalities.spatial import Clip
 
 _SEEK_BEYOND = 1000  # frames; longer videos are read by seeking
-_STEPS_BACK = (0.0, 1.0, 10.0)  # s before a moment to seek to, until it is met
-_REACH = 1.0  # s; a damaged moment is shown by a frame no farther
+_STEPS_BACK = (0.0, 1.0, 10.0)  # s before a moment to seek to, in turn
+_REACH = 1.0  # s; distance from which a frame may replace a damaged one
 
 
 class VideoClip:
-  """A video file; frames are decoded when taken.
+  """A video file whose frames are decoded when they are taken.
 
   Attributes:
-    nbytes: of all frames, decoded.
+    nbytes: size of all frames when decoded.
   """
 
   def __init__(self, data: bytes, geometry: Geometry):
     """Reads the times of all frames.
 
     Raises:
-      DecodeError: for unreadable, empty, too large or cut files.
+      DecodeError: for unreadable, empty, too large or truncated files.
     """
     self._data, self._geometry = data, geometry
     with self._open() as (container, stream):
@@ -69,7 +69,7 @@ class VideoClip:
     """Number of frames."""
     return len(self._shown.times)
 
-  def _moments(self, indices: Sequence[int]) -> np.ndarray:
+  def _moments(self, indices: Sequence[int]) -> Float[np.ndarray, " T"]:
     """Times of indices, in s."""
     shown = self._shown
     if len(self) == 1:
@@ -104,7 +104,7 @@ class VideoClip:
     return np.stack([shown[i][1] for i in place])
 
   def _frames(self, container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
-    """(time in s, frame) as presented; damaged ones are left out."""
+    """Yields (time in s, frame) in order of time, without damaged frames."""
     import av
 
     clock, times, rank = containers.Clock(), self._shown.times, 0
@@ -127,9 +127,11 @@ class VideoClip:
           yield clock(float(frame.pts * frame.time_base)), frame
 
   def _nearest(
-    self, frames: Iterator[tuple[float, Any]], moments: np.ndarray
+    self,
+    frames: Iterator[tuple[float, Any]],
+    moments: Float[np.ndarray, " T"],
   ) -> Iterator[tuple[float, np.ndarray]]:
-    """(time, pixels) of the frame nearest to each of increasing moments."""
+    """Yields (time, pixels) of the frame nearest to each increasing moment."""
     before = None
     rest = list(moments)
     for now in frames:
@@ -149,7 +151,7 @@ class VideoClip:
   def _seek(
     self, container: Any, stream: Any, moment: float
   ) -> tuple[float, np.ndarray]:
-    """The frame of one moment of a long video, from the key frame before it."""
+    """(time, pixels) at a moment, decoded from the key frame before it."""
     moments = np.array([moment])
     for back in _STEPS_BACK:
       target = moment - back
@@ -185,9 +187,9 @@ class VideoClip:
 
 
 def _alpha_decoder(stream: Any) -> Any | None:
-  """A decoder that keeps the transparency of VP8 and VP9, where there is any.
+  """A decoder for the transparency of VP8 and VP9; None: there is none.
 
-  FFmpeg's own decoders show the hidden colours.
+  FFmpeg's own decoders would show the colours behind it.
   """
   import av
 
@@ -197,7 +199,10 @@ def _alpha_decoder(stream: Any) -> Any | None:
   return av.CodecContext.create(name, "r")
 
 
-def _on_background(pixels: UInt8[np.ndarray, "Y X 4"]) -> np.ndarray:
+def _on_background(
+  pixels: UInt8[np.ndarray, "Y X 4"],
+) -> UInt8[np.ndarray, "Y X 3"]:
+  """Pixels over `BACKGROUND`."""
   alpha = pixels[..., 3:].astype(np.uint16)
   if (alpha == 255).all():
     return np.ascontiguousarray(pixels[..., :3])
@@ -219,10 +224,10 @@ def _display_matrix(frame: Any) -> tuple[int, ...]:
 def upright(
   pixels: UInt8[np.ndarray, "Y X 3"], matrix: Sequence[int]
 ) -> UInt8[np.ndarray, "y x 3"]:
-  """Pixels as a display matrix (a, b, c, d) shows them.
+  """Rotates and mirrors pixels by a display matrix (a, b, c, d).
 
   Raises:
-    DecodeError: for a matrix that is no quarter turn or mirroring.
+    DecodeError: for other rotations than quarter turns.
   """
   if not any(matrix):
     return pixels
@@ -245,10 +250,10 @@ def upright(
 
 
 def decode_video(raw: Any, geometry: Geometry) -> Clip:
-  """A video file, a still image, a list of frames or an array as a clip.
+  """Decodes a video file, an image, a list of frames or an array.
 
   Raises:
-    DecodeError: also for an animated WebP, which nothing here reads whole.
+    DecodeError: for unreadable files and for animated WebP.
   """
   if isinstance(raw, bytes) and not _is_still(raw):
     return VideoClip(raw, geometry)
