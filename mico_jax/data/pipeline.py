@@ -223,11 +223,15 @@ class _Reading:
   broken: dict[str, str] = field(default_factory=dict)  # modality -> reason
 
 
-def _check_workers(num_workers: int) -> None:
-  """Refuses worker processes in a notebook, which they could not import."""
+def _in_notebook() -> bool:
   main = sys.modules.get("IPython")
   shell = main.get_ipython() if main else None
-  if num_workers and shell is not None and hasattr(shell, "kernel"):
+  return shell is not None and hasattr(shell, "kernel")
+
+
+def _check_workers(num_workers: int) -> None:
+  """Refuses worker processes in a notebook, which they could not import."""
+  if num_workers and _in_notebook():
     raise ConfigError(
       f"data.num_workers={num_workers}: worker processes import the main "
       "program, which is not possible in a notebook; set data.num_workers=0."
