@@ -1,10 +1,10 @@
-"""Every field of a run, with its default and unit, as frozen dataclasses.
+"""Config of a run: frozen dataclasses with defaults, ranges and units.
 
-A config file (`configs/*.py`) is an `ml_collections` file over the `ConfigDict`
-of these dataclasses (`to_config_dict`); it is locked after parsing and turned
-back by `from_config_dict`, so a typo or a wrong type fails before any device is
-touched. Importing this package needs only the standard library: models and
-kernels use these types where `ml_collections` is not installed.
+A config file (`configs/*.py`) returns an `ml_collections.ConfigDict` of these
+dataclasses (`to_config_dict`), which `from_config_dict` converts back and
+checks, so that a typo or a wrong type fails before a device is used. This
+package needs only the standard library, since models and kernels use its types
+where `ml_collections` is not installed.
 """
 
 from mico_jax.config.conversion import (

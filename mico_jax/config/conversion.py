@@ -1,4 +1,4 @@
-"""Configs as dataclasses, dicts, `ConfigDict` and JSON."""
+"""Conversion of configs between dataclasses, dicts, `ConfigDict` and JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-  """A plain nested dict of a config dataclass (tuples stay tuples)."""
+  """Converts a config dataclass to nested dicts (tuples stay tuples)."""
 
   def convert(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
@@ -37,24 +37,24 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:
-  """The `ConfigDict` that config files edit."""
+  """Converts a config dataclass to a `ConfigDict` (of a config file)."""
   import ml_collections
 
   return ml_collections.ConfigDict(to_dict(config), convert_dict=True)
 
 
 def to_json(config: Config) -> str:
-  """Stable JSON text of a config: what checkpoints store and hash."""
+  """Stable JSON text of a config, which checkpoints store and hash."""
   return json.dumps(to_dict(config), indent=2, sort_keys=True)
 
 
-# What a value without a declaration of its own must be.
+# Expected values of fields without a declaration.
 _EXPECTED = {bool: "True or False", int: "an integer", float: "a number"}
 
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-  """Types of the fields with their declarations."""
+  """Types of the fields of a dataclass, with their declarations."""
   return typing.get_type_hints(cls, include_extras=True)
 
 
@@ -65,7 +65,7 @@ def _wrong(path: str, value: Any, expected: str) -> ConfigError:
 
 
 def _has_type(value: Any, hint: Any) -> bool:
-  """Whether a value is of a plain type; True is no integer, 3.0 neither."""
+  """Whether a value has a plain type; True and 3.0 are no integers."""
   if hint is float:
     hint = (int, float)
   return isinstance(value, hint) and (
@@ -74,7 +74,7 @@ def _has_type(value: Any, hint: Any) -> bool:
 
 
 def _check(value: Any, hint: Any, path: str) -> Any:
-  """Returns `value` as the declared type, or raises ConfigError."""
+  """Converts a value to the declared type, or raises ConfigError."""
   declared: tuple[Declaration, ...] = ()
   if typing.get_origin(hint) is Annotated:
     hint, *rest = typing.get_args(hint)
@@ -122,11 +122,11 @@ def _build(cls: type[T], values: Any, path: str) -> T:
   }
   unknown = [k for k in values if k not in hints]
   if unknown:
-    key = str(unknown[0])
-    close = difflib.get_close_matches(key[:200], hints, n=1)
+    name = str(unknown[0])
+    close = difflib.get_close_matches(name[:200], hints, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ConfigError(
-      f"unknown config key {shown(f'{path}.{key}'.lstrip('.'))}.{hint} "
+      f"unknown config key {shown(f'{path}.{name}'.lstrip('.'))}.{hint} "
       f"Known keys here: {', '.join(sorted(hints))}."
     )
   return cls(
@@ -138,16 +138,16 @@ def _build(cls: type[T], values: Any, path: str) -> T:
 
 
 def check(config: Any) -> None:
-  """Checks every field of a config that was put together in Python.
+  """Checks every field of a config that was made in Python.
 
   Raises:
-    ConfigError: naming the first field that holds what it may not.
+    ConfigError: naming the first field with a value out of its range.
   """
   _build(type(config), config, "")
 
 
 def leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-  """Path, value and declared type of every field that is no dataclass."""
+  """Yields path, value and declared type of each field, also nested ones."""
   hints = _hints(type(config))
   for f in dataclasses.fields(config):
     name, value = f"{path}.{f.name}".lstrip("."), getattr(config, f.name)
@@ -156,9 +156,9 @@ def leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
       continue
     yield name, value, hints[f.name]
     if isinstance(value, Mapping):
-      for key, entry in value.items():
+      for entry_name, entry in value.items():
         if dataclasses.is_dataclass(entry):
-          yield from leaves(entry, f"{name}.{key}")
+          yield from leaves(entry, f"{name}.{entry_name}")
 
 
 def from_dict(
@@ -188,5 +188,9 @@ def from_dict(
 
 
 def from_config_dict(values: ml_collections.ConfigDict) -> Config:
-  """Turns the `ConfigDict` of a config file into a checked `Config`."""
+  """Converts the `ConfigDict` of a config file to a checked `Config`.
+
+  Raises:
+    ConfigError: as `from_dict`.
+  """
   return from_dict(values.to_dict())

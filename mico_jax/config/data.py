@@ -38,7 +38,7 @@ class AudioConfig:
   hop_ms: Annotated[float, Range(0.1, 10_000.0, "ms")] = 10.0
   # 0: the encoder's image_size (no resize)
   mel_bins: Annotated[int, Range(0, 8192)] = 0
-  # of the log-mel values; the released constants
+  # of the log-mel values; the official constants
   mean: Annotated[float, Range(-1e3, 1e3)] = 15.41663
   std: Annotated[float, Range(1e-3, 1e3)] = 6.55582
   # of sound and of video; what is longer is cut

@@ -1,8 +1,11 @@
-"""What a config field may hold, said beside it and checked in `convert`.
+"""Declarations of the values that a config field may hold.
 
 A field is `name: Annotated[int, Range(1, 8192, "pixels")] = 224`; entries of
-tuples and mappings are declared the same way. `docs/config.md` shows these
-declarations, so they are the only place where a range stands.
+tuples and mappings are declared the same way. `conversion` checks values by
+these declarations, and `docs/config.md` is made from them.
+
+Each declaration has `accepts(value)`, `short` (its text for tables) and
+`expected` (its text for error messages).
 """
 
 from __future__ import annotations
@@ -25,12 +28,12 @@ def _number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Range:
-  """A number from `low` to `high`, both allowed; both integers: an integer.
+  """A number in [low, high]; an integer if both limits are.
 
   Attributes:
-    low: the least value.
-    high: the greatest one, far beyond what makes sense but harmless.
-    unit: for people.
+    low: smallest value.
+    high: largest value, beyond all sensible ones.
+    unit: for tables and messages.
   """
 
   low: float
@@ -65,7 +68,7 @@ class Choice:
   names: tuple[str, ...]
 
   def __init__(self, *names: str):
-    """Takes the names."""
+    """Sets the names."""
     object.__setattr__(self, "names", names)
 
   def accepts(self, value: Any) -> bool:
@@ -85,14 +88,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Key:
-  """A key of a table of the package, which others may extend.
+  """A key of an extensible table of the package.
 
-  Here only its form is checked, as the tables lie in rooms below; their keys
-  are compared by `mico_jax.run.checks.check_values`, before a device is used.
+  Only its form is checked here, since this package imports no table;
+  `mico_jax.run.checks.check_values` looks it up before a device is used.
 
   Attributes:
-    table: where it is, such as "mico_jax.models.ENCODERS".
-    also: names that are allowed beside.
+    table: path of the table, such as "mico_jax.models.ENCODERS".
+    also: further names that are allowed.
   """
 
   table: str
@@ -105,8 +108,8 @@ class Key:
   @property
   def short(self) -> str:
     """For tables."""
-    beside = "".join(f', or "{name}"' for name in self.also)
-    return f"key of `{self.table}`{beside}"
+    others = "".join(f', or "{name}"' for name in self.also)
+    return f"key of `{self.table}`{others}"
 
   @property
   def expected(self) -> str:
@@ -119,7 +122,7 @@ class Keys:
   """Keys of tables of the package: a text with commas, or a tuple of texts.
 
   Attributes:
-    tables: where they are; compared like that of `Key`.
+    tables: paths of the tables, see `Key`.
   """
 
   tables: tuple[str, ...]
@@ -141,7 +144,7 @@ class Keys:
 
 
 def keys_in(value: str | tuple[str, ...] | list[str]) -> list[str]:
-  """The keys that a value of `Keys` holds, in their order."""
+  """The keys in a value of `Keys`, in their order."""
   return [
     k.strip() for k in (value.split(",") if isinstance(value, str) else value)
   ]
@@ -149,12 +152,12 @@ def keys_in(value: str | tuple[str, ...] | list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Text:
-  """Characters that can be printed and written.
+  """Text without control characters.
 
   Attributes:
     low: fewest characters.
     high: most characters.
-    what: it is, for people.
+    what: kind of text, for tables and messages.
   """
 
   low: int = 0
@@ -162,7 +165,7 @@ class Text:
   what: str = "text"
 
   def accepts(self, value: Any) -> bool:
-    """Neither too short nor too long, without control characters."""
+    """Whether its length is allowed and it has no control characters."""
     return self.low <= len(value) <= self.high and not any(
       unicodedata.category(c) in ("Cc", "Cs") for c in value
     )
@@ -199,12 +202,12 @@ class Regex(Text):
 
 @dataclass(frozen=True)
 class Items:
-  """How many entries a tuple or mapping has.
+  """Number of entries of a tuple or mapping.
 
   Attributes:
     low: fewest.
     high: most.
-    only: if not empty, the only counts allowed.
+    only: the allowed numbers; (): all from `low` to `high`.
   """
 
   low: int = 0
@@ -212,7 +215,7 @@ class Items:
   only: tuple[int, ...] = ()
 
   def accepts(self, value: Any) -> bool:
-    """Whether there are neither too few nor too many."""
+    """Whether the number of entries is allowed."""
     if self.only:
       return len(value) in self.only
     return self.low <= len(value) <= self.high
@@ -236,10 +239,10 @@ class Items:
 
 @dataclass(frozen=True)
 class Scalars:
-  """A plain value, or several, that a record's field is compared with."""
+  """A plain value or a tuple of them, to compare a record's field with."""
 
   def accepts(self, value: Any) -> bool:
-    """Text, numbers, booleans, None, or a tuple of them."""
+    """Whether it is text, a number, a boolean, None, or a tuple of these."""
     values = value if isinstance(value, (tuple, list)) else (value,)
     return len(values) <= 4096 and all(
       v is None
@@ -265,7 +268,7 @@ Declaration = Range | Choice | Key | Keys | Text | Items | Scalars
 
 # Declarations of several fields.
 Fraction = Annotated[float, Range(0.0, 1.0)]
-Rate = Annotated[float, Range(0.0, 0.99)]  # of dropout: something is left
+Rate = Annotated[float, Range(0.0, 0.99)]  # of dropout
 Weight = Annotated[float, Range(0.0, 1e6)]
 Width = Annotated[int, Range(1, 65_536, "channels")]
 Depth = Annotated[int, Range(1, 1024, "layers")]
@@ -287,6 +290,6 @@ Devices = Annotated[int, Range(1, 2**20, "devices")]
 Names = Annotated[tuple[Name, ...], Items()]
 Groups = Annotated[tuple[Group, ...], Items(0, 64)]
 Patterns = Annotated[tuple[Pattern, ...], Items()]
-# Of an entry of a table that declares them itself.
+# Options of an entry of a table, which declares them as a dataclass.
 Options = Annotated[Mapping[Name, Annotated[Any, Scalars()]], Items()]
 NameMap = Annotated[Mapping[Name, Name], Items()]

@@ -1,4 +1,4 @@
-"""Config files, packaged configs and overrides."""
+"""Loading of config files and packaged configs, and overrides of fields."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from mico_jax.config.training import Config
 
 
 def config_dirs() -> list[pathlib.Path]:
-  """Folders searched for named configs: the packaged one and a checkout's."""
+  """Folders of named configs: that of the package and that of a checkout."""
   here = pathlib.Path(__file__).resolve().parents[1]
   folders = [here / "configs", here.parent / "configs"]
   return [d for d in folders if d.is_dir()]
 
 
 def find(name: str) -> pathlib.Path:
-  """Path of a config given by file name or packaged name ("demo").
+  """Path of a config.
+
+  Args:
+    name: path of a .py file, or a packaged name such as "demo".
 
   Raises:
     ConfigError: listing the packaged names if there is no such config.
@@ -51,14 +54,18 @@ def find(name: str) -> pathlib.Path:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-  """Splits "train.steps=200" into key and value (a Python literal or text)."""
-  key, sep, raw = text.partition("=")
+  """Splits "train.steps=200" into path and value (a Python literal or text).
+
+  Raises:
+    ConfigError: for a text without "=".
+  """
+  path, sep, raw = text.partition("=")
   if not sep:
     raise ConfigError(f"--config.{text}: write --config.{text}=VALUE.")
   try:
-    return key, ast.literal_eval(raw)
+    return path, ast.literal_eval(raw)
   except (ValueError, SyntaxError, MemoryError, RecursionError):
-    return key, {"true": True, "false": False}.get(raw.lower(), raw)
+    return path, {"true": True, "false": False}.get(raw.lower(), raw)
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
@@ -69,8 +76,8 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
   """
   values = to_dict(config)
   for text in overrides:
-    key, value = parse_override(text)
-    *parents, leaf = key.split(".")
+    path, value = parse_override(text)
+    *parents, leaf = path.split(".")
     node = values
     for i, part in enumerate(parents):
       if not isinstance(node.get(part), dict):
@@ -105,10 +112,10 @@ def _get_config(path: pathlib.Path) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _named(path: pathlib.Path) -> Iterator[None]:
-  """Words what the code of a config file raises, with its line.
+  """Turns errors in the code of a config file into ConfigError with its line.
 
   Raises:
-    ConfigError: for everything but Ctrl-C.
+    ConfigError: for all errors but Ctrl-C.
   """
   try:
     yield

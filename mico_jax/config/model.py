@@ -114,13 +114,13 @@ class ModelConfig:
   )
   # A learned weight per frame and channel in the pooled features, so that
   # embeddings know the order of frames (left to right, or right to left). The
-  # released model averages, and cannot.
+  # official model averages, and cannot.
   frame_weights: bool = False
   pool_frames: bool = False  # context keeps [cls, mean of the rest] per frame
   # "depth": normals use depth's tables and head
   normals_as: Annotated[str, Choice("normal", "depth")] = "normal"
   temperature_init: Annotated[float, Range(1e-4, 100.0)] = 0.07
-  # clamp; 0: none (as released)
+  # clamp; 0: none (as the official code)
   temperature_min: Annotated[float, Range(0.0, 100.0)] = 0.01
   # > 0: extra E_Pos over the context (paper, eq. 2)
   context_positions: Annotated[int, Range(0, 2**20, "tokens")] = 0

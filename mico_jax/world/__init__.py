@@ -1,9 +1,9 @@
-"""OmniWorld: the data that the package renders itself.
+"""OmniWorld: a synthetic data set that is rendered on the fly.
 
-Scenes of one to three solids with pictures, depth, normals, sound and
-sentences, a pure function of (version, seed, split, index). Some facts are
-only seen, some only heard, some only known from depth or from the subtitle, so
-each modality adds what no other can tell, by an amount `ceilings` computes.
+A scene has one to three solids, with pictures, depth, normals, sound and
+sentences; it is a pure function of (version, seed, split, index). Some facts
+can only be seen, some only heard, some only known from depth or from the
+subtitle, so each modality adds information, whose effect `ceilings` computes.
 
     world = World(split="train")
     scene = world.scene(0)
@@ -60,12 +60,12 @@ HARD_SIZE = 8  # scenes of a hard gallery
 
 @dataclass(frozen=True)
 class World:
-  """An endless set of scenes.
+  """An endless sequence of scenes.
 
   Attributes:
-    version: what scenes look and sound like; never changes once released.
+    version: of the look and sound of scenes, which never changes.
     seed: of the random stream.
-    split: "train", "test" or "hard"; disjoint random streams.
+    split: "train", "test" or "hard", which have disjoint random streams.
 
   Raises:
     ValueError: for an unknown version or split, listing the known ones.
@@ -106,10 +106,10 @@ class World:
     fields: Sequence[str] = FIELDS,
     seconds: float = 1.0,
   ) -> dict[str, np.ndarray]:
-    """What cameras and a microphone record of a scene.
+    """Renders pictures and sound of a scene.
 
     Args:
-      scene: what to record.
+      scene: what to render.
       size: height and width in pixels, 32 to 224.
       num_frames: 1 to 8, evenly spaced from the first to the last moment; one
         frame is the middle. A mapping gives video, depth and normal a number
@@ -129,21 +129,21 @@ class World:
     for name in fields:
       if name not in FIELDS:
         raise ValueError(f"field {name!r} is unknown; known: {FIELDS}.")
-    wanted: dict[str, tuple[float, ...]] = {}
+    moments: dict[str, tuple[float, ...]] = {}
     for name in fields:
       if name == "image":
-        wanted[name] = (0.0,)
+        moments[name] = (0.0,)
       elif name != "audio":
         frames = (
           num_frames if isinstance(num_frames, int) else num_frames.get(name, 1)
         )
-        wanted[name] = frame_times(frames)
+        moments[name] = frame_times(frames)
     out: dict[str, np.ndarray] = {}
-    times = tuple(sorted({t for ts in wanted.values() for t in ts}))
+    times = tuple(sorted({t for ts in moments.values() for t in ts}))
     if times:
       rgb, depth, normal = cast(scene, size, times)
       arrays = {"video": rgb, "image": rgb, "depth": depth, "normal": normal}
-      for name, ts in wanted.items():
+      for name, ts in moments.items():
         array = arrays[name]
         out[name] = (
           array if ts == times else array[[times.index(t) for t in ts]]
@@ -153,18 +153,18 @@ class World:
     return out
 
   def language(self, scene: Scene, index: int) -> Language:
-    """All sentences about a scene; `index` decides the negatives."""
+    """All sentences about a scene; `index` seeds the negatives."""
     return Language(scene, int(index))
 
   def hard_gallery(self, index: int, *, letters: str = "va") -> list[Scene]:
-    """A scene and seven neighbours, each differing from it in one other fact.
+    """A scene and seven others, each with a different fact changed.
 
     Args:
       index: number of the scene, which comes first.
-      letters: only facts that these modalities show together are changed, so
-        that a perfect model can find the first one. With "va" they include
-        facts only seen (colour, place, motion) and only heard (material,
-        strikes); with "vad" also the setting.
+      letters: of modalities; only facts that they show together are changed, so
+        that a perfect model can find the first scene. With "va" these include
+        facts that are only seen (colour, place, motion) or only heard
+        (material, strikes); with "vad" also the setting.
     """
     scene = self.scene(index)
     names = [f for f in shown_facts(letters, "omni") if f != "count"]
@@ -174,10 +174,15 @@ class World:
     return [scene, *(other for _, other in changed)]
 
   def gallery(self, n: int, *, kind: str = "omni", start: int = 0) -> list[int]:
-    """The first `n` scenes from `start` whose captions of a kind all differ.
+    """Indices of `n` scenes whose captions of a kind all differ.
+
+    Args:
+      n: number of scenes.
+      kind: of the captions.
+      start: index of the first scene to look at.
 
     Raises:
-      ValueError: when there are too few different captions of this kind.
+      ValueError: if there are too few different captions of this kind.
     """
     check_kind(kind)
     seen: set[str] = set()

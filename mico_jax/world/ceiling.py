@@ -1,8 +1,8 @@
-"""What a perfect model could reach, computed from the scene graphs.
+"""Highest possible retrieval accuracy, computed from the scene graphs.
 
-A caption states facts; a set of modalities shows facts. Items that agree with
-the caption in every fact that is both stated and shown cannot be told apart by
-any model, so the right one is found with probability one over their number.
+A caption states facts, and a set of modalities shows facts. No model can
+distinguish items that agree with the caption in every fact that is both stated
+and shown, so it finds the right one with probability one over their number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Key = tuple[int, tuple[tuple[str, ...], ...], tuple[str, ...]]
 
 
 def check_kind(kind: str) -> None:
-  """Raises ValueError, naming the known ones, for an unknown caption kind."""
+  """Raises ValueError for an unknown caption kind, listing the known ones."""
   if kind not in STATED:
     raise ValueError(f"caption {kind=} is unknown; known: {', '.join(STATED)}.")
 
@@ -29,7 +29,7 @@ def shown_facts(modalities: str, kind: str = "omni") -> tuple[str, ...]:
 
 
 def facts_key(scene: Scene, names: Sequence[str]) -> Key:
-  """The values of the facts called `names`; equal iff they all agree."""
+  """Values of the facts called `names`, to compare scenes by."""
   per_solid = [f for f in names if f not in SCENE_FACTS and f != "count"]
   return (
     len(scene.solids) if "count" in names else 0,
@@ -47,13 +47,13 @@ def ceilings(
   """Highest expected text->item R@1 over a gallery of scenes.
 
   Args:
-    scenes: the gallery; each is query and item once.
-    modalities: letters that are shown of each item, e.g. "va".
+    scenes: the gallery; each scene is a query and an item.
+    modalities: letters of the modalities of each item, e.g. "va".
     kind: caption kind of the queries.
 
   Returns:
-    The mean over queries of 1 / (items consistent with what the caption states
-    and the modalities show), in (0, 1]. Never lower with more modalities.
+    The mean over queries of 1 / (number of items consistent with the facts that
+    are stated and shown), in (0, 1]. It never falls with more modalities.
 
   Raises:
     ValueError: for no scenes or an unknown kind.

@@ -1,8 +1,8 @@
-"""Sentences about a scene: captions, questions and minimally different lies.
+"""Sentences about a scene: captions, questions, and negatives with one error.
 
-Everything is short and from a small vocabulary. Each caption kind has three
-phrasings that state the same facts (`mico_jax.world.scene.STATED`); the first
-is the plainest, and different facts always give a different first phrasing.
+Sentences are short and have a small vocabulary. Each caption kind has three
+phrasings that state the same facts (`mico_jax.world.scene.STATED`). The first
+is the plainest; scenes of different facts have different first phrasings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SETTING = {
   "hall": "in a hall",
   "hangar": "in a hangar",
 }
-# Phrasing -> word of a fact; a word not listed stands for itself.
+# Words of facts in some phrasings; other facts are their own words.
 _VERBS = (
   {
     "still": "rests",
@@ -68,7 +68,7 @@ def _noun(solid: Solid, stated: tuple[str, ...], phrasing: int) -> str:
 
 
 def _clause(solid: Solid, stated: tuple[str, ...], phrasing: int) -> str:
-  """All that one kind of caption says about a solid."""
+  """The part of a caption about one solid."""
   words = [_noun(solid, stated, phrasing)]
   if "motion" in stated:
     words.append(_VERBS[phrasing == 2][solid.motion])
@@ -81,7 +81,7 @@ def _clause(solid: Solid, stated: tuple[str, ...], phrasing: int) -> str:
 
 
 def caption(scene: Scene, kind: str, phrasing: int = 0) -> str:
-  """One sentence about a scene.
+  """A caption of a scene.
 
   Args:
     scene: what to describe.
@@ -115,7 +115,7 @@ def caption(scene: Scene, kind: str, phrasing: int = 0) -> str:
 
 
 def _identified(scene: Scene) -> list[tuple[str, str, int, frozenset[str]]]:
-  """Names that fit one solid only: noun, naming fact, index, letters needed."""
+  """Nouns that fit one solid only: (noun, its fact, index, letters needed)."""
   out: list[tuple[str, str, int, frozenset[str]]] = []
   for fact, letters, noun in (
     ("shape", "", "{}"),
@@ -130,10 +130,10 @@ def _identified(scene: Scene) -> list[tuple[str, str, int, frozenset[str]]]:
 
 
 def questions(scene: Scene) -> list[tuple[str, str, frozenset[str]]]:
-  """Every question of the world that has one true answer, of one word.
+  """All questions about a scene; each has one true answer of one word.
 
   Returns:
-    (question, answer, letters of modalities that together suffice).
+    (question, answer, letters of the modalities that together suffice).
   """
   out: list[tuple[str, str, frozenset[str]]] = [
     (
@@ -158,7 +158,7 @@ def questions(scene: Scene) -> list[tuple[str, str, frozenset[str]]]:
       "size": (f"how large is the {noun}?", solid.size, "v"),
       "shape": (f"what shape is the {noun}?", solid.shape, "v"),
     }
-    # A solid found by its material is heard, and so are its size and shape.
+    # A solid named by its material is heard, and so are its size and shape.
     if naming == "material":
       for fact in ("size", "shape"):
         asked[fact] = (*asked[fact][:2], "a")
@@ -175,15 +175,15 @@ def negatives(
   phrasing: int = 0,
   names: Sequence[str] = (),
 ) -> list[str]:
-  """False captions, each with one stated fact changed, all different facts.
+  """False captions, each with another stated fact changed.
 
   Args:
     scene: the true scene.
     kind: caption kind.
-    index: decides which facts change and how.
+    index: seeds the choice of facts and values.
     phrasing: of the captions, see `caption`.
-    names: of the facts that may change; empty, or none of them stated by
-      this kind: all that are stated.
+    names: facts that may change; if the kind states none of them, all stated
+      facts may.
   """
   every = tuple(f for f in facts.STATED[kind] if f != "count")
   stated = tuple(f for f in every if f in names) or every
@@ -203,8 +203,8 @@ class Language:
   """All sentences about a scene.
 
   Attributes:
-    scene: what they are about.
-    index: decides which negatives are drawn.
+    scene: of the sentences.
+    index: seeds the negatives.
   """
 
   scene: Scene
@@ -212,7 +212,7 @@ class Language:
 
   @cached_property
   def captions(self) -> Mapping[str, list[str]]:
-    """Caption kind -> phrasings; the plainest first."""
+    """Caption kind -> phrasings, the plainest first."""
     return {
       kind: [caption(self.scene, kind, p) for p in range(NUM_PHRASINGS)]
       for kind in facts.STATED
@@ -220,19 +220,19 @@ class Language:
 
   @cached_property
   def questions(self) -> list[tuple[str, str, frozenset[str]]]:
-    """(question, answer, letters that together suffice); see `questions`."""
+    """(question, answer, letters that suffice), see `questions`."""
     return questions(self.scene)
 
   @cached_property
   def negatives(self) -> Mapping[str, list[str]]:
-    """Caption kind -> false sentences, one fact changed in each."""
+    """Caption kind -> false captions, each with one fact changed."""
     return {
       kind: negatives(self.scene, kind, self.index) for kind in facts.STATED
     }
 
 
 def vocabulary() -> list[str]:
-  """Every word (and the question mark) that any sentence of the world uses."""
+  """All words of the sentences of the world, and the question mark."""
   words: set[str] = {"?"}
   sample = Solid("cube", "red", "small", "metal", "left", "still")
   scenes = []

@@ -1,15 +1,15 @@
-"""Pictures of a scene by exact analytic ray casting.
+"""Pictures, depth and normals of a scene by analytic ray casting.
 
-A pinhole camera looks down at solids that hover over a floor before a wall.
-Every solid is the intersection of slabs and one quadric, so a ray meets it in
-one interval found in closed form; shadows on the floor are rays to the light
-through the same code. All geometry is in scene units; the setting only turns
-units into metres, so it changes depth and neither colours nor normals.
+A pinhole camera looks down at solids above a floor and before a wall. A solid
+is the intersection of slabs and a quadric, so a ray meets it in one interval in
+closed form; shadows on the floor are found with rays to the light. Geometry is
+in scene units. The setting sets the metres per unit, so it changes the depth
+and neither colours nor normals.
 
-Speed: one ray per pixel, all frames at once, only the pixels that the bounding
-sphere of a solid can cover. Per-pixel arithmetic uses only operations that
-IEEE 754 rounds correctly (no matrix products, sines or powers), so pictures
-are equal bit by bit on every platform.
+There is one ray per pixel, for all frames at once, within the bounding sphere
+of each solid. Arithmetic per pixel uses only operations that IEEE 754 rounds
+correctly (no matrix products, sines or powers), so pictures are equal bit by
+bit on every platform.
 
 Conventions: depth is the distance along the optical axis, in metres; normals
 are unit vectors in camera space, x right, y up, z towards the viewer.
@@ -70,7 +70,7 @@ class View:
   """Rays and background of the camera at one image size.
 
   Attributes:
-    focal: focal length in pixels; the optical axis meets the centre.
+    focal: focal length in pixels; the optical axis is at the centre.
     rays: [3, Y, X] world directions, forward component 1, so that the ray
       parameter is the distance along the optical axis.
     depth: [Y, X] scene units to floor or wall.
@@ -126,7 +126,7 @@ def camera(size: int) -> View:
 
 @dataclass(frozen=True)
 class Body:
-  """A solid with numbers: its geometry over the frames, in scene units.
+  """Geometry of a solid over the frames, in scene units.
 
   Attributes:
     shape: key of the interval function.
@@ -157,7 +157,7 @@ _PROPORTION = {
 
 
 def bodies(scene: Scene, times: Sequence[float]) -> list[Body]:
-  """The solids of a scene at some times (-1 first, 0 middle, 1 last frame)."""
+  """Geometry of the solids at times from -1 (first frame) to 1 (last)."""
   out = []
   middle = 0.8 if scene.look_of("middle_depth") < 0.5 else -0.6
   for i, solid in enumerate(scene.solids):
@@ -221,7 +221,7 @@ def _interval(body: Body, o, d):
     d: ray directions, likewise.
 
   Returns:
-    near, far, inside (any such t), and what the normal needs.
+    near, far, whether the ray meets the solid, and values for the normal.
   """
   (ox, oy, oz), (dx, dy, dz) = o, d
   if body.shape == "sphere":
@@ -256,7 +256,7 @@ def _interval(body: Body, o, d):
 
 
 def _normals(body: Body, o, d, near, extra):
-  """World normals (x, y, z arrays) where rays enter a solid."""
+  """World normals (x, y, z) at the points where rays enter a solid."""
   if body.shape == "sphere":
     inverse = 1.0 / body.radius
     return tuple(
@@ -289,10 +289,15 @@ def _normals(body: Body, o, d, near, extra):
   )
 
 
-def _box(view: View, points: np.ndarray, reach: float) -> tuple[slice, slice]:
-  """Rows and columns that spheres of radius `reach` at `points` can cover.
+def _box(
+  view: View, points: Float[np.ndarray, "3 K"], reach: float
+) -> tuple[slice, slice]:
+  """Rows and columns of the pixels that spheres can cover.
 
-  `points` is [3, K], world coordinates.
+  Args:
+    view: of the camera.
+    points: centres in world coordinates.
+    reach: radius.
   """
   size = view.depth.shape[0]
   x, y, z = points[0], points[1] - _CAMERA[1], points[2] - _CAMERA[2]
@@ -319,8 +324,10 @@ def _light(scene: Scene) -> tuple[float, float, float]:
   return x / length, y / length, z / length
 
 
-def _shadow(view: View, body: Body, light, ground: np.ndarray) -> None:
-  """Marks floor pixels (1) that the solid keeps from the light (2)."""
+def _shadow(
+  view: View, body: Body, light, ground: UInt8[np.ndarray, "T Y X"]
+) -> None:
+  """Changes floor pixels (1) in the shadow of a solid to 2, in place."""
   lx, ly, lz = light
   centre = body.centre[:, :, 0, 0]
   drop = centre[1] / ly
@@ -353,9 +360,14 @@ def _shadow(view: View, body: Body, light, ground: np.ndarray) -> None:
 
 
 def _draw(
-  view: View, body: Body, light, depth: np.ndarray, normal: np.ndarray, rgb
+  view: View,
+  body: Body,
+  light: tuple[float, float, float],
+  depth: Float[np.ndarray, "T Y X"],
+  normal: Float[np.ndarray, "T Y X 3"],
+  rgb: UInt8[np.ndarray, "T Y X 3"],
 ) -> None:
-  """Draws a solid into the buffers where it is nearest."""
+  """Draws a solid into the buffers where it is nearest, in place."""
   rows, columns = _box(view, body.centre[:, :, 0, 0], body.bound)
   d = view.rays[:, rows, columns]
   if not d.size:
@@ -380,7 +392,7 @@ def _draw(
 
 
 def metres_per_unit(scene: Scene) -> float:
-  """Size of a scene unit: the only thing that the setting changes."""
+  """Metres of a scene unit, which only the setting changes."""
   jitter = 0.88 + 0.24 * scene.look_of("scale")
   return SETTING_DISTANCE[scene.setting] * jitter / _DISTANCE
 
@@ -395,8 +407,8 @@ def cast(
   """Colours, depth in metres and normals of a scene.
 
   Args:
-    scene: what to draw.
-    size: pixels, 32 to 224.
+    scene: to draw.
+    size: height and width in pixels, 32 to 224.
     times: of the frames, from -1 (first) to 1 (last); 0 is the middle.
 
   Raises:
@@ -428,7 +440,7 @@ def cast(
 
 
 def frame_times(frames: int) -> tuple[float, ...]:
-  """Times of `frames` frames: -1 to 1 evenly; the middle alone for one.
+  """Times of frames: evenly from -1 to 1, or 0 for a single frame.
 
   Raises:
     ValueError: for a number outside 1..8.

@@ -1,14 +1,13 @@
-"""The scene graph: facts, how they are drawn, and who can observe them.
+"""Scene graphs: facts, their random draw, and the modalities that show them.
 
-A scene is one to three solids, listed from left to right, plus facts of the
-whole scene. Every fact is a word out of a short list; `look` holds the
-continuous variation (light, jitter of position, pitch, ...) that no sentence
-mentions. Neighbouring scenes (one fact changed) keep the same `look`, so they
-differ in nothing else.
+A scene is one to three solids, listed from left to right, and facts of the
+whole scene. A fact is a word of a short list; `look` holds the continuous
+variation (light, jitter of position, pitch, ...) that no sentence mentions.
+Neighbouring scenes (one fact changed) have the same `look`, so they differ in
+nothing else.
 
-Which modality can tell which fact is stated once, in `OBSERVABLE`, and which
-caption states which fact in `STATED`; ceilings, hard galleries and questions
-follow from these two tables.
+`OBSERVABLE` lists the modalities that show a fact, and `STATED` the facts that
+a caption states; ceilings, hard galleries and questions follow from these.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 VERSIONS = ("v1",)
 SPLITS = ("train", "test", "hard")
@@ -79,10 +79,10 @@ SCENE_FACTS: Mapping[str, tuple[str, ...]] = {
   "name": NAMES,
 }
 
-# Fact -> the sets of modality letters each of which suffices to observe it.
-# `v` means several frames; image, depth and normal are one frame. "count" is
-# the number of solids. Place is the slot (left, middle, right); the order of
-# the solids is also heard, since they are struck from left to right.
+# Fact -> sets of modality letters, each of which suffices to observe it. `v`
+# is several frames; image, depth and normal are one frame. "count" is the
+# number of solids, "place" one of left, middle and right. The order of the
+# solids is also heard, since they are struck from left to right.
 OBSERVABLE: Mapping[str, tuple[frozenset[str], ...]] = {
   "count": tuple(frozenset(x) for x in "viadn"),
   "shape": tuple(frozenset(x) for x in "viadn"),
@@ -96,7 +96,7 @@ OBSERVABLE: Mapping[str, tuple[frozenset[str], ...]] = {
   "name": (frozenset("s"),),
 }
 
-# Caption kind -> the facts that each of its sentences states.
+# Caption kind -> facts that its captions state.
 STATED: Mapping[str, tuple[str, ...]] = {
   "vision": ("count", "shape", "colour", "size", "place", "motion"),
   "audio": ("count", "shape", "size", "material", "strikes"),
@@ -128,7 +128,7 @@ STATED: Mapping[str, tuple[str, ...]] = {
   ),
 }
 
-# `Scene.look`: uniform numbers in [0, 1), a multiple of 1/256 each.
+# Entries of `Scene.look`: uniform in [0, 1), multiples of 1/256.
 LOOK_SCENE = (
   "light_side",
   "light_height",
@@ -159,14 +159,14 @@ class Solid:
 
 @dataclass(frozen=True)
 class Scene:
-  """Everything that is true of a scene.
+  """All facts and the look of a scene.
 
   Attributes:
     solids: one to three, from left to right; struck in this order.
     strikes: how often each solid is struck.
-    setting: where it happens; sets the metres per unit of the geometry and
-      nothing else.
-    name: who tells the story; only the subtitle says it.
+    setting: place of the scene, which sets the metres per unit of the geometry
+      and nothing else.
+    name: of the narrator, which only the subtitle states.
     look: continuous variation that no sentence mentions, see `LOOK_SCENE` and
       `LOOK_SOLID`.
   """
@@ -178,19 +178,19 @@ class Scene:
   look: tuple[float, ...]
 
   def look_of(self, name: str, solid: int | None = None) -> float:
-    """The variation called `name`, of the scene or of a solid, in [0, 1)."""
+    """An entry of `look`, of the scene or of a solid, in [0, 1)."""
     if solid is None:
       return self.look[LOOK_SCENE.index(name)]
     start = len(LOOK_SCENE) + solid * len(LOOK_SOLID)
     return self.look[start + LOOK_SOLID.index(name)]
 
   def value(self, fact: Fact) -> str:
-    """The word that holds for `fact`."""
+    """The value of a fact."""
     name, solid = fact
     return getattr(self if solid is None else self.solids[solid], name)
 
   def with_fact(self, fact: Fact, value: str) -> Scene:
-    """This scene with one fact changed, everything else equal."""
+    """This scene with one fact changed."""
     name, solid = fact
     if solid is None:
       return dataclasses.replace(self, **{name: value})
@@ -209,7 +209,7 @@ class Scene:
     return out
 
   def alternatives(self, fact: Fact) -> tuple[str, ...]:
-    """Other values `fact` could take, keeping the solids in their order."""
+    """Other values of a fact that keep the solids in their order."""
     name, solid = fact
     if solid is None:
       values = SCENE_FACTS[name]
@@ -228,15 +228,17 @@ class Scene:
     return dataclasses.asdict(self)
 
 
-def stream(*key: str | int, index: int, count: int) -> np.ndarray:
-  """Uniform float64 numbers in [0, 1), a pure function of the arguments.
+def stream(
+  *key: str | int, index: int, count: int
+) -> Float[np.ndarray, " count"]:
+  """Uniform random numbers in [0, 1), a pure function of the arguments.
 
-  Reads the raw Philox stream, which NumPy keeps across versions.
+  They are the raw Philox stream, which is the same in all versions of NumPy.
 
   Args:
-    *key: what the stream belongs to, e.g. version, seed, split, purpose.
-    index: sample number; each has its own 2**64 blocks of the counter.
-    count: how many numbers.
+    *key: names the stream, e.g. version, seed, split, purpose.
+    index: of the sample; each has 2**64 blocks of the counter.
+    count: of the numbers.
   """
   text = "omniworld|" + "|".join(map(str, key))
   digest = hashlib.sha256(text.encode()).digest()
@@ -257,7 +259,7 @@ def _places(count: int, u: float) -> tuple[str, ...]:
 
 
 def draw_scene(*key: str | int, index: int) -> Scene:
-  """Draws the scene `index` of the stream `key`.
+  """Draws scene `index` of the random stream `key`.
 
   One solid in 40% of the scenes, two in 40%, three in 20%; every other fact is
   uniform over its values and independent of the rest.
@@ -288,7 +290,11 @@ def draw_scene(*key: str | int, index: int) -> Scene:
 
 
 def observes(modalities: str, fact: str) -> bool:
-  """Whether the modalities with these letters tell the fact (a name).
+  """Whether modalities together show a fact.
+
+  Args:
+    modalities: their letters.
+    fact: its name.
 
   Raises:
     ValueError: for an unknown fact.
@@ -299,7 +305,7 @@ def observes(modalities: str, fact: str) -> bool:
 
 
 def changes(scene: Scene, names: Sequence[str]) -> Iterator[Fact]:
-  """The facts called `names` that can change alone in this scene."""
+  """Yields the facts called `names` that can be changed in this scene."""
   for name in names:
     if name in SCENE_FACTS:
       yield name, None
@@ -312,19 +318,22 @@ def changes(scene: Scene, names: Sequence[str]) -> Iterator[Fact]:
 def neighbours(
   scene: Scene, number: int, names: Sequence[str], u: Sequence[float]
 ) -> list[tuple[Fact, Scene]]:
-  """Scenes that differ from `scene` in one fact each, all different facts.
+  """Scenes that differ from a scene in one fact each, all in different facts.
 
-  Fact names are used evenly: a second fact of the same name (of another solid)
-  is taken only when every name has been used.
+  Names of facts are used evenly: a second fact of a name (of another solid) is
+  changed only after each name was used.
 
   Args:
-    scene: where to start.
-    number: how many; at most as many as facts can change.
-    names: fact names to choose from; earlier ones are no more likely.
-    u: numbers in [0, 1), at least `number + 20`, that decide.
+    scene: to change.
+    number: of scenes.
+    names: of the facts that may change, equally likely.
+    u: at least `number + 20` random numbers in [0, 1).
+
+  Returns:
+    The changed fact and the scene of each.
 
   Raises:
-    ValueError: when fewer than `number` facts can change.
+    ValueError: if fewer than `number` facts can change.
   """
   queues: dict[str, list[Fact]] = {}
   for fact in changes(scene, names):

@@ -1,10 +1,10 @@
 """Sound of a scene by modal synthesis.
 
-A struck solid rings with a few damped partials: size sets the pitch, shape the
+A struck solid sounds with a few damped partials: size sets the pitch, shape the
 ratios of the partials, material their decay and brightness. The solids are
-struck one after another from left to right, each damped before the next; the
-strikes of one solid follow each other quickly, so their number is not mistaken
-for the number of solids. Nothing else of the scene is audible.
+struck one after another from left to right, each damped before the next. The
+strikes of one solid are close together, so that their number differs from the
+number of solids. Nothing else of the scene is audible.
 
 A damped partial is z**t for a complex z, and t = 128 a + b, so a whole tone is
 one small matrix product of powers instead of a sine and an exponential per
@@ -50,13 +50,13 @@ _FADE_OUT = np.linspace(1.0, 0.0, int(FADE * SAMPLE_RATE), dtype=np.float32)
 def tone(
   solid: Solid, samples: int, *, pitch: float = 1.0, gain: float = 0.7
 ) -> Float[np.ndarray, " samples"]:
-  """One strike of a solid.
+  """Sound of one strike of a solid.
 
   Args:
-    solid: only its shape, size and material matter.
+    solid: with its shape, size and material.
     samples: length, at 16 kHz.
     pitch: factor on the frequency.
-    gain: bound of the amplitude.
+    gain: largest amplitude, in units of full scale.
   """
   ratios = np.array(PARTIALS[solid.shape])
   decay, fall = MATERIAL_SOUND[solid.material]
@@ -64,7 +64,7 @@ def tone(
   amplitude *= gain / amplitude.sum()
   rate = 2j * np.pi * PITCH[solid.size] * pitch * ratios
   rate = (rate - ratios**DECAY_FALL / decay) / SAMPLE_RATE
-  # Below -80 dB nothing is left to compute.
+  # The rest is below -80 dB.
   audible = min(samples, int(9.2 * decay * SAMPLE_RATE) + 1)
   rows = -(-audible // _BLOCK)
   left = np.exp(rate[None, :] * (_BLOCK * np.arange(rows))[:, None])
@@ -83,8 +83,8 @@ def render_sound(
   """The sound of a scene: mono, 16 kHz, float32 in [-1, 1].
 
   Args:
-    scene: what to play.
-    seconds: length; at least 0.1 s per strike of each solid.
+    scene: to play.
+    seconds: length; at least 0.1 s for each strike of each solid.
 
   Raises:
     ValueError: if the strikes do not fit.
