@@ -8,8 +8,7 @@ number and the counters of skipped steps; it costs no host synchronisation.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,17 +16,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from mico_jax import axes, rng
+from mico_jax import rng
 from mico_jax.aliases import Batch, Params
 from mico_jax.config import Config, TaskConfig
-from mico_jax.kernels import target
 from mico_jax.kernels.batch_sharding import BatchSharding
-from mico_jax.layers.fsdp_gather import placed
 from mico_jax.models import MiCo
 from mico_jax.objectives import Mean, sampling, select, total_loss
 from mico_jax.objectives.base import scalar
 from mico_jax.parallel import sharding
 from mico_jax.train import encode, grad_cache, lora
+from mico_jax.train.layout import kernels_on, row_partition
 from mico_jax.train.optimizer import Optimizer, make_optimizer
 from mico_jax.train.state import (
   TrainState,
@@ -41,40 +39,6 @@ Loss = Callable[
   ..., tuple[Float[Array, ""], tuple[dict[str, Mean], dict[str, Array]]]
 ]
 Step = jax.stages.Wrapped
-
-
-def row_partition(mesh: Mesh, rules: sharding.Rules) -> BatchSharding | None:
-  """How the rows of a batch lie on the mesh; None: on one device."""
-  target = sharding.spec((axes.BATCH,), rules)
-  names = target[0] if target else ()
-  names = (names,) if isinstance(names, str) else tuple(names or ())
-  partition = BatchSharding(mesh, names)
-  return partition if partition.size > 1 else None
-
-
-@contextlib.contextmanager
-def kernels_on(mesh: Mesh, rules: sharding.Rules) -> Iterator[None]:
-  """While tracing: parameters are laid out, kernels run on each device.
-
-  Args:
-    mesh: of the run.
-    rules: logical axis -> mesh axes.
-  """
-
-  def over(logical: str) -> tuple[str, ...]:
-    found = sharding.spec((logical,), rules)
-    names = found[0] if found else ()
-    names = (names,) if isinstance(names, str) else tuple(names or ())
-    return tuple(name for name in names if mesh.shape[name] > 1)
-
-  split = target.split(
-    mesh,
-    batch_axes=over(axes.BATCH),
-    head_axes=over(axes.QKV),
-    sequence_axes=over(axes.TOKENS),
-  )
-  with placed(mesh, rules), split:
-    yield
 
 
 def make_loss(
