@@ -29,8 +29,28 @@ end with its sep id. What a batch of a task holds follows from the config alone
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 PyTree = Any
 Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
+
+
+@runtime_checkable
+class SpecialIds(Protocol):
+  """Token ids that masking and decoding need; a `TokenizerInfo` has them.
+
+  They are those of padding, of the first and the last token of a text, and of
+  hidden tokens; and (first, last + 1) of the ids of random replacements.
+  """
+
+  @property
+  def pad(self) -> int: ...  # noqa: D102
+  @property
+  def cls(self) -> int: ...  # noqa: D102
+  @property
+  def sep(self) -> int: ...  # noqa: D102
+  @property
+  def mask(self) -> int: ...  # noqa: D102
+  @property
+  def random_range(self) -> tuple[int, int]: ...  # noqa: D102

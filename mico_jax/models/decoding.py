@@ -15,30 +15,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mico_jax.aliases import Params
+from mico_jax.aliases import Params, SpecialIds
 from mico_jax.models import ContextKV, KVCache, MiCo
 
 WORST = -1e9  # score of a beam that must not be chosen
-
-
-@runtime_checkable
-class SpecialTokens(Protocol):
-  """Token ids that decoding needs; a `TokenizerInfo` has them."""
-
-  @property
-  def pad(self) -> int: ...  # noqa: D102
-  @property
-  def cls(self) -> int: ...  # noqa: D102
-  @property
-  def sep(self) -> int: ...  # noqa: D102
-  @property
-  def mask(self) -> int: ...  # noqa: D102
 
 
 class Generation(NamedTuple):
@@ -63,7 +49,7 @@ class _Decoder(NamedTuple):
   model: MiCo
   params: Params
   context: ContextKV | None
-  tokens: SpecialTokens
+  tokens: SpecialIds
   prompt_visible: Bool[Array, "B S"]  # over all cache positions
   prompt_length: int
   max_length: int
@@ -92,7 +78,7 @@ def generate(
   params: Params,
   context: ContextKV | None,
   *,
-  tokens: SpecialTokens,
+  tokens: SpecialIds,
   max_new_tokens: int,
   num_beams: int = 1,
   length_penalty: float = 1.0,

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mico_jax.config import VisionConfig
+from mico_jax.models.checks import check_unread
 
 # Fields of encoders in stages only.
 STAGE_FIELDS = frozenset(
@@ -65,13 +66,7 @@ class Encoder(nn.Module):
     Raises:
       ValueError: naming the field that does not fit.
     """
-    for field in dataclasses.fields(VisionConfig):
-      value = getattr(self.config, field.name)
-      if field.name not in self.fields and value != field.default:
-        raise ValueError(
-          f"config.model.vision.{field.name}={value!r} says nothing to "
-          f"encoder={self.config.encoder!r}; leave it at {field.default!r}."
-        )
+    check_unread(self.config, self.fields, "config.model.vision")
     if self.num_tokens < 1:
       raise ValueError(
         f"config.model.vision.image_size={self.config.image_size} leaves no "

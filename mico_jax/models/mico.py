@@ -3,7 +3,7 @@
 A plain frozen dataclass of pure methods over a nested dict of parameters. The
 contexts follow section 3 of the paper (arXiv:2406.09412): z_m + E_C + E_M,
 after projection to the text width; E_Pos is the position table of the
-encoder. What the paper has and the released weights lack (a further E_Pos over
+encoder. What the paper has and the official weights lack (a further E_Pos over
 the context, E_Sam, a position table for joined captions) exists by config, off
 by default.
 """
@@ -22,28 +22,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mico_jax.aliases import Params, PyTree
 from mico_jax.config import ConfigError, ModelConfig
-from mico_jax.kernels.attention.api import BACKENDS, MASKED_ROWS
 from mico_jax.kernels.dtypes import accumulation_dtype, supported_dtype
 from mico_jax.layers import dropout, pool
-from mico_jax.layers.stack import REMAT
 from mico_jax.modalities import MODALITIES, as_configured, by_letter
 from mico_jax.models import custom_embedding, parameters
+from mico_jax.models.checks import NAMES, check_names
+from mico_jax.models.encoder import Encoder
 from mico_jax.models.resize import resize_frames
 from mico_jax.models.text import Context, TextModel, apply, precise
-
-# Field of the config -> what it may be.
-NAMES: Mapping[str, tuple[str, ...]] = {
-  "matmul_precision": ("default", "high", "highest"),
-  "dtype": ("float32", "bfloat16", "float16", "float64"),
-  "masked_rows": MASKED_ROWS,
-  "attention": ("auto", *BACKENDS),
-  "remat": tuple(REMAT),
-  **{
-    m.alias.option: (key, m.alias.key)
-    for key, m in MODALITIES.items()
-    if m.alias
-  },
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +107,37 @@ class MiCo(TextModel):
     Raises:
       ValueError: for an unknown modality or frames of another size.
     """
+    batch, frames = pixels.shape[:2]
+    flat = pixels.reshape(batch * frames, *pixels.shape[2:])
+    options: dict[str, Any] = {"return_hidden": return_hidden}
+    if train and row_keys is not None:
+      options["row_keys"] = dropout.fold_frames(row_keys, frames)
+    if token_indices is not None:
+      if token_indices.ndim == 2:
+        token_indices = jnp.repeat(token_indices, frames, axis=0)
+      token_indices = token_indices.reshape(batch * frames, -1)
+      options["token_indices"] = token_indices
     encoder = parameters.towers(self.config)[0]
+    self._check_frames(encoder, key, flat, token_indices)
+    if MODALITIES[key].embedding == "patch":
+      options["pixels"] = flat
+    else:
+      embedding = params["embedding"][key]
+      options |= custom_embedding.embed(self.config, embedding, key, flat)
+    tokens, hidden = apply(encoder, params["vision"], **options)
+    tokens = tokens.reshape(batch, frames, *tokens.shape[1:])
+    if not return_hidden:
+      return tokens
+    return tokens, [h.reshape(batch, frames, *h.shape[1:]) for h in hidden]
+
+  def _check_frames(
+    self,
+    encoder: Encoder,
+    key: str,
+    frames: Float[Array, "F ..."],
+    token_indices: Int[Array, "F K"] | None,
+  ) -> None:
+    """Checks the arguments of `encode`."""
     if token_indices is not None and not encoder.supports_token_indices:
       raise ValueError(
         f"config.model.vision.encoder={self.config.vision.encoder!r} encodes "
@@ -134,35 +150,17 @@ class MiCo(TextModel):
       raise ValueError(
         f"cannot encode {key!r}; knowledge modalities: {', '.join(known)}."
       )
-    batch, frames = pixels.shape[:2]
-    flat = pixels.reshape(batch * frames, *pixels.shape[2:])
-    options: dict[str, Any] = {"return_hidden": return_hidden}
-    if train and row_keys is not None:
-      options["row_keys"] = dropout.fold_frames(row_keys, frames)
+    size = self.config.vision.image_size
     if modality.embedding == "patch":
-      size = self.config.vision.image_size
-      if flat.shape[1:] != (size, size, 3):
+      if frames.shape[1:] != (size, size, 3):
         raise ValueError(
-          f"{key}: frames of shape {flat.shape[1:]}; the encoder takes "
+          f"{key}: frames of shape {frames.shape[1:]}; the encoder takes "
           f"({size}, {size}, 3) (config.model.vision.image_size)."
         )
-      options["pixels"] = flat
-      if token_indices is not None:
-        if token_indices.ndim == 2:
-          token_indices = jnp.repeat(token_indices, frames, axis=0)
-        options["token_indices"] = token_indices.reshape(batch * frames, -1)
-    else:
-      if token_indices is not None:
-        raise ValueError(
-          f"{key}: token_indices name patches; it has tokens of its own."
-        )
-      embedding = params["embedding"][key]
-      options |= custom_embedding.embed(self.config, embedding, key, flat)
-    tokens, hidden = apply(encoder, params["vision"], **options)
-    tokens = tokens.reshape(batch, frames, *tokens.shape[1:])
-    if not return_hidden:
-      return tokens
-    return tokens, [h.reshape(batch, frames, *h.shape[1:]) for h in hidden]
+    elif token_indices is not None:
+      raise ValueError(
+        f"{key}: token_indices name patches; it has tokens of its own."
+      )
 
   def valid_tokens(
     self, key: str, pixels: Float[Array, "B T ..."]
@@ -327,7 +325,7 @@ class MiCo(TextModel):
     mask: Bool[Array, "B ..."] | None,
     count: int,
   ) -> Bool[Array, "B S"] | None:
-    """What `context` is told of a letter, for its `count` context tokens."""
+    """Mask of the `count` context tokens of a letter; None: all are valid."""
     if mask is None:
       return None
     if tokens.ndim == 3 and mask.ndim == 2:
@@ -386,16 +384,10 @@ def build(config: ModelConfig) -> MiCo:
   Raises:
     ConfigError: if sizes or names of the config do not fit together.
   """
-  for field, known in NAMES.items():
-    value = getattr(config, field)
-    if value not in known:
-      raise ConfigError(
-        f"config.model.{field}={value!r} is not one of {', '.join(known)}."
-      )
-  config = dataclasses.replace(config, dtype=supported_dtype(config.dtype))
-  model = MiCo(config)
   try:
+    check_names(config, NAMES, "config.model")
+    config = dataclasses.replace(config, dtype=supported_dtype(config.dtype))
     parameters.parts(config)
   except (ValueError, TypeError) as error:
     raise ConfigError(str(error)) from error
-  return model
+  return MiCo(config)

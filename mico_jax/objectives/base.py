@@ -11,6 +11,9 @@ A row's weight is 0 where the batch says so (padding), where a modality of the
 group is absent, or where the group's text is empty. A group without a single
 row of positive weight contributes 0 and still counts in the mean over groups,
 so the scale of a term does not depend on what a batch happens to lack.
+
+Source: VAST, arXiv:2305.18500, and MiCo, arXiv:2406.09412, section 3, for the
+sum of objectives.
 """
 
 from __future__ import annotations
@@ -18,18 +21,24 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import (
+  Any,
+  ClassVar,
+  Literal,
+  NamedTuple,
+  Protocol,
+  runtime_checkable,
+)
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from mico_jax import rng
-from mico_jax.aliases import Batch, Params
+from mico_jax.aliases import Batch, Params, SpecialIds
 from mico_jax.config import ModelConfig
 from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.modalities import letters
-from mico_jax.objectives import sampling
 
 Need = Literal["features", "context", "text", "question_answer", "pixels"]
 
@@ -39,6 +48,19 @@ class Mean(NamedTuple):
 
   total: Float[Array, ""]
   count: Float[Array, ""]
+
+
+@runtime_checkable
+class Model(Protocol):
+  """The functions of `mico_jax.models.MiCo` that objectives call; see there."""
+
+  @property
+  def tower(self) -> Any: ...  # noqa: D102
+  def text(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102
+  def encode(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102
+  def token_loss(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102
+  def matching_logits(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102
+  def temperature(self, params: Params) -> Float[Array, ""]: ...  # noqa: D102
 
 
 class TextSlot(NamedTuple):
@@ -78,7 +100,7 @@ class Inputs:
   """Everything of a step that objectives read.
 
   Attributes:
-    model: the model's pure functions (`text`, `lm_logits`, ...).
+    model: a `mico_jax.models.MiCo`.
     params: model parameters, deltas merged, plus "objective" if any.
     batch: the batch contract of `mico_jax.aliases`.
     tokenizer: special ids.
@@ -95,10 +117,10 @@ class Inputs:
       compiler decides.
   """
 
-  model: Any
+  model: Model
   params: Params
   batch: Batch
-  tokenizer: sampling.SpecialIds
+  tokenizer: SpecialIds
   row_keys: Key[Array, " B"]
   train: bool
   pixels: Mapping[str, Array] = field(default_factory=dict)
@@ -181,9 +203,10 @@ class Objective(abc.ABC):
     return weights
 
   def global_arrays(self, inputs: Inputs, group: str) -> Mapping[str, Array]:
-    """What a row must know of the whole batch; `Inputs.row_arrays` gives it.
+    """Facts of each row that depend on the whole batch, one entry per row.
 
-    Reads features and texts alone; arrays of one entry per row.
+    They are computed from features and texts alone, and come back in
+    `Inputs.row_arrays`.
     """
     del inputs, group
     return {}
@@ -258,8 +281,8 @@ def report(
   metrics = {
     f"loss/{name}/{group}": weighted_mean(output.values, output.weights)
   }
-  for key, value in output.metrics.items():
-    metrics[f"{key}/{name}/{group}"] = value
+  for metric, value in output.metrics.items():
+    metrics[f"{metric}/{name}/{group}"] = value
   return metrics, {f"{name}/{group}/{k}": x for k, x in output.aux.items()}
 
 

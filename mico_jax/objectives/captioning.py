@@ -1,8 +1,9 @@
 """Captioning: predict tokens from the left and a context, as the tower writes.
 
 BERT is no next-token predictor: the mask token at position k predicts token k
-itself, attention is causal including the current position, as released. A
-causal tower reads the text as it is, and every token predicts the next one.
+itself, and attention is causal and includes the current position, as in the
+official MiCo code. A causal tower reads the text as it is, and every token
+predicts the next one.
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ def scored_text(
   ids: Int[Array, "B L"],
   prob: float,
 ) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
-  """(ids to read, labels) of a text: given, or drawn for each row."""
-  given = inputs.row_arrays(objective, group)
-  if given:
-    return given["ids"], given["labels"]
-  keys = inputs.keys(f"{objective}/{group}")
+  """(ids to read, labels) of a text: drawn for each row, or fixed outside.
+
+  Source: VAST, arXiv:2305.18500; the token masker of the official MiCo code.
+  """
+  fixed = inputs.row_arrays(objective, group)
+  if fixed:
+    return fixed["ids"], fixed["labels"]
   return sampling.scored_tokens(
-    keys,
+    inputs.keys(f"{objective}/{group}"),
     ids,
     info=inputs.tokenizer,
     prob=prob,
@@ -63,7 +66,7 @@ def token_output(
   """Mean over the scored tokens of a row, weighted by how many they are.
 
   Averaging rows with these weights gives the mean over all scored tokens of
-  the batch, as released.
+  the batch, as in the official MiCo code.
   """
   values, correct = inputs.model.token_loss(
     inputs.params,
@@ -113,7 +116,6 @@ class Captioning(Objective):
   def __call__(self, inputs: Inputs, group: str) -> Output:
     """See `Objective`."""
     ids = inputs.text[group].ids
-    site = f"captioning/{group}"
     read, labels = scored_text(
       inputs, self.name, group, ids, self.config.mask_prob
     )
@@ -122,7 +124,7 @@ class Captioning(Objective):
       read,
       attention="causal",
       context=inputs.contexts[letters(group)],
-      row_keys=inputs.dropout_keys(site),
+      row_keys=inputs.dropout_keys(f"{self.name}/{group}"),
       train=inputs.train,
     )
     return token_output(

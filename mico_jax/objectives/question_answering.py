@@ -54,7 +54,6 @@ class QuestionAnswering(Objective):
   def __call__(self, inputs: Inputs, group: str) -> Output:
     """See `Objective`."""
     question, answer = inputs.batch["question"], inputs.batch["answer"]
-    site = f"question_answering/{group}"
     read, labels = scored_text(
       inputs, self.name, group, answer, self.config.mask_prob
     )
@@ -66,7 +65,7 @@ class QuestionAnswering(Objective):
       attention="prefix_causal" if both_ways else "causal",
       prefix_length=prefix if both_ways else None,
       context=inputs.contexts[letters(group)],
-      row_keys=inputs.dropout_keys(site),
+      row_keys=inputs.dropout_keys(f"{self.name}/{group}"),
       train=inputs.train,
     )
     return token_output(

@@ -1,43 +1,20 @@
 """Random draws and fingerprints that do not depend on the topology.
 
 Their keys are those of `mico_jax.rng`.
+
+Source of the token masker: VAST, arXiv:2305.18500, and the official MiCo code;
+its proportions are those of BERT, arXiv:1810.04805, section 3.1.
 """
 
 from __future__ import annotations
-
-from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from mico_jax import rng
+from mico_jax.aliases import SpecialIds
 from mico_jax.kernels.cross_entropy import IGNORE
-
-
-@runtime_checkable
-class SpecialIds(Protocol):
-  """What the masker must know of a tokenizer (`TokenizerInfo` fits)."""
-
-  @property
-  def pad(self) -> int:
-    """Id of padding."""
-    ...
-
-  @property
-  def cls(self) -> int:
-    """Id of the first token."""
-    ...
-
-  @property
-  def mask(self) -> int:
-    """Id that hides a token."""
-    ...
-
-  @property
-  def random_range(self) -> tuple[int, int]:
-    """(first, last + 1) of the ids of random replacements."""
-    ...
 
 
 def _mix(x: UInt32[Array, "*B"]) -> UInt32[Array, "*B"]:
@@ -128,6 +105,8 @@ def apply_mask(
 ) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
   """Hides the chosen tokens: 80% mask, 10% random, 10% unchanged.
 
+  Source: BERT, arXiv:1810.04805, section 3.1.
+
   Args:
     ids: the true text.
     chosen: tokens to predict.
@@ -157,7 +136,7 @@ def mask_tokens(
   Returns:
     (masked ids, labels), as `apply_mask`.
 
-  Source: the token masker of the code released with MiCo.
+  Source: the token masker of the official MiCo code.
   """
   length = ids.shape[1]
   eligible = (ids != info.pad) & (ids != info.cls)
@@ -194,7 +173,7 @@ def scored_tokens(
   prob: float,
   next_token: bool,
 ) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
-  """What a tower reads of a text, and what its states are to predict.
+  """Ids that a tower reads of a text, and those that its states predict.
 
   Args:
     keys: one key per row.

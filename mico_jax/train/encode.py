@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mico_jax import rng
-from mico_jax.aliases import Batch, Params
+from mico_jax.aliases import Batch, Params, SpecialIds
 from mico_jax.config import Config, TaskConfig
 from mico_jax.data.language import kinds_of
 from mico_jax.kernels.batch_sharding import BatchSharding
@@ -158,7 +158,7 @@ def prepare(
   batch: Batch,
   plan: EncodePlan,
   *,
-  tokenizer: sampling.SpecialIds,
+  tokenizer: SpecialIds,
   row_keys: Key[Array, " B"],
   train: bool,
   partition: BatchSharding | None = None,

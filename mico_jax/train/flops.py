@@ -20,10 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from mico_jax import models
-from mico_jax.aliases import PyTree
+from mico_jax.aliases import PyTree, SpecialIds
 from mico_jax.config import Config, TaskConfig
 from mico_jax.kernels import target
-from mico_jax.objectives.sampling import SpecialIds
 from mico_jax.train.optimizer import Optimizer
 from mico_jax.train.step import make_loss
 

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mico_jax import rng
-from mico_jax.aliases import Batch, Params, PyTree
+from mico_jax.aliases import Batch, Params, PyTree, SpecialIds
 from mico_jax.config import Config, ConfigError, TaskConfig
 from mico_jax.kernels.batch_sharding import BatchSharding, parts
 from mico_jax.models import MiCo
@@ -140,7 +140,7 @@ class Accumulation:
   config: Config
   task: TaskConfig
   selected: Selected
-  tokenizer: sampling.SpecialIds
+  tokenizer: SpecialIds
   partition: BatchSharding | None
   freeze: Callable[[Params], Params]
 
@@ -346,7 +346,7 @@ def make_gradient(
   model: MiCo,
   config: Config,
   task: TaskConfig,
-  tokenizer: sampling.SpecialIds,
+  tokenizer: SpecialIds,
   *,
   partition: BatchSharding | None = None,
   freeze: Callable[[Params], Params] = lambda params: params,

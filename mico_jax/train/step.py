@@ -17,11 +17,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from mico_jax import rng
-from mico_jax.aliases import Batch, Params
+from mico_jax.aliases import Batch, Params, SpecialIds
 from mico_jax.config import Config, TaskConfig
 from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.models import MiCo
-from mico_jax.objectives import Mean, sampling, select, total_loss
+from mico_jax.objectives import Mean, select, total_loss
 from mico_jax.objectives.base import scalar
 from mico_jax.parallel import sharding
 from mico_jax.train import encode, grad_cache, lora
@@ -45,7 +45,7 @@ def make_loss(
   model: MiCo,
   config: Config,
   task: TaskConfig,
-  tokenizer: sampling.SpecialIds,
+  tokenizer: SpecialIds,
   *,
   partition: BatchSharding | None = None,
 ) -> Loss:
@@ -177,7 +177,7 @@ def make_train_step(
   model: MiCo,
   config: Config,
   task: TaskConfig,
-  tokenizer: sampling.SpecialIds,
+  tokenizer: SpecialIds,
   mesh: Mesh,
   *,
   optimizer: Optimizer | None = None,
