@@ -101,9 +101,9 @@ class CrossAttention(nn.Module):
       row_keys = row_keys.reshape(rows, shared)
     outs, first = [], 0
     for use, context, mask in zip(uses, contexts, masks, strict=True):
-      own = q[:, first * length : (first + use) * length]
+      queries = q[:, first * length : (first + use) * length]
       keys = None if row_keys is None else row_keys[:, first]
-      outs.append(self._attend(own, context, mask, keys))
+      outs.append(self._attend(queries, context, mask, keys))
       first += use
     out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
     out = checkpoint_name(out, ATTENTION_OUT)

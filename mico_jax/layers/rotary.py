@@ -8,7 +8,7 @@ token is not turned. Tables are made in float32 whatever the compute dtype;
 nothing of them is a parameter.
 
 Source: EVA-02, arXiv:2303.11331; RoFormer, arXiv:2104.09864. Angles follow the
-released code bit by bit; its cosines and sines are off by one unit in the last
+official code bit by bit; its cosines and sines are off by one unit in the last
 place here and there.
 """
 
@@ -81,15 +81,15 @@ def token_tables(
   cos, sin = (
     jnp.asarray(t) for t in rotary_tables(grid, head_dim, base_grid=base_grid)
   )
-  found = []
+  tables = []
   for table, still in ((cos, 1.0), (sin, 0.0)):
     if token_indices is None:
       rows = table[None]
     else:
       rows = jnp.take(table, token_indices, axis=0)
     first = jnp.full((rows.shape[0], 1, head_dim), still, jnp.float32)
-    found.append(jnp.concatenate([first, rows], axis=1))
-  return found[0], found[1]
+    tables.append(jnp.concatenate([first, rows], axis=1))
+  return tables[0], tables[1]
 
 
 def sequence_tables(

@@ -64,20 +64,22 @@ def embed(
   Raises:
     ValueError: for frames or tokens of another shape than the record says.
   """
-  own = custom_embeddings(config)[key]
-  if frames.shape[1:] != own.frame:
+  embedding = custom_embeddings(config)[key]
+  if frames.shape[1:] != embedding.frame:
     raise ValueError(
-      f"{key}: frames of shape {frames.shape[1:]}; its record says {own.frame}."
+      f"{key}: frames of shape {frames.shape[1:]}; its record says "
+      f"{embedding.frame}."
     )
-  tokens: Any = module(config, key, own).apply(
+  tokens: Any = module(config, key, embedding).apply(
     {"params": stacked_layers(params)}, frames
   )
-  if tokens.shape[1:] != (own.tokens, config.vision.width):
+  if tokens.shape[1:] != (embedding.tokens, config.vision.width):
     raise ValueError(
-      f"{key}: {own.module} gives tokens of shape {tokens.shape[1:]}; its "
-      f"record and the width say ({own.tokens}, {config.vision.width})."
+      f"{key}: {embedding.module} gives tokens of shape {tokens.shape[1:]}; "
+      f"its record and the width say ({embedding.tokens}, "
+      f"{config.vision.width})."
     )
-  mask = own.valid_tokens(frames, xp=jnp)
+  mask = embedding.valid_tokens(frames, xp=jnp)
   if mask is None:
     return {"tokens": tokens}
   # No value and no gradient of padding goes on.
@@ -96,12 +98,12 @@ def valid_tokens(
     class_token: whether the encoder puts one first, which is valid if any of
       its frame is.
   """
-  own = MODALITIES[key].embedding
-  if not isinstance(own, CustomEmbedding):
+  embedding = MODALITIES[key].embedding
+  if not isinstance(embedding, CustomEmbedding):
     return None
   batch, frames = pixels.shape[:2]
   flat = pixels.reshape(batch * frames, *pixels.shape[2:])
-  mask = own.valid_tokens(flat, xp=jnp)
+  mask = embedding.valid_tokens(flat, xp=jnp)
   if mask is None:
     return None
   if class_token:

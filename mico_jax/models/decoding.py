@@ -5,10 +5,10 @@ masked language model reads a [MASK], whose prediction is chosen and which is
 not kept (`TextTower.decoding_ids`). Beams of a row share its context without a
 copy.
 
-Beam rules are those of the library the released model decodes with
+Beam rules are those of the library that the official MiCo code decodes with
 (transformers 4.31): a hypothesis scores its summed log-probabilities over
 length ** penalty, where the length includes the prompt and not the final [SEP].
-Later releases leave the prompt out and give other scores.
+Later versions leave the prompt out and give other scores.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _prefill(
   """Cache of the whole prompt but its last token, one copy per beam."""
   cache = decoder.model.tower.empty_cache(len(prompt), slots)
   if prompt.shape[1] > 1:
-    _, found = decoder.model.text(
+    _, filled = decoder.model.text(
       decoder.params,
       prompt[:, :-1],
       mask=prompt_mask[:, :-1],
@@ -201,7 +201,7 @@ def _prefill(
     cache = jax.tree.map(
       lambda c, f: jax.lax.dynamic_update_slice(c, f.astype(c.dtype), start),
       cache,
-      found,
+      filled,
     )
   return jax.tree.map(lambda c: jnp.repeat(c, decoder.rows, axis=1), cache)
 

@@ -44,9 +44,9 @@ class MiCo(TextModel):
   """
 
   # ---------------------------------------------------------------- parameters
-  def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+  def init(self, rng_key: Key[Array, ""]) -> dict[str, Any]:
     """New float32 parameters as a nested dict."""
-    return nn.meta.unbox(parameters.create(self.config, key))
+    return nn.meta.unbox(parameters.create(self.config, rng_key))
 
   def abstract_params(self) -> PyTree:
     """Shapes and dtypes of the parameters, without allocating them."""
@@ -187,10 +187,11 @@ class MiCo(TextModel):
     frame_mask: Bool[Array, "B T"] | None = None,
     token_mask: Bool[Array, "B T L"] | None = None,
   ) -> Float[Array, "B D"]:
-    """Pools the tokens of a modality as its record says.
+    """Pools the tokens of a modality: class tokens or means, over frames.
 
-    Where it says class token and the encoder has none: the mean. Several
-    frames are weighted with `config.frame_weights`.
+    The modality's record names the pooling; without a class token it is the
+    mean. `config.frame_weights` weights the frames. Source: MiCo's official
+    code.
 
     Args:
       params: parameters.
@@ -235,7 +236,7 @@ class MiCo(TextModel):
     letters: str,
     pooled: Mapping[str, Float[Array, "B D"]],
   ) -> Float[Array, "B E"]:
-    """Unit-norm embeddings in the joint space.
+    """Unit-norm embeddings in the joint space; MiCo, section 3.
 
     Args:
       params: parameters.
@@ -276,7 +277,9 @@ class MiCo(TextModel):
     masks: Mapping[str, Bool[Array, "B ..."]] | None = None,
     sample_index: Mapping[str, int | Int[Array, " B"]] | None = None,
   ) -> Context:
-    """Builds the context of a group.
+    """Builds the context of a group: concatenated z_m + E_C + E_M.
+
+    Source: MiCo, arXiv:2406.09412, section 3.
 
     Args:
       params: parameters.

@@ -142,7 +142,7 @@ class ViT(Encoder):
     config = self.config
     positions = self._positions()
     x = self._embed(pixels, tokens, token_indices, positions)
-    x, mask = self._prepend(self._first_tokens(positions), x, token_mask)
+    x, mask = self._prepend(x, token_mask, positions)
     if config.pre_norm:
       x = LayerNorm(config.norm_eps, name="pre_norm")(x)
     shared: dict[str, Any] = {}
@@ -209,15 +209,25 @@ class ViT(Encoder):
       return x + positions[None]
     return x + jnp.take(positions, token_indices, axis=0)
 
-  @staticmethod
   def _prepend(
-    first: Float[Array, "R D"] | None,
+    self,
     x: Float[Array, "B K D"],
     mask: Bool[Array, "B K"] | None,
+    positions: Float[Array, "_ D"],
   ) -> tuple[Float[Array, "B L D"], Bool[Array, "B L"] | None]:
-    """Puts the first tokens before those of each frame, always visible."""
-    if first is None:
+    """Puts class token and registers, if any, before those of each frame."""
+    width, tokens = self.config.width, []
+    if self.config.pooling == "class":
+      cls = parameter(self, "cls_token", TABLE_INIT, (width,), (axes.EMBED,))
+      tokens.append((cls.astype(self.dtype) + positions[0])[None])
+    if self.config.registers:
+      shape = (self.config.registers, width)
+      names = (axes.UNSHARDED, axes.EMBED)
+      registers = parameter(self, "registers", TABLE_INIT, shape, names)
+      tokens.append(registers.astype(self.dtype))
+    if not tokens:
       return x, mask
+    first = jnp.concatenate(tokens)
     if mask is not None:
       mask = jnp.pad(mask, ((0, 0), (len(first), 0)), constant_values=True)
     first = jnp.broadcast_to(first[None], (x.shape[0], *first.shape))
@@ -247,23 +257,6 @@ class ViT(Encoder):
     rates = jnp.linspace(0.0, config.drop_path_rate, config.depth)
     layer = {"index": jnp.arange(config.depth), "drop_path_rate": rates}
     return blocks(x, layer, shared)
-
-  def _first_tokens(
-    self, positions: Float[Array, "_ D"]
-  ) -> Float[Array, "R D"] | None:
-    """Class token with its position, and registers; None: there are none."""
-    config, tokens = self.config, []
-    if config.pooling == "class":
-      cls = parameter(
-        self, "cls_token", TABLE_INIT, (config.width,), (axes.EMBED,)
-      )
-      tokens.append((cls.astype(self.dtype) + positions[0])[None])
-    if config.registers:
-      size = (config.registers, config.width)
-      names = (axes.UNSHARDED, axes.EMBED)
-      registers = parameter(self, "registers", TABLE_INIT, size, names)
-      tokens.append(registers.astype(self.dtype))
-    return jnp.concatenate(tokens) if tokens else None
 
   def _clip_parameters(self, x: Float[Array, "B L D"]) -> None:
     """Creates the head of a CLIP, which official files carry unused."""

@@ -1,4 +1,4 @@
-"""What objectives get, what they return, and how the terms become one loss.
+"""Inputs and outputs of objectives, and the sum of their terms.
 
 An objective sees one group of the task at a time and returns one value and one
 weight per row of the batch; masking, averaging over rows, averaging over the
@@ -32,7 +32,7 @@ from typing import (
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from mico_jax import rng
 from mico_jax.aliases import Batch, Params, SpecialIds
@@ -79,7 +79,7 @@ class TextSlot(NamedTuple):
 
 
 class Output(NamedTuple):
-  """What an objective returns for one group.
+  """Result of an objective for one group.
 
   Attributes:
     values: per row, in nats (or squared pixels); the base averages.
@@ -97,7 +97,7 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class Inputs:
-  """Everything of a step that objectives read.
+  """Inputs of the objectives of a step.
 
   Attributes:
     model: a `mico_jax.models.MiCo`.
@@ -128,7 +128,9 @@ class Inputs:
   features: Mapping[str, Array] = field(default_factory=dict)
   text: Mapping[str, TextSlot] = field(default_factory=dict)
   contexts: Mapping[str, Any] = field(default_factory=dict)
-  negatives: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
+  negatives: Mapping[str, tuple[Float[Array, "B K E"], Bool[Array, "B K"]]] = (
+    field(default_factory=dict)
+  )
   partition: BatchSharding | None = None
 
   def keys(self, site: str) -> Key[Array, " B"]:
@@ -140,10 +142,7 @@ class Inputs:
     return self.keys(f"dropout/{site}") if self.train else None
 
   def row_arrays(self, objective: str, group: str) -> Mapping[str, Array]:
-    """Arrays of the rows for a group, from outside; may be empty.
-
-    Draws that a caller fixed, or what `Objective.global_arrays` gave.
-    """
+    """Arrays of `Objective.global_arrays`, or fixed draws; may be empty."""
     return self.batch.get("draws", {}).get(objective, {}).get(group, {})
 
   def row_weight(self, group: str) -> Float[Array, " B"]:
@@ -169,12 +168,12 @@ class Objective(abc.ABC):
     config: its options: a frozen dataclass with a field `weight`.
     name: key in the table and in the config.
     needs: what the step must prepare for its groups.
-    whole_batch: it compares rows of the whole batch, and reads their features
-      and texts alone; the others look at one row at a time, beside what
-      `global_arrays` gives them.
-    row_indices: names of what `global_arrays` gives that are indices of rows.
-    drops_patches: it encodes a part of the patches, which not every encoder can
-      do.
+    whole_batch: whether it compares rows of the whole batch, and reads only
+      their features and texts; the others look at one row at a time, and at
+      the row's entry of `global_arrays`.
+    row_indices: names of those `global_arrays` that are indices of rows.
+    drops_patches: whether it encodes a part of the patches, which not every
+      encoder can do.
     curves: those of its metrics that a report draws, besides its loss.
   """
 
@@ -237,7 +236,7 @@ class Objective(abc.ABC):
     return None
 
   def init(self, key: Key[Array, ""], model: ModelConfig) -> Params:
-    """Parameters of its own, kept under params["objective"][name]."""
+    """Parameters of the objective, kept under params["objective"][name]."""
     del key, model
     return {}
 

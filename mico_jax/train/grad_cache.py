@@ -57,7 +57,7 @@ Gradient = Callable[
 
 
 class Cache(NamedTuple):
-  """What is kept of every row.
+  """The embeddings of every row.
 
   Attributes:
     features: context letters -> embeddings [B E].
@@ -219,34 +219,36 @@ class Accumulation:
       partition=self.partition,
     )
 
-  def _handed(self, found: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """What `_global_arrays` found, for micro-batches of `rows` rows.
+  def _within_micro(
+    self, arrays: Mapping[str, Any], rows: int
+  ) -> dict[str, Any]:
+    """`_global_arrays` for micro-batches of `rows` rows.
 
     Indices of rows become positions within the micro-batch.
     """
-    devices = parts(self.partition)
-    local = rows // devices
-    own = local * self.config.train.micro_batches
-    handed: dict[str, Any] = {}
-    for name, groups in found.items():
-      moved = self.selected[name][0].row_indices
-      handed[name] = {
-        group: {
-          key: (x // own) * local + (x % own) % local if key in moved else x
-          for key, x in arrays.items()
-        }
-        for group, arrays in groups.items()
+    local = rows // parts(self.partition)  # rows of a micro-batch on a device
+    whole = local * self.config.train.micro_batches  # all rows of a device
+
+    def moved(name: str, values: Mapping[str, Array]) -> dict[str, Array]:
+      indices = self.selected[name][0].row_indices
+      return {
+        k: (x // whole) * local + (x % whole) % local if k in indices else x
+        for k, x in values.items()
       }
-    return handed
+
+    return {
+      name: {group: moved(name, values) for group, values in groups.items()}
+      for name, groups in arrays.items()
+    }
 
   def _global_arrays(self, inputs: Inputs) -> dict[str, Any]:
-    """What rows must know of the batch: objective -> group -> arrays."""
-    found: dict[str, Any] = {}
+    """Facts of rows from the whole batch: objective -> group -> arrays."""
+    arrays: dict[str, Any] = {}
     for name, (objective, groups) in self.selected.items():
       drawn = {g: dict(objective.global_arrays(inputs, g)) for g in groups}
       if any(drawn.values()):
-        found[name] = drawn
-    return found
+        arrays[name] = drawn
+    return arrays
 
   def _each(
     self,
@@ -303,25 +305,25 @@ class Accumulation:
     inputs = self._whole(params, cache, batch, step, plan)
     counts, shares = self._weigh(inputs)
     metrics.update(shares)
-    found = self._global_arrays(inputs)
-    handed = split(self._handed(found, rows), count, self.partition)
-    given = {**micro.get("draws", {}), **handed}
+    drawn = self._global_arrays(inputs)
+    local = split(self._within_micro(drawn, rows), count, self.partition)
+    draws = {**micro.get("draws", {}), **local}
 
     def body(total: Params, item: Any) -> tuple[Params, Any]:
-      own, pull = item
+      part, pull = item
       grads, more = jax.grad(self._each, has_aux=True)(
-        params, own, pull, counts, step, plan
+        params, part, pull, counts, step, plan
       )
       return jax.tree.map(jnp.add, total, grads), more
 
-    items = ({**micro, "draws": given}, split(pulls, count, self.partition))
+    items = ({**micro, "draws": draws}, split(pulls, count, self.partition))
     grads, (parts_of, rest) = jax.lax.scan(body, grads, items)
     metrics.update(jax.tree.map(lambda x: x.sum(axis=0), parts_of))
     aux.update(join(rest, self.partition))
-    for name, groups in found.items():
+    for name, groups in drawn.items():
       for group, arrays in groups.items():
-        for key in self.selected[name][0].row_indices.intersection(arrays):
-          aux[f"{name}/{group}/{key}"] = arrays[key]
+        for index in self.selected[name][0].row_indices.intersection(arrays):
+          aux[f"{name}/{group}/{index}"] = arrays[index]
     apart = {n: v for n, v in self.selected.items() if n not in whole}
     value = value + sum_terms(apart, metrics)
     metrics["loss"] = scalar(value)

@@ -9,10 +9,10 @@ with a learning rate and a decay per leaf (or per layer of a stacked leaf), so
 multipliers, freezing, layer-wise decay and weight-decay masks need no nesting
 of transformations. Frozen leaves have no optimizer state.
 
-`adamw_mico` is the released arithmetic: eps is added to the uncorrected
-sqrt(v); decay comes after the step, on the updated parameter; a leaf whose
-gradient is exactly zero counts as having none and is skipped entirely, moments,
-its own step count and decay included.
+`adamw_mico` is the arithmetic of the official code: eps is added to the
+uncorrected sqrt(v); decay comes after the step, on the updated parameter; a
+leaf whose gradient is exactly zero counts as having none and is skipped
+entirely, moments, its own step count and decay included.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _constant(config: OptimizerConfig, num_steps: int) -> Schedule:
 
 
 def _linear_mico(config: OptimizerConfig, num_steps: int) -> Schedule:
-  """The released rule: x / w, then (x - 1) / (w - 1), x = (step + 1) / steps.
+  """The official rule: x / w, then (x - 1) / (w - 1), x = (step + 1) / steps.
 
   Unlike "linear" it counts from 1, peaks between two steps unless w * steps is
   whole, and reaches 0 in the last step.

@@ -69,9 +69,9 @@ def _completed(params: Params, config: Config, key: Key[Array, ""]) -> Params:
   extra = {}
   for index, name in enumerate(used_objectives(config)):
     objective = make_objective(config.objectives, name)
-    own = objective.init(jax.random.fold_in(key, index + 1), config.model)
-    if own:
-      extra[name] = own
+    tensors = objective.init(jax.random.fold_in(key, index + 1), config.model)
+    if tensors:
+      extra[name] = tensors
   if extra:
     params["objective"] = extra
   if config.optimizer.lora_rank > 0:

@@ -55,8 +55,8 @@ def make_loss(
     model: from `mico_jax.models.build`.
     config: of the run.
     task: one of config.tasks.
-    tokenizer: special ids.
-    partition: how the rows lie on the mesh, from `row_partition`.
+    tokenizer: special ids (`Tokenizer.info`).
+    partition: how the rows lie on the mesh, from `layout.row_partition`.
 
   Returns:
     loss(params, batch, *, step, train=True) -> (loss, (metrics, aux)), see
@@ -187,10 +187,10 @@ def make_train_step(
   """The jitted training step of a task.
 
   Args:
-    model: from `mico_jax.models.build`.
-    config: of the run.
-    task: one of config.tasks.
-    tokenizer: special ids (`Tokenizer.info`).
+    model: see `make_loss`.
+    config: see `make_loss`.
+    task: see `make_loss`.
+    tokenizer: see `make_loss`.
     mesh: from `mico_jax.parallel.mesh.make_mesh`.
     optimizer: shared by the tasks of a run; None: made from the config.
     return_aux: also return the objectives' aux arrays (mined indices).
@@ -208,18 +208,9 @@ def make_train_step(
   if optimizer is None:
     optimizer = make_optimizer(config.optimizer, abstract, config.train.steps)
   rules = sharding.rules_by_name(config.parallel.rules)
-  partition = row_partition(mesh, rules)
-  loss = make_loss(model, config, task, tokenizer, partition=partition)
-  gradient = direct_gradient(loss, optimizer.freeze)
-  if config.train.micro_batches > 1:
-    gradient = grad_cache.make_gradient(
-      model,
-      config,
-      task,
-      tokenizer,
-      partition=partition,
-      freeze=optimizer.freeze,
-    )
+  gradient = _make_gradient(
+    model, config, task, tokenizer, optimizer, row_partition(mesh, rules)
+  )
   ema = config.optimizer.ema > 0
   shapes = jax.eval_shape(
     lambda p: create_state(p, optimizer, ema=ema), abstract
@@ -227,23 +218,41 @@ def make_train_step(
   shardings = state_shardings(
     mesh, model, shapes, rules, offload=config.parallel.offload
   )
-  alone = sharding.replicated(mesh)
 
   def step(state: TrainState, batch: Batch) -> Any:
     with kernels_on(mesh, rules):
-      state, metrics, aux = update_state(
-        on_device(state, shardings),
-        gradient,
-        batch,
-        optimizer=optimizer,
-        config=config,
+      state = on_device(state, shardings)
+      outputs = update_state(
+        state, gradient, batch, optimizer=optimizer, config=config
       )
-    return (state, metrics, aux) if return_aux else (state, metrics)
+    return outputs if return_aux else outputs[:2]
 
-  outputs = (shardings, alone, alone) if return_aux else (shardings, alone)
+  alone = sharding.replicated(mesh)
   return jax.jit(
     step,
     in_shardings=(shardings, sharding.batch_sharding(mesh, rules)),
-    out_shardings=outputs,
+    out_shardings=(shardings, *([alone] * (1 + return_aux))),
     donate_argnums=(0,) if donate else (),
   )
+
+
+def _make_gradient(
+  model: MiCo,
+  config: Config,
+  task: TaskConfig,
+  tokenizer: SpecialIds,
+  optimizer: Optimizer,
+  partition: BatchSharding | None,
+) -> grad_cache.Gradient:
+  """The gradient of a task, at once or in micro-batches."""
+  if config.train.micro_batches > 1:
+    return grad_cache.make_gradient(
+      model,
+      config,
+      task,
+      tokenizer,
+      partition=partition,
+      freeze=optimizer.freeze,
+    )
+  loss = make_loss(model, config, task, tokenizer, partition=partition)
+  return direct_gradient(loss, optimizer.freeze)
