@@ -280,8 +280,8 @@ def _embedding_parts(
       raise ValueError(
         f"{modality} brings its own embedding, and encoder="
         f"{config.vision.encoder!r} takes pixels only; remove "
-        f"{MODALITIES[modality].context_type!r} from config.model.frame_table or "
-        "choose encoder='vit'."
+        f"{MODALITIES[modality].context_type!r} from "
+        "config.model.frame_table or choose encoder='vit'."
       )
     module = custom_embedding.module(config, modality, embedding)
     example = jnp.zeros((1, *embedding.frame))
