@@ -22,7 +22,7 @@ leading axis is the (global or per-process) batch:
   question       int32 [B, L], answer int32 [B, L]  (absent without QA)
 
 Text ids are padded with the tokenizer's pad id and start with its cls id and
-end with its sep id. What a batch of a task holds follows from the config alone
+end with its sep id. The contents of a task's batch follow from the config alone
 (`mico_jax.data.pipeline.batch_spec`).
 """
 

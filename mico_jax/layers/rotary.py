@@ -4,8 +4,8 @@ Heads turn in neighbouring pairs (x0, x1): all of a head with the place of a
 token in its text; of a patch, half of it with the row, the other half with the
 column. Positions of patches are scaled so that any grid spans the range of the
 pretraining grid, so weights serve other resolutions as they are. The class
-token is not turned. Tables are made in float32 whatever the compute dtype;
-nothing of them is a parameter.
+token is not turned. Tables are float32 for every compute dtype, and no
+parameters.
 
 Source: EVA-02, arXiv:2303.11331; RoFormer, arXiv:2104.09864. Angles follow the
 official code bit by bit; its cosines and sines are off by one unit in the last

@@ -53,9 +53,9 @@ def take_sharded_rows(
     arrays: of the same rows.
     indices: global rows, 0 <= index < B.
     partition: how the rows lie on a mesh.
-    run: the indices that lie on a part name rows of it (1), or of the parts of
-      its run of so many (`BatchSharding.run`), and only those rows travel; 0:
-      rows of any part.
+    run: number of neighbouring parts (`BatchSharding.run`) that hold the rows
+      named by the indices of each of them; only those are sent. 1: the part
+      itself; 0: any part may hold them.
   """
   take: Any = _take
   if partition is not None and partition.size > 1 and run:

@@ -5,8 +5,8 @@ attention to a projected context (skipped without one) and a SwiGLU MLP; RMSNorm
 and no biases. Texts are read from left to right, the last token stands for all
 of them, and the state of a token predicts the next one.
 
-Positions count the visible tokens, so padding has no effect wherever it stands;
-under a mask that differs from query to query they are columns.
+Positions count the visible tokens, so padding has no effect in any place; under
+a mask that differs from query to query they are columns.
 
 Source: LLaMA, arXiv:2302.13971; grouped queries, arXiv:2305.13245; rotary
 positions, arXiv:2104.09864; SwiGLU, arXiv:2002.05202; RMSNorm,

@@ -1,4 +1,4 @@
-"""What options of a model must satisfy, beyond their declared ranges."""
+"""Checks of a model's options and inputs, beyond declared ranges and types."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mico_jax.config import TextConfig, VisionConfig
+from mico_jax.config import ModelConfig, TextConfig, VisionConfig
 from mico_jax.kernels.attention.api import BACKENDS, MASKED_ROWS
 from mico_jax.layers.attention import BIASES
 from mico_jax.layers.mlp import MLPS
@@ -15,7 +15,7 @@ from mico_jax.layers.stack import REMAT
 from mico_jax.modalities import MODALITIES
 
 NORMS = ("pre", "post")  # where the LayerNorm of a branch stands
-POOLINGS = ("class", "map")  # what token 0 of a frame is
+POOLINGS = ("class", "map")  # token 0 of a frame
 
 # Field of the config -> its values.
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -69,6 +69,45 @@ def check_unread(
         f"{where}.{field.name}={value!r} says nothing to "
         f"encoder={config.encoder!r}; leave it at {field.default!r}."
       )
+
+
+NO_SUBSETS = (
+  "config.model.vision.encoder={!r} encodes whole frames; token_indices (patch "
+  "dropout, masked modelling) need encoder='vit'."
+)
+
+
+def check_frames(
+  config: ModelConfig, modality: str, shape: tuple[int, ...], *, subset: bool
+) -> None:
+  """Checks the frames of a modality before they are encoded.
+
+  Args:
+    config: of the model.
+    modality: its key.
+    shape: of a frame.
+    subset: whether a subset of the patches is to be encoded.
+
+  Raises:
+    ValueError: for an unknown modality or frames of another size.
+  """
+  record = MODALITIES.get(modality)
+  if record is None or record.kind != "knowledge":
+    known = [k for k, m in MODALITIES.items() if m.kind == "knowledge"]
+    raise ValueError(
+      f"cannot encode {modality!r}; knowledge modalities: {', '.join(known)}."
+    )
+  size = config.vision.image_size
+  if record.embedding == "patch":
+    if shape != (size, size, 3):
+      raise ValueError(
+        f"{modality}: frames of shape {shape}; the encoder takes "
+        f"({size}, {size}, 3) (config.model.vision.image_size)."
+      )
+  elif subset:
+    raise ValueError(
+      f"{modality}: token_indices name patches; it has tokens of its own."
+    )
 
 
 def check_vit(config: VisionConfig) -> None:

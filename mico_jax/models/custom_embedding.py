@@ -1,8 +1,8 @@
-"""Tokens of modalities that bring an embedding of their own, and their padding.
+"""Tokens of modalities with a custom embedding, and their padding.
 
-A record says what there is (`mico_jax.modalities.CustomEmbedding`). Padding
-counts for nothing: it is replaced by zeros before the encoder, no token attends
-to it, and pools and contexts leave it out.
+The record of the modality names the embedding class
+(`mico_jax.modalities.CustomEmbedding`). Padding tokens are zeros, no token
+attends to them, and pools and contexts leave them out.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def valid_tokens(
   Args:
     key: of the modality.
     pixels: frames, [B T *frame].
-    class_token: whether the encoder puts one first, which is valid if any of
-      its frame is.
+    class_token: whether the encoder puts one first; it is valid if any token
+      of its frame is.
   """
   embedding = MODALITIES[key].embedding
   if not isinstance(embedding, CustomEmbedding):

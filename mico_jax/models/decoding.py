@@ -1,4 +1,4 @@
-"""Caption and answer decoding: greedy and beam search in one compiled loop.
+"""Decoding of captions and answers: greedy and beam search in a compiled loop.
 
 A step reads the last chosen token and keeps its keys and values. Behind it a
 masked language model reads a [MASK], whose prediction is chosen and which is
@@ -44,7 +44,7 @@ class Generation(NamedTuple):
 
 
 class _Decoder(NamedTuple):
-  """What every step needs and no step changes."""
+  """Constants of all decoding steps."""
 
   model: MiCo
   params: Params
@@ -93,7 +93,7 @@ def generate(
   Args:
     model: the model.
     params: its parameters.
-    context: what to write about; None: nothing.
+    context: the context to describe; None: none.
     tokens: special token ids.
     max_new_tokens: most tokens to choose, [SEP] included.
     num_beams: beams kept; 1: greedy.
@@ -157,8 +157,8 @@ def make_generator(model: MiCo, **options: Any) -> Callable[..., Generation]:
   def run(
     params: Params,
     context: ContextKV | None,
-    prompt: Array | None = None,
-    prompt_mask: Array | None = None,
+    prompt: Int[Array, "B Q"] | None = None,
+    prompt_mask: Bool[Array, "B Q"] | None = None,
   ) -> Generation:
     return generate(
       model,
@@ -173,7 +173,9 @@ def make_generator(model: MiCo, **options: Any) -> Callable[..., Generation]:
 
 
 def _batch_size(
-  context: ContextKV | None, prompt: Array | None, batch_size: int | None
+  context: ContextKV | None,
+  prompt: Int[Array, "B Q"] | None,
+  batch_size: int | None,
 ) -> int:
   if context is not None:
     return context.keys.shape[1]
@@ -185,7 +187,10 @@ def _batch_size(
 
 
 def _prefill(
-  decoder: _Decoder, prompt: Array, prompt_mask: Array, slots: int
+  decoder: _Decoder,
+  prompt: Int[Array, "B Q"],
+  prompt_mask: Bool[Array, "B Q"],
+  slots: int,
 ) -> KVCache:
   """Cache of the whole prompt but its last token, one copy per beam."""
   cache = decoder.model.tower.empty_cache(len(prompt), slots)
@@ -208,7 +213,7 @@ def _prefill(
 
 def _greedy(
   decoder: _Decoder,
-  prompt: Array,
+  prompt: Int[Array, "B Q"],
   cache: KVCache,
   length_penalty: float,
   return_logits: bool,
@@ -229,7 +234,7 @@ def _greedy(
     "logits": jnp.zeros((kept, batch, vocabulary), jnp.float32),
   }
 
-  def unfinished(s: dict[str, Any]) -> Array:
+  def unfinished(s: dict[str, Any]) -> Bool[Array, ""]:
     return (s["step"] < new) & ~jnp.all(s["done"])
 
   def advance(s: dict[str, Any]) -> dict[str, Any]:
@@ -272,7 +277,7 @@ def _greedy(
 
 def _beam_search(
   decoder: _Decoder,
-  prompt: Array,
+  prompt: Int[Array, "B Q"],
   cache: KVCache,
   length_penalty: float,
   num_return: int,
@@ -293,7 +298,7 @@ def _beam_search(
     "kept_scores": jnp.full((batch, beams), -jnp.inf),
   }
 
-  def unfinished(s: dict[str, Any]) -> Array:
+  def unfinished(s: dict[str, Any]) -> Bool[Array, ""]:
     return (s["step"] < total - length) & ~jnp.all(s["done"])
 
   advance = functools.partial(_beam_step, decoder, length_penalty)

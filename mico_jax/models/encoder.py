@@ -1,9 +1,9 @@
-"""What MiCo asks of an encoder, whatever its family.
+"""The contract of encoders of all families.
 
 An encoder is a Linen module with these attributes, called as
 `encoder(pixels, row_keys=..., return_hidden=...)`; it returns the tokens of
 each frame after the final LayerNorm [B L D], D = config.width, and, if asked
-for, the tokens after every block. What a family cannot do it declares here, so
+for, the tokens after every block. A family declares here what it cannot do, so
 that options which need it are refused before anything runs.
 """
 

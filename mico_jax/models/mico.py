@@ -3,9 +3,9 @@
 A plain frozen dataclass of pure methods over a nested dict of parameters. The
 contexts follow section 3 of the paper (arXiv:2406.09412): z_m + E_C + E_M,
 after projection to the text width; E_Pos is the position table of the
-encoder. What the paper has and the official weights lack (a further E_Pos over
-the context, E_Sam, a position table for joined captions) exists by config, off
-by default.
+encoder. Parts of the paper that the official weights lack (a further E_Pos over
+the context, E_Sam, a position table for joined captions) are options, off by
+default.
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ from mico_jax.kernels.dtypes import accumulation_dtype, supported_dtype
 from mico_jax.layers import dropout, pool
 from mico_jax.modalities import MODALITIES, as_configured, by_letter
 from mico_jax.models import custom_embedding, parameters
-from mico_jax.models.checks import NAMES, check_names
-from mico_jax.models.encoder import Encoder
+from mico_jax.models.checks import (
+  NAMES,
+  NO_SUBSETS,
+  check_frames,
+  check_names,
+)
 from mico_jax.models.resize import resize_frames
 from mico_jax.models.text import Context, TextModel, apply, precise
 
@@ -90,8 +94,8 @@ class MiCo(TextModel):
     Args:
       params: parameters.
       key: of the modality.
-      pixels: normalised frames [B T Y X 3] of the configured size, or what the
-        embedding class of the modality takes.
+      pixels: normalised frames [B T Y X 3] of the configured size, or the input
+        of the embedding class of the modality.
       token_indices: patches to encode, the same for all frames of a row unless
         it has a frame axis; None: all. The class token is always kept.
       row_keys: one key per row; None: no stochastic depth.
@@ -118,7 +122,10 @@ class MiCo(TextModel):
       token_indices = token_indices.reshape(batch * frames, -1)
       options["token_indices"] = token_indices
     encoder = parameters.towers(self.config)[0]
-    self._check_frames(encoder, key, flat, token_indices)
+    subset = token_indices is not None
+    if subset and not encoder.supports_token_indices:
+      raise ValueError(NO_SUBSETS.format(self.config.vision.encoder))
+    check_frames(self.config, key, flat.shape[1:], subset=subset)
     if MODALITIES[key].embedding == "patch":
       options["pixels"] = flat
     else:
@@ -129,38 +136,6 @@ class MiCo(TextModel):
     if not return_hidden:
       return tokens
     return tokens, [h.reshape(batch, frames, *h.shape[1:]) for h in hidden]
-
-  def _check_frames(
-    self,
-    encoder: Encoder,
-    key: str,
-    frames: Float[Array, "F ..."],
-    token_indices: Int[Array, "F K"] | None,
-  ) -> None:
-    """Checks the arguments of `encode`."""
-    if token_indices is not None and not encoder.supports_token_indices:
-      raise ValueError(
-        f"config.model.vision.encoder={self.config.vision.encoder!r} encodes "
-        "whole frames; token_indices (patch dropout, masked modelling) need "
-        "encoder='vit'."
-      )
-    modality = MODALITIES.get(key)
-    if modality is None or modality.kind != "knowledge":
-      known = [k for k, m in MODALITIES.items() if m.kind == "knowledge"]
-      raise ValueError(
-        f"cannot encode {key!r}; knowledge modalities: {', '.join(known)}."
-      )
-    size = self.config.vision.image_size
-    if modality.embedding == "patch":
-      if frames.shape[1:] != (size, size, 3):
-        raise ValueError(
-          f"{key}: frames of shape {frames.shape[1:]}; the encoder takes "
-          f"({size}, {size}, 3) (config.model.vision.image_size)."
-        )
-    elif token_indices is not None:
-      raise ValueError(
-        f"{key}: token_indices name patches; it has tokens of its own."
-      )
 
   def valid_tokens(
     self, key: str, pixels: Float[Array, "B T ..."]
@@ -175,7 +150,7 @@ class MiCo(TextModel):
 
   @property
   def has_class_token(self) -> bool:
-    """Whether token 0 of a frame stands for all of it."""
+    """Whether token 0 represents the whole frame."""
     return parameters.towers(self.config)[0].has_class_token
 
   def pool(

@@ -138,7 +138,7 @@ class TextModel:
       mask: true where a token may be seen: [B L], or [B L L] per query; None:
         `ids != pad_id`.
       prefix_length: tokens of the prefix.
-      context: what to attend to; None: cross-attention is skipped. Its rows
+      context: to attend to; None: cross-attention is skipped. Its rows
         are those of `ids`, or consecutive rows of `ids` share one. Several
         contexts: each for some of the rows that share one, see `uses`.
       uses: for each of several contexts, how many consecutive rows of `ids`
@@ -222,7 +222,7 @@ class TextModel:
       position: of the last chosen token.
       visible: cache positions a token may see, `position` included.
       mask_id: of the tokenizer.
-      context: what to attend to; R is a multiple of its rows.
+      context: to attend to; R is a multiple of its rows.
     """
     ids = self.tower.decoding_ids(last, mask_id=mask_id)
     rows, count = ids.shape

@@ -19,7 +19,7 @@ from mico_jax.layers.norm import LayerNorm
 class TextBlock(nn.Module):
   """Self-attention, cross-attention to contexts (if any) and MLP.
 
-  A family says where the norms stand and what its self-attention is.
+  A family chooses the place of the norms, and the self-attention.
 
   Attributes:
     config: of the tower.
@@ -71,11 +71,15 @@ class TextBlock(nn.Module):
       "dropout_rate": config.dropout,
     }
 
-    def norm(x: Array, name: str, *, before: bool) -> Array:
+    def norm(
+      x: Float[Array, "B L W"], name: str, *, before: bool
+    ) -> Float[Array, "B L W"]:
       here = before == self.pre_norm
       return type(self).norm_class(config.norm_eps, name=name)(x) if here else x
 
-    def add(x: Array, y: Array, tag: int, name: str) -> Array:
+    def add(
+      x: Float[Array, "B L W"], y: Float[Array, "B L W"], tag: int, name: str
+    ) -> Float[Array, "B L W"]:
       y = dropout.row_dropout(y, row_keys, config.dropout, tag)
       return norm(x + y, name, before=False)
 

@@ -1,16 +1,15 @@
-"""What MiCo asks of a text tower, and what the towers share.
+"""The contract of text towers, and the pass that all of them share.
 
 A text tower is a Linen module: it encodes token ids, attends to a projected
 context, and writes. A family gives its embedding, its block and its last norm,
 and declares the facts that objectives, decoding, the self-check, plans and
 exports ask for:
 
-- how it reads (`reading`) and which position stands for a text (`pool`);
+- how it reads (`reading`) and which position represents a text (`pool`);
 - how it writes (`next_token`): the state of a [MASK] at position k predicts
   token k itself, or the state of token k predicts token k + 1;
-- what its states are multiplied with to score words (`decode`);
-- its cache (`empty_cache`), and what it reads at a decoding step
-  (`decoding_ids`);
+- the word vectors and biases that score words (`decode`);
+- its cache (`empty_cache`), and the ids of a decoding step (`decoding_ids`);
 - which fields of the config it reads, and which heads a mesh may split.
 
 `mico_jax.models.encoders.TEXT_ENCODERS` is the table of towers.
@@ -50,8 +49,8 @@ class ContextKV:
   """Keys and values of a context for every layer, projected once per step.
 
   Attributes:
-    keys: one set per layer, heads side by side: D = N H. So kernels read them
-      as they lie.
+    keys: one set per layer, heads side by side: D = N H, the layout that
+      kernels read.
     values: likewise.
     mask: true at valid context tokens; None: all are.
   """
@@ -150,7 +149,7 @@ class TextTower(nn.Module):
 
   @nn.nowrap
   def last_norm(self, x: Float[Array, "B L W"]) -> Float[Array, "B L W"]:
-    """What is done with the tokens after the last block."""
+    """Transforms the tokens after the last block."""
     return x
 
   @nn.compact
@@ -178,7 +177,7 @@ class TextTower(nn.Module):
       mask: true where a token may look; with a cache of S slots and L ids it
         has S + L - 1 columns, see `mico_jax.layers.attention.SelfAttention`.
       prefix_lengths: with `causal`: so many first tokens see each other.
-      context: what to attend to; None: cross-attention is skipped.
+      context: to attend to; None: cross-attention is skipped.
       uses: see `mico_jax.layers.cross_attention.CrossAttention`.
       cache: keys and values of the tokens before; only the first of `ids` is
         written to it.
@@ -324,7 +323,7 @@ class TextTower(nn.Module):
   def decode(
     self, params: Params, hidden: Float[Array, "*B W"]
   ) -> tuple[Float[Array, "*B W"], Float[Array, "V W"], Float[Array, " V"]]:
-    """What scores words: x, word vectors and biases of logits x @ words + b."""
+    """x, word vectors and biases of the logits x @ words.T + b."""
     raise NotImplementedError
 
   @nn.nowrap

@@ -1,6 +1,6 @@
 """UniRepLKNet: very large depthwise kernels, squeeze-and-excite, an MLP.
 
-What is here is the merged form of the published network: one depthwise kernel
+This is the merged form of the published network: one depthwise kernel
 with a bias per block, where training in the original adds parallel dilated
 kernels, each with BatchNorm, and further BatchNorms and a layer scale. Encoders
 here are pure functions of parameters and pixels, so there are no running

@@ -10,7 +10,7 @@ groups of the objective and weighting live here, once:
 A row's weight is 0 where the batch says so (padding), where a modality of the
 group is absent, or where the group's text is empty. A group without a single
 row of positive weight contributes 0 and still counts in the mean over groups,
-so the scale of a term does not depend on what a batch happens to lack.
+so the scale of a term does not depend on the modalities of a batch.
 
 Source: VAST, arXiv:2305.18500, and MiCo, arXiv:2406.09412, section 3, for the
 sum of objectives.
@@ -167,7 +167,7 @@ class Objective(abc.ABC):
   Attributes:
     config: its options: a frozen dataclass with a field `weight`.
     name: key in the table and in the config.
-    needs: what the step must prepare for its groups.
+    needs: inputs that the step must prepare for its groups.
     whole_batch: whether it compares rows of the whole batch, and reads only
       their features and texts; the others look at one row at a time, and at
       the row's entry of `global_arrays`.
@@ -311,7 +311,7 @@ def total_loss(
 
   Args:
     objectives: name -> (objective, groups).
-    inputs: what the step prepared.
+    inputs: prepared by `mico_jax.train.encode.prepare`.
 
   Returns:
     (loss, metrics, aux). Metrics: "loss", "loss/<objective>" (unweighted mean

@@ -75,7 +75,7 @@ class Contrastive(Objective):
     return math.log(rows)
 
   def init(self, key: Key[Array, ""], model: ModelConfig) -> Params:
-    """The bias of the sigmoid form; softmax has no parameter of its own."""
+    """The bias of the sigmoid form; softmax has no parameters."""
     del key, model
     if self.config.form != "sigmoid":
       return {}

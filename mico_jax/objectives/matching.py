@@ -45,7 +45,7 @@ from mico_jax.objectives.mining import (
 
 @dataclass(frozen=True)
 class Matching(Objective):
-  """Does this text belong to this context? Two logits from its state.
+  """Binary classification of pairs: does a text describe a context?
 
   Per row: (text, context) against (mined text, context), (explicit negative,
   context) for each explicit negative, and (text, mined context); the value is

@@ -26,9 +26,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
+from mico_jax import rng
 from mico_jax.kernels.batch_sharding import BatchSharding, parts, split_rows
 from mico_jax.kernels.contrastive.api import automatic_chunk
-from mico_jax.objectives import sampling
 
 NEGATIVE = -1e30
 
@@ -92,8 +92,8 @@ def draw_negatives(
   groups, size, _ = weights.shape
   start = jnp.arange(groups, dtype=jnp.int32)[:, None] * size
   column = start + jnp.arange(size, dtype=jnp.int32)[None, :]
-  words = sampling.row_words(keys).reshape(groups, size, 2)
-  race = jax.vmap(sampling.pair_log_exponential)(words, column)
+  words = rng.row_words(keys).reshape(groups, size, 2)
+  race = jax.vmap(rng.pair_log_exponential)(words, column)
   positive = weights > 0
   scores = jnp.log(jnp.where(positive, weights, jnp.ones_like(weights)))
   scores = jnp.where(positive, scores - race, -jnp.inf)
@@ -102,7 +102,7 @@ def draw_negatives(
 
 
 class Rows(NamedTuple):
-  """The rows of a device: both sides, random bits, and what a draw returns."""
+  """The rows of a device: both sides, random bits, and payload of a draw."""
 
   query: Float[Array, "B E"]
   key: Float[Array, "B E"]
@@ -187,7 +187,7 @@ def _local_draw(
     if exclude_same:
       same = x.fingerprint[:, None, :] == fingerprint[None, :, :]
       excluded = excluded | jnp.all(same, axis=-1)
-    noise = sampling.pair_log_exponential(x.words, index)
+    noise = rng.pair_log_exponential(x.words, index)
     candidate = valid[None, :] & ~excluded
     score = jnp.where(candidate, jnp.log(weight) - noise, -jnp.inf)
     first = jnp.argmax(score, axis=1)
@@ -255,6 +255,6 @@ def draw_from_all(
     spec = partition.spec()
     run = partition.local(run, (spec, PartitionSpec()), spec)
   wide = lambda x: jax.lax.stop_gradient(x).astype(jnp.float32)
-  words = sampling.row_words(keys)
+  words = rng.row_words(keys)
   local = Rows(wide(query), wide(key), words, valid, fingerprint, payload)
   return run(local, wide(temperature))

@@ -17,39 +17,8 @@ from mico_jax.aliases import SpecialIds
 from mico_jax.kernels.cross_entropy import IGNORE
 
 
-def _mix(x: UInt32[Array, "*B"]) -> UInt32[Array, "*B"]:
-  """A bijective scrambling of 32 bits (two multiply-xorshift rounds)."""
-  x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(0x7FEB352D)
-  x = (x ^ (x >> jnp.uint32(15))) * jnp.uint32(0x846CA68B)
-  return x ^ (x >> jnp.uint32(16))
-
-
-def row_words(keys: Key[Array, " B"]) -> UInt32[Array, "B 2"]:
-  """64 random bits per row, for draws about pairs of rows."""
-  return jax.vmap(lambda k: jax.random.bits(k, (2,), jnp.uint32))(keys)
-
-
-def pair_log_exponential(
-  words: UInt32[Array, "B 2"], index: Int[Array, " C"]
-) -> Float[Array, "B C"]:
-  """Log of an exponential variable per row and index, by hashing both.
-
-  It depends on nothing else, so a pair draws the same in any block. With
-  weights w, the index of the largest log(w) - this is drawn in proportion to w.
-
-  Args:
-    words: of each row, from `row_words`.
-    index: global rows.
-  """
-  seat = _mix(index.astype(jnp.uint32) + jnp.uint32(0x9E3779B9))[None, :]
-  bits = _mix(_mix(words[:, :1] ^ seat) + words[:, 1:])
-  uniform = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
-  below_one = jnp.float32(1 - 2.0**-24)
-  return jnp.log(-jnp.log1p(-jnp.minimum(uniform, below_one)))
-
-
 def fingerprint(ids: Int[Array, "B L"], *, pad: int) -> UInt32[Array, "B 2"]:
-  """64 bits per text that are equal for equal texts, whatever the padding.
+  """64 bits per text that are equal for equal texts; padding does not count.
 
   Two different texts of a batch of B collide with probability about
   B^2 / 2^65.
@@ -59,10 +28,10 @@ def fingerprint(ids: Int[Array, "B L"], *, pad: int) -> UInt32[Array, "B 2"]:
   token = ids.astype(jnp.uint32)
   halves = []
   for salt in (0x9E3779B9, 0x85EBCA6B):
-    seat = _mix(position * jnp.uint32(2) + jnp.uint32(salt))
-    word = _mix(_mix(token + jnp.uint32(salt)) ^ seat)
+    seat = rng.scramble(position * jnp.uint32(2) + jnp.uint32(salt))
+    word = rng.scramble(rng.scramble(token + jnp.uint32(salt)) ^ seat)
     word = jnp.where(real, word, jnp.zeros_like(word))
-    halves.append(_mix(word.sum(axis=1, dtype=jnp.uint32)))
+    halves.append(rng.scramble(word.sum(axis=1, dtype=jnp.uint32)))
   return jnp.stack(halves, axis=1)
 
 

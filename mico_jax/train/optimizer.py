@@ -235,9 +235,9 @@ _BEFORE = (
 def _layer_factors(config: OptimizerConfig, params: Params) -> PyTree:
   """Layer-wise decay of the shared encoder: one factor, or one per layer.
 
-  Block i of n, counted over all stages, gets decay ** (n - i), what comes
-  before the blocks decay ** (n + 1), the downsampling before a stage what the
-  stage's first block gets, everything else 1 (BEiT, arXiv:2106.08254).
+  Block i of n, counted over all stages, gets decay ** (n - i), layers before
+  the blocks decay ** (n + 1), the downsampling before a stage the factor of the
+  stage's first block, everything else 1 (BEiT, arXiv:2106.08254).
   """
   if config.layer_decay == 1.0:
     return jax.tree.map(lambda p: 1.0, params)
