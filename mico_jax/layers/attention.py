@@ -216,7 +216,5 @@ class SelfAttention(nn.Module):
     out = checkpoint_name(out, ATTENTION_OUT)
     if self.norm_eps is not None:
       out = LayerNorm(self.norm_eps, name="norm")(out)
-    proj = Dense(
-      x.shape[-1], self.dtype, names=(axes.QKV, axes.EMBED), name="proj"
-    )
-    return proj(out), kv
+    names = (axes.QKV, axes.EMBED)
+    return Dense(x.shape[-1], self.dtype, names=names, name="proj")(out), kv

@@ -34,7 +34,9 @@ def take_rows(
   )
 
 
-def _take(indices: Int[Array, " C"], *arrays: Array) -> tuple[Array, ...]:
+def _take(
+  indices: Int[Array, " C"], *arrays: Shaped[Array, "..."]
+) -> tuple[Shaped[Array, "..."], ...]:
   return tuple(
     take_rows(x, indices) if x.ndim == 4 else jnp.take(x, indices, axis=0)
     for x in arrays
@@ -61,7 +63,9 @@ def take_sharded_rows(
   if partition is not None and partition.size > 1 and run:
     batch_axes = tuple(1 if x.ndim == 4 else 0 for x in arrays)
 
-    def take_near(indices: Array, *arrays: Array) -> tuple[Array, ...]:
+    def take_near(
+      indices: Int[Array, " C"], *arrays: Shaped[Array, "..."]
+    ) -> tuple[Shaped[Array, "..."], ...]:
       near = [
         partition.run(array, run, axis)
         for array, axis in zip(arrays, batch_axes, strict=True)

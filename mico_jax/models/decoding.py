@@ -56,7 +56,7 @@ class _Decoder(NamedTuple):
   rows: int  # decoded rows per item: the beams
 
   def step(
-    self, last: Int[Array, " R"], cache: KVCache, position: Array
+    self, last: Int[Array, " R"], cache: KVCache, position: Int[Array, ""]
   ) -> tuple[Float[Array, "R V"], KVCache]:
     """Logits behind the token `last` at `position`, and the updated cache."""
     slots = jnp.arange(self.prompt_visible.shape[1])[None]
@@ -98,9 +98,9 @@ def generate(
     max_new_tokens: most tokens to choose, [SEP] included.
     num_beams: beams kept; 1: greedy.
     length_penalty: exponent of the length in the score of a hypothesis.
-    num_return: hypotheses returned per item, at most `num_beams`.
+    num_return: hypotheses per item, at most `num_beams`.
     prompt: tokens to continue (a question, then [CLS]); all but the last are
-      read as the tower reads texts: by BERT in both directions. None: [CLS].
+      read with the tower's own attention. None: [CLS].
     prompt_mask: true at valid prompt tokens; None: not pad, the last always.
     batch_size: number of items where neither context nor prompt tells it.
     return_logits: keep the logits of every step (greedy only).
@@ -108,11 +108,13 @@ def generate(
   Raises:
     ValueError: for settings that do not fit together.
   """
-  batch = _batch_size(context, prompt, batch_size)
   if num_return > num_beams:
     raise ValueError(f"{num_return=} is larger than {num_beams=}.")
+  if return_logits and num_beams > 1:
+    raise ValueError("return_logits is for num_beams=1.")
+  batch = _batch_size(context, prompt, batch_size)
   if prompt is None:
-    prompt = jnp.full((batch, 1), tokens.cls, jnp.int32)
+    prompt = jnp.full((batch, 1), tokens.cls)
   prompt = prompt.astype(jnp.int32)
   if prompt_mask is None:
     prompt_mask = (prompt != tokens.pad).at[:, -1].set(True)
@@ -124,21 +126,13 @@ def generate(
       f"config.model.text.max_positions={model.config.text.max_positions}."
     )
   slots = total - 1  # the last chosen token is never read
+  visible = jnp.pad(prompt_mask, ((0, 0), (0, slots - length)))
   decoder = _Decoder(
-    model=model,
-    params=params,
-    context=context,
-    tokens=tokens,
-    prompt_visible=jnp.pad(prompt_mask, ((0, 0), (0, slots - length))),
-    prompt_length=length,
-    max_length=total,
-    rows=num_beams,
+    model, params, context, tokens, visible, length, total, rows=num_beams
   )
   cache = _prefill(decoder, prompt, prompt_mask, slots)
   if num_beams == 1:
     return _greedy(decoder, prompt, cache, length_penalty, return_logits)
-  if return_logits:
-    raise ValueError("return_logits is for num_beams=1.")
   return _beam_search(decoder, prompt, cache, length_penalty, num_return)
 
 
@@ -219,19 +213,18 @@ def _greedy(
   return_logits: bool,
 ) -> Generation:
   tokens, length = decoder.tokens, decoder.prompt_length
-  batch = prompt.shape[0]
-  new = decoder.max_length - length
-  sequences = jnp.pad(prompt, ((0, 0), (0, new)), constant_values=tokens.pad)
+  batch, new = prompt.shape[0], decoder.max_length - length
   vocabulary = decoder.model.config.text.vocab_size
   kept = new if return_logits else 0
+  padding = ((0, 0), (0, new))
   state = {
     "step": jnp.int32(0),
-    "sequences": sequences,
+    "sequences": jnp.pad(prompt, padding, constant_values=tokens.pad),
     "cache": cache,
     "done": jnp.zeros(batch, bool),
     "score": jnp.zeros(batch, jnp.float32),
     "length": jnp.full(batch, length, jnp.int32),
-    "logits": jnp.zeros((kept, batch, vocabulary), jnp.float32),
+    "logits": jnp.zeros((kept, batch, vocabulary)),
   }
 
   def unfinished(s: dict[str, Any]) -> Bool[Array, ""]:

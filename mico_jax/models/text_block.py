@@ -53,6 +53,16 @@ class TextBlock(nn.Module):
     """Self-attention with these attributes, under the name "attn"."""
     raise NotImplementedError
 
+  @nn.nowrap
+  def _attention_options(self) -> dict[str, Any]:
+    """Attributes of both attentions."""
+    return {
+      "dtype": self.dtype,
+      "backend": self.backend,
+      "masked_rows": self.masked_rows,
+      "dropout_rate": self.config.dropout,
+    }
+
   @nn.compact
   def __call__(
     self,
@@ -64,12 +74,7 @@ class TextBlock(nn.Module):
     config, row_keys = self.config, shared.get("row_keys")
     if row_keys is not None:
       row_keys = dropout.fold_rows(row_keys, layer["index"])
-    options: dict[str, Any] = {
-      "dtype": self.dtype,
-      "backend": self.backend,
-      "masked_rows": self.masked_rows,
-      "dropout_rate": config.dropout,
-    }
+    options = self._attention_options()
 
     def norm(
       x: Float[Array, "B L W"], name: str, *, before: bool

@@ -201,13 +201,28 @@ class TextTower(nn.Module):
       extra=extra,
       row_keys=row_keys,
     )
-    layer: dict[str, Any] = {"index": jnp.arange(self.config.depth)}
-    shared: dict[str, Any] = {
+    layer, shared = self._block_inputs(context, cache, position)
+    options = {
       "mask": mask,
       "rotary": rotary,
       "prefix_lengths": prefix_lengths,
       "row_keys": row_keys,
     }
+    shared |= {k: v for k, v in options.items() if v is not None}
+    blocks = self._blocks(causal=causal, uses=tuple(uses), return_kv=return_kv)
+    x, kv = blocks(x, layer, shared)
+    return self.last_norm(x), kv
+
+  @nn.nowrap
+  def _block_inputs(
+    self,
+    context: ContextKV | Sequence[ContextKV] | None,
+    cache: KVCache | None,
+    position: Int[Array, ""] | int,
+  ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Inputs of one layer each, and shared ones; see `TextBlock`."""
+    layer: dict[str, Any] = {"index": jnp.arange(self.config.depth)}
+    shared: dict[str, Any] = {}
     if context is not None:
       contexts = (context,) if isinstance(context, ContextKV) else context
       layer["contexts"] = tuple((c.keys, c.values) for c in contexts)
@@ -215,10 +230,7 @@ class TextTower(nn.Module):
     if cache is not None:
       layer |= {"cache_keys": cache.keys, "cache_values": cache.values}
       shared["position"] = jnp.asarray(position, jnp.int32)
-    shared = {k: v for k, v in shared.items() if v is not None}
-    blocks = self._blocks(causal=causal, uses=tuple(uses), return_kv=return_kv)
-    x, kv = blocks(x, layer, shared)
-    return self.last_norm(x), kv
+    return layer, shared
 
   @nn.nowrap
   def _blocks(self, **options: Any) -> Callable[..., Any]:

@@ -164,15 +164,7 @@ class ViT(Encoder):
       x = x[:, kept]
       hidden = None if hidden is None else hidden[:, :, kept]
     if config.pooling == "map":
-      pool = AttentionPool(
-        config.num_heads,
-        config.mlp_dim,
-        config.mlp,
-        config.norm_eps,
-        self.dtype,
-        name="pool",
-      )
-      x = jnp.concatenate([pool(x, mask=mask), x], axis=1)
+      x = jnp.concatenate([self._pool(x, mask), x], axis=1)
     if config.clip_embed_dim and self.is_initializing():
       self._clip_parameters(x)
     return x, hidden
@@ -257,6 +249,20 @@ class ViT(Encoder):
     rates = jnp.linspace(0.0, config.drop_path_rate, config.depth)
     layer = {"index": jnp.arange(config.depth), "drop_path_rate": rates}
     return blocks(x, layer, shared)
+
+  def _pool(
+    self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"] | None
+  ) -> Float[Array, "B 1 D"]:
+    """Attention pooling; SigLIP, arXiv:2303.15343."""
+    config = self.config
+    return AttentionPool(
+      config.num_heads,
+      config.mlp_dim,
+      config.mlp,
+      config.norm_eps,
+      self.dtype,
+      name="pool",
+    )(x, mask=mask)
 
   def _clip_parameters(self, x: Float[Array, "B L D"]) -> None:
     """Creates the head of a CLIP, which official files carry unused."""

@@ -125,7 +125,7 @@ class Inputs:
   train: bool
   pixels: Mapping[str, Array] = field(default_factory=dict)
   letters_to_key: Mapping[str, str] = field(default_factory=dict)
-  features: Mapping[str, Array] = field(default_factory=dict)
+  features: Mapping[str, Float[Array, "B E"]] = field(default_factory=dict)
   text: Mapping[str, TextSlot] = field(default_factory=dict)
   contexts: Mapping[str, Any] = field(default_factory=dict)
   negatives: Mapping[str, tuple[Float[Array, "B K E"], Bool[Array, "B K"]]] = (

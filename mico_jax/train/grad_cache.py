@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from mico_jax import rng
 from mico_jax.aliases import Batch, Params, PyTree, SpecialIds
@@ -65,9 +65,9 @@ class Cache(NamedTuple):
     negatives: group -> embeddings of explicit negatives [B K E].
   """
 
-  features: Mapping[str, Array]
-  text: Mapping[str, Array]
-  negatives: Mapping[str, Array]
+  features: Mapping[str, Float[Array, "B E"]]
+  text: Mapping[str, Float[Array, "B E"]]
+  negatives: Mapping[str, Float[Array, "B K E"]]
 
 
 def split(
@@ -76,7 +76,7 @@ def split(
   """Rows [B, ...] -> micro-batches [M, B / M, ...] of each device's rows."""
   devices = parts(partition)
 
-  def cut(x: Array) -> Array:
+  def cut(x: Shaped[Array, "B ..."]) -> Shaped[Array, "M R ..."]:
     rest = x.shape[1:]
     rows = x.shape[0] // (devices * count)
     x = x.reshape(devices, count, rows, *rest)
@@ -91,7 +91,7 @@ def join(tree: PyTree, partition: BatchSharding | None = None) -> PyTree:
   """The reverse of `split`."""
   devices = parts(partition)
 
-  def glue(x: Array) -> Array:
+  def glue(x: Shaped[Array, "M R ..."]) -> Shaped[Array, "B ..."]:
     count, rows, *rest = x.shape
     x = x.reshape(count, devices, rows // devices, *rest)
     x = jnp.swapaxes(x, 0, 1).reshape(count * rows, *rest)
@@ -149,7 +149,11 @@ class Accumulation:
     return lora.merge(self.freeze(params), alpha=alpha)
 
   def _encode(
-    self, params: Params, batch: Batch, step: Array, plan: encode.EncodePlan
+    self,
+    params: Params,
+    batch: Batch,
+    step: Int[Array, ""],
+    plan: encode.EncodePlan,
   ) -> Inputs:
     return encode.prepare(
       self.model,
@@ -173,7 +177,11 @@ class Accumulation:
     )
 
   def _embed(
-    self, params: Params, micro: Batch, step: Array, plan: encode.EncodePlan
+    self,
+    params: Params,
+    micro: Batch,
+    step: Int[Array, ""],
+    plan: encode.EncodePlan,
   ) -> Cache:
     """Pass 1: the embeddings of all rows."""
     only = encode.features_only(plan)
@@ -188,7 +196,7 @@ class Accumulation:
     params: Params,
     cache: Cache,
     batch: Batch,
-    step: Array,
+    step: Int[Array, ""],
     plan: encode.EncodePlan,
   ) -> Inputs:
     """The whole batch as objectives see it, without tokens and contexts."""
@@ -255,10 +263,10 @@ class Accumulation:
     params: Params,
     rows: Batch,
     pulls: Cache,
-    counts: Mapping[str, Array],
-    step: Array,
+    counts: Mapping[str, Float[Array, ""]],
+    step: Int[Array, ""],
     plan: encode.EncodePlan,
-  ) -> tuple[Array, tuple[Metrics, dict[str, Array]]]:
+  ) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, Array]]]:
     """Pass 3 of one micro-batch: a value with the right gradient."""
     inputs = self._encode(params, rows, step, plan)
     products = jax.tree.map(
@@ -330,9 +338,11 @@ class Accumulation:
     metrics["temperature"] = scalar(self.model.temperature(params))
     return (value, (metrics, aux)), grads
 
-  def _weigh(self, inputs: Inputs) -> tuple[dict[str, Array], Metrics]:
+  def _weigh(
+    self, inputs: Inputs
+  ) -> tuple[dict[str, Float[Array, ""]], Metrics]:
     """Sum of the weights of all rows, and the share that takes part."""
-    counts: dict[str, Array] = {}
+    counts: dict[str, Float[Array, ""]] = {}
     shares: Metrics = {}
     for name, (objective, groups) in self.selected.items():
       if objective.whole_batch:

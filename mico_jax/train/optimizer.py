@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mico_jax.aliases import Params, PyTree
 from mico_jax.config import ConfigError, OptimizerConfig
@@ -54,7 +54,7 @@ def _cosine(config: OptimizerConfig, num_steps: int) -> Schedule:
   warm = warmup_steps(config, num_steps)
   end = config.end_fraction
 
-  def decay(x: Array) -> Array:
+  def decay(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
     return end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.float32(math.pi) * x))
 
   return lambda step: _ramp(step, warm, decay, num_steps)
@@ -73,7 +73,7 @@ def _linear_mico(config: OptimizerConfig, num_steps: int) -> Schedule:
   """
   warm = config.warmup if config.warmup < 1 else config.warmup / num_steps
 
-  def schedule(step: Array) -> Array:
+  def schedule(step: Int[Array, "*B"]) -> Float[Array, "*B"]:
     x = (step + 1).astype(jnp.float32) / num_steps
     rising = x / max(warm, 1e-9)
     falling = (x - 1) / min(warm - 1, -1e-9)
@@ -83,8 +83,11 @@ def _linear_mico(config: OptimizerConfig, num_steps: int) -> Schedule:
 
 
 def _ramp(
-  step: Array, warm: int, decay: Callable[[Array], Array], num_steps: int
-) -> Array:
+  step: Int[Array, "*B"],
+  warm: int,
+  decay: Callable[[Array], Array],
+  num_steps: int,
+) -> Float[Array, "*B"]:
   """Linear to 1 over `warm` steps (1 at step `warm - 1`), then `decay`."""
   position = step.astype(jnp.float32)
   x = (position - warm) / max(num_steps - warm, 1)
@@ -124,7 +127,7 @@ class MicoAdamState(NamedTuple):
   nu: PyTree
 
 
-def _seen(gradient: Array) -> Array:
+def _seen(gradient: Float[Array, "..."]) -> Bool[Array, ""]:
   return jnp.any(gradient != 0)
 
 

@@ -8,6 +8,7 @@ number and the counters of skipped steps; it costs no host synchronisation.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -211,10 +212,8 @@ def make_train_step(
   gradient = _make_gradient(
     model, config, task, tokenizer, optimizer, row_partition(mesh, rules)
   )
-  ema = config.optimizer.ema > 0
-  shapes = jax.eval_shape(
-    lambda p: create_state(p, optimizer, ema=ema), abstract
-  )
+  create = functools.partial(create_state, ema=config.optimizer.ema > 0)
+  shapes = jax.eval_shape(lambda p: create(p, optimizer), abstract)
   shardings = state_shardings(
     mesh, model, shapes, rules, offload=config.parallel.offload
   )
