@@ -88,7 +88,7 @@ def generate(
   batch_size: int | None = None,
   return_logits: bool = False,
 ) -> Generation:
-  """Decodes texts; traceable, so put it into one `jax.jit`.
+  """Decodes texts; put it into one `jax.jit`.
 
   Args:
     model: the model.
@@ -99,10 +99,10 @@ def generate(
     num_beams: beams kept; 1: greedy.
     length_penalty: exponent of the length in the score of a hypothesis.
     num_return: hypotheses per item, at most `num_beams`.
-    prompt: tokens to continue (a question, then [CLS]); all but the last are
-      read with the tower's own attention. None: [CLS].
+    prompt: tokens to continue (a question, then [CLS]), all but the last read
+      with the tower's own attention; None: [CLS].
     prompt_mask: true at valid prompt tokens; None: not pad, the last always.
-    batch_size: number of items where neither context nor prompt tells it.
+    batch_size: number of items, if there is neither context nor prompt.
     return_logits: keep the logits of every step (greedy only).
 
   Raises:
@@ -112,8 +112,8 @@ def generate(
     raise ValueError(f"{num_return=} is larger than {num_beams=}.")
   if return_logits and num_beams > 1:
     raise ValueError("return_logits is for num_beams=1.")
-  batch = _batch_size(context, prompt, batch_size)
   if prompt is None:
+    batch = _batch_size(context, batch_size)
     prompt = jnp.full((batch, 1), tokens.cls)
   prompt = prompt.astype(jnp.int32)
   if prompt_mask is None:
@@ -127,9 +127,8 @@ def generate(
     )
   slots = total - 1  # the last chosen token is never read
   visible = jnp.pad(prompt_mask, ((0, 0), (0, slots - length)))
-  decoder = _Decoder(
-    model, params, context, tokens, visible, length, total, rows=num_beams
-  )
+  settings = (visible, length, total, num_beams)
+  decoder = _Decoder(model, params, context, tokens, *settings)
   cache = _prefill(decoder, prompt, prompt_mask, slots)
   if num_beams == 1:
     return _greedy(decoder, prompt, cache, length_penalty, return_logits)
@@ -166,15 +165,9 @@ def make_generator(model: MiCo, **options: Any) -> Callable[..., Generation]:
   return run
 
 
-def _batch_size(
-  context: ContextKV | None,
-  prompt: Int[Array, "B Q"] | None,
-  batch_size: int | None,
-) -> int:
+def _batch_size(context: ContextKV | None, batch_size: int | None) -> int:
   if context is not None:
     return context.keys.shape[1]
-  if prompt is not None:
-    return prompt.shape[0]
   if batch_size is None:
     raise ValueError("generate needs a context, a prompt or batch_size.")
   return batch_size
@@ -215,7 +208,6 @@ def _greedy(
   tokens, length = decoder.tokens, decoder.prompt_length
   batch, new = prompt.shape[0], decoder.max_length - length
   vocabulary = decoder.model.config.text.vocab_size
-  kept = new if return_logits else 0
   padding = ((0, 0), (0, new))
   state = {
     "step": jnp.int32(0),
@@ -224,7 +216,7 @@ def _greedy(
     "done": jnp.zeros(batch, bool),
     "score": jnp.zeros(batch, jnp.float32),
     "length": jnp.full(batch, length, jnp.int32),
-    "logits": jnp.zeros((kept, batch, vocabulary)),
+    "logits": jnp.zeros((new if return_logits else 0, batch, vocabulary)),
   }
 
   def unfinished(s: dict[str, Any]) -> Bool[Array, ""]:
