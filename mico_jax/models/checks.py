@@ -41,11 +41,7 @@ VISION_NAMES: Mapping[str, Collection[str]] = {
 def check_names(
   config: Any, names: Mapping[str, Collection[str]], where: str
 ) -> None:
-  """Checks that fields of a config have known values.
-
-  Raises:
-    ValueError: naming the field `where`.
-  """
+  """Raises a ValueError for a field that has none of the known values."""
   for field, known in names.items():
     value = getattr(config, field)
     if value not in known:
@@ -57,11 +53,7 @@ def check_names(
 def check_unread(
   config: VisionConfig | TextConfig, fields: Collection[str], where: str
 ) -> None:
-  """Checks that fields which an encoder does not read keep their defaults.
-
-  Raises:
-    ValueError: naming the field `where`.
-  """
+  """Raises a ValueError for a set field that the encoder does not read."""
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
     if field.name not in fields and value != field.default:
@@ -80,16 +72,9 @@ NO_SUBSETS = (
 def check_frames(
   config: ModelConfig, modality: str, shape: tuple[int, ...], *, subset: bool
 ) -> None:
-  """Checks the frames of a modality before they are encoded.
+  """Raises a ValueError for an unknown modality or a wrong shape of frames.
 
-  Args:
-    config: of the model.
-    modality: its key.
-    shape: of a frame.
-    subset: whether a subset of the patches is to be encoded.
-
-  Raises:
-    ValueError: for an unknown modality or frames of another size.
+  `subset`: whether a subset of the patches is to be encoded.
   """
   record = MODALITIES.get(modality)
   if record is None or record.kind != "knowledge":
@@ -111,12 +96,7 @@ def check_frames(
 
 
 def check_vit(config: VisionConfig) -> None:
-  """Checks the options of a ViT.
-
-  Raises:
-    ValueError: if patches do not fill the image or heads the width, or options
-      do not go together.
-  """
+  """Raises a ValueError for options of a ViT that do not go together."""
   check_names(config, VISION_NAMES, "config.model.vision")
   if config.image_size % config.patch_size:
     raise ValueError(

@@ -175,17 +175,16 @@ class MiCo(TextModel):
       frame_mask: true at valid frames; None: all are.
       token_mask: from `valid_tokens`.
     """
-    kind, gain = MODALITIES[key].letter, None
+    gain: Any = None
     if tokens.shape[1] > 1 and self.config.frame_weights:
-      table = params["frame_gain"].get(self.context_type(kind))
+      kind = self.context_type(MODALITIES[key].letter)
+      table = params["frame_gain"].get(kind)
       gain = None if table is None else resize_frames(table, tokens.shape[1])
     name = MODALITIES[key].pooling
     if name == "cls" and not self.has_class_token:
       name = "mean"
-    pooling = pool.POOLINGS[name]
-    return pooling(
-      tokens, token_mask=token_mask, frame_mask=frame_mask, frame_gain=gain
-    )
+    masks = {"token_mask": token_mask, "frame_mask": frame_mask}
+    return pool.pool_frames(name, tokens, frame_gain=gain, **masks)
 
   # ------------------------------------------------------------------ features
   def head(self, letters: str) -> str:

@@ -156,15 +156,7 @@ def response_mlp(
 ) -> Float[Array, "B Y X D"]:
   """MLP with response norm and stochastic depth; call it in a compact method.
 
-  Args:
-    y: normalised features.
-    layer: of the block, see `mico_jax.layers.stack`.
-    shared: of all blocks.
-    mlp_dim: hidden width.
-    dtype: compute dtype.
-    use_bias: whether the response norm has one.
-    start: initializer of the last kernel.
-
+  `use_bias` is of the response norm, `start` initialises the last kernel.
   Source: ConvNeXt V2, arXiv:2301.00808, section 3.
   """
   names = (axes.EMBED, axes.MLP)
@@ -325,14 +317,7 @@ class StagedEncoder(Encoder):
 def staged_config(
   encoder: str, depths: tuple[int, ...], width: int, **options: Any
 ) -> VisionConfig:
-  """A config whose stages double their width; patches of 4 pixels.
-
-  Args:
-    encoder: key of the table of encoders.
-    depths: blocks of each stage.
-    width: of the first stage.
-    **options: further fields.
-  """
+  """A config of stages that double their width, with patches of 4 pixels."""
   widths = tuple(width * 2**i for i in range(len(depths)))
   return VisionConfig(
     encoder=encoder,

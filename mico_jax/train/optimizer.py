@@ -17,6 +17,7 @@ entirely, moments, its own step count and decay included.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -43,26 +44,12 @@ def warmup_steps(config: OptimizerConfig, num_steps: int) -> int:
   return round(warmup * num_steps) if warmup < 1 else int(warmup)
 
 
-def _linear(config: OptimizerConfig, num_steps: int) -> Schedule:
-  warm = warmup_steps(config, num_steps)
-  return lambda step: _ramp(
-    step, warm, lambda x: 1 + (config.end_fraction - 1) * x, num_steps
-  )
+def _linear(x: Float[Array, "*B"], end: float) -> Float[Array, "*B"]:
+  return 1 + (end - 1) * x
 
 
-def _cosine(config: OptimizerConfig, num_steps: int) -> Schedule:
-  warm = warmup_steps(config, num_steps)
-  end = config.end_fraction
-
-  def decay(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
-    return end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.float32(math.pi) * x))
-
-  return lambda step: _ramp(step, warm, decay, num_steps)
-
-
-def _constant(config: OptimizerConfig, num_steps: int) -> Schedule:
-  warm = warmup_steps(config, num_steps)
-  return lambda step: _ramp(step, warm, jnp.ones_like, num_steps)
+def _cosine(x: Float[Array, "*B"], end: float) -> Float[Array, "*B"]:
+  return end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.float32(math.pi) * x))
 
 
 def _linear_mico(config: OptimizerConfig, num_steps: int) -> Schedule:
@@ -82,23 +69,28 @@ def _linear_mico(config: OptimizerConfig, num_steps: int) -> Schedule:
   return schedule
 
 
-def _ramp(
-  step: Int[Array, "*B"],
-  warm: int,
-  decay: Callable[[Array], Array],
+def _ramped(
+  decay: Callable[[Array, float], Array],
+  config: OptimizerConfig,
   num_steps: int,
-) -> Float[Array, "*B"]:
-  """Linear to 1 over `warm` steps (1 at step `warm - 1`), then `decay`."""
-  position = step.astype(jnp.float32)
-  x = (position - warm) / max(num_steps - warm, 1)
-  rising = (position + 1) / max(warm, 1)
-  return jnp.where(position < warm, rising, decay(jnp.clip(x, 0, 1)))
+) -> Schedule:
+  """Linear to 1 in the last step of warm-up, then `decay` of 0..1."""
+  warm = warmup_steps(config, num_steps)
+
+  def schedule(step: Int[Array, "*B"]) -> Float[Array, "*B"]:
+    position = step.astype(jnp.float32)
+    x = (position - warm) / max(num_steps - warm, 1)
+    rising = (position + 1) / max(warm, 1)
+    falling = decay(jnp.clip(x, 0, 1), config.end_fraction)
+    return jnp.where(position < warm, rising, falling)
+
+  return schedule
 
 
 SCHEDULES: dict[str, Callable[[OptimizerConfig, int], Schedule]] = {
-  "linear": _linear,
-  "cosine": _cosine,
-  "constant": _constant,
+  "linear": functools.partial(_ramped, _linear),
+  "cosine": functools.partial(_ramped, _cosine),
+  "constant": functools.partial(_ramped, lambda x, end: jnp.ones_like(x)),
   "linear_mico": _linear_mico,
 }
 
@@ -247,8 +239,8 @@ def _layer_factors(config: OptimizerConfig, params: Params) -> PyTree:
   repeats: dict[int, int] = {}  # stage -> length of its stacked leaves
   period: dict[int, int] = {}  # stage -> unequal blocks that it repeats
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    if found := _BLOCK.match(selection.path_name(path)):
-      stage, place = (int(group or 0) for group in found.groups())
+    if block := _BLOCK.match(selection.path_name(path)):
+      stage, place = (int(group or 0) for group in block.groups())
       repeats[stage] = leaf.shape[0]
       period[stage] = max(period.get(stage, 1), place + 1)
   if not repeats:
@@ -262,15 +254,15 @@ def _layer_factors(config: OptimizerConfig, params: Params) -> PyTree:
     total += repeats[stage] * period[stage]
 
   def factor(path: str, leaf: Any) -> Any:
-    if found := _BLOCK.match(path):
-      stage, place = (int(group or 0) for group in found.groups())
+    if block := _BLOCK.match(path):
+      stage, place = (int(group or 0) for group in block.groups())
       number = first[stage] + place
       layers = number + period[stage] * jnp.arange(leaf.shape[0])
       exponent = (total - layers).astype(jnp.float32)
       shape = (-1,) + (1,) * (leaf.ndim - 1)
       return (jnp.float32(config.layer_decay) ** exponent).reshape(shape)
-    if found := _STAGE.match(path):
-      return config.layer_decay ** (total - first[int(found[1])])
+    if stage := _STAGE.match(path):
+      return config.layer_decay ** (total - first[int(stage[1])])
     if path.startswith(_BEFORE):
       return config.layer_decay ** (total + 1)
     return 1.0
