@@ -132,16 +132,13 @@ class Bert(TextTower):
     mask: Bool[Array, "#B 1 #L #S"] | None,
     cached: bool,
     position: Int[Array, ""] | int,
-    position_table: Float[Array, "Q W"] | None,
     **options: Any,
   ) -> tuple[Float[Array, "B L W"], Rotary | None]:
     """See `TextTower`."""
     del mask, cached
     embed = TextEmbed(self.config, self.freeze_pad, self.dtype, name="embed")
     places = jnp.arange(ids.shape[1]) + position
-    return embed(
-      ids, position_ids=places, position_table=position_table, **options
-    ), None
+    return embed(ids, position_ids=places, **options), None
 
   @nn.nowrap
   def modules(self) -> Mapping[str, nn.Module]:

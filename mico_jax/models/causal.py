@@ -130,12 +130,11 @@ class CausalLM(TextTower):
     mask: Bool[Array, "#B 1 #L #S"] | None,
     cached: bool,
     position: Int[Array, ""] | int,
-    position_table: Float[Array, "Q W"] | None,
     **options: Any,
   ) -> tuple[Float[Array, "B L W"], Rotary | None]:
     """See `TextTower`."""
     del position
-    if position_table is not None:
+    if options.pop("position_table") is not None:
       raise ValueError("a causal tower has rotary positions, and no table.")
     embed = Words(self.config, self.freeze_pad, self.dtype, name="embed")
     places = positions(mask, ids.shape[1], cached=cached)

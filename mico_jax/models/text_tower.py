@@ -132,18 +132,12 @@ class TextTower(nn.Module):
     mask: Bool[Array, "#B 1 #L #S"] | None,
     cached: bool,
     position: Int[Array, ""] | int,
-    position_table: Float[Array, "Q W"] | None,
     **options: Any,
   ) -> tuple[Float[Array, "B L W"], Rotary | None]:
-    """Vectors of token ids, and their rotary positions if it has such.
+    """Vectors of token ids, and their rotary positions, if any.
 
-    Args:
-      ids: token ids.
-      mask: as in a call.
-      cached: whether tokens before them lie in a cache.
-      position: as in a call.
-      position_table: as in a call.
-      **options: `extra` and `row_keys` of a call.
+    `cached`: whether the cache holds tokens before them; the rest (also `extra`
+    and `row_keys`) as in a call.
     """
     raise NotImplementedError
 
@@ -169,7 +163,7 @@ class TextTower(nn.Module):
     row_keys: Key[Array, " B"] | None = None,
     return_kv: bool = False,
   ) -> tuple[Float[Array, "B L W"], tuple[Array, Array] | None]:
-    """Encodes token ids; see `mico_jax.models.mico.MiCo.text`.
+    """Encodes token ids.
 
     Args:
       ids: token ids.
@@ -177,10 +171,9 @@ class TextTower(nn.Module):
       mask: true where a token may look; with a cache of S slots and L ids it
         has S + L - 1 columns, see `mico_jax.layers.attention.SelfAttention`.
       prefix_lengths: with `causal`: so many first tokens see each other.
-      context: to attend to; None: cross-attention is skipped.
-      uses: see `mico_jax.layers.cross_attention.CrossAttention`.
-      cache: keys and values of the tokens before; only the first of `ids` is
-        written to it.
+      context: see `mico_jax.models.mico.MiCo.text`.
+      uses: see `mico_jax.models.mico.MiCo.text`.
+      cache: of the tokens before; only the first of `ids` is written to it.
       position: column of the first of `ids`.
       position_table: instead of the tower's own (`learned_positions`).
       extra: added to the embedded tokens.
