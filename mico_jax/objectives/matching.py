@@ -88,31 +88,30 @@ class Matching(Objective):
       if "text_ids" not in mined:
         mined["text_ids"] = slot.ids[mined["text_index"]]
       return mined
-    text, context = slot.feature, inputs.features[letters(group)]
+    text, context = jax.lax.stop_gradient(
+      (slot.feature, inputs.features[letters(group)])
+    )
+    temperature = inputs.model.temperature(inputs.params)
     shared = options.exclude_identical_texts
     rules: dict[str, Any] = {
-      "temperature": jax.lax.stop_gradient(
-        inputs.model.temperature(inputs.params)
-      ),
+      "temperature": jax.lax.stop_gradient(temperature),
       "valid": valid,
       "fingerprint": slot.fingerprint if shared else None,
       "floor": options.floor,
     }
-    keys = [inputs.keys(f"matching/{group}/{x}") for x in ("context", "text")]
-    everywhere = functools.partial(
+    draw = functools.partial(
       draw_from_all, payload=slot.ids, partition=inputs.partition, **rules
     )
+    keys = inputs.keys(f"matching/{group}/context")
     if options.group_rows:
       weights = mining_weights(
-        jax.lax.stop_gradient(text),
-        jax.lax.stop_gradient(context),
-        group_rows=options.group_rows,
-        **rules,
+        text, context, group_rows=options.group_rows, **rules
       )
-      context_index, has_context = draw_negatives(keys[0], weights)
+      context_index, has_context = draw_negatives(keys, weights)
     else:
-      context_index, has_context, _ = everywhere(keys[0], text, context)
-    text_index, has_text, text_ids = everywhere(keys[1], context, text)
+      context_index, has_context, _ = draw(keys, text, context)
+    keys = inputs.keys(f"matching/{group}/text")
+    text_index, has_text, text_ids = draw(keys, context, text)
     return {
       "context_index": context_index,
       "text_index": text_index,
@@ -126,14 +125,10 @@ class Matching(Objective):
     return self.mine(inputs, group, self.weights(inputs, group) > 0)
 
   def _parts_of_group(self, rows: int, count: int) -> int:
-    """The number of parts that share a mining group; 0: no whole number.
+    """Parts of a batch (`rows` in `count` parts) that share a mining group.
 
-    One where whole groups lie on a device, several where a group takes all rows
-    of a few neighbours (1,024 rows on 256 devices, in groups of eight).
-
-    Args:
-      rows: of the batch.
-      count: its parts.
+    1 where whole groups lie on a device, several where a group takes all rows
+    of a few neighbours (1,024 rows on 256 devices, in groups of 8), else 0.
     """
     size = self.config.group_rows
     local, rest = divmod(rows, count)
