@@ -89,7 +89,7 @@ class MiCo(TextModel):
     train: bool = False,
     return_hidden: bool = False,
   ) -> Any:
-    """Encodes the frames or slices of one knowledge modality.
+    """Encodes the frames or slices of one knowledge modality (MiCo, section 3).
 
     Args:
       params: parameters.
@@ -348,7 +348,10 @@ class MiCo(TextModel):
     return x + params["type_embed"][name].astype(x.dtype)[None, None]
 
   def temperature(self, params: Params) -> Float[Array, ""]:
-    """The divisor of similarities, not below config.temperature_min."""
+    """The divisor of similarities, not below config.temperature_min.
+
+    The official MiCo code divides by it; the paper multiplies.
+    """
     value = params["temperature"]
     if not self.config.temperature_min:
       return value

@@ -211,6 +211,8 @@ class TextModel:
   ) -> tuple[Float[Array, "R V"], KVCache]:
     """Logits of the token after the last chosen one, and the updated cache.
 
+    Source: the official MiCo code, which appends a [MASK] to the chosen tokens.
+
     A masked-causal decoder reads a [MASK] placed behind the chosen tokens,
     which is not kept: the last chosen token is written to the cache, the [MASK]
     is not.

@@ -45,6 +45,8 @@ def mining_weights(
 ) -> Float[Array, "G N N"]:
   """Unnormalised probabilities of drawing key j as a negative of query i.
 
+  Source: ALBEF, arXiv:2107.07651, section 3.2; the floor: VAST's training code.
+
   Args:
     query: unit-norm embeddings.
     key: unit-norm embeddings of the other side.
@@ -84,7 +86,7 @@ def mining_weights(
 def draw_negatives(
   keys: Key[Array, " B"], weights: Float[Array, "G N N"]
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
-  """Draws one row per query in proportion to `weights`.
+  """Draws one row per query in proportion to `weights` (ALBEF, section 3.2).
 
   Returns:
     (index into the global batch, whether there was any candidate).
@@ -220,7 +222,8 @@ def draw_from_all(
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"], Int[Array, "B L"]]:
   """Draws one row of the whole global batch per query, in blocks of columns.
 
-  The same draws as `draw_negatives` on `mining_weights` of one group.
+  The same draws as `draw_negatives` on `mining_weights` of one group (ALBEF,
+  arXiv:2107.07651, section 3.2).
 
   Args:
     keys: one per row.

@@ -40,10 +40,10 @@ def choose_tokens(
 ) -> Bool[Array, "B L"]:
   """Chooses each eligible token with `prob`, at least one per row.
 
-  The distribution is exactly that of redrawing a row until one token is
-  chosen, without a loop: the first chosen token follows a truncated geometric
-  law, those behind it are independent. Rows without eligible tokens choose
-  none.
+  The distribution is exactly that of redrawing a row until one token is chosen,
+  as the token masker of the official MiCo code does, but without a loop: the
+  first chosen token follows a truncated geometric law, those behind it are
+  independent. Rows without eligible tokens choose none.
 
   Args:
     keys: one key per row.
@@ -143,6 +143,9 @@ def scored_tokens(
   next_token: bool,
 ) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
   """Ids that a tower reads of a text, and those that its states predict.
+
+  Source: VAST, arXiv:2305.18500, for masks; LLaMA, arXiv:2302.13971, for next
+  tokens.
 
   Args:
     keys: one key per row.
