@@ -37,12 +37,8 @@ Batch = Mapping[str, Any]
 
 
 @runtime_checkable
-class SpecialIds(Protocol):
-  """Token ids that masking and decoding need; a `TokenizerInfo` has them.
-
-  They are those of padding, of the first and the last token of a text, and of
-  hidden tokens; and (first, last + 1) of the ids of random replacements.
-  """
+class TextIds(Protocol):
+  """Ids of padding, of the first, last and hidden token of a text."""
 
   @property
   def pad(self) -> int: ...  # noqa: D102
@@ -52,5 +48,11 @@ class SpecialIds(Protocol):
   def sep(self) -> int: ...  # noqa: D102
   @property
   def mask(self) -> int: ...  # noqa: D102
+
+
+@runtime_checkable
+class SpecialIds(TextIds, Protocol):
+  """`TextIds`, and (first, last + 1) of the ids of random replacements."""
+
   @property
   def random_range(self) -> tuple[int, int]: ...  # noqa: D102

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mico_jax.aliases import Params, SpecialIds
+from mico_jax.aliases import Params, TextIds
 from mico_jax.models import ContextKV, KVCache, MiCo
 
 WORST = -1e9  # score of a beam that must not be chosen
@@ -49,7 +49,7 @@ class _Decoder(NamedTuple):
   model: MiCo
   params: Params
   context: ContextKV | None
-  tokens: SpecialIds
+  tokens: TextIds
   prompt_visible: Bool[Array, "B S"]  # over all cache positions
   prompt_length: int
   max_length: int
@@ -78,7 +78,7 @@ def generate(
   params: Params,
   context: ContextKV | None,
   *,
-  tokens: SpecialIds,
+  tokens: TextIds,
   max_new_tokens: int,
   num_beams: int = 1,
   length_penalty: float = 1.0,
