@@ -194,10 +194,15 @@ def prepare(
     partition=partition,
   )
   encoded = _encode(model, inputs, plan, config.train.patch_dropout)
+  embedded = {
+    group: forward.embed_pooled_text(model, params, pooled)
+    for group, pooled in encoded.texts.items()
+  }
+  features = {g: embedded[plan.first(g)] for g in plan.text_features}
   return dataclasses.replace(
     inputs,
     features=forward.embed(model, params, encoded, plan.features),
-    text=_text_slots(model, inputs, plan, encoded),
+    text=text_slots(batch, plan, features, pad=tokenizer.pad),
     contexts={
       c: forward.project(model, params, encoded, c) for c in plan.contexts
     },
@@ -227,22 +232,22 @@ def _encode(
   )
 
 
-def _text_slots(
-  model: MiCo, inputs: Inputs, plan: EncodePlan, encoded: forward.Encoded
+def text_slots(
+  batch: Batch,
+  plan: EncodePlan,
+  features: Mapping[str, Float[Array, "B E"]],
+  *,
+  pad: int,
 ) -> dict[str, TextSlot]:
-  """The text side of each group."""
-  features = {
-    group: forward.embed_pooled_text(model, inputs.params, pooled)
-    for group, pooled in encoded.texts.items()
+  """The text side of each group; `features`: group -> embeddings."""
+  return {
+    group: TextSlot(
+      batch["text"][group],
+      sampling.fingerprint(batch["text"][group], pad=pad),
+      features.get(group),
+    )
+    for group in plan.texts
   }
-  slots = {}
-  for group in plan.texts:
-    ids = inputs.batch["text"][group]
-    hashes = sampling.fingerprint(ids, pad=inputs.tokenizer.pad)
-    wanted = group in plan.text_features
-    feature = features[plan.first(group)] if wanted else None
-    slots[group] = TextSlot(ids, hashes, feature)
-  return slots
 
 
 def _negatives(

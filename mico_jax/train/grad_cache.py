@@ -40,9 +40,7 @@ from mico_jax.objectives import (
   Inputs,
   Mean,
   Selected,
-  TextSlot,
   compute,
-  sampling,
   select,
   total_loss,
 )
@@ -201,14 +199,6 @@ class Accumulation:
   ) -> Inputs:
     """The whole batch as objectives see it, without tokens and contexts."""
     pad = self.tokenizer.pad
-    text = {
-      g: TextSlot(
-        batch["text"][g],
-        sampling.fingerprint(batch["text"][g], pad=pad),
-        cache.text.get(g),
-      )
-      for g in plan.texts
-    }
     there = {g: (batch["negative_text"][g] != pad) for g in cache.negatives}
     return Inputs(
       model=self.model,
@@ -219,7 +209,7 @@ class Accumulation:
       train=True,
       letters_to_key=encode.letters_to_key(plan),
       features=cache.features,
-      text=text,
+      text=encode.text_slots(batch, plan, cache.text, pad=pad),
       negatives={
         g: (feature, there[g].sum(axis=2) > 2)
         for g, feature in cache.negatives.items()
