@@ -63,12 +63,6 @@ def check_unread(
       )
 
 
-NO_SUBSETS = (
-  "config.model.vision.encoder={!r} encodes whole frames; token_indices (patch "
-  "dropout, masked modelling) need encoder='vit'."
-)
-
-
 def check_frames(
   config: ModelConfig, modality: str, shape: tuple[int, ...], *, subset: bool
 ) -> None:

@@ -72,3 +72,12 @@ class Encoder(nn.Module):
         f"config.model.vision.image_size={self.config.image_size} leaves no "
         "token; raise it."
       )
+
+  def check_subsets(self) -> None:
+    """Raises a ValueError if it cannot encode a subset of the patches."""
+    if not self.supports_token_indices:
+      raise ValueError(
+        f"config.model.vision.encoder={self.config.encoder!r} encodes whole "
+        "frames; token_indices (patch dropout, masked modelling) need "
+        "encoder='vit'."
+      )

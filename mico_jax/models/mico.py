@@ -28,7 +28,6 @@ from mico_jax.modalities import MODALITIES, as_configured, by_letter
 from mico_jax.models import custom_embedding, parameters
 from mico_jax.models.checks import (
   NAMES,
-  NO_SUBSETS,
   check_frames,
   check_names,
 )
@@ -116,15 +115,13 @@ class MiCo(TextModel):
     options: dict[str, Any] = {"return_hidden": return_hidden}
     if train and row_keys is not None:
       options["row_keys"] = dropout.fold_frames(row_keys, frames)
+    encoder = parameters.towers(self.config)[0]
     if token_indices is not None:
+      encoder.check_subsets()
       if token_indices.ndim == 2:
         token_indices = jnp.repeat(token_indices, frames, axis=0)
-      token_indices = token_indices.reshape(batch * frames, -1)
-      options["token_indices"] = token_indices
-    encoder = parameters.towers(self.config)[0]
+      options["token_indices"] = token_indices.reshape(batch * frames, -1)
     subset = token_indices is not None
-    if subset and not encoder.supports_token_indices:
-      raise ValueError(NO_SUBSETS.format(self.config.vision.encoder))
     check_frames(self.config, key, flat.shape[1:], subset=subset)
     if MODALITIES[key].embedding == "patch":
       options["pixels"] = flat
