@@ -22,15 +22,37 @@ leading axis is the (global or per-process) batch:
   question       int32 [B, L], answer int32 [B, L]  (absent without QA)
 
 Text ids are padded with the tokenizer's pad id and start with its cls id and
-end with its sep id. What a batch of a task holds follows from the config alone
+end with its sep id. The contents of a task's batch follow from the config alone
 (`mico_jax.data.pipeline.batch_spec`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 PyTree = Any
 Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
+
+
+@runtime_checkable
+class TextIds(Protocol):
+  """Ids of padding, of the first, last and hidden token of a text."""
+
+  @property
+  def pad(self) -> int: ...  # noqa: D102
+  @property
+  def cls(self) -> int: ...  # noqa: D102
+  @property
+  def sep(self) -> int: ...  # noqa: D102
+  @property
+  def mask(self) -> int: ...  # noqa: D102
+
+
+@runtime_checkable
+class SpecialIds(TextIds, Protocol):
+  """`TextIds`, and (first, last + 1) of the ids of random replacements."""
+
+  @property
+  def random_range(self) -> tuple[int, int]: ...  # noqa: D102

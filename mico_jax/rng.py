@@ -10,7 +10,7 @@ import zlib
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 
 def row_keys(
@@ -45,3 +45,34 @@ def row_subset(
   """A sorted uniform subset of `count` of the indices 0..total-1 per row."""
   order = jnp.argsort(row_uniform(keys, total), axis=1)
   return jnp.sort(order[:, :count], axis=1)
+
+
+def scramble(x: UInt32[Array, "*B"]) -> UInt32[Array, "*B"]:
+  """A bijective scrambling of 32 bits (two multiply-xorshift rounds)."""
+  x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(0x7FEB352D)
+  x = (x ^ (x >> jnp.uint32(15))) * jnp.uint32(0x846CA68B)
+  return x ^ (x >> jnp.uint32(16))
+
+
+def row_words(keys: Key[Array, " B"]) -> UInt32[Array, "B 2"]:
+  """64 random bits per row, for draws about pairs of rows."""
+  return jax.vmap(lambda k: jax.random.bits(k, (2,), jnp.uint32))(keys)
+
+
+def pair_log_exponential(
+  words: UInt32[Array, "B 2"], index: Int[Array, " C"]
+) -> Float[Array, "B C"]:
+  """Log of an exponential variable per row and index, by hashing both.
+
+  It depends on nothing else, so a pair draws the same in any block. With
+  weights w, the index of the largest log(w) - this is drawn in proportion to w.
+
+  Args:
+    words: of each row, from `row_words`.
+    index: global rows.
+  """
+  seat = scramble(index.astype(jnp.uint32) + jnp.uint32(0x9E3779B9))[None, :]
+  bits = scramble(scramble(words[:, :1] ^ seat) + words[:, 1:])
+  uniform = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
+  below_one = jnp.float32(1 - 2.0**-24)
+  return jnp.log(-jnp.log1p(-jnp.minimum(uniform, below_one)))

@@ -53,6 +53,7 @@ from mico_jax.objectives.base import scalar
 from mico_jax.parallel import sharding
 from mico_jax.parallel.mesh import PIECES, make_mesh
 from mico_jax.train.flops import count_flops, trace_model
+from mico_jax.train.layout import kernels_on, row_partition
 from mico_jax.train.optimizer import make_optimizer
 from mico_jax.train.state import (
   create_state,
@@ -60,9 +61,7 @@ from mico_jax.train.state import (
 )
 from mico_jax.train.step import (
   direct_gradient,
-  kernels_on,
   make_train_step,
-  row_partition,
   update_state,
 )
 

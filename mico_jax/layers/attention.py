@@ -32,7 +32,7 @@ ATTENTION_OUT = "attention_out"
 ATTENTION_QKV = "attention_qkv"
 
 
-# Biases of a packed projection -> what they are.
+# Bias of a packed projection -> its meaning.
 BIASES = {
   "all": "one bias of all groups",
   "qv": "on queries and values, none on keys",
@@ -46,7 +46,10 @@ Cache = tuple[Float[Array, "B C N H"], Float[Array, "B C N H"], Int[Array, ""]]
 
 def extend_cache(
   k: Float[Array, "B L N H"], v: Float[Array, "B L N H"], cache: Cache
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+) -> tuple[
+  tuple[Float[Array, "B C N H"], Float[Array, "B C N H"]],
+  tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]],
+]:
   """Writes the first token to a cache; the others follow behind it.
 
   Args:
@@ -70,7 +73,7 @@ def extend_cache(
   return (written[0], written[1]), (seen[0], seen[1])
 
 
-def _bias(module: nn.Module, name: str, size: int) -> Array:
+def _bias(module: nn.Module, name: str, size: int) -> Float[Array, " D"]:
   return parameter(module, name, nn.initializers.zeros, (size,), (axes.QKV,))
 
 
@@ -127,7 +130,7 @@ class PackedProjection(nn.Module):
   def split_heads(
     self, y: Float[Array, "B L P"]
   ) -> tuple[Float[Array, "B L N H"], ...]:
-    """The `num` groups of what a call returned."""
+    """Splits the result of a call into its `num` groups of heads."""
     heads = (*y.shape[:2], self.num_heads, -1)
     return tuple(p.reshape(heads) for p in jnp.split(y, self.num, axis=-1))
 
@@ -164,7 +167,7 @@ class SelfAttention(nn.Module):
     prefix_lengths: Int[Array, " B"] | None = None,
     row_keys: Key[Array, " B"] | None = None,
     cache: Cache | None = None,
-    rotary: tuple[Array, Array] | None = None,
+    rotary: tuple[Float[Array, "#B L H"], Float[Array, "#B L H"]] | None = None,
   ) -> tuple[Float[Array, "B L D"], tuple[Array, Array]]:
     """Attends among the tokens, or from new tokens to a cache.
 
@@ -213,7 +216,5 @@ class SelfAttention(nn.Module):
     out = checkpoint_name(out, ATTENTION_OUT)
     if self.norm_eps is not None:
       out = LayerNorm(self.norm_eps, name="norm")(out)
-    proj = Dense(
-      x.shape[-1], self.dtype, names=(axes.QKV, axes.EMBED), name="proj"
-    )
-    return proj(out), kv
+    names = (axes.QKV, axes.EMBED)
+    return Dense(x.shape[-1], self.dtype, names=names, name="proj")(out), kv

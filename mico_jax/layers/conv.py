@@ -1,4 +1,4 @@
-"""Convolutions, and what convolutional blocks add to them.
+"""Convolutions, response norm and channel gates.
 
 Feature maps are [B Y X C]. A strided convolution whose stride is its kernel is
 not here: it is `to_patches` and a linear layer.
@@ -25,7 +25,9 @@ def _pad(kernel_size: int) -> list[tuple[int, int]]:
   return [(kernel_size // 2, kernel_size // 2)] * 2
 
 
-def _bias(module: nn.Module, features: int, dtype: Any) -> Array:
+def _bias(
+  module: nn.Module, features: int, dtype: Any
+) -> Float[Array, "1 1 1 D"]:
   value = parameter(
     module, "bias", nn.initializers.zeros, (features,), (axes.NORM,)
   )

@@ -32,13 +32,13 @@ def repeat_heads(
 class CrossAttention(nn.Module):
   """Attention from text tokens to the projected contexts of their row.
 
-  The kernel of keys and values belongs to this layer's parameters ("kv"), but
+  The kernel of keys and values is a parameter of this layer ("kv"), but
   is applied outside, once for all layers.
 
   Attributes:
     num_heads: N; must divide the width.
-    uses: for each context, how many of the tokens' rows that belong to one row
-      of the contexts attend to it; empty: there is one context, for all.
+    uses: for each context, the number of rows of tokens that attend to each of
+      its rows; empty: there is one context, for all.
     dtype: compute dtype.
     backend: see `mico_jax.kernels.attention`.
     masked_rows: see `mico_jax.kernels.attention`.
@@ -71,8 +71,8 @@ class CrossAttention(nn.Module):
     one row of more queries, so that nobody copies keys and values for them.
 
     Args:
-      x: text tokens; B is a multiple of C: consecutive rows belong to one row
-        of the contexts, in the order of `uses`.
+      x: text tokens; B is a multiple of C: consecutive rows share one row of
+        the contexts, in the order of `uses`.
       contexts: keys and values, heads side by side, of each context.
       masks: true at the valid tokens of each context; None: all are.
       row_keys: one key per row; None: no dropout.
@@ -101,9 +101,9 @@ class CrossAttention(nn.Module):
       row_keys = row_keys.reshape(rows, shared)
     outs, first = [], 0
     for use, context, mask in zip(uses, contexts, masks, strict=True):
-      own = q[:, first * length : (first + use) * length]
+      queries = q[:, first * length : (first + use) * length]
       keys = None if row_keys is None else row_keys[:, first]
-      outs.append(self._attend(own, context, mask, keys))
+      outs.append(self._attend(queries, context, mask, keys))
       first += use
     out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
     out = checkpoint_name(out, ATTENTION_OUT)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key
   CROSS_OUT,
   MLP_OUT,
   DROP_PATH_ATTN,
-  (DROP_PATH_MLP),
+  DROP_PATH_MLP,
 ) = range(8)
 
 
@@ -74,12 +74,12 @@ def drop_path(
 
 
 def _drop(
-  x: Array,
-  row_keys: Array | None,
-  rate: float | Array,
+  x: Float[Array, "B ..."],
+  row_keys: Key[Array, " B"] | None,
+  rate: float | Float[Array, ""],
   tag: int,
   shape: tuple[int, ...],
-) -> Array:
+) -> Float[Array, "B ..."]:
   if row_keys is None or (isinstance(rate, float) and rate == 0.0):
     return x
   keep_prob = 1.0 - jnp.asarray(rate, jnp.float32)

@@ -124,7 +124,7 @@ def look_up(
 
   Args:
     table: vectors by id.
-    ids: what to look up.
+    ids: rows to look up.
     frozen_id: this id's vectors pass no gradient (`padding_idx` of PyTorch).
   """
   vectors = jnp.take(table, ids, axis=0)

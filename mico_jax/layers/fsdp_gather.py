@@ -1,6 +1,6 @@
-"""Where arrays inside a model lie on a mesh, while the model is traced.
+"""Shardings of arrays inside a model, while it is traced.
 
-Parameters that live split over the `fsdp` axis are gathered where a layer uses
+Parameters that are split over the `fsdp` axis are gathered where a layer uses
 them, inside the loop over layers, so that one layer is whole at a time; their
 gradients are scattered back at once. Without this the compiler may choose to
 move activations instead. Tokens are split over the `sequence` axis where a
@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Float, Shaped
 
 from mico_jax import axes
 
@@ -46,7 +46,7 @@ class Placement:
   def sharding(
     self, names: tuple[str, ...], shape: tuple[int, ...], *, gathered: bool
   ) -> NamedSharding:
-    """Of a parameter as it is kept, or as layers use it.
+    """Sharding of a parameter: stored, or in use by a layer (`gathered`).
 
     Args:
       names: logical axis of each dimension.
@@ -73,7 +73,7 @@ _ACTIVE: ContextVar[Placement | None] = ContextVar("placement", default=None)
 
 @contextlib.contextmanager
 def placed(mesh: Mesh, rules: Any) -> Iterator[None]:
-  """Lays out what is traced inside: parameters, and tokens of stacks.
+  """While tracing inside: parameters are gathered, tokens of stacks split.
 
   Args:
     mesh: of the run.
@@ -87,22 +87,24 @@ def placed(mesh: Mesh, rules: Any) -> Iterator[None]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(value: Array, used: NamedSharding, kept: NamedSharding) -> Array:
+def _gather(
+  value: Shaped[Array, "..."], used: NamedSharding, kept: NamedSharding
+) -> Shaped[Array, "..."]:
   """The value laid out for use; its gradient as it is kept."""
   del kept
   return jax.lax.with_sharding_constraint(value, used)
 
 
 def _gather_fwd(
-  value: Array, used: NamedSharding, kept: NamedSharding
-) -> tuple[Array, None]:
+  value: Shaped[Array, "..."], used: NamedSharding, kept: NamedSharding
+) -> tuple[Shaped[Array, "..."], None]:
   del kept
   return jax.lax.with_sharding_constraint(value, used), None
 
 
 def _gather_bwd(
-  used: NamedSharding, kept: NamedSharding, _: None, grad: Array
-) -> tuple[Array]:
+  used: NamedSharding, kept: NamedSharding, _: None, grad: Shaped[Array, "..."]
+) -> tuple[Shaped[Array, "..."]]:
   del used
   return (jax.lax.with_sharding_constraint(grad, kept),)
 
@@ -110,8 +112,10 @@ def _gather_bwd(
 _gather.defvjp(_gather_fwd, _gather_bwd)
 
 
-def gathered(value: Array, names: tuple[str, ...]) -> Array:
-  """A parameter as a layer uses it: whole along the `fsdp` axis.
+def gathered(
+  value: Float[Array, "..."], names: tuple[str, ...]
+) -> Float[Array, "..."]:
+  """A parameter for use in a layer: whole along the `fsdp` axis.
 
   Args:
     value: the parameter of one layer.
@@ -125,8 +129,8 @@ def gathered(value: Array, names: tuple[str, ...]) -> Array:
   return value if used == kept else _gather(value, used, kept)
 
 
-def split_tokens(x: Array) -> Array:
-  """Tokens [B, L, D] split along L, where the rules say so."""
+def split_tokens(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+  """Tokens [B L D], split along L where the rules split `axes.TOKENS`."""
   active = _ACTIVE.get()
   names = active._names(axes.TOKENS) if active else ()
   if active is None or not names or x.ndim != 3:

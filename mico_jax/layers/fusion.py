@@ -1,9 +1,9 @@
-"""What the TPU compiler should not fuse.
+"""Barriers against fusions of the TPU compiler that cost time.
 
-Its fusions may cost more than they save: an MLP whose two products become one
+Fusions may cost more than they save: an MLP whose two products become one
 operation computes the activation for every tile of the second product again,
 and a product whose result is reduced along its rows at once runs at half its
-rate. Both are told apart by barriers, which are nothing on other platforms.
+rate. Barriers prevent both; they do nothing on other platforms.
 In ViT-g's step they take the compiler's estimate from 47% of the peak to 54%
 on v5p (`docs/results.md`).
 """
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from mico_jax.kernels import target
 
 
-def barrier(x: Array) -> Array:
+def barrier(x: Float[Array, "..."]) -> Float[Array, "..."]:
   """The array, computed before anything that uses it."""
   if target.current().platform != "tpu":
     return x
@@ -25,7 +25,7 @@ def barrier(x: Array) -> Array:
 
 
 @jax.custom_vjp
-def forward_barrier(x: Array) -> Array:
+def forward_barrier(x: Float[Array, "..."]) -> Float[Array, "..."]:
   """`barrier` of the value alone: its gradient fuses freely."""
   return barrier(x)
 

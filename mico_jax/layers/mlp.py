@@ -92,7 +92,7 @@ class Mlp(nn.Module):
     """Returns the transformed tokens."""
     width = x.shape[-1]
 
-    def first(name: str) -> Array:
+    def first(name: str) -> Float[Array, "*B F"]:
       return Dense(
         self.hidden_dim,
         self.dtype,

@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm in float32, whatever the compute dtype."""
+"""LayerNorm and RMSNorm, in float32 for every compute dtype."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from mico_jax.layers.fsdp_gather import gathered
 
@@ -20,18 +20,18 @@ def parameter(
   names: tuple[str, ...],
   *,
   dtype: Any = jnp.float32,
-  factors: Array | None = None,
-) -> Array:
+  factors: Float[Array, " D"] | None = None,
+) -> Float[Array, "..."]:
   """A float32 parameter of a module; call it inside a compact method.
 
   Args:
-    module: that owns it.
+    module: its owner.
     name: of the parameter.
     init: initializer.
     shape: of the parameter.
     names: logical axis of each dimension.
-    dtype: that it is used in; it travels between devices in this one.
-    factors: of the last dimension, multiplied with before it is rounded.
+    dtype: of its use, and of its transfer between devices.
+    factors: of the last dimension, applied before rounding to `dtype`.
   """
   boxed = nn.with_logical_partitioning(init, names)
   value: Any = module.param(name, boxed, shape, jnp.float32)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -45,38 +43,35 @@ def _valid_frames(
   return filled if frame_mask is None else frame_mask & filled
 
 
-def cls_pool(
+POOLINGS = ("cls", "mean")
+
+
+def pool_frames(
+  name: str,
   tokens: Float[Array, "B T L D"],
   *,
   token_mask: Bool[Array, "B T L"] | None = None,
   frame_mask: Bool[Array, "B T"] | None = None,
   frame_gain: Float[Array, "T D"] | None = None,
 ) -> Float[Array, "B D"]:
-  """The class token of each frame, averaged over the valid frames.
+  """One vector per frame, averaged over the valid frames.
 
   Args:
+    name: "cls": the class token of a frame; "mean": the mean of its valid
+      tokens.
     tokens: of the encoder.
-    token_mask: which tokens are valid; None: all. A frame without any is not.
-    frame_mask: which frames are valid; None: all.
+    token_mask: valid tokens; None: all. A frame without any is not valid.
+    frame_mask: valid frames; None: all.
     frame_gain: frame t counts 1 + gain[t], by channel.
+
+  Raises:
+    ValueError: for an unknown name.
   """
+  if name not in POOLINGS:
+    raise ValueError(f"pooling {name!r} is not one of {', '.join(POOLINGS)}.")
   valid = _valid_frames(frame_mask, token_mask)
-  return _mean_frames(tokens[:, :, 0], valid, frame_gain)
-
-
-def mean_pool(
-  tokens: Float[Array, "B T L D"],
-  *,
-  token_mask: Bool[Array, "B T L"] | None = None,
-  frame_mask: Bool[Array, "B T"] | None = None,
-  frame_gain: Float[Array, "T D"] | None = None,
-) -> Float[Array, "B D"]:
-  """Valid tokens of each frame, then valid frames, averaged; see above."""
-  valid = _valid_frames(frame_mask, token_mask)
-  return _mean_frames(token_mean(tokens, token_mask), valid, frame_gain)
-
-
-POOLINGS: dict[str, Callable[..., Array]] = {"cls": cls_pool, "mean": mean_pool}
+  frames = tokens[:, :, 0] if name == "cls" else token_mean(tokens, token_mask)
+  return _mean_frames(frames, valid, frame_gain)
 
 
 def cls_and_mean(

@@ -4,11 +4,11 @@ Heads turn in neighbouring pairs (x0, x1): all of a head with the place of a
 token in its text; of a patch, half of it with the row, the other half with the
 column. Positions of patches are scaled so that any grid spans the range of the
 pretraining grid, so weights serve other resolutions as they are. The class
-token is not turned. Tables are made in float32 whatever the compute dtype;
-nothing of them is a parameter.
+token is not turned. Tables are float32 for every compute dtype, and no
+parameters.
 
 Source: EVA-02, arXiv:2303.11331; RoFormer, arXiv:2104.09864. Angles follow the
-released code bit by bit; its cosines and sines are off by one unit in the last
+official code bit by bit; its cosines and sines are off by one unit in the last
 place here and there.
 """
 
@@ -81,15 +81,15 @@ def token_tables(
   cos, sin = (
     jnp.asarray(t) for t in rotary_tables(grid, head_dim, base_grid=base_grid)
   )
-  found = []
+  tables = []
   for table, still in ((cos, 1.0), (sin, 0.0)):
     if token_indices is None:
       rows = table[None]
     else:
       rows = jnp.take(table, token_indices, axis=0)
     first = jnp.full((rows.shape[0], 1, head_dim), still, jnp.float32)
-    found.append(jnp.concatenate([first, rows], axis=1))
-  return found[0], found[1]
+    tables.append(jnp.concatenate([first, rows], axis=1))
+  return tables[0], tables[1]
 
 
 def sequence_tables(

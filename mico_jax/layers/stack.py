@@ -1,10 +1,11 @@
 """The one place with `nn.scan` and `nn.remat`: a stack of equal blocks.
 
 Parameters are stacked on axis 0 (`axes.LAYERS`), whether the stack runs as a
-loop or unrolled, so both read the same checkpoint; who only reads them may keep
-those of each layer apart (`split_layers`). A block is a Linen module
-called as `block(x, layer, shared) -> (x, out)`: `layer` holds what differs from
-layer to layer (leading axis P), `shared` what does not, `out` is stacked.
+loop or unrolled, so both read the same checkpoint; code that only reads them
+may keep those of each layer apart (`split_layers`). A block is a Linen module,
+called as `block(x, layer, shared) -> (x, out)`: `layer` holds arrays that
+differ from layer to layer (leading axis P), `shared` the others; `out` is
+stacked.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from mico_jax.layers.fsdp_gather import split_tokens
 
 _policies = jax.checkpoint_policies
 
-# Name -> what is kept from the forward pass for the backward pass. None: all.
+# Name -> arrays of the forward pass kept for the backward pass. None: all.
 REMAT: dict[str, Callable[..., Any] | None] = {
   "none": None,
   "full": _policies.nothing_saveable,
@@ -32,7 +33,7 @@ REMAT: dict[str, Callable[..., Any] | None] = {
   "attention_qkv": _policies.save_only_these_names(
     ATTENTION_QKV, ATTENTION_OUT, ATTENTION_SUMS
   ),
-  # What "attention" keeps, in the host's memory until the backward pass.
+  # As "attention", but kept in the host's memory until the backward pass.
   "attention_on_host": _policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[],
     names_which_can_be_offloaded=[ATTENTION_OUT, ATTENTION_SUMS],

@@ -10,8 +10,9 @@ arXiv:2201.03545 for stem and downsampling.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,42 +20,19 @@ from jaxtyping import Array, Float
 
 from mico_jax import axes
 from mico_jax.config import VisionConfig
-from mico_jax.layers import dropout
-from mico_jax.layers.activations import gelu
-from mico_jax.layers.conv import DepthwiseConv, GlobalResponseNorm
-from mico_jax.layers.embed import PatchEmbed, to_patches
+from mico_jax.layers.conv import DepthwiseConv
+from mico_jax.layers.embed import to_patches
 from mico_jax.layers.mlp import Dense
 from mico_jax.layers.norm import LayerNorm
-from mico_jax.models.staged import StagedEncoder, StageSize
+from mico_jax.models.staged import (
+  StagedEncoder,
+  StageSize,
+  response_mlp,
+  staged_config,
+  to_grid,
+)
 
 KERNEL_SIZE = 7
-
-
-def to_grid(tokens: Float[Array, "B L D"]) -> Float[Array, "B Y X D"]:
-  """Tokens of a square grid as a feature map."""
-  side = round(tokens.shape[1] ** 0.5)
-  return tokens.reshape(tokens.shape[0], side, side, tokens.shape[-1])
-
-
-class ConvNeXtStem(nn.Module):
-  """Non-overlapping patches and a LayerNorm.
-
-  Attributes:
-    config: of the encoder.
-    dtype: compute dtype.
-  """
-
-  config: VisionConfig
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self, pixels: Float[Array, "B Y X 3"]
-  ) -> Float[Array, "B R S D"]:
-    """Returns features of the first stage."""
-    width, patch = self.config.stage_widths[0], self.config.patch_size
-    x = PatchEmbed(width, patch, self.dtype, name="patch_embed")(pixels)
-    return to_grid(LayerNorm(self.config.norm_eps, name="norm")(x))
 
 
 class ConvNeXtDownsample(nn.Module):
@@ -102,40 +80,21 @@ class ConvNeXtBlock(nn.Module):
     shared: Mapping[str, Array],
   ) -> tuple[Float[Array, "B Y X D"], Float[Array, "B Y X D"] | None]:
     """Returns the features after this block."""
-    width = x.shape[-1]
-    row_keys = shared.get("row_keys")
-    if row_keys is not None:
-      row_keys = dropout.fold_rows(row_keys, layer["index"])
     y = DepthwiseConv(KERNEL_SIZE, self.dtype, name="conv")(x)
     y = LayerNorm(self.config.norm_eps, name="norm")(y)
-    names = (axes.EMBED, axes.MLP)
-    y = Dense(
-      self.mlp_dim, self.dtype, names=names, bias_name=axes.MLP, name="fc1"
-    )(y)
-    y = GlobalResponseNorm(name="grn")(gelu(y))
-    y = Dense(width, self.dtype, names=names[::-1], name="fc2")(y)
-    rate = layer["drop_path_rate"]
-    x = x + dropout.drop_path(y, row_keys, rate, dropout.DROP_PATH_MLP)
+    x = x + response_mlp(y, layer, shared, self.mlp_dim, self.dtype)
     return x, x if self.return_hidden else None
 
 
 class ConvNeXt(StagedEncoder):
   """ConvNeXt V2 over frames; see `StagedEncoder`."""
 
-  def stem(self) -> nn.Module:
-    """Pixels to features of the first stage."""
-    return ConvNeXtStem(self.config, self.dtype, name="stem")
-
-  def downsampling(self, stage: StageSize) -> nn.Module:
-    """Features of the stage before to those of `stage`."""
-    return ConvNeXtDownsample(
-      stage.width, self.config.norm_eps, self.dtype, parent=None
-    )
+  downsample: ClassVar[type[nn.Module]] = ConvNeXtDownsample
 
   def block(
     self, stage: StageSize, *, return_hidden: bool
   ) -> tuple[type[nn.Module], dict[str, Any]]:
-    """Class and attributes of the blocks of a stage."""
+    """See `StagedEncoder`."""
     return ConvNeXtBlock, {
       "config": self.config,
       "mlp_dim": stage.mlp_dim,
@@ -144,18 +103,7 @@ class ConvNeXt(StagedEncoder):
     }
 
 
-def _size(depths: tuple[int, ...], width: int) -> VisionConfig:
-  widths = tuple(width * 2**i for i in range(len(depths)))
-  return VisionConfig(
-    encoder="convnext",
-    patch_size=4,
-    width=widths[-1],
-    depth=sum(depths),
-    mlp_dim=4 * widths[-1],
-    stage_depths=depths,
-    stage_widths=widths,
-  )
-
+_size = functools.partial(staged_config, "convnext")
 
 # Published sizes by name.
 SIZES: dict[str, VisionConfig] = {

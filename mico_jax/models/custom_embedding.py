@@ -1,8 +1,8 @@
-"""Tokens of modalities that bring an embedding of their own, and their padding.
+"""Tokens of modalities with a custom embedding, and their padding.
 
-A record says what there is (`mico_jax.modalities.CustomEmbedding`). Padding
-counts for nothing: it is replaced by zeros before the encoder, no token attends
-to it, and pools and contexts leave it out.
+The record of the modality names the embedding class
+(`mico_jax.modalities.CustomEmbedding`). Padding tokens are zeros, no token
+attends to them, and pools and contexts leave them out.
 """
 
 from __future__ import annotations
@@ -64,20 +64,22 @@ def embed(
   Raises:
     ValueError: for frames or tokens of another shape than the record says.
   """
-  own = custom_embeddings(config)[key]
-  if frames.shape[1:] != own.frame:
+  embedding = custom_embeddings(config)[key]
+  if frames.shape[1:] != embedding.frame:
     raise ValueError(
-      f"{key}: frames of shape {frames.shape[1:]}; its record says {own.frame}."
+      f"{key}: frames of shape {frames.shape[1:]}; its record says "
+      f"{embedding.frame}."
     )
-  tokens: Any = module(config, key, own).apply(
+  tokens: Any = module(config, key, embedding).apply(
     {"params": stacked_layers(params)}, frames
   )
-  if tokens.shape[1:] != (own.tokens, config.vision.width):
+  if tokens.shape[1:] != (embedding.tokens, config.vision.width):
     raise ValueError(
-      f"{key}: {own.module} gives tokens of shape {tokens.shape[1:]}; its "
-      f"record and the width say ({own.tokens}, {config.vision.width})."
+      f"{key}: {embedding.module} gives tokens of shape {tokens.shape[1:]}; "
+      f"its record and the width say ({embedding.tokens}, "
+      f"{config.vision.width})."
     )
-  mask = own.valid_tokens(frames, xp=jnp)
+  mask = embedding.valid_tokens(frames, xp=jnp)
   if mask is None:
     return {"tokens": tokens}
   # No value and no gradient of padding goes on.
@@ -93,15 +95,15 @@ def valid_tokens(
   Args:
     key: of the modality.
     pixels: frames, [B T *frame].
-    class_token: whether the encoder puts one first, which is valid if any of
-      its frame is.
+    class_token: whether the encoder puts one first; it is valid if any token
+      of its frame is.
   """
-  own = MODALITIES[key].embedding
-  if not isinstance(own, CustomEmbedding):
+  embedding = MODALITIES[key].embedding
+  if not isinstance(embedding, CustomEmbedding):
     return None
   batch, frames = pixels.shape[:2]
   flat = pixels.reshape(batch * frames, *pixels.shape[2:])
-  mask = own.valid_tokens(flat, xp=jnp)
+  mask = embedding.valid_tokens(flat, xp=jnp)
   if mask is None:
     return None
   if class_token:

@@ -1,44 +1,30 @@
-"""Caption and answer decoding: greedy and beam search in one compiled loop.
+"""Decoding of captions and answers: greedy and beam search in a compiled loop.
 
 A step reads the last chosen token and keeps its keys and values. Behind it a
 masked language model reads a [MASK], whose prediction is chosen and which is
 not kept (`TextTower.decoding_ids`). Beams of a row share its context without a
 copy.
 
-Beam rules are those of the library the released model decodes with
+Beam rules are those of the library that the official MiCo code decodes with
 (transformers 4.31): a hypothesis scores its summed log-probabilities over
 length ** penalty, where the length includes the prompt and not the final [SEP].
-Later releases leave the prompt out and give other scores.
+Later versions leave the prompt out and give other scores.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mico_jax.aliases import Params
+from mico_jax.aliases import Params, TextIds
 from mico_jax.models import ContextKV, KVCache, MiCo
 
 WORST = -1e9  # score of a beam that must not be chosen
-
-
-@runtime_checkable
-class SpecialTokens(Protocol):
-  """Token ids that decoding needs; a `TokenizerInfo` has them."""
-
-  @property
-  def pad(self) -> int: ...  # noqa: D102
-  @property
-  def cls(self) -> int: ...  # noqa: D102
-  @property
-  def sep(self) -> int: ...  # noqa: D102
-  @property
-  def mask(self) -> int: ...  # noqa: D102
 
 
 class Generation(NamedTuple):
@@ -58,19 +44,19 @@ class Generation(NamedTuple):
 
 
 class _Decoder(NamedTuple):
-  """What every step needs and no step changes."""
+  """Constants of all decoding steps."""
 
   model: MiCo
   params: Params
   context: ContextKV | None
-  tokens: SpecialTokens
+  tokens: TextIds
   prompt_visible: Bool[Array, "B S"]  # over all cache positions
   prompt_length: int
   max_length: int
   rows: int  # decoded rows per item: the beams
 
   def step(
-    self, last: Int[Array, " R"], cache: KVCache, position: Array
+    self, last: Int[Array, " R"], cache: KVCache, position: Int[Array, ""]
   ) -> tuple[Float[Array, "R V"], KVCache]:
     """Logits behind the token `last` at `position`, and the updated cache."""
     slots = jnp.arange(self.prompt_visible.shape[1])[None]
@@ -92,7 +78,7 @@ def generate(
   params: Params,
   context: ContextKV | None,
   *,
-  tokens: SpecialTokens,
+  tokens: TextIds,
   max_new_tokens: int,
   num_beams: int = 1,
   length_penalty: float = 1.0,
@@ -102,31 +88,33 @@ def generate(
   batch_size: int | None = None,
   return_logits: bool = False,
 ) -> Generation:
-  """Decodes texts; traceable, so put it into one `jax.jit`.
+  """Decodes texts; put it into one `jax.jit`.
 
   Args:
     model: the model.
     params: its parameters.
-    context: what to write about; None: nothing.
+    context: the context to describe; None: none.
     tokens: special token ids.
     max_new_tokens: most tokens to choose, [SEP] included.
     num_beams: beams kept; 1: greedy.
     length_penalty: exponent of the length in the score of a hypothesis.
-    num_return: hypotheses returned per item, at most `num_beams`.
-    prompt: tokens to continue (a question, then [CLS]); all but the last are
-      read as the tower reads texts: by BERT in both directions. None: [CLS].
+    num_return: hypotheses per item, at most `num_beams`.
+    prompt: tokens to continue (a question, then [CLS]), all but the last read
+      with the tower's own attention; None: [CLS].
     prompt_mask: true at valid prompt tokens; None: not pad, the last always.
-    batch_size: number of items where neither context nor prompt tells it.
+    batch_size: number of items, if there is neither context nor prompt.
     return_logits: keep the logits of every step (greedy only).
 
   Raises:
     ValueError: for settings that do not fit together.
   """
-  batch = _batch_size(context, prompt, batch_size)
   if num_return > num_beams:
     raise ValueError(f"{num_return=} is larger than {num_beams=}.")
+  if return_logits and num_beams > 1:
+    raise ValueError("return_logits is for num_beams=1.")
   if prompt is None:
-    prompt = jnp.full((batch, 1), tokens.cls, jnp.int32)
+    batch = _batch_size(context, batch_size)
+    prompt = jnp.full((batch, 1), tokens.cls)
   prompt = prompt.astype(jnp.int32)
   if prompt_mask is None:
     prompt_mask = (prompt != tokens.pad).at[:, -1].set(True)
@@ -138,21 +126,12 @@ def generate(
       f"config.model.text.max_positions={model.config.text.max_positions}."
     )
   slots = total - 1  # the last chosen token is never read
-  decoder = _Decoder(
-    model=model,
-    params=params,
-    context=context,
-    tokens=tokens,
-    prompt_visible=jnp.pad(prompt_mask, ((0, 0), (0, slots - length))),
-    prompt_length=length,
-    max_length=total,
-    rows=num_beams,
-  )
+  visible = jnp.pad(prompt_mask, ((0, 0), (0, slots - length)))
+  settings = (visible, length, total, num_beams)
+  decoder = _Decoder(model, params, context, tokens, *settings)
   cache = _prefill(decoder, prompt, prompt_mask, slots)
   if num_beams == 1:
     return _greedy(decoder, prompt, cache, length_penalty, return_logits)
-  if return_logits:
-    raise ValueError("return_logits is for num_beams=1.")
   return _beam_search(decoder, prompt, cache, length_penalty, num_return)
 
 
@@ -171,8 +150,8 @@ def make_generator(model: MiCo, **options: Any) -> Callable[..., Generation]:
   def run(
     params: Params,
     context: ContextKV | None,
-    prompt: Array | None = None,
-    prompt_mask: Array | None = None,
+    prompt: Int[Array, "B Q"] | None = None,
+    prompt_mask: Bool[Array, "B Q"] | None = None,
   ) -> Generation:
     return generate(
       model,
@@ -186,25 +165,24 @@ def make_generator(model: MiCo, **options: Any) -> Callable[..., Generation]:
   return run
 
 
-def _batch_size(
-  context: ContextKV | None, prompt: Array | None, batch_size: int | None
-) -> int:
+def _batch_size(context: ContextKV | None, batch_size: int | None) -> int:
   if context is not None:
     return context.keys.shape[1]
-  if prompt is not None:
-    return prompt.shape[0]
   if batch_size is None:
     raise ValueError("generate needs a context, a prompt or batch_size.")
   return batch_size
 
 
 def _prefill(
-  decoder: _Decoder, prompt: Array, prompt_mask: Array, slots: int
+  decoder: _Decoder,
+  prompt: Int[Array, "B Q"],
+  prompt_mask: Bool[Array, "B Q"],
+  slots: int,
 ) -> KVCache:
   """Cache of the whole prompt but its last token, one copy per beam."""
   cache = decoder.model.tower.empty_cache(len(prompt), slots)
   if prompt.shape[1] > 1:
-    _, found = decoder.model.text(
+    _, filled = decoder.model.text(
       decoder.params,
       prompt[:, :-1],
       mask=prompt_mask[:, :-1],
@@ -215,35 +193,33 @@ def _prefill(
     cache = jax.tree.map(
       lambda c, f: jax.lax.dynamic_update_slice(c, f.astype(c.dtype), start),
       cache,
-      found,
+      filled,
     )
   return jax.tree.map(lambda c: jnp.repeat(c, decoder.rows, axis=1), cache)
 
 
 def _greedy(
   decoder: _Decoder,
-  prompt: Array,
+  prompt: Int[Array, "B Q"],
   cache: KVCache,
   length_penalty: float,
   return_logits: bool,
 ) -> Generation:
   tokens, length = decoder.tokens, decoder.prompt_length
-  batch = prompt.shape[0]
-  new = decoder.max_length - length
-  sequences = jnp.pad(prompt, ((0, 0), (0, new)), constant_values=tokens.pad)
+  batch, new = prompt.shape[0], decoder.max_length - length
   vocabulary = decoder.model.config.text.vocab_size
-  kept = new if return_logits else 0
+  padding = ((0, 0), (0, new))
   state = {
     "step": jnp.int32(0),
-    "sequences": sequences,
+    "sequences": jnp.pad(prompt, padding, constant_values=tokens.pad),
     "cache": cache,
     "done": jnp.zeros(batch, bool),
     "score": jnp.zeros(batch, jnp.float32),
     "length": jnp.full(batch, length, jnp.int32),
-    "logits": jnp.zeros((kept, batch, vocabulary), jnp.float32),
+    "logits": jnp.zeros((new if return_logits else 0, batch, vocabulary)),
   }
 
-  def unfinished(s: dict[str, Any]) -> Array:
+  def unfinished(s: dict[str, Any]) -> Bool[Array, ""]:
     return (s["step"] < new) & ~jnp.all(s["done"])
 
   def advance(s: dict[str, Any]) -> dict[str, Any]:
@@ -286,7 +262,7 @@ def _greedy(
 
 def _beam_search(
   decoder: _Decoder,
-  prompt: Array,
+  prompt: Int[Array, "B Q"],
   cache: KVCache,
   length_penalty: float,
   num_return: int,
@@ -307,7 +283,7 @@ def _beam_search(
     "kept_scores": jnp.full((batch, beams), -jnp.inf),
   }
 
-  def unfinished(s: dict[str, Any]) -> Array:
+  def unfinished(s: dict[str, Any]) -> Bool[Array, ""]:
     return (s["step"] < total - length) & ~jnp.all(s["done"])
 
   advance = functools.partial(_beam_step, decoder, length_penalty)

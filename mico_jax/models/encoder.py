@@ -1,9 +1,9 @@
-"""What MiCo asks of an encoder, whatever its family.
+"""The contract of encoders of all families.
 
 An encoder is a Linen module with these attributes, called as
 `encoder(pixels, row_keys=..., return_hidden=...)`; it returns the tokens of
 each frame after the final LayerNorm [B L D], D = config.width, and, if asked
-for, the tokens after every block. What a family cannot do it declares here, so
+for, the tokens after every block. A family declares here what it cannot do, so
 that options which need it are refused before anything runs.
 """
 
@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mico_jax.config import VisionConfig
+from mico_jax.models.checks import check_unread
 
 # Fields of encoders in stages only.
 STAGE_FIELDS = frozenset(
@@ -65,15 +66,18 @@ class Encoder(nn.Module):
     Raises:
       ValueError: naming the field that does not fit.
     """
-    for field in dataclasses.fields(VisionConfig):
-      value = getattr(self.config, field.name)
-      if field.name not in self.fields and value != field.default:
-        raise ValueError(
-          f"config.model.vision.{field.name}={value!r} says nothing to "
-          f"encoder={self.config.encoder!r}; leave it at {field.default!r}."
-        )
+    check_unread(self.config, self.fields, "config.model.vision")
     if self.num_tokens < 1:
       raise ValueError(
         f"config.model.vision.image_size={self.config.image_size} leaves no "
         "token; raise it."
+      )
+
+  def check_subsets(self) -> None:
+    """Raises a ValueError if it cannot encode a subset of the patches."""
+    if not self.supports_token_indices:
+      raise ValueError(
+        f"config.model.vision.encoder={self.config.encoder!r} encodes whole "
+        "frames; token_indices (patch dropout, masked modelling) need "
+        "encoder='vit'."
       )

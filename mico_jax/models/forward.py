@@ -1,18 +1,21 @@
 """The forward pass: pixels and texts -> tokens -> embeddings and contexts.
 
 Training, cached gradients, evaluation, inference, the self-check, StableHLO and
-`plan` all compute with these functions, each with its own options.
+`plan` all compute with these functions, each with its own options. `params` are
+always those of `model`; `row_keys=None` means that nothing is dropped.
+
+Source: MiCo, arXiv:2406.09412, section 3 (encoders, contexts, the three
+outputs); the official MiCo code for pooling and heads.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from mico_jax import rng
 from mico_jax.aliases import Params
@@ -25,13 +28,9 @@ from mico_jax.models.text_tower import ContextKV
 Site = Callable[[str], Key[Array, " B"] | None]
 
 
-def _no_draws(name: str) -> None:
-  del name
-
-
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-  """What the towers give for the rows of a batch.
+  """Outputs of the towers for the rows of a batch.
 
   Attributes:
     tokens: letter -> [B T L D] of the encoder, or [B L W] of the text tower.
@@ -47,23 +46,19 @@ class Encoded:
   texts: Mapping[str, Float[Array, "B W"]]
 
   def also(self, letter: str, of: str) -> Encoded:
-    """The same with what stands for letter `of` also under `letter`."""
-
-    def copied(values: Mapping[str, Any]) -> dict[str, Any]:
-      return {**values, letter: values[of]} if of in values else dict(values)
-
-    return dataclasses.replace(
-      self,
-      tokens=copied(self.tokens),
-      pooled=copied(self.pooled),
-      masks=copied(self.masks),
-    )
+    """A copy with the tokens of letter `of` also under `letter`."""
+    fields = {
+      name: {**values, letter: values[of]}
+      for name in ("tokens", "pooled", "masks")
+      if of in (values := getattr(self, name))
+    }
+    return dataclasses.replace(self, **fields)
 
 
 def encode_pixels(
   model: MiCo,
   params: Params,
-  pixels: Mapping[str, Array],
+  pixels: Mapping[str, Float[Array, "B T ..."]],
   *,
   row_keys: Key[Array, " B"] | None = None,
   patch_keys: Key[Array, " B"] | None = None,
@@ -71,44 +66,37 @@ def encode_pixels(
 ) -> dict[str, Float[Array, "B T L D"]]:
   """Tokens of every modality, in one encoder call per input shape.
 
-  Args:
-    model: the model.
-    params: its parameters.
-    pixels: modality key -> frames.
-    row_keys: for stochastic depth; None: none.
-    patch_keys: for patch dropout; None: none.
-    patch_dropout: fraction of patches dropped, the same ones in all frames of
-      a row, so that aligned modalities keep the same places; modalities with an
-      embedding of their own keep all tokens.
+  With `patch_keys`, a fraction `patch_dropout` of the patches is dropped: the
+  same ones in all frames of a row, so that aligned modalities keep the same
+  places. Modalities with an embedding of their own keep all tokens.
   """
-  groups: dict[tuple[Any, ...], list[str]] = {}
-  for key, value in pixels.items():
-    shared = MODALITIES[key].embedding == "patch"
-    name = ("patch", *value.shape[2:]) if shared else (key,)
-    groups.setdefault(name, []).append(key)
+  groups: dict[tuple[int | str, ...], list[str]] = {}
+  for modality, value in pixels.items():
+    patched = MODALITIES[modality].embedding == "patch"
+    name = ("patch", *value.shape[2:]) if patched else (modality,)
+    groups.setdefault(name, []).append(modality)
   tokens = {}
-  for keys in groups.values():
-    frames = [pixels[key].shape[1] for key in keys]
-    parts = [pixels[key] for key in keys]
+  for name, members in groups.items():
+    frames = [pixels[m].shape[1] for m in members]
+    parts = [pixels[m] for m in members]
     joined = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
     kept = None
-    patched = MODALITIES[keys[0]].embedding == "patch"
-    if patch_keys is not None and patch_dropout > 0 and patched:
+    if patch_keys is not None and patch_dropout > 0 and name[0] == "patch":
       patch = model.config.vision.patch_size
       total = (joined.shape[2] // patch) * (joined.shape[3] // patch)
       count = max(1, round((1 - patch_dropout) * total))
       kept = rng.row_subset(patch_keys, total, count)
     encoded = model.encode(
       params,
-      keys[0],
+      members[0],
       joined,
       token_indices=kept,
       row_keys=row_keys,
       train=row_keys is not None,
     )
     start = 0
-    for key, count in zip(keys, frames, strict=True):
-      tokens[key] = encoded[:, start : start + count]
+    for modality, count in zip(members, frames, strict=True):
+      tokens[modality] = encoded[:, start : start + count]
       start += count
   return tokens
 
@@ -116,18 +104,11 @@ def encode_pixels(
 def encode_texts(
   model: MiCo,
   params: Params,
-  texts: Mapping[str, Int[Array, "B L"]],
+  texts: Mapping[str, Int[Array, "B _"]],
   *,
   row_keys: Key[Array, " B"] | None = None,
-) -> dict[str, Float[Array, "B L W"]]:
-  """Hidden states of several texts per row, in one call per length.
-
-  Args:
-    model: the model.
-    params: its parameters.
-    texts: name -> token ids.
-    row_keys: for dropout; None: none.
-  """
+) -> dict[str, Float[Array, "B _ W"]]:
+  """Hidden states of several texts per row, in one call per length."""
   by_length: dict[int, list[str]] = {}
   for name, ids in texts.items():
     by_length.setdefault(ids.shape[1], []).append(name)
@@ -143,20 +124,19 @@ def encode_texts(
       train=keys is not None,
     )
     out = out.reshape(rows, count, length, out.shape[-1])
-    for index, name in enumerate(names):
-      hidden[name] = out[:, index]
+    hidden |= {name: out[:, index] for index, name in enumerate(names)}
   return hidden
 
 
 def encode(
   model: MiCo,
   params: Params,
-  pixels: Mapping[str, Array],
-  words: Mapping[str, Int[Array, "B L"]],
-  texts: Mapping[str, Int[Array, "B L"]],
+  pixels: Mapping[str, Float[Array, "B T ..."]],
+  words: Mapping[str, Int[Array, "B _"]],
+  texts: Mapping[str, Int[Array, "B _"]],
   *,
   pad: int,
-  site: Site = _no_draws,
+  site: Site = lambda name: None,
   patch_dropout: float = 0.0,
 ) -> Encoded:
   """Encodes everything of a batch once.
@@ -183,18 +163,18 @@ def encode(
     patch_keys=site("patch_dropout"),
     patch_dropout=patch_dropout,
   )
-  for key, value in encoded.items():
-    letter = MODALITIES[key].letter
+  for modality, value in encoded.items():
+    letter = MODALITIES[modality].letter
     tokens[letter] = value
-    valid = model.valid_tokens(key, pixels[key])
-    pooled[letter] = model.pool(params, key, value, token_mask=valid)
+    valid = model.valid_tokens(modality, pixels[modality])
+    pooled[letter] = model.pool(params, modality, value, token_mask=valid)
     if valid is not None:
       masks[letter] = valid
-  slots = {**texts, **{f"<{key}>": ids for key, ids in words.items()}}
+  slots = {**texts, **{f"<{name}>": ids for name, ids in words.items()}}
   hidden = encode_texts(model, params, slots, row_keys=site("dropout/text"))
-  for key, ids in words.items():
-    letter = MODALITIES[key].letter
-    tokens[letter] = hidden[f"<{key}>"]
+  for modality, ids in words.items():
+    letter = MODALITIES[modality].letter
+    tokens[letter] = hidden[f"<{modality}>"]
     pooled[letter] = model.pool_text(tokens[letter], ids)
     masks[letter] = ids != pad
   pooled_texts = {
@@ -207,18 +187,13 @@ def encode_inputs(
   model: MiCo,
   config: Config,
   params: Params,
-  inputs: Mapping[str, Array],
+  inputs: Mapping[str, Shaped[Array, "B ..."]],
   *,
   pad: int,
 ) -> Encoded:
-  """Encodes what travelled to the device, as evaluation preprocesses it.
+  """Encodes the arrays of a batch, preprocessed as `config` says to evaluate.
 
-  Args:
-    model: the model.
-    config: how inputs are preprocessed.
-    params: parameters of the model.
-    inputs: modality key -> what travelled.
-    pad: id of padding.
+  `inputs`: modality key -> array, as the modality's `ArraySpec` says.
   """
   keys = tuple(key for key in MODALITIES if key in inputs)
   pixels = preprocessing.to_pixels(config, inputs, keys, train=False, xp=jnp)

@@ -3,9 +3,9 @@
 A plain frozen dataclass of pure methods over a nested dict of parameters. The
 contexts follow section 3 of the paper (arXiv:2406.09412): z_m + E_C + E_M,
 after projection to the text width; E_Pos is the position table of the
-encoder. What the paper has and the released weights lack (a further E_Pos over
-the context, E_Sam, a position table for joined captions) exists by config, off
-by default.
+encoder. Parts of the paper that the official weights lack (a further E_Pos over
+the context, E_Sam, a position table for joined captions) are options, off by
+default.
 """
 
 from __future__ import annotations
@@ -22,28 +22,17 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mico_jax.aliases import Params, PyTree
 from mico_jax.config import ConfigError, ModelConfig
-from mico_jax.kernels.attention.api import BACKENDS, MASKED_ROWS
 from mico_jax.kernels.dtypes import accumulation_dtype, supported_dtype
 from mico_jax.layers import dropout, pool
-from mico_jax.layers.stack import REMAT
 from mico_jax.modalities import MODALITIES, as_configured, by_letter
 from mico_jax.models import custom_embedding, parameters
+from mico_jax.models.checks import (
+  NAMES,
+  check_frames,
+  check_names,
+)
 from mico_jax.models.resize import resize_frames
 from mico_jax.models.text import Context, TextModel, apply, precise
-
-# Field of the config -> what it may be.
-NAMES: Mapping[str, tuple[str, ...]] = {
-  "matmul_precision": ("default", "high", "highest"),
-  "dtype": ("float32", "bfloat16", "float16", "float64"),
-  "masked_rows": MASKED_ROWS,
-  "attention": ("auto", *BACKENDS),
-  "remat": tuple(REMAT),
-  **{
-    m.alias.option: (key, m.alias.key)
-    for key, m in MODALITIES.items()
-    if m.alias
-  },
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +47,9 @@ class MiCo(TextModel):
   """
 
   # ---------------------------------------------------------------- parameters
-  def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+  def init(self, rng_key: Key[Array, ""]) -> dict[str, Any]:
     """New float32 parameters as a nested dict."""
-    return nn.meta.unbox(parameters.create(self.config, key))
+    return nn.meta.unbox(parameters.create(self.config, rng_key))
 
   def abstract_params(self) -> PyTree:
     """Shapes and dtypes of the parameters, without allocating them."""
@@ -99,13 +88,13 @@ class MiCo(TextModel):
     train: bool = False,
     return_hidden: bool = False,
   ) -> Any:
-    """Encodes the frames or slices of one knowledge modality.
+    """Encodes the frames or slices of one knowledge modality (MiCo, section 3).
 
     Args:
       params: parameters.
       key: of the modality.
-      pixels: normalised frames [B T Y X 3] of the configured size, or what the
-        embedding class of the modality takes.
+      pixels: normalised frames [B T Y X 3] of the configured size, or the input
+        of the embedding class of the modality.
       token_indices: patches to encode, the same for all frames of a row unless
         it has a frame axis; None: all. The class token is always kept.
       row_keys: one key per row; None: no stochastic depth.
@@ -121,41 +110,22 @@ class MiCo(TextModel):
     Raises:
       ValueError: for an unknown modality or frames of another size.
     """
-    encoder = parameters.towers(self.config)[0]
-    if token_indices is not None and not encoder.supports_token_indices:
-      raise ValueError(
-        f"config.model.vision.encoder={self.config.vision.encoder!r} encodes "
-        "whole frames; token_indices (patch dropout, masked modelling) need "
-        "encoder='vit'."
-      )
-    modality = MODALITIES.get(key)
-    if modality is None or modality.kind != "knowledge":
-      known = [k for k, m in MODALITIES.items() if m.kind == "knowledge"]
-      raise ValueError(
-        f"cannot encode {key!r}; knowledge modalities: {', '.join(known)}."
-      )
     batch, frames = pixels.shape[:2]
     flat = pixels.reshape(batch * frames, *pixels.shape[2:])
     options: dict[str, Any] = {"return_hidden": return_hidden}
     if train and row_keys is not None:
       options["row_keys"] = dropout.fold_frames(row_keys, frames)
-    if modality.embedding == "patch":
-      size = self.config.vision.image_size
-      if flat.shape[1:] != (size, size, 3):
-        raise ValueError(
-          f"{key}: frames of shape {flat.shape[1:]}; the encoder takes "
-          f"({size}, {size}, 3) (config.model.vision.image_size)."
-        )
+    encoder = parameters.towers(self.config)[0]
+    if token_indices is not None:
+      encoder.check_subsets()
+      if token_indices.ndim == 2:
+        token_indices = jnp.repeat(token_indices, frames, axis=0)
+      options["token_indices"] = token_indices.reshape(batch * frames, -1)
+    subset = token_indices is not None
+    check_frames(self.config, key, flat.shape[1:], subset=subset)
+    if MODALITIES[key].embedding == "patch":
       options["pixels"] = flat
-      if token_indices is not None:
-        if token_indices.ndim == 2:
-          token_indices = jnp.repeat(token_indices, frames, axis=0)
-        options["token_indices"] = token_indices.reshape(batch * frames, -1)
     else:
-      if token_indices is not None:
-        raise ValueError(
-          f"{key}: token_indices name patches; it has tokens of its own."
-        )
       embedding = params["embedding"][key]
       options |= custom_embedding.embed(self.config, embedding, key, flat)
     tokens, hidden = apply(encoder, params["vision"], **options)
@@ -177,7 +147,7 @@ class MiCo(TextModel):
 
   @property
   def has_class_token(self) -> bool:
-    """Whether token 0 of a frame stands for all of it."""
+    """Whether token 0 represents the whole frame."""
     return parameters.towers(self.config)[0].has_class_token
 
   def pool(
@@ -189,10 +159,11 @@ class MiCo(TextModel):
     frame_mask: Bool[Array, "B T"] | None = None,
     token_mask: Bool[Array, "B T L"] | None = None,
   ) -> Float[Array, "B D"]:
-    """Pools the tokens of a modality as its record says.
+    """Pools the tokens of a modality: class tokens or means, over frames.
 
-    Where it says class token and the encoder has none: the mean. Several
-    frames are weighted with `config.frame_weights`.
+    The modality's record names the pooling; without a class token it is the
+    mean. `config.frame_weights` weights the frames. Source: MiCo's official
+    code.
 
     Args:
       params: parameters.
@@ -201,17 +172,16 @@ class MiCo(TextModel):
       frame_mask: true at valid frames; None: all are.
       token_mask: from `valid_tokens`.
     """
-    kind, gain = MODALITIES[key].letter, None
+    gain: Any = None
     if tokens.shape[1] > 1 and self.config.frame_weights:
-      table = params["frame_gain"].get(self.context_type(kind))
+      kind = self.context_type(MODALITIES[key].letter)
+      table = params["frame_gain"].get(kind)
       gain = None if table is None else resize_frames(table, tokens.shape[1])
     name = MODALITIES[key].pooling
     if name == "cls" and not self.has_class_token:
       name = "mean"
-    pooling = pool.POOLINGS[name]
-    return pooling(
-      tokens, token_mask=token_mask, frame_mask=frame_mask, frame_gain=gain
-    )
+    masks = {"token_mask": token_mask, "frame_mask": frame_mask}
+    return pool.pool_frames(name, tokens, frame_gain=gain, **masks)
 
   # ------------------------------------------------------------------ features
   def head(self, letters: str) -> str:
@@ -237,7 +207,7 @@ class MiCo(TextModel):
     letters: str,
     pooled: Mapping[str, Float[Array, "B D"]],
   ) -> Float[Array, "B E"]:
-    """Unit-norm embeddings in the joint space.
+    """Unit-norm embeddings in the joint space; MiCo, section 3.
 
     Args:
       params: parameters.
@@ -278,7 +248,9 @@ class MiCo(TextModel):
     masks: Mapping[str, Bool[Array, "B ..."]] | None = None,
     sample_index: Mapping[str, int | Int[Array, " B"]] | None = None,
   ) -> Context:
-    """Builds the context of a group.
+    """Builds the context of a group: concatenated z_m + E_C + E_M.
+
+    Source: MiCo, arXiv:2406.09412, section 3.
 
     Args:
       params: parameters.
@@ -327,7 +299,7 @@ class MiCo(TextModel):
     mask: Bool[Array, "B ..."] | None,
     count: int,
   ) -> Bool[Array, "B S"] | None:
-    """What `context` is told of a letter, for its `count` context tokens."""
+    """Mask of the `count` context tokens of a letter; None: all are valid."""
     if mask is None:
       return None
     if tokens.ndim == 3 and mask.ndim == 2:
@@ -373,7 +345,10 @@ class MiCo(TextModel):
     return x + params["type_embed"][name].astype(x.dtype)[None, None]
 
   def temperature(self, params: Params) -> Float[Array, ""]:
-    """The divisor of similarities, not below config.temperature_min."""
+    """The divisor of similarities, not below config.temperature_min.
+
+    The official MiCo code divides by it; the paper multiplies.
+    """
     value = params["temperature"]
     if not self.config.temperature_min:
       return value
@@ -386,16 +361,10 @@ def build(config: ModelConfig) -> MiCo:
   Raises:
     ConfigError: if sizes or names of the config do not fit together.
   """
-  for field, known in NAMES.items():
-    value = getattr(config, field)
-    if value not in known:
-      raise ConfigError(
-        f"config.model.{field}={value!r} is not one of {', '.join(known)}."
-      )
-  config = dataclasses.replace(config, dtype=supported_dtype(config.dtype))
-  model = MiCo(config)
   try:
+    check_names(config, NAMES, "config.model")
+    config = dataclasses.replace(config, dtype=supported_dtype(config.dtype))
     parameters.parts(config)
   except (ValueError, TypeError) as error:
     raise ConfigError(str(error)) from error
-  return model
+  return MiCo(config)

@@ -1,4 +1,4 @@
-"""What parameters a MiCo has: its modules and free tables, by path.
+"""The parameters of a MiCo: its modules and free tables, by path.
 
 The names are the checkpoint format. `parts` is the one list of them; creation,
 shapes and logical axes all follow from it.
@@ -45,9 +45,9 @@ class Free:
 
 
 def frame_gain_init(
-  key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32
+  key: Key[Array, ""], shape: tuple[int, int], dtype: Any = jnp.float32
 ) -> Float[Array, "T D"]:
-  """Frame gains to start with: what stays, and what changes.
+  """Initial frame gains: a mean over time, and the direction of change.
 
   Three quarters of the channels are the mean over frames. The rest follow half
   a cosine wave over time, so that pooled features tell the direction of a
@@ -196,87 +196,109 @@ def towers(config: ModelConfig) -> tuple[Encoder, TextTower]:
 
 
 def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
-  """Path -> module with example inputs, or free parameter."""
+  """Path -> module with example inputs, or free parameter.
+
+  Raises:
+    ValueError: if options of the config do not fit together.
+  """
   vision, text = config.vision, config.text
   dtype = jnp.dtype(config.dtype)
-  vit, tower = towers(config)
-  vit.check()
+  encoder, tower = towers(config)
+  encoder.check()
   tower.check()
-  size = vision.image_size
   if config.joined_positions and not tower.learned_positions:
     raise ValueError(
       f"config.model.joined_positions={config.joined_positions} is a table of "
       f"positions, and text.encoder={text.encoder!r} has none; set it to 0."
     )
-  one = jnp.zeros((1, text.width))
-  found: dict[tuple[str, ...], Part | Free] = {
-    ("vision",): Part(vit, (jnp.zeros((1, size, size, 3)),)),
-    ("text",): Part(
-      tower,
-      (jnp.zeros((1, 2), jnp.int32),),
-      {"context": tower.example_context()},
-    ),
+  size, one = vision.image_size, jnp.zeros((1, text.width))
+  ids = jnp.zeros((1, 2), jnp.int32)
+  heads = {
+    name: sum(feature_width(config, letter) for letter in name)
+    for name in head_names(config)
+  }
+  tables = {
+    "context_pos": config.context_positions,
+    "sample_embed": config.sample_embeddings,
+    "joined_pos": config.joined_positions,
+  }
+  temperature = nn.initializers.constant(config.temperature_init)
+  return {
+    ("vision",): Part(encoder, (jnp.zeros((1, size, size, 3)),)),
+    ("text",): Part(tower, (ids,), {"context": tower.example_context()}),
     **{
       ("text", name): Part(module, (one,))
       for name, module in tower.modules().items()
     },
     ("matching_head",): Part(MatchingHead(text.norm_eps, dtype), (one,)),
-    ("temperature",): Free(
-      (), (), nn.initializers.constant(config.temperature_init)
-    ),
+    ("temperature",): Free((), (), temperature),
+    **_context_parts(config),
+    **{
+      ("contrastive_head", name): Part(
+        head_module(config, name), (jnp.zeros((1, width)),)
+      )
+      for name, width in heads.items()
+    },
+    **{
+      (name,): Free((rows, text.width), (axes.POSITION, axes.EMBED))
+      for name, rows in tables.items()
+      if rows
+    },
+    **_embedding_parts(config, encoder),
   }
+
+
+def _context_parts(
+  config: ModelConfig,
+) -> dict[tuple[str, ...], Part | Free]:
+  """Projections and tables of the context types."""
+  vision, text = config.vision, config.text
+  names = (axes.POSITION, axes.EMBED)
+  members: dict[tuple[str, ...], Part | Free] = {}
   for name in context_types(config):
+    frames = config.frame_table.get(name, 0)
     width = text.width if name in word_types() else vision.width
-    project = Projection(text.width, text.norm_eps, dtype)
-    found["project", name] = Part(project, (jnp.zeros((1, width)),))
-    found["type_embed", name] = Free((text.width,), (axes.EMBED,))
-    if config.frame_table.get(name, 0):
-      found["frame_embed", name] = Free(
-        (config.frame_table[name], text.width),
-        (axes.POSITION, axes.EMBED),
-        POSITION_INIT,
-      )
+    project = Projection(text.width, text.norm_eps, jnp.dtype(config.dtype))
+    members["project", name] = Part(project, (jnp.zeros((1, width)),))
+    members["type_embed", name] = Free((text.width,), (axes.EMBED,))
+    if frames:
+      shape = (frames, text.width)
+      members["frame_embed", name] = Free(shape, names, POSITION_INIT)
     if name in weighted_types(config):
-      found["frame_gain", name] = Free(
-        (config.frame_table[name], vision.width),
-        (axes.POSITION, axes.EMBED),
-        frame_gain_init,
-      )
-  for name in head_names(config):
-    width = sum(feature_width(config, letter) for letter in name)
-    found["contrastive_head", name] = Part(
-      head_module(config, name), (jnp.zeros((1, width)),)
-    )
-  for name, rows in (
-    ("context_pos", config.context_positions),
-    ("sample_embed", config.sample_embeddings),
-    ("joined_pos", config.joined_positions),
-  ):
-    if rows:
-      found[name,] = Free((rows, text.width), (axes.POSITION, axes.EMBED))
-  for key, embedding in custom_embedding.custom_embeddings(config).items():
-    if not vit.supports_token_indices:
+      shape = (frames, vision.width)
+      members["frame_gain", name] = Free(shape, names, frame_gain_init)
+  return members
+
+
+def _embedding_parts(
+  config: ModelConfig, encoder: Encoder
+) -> dict[tuple[str, ...], Part | Free]:
+  """Embeddings that modalities bring, for an encoder that takes tokens."""
+  members: dict[tuple[str, ...], Part | Free] = {}
+  for modality, embedding in custom_embedding.custom_embeddings(config).items():
+    if not encoder.supports_token_indices:
       raise ValueError(
-        f"{key} brings its own embedding, and encoder={vision.encoder!r} takes "
-        f"pixels only; remove {MODALITIES[key].context_type!r} from "
+        f"{modality} brings its own embedding, and encoder="
+        f"{config.vision.encoder!r} takes pixels only; remove "
+        f"{MODALITIES[modality].context_type!r} from "
         "config.model.frame_table or choose encoder='vit'."
       )
-    module = custom_embedding.module(config, key, embedding)
+    module = custom_embedding.module(config, modality, embedding)
     example = jnp.zeros((1, *embedding.frame))
-    found["embedding", key] = Part(module, (example,))
-  return found
+    members["embedding", modality] = Part(module, (example,))
+  return members
 
 
-def create(config: ModelConfig, key: Key[Array, ""]) -> dict[str, Any]:
+def create(config: ModelConfig, rng_key: Key[Array, ""]) -> dict[str, Any]:
   """New parameters, still boxed with their logical axes.
 
-  A parameter's draw depends on its path and `key` only, so adding a head or a
-  modality leaves the others as they were.
+  A parameter's draw depends on its path and `rng_key` only, so adding a head or
+  a modality leaves the others as they were.
   """
   tree: dict[str, Any] = {}
   for path, part in parts(config).items():
     seed = zlib.crc32("/".join(path).encode()) & 0x7FFFFFFF
-    part_key = jax.random.fold_in(key, seed)
+    part_key = jax.random.fold_in(rng_key, seed)
     if isinstance(part, Free):
       init = nn.with_logical_partitioning(part.init, part.names)
       value = init(part_key, part.shape, jnp.float32)

@@ -1,10 +1,10 @@
 """Model configs by name: encoders, and MiCo with one of them.
 
-Giant is the released MiCo: EVA-01-CLIP ViT-g/14 and BERT-base
+Giant is the official MiCo: EVA-01-CLIP ViT-g/14 and BERT-base
 (arXiv:2406.09412, arXiv:2303.15389). Large, base and small take the encoder
 sizes of ViT (arXiv:2010.11929, table 1; small: arXiv:2012.12877) in the form of
 EVA-01; the paper states only their totals. The EVA-02 and CLIP models are the
-other encoders that the released code can be built with. Swin, ConvNeXt V2 and
+other encoders that the official code can be built with. Swin, ConvNeXt V2 and
 UniRepLKNet have the sizes that their authors published. Tiny is for the demo
 and for tests.
 

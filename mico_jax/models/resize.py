@@ -20,7 +20,7 @@ def nearest_indices(old: int, new: int) -> Int[np.ndarray, " new"]:
   """Source index of each entry of a nearest resize from `old` to `new`.
 
   floor(k * float32(old / new)) in float32: it differs from integer arithmetic
-  in a few places (39 -> 33, for one), and the released weights use it.
+  in a few places (39 -> 33, for one), and the official weights use it.
   """
   scale = np.float32(old) / np.float32(new)
   index = np.floor(np.arange(new, dtype=np.float32) * scale).astype(np.int64)

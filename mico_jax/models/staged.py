@@ -9,7 +9,7 @@ block); equal blocks of a stage are stacked and scanned:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from mico_jax import axes
+from mico_jax.config import VisionConfig
+from mico_jax.layers import dropout
+from mico_jax.layers.activations import gelu
+from mico_jax.layers.conv import GlobalResponseNorm
+from mico_jax.layers.embed import PatchEmbed
+from mico_jax.layers.mlp import KERNEL_INIT, Dense
 from mico_jax.layers.norm import LayerNorm
 from mico_jax.layers.stack import stack
 from mico_jax.models.encoder import Encoder
@@ -100,21 +107,84 @@ class Stage(nn.Module):
     return x, hidden
 
 
+def to_grid(tokens: Float[Array, "B L D"]) -> Float[Array, "B Y X D"]:
+  """Tokens of a square grid as a feature map."""
+  side = round(tokens.shape[1] ** 0.5)
+  return tokens.reshape(tokens.shape[0], side, side, tokens.shape[-1])
+
+
+class PatchStem(nn.Module):
+  """Non-overlapping patches and a LayerNorm.
+
+  Attributes:
+    config: of the encoder.
+    dtype: compute dtype.
+  """
+
+  config: VisionConfig
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, pixels: Float[Array, "B Y X 3"]
+  ) -> Float[Array, "B R S D"]:
+    """Returns features of the first stage."""
+    width, patch = self.config.stage_widths[0], self.config.patch_size
+    x = PatchEmbed(width, patch, self.dtype, name="patch_embed")(pixels)
+    return to_grid(LayerNorm(self.config.norm_eps, name="norm")(x))
+
+
+def fold_layer(
+  layer: Mapping[str, Array], shared: Mapping[str, Array]
+) -> tuple[Key[Array, " B"] | None, Float[Array, ""]]:
+  """Row keys of a block, None without stochastic depth, and its rate."""
+  row_keys = shared.get("row_keys")
+  if row_keys is not None:
+    row_keys = dropout.fold_rows(row_keys, layer["index"])
+  return row_keys, layer["drop_path_rate"]
+
+
+def response_mlp(
+  y: Float[Array, "B Y X D"],
+  layer: Mapping[str, Array],
+  shared: Mapping[str, Array],
+  mlp_dim: int,
+  dtype: Any,
+  *,
+  use_bias: bool = True,
+  start: Callable[..., Any] = KERNEL_INIT,
+) -> Float[Array, "B Y X D"]:
+  """MLP with response norm and stochastic depth; call it in a compact method.
+
+  `use_bias` is of the response norm, `start` initialises the last kernel.
+  Source: ConvNeXt V2, arXiv:2301.00808, section 3.
+  """
+  names = (axes.EMBED, axes.MLP)
+  expand = Dense(mlp_dim, dtype, names=names, bias_name=axes.MLP, name="fc1")
+  reduce = Dense(
+    y.shape[-1], dtype, names=names[::-1], kernel_init=start, name="fc2"
+  )
+  norm = GlobalResponseNorm(use_bias=use_bias, name="grn")
+  row_keys, rate = fold_layer(layer, shared)
+  y = reduce(norm(gelu(expand(y))))
+  return dropout.drop_path(y, row_keys, rate, dropout.DROP_PATH_MLP)
+
+
 class StagedEncoder(Encoder):
-  """Base of the encoders in stages; a family gives the three modules."""
+  """Base of the encoders in stages; a family gives their modules.
+
+  Attributes:
+    stem: class of the stem: pixels to features of the first stage.
+    downsample: class of the modules between stages.
+  """
 
   has_class_token: ClassVar[bool] = False
   supports_token_indices: ClassVar[bool] = False
   fields: ClassVar[frozenset[str]] = SHARED_FIELDS
+  stem: ClassVar[type[nn.Module]] = PatchStem
+  downsample: ClassVar[type[nn.Module]]
 
   # -------------------------------------------------------- of the family
-  def stem(self) -> nn.Module:
-    """Pixels [B Y X 3] to features of the first stage."""
-    raise NotImplementedError
-
-  def downsampling(self, stage: StageSize) -> nn.Module:
-    """Features of the stage before to the resolution and width of `stage`."""
-    raise NotImplementedError
 
   def block(
     self, stage: StageSize, *, return_hidden: bool
@@ -128,7 +198,7 @@ class StagedEncoder(Encoder):
     return 1
 
   def layer_options(self, stage: StageSize) -> dict[str, np.ndarray]:
-    """What differs from block to block of a stage, further to its number."""
+    """Arrays that differ from block to block of a stage, besides its number."""
     del stage
     return {}
 
@@ -138,16 +208,15 @@ class StagedEncoder(Encoder):
     """The sizes of all stages."""
     config = self.config
     ratio = config.mlp_dim // config.width
-    found, first = [], 0
+    sizes, first = [], 0
     resolution = config.image_size // config.patch_size
     for i, (depth, width) in enumerate(
       zip(config.stage_depths, config.stage_widths, strict=True)
     ):
-      size = StageSize(i, depth, width, ratio * width, resolution, first)
-      found.append(size)
+      sizes.append(StageSize(i, depth, width, ratio * width, resolution, first))
       first += depth
       resolution //= 2
-    return tuple(found)
+    return tuple(sizes)
 
   @property
   def num_tokens(self) -> int:
@@ -211,7 +280,9 @@ class StagedEncoder(Encoder):
     rates = np.linspace(0.0, config.drop_path_rate, config.depth)
     drop_path = config.drop_path_rate > 0.0 and row_keys is not None
     shared = {"row_keys": row_keys} if drop_path else {}
-    x = self.stem()(pixels.astype(self.dtype))
+    stem: Any = self.stem
+    downsample: Any = self.downsample
+    x = stem(config, self.dtype, name="stem")(pixels.astype(self.dtype))
     hidden: list[Array] = []
     for stage in self.stages:
       block, options = self.block(stage, return_hidden=return_hidden)
@@ -225,7 +296,9 @@ class StagedEncoder(Encoder):
       if period > 1:
         layer = {k: v.reshape(-1, period) for k, v in layer.items()}
       x, outs = Stage(
-        self.downsampling(stage) if stage.index else None,
+        downsample(stage.width, config.norm_eps, self.dtype, parent=None)
+        if stage.index
+        else None,
         block,
         options,
         stage.depth // period,
@@ -239,3 +312,20 @@ class StagedEncoder(Encoder):
     x = LayerNorm(config.norm_eps, name="norm")(x)
     tokens = x.reshape(x.shape[0], -1, x.shape[-1])
     return tokens, tuple(hidden) if return_hidden else None
+
+
+def staged_config(
+  encoder: str, depths: tuple[int, ...], width: int, **options: Any
+) -> VisionConfig:
+  """A config of stages that double their width, with patches of 4 pixels."""
+  widths = tuple(width * 2**i for i in range(len(depths)))
+  return VisionConfig(
+    encoder=encoder,
+    patch_size=4,
+    width=widths[-1],
+    depth=sum(depths),
+    mlp_dim=4 * widths[-1],
+    stage_depths=depths,
+    stage_widths=widths,
+    **options,
+  )

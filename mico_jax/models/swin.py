@@ -6,7 +6,7 @@ that relative positions and the border mask of shifted windows are one additive
 bias without a batch axis, and one transpose per block sorts tokens by window.
 A window as large as the feature map, or larger, is the whole map, unshifted.
 
-Source: arXiv:2103.14030, section 3; details as in the released MiCo code (model
+Source: arXiv:2103.14030, section 3; details as in the official MiCo code (model
 type "swin"): LayerNorm after the patches, bias on queries, keys and values, and
 -100 as the mask's value.
 """
@@ -27,11 +27,17 @@ from mico_jax.config import VisionConfig
 from mico_jax.kernels.attention import attention
 from mico_jax.layers import dropout
 from mico_jax.layers.attention import ATTENTION_OUT, PackedProjection
-from mico_jax.layers.embed import TABLE_INIT, PatchEmbed
+from mico_jax.layers.embed import TABLE_INIT
 from mico_jax.layers.mlp import Dense, Mlp
 from mico_jax.layers.norm import LayerNorm
 from mico_jax.layers.parameter import parameter
-from mico_jax.models.staged import SHARED_FIELDS, StagedEncoder, StageSize
+from mico_jax.models.staged import (
+  SHARED_FIELDS,
+  StagedEncoder,
+  StageSize,
+  fold_layer,
+  staged_config,
+)
 
 MASK_VALUE = -100.0  # added between tokens that are no neighbours
 
@@ -142,29 +148,6 @@ class WindowAttention(nn.Module):
     return jnp.where(shifted, jnp.roll(out, (shift, shift), (1, 2)), out)
 
 
-class SwinStem(nn.Module):
-  """Non-overlapping patches and a LayerNorm.
-
-  Attributes:
-    config: of the encoder.
-    dtype: compute dtype.
-  """
-
-  config: VisionConfig
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self, pixels: Float[Array, "B Y X 3"]
-  ) -> Float[Array, "B R S D"]:
-    """Returns features of the first stage."""
-    width, patch = self.config.stage_widths[0], self.config.patch_size
-    side = self.config.image_size // patch
-    x = PatchEmbed(width, patch, self.dtype, name="patch_embed")(pixels)
-    x = LayerNorm(self.config.norm_eps, name="norm")(x)
-    return x.reshape(-1, side, side, width)
-
-
 class PatchMerging(nn.Module):
   """2 x 2 places side by side (columns outermost), LayerNorm, linear.
 
@@ -222,10 +205,7 @@ class SwinBlock(nn.Module):
     shared: Mapping[str, Array],
   ) -> tuple[Float[Array, "B Y X D"], Float[Array, "B Y X D"] | None]:
     """Returns the features after this block."""
-    row_keys = shared.get("row_keys")
-    if row_keys is not None:
-      row_keys = dropout.fold_rows(row_keys, layer["index"])
-    rate = layer["drop_path_rate"]
+    row_keys, rate = fold_layer(layer, shared)
     attend = WindowAttention(
       self.num_heads,
       window_of(self.config, x.shape[1]),
@@ -245,6 +225,7 @@ class SwinBlock(nn.Module):
 class Swin(StagedEncoder):
   """Swin over frames; see `StagedEncoder`."""
 
+  downsample: ClassVar[type[nn.Module]] = PatchMerging
   fields: ClassVar[frozenset[str]] = SHARED_FIELDS | {
     "num_heads",
     "stage_heads",
@@ -275,20 +256,10 @@ class Swin(StagedEncoder):
           "window."
         )
 
-  def stem(self) -> nn.Module:
-    """Pixels to features of the first stage."""
-    return SwinStem(self.config, self.dtype, name="stem")
-
-  def downsampling(self, stage: StageSize) -> nn.Module:
-    """Features of the stage before to those of `stage`."""
-    return PatchMerging(
-      stage.width, self.config.norm_eps, self.dtype, parent=None
-    )
-
   def block(
     self, stage: StageSize, *, return_hidden: bool
   ) -> tuple[type[nn.Module], dict[str, Any]]:
-    """Class and attributes of the blocks of a stage."""
+    """See `StagedEncoder`."""
     return SwinBlock, {
       "config": self.config,
       "num_heads": self.config.stage_heads[stage.index],
@@ -306,18 +277,13 @@ class Swin(StagedEncoder):
 def _size(
   width: int, depths: tuple[int, ...], head_dim: int = 32
 ) -> VisionConfig:
-  widths = tuple(width * 2**i for i in range(len(depths)))
-  heads = tuple(w // head_dim for w in widths)
-  return VisionConfig(
-    encoder="swin",
-    patch_size=4,
-    width=widths[-1],
-    depth=sum(depths),
+  heads = tuple(width * 2**i // head_dim for i in range(len(depths)))
+  return staged_config(
+    "swin",
+    depths,
+    width,
     num_heads=heads[-1],
-    mlp_dim=4 * widths[-1],
     norm_eps=1e-5,
-    stage_depths=depths,
-    stage_widths=widths,
     stage_heads=heads,
   )
 

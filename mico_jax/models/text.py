@@ -1,4 +1,7 @@
-"""The text half of MiCo: reads, matches and writes as its tower says."""
+"""The text half of MiCo: encodes, matches and writes texts with its tower.
+
+Source: MiCo, arXiv:2406.09412, section 3; VAST, arXiv:2305.18500.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ from mico_jax.models.text_tower import (
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """What the text tower attends to.
+  """Tokens of a group of modalities, for the text tower to attend to.
 
   Attributes:
     values: tokens of all modalities of the context, at the text width.
@@ -76,22 +79,17 @@ class TextModel:
 
   @property
   def tower(self) -> TextTower:
-    """The text tower: it says how texts are read, pooled and written."""
+    """The text tower; it defines how texts are read, pooled and written."""
     return parameters.towers(self.config)[1]
 
   def pool_text(
     self, hidden: Float[Array, "B L W"], ids: Int[Array, "B L"]
   ) -> Float[Array, "B W"]:
-    """The state that stands for a text, as the tower says.
-
-    Args:
-      hidden: from `text`.
-      ids: that it was given.
-    """
+    """The state that stands for a text, from the hidden states of its ids."""
     return self.tower.pool(hidden, ids != self.config.text.pad_id)
 
   def sample_vectors(
-    self, params: Params, index: int | Array, dtype: Any = None
+    self, params: Params, index: int | Int[Array, "..."], dtype: Any = None
   ) -> Float[Array, "#B #L W"]:
     """Rows of E_Sam, for whole rows or for tokens; None: in their own dtype.
 
@@ -124,7 +122,7 @@ class TextModel:
     context: ContextKV | Sequence[ContextKV] | None = None,
     uses: tuple[int, ...] = (),
     joined: bool = False,
-    sample_index: Array | int | None = None,
+    sample_index: int | Int[Array, "..."] | None = None,
     row_keys: Key[Array, " B"] | None = None,
     train: bool = False,
     return_kv: bool = False,
@@ -140,7 +138,7 @@ class TextModel:
       mask: true where a token may be seen: [B L], or [B L L] per query; None:
         `ids != pad_id`.
       prefix_length: tokens of the prefix.
-      context: what to attend to; None: cross-attention is skipped. Its rows
+      context: to attend to; None: cross-attention is skipped. Its rows
         are those of `ids`, or consecutive rows of `ids` share one. Several
         contexts: each for some of the rows that share one, see `uses`.
       uses: for each of several contexts, how many consecutive rows of `ids`
@@ -180,7 +178,7 @@ class TextModel:
     mask: Bool[Array, "B *L S"] | None,
     prefix_length: int | Int[Array, ""] | Int[Array, " B"] | None,
   ) -> dict[str, Any]:
-    """What `text` was told of which token sees which, for the tower."""
+    """Attention, mask and prefix of `text` as arguments of the tower."""
     attention = self.tower.reading if attention is None else attention
     if attention not in ATTENTION:
       raise ValueError(f"{attention=} is not one of {', '.join(ATTENTION)}.")
@@ -211,7 +209,9 @@ class TextModel:
     mask_id: int,
     context: ContextKV | None = None,
   ) -> tuple[Float[Array, "R V"], KVCache]:
-    """Logits of the token after the last chosen one.
+    """Logits of the token after the last chosen one, and the updated cache.
+
+    Source: the official MiCo code, which appends a [MASK] to the chosen tokens.
 
     A masked-causal decoder reads a [MASK] placed behind the chosen tokens,
     which is not kept: the last chosen token is written to the cache, the [MASK]
@@ -224,19 +224,19 @@ class TextModel:
       position: of the last chosen token.
       visible: cache positions a token may see, `position` included.
       mask_id: of the tokenizer.
-      context: what to attend to; R is a multiple of its rows.
+      context: to attend to; R is a multiple of its rows.
     """
     ids = self.tower.decoding_ids(last, mask_id=mask_id)
     rows, count = ids.shape
-    # What is read behind the last chosen token sees itself and its left.
+    # A token behind the last chosen one sees itself and its left.
     behind = jnp.tri(count, dtype=bool)[:, 1:]
-    own = jnp.broadcast_to(behind[None], (rows, count, count - 1))
+    behind = jnp.broadcast_to(behind[None], (rows, count, count - 1))
     seen = jnp.broadcast_to(visible[:, None], (rows, count, visible.shape[1]))
     hidden, kv = apply(
       self.tower,
       params["text"],
       ids,
-      mask=jnp.concatenate([seen, own], axis=-1)[:, None],
+      mask=jnp.concatenate([seen, behind], axis=-1)[:, None],
       context=context,
       cache=cache,
       position=position,
@@ -289,12 +289,14 @@ class TextModel:
     hidden: Float[Array, "B L W"],
     ids: Int[Array, "B L"],
   ) -> Float[Array, "B 2"]:
-    """Float32 logits (no match, match) of a text read with a context.
+    """Float32 logits (no match, match) of texts read with a context.
 
     Args:
       params: parameters.
       hidden: from `text`.
-      ids: that it was given.
+      ids: the texts.
+
+    Source: ALBEF, arXiv:2107.07651, section 3.2.
     """
     head = parameters.MatchingHead(
       self.config.text.norm_eps, jnp.dtype(self.config.dtype)

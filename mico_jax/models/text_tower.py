@@ -1,25 +1,27 @@
-"""What MiCo asks of a text tower, whatever its family.
+"""The contract of text towers, and the pass that all of them share.
 
 A text tower is a Linen module: it encodes token ids, attends to a projected
-context, and writes. Facts that differ between families are declared here, so
-that objectives, decoding, the self-check, plans and exports ask the tower and
-name none:
+context, and writes. A family gives its embedding, its block and its last norm,
+and declares the facts that objectives, decoding, the self-check, plans and
+exports ask for:
 
-- how it reads (`reading`) and which position stands for a text (`pool`);
+- how it reads (`reading`) and which position represents a text (`pool`);
 - how it writes (`next_token`): the state of a [MASK] at position k predicts
   token k itself, or the state of token k predicts token k + 1;
-- what its states are multiplied with to score words (`decode`);
-- its cache (`empty_cache`), and what it reads at a decoding step
-  (`decoding_ids`);
+- the word vectors and biases that score words (`decode`);
+- its cache (`empty_cache`), and the ids of a decoding step (`decoding_ids`);
 - which fields of the config it reads, and which heads a mesh may split.
 
 `mico_jax.models.encoders.TEXT_ENCODERS` is the table of towers.
+
+Source: MiCo, arXiv:2406.09412, section 3, and VAST, arXiv:2305.18500: one text
+network that encodes, matches and writes; cross-attention in every block.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -29,31 +31,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mico_jax.aliases import Params
 from mico_jax.config import TextConfig
-from mico_jax.kernels import target
 from mico_jax.kernels.batch_sharding import BatchSharding
+from mico_jax.layers.stack import stack
+from mico_jax.layers.take_rows import take_sharded_rows
+from mico_jax.models.checks import check_unread
+from mico_jax.models.text_block import TextBlock
 
 ATTENTION = ("bidirectional", "causal", "prefix_causal")
 
-# Rows up to which rows are taken by a product on a TPU.
-_FEW_ROWS = 256
-
-
-def take_rows(
-  values: Float[Array, "P B S D"], indices: Int[Array, " C"]
-) -> Float[Array, "P C S D"]:
-  """The named rows (axis 1).
-
-  On a TPU by a product with ones and zeros, where rows are few: it takes and,
-  in the backward pass, adds rows one after the other, which was a fifth of a
-  step of ViT-g.
-  """
-  rows = values.shape[1]
-  if target.current().platform != "tpu" or rows > _FEW_ROWS:
-    return jnp.take(values, indices, axis=1)
-  chosen = (indices[:, None] == jnp.arange(rows)[None]).astype(values.dtype)
-  return jnp.einsum(
-    "cb,pbsd->pcsd", chosen, values, precision=jax.lax.Precision.HIGHEST
-  )
+# Cosine and sine of rotary positions.
+Rotary = tuple[Float[Array, "#B L H"], Float[Array, "#B L H"]]
 
 
 @jax.tree_util.register_dataclass
@@ -62,8 +49,8 @@ class ContextKV:
   """Keys and values of a context for every layer, projected once per step.
 
   Attributes:
-    keys: one set per layer, heads side by side: D = N H. So kernels read them
-      as they lie.
+    keys: one set per layer, heads side by side: D = N H, the layout that
+      kernels read.
     values: likewise.
     mask: true at valid context tokens; None: all are.
   """
@@ -79,42 +66,16 @@ class ContextKV:
     partition: BatchSharding | None = None,
     run: int = 0,
   ) -> ContextKV:
-    """The contexts of the named rows, e.g. of mined negatives.
+    """The contexts of some rows, e.g. of mined negatives.
 
     Args:
-      indices: global rows.
+      indices: global rows, 0 <= index < B.
       partition: how the rows lie on a mesh.
-      run: the indices that lie on a part name rows of it (1), or of the parts
-        of its run of so many (`BatchSharding.run`), and only those contexts
-        travel; 0: of any part.
+      run: see `mico_jax.layers.take_rows.take_sharded_rows`.
     """
-
-    def pick(indices: Array, *arrays: Array) -> tuple[Array, ...]:
-      keys, values, *masks = arrays
-      return (
-        take_rows(keys, indices),
-        take_rows(values, indices),
-        *(jnp.take(mask, indices, axis=0) for mask in masks),
-      )
-
     masks = () if self.mask is None else (self.mask,)
     arrays = (self.keys, self.values, *masks)
-    taken: Any = pick
-    if partition is not None and partition.size > 1 and run:
-      batch_axes = (1, 1, *(0 for _ in masks))
-
-      def pick_near(indices: Array, *arrays: Array) -> tuple[Array, ...]:
-        near = [
-          partition.run(array, run, axis)
-          for array, axis in zip(arrays, batch_axes, strict=True)
-        ]
-        rows = arrays[0].shape[1]
-        return pick(partition.in_run(indices, rows, run), *near)
-
-      specs = tuple(partition.spec(axis) for axis in batch_axes)
-      taken = partition.local(pick_near, (partition.spec(), *specs), specs)
-    keys, values, *masks = taken(indices, *arrays)
-    return ContextKV(keys, values, masks[0] if masks else None)
+    return ContextKV(*take_sharded_rows(arrays, indices, partition, run))
 
 
 @jax.tree_util.register_dataclass
@@ -127,7 +88,7 @@ class KVCache:
 
 
 class TextTower(nn.Module):
-  """Base of the text towers.
+  """Base of the text towers: embedding, a stack of blocks, perhaps a norm.
 
   Attributes:
     config: sizes.
@@ -137,6 +98,7 @@ class TextTower(nn.Module):
     masked_rows: see `mico_jax.kernels.attention`.
     remat: key of `mico_jax.layers.stack.REMAT`.
     scan: whether blocks run as a loop.
+    block: class of the blocks.
     reading: one of `ATTENTION`: how a text is read to be compared or matched.
     next_token: whether the state of a token predicts the one behind it; else a
       [MASK] is read in the place of the token to predict.
@@ -154,6 +116,7 @@ class TextTower(nn.Module):
   remat: str = "none"
   scan: bool = True
 
+  block: ClassVar[type[TextBlock]]
   reading: ClassVar[str] = "bidirectional"
   next_token: ClassVar[bool] = False
   learned_positions: ClassVar[bool] = True
@@ -161,6 +124,29 @@ class TextTower(nn.Module):
     f.name for f in dataclasses.fields(TextConfig)
   )
 
+  @nn.nowrap
+  def embed_ids(
+    self,
+    ids: Int[Array, "B L"],
+    *,
+    mask: Bool[Array, "#B 1 #L #S"] | None,
+    cached: bool,
+    position: Int[Array, ""] | int,
+    **options: Any,
+  ) -> tuple[Float[Array, "B L W"], Rotary | None]:
+    """Vectors of token ids, and their rotary positions, if any.
+
+    `cached`: whether the cache holds tokens before them; the rest (also `extra`
+    and `row_keys`) as in a call.
+    """
+    raise NotImplementedError
+
+  @nn.nowrap
+  def last_norm(self, x: Float[Array, "B L W"]) -> Float[Array, "B L W"]:
+    """Transforms the tokens after the last block."""
+    return x
+
+  @nn.compact
   def __call__(
     self,
     ids: Int[Array, "B L"],
@@ -177,7 +163,7 @@ class TextTower(nn.Module):
     row_keys: Key[Array, " B"] | None = None,
     return_kv: bool = False,
   ) -> tuple[Float[Array, "B L W"], tuple[Array, Array] | None]:
-    """Encodes token ids; see `mico_jax.models.mico.MiCo.text`.
+    """Encodes token ids.
 
     Args:
       ids: token ids.
@@ -185,10 +171,9 @@ class TextTower(nn.Module):
       mask: true where a token may look; with a cache of S slots and L ids it
         has S + L - 1 columns, see `mico_jax.layers.attention.SelfAttention`.
       prefix_lengths: with `causal`: so many first tokens see each other.
-      context: what to attend to; None: cross-attention is skipped.
-      uses: see `mico_jax.layers.cross_attention.CrossAttention`.
-      cache: keys and values of the tokens before; only the first of `ids` is
-        written to it.
+      context: see `mico_jax.models.mico.MiCo.text`.
+      uses: see `mico_jax.models.mico.MiCo.text`.
+      cache: of the tokens before; only the first of `ids` is written to it.
       position: column of the first of `ids`.
       position_table: instead of the tower's own (`learned_positions`).
       extra: added to the embedded tokens.
@@ -199,7 +184,62 @@ class TextTower(nn.Module):
       Hidden states, and stacked keys and values if `return_kv` (with a cache:
       the updated cache).
     """
-    raise NotImplementedError
+    row_keys = row_keys if self.config.dropout > 0.0 else None
+    x, rotary = self.embed_ids(
+      ids,
+      mask=mask,
+      cached=cache is not None,
+      position=position,
+      position_table=position_table,
+      extra=extra,
+      row_keys=row_keys,
+    )
+    layer, shared = self._block_inputs(context, cache, position)
+    options = {
+      "mask": mask,
+      "rotary": rotary,
+      "prefix_lengths": prefix_lengths,
+      "row_keys": row_keys,
+    }
+    shared |= {k: v for k, v in options.items() if v is not None}
+    blocks = self._blocks(causal=causal, uses=tuple(uses), return_kv=return_kv)
+    x, kv = blocks(x, layer, shared)
+    return self.last_norm(x), kv
+
+  @nn.nowrap
+  def _block_inputs(
+    self,
+    context: ContextKV | Sequence[ContextKV] | None,
+    cache: KVCache | None,
+    position: Int[Array, ""] | int,
+  ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Inputs of one layer each, and shared ones; see `TextBlock`."""
+    layer: dict[str, Any] = {"index": jnp.arange(self.config.depth)}
+    shared: dict[str, Any] = {}
+    if context is not None:
+      contexts = (context,) if isinstance(context, ContextKV) else context
+      layer["contexts"] = tuple((c.keys, c.values) for c in contexts)
+      shared["context_masks"] = tuple(c.mask for c in contexts)
+    if cache is not None:
+      layer |= {"cache_keys": cache.keys, "cache_values": cache.values}
+      shared["position"] = jnp.asarray(position, jnp.int32)
+    return layer, shared
+
+  @nn.nowrap
+  def _blocks(self, **options: Any) -> Callable[..., Any]:
+    """All blocks as one function, with these attributes of each."""
+    options |= {
+      name: getattr(self, name)
+      for name in ("config", "dtype", "backend", "masked_rows")
+    }
+    return stack(
+      self.block,
+      options,
+      depth=self.config.depth,
+      scan=self.scan,
+      remat=self.remat,
+      name="blocks",
+    )
 
   @nn.nowrap
   def check(self) -> None:
@@ -209,13 +249,7 @@ class TextTower(nn.Module):
       ValueError: naming the field that does not fit.
     """
     config = self.config
-    for field in dataclasses.fields(TextConfig):
-      value = getattr(config, field.name)
-      if field.name not in self.fields and value != field.default:
-        raise ValueError(
-          f"config.model.text.{field.name}={value!r} says nothing to "
-          f"encoder={config.encoder!r}; leave it at {field.default!r}."
-        )
+    check_unread(config, self.fields, "config.model.text")
     if config.width % config.num_heads:
       raise ValueError(
         f"num_heads={config.num_heads} must divide width={config.width}; set "
@@ -225,7 +259,7 @@ class TextTower(nn.Module):
   @property
   def key_heads(self) -> int:
     """Heads of keys and values."""
-    return self.config.num_heads
+    return self.config.kv_heads or self.config.num_heads
 
   @property
   def head_dim(self) -> int:
@@ -266,18 +300,17 @@ class TextTower(nn.Module):
     """
     packed = params["blocks"]["cross_attn"]["kv"]
     # The parameters are split: that of the products would be a copy.
-    kernels = jnp.split(packed["kernel"].astype(self.dtype), 2, axis=-1)
-    found = [
+    halves = [
       jnp.einsum("bsw,pwd->pbsd", values.astype(self.dtype), kernel)
-      for kernel in kernels
+      for kernel in jnp.split(packed["kernel"].astype(self.dtype), 2, axis=-1)
     ]
     if "bias" in packed:
       biases = jnp.split(packed["bias"].astype(self.dtype), 2, axis=-1)
-      found = [
+      halves = [
         y + bias[:, None, None, :]
-        for y, bias in zip(found, biases, strict=True)
+        for y, bias in zip(halves, biases, strict=True)
       ]
-    return ContextKV(found[0], found[1], mask)
+    return ContextKV(halves[0], halves[1], mask)
 
   @nn.nowrap
   def pool(
@@ -295,14 +328,14 @@ class TextTower(nn.Module):
   def decode(
     self, params: Params, hidden: Float[Array, "*B W"]
   ) -> tuple[Float[Array, "*B W"], Float[Array, "V W"], Float[Array, " V"]]:
-    """What scores words: x, word vectors and biases of logits x @ words + b."""
+    """x, word vectors and biases of the logits x @ words.T + b."""
     raise NotImplementedError
 
   @nn.nowrap
   def decoding_ids(
     self, last: Int[Array, " R"], *, mask_id: int
   ) -> Int[Array, "R K"]:
-    """What a decoding step reads: the last chosen token, first.
+    """Ids that a decoding step reads: the last chosen token, first.
 
     The state of the last column predicts the next token.
     """

@@ -1,11 +1,11 @@
 """UniRepLKNet: very large depthwise kernels, squeeze-and-excite, an MLP.
 
-What is here is the merged form of the published network: one depthwise kernel
+This is the merged form of the published network: one depthwise kernel
 with a bias per block, where training in the original adds parallel dilated
 kernels, each with BatchNorm, and further BatchNorms and a layer scale. Encoders
 here are pure functions of parameters and pixels, so there are no running
 statistics; `mico_jax.interop.names.unireplknet.merge` folds branches,
-BatchNorms and layer scale of released weights into this form exactly. Released
+BatchNorms and layer scale of official weights into this form exactly. Official
 weights are read from Python only; no command imports them. Trained from
 scratch, the merged form has no normalisation inside a block other than
 the response norm, so the last layer of each block starts at 0 (the original
@@ -26,19 +26,19 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mico_jax import axes
 from mico_jax.config import VisionConfig
-from mico_jax.layers import dropout
 from mico_jax.layers.activations import gelu
-from mico_jax.layers.conv import (
-  Conv,
-  DepthwiseConv,
-  GlobalResponseNorm,
-  SqueezeExcite,
-)
-from mico_jax.layers.mlp import Dense
+from mico_jax.layers.conv import Conv, DepthwiseConv, SqueezeExcite
 from mico_jax.layers.norm import LayerNorm
-from mico_jax.models.staged import SHARED_FIELDS, StagedEncoder, StageSize
+from mico_jax.models.staged import (
+  SHARED_FIELDS,
+  StagedEncoder,
+  StageSize,
+  response_mlp,
+  staged_config,
+)
+
+ZEROS = nn.initializers.zeros
 
 
 class UniRepStem(nn.Module):
@@ -105,27 +105,11 @@ class UniRepBlock(nn.Module):
     shared: Mapping[str, Array],
   ) -> Float[Array, "B Y X D"]:
     """Returns the features after this block."""
-    width = x.shape[-1]
-    row_keys = shared.get("row_keys")
-    if row_keys is not None:
-      row_keys = dropout.fold_rows(row_keys, layer["index"])
     y = DepthwiseConv(self.kernel_size, self.dtype, name="conv")(x)
     y = SqueezeExcite(dtype=self.dtype, name="gate")(y)
-    names = (axes.EMBED, axes.MLP)
-    y = Dense(
-      self.mlp_dim, self.dtype, names=names, bias_name=axes.MLP, name="fc1"
-    )(y)
-    y = gelu(y)
-    y = GlobalResponseNorm(use_bias=False, name="grn")(y)
-    y = Dense(
-      width,
-      self.dtype,
-      names=names[::-1],
-      kernel_init=nn.initializers.zeros,
-      name="fc2",
-    )(y)
-    rate = layer["drop_path_rate"]
-    return x + dropout.drop_path(y, row_keys, rate, dropout.DROP_PATH_MLP)
+    return x + response_mlp(
+      y, layer, shared, self.mlp_dim, self.dtype, use_bias=False, start=ZEROS
+    )
 
 
 class UniRepCycle(nn.Module):
@@ -163,6 +147,8 @@ class UniRepCycle(nn.Module):
 class UniRepLKNet(StagedEncoder):
   """UniRepLKNet, merged, over frames; see `StagedEncoder`."""
 
+  stem: ClassVar[type[nn.Module]] = UniRepStem
+  downsample: ClassVar[type[nn.Module]] = UniRepDownsample
   fields: ClassVar[frozenset[str]] = SHARED_FIELDS | {"stage_kernels"}
 
   def check(self) -> None:
@@ -195,20 +181,10 @@ class UniRepLKNet(StagedEncoder):
           "the reduction of the gates."
         )
 
-  def stem(self) -> nn.Module:
-    """Pixels to features of the first stage."""
-    return UniRepStem(self.config, self.dtype, name="stem")
-
-  def downsampling(self, stage: StageSize) -> nn.Module:
-    """Features of the stage before to those of `stage`."""
-    return UniRepDownsample(
-      stage.width, self.config.norm_eps, self.dtype, parent=None
-    )
-
   def block(
     self, stage: StageSize, *, return_hidden: bool
   ) -> tuple[type[nn.Module], dict[str, Any]]:
-    """Class and attributes of the repeated blocks of a stage."""
+    """See `StagedEncoder`."""
     return UniRepCycle, {
       "kernel_sizes": self.config.stage_kernels[stage.index],
       "mlp_dim": stage.mlp_dim,
@@ -224,17 +200,8 @@ class UniRepLKNet(StagedEncoder):
 def _size(
   depths: tuple[int, ...], width: int, third: tuple[int, ...]
 ) -> VisionConfig:
-  widths = tuple(width * 2**i for i in range(len(depths)))
-  return VisionConfig(
-    encoder="unireplknet",
-    patch_size=4,
-    width=widths[-1],
-    depth=sum(depths),
-    mlp_dim=4 * widths[-1],
-    stage_depths=depths,
-    stage_widths=widths,
-    stage_kernels=((3,), (13,), third, (13,)),
-  )
+  kernels = ((3,), (13,), third, (13,))
+  return staged_config("unireplknet", depths, width, stage_kernels=kernels)
 
 
 # Published sizes by name; the third stage of the larger ones has small kernels

@@ -11,7 +11,7 @@ masking), and every block's tokens are returned on request.
 
 Source: ViT, arXiv:2010.11929; EVA-CLIP, arXiv:2303.15389; EVA-02,
 arXiv:2303.11331; registers, arXiv:2309.16588; CLIP, arXiv:2103.00020; and the
-released MiCo weights (their tower is EVA-01-CLIP ViT-g/14).
+official MiCo weights (their tower is EVA-01-CLIP ViT-g/14).
 """
 
 from __future__ import annotations
@@ -27,66 +27,21 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from mico_jax import axes
 from mico_jax.config import VisionConfig
 from mico_jax.layers import dropout
-from mico_jax.layers.attention import BIASES, SelfAttention
+from mico_jax.layers.attention import SelfAttention
 from mico_jax.layers.attention_pool import AttentionPool
 from mico_jax.layers.embed import POSITION_INIT, TABLE_INIT, PatchEmbed
-from mico_jax.layers.mlp import MLPS, Dense, Mlp
+from mico_jax.layers.mlp import Dense, Mlp
 from mico_jax.layers.norm import LayerNorm
 from mico_jax.layers.parameter import parameter
-from mico_jax.layers.rotary import rotary_tables, token_tables
+from mico_jax.layers.rotary import token_tables
 from mico_jax.layers.stack import stack
+from mico_jax.models.checks import check_vit
 from mico_jax.models.encoder import Encoder
-
-NORMS = ("pre", "post")  # where the LayerNorm of a branch stands
-POOLINGS = ("class", "map")  # what token 0 of a frame is
 
 
 def grid_size(config: VisionConfig) -> int:
-  """Patches along one side of a frame.
-
-  Raises:
-    ValueError: if patches do not fill the image or heads the width, or an
-      option is unknown.
-  """
-  for field, known in (
-    ("norm", NORMS),
-    ("mlp", MLPS),
-    ("qkv_bias", BIASES),
-    ("pooling", POOLINGS),
-  ):
-    value = getattr(config, field)
-    if value not in known:
-      raise ValueError(
-        f"config.model.vision.{field}={value!r} is not one of "
-        f"{', '.join(known)}."
-      )
-  if config.image_size % config.patch_size:
-    raise ValueError(
-      f"image_size={config.image_size} is no multiple of "
-      f"patch_size={config.patch_size}; set config.model.vision."
-    )
-  if config.width % config.num_heads:
-    raise ValueError(
-      f"num_heads={config.num_heads} must divide width={config.width}; set "
-      "config.model.vision.num_heads."
-    )
-  if config.registers < 0 or (
-    (config.registers or config.pooling == "map") and config.rope_grid
-  ):
-    raise ValueError(
-      f"registers={config.registers}, pooling={config.pooling!r} with "
-      f"rope_grid={config.rope_grid}: rotary positions go with a class token "
-      "and no registers; set config.model.vision."
-    )
-  if config.registers and config.pooling == "map":
-    raise ValueError(
-      "registers go with pooling='class'; set config.model.vision.registers=0."
-    )
-  grid = config.image_size // config.patch_size
-  if config.rope_grid:
-    head_dim = config.width // config.num_heads
-    rotary_tables(grid, head_dim, base_grid=config.rope_grid)
-  return grid
+  """Patches along one side of a frame."""
+  return config.image_size // config.patch_size
 
 
 class ViTBlock(nn.Module):
@@ -152,6 +107,11 @@ class ViT(Encoder):
     """Tokens of one frame, that of the whole frame included."""
     return 1 + grid_size(self.config) ** 2
 
+  def check(self) -> None:
+    """See `Encoder`."""
+    super().check()
+    check_vit(self.config)
+
   @nn.compact
   def __call__(
     self,
@@ -180,40 +140,9 @@ class ViT(Encoder):
       which have no pooled one. Registers are left out of both.
     """
     config = self.config
-    num_patches = grid_size(config) ** 2
-    names = (axes.POSITION, axes.EMBED)
-    single = int(config.pooling == "class")  # rows before those of the patches
-    positions = parameter(
-      self,
-      "pos_embed",
-      POSITION_INIT,
-      (single + num_patches, config.width),
-      names,
-    ).astype(self.dtype)
-    if tokens is None:
-      if pixels is None:
-        raise ValueError("ViT takes pixels or tokens; got neither.")
-      embed = PatchEmbed(
-        config.width,
-        config.patch_size,
-        self.dtype,
-        config.patch_bias,
-        name="patch_embed",
-      )
-      x = embed(pixels, token_indices=token_indices)
-      if token_indices is None:
-        x = x + positions[None, single:]
-      else:
-        x = x + jnp.take(positions[single:], token_indices, axis=0)
-    else:
-      x = tokens.astype(self.dtype)
-    first = self._first_tokens(positions)
-    mask = token_mask
-    if first is not None:
-      if mask is not None:
-        mask = jnp.pad(mask, ((0, 0), (len(first), 0)), constant_values=True)
-      first = jnp.broadcast_to(first[None], (x.shape[0], *first.shape))
-      x = jnp.concatenate([first, x], axis=1)
+    positions = self._positions()
+    x = self._embed(pixels, tokens, token_indices, positions)
+    x, mask = self._prepend(x, token_mask, positions)
     if config.pre_norm:
       x = LayerNorm(config.norm_eps, name="pre_norm")(x)
     shared: dict[str, Any] = {}
@@ -228,7 +157,82 @@ class ViT(Encoder):
         base_grid=config.rope_grid,
         token_indices=token_indices,
       )
-    rates = jnp.linspace(0.0, config.drop_path_rate, config.depth)
+    x, hidden = self._blocks(x, shared, return_hidden)
+    x = LayerNorm(config.norm_eps, name="norm")(x)
+    if config.registers:
+      kept = np.r_[0, 1 + config.registers : x.shape[1]]
+      x = x[:, kept]
+      hidden = None if hidden is None else hidden[:, :, kept]
+    if config.pooling == "map":
+      x = jnp.concatenate([self._pool(x, mask), x], axis=1)
+    if config.clip_embed_dim and self.is_initializing():
+      self._clip_parameters(x)
+    return x, hidden
+
+  def _positions(self) -> Float[Array, "_ D"]:
+    """The position table; its first row is that of a class token, if any."""
+    rows = grid_size(self.config) ** 2 + (self.config.pooling == "class")
+    shape, names = (rows, self.config.width), (axes.POSITION, axes.EMBED)
+    table = parameter(self, "pos_embed", POSITION_INIT, shape, names)
+    return table.astype(self.dtype)
+
+  def _embed(
+    self,
+    pixels: Float[Array, "B Y X 3"] | None,
+    tokens: Float[Array, "B K D"] | None,
+    token_indices: Int[Array, "B K"] | None,
+    positions: Float[Array, "_ D"],
+  ) -> Float[Array, "B K D"]:
+    """Patches with their positions; `tokens` as they are."""
+    if tokens is not None:
+      return tokens.astype(self.dtype)
+    if pixels is None:
+      raise ValueError("ViT takes pixels or tokens; got neither.")
+    config = self.config
+    x = PatchEmbed(
+      config.width,
+      config.patch_size,
+      self.dtype,
+      config.patch_bias,
+      name="patch_embed",
+    )(pixels, token_indices=token_indices)
+    positions = positions[int(config.pooling == "class") :]
+    if token_indices is None:
+      return x + positions[None]
+    return x + jnp.take(positions, token_indices, axis=0)
+
+  def _prepend(
+    self,
+    x: Float[Array, "B K D"],
+    mask: Bool[Array, "B K"] | None,
+    positions: Float[Array, "_ D"],
+  ) -> tuple[Float[Array, "B L D"], Bool[Array, "B L"] | None]:
+    """Puts class token and registers, if any, before those of each frame."""
+    width, tokens = self.config.width, []
+    if self.config.pooling == "class":
+      cls = parameter(self, "cls_token", TABLE_INIT, (width,), (axes.EMBED,))
+      tokens.append((cls.astype(self.dtype) + positions[0])[None])
+    if self.config.registers:
+      shape = (self.config.registers, width)
+      names = (axes.UNSHARDED, axes.EMBED)
+      registers = parameter(self, "registers", TABLE_INIT, shape, names)
+      tokens.append(registers.astype(self.dtype))
+    if not tokens:
+      return x, mask
+    first = jnp.concatenate(tokens)
+    if mask is not None:
+      mask = jnp.pad(mask, ((0, 0), (len(first), 0)), constant_values=True)
+    first = jnp.broadcast_to(first[None], (x.shape[0], *first.shape))
+    return jnp.concatenate([first, x], axis=1), mask
+
+  def _blocks(
+    self,
+    x: Float[Array, "B L D"],
+    shared: Mapping[str, Any],
+    return_hidden: bool,
+  ) -> tuple[Float[Array, "B L D"], Float[Array, "P B L D"] | None]:
+    """Runs all blocks; stochastic depth rises from 0 to its rate."""
+    config = self.config
     blocks = stack(
       ViTBlock,
       {
@@ -242,49 +246,26 @@ class ViT(Encoder):
       remat=self.remat,
       name="blocks",
     )
-    x, hidden = blocks(
-      x,
-      {"index": jnp.arange(config.depth), "drop_path_rate": rates},
-      shared,
-    )
-    x = LayerNorm(config.norm_eps, name="norm")(x)
-    if config.registers:
-      kept = np.r_[0, 1 + config.registers : x.shape[1]]
-      x = x[:, kept]
-      hidden = None if hidden is None else hidden[:, :, kept]
-    if config.pooling == "map":
-      pool = AttentionPool(
-        config.num_heads,
-        config.mlp_dim,
-        config.mlp,
-        config.norm_eps,
-        self.dtype,
-        name="pool",
-      )
-      x = jnp.concatenate([pool(x, mask=mask), x], axis=1)
-    if config.clip_embed_dim and self.is_initializing():
-      self._clip_parameters(x)
-    return x, hidden
+    rates = jnp.linspace(0.0, config.drop_path_rate, config.depth)
+    layer = {"index": jnp.arange(config.depth), "drop_path_rate": rates}
+    return blocks(x, layer, shared)
 
-  def _first_tokens(
-    self, positions: Float[Array, "_ D"]
-  ) -> Float[Array, "R D"] | None:
-    """Class token with its position, and registers; None: there are none."""
-    config, tokens = self.config, []
-    if config.pooling == "class":
-      cls = parameter(
-        self, "cls_token", TABLE_INIT, (config.width,), (axes.EMBED,)
-      )
-      tokens.append((cls.astype(self.dtype) + positions[0])[None])
-    if config.registers:
-      size = (config.registers, config.width)
-      names = (axes.UNSHARDED, axes.EMBED)
-      found = parameter(self, "registers", TABLE_INIT, size, names)
-      tokens.append(found.astype(self.dtype))
-    return jnp.concatenate(tokens) if tokens else None
+  def _pool(
+    self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"] | None
+  ) -> Float[Array, "B 1 D"]:
+    """Attention pooling; SigLIP, arXiv:2303.15343."""
+    config = self.config
+    return AttentionPool(
+      config.num_heads,
+      config.mlp_dim,
+      config.mlp,
+      config.norm_eps,
+      self.dtype,
+      name="pool",
+    )(x, mask=mask)
 
   def _clip_parameters(self, x: Float[Array, "B L D"]) -> None:
-    """Creates the own head of a CLIP, which released files carry unused."""
+    """Creates the head of a CLIP, which official files carry unused."""
     Dense(
       self.config.clip_embed_dim,
       self.dtype,

@@ -1,4 +1,4 @@
-"""What objectives get, what they return, and how the terms become one loss.
+"""Inputs and outputs of objectives, and the sum of their terms.
 
 An objective sees one group of the task at a time and returns one value and one
 weight per row of the batch; masking, averaging over rows, averaging over the
@@ -10,7 +10,10 @@ groups of the objective and weighting live here, once:
 A row's weight is 0 where the batch says so (padding), where a modality of the
 group is absent, or where the group's text is empty. A group without a single
 row of positive weight contributes 0 and still counts in the mean over groups,
-so the scale of a term does not depend on what a batch happens to lack.
+so the scale of a term does not depend on the modalities of a batch.
+
+Source: VAST, arXiv:2305.18500, and MiCo, arXiv:2406.09412, section 3, for the
+sum of objectives.
 """
 
 from __future__ import annotations
@@ -18,18 +21,24 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import (
+  Any,
+  ClassVar,
+  Literal,
+  NamedTuple,
+  Protocol,
+  runtime_checkable,
+)
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from mico_jax import rng
-from mico_jax.aliases import Batch, Params
+from mico_jax.aliases import Batch, Params, SpecialIds
 from mico_jax.config import ModelConfig
 from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.modalities import letters
-from mico_jax.objectives import sampling
 
 Need = Literal["features", "context", "text", "question_answer", "pixels"]
 
@@ -39,6 +48,19 @@ class Mean(NamedTuple):
 
   total: Float[Array, ""]
   count: Float[Array, ""]
+
+
+@runtime_checkable
+class Model(Protocol):
+  """The functions of `mico_jax.models.MiCo` that objectives call; see there."""
+
+  @property
+  def tower(self) -> Any: ...  # noqa: D102
+  def text(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102
+  def encode(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102
+  def token_loss(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102
+  def matching_logits(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102
+  def temperature(self, params: Params) -> Float[Array, ""]: ...  # noqa: D102
 
 
 class TextSlot(NamedTuple):
@@ -57,7 +79,7 @@ class TextSlot(NamedTuple):
 
 
 class Output(NamedTuple):
-  """What an objective returns for one group.
+  """Result of an objective for one group.
 
   Attributes:
     values: per row, in nats (or squared pixels); the base averages.
@@ -75,10 +97,10 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class Inputs:
-  """Everything of a step that objectives read.
+  """Inputs of the objectives of a step.
 
   Attributes:
-    model: the model's pure functions (`text`, `lm_logits`, ...).
+    model: a `mico_jax.models.MiCo`.
     params: model parameters, deltas merged, plus "objective" if any.
     batch: the batch contract of `mico_jax.aliases`.
     tokenizer: special ids.
@@ -95,18 +117,20 @@ class Inputs:
       compiler decides.
   """
 
-  model: Any
+  model: Model
   params: Params
   batch: Batch
-  tokenizer: sampling.SpecialIds
+  tokenizer: SpecialIds
   row_keys: Key[Array, " B"]
   train: bool
   pixels: Mapping[str, Array] = field(default_factory=dict)
   letters_to_key: Mapping[str, str] = field(default_factory=dict)
-  features: Mapping[str, Array] = field(default_factory=dict)
+  features: Mapping[str, Float[Array, "B E"]] = field(default_factory=dict)
   text: Mapping[str, TextSlot] = field(default_factory=dict)
   contexts: Mapping[str, Any] = field(default_factory=dict)
-  negatives: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
+  negatives: Mapping[str, tuple[Float[Array, "B K E"], Bool[Array, "B K"]]] = (
+    field(default_factory=dict)
+  )
   partition: BatchSharding | None = None
 
   def keys(self, site: str) -> Key[Array, " B"]:
@@ -118,10 +142,7 @@ class Inputs:
     return self.keys(f"dropout/{site}") if self.train else None
 
   def row_arrays(self, objective: str, group: str) -> Mapping[str, Array]:
-    """Arrays of the rows for a group, from outside; may be empty.
-
-    Draws that a caller fixed, or what `Objective.global_arrays` gave.
-    """
+    """Arrays of `Objective.global_arrays`, or fixed draws; may be empty."""
     return self.batch.get("draws", {}).get(objective, {}).get(group, {})
 
   def row_weight(self, group: str) -> Float[Array, " B"]:
@@ -146,13 +167,13 @@ class Objective(abc.ABC):
   Attributes:
     config: its options: a frozen dataclass with a field `weight`.
     name: key in the table and in the config.
-    needs: what the step must prepare for its groups.
-    whole_batch: it compares rows of the whole batch, and reads their features
-      and texts alone; the others look at one row at a time, beside what
-      `global_arrays` gives them.
-    row_indices: names of what `global_arrays` gives that are indices of rows.
-    drops_patches: it encodes a part of the patches, which not every encoder can
-      do.
+    needs: inputs that the step must prepare for its groups.
+    whole_batch: whether it compares rows of the whole batch, and reads only
+      their features and texts; the others look at one row at a time, and at
+      the row's entry of `global_arrays`.
+    row_indices: names of those `global_arrays` that are indices of rows.
+    drops_patches: whether it encodes a part of the patches, which not every
+      encoder can do.
     curves: those of its metrics that a report draws, besides its loss.
   """
 
@@ -181,9 +202,10 @@ class Objective(abc.ABC):
     return weights
 
   def global_arrays(self, inputs: Inputs, group: str) -> Mapping[str, Array]:
-    """What a row must know of the whole batch; `Inputs.row_arrays` gives it.
+    """Facts of each row that depend on the whole batch, one entry per row.
 
-    Reads features and texts alone; arrays of one entry per row.
+    They are computed from features and texts alone, and come back in
+    `Inputs.row_arrays`.
     """
     del inputs, group
     return {}
@@ -214,7 +236,7 @@ class Objective(abc.ABC):
     return None
 
   def init(self, key: Key[Array, ""], model: ModelConfig) -> Params:
-    """Parameters of its own, kept under params["objective"][name]."""
+    """Parameters of the objective, kept under params["objective"][name]."""
     del key, model
     return {}
 
@@ -258,8 +280,8 @@ def report(
   metrics = {
     f"loss/{name}/{group}": weighted_mean(output.values, output.weights)
   }
-  for key, value in output.metrics.items():
-    metrics[f"{key}/{name}/{group}"] = value
+  for metric, value in output.metrics.items():
+    metrics[f"{metric}/{name}/{group}"] = value
   return metrics, {f"{name}/{group}/{k}": x for k, x in output.aux.items()}
 
 
@@ -289,7 +311,7 @@ def total_loss(
 
   Args:
     objectives: name -> (objective, groups).
-    inputs: what the step prepared.
+    inputs: prepared by `mico_jax.train.encode.prepare`.
 
   Returns:
     (loss, metrics, aux). Metrics: "loss", "loss/<objective>" (unweighted mean

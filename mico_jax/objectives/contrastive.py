@@ -1,11 +1,11 @@
 """Contrastive objective (ITC) between a group's context and its text.
 
-Departures from the release, each with its option: the gathered side carries
+Departures from VAST's training code, each with its option: gathered rows carry
 gradient (`detach_gathered` restores the original), and identical texts of the
-batch share the target mass (`share_identical_texts`). Explicit negatives of the
-batch, minimally different texts, can join the texts that a context is set
-against (`explicit_negatives`, as in NegCLIP, arXiv:2210.01936). Instead of a
-softmax over the batch, every pair can be a decision of its own (`form`).
+batch share the target mass (`share_identical_texts`). Explicit negatives,
+minimally different texts, can join the texts that a context is compared with
+(`explicit_negatives`, as in NegCLIP, arXiv:2210.01936). Instead of a softmax
+over the batch, each pair can be classified alone (`form`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ DTYPES = ("", "float32", "bfloat16", "float16")
 class Contrastive(Objective):
   """Symmetric cross-entropy over all pairs of the global batch.
 
-  Source: MiCo, arXiv:2406.09412; VAST, arXiv:2305.18500.
+  Source: MiCo, arXiv:2406.09412, section 3; VAST, arXiv:2305.18500; the sigmoid
+  form: SigLIP, arXiv:2303.15343.
   """
 
   config: ContrastiveConfig = field(default_factory=ContrastiveConfig)
@@ -74,7 +75,7 @@ class Contrastive(Objective):
     return math.log(rows)
 
   def init(self, key: Key[Array, ""], model: ModelConfig) -> Params:
-    """The bias of the sigmoid form; softmax has no parameter of its own."""
+    """The bias of the sigmoid form; softmax has no parameters."""
     del key, model
     if self.config.form != "sigmoid":
       return {}
@@ -84,7 +85,7 @@ class Contrastive(Objective):
     """See `Objective`."""
     slot, config = inputs.text[group], self.config
     weights = self.weights(inputs, group)
-    own = inputs.params.get("objective", {}).get(self.name, {})
+    params = inputs.params.get("objective", {}).get(self.name, {})
     negatives, negatives_valid = inputs.negatives.get(group, (None, None))
     if group not in config.explicit_negatives:
       negatives = negatives_valid = None
@@ -92,7 +93,7 @@ class Contrastive(Objective):
       inputs.features[letters(group)],
       slot.feature,
       temperature=inputs.model.temperature(inputs.params),
-      bias=own.get("bias"),
+      bias=params.get("bias"),
       form=config.form,
       label_smoothing=config.label_smoothing,
       fingerprint=slot.fingerprint if config.share_identical_texts else None,

@@ -32,7 +32,10 @@ HEAD_DIM = 32  # of the decoder's attention
 def patchify(
   pixels: Float[Array, "*B Y X C"], patch: int
 ) -> Float[Array, "*B N P"]:
-  """Cuts frames into flattened patches, row by row."""
+  """Cuts frames into flattened patches, row by row.
+
+  Source: MAE, arXiv:2111.06377, section 3.
+  """
   *lead, rows, columns, channels = pixels.shape
   grid_y, grid_x = rows // patch, columns // patch
   split = pixels.reshape(*lead, grid_y, patch, grid_x, patch, channels)
@@ -41,13 +44,16 @@ def patchify(
 
 
 def normalise_patches(patches: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
-  """Zero mean and unit variance per patch (flat patches become 0)."""
+  """Zero mean and unit variance per patch (flat patches become 0).
+
+  Source: MAE, arXiv:2111.06377, section 3, reconstruction target.
+  """
   centred = patches - patches.mean(axis=-1, keepdims=True)
   variance = jnp.square(centred).mean(axis=-1, keepdims=True)
   return centred * jax.lax.rsqrt(variance + 1e-6)
 
 
-def _normed(x: Array, params: Params) -> Array:
+def _normed(x: Float[Array, "*B D"], params: Params) -> Float[Array, "*B D"]:
   mean = x.mean(axis=-1, keepdims=True)
   variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
   x = (x - mean) * jax.lax.rsqrt(variance + 1e-6)
@@ -55,7 +61,7 @@ def _normed(x: Array, params: Params) -> Array:
   return x * params["scale"].reshape(width) + params["bias"].reshape(width)
 
 
-def _dense(x: Array, params: Params) -> Array:
+def _dense(x: Float[Array, "*B I"], params: Params) -> Float[Array, "*B O"]:
   bias = params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
   return x @ params["kernel"].astype(x.dtype) + bias.astype(x.dtype)
 
@@ -66,6 +72,8 @@ def decode(
   indices: Int[Array, "B K"],
 ) -> Float[Array, "B N P"]:
   """Predicts the pixels of every patch from the visible ones.
+
+  Source: MAE, arXiv:2111.06377, section 3.
 
   Args:
     params: the decoder's parameters, see `MaskedModelling.init`.
@@ -143,9 +151,10 @@ class MaskedModelling(Objective):
     """See `Objective`."""
     values = []
     for letter in letters(group):
-      key = inputs.letters_to_key[letter]
-      if key in inputs.pixels and MODALITIES[key].embedding == "patch":
-        values.append(self._modality(inputs, key, group))
+      modality = inputs.letters_to_key[letter]
+      patches = MODALITIES[modality].embedding == "patch"
+      if modality in inputs.pixels and patches:
+        values.append(self._modality(inputs, modality, group))
     if not values:
       raise ValueError(
         f"masked_modelling has nothing to predict in group {group!r}: it "
@@ -159,14 +168,14 @@ class MaskedModelling(Objective):
     )
 
   def _modality(
-    self, inputs: Inputs, key: str, group: str
+    self, inputs: Inputs, modality: str, group: str
   ) -> Float[Array, " B"]:
-    pixels = inputs.pixels[key]
+    """Mean squared error of the hidden patches of one modality."""
+    pixels = inputs.pixels[modality]
     params = inputs.params["objective"][self.name]
-    total, width = params["position"].shape
-    del width
+    total = len(params["position"])
     patch = round((params["head"]["bias"].shape[0] // 3) ** 0.5)
-    site = f"masked_modelling/{group}/{key}"
+    site = f"masked_modelling/{group}/{modality}"
     visible = inputs.row_arrays(self.name, group).get("token_indices")
     if visible is None:
       visible = rng.row_subset(
@@ -174,7 +183,7 @@ class MaskedModelling(Objective):
       )
     tokens = inputs.model.encode(
       inputs.params,
-      key,
+      modality,
       pixels,
       token_indices=visible,
       row_keys=inputs.dropout_keys(site),

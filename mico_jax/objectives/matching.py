@@ -2,16 +2,15 @@
 
 Negatives of row i are drawn with probability softmax(similarity) + floor; the
 row itself, rows that take no part and rows with an identical text are excluded.
-Texts come from the whole global batch, their ids travel; contexts come from the
-mining group of consecutive global rows (`group_rows`), and travel only between
-the devices that hold the group. Each draw is keyed by (seed, step, global row),
-so mined indices depend on neither devices nor micro-batches. The context's keys
-and values come from the step, projected once, and are gathered for the
-negatives.
+Texts come from the whole global batch; contexts from the mining group of
+consecutive global rows (`group_rows`), so they are sent only between the
+devices that hold the group. Each draw is keyed by (seed, step, global row), so
+mined indices depend on neither devices nor micro-batches. Keys and values of
+the contexts are projected once a step, and gathered for the negatives.
 
-Departures from the release: identical texts are never each other's negatives
-(`exclude_identical_texts=False` restores the original), explicit negatives of
-the batch are further pairs (`explicit_negatives`).
+Departures from VAST's training code: identical texts are never each other's
+negatives (`exclude_identical_texts=False` restores the original), explicit
+negatives of the batch are further pairs (`explicit_negatives`).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float, Int
 
 from mico_jax import rng
 from mico_jax.config import ConfigError, MatchingConfig
@@ -46,7 +45,7 @@ from mico_jax.objectives.mining import (
 
 @dataclass(frozen=True)
 class Matching(Objective):
-  """Does this text belong to this context? Two logits from its state.
+  """Binary classification of pairs: does a text describe a context?
 
   Per row: (text, context) against (mined text, context), (explicit negative,
   context) for each explicit negative, and (text, mined context); the value is
@@ -82,38 +81,37 @@ class Matching(Objective):
   ) -> dict[str, Array]:
     """Indices of the negatives, whether each row has any, the drawn texts."""
     slot, options = inputs.text[group], self.config
-    given = inputs.row_arrays(self.name, group)
-    if given:
+    fixed = inputs.row_arrays(self.name, group)
+    if fixed:
       everyone = jnp.ones_like(valid)
-      found = {"has_context": everyone, "has_text": everyone, **given}
-      if "text_ids" not in found:
-        found["text_ids"] = slot.ids[found["text_index"]]
-      return found
-    text, context = slot.feature, inputs.features[letters(group)]
+      mined = {"has_context": everyone, "has_text": everyone, **fixed}
+      if "text_ids" not in mined:
+        mined["text_ids"] = slot.ids[mined["text_index"]]
+      return mined
+    text, context = jax.lax.stop_gradient(
+      (slot.feature, inputs.features[letters(group)])
+    )
+    temperature = inputs.model.temperature(inputs.params)
     shared = options.exclude_identical_texts
     rules: dict[str, Any] = {
-      "temperature": jax.lax.stop_gradient(
-        inputs.model.temperature(inputs.params)
-      ),
+      "temperature": jax.lax.stop_gradient(temperature),
       "valid": valid,
       "fingerprint": slot.fingerprint if shared else None,
       "floor": options.floor,
     }
-    keys = [inputs.keys(f"matching/{group}/{x}") for x in ("context", "text")]
-    everywhere = functools.partial(
+    draw = functools.partial(
       draw_from_all, payload=slot.ids, partition=inputs.partition, **rules
     )
+    keys = inputs.keys(f"matching/{group}/context")
     if options.group_rows:
       weights = mining_weights(
-        jax.lax.stop_gradient(text),
-        jax.lax.stop_gradient(context),
-        group_rows=options.group_rows,
-        **rules,
+        text, context, group_rows=options.group_rows, **rules
       )
-      context_index, has_context = draw_negatives(keys[0], weights)
+      context_index, has_context = draw_negatives(keys, weights)
     else:
-      context_index, has_context, _ = everywhere(keys[0], text, context)
-    text_index, has_text, text_ids = everywhere(keys[1], context, text)
+      context_index, has_context, _ = draw(keys, text, context)
+    keys = inputs.keys(f"matching/{group}/text")
+    text_index, has_text, text_ids = draw(keys, context, text)
     return {
       "context_index": context_index,
       "text_index": text_index,
@@ -127,14 +125,10 @@ class Matching(Objective):
     return self.mine(inputs, group, self.weights(inputs, group) > 0)
 
   def _parts_of_group(self, rows: int, count: int) -> int:
-    """How many of a batch's parts share a mining group; 0: no whole number.
+    """Parts of a batch (`rows` in `count` parts) that share a mining group.
 
-    One where whole groups lie on a device, several where a group takes all rows
-    of a few neighbours (1,024 rows on 256 devices, in groups of eight).
-
-    Args:
-      rows: of the batch.
-      count: its parts.
+    1 where whole groups lie on a device, several where a group takes all rows
+    of a few neighbours (1,024 rows on 256 devices, in groups of 8), else 0.
     """
     size = self.config.group_rows
     local, rest = divmod(rows, count)
@@ -147,49 +141,16 @@ class Matching(Objective):
 
   def __call__(self, inputs: Inputs, group: str) -> Output:
     """See `Objective`."""
-    ids = inputs.text[group].ids
-    rows, length = ids.shape
     row_weights = self.weights(inputs, group)
     valid = row_weights > 0
     mined = self.mine(inputs, group, valid)
-    # [B, pairs]: positive, mined text, explicit negatives; and, onto another
-    # context, mined context.
-    texts = [ids, mined["text_ids"]]
-    exists = [valid, valid & mined["has_text"]]
-    explicit = inputs.batch.get("negative_text", {}).get(group)
-    if explicit is not None and self.config.explicit_negatives:
-      for k in range(explicit.shape[1]):
-        texts.append(explicit[:, k])
-        exists.append(valid & (inputs.text_weight(explicit[:, k]) > 0))
-    own = inputs.contexts[letters(group)]
     context_index = mined["context_index"].astype(jnp.int32)
-    other = own.take(
-      context_index,
-      partition=inputs.partition,
-      run=self._parts_of_group(rows, parts(inputs.partition)),
-    )
-    texts.append(ids)
-    exists.append(valid & mined["has_context"])
-    pairs = len(texts)
-    keys = inputs.dropout_keys(f"matching/{group}")
-    flat = jnp.stack(texts, axis=1).reshape(rows * pairs, length)
-    hidden = inputs.model.text(
-      inputs.params,
-      flat,
-      context=(own, other),
-      uses=(pairs - 1, 1),
-      row_keys=None if keys is None else rng.expand(keys, pairs),
-      train=inputs.train,
-    )
-    logits = inputs.model.matching_logits(inputs.params, hidden, flat).reshape(
-      rows, pairs, 2
-    )
-    labels = jnp.broadcast_to(
-      (jnp.arange(pairs, dtype=jnp.int32) == 0).astype(jnp.int32)[None, :],
-      (rows, pairs),
-    )
+    texts, exists = self._pairs(inputs, group, mined, valid)
+    logits = self._logits(inputs, group, texts, context_index)
+    true = (jnp.arange(logits.shape[1]) == 0).astype(jnp.int32)
+    labels = jnp.broadcast_to(true[None], logits.shape[:2])
     values, correct = token_cross_entropy(logits, labels)
-    counted = jnp.stack(exists, axis=1).astype(values.dtype)
+    counted = exists.astype(values.dtype)
     count = counted.sum(axis=1)
     per_row = (values * counted).sum(axis=1) / jnp.maximum(count, 1)
     correct, counted = (x.astype(jnp.float32) for x in (correct, counted))
@@ -206,3 +167,55 @@ class Matching(Objective):
         "text_index": mined["text_index"].astype(jnp.int32),
       },
     )
+
+  def _pairs(
+    self,
+    inputs: Inputs,
+    group: str,
+    mined: Mapping[str, Array],
+    valid: Bool[Array, " B"],
+  ) -> tuple[Int[Array, "B pairs L"], Bool[Array, "B pairs"]]:
+    """Texts of the pairs of each row, and which pairs exist.
+
+    The row's own text, the mined one and the explicit negatives are matched
+    with the row's context; the row's own text again, last, with the mined one.
+    """
+    ids = inputs.text[group].ids
+    texts = [ids, mined["text_ids"]]
+    exists = [valid, valid & mined["has_text"]]
+    explicit = inputs.batch.get("negative_text", {}).get(group)
+    if explicit is not None and self.config.explicit_negatives:
+      for k in range(explicit.shape[1]):
+        texts.append(explicit[:, k])
+        exists.append(valid & (inputs.text_weight(explicit[:, k]) > 0))
+    texts.append(ids)
+    exists.append(valid & mined["has_context"])
+    return jnp.stack(texts, axis=1), jnp.stack(exists, axis=1)
+
+  def _logits(
+    self,
+    inputs: Inputs,
+    group: str,
+    texts: Int[Array, "B pairs L"],
+    context_index: Int[Array, " B"],
+  ) -> Float[Array, "B pairs 2"]:
+    """Logits of all pairs; the last one is with the mined context."""
+    rows, pairs, length = texts.shape
+    context = inputs.contexts[letters(group)]
+    mined = context.take(
+      context_index,
+      partition=inputs.partition,
+      run=self._parts_of_group(rows, parts(inputs.partition)),
+    )
+    keys = inputs.dropout_keys(f"matching/{group}")
+    flat = texts.reshape(rows * pairs, length)
+    hidden = inputs.model.text(
+      inputs.params,
+      flat,
+      context=(context, mined),
+      uses=(pairs - 1, 1),
+      row_keys=None if keys is None else rng.expand(keys, pairs),
+      train=inputs.train,
+    )
+    logits = inputs.model.matching_logits(inputs.params, hidden, flat)
+    return logits.reshape(rows, pairs, 2)

@@ -1,14 +1,19 @@
-"""Hard negatives: which row is drawn for which, on any number of devices.
+"""Hard negatives: one row is drawn for each row, on any number of devices.
 
-A negative j of row i is drawn with probability softmax(similarity) + floor
-over the candidates of i, by a race of exponential variables. The variable of a
-pair is a hash of row i's key and j, so a draw does not depend on devices,
-blocks or micro-batches.
+Row j is drawn as the negative of row i in proportion to softmax(similarity) +
+floor over the candidates of i. The draw is a race: j arrives after an
+exponential time divided by its weight, and the first one wins. The random time
+of a pair is a hash of row i's key and j, so a draw does not depend on devices,
+blocks or micro-batches. There are two ways to compute the same draw:
 
-Texts are drawn from the whole global batch: blocks of columns pass by, as in
-the contrastive loss, and carry the token ids with them, so a device never
-holds more than its own rows and one block. Contexts are drawn within groups of
-consecutive rows (`mining_weights`), which stay on their device if they fit.
+- `draw_from_all`, from the whole global batch: keys are visited in blocks, as
+  in the contrastive loss, and bring their token ids with them, so a device
+  holds its own rows and one block;
+- `mining_weights` and `draw_negatives`, within groups of consecutive rows,
+  which stay on their device if they fit: the weights are one small matrix for
+  each group.
+
+Source: ALBEF, arXiv:2107.07651, section 3.2; VAST, arXiv:2305.18500.
 """
 
 from __future__ import annotations
@@ -21,9 +26,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
+from mico_jax import rng
 from mico_jax.kernels.batch_sharding import BatchSharding, parts, split_rows
 from mico_jax.kernels.contrastive.api import automatic_chunk
-from mico_jax.objectives import sampling
 
 NEGATIVE = -1e30
 
@@ -39,6 +44,8 @@ def mining_weights(
   floor: float = 1e-4,
 ) -> Float[Array, "G N N"]:
   """Unnormalised probabilities of drawing key j as a negative of query i.
+
+  Source: ALBEF, arXiv:2107.07651, section 3.2; the floor: VAST's training code.
 
   Args:
     query: unit-norm embeddings.
@@ -69,8 +76,8 @@ def mining_weights(
   logits = jnp.where(candidate, logits, jnp.asarray(NEGATIVE, jnp.float32))
   excluded = jnp.eye(size, dtype=bool)[None]
   if fingerprint is not None:
-    prints = split(fingerprint)
-    same = prints[:, :, None, :] == prints[:, None, :, :]
+    texts = split(fingerprint)
+    same = texts[:, :, None, :] == texts[:, None, :, :]
     excluded = excluded | jnp.all(same, axis=-1)
   weights = jax.nn.softmax(logits, axis=-1) + floor
   return jnp.where(candidate & ~excluded, weights, jnp.zeros_like(weights))
@@ -79,7 +86,7 @@ def mining_weights(
 def draw_negatives(
   keys: Key[Array, " B"], weights: Float[Array, "G N N"]
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
-  """Draws one row per query in proportion to `weights`.
+  """Draws one row per query in proportion to `weights` (ALBEF, section 3.2).
 
   Returns:
     (index into the global batch, whether there was any candidate).
@@ -87,8 +94,8 @@ def draw_negatives(
   groups, size, _ = weights.shape
   start = jnp.arange(groups, dtype=jnp.int32)[:, None] * size
   column = start + jnp.arange(size, dtype=jnp.int32)[None, :]
-  words = sampling.row_words(keys).reshape(groups, size, 2)
-  race = jax.vmap(sampling.pair_log_exponential)(words, column)
+  words = rng.row_words(keys).reshape(groups, size, 2)
+  race = jax.vmap(rng.pair_log_exponential)(words, column)
   positive = weights > 0
   scores = jnp.log(jnp.where(positive, weights, jnp.ones_like(weights)))
   scores = jnp.where(positive, scores - race, -jnp.inf)
@@ -97,13 +104,13 @@ def draw_negatives(
 
 
 class Rows(NamedTuple):
-  """What a device knows of its rows."""
+  """The rows of a device: both sides, random bits, and payload of a draw."""
 
   query: Float[Array, "B E"]
   key: Float[Array, "B E"]
   words: UInt32[Array, "B 2"]
   valid: Bool[Array, " B"]
-  prints: UInt32[Array, "B 2"]
+  fingerprint: UInt32[Array, "B 2"]
   payload: Int[Array, "B L"]
 
 
@@ -115,6 +122,46 @@ class Best(NamedTuple):
   payload: Int[Array, "B L"]
 
 
+def _gather(block: Any, partition: BatchSharding | None) -> Any:
+  """The same block of all devices, side by side."""
+  if partition is None:
+    return block
+  return jax.tree.map(
+    lambda a: jax.lax.all_gather(a, partition.axes, axis=0, tiled=True), block
+  )
+
+
+def _scores(
+  query: Float[Array, "B E"],
+  temperature: Float[Array, ""],
+  key: Float[Array, "C E"],
+  valid: Bool[Array, " C"],
+) -> Float[Array, "B C"]:
+  product = jnp.einsum(
+    "be,ce->bc", query, key, preferred_element_type=jnp.float32
+  )
+  return jnp.where(valid[None, :], product / temperature, jnp.float32(NEGATIVE))
+
+
+def _log_total(
+  x: Rows,
+  temperature: Float[Array, ""],
+  blocks: tuple[Float[Array, "S C E"], Bool[Array, "S C"]],
+  partition: BatchSharding | None,
+) -> Float[Array, " B"]:
+  """Log of each row's softmax denominator, block after block of keys."""
+
+  def add(carry: Any, block: Any) -> Any:
+    score = _scores(x.query, temperature, *_gather(block, partition))
+    peak = jnp.maximum(carry[0], score.max(axis=1))
+    total = carry[1] * jnp.exp(carry[0] - peak)
+    return (peak, total + jnp.exp(score - peak[:, None]).sum(axis=1)), None
+
+  zero = jnp.zeros((x.query.shape[0],), jnp.float32)
+  (peak, total), _ = jax.lax.scan(add, (zero + NEGATIVE, zero), blocks)
+  return peak + jnp.log(total)
+
+
 def _local_draw(
   x: Rows,
   temperature: Float[Array, ""],
@@ -124,47 +171,25 @@ def _local_draw(
   exclude_same: bool,
   partition: BatchSharding | None,
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"], Int[Array, "B L"]]:
+  """`draw_from_all` for the rows of one device."""
   rows = x.query.shape[0]
-  place = jnp.zeros((), jnp.int32)
+  device = jnp.zeros((), jnp.int32)
   if partition is not None:
-    place = jax.lax.axis_index(partition.axes).astype(jnp.int32)
-  own = place * rows + jnp.arange(rows, dtype=jnp.int32)
+    device = jax.lax.axis_index(partition.axes).astype(jnp.int32)
+  row = device * rows + jnp.arange(rows, dtype=jnp.int32)
   size = split_rows(rows, chunk // parts(partition))
+  cut = lambda *arrays: tuple(a.reshape(-1, size, *a.shape[1:]) for a in arrays)
+  total = _log_total(x, temperature, cut(x.key, x.valid), partition)
 
-  def gather(cut: Any) -> Any:
-    if partition is None:
-      return cut
-    names = partition.axes
-    return jax.tree.map(
-      lambda a: jax.lax.all_gather(a, names, axis=0, tiled=True), cut
-    )
-
-  cut = lambda tree: jax.tree.map(
-    lambda a: a.reshape(-1, size, *a.shape[1:]), tree
-  )
-
-  def scores(key: Array, valid: Array) -> Array:
-    product = jnp.einsum(
-      "be,ce->bc", x.query, key, preferred_element_type=jnp.float32
-    )
-    product = product / temperature
-    return jnp.where(valid[None, :], product, jnp.float32(NEGATIVE))
-
-  def normalise(carry: Any, item: Any) -> Any:
-    key, valid = gather(item)
-    score = scores(key, valid)
-    peak = jnp.maximum(carry[0], score.max(axis=1))
-    total = carry[1] * jnp.exp(carry[0] - peak)
-    return (peak, total + jnp.exp(score - peak[:, None]).sum(axis=1)), None
-
-  def race(best: Best, item: Any) -> tuple[Best, None]:
-    key, valid, prints, payload, index = gather(item)
-    weight = jnp.exp(scores(key, valid) - norm[:, None]) + floor
-    excluded = own[:, None] == index[None, :]
+  def race(best: Best, block: Any) -> tuple[Best, None]:
+    key, valid, fingerprint, payload, index = _gather(block, partition)
+    score = _scores(x.query, temperature, key, valid)
+    weight = jnp.exp(score - total[:, None]) + floor
+    excluded = row[:, None] == index[None, :]
     if exclude_same:
-      same = x.prints[:, None, :] == prints[None, :, :]
+      same = x.fingerprint[:, None, :] == fingerprint[None, :, :]
       excluded = excluded | jnp.all(same, axis=-1)
-    noise = sampling.pair_log_exponential(x.words, index)
+    noise = rng.pair_log_exponential(x.words, index)
     candidate = valid[None, :] & ~excluded
     score = jnp.where(candidate, jnp.log(weight) - noise, -jnp.inf)
     first = jnp.argmax(score, axis=1)
@@ -176,13 +201,9 @@ def _local_draw(
     new = Best(top, index[first], payload[first])
     return jax.tree.map(choose, new, best), None
 
-  zero = jnp.zeros((rows,), jnp.float32)
-  start = (zero + NEGATIVE, zero)
-  (peak, total), _ = jax.lax.scan(normalise, start, cut((x.key, x.valid)))
-  norm = peak + jnp.log(total)
-  begin = Best(zero - jnp.inf, own, x.payload)
-  columns = cut((x.key, x.valid, x.prints, x.payload, own))
-  best, _ = jax.lax.scan(race, begin, columns)
+  begin = Best(jnp.full((rows,), -jnp.inf, jnp.float32), row, x.payload)
+  blocks = cut(x.key, x.valid, x.fingerprint, x.payload, row)
+  best, _ = jax.lax.scan(race, begin, blocks)
   return best.index, best.score > -jnp.inf, best.payload
 
 
@@ -201,13 +222,14 @@ def draw_from_all(
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"], Int[Array, "B L"]]:
   """Draws one row of the whole global batch per query, in blocks of columns.
 
-  The same draws as `draw_negatives` on `mining_weights` of one group.
+  The same draws as `draw_negatives` on `mining_weights` of one group (ALBEF,
+  arXiv:2107.07651, section 3.2).
 
   Args:
     keys: one per row.
     query: unit-norm embeddings.
     key: unit-norm embeddings of the other side.
-    payload: what travels with a key, such as its token ids.
+    payload: returned for the drawn row, such as its token ids.
     temperature: divides the similarities.
     valid: rows that take part.
     fingerprint: as in `mining_weights`.
@@ -222,21 +244,20 @@ def draw_from_all(
   rows = query.shape[0]
   if rows % parts(partition) or parts(partition) == 1:
     partition = None
-  prints = fingerprint
-  if prints is None:
-    prints = jnp.zeros((rows, 2), jnp.uint32)
+  exclude_same = fingerprint is not None
+  if fingerprint is None:
+    fingerprint = jnp.zeros((rows, 2), jnp.uint32)
   run: Any = functools.partial(
     _local_draw,
     chunk=chunk or automatic_chunk(rows, partition),
     floor=floor,
-    exclude_same=fingerprint is not None,
+    exclude_same=exclude_same,
     partition=partition,
   )
   if partition is not None:
     spec = partition.spec()
     run = partition.local(run, (spec, PartitionSpec()), spec)
   wide = lambda x: jax.lax.stop_gradient(x).astype(jnp.float32)
-  local = Rows(
-    wide(query), wide(key), sampling.row_words(keys), valid, prints, payload
-  )
+  words = rng.row_words(keys)
+  local = Rows(wide(query), wide(key), words, valid, fingerprint, payload)
   return run(local, wide(temperature))

@@ -8,70 +8,52 @@ from left to right.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mico_jax.config import QuestionAnsweringConfig
-from mico_jax.modalities import letters
-from mico_jax.objectives.base import Inputs, Need, Objective, Output
-from mico_jax.objectives.captioning import (
-  num_scored,
-  scored_text,
-  token_output,
-)
+from mico_jax.objectives.base import Inputs, Need
+from mico_jax.objectives.captioning import Captioning
 
 
 @dataclass(frozen=True)
-class QuestionAnswering(Objective):
+class QuestionAnswering(Captioning):
   """Cross-entropy of the answer given question and context.
 
   Source: the fine-tuning for question answering of VAST (arXiv:2305.18500),
   which MiCo keeps: questions are blind to the answer.
   """
 
-  config: QuestionAnsweringConfig = field(
-    default_factory=QuestionAnsweringConfig
-  )
+  config: Any = field(default_factory=QuestionAnsweringConfig)
   name: ClassVar[str] = "question_answering"
   needs: ClassVar[frozenset[Need]] = frozenset({"context", "question_answer"})
-  curves: ClassVar[tuple[str, ...]] = ("token_accuracy",)
 
-  def _row_weights(self, inputs: Inputs, group: str) -> Float[Array, " B"]:
+  def target(self, inputs: Inputs, group: str) -> Int[Array, "B L"]:
+    """The answer."""
+    del group
+    return inputs.batch["answer"]
+
+  def row_weights(self, inputs: Inputs, group: str) -> Float[Array, " B"]:
+    """See `Captioning`: 0 without a question or an answer."""
     weights = inputs.row_weight(group)
     for name in ("answer", "question"):
       weights = weights * inputs.text_weight(inputs.batch[name])
     return weights
 
-  def weights(self, inputs: Inputs, group: str) -> Float[Array, " B"]:
-    """See `Objective`: how many tokens of the answer are scored."""
-    _, labels = scored_text(
-      inputs, self.name, group, inputs.batch["answer"], self.config.mask_prob
-    )
-    return self._row_weights(inputs, group) * num_scored(labels)
-
-  def __call__(self, inputs: Inputs, group: str) -> Output:
-    """See `Objective`."""
-    question, answer = inputs.batch["question"], inputs.batch["answer"]
-    site = f"question_answering/{group}"
-    read, labels = scored_text(
-      inputs, self.name, group, answer, self.config.mask_prob
-    )
+  def hidden(
+    self, inputs: Inputs, group: str, ids: Int[Array, "B L"]
+  ) -> Float[Array, "B L W"]:
+    """See `Captioning`: states of the answer, read behind the question."""
+    question = inputs.batch["question"]
     prefix = question.shape[1]
     both_ways = inputs.model.tower.reading == "bidirectional"
-    hidden = inputs.model.text(
-      inputs.params,
-      jnp.concatenate([question, read], axis=1),
+    hidden = self.read(
+      inputs,
+      group,
+      jnp.concatenate([question, ids], axis=1),
       attention="prefix_causal" if both_ways else "causal",
       prefix_length=prefix if both_ways else None,
-      context=inputs.contexts[letters(group)],
-      row_keys=inputs.dropout_keys(site),
-      train=inputs.train,
     )
-    return token_output(
-      inputs,
-      hidden[:, prefix:],
-      labels,
-      self._row_weights(inputs, group),
-    )
+    return hidden[:, prefix:]

@@ -1,78 +1,24 @@
 """Random draws and fingerprints that do not depend on the topology.
 
 Their keys are those of `mico_jax.rng`.
+
+Source of the token masker: VAST, arXiv:2305.18500, and the official MiCo code;
+its proportions are those of BERT, arXiv:1810.04805, section 3.1.
 """
 
 from __future__ import annotations
-
-from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from mico_jax import rng
+from mico_jax.aliases import SpecialIds
 from mico_jax.kernels.cross_entropy import IGNORE
 
 
-@runtime_checkable
-class SpecialIds(Protocol):
-  """What the masker must know of a tokenizer (`TokenizerInfo` fits)."""
-
-  @property
-  def pad(self) -> int:
-    """Id of padding."""
-    ...
-
-  @property
-  def cls(self) -> int:
-    """Id of the first token."""
-    ...
-
-  @property
-  def mask(self) -> int:
-    """Id that hides a token."""
-    ...
-
-  @property
-  def random_range(self) -> tuple[int, int]:
-    """(first, last + 1) of the ids of random replacements."""
-    ...
-
-
-def _mix(x: UInt32[Array, "*B"]) -> UInt32[Array, "*B"]:
-  """A bijective scrambling of 32 bits (two multiply-xorshift rounds)."""
-  x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(0x7FEB352D)
-  x = (x ^ (x >> jnp.uint32(15))) * jnp.uint32(0x846CA68B)
-  return x ^ (x >> jnp.uint32(16))
-
-
-def row_words(keys: Key[Array, " B"]) -> UInt32[Array, "B 2"]:
-  """64 random bits per row, for draws about pairs of rows."""
-  return jax.vmap(lambda k: jax.random.bits(k, (2,), jnp.uint32))(keys)
-
-
-def pair_log_exponential(
-  words: UInt32[Array, "B 2"], index: Int[Array, " C"]
-) -> Float[Array, "B C"]:
-  """Log of an exponential variable per row and index, by hashing both.
-
-  It depends on nothing else, so a pair draws the same in any block. With
-  weights w, the index of the largest log(w) - this is drawn in proportion to w.
-
-  Args:
-    words: of each row, from `row_words`.
-    index: global rows.
-  """
-  seat = _mix(index.astype(jnp.uint32) + jnp.uint32(0x9E3779B9))[None, :]
-  bits = _mix(_mix(words[:, :1] ^ seat) + words[:, 1:])
-  uniform = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
-  below_one = jnp.float32(1 - 2.0**-24)
-  return jnp.log(-jnp.log1p(-jnp.minimum(uniform, below_one)))
-
-
 def fingerprint(ids: Int[Array, "B L"], *, pad: int) -> UInt32[Array, "B 2"]:
-  """64 bits per text that are equal for equal texts, whatever the padding.
+  """64 bits per text that are equal for equal texts; padding does not count.
 
   Two different texts of a batch of B collide with probability about
   B^2 / 2^65.
@@ -82,10 +28,10 @@ def fingerprint(ids: Int[Array, "B L"], *, pad: int) -> UInt32[Array, "B 2"]:
   token = ids.astype(jnp.uint32)
   halves = []
   for salt in (0x9E3779B9, 0x85EBCA6B):
-    seat = _mix(position * jnp.uint32(2) + jnp.uint32(salt))
-    word = _mix(_mix(token + jnp.uint32(salt)) ^ seat)
+    seat = rng.scramble(position * jnp.uint32(2) + jnp.uint32(salt))
+    word = rng.scramble(rng.scramble(token + jnp.uint32(salt)) ^ seat)
     word = jnp.where(real, word, jnp.zeros_like(word))
-    halves.append(_mix(word.sum(axis=1, dtype=jnp.uint32)))
+    halves.append(rng.scramble(word.sum(axis=1, dtype=jnp.uint32)))
   return jnp.stack(halves, axis=1)
 
 
@@ -94,10 +40,10 @@ def choose_tokens(
 ) -> Bool[Array, "B L"]:
   """Chooses each eligible token with `prob`, at least one per row.
 
-  The distribution is exactly that of redrawing a row until one token is
-  chosen, without a loop: the first chosen token follows a truncated geometric
-  law, those behind it are independent. Rows without eligible tokens choose
-  none.
+  The distribution is exactly that of redrawing a row until one token is chosen,
+  as the token masker of the official MiCo code does, but without a loop: the
+  first chosen token follows a truncated geometric law, those behind it are
+  independent. Rows without eligible tokens choose none.
 
   Args:
     keys: one key per row.
@@ -128,6 +74,8 @@ def apply_mask(
 ) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
   """Hides the chosen tokens: 80% mask, 10% random, 10% unchanged.
 
+  Source: BERT, arXiv:1810.04805, section 3.1.
+
   Args:
     ids: the true text.
     chosen: tokens to predict.
@@ -157,7 +105,7 @@ def mask_tokens(
   Returns:
     (masked ids, labels), as `apply_mask`.
 
-  Source: the token masker of the code released with MiCo.
+  Source: the token masker of the official MiCo code.
   """
   length = ids.shape[1]
   eligible = (ids != info.pad) & (ids != info.cls)
@@ -194,7 +142,10 @@ def scored_tokens(
   prob: float,
   next_token: bool,
 ) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
-  """What a tower reads of a text, and what its states are to predict.
+  """Ids that a tower reads of a text, and those that its states predict.
+
+  Source: VAST, arXiv:2305.18500, for masks; LLaMA, arXiv:2302.13971, for next
+  tokens.
 
   Args:
     keys: one key per row.

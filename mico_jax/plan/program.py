@@ -41,6 +41,7 @@ from mico_jax.plan import flops
 from mico_jax.run.checks import check_mesh, check_values
 from mico_jax.run.setup import check_tasks
 from mico_jax.train.flops import trace_model
+from mico_jax.train.layout import kernels_on
 from mico_jax.train.optimizer import Optimizer, make_optimizer
 from mico_jax.train.state import (
   TrainState,
@@ -49,7 +50,7 @@ from mico_jax.train.state import (
   init_params,
   state_shardings,
 )
-from mico_jax.train.step import kernels_on, make_train_step
+from mico_jax.train.step import make_train_step
 
 # Names among the tasks.
 EVALUATION = "evaluation"  # the forward

@@ -1,4 +1,4 @@
-"""From a batch to what objectives read: everything is computed once per step.
+"""From a batch to the inputs of objectives; each is computed once per step.
 
 Frames of all modalities that reach the encoder as patches go through it in one
 call; texts of equal length (one slot per group, subtitles included) go through
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mico_jax import rng
-from mico_jax.aliases import Batch, Params
+from mico_jax.aliases import Batch, Params, SpecialIds
 from mico_jax.config import Config, TaskConfig
 from mico_jax.data.language import kinds_of
 from mico_jax.kernels.batch_sharding import BatchSharding
@@ -26,7 +26,7 @@ from mico_jax.objectives import Inputs, Selected, TextSlot, sampling
 
 @dataclass(frozen=True)
 class EncodePlan:
-  """What a task needs, derived from its objectives.
+  """The encodings that a task needs, derived from its objectives.
 
   Attributes:
     keys: modality keys, in the table's order.
@@ -50,7 +50,7 @@ class EncodePlan:
   same: Mapping[str, str] = field(default_factory=dict)
 
   def first(self, group: str) -> str:
-    """The group whose texts stand for those of `group`."""
+    """The group whose encoded texts serve `group`."""
     return self.same.get(group, group)
 
 
@@ -63,11 +63,11 @@ def make_plan(selected: Selected, task: TaskConfig | None = None) -> EncodePlan:
   """
 
   def groups_of(*needs: str) -> tuple[str, ...]:
-    found = {}
+    needed = {}
     for objective, groups in selected.values():
       if objective.needs.intersection(needs):
-        found.update(dict.fromkeys(groups))
-    return tuple(found)
+        needed.update(dict.fromkeys(groups))
+    return tuple(needed)
 
   def contexts_of(*needs: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(letters(g) for g in groups_of(*needs)))
@@ -117,7 +117,7 @@ def _share_texts(batch: Batch, same: Mapping[str, str]) -> Batch:
 
 
 def features_only(plan: EncodePlan) -> EncodePlan:
-  """The plan without contexts, and without what only they need."""
+  """The plan without contexts, and without encodings for contexts alone."""
   used = {by_letter(letter).key for c in plan.features for letter in c}
   encoded = tuple(key for key in plan.encoded if key in used)
   return dataclasses.replace(plan, contexts=(), encoded=encoded)
@@ -158,7 +158,7 @@ def prepare(
   batch: Batch,
   plan: EncodePlan,
   *,
-  tokenizer: sampling.SpecialIds,
+  tokenizer: SpecialIds,
   row_keys: Key[Array, " B"],
   train: bool,
   partition: BatchSharding | None = None,
@@ -182,52 +182,7 @@ def prepare(
   pixels |= preprocessing.to_pixels(
     config, batch.get("inputs", {}), missing, train=train, xp=jnp
   )
-  site = lambda name: rng.at_site(row_keys, name) if train else None
-  encoded = forward.encode(
-    model,
-    params,
-    {key: pixels[key] for key in plan.encoded if key in pixels},
-    {
-      key: batch["inputs"][key]
-      for key in plan.encoded
-      if MODALITIES[key].kind == "interface"
-    },
-    {
-      group: batch["text"][group]
-      for group in dict.fromkeys(map(plan.first, plan.text_features))
-    },
-    pad=tokenizer.pad,
-    site=site,
-    patch_dropout=config.train.patch_dropout,
-  )
-  features = {
-    group: forward.embed_pooled_text(model, params, pooled)
-    for group, pooled in encoded.texts.items()
-  }
-  text = {}
-  for group in plan.texts:
-    ids = batch["text"][group]
-    prints = sampling.fingerprint(ids, pad=tokenizer.pad)
-    wanted = group in plan.text_features
-    text[group] = TextSlot(
-      ids, prints, features[plan.first(group)] if wanted else None
-    )
-  negatives: dict[str, tuple[Array, Array]] = {}
-  embedded: dict[str, tuple[Array, Array]] = {}
-  for group in plan.negatives:
-    if group not in batch.get("negative_text", {}):
-      continue
-    first = plan.first(group)
-    if first not in embedded:
-      embedded[first] = embed_negatives(
-        model,
-        params,
-        batch["negative_text"][group],
-        pad=tokenizer.pad,
-        row_keys=site(f"dropout/contrastive/{group}/negatives"),
-      )
-    negatives[group] = embedded[first]
-  return Inputs(
+  inputs = Inputs(
     model=model,
     params=params,
     batch=batch,
@@ -236,11 +191,80 @@ def prepare(
     train=train,
     pixels=pixels,
     letters_to_key=letters_to_key(plan),
+    partition=partition,
+  )
+  encoded = _encode(model, inputs, plan, config.train.patch_dropout)
+  embedded = {
+    group: forward.embed_pooled_text(model, params, pooled)
+    for group, pooled in encoded.texts.items()
+  }
+  features = {g: embedded[plan.first(g)] for g in plan.text_features}
+  return dataclasses.replace(
+    inputs,
     features=forward.embed(model, params, encoded, plan.features),
-    text=text,
+    text=text_slots(batch, plan, features, pad=tokenizer.pad),
     contexts={
       c: forward.project(model, params, encoded, c) for c in plan.contexts
     },
-    negatives=negatives,
-    partition=partition,
+    negatives=_negatives(model, inputs, plan),
   )
+
+
+def _encode(
+  model: MiCo, inputs: Inputs, plan: EncodePlan, patch_dropout: float
+) -> forward.Encoded:
+  """Runs both towers on all that the plan names."""
+  batch = inputs.batch
+  text_groups = dict.fromkeys(map(plan.first, plan.text_features))
+  return forward.encode(
+    model,
+    inputs.params,
+    {key: inputs.pixels[key] for key in plan.encoded if key in inputs.pixels},
+    {
+      key: batch["inputs"][key]
+      for key in plan.encoded
+      if MODALITIES[key].kind == "interface"
+    },
+    {group: batch["text"][group] for group in text_groups},
+    pad=inputs.tokenizer.pad,
+    site=lambda name: inputs.keys(name) if inputs.train else None,
+    patch_dropout=patch_dropout,
+  )
+
+
+def text_slots(
+  batch: Batch,
+  plan: EncodePlan,
+  features: Mapping[str, Float[Array, "B E"]],
+  *,
+  pad: int,
+) -> dict[str, TextSlot]:
+  """The text side of each group; `features`: group -> embeddings."""
+  return {
+    group: TextSlot(
+      batch["text"][group],
+      sampling.fingerprint(batch["text"][group], pad=pad),
+      features.get(group),
+    )
+    for group in plan.texts
+  }
+
+
+def _negatives(
+  model: MiCo, inputs: Inputs, plan: EncodePlan
+) -> dict[str, tuple[Float[Array, "B K E"], Bool[Array, "B K"]]]:
+  """Embeddings of the explicit negatives of each group, equal texts once."""
+  texts = inputs.batch.get("negative_text", {})
+  groups = [group for group in plan.negatives if group in texts]
+  embedded: dict[str, tuple[Array, Array]] = {}
+  for group in groups:
+    first = plan.first(group)
+    if first not in embedded:
+      embedded[first] = embed_negatives(
+        model,
+        inputs.params,
+        texts[group],
+        pad=inputs.tokenizer.pad,
+        row_keys=inputs.dropout_keys(f"contrastive/{group}/negatives"),
+      )
+  return {group: embedded[plan.first(group)] for group in groups}

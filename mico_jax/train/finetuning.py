@@ -62,16 +62,16 @@ def parse(
   Raises:
     ConfigError: for an unknown set or preset.
   """
-  given = [part.strip() for part in arg.split(",")] + [""] * 4
-  name = given[0] or next(iter(table))
-  preset = given[3] or "mico_g14"
+  parts = [part.strip() for part in arg.split(",")] + [""] * 4
+  name = parts[0] or next(iter(table))
+  preset = parts[3] or "mico_g14"
   for what, value, known in (("set", name, table), ("preset", preset, PRESETS)):
     if value not in known:
       raise c.ConfigError(
         f"no {what} {value!r} to fine-tune; known: {', '.join(known)}."
       )
-  manifest = given[1] or f"{name}/manifest.jsonl"
-  return name, table[name], manifest, given[2] or "vocab.txt", PRESETS[preset]
+  manifest = parts[1] or f"{name}/manifest.jsonl"
+  return name, table[name], manifest, parts[2] or "vocab.txt", PRESETS[preset]
 
 
 def make(
@@ -99,18 +99,15 @@ def make(
     evaluation: fields that differ from a retrieval of the task's group.
     optimizer: fields that differ from the table's.
   """
-  source = lambda split: c.SourceConfig(
-    kind="manifest", path=manifest, split=split
-  )
-  visual = {"mode": "crop_flip"}
-  tokenizer = c.TokenizerConfig(
-    kind="wordpiece", path=vocabulary, max_length={**max_length}
-  )
-  if vocabulary == "omniworld":
-    tokenizer = dataclasses.replace(tokenizer, kind="omniworld", path="")
   size = setting.size
   if size % model.vision.patch_size:  # the nearest that patches fill
     size = round(size / model.vision.patch_size) * model.vision.patch_size
+  vision = dataclasses.replace(model.vision, image_size=size)
+  task = c.TaskConfig(
+    sources={"train": 1},
+    batch_size=setting.batch_size,
+    objectives=dict(objectives),
+  )
   tuning: dict[str, Any] = {
     "name": "adamw_mico",
     "learning_rate": setting.learning_rate,
@@ -126,29 +123,39 @@ def make(
   }
   return c.Config(
     name=name,
-    model=dataclasses.replace(
-      model, vision=dataclasses.replace(model.vision, image_size=size)
-    ),
-    data=c.DataConfig(
-      sources={"train": source("train"), "test": source("test")},
-      inputs={
-        "image": c.InputConfig(frames=1, **visual),
-        "video": c.InputConfig(frames=setting.frames, **visual),
-        "audio": c.InputConfig(frames=setting.slices),
-      },
-      tokenizer=tokenizer,
-    ),
-    tasks={
-      name: c.TaskConfig(
-        sources={"train": 1},
-        batch_size=setting.batch_size,
-        objectives=dict(objectives),
-      )
-    },
+    model=dataclasses.replace(model, vision=vision),
+    data=_data(setting, manifest, vocabulary, max_length),
+    tasks={name: task},
     optimizer=c.OptimizerConfig(**tuning),
     train=c.TrainConfig(
       steps=setting.steps,
       checkpoint_every=max(1, setting.steps // 5),
     ),
     evaluation=c.EvaluationConfig(**measured),
+  )
+
+
+def _data(
+  setting: Setting,
+  manifest: str,
+  vocabulary: str,
+  max_length: Mapping[str, int],
+) -> c.DataConfig:
+  """Sources, inputs and tokenizer of a row; see `make`."""
+  tokenizer = c.TokenizerConfig(
+    kind="wordpiece", path=vocabulary, max_length={**max_length}
+  )
+  if vocabulary == "omniworld":
+    tokenizer = dataclasses.replace(tokenizer, kind="omniworld", path="")
+  return c.DataConfig(
+    sources={
+      split: c.SourceConfig(kind="manifest", path=manifest, split=split)
+      for split in ("train", "test")
+    },
+    inputs={
+      "image": c.InputConfig(frames=1, mode="crop_flip"),
+      "video": c.InputConfig(frames=setting.frames, mode="crop_flip"),
+      "audio": c.InputConfig(frames=setting.slices),
+    },
+    tokenizer=tokenizer,
   )

@@ -3,10 +3,9 @@
 Only products count (matrix products and convolutions, a multiplication and an
 addition each), as is usual for MFU; loops count each turn, parts under
 `shard_map` each shard. `trace_model` traces loss and gradient without
-rematerialisation, micro-batches and kernels of our own, so what is computed a
-second time to save memory, and what a kernel adds to fill its tiles, are no
-model FLOPs. Captions count as if every position were scored: how many are, no
-program knows.
+rematerialisation, micro-batches and Pallas kernels, so recomputation that saves
+memory and the padding of tiles are no model FLOPs. Captions count as if every
+position were scored, because the number that is scored depends on the texts.
 """
 
 from __future__ import annotations
@@ -20,10 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from mico_jax import models
-from mico_jax.aliases import PyTree
+from mico_jax.aliases import PyTree, SpecialIds
 from mico_jax.config import Config, TaskConfig
 from mico_jax.kernels import target
-from mico_jax.objectives.sampling import SpecialIds
 from mico_jax.train.optimizer import Optimizer
 from mico_jax.train.step import make_loss
 
@@ -146,10 +144,10 @@ def count_flops(jaxpr: Any) -> int:
 
 
 def is_plain(jaxpr: Any) -> bool:
-  """Whether what is counted in a jaxpr is what there is, and once.
+  """Whether a jaxpr holds every product once, and where they can be counted.
 
-  It is not where products are computed again in the backward pass, lie in a
-  kernel, or in a loop whose turns are not known.
+  It does not if products are computed again in the backward pass, are inside a
+  kernel, or in a loop of an unknown number of turns.
 
   Args:
     jaxpr: see `count_flops`.
@@ -179,7 +177,7 @@ def trace_model(
     config: of the run.
     task: one of its tasks.
     tokenizer: special ids.
-    optimizer: of the run; it says what is frozen.
+    optimizer: of the run; its frozen parameters get no gradient.
     params: shapes of the parameters.
     batch: shapes of the global batch.
   """

@@ -29,10 +29,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from mico_jax import rng
-from mico_jax.aliases import Batch, Params, PyTree
+from mico_jax.aliases import Batch, Params, PyTree, SpecialIds
 from mico_jax.config import Config, ConfigError, TaskConfig
 from mico_jax.kernels.batch_sharding import BatchSharding, parts
 from mico_jax.models import MiCo
@@ -40,9 +40,7 @@ from mico_jax.objectives import (
   Inputs,
   Mean,
   Selected,
-  TextSlot,
   compute,
-  sampling,
   select,
   total_loss,
 )
@@ -57,7 +55,7 @@ Gradient = Callable[
 
 
 class Cache(NamedTuple):
-  """What is kept of every row.
+  """The embeddings of every row.
 
   Attributes:
     features: context letters -> embeddings [B E].
@@ -65,9 +63,9 @@ class Cache(NamedTuple):
     negatives: group -> embeddings of explicit negatives [B K E].
   """
 
-  features: Mapping[str, Array]
-  text: Mapping[str, Array]
-  negatives: Mapping[str, Array]
+  features: Mapping[str, Float[Array, "B E"]]
+  text: Mapping[str, Float[Array, "B E"]]
+  negatives: Mapping[str, Float[Array, "B K E"]]
 
 
 def split(
@@ -76,7 +74,7 @@ def split(
   """Rows [B, ...] -> micro-batches [M, B / M, ...] of each device's rows."""
   devices = parts(partition)
 
-  def cut(x: Array) -> Array:
+  def cut(x: Shaped[Array, "B ..."]) -> Shaped[Array, "M R ..."]:
     rest = x.shape[1:]
     rows = x.shape[0] // (devices * count)
     x = x.reshape(devices, count, rows, *rest)
@@ -91,7 +89,7 @@ def join(tree: PyTree, partition: BatchSharding | None = None) -> PyTree:
   """The reverse of `split`."""
   devices = parts(partition)
 
-  def glue(x: Array) -> Array:
+  def glue(x: Shaped[Array, "M R ..."]) -> Shaped[Array, "B ..."]:
     count, rows, *rest = x.shape
     x = x.reshape(count, devices, rows // devices, *rest)
     x = jnp.swapaxes(x, 0, 1).reshape(count * rows, *rest)
@@ -140,7 +138,7 @@ class Accumulation:
   config: Config
   task: TaskConfig
   selected: Selected
-  tokenizer: sampling.SpecialIds
+  tokenizer: SpecialIds
   partition: BatchSharding | None
   freeze: Callable[[Params], Params]
 
@@ -149,7 +147,11 @@ class Accumulation:
     return lora.merge(self.freeze(params), alpha=alpha)
 
   def _encode(
-    self, params: Params, batch: Batch, step: Array, plan: encode.EncodePlan
+    self,
+    params: Params,
+    batch: Batch,
+    step: Int[Array, ""],
+    plan: encode.EncodePlan,
   ) -> Inputs:
     return encode.prepare(
       self.model,
@@ -173,7 +175,11 @@ class Accumulation:
     )
 
   def _embed(
-    self, params: Params, micro: Batch, step: Array, plan: encode.EncodePlan
+    self,
+    params: Params,
+    micro: Batch,
+    step: Int[Array, ""],
+    plan: encode.EncodePlan,
   ) -> Cache:
     """Pass 1: the embeddings of all rows."""
     only = encode.features_only(plan)
@@ -188,19 +194,11 @@ class Accumulation:
     params: Params,
     cache: Cache,
     batch: Batch,
-    step: Array,
+    step: Int[Array, ""],
     plan: encode.EncodePlan,
   ) -> Inputs:
     """The whole batch as objectives see it, without tokens and contexts."""
     pad = self.tokenizer.pad
-    text = {
-      g: TextSlot(
-        batch["text"][g],
-        sampling.fingerprint(batch["text"][g], pad=pad),
-        cache.text.get(g),
-      )
-      for g in plan.texts
-    }
     there = {g: (batch["negative_text"][g] != pad) for g in cache.negatives}
     return Inputs(
       model=self.model,
@@ -211,7 +209,7 @@ class Accumulation:
       train=True,
       letters_to_key=encode.letters_to_key(plan),
       features=cache.features,
-      text=text,
+      text=encode.text_slots(batch, plan, cache.text, pad=pad),
       negatives={
         g: (feature, there[g].sum(axis=2) > 2)
         for g, feature in cache.negatives.items()
@@ -219,44 +217,46 @@ class Accumulation:
       partition=self.partition,
     )
 
-  def _handed(self, found: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """What `_global_arrays` found, for micro-batches of `rows` rows.
+  def _within_micro(
+    self, arrays: Mapping[str, Any], rows: int
+  ) -> dict[str, Any]:
+    """`_global_arrays` for micro-batches of `rows` rows.
 
     Indices of rows become positions within the micro-batch.
     """
-    devices = parts(self.partition)
-    local = rows // devices
-    own = local * self.config.train.micro_batches
-    handed: dict[str, Any] = {}
-    for name, groups in found.items():
-      moved = self.selected[name][0].row_indices
-      handed[name] = {
-        group: {
-          key: (x // own) * local + (x % own) % local if key in moved else x
-          for key, x in arrays.items()
-        }
-        for group, arrays in groups.items()
+    local = rows // parts(self.partition)  # rows of a micro-batch on a device
+    whole = local * self.config.train.micro_batches  # all rows of a device
+
+    def moved(name: str, values: Mapping[str, Array]) -> dict[str, Array]:
+      indices = self.selected[name][0].row_indices
+      return {
+        k: (x // whole) * local + (x % whole) % local if k in indices else x
+        for k, x in values.items()
       }
-    return handed
+
+    return {
+      name: {group: moved(name, values) for group, values in groups.items()}
+      for name, groups in arrays.items()
+    }
 
   def _global_arrays(self, inputs: Inputs) -> dict[str, Any]:
-    """What rows must know of the batch: objective -> group -> arrays."""
-    found: dict[str, Any] = {}
+    """Facts of rows from the whole batch: objective -> group -> arrays."""
+    arrays: dict[str, Any] = {}
     for name, (objective, groups) in self.selected.items():
       drawn = {g: dict(objective.global_arrays(inputs, g)) for g in groups}
       if any(drawn.values()):
-        found[name] = drawn
-    return found
+        arrays[name] = drawn
+    return arrays
 
   def _each(
     self,
     params: Params,
     rows: Batch,
     pulls: Cache,
-    counts: Mapping[str, Array],
-    step: Array,
+    counts: Mapping[str, Float[Array, ""]],
+    step: Int[Array, ""],
     plan: encode.EncodePlan,
-  ) -> tuple[Array, tuple[Metrics, dict[str, Array]]]:
+  ) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, Array]]]:
     """Pass 3 of one micro-batch: a value with the right gradient."""
     inputs = self._encode(params, rows, step, plan)
     products = jax.tree.map(
@@ -303,34 +303,36 @@ class Accumulation:
     inputs = self._whole(params, cache, batch, step, plan)
     counts, shares = self._weigh(inputs)
     metrics.update(shares)
-    found = self._global_arrays(inputs)
-    handed = split(self._handed(found, rows), count, self.partition)
-    given = {**micro.get("draws", {}), **handed}
+    drawn = self._global_arrays(inputs)
+    local = split(self._within_micro(drawn, rows), count, self.partition)
+    draws = {**micro.get("draws", {}), **local}
 
     def body(total: Params, item: Any) -> tuple[Params, Any]:
-      own, pull = item
+      part, pull = item
       grads, more = jax.grad(self._each, has_aux=True)(
-        params, own, pull, counts, step, plan
+        params, part, pull, counts, step, plan
       )
       return jax.tree.map(jnp.add, total, grads), more
 
-    items = ({**micro, "draws": given}, split(pulls, count, self.partition))
+    items = ({**micro, "draws": draws}, split(pulls, count, self.partition))
     grads, (parts_of, rest) = jax.lax.scan(body, grads, items)
     metrics.update(jax.tree.map(lambda x: x.sum(axis=0), parts_of))
     aux.update(join(rest, self.partition))
-    for name, groups in found.items():
+    for name, groups in drawn.items():
       for group, arrays in groups.items():
-        for key in self.selected[name][0].row_indices.intersection(arrays):
-          aux[f"{name}/{group}/{key}"] = arrays[key]
+        for index in self.selected[name][0].row_indices.intersection(arrays):
+          aux[f"{name}/{group}/{index}"] = arrays[index]
     apart = {n: v for n, v in self.selected.items() if n not in whole}
     value = value + sum_terms(apart, metrics)
     metrics["loss"] = scalar(value)
     metrics["temperature"] = scalar(self.model.temperature(params))
     return (value, (metrics, aux)), grads
 
-  def _weigh(self, inputs: Inputs) -> tuple[dict[str, Array], Metrics]:
+  def _weigh(
+    self, inputs: Inputs
+  ) -> tuple[dict[str, Float[Array, ""]], Metrics]:
     """Sum of the weights of all rows, and the share that takes part."""
-    counts: dict[str, Array] = {}
+    counts: dict[str, Float[Array, ""]] = {}
     shares: Metrics = {}
     for name, (objective, groups) in self.selected.items():
       if objective.whole_batch:
@@ -346,7 +348,7 @@ def make_gradient(
   model: MiCo,
   config: Config,
   task: TaskConfig,
-  tokenizer: sampling.SpecialIds,
+  tokenizer: SpecialIds,
   *,
   partition: BatchSharding | None = None,
   freeze: Callable[[Params], Params] = lambda params: params,

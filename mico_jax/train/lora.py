@@ -25,12 +25,12 @@ KEY = "lora"
 
 
 def init(
-  key: Key[Array, ""], params: Params, config: OptimizerConfig
+  rng_key: Key[Array, ""], params: Params, config: OptimizerConfig
 ) -> dict[str, Any]:
   """Deltas for every kernel that `config.lora_targets` selects.
 
   Args:
-    key: of the draw of A.
+    rng_key: of the draw of A.
     params: the parameters (or their shapes).
     config: `lora_rank` and `lora_targets`.
 
@@ -52,9 +52,9 @@ def init(
       )
     *stack, rows, columns = leaf.shape
     rank = config.lora_rank
-    key, own = jax.random.split(key)
+    rng_key, leaf_key = jax.random.split(rng_key)
     deltas[name] = {
-      "a": jax.random.normal(own, (*stack, rows, rank)) * rows**-0.5,
+      "a": jax.random.normal(leaf_key, (*stack, rows, rank)) * rows**-0.5,
       "b": jnp.zeros((*stack, rank, columns)),
     }
   return deltas

@@ -9,14 +9,15 @@ with a learning rate and a decay per leaf (or per layer of a stacked leaf), so
 multipliers, freezing, layer-wise decay and weight-decay masks need no nesting
 of transformations. Frozen leaves have no optimizer state.
 
-`adamw_mico` is the released arithmetic: eps is added to the uncorrected
-sqrt(v); decay comes after the step, on the updated parameter; a leaf whose
-gradient is exactly zero counts as having none and is skipped entirely, moments,
-its own step count and decay included.
+`adamw_mico` is the arithmetic of the official code: eps is added to the
+uncorrected sqrt(v); decay comes after the step, on the updated parameter; a
+leaf whose gradient is exactly zero counts as having none and is skipped
+entirely, moments, its own step count and decay included.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mico_jax.aliases import Params, PyTree
 from mico_jax.config import ConfigError, OptimizerConfig
@@ -43,37 +44,23 @@ def warmup_steps(config: OptimizerConfig, num_steps: int) -> int:
   return round(warmup * num_steps) if warmup < 1 else int(warmup)
 
 
-def _linear(config: OptimizerConfig, num_steps: int) -> Schedule:
-  warm = warmup_steps(config, num_steps)
-  return lambda step: _ramp(
-    step, warm, lambda x: 1 + (config.end_fraction - 1) * x, num_steps
-  )
+def _linear(x: Float[Array, "*B"], end: float) -> Float[Array, "*B"]:
+  return 1 + (end - 1) * x
 
 
-def _cosine(config: OptimizerConfig, num_steps: int) -> Schedule:
-  warm = warmup_steps(config, num_steps)
-  end = config.end_fraction
-
-  def decay(x: Array) -> Array:
-    return end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.float32(math.pi) * x))
-
-  return lambda step: _ramp(step, warm, decay, num_steps)
-
-
-def _constant(config: OptimizerConfig, num_steps: int) -> Schedule:
-  warm = warmup_steps(config, num_steps)
-  return lambda step: _ramp(step, warm, jnp.ones_like, num_steps)
+def _cosine(x: Float[Array, "*B"], end: float) -> Float[Array, "*B"]:
+  return end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.float32(math.pi) * x))
 
 
 def _linear_mico(config: OptimizerConfig, num_steps: int) -> Schedule:
-  """The released rule: x / w, then (x - 1) / (w - 1), x = (step + 1) / steps.
+  """The official rule: x / w, then (x - 1) / (w - 1), x = (step + 1) / steps.
 
   Unlike "linear" it counts from 1, peaks between two steps unless w * steps is
   whole, and reaches 0 in the last step.
   """
   warm = config.warmup if config.warmup < 1 else config.warmup / num_steps
 
-  def schedule(step: Array) -> Array:
+  def schedule(step: Int[Array, "*B"]) -> Float[Array, "*B"]:
     x = (step + 1).astype(jnp.float32) / num_steps
     rising = x / max(warm, 1e-9)
     falling = (x - 1) / min(warm - 1, -1e-9)
@@ -82,20 +69,28 @@ def _linear_mico(config: OptimizerConfig, num_steps: int) -> Schedule:
   return schedule
 
 
-def _ramp(
-  step: Array, warm: int, decay: Callable[[Array], Array], num_steps: int
-) -> Array:
-  """Linear to 1 over `warm` steps (1 at step `warm - 1`), then `decay`."""
-  position = step.astype(jnp.float32)
-  x = (position - warm) / max(num_steps - warm, 1)
-  rising = (position + 1) / max(warm, 1)
-  return jnp.where(position < warm, rising, decay(jnp.clip(x, 0, 1)))
+def _ramped(
+  decay: Callable[[Array, float], Array],
+  config: OptimizerConfig,
+  num_steps: int,
+) -> Schedule:
+  """Linear to 1 in the last step of warm-up, then `decay` of 0..1."""
+  warm = warmup_steps(config, num_steps)
+
+  def schedule(step: Int[Array, "*B"]) -> Float[Array, "*B"]:
+    position = step.astype(jnp.float32)
+    x = (position - warm) / max(num_steps - warm, 1)
+    rising = (position + 1) / max(warm, 1)
+    falling = decay(jnp.clip(x, 0, 1), config.end_fraction)
+    return jnp.where(position < warm, rising, falling)
+
+  return schedule
 
 
 SCHEDULES: dict[str, Callable[[OptimizerConfig, int], Schedule]] = {
-  "linear": _linear,
-  "cosine": _cosine,
-  "constant": _constant,
+  "linear": functools.partial(_ramped, _linear),
+  "cosine": functools.partial(_ramped, _cosine),
+  "constant": functools.partial(_ramped, lambda x, end: jnp.ones_like(x)),
   "linear_mico": _linear_mico,
 }
 
@@ -124,7 +119,7 @@ class MicoAdamState(NamedTuple):
   nu: PyTree
 
 
-def _seen(gradient: Array) -> Array:
+def _seen(gradient: Float[Array, "..."]) -> Bool[Array, ""]:
   return jnp.any(gradient != 0)
 
 
@@ -235,17 +230,17 @@ _BEFORE = (
 def _layer_factors(config: OptimizerConfig, params: Params) -> PyTree:
   """Layer-wise decay of the shared encoder: one factor, or one per layer.
 
-  Block i of n, counted over all stages, gets decay ** (n - i), what comes
-  before the blocks decay ** (n + 1), the downsampling before a stage what the
-  stage's first block gets, everything else 1 (BEiT, arXiv:2106.08254).
+  Block i of n, counted over all stages, gets decay ** (n - i), layers before
+  the blocks decay ** (n + 1), the downsampling before a stage the factor of the
+  stage's first block, everything else 1 (BEiT, arXiv:2106.08254).
   """
   if config.layer_decay == 1.0:
     return jax.tree.map(lambda p: 1.0, params)
   repeats: dict[int, int] = {}  # stage -> length of its stacked leaves
   period: dict[int, int] = {}  # stage -> unequal blocks that it repeats
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    if found := _BLOCK.match(selection.path_name(path)):
-      stage, place = (int(group or 0) for group in found.groups())
+    if block := _BLOCK.match(selection.path_name(path)):
+      stage, place = (int(group or 0) for group in block.groups())
       repeats[stage] = leaf.shape[0]
       period[stage] = max(period.get(stage, 1), place + 1)
   if not repeats:
@@ -259,15 +254,15 @@ def _layer_factors(config: OptimizerConfig, params: Params) -> PyTree:
     total += repeats[stage] * period[stage]
 
   def factor(path: str, leaf: Any) -> Any:
-    if found := _BLOCK.match(path):
-      stage, place = (int(group or 0) for group in found.groups())
+    if block := _BLOCK.match(path):
+      stage, place = (int(group or 0) for group in block.groups())
       number = first[stage] + place
       layers = number + period[stage] * jnp.arange(leaf.shape[0])
       exponent = (total - layers).astype(jnp.float32)
       shape = (-1,) + (1,) * (leaf.ndim - 1)
       return (jnp.float32(config.layer_decay) ** exponent).reshape(shape)
-    if found := _STAGE.match(path):
-      return config.layer_decay ** (total - first[int(found[1])])
+    if stage := _STAGE.match(path):
+      return config.layer_decay ** (total - first[int(stage[1])])
     if path.startswith(_BEFORE):
       return config.layer_decay ** (total + 1)
     return 1.0

@@ -1,4 +1,4 @@
-"""What a run carries from step to step.
+"""The state that a run carries from step to step.
 
 The parameter tree holds the model's parameters, plus "objective" for what
 objectives bring themselves and "lora" for low-rank deltas, if any.
@@ -69,9 +69,9 @@ def _completed(params: Params, config: Config, key: Key[Array, ""]) -> Params:
   extra = {}
   for index, name in enumerate(used_objectives(config)):
     objective = make_objective(config.objectives, name)
-    own = objective.init(jax.random.fold_in(key, index + 1), config.model)
-    if own:
-      extra[name] = own
+    tensors = objective.init(jax.random.fold_in(key, index + 1), config.model)
+    if tensors:
+      extra[name] = tensors
   if extra:
     params["objective"] = extra
   if config.optimizer.lora_rank > 0:
@@ -92,7 +92,7 @@ def abstract_params(model: MiCo, config: Config) -> PyTree:
 
 @runtime_checkable
 class HasAxes(Protocol):
-  """What knows the logical axes of its parameters, such as a model."""
+  """A model, or another object that knows the axes of its parameters."""
 
   def logical_axes(self) -> PyTree:
     """The names of each parameter's axes."""
@@ -100,7 +100,7 @@ class HasAxes(Protocol):
 
 
 def logical_axes(model: HasAxes, params: Params) -> PyTree:
-  """Logical axes of a run's parameters; what is not the model's: none."""
+  """Logical axes of a run's parameters; those outside the model have none."""
   known = model.logical_axes()
   extra: Iterable[str] = (k for k in params if k not in known)
   return {
@@ -176,7 +176,7 @@ def state_shardings(
 
 
 def on_device(state: TrainState, places: TrainState) -> TrainState:
-  """The state with what waits on the host brought to the devices.
+  """The state with its parts on the host moved to the devices.
 
   Args:
     state: inside a jitted function.
@@ -198,7 +198,7 @@ def _creation(
   seed: int | None,
   optimizer: Optimizer | None,
 ) -> tuple[Callable[[], TrainState], TrainState, TrainState]:
-  """What creates a new state, its shapes and its shardings."""
+  """The function that creates a state, its shapes and its shardings."""
   seed = config.seed if seed is None else seed
   shapes = abstract_params(model, config)
   if optimizer is None:

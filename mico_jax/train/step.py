@@ -8,8 +8,8 @@ number and the counters of skipped steps; it costs no host synchronisation.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,17 +17,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from mico_jax import axes, rng
-from mico_jax.aliases import Batch, Params
+from mico_jax import rng
+from mico_jax.aliases import Batch, Params, SpecialIds
 from mico_jax.config import Config, TaskConfig
-from mico_jax.kernels import target
 from mico_jax.kernels.batch_sharding import BatchSharding
-from mico_jax.layers.fsdp_gather import placed
 from mico_jax.models import MiCo
-from mico_jax.objectives import Mean, sampling, select, total_loss
+from mico_jax.objectives import Mean, select, total_loss
 from mico_jax.objectives.base import scalar
 from mico_jax.parallel import sharding
 from mico_jax.train import encode, grad_cache, lora
+from mico_jax.train.layout import kernels_on, row_partition
 from mico_jax.train.optimizer import Optimizer, make_optimizer
 from mico_jax.train.state import (
   TrainState,
@@ -43,45 +42,11 @@ Loss = Callable[
 Step = jax.stages.Wrapped
 
 
-def row_partition(mesh: Mesh, rules: sharding.Rules) -> BatchSharding | None:
-  """How the rows of a batch lie on the mesh; None: on one device."""
-  target = sharding.spec((axes.BATCH,), rules)
-  names = target[0] if target else ()
-  names = (names,) if isinstance(names, str) else tuple(names or ())
-  partition = BatchSharding(mesh, names)
-  return partition if partition.size > 1 else None
-
-
-@contextlib.contextmanager
-def kernels_on(mesh: Mesh, rules: sharding.Rules) -> Iterator[None]:
-  """While tracing: parameters are laid out, kernels run on each device.
-
-  Args:
-    mesh: of the run.
-    rules: logical axis -> mesh axes.
-  """
-
-  def over(logical: str) -> tuple[str, ...]:
-    found = sharding.spec((logical,), rules)
-    names = found[0] if found else ()
-    names = (names,) if isinstance(names, str) else tuple(names or ())
-    return tuple(name for name in names if mesh.shape[name] > 1)
-
-  split = target.split(
-    mesh,
-    batch_axes=over(axes.BATCH),
-    head_axes=over(axes.QKV),
-    sequence_axes=over(axes.TOKENS),
-  )
-  with placed(mesh, rules), split:
-    yield
-
-
 def make_loss(
   model: MiCo,
   config: Config,
   task: TaskConfig,
-  tokenizer: sampling.SpecialIds,
+  tokenizer: SpecialIds,
   *,
   partition: BatchSharding | None = None,
 ) -> Loss:
@@ -91,8 +56,8 @@ def make_loss(
     model: from `mico_jax.models.build`.
     config: of the run.
     task: one of config.tasks.
-    tokenizer: special ids.
-    partition: how the rows lie on the mesh, from `row_partition`.
+    tokenizer: special ids (`Tokenizer.info`).
+    partition: how the rows lie on the mesh, from `layout.row_partition`.
 
   Returns:
     loss(params, batch, *, step, train=True) -> (loss, (metrics, aux)), see
@@ -213,7 +178,7 @@ def make_train_step(
   model: MiCo,
   config: Config,
   task: TaskConfig,
-  tokenizer: sampling.SpecialIds,
+  tokenizer: SpecialIds,
   mesh: Mesh,
   *,
   optimizer: Optimizer | None = None,
@@ -223,10 +188,10 @@ def make_train_step(
   """The jitted training step of a task.
 
   Args:
-    model: from `mico_jax.models.build`.
-    config: of the run.
-    task: one of config.tasks.
-    tokenizer: special ids (`Tokenizer.info`).
+    model: see `make_loss`.
+    config: see `make_loss`.
+    task: see `make_loss`.
+    tokenizer: see `make_loss`.
     mesh: from `mico_jax.parallel.mesh.make_mesh`.
     optimizer: shared by the tasks of a run; None: made from the config.
     return_aux: also return the objectives' aux arrays (mined indices).
@@ -244,11 +209,43 @@ def make_train_step(
   if optimizer is None:
     optimizer = make_optimizer(config.optimizer, abstract, config.train.steps)
   rules = sharding.rules_by_name(config.parallel.rules)
-  partition = row_partition(mesh, rules)
-  loss = make_loss(model, config, task, tokenizer, partition=partition)
-  gradient = direct_gradient(loss, optimizer.freeze)
+  gradient = _make_gradient(
+    model, config, task, tokenizer, optimizer, row_partition(mesh, rules)
+  )
+  create = functools.partial(create_state, ema=config.optimizer.ema > 0)
+  shapes = jax.eval_shape(lambda p: create(p, optimizer), abstract)
+  shardings = state_shardings(
+    mesh, model, shapes, rules, offload=config.parallel.offload
+  )
+
+  def step(state: TrainState, batch: Batch) -> Any:
+    with kernels_on(mesh, rules):
+      state = on_device(state, shardings)
+      outputs = update_state(
+        state, gradient, batch, optimizer=optimizer, config=config
+      )
+    return outputs if return_aux else outputs[:2]
+
+  alone = sharding.replicated(mesh)
+  return jax.jit(
+    step,
+    in_shardings=(shardings, sharding.batch_sharding(mesh, rules)),
+    out_shardings=(shardings, *([alone] * (1 + return_aux))),
+    donate_argnums=(0,) if donate else (),
+  )
+
+
+def _make_gradient(
+  model: MiCo,
+  config: Config,
+  task: TaskConfig,
+  tokenizer: SpecialIds,
+  optimizer: Optimizer,
+  partition: BatchSharding | None,
+) -> grad_cache.Gradient:
+  """The gradient of a task, at once or in micro-batches."""
   if config.train.micro_batches > 1:
-    gradient = grad_cache.make_gradient(
+    return grad_cache.make_gradient(
       model,
       config,
       task,
@@ -256,30 +253,5 @@ def make_train_step(
       partition=partition,
       freeze=optimizer.freeze,
     )
-  ema = config.optimizer.ema > 0
-  shapes = jax.eval_shape(
-    lambda p: create_state(p, optimizer, ema=ema), abstract
-  )
-  shardings = state_shardings(
-    mesh, model, shapes, rules, offload=config.parallel.offload
-  )
-  alone = sharding.replicated(mesh)
-
-  def step(state: TrainState, batch: Batch) -> Any:
-    with kernels_on(mesh, rules):
-      state, metrics, aux = update_state(
-        on_device(state, shardings),
-        gradient,
-        batch,
-        optimizer=optimizer,
-        config=config,
-      )
-    return (state, metrics, aux) if return_aux else (state, metrics)
-
-  outputs = (shardings, alone, alone) if return_aux else (shardings, alone)
-  return jax.jit(
-    step,
-    in_shardings=(shardings, sharding.batch_sharding(mesh, rules)),
-    out_shardings=outputs,
-    donate_argnums=(0,) if donate else (),
-  )
+  loss = make_loss(model, config, task, tokenizer, partition=partition)
+  return direct_gradient(loss, optimizer.freeze)

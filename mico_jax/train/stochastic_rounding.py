@@ -39,7 +39,7 @@ def round_at_random(
 ) -> BFloat16[Array, "*B"]:
   """float32 -> bfloat16, up or down so that the mean is right.
 
-  Values that bfloat16 holds stay as they are; so does what is not finite.
+  Values that bfloat16 represents exactly, and non-finite ones, do not change.
   """
   words = jax.lax.bitcast_convert_type(x, jnp.uint32)
   noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
@@ -57,7 +57,7 @@ def narrow(
 ) -> optax.GradientTransformation:
   """The same transformation with its float32 arrays kept in bfloat16.
 
-  It computes in float32; only what waits for the next update is narrow.
+  It computes in float32; only the state between updates is bfloat16.
   """
 
   def init(params: Any) -> NarrowState:

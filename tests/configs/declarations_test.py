@@ -87,8 +87,7 @@ def test_choices_are_those_of_the_code():
   from mico_jax.kernels.contrastive.api import FORMS
   from mico_jax.layers.attention import BIASES
   from mico_jax.modalities.depth import UNITS
-  from mico_jax.models.mico import NAMES
-  from mico_jax.models.vit import NORMS
+  from mico_jax.models.checks import NAMES, NORMS
   from mico_jax.objectives.contrastive import DTYPES
   from mico_jax.train.optimizer import STATE_DTYPES
   from mico_jax.train.state import OFFLOADABLE

@@ -13,8 +13,8 @@ from mico_jax import axes, models
 from mico_jax.config import ModelConfig, TextConfig, VisionConfig
 from mico_jax.kernels import target
 from mico_jax.layers.stack import REMAT, split_layers, stacked_layers
+from mico_jax.layers.take_rows import take_rows
 from mico_jax.models.resize import resize_frames
-from mico_jax.models.text_tower import take_rows
 
 CONFIG = ModelConfig(
   vision=VisionConfig(

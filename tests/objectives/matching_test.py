@@ -10,7 +10,6 @@ import pytest
 from mico_jax import rng
 from mico_jax.config import MatchingConfig
 from mico_jax.kernels.batch_sharding import BatchSharding
-from mico_jax.objectives import sampling
 from mico_jax.objectives.matching import Matching
 from mico_jax.objectives.mining import (
   draw_from_all,
@@ -102,9 +101,9 @@ def test_draws_follow_the_weights():
 
 
 def test_exponentials_of_pairs():
-  words = sampling.row_words(keys(64))
+  words = rng.row_words(keys(64))
   index = jnp.arange(512, dtype=jnp.int32)
-  values = np.exp(np.asarray(sampling.pair_log_exponential(words, index)))
+  values = np.exp(np.asarray(rng.pair_log_exponential(words, index)))
   assert np.isfinite(values).all()
   np.testing.assert_allclose(values.mean(), 1, atol=0.03)
   np.testing.assert_allclose((values < np.log(2)).mean(), 0.5, atol=0.01)

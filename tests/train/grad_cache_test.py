@@ -28,6 +28,7 @@ from mico_jax.testing.objective_contract import (
   tiny_config,
 )
 from mico_jax.train import grad_cache, step
+from mico_jax.train.layout import row_partition
 from mico_jax.train.state import init_params, init_state
 
 ROWS = 32
@@ -91,7 +92,7 @@ def in_parts(config, batch, devices):
     config,
     config.tasks["main"],
     TOKENIZER,
-    partition=step.row_partition(mesh, rules),
+    partition=row_partition(mesh, rules),
   )
   return jax.jit(run)(params, put_batch(batch, mesh), step=jnp.int32(3))
 
@@ -192,7 +193,7 @@ def test_parts_that_do_not_fit_are_config_errors(parts, group_rows, match):
 @pytest.mark.multidevice
 def test_split_takes_rows_of_every_device():
   mesh = make_mesh(ParallelConfig(), jax.devices()[:2])
-  partition = step.row_partition(mesh, step.sharding.rules_by_name("ddp"))
+  partition = row_partition(mesh, step.sharding.rules_by_name("ddp"))
   rows = jnp.arange(8)
   parts = grad_cache.split(rows, 2, partition)
   np.testing.assert_array_equal(parts, [[0, 1, 4, 5], [2, 3, 6, 7]])

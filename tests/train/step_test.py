@@ -30,9 +30,10 @@ from mico_jax.testing.objective_contract import (
   tiny_config,
 )
 from mico_jax.train import encode
+from mico_jax.train.layout import kernels_on
 from mico_jax.train.metrics import Aggregator
 from mico_jax.train.state import init_state
-from mico_jax.train.step import kernels_on, make_loss, make_train_step
+from mico_jax.train.step import make_loss, make_train_step
 
 CONTRASTIVE = {"contrastive": ("tva",)}
 

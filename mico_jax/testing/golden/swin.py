@@ -12,7 +12,8 @@ import numpy as np
 from mico_jax.config import ModelConfig, TextConfig
 from mico_jax.interop.names import staged_vision
 from mico_jax.models import build
-from mico_jax.models.swin import PatchMerging, SwinStem
+from mico_jax.models.staged import PatchStem
+from mico_jax.models.swin import PatchMerging
 from mico_jax.testing.golden.case import Check, Folder, Unsupported
 from mico_jax.testing.golden.vision import eps
 
@@ -52,7 +53,7 @@ def vision_swin(folder: Folder) -> Iterator[Check]:
   yield Check("pooled_contra", pooled, outputs["pooled_contra"])
 
   with jax.default_matmul_precision("highest"):
-    stem = SwinStem(vision).apply({"params": params["vision"]["stem"]}, pixels)
+    stem = PatchStem(vision).apply({"params": params["vision"]["stem"]}, pixels)
   name = "hidden.patch_embed"
   flat = np.asarray(stem).reshape(outputs[name].shape)
   yield Check(name, flat, outputs[name])
