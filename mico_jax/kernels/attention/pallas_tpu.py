@@ -1,14 +1,15 @@
-"""Attention by our Pallas kernels for TPU.
+"""Attention by this package's Pallas kernels for TPU.
 
 Blocks take odd lengths and head sizes as they are (257 tokens, heads of 88);
-nothing is padded in HBM. `tpu_plan` says how a call runs with its keys resident
-in VMEM; where they do not fit, they are streamed through it (`pallas_stream`).
+nothing is padded in HBM. `tpu_plan` chooses how a call runs with its keys
+resident in VMEM; where they do not fit, they are streamed (`pallas_stream`).
+As in FlashAttention (arXiv:2205.14135), scores are never stored in HBM and the
+backward pass recomputes them from one number per query.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -32,12 +33,12 @@ from mico_jax.kernels.attention.tpu_plan import (
   spec_fields,
 )
 
-ATTENTION_SUMS = "attention_sums"  # name for remat policies
+ATTENTION_SUMS = "attention_sums"  # checkpoint name, for remat policies
 _DTYPES = (jnp.bfloat16, jnp.float32)
 
 
 def _specs(plan: TilePlan, spec: resident.Spec, part: int) -> pl.BlockSpec:
-  """The block of q (0), k (1) or v (2); the values have that of q."""
+  """Block of q (0), k (1) or v (2); the result has the block of q."""
   layout = spec.layout
   rows = spec.rows if part == 0 else spec.num_keys
 
@@ -56,7 +57,13 @@ def _specs(plan: TilePlan, spec: resident.Spec, part: int) -> pl.BlockSpec:
 def _rule_inputs(
   spec: resident.Spec, rules: tuple[Array, ...], *, transposed: bool
 ) -> tuple[list[Array], list[pl.BlockSpec]]:
-  """Identities as a row or a column, whichever the scores need."""
+  """Arrays of the rules and their blocks.
+
+  Args:
+    spec: of the kernel.
+    rules: from `_rule_arrays`.
+    transposed: scores are [S, L], so ids of keys are a column, else a row.
+  """
   left, arrays, blocks = list(rules), [], []
   if spec.key_ids:
     ids = left.pop(0)
@@ -84,19 +91,21 @@ def _three(plan: TilePlan, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
   return arrays * 3 if plan.packed else arrays
 
 
-def _apart(plan: TilePlan, x: Array) -> Array:
-  """[B, L, N H] as [B, N, L, H]."""
+def _apart(plan: TilePlan, x: Float[Array, "B L D"]) -> Float[Array, "B N L H"]:
+  """Splits heads that lie side by side."""
   x = x.reshape(*x.shape[:2], plan.num_heads, -1)
   return jnp.swapaxes(x, 1, 2)
 
 
-def _side_by_side(x: Array) -> Array:
-  """[B, N, L, H] as [B, L, N H]."""
+def _side_by_side(x: Float[Array, "B N L H"]) -> Float[Array, "B L D"]:
+  """Joins heads side by side: D = N H."""
   x = jnp.swapaxes(x, 1, 2)
   return x.reshape(*x.shape[:2], -1)
 
 
-def _values_shape(plan: TilePlan, q: Array) -> jax.ShapeDtypeStruct:
+def _values_shape(
+  plan: TilePlan, q: Float[Array, "..."]
+) -> jax.ShapeDtypeStruct:
   shape = q.shape
   if plan.packed:
     shape = (*shape[:-1], shape[-1] // 3)
@@ -104,13 +113,14 @@ def _values_shape(plan: TilePlan, q: Array) -> jax.ShapeDtypeStruct:
 
 
 def _cost(plan: TilePlan, batch: int, itemsize: int, *, backward: bool) -> Any:
-  """Products of queries and keys, and every array once."""
+  """Cost of a kernel: its products, and every array moved once."""
   spec = plan.forward
   pairs = batch * plan.num_heads * spec.num_queries * spec.num_keys
   head_dim = spec.layout.head_dim
-  # q and values, k, v; or q and both gradients, k, v and theirs.
-  of_queries, of_keys = (3, 4) if backward else (2, 2)
-  rows = of_queries * spec.num_queries + of_keys * spec.num_keys
+  # Arrays of L and of S rows: q and values, k and v; in the backward pass q,
+  # both gradients, and k, v and their gradients.
+  query_arrays, key_arrays = (3, 4) if backward else (2, 2)
+  rows = query_arrays * spec.num_queries + key_arrays * spec.num_keys
   return pl.CostEstimate(
     flops=2 * (5 if backward else 2) * pairs * head_dim,
     transcendentals=pairs,
@@ -123,7 +133,7 @@ def _call(plan: TilePlan, kernel: Any, name: str, **options: Any) -> Any:
   sizes = (spec.num_queries, spec.num_keys, plan.num_heads)
   return pl.pallas_call(
     kernel,
-    # With its sizes, so that a profile tells the calls of a step apart.
+    # The sizes tell the calls of a step apart in a profile.
     name="_".join([name, *map(str, sizes), str(spec.layout.head_dim)]),
     interpret=plan.machine.interpret,
     compiler_params=pltpu.CompilerParams(
@@ -137,16 +147,15 @@ def _call(plan: TilePlan, kernel: Any, name: str, **options: Any) -> Any:
 def _local(
   machine: target.Target, *, batch: int, num_heads: int, packed: bool
 ) -> int:
-  """Heads of one device.
+  """Number of heads of one device.
 
   Raises:
     NotImplementedError: if rows or heads do not divide over the mesh.
   """
-  if machine.mesh is None or not splits(machine):
+  if not splits(machine):
     return num_heads
-  shape = machine.mesh.shape
-  rows = math.prod(shape[name] for name in machine.batch_axes)
-  parts = math.prod(shape[name] for name in machine.head_axes)
+  rows = machine.parts(machine.batch_axes)
+  parts = machine.parts(machine.head_axes)
   if batch % rows or num_heads % parts:
     raise NotImplementedError(
       f"{batch} rows and {num_heads} heads do not divide over {rows} x {parts} "
@@ -167,7 +176,7 @@ def _forward(
   *,
   save: bool,
 ) -> tuple[Array, Array | None]:
-  """Values and, if saved, logarithms of sums [B, groups, heads, L]."""
+  """Values and, with `save`, logarithms of sums [B, groups, heads, L]."""
   spec = plan.forward
   q, k, v = _three(plan, arrays)
   batch = q.shape[0]
@@ -216,7 +225,7 @@ def _backward(
   sums: Array,
   grad: Array,
 ) -> tuple[Array, ...]:
-  """Gradients of the arrays."""
+  """Gradients of q, k and v, or of the packed array."""
   spec = plan.backward
   if plan.mixed:
     arrays = tuple(_apart(plan, x) for x in arrays)
@@ -307,29 +316,32 @@ def _check(
   dropout_rate: float,
   row_keys: Array | None,
 ) -> target.Target:
-  """Refuses what no kernel here does; returns the machine."""
+  """Refuses what no kernel supports; returns the machine.
+
+  Raises:
+    NotImplementedError: with the reason.
+  """
   machine = target.current()
   if machine.platform != "tpu":
     raise NotImplementedError(f"platform is {machine.platform}, not tpu")
   if not all(isinstance(size, int) for size in q.shape):
-    raise NotImplementedError(f"sizes that are not known yet: {q.shape}")
+    raise NotImplementedError(f"symbolic dimensions: {q.shape}")
   manual = jax.sharding.get_abstract_mesh().manual_axes
   if machine.devices > 1 and machine.mesh is None and not manual:
     raise NotImplementedError(
-      f"{machine.devices} devices and no mesh is known; see "
+      f"{machine.devices} devices without a mesh; see "
       "mico_jax.kernels.target.split"
     )
   if q.dtype not in _DTYPES:
     raise NotImplementedError(f"dtype is {q.dtype}, not bfloat16 or float32")
   if bias is not None:
     raise NotImplementedError("additive bias")
-  drops_weights = dropout_rate > 0.0 and row_keys is not None
-  if drops_weights and machine.mesh is not None:
-    parts = math.prod(machine.mesh.shape[axis] for axis in machine.head_axes)
-    if parts > 1:  # a device does not know the numbers of its heads
-      raise NotImplementedError(
-        f"attention dropout with heads on {parts} devices"
-      )
+  parts = machine.parts(machine.head_axes)
+  if dropout_rate > 0.0 and row_keys is not None and parts > 1:
+    # A device does not know the indices of its heads.
+    raise NotImplementedError(
+      f"attention dropout with heads on {parts} devices"
+    )
   if masked_rows != "zero":
     raise NotImplementedError(f"masked_rows={masked_rows!r}")
   return machine
@@ -338,7 +350,7 @@ def _check(
 def _rule_arrays(
   rules: Rules, batch: int, num_keys: int, row_keys: Array | None
 ) -> tuple[Array, ...]:
-  """The arrays of the rules, and the seeds of the rows if weights drop."""
+  """Arrays of the rules, and the seeds of the rows if weights are dropped."""
   if rules.causal and rules.first_query is not None:
     raise NotImplementedError("causal order of queries split over devices")
   arrays = []
@@ -370,7 +382,9 @@ def attention(
   """Softmax attention; see `mico_jax.kernels.attention.attention`.
 
   Raises:
-    NotImplementedError: for what the kernels cannot do, with the reason.
+    NotImplementedError: for what the kernels do not support, with the reason.
+
+  Source: FlashAttention, arXiv:2205.14135, for storing no scores.
   """
   machine = _check(
     q,
@@ -405,13 +419,14 @@ def attention(
     streamed = stream.make_stream_plan(
       machine, spec, num_heads=heads, sums_name=ATTENTION_SUMS
     )
-    three = tuple(jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    return jnp.swapaxes(stream.attend(streamed, three, arrays), 1, 2)
-  if plan.lanes:
-    three = tuple(x.reshape(*x.shape[:2], -1) for x in (q, k, v))
-    return _attend(plan, three, arrays).reshape(q.shape)
+    attend = functools.partial(stream.attend, streamed)
+  else:
+    attend = functools.partial(_attend, plan)
+    if plan.lanes:
+      three = tuple(x.reshape(*x.shape[:2], -1) for x in (q, k, v))
+      return attend(three, arrays).reshape(q.shape)
   three = tuple(jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-  return jnp.swapaxes(_attend(plan, three, arrays), 1, 2)
+  return jnp.swapaxes(attend(three, arrays), 1, 2)
 
 
 def packed_attention(
@@ -424,10 +439,11 @@ def packed_attention(
   dropout_rate: float = 0.0,
   row_keys: Key[Array, " B"] | None = None,
 ) -> Float[Array, "B L D"]:
-  """Self-attention from one projection [q heads, k heads, v heads].
+  """Self-attention; see `mico_jax.kernels.attention.packed_attention`.
 
   Raises:
-    NotImplementedError: for what the packed kernel cannot do, with the reason.
+    NotImplementedError: for what the packed kernel does not support, with the
+      reason.
   """
   machine = _check(
     qkv,
