@@ -268,9 +268,9 @@ def packed_attention(
       _log_once("attention: pallas_tpu, packed")
       return out
   heads = (batch, length, num_heads, head_dim)
-  arrays = [x.reshape(heads) for x in jnp.split(qkv, 3, axis=-1)]
-  _check(*arrays, masked_rows)
-  out = _attend(backend, arrays, bias=None, **options)
+  q, k, v = (x.reshape(heads) for x in jnp.split(qkv, 3, axis=-1))
+  _check(q, k, v, masked_rows)
+  out = _attend(backend, (q, k, v), bias=None, **options)
   return out.reshape(batch, length, -1)
 
 
