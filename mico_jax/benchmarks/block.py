@@ -2,9 +2,9 @@
 
 A block is projection to queries, keys and values, attention, output projection
 and residual, in bfloat16: `x + attention(x W) V`. `mico-jax bench block --aot
-v5e:2x2` compiles it for one device and prints cycles per row: XLA's own
-operations by their estimate, the kernel by its bundles (see
-`mico_jax/aot/report.py`), and the floor of its matrix products.
+v5e:2x2` compiles it for one device and prints cycles per row: XLA's estimate of
+its operations, the bundles of the kernel (see `mico_jax/aot/report.py`), and
+the least cycles of the projections.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ IMPLEMENTATIONS = ("pallas_tpu", "xla")
 
 @dataclasses.dataclass(frozen=True)
 class BlockCycles:
-  """Per row of the batch.
+  """Cycles per row of the batch.
 
   Attributes:
     kernel: of the attention kernel.
-    xla: of everything else.
-    floor: of the four projections at the full rate of the matrix units; 0.0
+    xla: of all other operations.
+    floor: of the four projections at the peak rate of the matrix units; 0.0
       where the clock is unpublished.
   """
 
@@ -43,7 +43,7 @@ class BlockCycles:
 
   @property
   def total(self) -> float:
-    """Kernel and everything else."""
+    """Cycles of the kernel and all other operations."""
     return self.kernel + self.xla
 
 
@@ -53,7 +53,7 @@ def _block(shape: Shape, machine: target.Target, backend: str) -> Any:
   def forward(x: jax.Array, w: jax.Array, out: jax.Array) -> jax.Array:
     scale = shape.head_dim**-0.5
     if backend == "pallas_tpu":
-      scale = math.log(2.0)  # the rest is in `w` already
+      scale = math.log(2.0)  # `w` contains the remaining factor
     with target.use(machine):
       y = packed_attention(x @ w, num_heads=heads, scale=scale, backend=backend)
     return x + y @ out
@@ -70,7 +70,7 @@ def measure(
     shape: of self-attention, packed.
     topology: such as "v5e:2x2".
     backend: of attention, one of `IMPLEMENTATIONS`.
-    backward: forward and all gradients.
+    backward: whether to include all gradients.
   """
   machine = target.Target("tpu", topology.split(":")[0])
   width = shape.num_heads * shape.head_dim
@@ -117,7 +117,7 @@ def run(
   Args:
     topology: such as "v5e:2x2".
     shapes: names of `SHAPES`.
-    batch: rows that are compiled for; 0: as the shape says.
+    batch: rows to compile for; 0: those of the shape.
 
   Yields:
     One record per shape, implementation and direction.
