@@ -6,7 +6,7 @@ import collections
 import math
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 _DTYPES = {
@@ -49,26 +49,28 @@ def grid_steps(jaxpr: Any) -> dict[tuple[str, str], int]:
     ValueError: if two kernels of one name and results have different grids.
   """
   grids: dict[tuple[str, str], int] = {}
-
-  def visit(inner: Any) -> None:
-    for eqn in inner.eqns:
-      if eqn.primitive.name == "pallas_call":
-        name = eqn.params.get("name") or ""
-        if "name_and_src_info" in eqn.params:  # other versions of JAX
-          name = eqn.params["name_and_src_info"].name
-        steps = math.prod(eqn.params["grid_mapping"].grid)
-        call = name, result_shapes([v.aval for v in eqn.outvars])
-        if grids.setdefault(call, steps) != steps:
-          raise ValueError(f"{name}: grids of {grids[call]} and {steps} steps")
-        continue
-      for value in eqn.params.values():
-        for part in value if isinstance(value, (tuple, list)) else (value,):
-          body = getattr(part, "jaxpr", part)
-          if hasattr(body, "eqns"):
-            visit(body)
-
-  visit(jaxpr)
+  for eqn in pallas_calls(jaxpr):
+    name = eqn.params.get("name") or ""
+    if "name_and_src_info" in eqn.params:  # other versions of JAX
+      name = eqn.params["name_and_src_info"].name
+    steps = math.prod(eqn.params["grid_mapping"].grid)
+    call = name, result_shapes([v.aval for v in eqn.outvars])
+    if grids.setdefault(call, steps) != steps:
+      raise ValueError(f"{name}: grids of {grids[call]} and {steps} steps")
   return grids
+
+
+def pallas_calls(jaxpr: Any) -> Iterator[Any]:
+  """The Pallas calls of a jaxpr and of its inner jaxprs."""
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == "pallas_call":
+      yield eqn
+      continue
+    for value in eqn.params.values():
+      for part in value if isinstance(value, (tuple, list)) else (value,):
+        body = getattr(part, "jaxpr", part)
+        if hasattr(body, "eqns"):
+          yield from pallas_calls(body)
 
 
 def call_results(body: str) -> str:

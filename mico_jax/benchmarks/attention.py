@@ -349,26 +349,35 @@ def run(
   for name in shapes:
     shape = SHAPES[name].with_batch(batch)
     implementations: dict[str, Callable[..., Cycles]] = {"mico_jax": ours}
-    implementations.update(
-      {p: xla if p == "xla" else functools.partial(peer, p) for p in peers}
-    )
+    for p in peers:
+      implementations[p] = xla if p == "xla" else functools.partial(peer, p)
     for implementation, function in implementations.items():
-      for backward in (False, True):
-        record: dict[str, Any] = {
-          "topology": topology,
-          "shape": name,
-          "implementation": implementation,
-          "backward": backward,
-        }
-        try:
-          cycles = function(shape, topology, backward=backward)
-        except NotImplementedError as error:
-          yield {**record, "refused": str(error)}
-          continue
-        yield {
-          **record,
-          "kernel": round(cycles.kernel),
-          "around": round(cycles.around),
-          "total": round(cycles.total),
-          "note": cycles.note,
-        }
+      yield from records(
+        {"topology": topology, "shape": name, "implementation": implementation},
+        functools.partial(function, shape, topology),
+      )
+
+
+def records(
+  about: Mapping[str, Any], function: Callable[..., Cycles]
+) -> Iterator[dict[str, Any]]:
+  """Records of the forward pass, and of forward with backward pass.
+
+  Args:
+    about: first fields of each record.
+    function: takes `backward`; raises NotImplementedError where it refuses.
+  """
+  for backward in (False, True):
+    record = {**about, "backward": backward}
+    try:
+      cycles = function(backward=backward)
+    except NotImplementedError as error:
+      yield {**record, "refused": str(error)}
+      continue
+    yield {
+      **record,
+      "kernel": round(cycles.kernel),
+      "around": round(cycles.around),
+      "total": round(cycles.total),
+      "note": cycles.note,
+    }

@@ -9,7 +9,7 @@ the least cycles of the projections.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,33 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from mico_jax import aot
-from mico_jax.benchmarks.attention import plan_of
+from mico_jax.benchmarks.attention import Cycles, plan_of, records
 from mico_jax.benchmarks.shapes import SHAPES, Shape
 from mico_jax.kernels import target
 from mico_jax.kernels.attention import packed_attention
 
 IMPLEMENTATIONS = ("pallas_tpu", "xla")
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockCycles:
-  """Cycles per row of the batch.
-
-  Attributes:
-    kernel: of the attention kernel.
-    xla: of all other operations.
-    floor: of the four projections at the peak rate of the matrix units; 0.0
-      where the clock is unpublished.
-  """
-
-  kernel: float
-  xla: float
-  floor: float
-
-  @property
-  def total(self) -> float:
-    """Cycles of the kernel and all other operations."""
-    return self.kernel + self.xla
 
 
 def _block(shape: Shape, machine: target.Target, backend: str) -> Any:
@@ -63,8 +42,11 @@ def _block(shape: Shape, machine: target.Target, backend: str) -> Any:
 
 def measure(
   shape: Shape, topology: str, *, backend: str, backward: bool
-) -> BlockCycles:
-  """Cycles of one block.
+) -> Cycles:
+  """Cycles per row of one block: of the kernel and of all other operations.
+
+  The note gives the least cycles of the four projections, at the peak rate of
+  the matrix units; 0 where the clock is unpublished.
 
   Args:
     shape: of self-attention, packed.
@@ -106,7 +88,8 @@ def measure(
   floor = 0.0
   if chip.clock:
     floor = flops * chip.clock / (chip.flops / chip.devices)
-  return BlockCycles(kernel, report.program.xla_cycles / shape.batch, floor)
+  note = f"floor {round(floor)}"
+  return Cycles(kernel, report.program.xla_cycles / shape.batch, note)
 
 
 def run(
@@ -125,22 +108,7 @@ def run(
   for name in shapes:
     shape = SHAPES[name].with_batch(batch)
     for backend in IMPLEMENTATIONS:
-      for backward in (False, True):
-        record: dict[str, Any] = {
-          "topology": topology,
-          "shape": name,
-          "implementation": backend,
-          "backward": backward,
-        }
-        try:
-          cycles = measure(shape, topology, backend=backend, backward=backward)
-        except NotImplementedError as error:
-          yield {**record, "refused": str(error)}
-          continue
-        yield {
-          **record,
-          "kernel": round(cycles.kernel),
-          "around": round(cycles.xla),
-          "total": round(cycles.total),
-          "note": f"floor {round(cycles.floor)}",
-        }
+      yield from records(
+        {"topology": topology, "shape": name, "implementation": backend},
+        functools.partial(measure, shape, topology, backend=backend),
+      )

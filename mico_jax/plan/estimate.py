@@ -27,10 +27,11 @@ from typing import Any
 
 from mico_jax import aot
 from mico_jax.aot.collectives import Collective
+from mico_jax.aot.kernels import pallas_calls
 from mico_jax.plan.compiled import Facts
 from mico_jax.plan.parts import Summary, part_of
 from mico_jax.plan.topology import Topology
-from mico_jax.train.flops import inner_jaxprs, repeats
+from mico_jax.train.flops import repeats
 
 GRID_STEP = 0.35e-6  # seconds per grid step on v5e, unknown to the compiler
 # Share of the peak of a kernel without bundles: that of attention kernels of 64
@@ -122,20 +123,8 @@ class Kernel:
 
 def kernels(jaxpr: Any) -> list[Kernel]:
   """The Pallas kernels of a jaxpr; each pair of name and shapes once."""
-  kernels: dict[tuple[str, str], Kernel] = {}
-
-  def visit(inner: Any) -> None:
-    for eqn in inner.eqns:
-      if eqn.primitive.name == "pallas_call":
-        kernel = _kernel(eqn)
-        kernels[kernel.name, kernel.shapes] = kernel
-        continue
-      for value in eqn.params.values():
-        for body in inner_jaxprs(value):
-          visit(body)
-
-  visit(jaxpr)
-  return list(kernels.values())
+  kernels = [_kernel(eqn) for eqn in pallas_calls(jaxpr)]
+  return list({(k.name, k.shapes): k for k in kernels}.values())
 
 
 def _kernel(eqn: Any) -> Kernel:

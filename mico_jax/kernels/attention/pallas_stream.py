@@ -92,42 +92,47 @@ def _blocks(plan: StreamPlan, query: int, key: int) -> tuple[Any, Any, Any]:
   return queries, keys, numbers
 
 
-def _rule_inputs(
-  plan: StreamPlan,
+def rule_inputs(
+  spec: Spec,
   rules: tuple[Array, ...],
+  columns: int,
   *,
   query: int,
-  key: int,
+  key: int | None,
   transposed: bool,
 ) -> tuple[list[Array], list[pl.BlockSpec]]:
-  """Arrays of the rules and their blocks.
+  """Arrays of the rules and their blocks, the first inputs after q, k, v.
 
   Args:
-    plan: of the call.
-    rules: arrays of the rules.
+    spec: of the kernel.
+    rules: arrays of the rules that the spec names.
+    columns: keys of a tile.
     query: grid axis over tiles of queries.
-    key: grid axis over tiles of keys.
+    key: grid axis over tiles of keys; None: a single tile.
     transposed: scores are [S, L], so ids of keys are a column, else a row.
   """
-  spec, left = plan.tiling.spec, list(rules)
-  arrays: list[Array] = []
-  blocks: list[pl.BlockSpec] = []
+  left, arrays, blocks = list(rules), [], []
 
-  def add(ids: Array, size: int, axis: int, column: bool) -> None:
+  def add(size: int, axis: int | None, column: bool) -> None:
+    ids = left.pop(0)
+    at = lambda grid: 0 if axis is None else grid[axis]
     if column:
       arrays.append(ids[:, :, None])
-      blocks.append(pl.BlockSpec((1, size, 1), lambda *i: (i[0], i[axis], 0)))
+      blocks.append(pl.BlockSpec((1, size, 1), lambda *i: (i[0], at(i), 0)))
     else:
       arrays.append(ids[:, None, :])
-      blocks.append(pl.BlockSpec((1, 1, size), lambda *i: (i[0], 0, i[axis])))
+      blocks.append(pl.BlockSpec((1, 1, size), lambda *i: (i[0], 0, at(i))))
 
   if spec.key_ids:
-    add(left.pop(0), plan.tiling.columns, key, transposed)
+    add(columns, key, transposed)
   if spec.query_ids:
-    add(left.pop(0), spec.rows, query, not transposed)
+    add(spec.rows, query, not transposed)
   if spec.prefix:
     arrays.append(left.pop(0)[:, None, None])
     blocks.append(pl.BlockSpec((1, 1, 1), lambda *i: (i[0], 0, 0)))
+  if spec.dropout:
+    arrays.append(left.pop(0)[:, None, :])
+    blocks.append(pl.BlockSpec((1, 1, 2), lambda *i: (i[0], 0, 0)))
   return arrays, blocks
 
 
@@ -179,8 +184,8 @@ def _forward(
   spec = plan.tiling.spec
   batch, heads = q.shape[:2]
   queries, keys, numbers = _blocks(plan, 2, 3)
-  extra, extra_blocks = _rule_inputs(
-    plan, rules, query=2, key=3, transposed=False
+  extra, extra_blocks = rule_inputs(
+    spec, rules, plan.tiling.columns, query=2, key=3, transposed=False
   )
   sums = (batch, heads, 1, spec.tiles * spec.rows)
   per_query = pltpu.VMEM((spec.rows, LANES), jnp.float32)
@@ -232,49 +237,36 @@ def _backward(
     row = jnp.arange(sums.shape[-1], dtype=jnp.int32)
     sums = jnp.where((row < spec.num_queries)[None, None, None], sums, UNSEEN)
 
-  def run(
-    kernel: Any, name: str, query: int, key: int, side: int, cost: Any
-  ) -> Any:
-    queries, keys, numbers = _blocks(plan, query, key)
-    extra, extra_blocks = _rule_inputs(
-      plan, rules, query=query, key=key, transposed=True
-    )
-    tiles = {query: spec.tiles, key: plan.tiling.key_tiles}
-    results = (q,) if side == 0 else (k, v)
-    rows = spec.rows if side == 0 else plan.tiling.columns
-    return _call(
-      plan,
-      kernel,
-      name,
-      grid=(batch, heads, tiles[2], tiles[3]),
-      in_specs=[queries, keys, keys, queries, numbers, numbers, *extra_blocks],
-      out_specs=[queries] if side == 0 else [keys, keys],
-      out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
-      scratch_shapes=[pltpu.VMEM((rows, q.shape[-1]), jnp.float32)]
-      * len(results),
-      cost_estimate=cost,
-    )(q, k, v, grad, sums, means, *extra)
-
   # Each kernel moves the arrays of its gradient's side once (queries and two
   # gradients, or keys, values and their gradients), and those of the other side
   # for every tile.
-  (dq,) = run(
-    stream.query_gradient_kernel,
-    "mico_attention_stream_queries",
-    2,
-    3,
-    0,
-    _cost(plan, q, 3, (3, 2 * spec.tiles)),
-  )
-  dk, dv = run(
-    stream.key_gradient_kernel,
-    "mico_attention_stream_keys",
-    3,
-    2,
-    1,
-    _cost(plan, q, 4, (2 * plan.tiling.key_tiles, 4)),
-  )
-  return dq, dk, dv
+  def run(kernel: Any, name: str, cost: Any, *, of_queries: bool) -> Any:
+    query, key = (2, 3) if of_queries else (3, 2)
+    queries, keys, numbers = _blocks(plan, query, key)
+    extra, extra_blocks = rule_inputs(
+      spec, rules, plan.tiling.columns, query=query, key=key, transposed=True
+    )
+    tiles = {query: spec.tiles, key: plan.tiling.key_tiles}
+    results = (q,) if of_queries else (k, v)
+    rows = spec.rows if of_queries else plan.tiling.columns
+    scratch = pltpu.VMEM((rows, q.shape[-1]), jnp.float32)
+    return _call(
+      plan,
+      kernel,
+      f"mico_attention_stream_{name}",
+      grid=(batch, heads, tiles[2], tiles[3]),
+      in_specs=[queries, keys, keys, queries, numbers, numbers, *extra_blocks],
+      out_specs=[queries] if of_queries else [keys, keys],
+      out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
+      scratch_shapes=[scratch] * len(results),
+      cost_estimate=cost,
+    )(q, k, v, grad, sums, means, *extra)
+
+  cost = _cost(plan, q, 3, (3, 2 * spec.tiles))
+  dq = run(stream.query_gradient_kernel, "queries", cost, of_queries=True)
+  cost = _cost(plan, q, 4, (2 * plan.tiling.key_tiles, 4))
+  dkv = run(stream.key_gradient_kernel, "keys", cost, of_queries=False)
+  return *dq, *dkv
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

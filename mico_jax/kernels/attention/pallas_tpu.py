@@ -54,39 +54,6 @@ def _specs(plan: TilePlan, spec: resident.Spec, part: int) -> pl.BlockSpec:
   return pl.BlockSpec(shape, lambda b, g, t: (b, 0, first + g))
 
 
-def _rule_inputs(
-  spec: resident.Spec, rules: tuple[Array, ...], *, transposed: bool
-) -> tuple[list[Array], list[pl.BlockSpec]]:
-  """Arrays of the rules and their blocks.
-
-  Args:
-    spec: of the kernel.
-    rules: from `_rule_arrays`.
-    transposed: scores are [S, L], so ids of keys are a column, else a row.
-  """
-  left, arrays, blocks = list(rules), [], []
-  if spec.key_ids:
-    ids = left.pop(0)
-    arrays.append(ids[:, :, None] if transposed else ids[:, None, :])
-    shape = (spec.num_keys, 1) if transposed else (1, spec.num_keys)
-    blocks.append(pl.BlockSpec((1, *shape), lambda b, g, t: (b, 0, 0)))
-  if spec.query_ids:
-    ids = left.pop(0)
-    if transposed:
-      arrays.append(ids[:, None, :])
-      blocks.append(pl.BlockSpec((1, 1, spec.rows), lambda b, g, t: (b, 0, t)))
-    else:
-      arrays.append(ids[:, :, None])
-      blocks.append(pl.BlockSpec((1, spec.rows, 1), lambda b, g, t: (b, t, 0)))
-  if spec.prefix:
-    arrays.append(left.pop(0)[:, None, None])
-    blocks.append(pl.BlockSpec((1, 1, 1), lambda b, g, t: (b, 0, 0)))
-  if spec.dropout:
-    arrays.append(left.pop(0)[:, None, :])
-    blocks.append(pl.BlockSpec((1, 1, 2), lambda b, g, t: (b, 0, 0)))
-  return arrays, blocks
-
-
 def _three(plan: TilePlan, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
   return arrays * 3 if plan.packed else arrays
 
@@ -180,7 +147,9 @@ def _forward(
   spec = plan.forward
   q, k, v = _three(plan, arrays)
   batch = q.shape[0]
-  extra, extra_blocks = _rule_inputs(spec, rules, transposed=False)
+  extra, extra_blocks = stream.rule_inputs(
+    spec, rules, spec.num_keys, query=2, key=None, transposed=False
+  )
   outs, out_blocks, scratch = (
     [_values_shape(plan, q)],
     [_specs(plan, spec, 0)],
@@ -233,7 +202,14 @@ def _backward(
   q, k, v = _three(plan, arrays)
   batch, heads = q.shape[0], spec.layout.num_heads
   sums = sums.reshape(batch, plan.groups(spec), heads, -1)
-  extra, extra_blocks = _rule_inputs(spec, rules, transposed=not spec.upright)
+  extra, extra_blocks = stream.rule_inputs(
+    spec,
+    rules,
+    spec.num_keys,
+    query=2,
+    key=None,
+    transposed=not spec.upright,
+  )
   if missing := spec.tiles * spec.rows - spec.num_queries:
     sums = jnp.pad(
       sums,
