@@ -15,6 +15,7 @@ scaled_dot_product_attention.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
@@ -93,13 +94,7 @@ def peers_of(name: str, shape: Shape) -> dict[str, Attend]:
   if platform != "tpu":
     raise NotImplementedError(f"platform is {platform}, not tpu")
   longest = max(shape.num_queries, shape.num_keys)
-  apart = Shape(
-    shape.num_queries,
-    shape.num_keys,
-    shape.num_heads,
-    shape.head_dim,
-    shape.batch,
-  )
+  apart = dataclasses.replace(shape, packed=False)
   return {
     f"block {block}": peer_attention(name, apart, block)
     for block in PEER_BLOCKS

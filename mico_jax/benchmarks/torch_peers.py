@@ -95,13 +95,21 @@ def attention(shape: Shape, *, backward: bool, dtype: str) -> Callable[[], Any]:
   )
   gradient = torch.ones_like(q).contiguous()
   attend = torch.nn.functional.scaled_dot_product_attention
+  return _waiting(lambda: attend(q, k, v), (q, k, v), gradient, backward)
+
+
+def _waiting(
+  forward: Callable[[], Any], inputs: Any, gradient: Any, backward: bool
+) -> Callable[[], Any]:
+  """A call of `forward`, with gradients of its inputs if `backward`."""
+  import torch
 
   def call() -> Any:
     with contextlib.nullcontext() if backward else torch.no_grad():
-      out = attend(q, k, v)
+      out = forward()
       if backward:
-        out = torch.autograd.grad(out, (q, k, v), gradient)
-    _wait(device)
+        out = torch.autograd.grad(out, inputs, gradient)
+    _wait(gradient.device)
     return out
 
   return call
@@ -134,15 +142,7 @@ def block(shape: Shape, *, backward: bool, dtype: str) -> Callable[[], Any]:
     y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     return x + y.transpose(1, 2).reshape(x.shape) @ out
 
-  def call() -> Any:
-    with contextlib.nullcontext() if backward else torch.no_grad():
-      y = forward()
-      if backward:
-        y = torch.autograd.grad(y, (x, w, out), gradient)
-    _wait(device)
-    return y
-
-  return call
+  return _waiting(forward, (x, w, out), gradient, backward)
 
 
 def tower(

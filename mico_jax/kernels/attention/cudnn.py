@@ -136,8 +136,10 @@ def _within(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _odd(
-  options: tuple[float, bool], arrays: tuple[Array, ...], lengths: Array | None
-) -> Array:
+  options: tuple[float, bool],
+  arrays: tuple[Float[Array, "B _ N H"], ...],
+  lengths: Int[Array, " B"] | None,
+) -> Float[Array, "B L N H"]:
   """Attention of odd lengths, without padding unless a gradient is taken.
 
   JAX 0.10 refuses the gradient of all odd lengths, although cuDNN lacks only
@@ -147,8 +149,10 @@ def _odd(
 
 
 def _odd_forward(
-  options: tuple[float, bool], arrays: tuple[Array, ...], lengths: Array | None
-) -> tuple[Array, Any]:
+  options: tuple[float, bool],
+  arrays: tuple[Float[Array, "B _ N H"], ...],
+  lengths: Int[Array, " B"] | None,
+) -> tuple[Float[Array, "B L N H"], Any]:
   """Pads to even lengths; the padding is excluded by lengths."""
   num_queries, num_keys = arrays[0].shape[1], arrays[1].shape[1]
   if lengths is None:
@@ -164,7 +168,7 @@ def _odd_forward(
 
 
 def _odd_backward(
-  options: tuple[float, bool], backward: Any, grad: Array
+  options: tuple[float, bool], backward: Any, grad: Float[Array, "B L N H"]
 ) -> tuple[Any, None]:
   del options
   return backward(grad), None

@@ -285,12 +285,12 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _check(
-  q: Array,
+  q: Float[Array, "..."],
   *,
-  bias: Array | None,
+  bias: Float[Array, "#B #N L S"] | None,
   masked_rows: str,
   dropout_rate: float,
-  row_keys: Array | None,
+  row_keys: Key[Array, " B"] | None,
 ) -> target.Target:
   """Refuses what no kernel supports; returns the machine.
 
@@ -324,7 +324,10 @@ def _check(
 
 
 def _rule_arrays(
-  rules: Rules, batch: int, num_keys: int, row_keys: Array | None
+  rules: Rules,
+  batch: int,
+  num_keys: int,
+  row_keys: Key[Array, " B"] | None,
 ) -> tuple[Array, ...]:
   """Arrays of the rules, and the seeds of the rows if weights are dropped."""
   if rules.causal and rules.first_query is not None:

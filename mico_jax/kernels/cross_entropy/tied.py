@@ -79,7 +79,7 @@ def _order(
 
 
 def _block(
-  form: Form, order: Array, number: Array, *arrays: Array
+  form: Form, order: Int[Array, " C"], number: Int[Array, ""], *arrays: Array
 ) -> tuple[Array, ...]:
   """Positions of a block, and the rows of `arrays` at these positions."""
   at = jax.lax.dynamic_slice_in_dim(order, number * form.chunk, form.chunk)
@@ -174,8 +174,12 @@ def _specs(form: Form, *rows: bool) -> tuple[PartitionSpec, ...]:
 
 
 def _forward(
-  form: Form, x: Array, words: Array, bias: Array, labels: Array
-) -> tuple[Array, Array, Array]:
+  form: Form,
+  x: Float[Array, "B W"],
+  words: Float[Array, "V W"],
+  bias: Float[Array, " V"],
+  labels: Int[Array, " B"],
+) -> tuple[Float[Array, " B"], Float[Array, " B"], Bool[Array, " B"]]:
   run: Any = functools.partial(_local_forward, form)
   if form.partition is not None:
     run = form.partition.local(
@@ -197,11 +201,9 @@ def loss(
   return values, hits
 
 
-def _loss_forward(
-  form: Form, x: Array, words: Array, bias: Array, labels: Array
-) -> Any:
-  values, normaliser, hits = _forward(form, x, words, bias, labels)
-  return (values, hits), (x, words, bias, labels, normaliser)
+def _loss_forward(form: Form, *arrays: Array) -> Any:
+  values, normaliser, hits = _forward(form, *arrays)
+  return (values, hits), (*arrays, normaliser)
 
 
 def _loss_backward(form: Form, saved: Any, cotangents: Any) -> Any:
