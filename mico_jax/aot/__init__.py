@@ -1,8 +1,9 @@
-"""Compiles for TPU slices that are not there, and reads what comes out.
+"""Ahead-of-time compilation for TPU slices without TPUs.
 
-The parts: `chips` (generations and their figures), `compiler` (libtpu without a
-TPU), `report` (what it says of a program, and what that is worth), `program`
-(what its text says), `text`, `collectives` and `kernels` (how that is read).
+`chips` lists generations and their figures, `compiler` runs libtpu without a
+TPU, `report` compiles a program and collects the compiler's figures, `program`
+holds what the text of a compiled program contains; `text`, `collectives` and
+`kernels` parse it.
 """
 
 from mico_jax.aot.chips import CHIPS, Chip, chip

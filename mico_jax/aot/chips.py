@@ -1,4 +1,4 @@
-"""TPU generations; figures per chip, from the vendor's data sheets."""
+"""TPU generations: figures per chip from the vendor's data sheets."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Chip:
     clock: Hz; None: unpublished.
     bandwidth: of HBM, bytes/s.
     memory: HBM in GiB.
-    devices: JAX devices of a chip in its topologies.
-    topology: the smallest slice that can be compiled for.
-    cores: TensorCores of a device. Two share the "parallel" axes of a kernel's
-      grid, and XLA's estimates are of both.
+    devices: JAX devices per chip.
+    topology: smallest slice that can be compiled for.
+    cores: TensorCores per device. Two cores share the "parallel" axes of a
+      kernel's grid; XLA's estimates cover both.
   """
 
   flops: float
@@ -42,7 +42,7 @@ def chip(topology: str) -> Chip:
   """The chip of a topology such as "v5e:2x2".
 
   Raises:
-    ValueError: listing the known generations.
+    ValueError: for an unknown generation, listing the known ones.
   """
   name = topology.split(":")[0]
   if name not in CHIPS:

@@ -1,14 +1,14 @@
-"""The compiler of TPUs on a machine without one.
+"""The TPU compiler (libtpu) on a machine without a TPU.
 
 Needs `pip install mico-jax[aot]` (libtpu, x86-64 Linux; no TPU, no root).
 
-libtpu reads its flags when it is loaded, so `prepare` comes before the first
-compilation of a process, and one process dumps into one folder. Flags that the
-user gives (LIBTPU_INIT_ARGS) are kept.
+libtpu reads its flags when it is loaded, so call `prepare` before the first
+compilation of a process; a process dumps into one folder. Flags set by the user
+(LIBTPU_INIT_ARGS) are kept.
 
-Its compiler nests estimates of fused products deeper than the 64 KiB stack of
-its fibers and dies of it ("SIGSEGV STACK OVERFLOW") with large steps, so stacks
-of 1 MiB are asked for. Where a run on a TPU dies of that while it compiles, set
+For large steps the compiler's recursion exceeds the 64 KiB stack of its fibers
+("SIGSEGV STACK OVERFLOW"), so `prepare` asks for stacks of 1 MiB. If a run on a
+TPU fails in this way while it compiles, set
 LIBTPU_INIT_ARGS=--fibers_default_thread_stack_size=1048576.
 """
 
@@ -39,21 +39,17 @@ _folder: pathlib.Path | None = None
 
 
 def missing() -> str | None:
-  """Why nothing can be compiled here, or None."""
+  """The reason why nothing can be compiled here, or None."""
   if importlib.util.find_spec("libtpu") is None:
     return "libtpu is not installed; pip install mico-jax[aot]"
   return None
 
 
-def prepare(folder: str | os.PathLike[str] | None = None) -> pathlib.Path:
-  """Sets the environment of libtpu; the first call of a process decides.
-
-  Args:
-    folder: where bundles are dumped; None: a new temporary folder, which goes
-      with the process.
+def prepare() -> pathlib.Path:
+  """Sets the environment of libtpu, at the first call of a process.
 
   Returns:
-    The folder in use.
+    The folder into which bundles are dumped, removed when the process ends.
 
   Raises:
     RuntimeError: if libtpu is missing.
@@ -63,32 +59,29 @@ def prepare(folder: str | os.PathLike[str] | None = None) -> pathlib.Path:
     return _folder
   if reason := missing():
     raise RuntimeError(reason)
-  if folder is None:
-    folder = tempfile.mkdtemp(prefix="mico_jax_aot")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-  _folder = pathlib.Path(folder)
-  _folder.mkdir(parents=True, exist_ok=True)
+  _folder = pathlib.Path(tempfile.mkdtemp(prefix="mico_jax_aot"))
+  atexit.register(shutil.rmtree, _folder, ignore_errors=True)
   values = (str(_folder), "true", "final_bundles")
-  own = [flag + x for flag, x in zip(_DUMP_FLAGS, values, strict=True)]
+  dumps = [flag + x for flag, x in zip(_DUMP_FLAGS, values, strict=True)]
   os.environ.update(
     TPU_SKIP_MDS_QUERY="1",
     TPU_WORKER_HOSTNAMES="localhost",
     TPU_ACCELERATOR_TYPE="v5litepod-4",
     ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-    LIBTPU_INIT_ARGS=" ".join([_STACK_FLAG, *user_flags().split(), *own]),
+    LIBTPU_INIT_ARGS=" ".join([_STACK_FLAG, *user_flags().split(), *dumps]),
   )
   return _folder
 
 
 def user_flags() -> str:
-  """The user's flags for libtpu, without those of `prepare`."""
-  given = os.environ.get("LIBTPU_INIT_ARGS", "").split()
-  own = (_STACK_FLAG, *_DUMP_FLAGS)
-  return " ".join(flag for flag in given if not flag.startswith(own))
+  """The user's flags for libtpu, without those that `prepare` sets."""
+  flags = os.environ.get("LIBTPU_INIT_ARGS", "").split()
+  ours = (_STACK_FLAG, *_DUMP_FLAGS)
+  return " ".join(flag for flag in flags if not flag.startswith(ours))
 
 
 def devices(topology: str) -> Sequence[Any]:
-  """The devices of a slice, as far as a compiler needs them.
+  """Descriptions of the devices of a slice, to compile for.
 
   Raises:
     ValueError: for a slice that the compiler does not know.
@@ -113,6 +106,6 @@ def devices(topology: str) -> Sequence[Any]:
 
 
 def one_device(topology: str) -> NamedSharding:
-  """A sharding that places whole arrays on the first device of a slice."""
+  """Sharding that places whole arrays on the first device of a slice."""
   mesh = Mesh(np.array(devices(topology)[:1]), ("device",))
   return NamedSharding(mesh, PartitionSpec())

@@ -6,7 +6,7 @@ import collections
 import math
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 _DTYPES = {
@@ -23,18 +23,18 @@ def is_kernel(body: str) -> bool:
   """Whether an instruction calls a Pallas kernel.
 
   Args:
-    body: of the instruction, what is behind its label.
+    body: text of the instruction after its label.
   """
   return 'custom_call_target="tpu_custom_call"' in body
 
 
 def kernel_name(label: str) -> str:
-  """The name of a kernel without the number of its call."""
+  """Name of a kernel, without the number of the call."""
   return re.sub(r"\.\d+$", "", label)
 
 
 def result_shapes(avals: Sequence[Any]) -> str:
-  """Shapes of arrays as a compiled program writes them."""
+  """Shapes of arrays in the notation of compiled programs."""
   return " ".join(
     f"{_DTYPES.get(str(aval.dtype), aval.dtype)}"
     f"[{','.join(map(str, aval.shape))}]"
@@ -43,39 +43,41 @@ def result_shapes(avals: Sequence[Any]) -> str:
 
 
 def grid_steps(jaxpr: Any) -> dict[tuple[str, str], int]:
-  """Grid steps of a call of each Pallas kernel, by name and results.
+  """Grid steps per call of each Pallas kernel, by name and result shapes.
 
   Raises:
     ValueError: if two kernels of one name and results have different grids.
   """
-  found: dict[tuple[str, str], int] = {}
+  grids: dict[tuple[str, str], int] = {}
+  for eqn in pallas_calls(jaxpr):
+    name = eqn.params.get("name") or ""
+    if "name_and_src_info" in eqn.params:  # other versions of JAX
+      name = eqn.params["name_and_src_info"].name
+    steps = math.prod(eqn.params["grid_mapping"].grid)
+    call = name, result_shapes([v.aval for v in eqn.outvars])
+    if grids.setdefault(call, steps) != steps:
+      raise ValueError(f"{name}: grids of {grids[call]} and {steps} steps")
+  return grids
 
-  def visit(inner: Any) -> None:
-    for eqn in inner.eqns:
-      if eqn.primitive.name == "pallas_call":
-        name = eqn.params.get("name") or ""
-        if "name_and_src_info" in eqn.params:  # other versions of JAX
-          name = eqn.params["name_and_src_info"].name
-        steps = math.prod(eqn.params["grid_mapping"].grid)
-        key = name, result_shapes([v.aval for v in eqn.outvars])
-        if found.setdefault(key, steps) != steps:
-          raise ValueError(f"{name}: grids of {found[key]} and {steps} steps")
-        continue
-      for value in eqn.params.values():
-        for part in value if isinstance(value, (tuple, list)) else (value,):
-          body = getattr(part, "jaxpr", part)
-          if hasattr(body, "eqns"):
-            visit(body)
 
-  visit(jaxpr)
-  return found
+def pallas_calls(jaxpr: Any) -> Iterator[Any]:
+  """The Pallas calls of a jaxpr and of its inner jaxprs."""
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == "pallas_call":
+      yield eqn
+      continue
+    for value in eqn.params.values():
+      for part in value if isinstance(value, (tuple, list)) else (value,):
+        body = getattr(part, "jaxpr", part)
+        if hasattr(body, "eqns"):
+          yield from pallas_calls(body)
 
 
 def call_results(body: str) -> str:
-  """Shapes of the results of a Pallas call, as `result_shapes` writes them.
+  """Result shapes of a Pallas call, in the notation of `result_shapes`.
 
   Args:
-    body: of the instruction, what is behind its label.
+    body: text of the instruction after its label.
   """
   types = body.split(" custom-call")[0]
   return " ".join(re.findall(r"\w+\[[\d,]*\]", types))
@@ -84,8 +86,8 @@ def call_results(body: str) -> str:
 def read_bundles(
   paths: Sequence[pathlib.Path],
 ) -> dict[str, dict[int, int]]:
-  """Counts the bundles of dumped kernels: name -> {loop depth: bundles}."""
-  found: dict[str, dict[int, int]] = {}
+  """Bundles of dumped kernels: name -> {loop depth: bundles}."""
+  kernels: dict[str, dict[int, int]] = {}
   for path in paths:
     if "schedule-analysis" in path.name or "static_gap" in path.name:
       continue
@@ -97,5 +99,5 @@ def read_bundles(
       )
       if bundle:
         depths[len(bundle.group(2))] += 1
-    found[name] = dict(depths)
-  return found
+    kernels[name] = dict(depths)
+  return kernels

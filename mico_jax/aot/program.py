@@ -1,8 +1,8 @@
-"""What the text of a compiled program says of it.
+"""Cycles, collectives and kernel calls in the text of a compiled program.
 
-XLA:TPU writes its own estimate of the cycles of each of its operations, HBM
-time included, into the text of the program; a loop's body stands there once.
-Collectives and Pallas calls carry no estimate. XLA:GPU writes none at all.
+XLA:TPU writes an estimate of the cycles of each of its operations, including
+HBM time, into the text of the program, which contains the body of a loop once.
+Collectives and Pallas calls have no estimate. XLA:GPU writes no estimates.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from mico_jax.aot.text import Text, cycles_of, scope_of
 
 @dataclass(frozen=True)
 class Call:
-  """Calls of one Pallas kernel at one place of the program.
+  """Calls of one Pallas kernel by one operation of the program.
 
   Attributes:
-    label: of the operation; holds the kernel's name.
-    shapes: of the results, "bf16[8,16] f32[8]".
-    scope: that it was traced in: which part of the model it belongs to.
-    count: how many run in a step.
+    label: of the operation; contains the kernel's name.
+    shapes: of the results, such as "bf16[8,16] f32[8]".
+    scope: name stack in which it was traced, with the module of the model.
+    count: number of calls in a step.
   """
 
   label: str
@@ -42,13 +42,13 @@ class Call:
 
 @dataclass(frozen=True)
 class Program:
-  """A program of one device, loops with their trips.
+  """A program of one device; operations in loops count once per iteration.
 
   Attributes:
-    operations: (cycles, name, scope) of XLA's own, largest first.
-    collectives: by kind and mesh axes.
+    operations: (cycles, name, scope) of XLA's operations, largest first.
+    collectives: summed by kind and mesh axes.
     calls: of Pallas kernels.
-    asynchronous: those of `collectives` that run beside other operations.
+    asynchronous: those of `collectives` that run while other operations do.
   """
 
   operations: list[tuple[int, str, str]] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Program:
 
   @property
   def xla_cycles(self) -> int:
-    """Sum of the estimates of XLA's own operations."""
+    """Estimated cycles of all of XLA's operations."""
     return sum(cycles for cycles, _, _ in self.operations)
 
 
@@ -67,7 +67,7 @@ def read_program(text: str, mesh: Mapping[str, int]) -> Program:
 
   Args:
     text: `compiled.as_text()`.
-    mesh: axis -> size of the mesh it was compiled for, in order; empty: one
+    mesh: axis -> size of the mesh it was compiled for, in order; empty for one
       device.
   """
   parsed = Text(text)
@@ -75,18 +75,18 @@ def read_program(text: str, mesh: Mapping[str, int]) -> Program:
   collectives: list[Collective] = []
   calls: list[Call] = []
   flights = Flights()
-  for found in parsed.walk():
-    scope = scope_of(found.body)
-    if is_kernel(found.body):
-      shapes = call_results(found.body)
-      calls.append(Call(found.label, shapes, scope, found.times))
-    flights.end(start_of(found))
-    if cycles := cycles_of(found):
-      operations.append((cycles, found.label, scope))
+  for operation in parsed.walk():
+    scope = scope_of(operation.body)
+    if is_kernel(operation.body):
+      shapes = call_results(operation.body)
+      calls.append(Call(operation.label, shapes, scope, operation.times))
+    flights.end(start_of(operation))
+    if cycles := cycles_of(operation):
+      operations.append((cycles, operation.label, scope))
       flights.run(cycles)
-    held = held_by(parsed, found, mesh)
+    held = held_by(parsed, operation, mesh)
     collectives += held
-    if held and is_start(found):
-      flights.start(found.label, held)
+    if held and is_start(operation):
+      flights.start(operation.label, held)
   operations.sort(reverse=True)
   return Program(operations, merged(collectives), calls, flights.landed)

@@ -1,19 +1,19 @@
-"""What the compiler of TPUs says of one program.
+"""Figures of the TPU compiler about one program.
 
-Compiler figures, deterministic for one version of libtpu, and no run times:
+They are deterministic for one version of libtpu, and not run times:
 
-- bundles: VLIW instruction bundles of a Pallas kernel, by loop depth, about one
-  cycle each; those at depth 1 run once per grid step. They hold no HBM time, no
-  DMA latency and no cost of a grid step (about 0.35 us).
-- cycles: XLA's own estimate of each of its operations, memory time included,
-  times the trip counts of loops. Collectives and Pallas calls have none.
-- memory: what the executable needs; running out of it raises at compile time.
+- bundles: VLIW instruction bundles of a Pallas kernel by loop depth, about one
+  cycle each; those at depth 1 run once per grid step. They include no HBM time,
+  no DMA latency and no overhead of a grid step (about 0.35 us).
+- cycles: XLA's estimate of each of its operations, including memory time, times
+  the trip counts of loops. Collectives and Pallas calls have no estimate.
+- memory of the executable; compilation fails where it does not fit.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,16 +27,15 @@ from mico_jax.kernels.compiler import Options
 
 @dataclasses.dataclass(frozen=True)
 class KernelReport:
-  """What the compiler says of one program, for one device.
+  """Figures of the compiler about one program, for one device.
 
   Attributes:
-    program: read from its text.
+    program: parsed from its text.
     bundles: label of a Pallas call, or name of the kernel -> {loop depth:
       bundles}; empty without a dump.
-    steps: name of a Pallas kernel and shapes of its results -> grid steps of
-      one call.
-    argument_bytes: of the inputs.
-    temporary_bytes: of everything in between.
+    steps: (name of a Pallas kernel, result shapes) -> grid steps per call.
+    argument_bytes: bytes of the inputs.
+    temporary_bytes: bytes of temporaries.
   """
 
   program: Program
@@ -46,18 +45,18 @@ class KernelReport:
   temporary_bytes: int = 0
 
   def kernel_cycles(self, call: Call) -> int:
-    """Bundles of one run of a call: of a grid step, times steps.
+    """Bundles of one call: those of a grid step times grid steps.
 
-    Cores that share the grid (`Chip.cores`) have a part of them each.
+    Cores that share the grid (`Chip.cores`) execute a part of them each.
 
     Args:
-      call: one of the program's.
+      call: of this program.
 
     Raises:
-      KeyError: if the kernel was not dumped or is none of the program's.
+      KeyError: if the kernel was not dumped or belongs to another program.
     """
     name = kernel_name(call.label)
-    # The compiler schedules equal kernels once and dumps one of their labels.
+    # The compiler schedules equal kernels once and dumps one label of them.
     same = [x for k, x in self.bundles.items() if kernel_name(k) == name]
     known = [self.bundles[call.label]] if call.label in self.bundles else same
     if not known:
@@ -66,7 +65,7 @@ class KernelReport:
     return bundles * self.steps[name, call.shapes]
 
   def step_bundles(self, part: str) -> int:
-    """Bundles of a grid step, summed over kernels whose name has `part`."""
+    """Bundles of a grid step, summed over kernels with `part` in their name."""
     return sum(
       depths.get(1, 0) or depths.get(0, 0)
       for name, depths in self.bundles.items()
@@ -79,17 +78,15 @@ def compile_report(
   *args: Any,
   mesh: Mapping[str, int] | None = None,
   sharding: NamedSharding | None = None,
-  donate: Sequence[int] = (),
   options: Options | None = None,
 ) -> KernelReport:
-  """Compiles a function and reads what the compiler knows of it.
+  """Compiles a function and collects the compiler's figures.
 
   Args:
-    function: of arrays; jitted already or not.
+    function: of arrays, jitted or not.
     *args: trees of `jax.ShapeDtypeStruct`.
     mesh: axis -> size, in order; None: one device.
-    sharding: put on every argument that has none; see `one_device`.
-    donate: numbers of the arguments whose memory may be reused.
+    sharding: of arguments without a sharding; see `one_device`.
     options: of the compiler, see `mico_jax.kernels.compiler`.
   """
   folder = prepare()
@@ -101,9 +98,8 @@ def compile_report(
 
   placed = jax.tree.map(place, args)
   before = set(folder.rglob("*-final_bundles.txt"))
-  jitted: Any = function
-  if not isinstance(function, jax.stages.Wrapped):
-    jitted = jax.jit(function, donate_argnums=tuple(donate))
+  wrapped = isinstance(function, jax.stages.Wrapped)
+  jitted: Any = function if wrapped else jax.jit(function)
   traced = jitted.trace(*placed)
   steps = grid_steps(traced.jaxpr.jaxpr)
   lowered = traced.lower(lowering_platforms=("tpu",))

@@ -1,4 +1,4 @@
-"""The text of a compiled program: computations, operations, sizes."""
+"""Parser of the text of a compiled program: computations, operations, sizes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BYTES = {
   "s64": 8,
   "u64": 8,
 }
-_UNKNOWN = 10**12  # larger estimates mean that there is none
+_UNKNOWN = 10**12  # larger estimates mean that there is no estimate
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Operation:
   """One line of a program.
 
   Attributes:
-    label: its name.
-    op: its opcode.
-    body: everything behind "name = ".
-    times: how often it runs in a step.
-    computation: where it stands.
+    label: name of the operation.
+    op: opcode.
+    body: text after "name = ".
+    times: number of executions in a step.
+    computation: name of the computation that contains it.
   """
 
   label: str
@@ -67,27 +67,28 @@ class Text:
         lines.append(line)
 
   def operations(self, name: str, times: int = 1) -> Iterator[Operation]:
-    """The lines of one computation, as they stand."""
+    """Operations of one computation, in order."""
     for line in self.computations.get(name, ()):
-      found = re.match(r"\s+(?:ROOT )?%([\w.\-]+) = (.*)", line)
-      if found:
-        label, body = found.groups()
+      match = re.match(r"\s+(?:ROOT )?%([\w.\-]+) = (.*)", line)
+      if match:
+        label, body = match.groups()
         opcode = re.search(r"(?:^|[\s)}])([a-z][a-z0-9\-]*)\(", body)
         op = opcode.group(1) if opcode else "?"
         yield Operation(label, op, body, times, name)
 
   def walk(self, name: str = "", times: int = 1) -> Iterator[Operation]:
-    """Everything that runs, loops with their trips; not inside fusions."""
-    for found in self.operations(name or self.entry, times):
-      yield found
-      if found.op == "while":
-        trips = times * self._trips(found.body)
-        yield from self.walk(called(found.body, "body"), trips)
-      elif found.op == "conditional":
-        for branch in _branches(found.body)[-1:]:
+    """All executed operations, with trip counts; not those inside fusions."""
+    for operation in self.operations(name or self.entry, times):
+      yield operation
+      body = operation.body
+      if operation.op == "while":
+        trips = times * self._trips(body)
+        yield from self.walk(called(body, "body"), trips)
+      elif operation.op == "conditional":
+        for branch in _branches(body)[-1:]:
           yield from self.walk(branch, times)
-      elif found.op in ("call", "async-start"):
-        inner = called(found.body, "to_apply") or called(found.body, "calls")
+      elif operation.op in ("call", "async-start"):
+        inner = called(body, "to_apply") or called(body, "calls")
         if inner in self.computations:
           yield from self.walk(inner, times)
 
@@ -96,20 +97,20 @@ class Text:
     if known:
       return int(known.group(1))
     lines = self.computations.get(called(body, "condition"), ())
-    found = [int(x) for x in re.findall(r"constant\((\d+)\)", "\n".join(lines))]
-    return next((x for x in reversed(found) if x > 1), 1)
+    limits = re.findall(r"constant\((\d+)\)", "\n".join(lines))
+    return next((int(x) for x in reversed(limits) if int(x) > 1), 1)
 
 
-def called(body: str, key: str) -> str:
-  """The computation that an operation names by a key; "": none."""
-  found = re.search(rf"{key}=%?([\w.\-]+)", body)
-  return found.group(1) if found else ""
+def called(body: str, attribute: str) -> str:
+  """The computation in an attribute of an operation; "" if it has none."""
+  match = re.search(rf"{attribute}=%?([\w.\-]+)", body)
+  return match.group(1) if match else ""
 
 
 def _branches(body: str) -> list[str]:
-  found = re.search(r"branch_computations=\{([^}]*)\}", body)
-  if found:
-    return [x.strip().lstrip("%") for x in found.group(1).split(",")]
+  match = re.search(r"branch_computations=\{([^}]*)\}", body)
+  if match:
+    return [x.strip().lstrip("%") for x in match.group(1).split(",")]
   return [called(body, "true_computation")]
 
 
@@ -122,14 +123,14 @@ def sizes(types: str) -> list[int]:
   ]
 
 
-def cycles_of(found: Operation) -> int:
-  """Estimated cycles of an operation in a step; 0: there is no estimate."""
-  estimate = re.search(r'"estimated_cycles":"(\d+)"', found.body)
+def cycles_of(operation: Operation) -> int:
+  """Estimated cycles of an operation in a step; 0 without an estimate."""
+  estimate = re.search(r'"estimated_cycles":"(\d+)"', operation.body)
   cycles = int(estimate.group(1)) if estimate else 0
-  return cycles * found.times if cycles < _UNKNOWN else 0
+  return cycles * operation.times if cycles < _UNKNOWN else 0
 
 
 def scope_of(body: str) -> str:
-  """The scope that an operation was traced in."""
-  found = re.search(r'op_name="([^"]*)"', body)
-  return found.group(1) if found else ""
+  """The name stack in which an operation was traced."""
+  match = re.search(r'op_name="([^"]*)"', body)
+  return match.group(1) if match else ""

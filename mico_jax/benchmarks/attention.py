@@ -1,15 +1,15 @@
-"""Static cycles of attention, ours and its peers, without a device.
+"""Static cycles of attention kernels and their peers, without a device.
 
-`mico-jax bench attention --aot v5e:2x2` compiles each shape for one device
-(`mico_jax/aot/report.py` says what the figures are worth) and prints cycles per
-row and head: of the kernel (bundles of a grid step times steps, over the cores
-that share the grid), and of XLA's operations around it (padding,
-transposition), by XLA's own estimate.
+`mico-jax bench attention --aot v5e:2x2` compiles each shape for one device (see
+`mico_jax/aot/report.py` about the figures) and prints cycles per row and head:
+those of the kernel (bundles of a grid step times steps, divided by the cores
+that share the grid), and XLA's estimate of the operations around it (padding,
+transposition).
 
 Peers: XLA's `jax.nn.dot_product_attention`, and JAX's flash and splash kernels
-with the block sizes of `PEER_BLOCKS`, the best one reported. They take lengths
-in multiples of a block and heads of 128, so inputs are padded for them; the
-keys of the padding are left unmasked, in their favour.
+with the best block size of `PEER_BLOCKS`. These take lengths in multiples of a
+block and heads of 128, so their inputs are padded; padded keys are not masked,
+in their favour.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ PEERS = ("xla", "flash", "splash")
 
 @dataclasses.dataclass(frozen=True)
 class Cycles:
-  """Per row and head.
+  """Cycles per row and head.
 
   Attributes:
     kernel: of Pallas kernels; 0 for XLA.
     around: of XLA's operations.
-    note: blocks or layout in use.
+    note: block size or layout.
   """
 
   kernel: float
@@ -50,7 +50,7 @@ class Cycles:
 
   @property
   def total(self) -> float:
-    """Kernel and what is around it."""
+    """Cycles of the kernel and of the operations around it."""
     return self.kernel + self.around
 
 
@@ -58,7 +58,7 @@ Attend = Callable[..., jax.Array]
 
 
 def _inputs(shape: Shape) -> tuple[jax.ShapeDtypeStruct, ...]:
-  """Arrays [B L N*H] or [B L 3*N*H]: projections give and take heads so."""
+  """Arrays [B L N*H] or [B L 3*N*H], the layouts of projections."""
   width = shape.num_heads * shape.head_dim
 
   def array(length: int, width: int) -> jax.ShapeDtypeStruct:
@@ -71,13 +71,13 @@ def _inputs(shape: Shape) -> tuple[jax.ShapeDtypeStruct, ...]:
 
 
 def _program(attend: Attend, *, backward: bool) -> Callable[..., Any]:
-  """The function to compile: values, or values and all gradients."""
+  """The function to compile: the values, or all gradients."""
   if not backward:
     return attend
 
   def both(*arrays: jax.Array) -> Any:
     out, pullback = jax.vjp(attend, *arrays)
-    # A gradient that depends on the values, so that both passes are needed.
+    # The cotangent depends on the values, so that both passes are compiled.
     return pullback(out)
 
   return both
@@ -109,16 +109,16 @@ def measure(
   """Cycles per row and head of one program.
 
   Args:
-    attend: of the inputs.
+    attend: function of the inputs.
     inputs: abstract arrays.
-    shape: the problem.
+    shape: attention problem.
     topology: such as "v5e:2x2".
-    backward: whether with all gradients.
+    backward: whether to include all gradients.
     steps: part of the name of a kernel -> grid steps of a call.
-    note: passed on.
+    note: of the result.
   """
-  # Row major, as products give and take them; left to itself the compiler packs
-  # the arguments of a program closer and changes the layout for every kernel.
+  # Row major, the layout of matrix products; by default the compiler packs the
+  # arguments of a program more densely and changes the layout for each kernel.
   rows = Format(Layout((0, 1, 2)), aot.one_device(topology))
   report = aot.compile_report(
     jax.jit(_program(attend, backward=backward), out_shardings=rows),
@@ -133,10 +133,10 @@ def measure(
 
 
 def plan_of(shape: Shape, machine: target.Target) -> tpu_plan.TilePlan:
-  """How our kernel runs a shape.
+  """The plan of this package's kernel for a shape.
 
   Raises:
-    NotImplementedError: if it refuses.
+    NotImplementedError: if the kernel does not support the shape.
   """
   return tpu_plan.make_plan(
     machine,
@@ -152,10 +152,10 @@ def plan_of(shape: Shape, machine: target.Target) -> tpu_plan.TilePlan:
 
 
 def ours(shape: Shape, topology: str, *, backward: bool) -> Cycles:
-  """Our kernel, as the door would call it.
+  """Cycles of this package's kernel.
 
   Raises:
-    NotImplementedError: if it refuses.
+    NotImplementedError: if the kernel does not support the shape.
   """
   machine = target.Target("tpu", topology.split(":")[0])
   plan = plan_of(shape, machine)
@@ -196,7 +196,7 @@ def ours(shape: Shape, topology: str, *, backward: bool) -> Cycles:
 
 
 def xla(shape: Shape, topology: str, *, backward: bool) -> Cycles:
-  """`jax.nn.dot_product_attention`."""
+  """Cycles of `jax.nn.dot_product_attention`."""
 
   def attend(*arrays: jax.Array) -> jax.Array:
     return _joined(jax.nn.dot_product_attention(*_split(shape, arrays)))
@@ -207,7 +207,7 @@ def xla(shape: Shape, topology: str, *, backward: bool) -> Cycles:
 
 
 def _padded(shape: Shape, arrays: Sequence[jax.Array], block: int) -> Any:
-  """q, k, v as [B, N, L, 128] with lengths in whole blocks."""
+  """q, k, v as [B, N, L, 128], with lengths padded to whole blocks."""
   padded = []
   for x in _split(shape, arrays):
     x = jnp.swapaxes(x, 1, 2)
@@ -293,17 +293,17 @@ _PEERS = {"flash": _flash, "splash": _splash}
 
 
 def peer_attention(name: str, shape: Shape, block: int) -> Attend:
-  """A peer of `PEER_BLOCKS` with one size of block, padding included."""
+  """A peer with one block size, including padding."""
   return _PEERS[name](shape, block)[0]
 
 
 def peer(name: str, shape: Shape, topology: str, *, backward: bool) -> Cycles:
-  """JAX's own kernel with the best of `PEER_BLOCKS`.
+  """Cycles of JAX's kernel with the best of `PEER_BLOCKS`.
 
   Raises:
-    NotImplementedError: if none of the blocks compiles.
+    NotImplementedError: if it compiles with none of the blocks.
   """
-  found, errors = [], []
+  results, errors = [], []
   longest = max(shape.num_queries, shape.num_keys)
   for block in PEER_BLOCKS:
     if block > 384 and block > longest:
@@ -319,13 +319,13 @@ def peer(name: str, shape: Shape, topology: str, *, backward: bool) -> Cycles:
         steps=steps,
         note=f"block {block}",
       )
-    except Exception as error:  # a kernel of others that does not compile
+    except Exception as error:  # whatever the peer raises
       errors.append(f"{block}: {str(error).splitlines()[0][:80]}")
       continue
-    found.append(cycles)
-  if not found:
+    results.append(cycles)
+  if not results:
     raise NotImplementedError("; ".join(errors))
-  return min(found, key=lambda cycles: cycles.total)
+  return min(results, key=lambda cycles: cycles.total)
 
 
 def run(
@@ -341,34 +341,43 @@ def run(
     topology: such as "v5e:2x2".
     shapes: names of `SHAPES`.
     peers: of `PEERS`.
-    batch: rows that are compiled for; 0: as the shape says.
+    batch: rows to compile for; 0: those of the shape.
 
   Yields:
     One record per shape, implementation and direction.
   """
   for name in shapes:
     shape = SHAPES[name].with_batch(batch)
-    who: dict[str, Callable[..., Cycles]] = {"mico_jax": ours}
-    who.update(
-      {p: xla if p == "xla" else functools.partial(peer, p) for p in peers}
-    )
-    for implementation, function in who.items():
-      for backward in (False, True):
-        record: dict[str, Any] = {
-          "topology": topology,
-          "shape": name,
-          "implementation": implementation,
-          "backward": backward,
-        }
-        try:
-          cycles = function(shape, topology, backward=backward)
-        except NotImplementedError as error:
-          yield {**record, "refused": str(error)}
-          continue
-        yield {
-          **record,
-          "kernel": round(cycles.kernel),
-          "around": round(cycles.around),
-          "total": round(cycles.total),
-          "note": cycles.note,
-        }
+    implementations: dict[str, Callable[..., Cycles]] = {"mico_jax": ours}
+    for p in peers:
+      implementations[p] = xla if p == "xla" else functools.partial(peer, p)
+    for implementation, function in implementations.items():
+      yield from records(
+        {"topology": topology, "shape": name, "implementation": implementation},
+        functools.partial(function, shape, topology),
+      )
+
+
+def records(
+  about: Mapping[str, Any], function: Callable[..., Cycles]
+) -> Iterator[dict[str, Any]]:
+  """Records of the forward pass, and of forward with backward pass.
+
+  Args:
+    about: first fields of each record.
+    function: takes `backward`; raises NotImplementedError where it refuses.
+  """
+  for backward in (False, True):
+    record = {**about, "backward": backward}
+    try:
+      cycles = function(backward=backward)
+    except NotImplementedError as error:
+      yield {**record, "refused": str(error)}
+      continue
+    yield {
+      **record,
+      "kernel": round(cycles.kernel),
+      "around": round(cycles.around),
+      "total": round(cycles.total),
+      "note": cycles.note,
+    }

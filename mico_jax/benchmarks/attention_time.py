@@ -1,19 +1,21 @@
-"""Times of attention on the device that is here, ours and its peers.
+"""Times of attention and its peers on the local device.
 
 `mico-jax bench attention [--peer torch]` runs each shape forward, and forward
-with backward, in alternating turns (`benchmarks/timing.py`). Beside the median:
-the spread, the largest error of the values against float64 over their largest
-value, and the share of the measured rate of a large matrix product (model
-FLOPs: 2 products forward, 4 more backward; nothing recomputed counts).
+with backward, in alternating turns (`benchmarks/timing.py`). It gives the
+median, the spread, the largest error of the values against float64 divided by
+their largest value, and the share of the measured rate of a large matrix
+product (model FLOPs: 2 products forward, 4 more backward, without
+recomputation).
 
-Peers: "xla" is `jax.nn.dot_product_attention`, "cudnn" the same by cuDNN,
-"flash" and "splash" are JAX's TPU kernels with their best block, "tokamax" that
-library's choice where it is installed, "torch" is PyTorch's
+Peers: "xla" is `jax.nn.dot_product_attention`, "cudnn" the same with cuDNN,
+"flash" and "splash" are JAX's TPU kernels with their best block, "tokamax" is
+that library's default where it is installed, "torch" is PyTorch's
 scaled_dot_product_attention.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from mico_jax.benchmarks import timing
 from mico_jax.benchmarks.attention import PEER_BLOCKS, peer_attention
@@ -35,17 +38,17 @@ _EXACT_HEADS = 2  # heads that are compared with float64
 
 def inputs(shape: Shape, dtype: Any) -> tuple[jax.Array, ...]:
   """Random q, k, v [B, L, N, H]."""
-  keys = jax.random.split(jax.random.key(0), 3)
+  rng_keys = jax.random.split(jax.random.key(0), 3)
   heads = (shape.num_heads, shape.head_dim)
   lengths = (shape.num_queries, shape.num_keys, shape.num_keys)
   return tuple(
-    jax.random.normal(key, (shape.batch, length, *heads)).astype(dtype)
-    for key, length in zip(keys, lengths, strict=True)
+    jax.random.normal(rng_key, (shape.batch, length, *heads)).astype(dtype)
+    for rng_key, length in zip(rng_keys, lengths, strict=True)
   )
 
 
 def ours(shape: Shape) -> Attend:
-  """The door, from one packed array where the shape says so."""
+  """This package's attention, packed if the shape is."""
   if not shape.packed:
     return attention
 
@@ -68,7 +71,7 @@ def _tokamax() -> Attend:
 
 
 def peers_of(name: str, shape: Shape) -> dict[str, Attend]:
-  """Forms of a JAX peer; the fastest one counts.
+  """Variants of a JAX peer, by name.
 
   Raises:
     NotImplementedError: if it cannot run here.
@@ -91,13 +94,7 @@ def peers_of(name: str, shape: Shape) -> dict[str, Attend]:
   if platform != "tpu":
     raise NotImplementedError(f"platform is {platform}, not tpu")
   longest = max(shape.num_queries, shape.num_keys)
-  apart = Shape(
-    shape.num_queries,
-    shape.num_keys,
-    shape.num_heads,
-    shape.head_dim,
-    shape.batch,
-  )
+  apart = dataclasses.replace(shape, packed=False)
   return {
     f"block {block}": peer_attention(name, apart, block)
     for block in PEER_BLOCKS
@@ -105,8 +102,8 @@ def peers_of(name: str, shape: Shape) -> dict[str, Attend]:
   }
 
 
-def exact(arrays: Sequence[jax.Array]) -> np.ndarray:
-  """Values of the first row and heads in float64, by NumPy."""
+def exact(arrays: Sequence[jax.Array]) -> Float[np.ndarray, "L N H"]:
+  """Values of the first row and heads in float64, with NumPy."""
   q, k, v = (
     np.asarray(x[0, :, :_EXACT_HEADS].astype(jnp.float32), np.float64)
     for x in arrays
@@ -146,18 +143,18 @@ def measure(
   turns: int,
   limit: float,
 ) -> list[dict[str, Any]]:
-  """One record for us and for each form of each peer.
+  """One record for this package and for each variant of each peer.
 
   Args:
-    shape: the problem.
+    shape: attention problem.
     peers: names of `PEERS`.
-    backward: with all gradients.
+    backward: whether to include all gradients.
     dtype: of the inputs.
     turns: see `timing.alternate`.
-    limit: measured ceiling in FLOP/s.
+    limit: measured rate of a matrix product, in FLOP/s.
   """
   arrays = inputs(shape, dtype)
-  forms: dict[str, Attend] = {"mico_jax": ours(shape)}
+  variants: dict[str, Attend] = {"mico_jax": ours(shape)}
   refused: dict[str, str] = {}
   calls: dict[str, Callable[[], Any]] = {}
   for name in peers:
@@ -169,18 +166,18 @@ def measure(
       )
       continue
     try:
-      found = peers_of(name, shape)
+      peer = peers_of(name, shape)
     except NotImplementedError as error:
       refused[name] = str(error)
       continue
-    forms |= {f"{name} {form}".strip(): f for form, f in found.items()}
+    variants |= {f"{name} {form}".strip(): f for form, f in peer.items()}
   errors = {}
-  for name, attend in forms.items():
+  for name, attend in variants.items():
     call = _call(attend, arrays, backward=backward)
     try:
       call()
       errors[name] = _error(attend, arrays)
-    except Exception as error:  # a kernel of others that does not run here
+    except Exception as error:  # whatever a peer raises
       if name == "mico_jax":
         raise
       refused[name] = str(error).splitlines()[0][:100]
@@ -218,14 +215,13 @@ def run(
     shapes: names of `SHAPES`.
     peers: names of `PEERS`.
     dtype: of the inputs; "": bfloat16, float32 on a CPU.
-    batch: rows; 0: as the shape says.
+    batch: rows; 0: those of the shape.
     turns: see `timing.alternate`.
 
   Yields:
     One record per shape, implementation and direction.
   """
-  if not dtype:
-    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  dtype = dtype or timing.default_dtype()
   limit = timing.ceiling(jnp.dtype(dtype))
   for name in shapes:
     shape = SHAPES[name].with_batch(batch)

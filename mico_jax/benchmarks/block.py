@@ -2,14 +2,14 @@
 
 A block is projection to queries, keys and values, attention, output projection
 and residual, in bfloat16: `x + attention(x W) V`. `mico-jax bench block --aot
-v5e:2x2` compiles it for one device and prints cycles per row: XLA's own
-operations by their estimate, the kernel by its bundles (see
-`mico_jax/aot/report.py`), and the floor of its matrix products.
+v5e:2x2` compiles it for one device and prints cycles per row: XLA's estimate of
+its operations, the bundles of the kernel (see `mico_jax/aot/report.py`), and
+the least cycles of the projections.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,33 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from mico_jax import aot
-from mico_jax.benchmarks.attention import plan_of
+from mico_jax.benchmarks.attention import Cycles, plan_of, records
 from mico_jax.benchmarks.shapes import SHAPES, Shape
 from mico_jax.kernels import target
 from mico_jax.kernels.attention import packed_attention
 
 IMPLEMENTATIONS = ("pallas_tpu", "xla")
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockCycles:
-  """Per row of the batch.
-
-  Attributes:
-    kernel: of the attention kernel.
-    xla: of everything else.
-    floor: of the four projections at the full rate of the matrix units; 0.0
-      where the clock is unpublished.
-  """
-
-  kernel: float
-  xla: float
-  floor: float
-
-  @property
-  def total(self) -> float:
-    """Kernel and everything else."""
-    return self.kernel + self.xla
 
 
 def _block(shape: Shape, machine: target.Target, backend: str) -> Any:
@@ -53,7 +32,7 @@ def _block(shape: Shape, machine: target.Target, backend: str) -> Any:
   def forward(x: jax.Array, w: jax.Array, out: jax.Array) -> jax.Array:
     scale = shape.head_dim**-0.5
     if backend == "pallas_tpu":
-      scale = math.log(2.0)  # the rest is in `w` already
+      scale = math.log(2.0)  # `w` contains the remaining factor
     with target.use(machine):
       y = packed_attention(x @ w, num_heads=heads, scale=scale, backend=backend)
     return x + y @ out
@@ -63,14 +42,17 @@ def _block(shape: Shape, machine: target.Target, backend: str) -> Any:
 
 def measure(
   shape: Shape, topology: str, *, backend: str, backward: bool
-) -> BlockCycles:
-  """Cycles of one block.
+) -> Cycles:
+  """Cycles per row of one block: of the kernel and of all other operations.
+
+  The note gives the least cycles of the four projections, at the peak rate of
+  the matrix units; 0 where the clock is unpublished.
 
   Args:
     shape: of self-attention, packed.
     topology: such as "v5e:2x2".
     backend: of attention, one of `IMPLEMENTATIONS`.
-    backward: forward and all gradients.
+    backward: whether to include all gradients.
   """
   machine = target.Target("tpu", topology.split(":")[0])
   width = shape.num_heads * shape.head_dim
@@ -106,7 +88,8 @@ def measure(
   floor = 0.0
   if chip.clock:
     floor = flops * chip.clock / (chip.flops / chip.devices)
-  return BlockCycles(kernel, report.program.xla_cycles / shape.batch, floor)
+  note = f"floor {round(floor)}"
+  return Cycles(kernel, report.program.xla_cycles / shape.batch, note)
 
 
 def run(
@@ -117,7 +100,7 @@ def run(
   Args:
     topology: such as "v5e:2x2".
     shapes: names of `SHAPES`.
-    batch: rows that are compiled for; 0: as the shape says.
+    batch: rows to compile for; 0: those of the shape.
 
   Yields:
     One record per shape, implementation and direction.
@@ -125,22 +108,7 @@ def run(
   for name in shapes:
     shape = SHAPES[name].with_batch(batch)
     for backend in IMPLEMENTATIONS:
-      for backward in (False, True):
-        record: dict[str, Any] = {
-          "topology": topology,
-          "shape": name,
-          "implementation": backend,
-          "backward": backward,
-        }
-        try:
-          cycles = measure(shape, topology, backend=backend, backward=backward)
-        except NotImplementedError as error:
-          yield {**record, "refused": str(error)}
-          continue
-        yield {
-          **record,
-          "kernel": round(cycles.kernel),
-          "around": round(cycles.xla),
-          "total": round(cycles.total),
-          "note": f"floor {round(cycles.floor)}",
-        }
+      yield from records(
+        {"topology": topology, "shape": name, "implementation": backend},
+        functools.partial(measure, shape, topology, backend=backend),
+      )

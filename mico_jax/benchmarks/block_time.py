@@ -1,10 +1,10 @@
-"""Times of an attention block on the device that is here.
+"""Times of an attention block on the local device.
 
 `mico-jax bench block [--peers xla,torch]`: `x + attention(x W) V`, forward and
 with all gradients, in turns with the same block around
-`jax.nn.dot_product_attention` and, with "torch", in PyTorch. The share is that
-of the measured rate of a large matrix product (four projections and attention;
-nothing recomputed counts).
+`jax.nn.dot_product_attention` and, with "torch", in PyTorch. The share is
+relative to the measured rate of a large matrix product (four projections and
+attention, without recomputation).
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def _call(
     (width, 3 * width),
     (width, width),
   )
-  keys = jax.random.split(jax.random.key(0), 3)
+  rng_keys = jax.random.split(jax.random.key(0), 3)
   arrays = [
-    (jax.random.normal(key, size) * width**-0.5).astype(dtype)
-    for key, size in zip(keys, sizes, strict=True)
+    (jax.random.normal(rng_key, size) * width**-0.5).astype(dtype)
+    for rng_key, size in zip(rng_keys, sizes, strict=True)
   ]
 
   def forward(x: jax.Array, w: jax.Array, out: jax.Array) -> jax.Array:
@@ -72,14 +72,13 @@ def run(
     shapes: names of `SHAPES`.
     peers: names of `PEERS`.
     dtype: of all arrays; "": bfloat16, float32 on a CPU.
-    batch: rows; 0: as the shape says.
+    batch: rows; 0: those of the shape.
     turns: see `timing.alternate`.
 
   Yields:
     One record per shape, implementation and direction.
   """
-  if not dtype:
-    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  dtype = dtype or timing.default_dtype()
   kind = jnp.dtype(dtype)
   limit = timing.ceiling(kind)
   for name in shapes:

@@ -1,4 +1,4 @@
-"""What projecting the keys and values of a context once per step saves.
+"""FLOPs saved by projecting the keys and values of a context once per step.
 
 `python -m mico_jax.benchmarks.context_kv` counts, by XLA's cost analysis of the
 compiled program, the floating point operations of the text tower in a step with
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from mico_jax.models import PRESETS, Context, ContextKV, MiCo, build
 
@@ -23,21 +25,21 @@ from mico_jax.models import PRESETS, Context, ContextKV, MiCo, build
 def text_step(
   model: MiCo,
   params: Any,
-  ids: jax.Array,
-  values: jax.Array,
-  negatives: jax.Array,
+  ids: Int[Array, "B L"],
+  values: Float[Array, "B S W"],
+  negatives: Int[Array, " B"],
   *,
   once: bool,
-) -> jax.Array:
+) -> Float[Array, ""]:
   """A scalar that depends on all text passes of a step.
 
   Args:
     model: the model.
     params: of its text tower and matching head.
-    ids: token ids [B L].
-    values: context [B S W].
-    negatives: row of the negative of each row [B].
-    once: project the context once and gather; else in every pass.
+    ids: token ids.
+    values: context tokens.
+    negatives: row of the negative of each row.
+    once: whether to project the context once and gather it, else in every pass.
   """
 
   def kv(rows: jax.Array | None) -> ContextKV:
@@ -47,13 +49,13 @@ def text_step(
     return model.project_context(params, Context(chosen))
 
   projected = model.project_context(params, Context(values))
-  own = jnp.arange(ids.shape[0])
+  rows = jnp.arange(ids.shape[0])
   positive = model.text(params, ids, context=kv(None))
   others = jnp.concatenate([ids, jnp.take(ids, negatives, axis=0)])
   negative = model.text(
     params,
     others,
-    context=kv(jnp.concatenate([negatives, own])),
+    context=kv(jnp.concatenate([negatives, rows])),
   )
   caption = model.text(params, ids, attention="causal", context=kv(None))
   return (
@@ -70,8 +72,8 @@ def measure(
 
   Args:
     preset: name of the model config.
-    depth: layers of the text tower, unrolled: the cost analysis counts the body
-      of a loop once.
+    depth: layers of the text tower, unrolled, since the cost analysis counts
+      the body of a loop once.
     batch: rows.
     length: text tokens.
     context: context tokens.
@@ -80,7 +82,7 @@ def measure(
   text = dataclasses.replace(config.text, depth=depth, dropout=0.0)
   model = build(dataclasses.replace(config, text=text, scan=False))
   params = model.abstract_params()
-  params = {k: params[k] for k in ("text", "matching_head")}
+  params = {name: params[name] for name in ("text", "matching_head")}
   width = config.text.width
   arguments = (
     params,
@@ -90,16 +92,7 @@ def measure(
   )
   flops = {}
   for once in (True, False):
-
-    def step(
-      params: Any,
-      ids: jax.Array,
-      values: jax.Array,
-      negatives: jax.Array,
-      once: bool = once,
-    ) -> jax.Array:
-      return text_step(model, params, ids, values, negatives, once=once)
-
+    step = functools.partial(text_step, model, once=once)
     grad = jax.jit(jax.value_and_grad(step, argnums=(0, 2)))
     cost = grad.lower(*arguments).compile().cost_analysis()
     flops["once" if once else "every_pass"] = float((cost or {})["flops"])

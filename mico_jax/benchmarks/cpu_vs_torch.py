@@ -1,11 +1,11 @@
-"""EVA-01 on the CPU: this package against PyTorch, same weights, same images.
+"""EVA-01 on the CPU: this package and PyTorch with equal weights and images.
 
     python -m mico_jax.benchmarks.cpu_vs_torch
 
 Peers are timm's `Eva` class and the `modeling_mico.py` that an export writes.
-Each side runs in processes of its own, one for each number of threads; the one
-that suits it best is chosen first, then the sides take turns and the median of
-their ratios is printed (below 1: this package is faster). Needs torch and timm.
+Each side runs in separate processes, one for each number of threads. The best
+number is chosen first, then the sides take turns and the median of their ratios
+is printed (below 1: this package is faster). Needs torch and timm.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 SIDES = ("jax", "timm", "modeling")
-# Of g/14, a few blocks: what is compared is their time, and 40 take minutes.
+# Only a few of the 40 blocks of g/14, which would take minutes.
 SHAPES: dict[str, dict[str, Any]] = {
   "b16": {
     "patch_size": 16,
@@ -38,12 +38,12 @@ SHAPES: dict[str, dict[str, Any]] = {
   },
   "g14": {"depth": 4},
 }
-PAUSE = 0.25  # seconds between turns: threads of the last one fall asleep
+PAUSE = 0.25  # seconds between turns, until threads of the last turn sleep
 
 
 # ------------------------------------------------------------------------ files
 def write_weights(folder: pathlib.Path, shape: str, seed: int = 0) -> None:
-  """The same random encoder for each side, and images."""
+  """Writes the same random encoder for each side."""
   import jax
 
   from mico_jax import config as c
@@ -128,7 +128,8 @@ def _timm(folder: pathlib.Path, images: np.ndarray) -> Callable[[], Any]:
   from mico_jax.interop.files import safetensors_file
 
   about = json.loads((folder / "config.json").read_text())
-  model: Any = timm.create_model(about["architecture"], **about["model_args"])
+  created = timm.create_model(about["architecture"], **about["model_args"])
+  model = cast(timm.models.eva.Eva, created)
   model.eval()
   flat = safetensors_file.read(folder / "model.safetensors")
   state = {name: torch.from_numpy(value) for name, value in flat.items()}
@@ -161,7 +162,7 @@ MAKERS = {"jax": _jax, "timm": _timm, "modeling": _modeling}
 
 
 def work(side: str, folder: pathlib.Path, batch: int, threads: int) -> None:
-  """A worker: prints the seconds of a forward for each line it is sent."""
+  """Runs a worker: prints the seconds of a forward pass per input line."""
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
   if side != "jax":
     import torch
@@ -202,7 +203,7 @@ class Worker:
     return self._process.stdout.readline().strip()
 
   def time(self) -> float:
-    """Seconds of one forward."""
+    """Seconds of one forward pass."""
     time.sleep(PAUSE)
     assert self._process.stdin is not None
     self._process.stdin.write("run\n")
@@ -220,7 +221,7 @@ class Worker:
 def compare(
   folder: pathlib.Path, batch: int, threads: Sequence[int], rounds: int
 ) -> dict[str, Any]:
-  """The sides in turns, each at the number of threads that suits it best."""
+  """Times the sides in turns, each at its best number of threads."""
   with contextlib.ExitStack() as stack:
     chosen: dict[str, Worker] = {}
     for side in SIDES:
@@ -238,19 +239,19 @@ def compare(
       {side: worker.time() for side, worker in chosen.items()}
       for _ in range(rounds)
     ]
-  found: dict[str, Any] = {}
+  results: dict[str, Any] = {}
   for side in SIDES:
     times = [turn[side] for turn in turns]
-    found[side] = {
+    results[side] = {
       "threads": chosen[side].threads,
       "median_ms": 1e3 * statistics.median(times),
     }
     if side != "jax":
       ratios = [turn["jax"] / turn[side] for turn in turns]
-      found[side]["jax_over_it"] = statistics.median(ratios)
+      results[side]["jax_over_it"] = statistics.median(ratios)
       gap = np.abs(outputs[side] - outputs["jax"]).max()
-      found[side]["largest_difference"] = float(gap)
-  return found
+      results[side]["largest_difference"] = float(gap)
+  return results
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -277,10 +278,12 @@ def main(argv: Sequence[str] | None = None) -> int:
       folder = pathlib.Path(scratch)
       write_weights(folder, shape)
       for batch in arguments.batches:
-        found = compare(
+        results = compare(
           folder, batch, arguments.thread_counts, arguments.rounds
         )
-        print(json.dumps({"shape": shape, "batch": batch, **found}), flush=True)
+        print(
+          json.dumps({"shape": shape, "batch": batch, **results}), flush=True
+        )
   return 0
 
 

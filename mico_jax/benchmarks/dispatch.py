@@ -1,10 +1,11 @@
-"""Makes the table by which the door of attention chooses on a TPU.
+"""Writes the table by which attention chooses its backend on a TPU.
 
 `python -m mico_jax.benchmarks.dispatch` compiles one shape of each class for
-each generation, forward and backward, ours and XLA's, and writes their static
-cycles (`mico_jax/aot/report.py`) to `kernels/attention/table.json`. The door
-takes the cheaper one, and ours in a class that has no comparison (keys that are
-streamed, which is not measured here). Run it after a change of the kernels.
+each generation, forward and backward, with this package's kernels and with XLA,
+and writes their static cycles (`mico_jax/aot/report.py`) to
+`kernels/attention/table.json`. Attention takes the cheaper backend, and the
+kernels in a class without comparison (streamed keys are not measured here). Run
+it after a change of the kernels.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ import jax
 from mico_jax import aot
 from mico_jax.benchmarks import attention
 from mico_jax.benchmarks.shapes import SHAPES
-from mico_jax.kernels.attention import table
+from mico_jax.kernels.attention.table import PATH
 
-# Class of the table -> the shape that stands for it.
+# Class of the table -> the shape that represents it.
 SHAPES_OF = {"few": "cross_257", "short": "apart_257", "long": "long_1028"}
 
 
@@ -35,10 +36,10 @@ def measure(generations: Sequence[str]) -> dict[str, Any]:
     generations: keys of `aot.CHIPS`.
 
   Returns:
-    generation -> class -> backend -> cycles; nothing for a class that one of
-    them refuses, where the door could only follow the other uncompared.
+    generation -> class -> backend -> cycles; a class is empty if one of the
+    backends does not support it.
   """
-  found: dict[str, Any] = {}
+  table: dict[str, Any] = {}
   for generation in generations:
     classes: dict[str, dict[str, int]] = {}
     topology = aot.CHIPS[generation].topology
@@ -56,14 +57,14 @@ def measure(generations: Sequence[str]) -> dict[str, Any]:
           break
         classes[name][backend] = round(cycles.total)
         print(f"{generation} {shape} {backend}: {cycles}", file=sys.stderr)
-    found[generation] = classes
-  return found
+    table[generation] = classes
+  return table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Measures and writes the table."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--out", type=pathlib.Path, default=table.PATH)
+  parser.add_argument("--out", type=pathlib.Path, default=PATH)
   parser.add_argument(
     "--generations", default=",".join(aot.CHIPS), help="by commas"
   )

@@ -1,10 +1,11 @@
-"""The contrastive loss with its gradients: times here, or figures of a slice.
+"""The contrastive loss with its gradients: times, or figures for a slice.
 
-`mico-jax bench loss` times each form on the devices that are here, beside the
-plain loss (all similarities of the global batch, differentiated by JAX) and the
-largest difference of its gradients to that in float64. `--peer torch` adds
-PyTorch's, on one device. `--aot v5e:16x16` compiles for a slice instead and
-prints memory, XLA's estimated cycles and what collectives bring to a device.
+`mico-jax bench loss` times each backend on the local devices and compares it
+with the plain loss (all similarities of the global batch, differentiated by
+JAX); it also prints the largest relative error of the gradients against
+float64. `--peer torch` adds PyTorch on one device. `--aot v5e:16x16` compiles
+for a slice instead and prints memory, XLA's estimated cycles and the bytes that
+a device receives.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float
 
 from mico_jax import aot
 from mico_jax.benchmarks import timing
@@ -23,7 +25,7 @@ from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.kernels.contrastive import contrastive_pair
 
 FORMS = ("chunked", "ring", "xla")
-ROWS = {"cpu": 1024}  # of the global batch by default; 65,536 elsewhere
+ROWS = {"cpu": 1024}  # default global batch; 65,536 on other platforms
 WIDTH = 512
 TEMPERATURE = 0.07
 PEERS = ("plain", "torch")
@@ -49,9 +51,9 @@ def _gradient(
 def _plain(query: Any, key: Any, temperature: Any) -> Any:
   def loss(query: Any, key: Any, temperature: Any) -> Any:
     scores = jnp.matmul(query, key.T) / temperature
-    own = jnp.mean(jnp.diagonal(scores))
+    positive = jnp.mean(jnp.diagonal(scores))
     both = jnp.mean(jax.nn.logsumexp(scores, 0) + jax.nn.logsumexp(scores, 1))
-    return both / 2 - own
+    return both / 2 - positive
 
   return jax.value_and_grad(loss, (0, 1, 2))(query, key, temperature)
 
@@ -63,8 +65,10 @@ def _partition(devices: Sequence[Any]) -> BatchSharding | None:
   return BatchSharding(Mesh(grid, ("data",)), ("data",))
 
 
-def unit_rows(rows: int, width: int = WIDTH) -> tuple[np.ndarray, np.ndarray]:
-  """Two sides of random unit rows, related as early in training."""
+def unit_rows(
+  rows: int, width: int = WIDTH
+) -> tuple[Float[np.ndarray, "B E"], Float[np.ndarray, "B E"]]:
+  """Random unit rows of both sides, correlated as early in training."""
   rng = np.random.default_rng(0)
   x = rng.normal(size=(rows, width))
   y = x + 3 * rng.normal(size=(rows, width))
@@ -75,7 +79,7 @@ def unit_rows(rows: int, width: int = WIDTH) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _exact(sides: Sequence[np.ndarray]) -> list[np.ndarray]:
-  """Gradients of both sides in float64, by NumPy."""
+  """Gradients of both sides in float64, with NumPy."""
   x, y = (a.astype(np.float64) for a in sides)
   scores = x @ y.T / TEMPERATURE
   by_row = np.exp(scores - scores.max(1, keepdims=True))
@@ -100,7 +104,7 @@ def run(
   batch: int = 0,
   turns: int = 7,
 ) -> Iterator[dict[str, Any]]:
-  """Times each form on the devices that are here.
+  """Times each backend on the local devices.
 
   Args:
     forms: names of `FORMS`.
@@ -109,7 +113,7 @@ def run(
     turns: see `timing.alternate`.
 
   Yields:
-    One record per form and peer.
+    One record per backend and peer.
   """
   batch = batch or ROWS.get(jax.default_backend(), 65536)
   sides = unit_rows(batch)
@@ -147,7 +151,7 @@ def run(
 def run_aot(
   topology: str, forms: Sequence[str], *, batch: int = 65536
 ) -> Iterator[dict[str, Any]]:
-  """Compiles each form for a slice, embeddings in bfloat16.
+  """Compiles each backend for a slice, with embeddings in bfloat16.
 
   Args:
     topology: such as "v5e:16x16".
@@ -155,7 +159,8 @@ def run_aot(
     batch: rows of the global batch.
 
   Yields:
-    One record per form, figures of one device; "refused" if it does not fit.
+    One record per backend, with figures of one device; "refused" if it does not
+    fit.
   """
   devices = aot.devices(topology)
   partition = _partition(devices)

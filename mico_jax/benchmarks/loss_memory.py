@@ -1,17 +1,16 @@
-"""Memory of the losses that compare the whole global batch, as compiled.
+"""Compiled memory of the losses that compare the whole global batch.
 
 `python -m mico_jax.benchmarks.loss_memory` compiles the contrastive loss with
 its gradients, and the mining of texts, for 8 CPU devices at growing global
-batches, and prints the temporaries of one device (`memory_analysis`): compiler
-figures, nothing is run. `--topology v5e:16x16` compiles for that slice instead,
-on any machine that has libtpu.
+batches, and prints the temporaries of one device (`memory_analysis`). These are
+compiler figures; nothing is run. `--topology v5e:16x16` compiles for that slice
+instead, on any machine with libtpu.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,25 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mico_jax import aot
 from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.kernels.contrastive import contrastive_pair
 from mico_jax.objectives.mining import draw_from_all
 
 CPU_DEVICES = 8
-LENGTH = 40  # token ids that travel with a text
+LENGTH = 40  # token ids of a text
 KINDS = ("xla", "chunked", "ring", "mining")
-
-
-def devices_of(topology: str) -> list[Any]:
-  """Devices of a described slice, or of this machine's CPU ("")."""
-  if not topology:
-    return jax.devices("cpu")
-  from jax.experimental import topologies
-
-  found = topologies.get_topology_desc(
-    platform="tpu", topology_name=topology
-  ).devices
-  return list(found)
 
 
 def compiled(
@@ -54,24 +42,24 @@ def compiled(
     chunk: columns of a block; 0: automatic.
 
   Returns:
-    What `jax.stages.Lowered.compile` gives.
+    A `jax.stages.Compiled`.
   """
 
-  def given(shape: tuple[int, ...], dtype: Any, spec: Any) -> Any:
+  def array(shape: tuple[int, ...], dtype: Any, spec: Any) -> Any:
     sharding = NamedSharding(partition.mesh, spec)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
   split, whole = partition.spec(), PartitionSpec()
-  side = given((rows, width), jnp.bfloat16, split)
-  prints = given((rows, 2), jnp.uint32, split)
-  scale = given((), jnp.float32, whole)
+  side = array((rows, width), jnp.bfloat16, split)
+  fingerprint = array((rows, 2), jnp.uint32, split)
+  scale = array((), jnp.float32, whole)
 
-  def loss(query: Any, key: Any, temperature: Any, prints: Any) -> Any:
+  def loss(query: Any, key: Any, temperature: Any, fingerprint: Any) -> Any:
     pair = contrastive_pair(
       query,
       key,
       temperature=temperature,
-      fingerprint=prints,
+      fingerprint=fingerprint,
       label_smoothing=0.1,
       partition=partition,
       chunk=chunk,
@@ -80,28 +68,28 @@ def compiled(
     return (pair.to_key + pair.to_query).mean()
 
   def mine(
-    query: Any, key: Any, temperature: Any, prints: Any, ids: Any
+    query: Any, key: Any, temperature: Any, fingerprint: Any, ids: Any
   ) -> Any:
     start = jax.random.key(0)
     number = jnp.arange(rows, dtype=jnp.uint32)
-    keys = jax.vmap(lambda i: jax.random.fold_in(start, i))(number)
+    rng_keys = jax.vmap(lambda i: jax.random.fold_in(start, i))(number)
     return draw_from_all(
-      keys,
+      rng_keys,
       query,
       key,
       ids,
       temperature=temperature,
       valid=jnp.ones((rows,), bool),
-      fingerprint=prints,
+      fingerprint=fingerprint,
       partition=partition,
       chunk=chunk,
     )
 
-  arguments = [side, side, scale, prints]
+  arguments = [side, side, scale, fingerprint]
   run: Any = jax.grad(loss, (0, 1, 2))
   if kind == "mining":
     run = mine
-    arguments.append(given((rows, LENGTH), jnp.int32, split))
+    arguments.append(array((rows, LENGTH), jnp.int32, split))
   traced = jax.jit(run).trace(*arguments)
   platform = partition.mesh.devices.flat[0].platform
   return traced.lower(lowering_platforms=(platform,)).compile()
@@ -117,13 +105,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--kinds", default=",".join(KINDS))
   options = parser.parse_args(argv)
   jax.config.update("jax_platforms", "cpu")
-  if options.topology:
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  else:
-    jax.config.update("jax_num_cpu_devices", CPU_DEVICES)
-  devices = np.asarray(devices_of(options.topology), dtype=object)
+  jax.config.update("jax_num_cpu_devices", CPU_DEVICES)
+  name = options.topology
+  devices = np.asarray(
+    aot.devices(name) if name else jax.devices("cpu"), dtype=object
+  )
   partition = BatchSharding(Mesh(devices, ("data",)), ("data",))
   for kind in options.kinds.split(","):
     for rows in (int(x) for x in options.rows.split(",")):
@@ -132,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       ).memory_analysis()
       figures = {
         "kind": kind,
-        "topology": options.topology or f"cpu:{devices.size}",
+        "topology": name or f"cpu:{devices.size}",
         "rows": rows,
         "width": options.width,
         "temporaries_mib": round(memory.temp_size_in_bytes / 2**20, 2),

@@ -1,11 +1,11 @@
-"""Memory of matching at a growing global batch and an equal local one.
+"""Compiled memory of matching at growing global and constant local batch.
 
 `python -m mico_jax.benchmarks.matching_memory` compiles the whole matching
 objective (encoding of small inputs, mining of texts from the global batch and
 of contexts within groups, the three pairs of every row through the text tower)
-with its gradient for 8 and for 512 CPU devices of 128 rows each, and prints
-the temporaries of one device (`memory_analysis`): compiler figures, nothing is
-run.
+with its gradient for 8 and for 512 CPU devices of 128 rows each, and prints the
+temporaries of one device (`memory_analysis`). These are compiler figures;
+nothing is run.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ def compiled(devices: Sequence[Any], local_rows: int, group_rows: int) -> Any:
 
   Args:
     devices: to compile for, all along one axis.
-    local_rows: rows of the batch on each.
+    local_rows: rows of each device.
     group_rows: rows of a mining group.
 
   Returns:
-    What `jax.stages.Lowered.compile` gives.
+    A `jax.stages.Compiled`.
   """
   mesh = Mesh(np.asarray(devices, dtype=object), ("data",))
   partition = BatchSharding(mesh, ("data",))
@@ -85,17 +85,17 @@ def compiled(devices: Sequence[Any], local_rows: int, group_rows: int) -> Any:
   model = build(config.model)
   loss = make_loss(model, config, task, WORDS, partition=partition)
 
-  def given(shape: tuple[int, ...], dtype: Any) -> Any:
+  def rows_of(shape: tuple[int, ...], dtype: Any) -> Any:
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
 
   batch = {
-    "row": given((), jnp.int32),
-    "weight": given((), jnp.float32),
-    "pixels": {"video": given((1, SIZE, SIZE, 3), jnp.float32)},
+    "row": rows_of((), jnp.int32),
+    "weight": rows_of((), jnp.float32),
+    "pixels": {"video": rows_of((1, SIZE, SIZE, 3), jnp.float32)},
     "inputs": {},
-    "present": {"video": given((), jnp.bool_)},
-    "text": {GROUP: given((LENGTH,), jnp.int32)},
+    "present": {"video": rows_of((), jnp.bool_)},
+    "text": {GROUP: rows_of((LENGTH,), jnp.int32)},
   }
   whole = NamedSharding(mesh, PartitionSpec())
   params = jax.tree.map(
@@ -107,7 +107,7 @@ def compiled(devices: Sequence[Any], local_rows: int, group_rows: int) -> Any:
 
 
 def measure(devices: int, local_rows: int, group_rows: int) -> dict[str, Any]:
-  """Figures of one number of devices; at least so many must exist."""
+  """Figures for a number of devices, which must exist."""
   chosen = jax.devices("cpu")[:devices]
   memory = compiled(chosen, local_rows, group_rows).memory_analysis()
   return {
@@ -129,11 +129,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   counts = [int(x) for x in options.devices.split(",")]
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", max(counts))
-  found = [
+  results = [
     measure(count, options.local_rows, options.group_rows) for count in counts
   ]
-  for figures in found:
-    share = figures["temporaries_mib"] / found[0]["temporaries_mib"]
+  for figures in results:
+    share = figures["temporaries_mib"] / results[0]["temporaries_mib"]
     print(json.dumps({**figures, "share_of_first": round(share, 4)}))
 
 

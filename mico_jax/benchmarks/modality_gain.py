@@ -1,11 +1,11 @@
-"""How much each added modality helps retrieval, over several seeds.
+"""Gain in retrieval from each added modality, over several seeds.
 
     python -m mico_jax.benchmarks.modality_gain runs/seed0 runs/seed1 runs/seed2
 
 Every checkpoint embeds the same scenes of OmniWorld's test split as video, as
-video + audio, and as video + audio + depth; the queries are the same omni
-captions throughout. Two views are compared by a paired bootstrap that resamples
-scenes and seeds. The ceilings follow from the scene graphs.
+video + audio, and as video + audio + depth; the queries are always the same
+omni captions. Two views are compared by a paired bootstrap that resamples
+scenes and seeds. The ceilings of R@1 follow from the scene graphs.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ KIND = "omni"  # captions that state what is seen, heard and measured
 def hits(
   model: OmniModel, views: Sequence[str], *, size: int
 ) -> tuple[dict[str, Float[np.ndarray, " N"]], dict[str, float]]:
-  """Which texts find their scene first, and the best expected share.
+  """Hits of each text at rank 1, and the ceiling of their share.
 
   Args:
     model: from `mico_jax.load`.
     views: context letters, each with a head of the model.
-    size: scenes, with captions that all differ.
+    size: number of scenes, whose captions all differ.
 
   Returns:
     {letters: 1 or 0 per scene} and {letters: ceiling of R@1}.
@@ -55,25 +55,25 @@ def hits(
     for scene, i in zip(scenes, indices, strict=True)
   ]
   queries = embedder.embed_texts(texts, KIND)
-  own = np.eye(len(texts), dtype=bool)
-  found = {
+  positives = np.eye(len(texts), dtype=bool)
+  recalls = {
     view: metrics.recall_at(
-      metrics.ranks(queries @ gallery.embeddings[view].T, own), 1
+      metrics.ranks(queries @ gallery.embeddings[view].T, positives), 1
     )
     for view in views
   }
-  return found, {view: ceilings(scenes, view, KIND) for view in views}
+  return recalls, {view: ceilings(scenes, view, KIND) for view in views}
 
 
 def gain(
   checkpoints: Sequence[str], views: Sequence[str], *, size: int = 1000
 ) -> dict[str, Any]:
-  """Mean R@1 of each view and the differences of neighbouring ones.
+  """Mean R@1 of each view, and the gains between consecutive views.
 
   Args:
     checkpoints: workdirs or step folders of one config, different seeds.
     views: context letters, each adding a modality to the one before.
-    size: scenes.
+    size: number of scenes.
 
   Raises:
     ConfigError: for fewer than two views.
@@ -83,10 +83,10 @@ def gain(
   values: dict[str, list[np.ndarray]] = {view: [] for view in views}
   best: dict[str, float] = {}
   for path in checkpoints:
-    found, best = hits(load(path, check="fast"), views, size=size)
-    say(f"{path}: " + ", ".join(f"{v} {found[v].mean():.3f}" for v in views))
+    recalls, best = hits(load(path, check="fast"), views, size=size)
+    say(f"{path}: " + ", ".join(f"{v} {recalls[v].mean():.3f}" for v in views))
     for view in views:
-      values[view].append(found[view])
+      values[view].append(recalls[view])
   rows = {view: np.stack(parts) for view, parts in values.items()}
   steps = []
   for a, b in itertools.pairwise(views):

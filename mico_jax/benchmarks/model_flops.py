@@ -1,9 +1,8 @@
-"""Model FLOPs of a vision tower, line by line.
+"""Model FLOPs of a vision tower by part.
 
-Only what the model needs counts: matrix products, a multiplication and an
-addition each; nothing computed a second time to save memory, no norms, no
-softmax, no optimizer. A training step is three forward passes, less the
-gradient of the pixels.
+Counts matrix products, with two operations per multiply-add, but no
+recomputation, norms, softmax or optimizer. A training step is three forward
+passes, less the gradient of the pixels.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Host memory that restoring a train state takes.
+"""Host memory of restoring a training state.
 
   python -m mico_jax.benchmarks.restore_memory --preset mico_g14 --dir scratch
 
 writes a checkpoint of a model's parameters and both Adam moments, leaf by leaf,
-and restores it in a process of its own onto 8 CPU devices with split
-parameters. Prints the size of the state, the greatest memory of that process
-(`ru_maxrss`, the state included), and their ratio. Needs the state's size on
-disk; the folder is removed.
+and restores it in another process onto 8 CPU devices with sharded parameters.
+Prints the size of the state, the peak memory of that process (`ru_maxrss`,
+including the state), and their ratio. Needs as much disk space as the state;
+the folder is removed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _like(config: Config) -> TrainState:
 
 
 def write(folder: pathlib.Path, preset: str) -> int:
-  """Writes the checkpoint of step 1 below a workdir; returns its bytes."""
+  """Writes a checkpoint of step 1 into a workdir; returns its bytes."""
   config = _config(preset)
   like = _like(config)
   rng = np.random.default_rng(0)
@@ -80,7 +80,7 @@ def write(folder: pathlib.Path, preset: str) -> int:
 
 
 def restore(folder: pathlib.Path, preset: str) -> dict[str, Any]:
-  """Restores it in this process; what it took in bytes."""
+  """Restores the checkpoint in this process; memory in bytes."""
   config = _config(preset)
   like = _like(config)
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -122,15 +122,15 @@ def main(argv: Sequence[str] | None = None) -> None:
       text=True,
       check=True,
     )
-  found = json.loads(done.stdout.splitlines()[-1])
-  gib = {f"{k}_gib": round(v / 2**30, 3) for k, v in found.items()}
+  memory = json.loads(done.stdout.splitlines()[-1])
+  gib = {f"{k}_gib": round(v / 2**30, 3) for k, v in memory.items()}
   print(
     json.dumps(
       {
         "preset": options.preset,
         "state_gib": round(size / 2**30, 3),
         **gib,
-        "peak_over_state": round(found["peak"] / size, 3),
+        "peak_over_state": round(memory["peak"] / size, 3),
       }
     )
   )

@@ -1,12 +1,12 @@
-"""A released folder of full size, in and out again: bytes, memory, time.
+"""Import and export of a full-size official folder: bytes, memory, time.
 
     python -m mico_jax.benchmarks.round_trip --preset mico_g14 --dir DIR
 
-writes a released folder of random weights (5.2 GB for ViT-g with EVA-CLIP's
+writes an official folder of random weights (5.2 GB for ViT-g with EVA-CLIP's
 text tower), imports it, exports it as a `.pt` and as safetensors, and loads the
-import onto eight CPU devices; each in a process of its own. Every tensor's
-name, dtype and SHA-256 are compared between the ends. The yardstick of time is
-a plain copy of the file with SHA-256 of the copy.
+import onto eight CPU devices, each in a separate process. The name, dtype and
+SHA-256 of every tensor are compared before and after. Times are compared with a
+plain copy of the file and SHA-256 of the copy.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from mico_jax.interop.names import mico
 from mico_jax.interop.names.weight_map import to_theirs
 from mico_jax.models import PRESETS, build
 
-DEVICES = 8  # that the import is loaded onto
+DEVICES = 8  # onto which the import is loaded
 LOAD = """
 import jax, json, resource, sys
 from mico_jax import axes
@@ -71,9 +71,9 @@ print(json.dumps({"before": before, "peak": peak(), "device_bytes": held}))
 
 # --------------------------------------------------------------- random weights
 def _text_tower(width: int = 768, layers: int = 12) -> dict[str, Any]:
-  """Shapes of the text tower that EVA-CLIP's g/14 carries, by name."""
+  """Tensor shapes of the text tower of EVA-CLIP's g/14, by name."""
   top = "vision_encoder.text."
-  found: dict[str, Any] = {
+  shapes: dict[str, Any] = {
     f"{top}positional_embedding": (77, width),
     f"{top}text_projection": (width, 1024),
     f"{top}token_embedding.weight": (49408, width),
@@ -86,18 +86,18 @@ def _text_tower(width: int = 768, layers: int = 12) -> dict[str, Any]:
       ("mlp.c_fc.", 4 * width, width),
       ("mlp.c_proj.", width, 4 * width),
     ):
-      found[f"{block}{name}weight"] = (rows, columns)
-      found[f"{block}{name}bias"] = (rows,)
+      shapes[f"{block}{name}weight"] = (rows, columns)
+      shapes[f"{block}{name}bias"] = (rows,)
     for norm in ("ln_1.", "ln_2."):
-      found[f"{block}{norm}weight"] = found[f"{block}{norm}bias"] = (width,)
-  found[f"{top}ln_final.weight"] = found[f"{top}ln_final.bias"] = (width,)
-  return found
+      shapes[f"{block}{norm}weight"] = shapes[f"{block}{norm}bias"] = (width,)
+  shapes[f"{top}ln_final.weight"] = shapes[f"{top}ln_final.bias"] = (width,)
+  return shapes
 
 
 def _shapes(config: ModelConfig) -> dict[str, Any]:
-  """Shapes of a released file's tensors, by name."""
+  """Shapes of the tensors of an official file, by name."""
   ours = manifest.flatten(build(config).abstract_params())
-  found: dict[str, Any] = {}
+  shapes: dict[str, Any] = {}
   for entry in mico.entries(config):
     shape = ours["/".join(entry.path)].shape
     one = tuple(shape[1:] if entry.layers else shape)
@@ -106,44 +106,44 @@ def _shapes(config: ModelConfig) -> dict[str, Any]:
     like = np.broadcast_to(np.zeros((), np.int8), one)
     theirs = to_theirs(like, entry, patch_size=config.vision.patch_size).shape
     for i in range(max(entry.layers, 1)):
-      found |= {name.format(i=i): theirs for name in entry.names}
-  return found
+      shapes |= {name.format(i=i): theirs for name in entry.names}
+  return shapes
 
 
 def random_tensors(config: ModelConfig, seed: int = 0) -> Tensors:
-  """Tensors of a released file, drawn when they are read."""
+  """Random tensors of an official file, generated when they are read."""
   shapes = _shapes(config)
   if config.vision.width == 1408:
     shapes |= _text_tower()
-  found: Tensors = {}
+  tensors: Tensors = {}
   for i, (name, shape) in enumerate(shapes.items()):
 
     def load(shape: Any = shape, i: int = i) -> np.ndarray:
       rng = np.random.default_rng([seed, i])
       drawn = rng.standard_normal(shape, np.float32) * np.float32(0.02)
-      return np.asarray(drawn)  # of shape (): NumPy made it a scalar
+      return np.asarray(drawn)  # NumPy turns shape () into a scalar
 
-    found[name] = Tensor(name, shape, np.dtype(np.float32), load)
+    tensors[name] = Tensor(name, shape, np.dtype(np.float32), load)
   for name, value in mico.buffers(config).items():
-    found[name] = Tensor(name, value.shape, value.dtype, lambda v=value: v)
+    tensors[name] = Tensor(name, value.shape, value.dtype, lambda v=value: v)
   for copy, original in mico.TIED.items():
-    found[copy] = dataclasses.replace(found[original], name=copy)
-  return found
+    tensors[copy] = dataclasses.replace(tensors[original], name=copy)
+  return tensors
 
 
 def write_folder(
   folder: pathlib.Path, config: ModelConfig, form: str, seed: int
 ) -> tuple[pathlib.Path, dict[str, Any]]:
-  """A released folder of random weights.
+  """Writes an official folder of random weights.
 
   Args:
     folder: to write.
-    config: whose weights.
+    config: of the model.
     form: "pt" or "safetensors".
     seed: of the weights.
 
   Returns:
-    Its file of weights, and (dtype, SHA-256) of each tensor.
+    Its weights file, and (dtype, shape, SHA-256) of each tensor.
   """
   (folder / "ckpt").mkdir(parents=True)
   (folder / "log").mkdir()
@@ -179,7 +179,7 @@ def write_folder(
 
 
 def hashes(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """Name -> dtype, shape and SHA-256 of tensors of a report."""
+  """Name -> dtype, shape and SHA-256 of the tensors of a report."""
   return {
     one["name"]: (one["dtype"], list(one["shape"]), one["sha256"])
     for one in records
@@ -188,7 +188,7 @@ def hashes(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 # ------------------------------------------------------------------ measurement
 def measured(command: Sequence[str], **environment: str) -> dict[str, Any]:
-  """Runs a process; its wall and processor time, peak memory and output.
+  """Runs a command; returns its wall and CPU time, peak memory and output.
 
   Raises:
     RuntimeError: if it fails.
@@ -217,7 +217,7 @@ def measured(command: Sequence[str], **environment: str) -> dict[str, Any]:
 def copy_and_hash(
   file: pathlib.Path, target: pathlib.Path
 ) -> tuple[float, float]:
-  """Wall and processor seconds of a plain copy of a file and its SHA-256."""
+  """Wall and CPU seconds of a plain copy of a file and its SHA-256."""
   start, cpu = time.perf_counter(), time.process_time()
   shutil.copyfile(file, target)
   with open(target, "rb") as copied:
@@ -228,28 +228,28 @@ def copy_and_hash(
 
 
 def file_hashes(file: pathlib.Path) -> dict[str, Any]:
-  """Name -> dtype, shape and SHA-256 of a file's tensors, read back."""
-  found = {}
+  """Name -> dtype, shape and SHA-256 of tensors of a safetensors file."""
+  records = {}
   for name, tensor in safetensors_file.open_tensors(file).items():
     data = np.ascontiguousarray(tensor.load()).reshape(-1).view(np.uint8)
     digest = hashlib.sha256(data.data).hexdigest()
-    found[name] = (tensor.dtype.name, list(tensor.shape), digest)
-  return found
+    records[name] = (tensor.dtype.name, list(tensor.shape), digest)
+  return records
 
 
 def run(
   preset: str, form: str, folder: pathlib.Path, seed: int = 0
 ) -> dict[str, Any]:
-  """All measurements of one model, in an empty folder."""
+  """Runs all measurements of one model in an empty folder."""
   config = dataclasses.replace(
     PRESETS[preset],
     normals_as="depth",
     heads=(*"tsvad", "va", "id", "vs", "vas"),
     frame_table={"video": 8, "audio": 4, "depth": 1},
   )
-  file, wanted = write_folder(folder / "released", config, form, seed)
+  file, wanted = write_folder(folder / "official", config, form, seed)
   plain_seconds, plain_cpu = copy_and_hash(file, folder / "copy")
-  found: dict[str, Any] = {
+  results: dict[str, Any] = {
     "preset": preset,
     "form": form,
     "seed": seed,
@@ -259,7 +259,7 @@ def run(
     "copy_and_hash_cpu_seconds": plain_cpu,
   }
   command = [sys.executable, "-m", "mico_jax"]
-  out, source = folder / "imported", folder / "released"
+  out, source = folder / "imported", folder / "official"
   plain = folder / "safetensors"
   export = ["export", "--checkpoint", str(out), "--compare", "off", "--to"]
   steps = {
@@ -272,24 +272,24 @@ def run(
     if name == "export_pt":
       shutil.rmtree(source)
     result = measured([*command, *arguments])
-    found[f"{name}_seconds"] = result["seconds"]
-    times = result["seconds"] / found["copy_and_hash_seconds"]
-    found[f"{name}_times_copy_and_hash"] = times
-    found[f"{name}_cpu_seconds"] = result["cpu_seconds"]
-    found[f"{name}_peak_bytes"] = result["peak_bytes"]
+    results[f"{name}_seconds"] = result["seconds"]
+    times = result["seconds"] / results["copy_and_hash_seconds"]
+    results[f"{name}_times_copy_and_hash"] = times
+    results[f"{name}_cpu_seconds"] = result["cpu_seconds"]
+    results[f"{name}_peak_bytes"] = result["peak_bytes"]
   report = json.loads((out / "import_report.json").read_text())
-  found["import_identical"] = hashes(report["tensors"]) == wanted
+  results["import_identical"] = hashes(report["tensors"]) == wanted
   report = json.loads((folder / "pt" / "export_report.json").read_text())
-  found["export_pt_identical"] = hashes(report["tensors"]) == wanted
+  results["export_pt_identical"] = hashes(report["tensors"]) == wanted
   back: dict[str, Any] = {}
   for path in sorted(plain.glob("*.safetensors")):
     back |= file_hashes(path)
-  found["export_safetensors_identical"] = back == wanted
-  return {**found, **load(out)}
+  results["export_safetensors_identical"] = back == wanted
+  return {**results, **load(out)}
 
 
 def load(out: pathlib.Path) -> dict[str, Any]:
-  """Host memory of loading an import onto a mesh, beyond the device arrays."""
+  """Time and host memory of loading an import onto a mesh."""
   flags = f"--xla_force_host_platform_device_count={DEVICES}"
   loaded = measured([sys.executable, "-c", LOAD, str(out)], XLA_FLAGS=flags)
   memory = json.loads(loaded.pop("output"))
@@ -317,11 +317,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   arguments = parser.parse_args(argv)
   with tempfile.TemporaryDirectory(dir=arguments.dir) as scratch:
-    found = run(
+    results = run(
       arguments.preset, arguments.form, pathlib.Path(scratch), arguments.seed
     )
-  print(json.dumps(found, indent=1))
-  same = [value for key, value in found.items() if key.endswith("identical")]
+  print(json.dumps(results, indent=1))
+  same = [
+    value for name, value in results.items() if name.endswith("identical")
+  ]
   return 0 if all(same) else 1
 
 

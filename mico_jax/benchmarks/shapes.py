@@ -1,4 +1,4 @@
-"""The attention problems that benchmarks measure."""
+"""Attention problems of the benchmarks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Shape:
     num_keys: S.
     num_heads: N.
     head_dim: H.
-    batch: rows that are compiled for; figures are per row.
-    packed: q, k and v in one array.
+    batch: number of rows; figures are per row.
+    packed: whether q, k and v are one array.
   """
 
   num_queries: int
@@ -26,7 +26,7 @@ class Shape:
   packed: bool = False
 
   def with_batch(self, batch: int) -> Shape:
-    """The same with other rows; 0: as it is."""
+    """The problem with another number of rows; 0: unchanged."""
     return dataclasses.replace(self, batch=batch) if batch else self
 
 

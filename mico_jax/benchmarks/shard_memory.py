@@ -1,14 +1,13 @@
-"""Host memory that saving and restoring take where a state is split.
+"""Host memory of saving and restoring a sharded state.
 
   python -m mico_jax.benchmarks.shard_memory --mib 2048 --processes 8 --dir out
 
-starts processes of one CPU device each, splits a state over them and saves it;
-as many new processes restore it. Prints the MiB that each holds (its shard)
-and, of the process that took most, the greatest memory above that before the
-state was there, divided by the shard: 1 is the shard alone, since the memory of
-a CPU device is the host's. Some 30 MiB are no part of either, so a small shard
-gives a larger ratio. Linux only; needs the state's size on disk, the
-folder is removed.
+starts processes of one CPU device each, shards a state over them and saves it;
+as many new processes restore it. Prints the MiB of a shard and, of the process
+with the largest peak, the increase of memory divided by the shard: 1 is the
+shard alone, since the memory of a CPU device is the host's. About 30 MiB of the
+increase belong to neither, so a small shard gives a larger ratio. Linux only;
+needs as much disk space as the state; the folder is removed.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ ARRAY_MIB = 16
 
 
 def _memory(kind: str) -> int:
-  """Bytes that this process holds ("VmRSS") or held at most ("VmHWM")."""
+  """Current ("VmRSS") or peak ("VmHWM") memory of this process in bytes."""
   for line in pathlib.Path("/proc/self/status").read_text().splitlines():
     if line.startswith(kind):
       return int(line.split()[1]) * 1024
@@ -48,14 +47,14 @@ def _memory(kind: str) -> int:
 
 
 def _mark() -> int:
-  """Bytes held now; the greatest are counted anew from here."""
+  """Resets the peak memory; returns the current memory in bytes."""
   gc.collect()
   pathlib.Path("/proc/self/clear_refs").write_text("5")
   return _memory("VmRSS")
 
 
 def _like(count: int, width: int, mesh: jax.sharding.Mesh) -> TrainState:
-  """Some split matrices of 512 rows and a vector that all hold."""
+  """Sharded matrices of 512 rows and a replicated vector."""
   split = jax.NamedSharding(mesh, jax.P("fsdp"))
   whole = jax.NamedSharding(mesh, jax.P())
   params: dict[str, Any] = {
@@ -68,7 +67,7 @@ def _like(count: int, width: int, mesh: jax.sharding.Mesh) -> TrainState:
 
 
 def _make(like: TrainState) -> TrainState:
-  """A state of random numbers, each process its own shards."""
+  """A state of random numbers; each process makes its shards."""
 
   def array(x: jax.ShapeDtypeStruct) -> jax.Array:
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -84,9 +83,9 @@ def _make(like: TrainState) -> TrainState:
 
 
 def measure(folder: pathlib.Path, mib: int, *, restore: bool) -> dict[str, Any]:
-  """Saves or restores in this process; all processes call it together."""
+  """Saves or restores the state; all processes call it together."""
   mesh = jax.make_mesh((jax.device_count(),), ("fsdp",))
-  # What is imported and compiled shall not count.
+  # A small state first, so that imports and compilation do not count.
   small = _like(2, 64, mesh)
   first = Manager(folder / f"first-{restore}", config=Config())
   first.save(1, _make(small))
@@ -122,7 +121,7 @@ def measure(folder: pathlib.Path, mib: int, *, restore: bool) -> dict[str, Any]:
 def _start(
   folder: pathlib.Path, mib: int, processes: int, *options: str
 ) -> list[dict[str, Any]]:
-  """What every process measured."""
+  """Starts the processes; returns the measurement of each."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
@@ -157,12 +156,12 @@ def _start(
 
 
 def run(folder: pathlib.Path, mib: int, processes: int) -> dict[str, float]:
-  """Saves in some processes and restores in as many new ones."""
+  """Saves in some processes and restores in as many new processes."""
   saved = _start(folder, mib, processes)
   restored = _start(folder, mib, processes, "--restore")
   if [x["hashes"] for x in saved] != [x["hashes"] for x in restored]:
-    raise RuntimeError("what was restored is not what was saved")
-  ratio = lambda found: round(max(x["peak"] / x["mib"] for x in found), 3)
+    raise RuntimeError("the restored state differs from the saved one")
+  ratio = lambda runs: round(max(x["peak"] / x["mib"] for x in runs), 3)
   return {
     "shard_mib": round(saved[0]["mib"], 3),
     "save": ratio(saved),
@@ -181,13 +180,13 @@ def main(argv: Sequence[str] | None = None) -> None:
   options = parser.parse_args(argv)
   if options.worker:
     distributed.initialize_from_env()
-    found = measure(options.worker, options.mib, restore=options.restore)
-    print(json.dumps(found))
+    result = measure(options.worker, options.mib, restore=options.restore)
+    print(json.dumps(result))
     return
   options.dir.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=options.dir) as name:
-    found = run(pathlib.Path(name), options.mib, options.processes)
-  print(json.dumps({"mib": options.mib, **found}))
+    result = run(pathlib.Path(name), options.mib, options.processes)
+  print(json.dumps({"mib": options.mib, **result}))
 
 
 if __name__ == "__main__":

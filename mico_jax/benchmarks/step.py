@@ -1,10 +1,10 @@
-"""Times of a whole vision tower on the device that is here.
+"""Times of a whole vision tower on the local device.
 
 `mico-jax bench step [--shapes vit_b16] [--peer torch]`: a forward pass, and a
 training step (gradient of the mean square of the class token, AdamW), in turns
-with timm's model of the same sizes in PyTorch. Our side is the package's own
-tower and optimizer: bfloat16 with float32 parameters on an accelerator, float32
-on a CPU. The share is that of the measured rate of a large matrix product.
+with timm's model of the same sizes in PyTorch. The tower and optimizer of this
+package run in bfloat16 with float32 parameters on an accelerator, in float32 on
+a CPU. The share is relative to the measured rate of a large matrix product.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOWERS = {
   "vit_l14": "vit_l14",
   "vit_g14": "eva01_g14",
 }
-_BATCH = {"cpu": 8}  # images by default; 64 elsewhere
+_BATCH = {"cpu": 8}  # default number of images; 64 on other platforms
 PEERS = ("torch",)
 
 
@@ -38,17 +38,15 @@ def _images(config: VisionConfig, batch: int) -> jax.Array:
   return jax.random.normal(jax.random.key(1), shape, jnp.float32)
 
 
-def _tower(config: VisionConfig, remat: str) -> tuple[Any, str]:
-  """The module and its compute dtype."""
-  cpu = jax.default_backend() == "cpu"
-  dtype = "float32" if cpu else "bfloat16"
+def _tower(config: VisionConfig, remat: str) -> ViT:
   # Unrolled layers are faster on a CPU, a loop compiles faster elsewhere.
-  module = ViT(config=config, dtype=jnp.dtype(dtype), remat=remat, scan=not cpu)
-  return module, dtype
+  scan = jax.default_backend() != "cpu"
+  dtype = jnp.dtype(timing.default_dtype())
+  return ViT(config=config, dtype=dtype, remat=remat, scan=scan)
 
 
 def _params(module: Any, config: VisionConfig) -> Any:
-  init = jax.jit(lambda key, x: nn.meta.unbox(module.init(key, x)["params"]))
+  init = jax.jit(lambda rng, x: nn.meta.unbox(module.init(rng, x)["params"]))
   return init(jax.random.key(0), _images(config, 1))
 
 
@@ -60,9 +58,9 @@ def forward(
   Args:
     config: of the tower.
     batch: images.
-    remat: policy of `mico_jax.layers.stack.REMAT`; nothing is kept here.
+    remat: policy of `mico_jax.layers.stack.REMAT`, without effect here.
   """
-  module, _ = _tower(config, remat)
+  module = _tower(config, remat)
   params, images = _params(module, config), _images(config, batch)
   run = jax.jit(lambda params, x: module.apply({"params": params}, x)[0][:, 0])
   return timing.waiting(run, params, images)
@@ -71,14 +69,14 @@ def forward(
 def train(
   config: VisionConfig, *, batch: int, remat: str = "none"
 ) -> Callable[[], Any]:
-  """A call that does one training step and keeps its result.
+  """A call that does one training step and keeps the new state.
 
   Args:
     config: of the tower.
     batch: images.
     remat: policy of `mico_jax.layers.stack.REMAT`.
   """
-  module, _ = _tower(config, remat)
+  module = _tower(config, remat)
   params, images = _params(module, config), _images(config, batch)
   options = OptimizerConfig(clip_norm=0.0, schedule="constant", warmup=0)
   optimizer = make_optimizer(options, params, 1000)
@@ -120,16 +118,14 @@ def run(
     peers: names of `PEERS`.
     batch: images; 0: 8 on a CPU, else 64.
     turns: see `timing.alternate`.
-    remat: policy of our side.
-    compiled: PyTorch's side through `torch.compile`.
+    remat: policy of `mico_jax.layers.stack.REMAT`.
+    compiled: whether PyTorch uses `torch.compile`.
 
   Yields:
     One record per tower, implementation and direction.
   """
-  platform = jax.default_backend()
-  batch = batch or _BATCH.get(platform, 64)
-  dtype = "float32" if platform == "cpu" else "bfloat16"
-  limit = timing.ceiling(jnp.dtype(dtype))
+  batch = batch or _BATCH.get(jax.default_backend(), 64)
+  limit = timing.ceiling(jnp.dtype(timing.default_dtype()))
   for name in towers:
     config = VISION[TOWERS[name]]
     for training in (False, True):

@@ -1,21 +1,21 @@
-"""Static cycles of a training step on a TPU slice, line by line, and its MFU.
+"""Static cycles of a training step on a TPU slice by line, and its MFU.
 
-`mico-jax bench step --aot v5e:16x16 --batch 32` compiles two programs for a
-slice that need not be there, forward, backward and AdamW, parameters split over
-an axis "fsdp" of the mesh:
+`mico-jax bench step --aot v5e:16x16 --batch 32` compiles two programs, with
+forward and backward pass and AdamW and parameters sharded over the mesh axis
+"fsdp", without needing the slice:
 
-  tower  images through the vision tower, contrastive loss against given text
-         embeddings over the global batch, gradients of all of it
+  tower  vision tower, and contrastive loss of images against constant text
+         embeddings over the global batch
   task   a task of the model: text tower, contrastive, matching and captions
 
     seconds = (XLA's cycles + bundles of the Pallas kernels) / clock
     MFU = model FLOPs / (seconds x peak)
 
-XLA's cycles are its own estimates with memory time, the kernels' their VLIW
-bundles times grid steps, shared by the cores of a device; collectives have no
+XLA's cycles are its estimates with memory time; those of kernels are their VLIW
+bundles times grid steps, divided by the cores of a device. Collectives have no
 estimate and are listed with the bytes that a device receives. Model FLOPs
-(`model_flops.py`) never count what is computed twice. All of it is what the
-compiler expects: nothing was run.
+(`model_flops.py`) exclude recomputation. These are expectations of the
+compiler; nothing is run.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ MODELS = {
   "vit_b16": "mico_b16",
 }
 PROGRAMS = ("tower", "task")
-GROUP_ROWS = 8  # of a mining group, as in configs/mico_b16.py
-# Part of an operation's scope -> line of the account; the first that fits.
+GROUP_ROWS = 8  # rows of a mining group, as in configs/mico_b16.py
+# Substring of an operation's scope -> line of the account; first match.
 _LINES = (
   ("attn/qkv", "qkv projection"),
   ("attn/proj", "output projection"),
@@ -93,12 +93,12 @@ _TOWERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """Something to compile.
+  """A program to compile.
 
   Attributes:
     function: jitted.
     args: shapes with shardings.
-    flops: model FLOPs of one device by part; empty: not counted.
+    flops: model FLOPs of one device by part.
   """
 
   function: Any
@@ -109,12 +109,12 @@ class Program:
 def make_config(
   name: str, mesh_size: int, *, images: int, remat: str
 ) -> Config:
-  """A run of one task on a slice.
+  """Config of one task on a slice.
 
   Args:
     name: key of `MODELS`.
-    mesh_size: devices.
-    images: of one device.
+    mesh_size: number of devices.
+    images: per device.
     remat: policy of `mico_jax.layers.stack.REMAT`.
   """
   model: ModelConfig = dataclasses.replace(
@@ -147,7 +147,7 @@ def _placed(shapes: Any, shardings: Any) -> Any:
 
 
 def tower(config: Config, mesh: Mesh) -> Program:
-  """The tower with the contrastive loss, and an update of its parameters.
+  """A training step of the vision tower with the contrastive loss.
 
   Args:
     config: from `make_config`.
@@ -157,7 +157,7 @@ def tower(config: Config, mesh: Mesh) -> Program:
   rules = sharding.rules_by_name(config.parallel.rules)
   partition = row_partition(mesh, rules)
   whole = model.abstract_params()
-  params = {key: whole[key] for key in ("vision", "temperature")}
+  params = {name: whole[name] for name in ("vision", "temperature")}
   head = model.head("i")
   params["contrastive_head"] = {head: whole["contrastive_head"][head]}
   optimizer = make_optimizer(config.optimizer, params, 1000)
@@ -200,7 +200,7 @@ def tower(config: Config, mesh: Mesh) -> Program:
   flops = {
     part: n * size / mesh.size for part, n in model_flops.train(vision).items()
   }
-  # Three products of the loss, each with the whole other side.
+  # The loss has three products, each with the whole other side.
   flops["contrastive loss"] = (
     3 * 2.0 * size * size * config.model.embed_dim / mesh.size
   )
@@ -210,13 +210,13 @@ def tower(config: Config, mesh: Mesh) -> Program:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-  """A model of some of the parameters only, as `state_shardings` asks it."""
+  """A model with a part of the parameters, for `state_shardings`."""
 
   model: models.MiCo
   params: Any
 
   def logical_axes(self) -> Any:
-    """Of these parameters."""
+    """Logical axes of these parameters."""
     whole = self.model.logical_axes()
     return jax.tree.map_with_path(lambda path, _: _at(whole, path), self.params)
 
@@ -228,7 +228,7 @@ def _at(tree: Any, path: Any) -> Any:
 
 
 def task(config: Config, mesh: Mesh) -> Program:
-  """The whole step of the task.
+  """The whole training step of the task.
 
   Args:
     config: from `make_config`.
@@ -284,7 +284,7 @@ def line_of(scope: str) -> str:
 
 
 def account(report: aot.KernelReport, cores: int = 1) -> dict[str, float]:
-  """Cycles of one device by line, largest first; kernels by their name.
+  """Cycles of one device by line, largest first; kernels by name.
 
   Args:
     report: of the step.
@@ -307,13 +307,13 @@ def measure(
   images: int = 32,
   remat: str = "attention",
 ) -> dict[str, Any]:
-  """Compiles a step and adds it up.
+  """Compiles a step and sums up its cycles.
 
   Args:
     name: key of `MODELS`.
     topology: such as "v5e:16x16".
-    program: of `PROGRAMS`.
-    images: of one device.
+    program: one of `PROGRAMS`.
+    images: per device.
     remat: policy of `mico_jax.layers.stack.REMAT`.
 
   Returns:
@@ -373,12 +373,12 @@ def run(
   Args:
     topology: such as "v5e:16x16".
     shapes: names of `MODELS`.
-    programs: of `PROGRAMS`.
-    batch: images of one device.
+    programs: names of `PROGRAMS`.
+    batch: images per device.
     remat: policy of `mico_jax.layers.stack.REMAT`.
 
   Yields:
-    What `measure` returns.
+    The result of `measure` for each model and program.
   """
   for name in shapes:
     for program in programs:

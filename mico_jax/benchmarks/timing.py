@@ -1,9 +1,9 @@
-"""Times of alternating runs on whatever device is here.
+"""Times of functions that run in alternating turns on the local device.
 
-Functions that are compared take turns, so that a machine that slows down slows
-all of them; what counts is the ratio within a turn. Figures are medians with
-the quartiles beside them. A ceiling is measured the same way: the rate of one
-large matrix product, not the rate of a data sheet.
+Functions take turns, so that a machine that slows down affects all of them, and
+are compared by their ratio within a turn. Figures are medians with the distance
+of the quartiles. The ceiling is measured likewise: the rate of a large matrix
+product, not that of a data sheet.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import jax.numpy as jnp
 
 # Side of the matrix product that measures the ceiling, by platform.
 _SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
-_BURST = 0.02  # seconds that a turn lasts at least
-# Seconds between turns: threads of PyTorch's products wait for more work in a
-# loop, up to a fifth of a second, on cores that the next turn needs.
+_BURST = 0.02  # least seconds of a turn
+# Seconds between turns: threads of PyTorch spin for up to a fifth of a second
+# after a product, on cores that the next turn needs.
 _PAUSE = {"cpu": 0.25}
 
 
@@ -31,32 +31,32 @@ class Timing:
   """Seconds of one call.
 
   Attributes:
-    turns: one figure per turn, in order.
+    turns: seconds of one call in each turn, in order.
   """
 
   turns: tuple[float, ...]
 
   @property
   def median(self) -> float:
-    """Of the turns."""
+    """Median of the turns."""
     return statistics.median(self.turns)
 
   @property
   def spread(self) -> float:
-    """Distance of the quartiles over the median."""
+    """Distance of the quartiles divided by the median."""
     if len(self.turns) < 2:
       return 0.0
     low, _, high = statistics.quantiles(self.turns, n=4, method="inclusive")
     return (high - low) / self.median
 
   def ratio(self, other: Timing) -> float:
-    """Median over turns of how many times faster this is than another."""
+    """Median over turns of the other's seconds divided by these."""
     pairs = zip(other.turns, self.turns, strict=True)
     return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
 def _calls(function: Callable[[], Any], *, least: float) -> int:
-  """Calls that fill a turn."""
+  """Number of calls that fill a turn."""
   start = time.perf_counter()
   function()
   spent = time.perf_counter() - start
@@ -73,14 +73,14 @@ def alternate(
 
   Args:
     functions: name -> a call that returns when its work is done.
-    turns: of each function, after one that does not count.
-    least: seconds that one turn of a function lasts at least.
+    turns: number of turns of each function, after one that does not count.
+    least: least seconds of a turn.
   """
   counts = {}
   for name, function in functions.items():
     function()  # compiles
     counts[name] = _calls(function, least=least)
-  found: dict[str, list[float]] = {name: [] for name in functions}
+  seconds: dict[str, list[float]] = {name: [] for name in functions}
   pause = _PAUSE.get(jax.default_backend(), 0.0) if len(functions) > 1 else 0.0
   for _ in range(turns):
     for name, function in functions.items():
@@ -88,8 +88,8 @@ def alternate(
       start = time.perf_counter()
       for _ in range(counts[name]):
         function()
-      found[name].append((time.perf_counter() - start) / counts[name])
-  return {name: Timing(tuple(x)) for name, x in found.items()}
+      seconds[name].append((time.perf_counter() - start) / counts[name])
+  return {name: Timing(tuple(x)) for name, x in seconds.items()}
 
 
 def waiting(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
@@ -106,7 +106,7 @@ def ceiling(dtype: Any, *, turns: int = 5) -> float:
 
   Args:
     dtype: of the factors.
-    turns: of which the fastest counts.
+    turns: number of turns, of which the fastest counts.
   """
   side = _SIDE.get(jax.default_backend(), 2048)
   x = jnp.ones((side, side), dtype)
@@ -127,10 +127,10 @@ def records(
   Args:
     times: from `alternate`.
     first: the function that the others are compared with.
-    flops: of one call; 0: no share is given.
-    limit: FLOP/s of the ceiling.
+    flops: of one call; 0: without the share of the ceiling.
+    limit: ceiling in FLOP/s.
   """
-  found = []
+  result = []
   for name, timing in times.items():
     record: dict[str, Any] = {
       "implementation": name,
@@ -140,12 +140,17 @@ def records(
     }
     if flops and limit:
       record["share"] = round(flops / timing.median / limit, 3)
-    found.append(record)
-  return found
+    result.append(record)
+  return result
+
+
+def default_dtype() -> str:
+  """The dtype of benchmarks: float32 on a CPU, bfloat16 on other platforms."""
+  return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def machine() -> str:
-  """One line about where this runs."""
+  """One line about the devices and the version of JAX."""
   device = jax.devices()[0]
   return (
     f"{device.device_kind}, {jax.device_count()} devices, jax {jax.__version__}"

@@ -1,10 +1,10 @@
-"""PyTorch's side of a comparison: attention, blocks and whole towers.
+"""PyTorch peers of the benchmarks: attention, blocks and whole towers.
 
-Imported only with `--peer torch`. Each function returns a call that does one
-unit of work and waits for it, for `timing.alternate`. On a GPU: bfloat16
-autocast, `torch.compile`, scaled_dot_product_attention and fused AdamW; on a
-CPU: float32 and eager, which is faster there than compiled (`--compile` says
-otherwise). Towers are timm's, with random weights.
+Imported only with `--peer torch`. Each function returns a call for
+`timing.alternate`, which does one unit of work and waits for it. GPUs use
+bfloat16 autocast, `torch.compile`, scaled_dot_product_attention and fused
+AdamW; CPUs use float32 and eager mode, which is faster there (`--compile`
+overrides it). Towers are timm's, with random weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from mico_jax.benchmarks.shapes import Shape
 
-# Our encoder -> timm's model of the same sizes.
+# Encoder of this package -> timm's model of the same sizes.
 TOWERS = {
   "vit_b16": "vit_base_patch16_224",
   "vit_l14": "vit_large_patch14_clip_224",
@@ -27,7 +27,7 @@ TOWERS = {
 
 
 def missing(*, towers: bool) -> str | None:
-  """Why the peer cannot run here, or None."""
+  """The reason why the peer cannot run here, or None."""
   try:
     import torch  # noqa: F401
   except ImportError:
@@ -46,13 +46,11 @@ def _device() -> Any:
   return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def use_threads(count: int | None = None) -> int:
-  """Lets PyTorch use as many threads as there are cores for this process."""
+def use_threads() -> None:
+  """Sets the number of PyTorch's threads to the cores of this process."""
   import torch
 
-  count = count or len(os.sched_getaffinity(0))
-  torch.set_num_threads(count)
-  return count
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 def _wait(device: Any) -> None:
@@ -74,8 +72,8 @@ def attention(shape: Shape, *, backward: bool, dtype: str) -> Callable[[], Any]:
   """`scaled_dot_product_attention` on q, k, v [B, N, L, H].
 
   Args:
-    shape: the problem.
-    backward: with all gradients.
+    shape: attention problem.
+    backward: whether to include all gradients.
     dtype: "float32" or "bfloat16".
   """
   import torch
@@ -97,13 +95,21 @@ def attention(shape: Shape, *, backward: bool, dtype: str) -> Callable[[], Any]:
   )
   gradient = torch.ones_like(q).contiguous()
   attend = torch.nn.functional.scaled_dot_product_attention
+  return _waiting(lambda: attend(q, k, v), (q, k, v), gradient, backward)
+
+
+def _waiting(
+  forward: Callable[[], Any], inputs: Any, gradient: Any, backward: bool
+) -> Callable[[], Any]:
+  """A call of `forward`, with gradients of its inputs if `backward`."""
+  import torch
 
   def call() -> Any:
     with contextlib.nullcontext() if backward else torch.no_grad():
-      out = attend(q, k, v)
+      out = forward()
       if backward:
-        out = torch.autograd.grad(out, (q, k, v), gradient)
-    _wait(device)
+        out = torch.autograd.grad(out, inputs, gradient)
+    _wait(gradient.device)
     return out
 
   return call
@@ -114,7 +120,7 @@ def block(shape: Shape, *, backward: bool, dtype: str) -> Callable[[], Any]:
 
   Args:
     shape: of self-attention.
-    backward: with all gradients.
+    backward: whether to include all gradients.
     dtype: "float32" or "bfloat16".
   """
   import torch
@@ -136,27 +142,19 @@ def block(shape: Shape, *, backward: bool, dtype: str) -> Callable[[], Any]:
     y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     return x + y.transpose(1, 2).reshape(x.shape) @ out
 
-  def call() -> Any:
-    with contextlib.nullcontext() if backward else torch.no_grad():
-      y = forward()
-      if backward:
-        y = torch.autograd.grad(y, (x, w, out), gradient)
-    _wait(device)
-    return y
-
-  return call
+  return _waiting(forward, (x, w, out), gradient, backward)
 
 
 def tower(
   name: str, *, batch: int, train: bool, compiled: bool
 ) -> Callable[[], Any]:
-  """Images through timm's encoder, or a training step of it.
+  """Forward pass or training step of timm's encoder.
 
   Args:
     name: key of `TOWERS`.
     batch: images.
-    train: with gradients and an update by AdamW.
-    compiled: through `torch.compile`.
+    train: whether to compute gradients and update by AdamW.
+    compiled: whether to use `torch.compile`.
 
   Raises:
     ValueError: for a tower that timm does not have.
@@ -203,10 +201,10 @@ def tower(
 
 
 def contrastive(sides: Any, *, temperature: float) -> Callable[[], Any]:
-  """Symmetric softmax loss of two sides [B, E] with gradients, one device.
+  """Symmetric softmax loss with gradients on one device.
 
   Args:
-    sides: unit rows as NumPy arrays.
+    sides: unit rows [B, E] of both sides, as NumPy arrays.
     temperature: divides the products.
   """
   import torch
@@ -219,8 +217,8 @@ def contrastive(sides: Any, *, temperature: float) -> Callable[[], Any]:
   def call() -> Any:
     scores = x @ y.T / temperature
     value = (loss(scores, label) + loss(scores.T, label)) / 2
-    found = torch.autograd.grad(value, (x, y))
+    grads = torch.autograd.grad(value, (x, y))
     _wait(device)
-    return found
+    return grads
 
   return call

@@ -1,9 +1,9 @@
-"""Writes the API reference from the docstrings, as HTML pages.
+"""Writes the API reference from docstrings, as HTML pages.
 
     pip install 'mico-jax[docs]'
     python -m mico_jax.docs.api site/
 
-One page a module, with a search over all of them.
+There is a page per module, and a search over all pages.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import warnings
 
 import mico_jax
 
-# What runs elsewhere, and needs PyTorch or a command line.
+# Modules that need PyTorch or a command line.
 LEFT_OUT = ("mico_jax.interop.torch_template", "mico_jax.__main__")
 
 
 def modules() -> list[str]:
-  """The package and all its modules, by dotted name."""
+  """Dotted names of the package and its modules."""
   walked = pkgutil.walk_packages(mico_jax.__path__, "mico_jax.")
   names = [module.name for module in walked]
   return ["mico_jax", *(n for n in names if not n.startswith(LEFT_OUT))]
 
 
 def write(folder: pathlib.Path) -> int:
-  """Writes the pages; returns how many.
+  """Writes the pages; returns their number.
 
   Args:
-    folder: gets them; it is made.
+    folder: for the pages; created if it does not exist.
 
   Raises:
     RuntimeError: for a module that cannot be documented.
@@ -44,7 +44,7 @@ def write(folder: pathlib.Path) -> int:
     warnings.simplefilter("ignore")
     pdoc.pdoc(*names, output_directory=folder)
   pages = list(folder.rglob("*.html"))
-  if len(pages) <= len(names):  # and an index
+  if len(pages) <= len(names):  # there is also an index
     raise RuntimeError(f"{len(pages)} pages for {len(names)} modules.")
   return len(pages)
 

@@ -1,10 +1,10 @@
-"""Writes `plans.md`: shipped configs on TPUs and GPUs, compiled ahead of time.
+"""Writes `plans.md`: packaged configs on TPUs and GPUs, compiled ahead of time.
 
     python -m mico_jax.docs.plans [--only mico_b16] [--on v5e:16x16]
 
-Needs libtpu (extra `aot`), for the GPUs the extra `cuda`, and some minutes for
-each program; facts of programs that have not changed are kept (see
-`mico_jax.plan.compiled`). Rows that are not asked for stay as they are in
+Needs libtpu (extra `aot`), the extra `cuda` for GPUs, and some minutes per
+program; programs that have not changed come from a cache (see
+`mico_jax.plan.compiled`). Plans that are not selected stay unchanged in
 `plans.json`.
 """
 
@@ -23,30 +23,29 @@ from mico_jax.docs.tables import HEAD, markdown_table
 
 CONFIGS = ("mico_b16", "mico_l14", "mico_g14")
 TOPOLOGIES = ("v5e:16x16", "v5p:4x4x4", "v6e:16x16", "h100:8", "h200:8")
-TASKS = ("vast27m",)  # the largest, with most steps
+TASKS = ("vast27m",)  # the largest batch and most steps
 FOLDER = pathlib.Path(__file__).parent
 GIB = 2**30
 
 
-def committed() -> list[dict[str, Any]]:
-  """The plans of the table; empty before the first is made."""
+def committed() -> dict[str, dict[str, Any]]:
+  """The plans of `plans.json`, by config and topology."""
   path = FOLDER / "plans.json"
   if not path.is_file():
-    return []
-  found = json.loads(path.read_text(encoding="utf-8"))
-  return list(found.values())
+    return {}
+  return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _cells(plan: Mapping[str, Any]) -> Iterable[list[str]]:
-  """A row of the table for each task of a plan."""
+  """Table rows of a plan, one per task."""
   number = lambda x, form: "-" if x is None else format(x, form)
   mesh = " ".join(f"{a} {n}" for a, n in plan["mesh"].items() if n > 1)
   for task in plan["tasks"]:
     moved = sum(c["bytes"] for c in task["collectives"])
     time = task["time"]
-    seen = time["collectives"] - time["hidden"] if time else None
+    visible = time["collectives"] - time["hidden"] if time else None
     flops = sum(task["flops"].values())
-    state = [task["parts"][k] for k in ("parameters", "optimizer")]
+    state = [task["parts"][part] for part in ("parameters", "optimizer")]
     yield [
       plan["config"],
       plan["topology"],
@@ -61,7 +60,7 @@ def _cells(plan: Mapping[str, Any]) -> Iterable[list[str]]:
       f"{flops / 1e15:.2f}",
       f"{moved / GIB:.2f}",
       number(task["seconds"], ".3f"),
-      number(seen, ".3f"),
+      number(visible, ".3f"),
       number(task["mfu"], ".1%"),
       number(task["images_per_second"], ",.0f"),
       number(plan["days"], ".1f"),
@@ -70,7 +69,7 @@ def _cells(plan: Mapping[str, Any]) -> Iterable[list[str]]:
 
 
 def page(plans: Sequence[Mapping[str, Any]]) -> str:
-  """The page from plans as JSON."""
+  """The page about plans, which are given in JSON types."""
   header = (
     "config",
     "devices",
@@ -103,7 +102,7 @@ def page(plans: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Plans what is asked for and writes the page."""
+  """Makes the selected plans and writes the page."""
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   from mico_jax.plan.planner import make_plan
 
@@ -111,10 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--only", default="", help="one config")
   parser.add_argument("--on", default="", help="one topology")
   args = parser.parse_args(argv)
-  path = FOLDER / "plans.json"
-  found: dict[str, Any] = {}
-  if path.is_file():
-    found = json.loads(path.read_text(encoding="utf-8"))
+  plans = committed()
   known = [(name, where) for name in CONFIGS for where in TOPOLOGIES]
   for name, where in known:
     if args.only not in ("", name) or args.on not in ("", where):
@@ -127,11 +123,12 @@ def main(argv: Sequence[str] | None = None) -> int:
       count_rest=True,
       say=lambda text: print(text, file=sys.stderr),
     )
-    found[f"{name} {where}"] = plan.as_dict()
-    keys = [f"{n} {w}" for n, w in known if f"{n} {w}" in found]
-    kept = {key: found[key] for key in keys}
-    path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    text = page(list(kept.values()))
+    plans[f"{name} {where}"] = plan.as_dict()
+    names = [f"{n} {w}" for n, w in known if f"{n} {w}" in plans]
+    plans = {name: plans[name] for name in names}
+    text = json.dumps(plans, indent=1) + "\n"
+    (FOLDER / "plans.json").write_text(text, encoding="utf-8")
+    text = page(list(plans.values()))
     (FOLDER / "plans.md").write_text(text, encoding="utf-8")
   return 0
 

@@ -2,31 +2,36 @@
 
     python -m mico_jax.docs.tables
 
-The pages of `PAGES` say what the code says; a test fails when they no longer
-do. The text of a config field is its comment in `mico_jax/config/`.
+A test fails when the pages of `PAGES` differ from the code. The description of
+a config field is its comment in `mico_jax/config/`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import pathlib
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from mico_jax import config
 from mico_jax.data.sources import SOURCES
 from mico_jax.evaluation import EVALUATORS, SUITES
 from mico_jax.modalities import MODALITIES
+from mico_jax.models import build
+from mico_jax.models.presets import PRESETS, VISION
 from mico_jax.objectives import FIELDS, OBJECTIVES
 
 HEAD = "<!-- Made by `python -m mico_jax.docs.tables`; do not edit. -->\n"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-  """A Markdown table."""
+  """Formats a Markdown table."""
   cells = [header, ["---"] * len(header), *rows]
   lines = (
     "| " + " | ".join(str(c).replace("|", "\\|") for c in row) + " |"
@@ -36,26 +41,26 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _first(doc: str | None) -> str:
-  """The first paragraph of a docstring in one line."""
+  """The first paragraph of a docstring as one line."""
   return " ".join((doc or "").strip().partition("\n\n")[0].split())
 
 
 def modalities_page() -> str:
-  """What each modality is, and its preprocessing modes."""
+  """The page about modalities and their preprocessing modes."""
   text = f"{HEAD}\n# Modalities\n\n"
   text += markdown_table(
-    ("key", "letter", "kind", "travels as", "unit", "files", "notes"),
+    ("key", "letter", "kind", "array", "unit", "files", "notes"),
     (
       (
-        key,
+        name,
         m.letter,
         m.kind,
         f"{m.spec.dtype} [{' '.join(m.spec.dims)}]",
         m.spec.unit,
-        " ".join(m.extensions) or "say it: `" + key + ":FILE`",
+        " ".join(m.extensions) or f"`{name}:FILE`",
         m.notes,
       )
-      for key, m in MODALITIES.items()
+      for name, m in MODALITIES.items()
     ),
   )
   text += "\n## Preprocessing modes\n\n`data.inputs.<key>.mode`:\n\n"
@@ -63,12 +68,12 @@ def modalities_page() -> str:
     ("modality", "mode", "in evaluation", "what it does"),
     (
       (
-        key,
+        modality,
         f"**{name}** (default)" if name == m.default_mode else name,
         mode.eval_mode or name,
         mode.description,
       )
-      for key, m in MODALITIES.items()
+      for modality, m in MODALITIES.items()
       if m.kind == "knowledge"
       for name, mode in m.modes.items()
     ),
@@ -77,7 +82,7 @@ def modalities_page() -> str:
 
 
 def objectives_page() -> str:
-  """What each objective computes and needs."""
+  """The page about objectives."""
   return f"{HEAD}\n# Objectives\n\n" + markdown_table(
     ("name", "what it is", "needs", "options"),
     (
@@ -97,7 +102,7 @@ def objectives_page() -> str:
 
 
 def evaluators_page() -> str:
-  """What each evaluator measures, and the suites."""
+  """The page about evaluators and suites."""
   text = f"{HEAD}\n# Evaluators\n\n"
   text += "`evaluation.suite` names these, joined by commas.\n\n## Suites\n\n"
   text += markdown_table(
@@ -125,7 +130,7 @@ def evaluators_page() -> str:
 
 
 def sources_page() -> str:
-  """What each kind of data source reads."""
+  """The page about kinds of data sources."""
   text = f"{HEAD}\n# Data sources\n\n`data.sources.NAME.kind`:\n\n"
   text += markdown_table(
     ("kind", "what it reads", "fields of its own"),
@@ -141,8 +146,10 @@ def sources_page() -> str:
   return text + _options_of("data.sources.*.options", options, "kind")
 
 
-def _options_of(path: str, table: Mapping[str, type], key: str = "name") -> str:
-  """The options that entries of a table declare, as rows; "" for none."""
+def _options_of(
+  path: str, table: Mapping[str, type], header: str = "name"
+) -> str:
+  """A section about the options of entries of a table; "" without options."""
   rows = [
     (f"`{name}`", f"`{f.name}`", _default(f), _declared(hint))
     for name, cls in table.items()
@@ -152,73 +159,63 @@ def _options_of(path: str, table: Mapping[str, type], key: str = "name") -> str:
   if not rows:
     return ""
   head = f"\n## Options\n\n`{path}`:\n\n"
-  return head + markdown_table((key, "option", "default", "may be"), rows)
+  return head + markdown_table((header, "option", "default", "may be"), rows)
+
+
+def _millions(tree: Any) -> str:
+  """Number of parameters of a tree of shapes."""
+  total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+  return f"{total / 1e6:,.1f} M"
+
+
+def _encoder_cells(vision: config.VisionConfig) -> tuple[Any, ...]:
+  """Size and pixels of an encoder."""
+  if vision.stage_depths:
+    widths, depths = (
+      " ".join(map(str, x)) for x in (vision.stage_widths, vision.stage_depths)
+    )
+    return f"{vision.encoder}: {widths} x {depths}", vision.image_size
+  size = f"{vision.width} x {vision.depth}, {vision.num_heads} heads"
+  return f"{size}, patch {vision.patch_size}", vision.image_size
+
+
+def _model_row(name: str, model: config.ModelConfig) -> tuple[Any, ...]:
+  text, shapes = model.text, build(model).abstract_params()
+  return (
+    f"`{name}`",
+    *_encoder_cells(model.vision),
+    f"{text.width} x {text.depth}, {text.num_heads} heads",
+    model.embed_dim,
+    _millions(shapes["vision"]),
+    _millions(shapes),
+  )
+
+
+def _encoder_row(name: str, vision: config.VisionConfig) -> tuple[Any, ...]:
+  # A small text tower, which is not counted.
+  text = config.TextConfig(width=64, depth=1, num_heads=1, mlp_dim=64)
+  model = build(config.ModelConfig(vision=vision, text=text))
+  sizes = {"image_size", "patch_size", "width", "depth", "num_heads", "mlp_dim"}
+  default = config.VisionConfig()
+  options = (
+    f"`{f.name}={getattr(vision, f.name)!r}`"
+    for f in dataclasses.fields(vision)
+    if f.name not in sizes
+    and not f.name.startswith("stage_")
+    and getattr(vision, f.name) != getattr(default, f.name)
+  )
+  return (
+    f"`{name}`",
+    *_encoder_cells(vision),
+    _millions(model.abstract_params()["vision"]),
+    " ".join(options),
+  )
 
 
 def models_page() -> str:
-  """Sizes of the packaged model and encoder configs."""
-  import math
-
-  import jax
-
-  from mico_jax.models import build
-  from mico_jax.models.presets import PRESETS, VISION
-
-  # Beside an encoder, where the text tower does not count.
-  small = config.TextConfig(width=64, depth=1, num_heads=1, mlp_dim=64)
-
-  def size(tree: Any) -> str:
-    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-    return f"{total / 1e6:,.1f} M"
-
-  def encoder(v: config.VisionConfig) -> tuple[Any, ...]:
-    form = f"{v.width} x {v.depth}, {v.num_heads} heads, patch {v.patch_size}"
-    if v.stage_depths:
-      widths, depths = (
-        " ".join(map(str, x)) for x in (v.stage_widths, v.stage_depths)
-      )
-      form = f"{v.encoder}: {widths} x {depths}"
-    return form, v.image_size
-
-  def row(name: str, model: config.ModelConfig) -> tuple[Any, ...]:
-    t, shapes = model.text, build(model).abstract_params()
-    return (
-      f"`{name}`",
-      *encoder(model.vision),
-      f"{t.width} x {t.depth}, {t.num_heads} heads",
-      model.embed_dim,
-      size(shapes["vision"]),
-      size(shapes),
-    )
-
-  def encoder_row(name: str, vision: config.VisionConfig) -> tuple[Any, ...]:
-    shapes = build(
-      config.ModelConfig(vision=vision, text=small)
-    ).abstract_params()
-    default = config.VisionConfig()
-    sizes = [
-      "image_size",
-      "patch_size",
-      "width",
-      "depth",
-      "num_heads",
-      "mlp_dim",
-    ]
-    options = (
-      f"{f.name}={getattr(vision, f.name)!r}"
-      for f in dataclasses.fields(vision)
-      if f.name not in sizes
-      and not f.name.startswith("stage_")
-      and getattr(vision, f.name) != getattr(default, f.name)
-    )
-    return (
-      f"`{name}`",
-      *encoder(vision),
-      size(shapes["vision"]),
-      " ".join(f"`{o}`" for o in options),
-    )
-
-  text = f"{HEAD}\n# Models\n\n`mico_jax.list_models()`:\n\n" + markdown_table(
+  """The page about the packaged models and encoders."""
+  text = f"{HEAD}\n# Models\n\n`mico_jax.list_models()`:\n\n"
+  text += markdown_table(
     (
       "name",
       "encoder",
@@ -228,7 +225,7 @@ def models_page() -> str:
       "of encoder",
       "of all",
     ),
-    (row(name, model) for name, model in PRESETS.items()),
+    (_model_row(name, model) for name, model in PRESETS.items()),
   )
   text += (
     "\n## Encoders\n\n`mico_jax.list_encoders()`; use one as `model.vision` of "
@@ -236,13 +233,13 @@ def models_page() -> str:
   )
   return text + markdown_table(
     ("name", "size", "pixels", "parameters", "options"),
-    (encoder_row(name, vision) for name, vision in VISION.items()),
+    (_encoder_row(name, vision) for name, vision in VISION.items()),
   )
 
 
 def field_comments(cls: type) -> dict[str, str]:
-  """The comment of each field: on its line, and in the lines above it."""
-  found: dict[str, str] = {}
+  """The comment of each field, on its line and in the lines above it."""
+  comments: dict[str, str] = {}
   above: list[str] = []
   for line in inspect.getsource(cls).splitlines():
     text = line.strip()
@@ -252,9 +249,9 @@ def field_comments(cls: type) -> dict[str, str]:
     match = re.match(r"(\w+): ", text) if line.startswith("  ") else None
     if match and not line.startswith("   "):
       beside = text.partition("  # ")[2]
-      found[match[1]] = " ".join([*above, beside]).strip()
+      comments[match[1]] = " ".join([*above, beside]).strip()
     above = []
-  return found
+  return comments
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
@@ -267,7 +264,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _declared(hint: Any) -> str:
-  """What a field may hold, by its declaration."""
+  """Values that a field accepts, from its type hint."""
   if typing.get_origin(hint) is typing.Annotated:
     base, *rules = typing.get_args(hint)
   else:
@@ -286,7 +283,7 @@ def _declared(hint: Any) -> str:
 
 
 def config_page() -> str:
-  """Every field of a config with its default, range and meaning."""
+  """The page about config fields: defaults, ranges and meanings."""
   parts = [f"{HEAD}\n# Config\n\nOverride any of them: "]
   parts.append("`--config.train.steps=200`.\n")
   sections: dict[type, str] = {}

@@ -1,1 +1,1 @@
-"""Numerical operations: one folder each, a plain reference beside backends."""
+"""Numerical kernels: a folder per operation, a reference beside backends."""

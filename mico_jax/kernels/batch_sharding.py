@@ -1,7 +1,7 @@
-"""How the rows of a global batch lie on a device mesh.
+"""Sharding of the rows of a global batch over a device mesh.
 
-Kernels that move rows between devices themselves need to know it; everything
-else leaves that to the compiler.
+Kernels that move rows between devices themselves take it as an argument;
+everything else leaves communication to the compiler.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Shaped
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class BatchSharding:
   """Rows split evenly over some axes of a mesh, in the order of the axes.
 
   Attributes:
-    mesh: of the run.
+    mesh: device mesh of the run.
     axes: mesh axes over which axis 0 of a batch is split; other axes of the
       mesh hold copies.
   """
@@ -36,10 +36,12 @@ class BatchSharding:
     return math.prod(self.mesh.shape[name] for name in self.axes)
 
   def spec(self, axis: int = 0) -> PartitionSpec:
-    """The spec of an array whose given axis is the batch."""
+    """Partition spec of an array whose batch lies on `axis`."""
     return PartitionSpec(*(None,) * axis, self.axes)
 
-  def constrain(self, x: Array, axis: int = 0) -> Array:
+  def constrain(
+    self, x: Shaped[Array, "..."], axis: int = 0
+  ) -> Shaped[Array, "..."]:
     """Asks the compiler to split that axis of `x` over the parts."""
     sharding = NamedSharding(self.mesh, self.spec(axis))
     return jax.lax.with_sharding_constraint(x, sharding)
@@ -47,12 +49,12 @@ class BatchSharding:
   def local(
     self, function: Callable[..., Any], in_specs: Any, out_specs: Any
   ) -> Callable[..., Any]:
-    """`function` on the rows of one part; collectives over `axes` inside.
+    """`shard_map` of a function of local rows over the mesh.
 
     Args:
-      function: sees the local rows.
-      in_specs: per argument, `spec()` or `PartitionSpec()`.
-      out_specs: likewise for what it returns.
+      function: takes the rows of one part; may use collectives over `axes`.
+      in_specs: `spec()` or `PartitionSpec()` per argument.
+      out_specs: the same per result.
     """
     return jax.shard_map(
       function,
@@ -62,15 +64,18 @@ class BatchSharding:
       check_vma=False,
     )
 
-  def run(self, x: Array, count: int, axis: int = 0) -> Array:
-    """Inside `local`: also the rows of the parts next to this one.
+  def run(
+    self, x: Shaped[Array, "..."], count: int, axis: int = 0
+  ) -> Shaped[Array, "..."]:
+    """Gathers the rows of `count` neighbouring parts; call it inside `local`.
 
-    Parts come in runs of `count`. Each gets the rows of its run, its own first,
-    then those of the part before it, and so on around the run (`in_run`).
+    Parts form runs of `count`. Each part gets all rows of its run: first those
+    it holds, then those of the part before it, and so on, cyclically
+    (`in_run`).
 
     Args:
       x: rows of this part.
-      count: divides `size`; 1: nothing travels.
+      count: parts of a run, a divisor of `size`; 1: nothing is sent.
       axis: of the rows.
     """
     blocks = [x]
@@ -85,15 +90,15 @@ class BatchSharding:
   def in_run(
     self, indices: Int[Array, "*C"], rows: int, count: int
   ) -> Int[Array, "*C"]:
-    """Inside `local`: where global rows of this part's run are in `run`.
+    """Positions of global rows in the result of `run`, inside `local`.
 
     Args:
-      indices: of the global batch.
-      rows: of a part.
-      count: of the parts of a run.
+      indices: rows of the global batch that belong to this part's run.
+      rows: number of rows of a part.
+      count: parts of a run.
     """
-    own = jax.lax.axis_index(self.axes)
-    turn = (own - indices // rows) % count
+    part = jax.lax.axis_index(self.axes)
+    turn = (part - indices // rows) % count
     return turn * rows + indices % rows
 
 

@@ -1,4 +1,4 @@
-"""Options of XLA that are not its defaults, by machine and kind of program."""
+"""XLA compiler options that differ from the defaults, by machine."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mico_jax.kernels import target
 
 Options = dict[str, bool | str]
 
-# XLA's own products in place of YNNPACK's, which jaxlib takes by default since
-# 0.10: ViT-B at batch 8 on two threads takes 1.2 in place of 1.5 s, at batch 1
-# 4% more (docs/results.md). Row sums in one piece: faster forwards, but sums
-# over rows in a backward pass become several times slower.
+# XLA's own matrix products instead of YNNPACK's, the default of jaxlib since
+# 0.10: ViT-B at batch 8 on two threads takes 1.2 instead of 1.5 s, at batch 1
+# 4% more (docs/results.md). Without the tree reduction forward passes are
+# faster, but sums over rows in a backward pass are several times slower.
 _CPU_FORWARD: Options = {
   "xla_cpu_experimental_ynn_fusion_type": "",
   "xla_disable_hlo_passes": "tree_reduction_rewriter",
 }
-# Parameters are gathered while products run. v5e does so by itself, v5p and v6e
-# wait for each gather: half of the communication of ViT-g's step is hidden by
-# this (docs/results.md). Not for scatters of gradients: those fusions are
-# slower.
+# Gathers parameters while matrix products run. This is the default on v5e; v5p
+# and v6e wait for each gather. It hides half of the communication of ViT-g's
+# step (docs/results.md). Reduce-scatters of gradients are left alone: fused
+# with products they are slower.
 _GATHER_BESIDE: Options = {
   "xla_enable_async_all_gather": True,
   "xla_tpu_enable_async_collective_fusion": True,
@@ -49,11 +49,11 @@ def forward_options() -> Options | None:
 
 
 def step_options(sharding: Sharding | None = None) -> Options | None:
-  """`compiler_options` of a training step for the machine in use.
+  """`compiler_options` of a training step for the current target.
 
   Args:
-    sharding: on a device to compile for that is not there; None: the step is
-      compiled for the devices of this process.
+    sharding: on an absent device to compile for; None: the step is compiled
+      for the devices of this process.
 
   Returns:
     None where the compiler's defaults are best or it does not know the options.
@@ -67,7 +67,7 @@ def step_options(sharding: Sharding | None = None) -> Options | None:
 def _knows(
   options: Mapping[str, bool | str], sharding: Sharding | None = None
 ) -> bool:
-  """Whether the compiler takes the options."""
+  """Whether the compiler accepts the options."""
   x = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding)
   platforms = None if sharding is None else ("tpu",)
   lowered = (

@@ -1,11 +1,10 @@
-"""Which machine the kernels of a trace are for.
+"""The machine that kernels are traced for.
 
-Normally the default backend of JAX. Three cases differ and say so by `use`: a
-program compiled ahead of time for a slice that is not there, a test that runs
-TPU kernels in the interpreter, and a step that is traced only to count its
-operations. What `use` sets is read while a function is
-traced, so trace inside it, and trace a function of your own: JAX remembers the
-trace of a function that it has seen before.
+It is the default backend of JAX unless `use` sets another one: to compile ahead
+of time for devices that are absent, to run TPU kernels in the interpreter, or
+to trace a step only to count its operations. The target is read during tracing,
+so trace inside `use`, and trace a new function object: JAX caches the trace of
+a function that it has seen before.
 """
 
 from __future__ import annotations
@@ -13,6 +12,9 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import functools
+import logging
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +22,7 @@ import jax
 from jax.sharding import Mesh
 
 MIB = 2**20
-# VMEM of a TensorCore in MiB, and the side of its matrix unit.
+# VMEM of a TensorCore in MiB, and the side of its matrix unit (MXU).
 GENERATIONS: dict[str, tuple[int, int]] = {
   "v4": (16, 128),
   "v5e": (128, 128),
@@ -28,7 +30,7 @@ GENERATIONS: dict[str, tuple[int, int]] = {
   "v6e": (128, 256),
   "tpu7x": (64, 256),
 }
-_KINDS = (  # part of `device_kind` -> generation; the first that fits
+_KINDS = (  # substring of `device_kind` -> generation; the first match counts
   ("v5 lite", "v5e"),
   ("v5lite", "v5e"),
   ("v5e", "v5e"),
@@ -42,7 +44,7 @@ _KINDS = (  # part of `device_kind` -> generation; the first that fits
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """The machine.
+  """A platform and how kernel calls are split over its devices.
 
   Attributes:
     platform: "cpu", "gpu" or "tpu".
@@ -53,10 +55,11 @@ class Target:
     batch_axes: axes of `mesh` over which rows are split.
     head_axes: axes of `mesh` over which heads are split.
     sequence_axes: axes of `mesh` over which the tokens of a row are split.
-    devices: that arrays may be spread over without a word to the kernels.
+    devices: number of devices over which the caller may have sharded arrays
+      although `mesh` is None.
     capability: compute capability of a GPU, such as 8.0; 0.0: unknown.
-    plain: only operations are to be counted: attention and logits are whole,
-      in plain JAX and computed once, and nothing is logged.
+    plain: the trace only counts operations: attention and logits are computed
+      whole, once, in plain JAX, and nothing is logged.
   """
 
   platform: str
@@ -80,6 +83,12 @@ class Target:
     """Side of the matrix unit."""
     return GENERATIONS.get(self.generation, (16, 128))[1]
 
+  def parts(self, axes: tuple[str, ...]) -> int:
+    """Number of devices along some axes of the mesh; 1 without a mesh."""
+    if self.mesh is None:
+      return 1
+    return math.prod(self.mesh.shape[name] for name in axes)
+
 
 _current: contextvars.ContextVar[Target | None] = contextvars.ContextVar(
   "mico_jax_kernel_target", default=None
@@ -93,7 +102,7 @@ def generation_of(device_kind: str) -> str:
 
 
 def current() -> Target:
-  """What `use` set, else the default backend of JAX."""
+  """The target set by `use`, else the default backend of JAX."""
   target = _current.get()
   if target is not None:
     return target
@@ -109,7 +118,7 @@ def current() -> Target:
 
 @contextlib.contextmanager
 def use(target: Target) -> Iterator[Target]:
-  """Functions traced inside are for this machine."""
+  """Sets the machine for functions traced inside."""
   token = _current.set(target)
   try:
     yield target
@@ -119,7 +128,7 @@ def use(target: Target) -> Iterator[Target]:
 
 @contextlib.contextmanager
 def alone() -> Iterator[Target]:
-  """Functions traced inside run on one device, however many there are."""
+  """Tells kernels traced inside that their arrays are on one device."""
   with use(dataclasses.replace(current(), devices=1)) as target:
     yield target
 
@@ -132,10 +141,10 @@ def split(
   head_axes: tuple[str, ...] = (),
   sequence_axes: tuple[str, ...] = (),
 ) -> Iterator[Target]:
-  """Kernels traced inside run once per device on its rows, heads and tokens.
+  """Runs kernels traced inside per device, on its rows, heads and tokens.
 
-  XLA cannot partition a Pallas call; under a mesh of several devices the door
-  of a kernel puts it into a `shard_map` over these axes.
+  XLA cannot partition a Pallas call; under a mesh of several devices the
+  dispatch of a kernel wraps it in a `shard_map` over these axes.
 
   Args:
     mesh: of the run.
@@ -152,3 +161,19 @@ def split(
   )
   with use(target):
     yield target
+
+
+@functools.cache
+def _log(name: str, message: str) -> None:
+  logging.getLogger(name).info("%s", message)
+
+
+def log_once(name: str, message: str) -> None:
+  """Logs the choice of a backend, once per process; not for `plain` targets.
+
+  Args:
+    name: of the logger.
+    message: one line.
+  """
+  if not current().plain:
+    _log(name, message)

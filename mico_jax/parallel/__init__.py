@@ -1,1 +1,1 @@
-"""The device mesh, shardings, and several processes."""
+"""Device mesh, shardings and multi-process runs."""

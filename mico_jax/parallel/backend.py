@@ -1,4 +1,4 @@
-"""Whether JAX can compute here at all, said before anything is opened."""
+"""Check that JAX has a device to compute on."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from mico_jax.config import ConfigError
 
 
 def require_backend() -> str:
-  """The name of the platform that JAX computes on.
+  """The platform that JAX computes on, such as "cpu".
 
   Raises:
-    ConfigError: if JAX_PLATFORMS asks for one that is not there, or the
-      devices are held by another process.
+    ConfigError: if the platform of JAX_PLATFORMS is not available, or another
+      process holds the devices.
   """
   try:
     return jax.default_backend()
-  except (RuntimeError, AssertionError) as error:  # JAX has no kind of its own
-    asked = os.environ.get("JAX_PLATFORMS")
+  except (RuntimeError, AssertionError) as error:  # what JAX raises here
+    platforms = os.environ.get("JAX_PLATFORMS")
     reason = " ".join(str(error).split())[:240] or "it is not installed"
-    what = f"JAX_PLATFORMS={asked}: JAX" if asked else "JAX"
+    subject = f"JAX_PLATFORMS={platforms}: JAX" if platforms else "JAX"
     raise ConfigError(
-      f"{what} has no device to compute on ({reason}); unset JAX_PLATFORMS, or "
-      "install what the platform needs, such as 'mico-jax[cuda]' or "
+      f"{subject} has no device to compute on ({reason}); unset JAX_PLATFORMS, "
+      "or install what the platform needs, such as 'mico-jax[cuda]' or "
       "'mico-jax[tpu]', and see mico-jax doctor."
     ) from error

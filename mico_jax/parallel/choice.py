@@ -1,4 +1,4 @@
-"""How a config lies on devices: what plans compare and shipped configs keep."""
+"""Mesh, rematerialisation and micro-batches of a config, by topology."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from collections.abc import Mapping
 from mico_jax.config import Config, ConfigError
 from mico_jax.parallel.mesh import PIECES
 
-GPUS = {"fsdp": -1}  # of one host, which share everything
+GPUS = {"fsdp": -1}  # mesh of one host of GPUs: all of them share parameters
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
   """Mesh, rematerialisation and micro-batches of a config.
 
+  Plans compare choices; packaged configs keep the best one per topology.
+
   Attributes:
     rules: key of `mico_jax.axes.RULES`.
-    mesh: axis -> size; -1: all that are left.
+    mesh: axis -> number of devices; -1: all remaining ones.
     remat: key of `mico_jax.layers.stack.REMAT`.
-    micro_batches: of a step.
+    micro_batches: number of micro-batches of a step.
   """
 
   rules: str = "fsdp"
@@ -30,7 +32,7 @@ class Choice:
   micro_batches: int = 1
 
   def apply(self, config: Config) -> Config:
-    """The config with this choice."""
+    """The config with this choice applied."""
     return dataclasses.replace(
       config,
       model=dataclasses.replace(config.model, remat=self.remat),
@@ -41,16 +43,16 @@ class Choice:
     )
 
 
-def split_argument(given: str) -> tuple[str, str]:
-  """ROOT and TOPOLOGY of "ROOT@TOPOLOGY"; "" for what is not given."""
-  root, _, topology = given.partition("@")
+def split_argument(text: str) -> tuple[str, str]:
+  """ROOT and TOPOLOGY of "ROOT@TOPOLOGY"; a missing part is ""."""
+  root, _, topology = text.partition("@")
   return root, topology
 
 
 def chosen(
   config: Config, choices: Mapping[str, Choice], topology: str
 ) -> Config:
-  """The config as it was planned for a topology.
+  """The config with the choice planned for a topology.
 
   Args:
     config: of the run.
@@ -58,7 +60,7 @@ def chosen(
     topology: key of `choices`; "": the default.
 
   Raises:
-    ConfigError: listing the planned ones.
+    ConfigError: for an unplanned topology, listing the planned ones.
   """
   name = topology or next(iter(choices))
   if name not in choices:

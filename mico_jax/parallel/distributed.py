@@ -1,7 +1,7 @@
-"""Several processes: start from the environment, agree on a flag.
+"""Multi-process runs: start from environment variables, agree, exchange texts.
 
-`launch/*.sh` set the variables, the command line calls `initialize_from_env`
-before it touches a device:
+`launch/*.sh` set the variables; the command line calls `initialize_from_env`
+before it uses a device:
 
   MICO_JAX_COORDINATOR     "host:port" of process 0, or "auto" (TPU pods, SLURM:
                            JAX finds everything by itself)
@@ -9,11 +9,11 @@ before it touches a device:
   MICO_JAX_PROCESS_ID      0 ... number - 1
   MICO_JAX_LOCAL_DEVICES   ids of the devices this process uses, "0,1"; unset:
                            all
-  MICO_JAX_HEARTBEAT       seconds of silence after which a process counts as
-                           lost and the others end (default 60)
-  MICO_JAX_START_LIMIT     seconds after which a process that waits for others
-                           to start names them and ends with status 75
-                           (default 120)
+  MICO_JAX_HEARTBEAT       seconds without heartbeat after which a process is
+                           considered lost and the others end (default 60)
+  MICO_JAX_START_LIMIT     seconds to wait for other processes to start; then a
+                           process names the missing ones and ends with status
+                           75 (default 120)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -45,7 +45,7 @@ T = TypeVar("T")
 def initialize_from_env(environment: Mapping[str, str] | None = None) -> bool:
   """Joins the other processes, if the environment names a coordinator.
 
-  Must run before the first JAX computation. Does nothing without
+  Call it before the first JAX computation. Does nothing without
   MICO_JAX_COORDINATOR.
 
   Args:
@@ -55,7 +55,7 @@ def initialize_from_env(environment: Mapping[str, str] | None = None) -> bool:
     True if there are several processes.
 
   Raises:
-    ConfigError: for a variable that is missing or no number.
+    ConfigError: for a variable that is missing or not a number.
   """
   environment = os.environ if environment is None else environment
   coordinator = environment.get(COORDINATOR, "")
@@ -63,26 +63,37 @@ def initialize_from_env(environment: Mapping[str, str] | None = None) -> bool:
     return False
   # CPU processes reach each other through gloo; ignored by other platforms.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  # Its service would swallow SIGTERM, which `run.cluster.signals` handles.
+  # JAX's service would intercept SIGTERM, which `run.cluster.signals` handles.
   jax.config.update("jax_enable_preemption_service", False)
-  silence = integer(environment, HEARTBEAT, str(HEARTBEAT_SECONDS))
+  heartbeat = integer(environment, HEARTBEAT, str(HEARTBEAT_SECONDS))
   limit = integer(
     environment, rendezvous.START_LIMIT, str(rendezvous.START_SECONDS)
   )
   if limit < 1:
     raise ConfigError(f"{rendezvous.START_LIMIT}={limit}: at least 1 second.")
-  # Longer than the guard's: JAX aborts where it cannot wait any longer.
-  options = {
-    "heartbeat_timeout_seconds": silence,
+  # Longer than the limit of the guard, since JAX aborts when its own ends.
+  options: dict[str, Any] = {
+    "heartbeat_timeout_seconds": heartbeat,
     "initialization_timeout": 2 * limit + 60,
   }
-  if coordinator == "auto":
-    complete = rendezvous.guard(environment, limit)
-    try:
-      jax.distributed.initialize(**options)
-    finally:
-      complete()
-    return jax.process_count() > 1
+  if coordinator != "auto":
+    options |= _named_process(environment, coordinator)
+  complete = rendezvous.guard(environment, limit)
+  try:
+    jax.distributed.initialize(**options)
+  finally:
+    complete()
+  return (options.get("num_processes") or jax.process_count()) > 1
+
+
+def _named_process(
+  environment: Mapping[str, str], coordinator: str
+) -> dict[str, Any]:
+  """Arguments of `jax.distributed.initialize` for a named coordinator.
+
+  Raises:
+    ConfigError: for a variable that is missing or out of range.
+  """
   num_processes = integer(environment, NUM_PROCESSES)
   process_id = integer(environment, PROCESS_ID)
   if not 0 <= process_id < num_processes:
@@ -97,18 +108,12 @@ def initialize_from_env(environment: Mapping[str, str] | None = None) -> bool:
     raise ConfigError(
       f"{LOCAL_DEVICES}={text!r}: expected ids such as 0,1."
     ) from None
-  complete = rendezvous.guard(environment, limit)
-  try:
-    jax.distributed.initialize(
-      coordinator_address=coordinator,
-      num_processes=num_processes,
-      process_id=process_id,
-      local_device_ids=devices,
-      **options,
-    )
-  finally:
-    complete()
-  return num_processes > 1
+  return {
+    "coordinator_address": coordinator,
+    "num_processes": num_processes,
+    "process_id": process_id,
+    "local_device_ids": devices,
+  }
 
 
 def is_main_process() -> bool:
@@ -119,8 +124,8 @@ def is_main_process() -> bool:
 def any_process(flag: bool) -> bool:
   """True if the flag is set in any process; all processes must call it.
 
-  With one process this costs nothing; with more it waits for everyone and for
-  all steps that are queued, so a loop asks `run.cluster.agreement.StopVote`.
+  With several processes it waits for all of them and for all queued steps; a
+  training loop uses `run.cluster.agreement.StopVote` instead.
   """
   if jax.process_count() == 1:
     return flag
@@ -131,7 +136,7 @@ def any_process(flag: bool) -> bool:
 
 
 def gather_texts(text: str) -> list[str]:
-  """The text of every process, in their order; all processes must call it."""
+  """Texts of all processes, in their order; all processes must call it."""
   if jax.process_count() == 1:
     return [text]
   from jax.experimental import multihost_utils
@@ -149,25 +154,26 @@ def gather_texts(text: str) -> list[str]:
 
 
 def barrier() -> None:
-  """Waits until every process is here."""
+  """Waits until every process has called it."""
   gather_texts("")
 
 
 def agree(
   failure: Exception | None, *, kinds: Sequence[type[Exception]]
 ) -> None:
-  """If anything failed in a process, all raise; all processes must call it.
+  """Raises in all processes if one failed; all processes must call it.
 
-  They raise the same kind, so that they go on in the same way.
+  All raise the same kind of exception, so that they continue in the same way.
 
   Args:
-    failure: of this process; None: it did well.
-    kinds: that are expected, from the mildest to the worst, each with a
-      message alone; any other failure is worse still and raised as RuntimeError
-      where it did not occur.
+    failure: of this process; None: it succeeded.
+    kinds: expected exceptions, from the mildest to the worst, each made from a
+      message alone. Any other failure is worse than these; processes in which
+      it did not occur raise RuntimeError.
 
   Raises:
-    Exception: the worst kind of all failures, its own where it has one.
+    Exception: the worst kind of all failures; a process that failed in this
+      way raises its own exception.
   """
   if jax.process_count() == 1:
     if failure is not None:
@@ -190,17 +196,17 @@ def agree(
 def together(function: Callable[[], T]) -> T:
   """Calls a function in every process; if it fails in one, it fails in all.
 
-  Without this, the others would wait for the failed one in their next
+  Otherwise the other processes would wait for the failed one in their next
   collective.
 
   Args:
-    function: what each process does; holds no collective itself.
+    function: has no collectives itself.
 
   Returns:
-    What it returned here.
+    The result of the function in this process.
 
   Raises:
-    Exception: what it raised here.
+    Exception: the exception that the function raised in this process.
     ConfigError: naming another process in which it failed, and why.
   """
   if jax.process_count() == 1:
@@ -209,8 +215,8 @@ def together(function: Callable[[], T]) -> T:
     value, failure = function(), None
   except Exception as e:
     value, failure = None, e
-  said = "" if failure is None else " ".join(str(failure).split()) or "failed"
-  texts = gather_texts(said)
+  message = " ".join(str(failure).split()) or "failed"
+  texts = gather_texts("" if failure is None else message)
   if failure is not None:
     raise failure
   for process, text in enumerate(texts):

@@ -1,9 +1,9 @@
 """The device mesh of a run: always the four axes of `axes.MESH_AXES`.
 
 Axes that the config does not name have one device, so every preset of rules
-fits every mesh. Slices (parts of a machine joined by a slow network, DCN) are
-the outer part of the axes of `parallel.slices`: only what crosses those axes
-leaves a slice.
+fits every mesh. Slices (parts of a machine joined by the slow data-center
+network) are the outer part of the axes of `parallel.slices`: only collectives
+over those axes leave a slice.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from mico_jax import axes
 from mico_jax.config import ConfigError, ParallelConfig
 from mico_jax.parallel.backend import require_backend
 
-# Of each parameter on a TPU slice. Widths of 768, 1024 and 1408 divided by it
-# are whole tiles of 8 rows; the compiler gathers other pieces by sums over
-# arrays padded with zeros, which move twice as much. On v5e:16x16 sixteen
-# neighbours close a ring, which doubles the bandwidth that eight of them have
-# (docs/results.md). A piece of ViT-g with Adam's moments is 0.8 GiB.
+# Number of shards of each parameter on a TPU slice. Widths of 768, 1024 and
+# 1408 divided by it are whole tiles of 8 rows; the compiler gathers other
+# shards by sums over zero-padded arrays, which move twice as many bytes. On
+# v5e:16x16 sixteen neighbours form a ring, with twice the bandwidth of eight
+# (docs/results.md). A shard of ViT-g with Adam's moments is 0.8 GiB.
 PIECES = 16
 
 
@@ -33,30 +33,30 @@ def mesh_sizes(config: ParallelConfig, num_devices: int) -> dict[str, int]:
   """Number of devices along each mesh axis.
 
   Args:
-    config: axis -> number of devices; -1 (once) takes what is left.
-    num_devices: to share out.
+    config: axis -> number of devices; -1 (at most once): all remaining ones.
+    num_devices: of the mesh.
 
   Raises:
     ConfigError: for an unknown axis, or sizes that do not multiply to the
       number of devices.
   """
-  given = dict(config.mesh)
-  for field, names in (("mesh", given), ("slices", config.slices)):
+  requested = dict(config.mesh)
+  for field, names in (("mesh", requested), ("slices", config.slices)):
     if unknown := sorted(set(names) - set(axes.MESH_AXES)):
       raise ConfigError(
         f"parallel.{field} names {unknown[0]!r}, which is no mesh axis; known: "
         f"{', '.join(axes.MESH_AXES)}."
       )
-  free = [name for name, size in given.items() if size == -1]
-  fixed = math.prod(size for size in given.values() if size != -1)
-  if len(free) > 1 or any(s < 1 and s != -1 for s in given.values()):
+  free = [name for name, size in requested.items() if size == -1]
+  fixed = math.prod(size for size in requested.values() if size != -1)
+  if len(free) > 1 or any(s < 1 and s != -1 for s in requested.values()):
     raise ConfigError(
-      f"parallel.mesh={given}: sizes must be positive, with at most one -1 "
+      f"parallel.mesh={requested}: sizes must be positive, with at most one -1 "
       "(all remaining devices)."
     )
   if free:
-    given[free[0]] = max(num_devices // fixed, 1)
-  sizes = {name: given.get(name, 1) for name in axes.MESH_AXES}
+    requested[free[0]] = max(num_devices // fixed, 1)
+  sizes = {name: requested.get(name, 1) for name in axes.MESH_AXES}
   if math.prod(sizes.values()) != num_devices:
     raise ConfigError(
       f"parallel.mesh={dict(config.mesh)} asks for "
@@ -69,30 +69,30 @@ def mesh_sizes(config: ParallelConfig, num_devices: int) -> dict[str, int]:
 def _slices(devices: Sequence[Any], count: int) -> list[list[Any]]:
   """The devices of each slice.
 
-  By `slice_index` where the platform has it (TPU), else by process, else (one
-  process on a CPU, for trying out) in equal runs.
+  They are grouped by `slice_index` where the platform has it (TPU), else by
+  process, else (one process on a CPU, for tests) in equal runs.
   """
   for attribute in ("slice_index", "process_index"):
-    found: dict[int, list[jax.Device]] = {}
+    groups: dict[int, list[jax.Device]] = {}
     for device in devices:
-      found.setdefault(getattr(device, attribute, 0), []).append(device)
-    if len(found) == count and len({len(x) for x in found.values()}) == 1:
-      return [found[index] for index in sorted(found)]
-    if len(found) > 1 and len(found) % count:
+      groups.setdefault(getattr(device, attribute, 0), []).append(device)
+    if len(groups) == count and len({len(x) for x in groups.values()}) == 1:
+      return [groups[index] for index in sorted(groups)]
+    if len(groups) > 1 and len(groups) % count:
       raise ConfigError(
-        f"parallel.slices asks for {count} slices, but the devices lie in "
-        f"{len(found)}; change parallel.slices."
+        f"parallel.slices asks for {count} slices, but the devices form "
+        f"{len(groups)}; change parallel.slices."
       )
   size = len(devices) // count
   return [list(devices[i * size : (i + 1) * size]) for i in range(count)]
 
 
 def _block(shape: Sequence[int], devices: Sequence[Any]) -> Any:
-  """The devices of one slice, neighbours along the last axes."""
+  """The devices of one slice as a mesh, neighbours along the last axes."""
   try:
     return mesh_utils.create_device_mesh(shape, devices)
   except (NotImplementedError, ValueError, AssertionError):
-    # A mesh axis that no group of physical axes gives.
+    # No group of physical axes has the size of some mesh axis.
     return mesh_utils.create_device_mesh(
       shape, devices, allow_split_physical_axes=True
     )
@@ -104,8 +104,8 @@ def make_mesh(
   """Builds the mesh that the config describes.
 
   Args:
-    config: sizes of the axes, slices included.
-    devices: the devices to use; None: all of the run.
+    config: sizes of the axes, including slices.
+    devices: to use; None: all devices of the run.
 
   Raises:
     ConfigError: for sizes or slices that do not fit the devices.

@@ -1,4 +1,4 @@
-"""Which process of a run this one is, by its environment."""
+"""The place of this process in its run, from environment variables."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _METADATA = (
 
 @dataclass(frozen=True)
 class Place:
-  """Where this process stands in its run.
+  """The place of this process in its run.
 
   Attributes:
-    process: its number.
+    process: index of this process.
     hosts: name of each expected process, in order.
     address: of process 0.
-    port: that process 0 listens on for the others (`parallel.rendezvous`).
+    port: on which process 0 listens for the others (`parallel.rendezvous`).
   """
 
   process: int
@@ -39,10 +39,10 @@ class Place:
 def integer(
   environment: Mapping[str, str], name: str, default: str = ""
 ) -> int:
-  """The number in a variable.
+  """The integer in a variable.
 
   Raises:
-    ConfigError: naming the variable, if it holds none.
+    ConfigError: naming the variable, if it is unset or not an integer.
   """
   text = environment.get(name, default)
   try:
@@ -65,11 +65,11 @@ def _metadata(name: str) -> str:
 def find_place(
   environment: Mapping[str, str] | None = None, *, hosts: int = 0
 ) -> Place:
-  """This process' place, from the variables of launch/* or of a TPU.
+  """The place of this process, from the variables of launch/* or of a TPU.
 
   Args:
     environment: variables; default `os.environ`.
-    hosts: expected number of processes; 0: as the environment says.
+    hosts: expected number of processes; 0: from the environment.
 
   Raises:
     ConfigError: if the environment describes no run of several processes.

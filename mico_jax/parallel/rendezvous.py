@@ -1,8 +1,8 @@
-"""The processes of a run meet, so that those that are missing can be named.
+"""Processes of a run report to process 0, so that missing ones can be named.
 
-JAX waits for the others for minutes and then aborts without saying for whom.
-Here process 0 listens on the port behind the coordinator's; the others tell it
-who they are, and it tells all of them who came.
+JAX waits minutes for missing processes and then aborts without naming them.
+Here process 0 listens on the port after the coordinator's; the other processes
+send it a card, and it answers with the cards of all that came.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from mico_jax.parallel.place import Place, find_place
 
 START_LIMIT = "MICO_JAX_START_LIMIT"
 START_SECONDS = 120
-LOST = 75  # as `run.cluster.status.LOST`: start it again
-_GRACE = 2.0  # seconds that process 0 has to answer at its end
+LOST = 75  # exit status, as `run.cluster.status.LOST`: start the run again
+_GRACE = 2.0  # seconds in which process 0 answers after its deadline
 
-Card = dict[str, Any]  # what a process tells of itself; "process": its number
+Card = dict[str, Any]  # facts about a process; "process": its index
 
 
 def gather(
@@ -36,27 +36,28 @@ def gather(
   longer: float = 0.0,
   done: threading.Event | None = None,
 ) -> list[Card]:
-  """The cards of the processes that came, in their order.
+  """Cards of the processes that came, in their order.
 
   Args:
     place: of this process.
-    card: makes its card, at the moment when it is told; process 0 adds "late"
-      to those with a "clock": how far that is from its own, in seconds.
-    end: of waiting, on the clock of `time.monotonic`.
-    longer: seconds that one waits beyond `end` for the answer of a process 0
-      that is there, which may have started later.
-    done: ends the waiting early.
+    card: makes the card of this process when it is sent. Process 0 adds "late"
+      to cards with a "clock": its difference to the clock of process 0, in
+      seconds.
+    end: deadline on the clock of `time.monotonic`.
+    longer: seconds to wait beyond `end` for the answer of a process 0 that
+      accepted the connection but may have started later.
+    done: event that ends the waiting early.
   """
   done = done or threading.Event()
   if place.process == 0:
     return _collect(place, card, end, done)
-  return _tell(place, card, end, longer, done)
+  return _send(place, card, end, longer, done)
 
 
 def _collect(
   place: Place, card: Callable[[], Card], end: float, done: threading.Event
 ) -> list[Card]:
-  """Process 0: takes the cards of the others and sends all of them back."""
+  """Process 0: receives the cards of the others and sends all of them back."""
   cards = {place.process: card()}
   waiting: list[socket.socket] = []
   with socket.create_server(("", place.port), backlog=1024) as server:
@@ -73,34 +74,33 @@ def _collect(
         contextlib.suppress(OSError, ValueError, KeyError, TypeError),
         connection.makefile("r") as file,
       ):
-        told = json.loads(file.readline())
-        # Told at the moment it arrives, so that clocks can be compared.
-        if "clock" in told:
-          told["late"] = told["clock"] - time.time()
-        cards[told["process"]] = told
+        other = json.loads(file.readline())
+        if "clock" in other:  # was read just before the card was sent
+          other["late"] = other["clock"] - time.time()
+        cards[other["process"]] = other
       waiting.append(connection)
-    found = [cards[i] for i in sorted(cards)]
-    answer = (json.dumps(found) + "\n").encode()
+    ordered = [cards[i] for i in sorted(cards)]
+    answer = (json.dumps(ordered) + "\n").encode()
     for connection in waiting:
       with contextlib.suppress(OSError), connection:
         connection.sendall(answer)
-  return found
+  return ordered
 
 
-def _tell(
+def _send(
   place: Place,
   card: Callable[[], Card],
   end: float,
   longer: float,
   done: threading.Event,
 ) -> list[Card]:
-  """Another process: tells process 0 and waits for its answer."""
+  """Another process: sends its card to process 0 and waits for the answer."""
   while time.monotonic() < end and not done.is_set():
     with contextlib.suppress(OSError, ValueError):
       left = max(end - time.monotonic(), 0.1)
       address = (place.address, place.port)
       with socket.create_connection(address, timeout=left) as connection:
-        # Process 0 answers at its own end.
+        # Process 0 answers at its own deadline.
         connection.settimeout(left + longer + _GRACE)
         connection.sendall((json.dumps(card()) + "\n").encode())
         with connection.makefile("r") as file:
@@ -110,11 +110,11 @@ def _tell(
 
 
 def missing(place: Place | None, cards: Sequence[Mapping[str, Any]]) -> str:
-  """Who has not come, in words.
+  """The missing processes, as text.
 
   Args:
     place: of this process; None: unknown.
-    cards: of those that came.
+    cards: of the processes that came.
   """
   if place is None:
     return "at least one other process"
@@ -136,30 +136,31 @@ def guard(
   *,
   end: Callable[[int], Any] = os._exit,
 ) -> Callable[[], None]:
-  """Ends this process if the others do not start in time, naming them.
+  """Ends this process if others do not start in time, and names them.
 
-  It only watches beside JAX: with a closed port a complete run starts still.
+  It only watches while JAX connects: a complete run starts even if the port of
+  `Place` is closed.
 
   Args:
     environment: variables, as for `find_place`.
-    limit: seconds.
+    limit: seconds to wait.
     end: called with `LOST`; ends the process, which waits inside of JAX.
 
   Returns:
-    To be called when the others are there.
+    A function to call when all processes are connected.
   """
-  there = threading.Event()
+  complete = threading.Event()
   until = time.monotonic() + limit
 
   def watch() -> None:
     place, cards = None, []
     with contextlib.suppress(ConfigError, OSError, ValueError):
-      found = find_place(environment)
-      own = {"process": found.process, "host": socket.gethostname()}
-      cards = gather(found, lambda: own, until, longer=limit, done=there)
-      place = found
-    # When all have come, JAX has still to connect.
-    if there.wait(max(until - time.monotonic(), 0.0)):
+      here = find_place(environment)
+      card = {"process": here.process, "host": socket.gethostname()}
+      cards = gather(here, lambda: card, until, longer=limit, done=complete)
+      place = here
+    # JAX may still have to connect after all cards have come.
+    if complete.wait(max(until - time.monotonic(), 0.0)):
       return
     failures.say(
       f"mico-jax: error: the run is not complete after {limit:g} s; missing or "
@@ -167,8 +168,9 @@ def guard(
       f"same command; {START_LIMIT}=SECONDS waits longer."
     )
     if place is not None and place.process == 0:
-      time.sleep(_GRACE / 2)  # with it ends JAX in those that read the answer
+      # JAX in the other processes ends with this one: let them read first.
+      time.sleep(_GRACE / 2)
     end(LOST)
 
   threading.Thread(target=watch, daemon=True).start()
-  return there.set
+  return complete.set

@@ -1,9 +1,9 @@
-"""From logical axis names to shardings, and from host rows to global arrays.
+"""Shardings from logical axis names, and global arrays from rows of a host.
 
-A parameter's logical axes (`mico_jax.axes`) become mesh axes by a table of
-rules; an axis without a rule is an error, never "replicated". Rows of a batch
-are split over the mesh axis of `axes.BATCH`; a process loads exactly the rows
-that its devices own.
+A table of rules maps logical axes of parameters (`mico_jax.axes`) to mesh axes;
+an axis without a rule is an error, not "replicated". Rows of a batch are split
+over the mesh axes of `axes.BATCH`; a process loads exactly the rows of its
+devices.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from mico_jax import axes
 from mico_jax.aliases import Batch, PyTree
@@ -24,10 +25,10 @@ Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 
 def rules_by_name(name: str) -> Rules:
-  """The rules of `config.parallel.rules`.
+  """The rules that `parallel.rules` names.
 
   Raises:
-    ConfigError: listing the known ones.
+    ConfigError: for an unknown name, listing the known ones.
   """
   if name not in axes.RULES:
     raise ConfigError(
@@ -39,7 +40,7 @@ def rules_by_name(name: str) -> Rules:
 def spec(logical: Sequence[str | None], rules: Rules) -> PartitionSpec:
   """Mesh axes of one array from its logical axes.
 
-  A mesh axis is used once per array: the first logical axis that asks gets it.
+  A mesh axis is used once per array, by the first logical axis that maps to it.
 
   Raises:
     ValueError: for a logical axis without a rule.
@@ -86,15 +87,15 @@ def param_shardings(
   *,
   shapes: PyTree | None = None,
 ) -> PyTree:
-  """A tree of shardings for a tree of logical axes (tuples are leaves).
+  """Tree of shardings for a tree of logical axes (tuples are leaves).
 
   Args:
     mesh: of the run.
     logical_axes: names of each dimension of each parameter.
     rules: logical axis -> mesh axes.
     shapes: tree of arrays or shapes; a dimension that its mesh axes do not
-      divide is then not split (a vocabulary of 30522 over 4 devices, say).
-      None: taken to divide.
+      divide is not split (such as a vocabulary of 30522 over 4 devices). None:
+      all dimensions are assumed to divide.
 
   Raises:
     ValueError: for a logical axis without a rule, or a rule whose mesh axis the
@@ -125,22 +126,22 @@ def param_shardings(
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device holds the whole array."""
+  """Sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, rules: Rules = axes.DDP_RULES) -> NamedSharding:
-  """Rows (axis 0) over the mesh axis of `axes.BATCH`."""
+  """Sharding of rows (axis 0) over the mesh axes of `axes.BATCH`."""
   return NamedSharding(mesh, spec((axes.BATCH,), rules))
 
 
 def like_params(
   mesh: Mesh, tree: PyTree, params: PyTree, shardings: PyTree
 ) -> PyTree:
-  """Shardings of a tree that holds copies of parameters, such as moments.
+  """Shardings of a tree that contains trees like the parameters, as moments.
 
-  A leaf whose path ends with a parameter's path and whose shape is that
-  parameter's gets its sharding; every other leaf is replicated.
+  A leaf whose path ends with the path of a parameter of the same shape gets the
+  sharding of that parameter; every other leaf is replicated.
   """
   known: dict[tuple[str, ...], tuple[tuple[int, ...], NamedSharding]] = {}
   for (path, leaf), sharding in zip(
@@ -170,8 +171,8 @@ def _names(path: Any) -> tuple[str, ...]:
 
 def local_rows(
   mesh: Mesh, global_batch: int, rules: Rules = axes.DDP_RULES
-) -> np.ndarray:
-  """Global rows that this process' devices own, ascending.
+) -> Int[np.ndarray, " C"]:
+  """Global rows on the devices of this process, ascending.
 
   Raises:
     ConfigError: if the batch does not divide over the devices.
@@ -196,7 +197,7 @@ def put_batch(
   mesh: Mesh,
   rules: Rules = axes.DDP_RULES,
 ) -> Mapping[str, Any]:
-  """Makes global device arrays of this process' rows (`local_rows`)."""
+  """Global device arrays from the rows of this process (`local_rows`)."""
   sharding = batch_sharding(mesh, rules)
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),

@@ -1,1 +1,1 @@
-"""What a config needs on a slice that is not there: memory, FLOPs, time."""
+"""Plans of a config on devices that are absent: memory, FLOPs, time."""

@@ -1,10 +1,10 @@
-"""Compiles a program ahead of time and keeps what the compiler says of it.
+"""Compiles a program ahead of time and caches the compiler's figures.
 
-Facts are kept by the hash of program, topology, compiler and its flags, so that
-planning again is a matter of tracing; those of a kernel without bundles are
-not. `memory_analysis` and the out-of-memory
-error of the TPU compiler are exact: it lays every buffer out. XLA:GPU gives no
-such error; there the sum is compared with `Topology.usable`.
+They are cached by the hash of program, topology, compiler and its flags, so
+that planning again only traces; programs with a kernel whose bundles were not
+dumped are not cached. `memory_analysis` and the out-of-memory error of the TPU
+compiler are exact, since it allocates every buffer. XLA:GPU has no such error;
+there the sum is compared with `Topology.usable`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from mico_jax.plan import gpu, parts, traffic
 from mico_jax.plan.parts import Summary
 from mico_jax.plan.topology import Topology
 
-CACHE = "MICO_JAX_PLAN_CACHE"  # folder of kept facts; "off": none
-_VERSION = 6  # of what is kept
+CACHE = "MICO_JAX_PLAN_CACHE"  # folder of the cache; "off": none
+_VERSION = 6  # of the cached files
 _UNITS = {unit: 2 ** (10 * i) for i, unit in enumerate(["", *"KMGTPE"])}
 _SIZE = r"([\d.]+)([KMGTPE]?)"
-# How the compilers of TPUs say it: while buffers are laid out, when only the
-# temporaries are summed up, and before anything is tried.
+# Out-of-memory errors of the TPU compiler: from buffer allocation, from the sum
+# of temporaries, and from a first estimate.
 _TOO_LARGE = (
   rf"Used {_SIZE} of {_SIZE} hbm",
   rf"total memory required[^()]*\({_SIZE}B?\) exceeds available HBM "
@@ -47,21 +47,21 @@ _TOO_LARGE = (
 
 @dataclass(frozen=True)
 class Facts:
-  """What the compiler says of one program, per device.
+  """Figures of the compiler about one program, per device.
 
   Attributes:
     fits: whether it needs no more than the device's usable memory.
-    needed: bytes at the peak: arguments, results that reuse none of them,
+    needed: bytes at the peak: arguments, results in buffers of their own,
       temporaries, code.
     arguments: bytes of the inputs.
-    temporaries: bytes of everything in between, gradients and activations
-      included.
-    limit: usable bytes, as far as the compiler said; 0: it said nothing.
+    temporaries: bytes of temporaries, including gradients and activations.
+    limit: usable bytes if the compiler's error states them, else 0.
     seconds: of lowering and compiling.
     program: cycles, collectives, kernel calls; None if it does not fit.
     bundles: label of a Pallas call -> instruction bundles of a grid step.
-    traffic: bytes that operations other than products read and write; of GPUs.
-    cached: whether the facts were kept from before.
+    traffic: bytes that operations other than products read and write; only on
+      GPUs.
+    cached: whether the figures come from the cache.
   """
 
   fits: bool
@@ -77,12 +77,12 @@ class Facts:
 
 
 def cache_folder() -> pathlib.Path | None:
-  """Where facts are kept."""
-  given = os.environ.get(CACHE, "")
-  if given == "off":
+  """Folder of the cache; None: nothing is cached."""
+  folder = os.environ.get(CACHE, "")
+  if folder == "off":
     return None
-  if given:
-    return pathlib.Path(given)
+  if folder:
+    return pathlib.Path(folder)
   home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
   return pathlib.Path(home).expanduser() / "mico_jax" / "plan"
 
@@ -93,10 +93,10 @@ def program_hash(
   mesh: Mapping[str, int],
   options: Options | None,
 ) -> str:
-  """Hash of a lowered program for devices, and of what else decides the facts.
+  """Hash of a lowered program and of everything else that decides the figures.
 
-  That is the compiler, its options and flags, the devices as they are described
-  to it, and how its text is read.
+  That is the compiler, its options and flags, the description of the devices,
+  and how the text of the program is parsed.
   """
   package = "jax-cuda13-pjrt" if where.is_gpu else "libtpu"
   try:
@@ -116,25 +116,21 @@ def _size(number: str, unit: str) -> int:
 
 
 def out_of_memory(message: str) -> tuple[int, int] | None:
-  """(needed, usable) bytes from the compiler's error; None if it is another."""
+  """(needed, usable) bytes of an out-of-memory error; None for other errors."""
   for wording in _TOO_LARGE:
-    if found := re.search(wording, message):
-      return _size(*found.group(1, 2)), _size(*found.group(3, 4))
+    if match := re.search(wording, message):
+      return _size(*match.group(1, 2)), _size(*match.group(3, 4))
   return None
 
 
-def _to_json(facts: Facts) -> str:
-  return json.dumps(dataclasses.asdict(facts))
-
-
-def _collective(found: dict[str, Any]) -> Collective:
-  group = tuple(found.pop("group"))
-  return Collective(group=group, **found)
+def _collective(fields: dict[str, Any]) -> Collective:
+  fields["group"] = tuple(fields["group"])
+  return Collective(**fields)
 
 
 def _from_json(text: str) -> Facts:
-  found: dict[str, Any] = json.loads(text)
-  program: Any = found.pop("program")
+  fields: dict[str, Any] = json.loads(text)
+  program: Any = fields["program"]
   if program is not None:
     program = Summary(
       cycles=program["cycles"],
@@ -146,8 +142,8 @@ def _from_json(text: str) -> Facts:
         for x in program["asynchronous"]
       ],
     )
-  found.update(program=program, cached=True)
-  return Facts(**found)
+  fields.update(program=program, cached=True)
+  return Facts(**fields)
 
 
 def compile_facts(
@@ -156,23 +152,23 @@ def compile_facts(
   mesh: Mapping[str, int],
   options: Options | None = None,
 ) -> Facts:
-  """Compiles a traced function, or recalls what that gave.
+  """Compiles a traced function, or reads its figures from the cache.
 
   Args:
     traced: `jitted.trace(...)`, for devices of the topology.
     where: the topology.
     mesh: axis -> size, in order.
-    options: of a TPU's compiler, see `mico_jax.kernels.compiler`.
+    options: of the TPU compiler, see `mico_jax.kernels.compiler`.
 
   Raises:
-    JaxRuntimeError: for any error of the compiler but running out of memory.
+    JaxRuntimeError: for any error of the compiler except out of memory.
   """
   start = time.monotonic()
   lowered = traced.lower(lowering_platforms=(where.platform,))
   folder = cache_folder()
   options = gpu.COMPILER_OPTIONS if where.is_gpu else options
-  key = program_hash(lowered.as_text(), where, mesh, options)
-  path = folder / f"{key}.json" if folder else None
+  name = program_hash(lowered.as_text(), where, mesh, options)
+  path = folder / f"{name}.json" if folder else None
   if path and path.is_file():
     return _from_json(path.read_text(encoding="utf-8"))
   dumps = None if where.is_gpu else aot.prepare()
@@ -193,36 +189,34 @@ def compile_facts(
       file.unlink()
   if path and not _unknown_kernels(facts, where):
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(f".{os.getpid()}")
-    half.write_text(_to_json(facts), encoding="utf-8")
-    half.replace(path)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(dataclasses.asdict(facts)), encoding="utf-8")
+    partial.replace(path)
   return facts
 
 
 def _bundles(facts: Facts, dumped: Sequence[pathlib.Path]) -> dict[str, int]:
   """Bundles of a grid step of each Pallas call of a program.
 
-  The compiler dumps equal calls once: one without a dump takes the most of its
-  kernel's.
+  The compiler dumps equal calls once; a call without a dump gets the largest
+  number of its kernel.
   """
   labels = {call.label for call in facts.program.calls} if facts.program else ()
-  found = {}
+  bundles: dict[str, int] = {}
   for label in labels:
     ending = re.compile(rf"\d+-{re.escape(label)}-\d+-final_bundles\.txt")
     files = [p for p in dumped if ending.fullmatch(p.name)]
     for depths in aot.read_bundles(files).values():
-      # The grid is the outermost loop; loops inside a kernel count one turn.
+      # The grid is the outermost loop; loops inside a kernel count once.
       step = sum(n for depth, n in depths.items() if depth >= 1)
-      found[label] = max(found.get(label, 0), step or depths.get(0, 0))
-  of_kernel: dict[str, int] = {}
-  for label, bundles in found.items():
+      bundles[label] = max(bundles.get(label, 0), step or depths.get(0, 0))
+  largest: dict[str, int] = {}
+  for label, count in bundles.items():
     name = aot.kernel_name(label)
-    of_kernel[name] = max(of_kernel.get(name, 0), bundles)
-  others = {x: aot.kernel_name(x) for x in labels if x not in found}
-  return found | {
-    label: of_kernel[name]
-    for label, name in others.items()
-    if name in of_kernel
+    largest[name] = max(largest.get(name, 0), count)
+  others = {x: aot.kernel_name(x) for x in labels if x not in bundles}
+  return bundles | {
+    label: largest[name] for label, name in others.items() if name in largest
   }
 
 
@@ -235,8 +229,8 @@ def _unknown_kernels(facts: Facts, where: Topology) -> set[str]:
 
 def _too_large(message: str, needed: tuple[int, int], seconds: float) -> Facts:
   sizes = {
-    name: _size(*found)
-    for name, *found in re.findall(
+    name: _size(number, unit)
+    for name, number, unit in re.findall(
       r"^\s*(program|arguments)\s+([\d.]+)([KMGT]?)", message, re.MULTILINE
     )
   }

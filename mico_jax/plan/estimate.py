@@ -1,18 +1,20 @@
-"""From the compiler's figures to seconds, with the method said.
+"""Estimates of seconds from the compiler's figures.
 
-TPU: XLA's static cycles of its own operations, memory time included, over the
-clock. A Pallas call takes, per grid step, the bundles (one cycle each) that
-the compiler scheduled for it and 0.35 us, over the cores that share the grid,
-or the bytes it declares at HBM speed if that is longer; without bundles, the
-products it declares at `KERNEL_SHARE` of the peak. GPU: products at
-`PRODUCT_SHARE` of the peak, recomputation included, everything else by its
-bytes at HBM speed. A loop whose turns the program does not know counts once.
+TPU: XLA's static cycles of its operations, including memory time, divided by
+the clock. A Pallas call takes, per grid step, the bundles that the compiler
+scheduled for it (one cycle each) and 0.35 us, divided by the cores that share
+the grid, or the bytes it declares at HBM speed if that is longer; without
+bundles, the products it declares at `KERNEL_SHARE` of the peak. GPU: products
+at `PRODUCT_SHARE` of the peak, including recomputation, and all other
+operations by their bytes at HBM speed. A loop of unknown trip count counts
+once.
 
-Collectives take the bytes that a device receives over the links that their
-group spans. One that XLA:TPU starts early hides behind what it scheduled up to
-its end, Pallas calls left out; no other overlaps (`Time.step`). `apart` has
-nothing overlap and `overlapped` everything, so the truth lies between. None of
-it is measured; real steps of other models took 1.2 to 2 times such sums.
+A collective takes the bytes that a device receives, over the links of its
+group. If XLA:TPU runs it asynchronously, it is hidden by the operations
+scheduled until its end, except Pallas calls; no other collective overlaps
+(`Time.step`). `apart` assumes no overlap and `overlapped` full overlap, so the
+true time lies between. Nothing is measured; real steps of other models took 1.2
+to 2 times as long as such sums.
 """
 
 from __future__ import annotations
@@ -25,14 +27,15 @@ from typing import Any
 
 from mico_jax import aot
 from mico_jax.aot.collectives import Collective
+from mico_jax.aot.kernels import pallas_calls
 from mico_jax.plan.compiled import Facts
 from mico_jax.plan.parts import Summary, part_of
 from mico_jax.plan.topology import Topology
-from mico_jax.train.flops import inner_jaxprs, repeats
+from mico_jax.train.flops import repeats
 
-GRID_STEP = 0.35e-6  # seconds; seen on v5e, in no figure of the compiler
-# Where a kernel's bundles are not known: the share of the matrix unit that
-# attention kernels of 64 to 88 lanes reach by those of others.
+GRID_STEP = 0.35e-6  # seconds per grid step on v5e, unknown to the compiler
+# Share of the peak of a kernel without bundles: that of attention kernels of 64
+# to 88 lanes whose bundles are known.
 KERNEL_SHARE = 0.3
 PRODUCT_SHARE = 0.6  # of the peak that matrix products reach on GPUs
 
@@ -57,12 +60,11 @@ class Time:
   """Estimated seconds of a step on each device.
 
   Attributes:
-    parts: of XLA's operations and Pallas calls by part of the step; None where
-      the clock is unpublished.
-    kernels: those of `parts` that are Pallas calls.
+    parts: computation (XLA's operations and Pallas calls) by part of the step;
+      None where the clock is unpublished.
+    kernels: share of `parts` in Pallas calls.
     collectives: communication.
-    hidden: that part of `collectives` beside which other operations are
-      scheduled.
+    hidden: share of `collectives` during which other operations run.
   """
 
   parts: dict[str, float] | None
@@ -72,28 +74,28 @@ class Time:
 
   @property
   def compute(self) -> float | None:
-    """Everything but communication."""
+    """Time of everything except communication."""
     return None if self.parts is None else math.fsum(self.parts.values())
 
   @property
   def step(self) -> float | None:
-    """As scheduled: communication that is hidden takes no time."""
+    """Time as scheduled: hidden communication takes no time."""
     return None if self.apart is None else self.apart - self.hidden
 
   @property
   def apart(self) -> float | None:
-    """Nothing overlaps."""
+    """Time if nothing overlaps."""
     return None if self.compute is None else self.compute + self.collectives
 
   @property
   def overlapped(self) -> float | None:
-    """All communication hides behind computation, or the other way round."""
+    """Time if communication and computation overlap completely."""
     if self.compute is None:
       return None
     return max(self.compute, self.collectives)
 
   def shares(self) -> dict[str, float]:
-    """Parts of the step, visible communication among them; their sum is 1."""
+    """Shares of the step by part, with visible communication; they sum to 1."""
     if not self.step or self.parts is None:
       return {}
     parts = {**self.parts, "communication": self.collectives - self.hidden}
@@ -106,10 +108,10 @@ class Kernel:
 
   Attributes:
     name: of the kernel.
-    shapes: of its results, "bf16[8,16] f32[8]".
-    steps: of its grid.
-    flops: declared.
-    bytes: declared.
+    shapes: of its results, such as "bf16[8,16] f32[8]".
+    steps: number of grid steps.
+    flops: in its cost estimate.
+    bytes: accessed, in its cost estimate.
   """
 
   name: str
@@ -120,21 +122,9 @@ class Kernel:
 
 
 def kernels(jaxpr: Any) -> list[Kernel]:
-  """The Pallas kernels of a jaxpr, each name and shape once."""
-  found: dict[tuple[str, str], Kernel] = {}
-
-  def visit(inner: Any) -> None:
-    for eqn in inner.eqns:
-      if eqn.primitive.name == "pallas_call":
-        kernel = _kernel(eqn)
-        found[kernel.name, kernel.shapes] = kernel
-        continue
-      for value in eqn.params.values():
-        for body in inner_jaxprs(value):
-          visit(body)
-
-  visit(jaxpr)
-  return list(found.values())
+  """The Pallas kernels of a jaxpr; each pair of name and shapes once."""
+  kernels = [_kernel(eqn) for eqn in pallas_calls(jaxpr)]
+  return list({(k.name, k.shapes): k for k in kernels}.values())
 
 
 def _kernel(eqn: Any) -> Kernel:
@@ -155,13 +145,13 @@ def kernel_seconds(
 
   Args:
     facts: of the program.
-    known: its kernels.
+    known: kernels of its jaxpr.
     where: the topology.
 
   Raises:
-    KeyError: for a call of a kernel that is not known.
+    KeyError: for a call of a kernel that is not in `known`.
   """
-  found: dict[str, float] = defaultdict(float)
+  seconds: dict[str, float] = defaultdict(float)
   for call in facts.program.calls if facts.program else ():
     kernel = _called(call, known)
     steps = kernel.steps / where.cores
@@ -171,12 +161,12 @@ def kernel_seconds(
     else:
       busy = kernel.flops / (where.peak * KERNEL_SHARE)
     busy = max(busy, kernel.bytes / where.hbm) + steps * GRID_STEP
-    found[part_of(call.scope)] += call.count * busy
-  return dict(found)
+    seconds[part_of(call.scope)] += call.count * busy
+  return dict(seconds)
 
 
 def _called(call: aot.Call, known: Sequence[Kernel]) -> Kernel:
-  """The kernel of a call: by name, then by the shapes of its results."""
+  """The kernel of a call, by its name and the shapes of its results."""
   fitting = [k for k in known if k.name == aot.kernel_name(call.label)]
   fitting = fitting or [k for k in known if k.name in call.label]
   if not fitting:
@@ -194,7 +184,7 @@ def collective_seconds(
   """Estimated seconds of collectives of one kind and axes.
 
   Args:
-    collective: of a program.
+    collective: of the program.
     where: the topology.
     places: coordinates of each device of the mesh, in its order.
   """
@@ -205,10 +195,10 @@ def collective_seconds(
 def hidden_seconds(
   program: Summary | None, where: Topology, places: Sequence[Sequence[int]]
 ) -> float:
-  """Estimated seconds of communication that run beside other operations.
+  """Estimated seconds of communication during which other operations run.
 
   Args:
-    program: compiled for the topology; None: nothing was compiled.
+    program: compiled for the topology; None: it does not fit.
     where: the topology.
     places: coordinates of each device of the mesh, in its order.
   """
@@ -229,16 +219,16 @@ def estimate(
   known: Sequence[Kernel] = (),
   executed: Mapping[str, float] | None = None,
 ) -> Time | None:
-  """The time of a compiled program; None if it did not compile.
+  """Estimated time of a compiled program; None if it does not fit.
 
   Args:
     facts: of the program.
     where: the topology.
     communication: seconds of its collectives.
-    hidden: of these, see `hidden_seconds`; not known of GPUs.
-    known: its Pallas kernels.
-    executed: FLOPs of its products by part of the step, recomputation
-      included, of all devices; needed on GPUs.
+    hidden: see `hidden_seconds`; unknown for GPUs.
+    known: Pallas kernels of its jaxpr.
+    executed: FLOPs of its products on all devices by part of the step,
+      including recomputation; needed for GPUs.
   """
   if facts.program is None:
     return None

@@ -1,11 +1,11 @@
-"""GPUs that are not there: what XLA must know of them to compile.
+"""Compilation for GPUs without a GPU.
 
-XLA:GPU compiles from a description of the device instead of a device. Needs the
-CUDA plugin of JAX (extra `cuda`), which brings ptxas; no driver, no GPU. Matrix
-products get a default algorithm, since none can be timed.
+XLA:GPU compiles from a description of the device instead of a device. It needs
+JAX's CUDA plugin (extra `cuda`), which contains ptxas, but no driver and no
+GPU. Matrix products get a default algorithm, since none can be timed.
 
-Figures: NVIDIA's data sheets of H100 SXM and H200 SXM and the device attributes
-of CUDA for compute capability 9.0.
+Figures are from NVIDIA's data sheets of H100 SXM and H200 SXM and CUDA's device
+attributes for compute capability 9.0.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Of a device's memory, for XLA: the rest goes to CUDA, NCCL and cuDNN. Run with
-# XLA_PYTHON_CLIENT_MEM_FRACTION=0.92.
+# Share of a device's memory for XLA; CUDA, NCCL and cuDNN use the rest. Set
+# XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 for a run.
 USABLE = 0.92
 
 
@@ -25,12 +25,12 @@ class Gpu:
   """One GPU.
 
   Attributes:
-    product: its name.
+    product: product name.
     flops: peak dense bfloat16 FLOP/s.
     bandwidth: of its memory, bytes/s.
     memory: bytes.
-    nvlink: within a host, bytes/s in one direction.
-    network: between hosts, bytes/s in one direction, for each GPU.
+    nvlink: bandwidth within a host, bytes/s in one direction.
+    network: bandwidth between hosts per GPU, bytes/s in one direction.
   """
 
   product: str
@@ -50,7 +50,7 @@ GPUS: dict[str, Gpu] = {
   ),
 }
 
-# Limits of compute capability 9.0, and the size of both chips.
+# Limits of compute capability 9.0, and the figures that both chips share.
 _LIMITS: Mapping[str, int | float] = {
   "threads_per_block_limit": 1024,
   "threads_per_warp": 32,
@@ -75,7 +75,7 @@ _LIMITS: Mapping[str, int | float] = {
 
 
 def description(kind: str) -> str:
-  """The target description of a GPU, as text of XLA's protocol buffer.
+  """Target description of a GPU in the text format of XLA's protocol buffer.
 
   Args:
     kind: key of `GPUS`.
@@ -103,7 +103,7 @@ def description(kind: str) -> str:
 
 
 def missing() -> str | None:
-  """Why nothing can be compiled for GPUs here, or None."""
+  """The reason why nothing can be compiled for GPUs here, or None."""
   if importlib.util.find_spec("jax_plugins") is not None:
     for name in ("xla_cuda13", "xla_cuda12"):
       if importlib.util.find_spec(f"jax_plugins.{name}") is not None:
@@ -115,26 +115,27 @@ def missing() -> str | None:
 
 
 def devices(kind: str, shape: Sequence[int]) -> Sequence[Any]:
-  """The devices, as far as a compiler needs them.
+  """Descriptions of devices, to compile for.
 
   Args:
     kind: key of `GPUS`.
-    shape: hosts, GPUs of a host.
+    shape: number of hosts, GPUs per host.
   """
   from jax.experimental import topologies
 
   hosts, local = shape
-  found: Any = topologies.get_topology_desc(
+  topology: Any = topologies.get_topology_desc(
     platform="cuda",
     topology_name=kind,
     topology=f"1x{hosts}x{local}",
     target_config=description(kind),
   )
-  return found.devices
+  return topology.devices
 
 
-# Products find no algorithm by timing; the compiler takes its default. That of
-# Triton fits not every product ("Couldn't find output tile sizes"): cuBLAS.
+# Algorithms of products cannot be timed, so the compiler takes its default. The
+# default of Triton does not support every product ("Couldn't find output tile
+# sizes"), so cuBLAS is used.
 COMPILER_OPTIONS = {
   "xla_gpu_autotune_level": "0",
   "xla_gpu_enable_triton_gemm": False,

@@ -15,9 +15,9 @@ OTHER = "rest"  # optimizer, input scaling, projections
 
 
 def table() -> Iterator[tuple[str, str]]:
-  """Part of a scope's name -> part of the step.
+  """(substring of a scope, part of the step) pairs.
 
-  Linen names scopes by module class, objectives by themselves.
+  Linen names scopes by module class; objectives open scopes with their name.
   """
   yield from ((encoder.__name__, "vision") for encoder in ENCODERS.values())
   yield from ((tower.__name__, "text") for tower in TEXT_ENCODERS.values())
@@ -25,20 +25,20 @@ def table() -> Iterator[tuple[str, str]]:
 
 
 def part_of(scope: str) -> str:
-  """The part of a step that a scope belongs to; the first that fits."""
+  """The part of a step that a scope belongs to: the first match in `table`."""
   return next((part for text, part in table() if text in scope), OTHER)
 
 
 @dataclass(frozen=True)
 class Summary:
-  """What plans keep of a program, per device and step.
+  """Figures of a program, per device and step.
 
   Attributes:
     cycles: estimated cycles by part of the step; empty on GPUs.
     costliest: (cycles, name) of the costliest operations, largest first.
     collectives: by kind and axes.
     calls: of Pallas kernels.
-    asynchronous: those of `collectives` that run beside other operations.
+    asynchronous: those of `collectives` that run while other operations do.
   """
 
   cycles: dict[str, int]
@@ -49,7 +49,7 @@ class Summary:
 
 
 def summarize(text: str, mesh: Mapping[str, int]) -> Summary:
-  """Reads the text of a compiled program.
+  """Summarises the text of a compiled program.
 
   Args:
     text: `compiled.as_text()`.

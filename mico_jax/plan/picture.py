@@ -1,8 +1,9 @@
-"""A plan as a picture: memory and time of every task."""
+"""Draws a plan: memory and time of every task."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,45 +29,51 @@ _TIMES = {
 }
 
 
-def _memory(axes: Axes, tasks: list[TaskPlan]) -> None:
+def _stack(
+  axes: Axes,
+  tasks: list[TaskPlan],
+  colours: Mapping[str, str],
+  size: Callable[[TaskPlan, str], float],
+) -> bool:
+  """Draws a stacked bar per task; returns whether anything was drawn."""
   names = [t.name for t in tasks]
   left = [0.0] * len(tasks)
-  for part, colour in _PARTS.items():
-    sizes = [gib(t.parts.get(part, 0)) for t in tasks]
+  for part, colour in colours.items():
+    sizes = [size(t, part) for t in tasks]
     if any(sizes):
       axes.barh(names, sizes, left=left, color=colour, label=part)
     left = [a + b for a, b in zip(left, sizes, strict=True)]
+  axes.invert_yaxis()
+  return any(left)
+
+
+def _memory(axes: Axes, tasks: list[TaskPlan]) -> None:
   limit = gib(tasks[0].limit)
+  _stack(axes, tasks, _PARTS, lambda t, part: gib(t.parts.get(part, 0)))
   axes.axvline(limit, color="black", linestyle="--")
   axes.text(limit, -0.6, f"{limit:.2f} GiB", ha="right", va="bottom")
-  axes.invert_yaxis()
   axes.set_xlabel("GiB of a device")
   axes.legend(loc="lower right", fontsize="small")
 
 
 def _time(axes: Axes, tasks: list[TaskPlan]) -> None:
-  names = [t.name for t in tasks]
-  left = [0.0] * len(tasks)
-  for part, colour in _TIMES.items():
-    seconds = [
-      t.time.shares().get(part, 0.0) * (t.seconds or 0.0) if t.time else 0.0
-      for t in tasks
-    ]
-    if any(seconds):
-      axes.barh(names, seconds, left=left, color=colour, label=part)
-    left = [a + b for a, b in zip(left, seconds, strict=True)]
-  axes.invert_yaxis()
+  def seconds(task: TaskPlan, part: str) -> float:
+    if task.time is None:
+      return 0.0
+    return task.time.shares().get(part, 0.0) * (task.seconds or 0.0)
+
+  drawn = _stack(axes, tasks, _TIMES, seconds)
   axes.set_xlabel("estimated seconds of a step")
-  if any(left):
+  if drawn:
     axes.legend(loc="lower right", fontsize="small")
 
 
 def draw(plan: Plan, path: str | os.PathLike[str]) -> None:
-  """Writes the picture of a plan as PNG.
+  """Draws a plan into a PNG file.
 
   Args:
     plan: with at least one compiled task.
-    path: of the file.
+    path: of the file to write.
   """
   tasks = plan.compiled
   figure = Figure(figsize=(11, 1.6 + 0.55 * len(tasks)), layout="constrained")

@@ -1,4 +1,4 @@
-"""The plan of a config: every task's step, the evaluation, the start."""
+"""Plans a config: the step of every task, the evaluation, state creation."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ DAY = 86400.0
 
 @dataclass(frozen=True)
 class TaskPlan:
-  """One compiled program: a training step, the evaluation, or the start.
+  """One compiled program: a training step, the evaluation, or state creation.
 
   Attributes:
     name: of the task.
     batch: global rows.
-    share: part of all steps.
+    share: share of the task in all steps.
     fits: whether it fits the device's memory.
-    needed: bytes of a device at the peak.
+    needed: peak bytes of a device.
     limit: usable bytes of a device.
-    parts: bytes by what they are: parameters, optimizer, average, batch,
-      temporaries (activations, gradients and buffers).
-    flops: model FLOPs of the global batch, by part of the model; empty but
-      for training steps.
-    time: estimated; None if it does not fit.
-    collectives: kind, axes, count, bytes, seconds.
+    parts: bytes by kind: parameters, optimizer, average, batch, temporaries
+      (activations, gradients and buffers).
+    flops: model FLOPs of the global batch by part of the model; only of
+      training steps.
+    time: estimate; None if it does not fit.
+    collectives: kind, axes, devices, count, bytes and seconds of each.
     costliest: (cycles, name) of XLA's costliest operations.
     views: encoder inputs per row.
     compile_seconds: of lowering and compiling, when it was done.
-    cached: whether the compiler's facts were kept from before.
+    cached: whether the compiler's figures come from the cache.
   """
 
   name: str
@@ -73,11 +73,11 @@ class TaskPlan:
     return self.time.step if self.time else None
 
   def rate(self, per_row: float) -> float | None:
-    """Something counted per row, per second."""
+    """Items per second of something counted per row."""
     return self.batch * per_row / self.seconds if self.seconds else None
 
   def share_of_peak(self, where: Topology) -> float | None:
-    """Model FLOPs over what the slice could do in that time (MFU)."""
+    """Model FLOPs as a share of the peak (MFU)."""
     if not self.seconds or not self.flops:
       return None
     peak = where.peak * where.num_devices
@@ -93,13 +93,13 @@ class Plan:
     where: the devices.
     mesh: axis -> size.
     tasks: training steps.
-    others: the evaluation forward and the program that creates the state, if
-      asked for.
-    problem: why nothing was compiled; "": it was.
+    others: the forward pass of the evaluation and the program that creates the
+      state, if planned.
+    problem: why nothing was compiled; "" if it was.
     largest: task -> the largest batch that fits, where it was searched.
-    state: bytes of the training state, see `Programs.state_bytes`: what a
-      restore reads and places, without a program.
-    rest: task that was not compiled -> part of all steps, model FLOPs.
+    state: bytes of the training state, see `Programs.state_bytes`; a restore
+      reads and places these without a program.
+    rest: task that was not compiled -> share of all steps, model FLOPs.
   """
 
   config: Config
@@ -114,20 +114,20 @@ class Plan:
 
   @property
   def compiled(self) -> list[TaskPlan]:
-    """Everything that was compiled."""
+    """All compiled programs."""
     return [*self.tasks, *self.others]
 
   @property
   def fits(self) -> bool:
-    """Whether everything that was compiled fits."""
+    """Whether all compiled programs fit."""
     return not self.problem and all(t.fits for t in self.compiled)
 
   @property
   def seconds(self) -> float | None:
     """Estimated seconds of all steps of the run.
 
-    Tasks that were not compiled take as long for a FLOP as those that were;
-    where their FLOPs are not known either, as long for a step.
+    Tasks that were not compiled are assumed to take as long per FLOP as those
+    that were; where their FLOPs are unknown, as long per step.
     """
     parts = [(t.share, t.seconds) for t in self.tasks]
     if any(s is None for _, s in parts) or not parts:
@@ -135,7 +135,7 @@ class Plan:
     mean = math.fsum(share * s for share, s in parts if s)
     shares = math.fsum(share for share, _ in parts)
     done = math.fsum(t.share * math.fsum(t.flops.values()) for t in self.tasks)
-    speed = mean / done if done else 0.0  # seconds a FLOP
+    speed = mean / done if done else 0.0  # seconds per FLOP
     for share, amount in self.rest.values():
       mean += share * amount * speed
       shares += share
@@ -143,7 +143,7 @@ class Plan:
 
   @property
   def assumed(self) -> list[str]:
-    """Tasks of which nothing is known: as if they took as long a step."""
+    """Tasks whose steps are assumed to take as long as those of the others."""
     known = {t.name for t in self.tasks} | set(self.rest)
     return [name for name in self.config.tasks if name not in known]
 
@@ -158,7 +158,7 @@ class Plan:
     return self.seconds * self.where.num_chips / 3600 if self.seconds else None
 
   def as_dict(self) -> dict[str, Any]:
-    """JSON types only."""
+    """The plan in JSON types."""
     return {
       "config": self.config.name,
       "topology": self.where.name,
@@ -220,7 +220,7 @@ class Planner:
   Attributes:
     config: of the run.
     where: the devices.
-    programs: what is compiled.
+    programs: the programs to compile.
   """
 
   def __init__(self, config: Config, where: Topology, *, say: Say = print):
@@ -229,10 +229,11 @@ class Planner:
     Args:
       config: of the run.
       where: the devices.
-      say: told about each program, before it is compiled.
+      say: called with a line about each program before it is compiled.
 
     Raises:
-      ConfigError: for a config that does not fit them, or no compiler.
+      ConfigError: for a config that does not fit the devices, or if the
+        compiler is missing.
     """
     self.where = where
     self.programs = Programs.of(config, where.devices())
@@ -287,7 +288,7 @@ class Planner:
     )
 
   def _step_options(self) -> Options | None:
-    """What a training run compiles its steps with."""
+    """Compiler options of a training run's steps."""
     device = self.programs.mesh.devices.flat[0]
     with target.use(self.where.target):
       return step_options(SingleDeviceSharding(device))
@@ -296,7 +297,7 @@ class Planner:
     """Plans the training step of a task.
 
     Raises:
-      ConfigError: listing the tasks if there is no such one.
+      ConfigError: for an unknown task, listing the tasks.
     """
     if name not in self.config.tasks:
       raise ConfigError(
@@ -316,7 +317,7 @@ class Planner:
     )
 
   def evaluation(self) -> TaskPlan:
-    """Plans the evaluation forward."""
+    """Plans the forward pass of the evaluation."""
     function, args = self.programs.evaluate()
     first = next(iter(self.config.tasks))
     contexts = self.programs.contexts()
@@ -336,7 +337,7 @@ class Planner:
     )
 
   def create(self) -> TaskPlan:
-    """Plans the program that creates the state of step 0 where it belongs."""
+    """Plans the program that creates the sharded training state."""
     parts = self.programs.memory(next(iter(self.config.tasks)))
     del parts["batch"]
     return self._plan(
@@ -364,14 +365,14 @@ def make_plan(
 
   Args:
     config: of the run.
-    name: of the topology, "v5e:16x16".
-    batch: global rows of every task; 0: the config's.
+    name: of the topology, such as "v5e:16x16".
+    batch: global rows of every task; 0: those of the config.
     tasks: to plan; empty: all.
-    others: whether the evaluation forward and the creation of the state are
-      planned as well.
+    others: whether to plan the forward pass of the evaluation and the creation
+      of the state as well.
     count_rest: count the FLOPs of tasks that are not planned, so that the
-      length of the whole run accounts for them.
-    say: told about each program.
+      length of the whole run includes them.
+    say: called with a line about each program.
 
   Raises:
     ConfigError: for an unknown topology, or a config that does not fit it.
@@ -379,7 +380,7 @@ def make_plan(
   if batch:
     config = with_batch(config, batch)
   planner = Planner(config, topology.parse(name), say=say)
-  found = [planner.task(t) for t in tasks or planner.config.tasks]
+  plans = [planner.task(t) for t in tasks or planner.config.tasks]
   programs, rest = planner.programs, {}
   for task in planner.config.tasks if count_rest else ():
     if tasks and task not in tasks:
@@ -389,7 +390,7 @@ def make_plan(
     config=planner.config,
     where=planner.where,
     mesh=planner.mesh,
-    tasks=found,
+    tasks=plans,
     others=[planner.evaluation(), planner.create()] if others else [],
     state=planner.state_bytes(),
     rest=rest,

@@ -1,7 +1,7 @@
-"""The programs of a config on the mesh of a slice: shapes, nothing allocated.
+"""The programs of a config on a mesh, with shapes instead of arrays.
 
-No data is opened: the tokenizer's vocabulary is that of the text tower, and its
-special ids are made up, which changes no shape.
+No data is opened: the vocabulary size is that of the text tower, and special
+token ids are placeholders, which affect no shape.
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ from mico_jax.train.state import (
 )
 from mico_jax.train.step import make_train_step
 
-# Names among the tasks.
-EVALUATION = "evaluation"  # the forward
-CREATE = "create"  # the state of step 0
+# Names of programs beside the tasks.
+EVALUATION = "evaluation"  # forward pass of the evaluation
+CREATE = "create"  # creation of the training state
 
 
 def special_ids(config: Config) -> TokenizerInfo:
-  """Ids that stand in for the tokenizer's."""
+  """Placeholders for the token ids of the tokenizer."""
   size = config.model.text.vocab_size or config.data.tokenizer.vocab_size
   return TokenizerInfo(config.model.text.pad_id, 1, 2, 3, size, (4, size))
 
 
 def with_vocabulary(config: Config) -> Config:
-  """The config with a vocabulary size where it leaves it to the tokenizer."""
+  """The config with the vocabulary size of the tokenizer, if it sets none."""
   text = config.model.text
   if text.vocab_size:
     return config
@@ -75,7 +75,7 @@ def with_vocabulary(config: Config) -> Config:
 
 
 def with_batch(config: Config, batch: int, task: str = "") -> Config:
-  """The config with another global batch in one task, or in all of them."""
+  """The config with another global batch in one task, or in all tasks."""
   tasks = {
     name: dataclasses.replace(t, batch_size=batch) if task in ("", name) else t
     for name, t in config.tasks.items()
@@ -84,7 +84,7 @@ def with_batch(config: Config, batch: int, task: str = "") -> Config:
 
 
 def local_bytes(tree: PyTree, shardings: PyTree) -> int:
-  """Bytes of a tree on one device."""
+  """Bytes of a tree on one device under its shardings."""
   total = 0
   for leaf, where in zip(
     jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True
@@ -98,11 +98,11 @@ def local_bytes(tree: PyTree, shardings: PyTree) -> int:
 
 @dataclass(frozen=True)
 class Views:
-  """What a batch row sends through the encoders.
+  """Inputs of the encoders per batch row.
 
   Attributes:
-    images: frames and slices per row, each one pass of the shared encoder.
-    tokens: tokens per row, of all of them and of all texts encoded once.
+    images: number of frames and slices, each one pass of the shared encoder.
+    tokens: number of tokens of all frames, and of all texts, each counted once.
   """
 
   images: int
@@ -110,20 +110,20 @@ class Views:
 
 
 def views_of(config: Config, task: TaskConfig) -> Views:
-  """Counts the inputs of one row of a task."""
+  """Counts the encoder inputs of one row of a task."""
   vision = config.model.vision
   spec = batch_spec(dataclasses.replace(config, tasks={"x": task}), "x")
   images = tokens = 0
-  for key in keys_of(groups_of(task)):
-    shape = input_shape(config, key).shape
-    if MODALITIES[key].embedding == "text":
+  for name in keys_of(groups_of(task)):
+    modality, shape = MODALITIES[name], input_shape(config, name).shape
+    embedding = modality.embedding
+    if embedding == "text":
       tokens += shape[0]
       continue
-    frames = preprocessing.input_config(config, key).frames
+    frames = preprocessing.input_config(config, name).frames
     length = (vision.image_size // vision.patch_size) ** 2
-    embedding = MODALITIES[key].embedding
     if isinstance(embedding, CustomEmbedding):
-      frames = shape[0] if "T" in MODALITIES[key].spec.dims else 1
+      frames = shape[0] if "T" in modality.spec.dims else 1
       length = embedding.tokens
     images += frames
     tokens += frames * (length + 1)
@@ -133,11 +133,11 @@ def views_of(config: Config, task: TaskConfig) -> Views:
 
 @dataclass(frozen=True)
 class Programs:
-  """Everything of a config that can be compiled.
+  """The programs of a config that can be compiled.
 
   Attributes:
-    config: with its vocabulary; `Programs.of` checks it.
-    mesh: the devices of the slice.
+    config: with vocabulary size; checked by `Programs.of`.
+    mesh: device mesh.
   """
 
   config: Config
@@ -145,7 +145,7 @@ class Programs:
 
   @classmethod
   def of(cls, config: Config, devices: Sequence[Any]) -> Programs:
-    """Checks a config against the devices of a slice.
+    """Checks a config against devices.
 
     Raises:
       ConfigError: for values, groups, meshes or batches that do not fit.
@@ -160,7 +160,7 @@ class Programs:
 
   @property
   def rules(self) -> sharding.Rules:
-    """Logical to mesh axes."""
+    """Rules from logical to mesh axes."""
     return sharding.rules_by_name(self.config.parallel.rules)
 
   @cached_property
@@ -205,18 +205,18 @@ class Programs:
     )
 
   def memory(self, task: str) -> dict[str, int]:
-    """Bytes on one device of what goes into a task's step."""
+    """Bytes on one device of the inputs of a task's step, by kind."""
     shapes, where = self.state
     batch = self.batch(task)
     rows = sharding.batch_sharding(self.mesh, self.rules)
-    found = {
+    sizes = {
       "parameters": local_bytes(shapes.params, where.params),
       "optimizer": local_bytes(shapes.opt_state, where.opt_state),
       "batch": local_bytes(batch, jax.tree.map(lambda _: rows, batch)),
     }
     if shapes.ema is not None:
-      found["average"] = local_bytes(shapes.ema, where.ema)
-    return found
+      sizes["average"] = local_bytes(shapes.ema, where.ema)
+    return sizes
 
   def train(self, task: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The jitted training step of a task and shapes of its arguments."""
@@ -231,18 +231,15 @@ class Programs:
     return step, (self.state[0], self.batch(task))
 
   def contexts(self) -> tuple[str, ...]:
-    """Contexts that the evaluation embeds."""
+    """Letters of the contexts that the evaluation embeds."""
     if self.config.evaluation.groups:
       return tuple(self.config.evaluation.groups)
-    found: dict[str, None] = {}
-    for task in self.config.tasks.values():
-      found.update(
-        dict.fromkeys(g[1:] for g in groups_of(task) if g.startswith("t"))
-      )
-    return tuple(found)
+    tasks = self.config.tasks.values()
+    groups = [group for task in tasks for group in groups_of(task)]
+    return tuple(dict.fromkeys(g[1:] for g in groups if g.startswith("t")))
 
   def evaluate(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """The jitted evaluation forward and shapes of its arguments.
+    """The jitted forward pass of the evaluation and shapes of its arguments.
 
     Raises:
       ConfigError: if its batch does not divide over the devices.
@@ -260,11 +257,6 @@ class Programs:
         )
         return forward.embed(self.model, params, encoded, contexts)
 
-    inputs = {}
-    keys = {by_letter(letter).key for c in contexts for letter in c}
-    for key in (k for k in MODALITIES if k in keys):
-      spec = input_shape(self.config, key, train=False)
-      inputs[key] = (rows, *spec.shape), spec.dtype
     try:
       data.shard_shape((rows,))
     except ValueError as error:
@@ -273,31 +265,37 @@ class Programs:
         f"{self.mesh.size} devices of the mesh {dict(self.mesh.shape)}; choose "
         "a multiple."
       ) from error
-    place = lambda shape, dtype: jax.ShapeDtypeStruct(
-      shape, dtype, sharding=data
-    )
+    inputs = {}
+    used = {by_letter(letter).key for c in contexts for letter in c}
+    for modality in (name for name in MODALITIES if name in used):
+      spec = input_shape(self.config, modality, train=False)
+      shape = (rows, *spec.shape)
+      inputs[modality] = jax.ShapeDtypeStruct(shape, spec.dtype, sharding=data)
     params = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       self.state[0].params,
       self.state[1].params,
     )
-    return jax.jit(embed), (params, {k: place(*v) for k, v in inputs.items()})
+    return jax.jit(embed), (params, inputs)
 
   def create(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """The jitted creation of the state at step 0; no arguments."""
+    """The jitted creation of the training state, and its (no) arguments."""
     ema = self.config.optimizer.ema > 0
 
     def create() -> TrainState:
-      key = jax.random.key(self.config.seed)
-      params = init_params(self.model, self.config, key)
+      rng_key = jax.random.key(self.config.seed)
+      params = init_params(self.model, self.config, rng_key)
       return create_state(params, self.optimizer, ema=ema)
 
     return jax.jit(create, out_shardings=self.state[1]), ()
 
   def state_bytes(self) -> dict[str, int]:
-    """Bytes of the training state: "all", on a "device", "alike" on all.
+    """Bytes of the training state.
 
-    Alike is what no rule splits or the mesh does not divide.
+    Returns:
+      "all": of the whole state; "device": on one device; "alike": of the arrays
+      that every device holds whole, since no rule splits them or the mesh does
+      not divide them.
     """
     shapes, where = self.state
     size = lambda x: x.size * x.dtype.itemsize
@@ -325,7 +323,7 @@ class Programs:
     return flops.count(jaxpr)
 
   def share(self, task: str) -> float:
-    """The part of all steps that a task gets."""
+    """Share of a task in all steps."""
     weights: Mapping[str, int] = {
       name: t.steps for name, t in self.config.tasks.items()
     }

@@ -1,4 +1,4 @@
-"""A plan as text."""
+"""Formats plans as text."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def title(plan: Plan) -> str:
-  """What was planned, in one line."""
+  """One line about config, devices, mesh and rules."""
   c, where = plan.config, plan.where
   mesh = " x ".join(f"{a} {n}" for a, n in plan.mesh.items() if n > 1)
   count = c.train.micro_batches
@@ -105,27 +105,27 @@ def _shares(task: TaskPlan) -> str:
 
 
 def _assumed(plan: Plan) -> str:
-  """What the length of the recipe says nothing about."""
-  left = ", ".join(plan.assumed)
-  return f" (as if {left} took as long a step)" if left else ""
+  """Note about tasks whose length is assumed; "" without such tasks."""
+  names = ", ".join(plan.assumed)
+  return f" (assumes steps of the same length for {names})" if names else ""
 
 
 def to_text(plan: Plan) -> str:
-  """The plan as a page of text."""
+  """Formats a plan as a page of text."""
   if plan.problem:
     return f"{title(plan)}\nnot compiled: {plan.problem}"
-  every = plan.compiled
-  lines = [title(plan), "", _aligned([HEADER, *(_row(t, plan) for t in every)])]
+  tasks = plan.compiled
+  lines = [title(plan), "", _aligned([HEADER, *(_row(t, plan) for t in tasks)])]
   lines += ["", "model FLOPs (recomputation not counted):"]
   lines += [_shares(t) for t in plan.tasks]
-  lines += ["time of a step (estimated):", *map(_time, every)]
+  lines += ["time of a step (estimated):", *map(_time, tasks)]
   if plan.state:
     lines.append(
       f"state, as created or restored: {gib(plan.state['all']):.2f} GiB, a "
       f"device {gib(plan.state['device']):.2f} GiB, of these "
       f"{gib(plan.state['alike']):.2f} GiB alike on all"
     )
-  moved = [line for t in every for line in _collectives(t)]
+  moved = [line for t in tasks for line in _collectives(t)]
   lines += ["collectives:", *(moved or ["  none"])]
   if plan.largest:
     lines.append("largest batch that fits:")
@@ -145,7 +145,7 @@ def to_text(plan: Plan) -> str:
 
 
 def _verdict(plan: Plan) -> str:
-  """Whether a plan fits, and by how much."""
+  """Whether a plan fits, and how much memory is free."""
   if not plan.tasks:
     return "no"
   free = min(t.limit - t.needed for t in plan.tasks)
@@ -153,7 +153,7 @@ def _verdict(plan: Plan) -> str:
 
 
 def sweep_text(plans: Sequence[Plan]) -> str:
-  """Several plans as a table, in their order."""
+  """Formats several plans as a table, in their order."""
   rows: list[list[Any]] = [
     [
       "topology",
@@ -191,7 +191,7 @@ def sweep_text(plans: Sequence[Plan]) -> str:
   lines += dict.fromkeys(
     f"days and chip-hours{_assumed(p)}" for p in plans if p.tasks and p.assumed
   )
-  # Why some were not compiled, each reason once.
+  # Reasons why plans were not compiled, each once.
   lines += dict.fromkeys(
     f"not compiled: {p.problem}" for p in plans if p.problem
   )

@@ -1,10 +1,10 @@
-"""The largest batch that fits, and the best of several plans.
+"""Search for the largest batch that fits, and for the best of several plans.
 
-Memory grows linearly with the rows of a device as soon as every row's share is
-a multiple of what the compiler pads to, so a line through two compiled batches
-foretells the largest; two more compiles prove it: it fits and the next does
-not. A program that does not fit says how much it would need, which serves the
-line as well.
+Memory grows linearly with the rows of a device once their number is a multiple
+of the compiler's padding, so a line through two compiled batches predicts the
+largest batch; two more compilations verify it: it fits and the next one does
+not. The compiler also reports the need of a program that does not fit, so such
+points help to fit the line.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from mico_jax.plan import topology
 from mico_jax.plan.planner import Plan, Planner, Say
 from mico_jax.plan.program import with_batch
 
-# A probe is (bytes needed, whether it fits).
+# Batch -> (bytes needed, whether it fits).
 Probe = Callable[[int], tuple[int, bool]]
 
 
 def largest(
   probe: Probe, *, limit: int, granule: int, start: int, attempts: int = 12
 ) -> int:
-  """The largest multiple of `granule` that fits; 0: none.
+  """The largest multiple of `granule` that fits; 0 if none does.
 
   Args:
-    probe: batch -> (bytes needed, whether it fits); expensive.
+    probe: compiles a batch.
     limit: usable bytes.
-    granule: rows that the devices share at least.
-    start: a first guess, a multiple of `granule`.
-    attempts: probes at most.
+    granule: smallest number of rows that the devices can share.
+    start: first guess, a multiple of `granule`.
+    attempts: most calls of `probe`.
 
   Raises:
     ConfigError: if the attempts do not suffice.
@@ -76,9 +76,9 @@ def _guess(
   low: int,
   high: int,
 ) -> int:
-  """The next batch to try: where the line meets the limit, or just behind.
+  """The next batch to try, where the line of memory meets the limit.
 
-  Memory that grows in steps misleads the line, so halves follow it.
+  Bisects after four probes: memory that grows in steps misleads the line.
   """
   if high and len(seen) >= 4:
     return (low + high) // 2 // granule * granule or granule
@@ -87,7 +87,7 @@ def _guess(
   slope, fixed = np.polyfit(batches, needed, 1)
   guess = 2 * low
   if slope * batches[0] > 1e-6 * needed[0]:
-    # A hair more than the limit: the line may meet it exactly.
+    # Slightly above the limit, which the line may meet exactly.
     guess = int((limit * (1 + 1e-9) - fixed) / slope) // granule * granule
   if guess <= low:
     guess = low + granule
@@ -97,7 +97,7 @@ def _guess(
 
 
 def granule_of(planner: Planner) -> int:
-  """Rows that a batch must be a multiple of."""
+  """Number of rows of which a batch must be a multiple."""
   over = dict(planner.programs.rules)[axes.BATCH] or ()
   names = (over,) if isinstance(over, str) else over
   shards = math.prod(planner.mesh[name] for name in names)
@@ -117,7 +117,7 @@ def largest_batch(
     config: of the run.
     name: of the topology.
     task: of the config.
-    say: told about each program.
+    say: called with a line about each program.
 
   Raises:
     ConfigError: for an unknown topology or a config that does not fit it.
@@ -128,9 +128,9 @@ def largest_batch(
 
   def probe(batch: int) -> tuple[int, bool]:
     planner = Planner(with_batch(config, batch, task), where, say=say)
-    found = planner.task(task)
-    say(f"batch {batch}: {'fits' if found.fits else 'does not fit'}")
-    return found.needed, found.fits
+    plan = planner.task(task)
+    say(f"batch {batch}: {'fits' if plan.fits else 'does not fit'}")
+    return plan.needed, plan.fits
 
   return largest(
     probe,
@@ -153,7 +153,7 @@ MESHES: dict[str, tuple[dict[str, int], ...]] = {
 def choices(
   rules: Sequence[str], remats: Sequence[str], micro_batches: Sequence[int]
 ) -> list[Choice]:
-  """All combinations, with the meshes of the rules."""
+  """All combinations, with the meshes that `MESHES` lists for the rules."""
   return [
     Choice(rule, mesh, remat, count)
     for rule in rules
@@ -166,34 +166,34 @@ def choices(
 def sweep(
   config: Config,
   names: Sequence[str],
-  given: Sequence[Choice],
+  choices: Sequence[Choice],
   *,
   task: str = "",
   say: Say = print,
 ) -> list[Plan]:
   """Plans one task over topologies and choices.
 
-  A choice that does not fit the topology, or whose state alone exceeds the
-  memory, is not compiled.
+  A choice that does not suit the topology, or whose training state alone
+  exceeds the memory, is not compiled.
 
   Args:
     config: of the run.
     names: of topologies.
-    given: what to try on each.
+    choices: to try on each topology.
     task: to compare by; "": the one with most steps.
-    say: told about each program.
+    say: called with a line about each program.
 
   Returns:
-    Plans, best first: those that fit by chip-hours, then the others by what
-    they lack.
+    Plans, best first: those that fit by chip-hours, then the others by the
+    memory that they lack.
   """
   task = task or max(config.tasks, key=lambda t: config.tasks[t].steps)
-  found = []
+  plans = []
   for name in names:
-    for choice in given:
-      found.append(_one(choice.apply(config), name, task, say))
+    for choice in choices:
+      plans.append(_one(choice.apply(config), name, task, say))
       jax.clear_caches()
-  return sorted(found, key=_rank)
+  return sorted(plans, key=_rank)
 
 
 def _one(config: Config, name: str, task: str, say: Say) -> Plan:

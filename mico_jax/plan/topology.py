@@ -1,8 +1,8 @@
-"""What a plan is for: TPU slices and hosts of GPUs, none of which is there.
+"""TPU slices and hosts of GPUs for which plans are made.
 
 TPU slices are named by their shape in chips ("v5e:16x16"), not by the number of
-cores; GPUs by hosts and GPUs of a host ("h100:8", "h200:4x8"). Figures are
-those of the vendors' data sheets.
+cores; GPUs by hosts and GPUs per host ("h100:8", "h200:4x8"). Figures are from
+the vendors' data sheets.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Torus:
-  """How the chips of a TPU generation are connected.
+  """The network of the chips of a TPU generation.
 
   Attributes:
-    link: of one link in one direction, bytes/s.
-    wrap: a dimension has wrap-around links when it is a multiple of this.
+    link: bandwidth of one link in one direction, bytes/s.
+    wrap: a dimension has wrap-around links if its size is a multiple of this.
     limit: largest size of a dimension.
-    shapes: that are offered; others of the same rules compile as well.
+    shapes: slices on offer; others that follow the same rules compile as well.
   """
 
   link: float
@@ -39,7 +39,7 @@ class Torus:
 
   @property
   def dims(self) -> int:
-    """Dimensions of the torus."""
+    """Number of dimensions of the torus."""
     return self.shapes[0].count("x") + 1
 
 
@@ -59,12 +59,12 @@ _GPU_SHAPES = ("1", "2", "4", "8", "2x8", "4x8", "8x8")
 
 @dataclass(frozen=True)
 class Topology:
-  """Devices of one kind and how they are connected.
+  """Devices of one kind and their network.
 
   Attributes:
     name: such as "v5e:16x16" or "h100:8".
-    kind: key of `aot.CHIPS` or of `gpu.GPUS`.
-    shape: chips along each dimension; GPUs: hosts, GPUs of a host.
+    kind: key of `aot.CHIPS` or `gpu.GPUS`.
+    shape: chips along each dimension; for GPUs: hosts, GPUs per host.
   """
 
   name: str
@@ -73,32 +73,32 @@ class Topology:
 
   @property
   def is_gpu(self) -> bool:
-    """Whether these are GPUs."""
+    """Whether the devices are GPUs."""
     return self.kind in gpu.GPUS
 
   @property
   def platform(self) -> str:
-    """As JAX lowers for it."""
+    """Platform for which JAX lowers."""
     return "cuda" if self.is_gpu else "tpu"
 
   @property
   def num_chips(self) -> int:
-    """Chips, or GPUs."""
+    """Number of chips or GPUs."""
     return math.prod(self.shape)
 
   @property
   def _per_chip(self) -> int:
-    """JAX devices of a chip."""
+    """Number of JAX devices per chip."""
     return 1 if self.is_gpu else aot.CHIPS[self.kind].devices
 
   @property
   def cores(self) -> int:
-    """TensorCores of a device, over which a kernel's grid is split."""
+    """TensorCores per device, over which a kernel's grid is split."""
     return 1 if self.is_gpu else aot.CHIPS[self.kind].cores
 
   @property
   def num_devices(self) -> int:
-    """JAX devices."""
+    """Number of JAX devices."""
     return self.num_chips * self._per_chip
 
   @property
@@ -110,43 +110,43 @@ class Topology:
 
   @property
   def clock(self) -> float | None:
-    """Hz; None where cycles give no seconds: unpublished, or a GPU."""
+    """Clock in Hz; None for GPUs and where it is unpublished."""
     return None if self.is_gpu else aot.CHIPS[self.kind].clock
 
   @property
   def hbm(self) -> float:
-    """Bytes/s between a device and its memory."""
+    """Bandwidth of a device's memory in bytes/s."""
     if self.is_gpu:
       return gpu.GPUS[self.kind].bandwidth
     return aot.CHIPS[self.kind].bandwidth / self._per_chip
 
   @property
   def memory(self) -> int:
-    """Bytes of a device; `usable` is less."""
+    """Memory of a device in bytes; `usable` is less."""
     if self.is_gpu:
       return gpu.GPUS[self.kind].memory
     return int(aot.CHIPS[self.kind].memory / self._per_chip * GIB)
 
   @property
   def usable(self) -> int:
-    """Bytes that a program may use."""
+    """Bytes that a program may use on a device."""
     if self.is_gpu:
       return int(self.memory * gpu.USABLE)
-    # The compiler keeps 1/64 for itself; it says so when it matters.
+    # The compiler reserves 1/64, as its out-of-memory errors state.
     return self.memory - self.memory // 64
 
   @property
   def target(self) -> Target:
-    """What kernels are traced for."""
+    """Target for which kernels are traced."""
     if self.is_gpu:
       return Target("gpu", devices=self.num_devices)
     return Target("tpu", self.kind, devices=self.num_devices)
 
   def devices(self) -> Sequence[Any]:
-    """The devices, as far as a compiler needs them.
+    """Descriptions of the devices, to compile for.
 
     Raises:
-      ConfigError: without the compiler, or if it does not know the shape.
+      ConfigError: if the compiler is missing or does not know the shape.
     """
     if reason := self.missing():
       raise ConfigError(reason)
@@ -162,13 +162,13 @@ class Topology:
       ) from error
 
   def missing(self) -> str | None:
-    """Why nothing can be compiled for it here, or None."""
+    """The reason why nothing can be compiled for it here, or None."""
     if self.is_gpu:
       return gpu.missing()
     return aot.missing()
 
   def places(self, devices: Sequence[Any]) -> list[tuple[int, ...]]:
-    """Coordinates of devices; of GPUs: host and number."""
+    """Coordinates of devices; for GPUs: host, index on the host."""
     if not self.is_gpu:
       return [tuple(d.coords) for d in devices]
     return [divmod(d.id, self.shape[1]) for d in devices]
@@ -176,10 +176,12 @@ class Topology:
   def bandwidth(self, places: Sequence[Sequence[int]]) -> float:
     """Bytes/s that each device of a group can receive from the others.
 
+    Every dimension of a torus along which the devices differ contributes its
+    links: two if they span a dimension with wrap-around links, else one, which
+    is all that the end of a line has.
+
     Args:
-      places: coordinates of the devices of the group. Every dimension of a
-        torus along which they differ serves with its links: two where they go
-        all the way round a torus that closes, else the one of a line's end.
+      places: coordinates of the devices of the group.
     """
     if self.is_gpu:
       hosts = {place[0] for place in places}
@@ -196,17 +198,17 @@ class Topology:
 
 
 def known() -> str:
-  """The known topologies as one sentence."""
+  """One sentence that lists the known topologies."""
   parts = [f"{kind}:{{{','.join(t.shapes)}}}" for kind, t in TORI.items()]
   parts += [f"{kind}:{{{','.join(_GPU_SHAPES)}}}" for kind in gpu.GPUS]
   return f"known: {' '.join(parts)}."
 
 
 def parse(name: str) -> Topology:
-  """A topology by name.
+  """The topology of a name.
 
   Raises:
-    ConfigError: for an unknown one, listing the known.
+    ConfigError: for an unknown topology, listing the known ones.
   """
   kind, _, shape = name.partition(":")
   unknown = ConfigError(f"unknown topology {name!r}; {known()}")

@@ -1,10 +1,10 @@
 """Bytes that the operations of a GPU program read and write.
 
-XLA:GPU gives no cycles, and outside of matrix products nearly everything waits
-for memory: so the estimate of those operations is their bytes. A fusion reads
-its inputs once, of an input that it slices only the slice, and writes its
-result, of a result that it updates in place only the update. Products (cuBLAS,
-Triton, cuDNN) are left out: they count by FLOPs.
+XLA:GPU estimates no cycles, and nearly all operations except matrix products
+are bound by memory, so they are estimated by their bytes. A fusion reads its
+inputs once (only the slice of an input that it slices) and writes its result
+(only the update of a result that it updates in place). Products (cuBLAS,
+Triton, cuDNN) are left out, since they count by FLOPs.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class _Line:
   operands: tuple[str, ...]
 
 
-def _line(found: Operation) -> _Line:
-  types, _, rest = found.body.partition(f"{found.op}(")
+def _line(operation: Operation) -> _Line:
+  types, _, rest = operation.body.partition(f"{operation.op}(")
   names = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-  return _Line(found.op, sum(sizes(types)), tuple(names))
+  return _Line(operation.op, sum(sizes(types)), tuple(names))
 
 
 def _fused(text: Text, name: str) -> int | None:
-  """Bytes of a fusion; None: it is a product."""
+  """Bytes of a fusion; None for a product."""
   lines = {x.label: _line(x) for x in text.operations(name)}
   if any(line.op in _PRODUCTS for line in lines.values()):
     return None
@@ -80,7 +80,7 @@ def _fused(text: Text, name: str) -> int | None:
 
 
 def count(program: str) -> float:
-  """Bytes read and written in a step by everything but products.
+  """Bytes read and written in a step by all operations except products.
 
   Args:
     program: `compiled.as_text()` of a GPU program.
@@ -89,23 +89,23 @@ def count(program: str) -> float:
   known: dict[str, int | None] = {}
   lines: dict[tuple[str, str], int] = {}
   total = 0.0
-  for found in text.walk():
-    line = _line(found)
-    lines[found.computation, found.label] = line.size
-    if found.op in _NOTHING or found.op.endswith(("-done", "-start")):
+  for operation in text.walk():
+    line = _line(operation)
+    lines[operation.computation, operation.label] = line.size
+    if operation.op in _NOTHING or operation.op.endswith(("-done", "-start")):
       continue
-    if found.op.startswith(KINDS):
+    if operation.op.startswith(KINDS):
       continue
-    if found.op == "fusion":
-      name = called(found.body, "calls")
+    if operation.op == "fusion":
+      name = called(operation.body, "calls")
       if name not in known:
         known[name] = _fused(text, name)
-      total += found.times * (known[name] or 0)
+      total += operation.times * (known[name] or 0)
       continue
-    if any(call in found.body for call in _PRODUCT_CALLS):
+    if any(call in operation.body for call in _PRODUCT_CALLS):
       continue
-    if found.op in _PRODUCTS:
+    if operation.op in _PRODUCTS:
       continue
-    reads = sum(lines.get((found.computation, x), 0) for x in line.operands)
-    total += found.times * (line.size + reads)
+    reads = sum(lines.get((operation.computation, x), 0) for x in line.operands)
+    total += operation.times * (line.size + reads)
   return total

@@ -383,7 +383,7 @@ def test_split_over_a_mesh(run):
   ("options", "reason"),
   [
     ({"bias": jnp.zeros((1, 1, 4, 4))}, "additive bias"),
-    ({"mask": jnp.ones((1, 1, 4, 4), bool)}, "for each query or head"),
+    ({"mask": jnp.ones((1, 1, 4, 4), bool)}, "between queries or heads"),
     ({"masked_rows": "released"}, "released"),
   ],
 )
@@ -506,7 +506,7 @@ def test_a_batch_that_is_not_known_yet_is_refused():
   q = jax.ShapeDtypeStruct((batch, 4, 1, 128), jnp.float32)
   with (
     target.use(target.Target("tpu", "v5e")),
-    pytest.raises(NotImplementedError, match="not known yet"),
+    pytest.raises(NotImplementedError, match="symbolic dimensions"),
   ):
     jax.eval_shape(lambda q: attention(q, q, q, backend="pallas_tpu"), q)
 

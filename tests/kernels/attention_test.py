@@ -182,7 +182,7 @@ def test_deterministic():
 def test_dispatch_says_what_ran(caplog, monkeypatch):
   q, k, v = (jnp.asarray(x, jnp.float32) for x in _arrays(1, 2, 2, 1, 8))
   monkeypatch.delenv(api.ENVIRONMENT, raising=False)
-  api._log_once.cache_clear()
+  target._log.cache_clear()
   with caplog.at_level(logging.INFO, logger=api.__name__):
     attention(q, k, v)
     attention(q, k, v)
@@ -372,7 +372,7 @@ def test_queries_go_in_chunks_where_those_of_a_device_are_too_many(monkeypatch):
 
 
 def test_the_plain_target_takes_everything_in_one_piece(monkeypatch, caplog):
-  api._log_once.cache_clear()
+  target._log.cache_clear()
   monkeypatch.setattr(xla, "SCORE_BYTES", 0)
   monkeypatch.setenv(api.ENVIRONMENT, "pallas_tpu")
   q = jax.ShapeDtypeStruct((2, 16, 2, 8), jnp.float32)

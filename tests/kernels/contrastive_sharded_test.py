@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mico_jax.kernels import target
 from mico_jax.kernels.batch_sharding import BatchSharding
 from mico_jax.kernels.contrastive import api, contrastive_pair
 from mico_jax.train import flops
@@ -191,7 +192,7 @@ def test_memory_does_not_grow_with_the_batch(backend):
 
 @pytest.mark.multidevice
 def test_dispatch_says_what_and_why(caplog):
-  api._log_once.cache_clear()
+  target._log.cache_clear()
   x = jnp.ones((6, 2), jnp.float32)
   options = {"temperature": jnp.float32(1.0)}
   with caplog.at_level(logging.INFO, logger=api.__name__):
@@ -213,7 +214,7 @@ def test_dispatch_says_what_and_why(caplog):
 
 
 def test_large_batches_of_one_device_go_in_chunks(caplog):
-  api._log_once.cache_clear()
+  target._log.cache_clear()
   x = jax.ShapeDtypeStruct((8192, 4), jnp.float32)
   with caplog.at_level(logging.INFO, logger=api.__name__):
     jax.eval_shape(
@@ -234,7 +235,7 @@ def test_rounding_is_asked_for_by_name():
 
 @pytest.mark.multidevice
 def test_a_batch_that_divides_badly_says_so(caplog):
-  api._log_once.cache_clear()
+  target._log.cache_clear()
   x = jax.ShapeDtypeStruct((2 * 4099, 4), jnp.float32)
   with caplog.at_level(logging.INFO, logger=api.__name__):
     for backend in ("chunked", "ring"):

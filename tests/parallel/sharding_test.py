@@ -155,7 +155,7 @@ def test_slices_are_the_outer_part_of_an_axis():
 
 def test_slices_must_fit():
   chips = [Chip(i, slice_index=i // 4) for i in range(12)]
-  with pytest.raises(ConfigError, match="the devices lie in 3"):
+  with pytest.raises(ConfigError, match="the devices form 3"):
     make_mesh(ParallelConfig(slices={"data": 2}), chips)
   with pytest.raises(ConfigError, match="must divide"):
     make_mesh(ParallelConfig(slices={"data": 5}), chips)

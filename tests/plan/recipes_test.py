@@ -53,7 +53,7 @@ def test_devices_without_a_plan_are_an_error():
 
 @pytest.mark.skipif(not plans.committed(), reason="no table was made yet")
 def test_the_committed_table_is_of_the_committed_plans():
-  found = plans.committed()
+  found = list(plans.committed().values())
   page = (plans.FOLDER / "plans.md").read_text(encoding="utf-8")
   assert page == plans.page(found)
   keys = [(p["config"], p["topology"]) for p in found]

@@ -92,7 +92,7 @@ def test_best_plan_first_then_what_lacks_least(config):
   text = report.sweep_text(plans)
   assert text.splitlines()[1].startswith("v6e:4x4")
   assert "not compiled: too many micro-batches" in text
-  assert "as if" not in text  # there is no other task
+  assert "assumes" not in text  # there is no other task
 
 
 def test_days_of_one_task_are_said_to_be_assumed(config):
@@ -106,7 +106,7 @@ def test_days_of_one_task_are_said_to_be_assumed(config):
   )
   assert plan.as_dict()["assumed"] == ["fuse", "space"]
   text = report.sweep_text([plan])
-  assert "(as if fuse, space took as long a step)" in text
+  assert "(assumes steps of the same length for fuse, space)" in text
 
 
 def test_the_largest_batch_is_a_multiple_of_groups_and_micro_batches(config):

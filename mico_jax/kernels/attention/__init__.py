@@ -1,4 +1,4 @@
-"""Attention behind one door; see `api.py`."""
+"""Softmax attention with several backends; the entry points are in `api.py`."""
 
 from __future__ import annotations
 

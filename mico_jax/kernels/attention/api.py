@@ -1,34 +1,32 @@
-"""The one door to attention: picks a backend, says which and why.
+"""Entry points of attention; they choose a backend and log which and why.
 
-The backend is, in this order: the environment variable MICO_JAX_ATTENTION, the
-caller's name, or, for "auto", the first of `AUTO_ORDER` that accepts platform,
-shape and dtype; on a TPU a table of static cycles says which of them comes
-first (`table.py`). A backend says "I cannot" by
-NotImplementedError; its reason is logged once. A backend that was named and
-cannot is an error, not a fallback.
+The backend is named by the environment variable MICO_JAX_ATTENTION or, without
+it, by the caller. "auto" is the first of `AUTO_ORDER` that accepts platform,
+shape and dtype; on a TPU a table of static cycles puts the cheaper one first
+(`table.py`). A backend refuses by raising NotImplementedError; "auto" logs the
+reason once and tries the next one, a named backend passes the error on.
 
-Masks are given as what they mean (`causal`, `prefix_lengths`, `kv_lengths`,
-segments) where possible: a kernel takes these `Rules` as they are, the other
-backends make one boolean mask of them.
+Masks are best described by `causal`, `prefix_lengths`, `kv_lengths` and
+segments: kernels take these `Rules` directly, the other backends combine them
+into one boolean mask.
 
-`packed_attention` takes queries, keys and values as one array, as a fused
-projection leaves them. On a TPU the caller should fold `folded_scale` into the
-projection of the queries; then no kernel multiplies by it.
+`packed_attention` takes queries, keys and values as one array, the output of a
+fused projection. On a TPU the caller should fold `folded_scale` into the
+projection of the queries, which saves the kernels a multiplication.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from mico_jax.kernels import target
 from mico_jax.kernels.attention import (
@@ -51,12 +49,7 @@ AUTO_ORDER = ("pallas_tpu", "cudnn", "xla")
 MASKED_ROWS = ("zero", "released")
 ENVIRONMENT = "MICO_JAX_ATTENTION"
 
-_logger = logging.getLogger(__name__)
-
-
-@functools.cache
-def _log_once(message: str) -> None:
-  _logger.info("%s", message)
+_log_once = functools.partial(target.log_once, __name__)
 
 
 def attention(
@@ -83,21 +76,24 @@ def attention(
     q: queries.
     k: keys.
     v: values.
-    mask: true where a query may look; combined with the rules below by "and".
+    mask: true where a query attends to a key; combined with the rules below by
+      "and".
     bias: added to the scaled products in the dtype of the softmax; has a
       gradient (relative positions).
     kv_lengths: keys at or beyond this index are hidden; 0 <= length <= S.
-    causal: query i sees keys 0..i, its own included.
-    prefix_lengths: with `causal`: the first so many positions see each other in
-      both directions and nothing behind them.
-    query_segments: a query sees the keys of its own segment only (several
-      sequences in one row); integers >= 0, given with `kv_segments`.
+    causal: query i sees keys 0..i.
+    prefix_lengths: with `causal`: number of first positions that see each
+      other in both directions and nothing after them (prefix LM).
+    query_segments: segment of each query, an integer >= 0; a query sees only
+      keys of the same segment (packed sequences). Needs `kv_segments`.
     kv_segments: segment of each key.
     scale: factor on the products; None: H ** -0.5.
-    masked_rows: what a query gives that may look nowhere: "zero" (and zero
-      gradient) or "released" (-10000 is added to masked scores).
-    dropout_rate: of attention weights, in [0, 1); needs `row_keys`.
-    row_keys: one random key per row; None: no dropout.
+    masked_rows: result of a query that sees no key: "zero" (with zero
+      gradient), or "released", which adds -10000 to masked scores as the
+      official MiCo code does.
+    dropout_rate: probability to drop an attention weight, in [0, 1); needs
+      `row_keys`.
+    row_keys: one PRNG key per row; None: no dropout.
     backend: "auto" or a name of `BACKENDS`.
 
   Returns:
@@ -105,9 +101,11 @@ def attention(
 
   Raises:
     ValueError: for shapes or names that do not fit.
-    NotImplementedError: if the named backend cannot do this.
+    NotImplementedError: if the named backend does not support the arguments.
+
+  Source: arXiv:1706.03762, section 3.2.
   """
-  _check(q, k, v, masked_rows, prefix_lengths, causal)
+  _check(q, k, v, masked_rows)
   _check_bias(bias, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
   rules = _rules(
     (q.shape[0], q.shape[1], k.shape[1]),
@@ -118,33 +116,50 @@ def attention(
     query_segments=query_segments,
     kv_segments=kv_segments,
   )
-  options: dict[str, Any] = {
-    "rules": rules,
-    "bias": bias,
-    "scale": q.shape[-1] ** -0.5 if scale is None else scale,
-    "masked_rows": masked_rows,
-    "dropout_rate": dropout_rate,
-    "row_keys": row_keys,
-  }
+  return _attend(
+    backend,
+    (q, k, v),
+    rules=rules,
+    bias=bias,
+    scale=q.shape[-1] ** -0.5 if scale is None else scale,
+    masked_rows=masked_rows,
+    dropout_rate=dropout_rate,
+    row_keys=row_keys,
+  )
+
+
+def _attend(
+  backend: str, arrays: Sequence[Array], **options: Any
+) -> Float[Array, "B L N H"]:
+  """Runs a backend, split over tokens where the mesh has an axis for them.
+
+  Args:
+    backend: "auto" or a name of `BACKENDS`.
+    arrays: q, k, v.
+    **options: the arguments that every backend takes.
+  """
   machine = target.current()
   if sequence.size(machine) > 1:
+    q, k, v = arrays
     reason = sequence.refusal(
       machine,
       batch=q.shape[0],
       num_heads=q.shape[2],
       num_keys=k.shape[1],
-      masked_rows=masked_rows,
-      drops=dropout_rate > 0.0 and row_keys is not None,
+      masked_rows=options["masked_rows"],
+      drops=options["dropout_rate"] > 0.0 and options["row_keys"] is not None,
     )
     if reason is None:
       run = functools.partial(_dispatch, backend)
       return sequence.attention(run, q, k, v, machine=machine, **options)
     _log_once(f"attention: tokens of a row stay together: {reason}")
-  return _dispatch(backend, q, k, v, **options)
+  return _dispatch(backend, *arrays, **options)
 
 
-def _dispatch(backend: str, *arrays: Array, **options: Any) -> Array:
-  """Runs the named backend or the first that can; logs which, once."""
+def _dispatch(
+  backend: str, *arrays: Array, **options: Any
+) -> Float[Array, "B L N H"]:
+  """Runs the named backend, or for "auto" the first that does not refuse."""
   if target.current().plain:
     return reference.attention(*arrays, **options)
   backend = os.environ.get(ENVIRONMENT) or backend
@@ -171,7 +186,7 @@ def _dispatch(backend: str, *arrays: Array, **options: Any) -> Array:
 
 
 def _order(num_queries: int) -> list[str]:
-  """Backends to try; on a TPU the cheaper one comes first, where measured."""
+  """Backends in the order of "auto"; on a TPU the cheaper ones come first."""
   machine = target.current()
   first = []
   if machine.platform == "tpu":
@@ -196,29 +211,30 @@ def packed_attention(
 ) -> Float[Array, "B L D"]:
   """Self-attention from one array of queries, keys and values.
 
-  The TPU kernel reads its heads where they lie and writes the gradient the same
-  way; every other backend gets them split.
+  The TPU kernel reads heads from the packed array and writes a packed gradient;
+  the array is split for every other backend.
 
   Args:
-    qkv: P = 3 N H: all heads of the queries, then of the keys, of the values.
+    qkv: all heads of the queries, then of the keys, then of the values:
+      P = 3 N H.
     num_heads: N.
     mask: see `attention`, as for all that follow.
-    kv_lengths: likewise.
-    causal: likewise.
-    prefix_lengths: likewise.
-    segments: of queries and keys.
-    scale: likewise.
-    masked_rows: likewise.
-    dropout_rate: likewise.
-    row_keys: likewise.
-    backend: likewise.
+    kv_lengths: see `attention`.
+    causal: see `attention`.
+    prefix_lengths: see `attention`.
+    segments: `query_segments` and `kv_segments` of `attention`.
+    scale: see `attention`.
+    masked_rows: see `attention`.
+    dropout_rate: see `attention`.
+    row_keys: see `attention`.
+    backend: see `attention`.
 
   Returns:
     The attended values, heads side by side: D = N H.
 
   Raises:
     ValueError: for shapes or names that do not fit.
-    NotImplementedError: if the named backend cannot do this.
+    NotImplementedError: if the named backend does not support the arguments.
   """
   batch, length, width = qkv.shape
   if width % (3 * num_heads):
@@ -227,31 +243,24 @@ def packed_attention(
       "size; give [B, L, 3 N H]."
     )
   head_dim = width // (3 * num_heads)
-  named = os.environ.get(ENVIRONMENT) or backend
-  if named == "auto":
-    named = _order(length)[0]
-  if target.current().plain:
-    named = "reference"
-  if named == "pallas_tpu" and sequence.size(target.current()) == 1:
+  options: dict[str, Any] = {
+    "rules": _rules(
+      (batch, length, length),
+      mask=mask,
+      kv_lengths=kv_lengths,
+      causal=causal,
+      prefix_lengths=prefix_lengths,
+      query_segments=segments,
+      kv_segments=segments,
+    ),
+    "scale": head_dim**-0.5 if scale is None else scale,
+    "masked_rows": masked_rows,
+    "dropout_rate": dropout_rate,
+    "row_keys": row_keys,
+  }
+  if _may_pack(backend, length):
     try:
-      rules = _rules(
-        (batch, length, length),
-        mask=mask,
-        kv_lengths=kv_lengths,
-        causal=causal,
-        prefix_lengths=prefix_lengths,
-        query_segments=segments,
-        kv_segments=segments,
-      )
-      out = pallas_tpu.packed_attention(
-        qkv,
-        num_heads=num_heads,
-        rules=rules,
-        scale=head_dim**-0.5 if scale is None else scale,
-        masked_rows=masked_rows,
-        dropout_rate=dropout_rate,
-        row_keys=row_keys,
-      )
+      out = pallas_tpu.packed_attention(qkv, num_heads=num_heads, **options)
     except NotImplementedError as error:
       if target.current().platform == "tpu":
         _log_once(f"attention: not packed: {error}")
@@ -260,30 +269,27 @@ def packed_attention(
       return out
   heads = (batch, length, num_heads, head_dim)
   q, k, v = (x.reshape(heads) for x in jnp.split(qkv, 3, axis=-1))
-  out = attention(
-    q,
-    k,
-    v,
-    mask=mask,
-    kv_lengths=kv_lengths,
-    causal=causal,
-    prefix_lengths=prefix_lengths,
-    query_segments=segments,
-    kv_segments=segments,
-    scale=scale,
-    masked_rows=masked_rows,
-    dropout_rate=dropout_rate,
-    row_keys=row_keys,
-    backend=backend,
-  )
+  _check(q, k, v, masked_rows)
+  out = _attend(backend, (q, k, v), bias=None, **options)
   return out.reshape(batch, length, -1)
 
 
-def folded_scale(head_dim: int) -> tuple[float, float | None]:
-  """A factor for the projection of queries, and the `scale` that is left.
+def _may_pack(backend: str, length: int) -> bool:
+  """Whether `packed_attention` tries the TPU kernel first."""
+  machine = target.current()
+  name = os.environ.get(ENVIRONMENT) or backend
+  if name == "auto":
+    name = _order(length)[0]
+  return (
+    name == "pallas_tpu" and not machine.plain and sequence.size(machine) == 1
+  )
 
-  On a TPU the whole factor of the exponent, H ** -0.5 * log2(e), goes into the
-  weights and the kernel has nothing to multiply; elsewhere nothing changes.
+
+def folded_scale(head_dim: int) -> tuple[float, float | None]:
+  """Factor to fold into the projection of queries, and the remaining `scale`.
+
+  On a TPU the whole factor of the exponent, H ** -0.5 * log2(e), is folded into
+  the weights, so the kernel multiplies by nothing; elsewhere it is (1, None).
   """
   if target.current().platform != "tpu":
     return 1.0, None
@@ -293,14 +299,14 @@ def folded_scale(head_dim: int) -> tuple[float, float | None]:
 def _rules(
   sizes: tuple[Any, Any, Any],  # ints, or dimensions of an exported graph
   *,
-  mask: Array | None,
-  kv_lengths: Array | None,
+  mask: Shaped[Array, "..."] | None,
+  kv_lengths: Shaped[Array, "..."] | None,
   causal: bool,
-  prefix_lengths: Array | int | None,
-  query_segments: Array | None,
-  kv_segments: Array | None,
+  prefix_lengths: Int[Array, "*B"] | int | None,
+  query_segments: Shaped[Array, "..."] | None,
+  kv_segments: Shaped[Array, "..."] | None,
 ) -> Rules:
-  """Checks the rules and puts them together."""
+  """Checks the rules of a call and combines them."""
   batch, num_queries, num_keys = sizes
   if mask is not None:
     _check_mask(mask, sizes)
@@ -310,13 +316,13 @@ def _rules(
     _check_lengths(kv_lengths, batch, num_keys)
   if (query_segments is None) != (kv_segments is None):
     raise ValueError("attention: give both query_segments and kv_segments.")
-  for name, given, length in (
+  for name, ids, length in (
     ("query_segments", query_segments, num_queries),
     ("kv_segments", kv_segments, num_keys),
   ):
-    if given is not None and given.shape != (batch, length):
+    if ids is not None and ids.shape != (batch, length):
       raise ValueError(
-        f"attention: {name} of shape {given.shape}; expected {(batch, length)}."
+        f"attention: {name} of shape {ids.shape}; expected {(batch, length)}."
       )
   if prefix_lengths is not None:
     prefix_lengths = jnp.atleast_1d(jnp.asarray(prefix_lengths))
@@ -343,7 +349,7 @@ def _check_mask(mask: Array, sizes: tuple[Any, Any, Any]) -> None:
 
 
 def _check_lengths(lengths: Array, batch: Any, num_keys: Any) -> None:
-  """Shape always; values where they are known (not under a trace)."""
+  """Checks the shape, and outside of a trace the values."""
   if lengths.shape != (batch,):
     raise ValueError(
       f"attention: kv_lengths of shape {lengths.shape}; expected {(batch,)}."
@@ -363,8 +369,6 @@ def _check(
   k: Array,
   v: Array,
   masked_rows: str,
-  prefix_lengths: Array | int | None,
-  causal: bool,
 ) -> None:
   if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
     raise ValueError(
@@ -385,8 +389,6 @@ def _check(
     )
   if masked_rows not in MASKED_ROWS:
     raise ValueError(f"{masked_rows=} must be one of {', '.join(MASKED_ROWS)}.")
-  if prefix_lengths is not None and not causal:
-    raise ValueError("attention: prefix_lengths needs causal=True.")
 
 
 def _check_bias(bias: Array | None, scores: tuple[Any, ...]) -> None:

@@ -1,10 +1,10 @@
 """Attention by cuDNN's fused kernel, through `jax.nn.dot_product_attention`.
 
-The score matrix is never stored. Refuses what the kernel cannot do: other
-platforms, GPUs below compute capability 8.0, float32, attention dropout keyed
-by row, an additive bias, the additive -10000. Arrays are filled up only where
-they are refused: heads that are no multiple of 8, and odd lengths (every ViT
-with a class token) under a dense mask or where a gradient is taken.
+The score matrix is never stored. Not supported: other platforms, GPUs below
+compute capability 8.0, float32, attention dropout keyed by row, an additive
+bias, and `masked_rows="released"`. Arrays are padded only where cuDNN needs it:
+head sizes that are no multiple of 8, and odd lengths (every ViT with a class
+token) under a dense mask or where a gradient is taken.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from mico_jax.kernels import target
 from mico_jax.kernels.attention.rules import Rules
@@ -35,7 +35,7 @@ def attention(
   """Softmax attention; see `mico_jax.kernels.attention.attention`.
 
   Raises:
-    NotImplementedError: where cuDNN cannot; dispatch tries the next backend.
+    NotImplementedError: for what cuDNN does not support, with the reason.
   """
   machine = target.current()
   if machine.platform != "gpu":
@@ -62,9 +62,13 @@ def attention(
 
 
 def _attend(
-  q: Array, k: Array, v: Array, scale: float, **options: Any
-) -> Array:
-  """The kernel; heads in multiples of 8, filled up where they are not."""
+  q: Float[Array, "B L N H"],
+  k: Float[Array, "B S N H"],
+  v: Float[Array, "B S N H"],
+  scale: float,
+  **options: Any,
+) -> Float[Array, "B L N H"]:
+  """Calls the kernel; pads head sizes to multiples of 8."""
   head_dim = q.shape[-1]
   if missing := -head_dim % 8:
     widths = ((0, 0), (0, 0), (0, 0), (0, missing))
@@ -81,9 +85,13 @@ def _attend(
 
 
 def _by_lengths(
-  q: Array, k: Array, v: Array, rules: Rules, scale: float
-) -> Array:
-  """Nothing, lengths and causal order: the kernel has them itself."""
+  q: Float[Array, "B L N H"],
+  k: Float[Array, "B S N H"],
+  v: Float[Array, "B S N H"],
+  rules: Rules,
+  scale: float,
+) -> Float[Array, "B L N H"]:
+  """Attention under lengths and causal order, which cuDNN supports."""
   lengths = rules.kv_lengths
   if lengths is not None:
     lengths = lengths.astype(jnp.int32)
@@ -95,24 +103,24 @@ def _by_lengths(
 
 def _within(
   options: tuple[float, bool],
-  arrays: tuple[Array, ...],
-  lengths: Array | None,
+  arrays: tuple[Float[Array, "B _ N H"], ...],
+  lengths: Int[Array, " B"] | None,
   num_queries: int,
-) -> Array:
-  """The kernel over the first `num_queries` queries and `lengths` keys.
+) -> Float[Array, "B L N H"]:
+  """Attention of the first `num_queries` queries to the first `lengths` keys.
 
   Args:
     options: scale, whether in causal order.
     arrays: q, k and v.
-    lengths: of the keys [B]; None: all keys and queries.
-    num_queries: that count if there are lengths.
+    lengths: numbers of keys [B]; None: all keys and queries.
+    num_queries: number of queries that count if there are lengths.
   """
   q, k, v = arrays
   scale, causal = options
   if lengths is None:
     return _attend(q, k, v, scale, is_causal=causal)
-  # A row without keys gets the first one here and is cleared below, so that no
-  # NaN arises in the kernel or in its gradient.
+  # A row without keys attends to the first one and is zeroed below, so that
+  # neither the kernel nor its gradient gives NaN.
   out = _attend(
     q,
     k,
@@ -128,19 +136,24 @@ def _within(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _odd(
-  options: tuple[float, bool], arrays: tuple[Array, ...], lengths: Array | None
-) -> Array:
-  """Lengths of which one is odd: as they are while nobody wants a gradient.
+  options: tuple[float, bool],
+  arrays: tuple[Float[Array, "B _ N H"], ...],
+  lengths: Int[Array, " B"] | None,
+) -> Float[Array, "B L N H"]:
+  """Attention of odd lengths, without padding unless a gradient is taken.
 
-  JAX 0.10 refuses the gradient of all odd lengths; it means those with a bias.
+  JAX 0.10 refuses the gradient of all odd lengths, although cuDNN lacks only
+  that with a bias.
   """
   return _within(options, arrays, lengths, arrays[0].shape[1])
 
 
 def _odd_forward(
-  options: tuple[float, bool], arrays: tuple[Array, ...], lengths: Array | None
-) -> tuple[Array, Any]:
-  """One more query or key, which lengths leave out."""
+  options: tuple[float, bool],
+  arrays: tuple[Float[Array, "B _ N H"], ...],
+  lengths: Int[Array, " B"] | None,
+) -> tuple[Float[Array, "B L N H"], Any]:
+  """Pads to even lengths; the padding is excluded by lengths."""
   num_queries, num_keys = arrays[0].shape[1], arrays[1].shape[1]
   if lengths is None:
     lengths = jnp.full(arrays[0].shape[:1], num_keys, jnp.int32)
@@ -155,7 +168,7 @@ def _odd_forward(
 
 
 def _odd_backward(
-  options: tuple[float, bool], backward: Any, grad: Array
+  options: tuple[float, bool], backward: Any, grad: Float[Array, "B L N H"]
 ) -> tuple[Any, None]:
   del options
   return backward(grad), None
@@ -164,8 +177,14 @@ def _odd_backward(
 _odd.defvjp(_odd_forward, _odd_backward)
 
 
-def _by_mask(q: Array, k: Array, v: Array, rules: Rules, scale: float) -> Array:
-  """Any other rules: a dense mask, whose gradient wants even lengths."""
+def _by_mask(
+  q: Float[Array, "B L N H"],
+  k: Float[Array, "B S N H"],
+  v: Float[Array, "B S N H"],
+  rules: Rules,
+  scale: float,
+) -> Float[Array, "B L N H"]:
+  """Attention under a dense mask, whose gradient needs even lengths."""
   num_queries, num_keys = q.shape[1], k.shape[1]
   mask = rules.dense(num_queries, num_keys)
   assert mask is not None  # else `_by_lengths`

@@ -1,9 +1,9 @@
-"""Which attention weights are dropped: the same ones in every backend.
+"""Attention dropout: every backend drops the same weights.
 
-The draw is a hash of (seeds of the row, head, query, key), so a kernel computes
-it where the weights are, tile by tile and again in the backward pass, and no
-mask is ever in memory. The hash mixes like the last step of MurmurHash3, twice,
-with one half of the row's seeds each.
+Whether a weight is dropped is a hash of (seeds of the row, head, query, key),
+so a kernel computes it tile by tile, again in the backward pass, and no mask is
+ever in memory. The hash applies the finalizer of MurmurHash3 twice, with one
+half of the row's seeds each.
 """
 
 from __future__ import annotations
@@ -20,11 +20,7 @@ _HEAD = (0x1E3779B1, 0x5EBCA6B3)  # between heads, for each of the two seeds
 
 
 def seeds(row_keys: Key[Array, " B"]) -> Int32[Array, "B 2"]:
-  """Two seeds for each row.
-
-  Args:
-    row_keys: one key per row.
-  """
+  """Two seeds per row, from its PRNG key."""
   draw = jax.vmap(lambda key: jax.random.bits(key, (2,), "uint32"))
   return jax.lax.bitcast_convert_type(draw(row_keys), jnp.int32)
 
@@ -38,19 +34,19 @@ def _mix(x: Any) -> Any:
 
 
 def places(query: Any, key: Any) -> Any:
-  """A number for each pair of int32 query and key indices, broadcast."""
+  """A number per pair of int32 query and key indices, broadcast."""
   return query * jnp.int32(_STRIDE) + key
 
 
 def kept(place: Any, first: Any, second: Any, *, head: Any, rate: float) -> Any:
-  """Whether weights stay.
+  """Whether each weight is kept, a boolean array.
 
   Args:
-    place: of the weights, from `places`.
-    first: seed of the row, int32, broadcast against `place`.
-    second: likewise.
-    head: of the weights, int or int32.
-    rate: probability to be dropped, in [0, 1).
+    place: numbers of the weights, from `places`.
+    first: first seed of the row, int32, broadcast against `place`.
+    second: second seed of the row.
+    head: index of the head, int or int32.
+    rate: probability to drop a weight, in [0, 1).
   """
   head = jnp.asarray(head, jnp.int32)
   first = _mix(first + head * jnp.int32(_HEAD[0]))

@@ -1,4 +1,4 @@
-"""Calls of `tpu_stream`: tiles, blocks, gradients, one device or several."""
+"""Calls of the kernels of `tpu_stream`: tiles, blocks, gradients, devices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from mico_jax.kernels import target
 from mico_jax.kernels.attention import tpu_stream as stream
@@ -28,10 +28,11 @@ class StreamPlan:
   """How one call runs.
 
   Attributes:
-    tiling: of both directions.
-    num_heads: N, those of one device.
-    machine: with the mesh over which rows and heads are split.
-    sums_name: of values and logarithms of sums, for remat policies.
+    tiling: of forward and backward kernels.
+    num_heads: N of one device.
+    machine: target with the mesh over which rows and heads are split.
+    sums_name: checkpoint name of values and logarithms of sums, for remat
+      policies.
   """
 
   tiling: stream.Tiling
@@ -41,7 +42,7 @@ class StreamPlan:
 
   @property
   def lanes(self) -> bool:
-    """Heads lie apart."""
+    """Whether heads lie side by side: never."""
     return False
 
   @property
@@ -53,10 +54,10 @@ class StreamPlan:
 def make_stream_plan(
   machine: target.Target, spec: Spec, *, num_heads: int, sums_name: str
 ) -> StreamPlan:
-  """Tiles of at most `TILE` queries and keys.
+  """Plans tiles of at most `TILE` queries and keys.
 
   Args:
-    machine: to run on.
+    machine: target.
     spec: with a layout of one head; its rows are set here.
     num_heads: N of one device.
     sums_name: see `StreamPlan`.
@@ -70,12 +71,12 @@ def make_stream_plan(
 
 
 def _blocks(plan: StreamPlan, query: int, key: int) -> tuple[Any, Any, Any]:
-  """Blocks of queries, of keys and of numbers per query.
+  """Blocks of queries, of keys, and of numbers per query.
 
   Args:
     plan: of the call.
-    query: number of the grid axis over tiles of queries.
-    key: likewise of keys.
+    query: grid axis over tiles of queries.
+    key: grid axis over tiles of keys.
   """
   spec = plan.tiling.spec
   dim = spec.layout.head_dim
@@ -91,34 +92,47 @@ def _blocks(plan: StreamPlan, query: int, key: int) -> tuple[Any, Any, Any]:
   return queries, keys, numbers
 
 
-def _rule_inputs(
-  plan: StreamPlan,
+def rule_inputs(
+  spec: Spec,
   rules: tuple[Array, ...],
+  columns: int,
   *,
   query: int,
-  key: int,
+  key: int | None,
   transposed: bool,
 ) -> tuple[list[Array], list[pl.BlockSpec]]:
-  """Identities as a row or a column, whichever the scores need."""
-  spec, left = plan.tiling.spec, list(rules)
-  arrays: list[Array] = []
-  blocks: list[pl.BlockSpec] = []
+  """Arrays of the rules and their blocks, the first inputs after q, k, v.
 
-  def add(ids: Array, size: int, axis: int, column: bool) -> None:
+  Args:
+    spec: of the kernel.
+    rules: arrays of the rules that the spec names.
+    columns: keys of a tile.
+    query: grid axis over tiles of queries.
+    key: grid axis over tiles of keys; None: a single tile.
+    transposed: scores are [S, L], so ids of keys are a column, else a row.
+  """
+  left, arrays, blocks = list(rules), [], []
+
+  def add(size: int, axis: int | None, column: bool) -> None:
+    ids = left.pop(0)
+    at = lambda grid: 0 if axis is None else grid[axis]
     if column:
       arrays.append(ids[:, :, None])
-      blocks.append(pl.BlockSpec((1, size, 1), lambda *i: (i[0], i[axis], 0)))
+      blocks.append(pl.BlockSpec((1, size, 1), lambda *i: (i[0], at(i), 0)))
     else:
       arrays.append(ids[:, None, :])
-      blocks.append(pl.BlockSpec((1, 1, size), lambda *i: (i[0], 0, i[axis])))
+      blocks.append(pl.BlockSpec((1, 1, size), lambda *i: (i[0], 0, at(i))))
 
   if spec.key_ids:
-    add(left.pop(0), plan.tiling.columns, key, transposed)
+    add(columns, key, transposed)
   if spec.query_ids:
-    add(left.pop(0), spec.rows, query, not transposed)
+    add(spec.rows, query, not transposed)
   if spec.prefix:
     arrays.append(left.pop(0)[:, None, None])
     blocks.append(pl.BlockSpec((1, 1, 1), lambda *i: (i[0], 0, 0)))
+  if spec.dropout:
+    arrays.append(left.pop(0)[:, None, :])
+    blocks.append(pl.BlockSpec((1, 1, 2), lambda *i: (i[0], 0, 0)))
   return arrays, blocks
 
 
@@ -138,20 +152,23 @@ def _call(plan: StreamPlan, kernel: Any, name: str, **options: Any) -> Any:
 
 
 def _cost(
-  plan: StreamPlan, q: Array, products: int, by: tuple[int, int]
+  plan: StreamPlan,
+  q: Float[Array, "B N L H"],
+  products: int,
+  passes: tuple[int, int],
 ) -> Any:
-  """What a kernel multiplies and moves.
+  """Operations and bytes of a kernel.
 
   Args:
     plan: of the call.
-    q: the queries.
-    products: of queries and keys.
-    by: how many arrays of all queries and of all keys pass through.
+    q: queries.
+    products: number of products of size L x S x H.
+    passes: how often arrays of all queries, and of all keys, are moved.
   """
   spec = plan.tiling.spec
   batch, heads, _, dim = q.shape
   pairs = batch * heads * spec.num_queries * spec.num_keys
-  rows = by[0] * spec.num_queries + by[1] * spec.num_keys
+  rows = passes[0] * spec.num_queries + passes[1] * spec.num_keys
   return pl.CostEstimate(
     flops=2 * products * pairs * dim,
     transcendentals=pairs,
@@ -167,8 +184,8 @@ def _forward(
   spec = plan.tiling.spec
   batch, heads = q.shape[:2]
   queries, keys, numbers = _blocks(plan, 2, 3)
-  extra, extra_blocks = _rule_inputs(
-    plan, rules, query=2, key=3, transposed=False
+  extra, extra_blocks = rule_inputs(
+    spec, rules, plan.tiling.columns, query=2, key=3, transposed=False
   )
   sums = (batch, heads, 1, spec.tiles * spec.rows)
   per_query = pltpu.VMEM((spec.rows, LANES), jnp.float32)
@@ -188,7 +205,7 @@ def _forward(
       per_query,
       pltpu.VMEM((spec.rows, q.shape[-1]), jnp.float32),
     ],
-    # Queries and values once, keys and values for every tile of queries.
+    # Moves queries and results once, keys and values for each tile of queries.
     cost_estimate=_cost(plan, q, 2, (2, 2 * spec.tiles)),
   )(q, k, v, *extra)
 
@@ -200,7 +217,15 @@ def _backward(
   sums: Array,
   grads: tuple[Array, Array],
 ) -> tuple[Array, ...]:
-  """Gradients of q, k and v from the gradient of the values and the values."""
+  """Gradients of q, k and v.
+
+  Args:
+    plan: of the call.
+    arrays: q, k, v.
+    rules: arrays of the rules.
+    sums: logarithms of sums, from `_forward`.
+    grads: gradient of the values, and the values.
+  """
   q, k, v = arrays
   spec = plan.tiling.spec
   grad, out = grads
@@ -208,62 +233,57 @@ def _backward(
   missing = spec.tiles * spec.rows - spec.num_queries
   means = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
   means = jnp.pad(means, ((0, 0), (0, 0), (0, missing)))[:, :, None]
-  if missing:  # what a ragged tile wrote behind the last query
+  if missing:  # rows of a ragged tile after the last query are undefined
     row = jnp.arange(sums.shape[-1], dtype=jnp.int32)
     sums = jnp.where((row < spec.num_queries)[None, None, None], sums, UNSEEN)
 
-  def run(
-    kernel: Any, name: str, query: int, key: int, side: int, cost: Any
-  ) -> Any:
+  # Each kernel moves the arrays of its gradient's side once (queries and two
+  # gradients, or keys, values and their gradients), and those of the other side
+  # for every tile.
+  def run(kernel: Any, name: str, cost: Any, *, of_queries: bool) -> Any:
+    query, key = (2, 3) if of_queries else (3, 2)
     queries, keys, numbers = _blocks(plan, query, key)
-    extra, extra_blocks = _rule_inputs(
-      plan, rules, query=query, key=key, transposed=True
+    extra, extra_blocks = rule_inputs(
+      spec, rules, plan.tiling.columns, query=query, key=key, transposed=True
     )
     tiles = {query: spec.tiles, key: plan.tiling.key_tiles}
-    results = (q,) if side == 0 else (k, v)
-    rows = spec.rows if side == 0 else plan.tiling.columns
+    results = (q,) if of_queries else (k, v)
+    rows = spec.rows if of_queries else plan.tiling.columns
+    scratch = pltpu.VMEM((rows, q.shape[-1]), jnp.float32)
     return _call(
       plan,
       kernel,
-      name,
+      f"mico_attention_stream_{name}",
       grid=(batch, heads, tiles[2], tiles[3]),
       in_specs=[queries, keys, keys, queries, numbers, numbers, *extra_blocks],
-      out_specs=[queries] if side == 0 else [keys, keys],
+      out_specs=[queries] if of_queries else [keys, keys],
       out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
-      scratch_shapes=[pltpu.VMEM((rows, q.shape[-1]), jnp.float32)]
-      * len(results),
+      scratch_shapes=[scratch] * len(results),
       cost_estimate=cost,
     )(q, k, v, grad, sums, means, *extra)
 
-  # The side of a gradient stays (queries and two gradients, or keys, values
-  # and theirs), the other one passes for every tile of it.
-  (dq,) = run(
-    stream.query_gradient_kernel,
-    "mico_attention_stream_queries",
-    2,
-    3,
-    0,
-    _cost(plan, q, 3, (3, 2 * spec.tiles)),
-  )
-  dk, dv = run(
-    stream.key_gradient_kernel,
-    "mico_attention_stream_keys",
-    3,
-    2,
-    1,
-    _cost(plan, q, 4, (2 * plan.tiling.key_tiles, 4)),
-  )
-  return dq, dk, dv
+  cost = _cost(plan, q, 3, (3, 2 * spec.tiles))
+  dq = run(stream.query_gradient_kernel, "queries", cost, of_queries=True)
+  cost = _cost(plan, q, 4, (2 * plan.tiling.key_tiles, 4))
+  dkv = run(stream.key_gradient_kernel, "keys", cost, of_queries=False)
+  return *dq, *dkv
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(plan: StreamPlan, arrays: Any, rules: Any) -> Array:
+def attend(
+  plan: StreamPlan, arrays: Any, rules: Any
+) -> Float[Array, "B N L H"]:
   """Softmax attention.
 
   Args:
     plan: from `make_stream_plan`.
     arrays: q [B, N, L, H], k and v [B, N, S, H].
-    rules: the arrays of rules that the spec names, rows in front.
+    rules: arrays of the rules that the spec names, each [B, ...].
+
+  Returns:
+    Values [B, N, L, H].
+
+  Source: FlashAttention-2, arXiv:2307.08691, section 3.1.
   """
   return _both(plan, arrays, rules)[0]
 
@@ -277,7 +297,7 @@ def _both(plan: StreamPlan, arrays: Any, rules: Any) -> tuple[Array, Array]:
 
 
 def _attend_forward(plan: StreamPlan, arrays: Any, rules: Any) -> Any:
-  # The backward pass reads both; what a policy does not keep runs again.
+  # The backward pass reads both; a remat policy may recompute them.
   out, sums = (
     checkpoint_name(x, plan.sums_name) for x in _both(plan, arrays, rules)
   )

@@ -1,14 +1,15 @@
-"""Attention by our Pallas kernels for TPU.
+"""Attention by this package's Pallas kernels for TPU.
 
 Blocks take odd lengths and head sizes as they are (257 tokens, heads of 88);
-nothing is padded in HBM. `tpu_plan` says how a call runs with its keys resident
-in VMEM; where they do not fit, they are streamed through it (`pallas_stream`).
+nothing is padded in HBM. `tpu_plan` chooses how a call runs with its keys
+resident in VMEM; where they do not fit, they are streamed (`pallas_stream`).
+As in FlashAttention (arXiv:2205.14135), scores are never stored in HBM and the
+backward pass recomputes them from one number per query.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -32,12 +33,12 @@ from mico_jax.kernels.attention.tpu_plan import (
   spec_fields,
 )
 
-ATTENTION_SUMS = "attention_sums"  # name for remat policies
+ATTENTION_SUMS = "attention_sums"  # checkpoint name, for remat policies
 _DTYPES = (jnp.bfloat16, jnp.float32)
 
 
 def _specs(plan: TilePlan, spec: resident.Spec, part: int) -> pl.BlockSpec:
-  """The block of q (0), k (1) or v (2); the values have that of q."""
+  """Block of q (0), k (1) or v (2); the result has the block of q."""
   layout = spec.layout
   rows = spec.rows if part == 0 else spec.num_keys
 
@@ -53,50 +54,25 @@ def _specs(plan: TilePlan, spec: resident.Spec, part: int) -> pl.BlockSpec:
   return pl.BlockSpec(shape, lambda b, g, t: (b, 0, first + g))
 
 
-def _rule_inputs(
-  spec: resident.Spec, rules: tuple[Array, ...], *, transposed: bool
-) -> tuple[list[Array], list[pl.BlockSpec]]:
-  """Identities as a row or a column, whichever the scores need."""
-  left, arrays, blocks = list(rules), [], []
-  if spec.key_ids:
-    ids = left.pop(0)
-    arrays.append(ids[:, :, None] if transposed else ids[:, None, :])
-    shape = (spec.num_keys, 1) if transposed else (1, spec.num_keys)
-    blocks.append(pl.BlockSpec((1, *shape), lambda b, g, t: (b, 0, 0)))
-  if spec.query_ids:
-    ids = left.pop(0)
-    if transposed:
-      arrays.append(ids[:, None, :])
-      blocks.append(pl.BlockSpec((1, 1, spec.rows), lambda b, g, t: (b, 0, t)))
-    else:
-      arrays.append(ids[:, :, None])
-      blocks.append(pl.BlockSpec((1, spec.rows, 1), lambda b, g, t: (b, t, 0)))
-  if spec.prefix:
-    arrays.append(left.pop(0)[:, None, None])
-    blocks.append(pl.BlockSpec((1, 1, 1), lambda b, g, t: (b, 0, 0)))
-  if spec.dropout:
-    arrays.append(left.pop(0)[:, None, :])
-    blocks.append(pl.BlockSpec((1, 1, 2), lambda b, g, t: (b, 0, 0)))
-  return arrays, blocks
-
-
 def _three(plan: TilePlan, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
   return arrays * 3 if plan.packed else arrays
 
 
-def _apart(plan: TilePlan, x: Array) -> Array:
-  """[B, L, N H] as [B, N, L, H]."""
+def _apart(plan: TilePlan, x: Float[Array, "B L D"]) -> Float[Array, "B N L H"]:
+  """Splits heads that lie side by side."""
   x = x.reshape(*x.shape[:2], plan.num_heads, -1)
   return jnp.swapaxes(x, 1, 2)
 
 
-def _side_by_side(x: Array) -> Array:
-  """[B, N, L, H] as [B, L, N H]."""
+def _side_by_side(x: Float[Array, "B N L H"]) -> Float[Array, "B L D"]:
+  """Joins heads side by side: D = N H."""
   x = jnp.swapaxes(x, 1, 2)
   return x.reshape(*x.shape[:2], -1)
 
 
-def _values_shape(plan: TilePlan, q: Array) -> jax.ShapeDtypeStruct:
+def _values_shape(
+  plan: TilePlan, q: Float[Array, "..."]
+) -> jax.ShapeDtypeStruct:
   shape = q.shape
   if plan.packed:
     shape = (*shape[:-1], shape[-1] // 3)
@@ -104,13 +80,14 @@ def _values_shape(plan: TilePlan, q: Array) -> jax.ShapeDtypeStruct:
 
 
 def _cost(plan: TilePlan, batch: int, itemsize: int, *, backward: bool) -> Any:
-  """Products of queries and keys, and every array once."""
+  """Cost of a kernel: its products, and every array moved once."""
   spec = plan.forward
   pairs = batch * plan.num_heads * spec.num_queries * spec.num_keys
   head_dim = spec.layout.head_dim
-  # q and values, k, v; or q and both gradients, k, v and theirs.
-  of_queries, of_keys = (3, 4) if backward else (2, 2)
-  rows = of_queries * spec.num_queries + of_keys * spec.num_keys
+  # Arrays of L and of S rows: q and values, k and v; in the backward pass q,
+  # both gradients, and k, v and their gradients.
+  query_arrays, key_arrays = (3, 4) if backward else (2, 2)
+  rows = query_arrays * spec.num_queries + key_arrays * spec.num_keys
   return pl.CostEstimate(
     flops=2 * (5 if backward else 2) * pairs * head_dim,
     transcendentals=pairs,
@@ -123,7 +100,7 @@ def _call(plan: TilePlan, kernel: Any, name: str, **options: Any) -> Any:
   sizes = (spec.num_queries, spec.num_keys, plan.num_heads)
   return pl.pallas_call(
     kernel,
-    # With its sizes, so that a profile tells the calls of a step apart.
+    # The sizes tell the calls of a step apart in a profile.
     name="_".join([name, *map(str, sizes), str(spec.layout.head_dim)]),
     interpret=plan.machine.interpret,
     compiler_params=pltpu.CompilerParams(
@@ -137,16 +114,15 @@ def _call(plan: TilePlan, kernel: Any, name: str, **options: Any) -> Any:
 def _local(
   machine: target.Target, *, batch: int, num_heads: int, packed: bool
 ) -> int:
-  """Heads of one device.
+  """Number of heads of one device.
 
   Raises:
     NotImplementedError: if rows or heads do not divide over the mesh.
   """
-  if machine.mesh is None or not splits(machine):
+  if not splits(machine):
     return num_heads
-  shape = machine.mesh.shape
-  rows = math.prod(shape[name] for name in machine.batch_axes)
-  parts = math.prod(shape[name] for name in machine.head_axes)
+  rows = machine.parts(machine.batch_axes)
+  parts = machine.parts(machine.head_axes)
   if batch % rows or num_heads % parts:
     raise NotImplementedError(
       f"{batch} rows and {num_heads} heads do not divide over {rows} x {parts} "
@@ -167,11 +143,13 @@ def _forward(
   *,
   save: bool,
 ) -> tuple[Array, Array | None]:
-  """Values and, if saved, logarithms of sums [B, groups, heads, L]."""
+  """Values and, with `save`, logarithms of sums [B, groups, heads, L]."""
   spec = plan.forward
   q, k, v = _three(plan, arrays)
   batch = q.shape[0]
-  extra, extra_blocks = _rule_inputs(spec, rules, transposed=False)
+  extra, extra_blocks = stream.rule_inputs(
+    spec, rules, spec.num_keys, query=2, key=None, transposed=False
+  )
   outs, out_blocks, scratch = (
     [_values_shape(plan, q)],
     [_specs(plan, spec, 0)],
@@ -216,7 +194,7 @@ def _backward(
   sums: Array,
   grad: Array,
 ) -> tuple[Array, ...]:
-  """Gradients of the arrays."""
+  """Gradients of q, k and v, or of the packed array."""
   spec = plan.backward
   if plan.mixed:
     arrays = tuple(_apart(plan, x) for x in arrays)
@@ -224,7 +202,14 @@ def _backward(
   q, k, v = _three(plan, arrays)
   batch, heads = q.shape[0], spec.layout.num_heads
   sums = sums.reshape(batch, plan.groups(spec), heads, -1)
-  extra, extra_blocks = _rule_inputs(spec, rules, transposed=not spec.upright)
+  extra, extra_blocks = stream.rule_inputs(
+    spec,
+    rules,
+    spec.num_keys,
+    query=2,
+    key=None,
+    transposed=not spec.upright,
+  )
   if missing := spec.tiles * spec.rows - spec.num_queries:
     sums = jnp.pad(
       sums,
@@ -300,45 +285,51 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _check(
-  q: Array,
+  q: Float[Array, "..."],
   *,
-  bias: Array | None,
+  bias: Float[Array, "#B #N L S"] | None,
   masked_rows: str,
   dropout_rate: float,
-  row_keys: Array | None,
+  row_keys: Key[Array, " B"] | None,
 ) -> target.Target:
-  """Refuses what no kernel here does; returns the machine."""
+  """Refuses what no kernel supports; returns the machine.
+
+  Raises:
+    NotImplementedError: with the reason.
+  """
   machine = target.current()
   if machine.platform != "tpu":
     raise NotImplementedError(f"platform is {machine.platform}, not tpu")
   if not all(isinstance(size, int) for size in q.shape):
-    raise NotImplementedError(f"sizes that are not known yet: {q.shape}")
+    raise NotImplementedError(f"symbolic dimensions: {q.shape}")
   manual = jax.sharding.get_abstract_mesh().manual_axes
   if machine.devices > 1 and machine.mesh is None and not manual:
     raise NotImplementedError(
-      f"{machine.devices} devices and no mesh is known; see "
+      f"{machine.devices} devices without a mesh; see "
       "mico_jax.kernels.target.split"
     )
   if q.dtype not in _DTYPES:
     raise NotImplementedError(f"dtype is {q.dtype}, not bfloat16 or float32")
   if bias is not None:
     raise NotImplementedError("additive bias")
-  drops_weights = dropout_rate > 0.0 and row_keys is not None
-  if drops_weights and machine.mesh is not None:
-    parts = math.prod(machine.mesh.shape[axis] for axis in machine.head_axes)
-    if parts > 1:  # a device does not know the numbers of its heads
-      raise NotImplementedError(
-        f"attention dropout with heads on {parts} devices"
-      )
+  parts = machine.parts(machine.head_axes)
+  if dropout_rate > 0.0 and row_keys is not None and parts > 1:
+    # A device does not know the indices of its heads.
+    raise NotImplementedError(
+      f"attention dropout with heads on {parts} devices"
+    )
   if masked_rows != "zero":
     raise NotImplementedError(f"masked_rows={masked_rows!r}")
   return machine
 
 
 def _rule_arrays(
-  rules: Rules, batch: int, num_keys: int, row_keys: Array | None
+  rules: Rules,
+  batch: int,
+  num_keys: int,
+  row_keys: Key[Array, " B"] | None,
 ) -> tuple[Array, ...]:
-  """The arrays of the rules, and the seeds of the rows if weights drop."""
+  """Arrays of the rules, and the seeds of the rows if weights are dropped."""
   if rules.causal and rules.first_query is not None:
     raise NotImplementedError("causal order of queries split over devices")
   arrays = []
@@ -370,7 +361,9 @@ def attention(
   """Softmax attention; see `mico_jax.kernels.attention.attention`.
 
   Raises:
-    NotImplementedError: for what the kernels cannot do, with the reason.
+    NotImplementedError: for what the kernels do not support, with the reason.
+
+  Source: FlashAttention, arXiv:2205.14135, for storing no scores.
   """
   machine = _check(
     q,
@@ -405,13 +398,14 @@ def attention(
     streamed = stream.make_stream_plan(
       machine, spec, num_heads=heads, sums_name=ATTENTION_SUMS
     )
-    three = tuple(jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    return jnp.swapaxes(stream.attend(streamed, three, arrays), 1, 2)
-  if plan.lanes:
-    three = tuple(x.reshape(*x.shape[:2], -1) for x in (q, k, v))
-    return _attend(plan, three, arrays).reshape(q.shape)
+    attend = functools.partial(stream.attend, streamed)
+  else:
+    attend = functools.partial(_attend, plan)
+    if plan.lanes:
+      three = tuple(x.reshape(*x.shape[:2], -1) for x in (q, k, v))
+      return attend(three, arrays).reshape(q.shape)
   three = tuple(jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-  return jnp.swapaxes(_attend(plan, three, arrays), 1, 2)
+  return jnp.swapaxes(attend(three, arrays), 1, 2)
 
 
 def packed_attention(
@@ -424,10 +418,11 @@ def packed_attention(
   dropout_rate: float = 0.0,
   row_keys: Key[Array, " B"] | None = None,
 ) -> Float[Array, "B L D"]:
-  """Self-attention from one projection [q heads, k heads, v heads].
+  """Self-attention; see `mico_jax.kernels.attention.packed_attention`.
 
   Raises:
-    NotImplementedError: for what the packed kernel cannot do, with the reason.
+    NotImplementedError: for what the packed kernel does not support, with the
+      reason.
   """
   machine = _check(
     qkv,

@@ -1,7 +1,7 @@
-"""Attention as plain JAX: the truth that every backend is compared with.
+"""Attention in plain JAX: the reference that every backend is compared with.
 
-Every product is computed in the dtype of the inputs, so float64 inputs give
-float64 results; nothing is fused and the whole score matrix is kept.
+Products are computed in the dtype of the inputs, so float64 inputs give float64
+results; nothing is fused and the whole score matrix is kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mico_jax.kernels.attention import drops
 from mico_jax.kernels.attention.rules import Rules
 from mico_jax.kernels.dtypes import accumulation_dtype
 
-RELEASED_MASK_VALUE = -10000.0  # added to masked scores by the original
+OFFICIAL_MASK_VALUE = -10000.0  # that the official code adds to masked scores
 
 
 def attention(
@@ -56,15 +56,15 @@ def masked_softmax(
 
   Args:
     scores: scaled products of queries and keys.
-    mask: true where a query may look; None: everywhere.
+    mask: true where a query attends; None: everywhere.
     masked_rows: "zero": a row without any position gives 0 with zero gradient;
       "released": -10000 is added to masked scores, so that such a row behaves
-      like an unmasked one, as in the original.
+      like an unmasked one, as in the official MiCo code.
   """
   if mask is None:
     return jax.nn.softmax(scores, axis=-1)
   if masked_rows == "released":
-    bias = jnp.where(mask, 0.0, RELEASED_MASK_VALUE).astype(scores.dtype)
+    bias = jnp.where(mask, 0.0, OFFICIAL_MASK_VALUE).astype(scores.dtype)
     return jax.nn.softmax(scores + bias, axis=-1)
   low = jnp.finfo(scores.dtype).min
   scores = jnp.where(mask, scores, low)
@@ -79,7 +79,13 @@ def probability_dropout(
   rate: float,
   row_keys: Key[Array, " B"] | None,
 ) -> Float[Array, "B N L S"]:
-  """Drops attention weights; the draw of a row depends on its key only."""
+  """Drops attention weights, at random by the key of each row alone.
+
+  Args:
+    probs: attention weights.
+    rate: probability to drop a weight, in [0, 1).
+    row_keys: one PRNG key per row; None: nothing is dropped.
+  """
   if rate == 0.0 or row_keys is None:
     return probs
   _, heads, queries, keys = probs.shape

@@ -1,7 +1,7 @@
-"""What a query may look at, in the form that the caller knows it.
+"""Attention masks described by rules: lengths, segments, causal order.
 
-Backends that keep the scores turn the rules into one boolean mask; a kernel
-takes them as they are: identities of keys and queries, and a diagonal.
+Backends that keep the scores combine the rules into one boolean mask; kernels
+take them as integer ids of keys and queries, and a diagonal.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from jaxtyping import Array, Bool, Int
 )
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """All rules of one call; a query sees what each of them allows.
+  """The rules of one call; a query sees the keys that all of them allow.
 
   Attributes:
-    mask: true where a query may look.
+    mask: true where a query attends to a key.
     kv_lengths: keys at or beyond this index are hidden.
-    prefix_lengths: with `causal`: so many first positions see each other.
-    query_segments: a query sees the keys of its own segment; see `kv_segments`.
+    prefix_lengths: with `causal`: number of first positions that see each
+      other.
+    query_segments: segment of each query, which sees only keys of the same one.
     kv_segments: segment of each key, any integer >= 0.
-    first_query: place of the first query among the keys, for `causal`, where
-      a device has a share of the queries only; None: 0.
+    first_query: with `causal`: position of the first query among the keys,
+      where a device holds a share of the queries; None: 0.
     causal: query i sees keys 0..i.
   """
 
@@ -52,13 +53,13 @@ class Rules:
   def dense(
     self, num_queries: int, num_keys: int, *, first_query: int | Array = 0
   ) -> Bool[Array, "#B #N #L #S"] | None:
-    """One boolean mask out of all rules; None if nothing is hidden.
+    """All rules as one boolean mask; None if nothing is hidden.
 
     Args:
-      num_queries: L, of the rows that are asked for.
+      num_queries: L.
       num_keys: S.
-      first_query: index of the first row; `mask` and `query_segments` hold
-        only the rows asked for.
+      first_query: index of the first of these queries in the row; `mask` and
+        `query_segments` hold only these.
     """
     masks = [] if self.mask is None else [self.mask]
     keys = jnp.arange(num_keys, dtype=jnp.int32)[None, None, None, :]
@@ -80,10 +81,10 @@ class Rules:
     return functools.reduce(jnp.logical_and, masks) if masks else None
 
   def key_ids(self, batch: int, num_keys: int) -> Int[Array, "B S"] | None:
-    """An integer per key, equal to that of the queries which see it.
+    """An id per key; a query sees the keys whose id equals its own.
 
-    Segments where there are any (-1: seen by none), else 1 for keys that all
-    queries see and 0 for hidden ones; None if no rule concerns keys alone.
+    The segment of the key (-1: hidden) if there are segments, else 1 for
+    visible and 0 for hidden keys; None if no rule concerns keys alone.
 
     Raises:
       NotImplementedError: for a mask that differs between queries or heads.
@@ -92,8 +93,8 @@ class Rules:
     if self.mask is not None:
       if self.mask.shape[1] != 1 or self.mask.shape[2] != 1:
         raise NotImplementedError(
-          f"a mask of its own for each query or head {self.mask.shape}; say "
-          "causal, prefix_lengths or segments instead"
+          f"a mask that differs between queries or heads {self.mask.shape}; "
+          "use causal, prefix_lengths or segments instead"
         )
       seen.append(self.mask[:, 0, 0, :])
     if self.kv_lengths is not None:

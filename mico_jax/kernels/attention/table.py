@@ -1,9 +1,9 @@
-"""Which backend is cheaper on a TPU, by static cycles of the compiler.
+"""The cheaper attention backend on a TPU, by the compiler's static cycles.
 
 `table.json` is written by `python -m mico_jax.benchmarks.dispatch`: generation
 -> class of shapes -> backend -> cycles per row and head, forward and backward.
-Where nothing is compared (VMEM of v4 is too small for keys of the long class at
-once, so they are streamed) the order of the door stands.
+A class without entries keeps the default order of backends (on v4 the keys of
+the long class exceed VMEM and are streamed, which is not measured).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FEW, SHORT = 64, 512  # queries, at most; more are "long"
 
 
 def shape_class(num_queries: int) -> str:
-  """The class of a shape: "few", "short" or "long"."""
+  """Class of a number of queries: "few", "short" or "long"."""
   if num_queries <= FEW:
     return "few"
   return "short" if num_queries <= SHORT else "long"
@@ -30,6 +30,6 @@ def _table() -> dict[str, Any]:
 
 
 def cheaper(generation: str, num_queries: int) -> list[str]:
-  """Backends from the cheapest on; empty where nothing was compared."""
+  """Backends, the cheapest first; empty where none was measured."""
   cycles = _table().get(generation, {}).get(shape_class(num_queries), {})
   return sorted(cycles, key=lambda name: cycles[name])

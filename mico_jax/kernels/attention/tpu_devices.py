@@ -1,4 +1,4 @@
-"""Calls of a TPU kernel under `vmap` and on several devices."""
+"""TPU kernel calls under `vmap` and on several devices."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mico_jax.kernels import target
 
 
 def _folded(function: Callable[..., Any]) -> Callable[..., Any]:
-  """Under `vmap`, the new axis joins the rows (axis 0) of every array.
+  """Merges the axis of `vmap` into the rows (axis 0) of every array.
 
-  So a kernel sees more rows, not a grid of another rank.
+  A kernel then sees more rows instead of a grid of higher rank.
   """
 
   @jax.custom_batching.custom_vmap
@@ -40,16 +40,16 @@ def _folded(function: Callable[..., Any]) -> Callable[..., Any]:
 def on_devices(
   plan: Any, function: Any, arrays: Any, rules: Any, sums: Any, grads: Any
 ) -> Any:
-  """Calls a function of local arrays on every device with its rows and heads.
+  """Calls a function on every device with its rows and heads.
 
   Args:
-    plan: of one device: a `StreamPlan` or a plan of `pallas_tpu`.
-    function: of the arguments that follow; returns arrays like `arrays` with
-      `sums`, or like `arrays` alone in the backward pass.
-    arrays: with heads.
-    rules: with rows only.
-    sums: logarithms of sums [B, groups, ...], or None in the forward pass.
-    grads: like `arrays`, or None in the forward pass.
+    plan: `StreamPlan` or `TilePlan` of one device.
+    function: takes the local parts of the arguments below. The forward pass
+      returns values and `sums`, the backward pass gradients of `arrays`.
+    arrays: queries, keys and values, split by rows and heads.
+    rules: arrays of the rules, split by rows.
+    sums: logarithms of sums [B, groups, ...]; None in the forward pass.
+    grads: gradients of the values; None in the forward pass.
   """
   call = functools.partial(_on_devices, plan, function)
   return _folded(call)(arrays, rules, sums, grads)
@@ -76,8 +76,8 @@ def _on_devices(
 
 
 def splits(machine: target.Target) -> bool:
-  """Whether arrays are of several devices here, and calls to be split."""
+  """Whether kernel calls have to be split over several devices here."""
   if machine.mesh is None or machine.mesh.size == 1:
     return False
-  # Inside a shard_map of the caller, the arrays are of one device already.
+  # Inside a shard_map of the caller, arrays are those of one device already.
   return not jax.sharding.get_abstract_mesh().manual_axes

@@ -1,14 +1,14 @@
-"""How the heads of one grid step lie in VMEM, and how a kernel reads them.
+"""Layouts of the heads of one grid step in VMEM, and how kernels access them.
 
-`Lanes`: heads side by side along the 128 lanes, as a projection leaves them, so
-nothing is transposed or padded in HBM. A head of 88 starts anywhere in a lane
-tile and mostly ends in the next one. It is not rotated into place: its two ends
-fall on different lanes of their tiles, so one select merges them into a single
-tile of 128 lanes, "wrapped". Queries and keys are wrapped alike, and a product
-over lanes does not mind the order; foreign lanes are zeroed on one side of it.
-Results come out wrapped as well and are merged into whole tiles on the way out.
+`Lanes`: heads side by side along the 128 lanes, the layout that a projection
+writes, so nothing is transposed or padded in HBM. A head of size 88 starts
+anywhere in a lane tile and mostly ends in the next one. Instead of rotating it
+into place, one select merges its two ends, which fall on different lanes, into
+a single tile of 128 lanes ("wrapped"). Queries and keys are wrapped alike and a
+product sums over lanes in any order; lanes of other heads are zeroed in one of
+the factors. Results are wrapped too and merged into whole tiles when stored.
 
-`Heads`: heads apart, [N, L, H], whatever the size of a head.
+`Heads`: separate heads, [N, L, H], of any size.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Lanes:
   """Heads side by side; a block is [1, rows, num_heads * head_dim].
 
   Attributes:
-    num_heads: of a block; together they fill whole lane tiles.
-    head_dim: at most 128.
+    num_heads: heads of a block, which together fill whole lane tiles.
+    head_dim: H, at most 128.
   """
 
   num_heads: int
@@ -40,16 +40,16 @@ class Lanes:
 
   @property
   def width(self) -> int:
-    """Lanes of what `read` gives."""
+    """Number of lanes of a head that `read` returns."""
     return LANES
 
   def place(self, head: int) -> tuple[int, int, int]:
-    """First tile of a head, its first lane there, its lanes in the next."""
+    """First tile of a head, first lane there, number of lanes in the next."""
     tile, first = divmod(head * self.head_dim, LANES)
     return tile, first, max(first + self.head_dim - LANES, 0)
 
   def read(self, ref: Any, head: int, *, clean: bool) -> Any:
-    """One head [rows, 128], wrapped; `clean`: foreign lanes are zero."""
+    """One wrapped head [rows, 128]; `clean` zeroes lanes of other heads."""
     tile, first, rest = self.place(head)
     x = ref[0, :, tile * LANES : (tile + 1) * LANES]
     if self.head_dim == LANES:
@@ -66,7 +66,7 @@ class Lanes:
     return x
 
   def writer(self, ref: Any, *, first_lane: int = 0) -> LanesWriter:
-    """Takes the results of heads 0, 1, ... in this order."""
+    """Writer that must get heads 0, 1, ... in this order."""
     return LanesWriter(self, ref, first_lane)
 
 
@@ -78,7 +78,7 @@ class LanesWriter:
     self._open: Any = None
 
   def put(self, head: int, value: Any) -> None:
-    """Stores a head [rows, 128], wrapped."""
+    """Stores a wrapped head [rows, 128]."""
     tile, first, rest = self._layout.place(head)
     value = value.astype(self._ref.dtype)
     if self._open is not None and first:
@@ -96,11 +96,11 @@ class LanesWriter:
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-  """Heads apart; a block is [1, num_heads, rows, head_dim].
+  """Separate heads; a block is [1, num_heads, rows, head_dim].
 
   Attributes:
-    num_heads: of a block.
-    head_dim: any.
+    num_heads: heads of a block.
+    head_dim: H.
   """
 
   num_heads: int
@@ -108,7 +108,7 @@ class Heads:
 
   @property
   def width(self) -> int:
-    """Lanes of what `read` gives."""
+    """Number of lanes of a head that `read` returns."""
     return self.head_dim
 
   def read(self, ref: Any, head: int, *, clean: bool) -> Any:
@@ -117,13 +117,13 @@ class Heads:
     return ref[0, head]
 
   def writer(self, ref: Any, *, first_lane: int = 0) -> HeadsWriter:
-    """Takes the results of heads in any order."""
+    """Writer that may get heads in any order."""
     del first_lane
     return HeadsWriter(ref)
 
 
 class HeadsWriter:
-  """Stores heads apart."""
+  """Stores separate heads."""
 
   def __init__(self, ref: Any):
     self._ref = ref
@@ -137,10 +137,7 @@ Layout = Lanes | Heads
 
 
 def lane_groups(num_heads: int, head_dim: int) -> list[int]:
-  """Numbers of heads that fill whole lane tiles, largest first.
-
-  Empty if the heads do not fill lane tiles at all.
-  """
+  """Numbers of heads that fill whole lane tiles, largest first; may be []."""
   if head_dim > LANES:
     return []
   return [

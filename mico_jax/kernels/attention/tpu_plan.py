@@ -1,17 +1,18 @@
-"""How a call of the TPU attention kernels runs, within which memory.
+"""Plans of TPU attention kernels with keys resident in VMEM.
 
-A plan is made from the shape, the dtype and the chip: heads as they lie along
-the lanes where they fill lane tiles ("lanes"), else heads apart, which costs a
-transposition outside ("heads"); one tile of queries or several; keys and values
-resident in VMEM, whose need is computed here and checked against the chip's.
-The backward pass needs more of it, so its heads may have to lie apart where the
-forward pass takes them side by side.
+A plan follows from shape, dtype and chip. Heads stay side by side along the
+lanes where they fill whole lane tiles (`Lanes`), else they are separated, which
+costs a transposition outside of the kernel (`Heads`). Queries form one tile or
+several. The VMEM that a kernel needs is computed here and compared with the
+chip's. The backward pass needs more than the forward pass, so it may need
+separate heads where the forward pass does not.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,15 +23,15 @@ from mico_jax.kernels.attention.rules import Rules
 from mico_jax.kernels.attention.tpu_layout import Heads, Lanes, lane_groups
 
 LOG2E = math.log2(math.e)
-_ONE_TILE = 512  # up to so many queries are one tile
+_ONE_TILE = 512  # most queries that form a single tile
 _TILE = 256
-_SCORE_TILES = 10  # float32 score tiles that are live at once, about
+_SCORE_TILES = 10  # float32 score tiles that are live at once, roughly
 _HEAD_CHOICES = (4, 2, 1)
-_FEW = 64  # up to so many queries the backward scores stand upright
+_FEW = 64  # most queries for which backward scores are [L, S], not [S, L]
 
 
 class VmemError(NotImplementedError):
-  """Keys and values do not fit into VMEM whole."""
+  """Raised where keys and values do not fit into VMEM."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +41,10 @@ class TilePlan:
   Attributes:
     forward: spec of the forward kernel.
     backward: spec of the backward kernel.
-    num_heads: N, those of one device.
-    packed: q, k and v are one array [B, L, 3 N H].
+    num_heads: N of one device.
+    packed: whether q, k and v are one array [B, L, 3 N H].
     vmem_limit: bytes that the compiler may use.
-    machine: with the mesh over which rows and heads are split.
+    machine: target with the mesh over which rows and heads are split.
   """
 
   forward: resident.Spec
@@ -55,16 +56,16 @@ class TilePlan:
 
   @property
   def lanes(self) -> bool:
-    """Whether heads of the arrays lie side by side."""
+    """Whether the arrays hold heads side by side."""
     return isinstance(self.forward.layout, Lanes)
 
   @property
   def mixed(self) -> bool:
-    """Whether heads lie apart in the backward pass only."""
+    """Whether only the backward pass separates heads."""
     return self.lanes and isinstance(self.backward.layout, Heads)
 
   def groups(self, spec: resident.Spec) -> int:
-    """Groups of heads of one of the two kernels."""
+    """Number of groups of heads of the forward or backward kernel."""
     return self.num_heads // spec.layout.num_heads
 
 
@@ -73,12 +74,14 @@ def _block_bytes(rows: int, lanes: int, itemsize: int) -> int:
 
 
 def vmem_bytes(spec: resident.Spec, itemsize: int, *, backward: bool) -> int:
-  """VMEM that a kernel needs, about: blocks and rules twice, scratch, scores.
+  """Approximate VMEM of a kernel in bytes.
+
+  Counts blocks and rules twice (double buffering), scratch and scores.
 
   Args:
     spec: of the kernel.
-    itemsize: bytes of a number of the inputs.
-    backward: which kernel.
+    itemsize: bytes per element of the inputs.
+    backward: whether it is the backward kernel.
   """
   layout = spec.layout
   heads = layout.num_heads
@@ -101,13 +104,13 @@ def vmem_bytes(spec: resident.Spec, itemsize: int, *, backward: bool) -> int:
 
 
 def _rule_bytes(spec: resident.Spec, *, transposed: bool) -> int:
-  """VMEM of the identities: one is a column, padded to a tile of lanes."""
+  """VMEM of the ids; those in a column are padded to a tile of lanes."""
   total = _block_bytes(1, 1, 4) if spec.prefix else 0
-  for given, size, column in (
+  for has_ids, size, column in (
     (spec.key_ids, spec.num_keys, transposed),
     (spec.query_ids, spec.rows, not transposed),
   ):
-    if given:
+    if has_ids:
       total += _block_bytes(*((size, 1) if column else (1, size)), 4)
   return total
 
@@ -133,16 +136,16 @@ def spec_fields(
   rules: Rules,
   dropout: float = 0.0,
 ) -> dict[str, Any]:
-  """The fields of a spec that no choice concerns.
+  """Fields of a `Spec` that are the same for every plan.
 
   Args:
-    machine: to run on.
+    machine: target.
     num_queries: L.
     num_keys: S.
     dtype: of the inputs.
-    scale: on the products.
+    scale: factor on the products.
     rules: what is hidden.
-    dropout: rate of the weights.
+    dropout: probability to drop a weight, in [0, 1).
   """
   factor = scale * LOG2E
   return {
@@ -162,87 +165,84 @@ def spec_fields(
   }
 
 
+def _candidates(
+  layouts: Sequence[Lanes | Heads],
+  fields: Mapping[str, Any],
+  *,
+  packed: bool,
+  backward: bool,
+) -> list[resident.Spec]:
+  """Specs of the forward or backward kernel, the preferred one first."""
+  num_queries = fields["num_queries"]
+  specs = [
+    resident.Spec(
+      layout=layout,
+      rows=_tile_rows(num_queries, backward=backward),
+      packed=packed and backward,
+      upright=backward and num_queries <= _FEW,
+      **fields,
+    )
+    for layout in layouts
+  ]
+  return [x for x in specs if x.tiles == 1 or not (packed and backward)]
+
+
+def _layouts(
+  num_heads: int, head_dim: int, *, packed: bool
+) -> list[Lanes | Heads]:
+  """Layouts of heads, the preferred one first."""
+  groups = lane_groups(num_heads, head_dim)
+  if packed:
+    return [Lanes(group, head_dim) for group in groups if group == num_heads]
+  choices = [group for group in _HEAD_CHOICES if num_heads % group == 0]
+  return [
+    *(Lanes(group, head_dim) for group in groups),
+    *(Heads(group, head_dim) for group in choices),
+  ]
+
+
 def make_plan(
   machine: target.Target,
   *,
-  num_queries: int,
-  num_keys: int,
   num_heads: int,
   head_dim: int,
-  dtype: Any,
-  scale: float,
-  rules: Rules,
-  dropout: float = 0.0,
   packed: bool = False,
+  **sizes: Any,
 ) -> TilePlan:
   """Chooses layout, group and tile; see the module.
 
   Args:
-    machine: to run on.
-    num_queries: L.
-    num_keys: S.
+    machine: target.
     num_heads: N of one device.
     head_dim: H.
-    dtype: of the inputs.
-    scale: on the products.
-    rules: what is hidden.
-    dropout: rate of the weights.
     packed: q, k and v are one array.
+    **sizes: of the call, as `spec_fields` takes them.
 
   Raises:
     NotImplementedError: with the numbers, if nothing fits (`VmemError`).
   """
-  common = spec_fields(
-    machine,
-    num_queries=num_queries,
-    num_keys=num_keys,
-    dtype=dtype,
-    scale=scale,
-    rules=rules,
-    dropout=dropout,
-  )
-  layouts: list[Lanes | Heads] = [
-    Lanes(group, head_dim) for group in lane_groups(num_heads, head_dim)
-  ]
-  if packed:
-    layouts = [x for x in layouts if x.num_heads == num_heads]
-  else:
-    layouts += [
-      Heads(group, head_dim)
-      for group in _HEAD_CHOICES
-      if num_heads % group == 0
-    ]
-  itemsize = jnp.dtype(dtype).itemsize
+  fields = spec_fields(machine, **sizes)
+  layouts = _layouts(num_heads, head_dim, packed=packed)
+  itemsize = jnp.dtype(sizes["dtype"]).itemsize
   budget = machine.vmem * 7 // 8
   fitting: list[tuple[resident.Spec, int]] = []  # forward, backward
   needs = []
   for backward in (False, True):
-    specs = [
-      resident.Spec(
-        layout=layout,
-        rows=_tile_rows(num_queries, backward=backward),
-        packed=packed and backward,
-        upright=backward and num_queries <= _FEW,
-        **common,
-      )
-      for layout in layouts
-    ]
-    if packed:
-      specs = [x for x in specs if x.tiles == 1 or not backward]
-    found = [(x, vmem_bytes(x, itemsize, backward=backward)) for x in specs]
-    fitting += [(x, need) for x, need in found if need <= budget][:1]
-    needs = [need for _, need in found]
+    specs = _candidates(layouts, fields, packed=packed, backward=backward)
+    needs = [vmem_bytes(x, itemsize, backward=backward) for x in specs]
+    pairs = zip(specs, needs, strict=True)
+    fitting += [(spec, need) for spec, need in pairs if need <= budget][:1]
   if len(fitting) == 2:
     (forward, one), (backward, other) = fitting
     limit = min(max(2 * max(one, other), 16 * target.MIB), budget)
     return TilePlan(forward, backward, num_heads, packed, limit, machine)
   if not needs:
     raise NotImplementedError(
-      f"packed {num_heads} heads of {head_dim} and {num_queries} queries: "
-      "needs whole lane tiles of 128 and one tile of queries"
+      f"packed {num_heads} heads of {head_dim} and {fields['num_queries']} "
+      "queries: needs whole lane tiles of 128 and one tile of queries"
     )
   raise VmemError(
-    f"VMEM: {num_queries} queries, {num_keys} keys and {num_heads} heads of "
-    f"{head_dim} need {min(needs) / target.MIB:.1f} MiB; "
+    f"VMEM: {fields['num_queries']} queries, {fields['num_keys']} keys and "
+    f"{num_heads} heads of {head_dim} need {min(needs) / target.MIB:.1f} MiB; "
     f"{machine.generation or 'this chip'} has {budget / target.MIB:.1f}"
   )

@@ -1,16 +1,17 @@
-"""TPU attention with all keys and values of a head in VMEM, both directions.
+"""TPU attention kernels with all keys and values of a head in VMEM.
 
-No online softmax: a tile of queries sees every key at once. Exponentials are
-base two (log2(e) is part of the factor on the queries), the softmax is float32,
-and the forward pass keeps one number per query, the base-two logarithm of its
-sum, from which the backward pass recomputes the probabilities.
+There is no online softmax: a tile of queries sees every key at once.
+Exponentials are base two (log2(e) is part of the factor on the queries), the
+softmax is float32, and the forward pass stores one number per query, the
+base-two logarithm of its sum, from which the backward pass recomputes the
+probabilities (arXiv:2205.14135).
 
-A matrix unit takes keys by 128 (or 256), so the last of 257 keys costs as much
-as 128 of them. It is taken out ("tail") and multiplied by the vector units,
-which are idle meanwhile. The backward pass works on transposed scores [S, L]:
-sums over keys are then additions of whole registers, and two of its three
-products over scores need no transposition. A few queries would leave most lanes
-of that empty, so for them its scores stand upright.
+A matrix unit processes 128 (or 256) keys at a time, so the last of 257 keys
+would cost as much as 128. It is taken out ("tail") and multiplied by the vector
+units, which are idle meanwhile. The backward pass computes transposed scores
+[S, L]: sums over keys are then additions of whole registers, and two of its
+three products with scores need no transposition. For few queries, which would
+leave most lanes of that empty, it computes scores [L, S] ("upright").
 
 Grid: (rows of the batch, groups of heads, tiles of queries).
 """
@@ -28,7 +29,7 @@ from mico_jax.kernels.attention import drops
 from mico_jax.kernels.attention.tpu_layout import LANES, Layout
 
 HIDDEN = -1e30  # score of a key that a query does not see
-UNSEEN = 1e30  # logarithm of the sum of a query that sees nothing
+UNSEEN = 1e30  # logarithm of the sum of a query that sees no key
 LN2 = 0.6931471805599453
 # Contracted axes: x y^T, x y, x^T y.
 NT = (((1,), (1,)), ((), ()))
@@ -38,24 +39,24 @@ TN = (((0,), (0,)), ((), ()))
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """What a kernel is compiled for.
+  """Static arguments of a kernel.
 
   Attributes:
     layout: of the heads of a grid step.
     num_queries: L.
     num_keys: S.
     rows: queries of a tile.
-    scale: on the products.
-    factor: on the queries: scale * log2(e); 1.0 if it is in them already.
+    scale: factor on the products.
+    factor: factor on the queries, scale * log2(e); 1.0 if already applied.
     causal: query i sees keys 0..i.
-    key_ids: whether keys have identities.
-    query_ids: whether queries have them; else theirs is 1.
+    key_ids: whether keys have ids.
+    query_ids: whether queries have ids; without them their id is 1.
     prefix: whether there are prefix lengths.
-    tail: whether the last key is taken out of the products.
-    exact: float32 inputs: products in full precision.
+    tail: whether the last key is taken out of the matrix products.
+    exact: whether products are in full float32 precision.
     packed: whether the gradients of q, k and v go into one array.
-    dropout: rate at which weights are dropped.
-    upright: the backward pass has scores [L, S], for few queries; else [S, L].
+    upright: whether backward scores are [L, S], for few queries; else [S, L].
+    dropout: probability to drop a weight, in [0, 1).
   """
 
   layout: Layout
@@ -76,33 +77,33 @@ class Spec:
 
   @property
   def masked(self) -> bool:
-    """Whether any key is hidden from any query."""
+    """Whether keys may be hidden from queries."""
     return self.causal or self.key_ids
 
   @property
   def tiles(self) -> int:
-    """Tiles of queries."""
+    """Number of tiles of queries."""
     return -(-self.num_queries // self.rows)
 
   @property
   def ragged(self) -> bool:
-    """Whether the last tile has rows behind the last query."""
+    """Whether the last tile is only partly filled."""
     return self.num_queries % self.rows != 0
 
   @property
   def num_rules(self) -> int:
-    """Arrays of rules among the inputs."""
+    """Number of inputs that are arrays of rules."""
     drops = self.dropout > 0.0
     return self.key_ids + self.query_ids + self.prefix + drops
 
   @property
   def boost(self) -> float:
-    """Factor on the weights that are not dropped."""
+    """Factor on the weights that are kept."""
     return 1.0 / (1.0 - self.dropout)
 
 
 def dot(spec: Spec, x: Any, y: Any, dims: Any) -> Any:
-  """A product that accumulates in float32."""
+  """Matrix product with float32 accumulation."""
   precision = jax.lax.Precision.HIGHEST if spec.exact else None
   return jax.lax.dot_general(
     x, y, dims, precision=precision, preferred_element_type=jnp.float32
@@ -114,7 +115,7 @@ def _f32(x: Any) -> Any:
 
 
 def scaled(spec: Spec, q: Any) -> Any:
-  """The queries times the factor, in their own dtype."""
+  """Queries times the factor, in the dtype of the queries."""
   if spec.factor == 1.0:
     return q
   return (_f32(q) * spec.factor).astype(q.dtype)
@@ -123,14 +124,14 @@ def scaled(spec: Spec, q: Any) -> Any:
 def visible(
   spec: Spec, rules: Any, *, tile: Any, query_axis: int, keys: slice
 ) -> Any:
-  """Which of the keys a tile of queries sees, or None: all.
+  """Mask of the keys that a tile of queries sees; None: all.
 
   Args:
     spec: of the kernel.
-    rules: its inputs: key ids, query ids, prefix lengths, those that exist.
-    tile: number of the tile.
+    rules: refs of key ids, query ids and prefix lengths, as far as present.
+    tile: index of the tile.
     query_axis: axis of the queries in the scores.
-    keys: the columns asked for.
+    keys: range of keys.
   """
   if not spec.masked:
     return None
@@ -141,8 +142,10 @@ def visible(
   if spec.key_ids:
     ids = left.pop(0)
     ids = ids[0, :, keys] if query_axis == 0 else ids[0, keys, :]
-    own = left.pop(0)[0] if spec.query_ids else jnp.ones((1, 1), jnp.int32)
-    seen = ids == own
+    query_ids = jnp.ones((1, 1), jnp.int32)
+    if spec.query_ids:
+      query_ids = left.pop(0)[0]
+    seen = ids == query_ids
   if spec.causal:
     last = jax.lax.broadcasted_iota(jnp.int32, shape, query_axis)
     last = last + tile * spec.rows
@@ -155,15 +158,15 @@ def visible(
 
 
 class Drops:
-  """Which weights of a tile of queries stay, head by head."""
+  """Dropout masks of a tile of queries, head by head."""
 
   def __init__(self, spec: Spec, rules: Any, *, tile: Any, query_axis: int):
     """Numbers the weights of the tile.
 
     Args:
       spec: of the kernel.
-      rules: its inputs; the last holds the seeds of the row.
-      tile: number of the tile.
+      rules: refs of the rules; the last holds the seeds of the row.
+      tile: index of the tile.
       query_axis: axis of the queries in the scores.
     """
     self.spec = spec
@@ -179,7 +182,7 @@ class Drops:
     self._first, self._second = seeds[:, 0:1], seeds[:, 1:2]
 
   def kept(self, head: int) -> Any:
-    """True where a weight of a head of this grid step stays; None: all do."""
+    """Mask of the kept weights of a head of this grid step; None: all."""
     spec = self.spec
     if not spec.dropout:
       return None
@@ -197,7 +200,7 @@ def _drop(weights: Any, kept: Any) -> Any:
 
 
 def _boosted(spec: Spec, by_weight: Any, kept: Any) -> Any:
-  """Gradients of weights before they were dropped."""
+  """Gradient of weights before dropout."""
   return by_weight if kept is None else _drop(by_weight, kept) * spec.boost
 
 
@@ -240,9 +243,12 @@ def _forward_head(
 
 
 def forward_kernel(*refs: Any, spec: Spec) -> None:
-  """q, k, v, rules -> values, logarithms of sums; scratch for the latter.
+  """Forward pass of one tile.
 
-  Without scratch the logarithms are not wanted.
+  Args:
+    *refs: inputs q, k, v and rules; outputs values and, optionally, logarithms
+      of sums with a scratch array.
+    spec: of the kernel.
   """
   q_ref, k_ref, v_ref = refs[:3]
   rules, (out_ref, *rest) = (
@@ -284,7 +290,7 @@ def _backward_head(
   seen: Any,
   kept: Any,
 ) -> tuple[Any, Any, Any]:
-  """Gradients of q, k and v of one head and one tile, before factors."""
+  """Unscaled gradients of q, k and v of one head and one tile."""
   if spec.upright:
     return _backward_upright(spec, q, k, v, grad, log_sum, seen, kept)
   scores = _hide(dot(spec, k, q, NT), seen)  # [S, rows]
@@ -322,10 +328,13 @@ def _backward_upright(
 
 
 def backward_kernel(*refs: Any, spec: Spec) -> None:
-  """q, k, v, gradient of values, logarithms, rules -> gradients.
+  """Backward pass of one tile.
 
-  With several tiles of queries, two scratch arrays hold the sums of the
-  gradients of k and v of each head.
+  Args:
+    *refs: inputs q, k, v, gradient of the values, logarithms of sums and
+      rules; outputs gradients; with several tiles of queries two scratch
+      arrays, which accumulate the gradients of k and v of each head.
+    spec: of the kernel.
   """
   q_ref, k_ref, v_ref, grad_ref, sums_ref = refs[:5]
   rules, outs = refs[5 : 5 + spec.num_rules], refs[5 + spec.num_rules :]
@@ -354,7 +363,7 @@ def backward_kernel(*refs: Any, spec: Spec) -> None:
   for head in range(layout.num_heads):
     q = layout.read(q_ref, head, clean=True)
     grad = layout.read(grad_ref, head, clean=True)
-    if spec.ragged:  # rows behind the last query hold anything
+    if spec.ragged:  # rows after the last query are undefined
       row = jax.lax.broadcasted_iota(jnp.int32, q.shape, 0)
       inside = row + tile * spec.rows < spec.num_queries
       q = jnp.where(inside, q, jnp.zeros((), q.dtype))

@@ -1,10 +1,12 @@
-"""TPU attention with keys and values streamed through VMEM, both directions.
+"""TPU attention kernels with keys and values streamed through VMEM.
 
-For lengths whose keys do not fit: tiles of keys pass by a tile of queries, with
-a running maximum and sum. The backward pass is two kernels, one that sums over
-keys (gradient of the queries) and one that sums over queries. Scores of both
-are transposed, [keys, queries], as in `tpu_resident`; the mean that a softmax
-subtracts comes from the values, outside. Heads lie apart, [B, N, L, H].
+For lengths whose keys do not fit into VMEM: a tile of queries meets one tile of
+keys after the other, with a running maximum and sum (FlashAttention,
+arXiv:2205.14135 and arXiv:2307.08691). The backward pass is two kernels, one
+that sums over keys (gradient of the queries) and one that sums over queries
+(gradients of keys and values). Both compute transposed scores [keys, queries],
+as in `tpu_resident`; the mean that the gradient of a softmax subtracts is
+computed outside, from the values. Heads are separate: [B, N, L, H].
 
 Grid: (rows of the batch, heads, tiles of one side, tiles of the other).
 """
@@ -36,8 +38,8 @@ class Tiling:
   """A spec with tiles of keys.
 
   Attributes:
-    spec: of one head; `rows` are the queries of a tile.
-    columns: keys of a tile.
+    spec: of one head; `rows` is the number of queries of a tile.
+    columns: number of keys of a tile.
   """
 
   spec: Spec
@@ -45,14 +47,14 @@ class Tiling:
 
   @property
   def key_tiles(self) -> int:
-    """Tiles of keys."""
+    """Number of tiles of keys."""
     return -(-self.spec.num_keys // self.columns)
 
 
 def _visible(
   tiling: Tiling, rules: Any, query_tile: Any, key_tile: Any, query_axis: int
 ) -> Any:
-  """Which keys of a tile the queries of a tile see, or None: all."""
+  """Mask of the keys of a tile that the queries of a tile see; None: all."""
   spec, left = tiling.spec, list(rules)
   shape = [tiling.columns, tiling.columns]
   shape[query_axis] = spec.rows
@@ -63,8 +65,10 @@ def _visible(
     seen = key < spec.num_keys
   if spec.key_ids:
     ids = left.pop(0)[0]
-    own = left.pop(0)[0] if spec.query_ids else jnp.ones((1, 1), jnp.int32)
-    seen = ids == own if seen is None else seen & (ids == own)
+    query_ids = jnp.ones((1, 1), jnp.int32)
+    if spec.query_ids:
+      query_ids = left.pop(0)[0]
+    seen = ids == query_ids if seen is None else seen & (ids == query_ids)
   if spec.causal:
     last = jax.lax.broadcasted_iota(jnp.int32, shape, query_axis)
     last = last + query_tile * spec.rows
@@ -75,7 +79,7 @@ def _visible(
 
 
 def _inside(x: Any, tile: Any, size: int) -> Any:
-  """Rows behind the last one hold anything; here they are zero."""
+  """Zeroes the undefined rows of a ragged tile."""
   if size % x.shape[0] == 0:
     return x
   row = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0) + tile * x.shape[0]
@@ -91,7 +95,13 @@ def _useful(tiling: Tiling, query_tile: Any, key_tile: Any) -> Any:
 
 
 def forward_kernel(*refs: Any, tiling: Tiling) -> None:
-  """q, k, v, rules -> values, logarithms of sums; scratch: top, total, mix."""
+  """Forward pass of a tile of queries and a tile of keys.
+
+  Args:
+    *refs: inputs q, k, v and rules; outputs values and logarithms of sums;
+      scratch for the running maximum, sum and weighted values.
+    tiling: of the kernel.
+  """
   spec = tiling.spec
   q_ref, k_ref, v_ref = refs[:3]
   rules = refs[3 : 3 + spec.num_rules]
@@ -135,7 +145,7 @@ def forward_kernel(*refs: Any, tiling: Tiling) -> None:
 def _scores(
   tiling: Tiling, refs: Any, query_tile: Any, key_tile: Any
 ) -> tuple[Any, ...]:
-  """Weights and gradients of scores [keys, queries], and q, k, gradient."""
+  """Weights, gradients of scores [keys, queries], q, k, gradient of values."""
   spec = tiling.spec
   q, k, v, grad = (ref[0, 0] for ref in refs[:4])
   q = scaled(spec, _inside(q, query_tile, spec.num_queries))
@@ -154,7 +164,13 @@ def _scores(
 
 
 def query_gradient_kernel(*refs: Any, tiling: Tiling) -> None:
-  """q, k, v, gradient, sums, means, rules -> gradient of q; scratch."""
+  """Gradient of q, summed over tiles of keys.
+
+  Args:
+    *refs: inputs q, k, v, gradient of the values, logarithms of sums, means
+      and rules; output gradient of q; scratch for its sum.
+    tiling: of the kernel.
+  """
   out_ref, sum_ref = refs[-2:]
   query_tile, key_tile = pl.program_id(2), pl.program_id(3)
 
@@ -173,7 +189,13 @@ def query_gradient_kernel(*refs: Any, tiling: Tiling) -> None:
 
 
 def key_gradient_kernel(*refs: Any, tiling: Tiling) -> None:
-  """As before -> gradients of k and v; two scratch arrays."""
+  """Gradients of k and v, summed over tiles of queries.
+
+  Args:
+    *refs: inputs as of `query_gradient_kernel`; outputs gradients of k and v;
+      scratch for both sums.
+    tiling: of the kernel.
+  """
   dk_ref, dv_ref, dk_sum, dv_sum = refs[-4:]
   key_tile, query_tile = pl.program_id(2), pl.program_id(3)
 

@@ -1,17 +1,17 @@
-"""Attention left to XLA's fusion: runs everywhere.
+"""Attention in plain JAX, fused by XLA: runs on every platform.
 
-Products take the dtype of the inputs (bf16 on an accelerator) and accumulate
-in float32; the softmax is float32. Queries are scaled before the product, in
-float32, which costs L x H instead of L x S multiplications.
+Products take the dtype of the inputs (bfloat16 on an accelerator) and
+accumulate in float32; the softmax is float32. Queries are scaled before the
+product, in float32, which costs L x H instead of L x S multiplications.
 
-The scores are kept while those of a device are small. Above `SCORE_BYTES` the
-queries go through in chunks, one after the other, and the backward pass
-computes the scores of a chunk anew, so memory grows with one chunk only.
+The score matrix is kept if a device holds at most `SCORE_BYTES` of it. Above
+that, chunks of queries are processed one after the other and the backward pass
+recomputes the scores of a chunk, so memory grows with one chunk only (as in
+arXiv:2112.05682, without its chunks of keys).
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -24,8 +24,8 @@ from mico_jax.kernels.attention.rules import Rules
 from mico_jax.kernels.attention.tpu_devices import splits
 from mico_jax.kernels.dtypes import accumulation_dtype
 
-SCORE_BYTES = 2**30  # of a device's scores, above which queries are chunked
-CHUNK_BYTES = 2**28  # of those of one chunk, at most (or one query)
+SCORE_BYTES = 2**30  # scores of a device above which queries are chunked
+CHUNK_BYTES = 2**28  # largest scores of a chunk, which has at least one query
 
 
 def attention(
@@ -62,24 +62,23 @@ def attention(
 def _of_a_device(batch: Any, num_heads: int) -> tuple[int, int]:
   """Rows and heads whose scores one device holds."""
   if not isinstance(batch, int):
-    batch = 1  # of an exported graph, not known yet: as for a single row
+    batch = 1  # symbolic dimension of an exported graph
   machine = target.current()
-  if not splits(machine) or machine.mesh is None:
+  if not splits(machine):
     return batch, num_heads
-  shape = machine.mesh.shape
-  rows = math.prod(shape[name] for name in machine.batch_axes)
-  heads = math.prod(shape[name] for name in machine.head_axes)
+  rows = machine.parts(machine.batch_axes)
+  heads = machine.parts(machine.head_axes)
   return -(-batch // rows), -(-num_heads // heads)
 
 
 def _weights(
-  q: Array,
-  k: Array,
+  q: Float[Array, "B L N H"],
+  k: Float[Array, "B S N H"],
   mask: Bool[Array, "#B #N #L #S"] | None,
-  bias: Array | None,
+  bias: Float[Array, "#B #N L S"] | None,
   masked_rows: str,
-) -> Array:
-  """Attention weights [B N L S] of scaled queries."""
+) -> Float[Array, "B N L S"]:
+  """Attention weights of scaled queries."""
   dtype = accumulation_dtype(q.dtype)
   scores = jnp.einsum("blnh,bsnh->bnls", q, k, preferred_element_type=dtype)
   if bias is not None:
@@ -87,7 +86,9 @@ def _weights(
   return reference.masked_softmax(scores, mask, masked_rows)
 
 
-def _mix(probs: Array, v: Array) -> Array:
+def _mix(
+  probs: Float[Array, "B N L S"], v: Float[Array, "B S N H"]
+) -> Float[Array, "B L N H"]:
   out = jnp.einsum(
     "bnls,bsnh->blnh",
     probs.astype(v.dtype),
@@ -98,16 +99,16 @@ def _mix(probs: Array, v: Array) -> Array:
 
 
 def _chunked(
-  q: Array,
-  k: Array,
-  v: Array,
+  q: Float[Array, "B L N H"],
+  k: Float[Array, "B S N H"],
+  v: Float[Array, "B S N H"],
   *,
   rules: Rules,
-  bias: Array | None,
+  bias: Float[Array, "#B #N L S"] | None,
   masked_rows: str,
   rows: int,
-) -> Array:
-  """The same over chunks of `rows` queries."""
+) -> Float[Array, "B L N H"]:
+  """Attention of scaled queries, `rows` of them at a time."""
   num_queries, num_keys = q.shape[1], k.shape[1]
   # Their gradients are summed over chunks, so not in bfloat16.
   wide_k, wide_v = (x.astype(accumulation_dtype(x.dtype)) for x in (k, v))
@@ -123,11 +124,11 @@ def _chunked(
     shape = (*x.shape[:axis], chunks, rows, *x.shape[axis + 1 :])
     return jnp.moveaxis(x.reshape(shape), axis, 0)
 
-  own_mask = rules.mask is not None and rules.mask.shape[2] == num_queries
+  per_query = rules.mask is not None and rules.mask.shape[2] == num_queries
   per_chunk = {
     "q": split(q, 1),
     "bias": split(bias, 2),
-    "mask": split(rules.mask, 2) if own_mask and num_queries > 1 else None,
+    "mask": split(rules.mask, 2) if per_query and num_queries > 1 else None,
     "segments": split(rules.query_segments, 1),
     "first": jnp.arange(chunks, dtype=jnp.int32) * rows,
   }

@@ -1,17 +1,17 @@
-"""The door of the contrastive loss: one signature, several backends.
+"""Entry point of the contrastive loss: one signature, several backends.
 
   xla      the whole [B, B] matrix; the compiler splits it over a mesh
-  chunked  blocks of columns, gathered a few rows of every device at a time
-  ring     blocks of columns that travel from device to device
+  chunked  blocks of columns, gathered from a few rows of every device at a time
+  ring     blocks of columns, sent around the devices
 
-The last two hold one block, see `mico_jax.kernels.contrastive.blockwise`; they
-compute both directions at once. All give the same values and gradients.
+The last two hold one block at a time and compute both directions at once, see
+`mico_jax.kernels.contrastive.blockwise`. All give the same values and
+gradients.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,19 +26,19 @@ from mico_jax.kernels.contrastive import blocks, blockwise, xla
 from mico_jax.kernels.dtypes import accumulation_dtype
 
 FORMS = ("softmax", "sigmoid")
-MATRIX_BYTES = 64 * 2**20  # largest matrix that one device holds by itself
-BLOCK_BYTES = 32 * 2**20  # of a block of scores, where the chunk is automatic
-MAX_CHUNK = 8192  # columns; likewise
+MATRIX_BYTES = 64 * 2**20  # largest matrix for which one device uses "xla"
+BLOCK_BYTES = 32 * 2**20  # largest block of scores of an automatic chunk
+MAX_CHUNK = 8192  # most columns of an automatic chunk
 
 
 class Pair(NamedTuple):
   """Both directions of the loss.
 
   Attributes:
-    to_key: each query against all keys, in nats.
-    to_query: each key against all queries.
-    key_hit: whether the best key of a query is a true one.
-    query_hit: whether the best query of a key is.
+    to_key: loss of each query against all keys, in nats.
+    to_query: loss of each key against all queries, in nats.
+    key_hit: whether the most similar key of each query is a positive.
+    query_hit: whether the most similar query of each key is a positive.
   """
 
   to_key: Float[Array, " B"]
@@ -51,20 +51,22 @@ class Pair(NamedTuple):
 class Options:
   """Arguments of `contrastive_pair` that every backend reads."""
 
-  temperature: Array
-  bias: Array | None
+  temperature: Float[Array, ""]
+  bias: Float[Array, ""] | None
   form: str
   label_smoothing: float
-  fingerprint: Array | None
-  valid: Array | None
+  fingerprint: UInt32[Array, "B 2"] | None
+  valid: Bool[Array, " B"] | None
   detach: bool
-  negatives: Array | None
-  negatives_valid: Array | None
+  negatives: Float[Array, "B K E"] | None
+  negatives_valid: Bool[Array, "B K"] | None
   chunk: int
   partition: BatchSharding | None
 
 
-def _xla(query: Array, key: Array, options: Options) -> Pair:
+def _xla(
+  query: Float[Array, "B E"], key: Float[Array, "B E"], options: Options
+) -> Pair:
   shared: dict[str, Any] = {
     "temperature": options.temperature,
     "bias": options.bias,
@@ -86,7 +88,10 @@ def _xla(query: Array, key: Array, options: Options) -> Pair:
 
 
 def _mean_score(
-  query: Array, key: Array, x: blockwise.Operands, detach: bool
+  query: Float[Array, "B E"],
+  key: Float[Array, "B E"],
+  x: blockwise.Operands,
+  detach: bool,
 ) -> Float[Array, " B"]:
   """Mean score of each query over the valid keys."""
   dtype = x.temperature.dtype
@@ -100,9 +105,12 @@ def _mean_score(
 
 
 def _with_negatives(
-  half: blockwise.Half, query: Array, x: blockwise.Operands, options: Options
+  half: blockwise.Half,
+  query: Float[Array, "B E"],
+  x: blockwise.Operands,
+  options: Options,
 ) -> blockwise.Half:
-  """Adds each query's explicit negatives to its direction."""
+  """Adds each query's explicit negatives to the direction of the queries."""
   if options.negatives is None:
     return half
   dtype = x.temperature.dtype
@@ -128,7 +136,11 @@ def _with_negatives(
 
 
 def _blockwise(
-  query: Array, key: Array, options: Options, *, ring: bool
+  query: Float[Array, "B E"],
+  key: Float[Array, "B E"],
+  options: Options,
+  *,
+  ring: bool,
 ) -> Pair:
   form = blocks.Form(
     kind=options.form,
@@ -150,10 +162,10 @@ def _blockwise(
   row = _with_negatives(row, query, x, options)
   smoothing = options.label_smoothing
   values = []
-  for half, own, other in ((row, query, key), (column, key, query)):
+  for half, side, other in ((row, query, key), (column, key, query)):
     value = half.gap
     if smoothing:
-      mean = _mean_score(own, other, x, options.detach)
+      mean = _mean_score(side, other, x, options.detach)
       value = value + smoothing * (half.positive - mean)
     values.append(jnp.where(x.valid, value, jnp.zeros_like(value)))
   hits = [(half.hit > 0) & x.valid for half in (row, column)]
@@ -167,18 +179,8 @@ BACKENDS: dict[str, Callable[[Array, Array, Options], Pair]] = {
 }
 
 
-@functools.cache
-def _log_once(message: str) -> None:
-  logging.getLogger(__name__).info("%s", message)
-
-
-def _say(message: str) -> None:
-  if not target.current().plain:
-    _log_once(message)
-
-
 def _refusal(name: str, rows: int, partition: BatchSharding | None) -> str:
-  """Why a backend cannot; "": it can."""
+  """The reason why a backend does not support the batch; "": it does."""
   count = parts(partition)
   if name != "xla" and rows % count:
     return f"{rows} rows do not divide over {count} devices"
@@ -188,7 +190,12 @@ def _refusal(name: str, rows: int, partition: BatchSharding | None) -> str:
 def _choose(
   backend: str, rows: int, dtype: Any, partition: BatchSharding | None
 ) -> tuple[str, str]:
-  """(backend, why)."""
+  """The backend and the reason for it.
+
+  Raises:
+    ValueError: for an unknown backend.
+    NotImplementedError: if the named backend does not support the batch.
+  """
   if backend != "auto":
     if backend not in BACKENDS:
       raise ValueError(
@@ -211,7 +218,7 @@ def _choose(
 
 
 def automatic_chunk(rows: int, partition: BatchSharding | None) -> int:
-  """Columns of a block that keep its scores within `BLOCK_BYTES`."""
+  """Number of columns that keeps a block of scores within `BLOCK_BYTES`."""
   local = max(rows // parts(partition), 1)
   return max(min(BLOCK_BYTES // (4 * local), MAX_CHUNK), parts(partition))
 
@@ -219,21 +226,25 @@ def automatic_chunk(rows: int, partition: BatchSharding | None) -> int:
 def _columns(
   name: str, rows: int, chunk: int, partition: BatchSharding | None
 ) -> tuple[str, str]:
-  """The columns of a block for the log, and why they are few."""
+  """Log text: the columns of a block, and why they are fewer than `chunk`."""
   if name == "xla":
     return "", ""
   count, ring = parts(partition), name == "ring"
   local = rows // count
   size = blockwise.slice_size(chunk, local, count, ring=ring)
-  found = size if ring else size * count
+  columns = size if ring else size * count
   remark = ""
-  if 2 * found < chunk:
+  if 2 * columns < chunk:
     remark = f"; not {chunk}: {local} rows of a device divide no better"
-  return f", {found} columns at a time", remark
+  return f", {columns} columns at a time", remark
 
 
 def _check(
-  query: Array, key: Array, form: str, smoothing: float, chunk: int
+  query: Float[Array, "..."],
+  key: Float[Array, "..."],
+  form: str,
+  smoothing: float,
+  chunk: int,
 ) -> None:
   if query.shape != key.shape:
     raise ValueError(
@@ -245,7 +256,7 @@ def _check(
   if form not in FORMS:
     raise ValueError(f"{form=} is not one of {', '.join(FORMS)}.")
   if chunk < 0:
-    raise ValueError(f"{chunk=} must be a number of columns, 0: automatic.")
+    raise ValueError(f"{chunk=} must be a number of columns, or 0: automatic.")
 
 
 def contrastive_pair(
@@ -268,38 +279,41 @@ def contrastive_pair(
 ) -> Pair:
   """Both directions of the contrastive loss over the global batch.
 
-  With softmax a value is the cross-entropy of a row against all rows of the
-  other side; with sigmoid the sum of binary cross-entropies over them. With
-  label smoothing e the target of a pair is (1 - e) times what it is without,
-  plus e over the number of valid rows.
+  The softmax loss of a row is its cross-entropy against all rows of the other
+  side, the sigmoid loss the sum of binary cross-entropies over them. Label
+  smoothing e multiplies the target of each pair by (1 - e) and adds e divided
+  by the number of valid rows.
 
   Args:
     query: unit-norm embeddings; row i pairs with row i of `key`.
     key: unit-norm embeddings.
     temperature: divides the similarities; positive, learnable.
-    bias: added to the scaled similarities; without effect on softmax.
+    bias: added to the scaled similarities; only for "sigmoid".
     form: "softmax" or "sigmoid".
-    label_smoothing: mass moved from the true pairs to all, in [0, 1).
-    fingerprint: rows of equal fingerprint are true pairs of each other and
-      share the target mass (sigmoid: each is a positive); None: equal rows.
+    label_smoothing: target mass moved from the positives to all rows, in
+      [0, 1).
+    fingerprint: rows of equal fingerprint are positives of each other and share
+      the target mass (sigmoid: each is a positive); None: row i of `query` and
+      row i of `key` are the only positives.
     valid: rows that take part; the others are in no sum and have value 0.
       None: all.
-    detach: each direction passes gradient to its own side only, as the
-      released code, which gathers the other without gradient.
-    negatives: further keys of query i alone, never a target; unit-norm.
-    negatives_valid: which of them there are; None: all.
-    partition: how the rows lie on a mesh; None: the compiler decides.
+    detach: the loss of queries has no gradient with respect to keys and vice
+      versa, as in the official code, which gathers the other side without
+      gradient.
+    negatives: additional unit-norm keys of query i alone, never a target.
+    negatives_valid: which of `negatives` exist; None: all.
+    partition: sharding of the rows over a mesh; None: the compiler decides.
     chunk: columns of a block of "chunked" and "ring"; 0: automatic.
-    dtype: that embeddings are rounded to before they travel and are compared;
-      "": their own.
+    dtype: embeddings are rounded to it before they are sent and compared; "":
+      they are not rounded.
     backend: "auto" or a key of `BACKENDS`.
 
   Raises:
     ValueError: for shapes, numbers or names that do not fit.
-    NotImplementedError: if the named backend cannot do this.
+    NotImplementedError: if the named backend does not support the batch.
 
   Source: CLIP, arXiv:2103.00020, figure 3; SigLIP, arXiv:2303.15343, section
-  3; the released MiCo code smooths by 0.1 and detaches the gathered side.
+  3; the official MiCo code smooths by 0.1 and detaches the gathered side.
   """
   _check(query, key, form, label_smoothing, chunk)
   if dtype:
@@ -308,7 +322,10 @@ def contrastive_pair(
   name, reason = _choose(backend, rows, query.dtype, partition)
   chunk = min(chunk or automatic_chunk(rows, partition), rows)
   columns, remark = _columns(name, rows, chunk, partition)
-  _say(f"contrastive loss ({form}): {name}{columns} ({reason}{remark})")
+  target.log_once(
+    __name__,
+    f"contrastive loss ({form}): {name}{columns} ({reason}{remark})",
+  )
   options = Options(
     temperature=temperature,
     bias=bias if form == "sigmoid" else None,
@@ -323,29 +340,3 @@ def contrastive_pair(
     partition=partition,
   )
   return BACKENDS[name](query, key, options)
-
-
-def contrastive_loss(
-  query: Float[Array, "B E"],
-  key: Float[Array, "B E"],
-  *,
-  detach_keys: bool = False,
-  **options: Any,
-) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
-  """One direction: each query against all keys of the global batch.
-
-  Args:
-    query: unit-norm embeddings; row i pairs with row i of `key`.
-    key: unit-norm embeddings.
-    detach_keys: no gradient into `key`.
-    **options: of `contrastive_pair`.
-
-  Returns:
-    (loss [B] in nats, whether the best key is a target [B]).
-
-  Raises:
-    ValueError: see `contrastive_pair`.
-    NotImplementedError: see `contrastive_pair`.
-  """
-  pair = contrastive_pair(query, key, detach=detach_keys, **options)
-  return pair.to_key, pair.key_hit

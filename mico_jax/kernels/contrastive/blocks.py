@@ -1,14 +1,14 @@
-"""The arithmetic of one block of the similarity matrix, for both directions.
+"""The contrastive loss of one block of the similarity matrix.
 
 A block is a few rows against a few columns. Its statistics merge with those of
-other blocks, in any order and on any device, so the matrix is never held:
+other blocks, in any order and on any device, so the matrix is never stored:
 
-  softmax   gap = log(sum exp(x)) - mean of x over the row's true columns,
+  softmax   gap = log(sum exp(x)) - mean of x over the row's positives,
             from a running maximum and a sum relative to it
-  sigmoid   gap = sum of softplus(x) - sum of x over the true columns
+  sigmoid   gap = sum of softplus(x) - sum of x over the positives
 
-`positive` is that mean (softmax) or sum (sigmoid). Both directions of the loss
-come from the same block: rows against columns, and columns against rows.
+`positive` is that mean (softmax) or sum (sigmoid). Both directions of the loss,
+rows against columns and columns against rows, come from the same block.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from mico_jax.kernels.batch_sharding import BatchSharding
 
 NEGATIVE = -1e30  # in place of -inf: keeps gradients of masked entries finite
-NOWHERE = 2**31 - 1  # column of a row without any
+NOWHERE = 2**31 - 1  # `Side.place` of a row without valid columns
 
 
 @dataclass(frozen=True)
 class Form:
-  """What does not change while a loss is computed; hashable.
+  """Static arguments of the loss; hashable.
 
   Attributes:
     kind: "softmax" or "sigmoid".
-    shared: equal fingerprints are true pairs, not only equal rows.
-    detach: each direction passes gradient to its own side only.
-    chunk: columns of a block at most.
-    ring: blocks travel from device to device; else they are gathered.
-    partition: of the rows; None: one device.
+    shared: rows of equal fingerprint are positives of each other; else only
+      equal rows are.
+    detach: each direction has no gradient with respect to the other side.
+    chunk: most columns of a block.
+    ring: blocks are sent from device to device; else they are gathered.
+    partition: sharding of the rows; None: one device.
   """
 
   kind: str
@@ -48,15 +49,15 @@ class Form:
 
 
 class Side(NamedTuple):
-  """Statistics of rows over the columns seen so far, or the reverse.
+  """Statistics of rows over the columns seen so far, or of columns over rows.
 
   Attributes:
     peak: largest score.
-    total: sum of exp(score - peak), or the sigmoid form's gap.
-    positive: sum of the scores of true columns.
-    count: how many they are.
+    total: sum of exp(score - peak); of the sigmoid form its gap.
+    positive: sum of the scores of positives.
+    count: number of positives.
     place: global index of the first column that reaches the peak.
-    hit: 1 if that column is a true one.
+    hit: 1 if that column is a positive.
   """
 
   peak: Float[Array, " B"]
@@ -68,13 +69,13 @@ class Side(NamedTuple):
 
 
 class Pull(NamedTuple):
-  """What the gradient needs of each row, or of each column.
+  """Statistics of each row, or of each column, that the gradient needs.
 
   Attributes:
     peak: largest score.
-    log_total: log of the sum relative to it.
+    log_total: log of the sum relative to the peak.
     gap: cotangent of the gap.
-    positive: cotangent of each true score.
+    positive: cotangent of the score of each positive.
   """
 
   peak: Float[Array, " B"]
@@ -84,17 +85,17 @@ class Pull(NamedTuple):
 
 
 class Labels(NamedTuple):
-  """What decides which pairs are true and which count.
+  """Arrays that decide which pairs are positives and which count.
 
   Attributes:
     index: global row.
     valid: false where the row takes no part.
-    prints: fingerprints; unread unless the form shares.
+    hashes: fingerprints; only used if `Form.shared`.
   """
 
   index: Int[Array, " B"]
   valid: Bool[Array, " B"]
-  prints: UInt32[Array, "B 2"]
+  hashes: UInt32[Array, "B 2"]
 
 
 def empty(rows: int, dtype: jnp.dtype) -> Side:
@@ -111,7 +112,10 @@ def empty(rows: int, dtype: jnp.dtype) -> Side:
 
 
 def precision_of(dtype: jnp.dtype) -> jax.lax.Precision | None:
-  """Of products of embeddings: a matrix unit would round float32 on its way."""
+  """Precision of products of embeddings: full unless they are 16-bit floats.
+
+  By default a matrix unit would round float32 inputs.
+  """
   low = jnp.dtype(dtype).itemsize < 4
   return None if low else jax.lax.Precision.HIGHEST
 
@@ -122,7 +126,7 @@ def scores(
   temperature: Float[Array, ""],
   bias: Float[Array, ""],
 ) -> Float[Array, "B C"]:
-  """Scaled similarities in the dtype of the temperature."""
+  """Scaled and shifted similarities, in the dtype of the temperature."""
   product = jnp.einsum(
     "be,ce->bc",
     query,
@@ -136,10 +140,10 @@ def scores(
 def masks(
   rows: Labels, columns: Labels, *, shared: bool
 ) -> tuple[Bool[Array, "B C"], Bool[Array, "B C"]]:
-  """(pairs that count, true pairs among them)."""
+  """Masks of the pairs that count, and of the positives among them."""
   allowed = rows.valid[:, None] & columns.valid[None, :]
   if shared:
-    equal = rows.prints[:, None, :] == columns.prints[None, :, :]
+    equal = rows.hashes[:, None, :] == columns.hashes[None, :, :]
     same = jnp.all(equal, axis=-1)
   else:
     same = rows.index[:, None] == columns.index[None, :]
@@ -188,7 +192,7 @@ def forward(
 
 
 def merge(form: Form, a: Side, b: Side) -> Side:
-  """Statistics over the columns of both."""
+  """Statistics over the columns of `a` and `b` together."""
   peak = jnp.maximum(a.peak, b.peak)
   total = a.total + b.total
   if form.kind == "softmax":
@@ -206,7 +210,7 @@ def merge(form: Form, a: Side, b: Side) -> Side:
 
 
 def log_total(side: Side) -> Float[Array, " B"]:
-  """Log of the sum relative to the peak; 0 for a row without columns."""
+  """Log of the sum relative to the peak; 0 for a row without valid columns."""
   some = side.total > 0
   return jnp.log(jnp.where(some, side.total, jnp.ones_like(side.total)))
 
@@ -230,7 +234,7 @@ def pull(
   gap: Float[Array, " B"],
   positive: Float[Array, " B"],
 ) -> Pull:
-  """From cotangents of `finish` to what `backward` reads."""
+  """Input of `backward` from the cotangents of `finish`."""
   zero = jnp.zeros_like(gap)
   gap = jnp.where(side.count > 0, gap, zero)
   each = positive - gap
@@ -245,7 +249,7 @@ def backward(
   rows: tuple[Labels, Pull],
   columns: tuple[Labels, Pull],
 ) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
-  """Cotangents of the scores from the rows' loss and from the columns'."""
+  """Cotangents of the scores from the losses of rows and of columns."""
   (row_labels, row), (column_labels, column) = rows, columns
   allowed, same = masks(row_labels, column_labels, shared=form.shared)
   if form.kind == "softmax":
@@ -254,8 +258,9 @@ def backward(
   else:
     to_row = to_column = jax.nn.sigmoid(x)
   zero = jnp.zeros((), x.dtype)
-  part = lambda weight, probability, own: (
-    jnp.where(allowed, weight * probability, zero) + jnp.where(same, own, zero)
+  part = lambda weight, probability, positive: (
+    jnp.where(allowed, weight * probability, zero)
+    + jnp.where(same, positive, zero)
   )
   return (
     part(row.gap[:, None], to_row, row.positive[:, None]),

@@ -1,20 +1,21 @@
 """Both directions of the contrastive loss without the similarity matrix.
 
-Two ways for the rows of one side to meet those of the other, each with its own
-gradient, so that nothing of size [rows, global batch] is ever stored:
+There are two ways to compare the rows of one side with those of the other, each
+with a custom gradient, so that nothing of size [rows, global batch] is stored:
 
   chunked  a few rows of every device are gathered, used and dropped; the
-           statistics of their columns return to the owners by psum_scatter, and
-           so does their gradient
-  ring     the block of one device travels around, its statistics and its
-           gradient with it
+           statistics of their columns, and their gradients, return to the
+           devices of the rows by psum_scatter
+  ring     the block of one device is sent around all devices, together with
+           its statistics or its gradient
 
-On one device both are a loop over columns. A device holds its own rows, one
-block of columns and one block of scores: O(rows x chunk), whatever the global
-batch. With a chunk of the whole batch the first is the usual single gather.
+On one device both are a loop over columns. A device holds its rows, one block
+of columns and one block of scores: O(rows x chunk) for any global batch. With a
+chunk of the whole batch "chunked" is the usual single gather. SigLIP
+(arXiv:2303.15343, section 3.3) sends blocks around devices likewise.
 
-The similarities are divided by the temperature, so a fixed maximum would
-underflow float32 below about 0.023; hence the running one.
+Softmax uses a running maximum: similarities are divided by the temperature, and
+with a fixed maximum float32 would underflow below a temperature of about 0.023.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mico_jax.kernels.batch_sharding import parts, split_rows
 from mico_jax.kernels.contrastive import blocks
@@ -37,7 +38,14 @@ Body = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class Half(NamedTuple):
-  """One direction: gap, positive score, best score, whether it is right."""
+  """One direction of the loss.
+
+  Attributes:
+    gap: see `blocks`.
+    positive: mean (softmax) or sum (sigmoid) of the scores of positives.
+    peak: largest score.
+    hit: 1 if the column of the largest score is a positive.
+  """
 
   gap: Float[Array, " B"]
   positive: Float[Array, " B"]
@@ -46,17 +54,18 @@ class Half(NamedTuple):
 
 
 class Operands(NamedTuple):
-  """The local rows of both sides and what scales their products."""
+  """Rows of both sides, and the scalars that scale their products."""
 
   query: Float[Array, "B E"]
   key: Float[Array, "B E"]
   temperature: Float[Array, ""]
   bias: Float[Array, ""]
   valid: Bool[Array, " B"]
-  prints: UInt32[Array, "B 2"]
+  hashes: UInt32[Array, "B 2"]
 
 
-def _place(form: Form) -> Array:
+def _place(form: Form) -> Int[Array, ""]:
+  """Index of this device among those that share the rows."""
   if form.partition is None:
     return jnp.zeros((), jnp.int32)
   return jax.lax.axis_index(form.partition.axes).astype(jnp.int32)
@@ -65,11 +74,11 @@ def _place(form: Form) -> Array:
 def _labels(form: Form, x: Operands) -> Labels:
   rows = x.query.shape[0]
   index = _place(form) * rows + jnp.arange(rows, dtype=jnp.int32)
-  return Labels(index, x.valid, x.prints)
+  return Labels(index, x.valid, x.hashes)
 
 
 def _cut(tree: Any, size: int) -> Any:
-  """Rows [B, ...] -> [B / size, size, ...]."""
+  """Splits rows [B, ...] into [B / size, size, ...]."""
   return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
 
 
@@ -77,7 +86,7 @@ def _join(tree: Any) -> Any:
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
-def _sum(form: Form, x: Array) -> Array:
+def _sum(form: Form, x: Float[Array, ""]) -> Float[Array, ""]:
   if form.partition is None:
     return x
   return jax.lax.psum(x, form.partition.axes)
@@ -85,7 +94,7 @@ def _sum(form: Form, x: Array) -> Array:
 
 # -------------------------------------------------------------------- gathering
 def _gather(form: Form, tree: Any) -> Any:
-  """The slices of all devices, one after the other."""
+  """Concatenates the slices of all devices."""
   if form.partition is None:
     return tree
   names = form.partition.axes
@@ -94,8 +103,8 @@ def _gather(form: Form, tree: Any) -> Any:
   )
 
 
-def _scatter(form: Form, x: Array) -> Array:
-  """The sum over devices of the slice that this device owns."""
+def _scatter(form: Form, x: Float[Array, "C D"]) -> Float[Array, "B D"]:
+  """Sums over devices; each device gets the sum of its slice."""
   if form.partition is None:
     return x
   names = form.partition.axes
@@ -103,7 +112,7 @@ def _scatter(form: Form, x: Array) -> Array:
 
 
 def _merge_devices(form: Form, side: Side) -> Side:
-  """Statistics of gathered columns over all devices, at their owners."""
+  """Merges statistics of gathered columns over devices, then splits them."""
   if form.partition is None:
     return side
   names = form.partition.axes
@@ -118,18 +127,18 @@ def _merge_devices(form: Form, side: Side) -> Side:
   packed = jnp.stack([total, side.positive, side.count, hit], axis=1)
   total, positive, count, hit = _scatter(form, packed).T
   start = _place(form) * total.shape[0]
-  own = lambda x: jax.lax.dynamic_slice_in_dim(x, start, total.shape[0])
-  return Side(own(peak), total, positive, count, own(place), hit)
+  local = lambda x: jax.lax.dynamic_slice_in_dim(x, start, total.shape[0])
+  return Side(local(peak), total, positive, count, local(place), hit)
 
 
 def slice_size(chunk: int, rows: int, count: int, *, ring: bool) -> int:
-  """Rows of one device that meet the others at a time; divides its rows.
+  """Number of rows that a device contributes to a block, a divisor of `rows`.
 
   Args:
-    chunk: columns of a block at most.
+    chunk: most columns of a block.
     rows: of a device.
-    count: devices.
-    ring: a block is of one device; else of all.
+    count: number of devices.
+    ring: a block has rows of one device; else of all devices.
   """
   return split_rows(rows, chunk if ring else chunk // count)
 
@@ -140,22 +149,22 @@ def _slice_size(form: Form, rows: int) -> int:
 
 
 def _chunked_forward(form: Form, x: Operands) -> tuple[Side, Side]:
-  own = _labels(form, x)
+  labels = _labels(form, x)
   size = _slice_size(form, x.query.shape[0])
 
   def body(row: Side, cut: Any) -> tuple[Side, Side]:
     key, columns = _gather(form, cut)
     score = blocks.scores(x.query, key, x.temperature, x.bias)
-    row_part, column = blocks.forward(form, score, own, columns)
+    row_part, column = blocks.forward(form, score, labels, columns)
     return blocks.merge(form, row, row_part), _merge_devices(form, column)
 
   start = blocks.empty(x.query.shape[0], x.temperature.dtype)
-  row, column = jax.lax.scan(body, start, _cut((x.key, own), size))
+  row, column = jax.lax.scan(body, start, _cut((x.key, labels), size))
   return row, _join(column)
 
 
 class Sums(NamedTuple):
-  """What the backward pass accumulates over blocks."""
+  """Gradients that the backward pass accumulates over blocks."""
 
   query: Float[Array, "B E"]
   temperature: Float[Array, ""]
@@ -175,20 +184,32 @@ def _block_gradient(
   rows: tuple[Labels, Pull],
   columns: tuple[Labels, Pull],
 ) -> tuple[Sums, Float[Array, "C E"]]:
-  """Adds a block to the sums; gradient of its columns from the local rows."""
+  """Adds the gradients of a block to the sums.
+
+  Args:
+    form: static arguments.
+    x: local rows.
+    sums: so far.
+    key: embeddings of the columns.
+    rows: labels and statistics of the local rows.
+    columns: labels and statistics of the columns.
+
+  Returns:
+    The new sums, and the gradient of `key` from the local rows.
+  """
   wide = x.temperature.dtype
   score = blocks.scores(x.query, key, x.temperature, x.bias)
-  of_row, of_column = blocks.backward(form, score, rows, columns)
-  both = of_row + of_column
+  row_grad, column_grad = blocks.backward(form, score, rows, columns)
+  both = row_grad + column_grad
   if not form.detach:
-    of_row = of_column = both
+    row_grad = column_grad = both
   product = functools.partial(
     jnp.einsum,
     precision=blocks.precision_of(key.dtype),
     preferred_element_type=wide,
   )
-  query = product("bc,ce->be", of_row.astype(key.dtype), key)
-  back = product("bc,be->ce", of_column.astype(key.dtype), x.query)
+  query = product("bc,ce->be", row_grad.astype(key.dtype), key)
+  back = product("bc,be->ce", column_grad.astype(key.dtype), x.query)
   scaled = (both * (score - x.bias)).sum() / x.temperature
   return Sums(
     sums.query + query / x.temperature,
@@ -200,21 +221,22 @@ def _block_gradient(
 def _chunked_backward(
   form: Form, x: Operands, row: Pull, column: Pull
 ) -> tuple[Sums, Float[Array, "B E"]]:
-  own = _labels(form, x)
+  labels = _labels(form, x)
   size = _slice_size(form, x.query.shape[0])
 
   def body(sums: Sums, cut: Any) -> tuple[Sums, Array]:
     key, columns = _gather(form, cut)
-    sums, back = _block_gradient(form, x, sums, key, (own, row), columns)
+    sums, back = _block_gradient(form, x, sums, key, (labels, row), columns)
     return sums, _scatter(form, back)
 
-  cuts = _cut((x.key, (own, column)), size)
+  cuts = _cut((x.key, (labels, column)), size)
   sums, back = jax.lax.scan(body, _zero_sums(x), cuts)
   return sums, _join(back)
 
 
 # ------------------------------------------------------------------------- ring
 def _pass_on(form: Form, tree: Any) -> Any:
+  """Sends arrays to the next device of the ring."""
   if form.partition is None:
     return tree
   names, size = form.partition.axes, form.partition.size
@@ -223,14 +245,14 @@ def _pass_on(form: Form, tree: Any) -> Any:
 
 
 def _ring_forward(form: Form, x: Operands) -> tuple[Side, Side]:
-  own = _labels(form, x)
+  labels = _labels(form, x)
   rows = x.query.shape[0]
   size = _slice_size(form, rows)
 
   def block(row: Side, cut: Any) -> tuple[Side, Side]:
     key, columns, seen = cut
     score = blocks.scores(x.query, key, x.temperature, x.bias)
-    row_part, column = blocks.forward(form, score, own, columns)
+    row_part, column = blocks.forward(form, score, labels, columns)
     return blocks.merge(form, row, row_part), blocks.merge(form, seen, column)
 
   def hop(carry: Any, _: None) -> tuple[Any, None]:
@@ -239,7 +261,7 @@ def _ring_forward(form: Form, x: Operands) -> tuple[Side, Side]:
     return (row, _pass_on(form, (key, columns, _join(seen)))), None
 
   start = blocks.empty(rows, x.temperature.dtype)
-  carry = (start, (x.key, own, start))
+  carry = (start, (x.key, labels, start))
   (row, visitor), _ = jax.lax.scan(hop, carry, length=parts(form.partition))
   return row, visitor[2]
 
@@ -247,12 +269,12 @@ def _ring_forward(form: Form, x: Operands) -> tuple[Side, Side]:
 def _ring_backward(
   form: Form, x: Operands, row: Pull, column: Pull
 ) -> tuple[Sums, Float[Array, "B E"]]:
-  own = _labels(form, x)
+  labels = _labels(form, x)
   size = _slice_size(form, x.query.shape[0])
 
   def block(sums: Sums, cut: Any) -> tuple[Sums, Array]:
     key, columns, seen = cut
-    sums, back = _block_gradient(form, x, sums, key, (own, row), columns)
+    sums, back = _block_gradient(form, x, sums, key, (labels, row), columns)
     return sums, seen + back
 
   def hop(carry: Any, _: None) -> tuple[Any, None]:
@@ -261,7 +283,7 @@ def _ring_backward(
     return (sums, _pass_on(form, (key, columns, _join(seen)))), None
 
   sums = _zero_sums(x)
-  carry = (sums, (x.key, (own, column), jnp.zeros_like(sums.query)))
+  carry = (sums, (x.key, (labels, column), jnp.zeros_like(sums.query)))
   (sums, visitor), _ = jax.lax.scan(hop, carry, length=parts(form.partition))
   return sums, visitor[2]
 
@@ -270,16 +292,20 @@ def _ring_backward(
 def _on_rows(form: Form, function: Any, *arguments: Any, out: Any) -> Any:
   """Runs `function(form, ...)` on the local rows of every device.
 
-  Scalars are copied to all devices, everything else is split by rows; `out`
-  says the same of the results: true where they are rows.
+  Args:
+    form: static arguments.
+    function: of the local arguments.
+    *arguments: trees; scalars are copied to all devices, other arrays split by
+      rows.
+    out: tree of the results: true where they are split by rows.
   """
   run = functools.partial(function, form)
   if form.partition is None:
     return run(*arguments)
   rows, whole = form.partition.spec(), PartitionSpec()
-  given = jax.tree.map(lambda x: rows if x.ndim else whole, arguments)
+  specs = jax.tree.map(lambda x: rows if x.ndim else whole, arguments)
   results = jax.tree.map(lambda is_rows: rows if is_rows else whole, out)
-  return form.partition.local(run, given, results)(*arguments)
+  return form.partition.local(run, specs, results)(*arguments)
 
 
 def _local_forward(form: Form, x: Operands) -> tuple[Side, Side]:
@@ -315,12 +341,12 @@ def halves(form: Form, x: Operands) -> tuple[Half, Half]:
   """Both directions of the loss, before smoothing and explicit negatives.
 
   Args:
-    form: what is computed and how.
+    form: static arguments.
     x: global arrays; temperature and bias in the accumulation dtype.
 
   Returns:
-    (queries against keys, keys against queries). Only `gap` and `positive`
-    pass gradient.
+    (queries against keys, keys against queries). Only `gap` and `positive` are
+    differentiable.
   """
   return _halves(form, *_forward(form, x))
 
@@ -362,7 +388,7 @@ def operands(
   valid: Bool[Array, " B"] | None,
   fingerprint: UInt32[Array, "B 2"] | None,
 ) -> Operands:
-  """Fills in what the caller left out; scales in the accumulation dtype."""
+  """Operands with defaults filled in; scalars in the accumulation dtype."""
   rows = query.shape[0]
   dtype = accumulation_dtype(query.dtype)
   return Operands(

@@ -1,6 +1,6 @@
-"""Contrastive loss in plain XLA: the whole [B, B] matrix in float32.
+"""Contrastive loss in plain JAX: the whole [B, B] matrix in float32.
 
-Embeddings that were rounded to bfloat16 are multiplied as such, others in full.
+Products of embeddings in bfloat16 use its precision, others full precision.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt32
 
 from mico_jax.kernels.contrastive.blocks import NEGATIVE, precision_of
+from mico_jax.kernels.dtypes import accumulation_dtype
 
 
 def targets(
@@ -21,9 +22,9 @@ def targets(
   dtype: jnp.dtype,
   sigmoid: bool = False,
 ) -> tuple[Float[Array, "B B"], Bool[Array, "B B"]]:
-  """Target per pair and which keys are a query's true ones.
+  """Target of each pair, and which pairs are positives.
 
-  The targets of a query sum to 1; in the sigmoid form each true pair has 1.
+  The targets of a query sum to 1; in the sigmoid form each positive has 1.
   """
   same = jnp.eye(size, dtype=bool)
   if fingerprint is not None:
@@ -55,9 +56,11 @@ def loss(
   bias: Float[Array, ""] | None = None,
   sigmoid: bool = False,
 ) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
-  """See `mico_jax.kernels.contrastive.contrastive_loss`."""
-  double = query.dtype == jnp.float64
-  dtype = jnp.dtype(jnp.float64 if double else jnp.float32)
+  """Loss of each query, and whether its most similar key is a positive.
+
+  One direction of `mico_jax.kernels.contrastive.contrastive_pair`.
+  """
+  dtype = accumulation_dtype(query.dtype)
   precision = precision_of(query.dtype)
   query, key = query.astype(dtype), key.astype(dtype)
   if detach_keys:

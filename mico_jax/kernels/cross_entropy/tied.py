@@ -1,12 +1,12 @@
-"""Cross-entropy of hidden states under a tied decoder, without the logits.
+"""Cross-entropy of hidden states under a tied decoder, without storing logits.
 
-Of a masked text only some positions are scored, and logits of a whole
-vocabulary are the largest array of a captioning step. Here the scored positions
-are brought to the front, and only they are decoded, some at a time; each
-block's logits are dropped, and computed again for the gradient. The number of
-blocks follows the number of scored positions of the device, so padding costs
-nothing. Rows stay on their device; the gradient of table and bias is summed
-over devices once.
+Only some positions of a masked text are scored, and the logits of a whole
+vocabulary are the largest array of a captioning step. So the scored positions
+are sorted to the front, and only they are decoded, a block at a time; the
+logits of a block are dropped and recomputed for the gradient. The number of
+blocks follows from the number of scored positions of the device, so padding
+costs nothing. Rows stay on their device; the gradients of table and bias are
+summed over devices once.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from mico_jax.kernels.dtypes import accumulation_dtype
 
 @dataclass(frozen=True)
 class Form:
-  """What does not change while a loss is computed; hashable.
+  """Static arguments of the loss; hashable.
 
   Attributes:
-    label_smoothing: mass moved from the label to the whole vocabulary.
+    label_smoothing: target mass moved from the label to the whole vocabulary.
     ignore: label of positions that are not scored.
     chunk: positions decoded at a time.
-    precision: of the products, as JAX names it; None: the default.
-    partition: of the positions; None: one device.
+    precision: JAX precision of the products; None: the default.
+    partition: sharding of the positions; None: one device.
   """
 
   label_smoothing: float
@@ -49,7 +49,7 @@ def logits(
   bias: Float[Array, " V"],
   precision: str | None = None,
 ) -> Float[Array, "*B V"]:
-  """Scores of every word, in at least float32."""
+  """Logits of every word, in at least float32."""
   dtype = accumulation_dtype(x.dtype)
   product = jnp.einsum(
     "...w,vw->...v",
@@ -79,17 +79,21 @@ def _order(
 
 
 def _block(
-  form: Form, order: Array, number: Array, *arrays: Array
+  form: Form, order: Int[Array, " C"], number: Int[Array, ""], *arrays: Array
 ) -> tuple[Array, ...]:
-  """The positions of a block, and the rows of some arrays there."""
+  """Positions of a block, and the rows of `arrays` at these positions."""
   at = jax.lax.dynamic_slice_in_dim(order, number * form.chunk, form.chunk)
   return at, *(jnp.take(x, at, axis=0, mode="clip") for x in arrays)
 
 
 def _local_forward(
-  form: Form, x: Array, words: Array, bias: Array, labels: Array
-) -> tuple[Array, Array, Array]:
-  """(loss, log-normaliser, whether the best word is the label)."""
+  form: Form,
+  x: Float[Array, "B W"],
+  words: Float[Array, "V W"],
+  bias: Float[Array, " V"],
+  labels: Int[Array, " B"],
+) -> tuple[Float[Array, " B"], Float[Array, " B"], Bool[Array, " B"]]:
+  """Loss, log-normaliser, and whether the best word is the label."""
   order, blocks = _order(form, labels)
   dtype = accumulation_dtype(x.dtype)
 
@@ -115,13 +119,13 @@ def _local_forward(
 
 def _local_backward(
   form: Form,
-  x: Array,
-  words: Array,
-  bias: Array,
-  labels: Array,
-  normaliser: Array,
-  cotangent: Array,
-) -> tuple[Array, Array, Array]:
+  x: Float[Array, "B W"],
+  words: Float[Array, "V W"],
+  bias: Float[Array, " V"],
+  labels: Int[Array, " B"],
+  normaliser: Float[Array, " B"],
+  cotangent: Float[Array, " B"],
+) -> tuple[Float[Array, "B W"], Float[Array, "V W"], Float[Array, " V"]]:
   """Gradients of hidden states, table and bias."""
   order, blocks = _order(form, labels)
   dtype = accumulation_dtype(x.dtype)
@@ -130,7 +134,7 @@ def _local_backward(
   )
 
   def body(number: Array, carry: Any) -> Any:
-    of_x, of_words, of_bias = carry
+    x_grad, words_grad, bias_grad = carry
     at, rows, wanted, norm, weight = _block(
       form, order, number, x, labels, normaliser, cotangent
     )
@@ -146,9 +150,9 @@ def _local_backward(
     error = (weight[:, None] * error).astype(x.dtype)
     back = product("bv,vw->bw", error, words.astype(x.dtype))
     return (
-      of_x.at[at].set(back.astype(x.dtype), mode="drop"),
-      of_words + product("bv,bw->vw", error, rows),
-      of_bias + error.astype(dtype).sum(axis=0),
+      x_grad.at[at].set(back.astype(x.dtype), mode="drop"),
+      words_grad + product("bv,bw->vw", error, rows),
+      bias_grad + error.astype(dtype).sum(axis=0),
     )
 
   start = (
@@ -156,11 +160,11 @@ def _local_backward(
     jnp.zeros(words.shape, dtype),
     jnp.zeros(bias.shape, dtype),
   )
-  of_x, of_words, of_bias = jax.lax.fori_loop(0, blocks, body, start)
+  x_grad, words_grad, bias_grad = jax.lax.fori_loop(0, blocks, body, start)
   if form.partition is not None:
     axes = form.partition.axes
-    of_words, of_bias = jax.lax.psum((of_words, of_bias), axes)
-  return of_x, of_words, of_bias
+    words_grad, bias_grad = jax.lax.psum((words_grad, bias_grad), axes)
+  return x_grad, words_grad, bias_grad
 
 
 def _specs(form: Form, *rows: bool) -> tuple[PartitionSpec, ...]:
@@ -170,8 +174,12 @@ def _specs(form: Form, *rows: bool) -> tuple[PartitionSpec, ...]:
 
 
 def _forward(
-  form: Form, x: Array, words: Array, bias: Array, labels: Array
-) -> tuple[Array, Array, Array]:
+  form: Form,
+  x: Float[Array, "B W"],
+  words: Float[Array, "V W"],
+  bias: Float[Array, " V"],
+  labels: Int[Array, " B"],
+) -> tuple[Float[Array, " B"], Float[Array, " B"], Bool[Array, " B"]]:
   run: Any = functools.partial(_local_forward, form)
   if form.partition is not None:
     run = form.partition.local(
@@ -193,11 +201,9 @@ def loss(
   return values, hits
 
 
-def _loss_forward(
-  form: Form, x: Array, words: Array, bias: Array, labels: Array
-) -> Any:
-  values, normaliser, hits = _forward(form, x, words, bias, labels)
-  return (values, hits), (x, words, bias, labels, normaliser)
+def _loss_forward(form: Form, *arrays: Array) -> Any:
+  values, normaliser, hits = _forward(form, *arrays)
+  return (values, hits), (*arrays, normaliser)
 
 
 def _loss_backward(form: Form, saved: Any, cotangents: Any) -> Any:
@@ -209,11 +215,11 @@ def _loss_backward(form: Form, saved: Any, cotangents: Any) -> Any:
       _specs(form, True, False, False, True, True, True),
       _specs(form, True, False, False),
     )
-  of_x, of_words, of_bias = run(*saved, cotangents[0])
+  x_grad, words_grad, bias_grad = run(*saved, cotangents[0])
   return (
-    of_x,
-    of_words.astype(words.dtype),
-    of_bias.astype(bias.dtype),
+    x_grad,
+    words_grad.astype(words.dtype),
+    bias_grad.astype(bias.dtype),
     None,
   )
 

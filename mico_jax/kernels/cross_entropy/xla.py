@@ -1,10 +1,12 @@
-"""Token cross-entropy in plain XLA, in at least float32."""
+"""Token cross-entropy in plain JAX, in at least float32."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from mico_jax.kernels.dtypes import accumulation_dtype
 
 
 def loss(
@@ -15,8 +17,7 @@ def loss(
   ignore: int,
 ) -> tuple[Float[Array, "*B"], Bool[Array, "*B"]]:
   """See `mico_jax.kernels.cross_entropy.token_cross_entropy`."""
-  double = logits.dtype == jnp.float64
-  logits = logits.astype(jnp.float64 if double else jnp.float32)
+  logits = logits.astype(accumulation_dtype(logits.dtype))
   scored = labels != ignore
   index = jnp.where(scored, labels, jnp.zeros_like(labels))
   chosen = jnp.take_along_axis(logits, index[..., None], axis=-1)[..., 0]
