@@ -61,7 +61,9 @@ def counts_as_model(config: Config, jaxpr: Any) -> bool:
   return not embeds_twice and not multiplies_gradients and is_plain(jaxpr)
 
 
-def compile_steps(session: Session, state: TrainState) -> dict[str, Any]:
+def compile_steps(
+  session: Session, state: TrainState
+) -> dict[str, CompiledStep]:
   """Compiles the step of every task that has any, ahead, in threads."""
   config = session.config
   rules = sharding.rules_by_name(config.parallel.rules)
