@@ -98,6 +98,7 @@ class Captioning(Objective):
   name: ClassVar[str] = "captioning"
   needs: ClassVar[frozenset[Need]] = frozenset({"text", "context"})
   curves: ClassVar[tuple[str, ...]] = ("token_accuracy",)
+  masking_options: ClassVar[tuple[str, ...]] = ("mask_prob",)
 
   def weights(self, inputs: Inputs, group: str) -> Float[Array, " B"]:
     """See `Objective`: how many tokens are scored."""

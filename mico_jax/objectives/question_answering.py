@@ -37,6 +37,7 @@ class QuestionAnswering(Objective):
   name: ClassVar[str] = "question_answering"
   needs: ClassVar[frozenset[Need]] = frozenset({"context", "question_answer"})
   curves: ClassVar[tuple[str, ...]] = ("token_accuracy",)
+  masking_options: ClassVar[tuple[str, ...]] = ("mask_prob",)
 
   def _row_weights(self, inputs: Inputs, group: str) -> Float[Array, " B"]:
     weights = inputs.row_weight(group)
