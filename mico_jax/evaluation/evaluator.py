@@ -22,16 +22,18 @@ SHARE = "share"  # unit of a number in [0, 1]
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-  """How the results of one kind are shown; a greater value is a better one.
+  """How the results of one kind are shown and compared.
 
   Attributes:
     unit: "share": a number in [0, 1]; else what tables and charts write behind
       it, "" for a number without a unit.
     headline: stands in the charts, which leave the others to table and JSON.
+    lower_is_better: such as a rank, an error rate or a perplexity.
   """
 
   unit: str = SHARE
   headline: bool = True
+  lower_is_better: bool = False
 
   def text(self, value: float) -> str:
     """A value as tables and charts write it."""

@@ -19,6 +19,7 @@ from mico_jax import axes, models
 from mico_jax import config as config_lib
 from mico_jax.config import Config, ConfigError
 from mico_jax.config.fields import Key, Keys
+from mico_jax.evaluation.evaluators import EVALUATORS, find_measure
 from mico_jax.models import ENCODERS
 from mico_jax.objectives import OBJECTIVES
 from mico_jax.parallel import sharding
@@ -56,6 +57,41 @@ def _check_keys(
       raise ConfigError(
         f"{path}={value!r} is unknown; known: {', '.join(known)}."
       )
+
+
+def lower_is_better(metric: str) -> bool:
+  """Whether a metric that `train.keep_best` may name improves downwards.
+
+  Args:
+    metric: "loss", "<metric>/<objective>" with or without a group behind, or
+      the name of a result, "<title>/.../<measure>".
+
+  Raises:
+    ConfigError: for any other name: its better direction is unknown.
+  """
+  if metric == "loss":
+    return True
+  kind, _, rest = metric.partition("/")
+  objective = OBJECTIVES.get(rest.partition("/")[0])
+  if objective is not None and kind in ("loss", *objective.curves):
+    return kind == "loss" or kind in objective.lower_is_better
+  measure = find_measure(metric)
+  if measure is not None:
+    return measure.lower_is_better
+  curves = [
+    f"{kind}/{name}/GROUP"
+    for name, objective in OBJECTIVES.items()
+    for kind in ("loss", *objective.curves)
+  ]
+  results = [
+    f"{evaluator.title}/.../{measure}"
+    for evaluator in EVALUATORS.values()
+    for measure in evaluator.measures
+  ]
+  raise ConfigError(
+    f"train.keep_best={metric!r} is unknown; known: "
+    f"{', '.join(('loss', *curves, *results))}."
+  )
 
 
 def check_encoder(config: Config) -> None:

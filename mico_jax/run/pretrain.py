@@ -33,6 +33,7 @@ from mico_jax.config import Config, to_dict
 from mico_jax.data.pipeline import Pipeline
 from mico_jax.memory import release_memory
 from mico_jax.parallel import distributed, sharding
+from mico_jax.run.checks import lower_is_better
 from mico_jax.run.cluster.agreement import (
   StopVote,
   check_agreement,
@@ -116,7 +117,13 @@ class Trainer:
     self._lock = WorkdirLock(self.workdir)
     distributed.together(self._claim)
     self.clock = Clock()
-    self.manager = Manager(self.workdir, config=self.config, extras=extras)
+    best = self.config.train.keep_best
+    self.manager = Manager(
+      self.workdir,
+      config=self.config,
+      extras=extras,
+      lower_is_better=bool(best) and lower_is_better(best),
+    )
     self.metrics: dict[str, float] = {}
     self._evaluated: tuple[int, dict[str, float]] = (-1, {})
     self._warned_of_best = False

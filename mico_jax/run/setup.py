@@ -34,9 +34,14 @@ from mico_jax.evaluation import check_evaluation
 from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SMALL, make_self_check
 from mico_jax.modalities import MODALITIES, DecodeError, letters
-from mico_jax.objectives import select
+from mico_jax.objectives import OBJECTIVES, make_objective, select
 from mico_jax.parallel.mesh import make_mesh
-from mico_jax.run.checks import check_encoder, check_mesh, check_values
+from mico_jax.run.checks import (
+  check_encoder,
+  check_mesh,
+  check_values,
+  lower_is_better,
+)
 from mico_jax.train.encode import make_plan
 from mico_jax.train.optimizer import Optimizer, make_optimizer
 from mico_jax.train.state import abstract_params, logical_axes
@@ -109,16 +114,20 @@ def check_tasks(config: Config) -> None:
 
 
 def _check_masking(config: Config) -> None:
-  """A tower that predicts the next token masks none."""
-  for name in ("captioning", "question_answering"):
-    options = getattr(config.objectives, name)
-    default = type(options)().mask_prob
-    if options.mask_prob != default:
-      raise ConfigError(
-        f"objectives.{name}.mask_prob={options.mask_prob} says nothing to "
-        f"model.text.encoder={config.model.text.encoder!r}, which masks no "
-        f"token; leave it at {default}."
+  """Refuses masking options, as the text tower predicts the next token."""
+  for name in OBJECTIVES:
+    objective = make_objective(config.objectives, name)
+    defaults = type(objective.config)()
+    for option in objective.masking_options:
+      value, default = (
+        getattr(options, option) for options in (objective.config, defaults)
       )
+      if value != default:
+        raise ConfigError(
+          f"objectives: {name}.{option}={value} has no effect with "
+          f"model.text.encoder={config.model.text.encoder!r}, which masks no "
+          f"token; leave it at {default}."
+        )
 
 
 def _check_lengths(config: Config, name: str) -> None:
@@ -225,6 +234,8 @@ def resolve(config: Config, **given: Any) -> Session:
     ConfigError: for parts that do not fit together or files that are missing.
   """
   check_values(config)
+  if config.train.keep_best:
+    lower_is_better(config.train.keep_best)  # an unknown metric is an error
   check_encoder(config)
   check_inputs(config)
   sources = open_sources(config)
