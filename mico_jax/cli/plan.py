@@ -121,14 +121,14 @@ def _plan(args: argparse.Namespace, config, name: str) -> int:
   from mico_jax.plan import planner, report, search
   from mico_jax.plan.program import with_batch
 
-  found: dict[str, int] = {}
+  largest: dict[str, int] = {}
   batch = 0
   if args.batch == "max":
     for task in args.task or config.tasks:
-      found[task] = search.largest_batch(config, name, task, say=_say)
-      if not found[task]:
+      largest[task] = search.largest_batch(config, name, task, say=_say)
+      if not largest[task]:
         raise ConfigError(f"no batch of task {task!r} fits {name}.")
-      config = with_batch(config, found[task], task)
+      config = with_batch(config, largest[task], task)
   elif args.batch:
     batch = _rows(args.batch)
   plan = planner.make_plan(
@@ -139,7 +139,7 @@ def _plan(args: argparse.Namespace, config, name: str) -> int:
     others=not args.steps_only,
     say=_say,
   )
-  plan = dataclasses.replace(plan, largest=found)
+  plan = dataclasses.replace(plan, largest=largest)
   if args.json:
     common.print_json(plan.as_dict())
   else:

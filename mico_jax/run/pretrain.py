@@ -59,7 +59,7 @@ IN_FLIGHT = 2  # steps queued on the device before the loop waits
 
 @dataclass(frozen=True)
 class Summary:
-  """What a call of `pretrain` did.
+  """Outcome of a call of `pretrain`.
 
   Attributes:
     workdir: folder of the run.
@@ -91,14 +91,14 @@ class Trainer:
     init: str | None = None,
     command: str = "",
   ):
-    """Checks all that can be checked, then claims the workdir.
+    """Checks config and data, then claims the workdir.
 
     Args:
       config: as loaded.
       workdir: folder of the run, local or remote.
       init: checkpoint to take the parameters from, unless the workdir already
         has one to resume.
-      command: that asked for the run; stored in its evaluation.
+      command: command line, stored in its evaluation.
 
     Raises:
       ConfigError: for a wrong config, or a workdir of another one.
@@ -224,7 +224,7 @@ class Trainer:
       self.clock.train = time.monotonic() - began
       done = int(state.step)
       results: list[evaluation.Result] = []
-      # A signal behind the last vote may have reached one process only.
+      # A signal after the last vote may have reached one process only.
       if distributed.any_process(stop.requested):
         stop.request(stop.signum or signal.SIGTERM)
       else:
@@ -370,7 +370,7 @@ class Trainer:
     return done == self.config.train.steps or bool(every and done % every == 0)
 
   def _save(self, done: int, state: TrainState, writer: MetricsWriter) -> None:
-    """Starts a checkpoint, with the metrics that are those of its step."""
+    """Starts a checkpoint, with the metrics of its step."""
     step, values = self._evaluated
     metrics = {**self.metrics, **(values if step == done else {})}
     best = self.config.train.keep_best
@@ -470,13 +470,13 @@ def pretrain(
     config: as loaded by `mico_jax.config.load`.
     workdir: folder of the run.
     init: checkpoint whose parameters a new run starts from.
-    command: that asked for it, for the records.
+    command: command line, stored in its evaluation.
 
   Raises:
     ConfigError: for a wrong config, before any device is touched.
     NonFiniteError: after `train.nonfinite_patience` non-finite steps in a row.
     CheckpointError: if a save failed; former checkpoints are intact.
-    TransientError: if storage was away for longer than is waited for; the
-      same call resumes.
+    TransientError: if storage was unavailable for longer than
+      MICO_JAX_PATIENCE; the same call resumes.
   """
   return Trainer(config, workdir, init=init, command=command).run()

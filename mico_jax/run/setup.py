@@ -1,4 +1,4 @@
-"""From a config to everything a run needs, checked before a device is used.
+"""Makes everything that a run needs from its config, host work first.
 
 `resolve` touches only the host: it opens the sources, pins their counts and
 hashes into the config, makes the tokenizer and checks that all parts fit.
@@ -85,7 +85,11 @@ def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
 
 
 def check_tasks(config: Config) -> None:
-  """Groups need heads and tables; text slots need positions."""
+  """Checks that the model has heads, types and positions for every task.
+
+  Raises:
+    ConfigError: naming the task and the group.
+  """
   if not config.tasks:
     raise ConfigError("the config has no tasks; set config.tasks.")
   model = models.build(config.model)
@@ -131,14 +135,14 @@ def _check_masking(config: Config) -> None:
 
 
 def _check_lengths(config: Config, name: str) -> None:
-  """Every text of a task fits the text tower's position table."""
+  """Checks that the texts of a task fit the tower's position table."""
   task, limit = config.tasks[name], config.model.text.max_positions
   slots = TextSlots.of(config, task)
   lengths = {f"the text of {g!r}": n for g, n in slots.groups.items()}
   lengths["question and answer together"] = slots.question + slots.answer
-  for key in keys_of(groups_of(task)):
-    if MODALITIES[key].kind == "interface":
-      (lengths[f"a {key}"],) = input_shape(config, key).shape
+  for modality in keys_of(groups_of(task)):
+    if MODALITIES[modality].kind == "interface":
+      (lengths[f"a {modality}"],) = input_shape(config, modality).shape
   for what, length in lengths.items():
     if length > limit:
       raise ConfigError(
@@ -195,7 +199,7 @@ class Session:
       make_loss(self.model, self.config, task, info)
 
   def extras(self) -> Extras:
-    """What each checkpoint holds beside the state."""
+    """The parts of each checkpoint besides the state."""
     info = self.tokenizer.info
     return Extras(
       logical_axes=logical_axes(
@@ -223,12 +227,11 @@ class Session:
     return make_self_check(self.config, self.tokenizer)
 
 
-def resolve(config: Config, **given: Any) -> Session:
-  """Checks a config and opens what it names, without touching a device.
+def resolve(config: Config) -> Session:
+  """Checks a config and opens its data sources, without touching a device.
 
   Args:
     config: as loaded.
-    **given: `tokenizer`: use this one instead of making it.
 
   Raises:
     ConfigError: for parts that do not fit together or files that are missing.
@@ -240,7 +243,7 @@ def resolve(config: Config, **given: Any) -> Session:
   check_inputs(config)
   sources = open_sources(config)
   config = pin_sources(config, sources)
-  tokenizer = given.get("tokenizer") or make_tokenizer(
+  tokenizer = make_tokenizer(
     config.data.tokenizer, training_captions(config, sources)
   )
   config = _with_vocabulary(config, tokenizer)

@@ -21,7 +21,7 @@ from mico_jax.printing import escaped_page
 
 @runtime_checkable
 class Stream(Protocol):
-  """What progress is written to: stderr, a file, a notebook's output."""
+  """A stream that shows progress: stderr, a file, a notebook's output."""
 
   def write(self, text: str, /) -> Any:
     """Takes a text."""
