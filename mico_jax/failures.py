@@ -183,7 +183,7 @@ def delays(
 
 
 def patience_seconds() -> float:
-  """How long passing faults are waited for: MICO_JAX_PATIENCE, or 300 s."""
+  """Seconds to wait for passing faults: MICO_JAX_PATIENCE, or 300."""
   text = os.environ.get(PATIENCE_VARIABLE, "")
   try:
     return max(float(text), 0.0) if text else PATIENCE
@@ -192,7 +192,7 @@ def patience_seconds() -> float:
 
 
 def describe(error: BaseException) -> str:
-  """What went wrong in one line of at most 200 characters."""
+  """The message of an error in one line of at most 200 characters."""
   if isinstance(error, OSError) and error.strerror:
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror}"[:200]

@@ -22,7 +22,7 @@ SHARE = "share"  # unit of a number in [0, 1]
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-  """How the results of one kind are shown and compared.
+  """Display and direction of the results of one kind.
 
   Attributes:
     unit: "share": a number in [0, 1]; else what tables and charts write behind
@@ -43,7 +43,7 @@ class Measure:
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-  """What an evaluator needs of the gallery.
+  """Parts of the gallery that an evaluator needs.
 
   Attributes:
     embed: context letters to embed, e.g. ("v", "va"); each needs a head.
@@ -125,7 +125,7 @@ class Evaluator(abc.ABC):
 
   @abc.abstractmethod
   def needs(self, config: Config) -> Needs | None:
-    """What must be read; None if the config gives it nothing to measure."""
+    """Parts to read; None if the config gives it nothing to measure."""
 
   @abc.abstractmethod
   def measure(self, job: Job) -> list[Result]:

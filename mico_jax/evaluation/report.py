@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _measure(result: Result) -> Measure:
-  """How a result is shown; if its name is unknown, as a plain number."""
+  """The measure of a result; a plain number if its name is unknown."""
   return find_measure(result.name) or Measure(unit="")
 
 

@@ -108,6 +108,7 @@ class Trainer:
     check_agreement(config)
     self.session = distributed.together(lambda: resolve(config))
     self.config = self.session.config
+    self._rules = sharding.rules_by_name(self.config.parallel.rules)
     self.workdir = files.place(workdir)
     self.init = init
     self.command = command
@@ -283,8 +284,6 @@ class Trainer:
     self, pipeline: Pipeline
   ) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
     """Step number, task and batch on the devices, until the last step."""
-    mesh = self.session.mesh
-    rules = sharding.rules_by_name(self.config.parallel.rules)
     batches = iter(pipeline)
     while True:
       with self.clock.measure("input_wait"):
@@ -294,7 +293,7 @@ class Trainer:
       number, task, batch = item
       self._profiler.before(number)
       with self.clock.measure("transfer"):
-        placed = sharding.put_batch(batch, mesh, rules)
+        placed = sharding.put_batch(batch, self.session.mesh, self._rules)
       yield number, task, placed
 
   def _loop(
@@ -353,8 +352,7 @@ class Trainer:
 
   def _open_pipeline(self, start: int) -> Pipeline:
     """The batches of this process from step `start` on."""
-    mesh = self.session.mesh
-    rules = sharding.rules_by_name(self.config.parallel.rules)
+    mesh, rules = self.session.mesh, self._rules
     return Pipeline(
       self.config,
       self.session.tokenizer,

@@ -170,7 +170,7 @@ class ObjectiveContract:
     assert self.run(name, self.batch())[0] == self.run(name, self.batch())[0]
 
   def test_rows_of_weight_zero_do_not_matter(self, name: str) -> None:
-    """What padding rows hold changes neither loss nor gradients."""
+    """The content of padding rows changes neither loss nor gradients."""
     first, second = self.batch(), fake_batch((self.group,), seed=1)
     for batch in (first, second):
       batch["weight"][5:] = 0

@@ -35,7 +35,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
 def find_measure(
   result: str, evaluators: Iterable[type[Evaluator]] | None = None
 ) -> Measure | None:
-  """How a result is shown, by its name "<title>/.../<measure>"; None: unknown.
+  """The measure of a result named "<title>/.../<measure>"; None: unknown.
 
   Args:
     result: name, such as "retrieval/t->va/R@1".

@@ -36,7 +36,7 @@ _JOB = "embed"  # stands for a source in the list of stalled files
 
 @dataclass(frozen=True)
 class EmbedReport:
-  """What a job did.
+  """Outcome of an embedding job.
 
   Attributes:
     out: the output file.

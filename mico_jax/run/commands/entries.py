@@ -36,7 +36,7 @@ class EmbedItem:
   index: int = 0
 
   def describe(self) -> dict[str, Any]:
-    """What identifies the entry in the output."""
+    """Fields that identify the entry in the output."""
     return {
       "id": writable(self.id),
       "modality": self.key,
@@ -107,7 +107,7 @@ def manifest_entries(
 
 
 def failing(reason: str) -> Callable[[], Any]:
-  """Stands for content that cannot be read."""
+  """A reader that raises DecodeError, for content that cannot be read."""
 
   def fail() -> Any:
     raise DecodeError(reason)

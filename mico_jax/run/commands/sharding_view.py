@@ -46,17 +46,17 @@ class Held:
 
   @property
   def shard(self) -> tuple[int, ...]:
-    """Shape of what one device holds."""
+    """Shape of the part on one device."""
     return tuple(self.sharding.shard_shape(self.shape))
 
   @property
   def num_bytes(self) -> int:
-    """Of the whole array."""
+    """Bytes of the whole array."""
     return math.prod(self.shape) * self.dtype.itemsize
 
   @property
   def shard_bytes(self) -> int:
-    """Of what one device holds."""
+    """Bytes of the part on one device."""
     return math.prod(self.shard) * self.dtype.itemsize
 
   def pieces(self, devices: Sequence[Any]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: breakdown of a step, MFU, goodput, memory."""
+"""Time and memory of a run: parts of a step, MFU, goodput, high-water marks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PARTS = ("input_wait", "transfer", "step", "log", "save", "check")
 
 @dataclasses.dataclass
 class Clock:
-  """Where the wall time of a run went, in seconds.
+  """Wall time of the parts of a run, in seconds.
 
   Attributes:
     compile: until every task's step was compiled.

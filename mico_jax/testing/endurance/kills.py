@@ -182,7 +182,7 @@ def work(workdir: pathlib.Path, steps: int, stop_at: int) -> int:
 # ----------------------------------------------------------------- the driver
 @dataclass
 class Outcome:
-  """What a whole run left.
+  """Results of a whole run.
 
   Attributes:
     sha256: of the list step -> task, sample ids and their content.
@@ -287,7 +287,7 @@ class Driver:
     return False
 
   def _end(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """What a launcher does: waits, and ends the peers of a dead process."""
+    """Waits as a launcher does, and ends the peers of a dead process."""
     end = time.monotonic() + _PATIENCE
     while any(p.poll() is None for p in processes):
       codes = [p.poll() for p in processes]

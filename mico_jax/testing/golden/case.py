@@ -1,4 +1,4 @@
-"""What a golden case is: a folder of stored numbers, and checks against it.
+"""Golden cases: folders of stored numbers, and checks against them.
 
 A case is a function of a `Folder` that yields one `Check` per stored output, in
 any order. It takes every size, count and setting from the folder, so that it

@@ -1,8 +1,8 @@
 """Case demo_e2e: import an official folder, then score and caption files.
 
-The whole way that a user goes: `import_checkpoint`, `mico_jax.load`, `score`
-and `caption` on the media in `../media`; and what lies between, from the
-preprocessed arrays to the scores of the beams.
+The calls of a user: `import_checkpoint`, `mico_jax.load`, `score` and `caption`
+on the media in `../media`; and the steps between them, from the preprocessed
+arrays to the scores of the beams.
 """
 
 from __future__ import annotations

@@ -78,8 +78,8 @@ def _zeros(shape: tuple[int, ...], dtype: Any) -> Shaped[np.ndarray, "..."]:
 def _tensors(entries: Mapping[str, Any], kind: str) -> Tensors:
   """The entries as tensors of a file.
 
-  The pretraining grid of rotary positions is told by numbers, which a layout
-  does not hold: the encoder's own take their place.
+  A layout holds no values, but those of the rotary tables determine the
+  pretraining grid; they are taken from the encoder's type.
   """
   encoder = official_folder.ENCODER_TYPES.get(kind)
   tables = {} if encoder is None else mico_vision.rotary_buffers(encoder)
@@ -96,7 +96,7 @@ def _tensors(entries: Mapping[str, Any], kind: str) -> Tensors:
 def _content(
   label: str, layout: Mapping[str, Any], config: Config
 ) -> Iterator[Check]:
-  """What the export would write, and what the importer would leave out."""
+  """Entries that the export writes, and those that the importer ignores."""
   abstract = build(config.model).abstract_params()
   params = jax.tree.map(lambda leaf: _zeros(leaf.shape, leaf.dtype), abstract)
   items, ties = official_folder.items(params, config.model)

@@ -246,7 +246,7 @@ def _audio(
   else:
     items = folder.config.get("audio_processor", [])
     item = next((i for i in items if i.get("tensor") == name), {})
-    args = _told(name) | item.get("args", {})
+    args = _sizes(name) | item.get("args", {})
     if not {"melbins", "target_length", "sample_num"} <= args.keys():
       yield Missing(name, f"a reading of the name {name!r}")
       return
@@ -258,7 +258,7 @@ def _audio(
     yield from log_mels(name, got, want, SCALE)
 
 
-def _told(name: str) -> dict[str, int]:
+def _sizes(name: str) -> dict[str, int]:
   """Arguments of the original's audio processor that an output's name tells."""
   words = {
     "melbins": "mel",
