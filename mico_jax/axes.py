@@ -39,9 +39,9 @@ MESH_AXES = (DATA, FSDP, SEQUENCE, TENSOR)
 Target = str | tuple[str, ...] | None
 
 
-def rules(given: dict[str, Target]) -> tuple[tuple[str, Target], ...]:
+def rules(targets: dict[str, Target]) -> tuple[tuple[str, Target], ...]:
   """Logical axis -> mesh axes for every logical axis; unnamed: replicated."""
-  return tuple((name, given.get(name)) for name in LOGICAL)
+  return tuple((name, targets.get(name)) for name in LOGICAL)
 
 
 _ROWS = (DATA, FSDP)
