@@ -1,4 +1,4 @@
-"""Which failures may pass by themselves, and waiting them out.
+"""Tells passing failures from others, and waits until they are over.
 
 Three kinds of failure end a command: a user's mistake (status 2, the same again
 would not help), a fault of storage or memory that may pass (status 75, after
@@ -23,7 +23,7 @@ from mico_jax.printing import escaped
 
 T = TypeVar("T")
 
-# Of its own: the numbers that a program draws stay what they are.
+# A generator for this module alone, so that programs draw the same numbers.
 _RANDOM = random.Random()
 
 # Seconds of waiting before a passing fault ends a start; the variable
@@ -58,7 +58,7 @@ PASSING_ERRNO = frozenset(
     errno.ETIMEDOUT,
   }
 )
-# Too slow, too many requests, and what a server says of itself.
+# Timeouts, too many requests, and faults of the server.
 PASSING_HTTP = frozenset({408, 425, 429, 500, 502, 503, 504})
 # Names of errors of clients (botocore, aiohttp, urllib3, google, gRPC status).
 _PASSING_NAMES = (
@@ -94,17 +94,17 @@ class TransientError(OSError):
 
 def _own_status(error: BaseException) -> int:
   response: Any = getattr(error, "response", None)
-  found: Any = None
+  status: Any = None
   if isinstance(response, dict):  # botocore
-    found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
   elif response is not None:  # requests
-    found = getattr(response, "status_code", None)
+    status = getattr(response, "status_code", None)
   for name in ("status", "code", "status_code"):
-    if found is None:
-      found = getattr(error, name, None)
-  if isinstance(found, str) and found.isdigit():
-    found = int(found)
-  return found if isinstance(found, int) and 100 <= found < 600 else 0
+    if status is None:
+      status = getattr(error, name, None)
+  if isinstance(status, str) and status.isdigit():
+    status = int(status)
+  return status if isinstance(status, int) and 100 <= status < 600 else 0
 
 
 def _spelled(text: str) -> bool:
@@ -134,9 +134,8 @@ def http_status(error: BaseException) -> int:
 def is_transient(error: BaseException) -> bool:
   """Whether a failure may pass by itself: a store that is away, slow or full.
 
-  A missing file, a folder in place of a file and a refused permission stay as
-  they are and are not; neither are errors about the content of a file, and
-  memory is a matter of its own (`MemoryError` gives False).
+  False for a missing file, a folder in place of a file, a refused permission,
+  an error about the content of a file, and `MemoryError`.
 
   Args:
     error: what was raised; its causes (`raise ... from`) count as well.
@@ -184,7 +183,7 @@ def delays(
 
 
 def patience_seconds() -> float:
-  """How long passing faults are waited for: MICO_JAX_PATIENCE, or 300 s."""
+  """Seconds to wait for passing faults: MICO_JAX_PATIENCE, or 300."""
   text = os.environ.get(PATIENCE_VARIABLE, "")
   try:
     return max(float(text), 0.0) if text else PATIENCE
@@ -193,7 +192,7 @@ def patience_seconds() -> float:
 
 
 def describe(error: BaseException) -> str:
-  """What went wrong in one line of at most 200 characters."""
+  """The message of an error in one line of at most 200 characters."""
   if isinstance(error, OSError) and error.strerror:
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror}"[:200]
@@ -224,15 +223,15 @@ def wait_out(
 
   Args:
     call: must be safe to repeat.
-    what: it does, for messages: "reading s3://bucket/x".
+    what: description for messages, such as "reading s3://bucket/x".
     patience: seconds of waiting in all; None: `patience_seconds`.
     passing: which errors are tried again.
-    note: told of each wait, in one line.
+    note: called with one line at each wait; None: silent.
     sleep: waits.
 
   Raises:
-    TransientError: when the patience is at an end.
-    Exception: what the call raises and is not passing, at once.
+    TransientError: if it still fails when `patience` is over.
+    Exception: at once, an error of the call that is not passing.
   """
   patience = patience_seconds() if patience is None else patience
   waits = delays(patience)

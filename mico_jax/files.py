@@ -2,10 +2,10 @@
 
 `exists` and `is_dir` of the usual libraries answer False when a store could
 not be asked (EIO, ESTALE, 503): a run that trusts them starts anew beside its
-own checkpoints. What is here knows, or waits (`failures.wait_out`), or raises
-`failures.TransientError`. Every call is safe to repeat; a file is replaced in
-one step, so a reader sees the former content or the new one, and lines are
-added whole or not at all.
+own checkpoints. The functions here wait (`failures.wait_out`) until the store
+answers, or raise `failures.TransientError`. Every call is safe to repeat. A
+file is replaced in one step, so a reader sees the former content or the new
+one, and lines are added whole or not at all.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _opens(state: os.stat_result) -> bool:
 def pipes(folder: epath.PathLike) -> Iterator[str]:
   """Pipes, sockets and devices below a folder, by their relative names.
 
-  Who opens one waits for its other end, without end.
+  Opening one would block until another process opens the other end.
   """
   for parts in walk(folder) if is_local(folder) else ():
     state = _stat(epath.Path(folder).joinpath(*parts))
@@ -125,17 +125,17 @@ def pipes(folder: epath.PathLike) -> Iterator[str]:
 
 
 def stamp(folder: epath.PathLike) -> tuple[Any, ...]:
-  """What changes when a file below a folder is changed by the usual means.
+  """A value that changes when a file below a folder changes.
 
-  Names, and of local files sizes and times.
+  Made of the names, and of sizes and times of local files.
   """
-  found: list[Any] = []
+  stamps: list[Any] = []
   for parts in walk(folder):
     state = None
     if is_local(folder):
       state = _stat(epath.Path(folder).joinpath(*parts))
-    found.append((parts, state and (state.st_size, state.st_mtime_ns)))
-  return tuple(found)
+    stamps.append((parts, state and (state.st_size, state.st_mtime_ns)))
+  return tuple(stamps)
 
 
 # ------------------------------------------------------------------ reading
@@ -143,8 +143,8 @@ def read_bytes(path: epath.PathLike) -> bytes:
   """The content of a file.
 
   Raises:
-    FileNotFoundError: if there is none, or a pipe or device in its place, which
-      would be waited for without end.
+    FileNotFoundError: if there is none, or a pipe or device in its place, whose
+      reading could block for ever.
     TransientError: if the store does not answer for long.
   """
   state = _stat(path) if is_local(path) else None

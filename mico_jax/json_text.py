@@ -1,4 +1,4 @@
-"""JSON without doubt: no bare NaN or Infinity, no name that stands twice."""
+"""Strict JSON: no bare NaN or Infinity, no name twice in an object."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def dumps(value: Any, **options: Any) -> str:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """The `object_pairs_hook` of `json.loads`, which takes the last of equals.
+  """An `object_pairs_hook` for `json.loads` that refuses repeated names.
 
   Raises:
     ValueError: if a name stands twice in one object.
   """
-  found = dict(pairs)
-  if len(found) < len(pairs):
+  merged = dict(pairs)
+  if len(merged) < len(pairs):
     names = [name for name, _ in pairs]
     twice = next(name for name in names if names.count(name) > 1)
     raise ValueError(f"the name {twice!r:.40} stands twice in one object")
-  return found
+  return merged

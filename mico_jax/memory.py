@@ -8,7 +8,7 @@ import gc
 
 
 def trim() -> None:
-  """Returns what the allocator's arenas hold but do not use (glibc only)."""
+  """Returns the unused memory of the allocator's arenas (glibc only)."""
   with contextlib.suppress(AttributeError, OSError, TypeError):
     ctypes.CDLL(None).malloc_trim(0)
 

@@ -1,8 +1,8 @@
-"""Text of unknown origin, made fit for a terminal.
+"""Escaping of untrusted text for a terminal.
 
-Names of files, ids, captions and values come from others. Printed as they are,
-a control character could move the cursor, colour what follows or reverse its
-order, and a line break could forge a line of ours.
+Names of files, ids, captions and values come from data. A control character in
+them could move the cursor, change colours or reverse the order of text, and a
+line break could forge a message of this program.
 """
 
 from __future__ import annotations

@@ -99,6 +99,7 @@ class Manager:
     *,
     config: Config,
     extras: Extras | None = None,
+    lower_is_better: bool = False,
   ):
     """Opens `<workdir>/checkpoints`.
 
@@ -107,11 +108,14 @@ class Manager:
       config: of the run; `train.keep` newest checkpoints are kept, and the
         best one by the metric `train.keep_best`.
       extras: tokenizer, axes, self-check and so on, stored with each save.
+      lower_is_better: whether the best checkpoint is the one with the lowest
+        value of that metric.
 
     Raises:
       ConfigError: for several processes and a store that Orbax does not write.
     """
     self.folder = storage.absolute(workdir) / CHECKPOINTS
+    self._lower_is_better = lower_is_better
     self._local = self.folder  # where Orbax writes
     if not mirror.is_native(self.folder):
       if jax.process_count() > 1:
@@ -416,7 +420,7 @@ class Manager:
         continue
       if name in metrics and np.isfinite(metrics[name]):
         scores[step] = metrics[name]
-    return retention.best_of(scores, name)
+    return retention.best_of(scores, lower_is_better=self._lower_is_better)
 
   def _prune(self) -> None:
     """Deletes all but the newest `train.keep` and the best checkpoint."""

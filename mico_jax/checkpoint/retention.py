@@ -84,10 +84,9 @@ def superseded(
   return old
 
 
-def best_of(scores: Mapping[int, float], metric: str) -> int | None:
-  """The step with the best finite score; the newer of equal ones.
-
-  Names that hold "loss" are better when lower, all others when higher.
-  """
-  sign = -1.0 if "loss" in metric else 1.0
+def best_of(
+  scores: Mapping[int, float], *, lower_is_better: bool
+) -> int | None:
+  """The step with the best finite score; the newer of equal ones."""
+  sign = -1.0 if lower_is_better else 1.0
   return max(scores, key=lambda s: (sign * scores[s], s)) if scores else None

@@ -87,13 +87,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   common.add_json(parser)
 
 
-def _chosen(given: str | None, known: Sequence[str], option: str) -> list[str]:
-  names = [x for x in (given or "").split(",") if x]
-  if unknown := [x for x in names if x not in known]:
+def _chosen(names: str | None, known: Sequence[str], option: str) -> list[str]:
+  chosen = [x for x in (names or "").split(",") if x]
+  if unknown := [x for x in chosen if x not in known]:
     raise ConfigError(
       f"{option} {','.join(unknown)} is unknown; known: {', '.join(known)}."
     )
-  return names
+  return chosen
 
 
 def _shapes(args: argparse.Namespace) -> list[str]:
@@ -126,9 +126,9 @@ def _aot(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
     raise ConfigError(f"--aot: {reason}")
   # Nothing is run, and what is compiled is in bfloat16.
   useless = {"--turns": args.turns, "--dtype": args.dtype}
-  if given := [option for option, value in useless.items() if value]:
+  if unused := [option for option, value in useless.items() if value]:
     raise ConfigError(
-      f"--aot: {', '.join(given)} would change nothing; leave it out."
+      f"--aot: {', '.join(unused)} would change nothing; leave it out."
     )
   jax.config.update("jax_platforms", "cpu")
   try:

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 def _each(
   write: Callable[[Sequence[Any]], list[str]], items: Sequence[Any]
 ) -> list[str | DecodeError]:
-  """What `write` gives for each item; halves again what holds a bad one."""
+  """The caption or error of each item; splits batches that hold a bad one."""
   from mico_jax.modalities import DecodeError
 
   try:

@@ -1,4 +1,4 @@
-"""What the subcommands share: arguments, tables, warnings."""
+"""Arguments, tables and warnings that the subcommands share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TYPES = """\
 File types follow the extension (.jpg .png .webp image, .mp4 .webm video, .flac
-.wav .ogg audio); say it otherwise: depth:mm:FILE, depth:m:FILE,
+.wav .ogg audio); prefix other kinds: depth:mm:FILE, depth:m:FILE,
 depth:relative:FILE, normal:FILE, image:FILE."""
 
 
@@ -36,7 +36,7 @@ def say_page(text: str) -> None:
 
 
 def note(line: str) -> None:
-  """One line on stderr that says who speaks."""
+  """One line on stderr, prefixed with the name of the program."""
   print(f"mico-jax: {escaped(line)}", file=sys.stderr, flush=True)
 
 

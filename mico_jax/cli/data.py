@@ -83,11 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
   """Runs the chosen action."""
   actions = {"sheet": _sheet, "build": _build, "tokenizer": _tokenizer}
-  found = actions[args.action](args)
+  summary = actions[args.action](args)
   if args.json:
-    common.print_json(found)
+    common.print_json(summary)
   else:
-    for name, value in found.items():
+    for name, value in summary.items():
       common.say(f"{name}: {value}")
   return 0
 

@@ -61,13 +61,13 @@ def _sharding(args: argparse.Namespace) -> int:
     jax.config.update("jax_num_cpu_devices", args.devices)
   from mico_jax.run.commands import sharding_view
 
-  found = sharding_view.view(config)
-  found.draw(args.sharding)
+  view = sharding_view.view(config)
+  view.draw(args.sharding)
   if args.json:
-    common.print_json(found.as_dict())
+    common.print_json(view.as_dict())
     return 0
-  common.say_page(common.table(found.lines()))
-  for name, rows in found.rows.items():
+  common.say_page(common.table(view.lines()))
+  for name, rows in view.rows.items():
     common.say(f"task {name}: {rows} rows on a device")
   return 0
 
@@ -85,19 +85,19 @@ def run(args: argparse.Namespace) -> int:
   if args.checkpoint:
     if args.overrides:
       raise ConfigError("--config.x=y belongs to --config, not --checkpoint.")
-    found = describe.of_checkpoint(args.checkpoint)
+    description = describe.of_checkpoint(args.checkpoint)
   else:
-    found = describe.of_config(common.load_config(args))
+    description = describe.of_config(common.load_config(args))
   if args.json:
-    common.print_json(found.as_dict())
+    common.print_json(description.as_dict())
     return 0
-  common.say_page(to_json(found.config))
+  common.say_page(to_json(description.config))
   if not args.no_table:
-    common.say_page(found.overview())
+    common.say_page(description.overview())
   common.say_page(
-    common.table([(k, f"{v:,}") for k, v in found.counts().items()])
+    common.table([(k, f"{v:,}") for k, v in description.counts().items()])
   )
-  for name, value in found.about.items():
+  for name, value in description.about.items():
     if isinstance(value, dict):
       common.say(f"{name}:")
       common.say_page(

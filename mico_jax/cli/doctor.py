@@ -49,20 +49,20 @@ def _pod(args: argparse.Namespace) -> int:
   from mico_jax.parallel.place import find_place
   from mico_jax.run.cluster import pod
 
-  found = pod.check(find_place(hosts=args.hosts), limit=args.limit)
+  report = pod.check(find_place(hosts=args.hosts), limit=args.limit)
   if args.json:
-    common.print_json(found)
+    common.print_json(report)
   else:
     common.say(
-      f"{found['seen']} of {found['expected']} hosts in {found['seconds']} s: "
-      f"{', '.join(found['hosts'])}"
+      f"{report['seen']} of {report['expected']} hosts in "
+      f"{report['seconds']} s: {', '.join(report['hosts'])}"
     )
-    for line in found["problems"]:
+    for line in report["problems"]:
       common.say(line)
-    if not found["problems"]:
+    if not report["problems"]:
       common.say("versions are equal; a collective over all devices works")
   sys.stdout.flush()
-  if found["problems"]:
+  if report["problems"]:
     os._exit(1)  # leaving JAX in order would wait for the missing host
   return 0
 
@@ -73,14 +73,14 @@ def run(args: argparse.Namespace) -> int:
     return _pod(args)
   from mico_jax.run.commands import doctor
 
-  found = doctor.report()
+  report = doctor.report()
   if args.json:
-    common.print_json(found)
+    common.print_json(report)
   else:
-    for title, entries in found.items():
+    for title, entries in report.items():
       common.say(title)
       rows = [(f"  {k}", str(v)) for k, v in entries.items()]
       common.say_page(common.table(rows))
-  if problem := found["devices"].get(doctor.PROBLEM):
+  if problem := report["devices"].get(doctor.PROBLEM):
     raise ConfigError(problem)
   return 0

@@ -1,10 +1,10 @@
-"""Leaving the process while threads of it are still inside libraries.
+"""Ends the process while daemon threads are still inside libraries.
 
-A thread that may be left behind (a daemon), such as the one that compiles the
-self-check, is ended by Python when it next comes back from a library. Inside
-C++ that unwinds frames that must not be unwound, and the process aborts with
-"FATAL: exception not rethrown" and status 134, whatever it did and said before.
-So a command does what Python does at its end, and then leaves at once.
+Python ends a daemon thread, such as the one that compiles the self-check, when
+it next returns from a library. Inside C++ this unwinds frames that must not be
+unwound, and the process aborts with "FATAL: exception not rethrown" and status
+134, even after a success. So a command runs the exit handlers as Python does,
+and then ends the process at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mico_jax import failures
 
 
 def _flush(status: int) -> int:
-  """Writes what is buffered; another status if results could not be written."""
+  """Flushes both streams; another status if results could not be written."""
   try:
     sys.stdout.flush()
   except BrokenPipeError:
@@ -39,8 +39,8 @@ def _flush(status: int) -> int:
 def leave(status: int) -> NoReturn:
   """Ends the process with a status, as `sys.exit` does from the main thread.
 
-  Waits for threads that are no daemons, runs what is registered to run at the
-  end, and writes what is buffered.
+  Waits for threads that are no daemons, runs the exit handlers, and flushes
+  stdout and stderr.
 
   Args:
     status: of the process; 0 becomes `run.cluster.status.LOST` where stdout

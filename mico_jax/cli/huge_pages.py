@@ -1,9 +1,9 @@
 """Large memory pages for steps on a CPU.
 
-XLA takes the memory of a step anew at every step, and faulting in its 4 KiB
+XLA allocates the memory of a step anew at every step, and faulting in its 4 KiB
 pages costs up to a quarter of a small step's time. glibc can ask for 2 MiB
-pages instead, but reads that wish only when a process starts; so the command
-replaces its own process once (same process id, nothing imported yet).
+pages instead, but reads that setting only when a process starts; so the command
+restarts its own process once (same process id, before other imports).
 """
 
 from __future__ import annotations

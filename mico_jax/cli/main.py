@@ -1,4 +1,4 @@
-"""Entry point of `mico-jax`: picks the subcommand and words the errors.
+"""Entry point of `mico-jax`: runs a subcommand and reports its errors.
 
 Exit status: 0 on success only, 2 for a user's mistake (one line on stderr),
 130 after Ctrl-C, 75 and 76 when a run should be started again (see
@@ -63,12 +63,12 @@ to stderr."""
 
 
 def module_of(command: str) -> str:
-  """The module of a command."""
+  """Dotted name of the module that implements a command."""
   return f"mico_jax.cli.{_MODULES.get(command, command)}"
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Takes the "--config.a.b=value" arguments out.
+  """Separates the "--config.a.b=value" arguments from the others.
 
   Returns:
     The other arguments, and the texts "a.b=value".
@@ -114,7 +114,7 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
     )
     module.add_arguments(sub)
     sub.details = getattr(module, "details", None)
-    _name_names(sub)
+    _refuse_empty_names(sub)
     sub.set_defaults(run=module.run)
   return parser
 
@@ -123,11 +123,11 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
 _NAMES = ("CKPT", "DIR", "FILE", "NAME", "PATH", "PNG")
 
 
-def _name_names(parser: argparse.ArgumentParser) -> None:
+def _refuse_empty_names(parser: argparse.ArgumentParser) -> None:
   """Makes a parser refuse empty names of files, folders and configs.
 
-  Such is what an unset variable of a shell becomes: taken for an absent
-  argument, `--init ""` would start a run from nothing without a word.
+  An unset shell variable becomes an empty argument; if `--init ""` counted as
+  absent, a run would silently start from random weights.
   """
   actions: Any = parser._actions
   for action in actions:
@@ -143,7 +143,7 @@ def _name(text: str) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-  """Words its errors in one printable line.
+  """A parser that prints an error as one line.
 
   Attributes:
     details: more description, made when help is asked for, as the tables that
@@ -173,7 +173,7 @@ def _say(text: str) -> None:
   print(f"mico-jax: {escaped(text)}", file=sys.stderr)
 
 
-# What an optional package is for a user: the extra that brings it.
+# Optional package -> the extra of mico-jax that installs it.
 EXTRAS: dict[str, str] = {
   "gcsfs": "gcs",
   "google": "gcs",
@@ -200,7 +200,7 @@ def _missing_extra(error: BaseException | None) -> str:
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
-  """Exceptions that are a user's mistake or one of storage, never a defect."""
+  """Types of errors that a user or storage causes, never a defect."""
   from mico_jax.checkpoint.manifest import CheckpointError
   from mico_jax.data.bad_samples import TooManyBadSamples
   from mico_jax.modalities import DecodeError
@@ -216,7 +216,7 @@ def _user_errors() -> tuple[type[BaseException], ...]:
   )
 
 
-# How clients of stores name what a user has to set up (botocore, google-auth).
+# Error types of store clients for missing credentials (botocore, google-auth).
 _CREDENTIALS = (
   "DefaultCredentialsError",
   "NoCredentialsError",
@@ -247,18 +247,20 @@ def _lost_process(error: BaseException) -> bool:
   jax = sys.modules.get("jax")
   if jax is None or not isinstance(error, jax.errors.JaxRuntimeError):
     return False
-  own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
-  return jax.process_count() > 1 and not str(error).startswith(own)
+  local = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+  return jax.process_count() > 1 and not str(error).startswith(local)
 
 
 def _storage_failed(error: BaseException) -> bool:
-  """Whether TensorStore, whose errors are no OSError, met a passing fault."""
+  """Whether TensorStore met a passing fault; its errors are no OSError."""
   jax = sys.modules.get("jax")
-  own = jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
-  return not own and not _several_processes() and failures.is_transient(error)
+  if jax is not None and isinstance(error, jax.errors.JaxRuntimeError):
+    return False
+  return not _several_processes() and failures.is_transient(error)
 
 
 def _lost_status() -> int:
+  """Exit status of a run that should be started again."""
   from mico_jax.run.cluster import status
 
   return status.LOST
@@ -272,10 +274,66 @@ def one_line(error: BaseException) -> str:
   return " ".join(str(error).split()) or type(error).__name__
 
 
-def _status(given: Sequence[str]) -> int:
-  """The exit status of a command, a defect's after its traceback."""
+def _failure(error: Exception) -> int | None:
+  """Reports an error that is no defect; its exit status, None for a defect.
+
+  In a run of several processes it ends the process where returning would wait
+  for a process that is lost.
+  """
+  if package := _missing_extra(error):
+    _say(
+      f"error: this needs the package {package}: pip install "
+      f"'mico-jax[{EXTRAS[package]}]'."
+    )
+    return 2
+  if _lacks_credentials(error):
+    _say(
+      f"error: the store asks who you are: {one_line(error)}; set up the "
+      "credentials of its client."
+    )
+    return 2
+  if _lost_process(error):
+    _say(
+      f"lost another process ({one_line(error)[:200]}); start all of them "
+      "again to resume."
+    )
+    # Not `return`: leaving JAX in order would wait for the lost one.
+    _leave(_lost_status())
+  if _storage_failed(error):
+    _say(f"error: {failures.describe(error)}")
+    return _lost_status()
+  if _several_processes():
+    # Leaving JAX in order would wait for the others, and they for this one.
+    traceback.print_exception(error)
+    _leave(1)
+  return None
+
+
+def _run(parsed: Any) -> int:
+  """Runs a parsed command; errors of users and storage become one line."""
   try:
-    return main(given)
+    return parsed.run(parsed) or 0
+  except KeyboardInterrupt:
+    _say("stopped.")
+    return 130
+  except BrokenPipeError:  # `mico-jax ... | head` is no error.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+  except _user_errors() as e:
+    _say(f"error: {one_line(e)}")
+    passing = isinstance(e, OSError) and failures.is_transient(e)
+    return _lost_status() if passing else 2
+  except Exception as e:
+    status = _failure(e)
+    if status is None:
+      raise
+    return status
+
+
+def _status(arguments: Sequence[str]) -> int:
+  """The exit status of a command; a defect prints its traceback first."""
+  try:
+    return main(arguments)
   except KeyboardInterrupt:
     return 130
   except Exception as e:
@@ -290,15 +348,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: arguments; None: those of the process, which then ends with that
       status (see `cli.ending`).
   """
-  given = list(sys.argv[1:] if argv is None else argv)
-  args, overrides = split_overrides(given)
+  arguments = list(sys.argv[1:] if argv is None else argv)
+  args, overrides = split_overrides(arguments)
   command = next((a for a in args if not a.startswith("-")), None)
   if argv is None:
-    # Read when NumPy is imported, which is later. Its products are small, in
-    # threads that decode: more threads each would wait for one another.
+    # NumPy reads it when it is imported, which is later. Its products are
+    # small, in threads that decode: more threads each would only wait.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     restart_with_huge_pages(command)
-    ending.leave(_status(given))
+    ending.leave(_status(arguments))
   try:
     parser = make_parser(command)
     parsed: Any = parser.parse_args(args)
@@ -311,44 +369,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     return 2
   parsed.overrides = overrides
-  parsed.command_line = shlex.join(["mico-jax", *given])
-  try:
-    return parsed.run(parsed) or 0
-  except KeyboardInterrupt:
-    _say("stopped.")
-    return 130
-  except BrokenPipeError:  # `mico-jax ... | head` is no error.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
-  except _user_errors() as e:
-    _say(f"error: {one_line(e)}")
-    passing = isinstance(e, OSError) and failures.is_transient(e)
-    return _lost_status() if passing else 2
-  except Exception as e:
-    if package := _missing_extra(e):
-      _say(
-        f"error: this needs the package {package}: pip install "
-        f"'mico-jax[{EXTRAS[package]}]'."
-      )
-      return 2
-    if _lacks_credentials(e):
-      _say(
-        f"error: the store asks who you are: {one_line(e)}; set up the "
-        "credentials of its client."
-      )
-      return 2
-    if not _lost_process(e):
-      if _storage_failed(e):
-        _say(f"error: {failures.describe(e)}")
-        return _lost_status()
-      if _several_processes():
-        # Leaving JAX in order would wait for the others, and they for this one.
-        traceback.print_exception(e)
-        _leave(1)
-      raise
-    _say(
-      f"lost another process ({one_line(e)[:200]}); start all of them again to "
-      "resume."
-    )
-    # Not `return`: leaving JAX in order would wait for the lost one.
-    _leave(_lost_status())
+  parsed.command_line = shlex.join(["mico-jax", *arguments])
+  return _run(parsed)

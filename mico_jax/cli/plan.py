@@ -65,10 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   common.add_json(parser)
 
 
-def _say(text: str) -> None:
-  common.note(text)
-
-
 def _names(text: str, known: list[str], what: str) -> list[str]:
   """Names given with commas, or all of them.
 
@@ -121,14 +117,14 @@ def _plan(args: argparse.Namespace, config, name: str) -> int:
   from mico_jax.plan import planner, report, search
   from mico_jax.plan.program import with_batch
 
-  found: dict[str, int] = {}
+  largest: dict[str, int] = {}
   batch = 0
   if args.batch == "max":
     for task in args.task or config.tasks:
-      found[task] = search.largest_batch(config, name, task, say=_say)
-      if not found[task]:
+      largest[task] = search.largest_batch(config, name, task, say=common.note)
+      if not largest[task]:
         raise ConfigError(f"no batch of task {task!r} fits {name}.")
-      config = with_batch(config, found[task], task)
+      config = with_batch(config, largest[task], task)
   elif args.batch:
     batch = _rows(args.batch)
   plan = planner.make_plan(
@@ -137,9 +133,9 @@ def _plan(args: argparse.Namespace, config, name: str) -> int:
     batch=batch,
     tasks=args.task,
     others=not args.steps_only,
-    say=_say,
+    say=common.note,
   )
-  plan = dataclasses.replace(plan, largest=found)
+  plan = dataclasses.replace(plan, largest=largest)
   if args.json:
     common.print_json(plan.as_dict())
   else:
@@ -148,7 +144,7 @@ def _plan(args: argparse.Namespace, config, name: str) -> int:
     from mico_jax.plan import picture
 
     picture.draw(plan, args.picture)
-    _say(f"wrote {args.picture}")
+    common.note(f"wrote {args.picture}")
   return 0 if plan.fits else 1
 
 
@@ -182,7 +178,7 @@ def _sweep(args: argparse.Namespace, config, names: list[str]) -> int:
     [int(n) for n in counts.split(",")],
   )
   task = args.task[0] if args.task else ""
-  plans = search.sweep(config, names, choices, task=task, say=_say)
+  plans = search.sweep(config, names, choices, task=task, say=common.note)
   if args.json:
     common.print_json([p.as_dict() for p in plans])
   else:

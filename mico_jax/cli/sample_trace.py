@@ -39,11 +39,11 @@ def run(args: argparse.Namespace) -> int:
   if args.show:
     name = f"trace-{args.step}.png"
     picture = args.out or os.path.join(args.workdir, name)
-  found = trace_step(args.workdir, args.step, picture=picture)
+  trace = trace_step(args.workdir, args.step, picture=picture)
   if args.json:
-    common.print_json(dataclasses.asdict(found))
+    common.print_json(dataclasses.asdict(trace))
   else:
-    common.say(f"step {found.step}: task {found.task}")
+    common.say(f"step {trace.step}: task {trace.task}")
     rows = [
       (
         r.row,
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         f"{r.substituted} ({r.source}[{r.index}])" if r.substituted else "",
         r.reason,
       )
-      for r in found.rows
+      for r in trace.rows
     ]
     header = (
       *("row", "source", "epoch", "index", "id", "used instead", "reason"),

@@ -1,8 +1,8 @@
 """Captions and answers that the model writes.
 
 Generation runs in one compiled loop per batch size; texts are compared after
-decoding. Token accuracy is the objective's own: the share of masked tokens that
-are predicted right when the true text stands to their left.
+decoding. Token accuracy is that of the captioning objective: the share of
+scored tokens that are predicted right from the true text to their left.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from mico_jax import rng
 from mico_jax.aliases import Params
@@ -26,7 +26,7 @@ from mico_jax.models.decoding import generate
 from mico_jax.objectives import sampling
 
 NUM_BEAMS = 3
-CAPTION_PENALTY = 0.6  # length penalties of the released protocol
+CAPTION_PENALTY = 0.6  # length penalties of the official protocol
 ANSWER_PENALTY = 1.0
 
 
@@ -40,7 +40,7 @@ def _make_write(model: MiCo, info: TokenizerInfo) -> Any:
     max_new_tokens: int,
     penalty: float,
   ) -> Int[Array, "B L"]:
-    found = generate(
+    written = generate(
       model,
       params,
       context,
@@ -51,7 +51,7 @@ def _make_write(model: MiCo, info: TokenizerInfo) -> Any:
       prompt=prompt,
     )
     skip = 1 if prompt is None else prompt.shape[1]
-    return found.sequences[:, 0, skip:]
+    return written.sequences[:, 0, skip:]
 
   return jax.jit(write, static_argnums=(3, 4))
 
@@ -60,8 +60,12 @@ def _make_hits(model: MiCo, info: TokenizerInfo, mask_prob: float) -> Any:
   """Compiled (params, context, rows, ids, keys) -> hits and scored tokens."""
 
   def count(
-    params: Params, context: ContextKV, rows: Array, ids: Array, keys: Any
-  ) -> tuple[Array, Array]:
+    params: Params,
+    context: ContextKV,
+    rows: Int[Array, " B"],
+    ids: Int[Array, "B L"],
+    keys: Key[Array, " B"],
+  ) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
     read, labels = sampling.scored_tokens(
       keys,
       ids,
@@ -72,9 +76,9 @@ def _make_hits(model: MiCo, info: TokenizerInfo, mask_prob: float) -> Any:
     hidden = model.text(
       params, read, attention="causal", context=context.take(rows)
     )
-    found = jnp.argmax(model.lm_logits(params, hidden), axis=-1)
+    predicted = jnp.argmax(model.lm_logits(params, hidden), axis=-1)
     scored = labels != IGNORE
-    hits = scored & (found.astype(labels.dtype) == labels)
+    hits = scored & (predicted.astype(labels.dtype) == labels)
     return hits.sum(axis=1), scored.sum(axis=1)
 
   return jax.jit(count)
@@ -88,7 +92,7 @@ class Writer:
   """
 
   def __init__(self, embedder: Embedder):
-    """Keeps the embedder; nothing is computed yet."""
+    """Makes the compiled functions; computes nothing yet."""
     self.embedder = embedder
     model, config = embedder.model, embedder.config
     info = embedder.tokenizer.info
@@ -157,7 +161,7 @@ class Writer:
       if not here:
         continue
       prompt = np.full((embedder.batch_size, asked.shape[1] + 1), info.pad)
-      prompt[:, 0] = info.cls  # rows nobody asks about
+      prompt[:, 0] = info.cls  # rows without a question
       prompt[:, -1] = info.cls
       for i in here:
         prompt[i - start, :-1] = asked[row_of[i]]
@@ -184,7 +188,7 @@ class Writer:
     *,
     seed: int = 0,
   ) -> Float[np.ndarray, " M"]:
-    """Share of masked tokens predicted right, per item.
+    """Share of scored tokens that are predicted right, in [0, 1], per item.
 
     Args:
       gallery: made with `keep_batches`.
@@ -224,7 +228,7 @@ class Writer:
     return out
 
   def _decode(self, ids: Int[np.ndarray, " L"]) -> str:
-    """Text up to the first sep."""
+    """The text before the first separator token."""
     info = self.embedder.tokenizer.info
     ends = np.flatnonzero(ids == info.sep)
     return self.embedder.tokenizer.decode(ids[: ends[0]] if len(ends) else ids)

@@ -1,7 +1,7 @@
-"""What an evaluator is: it says what it needs, measures it and how it is drawn.
+"""Evaluators: what they need, what they measure and how it is drawn.
 
 An evaluation reads and embeds one gallery with all that its evaluators need,
-then asks them one after another. The table of evaluators is
+then calls them one after another. The table of evaluators is
 `mico_jax.evaluation.evaluators.EVALUATORS`.
 """
 
@@ -22,16 +22,18 @@ SHARE = "share"  # unit of a number in [0, 1]
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-  """How the results of one kind are shown; a greater value is a better one.
+  """Display and direction of the results of one kind.
 
   Attributes:
     unit: "share": a number in [0, 1]; else what tables and charts write behind
       it, "" for a number without a unit.
-    headline: stands in the charts, which leave the others to table and JSON.
+    headline: whether charts show it; tables and JSON show every result.
+    lower_is_better: such as a rank, an error rate or a perplexity.
   """
 
   unit: str = SHARE
   headline: bool = True
+  lower_is_better: bool = False
 
   def text(self, value: float) -> str:
     """A value as tables and charts write it."""
@@ -41,7 +43,7 @@ class Measure:
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-  """What an evaluator needs of the gallery.
+  """Parts of the gallery that an evaluator needs.
 
   Attributes:
     embed: context letters to embed, e.g. ("v", "va"); each needs a head.
@@ -56,7 +58,7 @@ class Needs:
   pooled: bool = False
 
   def __or__(self, other: Needs) -> Needs:
-    """What both need, each context once."""
+    """The union of the needs, each context once."""
     union = lambda a, b: tuple(dict.fromkeys((*a, *b)))
     return Needs(
       embed=union(self.embed, other.embed),
@@ -68,7 +70,7 @@ class Needs:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One evaluation: what its evaluators share.
+  """One evaluation, as its evaluators share it.
 
   Attributes:
     embedder: the model with its parameters.
@@ -86,7 +88,7 @@ class Job:
 
   @property
   def config(self) -> Config:
-    """Of the run."""
+    """Config of the run."""
     return self.embedder.config
 
 
@@ -117,13 +119,13 @@ class Evaluator(abc.ABC):
     Called for every evaluator of the table, also for those not in the suite.
 
     Raises:
-      ConfigError: for an option that cannot be meant.
+      ConfigError: for an option that makes no sense.
     """
     del config
 
   @abc.abstractmethod
   def needs(self, config: Config) -> Needs | None:
-    """What must be read; None if the config gives it nothing to measure."""
+    """Parts to read; None if the config gives it nothing to measure."""
 
   @abc.abstractmethod
   def measure(self, job: Job) -> list[Result]:

@@ -1,8 +1,8 @@
 """Embeddings, contexts and matching probabilities of whole galleries.
 
-Every function here runs one compiled step over batches of a fixed size: the
-last batch is padded and its padding dropped, so exactly the given items are
-scored and nothing compiles twice.
+Every function runs one compiled step over batches of a fixed size. The last
+batch is padded and the results of the padding are dropped, so exactly the
+requested items are scored and nothing compiles twice.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mico_jax.aliases import Params
 from mico_jax.config import Config, to_json
@@ -39,8 +39,8 @@ class Gallery:
   Attributes:
     records: of every item asked for; None where it could not be read.
     present: modality key -> whether the item has it.
-    embeddings: context letters -> unit-norm rows; rows of items that lack a
-      modality mean nothing.
+    embeddings: context letters -> unit-norm rows; those of items that lack a
+      modality are undefined.
     pooled: letter -> pooled encoder features.
     batches: the host arrays, kept for contexts; empty unless asked for.
   """
@@ -76,7 +76,7 @@ class Gallery:
 
 
 class _Steps:
-  """The compiled functions of an embedder; they take parameters, hold none."""
+  """Compiled functions of an embedder, which take the parameters."""
 
   def __init__(self, model: MiCo, config: Config, tokenizer: Tokenizer):
     self._model, self._config = model, config
@@ -106,7 +106,9 @@ class _Steps:
     embeddings = forward.embed(self._model, params, encoded, contexts)
     return embeddings, dict(encoded.pooled) if with_pooled else {}
 
-  def _embed_text(self, params: Params, ids: Array) -> Array:
+  def _embed_text(
+    self, params: Params, ids: Int[Array, "B L"]
+  ) -> Float[Array, "B E"]:
     return forward.embed_text(self._model, params, ids)
 
   def _make_context(
@@ -116,8 +118,12 @@ class _Steps:
     return forward.project(self._model, params, encoded, letters)
 
   def _match_pairs(
-    self, params: Params, context: ContextKV, rows: Array, ids: Array
-  ) -> Array:
+    self,
+    params: Params,
+    context: ContextKV,
+    rows: Int[Array, " P"],
+    ids: Int[Array, "P L"],
+  ) -> Float[Array, " P"]:
     return forward.match_probability(
       self._model, params, ids, context.take(rows)
     )
@@ -129,12 +135,12 @@ _STEPS: dict[tuple[str, str], _Steps] = {}
 
 def _steps_of(model: MiCo, config: Config, tokenizer: Tokenizer) -> _Steps:
   """Compiled functions, shared by all evaluations of a run."""
-  key = (to_json(config), tokenizer.sha256)
-  if key not in _STEPS:
+  run = (to_json(config), tokenizer.sha256)
+  if run not in _STEPS:
     while len(_STEPS) >= _MAX_STEPS:
       del _STEPS[next(iter(_STEPS))]
-    _STEPS[key] = _Steps(model, config, tokenizer)
-  return _STEPS[key]
+    _STEPS[run] = _Steps(model, config, tokenizer)
+  return _STEPS[run]
 
 
 class Embedder:
@@ -248,10 +254,10 @@ class Embedder:
     Args:
       source_name: data source of the config.
       contexts: letters to embed, e.g. ("v", "a", "va").
-      source: the open source, if at hand.
-      size: first samples; 0: all.
-      indices: these samples instead.
-      records: these records instead.
+      source: the open source; None: opened here.
+      size: number of samples, from the first; 0: all.
+      indices: of the samples to read, instead of the first ones.
+      records: to read, instead of samples of the source.
       also_read: letters to read without embedding them.
       keep_batches: keep the arrays, for matching and captions.
       keep_pooled: keep encoder features, for probes.
@@ -273,8 +279,8 @@ class Embedder:
       records=records,
       stalled=self._stalled,
     )
-    for batch, found in reading:
-      n = len(found)
+    for batch, group in reading:
+      n = len(group)
       rows, features = self._steps.embed(
         self.params, batch["inputs"], tuple(contexts), keep_pooled
       )
@@ -284,7 +290,7 @@ class Embedder:
         pooled.setdefault(letter, []).append(np.asarray(value, np.float32)[:n])
       for key in keys:
         present[key].append(np.asarray(batch["present"][key][:n]))
-      records_ += found
+      records_ += group
       if keep_batches:
         batches.append(batch["inputs"])
     if not records_:
@@ -319,7 +325,7 @@ class Embedder:
   ) -> Float[np.ndarray, " P"]:
     """P(match) of pairs (text, item).
 
-    Each batch of items is encoded once, whatever the number of pairs.
+    Each batch of items is encoded once for all its pairs.
 
     Args:
       gallery: made with `keep_batches`.
@@ -349,7 +355,9 @@ class Embedder:
     return out
 
 
-def _padded(rows: np.ndarray, size: int) -> Iterable[tuple[np.ndarray, int]]:
+def _padded(
+  rows: Shaped[np.ndarray, "N ..."], size: int
+) -> Iterable[tuple[Shaped[np.ndarray, "S ..."], int]]:
   """Chunks of exactly `size` rows (the last repeats a row) and their count."""
   for start in range(0, len(rows), size):
     chunk = rows[start : start + size]

@@ -53,8 +53,10 @@ def _fit(
   num_classes: int,
   penalty: Float[Array, ""],
   steps: int,
-) -> dict[str, Array]:
-  def loss(params: dict[str, Array]) -> Array:
+) -> dict[str, Float[Array, "..."]]:
+  """Kernel [D C] and bias [C] after L-BFGS from zero."""
+
+  def loss(params: dict[str, Float[Array, "..."]]) -> Float[Array, ""]:
     logits = features @ params["kernel"] + params["bias"][None, :]
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return nll.mean() + 0.5 * penalty * jnp.sum(jnp.square(params["kernel"]))

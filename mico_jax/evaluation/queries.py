@@ -1,4 +1,4 @@
-"""What the items of a gallery are asked with: groups, texts and labels."""
+"""Groups, texts and labels that the items of a gallery are evaluated with."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mico_jax.modalities import DecodeError, letters
 
 def trained(config: Config, objective: str) -> tuple[str, ...]:
   """Context letters of the groups that tasks train an objective on."""
-  found: dict[str, None] = {}
+  contexts: dict[str, None] = {}
   for task in config.tasks.values():
     for group in task.objectives.get(objective, ()):
       if group.startswith("t"):
-        found[letters(group)] = None
-  return tuple(found)
+        contexts[letters(group)] = None
+  return tuple(contexts)
 
 
 def evaluated_groups(config: Config) -> tuple[str, ...]:
@@ -43,12 +43,12 @@ def kind_of(config: Config, context: str) -> str:
   The heaviest trained one; among equals the one that its letters call for.
   """
   group = f"t{context}"
-  own = language.default_kind(group)
+  default = language.default_kind(group)
   for task in config.tasks.values():
     if group in groups_of(task):
       kinds = language.kinds_of(task, group)
-      return max((w, kind == own, kind) for kind, w in kinds.items())[-1]
-  return own
+      return max((w, kind == default, kind) for kind, w in kinds.items())[-1]
+  return default
 
 
 def texts_of(record: Record | None, kind: str, count: int) -> list[str]:
@@ -62,12 +62,12 @@ def texts_of(record: Record | None, kind: str, count: int) -> list[str]:
   if record is None:
     return []
   try:
-    first, found = language.choose_text(record, {kind: 1.0})
+    first, used = language.choose_text(record, {kind: 1.0})
   except DecodeError:
     return []
-  if count == 1 or found not in record.captions:
+  if count == 1 or used not in record.captions:
     return [first]
-  texts = record.captions[found]
+  texts = record.captions[used]
   return [text for text in texts[: count or len(texts)] if text.strip()]
 
 
@@ -85,10 +85,10 @@ def described_items(
   """
   items, texts = [], []
   for i in gallery.usable(context):
-    own = texts_of(gallery.records[i], kind, count)
-    if own and (not limit or i < limit):
+    captions = texts_of(gallery.records[i], kind, count)
+    if captions and (not limit or i < limit):
       items.append(int(i))
-      texts.append(own)
+      texts.append(captions)
   return np.asarray(items, np.int64), texts
 
 
@@ -98,7 +98,7 @@ class Queries:
 
   Attributes:
     texts: distinct, in order of first appearance.
-    relevant: whether a text is one of the item's own.
+    relevant: whether a text is a caption of the item.
     items: indices of the items in their gallery, one per column.
     kind: caption kind.
   """
@@ -120,12 +120,12 @@ def make_queries(
     kind: caption kind.
   """
   index: dict[str, int] = {}
-  for own in texts:
-    for text in own:
+  for captions in texts:
+    for text in captions:
       index.setdefault(text, len(index))
   relevant = np.zeros((len(index), len(items)), bool)
-  for column, own in enumerate(texts):
-    relevant[[index[text] for text in own], column] = True
+  for column, captions in enumerate(texts):
+    relevant[[index[text] for text in captions], column] = True
   return Queries(list(index), relevant, np.asarray(items), kind)
 
 
@@ -155,7 +155,6 @@ def queries_of(
 
 def labels_of(gallery: Gallery, field: str) -> list[Any]:
   """A field of each record; None where it is no text or number."""
-  found = [None if r is None else r.fields.get(field) for r in gallery.records]
-  # What is no text or number is no label: the sample is left out, as one
-  # without the field.
-  return [x if isinstance(x, (str, int, float)) else None for x in found]
+  values = [None if r is None else r.fields.get(field) for r in gallery.records]
+  # Any other value is no label, and its sample is left out.
+  return [x if isinstance(x, (str, int, float)) else None for x in values]

@@ -1,7 +1,7 @@
 """Results as a table, JSON and a bar chart.
 
-How a result is shown its evaluator says. Nothing here depends on the time or
-the machine: evaluating the same checkpoint again writes the same bytes.
+The evaluator of a result says how it is shown. Nothing here depends on the time
+or the machine: evaluating the same checkpoint again writes the same bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _measure(result: Result) -> Measure:
-  """How a result is shown; one of an unknown name as a plain number."""
+  """The measure of a result; a plain number if its name is unknown."""
   return find_measure(result.name) or Measure(unit="")
 
 
@@ -33,8 +33,8 @@ def to_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
   rows = []
   for result in results:
     measure = _measure(result)
-    own = {"unit": measure.unit, "headline": measure.headline}
-    rows.append(result.as_dict() | own)
+    shown = {"unit": measure.unit, "headline": measure.headline}
+    rows.append(result.as_dict() | shown)
   return rows
 
 
@@ -84,11 +84,11 @@ def table(results: Sequence[Result]) -> str:
 
 def _by_axis(results: Sequence[Result]) -> dict[str, list[Result]]:
   """Results that share an axis: shares and plain numbers, and each unit."""
-  found: dict[str, list[Result]] = {}
+  groups: dict[str, list[Result]] = {}
   for result in results:
     unit = _measure(result).unit
-    found.setdefault("" if unit == SHARE else unit, []).append(result)
-  return found
+    groups.setdefault("" if unit == SHARE else unit, []).append(result)
+  return groups
 
 
 def _draw_bars(axes: Axes, results: Sequence[Result], unit: str) -> None:

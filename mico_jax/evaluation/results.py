@@ -1,4 +1,4 @@
-"""A measured number with its protocol, and what makes one.
+"""A measured number with its protocol.
 
 A number without its split, prompts, preprocessing and coverage cannot be
 compared, so every result holds them.
@@ -37,7 +37,7 @@ class Result:
     preprocessing_sha256: of modes, sizes and tokenizer.
     ceiling: best value that any model could expect; None: unknown.
     baseline: value of guessing; None: unknown.
-    command: that measured it.
+    command: command line of the evaluation.
     values: per-item values, for paired comparisons; not written to JSON.
   """
 
@@ -80,13 +80,13 @@ def _rounded(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-  """What all results of an evaluation share; makes `Result`s.
+  """Fields that all results of an evaluation share; makes `Result`s.
 
   Attributes:
     source: name of the data source.
     split: of the source.
     preprocessing_sha256: of modes, sizes and tokenizer.
-    command: that measures.
+    command: command line of the evaluation.
     bootstrap: resamples of the intervals; 0: none.
     seed: of the resampling.
   """

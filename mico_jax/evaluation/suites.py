@@ -1,9 +1,9 @@
 """Suites: named lists of evaluators, and the evaluation that runs them.
 
 An evaluation reads its gallery once, embeds every modality once, and hands both
-to each evaluator of `evaluation.suite`. What is measured follows from the
-config: the groups of `evaluation.groups`, or those the tasks train, and of
-matching, captions and questions those the tasks train.
+to each evaluator of `evaluation.suite`. The config determines what is measured:
+retrieval of the groups in `evaluation.groups` (default: those that the tasks
+train), and matching, captions and questions of the groups that the tasks train.
 """
 
 from __future__ import annotations
@@ -60,8 +60,7 @@ SUITES: dict[str, Suite] = {
 def chosen_suite(config: Config) -> Suite:
   """The evaluators that `evaluation.suite` names, each once.
 
-  It holds names of suites, which stand for their lists, and of evaluators,
-  separated by commas.
+  The field holds names of suites and evaluators, separated by commas.
 
   Raises:
     ConfigError: for an unknown name, or none.
@@ -104,13 +103,13 @@ def active_evaluators(
     config: of the run.
     cheap: only those that take part during training.
   """
-  found = []
+  active = []
   for name in chosen_suite(config).evaluators:
     evaluator = make_evaluator(config, name)
     needs = evaluator.needs(config)
     if needs is not None and (evaluator.cheap or not cheap):
-      found.append((evaluator, needs))
-  return found
+      active.append((evaluator, needs))
+  return active
 
 
 def _all_needs(active: Sequence[tuple[Evaluator, Needs]]) -> Needs:
@@ -203,10 +202,10 @@ def evaluate(
     params: its parameters.
     config: of the run; `config.evaluation` says what is measured.
     tokenizer: of the run.
-    source: the open source, if at hand.
+    source: the open source; None: opened here.
     cheap: only the evaluators that take part during training.
-    command: that asked for it; stored in the results.
-    workdir: of the run, which keeps the samples that stall; "": none.
+    command: command line, stored in the results.
+    workdir: of the run, where samples that stall are listed; "": nowhere.
 
   Raises:
     ConfigError: for an unknown suite or source, or nothing to measure.
@@ -232,7 +231,7 @@ def evaluate(
     bootstrap=settings.bootstrap,
     seed=config.seed,
   )
-  # On one device, as the parameters are, whatever else the host has.
+  # Parameters on one device are evaluated there, also on a host with several.
   with target.alone() if _on_one_device(params) else contextlib.nullcontext():
     job = _read_gallery(embedder, source, protocol, active, cheap=cheap)
     return [r for e, _ in active for r in _measured(e, job)]
@@ -263,10 +262,11 @@ def _read_gallery(
 
 
 def _measured(evaluator: Evaluator, job: Job) -> list[Result]:
-  """The results of an evaluator, whose names and units must be as it says.
+  """The results of an evaluator, checked against its declaration.
 
   Raises:
-    ValueError: else: tables and charts would not know how to show them.
+    ValueError: for a name or range that it does not declare, as tables and
+      charts would not know how to show the result.
   """
   results = evaluator.measure(job)
   for result in results:

@@ -175,6 +175,10 @@ class Objective(abc.ABC):
     drops_patches: whether it encodes a part of the patches, which not every
       encoder can do.
     curves: those of its metrics that a report draws, besides its loss.
+    lower_is_better: those of its metrics that improve downwards, as its loss
+      does.
+    masking_options: those of its options that say how tokens are masked; a
+      text tower that predicts the next token masks none.
   """
 
   config: Any
@@ -184,6 +188,8 @@ class Objective(abc.ABC):
   row_indices: ClassVar[frozenset[str]] = frozenset()
   drops_patches: ClassVar[bool] = False
   curves: ClassVar[tuple[str, ...]] = ()
+  lower_is_better: ClassVar[frozenset[str]] = frozenset()
+  masking_options: ClassVar[tuple[str, ...]] = ()
 
   @classmethod
   def options(cls) -> type[Any]:

@@ -43,6 +43,7 @@ class Captioning(Objective):
   name: ClassVar[str] = "captioning"
   needs: ClassVar[frozenset[Need]] = frozenset({"text", "context"})
   curves: ClassVar[tuple[str, ...]] = ("token_accuracy",)
+  masking_options: ClassVar[tuple[str, ...]] = ("mask_prob",)
 
   def target(self, inputs: Inputs, group: str) -> Int[Array, "B L"]:
     """The text whose tokens are predicted."""

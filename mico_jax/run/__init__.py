@@ -1,5 +1,5 @@
-"""The training loop, wired from everything above.
+"""The training loop.
 
-`pretrain` is the loop; `monitor` shows, writes and draws what happens in it,
-`cluster` keeps its processes together, `commands` are those beside training.
+`pretrain` is the loop, `monitor` its progress, metrics and report, `cluster`
+the coordination of its processes; `commands` are the jobs besides training.
 """

@@ -1,7 +1,7 @@
-"""Values that a config may take, checked before anything is opened or built.
+"""Checks of a config, before anything is opened or built.
 
-What concerns one field is declared in `mico_jax.config`; here are the tables
-that these declarations name, and what concerns several fields.
+A check of one field is declared beside it in `mico_jax.config`. Here are the
+checks that need tables of other rooms, and those of several fields together.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mico_jax import axes, models
 from mico_jax import config as config_lib
 from mico_jax.config import Config, ConfigError
 from mico_jax.config.fields import Key, Keys
+from mico_jax.evaluation.evaluators import EVALUATORS, find_measure
 from mico_jax.models import ENCODERS
 from mico_jax.objectives import OBJECTIVES
 from mico_jax.parallel import sharding
@@ -26,10 +27,10 @@ from mico_jax.train.state import HOST, OFFLOADABLE
 
 
 def check_values(config: Config) -> None:
-  """Checks every field by its declaration, keys of tables included.
+  """Checks every field against its declaration, names of tables included.
 
   Raises:
-    ConfigError: naming the first field that holds what it may not.
+    ConfigError: naming the first field with a value that is not allowed.
   """
   config_lib.check(config)
   for path, value, hint in config_lib.leaves(config):
@@ -46,7 +47,7 @@ def _check_keys(
   tables: Sequence[str],
   also: tuple[str, ...] = (),
 ) -> None:
-  """Every value stands in one of the tables, or in `also`."""
+  """Checks that every value is in one of the tables, or in `also`."""
   known = list(also)
   for name in tables:
     module, _, attribute = name.rpartition(".")
@@ -58,8 +59,43 @@ def _check_keys(
       )
 
 
+def lower_is_better(metric: str) -> bool:
+  """Whether a metric that `train.keep_best` may name improves downwards.
+
+  Args:
+    metric: "loss", "<metric>/<objective>" with or without a group behind, or
+      the name of a result, "<title>/.../<measure>".
+
+  Raises:
+    ConfigError: for any other name: its better direction is unknown.
+  """
+  if metric == "loss":
+    return True
+  kind, _, rest = metric.partition("/")
+  objective = OBJECTIVES.get(rest.partition("/")[0])
+  if objective is not None and kind in ("loss", *objective.curves):
+    return kind == "loss" or kind in objective.lower_is_better
+  measure = find_measure(metric)
+  if measure is not None:
+    return measure.lower_is_better
+  curves = [
+    f"{kind}/{name}/GROUP"
+    for name, objective in OBJECTIVES.items()
+    for kind in ("loss", *objective.curves)
+  ]
+  results = [
+    f"{evaluator.title}/.../{measure}"
+    for evaluator in EVALUATORS.values()
+    for measure in evaluator.measures
+  ]
+  raise ConfigError(
+    f"train.keep_best={metric!r} is unknown; known: "
+    f"{', '.join(('loss', *curves, *results))}."
+  )
+
+
 def check_encoder(config: Config) -> None:
-  """Checks that the shared encoder can do what the run asks of it.
+  """Checks that the encoder supports the objectives and options of the run.
 
   Raises:
     ConfigError: naming the option that needs another encoder.
@@ -86,23 +122,23 @@ def check_encoder(config: Config) -> None:
         )
 
 
-def _mesh_axes(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
+def _mesh_axes(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
   """The mesh axes that a rule names."""
-  if given is None:
+  if rule is None:
     return ()
-  return (given,) if isinstance(given, str) else given
+  return (rule,) if isinstance(rule, str) else rule
 
 
 def check_mesh(config: Config, mesh: Mesh) -> None:
   """Checks that rules, batches and heads fit the device mesh.
 
   Raises:
-    ConfigError: for unknown rules, a mesh axis that the rules do not use, a
-      batch that the devices cannot share, or heads that they cannot.
+    ConfigError: for unknown rules, a mesh axis that the rules do not use, or
+      a batch or heads that the devices cannot share equally.
   """
   name = config.parallel.rules
   rules = dict(sharding.rules_by_name(name))
-  used = {axis for given in rules.values() for axis in _mesh_axes(given)}
+  used = {axis for rule in rules.values() for axis in _mesh_axes(rule)}
   for axis, size in mesh.shape.items():
     if size > 1 and axis not in used:
       raise ConfigError(
@@ -129,7 +165,7 @@ def check_mesh(config: Config, mesh: Mesh) -> None:
 
 
 def _check_offload(config: Config) -> None:
-  """Known parts, and devices that can reach the host's memory."""
+  """Checks the parts to offload, and that the devices can use host memory."""
   for part in config.parallel.offload:
     if part not in OFFLOADABLE:
       raise ConfigError(
@@ -144,7 +180,7 @@ def _check_offload(config: Config) -> None:
 
 
 def _check_heads(config: Config, mesh: Mesh, rules: Mapping[str, Any]) -> None:
-  """Whole heads on each device, where the rules split them."""
+  """Checks that each device gets whole heads where the rules split them."""
   split = math.prod(mesh.shape[axis] for axis in _mesh_axes(rules[axes.QKV]))
   tower = models.build(config.model).tower
   heads = {f"model.text.{k}": n for k, n in tower.split_heads().items()}

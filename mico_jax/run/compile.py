@@ -1,8 +1,8 @@
 """Compiles the step of every task before the first one runs.
 
-Tasks are traced one after the other: Linen changes fields of module classes
-while it makes modules, which another thread may be reading. Compiling, which is
-most of the time, runs beside it.
+Tasks are traced one after the other, as Linen changes fields of module classes
+while it makes modules, which another thread may be reading. Compilation, which
+takes most of the time, runs in parallel.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class CompiledStep:
 
 
 def counts_as_model(config: Config, jaxpr: Any) -> bool:
-  """Whether the products of a traced step are those of the model, each once.
+  """Whether a traced step has exactly the matrix products of the model.
 
-  Then its model FLOPs need no trace of their own.
+  Its FLOPs are then the model FLOPs, without another trace of the model alone.
 
   Args:
     config: of the run.
@@ -61,7 +61,9 @@ def counts_as_model(config: Config, jaxpr: Any) -> bool:
   return not embeds_twice and not multiplies_gradients and is_plain(jaxpr)
 
 
-def compile_steps(session: Session, state: TrainState) -> dict[str, Any]:
+def compile_steps(
+  session: Session, state: TrainState
+) -> dict[str, CompiledStep]:
   """Compiles the step of every task that has any, ahead, in threads."""
   config = session.config
   rules = sharding.rules_by_name(config.parallel.rules)
@@ -110,8 +112,8 @@ def compile_all(
 
   Args:
     names: of the steps.
-    lower: name -> what has a method `compile`, and FLOPs; runs in one thread at
-      a time.
+    lower: name -> the lowered step and its model FLOPs; called by one thread
+      at a time.
   """
   tracing = threading.Lock()
   options = step_options()

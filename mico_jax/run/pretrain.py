@@ -10,13 +10,12 @@ Workdir: `config.json`, `metrics.jsonl`, `bad_samples.jsonl`, `checkpoints/`,
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +33,7 @@ from mico_jax.config import Config, to_dict
 from mico_jax.data.pipeline import Pipeline
 from mico_jax.memory import release_memory
 from mico_jax.parallel import distributed, sharding
+from mico_jax.run.checks import lower_is_better
 from mico_jax.run.cluster.agreement import (
   StopVote,
   check_agreement,
@@ -42,7 +42,7 @@ from mico_jax.run.cluster.agreement import (
 from mico_jax.run.cluster.lock import WorkdirLock
 from mico_jax.run.cluster.signals import StopSignal
 from mico_jax.run.cluster.watchdog import Watchdog
-from mico_jax.run.compile import compile_steps
+from mico_jax.run.compile import CompiledStep, compile_steps
 from mico_jax.run.monitor import metric_log, report
 from mico_jax.run.monitor.goodput import GoodputLog
 from mico_jax.run.monitor.instruments import CompileCounter, StepProfiler
@@ -59,7 +59,7 @@ IN_FLIGHT = 2  # steps queued on the device before the loop waits
 
 @dataclass(frozen=True)
 class Summary:
-  """What a call of `pretrain` did.
+  """Outcome of a call of `pretrain`.
 
   Attributes:
     workdir: folder of the run.
@@ -91,14 +91,14 @@ class Trainer:
     init: str | None = None,
     command: str = "",
   ):
-    """Checks all that can be checked, then claims the workdir.
+    """Checks config and data, then claims the workdir.
 
     Args:
       config: as loaded.
       workdir: folder of the run, local or remote.
       init: checkpoint to take the parameters from, unless the workdir already
         has one to resume.
-      command: that asked for the run; stored in its evaluation.
+      command: command line, stored in its evaluation.
 
     Raises:
       ConfigError: for a wrong config, or a workdir of another one.
@@ -108,6 +108,7 @@ class Trainer:
     check_agreement(config)
     self.session = distributed.together(lambda: resolve(config))
     self.config = self.session.config
+    self._rules = sharding.rules_by_name(self.config.parallel.rules)
     self.workdir = files.place(workdir)
     self.init = init
     self.command = command
@@ -117,10 +118,16 @@ class Trainer:
     self._lock = WorkdirLock(self.workdir)
     distributed.together(self._claim)
     self.clock = Clock()
-    self.manager = Manager(self.workdir, config=self.config, extras=extras)
+    best = self.config.train.keep_best
+    self.manager = Manager(
+      self.workdir,
+      config=self.config,
+      extras=extras,
+      lower_is_better=bool(best) and lower_is_better(best),
+    )
     self.metrics: dict[str, float] = {}
     self._evaluated: tuple[int, dict[str, float]] = (-1, {})
-    self._told_best = False
+    self._warned_of_best = False
     self._compiles = CompileCounter()
     self._profiler = StepProfiler(
       self.config.train.profile_steps if self.main else (), self.workdir
@@ -195,7 +202,7 @@ class Trainer:
     began = time.monotonic()
     state = self.start_state()
     start = int(state.step)
-    steps = {}
+    steps: dict[str, CompiledStep] = {}
     if start < self.config.train.steps:
       steps = compile_steps(self.session, state)
       self.clock.compile = time.monotonic() - began
@@ -218,7 +225,7 @@ class Trainer:
       self.clock.train = time.monotonic() - began
       done = int(state.step)
       results: list[evaluation.Result] = []
-      # A signal behind the last vote may have reached one process only.
+      # A signal after the last vote may have reached one process only.
       if distributed.any_process(stop.requested):
         stop.request(stop.signum or signal.SIGTERM)
       else:
@@ -251,77 +258,86 @@ class Trainer:
 
     threading.Thread(target=compile_it, daemon=True).start()
 
+  def _step_log(
+    self,
+    start: int,
+    steps: Mapping[str, CompiledStep],
+    writer: MetricsWriter,
+    pipeline: Pipeline,
+    bar: Progress,
+  ) -> StepLog:
+    """The log of a loop that begins at step `start`."""
+    goodput = None
+    if self.main:
+      goodput = GoodputLog(self.workdir, start_step=start, began=self._began)
+    flops = {name: step.flops for name, step in steps.items()}
+    return StepLog(
+      self.config,
+      writer,
+      pipeline,
+      bar=bar,
+      meter=Meter(self.clock, flops=flops, goodput=goodput),
+      metrics=self.metrics,
+    )
+
+  def _batches(
+    self, pipeline: Pipeline
+  ) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+    """Step number, task and batch on the devices, until the last step."""
+    batches = iter(pipeline)
+    while True:
+      with self.clock.measure("input_wait"):
+        item = next(batches, None)
+      if item is None:
+        return
+      number, task, batch = item
+      self._profiler.before(number)
+      with self.clock.measure("transfer"):
+        placed = sharding.put_batch(batch, self.session.mesh, self._rules)
+      yield number, task, placed
+
   def _loop(
     self,
     state: TrainState,
     start: int,
-    steps: Mapping[str, Any],
+    steps: Mapping[str, CompiledStep],
     writer: MetricsWriter,
     stop: StopSignal,
   ) -> TrainState:
-    config, mesh = self.config, self.session.mesh
-    rules = sharding.rules_by_name(config.parallel.rules)
-    pipeline = Pipeline(
-      config,
-      self.session.tokenizer,
-      workdir=str(self.workdir),
-      start_step=start,
-      rows=lambda size: sharding.local_rows(mesh, size, rules).tolist(),
-      sources=dict(self.session.sources),
-    )
-    clock = self.clock
-    goodput = None
-    if self.main:
-      goodput = GoodputLog(self.workdir, start_step=start, began=self._began)
-    flops = {name: getattr(step, "flops", 0) for name, step in steps.items()}
-    meter = Meter(clock, flops=flops, goodput=goodput)
-    log = StepLog(config, writer, pipeline, meter=meter, metrics=self.metrics)
-    queued: collections.deque[Any] = collections.deque()
-    saved, train = -1, config.train
+    """Trains from step `start` until the last step or a signal; saves."""
+    config, train = self.config, self.config.train
+    pipeline = self._open_pipeline(start)
     vote = StopVote(state.step, delay=IN_FLIGHT + 1)
+    saved = -1
     with (
       Progress(
         train.steps, start=start, label=config.name, enabled=self.main
       ) as bar,
       Watchdog(train.watchdog_s, self.workdir) as self._watchdog,
     ):
-      batches = iter(pipeline)
-      seen: set[str] = set()
-      while True:
-        with clock.measure("input_wait"):
-          item = next(batches, None)
-        if item is None:
-          break
-        number, task, batch = item
-        self._profiler.before(number)
-        with clock.measure("transfer"):
-          placed = sharding.put_batch(batch, mesh, rules)
-        with clock.measure("step"):
-          state, metrics = steps[task](state, placed)
+      log = self._step_log(start, steps, writer, pipeline, bar)
+      fresh = set(steps)  # tasks whose step has not run yet
+      for number, task, batch in self._batches(pipeline):
+        with self.clock.measure("step"):
+          state, metrics = steps[task](state, batch)
           self._profiler.after(number, metrics)
-          queued.append(metrics["skipped"].total)
-          if len(queued) > IN_FLIGHT:
-            log.finished(float(queued.popleft()))  # waits for the device
-        if not self._compiles.active and seen >= set(steps):
+          log.add(number, task, metrics)
+          log.wait(IN_FLIGHT)
+        if not fresh and not self._compiles.active:
           self._compiles.start()
-        seen.add(task)
+        fresh.discard(task)
         done = number + 1
         stopping, counter = vote.ask(stop.requested, state.step)
         state = dataclasses.replace(state, step=counter)
         if stopping and not stop.requested:
           stop.request()  # another process received the signal
-        log.add(number, task, metrics)
-        every = train.checkpoint_every
-        saving = (every and done % every == 0) or done == train.steps
-        saving = saving or stopping or self.manager.failed
+        saving = stopping or self.manager.failed or self._save_is_due(done)
         # A checkpoint covers its steps, so their metrics are stored before.
         if saving or log.alarmed or done % train.log_every == 0:
-          with clock.measure("log"):
-            log.flush(state, bar)
-        bar.update(done, samples=config.tasks[task].batch_size)
+          log.flush(state)
         self._watchdog.beat(number)
         if self._evaluation_is_due(done) and not stopping:
-          with clock.measure("check"):
+          with self.clock.measure("check"):
             self._cheap_evaluation(state, done, writer)
         if saving:
           self._save(done, state, writer)
@@ -334,13 +350,30 @@ class Trainer:
       self._save(int(state.step), state, writer)
     return state
 
+  def _open_pipeline(self, start: int) -> Pipeline:
+    """The batches of this process from step `start` on."""
+    mesh, rules = self.session.mesh, self._rules
+    return Pipeline(
+      self.config,
+      self.session.tokenizer,
+      workdir=str(self.workdir),
+      start_step=start,
+      rows=lambda size: sharding.local_rows(mesh, size, rules).tolist(),
+      sources=dict(self.session.sources),
+    )
+
+  def _save_is_due(self, done: int) -> bool:
+    """Every `checkpoint_every` steps, and at the end."""
+    every = self.config.train.checkpoint_every
+    return done == self.config.train.steps or bool(every and done % every == 0)
+
   def _save(self, done: int, state: TrainState, writer: MetricsWriter) -> None:
-    """Starts a checkpoint, with the metrics that are those of its step."""
+    """Starts a checkpoint, with the metrics of its step."""
     step, values = self._evaluated
     metrics = {**self.metrics, **(values if step == done else {})}
     best = self.config.train.keep_best
-    if best and best not in metrics and not self._told_best:
-      self._told_best = True
+    if best and best not in metrics and not self._warned_of_best:
+      self._warned_of_best = True
       say(
         f"train.keep_best={best!r} is no metric of step {done}, which has "
         f"{', '.join(sorted(metrics)) or 'none'}; those of evaluations need "
@@ -435,13 +468,13 @@ def pretrain(
     config: as loaded by `mico_jax.config.load`.
     workdir: folder of the run.
     init: checkpoint whose parameters a new run starts from.
-    command: that asked for it, for the records.
+    command: command line, stored in its evaluation.
 
   Raises:
     ConfigError: for a wrong config, before any device is touched.
     NonFiniteError: after `train.nonfinite_patience` non-finite steps in a row.
     CheckpointError: if a save failed; former checkpoints are intact.
-    TransientError: if storage was away for longer than is waited for; the
-      same call resumes.
+    TransientError: if storage was unavailable for longer than
+      MICO_JAX_PATIENCE; the same call resumes.
   """
   return Trainer(config, workdir, init=init, command=command).run()

@@ -1,4 +1,4 @@
-"""From a config to everything a run needs, checked before a device is used.
+"""Makes everything that a run needs from its config, host work first.
 
 `resolve` touches only the host: it opens the sources, pins their counts and
 hashes into the config, makes the tokenizer and checks that all parts fit.
@@ -34,9 +34,14 @@ from mico_jax.evaluation import check_evaluation
 from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SMALL, make_self_check
 from mico_jax.modalities import MODALITIES, DecodeError, letters
-from mico_jax.objectives import select
+from mico_jax.objectives import OBJECTIVES, make_objective, select
 from mico_jax.parallel.mesh import make_mesh
-from mico_jax.run.checks import check_encoder, check_mesh, check_values
+from mico_jax.run.checks import (
+  check_encoder,
+  check_mesh,
+  check_values,
+  lower_is_better,
+)
 from mico_jax.train.encode import make_plan
 from mico_jax.train.optimizer import Optimizer, make_optimizer
 from mico_jax.train.state import abstract_params, logical_axes
@@ -80,7 +85,11 @@ def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
 
 
 def check_tasks(config: Config) -> None:
-  """Groups need heads and tables; text slots need positions."""
+  """Checks that the model has heads, types and positions for every task.
+
+  Raises:
+    ConfigError: naming the task and the group.
+  """
   if not config.tasks:
     raise ConfigError("the config has no tasks; set config.tasks.")
   model = models.build(config.model)
@@ -109,27 +118,31 @@ def check_tasks(config: Config) -> None:
 
 
 def _check_masking(config: Config) -> None:
-  """A tower that predicts the next token masks none."""
-  for name in ("captioning", "question_answering"):
-    options = getattr(config.objectives, name)
-    default = type(options)().mask_prob
-    if options.mask_prob != default:
-      raise ConfigError(
-        f"objectives.{name}.mask_prob={options.mask_prob} says nothing to "
-        f"model.text.encoder={config.model.text.encoder!r}, which masks no "
-        f"token; leave it at {default}."
+  """Refuses masking options, as the text tower predicts the next token."""
+  for name in OBJECTIVES:
+    objective = make_objective(config.objectives, name)
+    defaults = type(objective.config)()
+    for option in objective.masking_options:
+      value, default = (
+        getattr(options, option) for options in (objective.config, defaults)
       )
+      if value != default:
+        raise ConfigError(
+          f"objectives: {name}.{option}={value} has no effect with "
+          f"model.text.encoder={config.model.text.encoder!r}, which masks no "
+          f"token; leave it at {default}."
+        )
 
 
 def _check_lengths(config: Config, name: str) -> None:
-  """Every text of a task fits the text tower's position table."""
+  """Checks that the texts of a task fit the tower's position table."""
   task, limit = config.tasks[name], config.model.text.max_positions
   slots = TextSlots.of(config, task)
   lengths = {f"the text of {g!r}": n for g, n in slots.groups.items()}
   lengths["question and answer together"] = slots.question + slots.answer
-  for key in keys_of(groups_of(task)):
-    if MODALITIES[key].kind == "interface":
-      (lengths[f"a {key}"],) = input_shape(config, key).shape
+  for modality in keys_of(groups_of(task)):
+    if MODALITIES[modality].kind == "interface":
+      (lengths[f"a {modality}"],) = input_shape(config, modality).shape
   for what, length in lengths.items():
     if length > limit:
       raise ConfigError(
@@ -186,7 +199,7 @@ class Session:
       make_loss(self.model, self.config, task, info)
 
   def extras(self) -> Extras:
-    """What each checkpoint holds beside the state."""
+    """The parts of each checkpoint besides the state."""
     info = self.tokenizer.info
     return Extras(
       logical_axes=logical_axes(
@@ -214,22 +227,23 @@ class Session:
     return make_self_check(self.config, self.tokenizer)
 
 
-def resolve(config: Config, **given: Any) -> Session:
-  """Checks a config and opens what it names, without touching a device.
+def resolve(config: Config) -> Session:
+  """Checks a config and opens its data sources, without touching a device.
 
   Args:
     config: as loaded.
-    **given: `tokenizer`: use this one instead of making it.
 
   Raises:
     ConfigError: for parts that do not fit together or files that are missing.
   """
   check_values(config)
+  if config.train.keep_best:
+    lower_is_better(config.train.keep_best)  # an unknown metric is an error
   check_encoder(config)
   check_inputs(config)
   sources = open_sources(config)
   config = pin_sources(config, sources)
-  tokenizer = given.get("tokenizer") or make_tokenizer(
+  tokenizer = make_tokenizer(
     config.data.tokenizer, training_captions(config, sources)
   )
   config = _with_vocabulary(config, tokenizer)

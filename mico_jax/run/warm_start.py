@@ -73,17 +73,17 @@ def warm_start(
     )
   alpha = checkpoint.config.optimizer.lora_alpha
   source = lora.merge(checkpoint.params, alpha=alpha)
-  # An import lists what its file had no weights for: no better than fresh.
+  # Parameters that an import found no weights for are random values as well.
   fresh = checkpoint.manifest.get("import", {}).get("new", [])
   if fresh:
     flat = manifest.flatten(source)
     source = manifest.unflatten(
       {path: flat[path] for path in flat if path not in fresh}
     )
-  found, report = restore.partial_load(
+  loaded, report = restore.partial_load(
     jax.tree.map(np.asarray, params),
     source,
     resizers=RESIZERS,
     may_be_new=(*MAY_BE_NEW, *(f"^{re.escape(path)}$" for path in fresh)),
   )
-  return found, report, notes
+  return loaded, report, notes

@@ -1,1 +1,1 @@
-"""What tests use: tiny configs, fake batches, contracts, golden cases."""
+"""Helpers of tests: tiny configs, fake batches, contracts, golden cases."""

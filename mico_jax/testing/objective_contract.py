@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from mico_jax.aliases import Batch, Params
 from mico_jax.config import (
@@ -59,7 +60,7 @@ def tiny_config(
   model: ModelConfig = TINY_MODEL,
   **changes: Any,
 ) -> Config:
-  """A config whose task "main" trains the tiny model on given objectives."""
+  """A config whose task "main" trains the tiny model."""
   if objectives is None:
     objectives = {
       "contrastive": ("tv", "tva"),
@@ -75,7 +76,9 @@ def tiny_config(
   return dataclasses.replace(config, data=data, **changes)
 
 
-def fake_text(rng: np.random.Generator, rows: int, length: int) -> np.ndarray:
+def fake_text(
+  rng: np.random.Generator, rows: int, length: int
+) -> Int[np.ndarray, "{rows} {length}"]:
   """Random texts of the tiny tokenizer: cls, words, sep, padding."""
   ids = np.zeros((rows, length), np.int32)
   for row in range(rows):
@@ -95,7 +98,7 @@ def fake_batch(
   negatives: int = 0,
   seed: int = 0,
 ) -> dict[str, Any]:
-  """A batch of random data with pixels given directly (batch["pixels"])."""
+  """A batch of random data with decoded pixels (batch["pixels"])."""
   rng = np.random.default_rng(seed)
   frames = {"image": 1, "video": 2, "audio": 2, "depth": 1, "normal": 1}
   shape = lambda count: (rows, count, size, size, 3)
@@ -138,7 +141,7 @@ def _setup(name: str, group: str) -> tuple[Any, Params]:
 
 
 class ObjectiveContract:
-  """What any objective must do; subclass with a parametrised `name` fixture."""
+  """Tests of any objective; subclass with a parametrised `name` fixture."""
 
   group = "tva"
 
@@ -167,7 +170,7 @@ class ObjectiveContract:
     assert self.run(name, self.batch())[0] == self.run(name, self.batch())[0]
 
   def test_rows_of_weight_zero_do_not_matter(self, name: str) -> None:
-    """What padding rows hold changes neither loss nor gradients."""
+    """The content of padding rows changes neither loss nor gradients."""
     first, second = self.batch(), fake_batch((self.group,), seed=1)
     for batch in (first, second):
       batch["weight"][5:] = 0

@@ -1,4 +1,4 @@
-"""Tiny released folders and single towers of random weights, for tests."""
+"""Tiny official folders and single towers of random weights, for tests."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ OLD = (("vision_encoder.", "evaclip_model."), ("vision_", "video_"))
 def tensors(
   seed: int = 0, *, mixed: bool = True, model: ModelConfig = MODEL
 ) -> dict[str, np.ndarray]:
-  """Random tensors under the names of an older released file.
+  """Random tensors under the names of an older official file.
 
   Args:
     seed: of the values.
@@ -97,23 +97,23 @@ def tensors(
     lambda like: rng.normal(size=like.shape).astype(np.float32),
     build(model).abstract_params(),
   )
-  found = {}
+  tensors = {}
   dtypes = (np.float32, np.float16, ml_dtypes.bfloat16)
-  released = mico.to_official(params, model)
-  for i, (name, value) in enumerate(released.items()):
+  official = mico.to_official(params, model)
+  for i, (name, value) in enumerate(official.items()):
     if name in mico.TIED.values():
       value = value.astype(np.float16)
     elif value.dtype == np.float32 and mixed and name not in mico.TIED:
       value = value.astype(dtypes[i % 3])
-    found[name] = value
+    tensors[name] = value
   for copy, name in mico.TIED.items():
-    found[copy] = found[name]
+    tensors[copy] = tensors[name]
   for new, old in OLD:
-    found = {
+    tensors = {
       name.replace(new, old) if name.startswith(new) else name: value
-      for name, value in found.items()
+      for name, value in tensors.items()
     }
-  return found
+  return tensors
 
 
 def tower_tensors(
@@ -129,7 +129,7 @@ def tower_tensors(
   """
   rng = np.random.default_rng(seed)
   shapes = manifest.flatten(build(model).abstract_params())
-  found = {}
+  tensors = {}
   for entry in FORMATS[form].table(model):
     value = rng.normal(size=shapes["/".join(entry.path)].shape)
     value = value.astype(np.float16)
@@ -139,8 +139,8 @@ def tower_tensors(
       for name, part in zip(entry.names, parts, strict=True):
         name = name.format(i=i).removeprefix(prefix)
         size = model.vision.patch_size
-        found[name] = to_theirs(part, entry, patch_size=size)
-  return found
+        tensors[name] = to_theirs(part, entry, patch_size=size)
+  return tensors
 
 
 def write(

@@ -200,9 +200,13 @@ def test_keeps_the_newest_and_the_best(tmp_path):
   assert manager.steps() == [2, 4, 5]
   assert manager.best_step() == 2
   manager.close()
-  other = open_manager(tmp_path / "loss", keep=1, keep_best="loss")
+  other = manager_lib.Manager(
+    tmp_path / "rank",
+    config=make_config(keep=1, keep_best="median rank"),
+    lower_is_better=True,
+  )
   for step, score in ((1, 0.5), (2, 0.1), (3, 0.9)):
-    save(other, step, metrics={"loss": score})
+    save(other, step, metrics={"median rank": score})
   assert other.steps() == [2, 3]
   assert other.save(3, make_state(3.0)) is False
   other.close()

@@ -119,7 +119,7 @@ def test_image(case, golden_dir):
 
 
 def test_exact_and_rounded_modes(case):
-  """What travels is the released picture, exact or rounded to 8 bits."""
+  """What travels is the official picture, exact or rounded to 8 bits."""
   stored = case[1]["image.decoded_rgb_uint8"]
   geometry = Geometry(1, 28)
   clip = spatial.ArrayClip(stored[None])

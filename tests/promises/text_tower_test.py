@@ -149,4 +149,4 @@ def test_options_of_masks_say_nothing_to_it(tmp_path, capsys):
   argv = ["pretrain", "--config", str(config_file(tmp_path)), *TOWER]
   argv += ["--config.objectives.captioning.mask_prob=0.3"]
   assert cli.main([*argv, "--workdir", str(tmp_path / "w")]) == 2
-  assert "mask_prob=0.3 says nothing to" in capsys.readouterr().err
+  assert "mask_prob=0.3 has no effect with" in capsys.readouterr().err

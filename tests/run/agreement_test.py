@@ -116,7 +116,10 @@ def slow(session, state):
       return dataclasses.replace(state, step=counter), metrics
     return call
 
-  return {k: wrap(v) for k, v in compile_steps(session, state).items()}
+  return {
+    k: dataclasses.replace(v, run=wrap(v.run))
+    for k, v in compile_steps(session, state).items()
+  }
 
 lib.compile_steps = slow
 config = tiny_config()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any, ClassVar
+
 import jax
 import pytest
 
 from mico_jax import config as c
+from mico_jax import objectives
+from mico_jax.evaluation import evaluators
+from mico_jax.evaluation.evaluator import Measure
 from mico_jax.parallel.mesh import make_mesh
-from mico_jax.run import checks
+from mico_jax.run import checks, setup
 from mico_jax.run.setup import resolve
 from mico_jax.testing import tiny_checkpoint
 
@@ -40,6 +46,8 @@ def mistake(*overrides: str) -> str:
     ("evaluation.item_pairs=('a-i',)", "write query and candidate letters"),
     ("evaluation.item_pairs=('a:i',)", "needs evaluation.label"),
     ("evaluation.classes='absent'", "cannot be read"),
+    ("train.keep_best=x", "'x' is unknown; known: loss, loss/contrastive/"),
+    ("train.keep_best=retrieval/t->va/R@2", "retrieval/.../R@1"),
     ("model.remat=x", "none, full"),
     ("model.attention=x", "auto, pallas_tpu, cudnn, xla, reference"),
     ("model.dtype=float8", 'one of "float32", "bfloat16"'),
@@ -131,3 +139,57 @@ def test_more_processes_than_rows(monkeypatch):
   monkeypatch.setattr(checks.jax, "process_count", lambda: mesh.size)
   with pytest.raises(c.ConfigError, match="more than there are rows"):
     checks.check_mesh(config, mesh)
+
+
+@pytest.mark.parametrize(
+  ("metric", "lower"),
+  [
+    ("loss", True),
+    ("loss/contrastive/tva", True),
+    ("token_accuracy/captioning/ti", False),
+    ("retrieval/t->va/R@1", False),
+    ("caption/va/CIDEr", False),
+    ("retrieval/t->va/median rank", True),
+    ("perplexity/captioning/ti", True),
+  ],
+)
+def test_each_metric_declares_its_better_direction(monkeypatch, metric, lower):
+  class Ranks(evaluators.TextRetrieval):
+    measures: ClassVar = {"median rank": Measure(unit="", lower_is_better=True)}
+
+  class Perplexing(objectives.OBJECTIVES["captioning"]):
+    curves = ("token_accuracy", "perplexity")
+    lower_is_better = frozenset({"perplexity"})
+
+  monkeypatch.setitem(evaluators.EVALUATORS, "ranks", Ranks)
+  monkeypatch.setitem(objectives.OBJECTIVES, "captioning", Perplexing)
+  assert checks.lower_is_better(metric) == lower
+
+
+@dataclasses.dataclass(frozen=True)
+class HidingOptions:
+  weight: float = 1.0
+  share: float = 0.5
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_a_causal_tower_has_no_use_for_masking_options(monkeypatch, share):
+  @dataclasses.dataclass(frozen=True)
+  class Hiding(objectives.OBJECTIVES["captioning"]):
+    config: Any = HidingOptions()
+    name = "hiding"
+    masking_options = ("share",)
+
+  monkeypatch.setitem(objectives.OBJECTIVES, "hiding", Hiding)
+  config = c.override(
+    tiny_checkpoint.tiny_config(),
+    (
+      *("model.text.encoder=causal", "model.text.kv_heads=1"),
+      f"objectives.options={{'hiding': {{'share': {share}}}}}",
+    ),
+  )
+  if share == 0.5:
+    setup.check_tasks(config)
+    return
+  with pytest.raises(c.ConfigError, match=r"hiding.share=0.25 has no effect"):
+    setup.check_tasks(config)

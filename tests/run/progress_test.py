@@ -99,3 +99,13 @@ def test_disabled_shows_nothing():
     shown.update(1)
     shown.update(2)
   assert stream.getvalue() == ""
+
+
+def test_values_alone_are_no_progress():
+  clock = Clock()
+  shown = progress.Progress(9, stream=io.StringIO(), clock=clock)
+  clock.now = 1.0
+  shown.show({"loss": 2.0})
+  clock.now += 1e-5
+  shown.update(1, samples=64)
+  assert shown.samples_per_second == 0.0

@@ -1,9 +1,9 @@
 """Evaluators: the one place that lists them.
 
 To add one, write `mico_jax/evaluation/evaluators/<name>.py` with a subclass of
-`Evaluator` and add its line here; configs name it in `evaluation.suite`, and
-tables, charts, reports, `mico-jax evaluate --help` and the reference pages ask
-it what they show.
+`Evaluator` and add its line here. Configs name it in `evaluation.suite`;
+tables, charts, reports, `mico-jax evaluate --help` and the reference pages read
+what they show from the class.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
 def find_measure(
   result: str, evaluators: Iterable[type[Evaluator]] | None = None
 ) -> Measure | None:
-  """How a result is shown, by its name "<title>/.../<measure>"; None: unknown.
+  """The measure of a result named "<title>/.../<measure>"; None: unknown.
 
   Args:
     result: name, such as "retrieval/t->va/R@1".

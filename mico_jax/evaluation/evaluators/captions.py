@@ -78,12 +78,12 @@ def _results(
     job.gallery,
     letters,
     items,
-    [own[0] for own in texts],
+    [captions[0] for captions in texts],
     kind,
     seed=protocol.seed,
   )
-  result = lambda key, values: protocol.result(
-    f"caption/{letters}/{key}", values, total=total, prompts=written
+  result = lambda name, values: protocol.result(
+    f"caption/{letters}/{name}", values, total=total, prompts=written
   )
   accuracy = result("token accuracy", tokens)
   bleu = dataclasses.replace(

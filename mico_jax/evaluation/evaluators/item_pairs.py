@@ -127,14 +127,14 @@ def _to_text(job: Job, letters: str, labels: Sequence[Any]) -> Result:
     ValueError: if no item has a label.
   """
   queries = queries_of(job.config, job.gallery, letters, 1)
-  own = [labels[i] for i in queries.items]
+  item_labels = [labels[i] for i in queries.items]
   meant = [
-    {own[i] for i in np.flatnonzero(row) if own[i] is not None}
+    {item_labels[i] for i in np.flatnonzero(row)} - {None}
     for row in queries.relevant
   ]
-  rows = [i for i, label in enumerate(own) if label is not None]
+  rows = [i for i, label in enumerate(item_labels) if label is not None]
   relevant = np.asarray(
-    [[own[i] in text for text in meant] for i in rows], bool
+    [[item_labels[i] in text for text in meant] for i in rows], bool
   )
   texts = job.embedder.embed_texts(queries.texts, queries.kind)
   items = job.gallery.embeddings[letters][queries.items[rows]]

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Float
 
 from mico_jax.config import Config, ConfigError
 from mico_jax.data.sources import open_source
@@ -60,7 +61,7 @@ class LinearProbe(Evaluator):
 
 def _rows(
   gallery: Gallery, context: str, field: str
-) -> tuple[np.ndarray, list[Any]]:
+) -> tuple[Float[np.ndarray, "N D"], list[Any]]:
   """Features and labels of the items that have both."""
   labels = labels_of(gallery, field)
   items = [i for i in gallery.usable(context) if labels[i] is not None]

@@ -1,4 +1,4 @@
-"""How often the matching head is right."""
+"""Accuracy of the matching head."""
 
 from __future__ import annotations
 

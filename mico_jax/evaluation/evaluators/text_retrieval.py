@@ -1,11 +1,11 @@
 """Retrieval between texts and items.
 
 Queries are the distinct texts of the gallery; an item is relevant to a text if
-that text is one of its own. So items that share a caption are all right
-answers, and several captions per item are several queries; in the other
-direction the best-placed own caption counts.
+that text is one of its captions. Items that share a caption are therefore all
+right answers, and several captions per item are several queries; from items to
+texts the best-ranked caption of the item counts.
 
-Re-ranking follows the released protocol: for each query the `top` best
+Re-ranking follows the official protocol: for each query the `top` best
 candidates by similarity get P(match) of the matching head as their score, all
 others 0.
 
@@ -188,8 +188,8 @@ def world_ceiling(
 ) -> float | None:
   """Best expected text to item R@1 from the scene graphs; None: no scenes.
 
-  A text fits all items that agree in the facts it states and the modalities
-  show; its own items are among them, and a perfect model picks at random.
+  A text fits every item that agrees in the facts that it states and the
+  modalities show, and a perfect model picks one of them at random.
   """
   scenes = []
   for item in queries.items:

@@ -139,7 +139,7 @@ def _caption_classes(
   """The caption of each item, and the distinct ones as classes."""
   kind = kind_of(job.config, context)
   texts = [texts_of(record, kind, 1) for record in job.gallery.records]
-  labels = [own[0] if own else None for own in texts]
+  labels = [captions[0] if captions else None for captions in texts]
   return labels, sorted({text for text in labels if text is not None})
 
 

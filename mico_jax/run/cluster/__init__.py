@@ -1,1 +1,1 @@
-"""What the processes of a run need of each other, and of the machine."""
+"""Coordination of the processes of a run, its lock, and its end."""

@@ -1,9 +1,10 @@
 """Processes of one run must agree: before the first step, and where to stop.
 
-Started by hand or from a stale image, one process may have another seed, config
-or version, or a wrong clock; each would silently train something else. They
-compare notes first, and all end with the same line. Later any of them may
-receive a signal; `StopVote` tells all of them the same step to stop at.
+A process started by hand or from a stale image may have another seed, config or
+version, or a wrong clock, and would silently train something else. So the
+processes compare these first, and on a difference all end with the same error.
+Later any of them may receive a signal; `StopVote` then stops all of them at the
+same step.
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from mico_jax import config as config_lib
 from mico_jax.checkpoint import manifest
 from mico_jax.config import Config, ConfigError
 from mico_jax.parallel import distributed
 
-# Between the clocks of two processes. Times stand in logs and goodput only, so
-# this is generous; it catches a machine without time synchronisation.
+# Seconds between the clocks of two processes. Only logs and goodput use times,
+# so this is generous; it catches a machine without time synchronisation.
 MAX_CLOCK_DIFFERENCE = 30.0
 
 
 def note(config: Config) -> dict[str, Any]:
-  """What this process compares with the others."""
+  """Values of this process that must equal those of the others."""
   return {
     "clock": time.time(),
     "seed": config.seed,
@@ -42,8 +44,8 @@ def compare(notes: Sequence[Mapping[str, Any]]) -> None:
   """Compares the notes of all processes, in their order.
 
   Raises:
-    ConfigError: naming the first process that differs from process 0 and in
-      what.
+    ConfigError: naming the first process that differs from process 0, and the
+      difference.
   """
   first = notes[0]
   for process, other in enumerate(notes[1:], 1):
@@ -85,10 +87,10 @@ def check_agreement(config: Config) -> None:
 
 
 def check_same_step(step: int) -> None:
-  """All processes go on from the same step; all must call it.
+  """Checks that all processes resume at the same step; all must call it.
 
   Raises:
-    ConfigError: if they found different checkpoints.
+    ConfigError: if they would resume at different steps.
   """
   steps = distributed.gather_texts(str(step))
   if len(set(steps)) > 1:
@@ -111,7 +113,7 @@ class StopVote:
   could meet each other.
   """
 
-  def __init__(self, counter: jax.Array, *, delay: int):
+  def __init__(self, counter: Int[jax.Array, ""], *, delay: int):
     """Compiles the program; nothing is asked yet.
 
     Args:
@@ -137,12 +139,14 @@ class StopVote:
       .compile()
     )
 
-  def _shared(self, flag: bool) -> jax.Array:
+  def _shared(self, flag: bool) -> Int[jax.Array, " D"]:
     """The flags of all processes, one for each device."""
-    own = lambda _: np.full(1, flag, np.int32)
-    return jax.make_array_from_callback((self._count,), self._flags, own)
+    local_flag = lambda _: np.full(1, flag, np.int32)
+    return jax.make_array_from_callback((self._count,), self._flags, local_flag)
 
-  def ask(self, flag: bool, counter: jax.Array) -> tuple[bool, jax.Array]:
+  def ask(
+    self, flag: bool, counter: Int[jax.Array, ""]
+  ) -> tuple[bool, Int[jax.Array, ""]]:
     """Asks with the flag of this process; all must call it at every step.
 
     Args:

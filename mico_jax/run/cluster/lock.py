@@ -1,11 +1,12 @@
 """One run at a time in a workdir: `<workdir>/lock.json`.
 
-The file names the holder, which renews it every few seconds. It counts as left
-behind when its process on this host is gone or, held on another host, when it
-is not renewed for a while: a killed run therefore resumes by itself, here at
-once and elsewhere after `LEASE` seconds. A holder that cannot renew it for that
-long ends itself, since another host may now take over. Of several that start at
-once, one gets it (see `run.cluster.record`). Only process 0 of a run holds it.
+The file names the holder, which renews it every few seconds. A lock is stale
+when its process on this host is gone or, if it is held on another host, when it
+has not been renewed for `LEASE` seconds. So a killed run can be resumed at once
+on the same host, and after `LEASE` seconds on another. A holder that cannot
+renew its lock for that long ends itself, since another host may then take over.
+Of several processes that start at once, one gets the lock (see
+`run.cluster.record`). Only process 0 of a run holds it.
 """
 
 from __future__ import annotations
@@ -225,7 +226,7 @@ class WorkdirLock:
 
   # ------------------------------------------------------------------ holding
   def _keep(self) -> None:
-    """Renews the lock until it is given back, whatever comes in between."""
+    """Renews the lock until it is released; errors are printed and retried."""
     while not self._ended.wait(BEAT):
       began = time.monotonic()
       try:
@@ -239,7 +240,7 @@ class WorkdirLock:
         self._lost("was taken over by another process")
 
   def _guard(self) -> None:
-    """Ends the run before another host may take it for dead."""
+    """Ends the run before another host may take over its lock."""
     while not self._ended.wait(min(BEAT, self._lease) / 4):
       silent = time.monotonic() - self._renewed
       if silent > self._lease and not self._ended.is_set():

@@ -25,7 +25,7 @@ LIMIT = 60.0  # seconds
 
 
 def card(place: Place) -> dict[str, Any]:
-  """What a host tells about itself."""
+  """Facts about this host that the others compare."""
   return {
     "process": place.process,
     "host": socket.gethostname(),
@@ -35,28 +35,28 @@ def card(place: Place) -> dict[str, Any]:
 
 
 def problems(place: Place, cards: Sequence[Mapping[str, Any]]) -> list[str]:
-  """What is wrong with the hosts that were seen; empty: nothing."""
+  """One line for each problem of the hosts; empty: none."""
   seen = {c["process"]: c for c in cards}
-  found = []
+  problems = []
   if 0 not in seen:
-    found.append(f"no answer from {place.hosts[0]} ({place.address})")
+    problems.append(f"no answer from {place.hosts[0]} ({place.address})")
   else:
     missing = [i for i in range(len(place.hosts)) if i not in seen]
-    found += [f"missing: {place.hosts[i]} (process {i})" for i in missing]
+    problems += [f"missing: {place.hosts[i]} (process {i})" for i in missing]
   first = seen.get(0, cards[0])
   for process, other in seen.items():
     name = f"{other['host']} (process {process})"
     lines = manifest.differences(first["versions"], other["versions"])
     if lines:
-      found.append(f"{name} has other versions: {'; '.join(lines[:3])}")
+      problems.append(f"{name} has other versions: {'; '.join(lines[:3])}")
     if abs(other.get("late", 0.0)) > MAX_CLOCK_DIFFERENCE:
-      found.append(f"the clock of {name} is {other['late']:+.0f} s off")
-  return found
+      problems.append(f"the clock of {name} is {other['late']:+.0f} s off")
+  return problems
 
 
 @contextlib.contextmanager
 def _stdout_for_results() -> Iterator[None]:
-  """What libraries print to stdout goes to stderr (gloo tells of its peers)."""
+  """Redirects stdout to stderr, as gloo prints about its peers."""
   sys.stdout.flush()
   former = os.dup(1)
   try:
@@ -74,10 +74,10 @@ def _collective(count: int) -> list[str]:
 
   if jax.process_count() != count:
     return [f"JAX sees {jax.process_count()} processes, expected {count}"]
-  found = distributed.gather_texts(str(jax.local_device_count()))
-  total = sum(map(int, found))
+  counts = distributed.gather_texts(str(jax.local_device_count()))
+  total = sum(map(int, counts))
   if total != jax.device_count():
-    return [f"devices: {found} do not add up to {jax.device_count()}"]
+    return [f"devices: {counts} do not add up to {jax.device_count()}"]
   return []
 
 
@@ -94,8 +94,8 @@ def check(place: Place, *, limit: float = LIMIT) -> dict[str, Any]:
   """
   began = time.monotonic()
   # A third is kept for JAX.
-  own = lambda: card(place)
-  cards = rendezvous.gather(place, own, began + limit * 2 / 3)
+  describe = lambda: card(place)
+  cards = rendezvous.gather(place, describe, began + limit * 2 / 3)
   wrong = problems(place, cards)
   if not wrong and len(place.hosts) > 1:
     result: list[str] = []

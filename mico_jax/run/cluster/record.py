@@ -40,8 +40,8 @@ class Record:
       version: as `read` or `swap` returned it.
 
     Returns:
-      The new version; None if another process was faster, or if it cannot be
-      known who was: then read.
+      The new version; None if another process was faster, or may have been:
+      then call `read`.
     """
     raise NotImplementedError
 

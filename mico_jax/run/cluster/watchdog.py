@@ -60,7 +60,7 @@ class Watchdog:
     self._ended.set()
 
   def beat(self, step: int) -> None:
-    """Tells that a step is finished."""
+    """Notes that a step is finished."""
     self._step, self._last = step, time.monotonic()
 
   @contextlib.contextmanager

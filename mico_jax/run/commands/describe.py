@@ -1,4 +1,4 @@
-"""What a checkpoint or a config holds, for `mico-jax inspect`."""
+"""Content of a checkpoint or a config, for `mico-jax inspect`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mico_jax.models import build
 
 @dataclass(frozen=True)
 class Inspection:
-  """What was found.
+  """Content of a checkpoint or a config.
 
   Attributes:
     config: of the run.
@@ -33,12 +33,12 @@ class Inspection:
 
   def counts(self) -> dict[str, int]:
     """Number of parameters by top-level key, and in all."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for path, entry in self.params.items():
       top = path.partition("/")[0]
       size = int(np.prod(entry["shape"], dtype=np.int64))
-      found[top] = found.get(top, 0) + size
-    return {**found, "total": sum(found.values())}
+      counts[top] = counts.get(top, 0) + size
+    return {**counts, "total": sum(counts.values())}
 
   def overview(self) -> str:
     """The parameter table."""
@@ -87,18 +87,18 @@ def of_checkpoint(path: str | os.PathLike[str]) -> Inspection:
     CheckpointError: if there is none, or its small files do not verify.
   """
   folder = restore.step_folders(path)[0]
-  found = manifest.read(folder)
-  files, problems = manifest.read_files(folder, found)
+  content = manifest.read(folder)
+  files, problems = manifest.read_files(folder, content)
   if problems:
     raise manifest.CheckpointError(manifest.summarise(problems))
   keys = ("step", "versions", "topology", "preprocessing", "tokenizer")
-  about = {"path": str(folder), **{k: found[k] for k in keys}}
-  about["metrics"] = found["metrics"]
+  about = {"path": str(folder), **{k: content[k] for k in keys}}
+  about["metrics"] = content["metrics"]
   about["items"] = {
     name: sum(int(np.prod(e["shape"], dtype=np.int64)) for e in item.values())
-    for name, item in found["items"].items()
+    for name, item in content["items"].items()
   }
   if folder.parent.name == steps.CHECKPOINTS:
     about["steps"] = steps.list_steps(folder.parent)
   config = restore.parse_config(files[manifest.CONFIG], folder)
-  return Inspection(config, found["items"]["params"], about)
+  return Inspection(config, content["items"]["params"], about)

@@ -1,4 +1,4 @@
-"""What this installation has, for `mico-jax doctor` and bug reports."""
+"""Versions and devices of this installation, for `mico-jax doctor`."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def _memory_gb() -> float | None:
 def _devices() -> dict[str, Any]:
   """The platform with its devices, or why there is none."""
   try:
-    found: dict[str, Any] = {BACKEND: require_backend()}
+    devices: dict[str, Any] = {BACKEND: require_backend()}
   except ConfigError as error:
     return {BACKEND: None, PROBLEM: str(error)}
-  found["processes"] = jax.process_count()
+  devices["processes"] = jax.process_count()
   for kind in sorted({d.device_kind for d in jax.devices()}):
     count = sum(d.device_kind == kind for d in jax.devices())
-    found[f"device {kind}"] = count
-  return found
+    devices[f"device {kind}"] = count
+  return devices
 
 
 def report(folder: str = ".") -> dict[str, dict[str, Any]]:

@@ -36,7 +36,7 @@ _JOB = "embed"  # stands for a source in the list of stalled files
 
 @dataclass(frozen=True)
 class EmbedReport:
-  """What a job did.
+  """Outcome of an embedding job.
 
   Attributes:
     out: the output file.
@@ -324,8 +324,8 @@ def _merge(
     shard = manifest_lib.unpack_arrays(_shard(parts, start).read_bytes())
     indices += shard["indices"].tolist()
     vectors.append(shard["embeddings"].reshape(-1, width))
-    found = json.loads(shard["errors"].tobytes())
-    errors.update({int(i): text for i, text in found.items()})
+    failures = json.loads(shard["errors"].tobytes())
+    errors.update({int(i): text for i, text in failures.items()})
   lines = [
     json.dumps(
       {**entries[i].describe(), "error": writable(text)}, ensure_ascii=False
@@ -348,7 +348,9 @@ def _merge(
 
 
 def _write_output(
-  path: pathlib.Path, entries: Sequence[EmbedItem], vectors: np.ndarray
+  path: pathlib.Path,
+  entries: Sequence[EmbedItem],
+  vectors: Float[np.ndarray, "N E"],
 ) -> None:
   part = path.with_name(f"{path.stem}.tmp{path.suffix}")
   if path.suffix == ".parquet":

@@ -1,4 +1,4 @@
-"""What is to be embedded: files by name, or the samples of a manifest."""
+"""Items of an embedding job: files by name, or samples of a manifest."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class EmbedItem:
   Attributes:
     id: of the row in the output; ids may repeat.
     key: modality.
-    path: of the file, or what a manifest says of it.
+    path: of the file, or the text that a manifest has in its place.
     depth_unit: of a depth map.
     read: gives the file's content; None: `path` is read.
     source: the manifest that lists it; "" for a file given by name.
-    index: of the sample in its manifest, or of the file among those given.
+    index: of the sample in its manifest, or of the file in the command.
   """
 
   id: str
@@ -36,7 +36,7 @@ class EmbedItem:
   index: int = 0
 
   def describe(self) -> dict[str, Any]:
-    """What identifies the entry in the output."""
+    """Fields that identify the entry in the output."""
     return {
       "id": writable(self.id),
       "modality": self.key,
@@ -61,7 +61,7 @@ def file_entries(specs: Sequence[FileSpec], first: int = 0) -> list[EmbedItem]:
 
   Args:
     specs: the files.
-    first: index of the first one among those given.
+    first: index of the first one.
   """
   return [
     EmbedItem(s.path, s.key, s.path, s.depth_unit, index=i)
@@ -107,7 +107,7 @@ def manifest_entries(
 
 
 def failing(reason: str) -> Callable[[], Any]:
-  """Stands for content that cannot be read."""
+  """A reader that raises DecodeError, for content that cannot be read."""
 
   def fail() -> Any:
     raise DecodeError(reason)

@@ -24,8 +24,8 @@ _INDEX = (  # fields of a source that say which samples it has
 def unpinned(old: Config, new: Config, overrides: Sequence[str]) -> Config:
   """A config whose sources that hold other samples now have no pin.
 
-  Count and SHA-256 of a source's index belong to the samples that the
-  checkpoint knew; of others they say nothing, which is told on stderr.
+  The pins, count and SHA-256 of a source's index, are those of the samples that
+  the checkpoint knew. A note on stderr names the sources that lose them.
 
   Args:
     old: of the checkpoint.
@@ -39,11 +39,11 @@ def unpinned(old: Config, new: Config, overrides: Sequence[str]) -> Config:
       continue
     changed = [f for f in _INDEX if getattr(spec, f) != getattr(former, f)]
     if changed:
-      given = {o.partition("=")[0] for o in overrides}
+      pinned = {o.partition("=")[0] for o in overrides}
       sources[name] = dataclasses.replace(
         spec,
-        count=spec.count if f"data.sources.{name}.count" in given else 0,
-        sha256=spec.sha256 if f"data.sources.{name}.sha256" in given else "",
+        count=spec.count if f"data.sources.{name}.count" in pinned else 0,
+        sha256=spec.sha256 if f"data.sources.{name}.sha256" in pinned else "",
       )
       tell(
         f"data source {name!r}: {' and '.join(changed)} given; the count and "

@@ -1,4 +1,4 @@
-"""Who holds what: the shardings of a config, as a table and as a picture.
+"""Shardings of a config, as a table and as a picture.
 
 Nothing is allocated: shapes come from tracing, places from the mesh.
 """
@@ -46,17 +46,17 @@ class Held:
 
   @property
   def shard(self) -> tuple[int, ...]:
-    """Shape of what one device holds."""
+    """Shape of the part on one device."""
     return tuple(self.sharding.shard_shape(self.shape))
 
   @property
   def num_bytes(self) -> int:
-    """Of the whole array."""
+    """Bytes of the whole array."""
     return math.prod(self.shape) * self.dtype.itemsize
 
   @property
   def shard_bytes(self) -> int:
-    """Of what one device holds."""
+    """Bytes of the part on one device."""
     return math.prod(self.shard) * self.dtype.itemsize
 
   def pieces(self, devices: Sequence[Any]) -> list[int]:
@@ -83,12 +83,12 @@ class ShardingView:
 
   def totals(self) -> dict[str, tuple[int, int]]:
     """Part of the state -> bytes in all, bytes on one device."""
-    found: dict[str, tuple[int, int]] = {}
+    totals: dict[str, tuple[int, int]] = {}
     for held in self.arrays:
       top = held.path.partition("/")[0]
-      whole, part = found.get(top, (0, 0))
-      found[top] = whole + held.num_bytes, part + held.shard_bytes
-    return found
+      whole, part = totals.get(top, (0, 0))
+      totals[top] = whole + held.num_bytes, part + held.shard_bytes
+    return totals
 
   def lines(self) -> list[tuple[str, ...]]:
     """Table: path, shape, mesh axes, shard, copies, bytes on one device."""

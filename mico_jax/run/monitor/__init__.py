@@ -1,1 +1,1 @@
-"""What a run shows and writes down while it trains."""
+"""Progress, metrics, alarms and report of a training run."""

@@ -45,7 +45,7 @@ class GoodputLog:
   """Keeps the file of one run; the main process calls `update` at each log."""
 
   def __init__(self, workdir: epath.PathLike, *, start_step: int, began: float):
-    """Reads what former starts left.
+    """Reads the entries of former starts.
 
     Args:
       workdir: of the run.

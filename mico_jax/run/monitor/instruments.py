@@ -1,4 +1,4 @@
-"""What watches a run from outside: compilations, the profiler, memory."""
+"""A counter of compilations, and the profiler."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ class StepProfiler:
       self._running = True
 
   def after(self, step: int, outputs: Any) -> None:
-    """Stops it behind the last step, once its outputs are there."""
+    """Stops the profiler after the last step, once its outputs are there."""
     if self._running and step >= self._last:
       jax.block_until_ready(outputs)
       self.close()
 
   def close(self) -> None:
-    """Stops it if it runs, for a loop that ends early."""
+    """Stops the profiler if it runs, for a loop that ends early."""
     if self._running:
       self._running = False
       jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: breakdown of a step, MFU, goodput, memory."""
+"""Time and memory of a run: parts of a step, MFU, goodput, high-water marks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PARTS = ("input_wait", "transfer", "step", "log", "save", "check")
 
 @dataclasses.dataclass
 class Clock:
-  """Where the wall time of a run went, in seconds.
+  """Wall time of the parts of a run, in seconds.
 
   Attributes:
     compile: until every task's step was compiled.
@@ -27,10 +27,10 @@ class Clock:
     input_wait: waiting for a batch.
     transfer: bringing it to the devices.
     step: in steps: starting them and waiting for them.
-    log: writing metrics.
-    save: until a checkpoint is copied and the one before is on disk.
+    log: fetching and writing metrics.
+    save: until a checkpoint is copied and the previous one is on disk.
     check: in the cheap evaluations between steps.
-    evaluate: in the evaluation at the end, behind the loop.
+    evaluate: in the evaluation after the loop.
   """
 
   compile: float = 0.0
@@ -62,23 +62,23 @@ def memory_gb() -> dict[str, float]:
   """High-water marks of this process in GB.
 
   "memory/device_gb" of the fullest device, absent where the backend does not
-  tell (CPU); "memory/host_gb", absent where the system does not.
+  report it (CPU); "memory/host_gb", absent on Windows.
   """
-  found: dict[str, float] = {}
+  marks: dict[str, float] = {}
   peaks = [
     (device.memory_stats() or {}).get("peak_bytes_in_use")
     for device in jax.local_devices()
   ]
   known = [peak for peak in peaks if peak is not None]
   if known:
-    found["memory/device_gb"] = max(known) / 1e9
+    marks["memory/device_gb"] = max(known) / 1e9
   with contextlib.suppress(ImportError):  # Windows
     import resource
 
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unit = 1 if sys.platform == "darwin" else 1024
-    found["memory/host_gb"] = used * unit / 1e9
-  return found
+    marks["memory/host_gb"] = used * unit / 1e9
+  return marks
 
 
 class Meter:
@@ -120,7 +120,7 @@ class Meter:
     values = {f"time/{k}": 1000 * v / steps for k, v in spent.items()}
     values["input_wait_share"] = spent["input_wait"] / wall
     flops = sum(self._flops.get(name, 0.0) * n for name, n in counts.items())
-    # Saves and evaluations are no steps; waiting for data is a step's fault.
+    # Waiting for data counts as training time; saves and evaluations do not.
     training = wall - spent["save"] - spent["check"]
     if flops and training > 0:
       values["model_tflops_per_second"] = flops / training / 1e12

@@ -1,12 +1,12 @@
-"""What a run writes down: `<workdir>/metrics.jsonl`, TensorBoard, W&B.
+"""Metrics of a run: `<workdir>/metrics.jsonl`, TensorBoard, W&B.
 
 One line of `metrics.jsonl` per call of `write`: `step` (0-based index of the
 step the values belong to), `time` (seconds since the epoch) and the values;
 a line of `event` has `event` and `message` instead. JSON knows no NaN or
-infinity: those are the texts "nan", "inf" and "-inf", and `read_metrics` turns
-them back. A resumed run first drops the lines of the steps it will run again,
-and lines are stored before a checkpoint that covers their steps: every step is
-there exactly once.
+infinity: those are the strings "nan", "inf" and "-inf", which `read_metrics`
+turns back into numbers. A resumed run first drops the lines of the steps that
+it will run again, and lines are stored before a checkpoint that covers their
+steps, so every step is there exactly once.
 
 The names `report` draws are in its docstring. TensorBoard goes through
 tensorboardX and so needs no TensorFlow.
@@ -110,9 +110,9 @@ class _JsonLines:
 class _PatientEvents:
   """A local file of TensorBoard's events, as tensorboardX writes to it.
 
-  Its thread ends at the first error of a file of its own, and what it should
-  write then waits without end. Here an error may pass; one that does not ends
-  the curves, not the run: `metrics.jsonl` has all that they show.
+  The writer thread of tensorboardX ends at the first error of its file, and
+  later writes block for ever. Here a passing error is waited out, and any other
+  ends the curves but not the run: `metrics.jsonl` has the same values.
   """
 
   def __init__(self, path: str):
@@ -138,7 +138,7 @@ class _PatientEvents:
 
 
 class _EventsFactory:
-  """What tensorboardX asks for files whose path has `_EVENTS_PREFIX`."""
+  """Opens the files of tensorboardX whose path has `_EVENTS_PREFIX`."""
 
   def directory_check(self, path: str) -> None:
     files.make_folder(path.removeprefix(_EVENTS_PREFIX))
@@ -149,7 +149,7 @@ class _EventsFactory:
 
 @contextlib.contextmanager
 def _without_torch() -> Iterator[None]:
-  """Hides torch: tensorboardX imports it where installed, for nothing."""
+  """Hides torch, which tensorboardX would import without using it."""
   hide = "torch" not in sys.modules
   if hide:
     sys.modules["torch"] = None  # type: ignore[assignment]
@@ -296,15 +296,15 @@ class MetricsWriter:
       if isinstance(_special(v), int | float)
     }
     if self._tensorboard is not None:
-      for key, value in scalars.items():
-        # TensorBoard cannot draw them, and tensorboardX warns of each.
+      for name, value in scalars.items():
+        # tensorboardX warns of each value that is not finite.
         if math.isfinite(value):
-          self._tensorboard.add_scalar(key, value, step)
+          self._tensorboard.add_scalar(name, value, step)
     if self._wandb is not None:
       self._wandb.log(scalars, step=step)
 
   def event(self, step: int, name: str, message: str, **fields: Any) -> None:
-    """Writes an event, such as an alarm, and says it on stderr.
+    """Writes an event, such as an alarm, and prints it on stderr.
 
     Args:
       step: index of the step it belongs to.

@@ -21,7 +21,7 @@ from mico_jax.printing import escaped_page
 
 @runtime_checkable
 class Stream(Protocol):
-  """What progress is written to: stderr, a file, a notebook's output."""
+  """A stream that shows progress: stderr, a file, a notebook's output."""
 
   def write(self, text: str, /) -> Any:
     """Takes a text."""
@@ -149,12 +149,12 @@ class Progress:
   def update(
     self, step: int, *, samples: int = 0, terms: Mapping[str, float] = {}
   ) -> None:
-    """Tells that `step` steps are done.
+    """Counts steps and samples as done, and shows it.
 
     Args:
       step: steps done since the beginning of the run.
       samples: samples consumed since the last update.
-      terms: values to show, such as the loss terms; kept until given again.
+      terms: values to show, such as the loss terms; kept until others come.
     """
     now = self._clock()
     self._samples += samples
@@ -164,13 +164,20 @@ class Progress:
     if now > first[0]:
       self.steps_per_second = (step - first[1]) / (now - first[0])
       self.samples_per_second = (self._samples - first[2]) / (now - first[0])
+    self.show(terms)
+    if self._bar is not None:
+      self._bar.update(advance)
+
+  def show(self, terms: Mapping[str, float] = {}) -> None:
+    """Shows the state, with new values if there are any; counts nothing."""
     if terms:
       self._terms = " ".join(f"{k} {format_value(v)}" for k, v in terms.items())
     if self._bar is not None:
       self._bar.set_postfix_str(self._status(), refresh=False)
-      self._bar.update(advance)
-    elif self._enabled and now - self._last_line >= self._interval:
-      self._line(now)
+    elif self._enabled:
+      now = self._clock()
+      if now - self._last_line >= self._interval:
+        self._line(now)
 
   def close(self) -> None:
     """Leaves the last state on the screen."""

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from etils import epath
+from jaxtyping import Float
 
 from mico_jax import files
 from mico_jax.evaluation.evaluator import SHARE
@@ -210,7 +211,7 @@ def bars(evaluation: Mapping[str, Any], *, limit: int = 28) -> list[Bar]:
   Returns:
     Results whose evaluators say that they are shares, in the file's order.
   """
-  found: list[tuple[Bar, bool]] = []
+  rows: list[tuple[Bar, bool]] = []
   for row in evaluation.get("results", ()):
     value, name = row.get("value"), str(row.get("name", ""))
     measure = find_measure(name)
@@ -218,13 +219,15 @@ def bars(evaluation: Mapping[str, Any], *, limit: int = 28) -> list[Bar]:
       continue
     low, high = row.get("interval") or (None, None)
     bar = Bar(name, value, low, high, row.get("baseline"), row.get("ceiling"))
-    found.append((bar, measure.headline))
-  if len(found) > limit:
-    found = [(bar, headline) for bar, headline in found if headline]
-  return [bar for bar, _ in found[:limit]]
+    rows.append((bar, measure.headline))
+  if len(rows) > limit:
+    rows = [(bar, headline) for bar, headline in rows if headline]
+  return [bar for bar, _ in rows[:limit]]
 
 
-def smooth(values: Sequence[float] | np.ndarray) -> np.ndarray:
+def smooth(
+  values: Sequence[float] | Float[np.ndarray, " N"],
+) -> Float[np.ndarray, " N"]:
   """Running mean over about a twentieth of the curve, without lag at the start.
 
   Args:

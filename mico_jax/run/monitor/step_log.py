@@ -1,10 +1,13 @@
-"""What the training loop logs: metrics by task, every `train.log_every` steps.
+"""The metrics of the training loop: by task, every `train.log_every` steps.
 
 Between two logs the metrics stay on the device, so that no step waits for them.
+Calling a compiled step only queues it. The rate and the progress bar therefore
+count a step when the device has finished it.
 """
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,10 +24,11 @@ from mico_jax.train.state import TrainState
 
 
 class StepLog:
-  """Metrics between two log steps, by task, and what is watched in them.
+  """Collects the metrics of each task between two logs, and watches them.
 
   Attributes:
-    alarmed: so many steps in a row were skipped that `flush` must not wait.
+    alarmed: so many steps in a row were skipped that `flush` must be called
+      now.
   """
 
   def __init__(
@@ -33,6 +37,7 @@ class StepLog:
     writer: MetricsWriter,
     pipeline: Pipeline,
     *,
+    bar: Progress,
     meter: Meter,
     metrics: dict[str, float],
   ):
@@ -42,11 +47,14 @@ class StepLog:
       config: of the run.
       writer: takes the values.
       pipeline: counts bad samples and knows their ids.
+      bar: shows the finished steps and measures their rate.
       meter: of the run: where the time went.
       metrics: the newest values are put here.
     """
     self._config, self._writer, self._pipeline = config, writer, pipeline
-    self._meter, self._metrics = meter, metrics
+    self._bar, self._meter, self._metrics = bar, meter, metrics
+    # (step, task, its metric "skipped" on the device) of steps in flight
+    self._queued: collections.deque[tuple[int, str, Any]] = collections.deque()
     self._tasks = {name: Aggregator() for name in config.tasks}
     self._objectives = {
       name: select(config.objectives, task)
@@ -65,56 +73,70 @@ class StepLog:
   def add(self, number: int, task: str, metrics: Mapping[str, Any]) -> None:
     """Takes the metrics of a step; they stay on the device."""
     self._tasks[task].add(metrics)
+    self._queued.append((number, task, metrics["skipped"].total))
     self._number = number
 
-  def finished(self, skipped: float) -> None:
-    """Takes the metric "skipped" (0 or 1) of a step that has ended."""
-    self._in_a_row = self._in_a_row + 1 if skipped else 0
-    patience = self._config.train.nonfinite_patience
-    self.alarmed = 0 < patience <= self._in_a_row
+  def wait(self, in_flight: int) -> None:
+    """Waits until the device has at most `in_flight` steps to finish."""
+    done, samples = self._bar.step, 0
+    while len(self._queued) > in_flight:
+      number, task, skipped = self._queued.popleft()
+      self._in_a_row = self._in_a_row + 1 if float(skipped) else 0
+      done = number + 1
+      samples += self._config.tasks[task].batch_size
+    if samples:
+      # Once for all: steps that were waited for together have no rate.
+      self._bar.update(done, samples=samples)
+      patience = self._config.train.nonfinite_patience
+      self.alarmed = 0 < patience <= self._in_a_row
 
-  def flush(self, state: TrainState, bar: Progress) -> None:
-    """Fetches, writes and watches; the one place that waits for the device.
+  def flush(self, state: TrainState) -> None:
+    """Waits for all steps, then fetches, writes and watches their metrics.
 
     Raises:
       NonFiniteError: after `train.nonfinite_patience` non-finite steps in a
         row.
     """
-    number = self._number
+    clock = self._meter.clock
+    with clock.measure("step"):
+      self.wait(0)
+      skipped = int(state.skipped)
     self.alarmed = False
-    with self._meter.clock.measure("step"):
-      skipped = int(state.skipped)  # waits for the device
-    counts = {name: len(values) for name, values in self._tasks.items()}
-    common = {
-      "samples_per_second": bar.samples_per_second,
-      **self._meter.interval(number + 1, counts),
+    with clock.measure("log"):
+      common = self._common(state)
+      for task, aggregator in self._tasks.items():
+        if count := len(aggregator):
+          values = aggregator.compute()
+          self._write(task, values, common)
+          self._observe(self._number, task, values, skipped, count)
+      # The display needs no more than the terms of the objectives.
+      self._bar.show(self._terms)
+
+  def _common(self, state: TrainState) -> dict[str, float]:
+    """Values of the interval that do not depend on the task."""
+    counts = {name: len(steps) for name, steps in self._tasks.items()}
+    bad = self._pipeline.bad_samples
+    rate = self._bar.samples_per_second
+    return {
+      **({"samples_per_second": rate} if rate else {}),
+      **self._meter.interval(self._number + 1, counts),
       "total_skipped": int(state.total_skipped),
-      "bad_samples": self._pipeline.bad_samples.count,
-      **{
-        f"bad_samples/{key}": count
-        for key, count in self._pipeline.bad_samples.modalities.items()
-      },
+      "bad_samples": bad.count,
+      **{f"bad_samples/{k}": count for k, count in bad.modalities.items()},
     }
-    for task, aggregator in self._tasks.items():
-      if not len(aggregator):
-        continue
-      count = len(aggregator)
-      values = aggregator.compute()
-      several = len(self._tasks) > 1
-      self._writer.write(
-        number, {**values, **common}, task=task if several else ""
-      )
-      self._metrics.update({**values, **common})
-      self._terms.update(
-        {
-          k.removeprefix("loss/"): v
-          for k, v in values.items()
-          if k.startswith("loss/") and k.count("/") == 1
-        }
-      )
-      self._observe(number, task, values, skipped, count)
-    # The display needs no more than the terms of the objectives.
-    bar.update(bar.step, terms=self._terms)
+
+  def _write(
+    self, task: str, values: Mapping[str, float], common: Mapping[str, float]
+  ) -> None:
+    """Writes the values of a task and keeps the newest."""
+    row = {**values, **common}
+    several = len(self._tasks) > 1
+    self._writer.write(self._number, row, task=task if several else "")
+    self._metrics.update(row)
+    for name, value in values.items():
+      term = name.removeprefix("loss/")
+      if term != name and "/" not in term:
+        self._terms[term] = value
 
   def _observe(
     self,

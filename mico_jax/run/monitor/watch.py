@@ -1,8 +1,9 @@
 """Alarms of a training run: a collapsed loss, non-finite steps.
 
-A loss that stays where it is when all rows look the same (for a contrastive one
-ln(batch), see `Objective.chance_loss`) says that nothing is learned, though
-every number is finite. The watch compares unweighted losses.
+A loss that stays at its value of chance, where all rows look the same to the
+model (ln(batch) of a contrastive loss, see `Objective.chance_loss`), shows that
+nothing is learned although every number is finite. The watch compares
+unweighted losses.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class LossWatch:
 
   Attributes:
     nonfinite_in_a_row: non-finite steps since the last finite one.
-    nonfinite_total: of this process' life.
+    nonfinite_total: non-finite steps of this process.
     collapsed: names of the losses that gave the alarm.
   """
 

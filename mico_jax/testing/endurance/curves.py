@@ -21,8 +21,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int
 
 from mico_jax.config import (
+  Config,
   MatchingConfig,
   ObjectivesConfig,
   OptimizerConfig,
@@ -59,6 +61,29 @@ ROWS = 64  # 8 devices, 4 micro-batches, mining groups of 2
 TOLERANCE = 1e-5
 
 
+def _config(rows: int, text: Mapping[str, Any]) -> Config:
+  """The tiny model with every kind of randomness.
+
+  Args:
+    rows: of the global batch.
+    text: fields of the text tower.
+  """
+  model = dataclasses.replace(
+    TINY_MODEL,
+    text=dataclasses.replace(TINY_MODEL.text, dropout=0.1, **text),
+    vision=dataclasses.replace(TINY_MODEL.vision, drop_path_rate=0.1),
+    matmul_precision="highest",
+  )
+  config = tiny_config(
+    GROUPS,
+    batch_size=rows,
+    model=model,
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+  )
+  train = dataclasses.replace(config.train, patch_dropout=0.25)
+  return dataclasses.replace(config, train=train)
+
+
 def curve(
   devices: int,
   steps: int,
@@ -68,7 +93,7 @@ def curve(
   rows: int = 8,
   group_rows: int = 0,
   text: Mapping[str, Any] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float[np.ndarray, " S"], Int[np.ndarray, "S 2 B"]]:
   """Trains the tiny model in float32.
 
   Args:
@@ -81,36 +106,21 @@ def curve(
     text: fields of the text tower; None: BERT.
 
   Returns:
-    Losses [steps] and mined indices [steps, 2, rows] (context, text).
+    Loss of each step, and the mined indices: of contexts, then of texts.
   """
-  model_config = dataclasses.replace(
-    TINY_MODEL,
-    text=dataclasses.replace(TINY_MODEL.text, dropout=0.1, **(text or {})),
-    vision=dataclasses.replace(TINY_MODEL.vision, drop_path_rate=0.1),
-    matmul_precision="highest",
-  )
-  config = tiny_config(
-    GROUPS,
-    batch_size=rows,
-    model=model_config,
-    optimizer=OptimizerConfig(learning_rate=1e-3),
+  config = _config(rows, text or {})
+  train = dataclasses.replace(
+    config.train, steps=steps, micro_batches=micro_batches
   )
   matching = MatchingConfig(group_rows=group_rows)
-  train = dataclasses.replace(
-    config.train,
-    steps=steps,
-    patch_dropout=0.25,
-    micro_batches=micro_batches,
-  )
-  parallel = ParallelConfig(mesh=MESHES[rules](devices), rules=rules)
   config = dataclasses.replace(
     config,
     train=train,
-    parallel=parallel,
+    parallel=ParallelConfig(mesh=MESHES[rules](devices), rules=rules),
     objectives=ObjectivesConfig(matching=matching),
   )
   model = build(config.model)
-  mesh = make_mesh(parallel, jax.devices()[:devices])
+  mesh = make_mesh(config.parallel, jax.devices()[:devices])
   row_rules = rules_by_name(rules)
   state = init_state(model, config, mesh)
   step: Any = make_train_step(
@@ -162,16 +172,16 @@ def main() -> int:
   jax.config.update("jax_platforms", "cpu")
   counts = [int(x) for x in args.devices.split(",")]
   jax.config.update("jax_num_cpu_devices", max(counts))
-  found = []
+  results = []
   for result in compare(args.steps, counts, args.micro_batches):
-    found.append(result)
+    results.append(result)
     shown = {k: v for k, v in result.items() if k != "losses"}
     print(json.dumps(shown), flush=True)
   if args.out:
-    args.out.write_text(json.dumps(found, indent=1))
+    args.out.write_text(json.dumps(results, indent=1))
   good = all(
     r["largest_difference"] <= TOLERANCE and r["same_indices"]
-    for r in found[1:]
+    for r in results[1:]
   )
   return 0 if good else 1
 

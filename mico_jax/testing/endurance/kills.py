@@ -91,8 +91,30 @@ def _share_compiled() -> None:
   names._hash_accelerator_config = names._hash_devices
 
 
+def _record(number: int, task: str, batch: Any, ids: Sequence[str]) -> str:
+  """Step, task, sample ids and their content as a line of JSON.
+
+  Args:
+    number: index of the step.
+    task: of the step.
+    batch: of this process.
+    ids: of the samples of the whole batch.
+  """
+  inputs = batch["inputs"]
+  content = {
+    int(row): hashlib.sha256(
+      b"".join(inputs[modality][i].tobytes() for modality in inputs)
+    ).hexdigest()[:16]
+    for i, row in enumerate(batch["row"])
+  }
+  rows = {row: ids[row] for row in content}
+  return json.dumps(
+    {"step": number, "task": task, "ids": rows, "content": content}
+  )
+
+
 def work(workdir: pathlib.Path, steps: int, stop_at: int) -> int:
-  """Trains as `mico-jax pretrain` does, noting samples and phases.
+  """Trains as `mico-jax pretrain` does, and writes down samples and phases.
 
   Args:
     workdir: of the run.
@@ -134,16 +156,8 @@ def work(workdir: pathlib.Path, steps: int, stop_at: int) -> int:
   class Noting(lib.Pipeline):
     def __iter__(self) -> Any:
       for number, task, batch in super().__iter__():
-        ids = self.sample_ids(number)
-        rows = {int(row): ids[int(row)] for row in batch["row"]}
-        content = {
-          int(row): hashlib.sha256(
-            b"".join(batch["inputs"][k][i].tobytes() for k in batch["inputs"])
-          ).hexdigest()[:16]
-          for i, row in enumerate(batch["row"])
-        }
-        line = {"step": number, "task": task, "ids": rows, "content": content}
-        append(f"samples-{process}.jsonl", "\n" + json.dumps(line))
+        line = _record(number, task, batch, self.sample_ids(number))
+        append(f"samples-{process}.jsonl", f"\n{line}")
         note("step", number)
         if number + 1 == stop_at < steps:
           stops[-1].request()
@@ -168,7 +182,7 @@ def work(workdir: pathlib.Path, steps: int, stop_at: int) -> int:
 # ----------------------------------------------------------------- the driver
 @dataclass
 class Outcome:
-  """What a whole run left.
+  """Results of a whole run.
 
   Attributes:
     sha256: of the list step -> task, sample ids and their content.
@@ -188,7 +202,7 @@ def _environment(
 ) -> dict[str, str]:
   kept = {k: v for k, v in os.environ.items() if not k.startswith("MICO_JAX_")}
   flags = os.environ.get("XLA_FLAGS", "").split()
-  own = {
+  overrides = {
     "JAX_PLATFORMS": "cpu",
     # One device each; how to compile stays as it is given.
     "XLA_FLAGS": " ".join(f for f in flags if "device_count" not in f),
@@ -196,13 +210,13 @@ def _environment(
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
   if count > 1:
-    own |= {
+    overrides |= {
       "MICO_JAX_COORDINATOR": f"127.0.0.1:{port}",
       "MICO_JAX_NUM_PROCESSES": str(count),
       "MICO_JAX_PROCESS_ID": str(index),
       "MICO_JAX_HEARTBEAT": "10",
     }
-  return {**kept, **own}
+  return {**kept, **overrides}
 
 
 class Driver:
@@ -273,7 +287,7 @@ class Driver:
     return False
 
   def _end(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """What a launcher does: waits, and ends the peers of a dead process."""
+    """Waits as a launcher does, and ends the peers of a dead process."""
     end = time.monotonic() + _PATIENCE
     while any(p.poll() is None for p in processes):
       codes = [p.poll() for p in processes]
@@ -324,19 +338,19 @@ class Driver:
     Raises:
       RuntimeError: if a step that ran twice did not see the same samples.
     """
-    found: dict[tuple[int, int], tuple[str, ...]] = {}
+    samples: dict[tuple[int, int], tuple[str, ...]] = {}
     for path in sorted(self.workdir.glob("samples-*.jsonl")):
       for text in path.read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):  # cut by a kill
           line = json.loads(text)
           for row, name in line["ids"].items():
             value = (line["task"], name, line["content"][row])
-            key = (line["step"], int(row))
-            if found.setdefault(key, value) != value:
-              raise RuntimeError(f"step {key}: {found[key]}, then {value}")
-    if {step for step, _ in found} != set(range(self.steps)):
+            place = (line["step"], int(row))
+            if (first := samples.setdefault(place, value)) != value:
+              raise RuntimeError(f"(step, row) {place}: {first}, then {value}")
+    if {step for step, _ in samples} != set(range(self.steps)):
       raise RuntimeError("some steps have no samples")
-    text = json.dumps(sorted(found.items()))
+    text = json.dumps(sorted(samples.items()))
     return hashlib.sha256(text.encode()).hexdigest()
 
   def hashes(self) -> dict[str, str]:
@@ -429,14 +443,14 @@ def main() -> int:
   if args.work:
     workdir, steps, stop_at = args.work
     return work(pathlib.Path(workdir), int(steps), int(stop_at))
-  found = compare(
+  outcome = compare(
     args.out,
     kills=args.kills,
     processes=[int(x) for x in args.processes.split(",")],
     seed=args.seed,
   )
-  print(json.dumps(found, indent=2))
-  return 0 if found["same_samples"] and found["same_bits"] else 1
+  print(json.dumps(outcome, indent=2))
+  return 0 if outcome["same_samples"] and outcome["same_bits"] else 1
 
 
 if __name__ == "__main__":

@@ -70,12 +70,12 @@ def _lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
   path = workdir / METRICS_FILE
   if not path.exists():
     return []
-  found = []
+  lines = []
   for line in path.read_text().split("\n")[:-1]:
     values = json.loads(line)
     if "time/step" in values:
-      found.append(values)
-  return found
+      lines.append(values)
+  return lines
 
 
 def _start(
@@ -105,7 +105,7 @@ def _start(
 
 @dataclasses.dataclass
 class Watch:
-  """What was seen of one start.
+  """Measurements of one start of the run.
 
   Attributes:
     restart_s: from the start of the process to its first new step, to the
@@ -124,19 +124,19 @@ def _follow(
   began, workdir = time.time(), out / "run"
   while process.poll() is None:
     time.sleep(0.05)
-    own = [x for x in _lines(workdir) if x["time"] > began]
-    if until is not None and own and own[-1]["step"] >= until:
+    lines = [x for x in _lines(workdir) if x["time"] > began]
+    if until is not None and lines and lines[-1]["step"] >= until:
       process.send_signal(signal.SIGKILL)
       process.wait()
   if process.returncode not in (0, -signal.SIGKILL):
     raise RuntimeError(f"status {process.returncode}; see {out / 'log.txt'}")
-  own = [x for x in _lines(workdir) if x["time"] > began]
+  lines = [x for x in _lines(workdir) if x["time"] > began]
   watch = Watch()
-  if own:
-    first = own[0]
+  if lines:
+    first = lines[0]
     steps = LOG_EVERY * first["time/step"] / 1000
     watch.restart_s = first["time"] - began - steps
-  settled = [x for x in own if x["step"] >= own[0]["step"] + _WARM]
+  settled = [x for x in lines if x["step"] >= lines[0]["step"] + _WARM]
   if settled:
     marks = [x["memory/host_gb"] for x in (settled[0], settled[-1])]
     watch.growth_gb = marks[1] - marks[0]

@@ -74,14 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"no folder {str(arguments.folder)!r}", file=sys.stderr)
     return EXCEEDED
   wanted = [name for name in arguments.cases.split(",") if name]
-  codes, found = [], set()
+  codes, known = [], set()
   for folder in folders(arguments.folder):
     case = golden.case_named(folder.case, golden.CASES)
     names = {folder.case, folder.path.name, case}
     if not wanted or names & set(wanted):
-      found |= names
+      known |= names
       codes.append(run(folder))
-  absent = [name for name in wanted if name not in found]
+  absent = [name for name in wanted if name not in known]
   if absent or not codes:
     print(f"no case {', '.join(absent) or '(none at all)'} found")
     codes.append(EXCEEDED)

@@ -1,4 +1,4 @@
-"""What a golden case is: a folder of stored numbers, and checks against it.
+"""Golden cases: folders of stored numbers, and checks against them.
 
 A case is a function of a `Folder` that yields one `Check` per stored output, in
 any order. It takes every size, count and setting from the folder, so that it
@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from mico_jax.interop.files import safetensors_file
 from mico_jax.modalities import spatial
@@ -95,7 +96,7 @@ class Check:
 
 
 def log_mels(
-  name: str, got: Any, want: np.ndarray, scale: float = 1.0
+  name: str, got: Any, want: Float[np.ndarray, "..."], scale: float = 1.0
 ) -> Iterator[Check]:
   """The worst and the mean difference of log-mel values.
 
@@ -133,8 +134,8 @@ class Folder:
     """The case's `config.json`, or what stands for it (see `CONFIGS`)."""
     for name, case in CONFIGS.items():
       if (self.path / name).is_file():
-        found = json.loads((self.path / name).read_text(encoding="utf-8"))
-        return {"case": case, **found}
+        stored = json.loads((self.path / name).read_text(encoding="utf-8"))
+        return {"case": case, **stored}
     raise ValueError(f"{self.path}: holds none of {', '.join(CONFIGS)}.")
 
   @property
@@ -144,10 +145,10 @@ class Folder:
 
   def tensors(self, name: str) -> dict[str, np.ndarray]:
     """The tensors of `<name>.safetensors`; ids and masks become int32."""
-    found = safetensors_file.read(self.path / f"{name}.safetensors")
+    stored = safetensors_file.read(self.path / f"{name}.safetensors")
     return {
       k: v.astype(np.int32) if v.dtype == np.int64 else v
-      for k, v in found.items()
+      for k, v in stored.items()
     }
 
   def has(self, name: str) -> bool:
@@ -156,7 +157,7 @@ class Folder:
 
   @functools.cached_property
   def weights(self) -> dict[str, np.ndarray]:
-    """The stored weights under their released names."""
+    """The stored weights under their official names."""
     return self.tensors("weights")
 
   @functools.cached_property
@@ -200,5 +201,5 @@ PIXELS: Mapping[str, tuple[spatial.Stats, str]] = {
 
 def pixels_of(kind: str) -> tuple[spatial.Stats, str] | None:
   """Statistics and mode of an encoder's type; None: of an unknown one."""
-  found = case_named(kind, PIXELS)
-  return PIXELS[found] if found else None
+  case = case_named(kind, PIXELS)
+  return PIXELS[case] if case else None

@@ -1,8 +1,8 @@
-"""Case demo_e2e: import a released folder, then score and caption files.
+"""Case demo_e2e: import an official folder, then score and caption files.
 
-The whole way that a user goes: `import_checkpoint`, `mico_jax.load`, `score`
-and `caption` on the media in `../media`; and what lies between, from the
-preprocessed arrays to the scores of the beams.
+The calls of a user: `import_checkpoint`, `mico_jax.load`, `score` and `caption`
+on the media in `../media`; and the steps between them, from the preprocessed
+arrays to the scores of the beams.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from mico_jax.inference import omni_model
 from mico_jax.inference.omni_model import OmniModel
 from mico_jax.interop import importer
 from mico_jax.interop.files import safetensors_file
-from mico_jax.interop.names import mico as released
+from mico_jax.interop.names import mico as official
 from mico_jax.models import Context
 from mico_jax.models.decoding import Generation, make_generator
 from mico_jax.testing.golden.case import (
@@ -75,7 +76,7 @@ def demo_e2e(folder: Folder) -> Iterator[Check | Missing]:
 def _loaded(folder: Folder, model: OmniModel) -> Iterator[Check]:
   """The tensors after the loader."""
   params = jax.tree.map(np.asarray, model.params)
-  tensors = released.to_official(params, model.config.model)
+  tensors = official.to_official(params, model.config.model)
   stored = folder.path / "loaded_resized.safetensors"
   if stored.is_file():
     for name, want in safetensors_file.read(stored).items():
@@ -113,7 +114,7 @@ def _side(
   letter: str,
   key: str,
   file: str,
-  queries: np.ndarray,
+  queries: Float[np.ndarray, "Q E"],
 ) -> Iterator[Check]:
   """Everything of the image or of the sound."""
   outputs, texts = folder.outputs, folder.config["texts"]
@@ -160,15 +161,15 @@ def _caption(
     num_beams=settings["num_beams"],
     length_penalty=settings["length_penalty"],
   )
-  found: Generation = write(
+  caption: Generation = write(
     model.params, model.model.project_context(model.params, context)
   )
   want = outputs[f"caption_ids.{key}"]
-  ids = np.asarray(found.sequences)[:, 0]
+  ids = np.asarray(caption.sequences)[:, 0]
   if (ids[:, want.shape[1] :] == model.tokenizer.info.pad).all():
     ids = ids[:, : want.shape[1]]
   yield Check(f"caption_ids.{key}", ids, want, 0.0)
-  score = np.asarray(found.scores).reshape(-1)
+  score = np.asarray(caption.scores).reshape(-1)
   yield Check(f"caption_score.{key}", score, outputs[f"caption_score.{key}"])
   text = model.caption(
     max_new_tokens=settings["max_new_tokens"],

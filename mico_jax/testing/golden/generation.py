@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from mico_jax.models import Context
 from mico_jax.models.decoding import Generation, make_generator
@@ -55,7 +56,9 @@ def setting(tag: str) -> Setting | None:
   )
 
 
-def _trim(sequences: np.ndarray, width: int, pad: int) -> np.ndarray:
+def _trim(
+  sequences: Int[np.ndarray, "N L"], width: int, pad: int
+) -> Int[np.ndarray, "N _"]:
   """Cuts padding to the stored width; tokens beyond it stay, and differ."""
   if (sequences[:, width:] == pad).all():
     return sequences[:, :width]
@@ -96,8 +99,8 @@ def generate(folder: Folder) -> Iterator[Check | Missing]:
       prompt["prompt"] = inputs["qa.init_input_ids"]
       mask = inputs["qa.init_attention_mask"]
       prompt["prompt_mask"] = mask[:, -1].astype(bool)
-    found = decode(params, context if run.condition else None, **prompt)
-    yield from _checks(folder, tag, found, special)
+    output = decode(params, context if run.condition else None, **prompt)
+    yield from _checks(folder, tag, output, special)
 
 
 def _tag(name: str) -> str:
@@ -106,10 +109,10 @@ def _tag(name: str) -> str:
 
 
 def _checks(
-  folder: Folder, tag: str, found: Generation, special: Special
+  folder: Folder, tag: str, output: Generation, special: Special
 ) -> Iterator[Check]:
   outputs = folder.outputs
-  sequences = np.asarray(found.sequences)
+  sequences = np.asarray(output.sequences)
   sequences = sequences.reshape(-1, sequences.shape[-1])
   name = f"{tag}.sequences"
   if name in outputs:
@@ -118,11 +121,11 @@ def _checks(
     yield Check(name, got, want, 0.0)
   name = f"{tag}.sequences_scores"
   if name in outputs:
-    yield Check(name, np.asarray(found.scores).reshape(-1), outputs[name])
-  if found.step_logits is None:
+    yield Check(name, np.asarray(output.scores).reshape(-1), outputs[name])
+  if output.step_logits is None:
     return
-  logits = np.asarray(found.step_logits)[:, : int(found.steps)]
-  start = sequences.shape[1] - found.step_logits.shape[1]
+  logits = np.asarray(output.step_logits)[:, : int(output.steps)]
+  start = sequences.shape[1] - output.step_logits.shape[1]
   derived: dict[str, Any] = {"step_logits": logits}
   chosen = sequences[:, start : start + logits.shape[1]]
   logprobs = np.asarray(jax.nn.log_softmax(logits, axis=-1))

@@ -1,7 +1,7 @@
-"""Case ckpt_layout: names, shapes and dtypes of full-size released files.
+"""Case ckpt_layout: names, shapes and dtypes of full-size official files.
 
 The config is read from the stored shapes and settings as the importer reads a
-released folder; what the export would write of that model must be the stored
+official folder; what the export would write of that model must be the stored
 layout, entry by entry. No array of full size is allocated.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Shaped
 
 from mico_jax.config import Config
 from mico_jax.interop.exporting import official_folder
@@ -69,7 +70,7 @@ def _read(path: pathlib.Path) -> Any:
   return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def _zeros(shape: tuple[int, ...], dtype: Any) -> Shaped[np.ndarray, "..."]:
   """An array of any size that takes no memory."""
   return np.broadcast_to(np.zeros((), dtype), shape)
 
@@ -77,25 +78,25 @@ def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 def _tensors(entries: Mapping[str, Any], kind: str) -> Tensors:
   """The entries as tensors of a file.
 
-  The pretraining grid of rotary positions is told by numbers, which a layout
-  does not hold: the encoder's own take their place.
+  A layout holds no values, but those of the rotary tables determine the
+  pretraining grid; they are taken from the encoder's type.
   """
   encoder = official_folder.ENCODER_TYPES.get(kind)
   tables = {} if encoder is None else mico_vision.rotary_buffers(encoder)
-  found: Tensors = {}
+  tensors: Tensors = {}
   for name, entry in entries.items():
     shape, dtype = tuple(entry["shape"]), np.dtype(entry["dtype"])
     load = functools.partial(_zeros, shape, dtype)
     if name in tables and tables[name].shape == shape:
       load = functools.partial(tables.__getitem__, name)
-    found[name] = Tensor(name, shape, dtype, load)
-  return found
+    tensors[name] = Tensor(name, shape, dtype, load)
+  return tensors
 
 
 def _content(
   label: str, layout: Mapping[str, Any], config: Config
 ) -> Iterator[Check]:
-  """What the export would write, and what the importer would leave out."""
+  """Entries that the export writes, and those that the importer ignores."""
   abstract = build(config.model).abstract_params()
   params = jax.tree.map(lambda leaf: _zeros(leaf.shape, leaf.dtype), abstract)
   items, ties = official_folder.items(params, config.model)

@@ -1,4 +1,4 @@
-"""Case losses: every loss, its gradients, and steps of the released AdamW."""
+"""Case losses: every loss, its gradients, and steps of the official AdamW."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mico_jax.config import (
   TrainConfig,
 )
 from mico_jax.data.tokenizer import TokenizerInfo
-from mico_jax.interop.names import mico as released
+from mico_jax.interop.names import mico as official
 from mico_jax.modalities import letters
 from mico_jax.models import MiCo
 from mico_jax.objectives import compute, select
@@ -97,12 +97,12 @@ def run_config(folder: Folder, model: MiCo) -> Config:
 
 
 def make_batch(folder: Folder, config: Config) -> dict[str, Any]:
-  """The stored inputs, masks and negatives as a batch with given draws."""
+  """The stored inputs, masks and negatives as a batch with fixed draws."""
   inputs = {k: jnp.asarray(v) for k, v in folder.inputs.items()}
   rows = inputs["input_ids"].shape[0]
   vision = to_frames(folder.inputs["vision_pixels"])
   groups = config.tasks["all"].objectives
-  given: dict[str, Any] = {
+  draws: dict[str, Any] = {
     "matching": {
       g: {
         "context_index": inputs[f"neg_cond_idx.{g}"],
@@ -132,8 +132,10 @@ def make_batch(folder: Folder, config: Config) -> dict[str, Any]:
       "depth": to_frames(folder.inputs["depth_pixels"]),
     },
     "inputs": {"subtitle": inputs["subtitle_ids"]},
-    "text": {g: inputs["input_ids"] for own in groups.values() for g in own},
-    "draws": given,
+    "text": {
+      g: inputs["input_ids"] for names in groups.values() for g in names
+    },
+    "draws": draws,
   }
   if "question_ids" in inputs:
     batch |= {
@@ -275,7 +277,7 @@ def _features(run: _Run, params: Any) -> dict[str, Any]:
 
 def _gradients(run: _Run, grads: Any, name: str) -> Iterator[Check]:
   """All gradients; what has none in the original must be zero here."""
-  ours = released.to_official(grads, run.config.model, copies=False)
+  ours = official.to_official(grads, run.config.model, copies=False)
   stored = run.folder.tensors(name)
   for key, value in stored.items():
     yield Check(f"{name}: {key}", ours[key], value, LOSS_LIMIT)
@@ -309,7 +311,7 @@ def _optimizer(run: _Run, params: Any) -> Iterator[Check]:
   for step in range(last + 1):
     name = f"weights_after_step{step}"
     if folder.has(name):
-      ours = released.to_official(params, config.model)
+      ours = official.to_official(params, config.model)
       for key, value in folder.tensors(name).items():
         yield Check(f"{name}: {key}", ours[key], value, WEIGHT_LIMIT)
     (total, metrics), grads = run.gradient(params, run.batch)

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from mico_jax.interop.names import mico as released
+from mico_jax.interop.names import mico as official
 from mico_jax.models import Context, MiCo, build
 from mico_jax.testing.golden.case import Check, Folder
 
@@ -27,7 +28,7 @@ def whole_model(folder: Folder) -> tuple[MiCo, dict[str, Any]]:
   """The model of a folder that holds a whole MiCo, with the quirks on."""
   settings = folder.config["model_cfg"]
   sizes, bert = settings["tiny_vision"], folder.config["bert_config_full"]
-  config = released.config_from_official(
+  config = official.config_from_official(
     folder.weights,
     vision_heads=sizes["width"] // sizes["head_width"],
     text_heads=bert["num_attention_heads"],
@@ -52,12 +53,14 @@ def whole_model(folder: Folder) -> tuple[MiCo, dict[str, Any]]:
     pool_frames=bool(settings.get("pool_video", False)),
     matmul_precision="highest",
   )
-  params = released.from_official(folder.weights, config)
+  params = official.from_official(folder.weights, config)
   return build(config), jax.tree.map(jnp.asarray, params)
 
 
-def to_frames(value: np.ndarray) -> jax.Array:
-  """Stored pixels or slices as [B T Y X 3]."""
+def to_frames(
+  value: Float[np.ndarray, "B T ..."],
+) -> Float[Array, "B T Y X 3"]:
+  """Stored pixels [B T 3 Y X] or slices [B T Y X] as frames."""
   x = jnp.asarray(value)
   if x.ndim == 4:  # slices of one channel
     return jnp.repeat(x[..., None], 3, axis=-1)
@@ -70,12 +73,12 @@ def _with(model: MiCo, **changes: Any) -> MiCo:
 
 @dataclasses.dataclass
 class _State:
-  """What later checks need of earlier ones."""
+  """Values of earlier checks that later ones need."""
 
-  tokens: dict[str, jax.Array]
-  pooled: dict[str, jax.Array]
-  text: jax.Array
-  subtitle: jax.Array
+  tokens: dict[str, Float[Array, "B T N D"]]
+  pooled: dict[str, Float[Array, "B D"]]
+  text: Float[Array, "B L W"]
+  subtitle: Float[Array, "B S W"]
 
 
 def mico_full(folder: Folder) -> Iterator[Check]:

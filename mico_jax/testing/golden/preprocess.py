@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
 from mico_jax.config import AudioConfig
@@ -56,13 +57,13 @@ class Media:
     return None
 
   @functools.cached_property
-  def image(self) -> np.ndarray | None:
-    """The image as decoded here, uint8 [Y, X, 3]."""
+  def image(self) -> UInt8[np.ndarray, "Y X 3"] | None:
+    """The image as decoded here."""
     data = self._data(0, "image")
     return None if data is None else media.decode_image(data, Geometry(1, 224))
 
   @functools.cached_property
-  def waveform(self) -> np.ndarray | None:
+  def waveform(self) -> Float[np.ndarray, " N"] | None:
     """The sound at 16 kHz."""
     data = self._data(1, "audio")
     return None if data is None else sound.decode_audio(data, Geometry(1, 224))
@@ -78,16 +79,16 @@ class Media:
 
 def preprocess(folder: Folder) -> Iterator[Check | Missing]:
   """Images, filterbanks, slices, resampling, video frames, frame indices."""
-  found = Media(folder)
+  files = Media(folder)
   yield from _constants(folder.config.get("constants", {}))
   for name, want in folder.outputs.items():
     kind, _, rest = name.partition(".")
     if kind == "image":
-      yield _image(folder, found, rest, want)
+      yield _image(folder, files, rest, want)
     elif kind == "video":
-      yield _video(found, rest, want)
+      yield _video(files, rest, want)
     elif kind == "audio":
-      yield from _audio(folder, found, rest, want)
+      yield from _audio(folder, files, rest, want)
     elif kind.startswith("short"):
       yield from _short(folder, kind, rest, want)
     else:
@@ -115,11 +116,15 @@ def _constants(stored: Mapping[str, Any]) -> Iterator[Check]:
     yield Check(f"constants.{key}", ours[key], stored[key], 0.0)
 
 
-def _pixels(frames: np.ndarray, stats: spatial.Stats) -> np.ndarray:
+def _pixels(
+  frames: Shaped[np.ndarray, "T Y X 3"], stats: spatial.Stats
+) -> Float[np.ndarray, "T 3 Y X"]:
   return np.moveaxis(spatial.normalise(frames, stats, np), -1, 1)
 
 
-def _antialiased(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _antialiased(
+  frames: Float[np.ndarray, "1 Y X 3"], size: tuple[int, int]
+) -> Float[np.ndarray, "1 _ _ 3"]:
   """Antialiased resize of float frames, channel by channel."""
   rows, columns = size
   channels = [
@@ -134,17 +139,17 @@ def _antialiased(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _image(
-  folder: Folder, found: Media, rest: str, want: np.ndarray
+  folder: Folder, files: Media, rest: str, want: Shaped[np.ndarray, "..."]
 ) -> Check | Missing:
   """`<statistics>[.res<N>][.crop_flip_eval][.antialias_true...]`."""
   name = f"image.{rest}"
   if rest == "decoded_rgb_uint8":
-    if found.image is None:
+    if files.image is None:
       return Missing(name, "the image, in a sibling folder media")
-    return Check(name, found.image, want, 1.0)
+    return Check(name, files.image, want, 1.0)
   size = re.search(r"\bres(\d+)", rest)
   pixels = pixels_of(rest.partition(".")[0])
-  stored = folder.outputs.get("image.decoded_rgb_uint8", found.image)
+  stored = folder.outputs.get("image.decoded_rgb_uint8", files.image)
   if size is None or pixels is None or stored is None:
     return Missing(name, f"a reading of the name {name!r}, and the image")
   stats, exact = pixels
@@ -164,18 +169,20 @@ def _image(
   return Check(name, _pixels(frames, stats)[_corner(want)], want, IMAGE_LIMIT)
 
 
-def _corner(want: np.ndarray) -> tuple[slice, ...]:
+def _corner(want: Shaped[np.ndarray, "..."]) -> tuple[slice, ...]:
   """The top left part of a picture that is stored."""
   return tuple(slice(n) for n in want.shape)
 
 
-def _video(found: Media, rest: str, want: np.ndarray) -> Check | Missing:
+def _video(
+  files: Media, rest: str, want: Shaped[np.ndarray, "..."]
+) -> Check | Missing:
   """`n<frames>.<what>`."""
   name = f"video.{rest}"
   match = re.match(r"n(\d+)\.(.+)$", rest)
-  if found.video is None or match is None:
+  if files.video is None or match is None:
     return Missing(name, "the video, in a sibling folder media")
-  clip, what = found.video, match.group(2)
+  clip, what = files.video, match.group(2)
   frames = clip.take(
     spatial.sample_frames(len(clip), int(match.group(1))).tolist()
   )
@@ -194,14 +201,18 @@ def _video(found: Media, rest: str, want: np.ndarray) -> Check | Missing:
   return Check(name, pixels, want, IMAGE_LIMIT)
 
 
-def _deviation(pixels: np.ndarray, want: np.ndarray) -> np.ndarray:
+def _deviation(
+  pixels: Float[np.ndarray, "T 3 Y X"], want: Float[np.ndarray, "T 3"]
+) -> Float[np.ndarray, "T 3"]:
   """By frame and channel; unbiased, as torch has it, where that is closer."""
   pixels = pixels.astype(np.float64)
-  found = [pixels.std(axis=(2, 3), ddof=n) for n in (0, 1)]
-  return min(found, key=lambda x: np.abs(x - want).max())
+  deviations = [pixels.std(axis=(2, 3), ddof=n) for n in (0, 1)]
+  return min(deviations, key=lambda x: np.abs(x - want).max())
 
 
-def _slices(waveform: np.ndarray, args: Mapping[str, Any]) -> np.ndarray:
+def _slices(
+  waveform: Float[np.ndarray, " N"], args: Mapping[str, Any]
+) -> Float[np.ndarray, "..."]:
   """The original's audio processor by way of mode `mico_demo`."""
   config = dataclasses.replace(AudioConfig(), mel_bins=args["melbins"])
   size, rows = args.get("resize_melbin_num", 224), args["target_length"]
@@ -217,29 +228,29 @@ def _slices(waveform: np.ndarray, args: Mapping[str, Any]) -> np.ndarray:
 
 
 def _audio(
-  folder: Folder, found: Media, rest: str, want: np.ndarray
+  folder: Folder, files: Media, rest: str, want: Shaped[np.ndarray, "..."]
 ) -> Iterator[Check | Missing]:
   """`fbank<bins>[_every<k>]`, `proc.<...>` or `waveform_first_<n>`."""
   name = f"audio.{rest}"
-  if found.waveform is None:
+  if files.waveform is None:
     yield Missing(name, "the sound, in a sibling folder media")
     return
   bank = re.match(r"fbank(\d+)(?:_every(\d+))?$", rest)
   first = re.match(r"waveform_first_(\d+)$", rest)
   if bank is not None:
     bins, every = int(bank.group(1)), int(bank.group(2) or 1)
-    got = sound.fbank(found.waveform, bins, AudioConfig())[::every]
+    got = sound.fbank(files.waveform, bins, AudioConfig())[::every]
     yield from log_mels(name, got, want)
   elif first is not None:
-    yield Check(name, found.waveform[None, : want.shape[-1]], want, 1e-6)
+    yield Check(name, files.waveform[None, : want.shape[-1]], want, 1e-6)
   else:
     items = folder.config.get("audio_processor", [])
     item = next((i for i in items if i.get("tensor") == name), {})
-    args = _told(name) | item.get("args", {})
+    args = _sizes(name) | item.get("args", {})
     if not {"melbins", "target_length", "sample_num"} <= args.keys():
       yield Missing(name, f"a reading of the name {name!r}")
       return
-    got = _slices(found.waveform, args)
+    got = _slices(files.waveform, args)
     stored = str(item.get("stored", ""))
     steps = [int(n) for n in re.findall(r"every (\d+)", stored)]
     if steps:
@@ -247,7 +258,7 @@ def _audio(
     yield from log_mels(name, got, want, SCALE)
 
 
-def _told(name: str) -> dict[str, int]:
+def _sizes(name: str) -> dict[str, int]:
   """Arguments of the original's audio processor that an output's name tells."""
   words = {
     "melbins": "mel",
@@ -255,15 +266,15 @@ def _told(name: str) -> dict[str, int]:
     "sample_num": "n",
     "resize_melbin_num": "resize",
   }
-  found = {
+  matches = {
     key: re.search(rf"(?<![a-z]){word}(\d+)", name)
     for key, word in words.items()
   }
-  return {key: int(match[1]) for key, match in found.items() if match}
+  return {name: int(match[1]) for name, match in matches.items() if match}
 
 
 def _short(
-  folder: Folder, kind: str, rest: str, want: np.ndarray
+  folder: Folder, kind: str, rest: str, want: Shaped[np.ndarray, "..."]
 ) -> Iterator[Check | Missing]:
   """Synthetic sounds at several rates: resampled, filtered, sliced."""
   name = f"{kind}.{rest}"
@@ -281,16 +292,16 @@ def _short(
     got = sound.decode_audio((waveform.T, rate), Geometry(1, 32, config))
     yield Check(name, got, want[0], 0.0)
     return
-  given = sound.decode_audio((waveform.T, rate), Geometry(1, 32))
+  decoded = sound.decode_audio((waveform.T, rate), Geometry(1, 32))
   # From the stored samples: the resampling has a line of its own.
   if (stored := folder.outputs.get(f"{kind}.resampled_16000")) is not None:
-    given = stored[0]
+    decoded = stored[0]
   if rest.startswith("resampled"):
     target = AudioConfig().sample_rate
     got = np.stack([sound.resample(x, rate, target) for x in waveform])
     yield Check(name, got, want, RESAMPLE_LIMIT)
   elif rest == "fbank":
-    got = sound.fbank(given, want.shape[1], AudioConfig())
+    got = sound.fbank(decoded, want.shape[1], AudioConfig())
     yield from log_mels(name, got, want)
   elif rest == "out":
     # The shape tells all but the bins before they are resized.
@@ -299,7 +310,7 @@ def _short(
       resize_melbin_num=want.shape[2],
       melbins=folder.outputs.get(f"{kind}.fbank", want).shape[-1],
     )
-    got = _slices(given, args | item.get("args", {}))
+    got = _slices(decoded, args | item.get("args", {}))
     yield from log_mels(name, got, want, SCALE)
   else:
     yield Missing(name, f"a reading of the name {name!r}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Int
 
-from mico_jax.interop.names import mico as released
+from mico_jax.interop.names import mico as official
 from mico_jax.models import resize
 from mico_jax.testing.golden.case import Check, Folder, Missing
 
@@ -41,11 +42,13 @@ def pos_resize(folder: Folder) -> Iterator[Check | Missing]:
     yield Check(name, got, want)
   renamed = folder.config.get("key_renaming", [])
   if renamed:
-    got = np.array([released.rename(r["old"]) for r in renamed])
+    got = np.array([official.rename(r["old"]) for r in renamed])
     yield Check("key_renaming", got, np.array([r["new"] for r in renamed]), 0.0)
 
 
-def _nearest_table(want: np.ndarray) -> np.ndarray:
+def _nearest_table(
+  want: Int[np.ndarray, "I O K"],
+) -> Int[np.ndarray, "I O K"]:
   """Our indices in the layout [in, out, k], -1 where there is none."""
   got = np.full_like(want, -1)
   for old in range(1, want.shape[0]):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,8 @@ from mico_jax.testing.golden.case import Check, Folder, Unsupported
 from mico_jax.testing.golden.vision import eps
 
 
-def vision_swin(folder: Folder) -> Iterator[Check]:
-  """Tokens, pooling, every block, downsampling, and the way back to names."""
-  settings = folder.config["swin"]
+def _check_supported(settings: Mapping[str, Any]) -> None:
+  """Raises Unsupported for an option of Swin that the library lacks."""
   for option, usual, feature in (
     ("ape", False, "absolute positions"),
     ("patch_norm", True, "patches without LayerNorm"),
@@ -29,6 +29,12 @@ def vision_swin(folder: Folder) -> Iterator[Check]:
   ):
     if settings.get(option, usual) != usual:
       raise Unsupported(f"Swin with {feature}")
+
+
+def vision_swin(folder: Folder) -> Iterator[Check]:
+  """Tokens, pooling, every block, downsampling, and the way back to names."""
+  settings = folder.config["swin"]
+  _check_supported(settings)
   stored = {k: np.asarray(v) for k, v in folder.weights.items()}
   vision = staged_vision.swin_config(stored)
   vision = dataclasses.replace(
@@ -69,10 +75,10 @@ def vision_swin(folder: Folder) -> Iterator[Check]:
     if s + 1 < len(vision.stage_depths):
       side = round(block.shape[1] ** 0.5)
       merge = PatchMerging(vision.stage_widths[s + 1], vision.norm_eps)
-      own = params["vision"][f"stage{s + 1}"]["downsample"]
+      merging = params["vision"][f"stage{s + 1}"]["downsample"]
       with jax.default_matmul_precision("highest"):
         block = merge.apply(
-          {"params": own}, block.reshape(-1, side, side, block.shape[-1])
+          {"params": merging}, block.reshape(-1, side, side, block.shape[-1])
         )
     out = np.asarray(block).reshape(outputs[name].shape)
     yield Check(name, out, outputs[name])
@@ -84,5 +90,5 @@ def vision_swin(folder: Folder) -> Iterator[Check]:
     for n in names
   ]
   yield Check(
-    "released names, weights and buffers", same, [True] * len(names), 0
+    "official names, weights and buffers", same, [True] * len(names), 0
   )

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from mico_jax.config import ModelConfig
-from mico_jax.interop.names import mico as released
+from mico_jax.interop.names import mico as official
 from mico_jax.kernels.attention import reference
 from mico_jax.layers.attention import PackedProjection
 from mico_jax.models import Context, MiCo, build
@@ -28,12 +29,12 @@ def text_model(
     folder: with weights under the original's names.
     settings: the BERT part of its config.
   """
-  prefix = folder.config.get("key_prefix", released.BERT)
+  prefix = folder.config.get("key_prefix", official.BERT)
   weights = {
-    released.BERT + name.removeprefix(prefix): value
+    official.BERT + name.removeprefix(prefix): value
     for name, value in folder.weights.items()
   }
-  config = released.config_from_official(
+  config = official.config_from_official(
     weights, text_heads=settings["num_attention_heads"]
   )
   text = dataclasses.replace(
@@ -43,11 +44,13 @@ def text_model(
     dropout=0.0,
   )
   config = dataclasses.replace(config, text=text, matmul_precision="highest")
-  params = released.from_official(weights, config, parts=["text"])
+  params = official.from_official(weights, config, parts=["text"])
   return build(config), jax.tree.map(jnp.asarray, params)
 
 
-def masked_lm_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def masked_lm_loss(
+  logits: Float[Array, "B L V"], labels: Int[Array, "B L"]
+) -> Float[Array, ""]:
   """Mean cross-entropy over positions whose label is not -100."""
   logprobs = jax.nn.log_softmax(logits, axis=-1)
   valid = labels >= 0
@@ -98,8 +101,11 @@ def text_bert(folder: Folder) -> Iterator[Check]:
   condition = jnp.asarray(inputs["encoder_hidden_states"])
 
   def run(
-    params: Any, ids: np.ndarray, options: Mapping[str, Any], cross: bool
-  ) -> tuple[jax.Array, jax.Array]:
+    params: Any,
+    ids: Int[np.ndarray, "B L"],
+    options: Mapping[str, Any],
+    cross: bool,
+  ) -> tuple[Float[Array, "B L W"], Float[Array, "B L V"]]:
     context = (
       model.project_context(params, Context(condition)) if cross else None
     )
@@ -129,7 +135,7 @@ def text_bert(folder: Folder) -> Iterator[Check]:
     tag = folder.config["grads_are_of"].removesuffix(".loss")
     name = tag.removeprefix("lm_loss_").removesuffix("_cross")
 
-    def loss_of(params: Any) -> jax.Array:
+    def loss_of(params: Any) -> Float[Array, ""]:
       ids = inputs["masked_input_ids"]
       logits = run(params, ids, masks[name], tag.endswith("_cross"))[1]
       return masked_lm_loss(logits, jnp.asarray(inputs["labels"]))
@@ -146,8 +152,8 @@ def gradients(
   folder: Folder,
   parts: list[str] | None = None,
 ) -> Iterator[Check]:
-  """Checks gradients under their released names against a stored file."""
-  got = released.to_official(grads, config, parts=parts, copies=False)
+  """Checks gradients under their official names against a stored file."""
+  got = official.to_official(grads, config, parts=parts, copies=False)
   for name, want in folder.tensors(file).items():
     yield Check(f"{file} {name}", got[name], want, LOSS_LIMIT)
 

@@ -1,7 +1,7 @@
-"""Case token_masker: the released draws, replayed through our masker.
+"""Case token_masker: the official draws, replayed through our masker.
 
-Our masker draws on the device, by row; the released one from Python's random
-module, row after row. The replay makes the released draws and hands them to the
+Our masker draws on the device, by row; the official one from Python's random
+module, row after row. The replay makes the official draws and hands them to the
 function that both share, `apply_mask`; that our own draws follow the same law
 is tested apart.
 """
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from mico_jax.objectives.sampling import apply_mask
 from mico_jax.testing.golden.case import Check, Folder
@@ -22,19 +23,26 @@ PAD = 0
 
 
 def replay(
-  tokens: np.ndarray, *, prob: float, seed: int, low: int, high: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The draws of the released masker, in its order.
+  tokens: Int[np.ndarray, "B L"],
+  *,
+  prob: float,
+  seed: int,
+  low: int,
+  high: int,
+) -> tuple[
+  Bool[np.ndarray, "B L"], Float[np.ndarray, "B L"], Int[np.ndarray, "B L"]
+]:
+  """The draws of the official masker, in its order.
 
   Args:
-    tokens: [B L].
+    tokens: ids.
     prob: of choosing a token.
     seed: of Python's random module.
     low: first id of random replacements.
     high: last id + 1.
 
   Returns:
-    (chosen, action in [0, 1), random ids), each [B L].
+    (chosen, action in [0, 1], random ids).
   """
   source = random.Random(seed)
   chosen = np.zeros(tokens.shape, bool)

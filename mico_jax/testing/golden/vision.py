@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from mico_jax.config import VisionConfig
-from mico_jax.interop.names import mico as released
+from mico_jax.interop.names import mico as official
 from mico_jax.interop.names import mico_vision
 from mico_jax.layers.embed import PatchEmbed
 from mico_jax.layers.mlp import Dense
@@ -35,11 +36,11 @@ def encoder(
     mico_vision.VISUAL + name.removeprefix(prefix): value
     for name, value in folder.weights.items()
   }
-  config = released.config_from_official(
+  config = official.config_from_official(
     weights, vision_heads=num_heads, vision_options=options
   )
   config = dataclasses.replace(config, matmul_precision="highest")
-  params = released.from_official(weights, config, parts=["vision"])
+  params = official.from_official(weights, config, parts=["vision"])
   return build(config), jax.tree.map(jnp.asarray, params)
 
 
@@ -90,7 +91,7 @@ def vision_clip(folder: Folder) -> Iterator[Check]:
     yield Check(name, got, folder.outputs[name])
 
 
-def _pixels(folder: Folder) -> jax.Array:
+def _pixels(folder: Folder) -> Float[Array, "B Y X 3"]:
   return jnp.asarray(folder.inputs["pixels"]).transpose(0, 2, 3, 1)
 
 

@@ -55,12 +55,12 @@ def _output(
 
 
 def _rules(config: Mapping[str, Any]) -> dict[str, bool | None]:
-  """How texts are normalised, as the sentence on the tokenizer says it."""
+  """Rules of normalisation, from the folder's description of its tokenizer."""
   values = {"True": True, "False": False, "None": None}
-  told = re.findall(r"(\w+)=(\w+)", str(config.get("tokenizer", "")))
-  given = {key: values[value] for key, value in told if value in values}
+  pairs = re.findall(r"(\w+)=(\w+)", str(config.get("tokenizer", "")))
+  rules = {name: values[value] for name, value in pairs if value in values}
   names = wordpiece_lib.NAMES
-  return wordpiece_lib.check_rules(given, "tokenizer", names)
+  return wordpiece_lib.check_rules(rules, "tokenizer", names)
 
 
 def wordpiece(folder: Folder) -> Iterator[Check | Missing]:
