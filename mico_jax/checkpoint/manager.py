@@ -213,7 +213,7 @@ class Manager:
       for name in manifest_lib.ARRAY_ITEMS
       if getattr(state, name, None) is not None
     }
-    own = {name: sharded.host_shards(flat) for name, flat in arrays.items()}
+    shards = {name: sharded.host_shards(flat) for name, flat in arrays.items()}
     layouts = {name: sharded.layout(flat) for name, flat in arrays.items()}
     stored = {
       name: storage.stored_tree(name, flat) for name, flat in arrays.items()
@@ -227,7 +227,9 @@ class Manager:
     data_text = json.dumps(values, indent=1, sort_keys=True).encode()
 
     def notes() -> dict[str, Any]:
-      return {name: sharded.hash_shards(own.pop(name)) for name in list(own)}
+      return {
+        name: sharded.hash_shards(shards.pop(name)) for name in list(shards)
+      }
 
     def manifest_files(folder: Any, notes: Sequence[Any]) -> dict[str, bytes]:
       head = {

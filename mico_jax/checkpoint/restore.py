@@ -122,8 +122,12 @@ def open_checkpoint(
   folders = step_folders(path)
   for folder in folders:
     try:
-      found = _open_step(folder, strict, ema, tuple(reasons))
-      return read_params(found, check=check, strict=strict) if arrays else found
+      checkpoint = _open_step(folder, strict, ema, tuple(reasons))
+      return (
+        read_params(checkpoint, check=check, strict=strict)
+        if arrays
+        else checkpoint
+      )
     except CheckpointError as e:
       reasons.append(f"skipped step {folder.name}: {e}")
   if len(folders) == 1:
@@ -233,9 +237,9 @@ def stream_params(
     for name, entry in entries.items()
   }
   with mirror.local_copy(folder, (item,)) as here:
-    found = sharded.read_placed(here, {item: entries}, {item: likes})
+    arrays = sharded.read_placed(here, {item: entries}, {item: likes})
   config = parse_config(files[manifest_lib.CONFIG], folder)
-  return manifest_lib.unflatten(found[item]), config
+  return manifest_lib.unflatten(arrays[item]), config
 
 
 def parse_config(text: bytes, folder: Any) -> Config:
@@ -306,41 +310,39 @@ def partial_load(
       differ without a resizer.
   """
   have = manifest_lib.flatten(source)
-  found: dict[str, Any] = {}
+  values: dict[str, Any] = {}
   loaded, resized, new, problems = [], [], [], []
   for path, like in manifest_lib.flatten(target).items():
+    shape = tuple(like.shape)
     if path not in have:
       if any(re.search(pattern, path) for pattern in may_be_new):
         new.append(path)
-        found[path] = like
+        values[path] = like
       else:
         problems.append(f"{path} is not in the checkpoint")
       continue
     value = np.asarray(have[path])
-    if value.shape != tuple(like.shape):
-      resize = next(
-        (f for p, f in (resizers or {}).items() if re.search(p, path)), None
-      )
-      if resize is None:
+    if value.shape == shape:
+      loaded.append(path)
+    else:
+      matches = (f for p, f in (resizers or {}).items() if re.search(p, path))
+      if (resize := next(matches, None)) is None:
         problems.append(
-          f"{path} has shape {list(value.shape)}, the model needs "
-          f"{list(like.shape)}"
+          f"{path} has shape {list(value.shape)}, the model needs {list(shape)}"
         )
         continue
-      value = resize(value, tuple(like.shape))
-      if value.shape != tuple(like.shape):
-        problems.append(f"{path} cannot be resized to {list(like.shape)}")
+      value = resize(value, shape)
+      if value.shape != shape:
+        problems.append(f"{path} cannot be resized to {list(shape)}")
         continue
       resized.append(path)
-    else:
-      loaded.append(path)
-    found[path] = value.astype(like.dtype)
+    values[path] = value.astype(like.dtype)
   if problems:
     more = f" ({len(problems) - 3} more)" if len(problems) > 3 else ""
     raise CheckpointError(
       f"the checkpoint does not fit the model: {'; '.join(problems[:3])}{more}."
       " Give the model the checkpoint's sizes, see mico-jax inspect."
     )
-  unused = tuple(path for path in have if path not in found)
+  unused = tuple(path for path in have if path not in values)
   report = LoadReport(tuple(loaded), tuple(resized), tuple(new), unused)
-  return manifest_lib.unflatten(found), report
+  return manifest_lib.unflatten(values), report

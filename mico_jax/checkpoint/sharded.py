@@ -85,17 +85,17 @@ def check_same(value: Any, what: str) -> None:
 # ---------------------------------------------------------------------- saving
 def layout(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """Shape, dtype and shape of a shard ("grid") of every array."""
-  found = {}
+  placement = {}
   for path, value in flat.items():
     grid = value.shape
     if isinstance(value, jax.Array):
       grid = value.sharding.shard_shape(value.shape)
-    found[path] = {
+    placement[path] = {
       "shape": list(value.shape),
       "dtype": np.dtype(value.dtype).name,
       "grid": list(grid),
     }
-  return found
+  return placement
 
 
 def host_shards(flat: Mapping[str, Any]) -> Shards:
@@ -104,21 +104,21 @@ def host_shards(flat: Mapping[str, Any]) -> Shards:
   Orbax takes the same copies. On CPUs they are the arrays themselves, which
   JAX does not overwrite while somebody looks at them.
   """
-  own: list[tuple[str, str, Any]] = []
+  pieces: list[tuple[str, str, Any]] = []
   for path, value in flat.items():
     if isinstance(value, jax.Array):
       for shard in value.addressable_shards:
         if shard.replica_id == 0:
           shard.data.copy_to_host_async()
           where = ranges.of_index(shard.index, value.shape)
-          own.append((path, ranges.key(where), shard.data))
+          pieces.append((path, ranges.key(where), shard.data))
     elif jax.process_index() == 0:
       start = ranges.key(ranges.whole(value.shape))
-      own.append((path, start, value))
-  found: Shards = {}
-  for path, start, data in own:
-    found.setdefault(path, []).append((start, np.asarray(data)))
-  return found
+      pieces.append((path, start, value))
+  shards: Shards = {}
+  for path, start, data in pieces:
+    shards.setdefault(path, []).append((start, np.asarray(data)))
+  return shards
 
 
 def hash_shards(shards: Shards) -> dict[str, dict[str, str]]:
@@ -127,12 +127,12 @@ def hash_shards(shards: Shards) -> dict[str, dict[str, str]]:
     (path, start, data) for path in shards for start, data in shards[path]
   ]
   shards.clear()
-  found: dict[str, dict[str, str]] = {}
+  digests: dict[str, dict[str, str]] = {}
   with ThreadPoolExecutor(max_workers=storage.READERS) as pool:
     hashes = pool.map(lambda job: manifest_lib.array_hash(job[2]), jobs)
     for (path, start, _), sha256 in zip(jobs, hashes, strict=True):
-      found.setdefault(path, {})[start] = sha256
-  return found
+      digests.setdefault(path, {})[start] = sha256
+  return digests
 
 
 # --------------------------------------------------------------------- reading
@@ -189,11 +189,11 @@ class _Reading:
     self, likes: Mapping[str, Mapping[str, Any]]
   ) -> dict[str, dict[str, Any]]:
     """What the arrays became."""
-    found: dict[str, dict[str, Any]] = {item: {} for item in likes}
+    placed: dict[str, dict[str, Any]] = {item: {} for item in likes}
     for array in self._arrays:
       if array.like is not None:
-        found[array.item][array.path] = array.value
-    return found
+        placed[array.item][array.path] = array.value
+    return placed
 
   def run(self) -> Exception | None:
     """Reads and places all; what failed first, if anything did."""

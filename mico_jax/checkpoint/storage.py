@@ -109,9 +109,9 @@ class ManifestHandler(ocp.AsyncCheckpointHandler):
     self._files = FilesHandler()
 
   async def _note(
-    self, own: Callable[[], Mapping[str, Any]], directory: epath.Path
+    self, notes: Callable[[], Mapping[str, Any]], directory: epath.Path
   ) -> None:
-    text = json.dumps(await asyncio.to_thread(own))
+    text = json.dumps(await asyncio.to_thread(notes))
     files_lib.write_text(_notes_path(directory, jax.process_index()), text)
 
   async def async_save(
@@ -121,7 +121,7 @@ class ManifestHandler(ocp.AsyncCheckpointHandler):
     self._finish = args.finish
     return [
       future.CommitFutureAwaitingContractedSignals(
-        self._note(args.own, directory), name="mico_jax_manifest"
+        self._note(args.notes, directory), name="mico_jax_manifest"
       )
     ]
 
@@ -138,7 +138,7 @@ class ManifestHandler(ocp.AsyncCheckpointHandler):
   def save(self, directory: epath.Path, args: ManifestSave) -> None:
     """Makes the notes and returns when they are written."""
     self._finish = args.finish
-    asyncio.run(self._note(args.own, directory))
+    asyncio.run(self._note(args.notes, directory))
 
   def restore(
     self, directory: epath.Path, args: ManifestRestore | None = None
@@ -157,11 +157,11 @@ class ManifestSave(checkpoint_args.CheckpointArgs):
   """Save arguments of `ManifestHandler`.
 
   Attributes:
-    own: this process' notes, JSON types; called behind training.
+    notes: this process' notes, JSON types; called behind training.
     finish: (folder with the other items, the notes of all processes) -> files.
   """
 
-  own: Callable[[], Mapping[str, Any]]
+  notes: Callable[[], Mapping[str, Any]]
   finish: Callable[[epath.Path, Sequence[Any]], Mapping[str, bytes]]
 
 

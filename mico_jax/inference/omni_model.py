@@ -167,11 +167,11 @@ class OmniModel:
       yield {k: pad_rows(v, size) for k, v in batch.items()}, real
 
   def _prepare(
-    self, given: Mapping[str, Sequence[Any]]
+    self, inputs: Mapping[str, Sequence[Any]]
   ) -> dict[str, np.ndarray]:
     """Host arrays of aligned lists; the first broken input is an error."""
     arrays = {}
-    for key, values in given.items():
+    for key, values in inputs.items():
       array, _, errors = self.preparer.prepare(key, values)
       if errors:
         raise errors[0]
@@ -180,20 +180,20 @@ class OmniModel:
     return arrays
 
   def _chunks(
-    self, given: Mapping[str, Sequence[Any]]
+    self, inputs: Mapping[str, Sequence[Any]]
   ) -> Iterator[tuple[dict[str, Sequence[Any]], dict[str, np.ndarray]]]:
     """A batch's inputs and their prepared arrays: memory stays bounded."""
-    count = inputs_lib.lengths_of(given)
+    count = inputs_lib.lengths_of(inputs)
     for start in range(0, count, self.batch_size):
       end = start + self.batch_size
-      part = {k: v[start:end] for k, v in given.items()}
+      part = {k: v[start:end] for k, v in inputs.items()}
       yield part, self._prepare(part)
 
   def _embed_rows(
-    self, given: Mapping[str, Sequence[Any]], letters: str
+    self, inputs: Mapping[str, Sequence[Any]], letters: str
   ) -> Float[np.ndarray, "N E"]:
     rows = [np.zeros((0, self.embed_dim), np.float32)]
-    for part, arrays in self._chunks(given):
+    for part, arrays in self._chunks(inputs):
       rows.append(self.embed_arrays(arrays, letters))
       inputs_lib.check_finite(rows[-1], part, "the embedding")
     return np.concatenate(rows)
@@ -224,7 +224,7 @@ class OmniModel:
       arrays: {modality: stacked rows}.
       letters: of the context.
     """
-    found = []
+    blocks = []
     for batch, real in self._batches(arrays):
       context = self._context(self.params, batch, letters)
       size = len(next(iter(batch.values())))
@@ -232,8 +232,8 @@ class OmniModel:
         self._match(self.params, np.repeat(row[None], size, axis=0), context)
         for row in ids
       ]
-      found.append(np.stack(columns, axis=1)[:real])
-    return np.concatenate(found)
+      blocks.append(np.stack(columns, axis=1)[:real])
+    return np.concatenate(blocks)
 
   # ------------------------------------------------------------- public use
   def embed(
@@ -256,18 +256,20 @@ class OmniModel:
     """
     if not inputs:
       raise ValueError("nothing to embed; give e.g. image=['photo.jpg'].")
-    found = {}
-    given = self._lists(inputs)
+    embeddings = {}
+    lists = self._lists(inputs)
     if not groups:
-      for key, values in given.items():
+      for key, values in lists.items():
         letter = MODALITIES[key].letter
-        found[key] = self._embed_rows({key: values}, letter)
-      return found
+        embeddings[key] = self._embed_rows({key: values}, letter)
+      return embeddings
     for group in [groups] if isinstance(groups, str) else groups:
       self.model.head(group)  # Raises for an unknown one.
-      keys = dict.fromkeys(self._key_of(letter, given) for letter in group)
-      found[group] = self._embed_rows({key: given[key] for key in keys}, group)
-    return found
+      keys = dict.fromkeys(self._key_of(letter, lists) for letter in group)
+      embeddings[group] = self._embed_rows(
+        {key: lists[key] for key in keys}, group
+      )
+    return embeddings
 
   def _lists(self, inputs: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
     """What a user gives, as lists of modalities that the model takes."""
@@ -277,13 +279,13 @@ class OmniModel:
 
   def _key_of(self, letter: str, inputs: Mapping[str, Any]) -> str:
     """The given modality that plays a letter; an image may play a video."""
-    found = played_by(letter, inputs)
-    if not found:
+    players = played_by(letter, inputs)
+    if not players:
       key = by_letter(letter).key
       raise ValueError(
         f"letter {letter!r} needs {key}=[...]; given: {', '.join(inputs)}."
       )
-    return found
+    return players
 
   def _letters(self, inputs: Mapping[str, Any]) -> str:
     """Context letters of the given modalities, in the table's order."""
@@ -306,9 +308,9 @@ class OmniModel:
       **inputs: aligned lists; several modalities form one context.
     """
     letters = self._letters(inputs)
-    given = self._lists({"text": text, **inputs})
+    lists = self._lists({"text": text, **inputs})
     rows = [np.zeros((0,), np.float32)]
-    for part, arrays in self._chunks(given):
+    for part, arrays in self._chunks(lists):
       for batch, real in self._batches(arrays):
         ids = batch.pop("text")
         context = self._context(self.params, batch, letters)
@@ -347,10 +349,10 @@ class OmniModel:
     for part, arrays in self._chunks(self._lists(inputs)):
       for batch, real in self._batches(arrays):
         context = self._context(self.params, batch, letters)
-        found = write(self.params, context)
-        sums = np.asarray(found.scores)[:real, 0]
+        written = write(self.params, context)
+        sums = np.asarray(written.scores)[:real, 0]
         inputs_lib.check_finite(sums, part, "the caption's score")
-        ids = np.asarray(found.sequences)[:real, 0]
+        ids = np.asarray(written.sequences)[:real, 0]
         texts += [self.tokenizer.decode(row) for row in ids]
     return texts
 

@@ -208,19 +208,19 @@ def _contents(raw: Any, storage: Storage) -> Any:
 def enabled_keys(config: Config) -> tuple[str, ...]:
   """Modalities that a config's model has tables and a head for."""
   model = config.model
-  found = []
+  enabled = []
   for key, modality in MODALITIES.items():
     if modality.kind != "knowledge":
       continue
     read = as_configured(modality, model)
     if read.head in model.heads and read.context_type in model.frame_table:
-      found.append(key)
+      enabled.append(key)
   interface = [
     key
     for key, m in MODALITIES.items()
     if m.kind == "interface" and m.letter in model.heads
   ]
-  return (*found, *interface)
+  return (*enabled, *interface)
 
 
 def as_lists(inputs: Mapping[str, Any]) -> dict[str, Sequence[Any]]:

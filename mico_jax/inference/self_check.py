@@ -68,7 +68,7 @@ def _near_constant(array: np.ndarray) -> np.ndarray:
 
 def make_inputs(preparer: Preparer) -> dict[str, np.ndarray]:
   """Raw inputs of the self-check by name, "video/example" and so on."""
-  found = {"text": selfcheck.text_array(_PROMPT)}
+  inputs = {"text": selfcheck.text_array(_PROMPT)}
   for key in preparer.keys:
     modality = MODALITIES[key]
     if modality.kind != "knowledge":
@@ -78,10 +78,10 @@ def make_inputs(preparer: Preparer) -> dict[str, np.ndarray]:
       geometry, size=geometry.size * 5 // 3 + 3, frames=geometry.frames + 1
     )
     example = _raw(modality.example(geometry, 1))
-    found[f"{key}/example"] = example
-    found[f"{key}/near_constant"] = _near_constant(example)
-    found[f"{key}/off_size"] = _raw(modality.example(other, 2))
-  return found
+    inputs[f"{key}/example"] = example
+    inputs[f"{key}/near_constant"] = _near_constant(example)
+    inputs[f"{key}/off_size"] = _raw(modality.example(other, 2))
+  return inputs
 
 
 @contextlib.contextmanager
@@ -163,9 +163,9 @@ class SelfCheck:
       params = model_params(params, self.preparer.config)
       params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
       run = self._compiled(params, host, ids)
-      found = jax.device_get(run(params, host, ids))
+      values = jax.device_get(run(params, host, ids))
     outputs = {f"{selfcheck.OUTPUT}ids/text": ids[0]}
-    for name, value in found.items():
+    for name, value in values.items():
       if name.startswith("embed/") and name != "embed/text":
         for variant, row in zip(VARIANTS, value, strict=True):
           outputs[f"{selfcheck.OUTPUT}{name}/{variant}"] = row
@@ -206,16 +206,16 @@ class SelfCheck:
     names = {key: MODALITIES[key].letter for key in host}
     names |= {head: head for head in self.heads}
     rows = forward.embed(model, params, encoded, [*names.values()])
-    found = {f"embed/{name}": rows[c] for name, c in names.items()}
-    found["embed/text"] = forward.embed_text(model, params, ids[:1])[0]
+    outputs = {f"embed/{name}": rows[c] for name, c in names.items()}
+    outputs["embed/text"] = forward.embed_text(model, params, ids[:1])[0]
     if not self.letters:
-      return found
+      return outputs
     context = forward.project(model, params, encoded, self.letters)
     logits = forward.match(model, params, ids, context)
-    found[LOGITS] = logits
-    found["matching"] = jax.nn.softmax(logits, axis=-1)[:, 1]
-    found["caption"] = self._caption(params, context, len(VARIANTS))
-    return found
+    outputs[LOGITS] = logits
+    outputs["matching"] = jax.nn.softmax(logits, axis=-1)[:, 1]
+    outputs["caption"] = self._caption(params, context, len(VARIANTS))
+    return outputs
 
   def _caption(self, params: Any, context: Any, rows: int) -> jax.Array:
     """The first tokens of greedy captions, by full passes without a cache."""

@@ -1,4 +1,4 @@
-"""Released names and layout, both ways."""
+"""Official names and layout, both ways."""
 
 from __future__ import annotations
 

@@ -121,11 +121,11 @@ def items(
   except ValueError as e:
     raise ConfigError(str(e)) from e
   patch = config.vision.patch_size
-  found = list(weight_map.items(params, table, patch_size=patch))
-  found += [item(k, v) for k, v in mico.buffers(config).items()]
-  by_name = {one.name: one for one in found}
+  tensors = list(weight_map.items(params, table, patch_size=patch))
+  tensors += [item(k, v) for k, v in mico.buffers(config).items()]
+  by_name = {one.name: one for one in tensors}
   for copy, original in mico.TIED.items():
-    found.append(dataclasses.replace(by_name[original], name=copy))
+    tensors.append(dataclasses.replace(by_name[original], name=copy))
   expected = list(EXPECTED)
   if not config.frame_table.get("video"):  # frame_embedding_type "none"
     expected.remove("vision_frame_embedding")
@@ -135,7 +135,7 @@ def items(
       "the original expects tensors that this model has not: "
       f"{export.summarise(missing)}."
     )
-  return found, mico.TIED
+  return tensors, mico.TIED
 
 
 # What the original's modules always hold besides the towers.
@@ -161,10 +161,10 @@ def original_items(source: OpenedCheckpoint) -> Iterator[Item] | None:
   """The tensors of the imported file, byte for byte; None: not imported."""
   if "import" not in source.checkpoint.manifest:
     return None
-  found = source_tensors.open_tensors(source.checkpoint.folder)
+  tensors = source_tensors.open_tensors(source.checkpoint.folder)
   return (
     Item(name, tensor.shape, tensor.dtype, tensor.load, tensor.sha256)
-    for name, tensor in found.items()
+    for name, tensor in tensors.items()
   )
 
 
@@ -190,11 +190,11 @@ def write(
   Raises:
     ConfigError: naming the parameters that the original cannot hold.
   """
-  found, ties = _content(source)
+  tensors, ties = _content(source)
   (folder / "ckpt").mkdir(parents=True)
   (folder / "log").mkdir()
   name = f"model_step_{source.checkpoint.step}.pt"
-  written = torch_writer.write(folder / "ckpt" / name, found, ties=ties)
+  written = torch_writer.write(folder / "ckpt" / name, tensors, ties=ties)
   export.write_json(folder / "log" / "hps.json", hps(source.config))
   prefix = "" if report.target == "mico" else f"{folder.name}/"
   report.add("mico", written, f"{prefix}ckpt/")

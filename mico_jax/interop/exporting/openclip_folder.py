@@ -22,7 +22,9 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from jaxtyping import Float, Int
 
 from mico_jax.aliases import Params
 from mico_jax.config import Config, ConfigError, VisionConfig
@@ -273,7 +275,6 @@ def compare(
   Raises:
     ImportError: without open_clip, timm, transformers or PyTorch.
   """
-  import jax
   import open_clip
   import torch
 
@@ -292,16 +293,30 @@ def compare(
       tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     finally:
       export.write_json(folder / clip.CONFIG, settings(source, place, image))
-  given = torch.from_numpy(pixels[:, 0].transpose(0, 3, 1, 2).copy())
+  frames = torch.from_numpy(pixels[:, 0].transpose(0, 3, 1, 2).copy())
   with torch.no_grad():
     got = {
       "ids": tokenizer(list(texts)),
-      "embed/image": theirs.encode_image(given, normalize=True),
+      "embed/image": theirs.encode_image(frames, normalize=True),
       "embed/text": theirs.encode_text(
         torch.from_numpy(ids).long(), normalize=True
       ),
       "logit_scale": theirs.logit_scale.detach(),
     }
+  want = _ours(check, source.params, ids, pixels)
+  return {
+    name: float(np.abs(value.numpy().astype("f8") - want[name]).max())
+    for name, value in got.items()
+  }
+
+
+def _ours(
+  check: SelfCheck,
+  params: Params,
+  ids: Int[np.ndarray, "B L"],
+  pixels: Float[np.ndarray, "B 1 Y X 3"],
+) -> dict[str, np.ndarray]:
+  """Our outputs for the same arrays, in float32 on CPU."""
 
   @jax.jit
   def run(params: Any, ids: Any, pixels: Any) -> dict[str, Any]:
@@ -314,10 +329,6 @@ def compare(
     }
 
   with on_cpu():
-    want = jax.device_get(run(dict(source.params), ids, pixels))
-  temperature = np.asarray(source.params["temperature"], np.float64)
-  want |= {"ids": ids, "logit_scale": -np.log(temperature)}
-  return {
-    name: float(np.abs(value.numpy().astype("f8") - want[name]).max())
-    for name, value in got.items()
-  }
+    values = jax.device_get(run(dict(params), ids, pixels))
+  temperature = np.asarray(params["temperature"], np.float64)
+  return {**values, "ids": ids, "logit_scale": -np.log(temperature)}

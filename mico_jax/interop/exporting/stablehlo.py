@@ -82,13 +82,13 @@ def functions(config: Config, tokenizer: Any) -> dict[str, Function]:
   )
   preparer = Preparer(config, tokenizer)
   specs = {key: _spec(preparer, key) for key in preparer.keys}
-  found: dict[str, Function] = {}
+  table: dict[str, Function] = {}
   known = {MODALITIES[key].letter: key for key in preparer.keys}
   for letter, key in known.items():
-    found[f"embed_{key}"] = _embed(model, preparer, letter, specs)
+    table[f"embed_{key}"] = _embed(model, preparer, letter, specs)
   for head in config.model.heads:
     if len(head) > 1 and set(head) <= set(known):
-      found[f"embed_{head}"] = _embed(model, preparer, head, specs)
+      table[f"embed_{head}"] = _embed(model, preparer, head, specs)
   groups = [
     group.removeprefix("t")
     for _, task in sorted(config.tasks.items())
@@ -98,8 +98,8 @@ def functions(config: Config, tokenizer: Any) -> dict[str, Function]:
   singles = [letter for letter in known if letter != "t"]
   for letters in dict.fromkeys([*singles, *groups]):
     if letters and set(letters) <= set(known) and "t" in known:
-      found[f"match_{letters}"] = _match(model, preparer, letters, specs)
-  return found
+      table[f"match_{letters}"] = _match(model, preparer, letters, specs)
+  return table
 
 
 def _encode(
@@ -222,7 +222,7 @@ def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
   preparer = Preparer(source.config, source.tokenizer)
   flat = flatten(source.params)
   weights = {path: jnp.asarray(leaf) for path, leaf in flat.items()}
-  found = {}
+  gaps = {}
   with on_cpu(), jax.default_matmul_precision("highest"):
     for key in preparer.keys:
       rows = [
@@ -239,5 +239,5 @@ def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
       got = jax.export.deserialize(bytearray(data)).call(weights, array)
       for (name, _), row in zip(rows, np.asarray(got), strict=True):
         want = stored[selfcheck.OUTPUT + name]
-        found[name] = float(np.abs(row - want).max())
-  return found
+        gaps[name] = float(np.abs(row - want).max())
+  return gaps

@@ -226,9 +226,9 @@ def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
   theirs: Any = timm.create_model(
     f"local-dir:{folder}", pretrained=True, num_classes=0
   ).eval()
-  given = torch.from_numpy(pixels[:, 0].transpose(0, 3, 1, 2).copy())
+  images = torch.from_numpy(pixels[:, 0].transpose(0, 3, 1, 2).copy())
   with torch.no_grad():
-    tokens = theirs.forward_features(given)
+    tokens = theirs.forward_features(images)
     pooled = theirs.forward_head(tokens)
     if source.config.model.vision.encoder == "convnext":  # channels first
       tokens = tokens.permute(0, 2, 3, 1)

@@ -68,10 +68,10 @@ def _source(key: str, embedding: CustomEmbedding) -> str:
       "alone, so it may import PyTorch and the standard library."
     )
   classes = [n for n in tree.body if isinstance(n, ast.ClassDef)]
-  found = next((n for n in classes if n.name == kind), None)
-  if found is None:
+  definition = next((n for n in classes if n.name == kind), None)
+  if definition is None:
     raise ConfigError(f"{said}: that file has no class {kind}.")
-  methods = {n.name for n in found.body if isinstance(n, ast.FunctionDef)}
+  methods = {n.name for n in definition.body if isinstance(n, ast.FunctionDef)}
   if embedding.valid is not None and "valid" not in methods:
     raise ConfigError(
       f"{said} has no method valid(frames), but the record's tokens may be "

@@ -1,10 +1,10 @@
 """The PyTorch folder: the model in one file, weights, tokenizer, decoders.
 
-Written without PyTorch; comparing outputs needs it. The Python file is
-`torch_template/modeling_mico.py` as it stands; what differs between models is
-in `config.json` and `preprocessing.json`. Raw inputs are decoded by copies of
-this package's own files (`torch_inputs`); embeddings of single modalities are
-the files that their records name (`torch_embeddings`).
+Writing needs no PyTorch; comparing outputs does. The Python file is an
+unchanged copy of `torch_template/modeling_mico.py`; `config.json` and
+`preprocessing.json` describe the model. Raw inputs are decoded by copies of
+this package's own files (`torch_inputs`); a custom embedding of a modality is a
+copy of the file that its record names (`torch_embeddings`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MODULE = "modeling_mico.py"
 
 
 def _modalities(config: Config, preparer: Preparer) -> dict[str, Any]:
-  """What the PyTorch file must know of every modality with parameters."""
+  """config.json's entries of the modalities that have parameters."""
   model = config.model
   contexts = parameters.context_types(model)
   has_class_token = build(model).has_class_token
@@ -102,7 +102,7 @@ def model_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
       head: sum(parameters.feature_width(model, letter) for letter in head)
       for head in parameters.head_names(model)
     },
-    # The order of a context's modalities, by the first that names them all.
+    # A context takes the order of the first group with its modalities.
     "groups": list(dict.fromkeys(g for g in (*groups, *model.heads) if g)),
     "generation": {
       **config_lib.to_dict(config.generation),
@@ -121,7 +121,7 @@ def model_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def preprocessing_json(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-  """The content of preprocessing.json: the deterministic evaluation modes."""
+  """The content of preprocessing.json: the evaluation modes of the inputs."""
   preparer = Preparer(config, tokenizer)
   inputs = {}
   for key in _modalities(config, preparer):
@@ -130,7 +130,7 @@ def preprocessing_json(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     mode = preparer.mode(key)
     inputs[key] = {
       "mode": mode.name,
-      **mode.recipe,  # the same in plain data, where the mode has it
+      **mode.recipe,  # the mode as data, where it has such a form
       "frames": preprocessing.input_config(config, key).frames,
     }
     if mode.unit:
@@ -217,82 +217,91 @@ def load_module(folder: pathlib.Path) -> ModuleType:
 
 def outputs(
   model: Any,
-  config: Config,
-  tokenizer: Tokenizer,
+  source: OpenedCheckpoint,
   inputs: Mapping[str, Any],
   *,
   raw: bool = False,
 ) -> dict[str, np.ndarray]:
-  """The self-check's outputs as the exported model gives them.
+  """The self-check's outputs, computed by the exported model.
 
   Args:
-    model: of the exported file, on any device.
-    config: of the run.
-    tokenizer: of the checkpoint.
+    model: `MiCo` of the exported file, on any device.
+    source: the exported checkpoint.
     inputs: raw inputs of the self-check.
-    raw: let the exported folder preprocess them as well, where it can.
+    raw: whether the exported folder preprocesses them too, where it can.
   """
   import torch
 
-  check = SelfCheck(config, tokenizer)
-  found: dict[str, np.ndarray] = {}
-  pooled, tokens, masks = {}, {}, {}
-
-  def note(name: str, value: Any) -> None:
-    found[f"{selfcheck.OUTPUT}{name}"] = value.detach().cpu().numpy()
-
-  text = selfcheck.array_text(inputs["text"])
+  check = SelfCheck(source.config, source.tokenizer)
+  ids = model.tokens("text", [selfcheck.array_text(inputs["text"])])
   with torch.no_grad():
-    for key in check.preparer.keys:
-      if MODALITIES[key].kind == "interface":
-        continue
-      rows = [np.array(inputs[f"{key}/{v}"]) for v in VARIANTS]
-      if raw and model.reader.has(key):
-        pixels = model.pixels(key, rows)
-      else:
-        pixels = torch.as_tensor(_prepared(check.preparer, key, rows))
-        pixels = pixels.to(model.device)
-      letter = MODALITIES[key].letter
-      valid = model.valid_tokens(key, pixels)
-      tokens[letter] = model.encode(key, pixels)
-      pooled[letter] = model.pool(key, tokens[letter], valid)
-      if valid is not None:
-        masks[letter] = valid
-      values = model.features(letter, pooled)
-      for variant, row in zip(VARIANTS, values, strict=True):
-        note(f"embed/{key}/{variant}", row)
-    for head in check.heads:
-      values = model.features(head, pooled)
-      for variant, row in zip(VARIANTS, values, strict=True):
-        note(f"embed/{head}/{variant}", row)
-    ids = model.tokens("text", [text])
-    note("ids/text", ids[0])
-    hidden = model.encode_text(ids)
-    pooled = {"t": model.pool_text(hidden, ids)}
-    note("embed/text", model.features("t", pooled)[0])
-    if not check.letters:
-      return found
-    context = model.context(check.letters, tokens, masks)
-    ids = ids.repeat(len(VARIANTS), 1)
-    hidden = model.encode_text(ids, context=context)
-    logits = model.matching_logits(hidden, ids)
-    note(LOGITS, logits)
-    note("matching", logits.softmax(-1)[:, 1])
-    ids = torch.full((len(VARIANTS), 1), tokenizer.info.cls)
-    ids = ids.to(model.device)
-    masks = torch.full_like(ids, tokenizer.info.mask)
-    for _ in range(CAPTION_TOKENS):
-      asked = ids if model.text.next_token else torch.cat([ids, masks], 1)
-      hidden = model.encode_text(
-        asked,
-        attention="causal",
-        mask=torch.ones_like(asked, dtype=torch.bool),
-        context=context,
-      )
-      best = model.lm_logits(hidden[:, -1:]).argmax(-1)
-      ids = torch.cat([ids, best], 1)
-    note("caption", ids[:, 1:])
-  return found
+    tensors, tokens, masks = _embeddings(model, check, inputs, raw)
+    pooled = {"t": model.pool_text(model.encode_text(ids), ids)}
+    tensors["ids/text"] = ids[0]
+    tensors["embed/text"] = model.features("t", pooled)[0]
+    if check.letters:
+      context = model.context(check.letters, tokens, masks)
+      ids = ids.repeat(len(VARIANTS), 1)
+      hidden = model.encode_text(ids, context=context)
+      logits = model.matching_logits(hidden, ids)
+      tensors[LOGITS] = logits
+      tensors["matching"] = logits.softmax(-1)[:, 1]
+      tensors["caption"] = _caption(model, context, source.tokenizer)
+  return {
+    f"{selfcheck.OUTPUT}{name}": tensor.cpu().numpy()
+    for name, tensor in tensors.items()
+  }
+
+
+def _embeddings(
+  model: Any, check: SelfCheck, inputs: Mapping[str, Any], raw: bool
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+  """Embeddings by name of the output; tokens and their masks by letter."""
+  import torch
+
+  embeddings, pooled, tokens, masks = {}, {}, {}, {}
+  heads = {head: head for head in check.heads}
+  for key in check.preparer.keys:
+    if MODALITIES[key].kind == "interface":
+      continue
+    rows = [np.array(inputs[f"{key}/{v}"]) for v in VARIANTS]
+    if raw and model.reader.has(key):
+      pixels = model.pixels(key, rows)
+    else:
+      pixels = torch.as_tensor(_prepared(check.preparer, key, rows))
+      pixels = pixels.to(model.device)
+    letter = MODALITIES[key].letter
+    valid = model.valid_tokens(key, pixels)
+    tokens[letter] = model.encode(key, pixels)
+    pooled[letter] = model.pool(key, tokens[letter], valid)
+    if valid is not None:
+      masks[letter] = valid
+    heads[key] = letter
+  for name, head in heads.items():
+    values = model.features(head, pooled)
+    for variant, row in zip(VARIANTS, values, strict=True):
+      embeddings[f"embed/{name}/{variant}"] = row
+  return embeddings, tokens, masks
+
+
+def _caption(model: Any, context: Any, tokenizer: Tokenizer) -> Any:
+  """The first tokens of greedy captions, by full passes without a cache."""
+  import torch
+
+  info, rows = tokenizer.info, len(VARIANTS)
+  ids = torch.full((rows, 1), info.cls, device=model.device)
+  masks = torch.full_like(ids, info.mask)
+  for _ in range(CAPTION_TOKENS):
+    asked = ids if model.text.next_token else torch.cat([ids, masks], 1)
+    hidden = model.encode_text(
+      asked,
+      attention="causal",
+      mask=torch.ones_like(asked, dtype=torch.bool),
+      context=context,
+    )
+    best = model.lm_logits(hidden[:, -1:]).argmax(-1)
+    ids = torch.cat([ids, best], 1)
+  return ids[:, 1:]
 
 
 def _prepared(preparer: Preparer, key: str, raw: list[Any]) -> np.ndarray:
@@ -306,24 +315,23 @@ def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
   """Runs the exported file on the self-check inputs.
 
   Returns:
-    Largest absolute difference of each output, token ids and the logits of
-    matching as well: of the model
-    on the same prepared arrays, and ("raw/...") with the exported file's own
-    preprocessing.
+    Largest absolute difference of each output, of token ids and matching
+    logits too: on the same prepared arrays, and ("raw/...") with the exported
+    folder's own preprocessing.
 
   Raises:
     ImportError: without PyTorch.
   """
   model = load_module(folder).MiCo.from_folder(folder)
   inputs = selfcheck.inputs(source.self_check())
-  # Probabilities may be saturated, so that of matching the logits count.
+  # Matching probabilities may be saturated, so its logits are compared too.
   check = SelfCheck(source.config, source.tokenizer)
   stored = check.outputs(source.params, inputs, logits=True)
-  found = {}
+  compared = {}
   for prefix, raw in (("", False), (export.RAW, True)):
-    got = outputs(model, source.config, source.tokenizer, inputs, raw=raw)
+    got = outputs(model, source, inputs, raw=raw)
     gaps = export.differences(stored, got)
-    if raw:  # Noise of the preprocessing has no limit in logits.
+    if raw:  # Logits amplify differences of the preprocessing without bound.
       gaps.pop(LOGITS, None)
-    found |= {prefix + name: gap for name, gap in gaps.items()}
-  return found
+    compared |= {prefix + name: gap for name, gap in gaps.items()}
+  return compared

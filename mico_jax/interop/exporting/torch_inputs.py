@@ -27,33 +27,33 @@ def files() -> dict[str, str]:
   Raises:
     ValueError: if a decoder imports a part of this package that stays here.
   """
-  found: dict[str, str] = {}
+  copied: dict[str, str] = {}
   types: set[str] = set()
   folder = importlib.resources.files(_SOURCE)
   names = {f.name for f in folder.iterdir() if f.name.endswith(".py")}
   todo = list(FIRST)
   while todo:
     name = todo.pop()
-    if name in found:
+    if name in copied:
       continue
     text = (folder / name).read_text("utf-8")
     types |= check_imports(text, name)
-    found[name] = _relative(text)
-    todo += names & {f"{module}.py" for module in _own_imports(text)}
-  texts = {name: found[name] for name in sorted(found)}
+    copied[name] = _relative(text)
+    todo += names & {f"{module}.py" for module in _sibling_imports(text)}
+  texts = {name: copied[name] for name in sorted(copied)}
   return texts | {"config.py": _config(sorted(types))}
 
 
-def _own_imports(text: str) -> set[str]:
+def _sibling_imports(text: str) -> set[str]:
   """Modules of `mico_jax.modalities` that a file imports, by their names."""
-  found = set()
+  modules = set()
   for node in ast.walk(ast.parse(text)):
     if isinstance(node, ast.ImportFrom) and node.module:
       if node.module == _SOURCE:
-        found |= {alias.name for alias in node.names}
+        modules |= {alias.name for alias in node.names}
       elif node.module.startswith(f"{_SOURCE}."):
-        found.add(node.module.removeprefix(f"{_SOURCE}."))
-  return found
+        modules.add(node.module.removeprefix(f"{_SOURCE}."))
+  return modules
 
 
 def check_imports(text: str, name: str) -> set[str]:

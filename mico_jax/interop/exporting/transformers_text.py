@@ -190,11 +190,11 @@ def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
   shape = (len(TEXTS), 5, width)
   values = rng.standard_normal(shape).astype(np.float32)
   want = _ours(check, source.params, ids, values)
-  found = {}
+  gaps = {}
   with quiet():
     if (folder / transformers_tokenizer.FILE).is_file():
-      given = ids_of(AutoTokenizer.from_pretrained(folder), TEXTS, length)
-      found["ids"] = float(np.abs(given - ids).max())
+      theirs = ids_of(AutoTokenizer.from_pretrained(folder), TEXTS, length)
+      gaps["ids"] = float(np.abs(theirs - ids).max())
     encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False).eval()
     decoder = BertLMHeadModel.from_pretrained(folder / DECODER).eval()
   tensors = torch.from_numpy(ids).long()
@@ -213,8 +213,8 @@ def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
   rows = mask.numpy()  # What stands at a padded place is nobody's.
   for name, value in got.items():
     gap = np.abs(value.numpy().astype("f8") - want[name])[rows]
-    found[name] = float(gap.max())
-  return found
+    gaps[name] = float(gap.max())
+  return gaps
 
 
 def _ours(

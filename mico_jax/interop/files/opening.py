@@ -46,7 +46,7 @@ def _open_shards(path: pathlib.Path) -> Tensors:
       f"{path}: not an index of sharded weights ({type(error).__name__}); "
       'expected {"weight_map": {tensor: file}}.'
     ) from error
-  found: Tensors = {}
+  merged: Tensors = {}
   for name in files:
     if pathlib.Path(name).name != name or name in (".", ".."):
       raise WeightsError(
@@ -64,11 +64,11 @@ def _open_shards(path: pathlib.Path) -> Tensors:
         f"{path}: {name!r} holds {unlisted[0]!r} ({len(unlisted)} such), which "
         "the index does not list there; the index is that of another file."
       )
-    found |= tensors
-  missing = [name for name in places if name not in found]
+    merged |= tensors
+  missing = [name for name in places if name not in merged]
   if missing:
     raise WeightsError(
       f"{path}: {missing[0]!r} is not in {places[missing[0]]!r} "
       f"({len(missing)} such); a shard is missing or cut short."
     )
-  return found
+  return merged

@@ -82,16 +82,16 @@ def renamed(tensors: Tensors, rename: Callable[[str], str]) -> Tensors:
   Raises:
     WeightsError: if two tensors get the same name.
   """
-  found: Tensors = {}
+  result: Tensors = {}
   for name, tensor in tensors.items():
     new = rename(name)
-    if new in found:
+    if new in result:
       raise WeightsError(
-        f"{tensor.name!r} and {found[new].name!r} of the file mean the same "
+        f"{tensor.name!r} and {result[new].name!r} of the file mean the same "
         f"tensor ({new!r}); remove one."
       )
-    found[new] = tensor
-  return found
+    result[new] = tensor
+  return result
 
 
 def count_layers(names: Collection[str], pattern: str) -> int:
@@ -105,8 +105,8 @@ def count_layers(names: Collection[str], pattern: str) -> int:
     ValueError: for an index that so few tensors cannot have, which would
       otherwise be believed until the memory is full.
   """
-  found = [re.match(pattern, name) for name in names]
-  layers = 1 + max((int(m[1]) for m in found if m), default=-1)
+  matches = [re.match(pattern, name) for name in names]
+  layers = 1 + max((int(m[1]) for m in matches if m), default=-1)
   if layers > len(names):
     raise ValueError(f"layer {layers - 1} of a file of {len(names)} tensors")
   return layers
@@ -174,9 +174,9 @@ def content(item: Item) -> np.ndarray:
     raise ValueError(f"{item.name}: {array.shape} instead of {item.shape}.")
   if array.flags.c_contiguous and array.dtype == item.dtype:
     return array.reshape(-1).view(np.uint8)
-  found = np.empty(item.shape, item.dtype)
-  copy_blocks(found, array)
-  return found.reshape(-1).view(np.uint8)
+  result = np.empty(item.shape, item.dtype)
+  copy_blocks(result, array)
+  return result.reshape(-1).view(np.uint8)
 
 
 def contents(items: Iterable[Item]) -> Iterator[tuple[Item, np.ndarray, str]]:

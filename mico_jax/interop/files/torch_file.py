@@ -75,8 +75,8 @@ def open_tensors(path: str | pathlib.Path) -> Tensors:
 
 def _check_version(path: pathlib.Path, version: str) -> None:
   """Refuses a torch that may run what a file holds."""
-  found = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
-  if found < OLDEST:
+  installed = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+  if installed < OLDEST:
     wanted = ".".join(map(str, OLDEST))
     raise WeightsError(
       f"{path}: torch {version} may run code that a file of weights holds "
@@ -121,9 +121,9 @@ def _members(path: pathlib.Path) -> list[str]:
 
 def _reason(path: pathlib.Path, error: Exception) -> str:
   text = " ".join(str(error).split())
-  found = re.search(r"(?:GLOBAL|global|class)\s+`?([\w.]+)`?", text)
+  match = re.search(r"(?:GLOBAL|global|class)\s+`?([\w.]+)`?", text)
   if "weights_only" in text.lower() or "Unsupported" in text:
-    what = f" ({found.group(1)})" if found else ""
+    what = f" ({match.group(1)})" if match else ""
     return (
       f"{path}: its pickle holds more than tensors{what}, which could be code "
       "and is not run; write the plain state dict with torch.save and import "

@@ -41,9 +41,9 @@ class _Object:
 
   def __new__(cls, *args: Any) -> _Object:
     del args
-    found = super().__new__(cls)
-    found.state = None
-    return found
+    instance = super().__new__(cls)
+    instance.state = None
+    return instance
 
   def __setstate__(self, state: Any) -> None:
     self.state = state
@@ -163,15 +163,15 @@ def open_tensors(path: pathlib.Path) -> Tensors:
       module, or one nested without end.
   """
   with zipfile.ZipFile(path) as archive:
-    found = [
+    pickles = [
       i for i in archive.infolist() if i.filename.count("/") == 1
       and i.filename.endswith("/data.pkl")
     ]  # fmt: skip
-    if len(found) != 1 or found[0].file_size > MAX_PICKLE:
+    if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE:
       raise WeightsError(f"{path}: holds no data.pkl of a TorchScript module.")
-    root = found[0].filename.removesuffix("data.pkl")
+    root = pickles[0].filename.removesuffix("data.pkl")
     try:
-      with archive.open(found[0]) as file:
+      with archive.open(pickles[0]) as file:
         module = _Reader(file, path, root).load()
     except WeightsError:
       raise

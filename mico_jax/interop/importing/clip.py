@@ -40,7 +40,7 @@ IGNORED = {
 
 
 def rename(name: str) -> str:
-  """The released name of a tensor of CLIP."""
+  """The official name of a tensor of CLIP."""
   return f"vision_encoder.{recognise.without_prefix(name)}"
 
 
@@ -73,7 +73,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
     file.parent / VISION_CONFIG
   )
   notes: tuple[str, ...] = ()
-  mode = towers.own_mode(towers.read_json(file.parent / "config.json"))
+  mode = towers.exported_mode(towers.read_json(file.parent / "config.json"))
   if not mode:
     mode, notes = openclip_config.frame_mode(about, vision.image_size)
   vision, guesses = openclip_config.encoder_config(vision, about)

@@ -29,7 +29,7 @@ POST_NORM_WIDTH = 1792  # EVA-02-E: no tensor tells where its norms stand
 
 
 def rename(name: str) -> str:
-  """The released name of a tensor of EVA-CLIP."""
+  """The official name of a tensor of EVA-CLIP."""
   name = recognise.without_prefix(name)
   if name.startswith(("visual.", "text.")) or name == "logit_scale":
     return f"vision_encoder.{name}"
@@ -37,7 +37,7 @@ def rename(name: str) -> str:
 
 
 def table(config: ModelConfig) -> list[Entry]:
-  """Where the encoder's parameters come from, by released names."""
+  """Where the encoder's parameters come from, by official names."""
   return mico.entries(config, ["vision"])
 
 

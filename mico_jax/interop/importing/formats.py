@@ -48,7 +48,7 @@ FORMATS: dict[str, Format] = {
   "mico": Format(
     mico_folder.read,
     mico.entries,
-    "a released folder: ckpt/model_step_*.pt and log/hps.json",
+    "an official folder: ckpt/model_step_*.pt and log/hps.json",
   ),
   "evaclip": Format(
     evaclip.read, evaclip.table, "EVA-CLIP, EVA-01 and EVA-02: the encoder"
@@ -102,9 +102,9 @@ def settle(form: str, path: pathlib.Path) -> str:
   if form != "hf" and _named(path) not in ("", "hf"):
     return form  # such as open_clip's file in a repository that has both
   if isinstance(kind, str) and kind in recognise.LAYOUTS:
-    found = recognise.LAYOUTS[kind][0]
-    if form in ("hf", found) or found == "hf":
-      return found
+    reader = recognise.LAYOUTS[kind][0]
+    if form in ("hf", reader) or reader == "hf":
+      return reader
   if kind is not None:
     recognise.check_layout(settings, str(folder / "config.json"), form)
   if form != "hf":

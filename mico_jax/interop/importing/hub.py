@@ -43,7 +43,7 @@ def local(path: str) -> pathlib.Path:
       "local path."
     ) from error
   try:
-    found = huggingface_hub.snapshot_download(
+    folder = huggingface_hub.snapshot_download(
       match.group(1),
       revision=match.group(2),
       allow_patterns=list(PATTERNS),
@@ -51,4 +51,4 @@ def local(path: str) -> pathlib.Path:
   except Exception as error:  # network, permissions, unknown name
     text = " ".join(str(error).split())[:200]
     raise ConfigError(f"{path}: cannot be fetched ({text}).") from error
-  return pathlib.Path(found)
+  return pathlib.Path(folder)

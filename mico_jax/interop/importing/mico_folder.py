@@ -1,4 +1,4 @@
-"""Released MiCo folders: `ckpt/model_step_*.pt` and `log/hps.json`.
+"""Official MiCo folders: `ckpt/model_step_*.pt` and `log/hps.json`.
 
 Read as the original's loader reads them: the file of the highest step counts,
 old names are rewritten, position and frame tables are brought to the sizes of
@@ -37,7 +37,7 @@ from mico_jax.interop.files.tensors import (
 from mico_jax.interop.importing.recognise import without_prefix
 from mico_jax.interop.importing.source import ForeignWeights, find_vocabulary
 from mico_jax.interop.importing.towers import heads_guess
-from mico_jax.interop.names import mico as released
+from mico_jax.interop.names import mico as official
 
 STEP = re.compile(r"model_step_(\d+)\.(pt|safetensors)$")
 # vision_encoder_type -> width and depth, and what no tensor tells.
@@ -48,7 +48,7 @@ ENCODERS: Mapping[str, tuple[int, int, Mapping[str, Any]]] = {
   "evaclip02_bige": (1792, 64, {"norm": "post"}),
 }
 IGNORED: Mapping[str, str] = {
-  **dict.fromkeys(released.IGNORED, "the model does not use it"),
+  **dict.fromkeys(official.IGNORED, "the model does not use it"),
   r"\.rope\.freqs_(cos|sin)$": "buffer, computed here",
 }
 BERT_WIDTH = 768  # of BERT-base, whose 12 heads are known
@@ -57,7 +57,7 @@ BEAMS, LENGTH_PENALTY = 3, 0.6  # of its captions
 
 
 def read(path: pathlib.Path) -> ForeignWeights:
-  """Reads a folder of the released form.
+  """Reads a folder of the official form.
 
   Args:
     path: the folder that holds `ckpt/` and `log/`.
@@ -67,7 +67,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
   """
   file, settings = _weights_file(path), _settings(path)
   tensors = renamed(
-    open_tensors(file), lambda name: released.rename(without_prefix(name))
+    open_tensors(file), lambda name: official.rename(without_prefix(name))
   )
   config = config_of(tensors, settings, name=path.name, file=file)
   return ForeignWeights(
@@ -76,7 +76,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
     config=config,
     guesses=_guesses(config.model, settings),
     ignored=IGNORED,
-    ties=released.TIED,
+    ties=official.TIED,
     vocabulary=find_vocabulary(path, text=True),
     hint="Is hps.json that of these weights?",
   )
@@ -84,19 +84,19 @@ def read(path: pathlib.Path) -> ForeignWeights:
 
 def _guesses(model: ModelConfig, settings: Mapping[str, Any]) -> dict[str, str]:
   """Heads that neither hps.json nor the name of the encoder tells."""
-  found: dict[str, str] = {}
+  guesses: dict[str, str] = {}
   told = settings.get("tiny_vision") or (
     settings.get("vision_encoder_type") in ENCODERS
   )
   if not told:
-    found |= heads_guess(model.vision)
+    guesses |= heads_guess(model.vision)
   told = (settings.get("tiny_bert") or {}).get("num_attention_heads")
   if not told and model.text.width != BERT_WIDTH:
-    found["model.text.num_heads"] = (
+    guesses["model.text.num_heads"] = (
       "hps.json tells no num_attention_heads: taken to be "
       f"{model.text.num_heads}, 64 wide each"
     )
-  return found
+  return guesses
 
 
 def config_of(
@@ -106,10 +106,10 @@ def config_of(
   name: str,
   file: pathlib.Path,
 ) -> Config:
-  """The config of a released model.
+  """The config of an official model.
 
   Args:
-    tensors: by released name; only buffers of rotary positions are read.
+    tensors: by official name; only buffers of rotary positions are read.
     settings: `model_cfg` of its hps.json.
     name: of the run.
     file: of the tensors, for errors.
@@ -127,17 +127,17 @@ def _weights_file(path: pathlib.Path) -> pathlib.Path:
   folder = path / "ckpt"
   if not folder.is_dir():
     raise WeightsError(
-      f"{path}: no folder ckpt/; expected a released folder with "
+      f"{path}: no folder ckpt/; expected an official folder with "
       "ckpt/model_step_*.pt and log/hps.json."
     )
-  found = {
+  by_step = {
     int(match.group(1)): file
     for file in folder.iterdir()
     if (match := STEP.match(file.name))
   }
-  if not found:
+  if not by_step:
     raise WeightsError(f"{folder}: no model_step_*.pt.")
-  return found[max(found)]
+  return by_step[max(by_step)]
 
 
 def _settings(path: pathlib.Path) -> Mapping[str, Any]:
@@ -208,7 +208,7 @@ def _model_config(tensors: Tensors, settings: Mapping[str, Any]) -> ModelConfig:
     if tiny.get("postnorm"):
       options["norm"] = "post"
   try:
-    config = released.config_from_official(
+    config = official.config_from_official(
       tensors,
       vision_heads=heads,
       text_heads=_number(
@@ -240,7 +240,7 @@ def _resized(
       f"patch size {config.vision.patch_size} ({file})."
     )
   frames = dict(config.frame_table)
-  for key, word in released.WORDS.items():
+  for key, word in official.WORDS.items():
     wanted = _number(settings, f"max_{word}_sample_num")
     if key not in frames or wanted is None:
       continue

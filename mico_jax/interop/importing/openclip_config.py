@@ -160,10 +160,10 @@ def frame_mode(
       f"{where}: resize_mode={place!r}; known here: {', '.join(tables)}. Set "
       "it to one of them to import the weights all the same."
     )
-  given = square(told.get("size"), f"{where}: size")
-  if given not in (None, size):
+  shape = square(told.get("size"), f"{where}: size")
+  if shape not in (None, size):
     raise WeightsError(
-      f"{where}: size {given}, but the encoder takes images of {size} pixels."
+      f"{where}: size {shape}, the encoder takes images of {size} pixels."
     )
   mode = pixel_mode(told, where, tables[place]) or next(
     name for name, stats in tables[place].items() if stats == spatial.CLIP

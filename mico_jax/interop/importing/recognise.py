@@ -29,7 +29,7 @@ LAYOUTS: Mapping[str, tuple[str, str]] = {
 }
 # Beginning of a tensor's name -> what it is of, and the form that reads it.
 MARKS: tuple[tuple[str, str, str], ...] = (
-  (r"(multimodal_encoder|contra_head_t)\.", "a released MiCo", "mico"),
+  (r"(multimodal_encoder|contra_head_t)\.", "an official MiCo", "mico"),
   (r"visual\.trunk\.", "a timm tower of open_clip", "timm"),
   (r"visual\.layer1\.", "a CLIP of the ResNet kind", ""),
   (r"visual\.(transformer|ln_pre)\b", "OpenAI's CLIP or open_clip", "clip"),

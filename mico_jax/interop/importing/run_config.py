@@ -108,19 +108,19 @@ def _inputs(
   base: Mapping[str, InputConfig], imported: Mapping[str, InputConfig]
 ) -> dict[str, InputConfig]:
   """The base's inputs with the preprocessing of the imported encoder."""
-  found = dict(base)
+  inputs = dict(base)
   for key, theirs in imported.items():
     ours = base.get(key, MODALITIES[key].default_input)
-    found[key] = dataclasses.replace(
+    inputs[key] = dataclasses.replace(
       ours, mode=theirs.mode, eval_mode=theirs.eval_mode
     )
-  return found
+  return inputs
 
 
 def tokenizer(
   source: ForeignWeights,
   config: Config,
-  given: str | pathlib.Path | None,
+  path: str | pathlib.Path | None,
   base: restore.Checkpoint | None,
 ) -> Tokenizer:
   """The tokenizer to copy into the checkpoint.
@@ -128,35 +128,33 @@ def tokenizer(
   Args:
     source: of the import.
     config: of the run that it becomes.
-    given: vocab.txt or tokenizer.json; None: the one beside the weights, the
+    path: vocab.txt or tokenizer.json; None: the one beside the weights, the
       base's, or for a fresh text tower the shipped one.
     base: checkpoint that gives the text tower where the source has none.
 
   Raises:
     ConfigError: if there is none, naming the public file.
   """
-  if given is None and base is not None and not source.holds("text"):
+  if path is None and base is not None and not source.holds("text"):
     return tokenizer_from_files(base.tokenizer_files())
-  if config.data.tokenizer.kind != "wordpiece" and given is None:
+  if config.data.tokenizer.kind != "wordpiece" and path is None:
     return make_tokenizer(config.data.tokenizer)
-  if given is None and source.vocabulary is None:
+  if path is None and source.vocabulary is None:
     raise ConfigError(
       "the text tower needs its vocabulary: give --vocab vocab.txt, the "
-      f"{config.model.text.vocab_size} lines of bert-base-uncased for released "
+      f"{config.model.text.vocab_size} lines of bert-base-uncased for official "
       f"weights ({PUBLIC_VOCABULARY})."
     )
-  found = source.vocabulary
+  words = source.vocabulary
   try:
-    if given is not None:
-      found = vocabularies.read(pathlib.Path(given), source.file.parent)
-    if found is None:
-      raise ConfigError(
-        f"--vocab {given}: holds no vocabulary; give vocab.txt."
-      )
-    return found.tokenizer()
+    if path is not None:
+      words = vocabularies.read(pathlib.Path(path), source.file.parent)
+    if words is None:
+      raise ConfigError(f"--vocab {path}: holds no vocabulary; give vocab.txt.")
+    return words.tokenizer()
   except OSError as error:
     raise ConfigError(
-      f"--vocab {given}: {error.strerror or type(error).__name__}; expected "
+      f"--vocab {path}: {error.strerror or type(error).__name__}; expected "
       f"the vocab.txt of bert-base-uncased ({PUBLIC_VOCABULARY})."
     ) from error
   except ValueError as error:

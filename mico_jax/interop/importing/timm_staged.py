@@ -71,16 +71,16 @@ def as_linear(tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:
 
   timm's small ConvNeXts have them, its larger ones the same as linear layers.
   """
-  found: Tensors = {}
+  result: Tensors = {}
   for name, one in tensors.items():
     if POINTWISE.search(name) and one.shape[2:] == (1, 1):
       load = lambda one=one: one.load().reshape(one.shape[:2])
       one = dataclasses.replace(one, shape=one.shape[:2], load=load)
-    found[name] = one
-  if all(found[name] is one for name, one in tensors.items()):
+    result[name] = one
+  if all(result[name] is one for name, one in tensors.items()):
     return tensors, ()
   note = "1 x 1 convolutions of the MLPs are taken, and given back, as linear"
-  return found, (note,)
+  return result, (note,)
 
 
 def config_of(
@@ -128,19 +128,19 @@ def _check(
   config: VisionConfig, settings: Mapping[str, Any], where: str
 ) -> None:
   """Arguments of timm's class against the weights; raises as `check_told`."""
-  given = {
+  arguments = {
     **(settings.get("model_args") or {}),
     **((settings.get("model") or {}).get("arguments") or {}),
   }
   have: dict[str, Any] = {"depths": config.stage_depths, "in_chans": 3}
   if config.encoder == "swin":
     have["embed_dim"] = config.stage_widths[0]
-    if isinstance(given.get("num_heads"), list):
+    if isinstance(arguments.get("num_heads"), list):
       have["num_heads"] = config.stage_heads
-    towers.check_hidden(given, config, where)
+    towers.check_hidden(arguments, config, where)
   else:
     have["dims"] = config.stage_widths
-  towers.check_told(where, given, have)
+  towers.check_told(where, arguments, have)
 
 
 def _swin(tensors: Tensors) -> VisionConfig:
@@ -148,13 +148,9 @@ def _swin(tensors: Tensors) -> VisionConfig:
 
 
 def _convnext(tensors: Tensors) -> VisionConfig:
-  depths: dict[int, int] = {}
-  for name in tensors:
-    if match := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name):
-      stage, block = int(match[1]), int(match[2])
-      depths[stage] = max(depths.get(stage, 0), block + 1)
-  stages = range(len(depths))
-  first = [f"stages.{s}.blocks.0." for s in stages]
+  pattern = r"stages\.(\d+)\.blocks\.(\d+)\."
+  depths = staged_vision.stage_depths(tensors, pattern)
+  first = [f"stages.{s}.blocks.0." for s in range(len(depths))]
   if f"{first[0]}mlp.grn.weight" not in tensors:
     raise KeyError(f"{first[0]}mlp.grn.weight (the response norm of V2)")
   widths = tuple(tensors[f"{name}norm.weight"].shape[0] for name in first)
@@ -162,10 +158,10 @@ def _convnext(tensors: Tensors) -> VisionConfig:
     encoder="convnext",
     patch_size=tensors["stem.0.weight"].shape[-1],
     width=widths[-1],
-    depth=sum(depths.values()),
+    depth=sum(depths),
     mlp_dim=tensors[f"{first[-1]}mlp.fc1.weight"].shape[0],
     norm_eps=NORM_EPS,
-    stage_depths=tuple(depths[s] for s in stages),
+    stage_depths=depths,
     stage_widths=widths,
   )
 
@@ -181,7 +177,7 @@ def _told(
   Raises:
     WeightsError: if they are of another form.
   """
-  found: dict[str, Any] = {}
+  fields: dict[str, Any] = {}
   where = str(file.parent / "config.json")
   try:
     arguments = dict(settings.get("model_args") or {})
@@ -190,19 +186,19 @@ def _told(
       settings.get("pretrained_cfg") or {}
     ).get("input_size")
     if size is not None:
-      found["image_size"] = towers.square(size, f"{where}: img_size")
+      fields["image_size"] = towers.square(size, f"{where}: img_size")
     if kind == "swin" and "window_size" in arguments:
-      found["window_size"] = towers.square(
+      fields["window_size"] = towers.square(
         arguments["window_size"], f"{where}: window_size"
       )
     if kind == "convnext" and "norm_eps" in arguments:
-      found["norm_eps"] = float(arguments["norm_eps"])
-    if any(value <= 0 for value in found.values()):
-      raise ValueError(f"{found}")
+      fields["norm_eps"] = float(arguments["norm_eps"])
+    if any(value <= 0 for value in fields.values()):
+      raise ValueError(f"{fields}")
   except WeightsError:
     raise
   except (*MALFORMED, LookupError) as error:
     raise WeightsError(
       f"{where}: arguments of the model are of another form ({error})."
     ) from error
-  return found
+  return fields

@@ -100,26 +100,8 @@ def read(path: pathlib.Path) -> ForeignWeights:
     table(ModelConfig(vision=vision))
   except ConfigError as error:
     raise WeightsError(f"{file}: {error}") from error
-  mode = towers.own_mode(settings)
-  if not mode:
-    told = settings.get("pretrained_cfg") or {}
-    mode = towers.pixel_mode(
-      told, "config.json: pretrained_cfg", towers.SQUASHED
-    )
-    if mode and (told.get("crop_mode", "center"), told.get("crop_pct")) != (
-      "squash",
-      1.0,
-    ):
-      notes = (
-        *notes,
-        "timm resizes the short side (crop_pct "
-        f"{told.get('crop_pct', 0.875)}, {told.get('interpolation', '?')}) and "
-        f"crops the middle; mode {mode} brings whole frames to a square",
-      )
-  if not mode and about.get("preprocess_cfg"):
-    size = vision.image_size
-    mode, told_notes = openclip_config.frame_mode(about, size)
-    notes = (*notes, *told_notes)
+  mode, mode_notes = _mode(settings, about, vision.image_size)
+  notes = (*notes, *mode_notes)
   if not mode:
     mode = "plain"
     guesses["data.inputs"] = (
@@ -138,6 +120,34 @@ def read(path: pathlib.Path) -> ForeignWeights:
     notes=notes,
     guesses=guesses,
   )
+
+
+def _mode(
+  settings: Mapping[str, Any], about: Mapping[str, Any], size: int
+) -> tuple[str, tuple[str, ...]]:
+  """The preprocessing mode of frames, and notes; "": no file states it.
+
+  Args:
+    settings: of timm's config.json.
+    about: of open_clip_config.json.
+    size: of the encoder's frames, in pixels.
+  """
+  if mode := towers.exported_mode(settings):
+    return mode, ()
+  pixels = settings.get("pretrained_cfg") or {}
+  mode = towers.pixel_mode(
+    pixels, "config.json: pretrained_cfg", towers.SQUASHED
+  )
+  crop = (pixels.get("crop_mode", "center"), pixels.get("crop_pct"))
+  if mode and crop != ("squash", 1.0):
+    return mode, (
+      "timm resizes the short side (crop_pct "
+      f"{pixels.get('crop_pct', 0.875)}, {pixels.get('interpolation', '?')}) "
+      f"and crops the middle; mode {mode} brings whole frames to a square",
+    )
+  if not mode and about.get("preprocess_cfg"):
+    return openclip_config.frame_mode(about, size)
+  return mode, ()
 
 
 def _config(
@@ -167,7 +177,7 @@ def _config(
   qv = has(_FIRST + "attn.q_bias") or has(_FIRST + "attn.q_proj.bias")
   bias = "all" if has(_FIRST + "attn.qkv.bias") else "none"
   scaled = has(_FIRST + "ls1.gamma") or has(_FIRST + "gamma_1")
-  found: dict[str, Any] = {
+  fields: dict[str, Any] = {
     "image_size": grid * patch,
     "patch_size": patch,
     "width": width,
@@ -181,17 +191,17 @@ def _config(
     "patch_bias": has("patch_embed.proj.bias"),
     "layer_scale": 1e-5 if scaled else 0.0,
   }
-  named, found["pre_norm"] = str(settings.get("architecture", "")), False
+  named, fields["pre_norm"] = str(settings.get("architecture", "")), False
   if has("norm_pre.weight"):  # as in CLIP
-    found["pre_norm"] = True
-  if not timm_vision.is_eva(VisionConfig(**found)):
-    found["norm_eps"] = timm_vision.plain_eps(named, found["pre_norm"])
+    fields["pre_norm"] = True
+  if not timm_vision.is_eva(VisionConfig(**fields)):
+    fields["norm_eps"] = timm_vision.plain_eps(named, fields["pre_norm"])
   if "quickgelu" in named:
-    found["mlp"] = "quick_gelu"
+    fields["mlp"] = "quick_gelu"
   told: dict[str, Any] = _told(settings, file)
   heads = width // mico_vision.HEAD_DIMS.get(width, 64)
-  found = {"num_heads": max(heads, 1), **found, **told}
-  vision = VisionConfig(**found)
+  fields = {"num_heads": max(heads, 1), **fields, **told}
+  vision = VisionConfig(**fields)
   where = str(file.parent / "config.json")
   size, told_patch = sizes(settings, where)
   towers.check_grid(vision, size, told_patch, where)
@@ -247,11 +257,11 @@ def sizes(
     WeightsError: if they are rectangular.
   """
   pixels = settings.get("pretrained_cfg")
-  given = arguments(settings, where)
-  size = given.get("img_size")
+  options = arguments(settings, where)
+  size = options.get("img_size")
   if not size and isinstance(pixels, Mapping):
     size = pixels.get("input_size")
-  patch = given.get("patch_size")
+  patch = options.get("patch_size")
   return (
     towers.square(size, f"{where}: img_size"),
     towers.square(patch, f"{where}: patch_size"),
@@ -265,25 +275,25 @@ def _told(settings: Mapping[str, Any], file: pathlib.Path) -> dict[str, Any]:
     WeightsError: if they are of another form.
   """
   where = str(file.parent / "config.json")
-  given = arguments(settings, where)
-  found: dict[str, Any] = {}
+  options = arguments(settings, where)
+  fields: dict[str, Any] = {}
   try:
     for ours, theirs in (("num_heads", "num_heads"), ("norm_eps", "norm_eps")):
-      if theirs in given:
-        value = given[theirs]
-        found[ours] = type(getattr(VisionConfig(), ours))(value)
-        if isinstance(value, bool) or found[ours] != value:
+      if theirs in options:
+        value = options[theirs]
+        fields[ours] = type(getattr(VisionConfig(), ours))(value)
+        if isinstance(value, bool) or fields[ours] != value:
           raise ValueError(f"{theirs}={value!r}")
-    if "act_layer" in given:
-      found["mlp"] = str(given["act_layer"])
-    if "use_post_norm" in given:
-      found["norm"] = "post" if given["use_post_norm"] else "pre"
-    if "use_rot_pos_emb" in given and not given["use_rot_pos_emb"]:
-      found["rope_grid"] = 0
-    elif given.get("ref_feat_shape"):
-      found["rope_grid"] = int(given["ref_feat_shape"][0])
+    if "act_layer" in options:
+      fields["mlp"] = str(options["act_layer"])
+    if "use_post_norm" in options:
+      fields["norm"] = "post" if options["use_post_norm"] else "pre"
+    if "use_rot_pos_emb" in options and not options["use_rot_pos_emb"]:
+      fields["rope_grid"] = 0
+    elif options.get("ref_feat_shape"):
+      fields["rope_grid"] = int(options["ref_feat_shape"][0])
   except (TypeError, ValueError, AttributeError, IndexError) as error:
     raise WeightsError(
       f"{where}: arguments of the model are of another form ({error})."
     ) from error
-  return found
+  return fields

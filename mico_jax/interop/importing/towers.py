@@ -49,11 +49,11 @@ def weights_file(path: pathlib.Path) -> pathlib.Path:
   if index:
     return index[0]
   for suffix in SUFFIXES:
-    found = [p for p in files if p.suffix == suffix]
-    if len(found) == 1:
-      return found[0]
-    if found:
-      names = ", ".join(p.name for p in found[:8])
+    matches = [p for p in files if p.suffix == suffix]
+    if len(matches) == 1:
+      return matches[0]
+    if matches:
+      names = ", ".join(p.name for p in matches[:8])
       raise WeightsError(f"{path}: holds several files ({names}); name one.")
   raise WeightsError(
     f"{path}: no file of weights in it ({', '.join(SUFFIXES)})."
@@ -102,10 +102,10 @@ def square(value: Any, what: str) -> int | None:
 
 def side(value: Any, what: str) -> int:
   """As `square`, of a size that must be there."""
-  found = square(value, what)
-  if found is None:
+  length = square(value, what)
+  if length is None:
     raise WeightsError(f"{what}={value!r}, expected a size in whole pixels.")
-  return found
+  return length
 
 
 def check_grid(
@@ -144,13 +144,13 @@ def check_told(
     WeightsError: naming the first field that differs.
   """
   for key, value in have.items():
-    given = told.get(key)
-    if given is None:
+    stated = told.get(key)
+    if stated is None:
       continue
     plain = list(value) if isinstance(value, tuple) else value
-    if given != plain or isinstance(given, bool) != isinstance(plain, bool):
+    if stated != plain or isinstance(stated, bool) != isinstance(plain, bool):
       raise WeightsError(
-        f"{where} and weights contradict: {key} {given!r}, the weights have "
+        f"{where} and weights contradict: {key} {stated!r}, the weights have "
         f"{plain!r}. Is the file whole?"
       )
 
@@ -214,24 +214,24 @@ def heads_guess(vision: VisionConfig) -> dict[str, str]:
 def vision_config(
   tensors: Tensors, file: pathlib.Path, kind: str, **options: Any
 ) -> VisionConfig:
-  """The encoder of tensors under released names.
+  """The encoder of tensors under official names.
 
   Raises:
     WeightsError: if there is none.
   """
   try:
-    found = mico_vision.config_from_tensors(tensors, num_heads=None, **options)
+    config = mico_vision.config_from_tensors(tensors, num_heads=None, **options)
   except (LookupError, ValueError, ArithmeticError) as error:
     raise WeightsError(
       f"{file}: no {kind} encoder: {error} is missing or of another form; "
       f"{recognise.other_layout(tensors)}"
     ) from error
-  if found is None:
+  if config is None:
     raise WeightsError(
       f"{file}: no {kind} encoder in it (no position table by that name); "
       f"{recognise.other_layout(tensors)}"
     )
-  return found
+  return config
 
 
 def resample_note(how: str, mode: str) -> tuple[str, ...]:
@@ -244,7 +244,7 @@ def resample_note(how: str, mode: str) -> tuple[str, ...]:
   )
 
 
-def own_mode(settings: Mapping[str, Any]) -> str:
+def exported_mode(settings: Mapping[str, Any]) -> str:
   """The mode that an export of ours names in config.json; "": none known."""
   told = settings.get("preprocessing")
   mode = told.get("mode") if isinstance(told, dict) else None
@@ -267,7 +267,7 @@ def pixel_mode(
   """
   if not isinstance(told, (dict, type(None))):
     raise WeightsError(f"{where}: expected a JSON object.")
-  given: dict[str, list[float]] = {}
+  stats: dict[str, list[float]] = {}
   for key in ("mean", "std"):
     value = (told or {}).get(key)
     if value is None:
@@ -278,22 +278,22 @@ def pixel_mode(
     }
     if not numbers or len(value) != 3:
       raise WeightsError(f"{where}: {key}={value!r}, expected three numbers.")
-    given[key] = value
-  if not given:
+    stats[key] = value
+  if not stats:
     return ""
-  if len(given) == 1:
-    ((there, _),) = given.items()
+  if len(stats) == 1:
+    ((there, _),) = stats.items()
     lacks = "std" if there == "mean" else "mean"
     raise WeightsError(f"{where}: {there} without {lacks}; give both.")
   for mode, (mean, std) in modes.items():
     known = {"mean": mean, "std": std}
     if all(
       abs(x - y) < 1e-4
-      for key, value in given.items()
+      for key, value in stats.items()
       for x, y in zip(value, known[key], strict=True)
     ):
       return mode
-  said = ", ".join(f"{key} {value}" for key, value in given.items())
+  said = ", ".join(f"{key} {value}" for key, value in stats.items())
   raise WeightsError(
     f"{where}: no preprocessing with {said} here; known means: "
     f"{', '.join(str(list(mean)) for mean, _ in modes.values())}."

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -143,41 +142,28 @@ def read(path: pathlib.Path) -> ForeignWeights:
       recognise.without_prefix(name), family
     ),
   )
-  notes: list[str] = []
   try:
     vision = _config(tensors, family, settings, str(where))
   except WeightsError:
     raise
   except (*MALFORMED, LookupError, ArithmeticError) as error:
     raise WeightsError(
-      f"{file}: no {kind} as {where} says: {error} is missing or of another "
-      "form."
+      f"{file}: not the {kind} of {where}: {error} is missing or malformed."
     ) from error
-  if vision.clip_embed_dim:
-    have = {"projection_dim": vision.clip_embed_dim}
-    towers.check_told(str(where), about, have)
-  held = [name for name in tensors if name.startswith("text_model.")]
-  if held:
+  if dim := vision.clip_embed_dim:
+    towers.check_told(str(where), about, {"projection_dim": dim})
+  mode, notes, guesses = _frames(about, file.parent, kind, vision.image_size)
+  text = [name for name in tensors if name.startswith("text_model.")]
+  if text:
     notes.append(
-      f"the text tower ({len(held)} tensors) is no BERT, so it is kept beside "
+      f"the text tower ({len(text)} tensors) is no BERT, so it is kept beside "
       "the parameters and not used"
     )
   if family == "convnextv2":
     notes.append(
-      "the last LayerNorm stands on each token, with eps 1e-6; transformers "
-      "has it on their mean"
+      "the last LayerNorm is applied to each token, with eps 1e-6; "
+      "transformers applies it to their mean"
     )
-  mode = towers.own_mode(about)
-  guesses: dict[str, str] = {}
-  if not mode:
-    pixels = towers.read_json(file.parent / PIXELS)
-    mode, told = _mode(pixels, family, vision.image_size)
-    notes += told
-    if not pixels:
-      guesses["data.inputs"] = (
-        f"no {PIXELS} beside the weights: pixels are taken to be those of the "
-        f"published {kind} (mode {mode})"
-      )
   return ForeignWeights(
     file=file,
     tensors=tensors,
@@ -193,14 +179,31 @@ def read(path: pathlib.Path) -> ForeignWeights:
   )
 
 
+def _frames(
+  about: Mapping[str, Any], folder: pathlib.Path, kind: str, size: int
+) -> tuple[str, list[str], dict[str, str]]:
+  """The preprocessing mode of frames, notes and guesses."""
+  if mode := towers.exported_mode(about):
+    return mode, [], {}
+  pixels = towers.read_json(folder / PIXELS)
+  mode, notes = _mode(pixels, family_of(kind), size)
+  if pixels:
+    return mode, notes, {}
+  guess = (
+    f"no {PIXELS} beside the weights: pixels are taken to be those of the "
+    f"published {kind} (mode {mode})"
+  )
+  return mode, notes, {"data.inputs": guess}
+
+
 def _older(
   about: Mapping[str, Any], kind: str, where: pathlib.Path
 ) -> Mapping[str, Any]:
   """`vision_config_dict`, which in transformers wins over `vision_config`."""
-  found = about.get("vision_config_dict") if kind == "clip" else None
-  if not isinstance(found, (dict, type(None))):
+  older = about.get("vision_config_dict") if kind == "clip" else None
+  if not isinstance(older, (dict, type(None))):
     raise WeightsError(f"{where}: vision_config_dict is no JSON object.")
-  return found or {}
+  return older or {}
 
 
 def _config(
@@ -267,7 +270,7 @@ def _vit(
   heads, width = settings["num_attention_heads"], kernel[0]
   if type(heads) is not int or heads < 1 or width % heads:
     raise ValueError(f"num_attention_heads={heads!r} of width {width}")
-  found: dict[str, Any] = {
+  fields: dict[str, Any] = {
     "patch_size": patch,
     "width": width,
     "depth": count_layers(tensors, r"blocks\.(\d+)\."),
@@ -282,11 +285,11 @@ def _vit(
     "pooling": "map" if family == "siglip" else "class",
   }
   if "registers" in tensors:
-    found["registers"] = tensors["registers"].shape[-2]
+    fields["registers"] = tensors["registers"].shape[-2]
   if "clip_head.weight" in tensors:
     dim = tensors["clip_head.weight"].shape[0]
-    found |= {"clip_embed_dim": dim, "clip_embed_bias": False}
-  return VisionConfig(**found)
+    fields |= {"clip_embed_dim": dim, "clip_embed_bias": False}
+  return VisionConfig(**fields)
 
 
 def _swin(
@@ -296,17 +299,13 @@ def _swin(
   act: str,
   where: str,
 ) -> VisionConfig:
-  depths: dict[int, int] = {}
-  for name in tensors:
-    if match := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name):
-      stage, block = int(match[1]), int(match[2])
-      depths[stage] = max(depths.get(stage, 0), block + 1)
-  stages = range(len(depths))
-  if sum(depths.values()) > len(tensors):
+  pattern = r"layers\.(\d+)\.blocks\.(\d+)\."
+  depths = staged_vision.stage_depths(tensors, pattern)
+  if sum(depths) > len(tensors):
     raise ValueError("more blocks than tensors")
   if ACTIVATIONS[act] != "gelu":
     raise WeightsError(f"{where}: hidden_act={act!r}, a Swin has 'gelu'.")
-  first = [f"layers.{s}.blocks.0." for s in stages]
+  first = [f"layers.{s}.blocks.0." for s in range(len(depths))]
   tables = "attn.relative_position_bias_table"
   widths = tuple(tensors[f"{x}norm1.weight"].shape[0] for x in first)
   heads = tuple(tensors[x + tables].shape[1] for x in first)
@@ -326,11 +325,11 @@ def _swin(
     image_size=size,
     patch_size=patch,
     width=widths[-1],
-    depth=sum(depths.values()),
+    depth=sum(depths),
     num_heads=heads[-1],
     mlp_dim=tensors[f"{first[-1]}mlp.fc1.weight"].shape[0],
     norm_eps=SWIN_EPS,
-    stage_depths=tuple(depths[s] for s in stages),
+    stage_depths=depths,
     stage_widths=widths,
     stage_heads=heads,
     window_size=window,
@@ -402,7 +401,7 @@ def _mode(
   how = pixels.get("resample", 2)
   known = RESAMPLE.get(how) if type(how) is int else None
   notes = [*towers.resample_note(known or str(how), mode)]
-  given = pixels.get("crop_size" if crop else "size")
+  frame_size = pixels.get("crop_size" if crop else "size")
   short = pixels.get("size")
   edge = short.get("shortest_edge") if isinstance(short, dict) else None
   if not crop and edge:  # of the processors that crop, ConvNeXt's does so here
@@ -412,16 +411,18 @@ def _mode(
       "a square"
     )
   short = edge if isinstance(short, dict) else short
-  if isinstance(given, dict):
-    given = [given[k] for k in ("height", "width") if k in given] or None
-  given = towers.square(given or None, f"{PIXELS}: size")
-  if given not in (None, size):
+  if isinstance(frame_size, dict):
+    frame_size = [
+      frame_size[k] for k in ("height", "width") if k in frame_size
+    ] or None
+  frame_size = towers.square(frame_size or None, f"{PIXELS}: size")
+  if frame_size not in (None, size):
     notes.append(
-      f"{PIXELS} makes frames of {given} pixels, the encoder's are {size}"
+      f"{PIXELS} makes frames of {frame_size} pixels, the encoder's are {size}"
     )
-  if crop and type(short) is int and given and short != given:
+  if crop and type(short) is int and frame_size and short != frame_size:
     notes.append(
-      f"frames are resized to {short} before the middle {given} are cropped; "
-      f"mode {mode} takes all of the short side"
+      f"frames are resized to {short} before the middle {frame_size} are "
+      f"cropped; mode {mode} takes all of the short side"
     )
   return mode, notes

@@ -58,9 +58,9 @@ def find(folder: pathlib.Path) -> Vocabulary | None:
   """
   for name in (TEXT, JSON):
     if (folder / name).is_file():
-      found = read(folder / name)
-      if found is not None:
-        return found
+      vocabulary = read(folder / name)
+      if vocabulary is not None:
+        return vocabulary
   return None
 
 
@@ -102,12 +102,12 @@ def _object(file: pathlib.Path) -> Mapping[str, Any]:
     ValueError: if it holds anything else.
   """
   try:
-    found = json.loads(file.read_bytes())
+    value = json.loads(file.read_bytes())
   except (ValueError, RecursionError) as error:
     raise ValueError(f"{file}: not valid JSON ({error}).") from None
-  if not isinstance(found, dict):
+  if not isinstance(value, dict):
     raise ValueError(f"{file}: expected a JSON object.")
-  return found
+  return value
 
 
 def _from_json(
@@ -115,19 +115,19 @@ def _from_json(
 ) -> Vocabulary | None:
   """The vocabulary of a tokenizer.json of the library tokenizers."""
   try:
-    found = json.loads(content)
-    if "kind" in found and "model" not in found:
+    document = json.loads(content)
+    if "kind" in document and "model" not in document:
       return None  # what this library keeps beside a vocab.txt
-    model = found["model"]
+    model = document["model"]
     kind = model.get("type", "?")
     if kind != "WordPiece":
       raise ValueError(
         f"{name}: a {kind} tokenizer; only WordPiece is read here, give "
         "--vocab the vocab.txt of a BERT."
       )
-    _check_parts(found, name)
+    _check_parts(document, name)
     pieces = _in_order(model["vocab"], name)
-    told = found.get("normalizer") or {}
+    told = document.get("normalizer") or {}
     told = wordpiece.check_rules(told, name, _NORMALISER)
     for key in rules.keys() & told.keys():
       if rules[key] != told[key]:
@@ -148,11 +148,11 @@ def _from_json(
   return Vocabulary(("\n".join(pieces) + "\n").encode(), name, rules)
 
 
-def _check_parts(found: Mapping[str, Any], name: str) -> None:
+def _check_parts(document: Mapping[str, Any], name: str) -> None:
   """Refuses parts that BERT's tokenizer has not."""
-  wordpiece.check_added(found.get("added_tokens") or (), name)
-  model, split = found["model"], found.get("pre_tokenizer") or {}
-  normal = found.get("normalizer") or {}
+  wordpiece.check_added(document.get("added_tokens") or (), name)
+  model, split = document["model"], document.get("pre_tokenizer") or {}
+  normal = document.get("normalizer") or {}
   for key, value, want in (
     ("normalizer", normal.get("type", "none"), "BertNormalizer"),
     ("pre_tokenizer", split.get("type", "none"), "BertPreTokenizer"),

@@ -224,10 +224,10 @@ def staged_entries(config: VisionConfig) -> list[Entry]:
 
 def ratio(part: int, whole: int) -> float:
   """A ratio of which the libraries' `int(whole * ratio)` makes `part` again."""
-  found = part / whole
-  while int(whole * found) < part:
-    found = math.nextafter(found, math.inf)
-  return found
+  quotient = part / whole
+  while int(whole * quotient) < part:
+    quotient = math.nextafter(quotient, math.inf)
+  return quotient
 
 
 def norm_first(name: str) -> str:

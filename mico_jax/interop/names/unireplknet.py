@@ -74,37 +74,39 @@ def spread(kernel: np.ndarray, dilation: int, size: int) -> np.ndarray:
 
 
 def _merge_block(
-  found: _Tensors, block: str, size: int
+  tensors: _Tensors, block: str, size: int
 ) -> dict[str, np.ndarray]:
   large = size >= SMALLEST_LARGE
   conv = f"{block}dwconv.lk_origin" if large else f"{block}dwconv"
-  kernel = found.take(f"{conv}.weight")
+  kernel = tensors.take(f"{conv}.weight")
   bias = np.zeros(kernel.shape[0])
   if large:
-    factor, bias = found.batch_norm(f"{block}dwconv.origin_bn")
+    factor, bias = tensors.batch_norm(f"{block}dwconv.origin_bn")
     kernel = kernel * factor[:, None, None, None]
-    names = [n for n in found.left if n.startswith(block) and _BRANCH.search(n)]
+    names = [
+      n for n in tensors.left if n.startswith(block) and _BRANCH.search(n)
+    ]
     for name in names:
       match = _BRANCH.search(name)
       assert match  # by the filter above
       norm = f"{block}dwconv.dil_bn_k{match[1]}_{match[2]}"
-      factor, offset = found.batch_norm(norm)
-      branch = found.take(name) * factor[:, None, None, None]
+      factor, offset = tensors.batch_norm(norm)
+      branch = tensors.take(name) * factor[:, None, None, None]
       kernel = kernel + spread(branch, int(match[2]), kernel.shape[-1])
       bias = bias + offset
-  factor, offset = found.batch_norm(f"{block}norm")
+  factor, offset = tensors.batch_norm(f"{block}norm")
   out = {
     f"{conv}.weight": kernel * factor[:, None, None, None],
     f"{conv}.bias": bias * factor + offset,
   }
   # The response norm's bias passes through the last layer, then BatchNorm and
   # layer scale act on both.
-  last = found.take(f"{block}pwconv2.0.weight")
-  passed = last @ found.take(f"{block}act.1.beta").reshape(-1)
-  factor, offset = found.batch_norm(f"{block}pwconv2.2")
+  last = tensors.take(f"{block}pwconv2.0.weight")
+  passed = last @ tensors.take(f"{block}act.1.beta").reshape(-1)
+  factor, offset = tensors.batch_norm(f"{block}pwconv2.2")
   scale = np.ones_like(factor)
-  if f"{block}gamma" in found.left:
-    scale = found.take(f"{block}gamma")
+  if f"{block}gamma" in tensors.left:
+    scale = tensors.take(f"{block}gamma")
   out[f"{block}pwconv2.0.weight"] = last * (factor * scale)[:, None]
   out[f"{block}pwconv2.0.bias"] = (passed * factor + offset) * scale
   return out
@@ -116,22 +118,22 @@ def merge(
   """Tensors of the merged form out of those of the training form.
 
   Args:
-    tensors: by released name, BatchNorms and branches included.
+    tensors: by official name, BatchNorms and branches included.
     config: of the encoder.
 
   Returns:
-    Tensors for `staged_vision.from_tensors`, layout "released".
+    Tensors for `staged_vision.from_tensors`, layout "official".
 
   Raises:
     ValueError: naming a tensor that is missing or a branch that does not fit.
   """
-  found = _Tensors(tensors)
+  source = _Tensors(tensors)
   merged: dict[str, np.ndarray] = {}
   for s, (depth, sizes) in enumerate(
     zip(config.stage_depths, config.stage_kernels, strict=True)
   ):
     for j in range(depth):
       size = sizes[j % len(sizes)]
-      merged |= _merge_block(found, f"stages.{s}.{j}.", size)
+      merged |= _merge_block(source, f"stages.{s}.{j}.", size)
   merged = {k: v.astype(np.float32) for k, v in merged.items()}
-  return {**found.left, **merged}
+  return {**source.left, **merged}

@@ -25,15 +25,15 @@ from mico_jax.interop.files.tensors import Item, copy_blocks
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """One of our parameters and where a released file holds it.
+  """One of our parameters and where an official file holds it.
 
   Attributes:
     path: of our parameter.
-    names: released names whose tensors are packed side by side; `{i}` is the
+    names: official names whose tensors are packed side by side; `{i}` is the
       layer.
     kind: "linear" (transposed), "conv" (a kernel, flattened), "filter" (a
       kernel as a convolution takes it) or "same".
-    lead: leading axes of length one in the released tensor.
+    lead: leading axes of length one in the official tensor.
     layers: number of stacked layers; 0: not stacked.
     side: rows and columns of a "conv" kernel; 0: the encoder's patch size.
     first: number of the first stacked layer in the file.
@@ -115,9 +115,9 @@ def to_theirs(
   value = value.reshape((1,) * entry.lead + value.shape)
   if value.ndim != 2 or value.dtype.itemsize < 2:  # or only a shape is asked
     return np.asarray(value, order="C")
-  found = np.empty(value.shape, value.dtype)
-  copy_blocks(found, value)
-  return found
+  result = np.empty(value.shape, value.dtype)
+  copy_blocks(result, value)
+  return result
 
 
 def parameters(
@@ -143,12 +143,12 @@ def parameters(
   for entry in table:
     names, width = entry.tensors(), len(entry.names)
     absent = [name for name in names if name not in tensors]
-    found = [tensors.pop(name) for name in names if name in tensors]
+    arrays = [tensors.pop(name) for name in names if name in tensors]
     missing += absent
     if absent:
       continue
     try:
-      parts = [to_ours(np.asarray(value), entry) for value in found]
+      parts = [to_ours(np.asarray(value), entry) for value in arrays]
       layers = [
         np.concatenate(parts[i : i + width], axis=-1) if width > 1 else parts[i]
         for i in range(0, len(parts), width)
@@ -156,7 +156,7 @@ def parameters(
       value = np.stack(layers) if entry.layers else layers[0]
     except (ValueError, IndexError) as error:
       raise ValueError(
-        f"{' + '.join(entry.names)}: shapes {[x.shape for x in found][:4]} "
+        f"{' + '.join(entry.names)}: shapes {[x.shape for x in arrays][:4]} "
         f"do not fit {'/'.join(entry.path)}: {error}"
       ) from error
     want = tuple(shapes[entry.path].shape)

@@ -987,7 +987,9 @@ def masked_mean(x: Tensor, mask: Tensor | None, axis: int) -> Tensor:
   return (x * weight).sum(axis) / weight.sum(axis).clamp(min=1.0)
 
 
-def own_embedding(key: str, spec: Mapping[str, Any], width: int) -> nn.Module:
+def custom_embedding(
+  key: str, spec: Mapping[str, Any], width: int
+) -> nn.Module:
   """What makes tokens of a modality with a tokeniser of its own.
 
   Args:
@@ -997,13 +999,13 @@ def own_embedding(key: str, spec: Mapping[str, Any], width: int) -> nn.Module:
   """
   path = pathlib.Path(__file__).resolve().parent / EMBEDDINGS / f"{key}.py"
   name = f"{EMBEDDINGS}_{key}_{abs(hash(path))}"
-  found = importlib.util.spec_from_file_location(name, path)
-  if not path.is_file() or found is None or found.loader is None:
+  source = importlib.util.spec_from_file_location(name, path)
+  if not path.is_file() or source is None or source.loader is None:
     raise ImportError(
       f"{path} is missing; copy the exported folder as a whole."
     )
-  module = sys.modules[name] = importlib.util.module_from_spec(found)
-  found.loader.exec_module(module)
+  module = sys.modules[name] = importlib.util.module_from_spec(source)
+  source.loader.exec_module(module)
   return getattr(module, spec["class"])(width, spec["frame"], **spec["options"])
 
 
@@ -1088,7 +1090,7 @@ class MiCo(nn.Module):
     self.temperature = nn.Parameter(torch.tensor(options["temperature_init"]))
     self.embedding = nn.ModuleDict(
       {
-        key: own_embedding(key, m["tokens"], width)
+        key: custom_embedding(key, m["tokens"], width)
         for key, m in self.modalities.items()
         if "tokens" in m
       }
@@ -1140,28 +1142,30 @@ class MiCo(nn.Module):
       ValueError: for a modality, head or input that cannot be used.
     """
     rows = self.lists(inputs)
-    found = {}
+    embeddings = {}
     if not groups:
       for key, values in rows.items():
         letter = self.modalities[key]["letter"]
-        found[key] = self._embedded({key: values}, letter)
-      return found
+        embeddings[key] = self._embedded({key: values}, letter)
+      return embeddings
     for group in [groups] if isinstance(groups, str) else groups:
       keys = dict.fromkeys(self._key_of(letter, rows) for letter in group)
-      found[group] = self._embedded({key: rows[key] for key in keys}, group)
-    return found
+      embeddings[group] = self._embedded(
+        {key: rows[key] for key in keys}, group
+      )
+    return embeddings
 
   @torch.no_grad()
   def match(self, *, text: Any, **inputs: Any) -> Tensor:
     """Probability [N] that text i belongs to the inputs i."""
     rows = self.lists({"text": text, **inputs})
-    if not given().lengths_of(rows):
+    if not input_items().lengths_of(rows):
       return torch.zeros(0, device=self.device)
     context = self.context_of(inputs)
     ids = self.tokens("text", text)
     hidden = self.encode_text(ids, context=context)
-    found = self.matching_logits(hidden, ids).softmax(-1)[:, 1]
-    return self._finite(found, rows, "the matching probability")
+    probability = self.matching_logits(hidden, ids).softmax(-1)[:, 1]
+    return self._finite(probability, rows, "the matching probability")
 
   @torch.no_grad()
   def caption(
@@ -1183,10 +1187,10 @@ class MiCo(nn.Module):
       **inputs: aligned lists.
     """
     rows = self.lists(inputs)
-    most, beams, penalty = given().search_options(
+    most, beams, penalty = input_items().search_options(
       self.config["generation"], max_new_tokens, num_beams, length_penalty
     )
-    if not given().lengths_of(rows):
+    if not input_items().lengths_of(rows):
       return []
     sequences, scores = self.generate(
       self.context_of(inputs),
@@ -1224,7 +1228,7 @@ class MiCo(nn.Module):
   def context_of(self, inputs: Mapping[str, Any]) -> Context:
     """The context of raw inputs, in the order the model was trained with."""
     rows = self.lists(inputs)
-    given().lengths_of(rows)
+    input_items().lengths_of(rows)
     wanted = {self.modalities[key]["letter"] for key in rows}
     if "t" in wanted:
       raise ValueError("text=[...] cannot be its own context.")
@@ -1252,17 +1256,17 @@ class MiCo(nn.Module):
     self, rows: Mapping[str, Sequence[Any]], letters: str
   ) -> Tensor:
     """Embeddings [N, E] of aligned rows."""
-    if not given().lengths_of(rows):
+    if not input_items().lengths_of(rows):
       return torch.zeros(0, self.options["embed_dim"], device=self.device)
     _, pooled, _ = self.read(rows)
-    found = self.features(letters, pooled)
-    return self._finite(found, rows, "the embedding")
+    embedding = self.features(letters, pooled)
+    return self._finite(embedding, rows, "the embedding")
 
   def _finite(
     self, values: Tensor, rows: Mapping[str, Sequence[Any]], what: str
   ) -> Tensor:
     """`values`, one per row; raises a ValueError unless all are finite."""
-    given().check_finite(values.cpu().numpy(), rows, what)
+    input_items().check_finite(values.cpu().numpy(), rows, what)
     return values
 
   def read(
@@ -1598,7 +1602,7 @@ class Tower(nn.Module):
 class BeamSearch:
   """The state of decoding; one beam is greedy decoding.
 
-  The rules are those of the library the released model decodes with
+  The rules are those of the library the official model decodes with
   (transformers 4.31).
   """
 
@@ -1672,18 +1676,18 @@ class BeamSearch:
   def result(self, new: int, num_return: int) -> tuple[Tensor, Tensor]:
     """Sequences [B, num_return, L] padded, and scores, best first."""
     total = self.prompt.shape[1] + new
-    found, scores = [], []
+    captions, scores = [], []
     for item, sequences in enumerate(self.sequences):
       if not self.done[item]:  # open beams count with their full length
         for score, row in zip(self.scores[item], sequences, strict=True):
           self.keep(item, float(score) / total**self.penalty, row)
       best = sorted(self.kept[item], key=lambda pair: -pair[0])[:num_return]
       pad = self.special["pad"]
-      found.append([row + [pad] * (total - len(row)) for _, row in best])
+      captions.append([row + [pad] * (total - len(row)) for _, row in best])
       scores.append([score for score, _ in best])
     device = self.prompt.device
     return (
-      torch.tensor(found, device=device),
+      torch.tensor(captions, device=device),
       torch.tensor(scores, device=device),
     )
 
@@ -1714,7 +1718,7 @@ def input_package() -> ModuleType:
   return known
 
 
-def given() -> ModuleType:
+def input_items() -> ModuleType:
   """What is said of inputs that a user hands in."""
   return input_package().items
 
@@ -1728,7 +1732,7 @@ def contents(raw: Any) -> Any:
     if not path.is_file():
       raise ValueError("no such file, or no regular one.")
     return path.read_bytes()
-  return given().as_array(raw)
+  return input_items().as_array(raw)
 
 
 class Reader:
@@ -1744,7 +1748,7 @@ class Reader:
 
   def lists(self, inputs: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
     """Lists of inputs; a bare one is a list of one."""
-    return {key: given().as_list(key, v) for key, v in inputs.items()}
+    return {key: input_items().as_list(key, v) for key, v in inputs.items()}
 
   def geometry(self, key: str, unit: str) -> Any:
     """Sizes and units for decoding one input."""
@@ -1776,11 +1780,14 @@ class Reader:
     return self._named(self._text, key, value)
 
   def _pixels(self, key: str, value: Any) -> np.ndarray:
-    item, settings = given().as_item(key, value), self.settings["inputs"][key]
+    item, settings = (
+      input_items().as_item(key, value),
+      self.settings["inputs"][key],
+    )
     raw = contents(item.value() if callable(item.value) else item.value)
     unit = settings.get("unit", "")
     if unit and not item.depth_unit:
-      given().check_bare_depth(raw, unit)
+      input_items().check_bare_depth(raw, unit)
     modality = input_package().MODALITIES[key]
     mode = modality.modes[settings["mode"]]
     geometry = self.geometry(key, item.depth_unit or unit)
@@ -1788,13 +1795,13 @@ class Reader:
     return np.array(mode.to_pixels(array, geometry=geometry, xp=np))
 
   def _text(self, key: str, value: Any) -> str:
-    item = given().as_item(key, value)
+    item = input_items().as_item(key, value)
     raw = contents(item.value) if item.file else item.value
     return input_package().MODALITIES[key].decode(raw, None)
 
   def _named(self, read: Any, key: str, value: Any) -> Any:
     """What `read` gives; errors are one line and name the input."""
-    name = given().name_of(key, value)
+    name = input_items().name_of(key, value)
     try:
       return read(key, value)
     except (OSError, MemoryError):
@@ -1870,16 +1877,16 @@ class WordPiece(Tokenizer):
 
   def pieces(self, text: str) -> list[int]:
     """Greedy longest-match pieces; marks written in the text stay whole."""
-    found = []
+    ids = []
     for part in re.split(
       "(" + "|".join(map(re.escape, self.marks)) + ")", text
     ):
       if part in self.marks:
-        found.append(self.ids[part])
+        ids.append(self.ids[part])
         continue
       for word in self.words(part):
-        found += self.split(word)
-    return found
+        ids += self.split(word)
+    return ids
 
   def words(self, text: str) -> list[str]:
     """Words; punctuation and CJK characters stand alone."""
@@ -1913,17 +1920,17 @@ class WordPiece(Tokenizer):
 
   def split(self, word: str) -> list[int]:
     """The pieces of one word; [UNK] if a part is unknown."""
-    found, start = [], 0
+    ids, start = [], 0
     while start < len(word) <= 100:
       prefix = "##" if start else ""
       for end in range(len(word), start, -1):
         if prefix + word[start:end] in self.ids:
-          found.append(self.ids[prefix + word[start:end]])
+          ids.append(self.ids[prefix + word[start:end]])
           start = end
           break
       else:
         return [self.ids["[UNK]"]]
-    return found or [self.ids["[UNK]"]]
+    return ids or [self.ids["[UNK]"]]
 
   def join(self, ids: list[int]) -> str:
     """Joined pieces without the spaces in front of punctuation."""
@@ -1936,7 +1943,7 @@ class WordPiece(Tokenizer):
 
 def _fields(data: bytes) -> list[tuple[int, Any]]:
   """(number, value) of the fields of a protocol buffer message."""
-  found, at = [], 0
+  fields, at = [], 0
 
   def number() -> int:
     nonlocal at
@@ -1952,12 +1959,12 @@ def _fields(data: bytes) -> list[tuple[int, Any]]:
   while at < len(data):
     key = number()
     if key & 7 == 0:
-      found.append((key >> 3, number()))
+      fields.append((key >> 3, number()))
       continue
     size = {1: 8, 5: 4}.get(key & 7) or number()
-    found.append((key >> 3, data[at : at + size]))
+    fields.append((key >> 3, data[at : at + size]))
     at += size
-  return found
+  return fields
 
 
 def read_utf8(data: bytes) -> str:
@@ -2016,13 +2023,13 @@ class SentencePiece(Tokenizer):
         score = best[end - 1][0] + self.lowest - 10.0
         choices.append((score, end - 1, self.unknown))
       best.append(max(choices, key=lambda c: c[0]))
-    found, end = [], len(text)
+    nodes, end = [], len(text)
     while end:
       _, start, i = best[end]
-      found.append((i, text[start:end]))
+      nodes.append((i, text[start:end]))
       end = start
     ids = []
-    for i, piece in reversed(found):
+    for i, piece in reversed(nodes):
       if i == self.unknown and self.bytes:
         ids += [self.byte_ids[b] for b in piece.encode()]
       elif i != self.unknown or ids[-1:] != [i]:
@@ -2055,7 +2062,7 @@ class SentencePiece(Tokenizer):
       return size, data[:size]
     trie_bytes = int.from_bytes(blob[:4], "little")
     read = lambda i: int.from_bytes(blob[4 + 4 * i : 8 + 4 * i], "little")
-    found = (size, data[:size])
+    rule = (size, data[:size])
     unit = read(0)
     node = (unit >> 10) << ((unit & 512) >> 6)
     for length, byte in enumerate(data, 1):
@@ -2066,8 +2073,8 @@ class SentencePiece(Tokenizer):
       node ^= (unit >> 10) << ((unit & 512) >> 6)
       if unit >> 8 & 1:  # a rule ends here
         start = 4 + trie_bytes + (read(node) & 0x7FFFFFFF)
-        found = (length, blob[start : blob.index(b"\0", start)])
-    return found
+        rule = (length, blob[start : blob.index(b"\0", start)])
+    return rule
 
   def join(self, ids: list[int]) -> str:
     """Joined pieces; runs of bytes are read as UTF-8."""
