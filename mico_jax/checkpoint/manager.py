@@ -402,11 +402,8 @@ class Manager:
     """Steps with a finished checkpoint, ascending."""
     return list_steps(self.folder)
 
-  def best_step(self) -> int | None:
-    """The step with the best `train.keep_best` metric; None without one."""
-    return self._best_of(self.steps())
-
   def _best_of(self, steps: Iterable[int]) -> int | None:
+    """The step with the best `train.keep_best` metric; None without one."""
     name = self.config.train.keep_best
     if not name:
       return None

@@ -1,14 +1,13 @@
-"""The self-check: stored inputs with the outputs they must give.
+"""The self-check: stored inputs and the outputs they must give.
 
-The arrays live in one .npz: `input/...` are raw samples as a user would hand
-them in (frames, waveforms, text), `output/...` what the model made of them in
-float32 on CPU. This module compares; `mico_jax.inference.omni_model` computes.
+The arrays are stored in one .npz file: `input/...` are raw samples (frames,
+waveforms, text), `output/...` the model's outputs in float32 on CPU. This
+module compares; `mico_jax.inference.self_check` computes.
 
-Limits. Between CPUs and library versions float32 results move by about 1e-6 of
-unit-norm embeddings; a changed LayerNorm epsilon, GELU form, normalisation or
-antialiasing moves them by 1e-4 and more on at least one of the inputs (the
-near-constant one for epsilon, the off-size one for resizing), see the fault
-tests.
+Between CPUs and library versions, unit-norm float32 embeddings differ by about
+1e-6. A changed LayerNorm epsilon, GELU, normalisation or antialiasing moves
+them by at least 1e-4 on one of the inputs (the near-constant one for epsilon,
+the off-size one for resizing).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from mico_jax.interop.exporting import (
   transformers_text,
 )
 from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
-from mico_jax.interop.files import folders, safetensors_writer
+from mico_jax.interop.files import folders
 from mico_jax.interop.importing import source_tensors
 from mico_jax.interop.names import torch_modules
 
@@ -150,13 +150,9 @@ def _safetensors(
         f"not of that file, so not written: {export.summarise(absent)}; --to "
         "torch writes everything"
       )
-  written = safetensors_writer.write(
-    folder,
-    items,
-    max_shard_size=options.max_shard_size,
-    metadata={"format": "pt"},
+  export.write_tensors(
+    report, "weights", folder, items, max_shard_size=options.max_shard_size
   )
-  report.add("weights", written)
 
 
 def _timm(

@@ -426,10 +426,10 @@ def _compared(folder: pathlib.Path, notes: list[str]) -> dict[str, float]:
       place = pathlib.Path(scratch)
       torch_folder.write(source, place, export.ExportReport("torch", {}))
       return torch_folder.compare(source, place)
-  # The import is complete without a comparison if torch cannot be loaded, or
-  # disk or memory lack room for a second copy. Any other error means that one
-  # of the two sides is wrong, so it is raised.
-  except (ImportError, OSError, MemoryError) as error:
+  # The import is complete without a comparison if the model has no PyTorch
+  # form, torch cannot be loaded, or disk or memory lack room for a second copy.
+  # Any other error means that one of the two sides is wrong, so it is raised.
+  except (ConfigError, ImportError, OSError, MemoryError) as error:
     text = " ".join(str(error).split())[:160]
     notes.append(
       f"outputs not compared with PyTorch: {type(error).__name__}: {text}"

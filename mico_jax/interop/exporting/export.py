@@ -14,7 +14,7 @@ import hashlib
 import json
 import pathlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,13 @@ from mico_jax.inference.self_check import (
   model_params,
   self_check,
 )
-from mico_jax.interop.files.tensors import Written
+from mico_jax.interop.files import safetensors_writer
+from mico_jax.interop.files.tensors import Item, Written
 from mico_jax.models import MiCo, build
 from mico_jax.parallel.backend import require_backend
 
 REPORT = "export_report.json"
+ONE_FILE = 2**63  # bytes of tensors per file, for clients that read no shards
 TOLERANCE = 1e-5  # of float32 outputs on the self-check inputs
 RAW = "raw/"  # prefix of outputs that include the target's own preprocessing
 
@@ -277,6 +279,51 @@ def differences(
       scale = np.max(np.abs(want), initial=1.0) if label == LOGITS else 1.0
       gaps[label] = float(np.max(gap, initial=0.0) / scale)
   return gaps
+
+
+def write_tensors(
+  report: ExportReport,
+  part: str,
+  folder: pathlib.Path,
+  items: Iterable[Item],
+  *,
+  max_shard_size: int = ONE_FILE,
+  name: str = safetensors_writer.WEIGHTS,
+  prefix: str = "",
+) -> Written:
+  """Writes tensors for clients of PyTorch and adds them to the report.
+
+  Args:
+    report: gets the files and tensors of `part`.
+    part: of the export that they belong to.
+    folder: an existing folder.
+    items: in the order of the file.
+    max_shard_size: bytes of tensors per file.
+    name: of the file, if it is one.
+    prefix: of the subfolder in the export, "" or "decoder/" say.
+  """
+  written = safetensors_writer.write(
+    folder,
+    items,
+    max_shard_size=max_shard_size,
+    metadata={"format": "pt"},
+    name=name,
+  )
+  report.add(part, written, prefix)
+  return written
+
+
+def write_document(
+  report: ExportReport,
+  part: str,
+  folder: pathlib.Path,
+  name: str,
+  value: Any,
+  prefix: str = "",
+) -> None:
+  """Writes a JSON file and adds it to the report; arguments as above."""
+  write_json(folder / name, value)
+  report.add_file(part, folder / name, prefix + name)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

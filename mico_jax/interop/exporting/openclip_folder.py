@@ -32,7 +32,6 @@ from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SelfCheck, on_cpu
 from mico_jax.interop.exporting import export, timm_folder, transformers_text
 from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
-from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.files.tensors import Item, item
 from mico_jax.interop.importing import clip
 from mico_jax.interop.names import timm_vision
@@ -182,26 +181,21 @@ def write(
       "for the encoder alone."
     )
   about = timm_folder.settings(config, image)
-  written = safetensors_writer.write(
-    folder,
-    items(source.params, config),
-    max_shard_size=2**63,
-    metadata={"format": "pt"},
-    name=WEIGHTS,
-  )
-  report.add("model", written)
-  # Of timm: the trunk's sizes; and this library's own preprocessing.
-  export.write_json(folder / "config.json", about)
-  (folder / TEXT).mkdir()
-  pad = source.tokenizer.info.pad
-  export.write_json(
-    folder / TEXT / "config.json",
-    transformers_text.model_config(config, pad, decoder=False),
+  export.write_tensors(
+    report, "model", folder, items(source.params, config), name=WEIGHTS
   )
   transformers_text.write_tokenizer(source, folder, report)
-  export.write_json(folder / clip.CONFIG, settings(source, place, image))
-  for name in ("config.json", f"{TEXT}/config.json", clip.CONFIG):
-    report.add_file("model", folder / name, name)
+  (folder / TEXT).mkdir()
+  pad = source.tokenizer.info.pad
+  for name, content in {
+    # The sizes of timm's trunk, and this library's own preprocessing.
+    "config.json": about,
+    f"{TEXT}/config.json": transformers_text.model_config(
+      config, pad, decoder=False
+    ),
+    clip.CONFIG: settings(source, place, image),
+  }.items():
+    export.write_document(report, "model", folder, name, content)
   report.notes += [
     f"{clip.CONFIG} names this folder by its path, {place}: correct it there "
     "(hf_model_name, hf_tokenizer_name, timm_model_name) if you move it",
@@ -231,13 +225,10 @@ def write_vision(
     ConfigError: if open_clip has no such encoder.
   """
   vision, image = source.config.model.vision, timm_folder.image_of(source)
-  written = safetensors_writer.write(
-    folder,
-    timm_vision.vision_items(source.params, vision, "openclip"),
-    max_shard_size=max_shard_size,
-    metadata={"format": "pt"},
+  tensors = timm_vision.vision_items(source.params, vision, "openclip")
+  export.write_tensors(
+    report, "encoder", folder, tensors, max_shard_size=max_shard_size
   )
-  report.add("encoder", written)
   absent = timm_vision.left_out(source.params, vision, "openclip")
   if absent:
     report.notes.append(
@@ -254,8 +245,7 @@ def write_vision(
       "preprocess_cfg": _pixels(image),
     }
   for name, content in files.items():
-    export.write_json(folder / name, content)
-    report.add_file("encoder", folder / name, name)
+    export.write_document(report, "encoder", folder, name, content)
 
 
 def compare(

@@ -27,7 +27,6 @@ from mico_jax.inference.self_check import (
 from mico_jax.interop.exporting import export
 from mico_jax.interop.exporting import torch_folder as exporter
 from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
-from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.names import timm_vision
 from mico_jax.modalities import MODALITIES
 
@@ -179,21 +178,15 @@ def write(
   """
   vision, image = source.config.model.vision, image_of(source)
   about = settings(source.config, image)
-  written = safetensors_writer.write(
-    folder,
-    timm_vision.vision_items(source.params, vision, "timm"),
-    max_shard_size=2**63,
-    metadata={"format": "pt"},
-  )
-  report.add("encoder", written)
+  items = timm_vision.vision_items(source.params, vision, "timm")
+  export.write_tensors(report, "encoder", folder, items)
   absent = timm_vision.left_out(source.params, vision, "timm")
   if absent:
     report.notes.append(
       f"timm has no place for {export.summarise(absent)}: not written"
     )
   report.notes += pixel_notes(image)
-  export.write_json(folder / "config.json", about)
-  report.add_file("encoder", folder / "config.json", "config.json")
+  export.write_document(report, "encoder", folder, "config.json", about)
 
 
 def frames(check: SelfCheck) -> np.ndarray:

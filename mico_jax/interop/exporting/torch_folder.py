@@ -21,7 +21,7 @@ import numpy as np
 
 from mico_jax import config as config_lib
 from mico_jax.checkpoint import selfcheck
-from mico_jax.config import Config
+from mico_jax.config import Config, ConfigError, ModelConfig
 from mico_jax.data.tokenizer import META_FILE, Tokenizer
 from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import (
@@ -32,7 +32,6 @@ from mico_jax.inference.self_check import (
 )
 from mico_jax.interop.exporting import export, torch_embeddings, torch_inputs
 from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
-from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.names import torch_modules
 from mico_jax.modalities import (
   MODALITIES,
@@ -44,6 +43,9 @@ from mico_jax.models import build, parameters
 
 FORMAT = "mico_jax torch 1"
 MODULE = "modeling_mico.py"
+# Encoders and text towers of `MODULE`.
+ENCODERS = ("vit", "swin", "convnext", "unireplknet")
+TEXT_ENCODERS = ("bert", "causal")
 
 
 def _modalities(config: Config, preparer: Preparer) -> dict[str, Any]:
@@ -160,6 +162,19 @@ def write_code(folder: pathlib.Path) -> list[str]:
   return [MODULE, *(f"{torch_inputs.PACKAGE}/{name}" for name in decoders)]
 
 
+def _check_classes(model: ModelConfig) -> None:
+  """Refuses encoders and text towers that `MODULE` does not have."""
+  for field, name, known in (
+    ("vision", model.vision.encoder, ENCODERS),
+    ("text", model.text.encoder, TEXT_ENCODERS),
+  ):
+    if name not in known:
+      raise ConfigError(
+        f"model.{field}.encoder={name!r} has no PyTorch form, only "
+        f"{', '.join(known)} have; export to safetensors or stablehlo instead."
+      )
+
+
 def write(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
@@ -170,11 +185,16 @@ def write(
   """Writes the self-contained PyTorch folder.
 
   Args:
-    source: what to write.
+    source: the checkpoint.
     folder: an existing folder.
     report: gets the files and tensors.
     max_shard_size: bytes of tensors per file.
+
+  Raises:
+    ConfigError: naming an encoder, text tower or embedding that has no PyTorch
+      form.
   """
+  _check_classes(source.config.model)
   embeddings = torch_embeddings.files(source.config.model)
   names = [*write_code(folder), *embeddings]
   names += ["config.json", "preprocessing.json"]
@@ -187,13 +207,10 @@ def write(
   )
   files = source.tokenizer.files()
   export.write_files(folder / "tokenizer", files)
-  written = safetensors_writer.write(
-    folder,
-    torch_modules.items(source.params, source.model),
-    max_shard_size=max_shard_size,
-    metadata={"format": "pt"},
+  items = torch_modules.items(source.params, source.model)
+  export.write_tensors(
+    report, "modeling", folder, items, max_shard_size=max_shard_size
   )
-  report.add("modeling", written)
   names += [f"tokenizer/{name}" for name in files if name != META_FILE]
   for name in names:
     report.add_file("modeling", folder / name, name)

@@ -27,7 +27,6 @@ from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SelfCheck, on_cpu
 from mico_jax.interop.exporting import export, transformers_tokenizer
 from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
-from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.files.tensors import Item
 from mico_jax.interop.names import mico, weight_map
 from mico_jax.models.mico import Context
@@ -122,17 +121,13 @@ def write(
     place = folder / DECODER if decoder else folder
     prefix = f"{DECODER}/" if decoder else ""
     place.mkdir(exist_ok=True)
-    written = safetensors_writer.write(
-      place,
-      items(source.params, source.config, decoder=decoder),
-      max_shard_size=max_shard_size,
-      metadata={"format": "pt"},
+    tensors = items(source.params, source.config, decoder=decoder)
+    export.write_tensors(
+      report, part, place, tensors, max_shard_size=max_shard_size, prefix=prefix
     )
-    report.add(part, written, prefix)
     pad = source.tokenizer.info.pad
     config = model_config(source.config, pad, decoder=decoder)
-    export.write_json(place / "config.json", config)
-    report.add_file(part, place / "config.json", f"{prefix}config.json")
+    export.write_document(report, part, place, "config.json", config, prefix)
     write_tokenizer(source, place, report, prefix)
   report.notes += [
     "an embedding is the first token of last_hidden_state, through the "

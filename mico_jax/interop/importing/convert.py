@@ -166,8 +166,7 @@ def plan(
     tensors: by the names of the table.
     table: where each parameter comes from.
     shapes: arrays (or the like) of our parameters, by path.
-    ignored: regex of names without a parameter -> why; they are kept in
-      `extra`.
+    ignored: regex of names without a parameter -> why; kept in `extra`.
     optional: regexes of paths "a/b/c" that the file may lack.
     resizers: regex of paths -> function that resizes such a table.
     hint: end of the error about weights that do not fit.
@@ -176,8 +175,7 @@ def plan(
     WeightsError: listing the names that are missing, unexpected, mis-shaped.
   """
   conversion = Conversion()
-  left = dict(tensors)
-  missing, misshaped, unexpected = [], [], []
+  left, missing, misshaped, unexpected = dict(tensors), [], [], []
   for entry in table:
     path = "/".join(entry.path)
     names = entry.tensors()

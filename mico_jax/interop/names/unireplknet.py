@@ -49,11 +49,6 @@ class _Tensors:
     return factor, bias - mean * factor
 
 
-def is_training_form(tensors: Mapping[str, np.ndarray]) -> bool:
-  """Whether a file still has BatchNorms."""
-  return any(name.endswith(".running_var") for name in tensors)
-
-
 def spread(kernel: np.ndarray, dilation: int, size: int) -> np.ndarray:
   """A kernel (C, 1, k, k) with holes, in the middle of one of another size.
 

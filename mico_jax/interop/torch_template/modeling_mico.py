@@ -1009,6 +1009,13 @@ def custom_embedding(
   return getattr(module, spec["class"])(width, spec["frame"], **spec["options"])
 
 
+def known(classes: Mapping[str, Any], name: str, what: str) -> Any:
+  """The class of a name; raises a ValueError for one that is not here."""
+  if name not in classes:
+    raise ValueError(f"{what} {name!r} is not one of {', '.join(classes)}.")
+  return classes[name]
+
+
 def table(rows: int, width: int) -> nn.Parameter:
   """A learned table of vectors."""
   return nn.Parameter(torch.zeros(rows, width))
@@ -1045,41 +1052,13 @@ class MiCo(nn.Module):
     self.modalities = config["modalities"]
     self.by_letter = {m["letter"]: k for k, m in self.modalities.items()}
     self.reader, self.tokenizer = Reader(preprocessing), tokenizer
-    options = self.options
+    options, width = self.options, config["encoder_width"]
     vision, text = options["vision"], options["text"]
     wide, eps = text["width"], text["norm_eps"]
-    if vision["encoder"] not in ENCODERS:
-      raise ValueError(
-        f"encoder {vision['encoder']!r} is not one of {', '.join(ENCODERS)}."
-      )
-    self.vision = ENCODERS[vision["encoder"]](vision)
-    if text["encoder"] not in TEXT_ENCODERS:
-      raise ValueError(
-        f"text encoder {text['encoder']!r} is not one of "
-        f"{', '.join(TEXT_ENCODERS)}."
-      )
-    self.text = TEXT_ENCODERS[text["encoder"]](text, options["masked_rows"])
-    width = config["encoder_width"]
-    contexts = config["contexts"]  # name -> length of its frame table
-    interface = [
-      m for m in self.modalities.values() if m["kind"] != "knowledge"
-    ]
-    words = {m["context"] for m in interface}  # encoded by the text tower
-    self.project = nn.ModuleDict(
-      {
-        name: Projection(wide if name in words else width, wide, eps)
-        for name in contexts
-      }
-    )
-    self.type_embed = nn.ParameterDict(
-      {name: torch.zeros(wide) for name in contexts}
-    )
-    self.frame_embed = nn.ParameterDict(
-      {name: torch.zeros(n, wide) for name, n in contexts.items() if n}
-    )
-    self.frame_gain = nn.ParameterDict(
-      {name: torch.zeros(contexts[name], width) for name in config["weighted"]}
-    )
+    self.vision = known(ENCODERS, vision["encoder"], "encoder")(vision)
+    tower = known(TEXT_ENCODERS, text["encoder"], "text encoder")
+    self.text = tower(text, options["masked_rows"])
+    self._add_context_tables(wide, eps)
     self.contrastive_head = nn.ModuleDict(
       {
         head: nn.Linear(inputs, options["embed_dim"], len(head) > 1)
@@ -1102,6 +1081,32 @@ class MiCo(nn.Module):
     ):
       if options[field]:
         self.register_parameter(name, table(options[field], wide))
+
+  def _add_context_tables(self, wide: int, eps: float) -> None:
+    """Builds the projection and the learned vectors of each context type."""
+    contexts = self.config["contexts"]  # name -> length of its frame table
+    width = self.config["encoder_width"]
+    words = {  # context types that the text tower encodes
+      m["context"] for m in self.modalities.values() if m["kind"] != "knowledge"
+    }
+    self.project = nn.ModuleDict(
+      {
+        name: Projection(wide if name in words else width, wide, eps)
+        for name in contexts
+      }
+    )
+    self.type_embed = nn.ParameterDict(
+      {name: torch.zeros(wide) for name in contexts}
+    )
+    self.frame_embed = nn.ParameterDict(
+      {name: torch.zeros(n, wide) for name, n in contexts.items() if n}
+    )
+    self.frame_gain = nn.ParameterDict(
+      {
+        name: torch.zeros(contexts[name], width)
+        for name in self.config["weighted"]
+      }
+    )
 
   @classmethod
   def from_folder(cls, folder: str | pathlib.Path) -> MiCo:
