@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import UInt8
 
 INPUT = "input/"
 OUTPUT = "output/"
@@ -30,12 +31,12 @@ def inputs(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   }
 
 
-def text_array(text: str) -> np.ndarray:
-  """A text as UTF-8 bytes in a uint8 array."""
+def text_array(text: str) -> UInt8[np.ndarray, " N"]:
+  """A text as an array of UTF-8 bytes."""
   return np.frombuffer(text.encode(), np.uint8)
 
 
-def array_text(array: np.ndarray) -> str:
+def array_text(array: UInt8[np.ndarray, " N"]) -> str:
   """The inverse of `text_array`."""
   return array.astype(np.uint8).tobytes().decode()
 

@@ -1,4 +1,4 @@
-"""Using a checkpoint: load it, embed, match, caption, score.
+"""Inference with a checkpoint: load, embed, match, caption, score.
 
     model = mico_jax.load("runs/demo")
     z = model.embed(image=["a.jpg"], audio=["b.flac"], text=["a dog barks"])
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Array, Float, Int, Shaped
 
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import restore
@@ -35,6 +35,7 @@ from mico_jax.layers.stack import split_layers
 from mico_jax.modalities import MODALITIES, by_letter, played_by
 from mico_jax.models import build, forward
 from mico_jax.models.decoding import generate
+from mico_jax.models.mico import Context
 from mico_jax.parallel.backend import require_backend
 
 
@@ -42,18 +43,18 @@ class OmniModel:
   """A model with its tokenizer and preprocessing, ready to use.
 
   Inputs are lists: paths, bytes or raw arrays of a modality (`image`, `video`,
-  `audio`, `depth`, `normal`), or strings (`text`, `subtitle`). A depth file
-  says its unit: "mm:d.png", "m:d.npy", "relative:d.png"; an array of depth
-  without one (`mico_jax.inference.prepare.Item`) is floats in metres, or
-  relative where the checkpoint's depth is. A bare input counts as a list of
-  one, see `mico_jax.inference.prepare.as_list`.
+  `audio`, `depth`, `normal`), or strings (`text`, `subtitle`). The unit of a
+  depth file is part of its name: "mm:d.png", "m:d.npy", "relative:d.png"; a
+  depth array is in metres unless `mico_jax.inference.prepare.Item` gives its
+  unit, or relative where the checkpoint was trained on relative depth. A single
+  input counts as a list of one, see `mico_jax.inference.prepare.as_list`.
 
   Attributes:
     config: of the run that made the checkpoint.
     step: of that run.
-    params: parameters on the default device; on a CPU those of each layer are
-      apart (`mico_jax.layers.stack.split_layers`).
-    notes: what was skipped or tolerated while loading, one line each.
+    params: parameters on the default device; on CPU the layers are unstacked
+      (`mico_jax.layers.stack.split_layers`).
+    notes: steps skipped and problems tolerated while loading, one line each.
     fingerprint: hash of the checkpoint's manifest; "" without one.
   """
 
@@ -101,7 +102,7 @@ class OmniModel:
 
   @property
   def modalities(self) -> tuple[str, ...]:
-    """Keys of the modalities this checkpoint takes."""
+    """Keys of the modalities that this checkpoint accepts."""
     return self.preparer.keys
 
   @property
@@ -124,19 +125,19 @@ class OmniModel:
 
   def _embed_batch(
     self, params: Any, arrays: Mapping[str, jax.Array], letters: str
-  ) -> jax.Array:
+  ) -> Float[Array, "B E"]:
     encoded = self._encode(params, arrays)
     return forward.embed(self.model, params, encoded, (letters,))[letters]
 
   def _context_batch(
     self, params: Any, arrays: Mapping[str, jax.Array], letters: str
-  ) -> Any:
+  ) -> Context:
     encoded = self._encode(params, arrays)
     return forward.project(self.model, params, encoded, letters)
 
   def _match_batch(
-    self, params: Any, ids: jax.Array, context: Any
-  ) -> jax.Array:
+    self, params: Any, ids: Int[Array, "B L"], context: Context
+  ) -> Float[Array, " B"]:
     return forward.match_probability(self.model, params, ids, context)
 
   def _make_caption(
@@ -158,7 +159,7 @@ class OmniModel:
   def _batches(
     self, arrays: Mapping[str, np.ndarray]
   ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    """Slices of fixed sizes, the last padded; with the number of real rows."""
+    """Batches of fixed sizes, the last padded; their numbers of real rows."""
     count = len(next(iter(arrays.values())))
     size = min(self.batch_size, 1 << max(count - 1, 0).bit_length())
     for start in range(0, count, size):
@@ -182,7 +183,7 @@ class OmniModel:
   def _chunks(
     self, inputs: Mapping[str, Sequence[Any]]
   ) -> Iterator[tuple[dict[str, Sequence[Any]], dict[str, np.ndarray]]]:
-    """A batch's inputs and their prepared arrays: memory stays bounded."""
+    """Batches of inputs with their prepared arrays, one at a time."""
     count = inputs_lib.lengths_of(inputs)
     for start in range(0, count, self.batch_size):
       end = start + self.batch_size
@@ -215,12 +216,15 @@ class OmniModel:
     )
 
   def match_arrays(
-    self, ids: np.ndarray, arrays: Mapping[str, np.ndarray], letters: str
+    self,
+    ids: Int[np.ndarray, "Q L"],
+    arrays: Mapping[str, np.ndarray],
+    letters: str,
   ) -> Float[np.ndarray, "N Q"]:
-    """Matching probability of prepared inputs with each of some texts.
+    """Probability in [0, 1] that each row of prepared inputs matches each text.
 
     Args:
-      ids: tokens of the texts, [Q, L].
+      ids: token ids of the texts.
       arrays: {modality: stacked rows}.
       letters: of the context.
     """
@@ -243,7 +247,7 @@ class OmniModel:
 
     Args:
       groups: joint heads to use, such as "va": aligned lists of those
-        modalities give one embedding per row. None: each modality alone.
+        modalities give one embedding per row; empty: each modality alone.
       **inputs: lists by modality.
 
     Returns:
@@ -255,7 +259,7 @@ class OmniModel:
         finite.
     """
     if not inputs:
-      raise ValueError("nothing to embed; give e.g. image=['photo.jpg'].")
+      raise ValueError("no inputs to embed; give e.g. image=['photo.jpg'].")
     embeddings = {}
     lists = self._lists(inputs)
     if not groups:
@@ -272,7 +276,7 @@ class OmniModel:
     return embeddings
 
   def _lists(self, inputs: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
-    """What a user gives, as lists of modalities that the model takes."""
+    """A user's inputs as lists, checked to be of the model's modalities."""
     for key in inputs:
       self.preparer.check_key(key)
     return inputs_lib.as_lists(inputs)
@@ -301,11 +305,16 @@ class OmniModel:
   def match(
     self, *, text: Sequence[str], **inputs: Any
   ) -> Float[np.ndarray, " N"]:
-    """Probability that text i belongs to the inputs i, in [0, 1].
+    """Probability in [0, 1] that text i matches the inputs i.
 
     Args:
       text: one per row.
       **inputs: aligned lists; several modalities form one context.
+
+    Raises:
+      ValueError: for a modality that the checkpoint lacks.
+      DecodeError: for an input that cannot be read, or whose probability is
+        not finite.
     """
     letters = self._letters(inputs)
     lists = self._lists({"text": text, **inputs})
@@ -328,13 +337,18 @@ class OmniModel:
   ) -> list[str]:
     """Writes a caption for each row.
 
-    What is None is as the checkpoint's config.generation says.
+    Options that are None default to the checkpoint's config.generation.
 
     Args:
-      max_new_tokens: most tokens of a caption.
+      max_new_tokens: largest number of tokens of a caption.
       num_beams: 1 is greedy, at most `mico_jax.config.MAX_BEAMS`.
       length_penalty: exponent of the length in the score of a beam.
       **inputs: aligned lists; several modalities form one context.
+
+    Raises:
+      ValueError: for a modality that the checkpoint lacks.
+      DecodeError: for an input that cannot be read, or whose score is not
+        finite.
     """
     letters = self._letters(inputs)
     room = self.config.model.text.max_positions - 1
@@ -359,14 +373,14 @@ class OmniModel:
   def score(
     self, texts: Sequence[str], files: Sequence[Any], *, skip: bool = False
   ) -> scores.Scores:
-    """Every text against every file.
+    """Scores every text against every file.
 
     Args:
       texts: at least one.
-      files: paths; the type follows the extension, or "depth:mm:FILE",
-        "normal:FILE" say it.
-      skip: leaves out files that cannot be used, unless all are such; their
-        names and the reasons are in `failed`.
+      files: paths; the modality follows from the extension or a prefix,
+        "depth:mm:FILE" or "normal:FILE".
+      skip: whether to leave out files that cannot be used, as long as others
+        can; their names and the reasons are in `failed`.
 
     Raises:
       DecodeError: for a text or file that cannot be used.
@@ -374,8 +388,10 @@ class OmniModel:
     return scores.score(self, texts, files, skip=skip)
 
 
-def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
-  """Repeats the last row until there are `size`."""
+def pad_rows(
+  array: Shaped[np.ndarray, "N ..."], size: int
+) -> Shaped[np.ndarray, "M ..."]:
+  """The array with its last row repeated until there are `size` rows."""
   missing = size - len(array)
   if missing <= 0:
     return array
@@ -383,10 +399,11 @@ def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
 
 
 def context_order(letters: Sequence[str], config: Config) -> str:
-  """Letters in the order the model was trained with, else the table's.
+  """Letters of a context in the order of training.
 
-  A context concatenates its modalities, so their order matters to position
-  tables only; heads and trained groups fix it where they name the same set.
+  A context concatenates its modalities, so with a position table their order
+  matters. It is that of the first trained group or head with the same letters,
+  else that of the table of modalities.
   """
   wanted = frozenset(letters)
   groups = [

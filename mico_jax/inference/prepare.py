@@ -1,7 +1,7 @@
-"""From what a user hands in to the arrays a checkpoint's model takes.
+"""Preparation of a user's inputs for the model of a checkpoint.
 
-Files, bytes and raw arrays of every modality are decoded and preprocessed as
-the checkpoint's config says, in the deterministic evaluation modes.
+Files, bytes and raw arrays of every modality are decoded and preprocessed by
+the checkpoint's config, in its deterministic evaluation modes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from mico_jax.modalities.items import (
   search_options,
 )
 
-_LENGTH = 40  # tokens of a text where the config names none
+_LENGTH = 40  # tokens of a text where the config states none
 
 
 class Preparer:
@@ -50,7 +50,7 @@ class Preparer:
   Attributes:
     config: of the checkpoint.
     tokenizer: of the checkpoint.
-    keys: modalities the model can take, interface ones included.
+    keys: modalities that the model accepts, texts and subtitles included.
   """
 
   def __init__(self, config: Config, tokenizer: Tokenizer):
@@ -60,9 +60,9 @@ class Preparer:
     self._storage = Storage.of(config.data)
 
   def max_length(self, key: str) -> int:
-    """Tokens of a text or subtitle: those of its longest kind.
+    """Tokens of a text or subtitle, the maximum over its kinds of captions.
 
-    Captions of any length embed alike; only the padding differs.
+    The length does not change an embedding, only its padding.
     """
     lengths = self.config.data.tokenizer.max_length
     for name in (key, "text"):
@@ -96,10 +96,10 @@ class Preparer:
     return table
 
   def check_key(self, key: str) -> Modality:
-    """The record of a modality that the model can take.
+    """The record of a modality that the model accepts.
 
     Raises:
-      ValueError: listing the ones it can.
+      ValueError: for another one, listing those that it accepts.
     """
     if key not in self.keys:
       raise ValueError(
@@ -126,7 +126,7 @@ class Preparer:
       raise DecodeError(f"{name}: {text}") from error
 
   def _read(self, modality: Modality, item: Item) -> Any:
-    """The content of an input, from where it lies."""
+    """The content of an input: bytes of a file, or the value itself."""
     if modality.kind == "interface":
       return self._storage.read(item.value) if item.file else item.value
     value = item.value() if callable(item.value) else item.value
@@ -151,18 +151,17 @@ class Preparer:
     """Prepares several inputs in threads.
 
     Returns:
-      The stacked arrays of the good inputs (None if there are none), the
-      indices of those, and the errors of the others in order.
+      The stacked arrays of the usable inputs (None if there are none), their
+      indices, and the errors of the others in order.
 
     Raises:
-      StalledDecoder: if one takes longer than `data.timeout`; its `index` is
-        the place in `values`.
-      TransientError: for storage or memory that stays short.
+      StalledDecoder: if one takes longer than `data.timeout` seconds; its
+        `index` is its position in `values`.
+      TransientError: if storage or memory is not available for long.
     """
     decoded = self.check_key(key).kind != "interface"
-
     results: dict[int, np.ndarray | DecodeError] = {}
-    todo = iter(range(len(values)))  # taken from by all threads, one at a time
+    todo = iter(range(len(values)))  # shared by all threads
 
     def work(guard: Guard) -> None:
       for i in todo:
@@ -196,7 +195,7 @@ class Preparer:
 
 
 def _contents(raw: Any, storage: Storage) -> Any:
-  """The content of a path or of a list that holds some; else as given."""
+  """The content of a path, also in lists; other values as they are."""
   if isinstance(raw, (list, tuple)):
     kind = list if isinstance(raw, list) else tuple
     return kind(_contents(item, storage) for item in raw)

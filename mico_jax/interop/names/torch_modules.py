@@ -1,9 +1,9 @@
-"""Our parameters as PyTorch modules hold them, and back.
+"""Our parameters in the names and layout of PyTorch modules, and back.
 
 Layers are unstacked: "vision/blocks/attn/proj/kernel" becomes
 "vision.blocks.3.attn.proj.weight". A kernel is transposed to (out, in), or from
 (rows, columns, in, out) to (out, in, rows, columns); `scale` is called weight;
-everything else keeps name and form. Both directions move bytes only.
+all others keep name and shape. Both directions are exact.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEAVES = {"kernel": "weight", "scale": "weight"}
 
 
 def _turn(array: np.ndarray, leaf: str, back: bool = False) -> np.ndarray:
-  """A kernel in the other library's order of axes."""
+  """A kernel with the other library's order of axes; other leaves unchanged."""
   if leaf != "kernel" or array.ndim < 2:
     return array
   if array.ndim == 2:
@@ -64,15 +64,15 @@ def stacked_layers(model: MiCo) -> dict[str, int]:
 
 
 def items(params: Params, model: MiCo, *, dtype: Any = None) -> Iterator[Item]:
-  """The tensors of a model, in PyTorch's form, read when written.
+  """The tensors of a model in PyTorch's layout.
 
   Args:
     params: nested dict of host arrays.
     model: of the parameters.
-    dtype: of the tensors; None: as they are.
+    dtype: of the tensors; None: that of the parameters.
 
   Raises:
-    ValueError: naming parameters that the model lacks or misses.
+    ValueError: naming missing or unknown parameters.
   """
   flat, layers = flatten(params), stacked_layers(model)
   if flat.keys() != layers.keys():
@@ -93,7 +93,7 @@ def items(params: Params, model: MiCo, *, dtype: Any = None) -> Iterator[Item]:
 def from_torch(
   tensors: Mapping[str, np.ndarray], model: MiCo
 ) -> dict[str, Any]:
-  """Parameters out of the tensors of an export.
+  """Parameters from the tensors of an export.
 
   Args:
     tensors: by PyTorch name; may be memory-mapped.

@@ -1,10 +1,10 @@
-"""UniRepLKNet's training form folded into the merged one, exactly.
+"""UniRepLKNet's training form merged into the inference form, exactly.
 
 The published files hold, per block with a large kernel: the kernel, parallel
-kernels with holes (dilated), a BatchNorm behind each, and one behind their sum;
-then an MLP whose last layer is followed by BatchNorm and a layer scale. With
-fixed statistics all of this is linear, so it folds into one kernel and one bias
-per convolution. Sums are taken in float64.
+dilated kernels, a BatchNorm after each, and one after their sum; then an MLP
+whose last layer is followed by BatchNorm and a layer scale. With fixed
+statistics all of this is linear, so it folds into one kernel and one bias per
+convolution. Sums are taken in float64.
 
 Source: arXiv:2311.15599, section 3.1 and appendix A (dilated branches).
 """
@@ -15,18 +15,19 @@ import re
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Float
 
 from mico_jax.config import VisionConfig
 
 BATCH_NORM_EPS = 1e-5
-# Kernel from which on a block has branches, and how such a branch is called.
+# Smallest kernel of a block with branches, and the name of such a branch.
 SMALLEST_LARGE = 7
 _BRANCH = re.compile(r"dwconv\.dil_conv_k(\d+)_(\d+)\.weight$")
 _COUNTER = re.compile(r"\.num_batches_tracked$")
 
 
 class _Tensors:
-  """Tensors that are taken out one by one, as float64."""
+  """Tensors that are removed as they are used, in float64."""
 
   def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
     self.left = {k: v for k, v in tensors.items() if not _COUNTER.search(k)}
@@ -39,7 +40,9 @@ class _Tensors:
       )
     return np.asarray(self.left.pop(name), np.float64)
 
-  def batch_norm(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+  def batch_norm(
+    self, name: str
+  ) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
     """Factor and offset of a BatchNorm with its running statistics."""
     scale, bias, mean, variance = (
       self.take(f"{name}.{part}")
@@ -49,11 +52,15 @@ class _Tensors:
     return factor, bias - mean * factor
 
 
-def spread(kernel: np.ndarray, dilation: int, size: int) -> np.ndarray:
-  """A kernel (C, 1, k, k) with holes, in the middle of one of another size.
+def spread(
+  kernel: Float[np.ndarray, "C 1 k k"], dilation: int, size: int
+) -> Float[np.ndarray, "C 1 s s"]:
+  """A dilated kernel as the dense kernel of size `size` that it equals.
+
+  Source: arXiv:2311.15599, appendix A.
 
   Raises:
-    ValueError: if it does not fit in.
+    ValueError: if the dilated kernel is larger than `size`.
   """
   reach = dilation * (kernel.shape[-1] - 1) + 1
   if reach > size:
@@ -110,7 +117,7 @@ def _merge_block(
 def merge(
   tensors: Mapping[str, np.ndarray], config: VisionConfig
 ) -> dict[str, np.ndarray]:
-  """Tensors of the merged form out of those of the training form.
+  """Tensors of the merged form from those of the training form.
 
   Args:
     tensors: by official name, BatchNorms and branches included.
