@@ -35,7 +35,7 @@ from mico_jax.layers.stack import split_layers
 from mico_jax.modalities import MODALITIES, by_letter, played_by
 from mico_jax.models import build, forward
 from mico_jax.models.decoding import generate
-from mico_jax.models.mico import Context
+from mico_jax.models.text_tower import ContextKV
 from mico_jax.parallel.backend import require_backend
 
 
@@ -131,12 +131,12 @@ class OmniModel:
 
   def _context_batch(
     self, params: Any, arrays: Mapping[str, jax.Array], letters: str
-  ) -> Context:
+  ) -> ContextKV:
     encoded = self._encode(params, arrays)
     return forward.project(self.model, params, encoded, letters)
 
   def _match_batch(
-    self, params: Any, ids: Int[Array, "B L"], context: Context
+    self, params: Any, ids: Int[Array, "B L"], context: ContextKV
   ) -> Float[Array, " B"]:
     return forward.match_probability(self.model, params, ids, context)
 

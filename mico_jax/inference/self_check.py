@@ -28,7 +28,7 @@ from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.inference.prepare import Preparer
 from mico_jax.modalities import MODALITIES
 from mico_jax.models import build, forward
-from mico_jax.models.mico import Context
+from mico_jax.models.text_tower import ContextKV
 from mico_jax.train import lora
 
 VARIANTS = ("example", "near_constant", "off_size")
@@ -220,7 +220,7 @@ class SelfCheck:
     return outputs
 
   def _caption(
-    self, params: Any, context: Context, rows: int
+    self, params: Any, context: ContextKV, rows: int
   ) -> Int[Array, "B N"]:
     """The first tokens of greedy captions, by full passes without a cache."""
     info = self.preparer.tokenizer.info

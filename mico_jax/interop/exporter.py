@@ -1,9 +1,10 @@
-"""The forms a checkpoint can be exported to.
+"""Export of checkpoints to the formats of other libraries.
 
-`torch` is the PyTorch folder and, where the original layout can express the
-model, a MiCo folder in `mico/`; `mico` is that folder alone; `safetensors` the
-weights alone; `timm` and `openclip` the encoder, `transformers` the text tower
-in the names of those libraries; `stablehlo` functions that JAX alone runs.
+`torch` writes the PyTorch folder and, where the official layout can express the
+model, an official MiCo folder in `mico/`; `mico` that folder alone;
+`safetensors` the weights alone; `timm` and `openclip` the encoder,
+`transformers` the text tower in the names of those libraries; `stablehlo`
+functions that need JAX alone.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from mico_jax.interop.names import torch_modules
 SMALL = 400_000_000  # parameters
 SHARD_SIZE = 5 * 10**9  # bytes
 ONE_FILE = ("timm", "openclip")  # clients that read no shards
-# Target -> packages that run what it writes; the others cannot be run here.
+# Target -> packages that run its output; that of other targets is not run here.
 CLIENTS: dict[str, tuple[str, ...]] = {
   "torch": ("torch",),
   "timm": ("timm", "torch"),
@@ -47,16 +48,17 @@ CLIENTS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Options:
-  """What a target may use.
+  """Options of an export.
 
   Attributes:
     max_shard_size: bytes of tensors per file.
-    compare: run the other side (see `CLIENTS`), or fail; None: where it can be
-      run here, for models of up to `SMALL` parameters, as both sides are held
-      at once; False: do not.
+    compare: whether to compare outputs with those of the target's library (see
+      `CLIENTS`), or fail; None: where that is installed, for models of up to
+      `SMALL` parameters, as two copies are in memory.
+    place: final path of the folder.
   """
 
-  max_shard_size: int = 5 * 10**9
+  max_shard_size: int = SHARD_SIZE
   compare: bool | None = None
   place: pathlib.Path | None = None
 
@@ -68,10 +70,10 @@ def _compare(
   options: Options,
   run: Callable[[OpenedCheckpoint, pathlib.Path], dict[str, float]],
 ) -> None:
-  """Lets the target's own client open the folder, or says why not.
+  """Opens the folder with the target's library, or notes why not.
 
   Raises:
-    ConfigError: if it has to, and a package cannot be loaded.
+    ConfigError: if a comparison is required and a package cannot be loaded.
   """
   why = ""
   if options.compare is False:
@@ -84,7 +86,7 @@ def _compare(
   if not why:
     try:
       with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the clients' own
+        warnings.simplefilter("ignore")  # warnings of the libraries
         report.compared = run(source, folder)
     except ImportError as e:
       why = str(e)
@@ -96,7 +98,7 @@ def _compare(
 
 
 def _absent(target: str) -> str:
-  """Which packages the comparison lacks, and how to get them; "": none."""
+  """The packages that a comparison lacks, and how to install them; "": none."""
   absent = [n for n in CLIENTS[target] if importlib.util.find_spec(n) is None]
   if not absent:
     return ""
@@ -226,11 +228,11 @@ TARGETS: dict[str, Target] = {
 
 
 def check(target: str, options: Options) -> None:
-  """Checks what needs no checkpoint.
+  """Checks target and options before a checkpoint is opened.
 
   Raises:
-    ConfigError: if the target is unknown, or its outputs are to be compared and
-      cannot be.
+    ConfigError: if the target is unknown, cannot be written in shards, or its
+      outputs cannot be compared although they are to be.
   """
   if target not in TARGETS:
     raise ConfigError(
@@ -257,17 +259,17 @@ def run(
   out: pathlib.Path,
   options: Options | None = None,
 ) -> ExportReport:
-  """Writes an export; nothing is left behind if it fails.
+  """Writes an export; leaves nothing behind if it fails.
 
   Args:
-    source: what to export.
+    source: checkpoint to export.
     target: key of `TARGETS`.
     out: a new folder.
     options: of the export.
 
   Raises:
     ConfigError: if the target is unknown or cannot express the model, naming
-      what is in the way, or outputs are to be compared and cannot be.
+      the reason, or outputs cannot be compared although they are to be.
   """
   options = options or Options()
   check(target, options)

@@ -422,7 +422,7 @@ def test_clip_comes_back_with_its_activation_and_pixels(tmp_path, base, mlp):
 def test_clip_for_timm_is_complete_and_says_what_it_lacks(tmp_path, base):
   source = tower_source(base, CLIP)
   report = exporter.run(source, "timm", tmp_path / "tower", WITHOUT)
-  assert "timm has no place for vision/logit_scale: not written" in report.notes
+  assert "timm has no names for vision/logit_scale: not written" in report.notes
   tensors = safetensors_file.read(tmp_path / "tower" / "model.safetensors")
   np.testing.assert_array_equal(tensors["head.bias"], np.zeros(6, np.float32))
 

@@ -1,14 +1,13 @@
-"""The model as a folder that `open_clip.create_model("local-dir:...")` opens.
+"""The model as a folder for `open_clip.create_model("local-dir:...")`.
 
-open_clip holds both towers exactly: the text tower as a BERT of transformers
-(its `HFTextEncoder`), the encoder as its own CLIP tower or as a model of timm,
-and behind each the contrastive head. `encode_image` and `encode_text` are then
-`embed(image=...)` and `embed(text=...)`.
+open_clip represents both towers exactly: the text tower as a BERT of
+transformers (its `HFTextEncoder`), the encoder as its own CLIP tower or as a
+model of timm, each followed by the contrastive head. `encode_image` and
+`encode_text` equal `embed(image=...)` and `embed(text=...)`.
 
-open_clip finds the sizes of a BERT and of a timm model by a name or a path, and
-never looks beside its own file, so both stand there as the path of this folder:
-one that is moved says which path to correct. The encoder alone, whose tensors
-load into any such model by name, is a form of its own.
+open_clip looks up the sizes of a BERT and of a timm model by an absolute path,
+which is that of this folder: whoever moves the folder must correct it. The
+encoder alone, whose tensors load by name, is a target of its own.
 
 Source: open_clip 3.3 (`factory.py`, `model.py`, `hf_model.py`,
 `timm_model.py`).
@@ -39,7 +38,7 @@ from mico_jax.interop.names import timm_vision
 WEIGHTS = "open_clip_model.safetensors"
 TEXT = "text"  # subfolder with the config of BERT
 HEADS = ("v", "t")
-NATIVE_EPS = 1e-5  # of open_clip's own towers
+NATIVE_EPS = 1e-5  # of LayerNorm in open_clip's own towers
 RESIZE = {"squash": "squash", "crop_flip": "shortest"}
 
 
@@ -57,7 +56,7 @@ def is_native(vision: VisionConfig) -> bool:
 
 
 def _vision_items(params: Params, vision: VisionConfig) -> Iterator[Item]:
-  """The encoder and the head of pictures."""
+  """Tensors of the encoder and the contrastive head of images."""
   head = np.asarray(params["contrastive_head"]["v"]["kernel"])
   bare = dataclasses.replace(vision, clip_embed_dim=0)
   if is_native(vision):
@@ -77,7 +76,7 @@ def items(params: Params, config: Config) -> Iterator[Item]:
     config: of the run.
 
   Raises:
-    ConfigError: naming what the form cannot express.
+    ConfigError: naming options that open_clip lacks.
   """
   yield from _vision_items(params, config.model.vision)
   for one in transformers_text.items(params, config, decoder=False):
@@ -96,9 +95,9 @@ def settings(
   """The content of open_clip_config.json.
 
   Args:
-    source: what is written.
-    place: where the folder lies.
-    image: preprocessing of pictures.
+    source: the checkpoint.
+    place: path of the folder.
+    image: preprocessing of images.
   """
   vision = source.config.model.vision
   native = is_native(vision)
@@ -160,23 +159,23 @@ def write(
   place: pathlib.Path,
   report: ExportReport,
 ) -> None:
-  """Writes both towers, the tokenizer and what describes them.
+  """Writes both towers, the tokenizer and their configs.
 
   Args:
-    source: what to write.
+    source: the checkpoint.
     folder: an existing folder.
-    place: where it will lie.
+    place: its final path.
     report: gets the files and tensors.
 
   Raises:
-    ConfigError: if the model has no head for pictures or texts, or neither
+    ConfigError: if the model has no head for images or texts, or neither
       open_clip nor timm has such an encoder.
   """
   config, image = source.config, timm_folder.image_of(source)
   absent = [head for head in HEADS if head not in config.model.heads]
   if absent:
     raise ConfigError(
-      f"open_clip compares pictures with texts, and this model has no head "
+      f"open_clip compares images with texts, and this model has no head "
       f"{' and '.join(absent)} (config.model.heads); export to openclip-vision "
       "for the encoder alone."
     )
@@ -199,8 +198,8 @@ def write(
   report.notes += [
     f"{clip.CONFIG} names this folder by its path, {place}: correct it there "
     "(hf_model_name, hf_tokenizer_name, timm_model_name) if you move it",
-    "of pictures and texts alone; the other modalities, matching and captions: "
-    "--to torch",
+    "only images and texts are exported; --to torch writes the other "
+    "modalities, matching and captions",
     "open_clip cleans a text before its tokenizer (ftfy, HTML entities)",
     *timm_folder.pixel_notes(image),
   ]
@@ -213,10 +212,10 @@ def write_vision(
   *,
   max_shard_size: int = 5 * 10**9,
 ) -> None:
-  """Writes the encoder's tensors in open_clip's names; no model of its own.
+  """Writes the encoder's tensors in open_clip's names, without a model.
 
   Args:
-    source: what to write.
+    source: the checkpoint.
     folder: an existing folder.
     report: gets the files and tensors.
     max_shard_size: bytes of tensors per file.
@@ -232,7 +231,7 @@ def write_vision(
   absent = timm_vision.left_out(source.params, vision, "openclip")
   if absent:
     report.notes.append(
-      f"openclip has no place for {export.summarise(absent)}: not written"
+      f"open_clip has no names for {export.summarise(absent)}: not written"
     )
   files = {"config.json": timm_folder.settings(source.config, image)}
   if vision.pre_norm:
@@ -251,12 +250,12 @@ def write_vision(
 def compare(
   source: OpenedCheckpoint, folder: pathlib.Path, place: pathlib.Path
 ) -> dict[str, float]:
-  """Opens the folder with open_clip and runs it on the self-check's pictures.
+  """Opens the folder with open_clip and runs it on the self-check's images.
 
   Args:
-    source: what was written.
-    folder: where it lies now.
-    place: where it will lie, which its config names.
+    source: the checkpoint.
+    folder: current path of the folder.
+    place: its final path, which its config names.
 
   Returns:
     Largest absolute difference of token ids, of the embeddings and of the
@@ -273,10 +272,10 @@ def compare(
   pixels = timm_folder.frames(check)
   texts = (
     transformers_text.TEXTS[:1] + transformers_text.TEXTS[3:]
-  )  # that cleaning leaves alone
+  )  # texts that open_clip's cleaning does not change
   ids = np.stack([source.tokenizer.encode(x, _length(source)) for x in texts])
   with transformers_text.quiet():
-    # The paths in the file are those of the place that is not there yet.
+    # The final path does not exist yet, so the config names the current one.
     export.write_json(folder / clip.CONFIG, settings(source, folder, image))
     try:
       theirs = open_clip.create_model(f"local-dir:{folder}").eval()

@@ -1,9 +1,9 @@
-"""A model as StableHLO: functions that run with JAX alone, on CPU, GPU and TPU.
+"""A model as StableHLO: functions that need JAX alone, on CPU, GPU and TPU.
 
-Each function is one file of `jax.export` with a symbolic batch; the weights are
-arguments and lie in `model.safetensors`, so a file weighs kilobytes. Inputs are
-the arrays that travel to the device (`functions.json` says their shapes):
-frames of the encoder's size, log-mel slices, token ids.
+Each function is one file of `jax.export` with a symbolic batch size; the
+weights are arguments, stored in `model.safetensors`, so a file has kilobytes.
+Inputs are preprocessed arrays, whose shapes `functions.json` states: frames of
+the encoder's size, log-mel slices, token ids.
 
     weights = safetensors.numpy.load_file("model.safetensors")
     embed = jax.export.deserialize(open("embed_image.stablehlo", "rb").read())
@@ -43,9 +43,9 @@ class Function:
   """One function to export.
 
   Attributes:
-    call: of (weights by path, *arrays) -> array.
-    inputs: name -> shape without the batch, and dtype.
-    returns: what it gives.
+    call: (weights by path, *arrays) -> array.
+    inputs: name -> shape without the batch axis, and dtype.
+    returns: description of the result.
   """
 
   call: Callable[..., Any]
@@ -66,9 +66,9 @@ def _spec(preparer: Preparer, key: str) -> jax.ShapeDtypeStruct:
 def functions(config: Config, tokenizer: Any) -> dict[str, Function]:
   """All functions of a model by name.
 
-  `embed_<modality>`, `embed_<group>` for joint heads and `match_<letters>`: for
-  each modality alone and for the contexts that the model was trained with. They
-  compute in float32, as the self-check does.
+  `embed_<modality>`, `embed_<group>` for joint heads and `match_<letters>` for
+  each modality and each context of training. They compute in float32, as the
+  self-check does.
   """
   model = build(
     dataclasses.replace(
@@ -142,11 +142,11 @@ def _match(
 
 
 def lower(function: Function, params: Mapping[str, Any]) -> jax.export.Exported:
-  """The function for every platform, its batch left open.
+  """Exports a function for every platform, with a symbolic batch size.
 
   Args:
-    function: what to export.
-    params: nested dict; shapes and dtypes alone count.
+    function: to export.
+    params: nested dict; only shapes and dtypes are used.
   """
   (batch,) = jax.export.symbolic_shape("b")
   weights = {
@@ -171,7 +171,7 @@ def write(
   """Writes the functions, their description and the weights.
 
   Args:
-    source: what to export.
+    source: the checkpoint.
     folder: an existing folder.
     report: gets the files and tensors.
     max_shard_size: bytes of tensors per file.

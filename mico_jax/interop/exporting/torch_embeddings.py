@@ -1,7 +1,7 @@
-"""The embeddings of modalities that a PyTorch folder takes along.
+"""Custom embeddings of modalities in a PyTorch folder.
 
-A record names the PyTorch form of its own embedding (`CustomEmbedding.torch`);
-that file is copied as it stands, without importing it.
+A modality's record names the PyTorch class of its embedding
+(`CustomEmbedding.torch`); the file of that class is copied without an import.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ALLOWED = {"torch", *sys.stdlib_module_names}
 
 
 def described(embedding: CustomEmbedding) -> dict[str, Any]:
-  """What config.json says of an embedding."""
+  """The entry of an embedding in config.json."""
   return {
     "class": embedding.torch.partition(":")[2],
     "frame": list(embedding.frame),
@@ -30,11 +30,11 @@ def described(embedding: CustomEmbedding) -> dict[str, Any]:
 
 
 def files(config: ModelConfig) -> dict[str, str]:
-  """Name -> text of the file of each modality with an embedding of its own.
+  """Name -> text of the file of each modality with a custom embedding.
 
   Raises:
-    ConfigError: if a record names no such file, or one that does not stand
-      alone.
+    ConfigError: if a record names no such file, or one that imports other
+      packages than PyTorch.
   """
   return {
     f"{FOLDER}/{key}.py": _source(key, embedding)

@@ -13,11 +13,12 @@ import importlib.resources
 import importlib.util
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 from mico_jax import config as config_lib
 from mico_jax.checkpoint import selfcheck
@@ -40,6 +41,11 @@ from mico_jax.modalities import (
   preprocessing,
 )
 from mico_jax.models import build, parameters
+
+if TYPE_CHECKING:
+  import torch
+
+  from mico_jax.interop.torch_template import modeling_mico
 
 FORMAT = "mico_jax torch 1"
 MODULE = "modeling_mico.py"
@@ -233,7 +239,7 @@ def load_module(folder: pathlib.Path) -> ModuleType:
 
 
 def outputs(
-  model: Any,
+  model: modeling_mico.MiCo,
   source: OpenedCheckpoint,
   inputs: Mapping[str, Any],
   *,
@@ -271,8 +277,11 @@ def outputs(
 
 
 def _embeddings(
-  model: Any, check: SelfCheck, inputs: Mapping[str, Any], raw: bool
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+  model: modeling_mico.MiCo,
+  check: SelfCheck,
+  inputs: Mapping[str, Any],
+  raw: bool,
+) -> tuple[dict[str, torch.Tensor], ...]:
   """Embeddings by name of the output; tokens and their masks by letter."""
   import torch
 
@@ -301,7 +310,11 @@ def _embeddings(
   return embeddings, tokens, masks
 
 
-def _caption(model: Any, context: Any, tokenizer: Tokenizer) -> Any:
+def _caption(
+  model: modeling_mico.MiCo,
+  context: modeling_mico.Context,
+  tokenizer: Tokenizer,
+) -> torch.Tensor:
   """The first tokens of greedy captions, by full passes without a cache."""
   import torch
 
@@ -321,7 +334,10 @@ def _caption(model: Any, context: Any, tokenizer: Tokenizer) -> Any:
   return ids[:, 1:]
 
 
-def _prepared(preparer: Preparer, key: str, raw: list[Any]) -> np.ndarray:
+def _prepared(
+  preparer: Preparer, key: str, raw: Sequence[Any]
+) -> Float[np.ndarray, "B T Y X 3"]:
+  """Preprocessed inputs, by our own evaluation mode."""
   rows = np.stack([preparer.prepare_one(key, x) for x in raw])
   geometry = preparer.geometry(key)
   pixels = preparer.mode(key).to_pixels(rows, geometry=geometry, xp=np)

@@ -1,8 +1,8 @@
-"""The decoders and preprocessing that a PyTorch folder takes along.
+"""Decoders and preprocessing of a PyTorch folder.
 
-They are this package's own (`mico_jax.modalities`, NumPy and Pillow), copied
-file by file with their imports made relative, so that both sides read every
-input alike: orientation, transparency, units, channels, what is refused.
+They are the files of `mico_jax.modalities` (NumPy and Pillow), copied with
+relative imports, so that the exported folder reads every input as this package
+does: orientation, transparency, units, channels, errors.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import re
 from mico_jax import config as config_lib
 
 PACKAGE = "mico_inputs"
-FIRST = ("__init__.py", "items.py")  # what the exported model imports
+FIRST = ("__init__.py", "items.py")  # files that the exported model imports
 _SOURCE = "mico_jax.modalities"
 _CONFIG = "mico_jax.config"
-_TYPES = "jaxtyping"  # of annotations only
+_TYPES = "jaxtyping"  # used in annotations only
 
 
 def files() -> dict[str, str]:
   """File name -> text of the package `mico_inputs`: `FIRST` and its imports.
 
   Raises:
-    ValueError: if a decoder imports a part of this package that stays here.
+    ValueError: if a decoder imports a part of this package that is not copied.
   """
   copied: dict[str, str] = {}
   types: set[str] = set()
@@ -84,7 +84,7 @@ def check_imports(text: str, name: str) -> set[str]:
 
 
 def _relative(text: str) -> str:
-  """A file's text for another package."""
+  """A file's text with relative imports."""
   for source, target in (
     (f"{_SOURCE} import", ". import"),
     (f"{_SOURCE}.", "."),

@@ -1,6 +1,6 @@
-"""BERT of Hugging Face, with or without cross-attention and its decoder.
+"""Reading BERT of Hugging Face, with or without cross-attention and decoder.
 
-Cross-attention that the file lacks is listed as new. Pooler and next-sentence
+Cross-attention that the file lacks is reported as new. Pooler and next-sentence
 head are kept beside the parameters.
 
 Source: https://github.com/huggingface/transformers (names of the weights; the
@@ -53,7 +53,7 @@ def rename(name: str) -> str:
 
 
 def table(config: ModelConfig) -> list[Entry]:
-  """Where the text tower's parameters come from, by official names."""
+  """The weight map of the text tower, by official names."""
   return mico.entries(config, ["text"])
 
 
@@ -61,8 +61,8 @@ def read(path: pathlib.Path) -> ForeignWeights:
   """Reads a file, or a folder with one and its config.json and vocab.txt.
 
   Raises:
-    WeightsError: if it holds no BERT of a kind that the model computes, or
-      config.json contradicts it.
+    WeightsError: if it holds no BERT that the model computes, or config.json
+      contradicts it.
   """
   file = towers.weights_file(path)
   tensors = renamed(open_tensors(file), rename)
@@ -149,7 +149,7 @@ def _config(
 
 
 def _check(text: TextConfig, settings: Mapping[str, Any]) -> None:
-  """config.json against the weights."""
+  """Compares config.json with the weights."""
   towers.check_told(
     "config.json",
     settings,

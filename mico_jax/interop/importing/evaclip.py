@@ -1,7 +1,8 @@
-"""EVA-CLIP files: `visual.*`, `text.*` and `logit_scale`, or a bare encoder.
+"""Reading EVA-CLIP files: a whole model, or a bare encoder.
 
-The position table is resized bicubically, as the original does with bare
-EVA-CLIP weights; the text tower is kept beside the parameters.
+A whole one has `visual.*`, `text.*` and `logit_scale`. The position table is
+resized bicubically, as the official MiCo code does with bare EVA-CLIP weights;
+the text tower is kept beside the parameters.
 
 Source: https://github.com/baaivision/EVA (names of the published files).
 """
@@ -25,7 +26,7 @@ from mico_jax.interop.names import mico
 from mico_jax.interop.names.mico_vision import VISUAL
 from mico_jax.interop.names.weight_map import Entry
 
-POST_NORM_WIDTH = 1792  # EVA-02-E: no tensor tells where its norms stand
+POST_NORM_WIDTH = 1792  # of EVA-02-E, which has post-norm blocks
 
 
 def rename(name: str) -> str:
@@ -37,7 +38,7 @@ def rename(name: str) -> str:
 
 
 def table(config: ModelConfig) -> list[Entry]:
-  """Where the encoder's parameters come from, by official names."""
+  """The weight map of the encoder, by official names."""
   return mico.entries(config, ["vision"])
 
 
@@ -56,7 +57,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
   vision, guesses = openclip_config.encoder_config(
     vision,
     about,
-    heads_known=VISUAL + "rope.freqs_cos" in tensors,  # its columns tell
+    heads_known=VISUAL + "rope.freqs_cos" in tensors,  # by its columns
   )
   mode, notes = "mico_train", ()
   if about.get("preprocess_cfg"):

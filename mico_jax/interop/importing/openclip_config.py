@@ -1,4 +1,4 @@
-"""What open_clip_config.json tells of an encoder and of its frames.
+"""Encoder and preprocessing settings of open_clip_config.json.
 
 Source: https://github.com/mlfoundations/open_clip (configs and their defaults).
 """
@@ -53,16 +53,16 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
 def encoder_config(
   vision: VisionConfig, about: Mapping[str, Any], *, heads_known: bool = False
 ) -> tuple[VisionConfig, dict[str, str]]:
-  """The encoder with what open_clip_config.json tells, and what is guessed.
+  """The encoder with the settings of open_clip_config.json, and guesses.
 
   Args:
     vision: sized by its tensors.
     about: content of the file; {}: there is none.
-    heads_known: whether the tensors tell the number of heads.
+    heads_known: whether the tensors determine the number of heads.
 
   Raises:
-    WeightsError: if it contradicts the tensors, or names parts that the encoder
-      here lacks.
+    WeightsError: if the file contradicts the tensors, or has options that the
+      encoder here lacks.
   """
   where = CONFIG
   inner = _vision_cfg(about)
@@ -84,7 +84,7 @@ def encoder_config(
   guesses = {} if size else grid_guess(vision)
   head = inner.get("head_width")
   if head is None and "width" in inner and not inner.get("timm_model_name"):
-    head = 64  # the default of open_clip, which its files leave out
+    head = 64  # open_clip's default, absent from its files
   if head is not None and (type(head) is not int or not head > 0):
     raise WeightsError(
       f"{where}: head_width={head!r}, expected a whole number."
@@ -113,7 +113,7 @@ def as_timm(
   """config.json of timm with the image size of open_clip_config.json.
 
   Args:
-    settings: content of config.json, which goes first; {}: there is none.
+    settings: content of config.json, which wins; {}: there is none.
     about: content of open_clip_config.json; {}: there is none.
   """
   size = _vision_cfg(about).get("image_size")
@@ -124,10 +124,10 @@ def as_timm(
 
 
 def _vision_cfg(about: Mapping[str, Any]) -> Mapping[str, Any]:
-  """The object of the encoder; {}: there is none.
+  """The settings of the encoder; {}: there are none.
 
   Raises:
-    WeightsError: if it is of another form.
+    WeightsError: if they are no JSON object.
   """
   model = about.get("model_cfg") or {}
   inner = model.get("vision_cfg") if isinstance(model, dict) else None
@@ -139,14 +139,14 @@ def _vision_cfg(about: Mapping[str, Any]) -> Mapping[str, Any]:
 def frame_mode(
   about: Mapping[str, Any], size: int
 ) -> tuple[str, tuple[str, ...]]:
-  """The mode of `preprocess_cfg`, and notes on what it does otherwise.
+  """The closest mode to `preprocess_cfg`, and notes on the differences.
 
   Args:
     about: content of open_clip_config.json; {}: there is none.
-    size: of the encoder's images.
+    size: pixels of the encoder's images.
 
   Raises:
-    WeightsError: for preprocessing that no mode here is close to.
+    WeightsError: for preprocessing that no mode is close to.
   """
   where = f"{CONFIG}: preprocess_cfg"
   told = about.get("preprocess_cfg")

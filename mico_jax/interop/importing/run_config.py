@@ -1,4 +1,4 @@
-"""The config and the tokenizer of an import: the weights' own, or a base's."""
+"""Config and tokenizer of an import, from the weights or a base checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mico_jax.interop.importing import vocabulary as vocabularies
 from mico_jax.interop.importing.source import ForeignWeights
 from mico_jax.modalities import MODALITIES
 
-SHIPPED = "omniworld"  # tokenizer of a text tower that starts from nothing
+SHIPPED = "omniworld"  # tokenizer of a freshly initialised text tower
 PUBLIC_VOCABULARY = (
   "https://huggingface.co/google-bert/bert-base-uncased/blob/main/vocab.txt"
 )
@@ -30,16 +30,15 @@ def run_config(
   overrides: Sequence[str],
   vocabulary: str | pathlib.Path | None = None,
 ) -> Config:
-  """The source's config, with the base's in what the source lacks.
+  """The source's config, completed by the base's for parts the source lacks.
 
-  An encoder keeps the pixels that it was trained with, a text tower its kind of
-  tokens.
+  An imported encoder keeps its preprocessing, a text tower its tokenizer.
 
   Args:
     source: of the import.
-    base: checkpoint that gives the rest; None: the source's own config.
-    overrides: texts "model.vision.image_size=384".
-    vocabulary: that the user gives.
+    base: checkpoint with the other parts; None: the source's config alone.
+    overrides: changes of the config, such as "model.vision.image_size=384".
+    vocabulary: path that the user gives.
 
   Raises:
     ConfigError: for an override that does not fit.
@@ -73,23 +72,23 @@ def run_config(
 
 
 def is_fresh(source: ForeignWeights, base: restore.Checkpoint | None) -> bool:
-  """Whether nothing brings a text tower."""
+  """Whether the text tower is freshly initialised."""
   return base is None and not source.holds("text")
 
 
 def text_note(config: Config) -> str:
-  """What a fresh text tower means to the user."""
+  """The note about a freshly initialised text tower."""
   return (
-    "the weights hold no text tower, so it is fresh (random) and reads with "
-    f"the tokenizer {config.data.tokenizer.kind!r}: train it, or give --onto a "
+    "the weights hold no text tower, so it is fresh (random), with the "
+    f"tokenizer {config.data.tokenizer.kind!r}: train it, or give --onto a "
     "checkpoint that has one (--vocab: the vocabulary of a BERT)"
   )
 
 
 def fit_lengths(config: Config) -> tuple[Config, list[str]]:
-  """Cuts texts to the position table of an imported tower, with a note.
+  """Limits the lengths of texts to the position table; adds a note.
 
-  Positions beyond the table would be of no token: the outputs are not finite.
+  Positions beyond the table would give outputs that are not finite.
   """
   tokens, limit = config.data.tokenizer, config.model.text.max_positions
   long = {key: n for key, n in tokens.max_length.items() if n > limit}
@@ -127,13 +126,13 @@ def tokenizer(
 
   Args:
     source: of the import.
-    config: of the run that it becomes.
+    config: of the resulting checkpoint.
     path: vocab.txt or tokenizer.json; None: the one beside the weights, the
-      base's, or for a fresh text tower the shipped one.
-    base: checkpoint that gives the text tower where the source has none.
+      base's, or the shipped one for a fresh text tower.
+    base: checkpoint with the text tower, if the source has none.
 
   Raises:
-    ConfigError: if there is none, naming the public file.
+    ConfigError: if there is no vocabulary, naming the public file.
   """
   if path is None and base is not None and not source.holds("text"):
     return tokenizer_from_files(base.tokenizer_files())
@@ -165,7 +164,7 @@ def check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
   """Compares a tokenizer with the text tower.
 
   Raises:
-    ConfigError: if it has more pieces, or another padding.
+    ConfigError: if it has more pieces, or another padding id.
   """
   have, rows = tokenizer.info.vocab_size, config.model.text.vocab_size
   if have > rows:

@@ -1,4 +1,4 @@
-"""What a reader of foreign weights finds: tensors, a config, a table."""
+"""Foreign weights as the readers of each format return them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ class ForeignWeights:
   """Foreign weights, named but not yet read.
 
   Attributes:
-    file: where they come from.
-    tensors: by the names of the table.
-    config: of the run that they become; its model may hold parts that the
+    file: of the weights.
+    tensors: by the names of the weight map.
+    config: of the resulting checkpoint; its model may have parts that the
       weights lack.
     parts: top keys of the parameters that the weights hold; empty: all.
     ignored: regex of names without a parameter -> why.
     optional: regexes of paths that the weights may lack.
     ties: name of a tied copy -> name of its original.
-    vocabulary: of the text tower, found beside the weights.
+    vocabulary: of the text tower, if one is beside the weights.
     hint: what to do about weights that do not fit.
-    positions: how a position table of another size is resized.
+    positions: interpolation of a position table of another size.
     notes: one line each.
-    guesses: path of a config field, "model.vision.num_heads" -> what was taken
-      because no file tells it; said aloud unless the field is given.
+    guesses: path of a config field, such as "model.vision.num_heads" -> the
+      assumption made, as no file states it; reported unless the user sets the
+      field.
   """
 
   file: pathlib.Path
@@ -53,15 +54,15 @@ class ForeignWeights:
 def find_vocabulary(
   folder: pathlib.Path, *, text: bool = False
 ) -> Vocabulary | None:
-  """The vocabulary that lies in a folder, if any.
+  """The vocabulary in a folder of weights; None: there is none.
 
   Args:
     folder: of the weights.
-    text: whether they hold a text tower, whose tokenizer it must be; beside an
-      encoder alone only a vocab.txt counts.
+    text: whether the weights hold a text tower, whose tokenizer it must be;
+      beside a mere encoder only a vocab.txt is read.
 
   Raises:
-    WeightsError: if it is of another tokenizer than BERT's.
+    WeightsError: if it belongs to another tokenizer than BERT's.
   """
   if text:
     return find(folder)

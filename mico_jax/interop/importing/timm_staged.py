@@ -1,11 +1,11 @@
-"""Swin and ConvNeXt V2 in timm's names: which it is, and its config.
+"""Reading Swin and ConvNeXt V2 in timm's names: kind and config.
 
-Swin's own files, and those of timm before 0.9, count downsampling to the stage
-before it: `timm_names` gives it the number that timm gives it now.
+Swin's own files, and those of timm before 0.9, assign downsampling to the stage
+before it: `timm_names` renumbers it as in current timm.
 
-Neither says in its weights what frames it was trained on, but for old files of
-Swin, whose masks do. `config.json` tells it: `input_size` in timm's own
-repositories, arguments of the class in exports.
+The weights do not determine the image size, except for masks in old files of
+Swin. `config.json` does: `input_size` in timm's own repositories, arguments of
+the class in exports.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ IGNORED = {
   staged_vision.BUFFERS.pattern: "buffer, computed here",
   r"^(text\.|logit_scale$|logit_bias$)": "the model does not use it",
 }
-# A tensor that only this kind has -> the kind.
+# A tensor that only one kind has -> that kind.
 FIRST = {
   "layers.0.blocks.0.attn.qkv.weight": "swin",
   "stem.0.weight": "convnext",
@@ -39,20 +39,20 @@ FIRST = {
 POINTWISE = re.compile(r"^stages\.\d+\.blocks\.\d+\.mlp\.fc[12]\.weight$")
 DOWNSAMPLE = re.compile(r"^layers\.(\d+)\.downsample\.")
 MASK = "layers.0.blocks.1.attn_mask"
-IMAGE_SIZE = 224  # where nothing tells it
+IMAGE_SIZE = 224  # pixels, where no file states it
 NORM_EPS = 1e-6  # of timm's ConvNeXt, unless its arguments say otherwise
 
 
 def kind_of(tensors: Tensors) -> str:
-  """The encoder of a file; "" if it is none of these."""
+  """The kind of encoder of a file; "": none of these."""
   return next((kind for name, kind in FIRST.items() if name in tensors), "")
 
 
 def timm_names(tensors: Tensors) -> Tensors:
-  """Names of the two orders that timm has, in one.
+  """Tensors by one of the two orders of names that timm has.
 
-  Downsampling of a Swin under the stage behind it, not the one before; the last
-  norm of a ConvNeXt as if it came behind the pooling.
+  Downsampling of a Swin belongs to the stage after it; the last norm of a
+  ConvNeXt has its name after the pooling.
 
   Raises:
     WeightsError: if two tensors get the same name.
@@ -69,7 +69,7 @@ def timm_names(tensors: Tensors) -> Tensors:
 def as_linear(tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:
   """MLPs of 1 x 1 convolutions as linear layers, and a note if there are any.
 
-  timm's small ConvNeXts have them, its larger ones the same as linear layers.
+  timm's small ConvNeXts have such convolutions, its larger ones linear layers.
   """
   result: Tensors = {}
   for name, one in tensors.items():
@@ -86,7 +86,7 @@ def as_linear(tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:
 def config_of(
   tensors: Tensors, settings: Mapping[str, Any], file: pathlib.Path
 ) -> tuple[VisionConfig, tuple[str, ...]]:
-  """The encoder, and notes on what had to be assumed.
+  """The config of the encoder, and notes on assumptions.
 
   Args:
     tensors: by timm's names, of a kind of `FIRST`.
@@ -94,7 +94,7 @@ def config_of(
     file: for errors.
 
   Raises:
-    WeightsError: if the tensors or the settings are of another form.
+    WeightsError: if the tensors or the settings are malformed.
   """
   kind = kind_of(tensors)
   try:
@@ -127,7 +127,7 @@ def config_of(
 def _check(
   config: VisionConfig, settings: Mapping[str, Any], where: str
 ) -> None:
-  """Arguments of timm's class against the weights; raises as `check_told`."""
+  """Compares arguments of timm's class with the weights, as `check_told`."""
   arguments = {
     **(settings.get("model_args") or {}),
     **((settings.get("model") or {}).get("arguments") or {}),
@@ -172,10 +172,10 @@ READERS = {"swin": _swin, "convnext": _convnext}
 def _told(
   settings: Mapping[str, Any], kind: str, file: pathlib.Path
 ) -> dict[str, Any]:
-  """Fields of the encoder that config.json gives.
+  """Fields of the encoder that config.json states.
 
   Raises:
-    WeightsError: if they are of another form.
+    WeightsError: if they are malformed.
   """
   fields: dict[str, Any] = {}
   where = str(file.parent / "config.json")

@@ -1,9 +1,10 @@
-"""Encoders of timm: ViT, plain, of CLIP and EVA; Swin and ConvNeXt V2.
+"""Reading encoders of timm: ViT (plain, CLIP's, EVA), Swin, ConvNeXt V2.
 
 Also towers that open_clip holds as timm models (`visual.trunk.`). The
-classification head is kept beside the parameters. What no tensor tells is in
-`config.json` of timm's repositories and of exports: statistics of pixels, the
-activation by the name of the architecture, arguments of the class.
+classification head is kept beside the parameters. `config.json` of timm's
+repositories and of exports states what no tensor determines: statistics of
+pixels, the activation (by the name of the architecture), arguments of the
+class.
 
 Source: https://github.com/huggingface/pytorch-image-models (names of the
 weights).
@@ -41,7 +42,7 @@ IGNORED = {
   r"^(text\.|logit_scale$|logit_bias$)": "the model does not use it",
   r"^rope\.": "buffer, computed here",
 }
-ROPE_GRID = 16  # of EVA-02's pretraining; timm keeps it out of the weights
+ROPE_GRID = 16  # of EVA-02's pretraining; timm's weights do not state it
 # Arguments of timm's class -> the values that this encoder computes.
 FIXED: Mapping[str, tuple[Any, ...]] = {
   "class_token": (True,),
@@ -53,17 +54,17 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
   "in_chans": (3,),
   "global_pool": ("token", ""),
 }
-POST_NORM_WIDTH = 1792  # EVA-02-E: no tensor tells where its norms stand
+POST_NORM_WIDTH = 1792  # of EVA-02-E, which has post-norm blocks
 _FIRST = "blocks.0."
 
 
 def rename(name: str) -> str:
-  """A name without what wrappers and open_clip put before it."""
+  """A name without the prefixes of wrappers and of open_clip."""
   return recognise.without_prefix(name).removeprefix("visual.trunk.")
 
 
 def table(config: ModelConfig) -> list[Entry]:
-  """Where the encoder's parameters come from, its head aside.
+  """The weight map of the encoder, without its head.
 
   Raises:
     ConfigError: for options that timm's classes do not combine.
@@ -78,7 +79,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
   """Reads a file, or a folder with one and its config.json.
 
   Raises:
-    WeightsError: if it holds no encoder of a kind of `table`.
+    WeightsError: if it holds no encoder that `table` has names for.
   """
   file = towers.weights_file(path)
   tensors = renamed(open_tensors(file), rename)
@@ -153,7 +154,7 @@ def _mode(
 def _config(
   tensors: Tensors, file: pathlib.Path, settings: Mapping[str, Any]
 ) -> tuple[VisionConfig, dict[str, str]]:
-  """The encoder, from names, shapes and what config.json says; guesses."""
+  """The encoder's config, from tensors and config.json; guesses."""
   has = tensors.__contains__
   try:
     _, length, width = tensors["pos_embed"].shape
@@ -213,10 +214,10 @@ def _config(
 
 
 def _check(vision: VisionConfig, told: Mapping[str, Any], where: str) -> None:
-  """Arguments of timm's class against the weights.
+  """Compares arguments of timm's class with the weights.
 
   Raises:
-    WeightsError: if they contradict, or ask for what the encoder here lacks.
+    WeightsError: if they contradict, or name options the encoder here lacks.
   """
   for key, known in FIXED.items():
     if told.get(key) is not None and told[key] not in known:
@@ -232,10 +233,10 @@ def _check(vision: VisionConfig, told: Mapping[str, Any], where: str) -> None:
 
 
 def arguments(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-  """Arguments of timm's class: of its own files, or of an export here.
+  """Arguments of timm's class, from its own config.json or that of an export.
 
   Raises:
-    WeightsError: if they are of another form.
+    WeightsError: if they are no JSON object.
   """
   model = settings.get("model")
   inner = model.get("arguments") if isinstance(model, Mapping) else model
@@ -251,7 +252,7 @@ def arguments(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
 def sizes(
   settings: Mapping[str, Any], where: str
 ) -> tuple[int | None, int | None]:
-  """Sides of image and patch that a config.json of timm tells.
+  """Sides in pixels of image and patch in timm's config.json; None: unknown.
 
   Raises:
     WeightsError: if they are rectangular.
@@ -269,10 +270,10 @@ def sizes(
 
 
 def _told(settings: Mapping[str, Any], file: pathlib.Path) -> dict[str, Any]:
-  """Fields that the arguments of timm's class in config.json give.
+  """Fields of the encoder by the arguments of timm's class in config.json.
 
   Raises:
-    WeightsError: if they are of another form.
+    WeightsError: if they are malformed.
   """
   where = str(file.parent / "config.json")
   options = arguments(settings, where)

@@ -1,9 +1,8 @@
-"""Folders of Hugging Face: the vision models of transformers.
+"""Reading folders of Hugging Face: the vision models of transformers.
 
-`model_type` in config.json says the family, and config.json what no tensor
-tells; what a config leaves out has the default of transformers' own class. The
-encoders are those of `mico_jax.models`; text towers, classifiers and mask
-tokens are kept beside the parameters.
+`model_type` in config.json names the family; config.json also states what no
+tensor determines. Absent fields have the default of transformers' class. Text
+towers, classifiers and mask tokens are kept beside the parameters.
 
 Source: https://github.com/huggingface/transformers (configs and their
 defaults).
@@ -47,7 +46,7 @@ ACTIVATIONS = {
   "gelu_new": "gelu_tanh",
   "gelu_pytorch_tanh": "gelu_tanh",
 }
-# Defaults of the classes of transformers, for what a config leaves out.
+# Defaults of the classes of transformers, for absent fields.
 _COMMON = {
   "image_size": 224,
   "hidden_size": 768,
@@ -89,25 +88,25 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "qkv_bias": True,
   },
 }
-# Options that change what is computed -> the only value that is computed here.
+# Options that change the computation -> the only value that is supported here.
 FIXED: Mapping[str, Any] = {
   "use_swiglu_ffn": False,
   "use_absolute_embeddings": False,
   "vision_use_head": True,
   "num_channels": 3,
 }
-SWIN_EPS = 1e-5  # of the norms of a Swin that no setting reaches
+SWIN_EPS = 1e-5  # of the norms of a Swin that no setting changes
 STATS = {
   "clip": spatial.CLIP,
   "siglip": spatial.HALF,
   "vit": spatial.HALF,
 }  # others: ImageNet's
-CROPPING = ("CLIP", "Bit")  # processors that crop unless they are told not to
+CROPPING = ("CLIP", "Bit")  # processors that crop by default
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 def table(config: ModelConfig) -> list[Entry]:
-  """Where the encoder's parameters come from, by the names of transformers."""
+  """The weight map of the encoder, by the names of transformers."""
   return transformers_vision.entries(config.vision)
 
 
@@ -121,8 +120,8 @@ def read(path: pathlib.Path) -> ForeignWeights:
   """Reads a folder with config.json, or a file of weights beside one.
 
   Raises:
-    WeightsError: if it holds no model of a family that is read here, or its
-      config contradicts the weights.
+    WeightsError: if it holds no model of a known family, or its config
+      contradicts the weights.
   """
   file = towers.weights_file(path)
   where = file.parent / CONFIG
@@ -209,7 +208,7 @@ def _older(
 def _config(
   tensors: Tensors, family: str, settings: Mapping[str, Any], where: str
 ) -> VisionConfig:
-  """The encoder, from config and tensors."""
+  """The encoder's config, from config.json and tensors."""
   for key, value in FIXED.items():
     if settings.get(key, value) != value:
       raise WeightsError(
@@ -315,8 +314,8 @@ def _swin(
   if settings["layer_norm_eps"] != SWIN_EPS:
     raise WeightsError(
       f"{where}: layer_norm_eps={settings['layer_norm_eps']!r}; transformers "
-      f"has {SWIN_EPS} in the patches and between stages whatever it says, and "
-      "the encoder here has one eps, so these weights cannot be imported."
+      f"always uses {SWIN_EPS} in the patches and between stages, and the "
+      "encoder here has one eps, so these weights cannot be imported."
     )
   if f"{first[0]}attn.q.bias" not in tensors:
     raise WeightsError(f"{where}: attention without biases (qkv_bias=false).")
@@ -344,7 +343,7 @@ def _swin(
       "embed_dim": widths[0],
       "depths": vision.stage_depths,
       "num_heads": heads,
-      "qkv_bias": True,  # seen above
+      "qkv_bias": True,  # checked above
     },
   )
   staged_vision.check_buffers(tensors, vision)
@@ -370,10 +369,10 @@ def _crops(pixels: Mapping[str, Any], family: str) -> bool:
 def _mode(
   pixels: Mapping[str, Any], family: str, size: int
 ) -> tuple[str, list[str]]:
-  """The mode of preprocessor_config.json, and notes on what it does otherwise.
+  """The closest mode to preprocessor_config.json, notes on the differences.
 
   Raises:
-    WeightsError: for preprocessing that no mode here is close to.
+    WeightsError: for preprocessing that no mode is close to.
   """
   crop = _crops(pixels, family)
   modes = towers.CROPPED if crop else towers.SQUASHED
@@ -404,7 +403,7 @@ def _mode(
   frame_size = pixels.get("crop_size" if crop else "size")
   short = pixels.get("size")
   edge = short.get("shortest_edge") if isinstance(short, dict) else None
-  if not crop and edge:  # of the processors that crop, ConvNeXt's does so here
+  if not crop and edge:  # as of ConvNeXt's processor
     notes.append(
       f"frames keep their shape in training (shortest_edge {edge}, crop_pct "
       f"{pixels.get('crop_pct', 'none')}); mode {mode} brings whole frames to "

@@ -1,9 +1,9 @@
-"""WordPiece vocabularies beside foreign weights: vocab.txt or tokenizer.json.
+"""Reading WordPiece vocabularies: vocab.txt or tokenizer.json.
 
-Whether letters are lower-cased, accents stripped and CJK characters split is
-taken from what lies beside the vocabulary (`tokenizer_config.json`, or the
-normaliser of `tokenizer.json`); without either, a vocabulary that has capital
-letters is cased.
+`tokenizer_config.json` beside the vocabulary, or the normaliser of
+`tokenizer.json`, states whether letters are lower-cased, accents stripped and
+CJK characters split; without either, a vocabulary with capital letters is
+cased.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Vocabulary:
   Attributes:
     content: one piece per line, UTF-8.
     name: of its file, for messages.
-    rules: fields of `wordpiece.Rules` that are told.
+    rules: stated fields of `wordpiece.Rules`.
   """
 
   content: bytes
@@ -51,10 +51,10 @@ class Vocabulary:
 
 
 def find(folder: pathlib.Path) -> Vocabulary | None:
-  """The vocabulary that lies in a folder, if any.
+  """The vocabulary in a folder; None: there is none.
 
   Raises:
-    WeightsError: if its tokenizer is no WordPiece of BERT, naming what it is.
+    WeightsError: if its tokenizer is no WordPiece of BERT, naming its kind.
   """
   for name in (TEXT, JSON):
     if (folder / name).is_file():
@@ -71,11 +71,11 @@ def read(
 
   Args:
     path: of the file.
-    beside: folder of the weights, whose tokenizer_config.json counts where
-      none lies beside the vocabulary.
+    beside: folder of the weights, whose tokenizer_config.json is read if there
+      is none beside the vocabulary.
 
   Raises:
-    WeightsError: if it is no WordPiece of BERT, naming what it is.
+    WeightsError: if it is no WordPiece of BERT, naming its kind.
     OSError: if it cannot be read.
   """
   content = path.read_bytes()
@@ -117,7 +117,7 @@ def _from_json(
   try:
     document = json.loads(content)
     if "kind" in document and "model" not in document:
-      return None  # what this library keeps beside a vocab.txt
+      return None  # this library's own file beside a vocab.txt
     model = document["model"]
     kind = model.get("type", "?")
     if kind != "WordPiece":
@@ -149,7 +149,7 @@ def _from_json(
 
 
 def _check_parts(document: Mapping[str, Any], name: str) -> None:
-  """Refuses parts that BERT's tokenizer has not."""
+  """Refuses parts that BERT's tokenizer does not have."""
   wordpiece.check_added(document.get("added_tokens") or (), name)
   model, split = document["model"], document.get("pre_tokenizer") or {}
   normal = document.get("normalizer") or {}
