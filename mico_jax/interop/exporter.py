@@ -28,13 +28,17 @@ from mico_jax.interop.exporting import (
   torch_folder,
   transformers_text,
 )
-from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
+from mico_jax.interop.exporting.export import (
+  SHARD_SIZE,
+  ExportReport,
+  OpenedCheckpoint,
+  Options,
+)
 from mico_jax.interop.files import folders
 from mico_jax.interop.importing import source_tensors
 from mico_jax.interop.names import torch_modules
 
 SMALL = 400_000_000  # parameters
-SHARD_SIZE = 5 * 10**9  # bytes
 ONE_FILE = ("timm", "openclip")  # clients that read no shards
 # Target -> packages that run its output; that of other targets is not run here.
 CLIENTS: dict[str, tuple[str, ...]] = {
@@ -46,35 +50,21 @@ CLIENTS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Options:
-  """Options of an export.
-
-  Attributes:
-    max_shard_size: bytes of tensors per file.
-    compare: whether to compare outputs with those of the target's library (see
-      `CLIENTS`), or fail; None: where that is installed, for models of up to
-      `SMALL` parameters, as two copies are in memory.
-    place: final path of the folder.
-  """
-
-  max_shard_size: int = SHARD_SIZE
-  compare: bool | None = None
-  place: pathlib.Path | None = None
-
-
 def _compare(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
   report: ExportReport,
   options: Options,
-  run: Callable[[OpenedCheckpoint, pathlib.Path], dict[str, float]],
 ) -> None:
   """Opens the folder with the target's library, or notes why not.
 
   Raises:
     ConfigError: if a comparison is required and a package cannot be loaded.
   """
+  target = TARGETS[report.target]
+  if target.compare is None:
+    report.notes += target.notes
+    return
   why = ""
   if options.compare is False:
     why = "--compare off"
@@ -87,7 +77,7 @@ def _compare(
     try:
       with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings of the libraries
-        report.compared = run(source, folder)
+        report.compared = target.compare(source, folder)
     except ImportError as e:
       why = str(e)
       if options.compare:
@@ -112,26 +102,12 @@ def _torch(
   report: ExportReport,
   options: Options,
 ) -> None:
-  torch_folder.write(
-    source, folder, report, max_shard_size=options.max_shard_size
-  )
+  torch_folder.write(source, folder, report, options)
   try:
     official_folder.write(source, folder / "mico", report)
   except (ConfigError, source_tensors.DroppedError) as e:
     shutil.rmtree(folder / "mico", ignore_errors=True)
-    report.notes.append(f"no folder for the original code: {e}")
-  _compare(source, folder, report, options, torch_folder.compare)
-
-
-def _mico(
-  source: OpenedCheckpoint,
-  folder: pathlib.Path,
-  report: ExportReport,
-  options: Options,
-) -> None:
-  del options
-  official_folder.write(source, folder, report)
-  report.notes.append("outputs not compared: only the original code reads it")
+    report.notes.append(f"no folder for the official code: {e}")
 
 
 def _safetensors(
@@ -152,78 +128,44 @@ def _safetensors(
         f"not of that file, so not written: {export.summarise(absent)}; --to "
         "torch writes everything"
       )
-  export.write_tensors(
-    report, "weights", folder, items, max_shard_size=options.max_shard_size
-  )
+  export.write_tensors(report, "weights", folder, items, options)
 
 
-def _timm(
-  source: OpenedCheckpoint,
-  folder: pathlib.Path,
-  report: ExportReport,
-  options: Options,
-) -> None:
-  timm_folder.write(source, folder, report)
-  _compare(source, folder, report, options, timm_folder.compare)
+Write = Callable[[OpenedCheckpoint, pathlib.Path, ExportReport, Options], None]
 
 
-def _openclip(
-  source: OpenedCheckpoint,
-  folder: pathlib.Path,
-  report: ExportReport,
-  options: Options,
-) -> None:
-  place = options.place or folder
-  openclip_folder.write(source, folder, place, report)
-  run = lambda source, folder: openclip_folder.compare(source, folder, place)
-  _compare(source, folder, report, options, run)
+@dataclass(frozen=True)
+class Target:
+  """A format of exports.
+
+  Attributes:
+    write: writes a checkpoint to an existing folder.
+    compare: differences of its outputs to ours; None: nothing runs it here.
+    notes: of the report, if there is nothing to compare with.
+  """
+
+  write: Write
+  compare: Callable[[OpenedCheckpoint, pathlib.Path], dict[str, float]] | None
+  notes: tuple[str, ...] = ()
 
 
-def _openclip_vision(
-  source: OpenedCheckpoint,
-  folder: pathlib.Path,
-  report: ExportReport,
-  options: Options,
-) -> None:
-  size = options.max_shard_size
-  openclip_folder.write_vision(source, folder, report, max_shard_size=size)
-  report.notes.append(
-    "outputs not compared: tensors alone, no model of its own"
-  )
-
-
-def _transformers(
-  source: OpenedCheckpoint,
-  folder: pathlib.Path,
-  report: ExportReport,
-  options: Options,
-) -> None:
-  transformers_text.write(
-    source, folder, report, max_shard_size=options.max_shard_size
-  )
-  _compare(source, folder, report, options, transformers_text.compare)
-
-
-def _stablehlo(
-  source: OpenedCheckpoint,
-  folder: pathlib.Path,
-  report: ExportReport,
-  options: Options,
-) -> None:
-  stablehlo.write(source, folder, report, max_shard_size=options.max_shard_size)
-  _compare(source, folder, report, options, stablehlo.compare)
-
-
-Target = Callable[[OpenedCheckpoint, pathlib.Path, ExportReport, Options], None]
 TARGETS: dict[str, Target] = {
-  "torch": _torch,
-  "mico": _mico,
-  "safetensors": _safetensors,
-  "timm": _timm,
-  "openclip": _openclip,
-  "openclip-vision": _openclip_vision,
-  "transformers": _transformers,
-  "stablehlo": _stablehlo,
+  "torch": Target(_torch, torch_folder.compare),
+  "mico": Target(
+    official_folder.write,
+    None,
+    ("outputs not compared: only the official code reads it",),
+  ),
+  "safetensors": Target(_safetensors, None),
+  "timm": Target(timm_folder.write, timm_folder.compare),
+  "openclip": Target(openclip_folder.write, openclip_folder.compare),
+  "openclip-vision": Target(
+    openclip_folder.write_vision,
+    None,
+    ("outputs not compared: tensors alone, no model of its own",),
+  ),
+  "transformers": Target(transformers_text.write, transformers_text.compare),
+  "stablehlo": Target(stablehlo.write, stablehlo.compare),
 }
 
 
@@ -276,6 +218,7 @@ def run(
   report = export.new_report(target, source)
   options = replace(options, place=folders.check_new(out))
   with folders.new_folder(out) as folder:
-    TARGETS[target](source, folder, report, options)
+    TARGETS[target].write(source, folder, report, options)
+    _compare(source, folder, report, options)
     report.save(folder)
   return report

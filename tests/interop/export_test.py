@@ -460,7 +460,7 @@ def test_functions_compute_in_float32_and_name_their_weights(
     out = tmp_path / str(size)
     out.mkdir()
     report = export.ExportReport("stablehlo", {})
-    stablehlo.write(source, out, report, max_shard_size=size)
+    stablehlo.write(source, out, report, export.Options(size))
     about = json.loads((out / "functions.json").read_text())
     assert about["weights"] == name
     assert (out / name).is_file()

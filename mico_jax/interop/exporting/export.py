@@ -36,7 +36,7 @@ from mico_jax.models import MiCo, build
 from mico_jax.parallel.backend import require_backend
 
 REPORT = "export_report.json"
-ONE_FILE = 2**63  # bytes of tensors per file, for clients that read no shards
+SHARD_SIZE = 5 * 10**9  # bytes
 TOLERANCE = 1e-5  # of float32 outputs on the self-check inputs
 RAW = "raw/"  # prefix of outputs that include the target's own preprocessing
 
@@ -175,6 +175,25 @@ class Lazy(Mapping[str, Any]):
     return len(self._made)
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Options of an export.
+
+  Attributes:
+    max_shard_size: bytes of tensors per file.
+    compare: whether to compare outputs with those of the target's library, or
+      fail; None: where it is installed, for models whose copy fits in memory.
+    place: final path of the folder; None: where it is written.
+  """
+
+  max_shard_size: int = SHARD_SIZE
+  compare: bool | None = None
+  place: pathlib.Path | None = None
+
+
+DEFAULTS = Options()
+
+
 @dataclasses.dataclass
 class ExportReport:
   """The result of an export.
@@ -286,31 +305,30 @@ def write_tensors(
   part: str,
   folder: pathlib.Path,
   items: Iterable[Item],
+  options: Options | None = None,
   *,
-  max_shard_size: int = ONE_FILE,
   name: str = safetensors_writer.WEIGHTS,
   prefix: str = "",
-) -> Written:
-  """Writes tensors for clients of PyTorch and adds them to the report.
+) -> None:
+  """Writes tensors for PyTorch and adds them to the report.
 
   Args:
     report: gets the files and tensors of `part`.
     part: of the export that they belong to.
     folder: an existing folder.
     items: in the order of the file.
-    max_shard_size: bytes of tensors per file.
+    options: of the export; None: one file, for libraries that read no shards.
     name: of the file, if it is one.
-    prefix: of the subfolder in the export, "" or "decoder/" say.
+    prefix: of the subfolder in the export, such as "decoder/".
   """
   written = safetensors_writer.write(
     folder,
     items,
-    max_shard_size=max_shard_size,
+    max_shard_size=options.max_shard_size if options else 2**63,
     metadata={"format": "pt"},
     name=name,
   )
   report.add(part, written, prefix)
-  return written
 
 
 def write_document(

@@ -14,7 +14,12 @@ from typing import Any
 from mico_jax.aliases import Params
 from mico_jax.config import Config, ConfigError, ModelConfig, VisionConfig
 from mico_jax.interop.exporting import export
-from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
+from mico_jax.interop.exporting.export import (
+  DEFAULTS,
+  ExportReport,
+  OpenedCheckpoint,
+  Options,
+)
 from mico_jax.interop.files import torch_writer
 from mico_jax.interop.files.tensors import Item, item
 from mico_jax.interop.importing import mico_folder, source_tensors
@@ -184,13 +189,17 @@ def _content(source: OpenedCheckpoint) -> tuple[list[Item], dict[str, str]]:
 
 
 def write(
-  source: OpenedCheckpoint, folder: pathlib.Path, report: ExportReport
+  source: OpenedCheckpoint,
+  folder: pathlib.Path,
+  report: ExportReport,
+  options: Options = DEFAULTS,
 ) -> None:
-  """Writes the folder, tensor by tensor.
+  """Writes the folder, tensor by tensor; no option applies.
 
   Raises:
     ConfigError: naming the parameters that the official layout lacks.
   """
+  del options
   tensors, ties = _content(source)
   (folder / "ckpt").mkdir(parents=True)
   (folder / "log").mkdir()

@@ -30,7 +30,12 @@ from mico_jax.config import Config, ConfigError, VisionConfig
 from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SelfCheck, on_cpu
 from mico_jax.interop.exporting import export, timm_folder, transformers_text
-from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
+from mico_jax.interop.exporting.export import (
+  DEFAULTS,
+  ExportReport,
+  OpenedCheckpoint,
+  Options,
+)
 from mico_jax.interop.files.tensors import Item, item
 from mico_jax.interop.importing import clip
 from mico_jax.interop.names import timm_vision
@@ -156,22 +161,23 @@ def _length(source: OpenedCheckpoint) -> int:
 def write(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
-  place: pathlib.Path,
   report: ExportReport,
+  options: Options = DEFAULTS,
 ) -> None:
   """Writes both towers, the tokenizer and their configs.
 
   Args:
     source: the checkpoint.
     folder: an existing folder.
-    place: its final path.
     report: gets the files and tensors.
+    options: of the export; `place` is the path that the config names.
 
   Raises:
     ConfigError: if the model has no head for images or texts, or neither
       open_clip nor timm has such an encoder.
   """
   config, image = source.config, timm_folder.image_of(source)
+  place = options.place or folder
   absent = [head for head in HEADS if head not in config.model.heads]
   if absent:
     raise ConfigError(
@@ -209,8 +215,7 @@ def write_vision(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
   report: ExportReport,
-  *,
-  max_shard_size: int = 5 * 10**9,
+  options: Options = DEFAULTS,
 ) -> None:
   """Writes the encoder's tensors in open_clip's names, without a model.
 
@@ -218,16 +223,14 @@ def write_vision(
     source: the checkpoint.
     folder: an existing folder.
     report: gets the files and tensors.
-    max_shard_size: bytes of tensors per file.
+    options: of the export.
 
   Raises:
     ConfigError: if open_clip has no such encoder.
   """
   vision, image = source.config.model.vision, timm_folder.image_of(source)
   tensors = timm_vision.vision_items(source.params, vision, "openclip")
-  export.write_tensors(
-    report, "encoder", folder, tensors, max_shard_size=max_shard_size
-  )
+  export.write_tensors(report, "encoder", folder, tensors, options)
   absent = timm_vision.left_out(source.params, vision, "openclip")
   if absent:
     report.notes.append(
@@ -247,15 +250,8 @@ def write_vision(
     export.write_document(report, "encoder", folder, name, content)
 
 
-def compare(
-  source: OpenedCheckpoint, folder: pathlib.Path, place: pathlib.Path
-) -> dict[str, float]:
+def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
   """Opens the folder with open_clip and runs it on the self-check's images.
-
-  Args:
-    source: the checkpoint.
-    folder: current path of the folder.
-    place: its final path, which its config names.
 
   Returns:
     Largest absolute difference of token ids, of the embeddings and of the
@@ -276,12 +272,13 @@ def compare(
   ids = np.stack([source.tokenizer.encode(x, _length(source)) for x in texts])
   with transformers_text.quiet():
     # The final path does not exist yet, so the config names the current one.
+    final = (folder / clip.CONFIG).read_bytes()
     export.write_json(folder / clip.CONFIG, settings(source, folder, image))
     try:
       theirs = open_clip.create_model(f"local-dir:{folder}").eval()
       tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     finally:
-      export.write_json(folder / clip.CONFIG, settings(source, place, image))
+      (folder / clip.CONFIG).write_bytes(final)
   frames = torch.from_numpy(pixels[:, 0].transpose(0, 3, 1, 2).copy())
   with torch.no_grad():
     got = {

@@ -28,7 +28,12 @@ from mico_jax.config import Config
 from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import VARIANTS, on_cpu
 from mico_jax.interop.exporting import export
-from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
+from mico_jax.interop.exporting.export import (
+  DEFAULTS,
+  ExportReport,
+  OpenedCheckpoint,
+  Options,
+)
 from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.files.tensors import item
 from mico_jax.modalities import MODALITIES, by_letter
@@ -165,8 +170,7 @@ def write(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
   report: ExportReport,
-  *,
-  max_shard_size: int = 5 * 10**9,
+  options: Options = DEFAULTS,
 ) -> None:
   """Writes the functions, their description and the weights.
 
@@ -174,7 +178,7 @@ def write(
     source: the checkpoint.
     folder: an existing folder.
     report: gets the files and tensors.
-    max_shard_size: bytes of tensors per file.
+    options: of the export.
   """
   described: dict[str, Any] = {}
   for name, function in functions(source.config, source.tokenizer).items():
@@ -195,7 +199,7 @@ def write(
     for path, leaf in flatten(source.params).items()
   )
   written = safetensors_writer.write(
-    folder, items, max_shard_size=max_shard_size
+    folder, items, max_shard_size=options.max_shard_size
   )
   report.add("weights", written)
   several = len(written.files) > 1

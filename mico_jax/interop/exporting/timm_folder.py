@@ -27,7 +27,12 @@ from mico_jax.inference.self_check import (
 )
 from mico_jax.interop.exporting import export
 from mico_jax.interop.exporting import torch_folder as exporter
-from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
+from mico_jax.interop.exporting.export import (
+  DEFAULTS,
+  ExportReport,
+  OpenedCheckpoint,
+  Options,
+)
 from mico_jax.interop.names import timm_vision
 from mico_jax.modalities import MODALITIES
 
@@ -167,7 +172,10 @@ def pixel_notes(image: Mapping[str, Any]) -> list[str]:
 
 
 def write(
-  source: OpenedCheckpoint, folder: pathlib.Path, report: ExportReport
+  source: OpenedCheckpoint,
+  folder: pathlib.Path,
+  report: ExportReport,
+  options: Options = DEFAULTS,
 ) -> None:
   """Writes one file of weights, as timm reads no shards, and config.json.
 
@@ -175,10 +183,12 @@ def write(
     source: the checkpoint.
     folder: an existing folder.
     report: gets the files and tensors.
+    options: of the export; none applies.
 
   Raises:
     ConfigError: if timm has no such encoder.
   """
+  del options
   vision, image = source.config.model.vision, image_of(source)
   about = settings(source.config, image)
   items = timm_vision.vision_items(source.params, vision, "timm")

@@ -32,7 +32,12 @@ from mico_jax.inference.self_check import (
   SelfCheck,
 )
 from mico_jax.interop.exporting import export, torch_embeddings, torch_inputs
-from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
+from mico_jax.interop.exporting.export import (
+  DEFAULTS,
+  ExportReport,
+  OpenedCheckpoint,
+  Options,
+)
 from mico_jax.interop.names import torch_modules
 from mico_jax.modalities import (
   MODALITIES,
@@ -185,8 +190,7 @@ def write(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
   report: ExportReport,
-  *,
-  max_shard_size: int = 5 * 10**9,
+  options: Options = DEFAULTS,
 ) -> None:
   """Writes the self-contained PyTorch folder.
 
@@ -194,7 +198,7 @@ def write(
     source: the checkpoint.
     folder: an existing folder.
     report: gets the files and tensors.
-    max_shard_size: bytes of tensors per file.
+    options: of the export.
 
   Raises:
     ConfigError: naming an encoder, text tower or embedding that has no PyTorch
@@ -214,9 +218,7 @@ def write(
   files = source.tokenizer.files()
   export.write_files(folder / "tokenizer", files)
   items = torch_modules.items(source.params, source.model)
-  export.write_tensors(
-    report, "modeling", folder, items, max_shard_size=max_shard_size
-  )
+  export.write_tensors(report, "modeling", folder, items, options)
   names += [f"tokenizer/{name}" for name in files if name != META_FILE]
   for name in names:
     report.add_file("modeling", folder / name, name)

@@ -26,7 +26,12 @@ from mico_jax.config import Config
 from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SelfCheck, on_cpu
 from mico_jax.interop.exporting import export, transformers_tokenizer
-from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
+from mico_jax.interop.exporting.export import (
+  DEFAULTS,
+  ExportReport,
+  OpenedCheckpoint,
+  Options,
+)
 from mico_jax.interop.files.tensors import Item
 from mico_jax.interop.names import mico, weight_map
 from mico_jax.models.mico import Context
@@ -105,8 +110,7 @@ def write(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
   report: ExportReport,
-  *,
-  max_shard_size: int = 5 * 10**9,
+  options: Options = DEFAULTS,
 ) -> None:
   """Writes the encoder and, in `decoder/`, the decoder.
 
@@ -114,7 +118,7 @@ def write(
     source: the checkpoint.
     folder: an existing folder.
     report: gets the files and tensors.
-    max_shard_size: bytes of tensors per file.
+    options: of the export.
   """
   for decoder in (False, True):
     part = DECODER if decoder else "encoder"
@@ -122,9 +126,7 @@ def write(
     prefix = f"{DECODER}/" if decoder else ""
     place.mkdir(exist_ok=True)
     tensors = items(source.params, source.config, decoder=decoder)
-    export.write_tensors(
-      report, part, place, tensors, max_shard_size=max_shard_size, prefix=prefix
-    )
+    export.write_tensors(report, part, place, tensors, options, prefix=prefix)
     pad = source.tokenizer.info.pad
     config = model_config(source.config, pad, decoder=decoder)
     export.write_document(report, part, place, "config.json", config, prefix)
@@ -133,8 +135,8 @@ def write(
     "an embedding is the first token of last_hidden_state, through the "
     "contrastive head t, of unit norm; that head and the matching head are no "
     "part of a BERT: --to openclip writes the former, --to torch both",
-    "there is no pooler: transformers makes a random one, with a warning, unless "
-    "AutoModel.from_pretrained gets add_pooling_layer=False",
+    "there is no pooler: transformers makes a random one, with a warning, "
+    "unless AutoModel.from_pretrained gets add_pooling_layer=False",
     f"{DECODER}/ is the same tower with cross-attention, for captions (causal);"
     " for matching give it a mask per query [B, 1, L, L]",
   ]
