@@ -23,7 +23,7 @@ import io
 import json
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -406,12 +406,10 @@ def content_differs(item: str, path: str) -> str:
   return f"{item}: content of {path} differs from the manifest's hash."
 
 
-def summarise(problems: Iterable[str], *, limit: int = 3) -> str:
-  """The first few problems in one line."""
-  problems = list(problems)
-  text = " ".join(problems[:limit])
-  rest = len(problems) - limit
-  return f"{text} ({rest} more)" if rest > 0 else text
+def summarise(problems: Sequence[str]) -> str:
+  """The first three problems in one line."""
+  more = f" ({len(problems) - 3} more)" if len(problems) > 3 else ""
+  return " ".join(problems[:3]) + more
 
 
 FilesFn = Callable[[], Mapping[str, bytes]]

@@ -42,18 +42,14 @@ def array_text(array: UInt8[np.ndarray, " N"]) -> str:
 
 
 def compare(
-  stored: Mapping[str, np.ndarray],
-  outputs: Mapping[str, np.ndarray],
-  *,
-  tolerance: float = TOLERANCE,
+  stored: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
 ) -> list[str]:
   """Compares outputs with the stored ones.
 
   Args:
     stored: arrays of the checkpoint; only `output/` entries are compared.
-    outputs: the same names, computed now.
-    tolerance: largest absolute difference of floating outputs; integers
-      (token ids) must be equal.
+    outputs: the same names, computed now. Floating-point outputs may differ by
+      `TOLERANCE`; integers (token ids) must be equal.
 
   Returns:
     One line per output that differs, the largest difference first.
@@ -62,33 +58,24 @@ def compare(
   for name, want in stored.items():
     if not name.startswith(OUTPUT):
       continue
-    label = name.removeprefix(OUTPUT)
-    if name not in outputs:
-      problems.append((np.inf, f"self-check: {label} could not be computed."))
-      continue
-    got = np.asarray(outputs[name])
-    if got.shape != want.shape:
-      problems.append(
-        (
-          np.inf,
-          f"self-check: {label} has shape {list(got.shape)}, stored "
-          f"{list(want.shape)}.",
-        )
-      )
+    label, got = name.removeprefix(OUTPUT), outputs.get(name)
+    worst = np.inf
+    if got is None:
+      problem = "could not be computed."
+    elif got.shape != want.shape:
+      problem = f"has shape {list(got.shape)}, stored {list(want.shape)}."
     elif want.dtype.kind in "iu":
-      if not np.array_equal(got, want):
-        problems.append(
-          (np.inf, f"self-check: {label} gives other token ids than stored.")
-        )
+      if np.array_equal(got, want):
+        continue
+      problem = "gives other token ids than stored."
     else:
       worst = float(np.max(np.abs(got.astype("f8") - want.astype("f8"))))
-      if not worst <= tolerance:
-        problems.append(
-          (
-            worst,
-            f"self-check: {label} differs from the stored output by "
-            f"{worst:.2g} (limit {tolerance:.0e}).",
-          )
-        )
+      if worst <= TOLERANCE:
+        continue
+      problem = (
+        f"differs from the stored output by {worst:.2g} "
+        f"(limit {TOLERANCE:.0e})."
+      )
+    problems.append((worst, f"self-check: {label} {problem}"))
   problems.sort(key=lambda pair: -pair[0])
   return [text for _, text in problems]

@@ -439,9 +439,7 @@ def read_arrays(
     return dict(zip(entries, pool.map(read, entries), strict=True))
 
 
-def stored_tree(
-  item: str, flat: Mapping[str, Any], every: Iterable[str] | None = None
-) -> dict[str, Any]:
+def stored_tree(item: str, flat: Mapping[str, Any]) -> dict[str, Any]:
   """The tree {path: leaf} in the form that Orbax stores.
 
   Parameters keep their names on disk. The leaves of an optimizer state are
@@ -449,10 +447,8 @@ def stored_tree(
 
   Args:
     item: "params", "opt_state" or "ema".
-    flat: some or all arrays of the item.
-    every: paths of all arrays of the item; None: those of `flat`.
+    flat: all arrays of the item, by path.
   """
   if item != "opt_state":
     return manifest_lib.unflatten(flat, escaped=True)
-  numbers = {key: i for i, key in enumerate(sorted(every or flat))}
-  return {f"{numbers[key]:06d}": flat[key] for key in sorted(flat)}
+  return {f"{i:06d}": flat[path] for i, path in enumerate(sorted(flat))}

@@ -26,13 +26,12 @@ from mico_jax.checkpoint import restore
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import MAX_BEAMS, Config, to_dict
 from mico_jax.data.tokenizer import Tokenizer, tokenizer_from_files
-from mico_jax.inference import prepare as inputs_lib
 from mico_jax.inference import scores
-from mico_jax.inference.prepare import Preparer
+from mico_jax.inference.prepare import Preparer, trained_contexts
 from mico_jax.inference.self_check import model_params, self_check
 from mico_jax.kernels.compiler import forward_options
 from mico_jax.layers.stack import split_layers
-from mico_jax.modalities import MODALITIES, by_letter, played_by
+from mico_jax.modalities import MODALITIES, by_letter, items, played_by
 from mico_jax.models import build, forward
 from mico_jax.models.decoding import generate
 from mico_jax.models.text_tower import ContextKV
@@ -47,7 +46,7 @@ class OmniModel:
   depth file is part of its name: "mm:d.png", "m:d.npy", "relative:d.png"; a
   depth array is in metres unless `mico_jax.inference.prepare.Item` gives its
   unit, or relative where the checkpoint was trained on relative depth. A single
-  input counts as a list of one, see `mico_jax.inference.prepare.as_list`.
+  input counts as a list of one, see `mico_jax.modalities.items.as_list`.
 
   Attributes:
     config: of the run that made the checkpoint.
@@ -184,7 +183,7 @@ class OmniModel:
     self, inputs: Mapping[str, Sequence[Any]]
   ) -> Iterator[tuple[dict[str, Sequence[Any]], dict[str, np.ndarray]]]:
     """Batches of inputs with their prepared arrays, one at a time."""
-    count = inputs_lib.lengths_of(inputs)
+    count = items.lengths_of(inputs)
     for start in range(0, count, self.batch_size):
       end = start + self.batch_size
       part = {k: v[start:end] for k, v in inputs.items()}
@@ -196,7 +195,7 @@ class OmniModel:
     rows = [np.zeros((0, self.embed_dim), np.float32)]
     for part, arrays in self._chunks(inputs):
       rows.append(self.embed_arrays(arrays, letters))
-      inputs_lib.check_finite(rows[-1], part, "the embedding")
+      items.check_finite(rows[-1], part, "the embedding")
     return np.concatenate(rows)
 
   def embed_arrays(
@@ -279,7 +278,7 @@ class OmniModel:
     """A user's inputs as lists, checked to be of the model's modalities."""
     for key in inputs:
       self.preparer.check_key(key)
-    return inputs_lib.as_lists(inputs)
+    return {key: items.as_list(key, rows) for key, rows in inputs.items()}
 
   def _key_of(self, letter: str, inputs: Mapping[str, Any]) -> str:
     """The given modality that plays a letter; an image may play a video."""
@@ -324,7 +323,7 @@ class OmniModel:
         ids = batch.pop("text")
         context = self._context(self.params, batch, letters)
         rows.append(np.asarray(self._match(self.params, ids, context))[:real])
-      inputs_lib.check_finite(rows[-1], part, "the matching probability")
+      items.check_finite(rows[-1], part, "the matching probability")
     return np.concatenate(rows)
 
   def caption(
@@ -352,7 +351,7 @@ class OmniModel:
     """
     letters = self._letters(inputs)
     room = self.config.model.text.max_positions - 1
-    most, beams, penalty = inputs_lib.search_options(
+    most, beams, penalty = items.search_options(
       {**to_dict(self.config.generation), "most_beams": MAX_BEAMS},
       max_new_tokens,
       num_beams,
@@ -365,7 +364,7 @@ class OmniModel:
         context = self._context(self.params, batch, letters)
         written = write(self.params, context)
         sums = np.asarray(written.scores)[:real, 0]
-        inputs_lib.check_finite(sums, part, "the caption's score")
+        items.check_finite(sums, part, "the caption's score")
         ids = np.asarray(written.sequences)[:real, 0]
         texts += [self.tokenizer.decode(row) for row in ids]
     return texts
@@ -406,13 +405,7 @@ def context_order(letters: Sequence[str], config: Config) -> str:
   else that of the table of modalities.
   """
   wanted = frozenset(letters)
-  groups = [
-    group.removeprefix("t")
-    for task in config.tasks.values()
-    for named in task.objectives.values()
-    for group in named
-  ]
-  for group in (*groups, *config.model.heads):
+  for group in (*trained_contexts(config), *config.model.heads):
     if frozenset(group) == wanted:
       return group
   order = [m.letter for m in MODALITIES.values()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,13 +32,9 @@ from mico_jax.modalities.items import (
   Item,
   as_array,
   as_item,
-  as_list,
   check_bare_depth,
-  check_finite,
-  lengths_of,
   name_of,
   not_finite,
-  search_options,
 )
 
 _LENGTH = 40  # tokens of a text where the config states none
@@ -222,22 +218,15 @@ def enabled_keys(config: Config) -> tuple[str, ...]:
   return (*enabled, *interface)
 
 
-def as_lists(inputs: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
-  """`as_list` of each modality."""
-  return {key: as_list(key, values) for key, values in inputs.items()}
+def trained_contexts(config: Config) -> list[str]:
+  """Letters of the context of every group of a task, in the tasks' order."""
+  # Sorted, since the keys of a stored config come back in order.
+  return [
+    group.removeprefix("t")
+    for _, task in sorted(config.tasks.items())
+    for _, groups in sorted(task.objectives.items())
+    for group in groups
+  ]
 
 
-__all__ = [
-  "NOT_FINITE",
-  "Item",
-  "Preparer",
-  "as_item",
-  "as_list",
-  "as_lists",
-  "check_finite",
-  "enabled_keys",
-  "lengths_of",
-  "name_of",
-  "not_finite",
-  "search_options",
-]
+__all__ = ["NOT_FINITE", "Item", "Preparer", "not_finite"]

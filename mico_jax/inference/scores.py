@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from mico_jax.inference.prepare import NOT_FINITE, Item, as_list
 from mico_jax.modalities import MODALITIES, DecodeError, file_spec
+from mico_jax.modalities.items import NOT_FINITE, Item, as_list
 
 if TYPE_CHECKING:
   from mico_jax.inference.omni_model import OmniModel

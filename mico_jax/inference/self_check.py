@@ -25,7 +25,7 @@ from mico_jax.checkpoint import restore, selfcheck
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config
 from mico_jax.data.tokenizer import Tokenizer
-from mico_jax.inference.prepare import Preparer
+from mico_jax.inference.prepare import Preparer, trained_contexts
 from mico_jax.modalities import MODALITIES
 from mico_jax.models import build, forward
 from mico_jax.models.text_tower import ContextKV
@@ -261,14 +261,12 @@ def _letters(config: Config, keys: Sequence[str]) -> str:
   known = [
     MODALITIES[k].letter for k in keys if MODALITIES[k].kind == "knowledge"
   ]
-  # Sorted, since the keys of a stored config come back in order.
-  for _, task in sorted(config.tasks.items()):
-    for _, groups in sorted(task.objectives.items()):
-      for group in groups:
-        letters = group.removeprefix("t")
-        if letters and set(letters) <= set(known):
-          return letters
-  return known[0] if known else ""
+  trained = (
+    letters
+    for letters in trained_contexts(config)
+    if letters and set(letters) <= set(known)
+  )
+  return next(trained, known[0] if known else "")
 
 
 def make_self_check(

@@ -357,7 +357,7 @@ def write_files(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
     (folder / name).write_bytes(data)
 
 
-def summarise(names: Sequence[str], limit: int = 6) -> str:
-  """The first `limit` names, and how many more there are."""
-  more = f" and {len(names) - limit} more" if len(names) > limit else ""
-  return ", ".join(names[:limit]) + more
+def summarise(names: Sequence[str]) -> str:
+  """The first six names, and how many more there are."""
+  more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+  return ", ".join(names[:6]) + more

@@ -14,12 +14,7 @@ from typing import Any
 from mico_jax.aliases import Params
 from mico_jax.config import Config, ConfigError, ModelConfig, VisionConfig
 from mico_jax.interop.exporting import export
-from mico_jax.interop.exporting.export import (
-  DEFAULTS,
-  ExportReport,
-  OpenedCheckpoint,
-  Options,
-)
+from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
 from mico_jax.interop.files import torch_writer
 from mico_jax.interop.files.tensors import Item, item
 from mico_jax.interop.importing import mico_folder, source_tensors
@@ -192,7 +187,7 @@ def write(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
   report: ExportReport,
-  options: Options = DEFAULTS,
+  options: export.Options = export.DEFAULTS,
 ) -> None:
   """Writes the folder, tensor by tensor; no option applies.
 

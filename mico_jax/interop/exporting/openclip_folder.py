@@ -30,12 +30,7 @@ from mico_jax.config import Config, ConfigError, VisionConfig
 from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SelfCheck, on_cpu
 from mico_jax.interop.exporting import export, timm_folder, transformers_text
-from mico_jax.interop.exporting.export import (
-  DEFAULTS,
-  ExportReport,
-  OpenedCheckpoint,
-  Options,
-)
+from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
 from mico_jax.interop.files.tensors import Item, item
 from mico_jax.interop.importing import clip
 from mico_jax.interop.names import timm_vision
@@ -162,7 +157,7 @@ def write(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
   report: ExportReport,
-  options: Options = DEFAULTS,
+  options: export.Options = export.DEFAULTS,
 ) -> None:
   """Writes both towers, the tokenizer and their configs.
 
@@ -215,7 +210,7 @@ def write_vision(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
   report: ExportReport,
-  options: Options = DEFAULTS,
+  options: export.Options = export.DEFAULTS,
 ) -> None:
   """Writes the encoder's tensors in open_clip's names, without a model.
 

@@ -25,15 +25,10 @@ import numpy as np
 from mico_jax.checkpoint import selfcheck
 from mico_jax.checkpoint.manifest import flatten, unflatten
 from mico_jax.config import Config
-from mico_jax.inference.prepare import Preparer
+from mico_jax.inference.prepare import Preparer, trained_contexts
 from mico_jax.inference.self_check import VARIANTS, on_cpu
 from mico_jax.interop.exporting import export
-from mico_jax.interop.exporting.export import (
-  DEFAULTS,
-  ExportReport,
-  OpenedCheckpoint,
-  Options,
-)
+from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
 from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.files.tensors import item
 from mico_jax.modalities import MODALITIES, by_letter
@@ -94,14 +89,8 @@ def functions(config: Config, tokenizer: Any) -> dict[str, Function]:
   for head in config.model.heads:
     if len(head) > 1 and set(head) <= set(known):
       table[f"embed_{head}"] = _embed(model, preparer, head, specs)
-  groups = [
-    group.removeprefix("t")
-    for _, task in sorted(config.tasks.items())
-    for _, named in sorted(task.objectives.items())
-    for group in named
-  ]
   singles = [letter for letter in known if letter != "t"]
-  for letters in dict.fromkeys([*singles, *groups]):
+  for letters in dict.fromkeys([*singles, *trained_contexts(config)]):
     if letters and set(letters) <= set(known) and "t" in known:
       table[f"match_{letters}"] = _match(model, preparer, letters, specs)
   return table
@@ -170,7 +159,7 @@ def write(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
   report: ExportReport,
-  options: Options = DEFAULTS,
+  options: export.Options = export.DEFAULTS,
 ) -> None:
   """Writes the functions, their description and the weights.
 

@@ -27,12 +27,7 @@ from mico_jax.inference.self_check import (
 )
 from mico_jax.interop.exporting import export
 from mico_jax.interop.exporting import torch_folder as exporter
-from mico_jax.interop.exporting.export import (
-  DEFAULTS,
-  ExportReport,
-  OpenedCheckpoint,
-  Options,
-)
+from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
 from mico_jax.interop.names import timm_vision
 from mico_jax.modalities import MODALITIES
 
@@ -175,7 +170,7 @@ def write(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
   report: ExportReport,
-  options: Options = DEFAULTS,
+  options: export.Options = export.DEFAULTS,
 ) -> None:
   """Writes one file of weights, as timm reads no shards, and config.json.
 

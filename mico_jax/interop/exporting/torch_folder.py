@@ -24,7 +24,7 @@ from mico_jax import config as config_lib
 from mico_jax.checkpoint import selfcheck
 from mico_jax.config import Config, ConfigError, ModelConfig
 from mico_jax.data.tokenizer import META_FILE, Tokenizer
-from mico_jax.inference.prepare import Preparer
+from mico_jax.inference.prepare import Preparer, trained_contexts
 from mico_jax.inference.self_check import (
   CAPTION_TOKENS,
   LOGITS,
@@ -32,12 +32,7 @@ from mico_jax.inference.self_check import (
   SelfCheck,
 )
 from mico_jax.interop.exporting import export, torch_embeddings, torch_inputs
-from mico_jax.interop.exporting.export import (
-  DEFAULTS,
-  ExportReport,
-  OpenedCheckpoint,
-  Options,
-)
+from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
 from mico_jax.interop.names import torch_modules
 from mico_jax.modalities import (
   MODALITIES,
@@ -93,12 +88,7 @@ def model_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
   model = config.model
   preparer = Preparer(config, tokenizer)
   info = tokenizer.info
-  groups = [
-    group.removeprefix("t")
-    for task in config.tasks.values()
-    for named in task.objectives.values()
-    for group in named
-  ]
+  groups = (*trained_contexts(config), *model.heads)
   return {
     "format": FORMAT,
     "name": config.name,
@@ -116,7 +106,7 @@ def model_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
       for head in parameters.head_names(model)
     },
     # A context takes the order of the first group with its modalities.
-    "groups": list(dict.fromkeys(g for g in (*groups, *model.heads) if g)),
+    "groups": list(dict.fromkeys(group for group in groups if group)),
     "generation": {
       **config_lib.to_dict(config.generation),
       "most_beams": config_lib.MAX_BEAMS,
@@ -190,7 +180,7 @@ def write(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
   report: ExportReport,
-  options: Options = DEFAULTS,
+  options: export.Options = export.DEFAULTS,
 ) -> None:
   """Writes the self-contained PyTorch folder.
 

@@ -26,12 +26,7 @@ from mico_jax.config import Config
 from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SelfCheck, on_cpu
 from mico_jax.interop.exporting import export, transformers_tokenizer
-from mico_jax.interop.exporting.export import (
-  DEFAULTS,
-  ExportReport,
-  OpenedCheckpoint,
-  Options,
-)
+from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
 from mico_jax.interop.files.tensors import Item
 from mico_jax.interop.names import mico, weight_map
 from mico_jax.models.mico import Context
@@ -110,7 +105,7 @@ def write(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
   report: ExportReport,
-  options: Options = DEFAULTS,
+  options: export.Options = export.DEFAULTS,
 ) -> None:
   """Writes the encoder and, in `decoder/`, the decoder.
 

@@ -146,10 +146,9 @@ class Item:
     return math.prod(self.shape) * self.dtype.itemsize
 
 
-def item(name: str, array: np.ndarray, dtype: Any = None) -> Item:
-  """An array in memory, to be written as `dtype` (None: its own)."""
-  kind = array.dtype if dtype is None else np.dtype(dtype)
-  return Item(name, array.shape, kind, lambda: array)
+def item(name: str, array: np.ndarray) -> Item:
+  """An array in memory, to be written."""
+  return Item(name, array.shape, array.dtype, lambda: array)
 
 
 def parse_size(text: str) -> int:

@@ -161,37 +161,29 @@ def check_told(
       )
 
 
-def told_hidden(told: Mapping[str, Any], width: int, where: str) -> int | None:
-  """The hidden width of an MLP by `mlp_ratio`; None: it is not stated.
+def check_hidden(
+  told: Mapping[str, Any], vision: VisionConfig, where: str
+) -> None:
+  """Compares `mlp_ratio` of a config with the weights.
+
+  Args:
+    told: fields of the config.
+    vision: the encoder of the weights.
+    where: name of the config, for messages.
 
   Raises:
-    WeightsError: if it is no number.
+    WeightsError: if it is no number, or contradicts the weights.
   """
   ratio = told.get("mlp_ratio")
   if ratio is None:
-    return None
+    return
   if type(ratio) not in (int, float) or not 0 < ratio < 1e6:
     raise WeightsError(f"{where}: mlp_ratio={ratio!r}, expected a number.")
-  return int(width * ratio)
-
-
-def check_hidden(
-  told: Mapping[str, Any], vision: VisionConfig, where: str, *, width: int = 0
-) -> None:
-  """Compares `mlp_ratio` with the weights; raises as `check_told`.
-
-  Args:
-    told: fields of a config.
-    vision: the encoder of the weights.
-    where: name of the config, for messages.
-    width: to which the ratio refers; 0: the encoder's.
-  """
-  hidden = told_hidden(told, width or vision.width, where)
-  # A ratio may be written with few digits.
-  if hidden is not None and abs(hidden - vision.mlp_dim) > 1:
+  hidden = int(vision.width * ratio)
+  if abs(hidden - vision.mlp_dim) > 1:  # A ratio may have few digits.
     raise WeightsError(
-      f"{where} and weights contradict: mlp_ratio {told['mlp_ratio']} is "
-      f"{hidden} channels, the weights have {vision.mlp_dim}."
+      f"{where} and weights contradict: mlp_ratio {ratio} is {hidden} "
+      f"channels, the weights have {vision.mlp_dim}."
     )
 
 

@@ -63,13 +63,12 @@ def stacked_layers(model: MiCo) -> dict[str, int]:
   }
 
 
-def items(params: Params, model: MiCo, *, dtype: Any = None) -> Iterator[Item]:
+def items(params: Params, model: MiCo) -> Iterator[Item]:
   """The tensors of a model in PyTorch's layout.
 
   Args:
     params: nested dict of host arrays.
     model: of the parameters.
-    dtype: of the tensors; None: that of the parameters.
 
   Raises:
     ValueError: naming missing or unknown parameters.
@@ -83,11 +82,10 @@ def items(params: Params, model: MiCo, *, dtype: Any = None) -> Iterator[Item]:
     )
   for path, stack in layers.items():
     value = np.asarray(flat[path])
-    kind = value.dtype if dtype is None else np.dtype(dtype)
     leaf = path.rpartition("/")[2]
     for i, name in enumerate(names(path, stack)):
       part = _turn(value[i] if stack else value, leaf)
-      yield Item(name, part.shape, kind, lambda part=part: part)
+      yield Item(name, part.shape, value.dtype, lambda part=part: part)
 
 
 def from_torch(
