@@ -30,7 +30,6 @@ from mico_jax.data.tokenizer import (
 from mico_jax.inference.prepare import Preparer
 from mico_jax.interop.exporting import export
 from mico_jax.interop.exporting import torch_folder as exporter
-from mico_jax.interop.names import torch_modules
 from mico_jax.layers.mlp import MLPS
 from mico_jax.modalities import MODALITIES
 from mico_jax.models import ENCODERS, build
@@ -209,10 +208,10 @@ def contexts(pair: Any, letters: str) -> tuple[Any, Any]:
   return a, b
 
 
-def test_weights_come_back(pair):
+def test_weights_come_back(pair, from_torch):
   model, params, exported, _ = pair
   tensors = {k: v.numpy() for k, v in exported.state_dict().items()}
-  back = torch_modules.from_torch(tensors, model.model)
+  back = from_torch(tensors, model.model)
   jax.tree.map(np.testing.assert_array_equal, back, params)
 
 

@@ -68,7 +68,7 @@ def _write_file(
     _put(file, whole, len(text).to_bytes(8, "little") + text)
     for one, data, digest in contents(items):
       _put(file, whole, data.data)
-      records.append(record(one, digest))
+      records.append(record(one, sha256=digest))
   return records, whole.hexdigest()
 
 

@@ -196,14 +196,14 @@ def contents(items: Iterable[Item]) -> Iterator[tuple[Item, np.ndarray, str]]:
       yield waiting.popleft().result()
 
 
-def record(one: Item, digest: str) -> dict[str, Any]:
-  """The report's entry of a written tensor."""
+def record(one: Item | Tensor, **more: str) -> dict[str, Any]:
+  """The report's entry of a tensor, with further fields."""
   return {
     "name": one.name,
     "dtype": one.dtype.name,
     "shape": list(one.shape),
     "bytes": one.nbytes,
-    "sha256": digest,
+    **more,
   }
 
 

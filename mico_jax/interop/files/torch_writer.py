@@ -152,10 +152,10 @@ def write(
       put("byteorder", b"little")
       for one, data, digest in contents(owners):
         put(f"data/{storages[one.name]}", data.data)
-        records[one.name] = record(one, digest)
+        records[one.name] = record(one, sha256=digest)
       put("version", b"3\n")
   for name, other in ties.items():
-    records[name] = record(by_name[name], records[other]["sha256"])
+    records[name] = {**records[other], "name": name}
   about = {
     "name": path.name,
     "bytes": path.stat().st_size,

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mico_jax.checkpoint.streamed import Leaf
+from mico_jax.interop.files import tensors as tensors_lib
 from mico_jax.interop.files.tensors import Tensor, Tensors, WeightsError
 from mico_jax.interop.names.weight_map import Entry, copy_blocks, to_ours
 
@@ -97,13 +98,7 @@ class Conversion:
 
 def record(tensor: Tensor, place: str) -> dict[str, Any]:
   """The report's entry of a tensor, before it is read."""
-  return {
-    "name": tensor.name,
-    "dtype": tensor.dtype.name,
-    "shape": list(tensor.shape),
-    "bytes": tensor.nbytes,
-    "place": place,
-  }
+  return tensors_lib.record(tensor, place=place)
 
 
 def digest(array: np.ndarray) -> str:

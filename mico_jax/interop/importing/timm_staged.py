@@ -124,23 +124,37 @@ def config_of(
   return config, notes
 
 
+def arguments(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """Arguments of timm's class, from its own config.json or that of an export.
+
+  Raises:
+    WeightsError: if they are no JSON object.
+  """
+  model = settings.get("model")
+  inner = model.get("arguments") if isinstance(model, Mapping) else model
+  for value in (settings.get("model_args"), inner):
+    if not isinstance(value or {}, Mapping):
+      raise WeightsError(
+        f"{where}: arguments of the model are of another form; expected an "
+        "object."
+      )
+  return {**(settings.get("model_args") or {}), **(inner or {})}
+
+
 def _check(
   config: VisionConfig, settings: Mapping[str, Any], where: str
 ) -> None:
   """Compares arguments of timm's class with the weights, as `check_told`."""
-  arguments = {
-    **(settings.get("model_args") or {}),
-    **((settings.get("model") or {}).get("arguments") or {}),
-  }
+  options = arguments(settings, where)
   have: dict[str, Any] = {"depths": config.stage_depths, "in_chans": 3}
   if config.encoder == "swin":
     have["embed_dim"] = config.stage_widths[0]
-    if isinstance(arguments.get("num_heads"), list):
+    if isinstance(options.get("num_heads"), list):
       have["num_heads"] = config.stage_heads
-    towers.check_hidden(arguments, config, where)
+    towers.check_hidden(options, config, where)
   else:
     have["dims"] = config.stage_widths
-  towers.check_told(where, arguments, have)
+  towers.check_told(where, options, have)
 
 
 def _swin(tensors: Tensors) -> VisionConfig:
@@ -180,19 +194,18 @@ def _told(
   fields: dict[str, Any] = {}
   where = str(file.parent / "config.json")
   try:
-    arguments = dict(settings.get("model_args") or {})
-    arguments |= (settings.get("model") or {}).get("arguments") or {}
-    size = arguments.get("img_size") or (
+    options = arguments(settings, where)
+    size = options.get("img_size") or (
       settings.get("pretrained_cfg") or {}
     ).get("input_size")
     if size is not None:
       fields["image_size"] = towers.square(size, f"{where}: img_size")
-    if kind == "swin" and "window_size" in arguments:
+    if kind == "swin" and "window_size" in options:
       fields["window_size"] = towers.square(
-        arguments["window_size"], f"{where}: window_size"
+        options["window_size"], f"{where}: window_size"
       )
-    if kind == "convnext" and "norm_eps" in arguments:
-      fields["norm_eps"] = float(arguments["norm_eps"])
+    if kind == "convnext" and "norm_eps" in options:
+      fields["norm_eps"] = float(options["norm_eps"])
     if any(value <= 0 for value in fields.values()):
       raise ValueError(f"{fields}")
   except WeightsError:

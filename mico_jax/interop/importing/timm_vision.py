@@ -206,7 +206,7 @@ def _config(
   where = str(file.parent / "config.json")
   size, told_patch = sizes(settings, where)
   towers.check_grid(vision, size, told_patch, where)
-  _check(vision, arguments(settings, where), where)
+  _check(vision, timm_staged.arguments(settings, where), where)
   guesses = {} if size else towers.grid_guess(vision)
   return vision, guesses | (
     {} if "num_heads" in told else towers.heads_guess(vision)
@@ -232,23 +232,6 @@ def _check(vision: VisionConfig, told: Mapping[str, Any], where: str) -> None:
   towers.check_told(where, told, have)
 
 
-def arguments(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-  """Arguments of timm's class, from its own config.json or that of an export.
-
-  Raises:
-    WeightsError: if they are no JSON object.
-  """
-  model = settings.get("model")
-  inner = model.get("arguments") if isinstance(model, Mapping) else model
-  for value in (settings.get("model_args"), inner):
-    if not isinstance(value or {}, Mapping):
-      raise WeightsError(
-        f"{where}: arguments of the model are of another form; expected an "
-        "object."
-      )
-  return {**(settings.get("model_args") or {}), **(inner or {})}
-
-
 def sizes(
   settings: Mapping[str, Any], where: str
 ) -> tuple[int | None, int | None]:
@@ -258,7 +241,7 @@ def sizes(
     WeightsError: if they are rectangular.
   """
   pixels = settings.get("pretrained_cfg")
-  options = arguments(settings, where)
+  options = timm_staged.arguments(settings, where)
   size = options.get("img_size")
   if not size and isinstance(pixels, Mapping):
     size = pixels.get("input_size")
@@ -276,7 +259,7 @@ def _told(settings: Mapping[str, Any], file: pathlib.Path) -> dict[str, Any]:
     WeightsError: if they are malformed.
   """
   where = str(file.parent / "config.json")
-  options = arguments(settings, where)
+  options = timm_staged.arguments(settings, where)
   fields: dict[str, Any] = {}
   try:
     for ours, theirs in (("num_heads", "num_heads"), ("norm_eps", "norm_eps")):

@@ -169,7 +169,9 @@ def from_official(
   """
   tensors = dict(tensors)
   if parts is None or "vision" in parts:
-    tensors = mico_vision.drop_rotary_buffers(tensors, config.vision)
+    mico_vision.check_rotary_buffers(tensors, config.vision)
+    rotary = mico_vision.ROTARY
+    tensors = {k: v for k, v in tensors.items() if not rotary.search(k)}
   for copy, original in TIED.items():
     if copy in tensors:  # the later key wins when PyTorch loads
       tensors[original] = tensors.pop(copy)

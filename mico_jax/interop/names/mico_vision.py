@@ -160,18 +160,6 @@ def rotary_buffers(config: VisionConfig) -> dict[str, np.ndarray]:
   }
 
 
-def drop_rotary_buffers(
-  tensors: Mapping[str, np.ndarray], config: VisionConfig
-) -> dict[str, np.ndarray]:
-  """The tensors without rotary tables, after `check_rotary_buffers`.
-
-  Raises:
-    ValueError: see `check_rotary_buffers`.
-  """
-  check_rotary_buffers(tensors, config)
-  return {k: v for k, v in tensors.items() if not ROTARY.search(k)}
-
-
 def check_rotary_buffers(
   tensors: Mapping[str, Any], config: VisionConfig
 ) -> None:

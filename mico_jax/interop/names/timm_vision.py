@@ -231,14 +231,6 @@ def ratio(part: int, whole: int) -> float:
   return quotient
 
 
-def norm_first(name: str) -> str:
-  """Timm's name of a ConvNeXt's tensor with `head_norm_first`.
-
-  With that option the last norm comes before the pooling, as it does here.
-  """
-  return name.replace("head.norm.", "norm_pre.")
-
-
 def vision_items(
   params: Params, config: VisionConfig, form: str
 ) -> Iterator[Item]:
@@ -252,8 +244,9 @@ def vision_items(
     _check_staged(config)
     table = staged_vision.entries(config, layout="timm")
     for one in weight_map.items(params, table, patch_size=config.patch_size):
-      name = trunk + norm_first(one.name)
-      yield dataclasses.replace(one, name=name)
+      # With timm's `head_norm_first` the last norm precedes pooling, as here.
+      name = one.name.replace("head.norm.", "norm_pre.")
+      yield dataclasses.replace(one, name=trunk + name)
     return
   table = vision_entries(config, form)
   if form == "openclip" and config.pre_norm:
