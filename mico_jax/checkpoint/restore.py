@@ -1,8 +1,8 @@
 """Opening a checkpoint for use, and starting a run from its parameters.
 
 `open_checkpoint` takes a workdir or a step folder and needs neither a mesh nor
-a target tree. `partial_load` fits parameters into another model: tables are
-resized by functions the caller gives, new parts are listed, the rest is strict.
+a target tree. `partial_load` fits parameters into another model: the caller's
+functions resize tables, new parts are reported, all else must match.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Checkpoint:
     step: of the training run.
     config: of the run.
     manifest: as read.
-    params: nested dict of host arrays: the averaged weights if asked for and
+    params: nested dict of host arrays: the averaged weights if requested and
       present.
     source: "ema" or "params".
     files: the manifest's files (tokenizer, self-check) by name.
     warnings: one line each: newer steps that were skipped, and problems that
-      `strict=False` let pass.
+      `strict=False` tolerated.
   """
 
   folder: Any
@@ -57,7 +57,7 @@ class Checkpoint:
   warnings: tuple[str, ...] = ()
 
   def tokenizer_files(self) -> dict[str, bytes]:
-    """The copied tokenizer files by their own names."""
+    """The stored tokenizer files by name."""
     prefix = manifest_lib.TOKENIZER_PREFIX
     return {
       name.removeprefix(prefix): data
@@ -91,7 +91,7 @@ def step_folders(path: epath.PathLike) -> list[Any]:
     raise CheckpointError(f"no such workdir or checkpoint: {str(path)!r}.")
   raise CheckpointError(
     f"{str(path)!r} holds no checkpoint; give a workdir (with checkpoints/) "
-    "or a step folder, runs/demo/checkpoints/1000 say."
+    "or a step folder such as runs/demo/checkpoints/1000."
   )
 
 
@@ -190,9 +190,9 @@ def stream_params(
   *,
   ema: bool = True,
 ) -> tuple[dict[str, Any], Config]:
-  """Puts parameters onto devices, a few arrays at a time.
+  """Loads parameters onto devices, a few arrays at a time.
 
-  The host holds a few saved shards or one (see `checkpoint.sharded`), so
+  The host holds few saved shards at a time (see `checkpoint.sharded`), so
   weights as large as the memory of the devices load on a small host. Every
   array is verified before it is placed. With several processes, all must call.
 
@@ -259,12 +259,12 @@ def parse_config(text: bytes, folder: Any) -> Config:
 # ----------------------------------------------------------- partial loading
 @dataclass(frozen=True)
 class LoadReport:
-  """What `partial_load` did, as lists of parameter paths.
+  """Parameter paths by how `partial_load` treated them.
 
   Attributes:
-    loaded: taken as they are.
-    resized: tables brought to another size.
-    new: not in the source; they keep their fresh initial values.
+    loaded: copied unchanged.
+    resized: tables that were resized.
+    new: absent from the source; they keep their initial values.
     unused: in the source only.
   """
 
@@ -274,7 +274,7 @@ class LoadReport:
   unused: tuple[str, ...] = field(default=())
 
   def lines(self) -> list[str]:
-    """A few lines for the console."""
+    """The report for the console, one line per kind."""
     text = [f"{len(self.loaded)} parameters loaded"]
     for name in ("resized", "new", "unused"):
       paths = getattr(self, name)
