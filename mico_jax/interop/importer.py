@@ -366,7 +366,7 @@ def _leaf(value: np.ndarray) -> streamed.Leaf:
 
 
 def _extras(job: _Import, self_check: bool) -> Extras:
-  """What is stored beside the parameters."""
+  """Tokenizer, preprocessing and self-check to store."""
   config, tokenizer = job.config, job.tokenizer
   return Extras(
     logical_axes=job.model.logical_axes(),

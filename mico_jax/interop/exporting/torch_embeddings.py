@@ -44,7 +44,7 @@ def files(config: ModelConfig) -> dict[str, str]:
 
 def _source(key: str, embedding: CustomEmbedding) -> str:
   """The text of the file that holds the class `embedding.torch`."""
-  said = f"{key}: embedding.torch={embedding.torch!r}"
+  named = f"{key}: embedding.torch={embedding.torch!r}"
   name, _, kind = embedding.torch.partition(":")
   try:
     spec = importlib.util.find_spec(name) if name and kind else None
@@ -53,7 +53,7 @@ def _source(key: str, embedding: CustomEmbedding) -> str:
   text = getattr(spec and spec.loader, "get_source", lambda _: None)(name)
   if text is None:
     raise ConfigError(
-      f"{said} is no class of a Python file, 'package.module:Class'; without "
+      f"{named} is no class of a Python file, 'package.module:Class'; without "
       "one the model has no PyTorch form."
     )
   tree = ast.parse(text)
@@ -64,17 +64,17 @@ def _source(key: str, embedding: CustomEmbedding) -> str:
   }
   if beyond := sorted(imported - _ALLOWED):
     raise ConfigError(
-      f"{said} imports {', '.join(beyond)}; an exported folder holds that file "
-      "alone, so it may import PyTorch and the standard library."
+      f"{named} imports {', '.join(beyond)}; an exported folder has only that "
+      "file, so it may import PyTorch and the standard library."
     )
   classes = [n for n in tree.body if isinstance(n, ast.ClassDef)]
   definition = next((n for n in classes if n.name == kind), None)
   if definition is None:
-    raise ConfigError(f"{said}: that file has no class {kind}.")
+    raise ConfigError(f"{named}: that file has no class {kind}.")
   methods = {n.name for n in definition.body if isinstance(n, ast.FunctionDef)}
   if embedding.valid is not None and "valid" not in methods:
     raise ConfigError(
-      f"{said} has no method valid(frames), but the record's tokens may be "
+      f"{named} has no method valid(frames), but the record's tokens may be "
       "padding."
     )
   return text

@@ -226,7 +226,7 @@ def _bert_normalizers(rules: wordpiece.Rules) -> list[dict[str, Any]]:
 def _sentencepiece(
   tokenizer: SentencePieceTokenizer,
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
-  """Of a unigram model.
+  """The files' content for a unigram model.
 
   Raises:
     ConfigError: for a model of another form, saying which.

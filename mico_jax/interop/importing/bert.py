@@ -150,7 +150,7 @@ def _config(
 
 def _check(text: TextConfig, settings: Mapping[str, Any]) -> None:
   """Compares config.json with the weights."""
-  towers.check_told(
+  towers.check_stated(
     "config.json",
     settings,
     {

@@ -33,7 +33,7 @@ Resizer = Callable[[np.ndarray, tuple[int, ...]], Any]
 
 @dataclass
 class Conversion:
-  """Where every tensor of a file goes.
+  """The result of `plan`: destination of every tensor of a file.
 
   Attributes:
     leaves: our parameters by path "a/b/c".

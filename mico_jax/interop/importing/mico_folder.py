@@ -84,13 +84,13 @@ def read(path: pathlib.Path) -> ForeignWeights:
 def _guesses(model: ModelConfig, settings: Mapping[str, Any]) -> dict[str, str]:
   """Numbers of heads that neither hps.json nor the encoder's name determine."""
   guesses: dict[str, str] = {}
-  told = settings.get("tiny_vision") or (
+  stated = settings.get("tiny_vision") or (
     settings.get("vision_encoder_type") in ENCODERS
   )
-  if not told:
+  if not stated:
     guesses |= heads_guess(model.vision)
-  told = (settings.get("tiny_bert") or {}).get("num_attention_heads")
-  if not told and model.text.width != BERT_WIDTH:
+  stated = (settings.get("tiny_bert") or {}).get("num_attention_heads")
+  if not stated and model.text.width != BERT_WIDTH:
     guesses["model.text.num_heads"] = (
       "hps.json states no num_attention_heads: taken to be "
       f"{model.text.num_heads}, 64 wide each"
@@ -279,7 +279,7 @@ def _check(config: ModelConfig, settings: Mapping[str, Any]) -> None:
     if stated and stated != have:
       raise WeightsError(
         f"hps.json and weights contradict: {name} {stated}, the weights have "
-        f"{have}. Take the hps.json that lies beside these weights."
+        f"{have}. Take the hps.json of these weights."
       )
 
 

@@ -16,7 +16,7 @@ from mico_jax.interop.importing.towers import (
   SQUASHED,
   check_grid,
   check_hidden,
-  check_told,
+  check_stated,
   grid_guess,
   heads_guess,
   pixel_mode,
@@ -76,11 +76,11 @@ def encoder_config(
   patch = square(inner.get("patch_size"), f"{where}: patch_size")
   check_grid(vision, size, patch, where)
   if not inner.get("timm_model_name"):
-    check_told(where, inner, {"layers": vision.depth, "width": vision.width})
+    check_stated(where, inner, {"layers": vision.depth, "width": vision.width})
     check_hidden(inner, vision, where)
   if vision.clip_embed_dim:
-    told = about.get("model_cfg") or {}
-    check_told(where, told, {"embed_dim": vision.clip_embed_dim})
+    stated = about.get("model_cfg") or {}
+    check_stated(where, stated, {"embed_dim": vision.clip_embed_dim})
   guesses = {} if size else grid_guess(vision)
   head = inner.get("head_width")
   if head is None and "width" in inner and not inner.get("timm_model_name"):
@@ -117,10 +117,10 @@ def as_timm(
     about: content of open_clip_config.json; {}: there is none.
   """
   size = _vision_cfg(about).get("image_size")
-  told = settings.get("pretrained_cfg") or {}
-  if size is None or not isinstance(told, Mapping):
+  stated = settings.get("pretrained_cfg") or {}
+  if size is None or not isinstance(stated, Mapping):
     return settings
-  return {**settings, "pretrained_cfg": {"input_size": size, **told}}
+  return {**settings, "pretrained_cfg": {"input_size": size, **stated}}
 
 
 def _vision_cfg(about: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -149,23 +149,23 @@ def frame_mode(
     WeightsError: for preprocessing that no mode is close to.
   """
   where = f"{CONFIG}: preprocess_cfg"
-  told = about.get("preprocess_cfg")
-  if not isinstance(told, (dict, type(None))):
+  stated = about.get("preprocess_cfg")
+  if not isinstance(stated, (dict, type(None))):
     raise WeightsError(f"{where}: expected a JSON object.")
-  told = told or {}
-  place = told.get("resize_mode") or "shortest"
+  stated = stated or {}
+  place = stated.get("resize_mode") or "shortest"
   tables = {"shortest": CROPPED, "squash": SQUASHED}
   if not isinstance(place, str) or place not in tables:
     raise WeightsError(
       f"{where}: resize_mode={place!r}; known here: {', '.join(tables)}. Set "
       "it to one of them to import the weights all the same."
     )
-  shape = square(told.get("size"), f"{where}: size")
+  shape = square(stated.get("size"), f"{where}: size")
   if shape not in (None, size):
     raise WeightsError(
       f"{where}: size {shape}, the encoder takes images of {size} pixels."
     )
-  mode = pixel_mode(told, where, tables[place]) or next(
+  mode = pixel_mode(stated, where, tables[place]) or next(
     name for name, stats in tables[place].items() if stats == spatial.CLIP
   )
-  return mode, resample_note(told.get("interpolation") or "bicubic", mode)
+  return mode, resample_note(stated.get("interpolation") or "bicubic", mode)

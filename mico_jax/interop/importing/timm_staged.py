@@ -106,10 +106,10 @@ def config_of(
       f"{file}: no {kind} of timm: {error} is missing or of another form; see "
       "--from for other kinds of weights."
     ) from error
-  told = _told(settings, kind, file)
-  config = dataclasses.replace(config, **told)
+  stated = _stated(settings, kind, file)
+  config = dataclasses.replace(config, **stated)
   notes: tuple[str, ...] = ()
-  if "image_size" not in told and MASK not in tensors:
+  if "image_size" not in stated and MASK not in tensors:
     config = dataclasses.replace(config, image_size=IMAGE_SIZE)
     notes = (
       "no input_size in a config.json beside the weights: frames are taken to "
@@ -144,7 +144,7 @@ def arguments(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _check(
   config: VisionConfig, settings: Mapping[str, Any], where: str
 ) -> None:
-  """Compares arguments of timm's class with the weights, as `check_told`."""
+  """Compares arguments of timm's class with the weights, as `check_stated`."""
   options = arguments(settings, where)
   have: dict[str, Any] = {"depths": config.stage_depths, "in_chans": 3}
   if config.encoder == "swin":
@@ -154,7 +154,7 @@ def _check(
     towers.check_hidden(options, config, where)
   else:
     have["dims"] = config.stage_widths
-  towers.check_told(where, options, have)
+  towers.check_stated(where, options, have)
 
 
 def _swin(tensors: Tensors) -> VisionConfig:
@@ -183,7 +183,7 @@ def _convnext(tensors: Tensors) -> VisionConfig:
 READERS = {"swin": _swin, "convnext": _convnext}
 
 
-def _told(
+def _stated(
   settings: Mapping[str, Any], kind: str, file: pathlib.Path
 ) -> dict[str, Any]:
   """Fields of the encoder that config.json states.

@@ -199,9 +199,9 @@ def _config(
     fields["norm_eps"] = timm_vision.plain_eps(named, fields["pre_norm"])
   if "quickgelu" in named:
     fields["mlp"] = "quick_gelu"
-  told: dict[str, Any] = _told(settings, file)
+  stated: dict[str, Any] = _stated(settings, file)
   heads = width // mico_vision.HEAD_DIMS.get(width, 64)
-  fields = {"num_heads": max(heads, 1), **fields, **told}
+  fields = {"num_heads": max(heads, 1), **fields, **stated}
   vision = VisionConfig(**fields)
   where = str(file.parent / "config.json")
   size, told_patch = sizes(settings, where)
@@ -209,27 +209,27 @@ def _config(
   _check(vision, timm_staged.arguments(settings, where), where)
   guesses = {} if size else towers.grid_guess(vision)
   return vision, guesses | (
-    {} if "num_heads" in told else towers.heads_guess(vision)
+    {} if "num_heads" in stated else towers.heads_guess(vision)
   )
 
 
-def _check(vision: VisionConfig, told: Mapping[str, Any], where: str) -> None:
+def _check(vision: VisionConfig, stated: Mapping[str, Any], where: str) -> None:
   """Compares arguments of timm's class with the weights.
 
   Raises:
     WeightsError: if they contradict, or name options the encoder here lacks.
   """
   for key, known in FIXED.items():
-    if told.get(key) is not None and told[key] not in known:
+    if stated.get(key) is not None and stated[key] not in known:
       raise WeightsError(
-        f"{where}: {key}={told[key]!r}; this encoder has {known[0]!r} only, so "
-        "its outputs would differ."
+        f"{where}: {key}={stated[key]!r}; this encoder has {known[0]!r} only, "
+        "so its outputs would differ."
       )
-  towers.check_hidden(told, vision, where)
+  towers.check_hidden(stated, vision, where)
   have = {"embed_dim": vision.width, "depth": vision.depth}
   if not timm_vision.is_eva(vision):
     have["qkv_bias"] = vision.qkv_bias == "all"
-  towers.check_told(where, told, have)
+  towers.check_stated(where, stated, have)
 
 
 def sizes(
@@ -252,7 +252,7 @@ def sizes(
   )
 
 
-def _told(settings: Mapping[str, Any], file: pathlib.Path) -> dict[str, Any]:
+def _stated(settings: Mapping[str, Any], file: pathlib.Path) -> dict[str, Any]:
   """Fields of the encoder by the arguments of timm's class in config.json.
 
   Raises:

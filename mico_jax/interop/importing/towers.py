@@ -133,8 +133,8 @@ def check_grid(
       )
 
 
-def check_told(
-  where: str, told: Mapping[str, Any], have: Mapping[str, Any]
+def check_stated(
+  where: str, stated: Mapping[str, Any], have: Mapping[str, Any]
 ) -> None:
   """Compares the sizes of a config with those of the weights.
 
@@ -143,38 +143,38 @@ def check_told(
 
   Args:
     where: name of the config, for messages.
-    told: fields of the config; absent ones and None are not compared.
+    stated: fields of the config; absent ones and None are not compared.
     have: values of fields, from the weights.
 
   Raises:
     WeightsError: naming the first field that differs.
   """
   for key, value in have.items():
-    stated = told.get(key)
-    if stated is None:
+    theirs = stated.get(key)
+    if theirs is None:
       continue
     plain = list(value) if isinstance(value, tuple) else value
-    if stated != plain or isinstance(stated, bool) != isinstance(plain, bool):
+    if theirs != plain or isinstance(theirs, bool) != isinstance(plain, bool):
       raise WeightsError(
-        f"{where} and weights contradict: {key} {stated!r}, the weights have "
+        f"{where} and weights contradict: {key} {theirs!r}, the weights have "
         f"{plain!r}. Is the file whole?"
       )
 
 
 def check_hidden(
-  told: Mapping[str, Any], vision: VisionConfig, where: str
+  stated: Mapping[str, Any], vision: VisionConfig, where: str
 ) -> None:
   """Compares `mlp_ratio` of a config with the weights.
 
   Args:
-    told: fields of the config.
+    stated: fields of the config.
     vision: the encoder of the weights.
     where: name of the config, for messages.
 
   Raises:
     WeightsError: if it is no number, or contradicts the weights.
   """
-  ratio = told.get("mlp_ratio")
+  ratio = stated.get("mlp_ratio")
   if ratio is None:
     return
   if type(ratio) not in (int, float) or not 0 < ratio < 1e6:
@@ -250,18 +250,18 @@ def resample_note(how: str, mode: str) -> tuple[str, ...]:
 
 def exported_mode(settings: Mapping[str, Any]) -> str:
   """The mode that an export of ours states in config.json; "": none."""
-  told = settings.get("preprocessing")
-  mode = told.get("mode") if isinstance(told, dict) else None
+  stated = settings.get("preprocessing")
+  mode = stated.get("mode") if isinstance(stated, dict) else None
   return mode if mode in list(MODALITIES["image"].modes) else ""
 
 
 def pixel_mode(
-  told: Any, where: str, modes: Mapping[str, spatial.Stats]
+  stated: Any, where: str, modes: Mapping[str, spatial.Stats]
 ) -> str:
   """The mode with the pixel statistics of a file; "": it states none.
 
   Args:
-    told: object with "mean" and "std" of values in [0, 1]; None: none.
+    stated: object with "mean" and "std" of values in [0, 1]; None: none.
     where: name of the file, for messages.
     modes: mode -> its mean and standard deviation.
 
@@ -269,11 +269,11 @@ def pixel_mode(
     WeightsError: if they are not three numbers each, one of them is missing, or
       no mode has them.
   """
-  if not isinstance(told, (dict, type(None))):
+  if not isinstance(stated, (dict, type(None))):
     raise WeightsError(f"{where}: expected a JSON object.")
   stats: dict[str, list[float]] = {}
   for key in ("mean", "std"):
-    value = (told or {}).get(key)
+    value = (stated or {}).get(key)
     if value is None:
       continue
     numbers = isinstance(value, list) and {type(x) for x in value} <= {
@@ -297,9 +297,9 @@ def pixel_mode(
       for x, y in zip(value, known[key], strict=True)
     ):
       return mode
-  stated = ", ".join(f"{name} {value}" for name, value in stats.items())
+  listed = ", ".join(f"{name} {value}" for name, value in stats.items())
   raise WeightsError(
-    f"{where}: no preprocessing with {stated} here; known means: "
+    f"{where}: no preprocessing with {listed} here; known means: "
     f"{', '.join(str(list(mean)) for mean, _ in modes.values())}."
   )
 

@@ -150,7 +150,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
       f"{file}: not the {kind} of {where}: {error} is missing or malformed."
     ) from error
   if dim := vision.clip_embed_dim:
-    towers.check_told(str(where), about, {"projection_dim": dim})
+    towers.check_stated(str(where), about, {"projection_dim": dim})
   mode, notes, guesses = _frames(about, file.parent, kind, vision.image_size)
   text = [name for name in tensors if name.startswith("text_model.")]
   if text:
@@ -230,7 +230,7 @@ def _config(
       raise WeightsError(f"{where}: hidden_act={act!r}, a ConvNeXt has 'gelu'.")
     vision = dataclasses.replace(vision, image_size=size)
     towers.check_grid(vision, size, patch, where)
-    towers.check_told(
+    towers.check_stated(
       where,
       settings,
       {"depths": vision.stage_depths, "hidden_sizes": vision.stage_widths},
@@ -247,7 +247,7 @@ def _config(
   if family == "dinov2":  # which has a ratio in its place
     towers.check_hidden(settings, vision, where)
     del have["intermediate_size"]
-  towers.check_told(where, settings, have)
+  towers.check_stated(where, settings, have)
   rows = tensors["pos_embed"].shape[-2]
   single = int(vision.pooling == "class")
   have = (size // patch) ** 2 + single
@@ -333,10 +333,10 @@ def _swin(
     stage_heads=heads,
     window_size=window,
   )
-  told = towers.side(settings["patch_size"], f"{where}: patch_size")
-  towers.check_grid(vision, size, told, where)
+  stated = towers.side(settings["patch_size"], f"{where}: patch_size")
+  towers.check_grid(vision, size, stated, where)
   towers.check_hidden(settings, vision, where)
-  towers.check_told(
+  towers.check_stated(
     where,
     settings,
     {
@@ -379,7 +379,7 @@ def _mode(
   if not pixels:
     stats = STATS.get(family, spatial.IMAGENET)
     return next(mode for mode, value in modes.items() if value == stats), []
-  told = {
+  stated = {
     ours: pixels[theirs]
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
     if theirs in pixels
@@ -393,7 +393,7 @@ def _mode(
   factor = pixels.get("rescale_factor", 1 / 255)
   if type(factor) not in (int, float) or not 0.99 < 255 * factor < 1.01:
     raise WeightsError(f"{PIXELS}: rescale_factor={factor!r}, expected 1/255.")
-  mode = towers.pixel_mode(told, PIXELS, modes)
+  mode = towers.pixel_mode(stated, PIXELS, modes)
   if not mode:
     stats = STATS.get(family, spatial.IMAGENET)
     mode = next(name for name, value in modes.items() if value == stats)

@@ -127,15 +127,15 @@ def _from_json(
       )
     _check_parts(document, name)
     pieces = _in_order(model["vocab"], name)
-    told = document.get("normalizer") or {}
-    told = wordpiece.check_rules(told, name, _NORMALISER)
-    for key in rules.keys() & told.keys():
-      if rules[key] != told[key]:
+    stated = document.get("normalizer") or {}
+    stated = wordpiece.check_rules(stated, name, _NORMALISER)
+    for key in rules.keys() & stated.keys():
+      if rules[key] != stated[key]:
         raise ValueError(
           f"{name} and {wordpiece.RULES_FILE} beside it contradict: {key} "
-          f"{told[key]} and {rules[key]}; correct one of them."
+          f"{stated[key]} and {rules[key]}; correct one of them."
         )
-    rules = rules | told
+    rules = rules | stated
   except WeightsError:
     raise
   except MALFORMED as error:

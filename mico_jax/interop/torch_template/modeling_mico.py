@@ -456,7 +456,7 @@ class WindowAttention(nn.Module):
     )
 
   def mask(self, side: int, shift: int) -> Tensor:
-    """-100 [windows, L, L] between tokens that only the shift makes adjacent."""
+    """-100 [windows, L, L] between tokens that only the shift joins."""
     w = self.window
     at = torch.arange(side)
     piece = (at >= side - w).int() + (at >= side - shift).int()
@@ -695,7 +695,7 @@ ENCODERS = {"vit": ViT, **dict.fromkeys(STAGED, StagedEncoder)}
 
 # ----------------------------------------------------------------- text tower
 class Context:
-  """What the text tower attends to: values [B, S, W], mask [B, S] or None."""
+  """Tokens for cross-attention: values [B, S, W], mask [B, S] or None."""
 
   def __init__(self, values: Tensor, mask: Tensor | None = None):
     self.values, self.mask = values, mask
@@ -1129,7 +1129,7 @@ class MiCo(nn.Module):
 
   @property
   def device(self) -> torch.device:
-    """Where the parameters live."""
+    """The device of the parameters."""
     return self.temperature.device
 
   # ------------------------------------------------------------- raw inputs
