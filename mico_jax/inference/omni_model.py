@@ -96,7 +96,7 @@ class OmniModel:
     jit = functools.partial(jax.jit, compiler_options=forward_options())
     self._embed = jit(self._embed_batch, static_argnums=2)
     self._context = jit(self._context_batch, static_argnums=2)
-    self._match = jit(self._match_batch)
+    self._match = jit(functools.partial(forward.match_probability, self.model))
     self._caption = functools.lru_cache(8)(self._make_caption)
 
   @property
@@ -133,11 +133,6 @@ class OmniModel:
   ) -> ContextKV:
     encoded = self._encode(params, arrays)
     return forward.project(self.model, params, encoded, letters)
-
-  def _match_batch(
-    self, params: Any, ids: Int[Array, "B L"], context: ContextKV
-  ) -> Float[Array, " B"]:
-    return forward.match_probability(self.model, params, ids, context)
 
   def _make_caption(
     self, max_new_tokens: int, num_beams: int, length_penalty: float
@@ -259,8 +254,7 @@ class OmniModel:
     """
     if not inputs:
       raise ValueError("no inputs to embed; give e.g. image=['photo.jpg'].")
-    embeddings = {}
-    lists = self._lists(inputs)
+    embeddings, lists = {}, self._lists(inputs)
     if not groups:
       for key, values in lists.items():
         letter = MODALITIES[key].letter
@@ -281,25 +275,22 @@ class OmniModel:
     return {key: items.as_list(key, rows) for key, rows in inputs.items()}
 
   def _key_of(self, letter: str, inputs: Mapping[str, Any]) -> str:
-    """The given modality that plays a letter; an image may play a video."""
-    players = played_by(letter, inputs)
-    if not players:
-      key = by_letter(letter).key
-      raise ValueError(
-        f"letter {letter!r} needs {key}=[...]; given: {', '.join(inputs)}."
-      )
-    return players
+    """The input for a letter; an image may serve as a video."""
+    if key := played_by(letter, inputs):
+      return key
+    raise ValueError(
+      f"letter {letter!r} needs {by_letter(letter).key}=[...]; given: "
+      f"{', '.join(inputs)}."
+    )
 
   def _letters(self, inputs: Mapping[str, Any]) -> str:
     """Context letters of the given modalities, in the table's order."""
     if not inputs:
       raise ValueError("no inputs given, e.g. image=['photo.jpg'].")
-    for key in inputs:
-      if self.preparer.check_key(key).letter == "t":
-        raise ValueError("text=[...] cannot be its own context.")
-    return context_order(
-      [MODALITIES[key].letter for key in inputs], self.config
-    )
+    letters = [self.preparer.check_key(key).letter for key in inputs]
+    if "t" in letters:
+      raise ValueError("text=[...] cannot be its own context.")
+    return context_order(letters, self.config)
 
   def match(
     self, *, text: Sequence[str], **inputs: Any

@@ -34,7 +34,7 @@ from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SMALL, make_self_check, model_params
 from mico_jax.interop.exporting import export, torch_folder
 from mico_jax.interop.files import folders, safetensors_writer
-from mico_jax.interop.files.tensors import Item, WeightsError
+from mico_jax.interop.files.tensors import Item, WeightsError, record
 from mico_jax.interop.importing import convert, formats, hub, run_config
 from mico_jax.interop.importing.formats import FORMATS
 from mico_jax.interop.importing.source import ForeignWeights
@@ -224,15 +224,7 @@ def _write(
   self_check: bool | None,
   keep_extra: bool,
 ) -> ImportReport:
-  """Reads the weights and writes the step folder `folder`.
-
-  Args:
-    job: what to write.
-    folder: an existing folder.
-    checkpoint: its final path, for the report.
-    self_check: see `import_checkpoint`.
-    keep_extra: see `import_checkpoint`.
-  """
+  """Writes a step folder, whose final path is `checkpoint`."""
   plan, source, notes = job.plan, job.source, job.notes
   count = sum(leaf.size for leaf in job.leaves.values())
   checked = count <= SMALL if self_check is None else self_check
@@ -312,7 +304,7 @@ def _plan(
     hint=source.hint,
   )
   for name, other in tied.items():
-    plan.records[name] = convert.record(copies[name], f"equals {other}")
+    plan.records[name] = record(copies[name], place=f"equals {other}")
   for tensor in replaced.values():
     plan.keep(tensor, "a tied copy with other values takes its place")
   return plan, tied, list(replaced)
@@ -406,12 +398,12 @@ def _records(
 ) -> list[dict[str, Any]]:
   """One record per tensor of the source, each with its hash."""
   by_file = {tensor.name: tensor for tensor in source.tensors.values()}
-  for name, record in plan.records.items():
+  for name, entry in plan.records.items():
     if name in tied:
-      record["sha256"] = plan.records[tied[name]].get("sha256", "")
-  for name, record in plan.records.items():
-    if not record.get("sha256"):
-      record["sha256"] = convert.digest(by_file[name].load())
+      entry["sha256"] = plan.records[tied[name]].get("sha256", "")
+  for name, entry in plan.records.items():
+    if not entry.get("sha256"):
+      entry["sha256"] = convert.digest(by_file[name].load())
   return [plan.records[name] for name in by_file]
 
 

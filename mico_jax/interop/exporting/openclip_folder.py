@@ -27,7 +27,6 @@ from jaxtyping import Float, Int
 
 from mico_jax.aliases import Params
 from mico_jax.config import Config, ConfigError, VisionConfig
-from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SelfCheck, on_cpu
 from mico_jax.interop.exporting import export, timm_folder, transformers_text
 from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
@@ -118,7 +117,7 @@ def settings(
       "quick_gelu": native and vision.mlp == "quick_gelu",
       "vision_cfg": tower,
       "text_cfg": {
-        "context_length": _length(source),
+        "context_length": transformers_text.text_length(source),
         "hf_model_name": str(place / TEXT),
         "hf_tokenizer_name": str(place),
         "hf_model_pretrained": False,
@@ -147,10 +146,6 @@ def _pixels(image: Mapping[str, Any]) -> dict[str, Any]:
     "interpolation": "bilinear",
     "resize_mode": RESIZE.get(image.get("place", ""), "squash"),
   }
-
-
-def _length(source: OpenedCheckpoint) -> int:
-  return Preparer(source.config, source.tokenizer).max_length("text")
 
 
 def write(
@@ -264,7 +259,8 @@ def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
   texts = (
     transformers_text.TEXTS[:1] + transformers_text.TEXTS[3:]
   )  # texts that open_clip's cleaning does not change
-  ids = np.stack([source.tokenizer.encode(x, _length(source)) for x in texts])
+  length = transformers_text.text_length(source)
+  ids = np.stack([source.tokenizer.encode(x, length) for x in texts])
   with transformers_text.quiet():
     # The final path does not exist yet, so the config names the current one.
     final = (folder / clip.CONFIG).read_bytes()

@@ -86,6 +86,11 @@ def model_config(
   }
 
 
+def text_length(source: OpenedCheckpoint) -> int:
+  """Tokens to which `embed` pads and cuts a text."""
+  return Preparer(source.config, source.tokenizer).max_length("text")
+
+
 def write_tokenizer(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
@@ -93,7 +98,7 @@ def write_tokenizer(
   prefix: str = "",
 ) -> None:
   """Writes the files of AutoTokenizer, with the text length of `embed`."""
-  length = Preparer(source.config, source.tokenizer).max_length("text")
+  length = text_length(source)
   files, notes = transformers_tokenizer.files(source.tokenizer, length)
   export.write_files(folder, files)
   for name in files:

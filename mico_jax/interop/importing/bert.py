@@ -18,8 +18,8 @@ from typing import Any
 from mico_jax.config import Config, ModelConfig, TextConfig
 from mico_jax.interop.files.opening import open_tensors
 from mico_jax.interop.files.tensors import Tensors, WeightsError, renamed
-from mico_jax.interop.importing import recognise, towers
-from mico_jax.interop.importing.source import ForeignWeights, find_vocabulary
+from mico_jax.interop.importing import recognise, towers, vocabulary
+from mico_jax.interop.importing.source import ForeignWeights
 from mico_jax.interop.names import mico
 from mico_jax.interop.names.weight_map import Entry
 from mico_jax.models import PRESETS
@@ -98,7 +98,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
     ignored=IGNORED,
     optional=OPTIONAL,
     ties=mico.TIED,
-    vocabulary=find_vocabulary(file.parent, text=True),
+    vocabulary=vocabulary.find(file.parent, text=True),
     hint="Is it a BERT?",
     guesses=guesses,
     notes=tuple(notes),

@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from mico_jax.checkpoint.streamed import Leaf
-from mico_jax.interop.files import tensors as tensors_lib
-from mico_jax.interop.files.tensors import Tensor, Tensors, WeightsError
+from mico_jax.interop.files.tensors import Tensor, Tensors, WeightsError, record
 from mico_jax.interop.names.weight_map import Entry, copy_blocks, to_ours
 
 LIMIT = 8  # names of each kind in an error
@@ -52,7 +51,7 @@ class Conversion:
   def keep(self, tensor: Tensor, why: str) -> None:
     """Keeps a tensor beside the parameters, for the reason `why`."""
     self.extra[tensor.name] = tensor
-    self.records.setdefault(tensor.name, record(tensor, why))
+    self.records.setdefault(tensor.name, record(tensor, place=why))
 
   def fit(
     self,
@@ -81,7 +80,7 @@ class Conversion:
       if resize is not None and got is not None and len(got) == len(want):
         resized = True
         self.resized.append(part.name)
-        self.records[part.name] = record(part, f"{path} (resized)")
+        self.records[part.name] = record(part, place=f"{path} (resized)")
         self.keep(part, "resized")
         continue
       misshaped.append(
@@ -89,16 +88,11 @@ class Conversion:
         f"expected {list(want)})"
       )
     for part in parts:
-      self.records.setdefault(part.name, record(part, path))
+      self.records.setdefault(part.name, record(part, place=path))
     self.leaves[path] = _leaf(
       entry, parts, shape, self.records, resize if resized else None
     )
     return misshaped
-
-
-def record(tensor: Tensor, place: str) -> dict[str, Any]:
-  """The report's entry of a tensor, before it is read."""
-  return tensors_lib.record(tensor, place=place)
 
 
 def digest(array: np.ndarray) -> str:

@@ -20,8 +20,9 @@ from mico_jax.interop.importing import (
   openclip_config,
   recognise,
   towers,
+  vocabulary,
 )
-from mico_jax.interop.importing.source import ForeignWeights, find_vocabulary
+from mico_jax.interop.importing.source import ForeignWeights
 from mico_jax.interop.names import mico
 from mico_jax.interop.names.mico_vision import VISUAL
 from mico_jax.interop.names.weight_map import Entry
@@ -69,7 +70,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
     parts=("vision",),
     ignored=mico_folder.IGNORED,
     optional=(r"^vision/logit_scale$",),
-    vocabulary=find_vocabulary(file.parent),
+    vocabulary=vocabulary.find(file.parent),
     hint="Is it an EVA-CLIP file?",
     positions="bicubic",
     notes=notes,

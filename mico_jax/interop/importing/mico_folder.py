@@ -33,8 +33,9 @@ from mico_jax.interop.files.tensors import (
   WeightsError,
   renamed,
 )
+from mico_jax.interop.importing import vocabulary
 from mico_jax.interop.importing.recognise import without_prefix
-from mico_jax.interop.importing.source import ForeignWeights, find_vocabulary
+from mico_jax.interop.importing.source import ForeignWeights
 from mico_jax.interop.importing.towers import heads_guess
 from mico_jax.interop.names import mico as official
 
@@ -76,7 +77,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
     guesses=_guesses(config.model, settings),
     ignored=IGNORED,
     ties=official.TIED,
-    vocabulary=find_vocabulary(path, text=True),
+    vocabulary=vocabulary.find(path, text=True),
     hint="Is hps.json that of these weights?",
   )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from mico_jax.config import Config
 from mico_jax.interop.files.tensors import Tensors
-from mico_jax.interop.importing.vocabulary import TEXT, Vocabulary, find, read
+from mico_jax.interop.importing.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -49,21 +49,3 @@ class ForeignWeights:
   def holds(self, part: str) -> bool:
     """Whether the weights hold parameters of a top key."""
     return not self.parts or part in self.parts
-
-
-def find_vocabulary(
-  folder: pathlib.Path, *, text: bool = False
-) -> Vocabulary | None:
-  """The vocabulary in a folder of weights; None: there is none.
-
-  Args:
-    folder: of the weights.
-    text: whether the weights hold a text tower, whose tokenizer it must be;
-      beside a mere encoder only a vocab.txt is read.
-
-  Raises:
-    WeightsError: if it belongs to another tokenizer than BERT's.
-  """
-  if text:
-    return find(folder)
-  return read(folder / TEXT) if (folder / TEXT).is_file() else None

@@ -31,8 +31,9 @@ from mico_jax.interop.importing import (
   recognise,
   timm_staged,
   towers,
+  vocabulary,
 )
-from mico_jax.interop.importing.source import ForeignWeights, find_vocabulary
+from mico_jax.interop.importing.source import ForeignWeights
 from mico_jax.interop.names import mico_vision, timm_vision
 from mico_jax.interop.names.weight_map import Entry
 
@@ -115,7 +116,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
     config=towers.run_config(file.stem, vision, mode),
     parts=("vision",),
     ignored=ignored,
-    vocabulary=find_vocabulary(file.parent),
+    vocabulary=vocabulary.find(file.parent),
     hint=hint,
     positions="bicubic",
     notes=notes,

@@ -24,8 +24,13 @@ from mico_jax.interop.files.tensors import (
   count_layers,
   renamed,
 )
-from mico_jax.interop.importing import recognise, timm_staged, towers
-from mico_jax.interop.importing.source import ForeignWeights, find_vocabulary
+from mico_jax.interop.importing import (
+  recognise,
+  timm_staged,
+  towers,
+  vocabulary,
+)
+from mico_jax.interop.importing.source import ForeignWeights
 from mico_jax.interop.names import staged_vision, transformers_vision
 from mico_jax.interop.names.weight_map import Entry
 from mico_jax.modalities import spatial
@@ -170,7 +175,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
     parts=("vision",),
     ignored=IGNORED,
     optional=(r"^vision/logit_scale$",),
-    vocabulary=find_vocabulary(file.parent),
+    vocabulary=vocabulary.find(file.parent),
     hint=f"Is {where} that of these weights?",
     positions="bicubic",
     notes=tuple(notes),

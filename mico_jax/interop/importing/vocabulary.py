@@ -17,6 +17,7 @@ from typing import Any
 from mico_jax.data import wordpiece
 from mico_jax.data.tokenizer import WordPieceTokenizer
 from mico_jax.interop.files.tensors import MALFORMED, WeightsError
+from mico_jax.interop.importing import towers
 
 TEXT, JSON = "vocab.txt", "tokenizer.json"
 ADDED = "added_tokens.json"  # {token: id}, beside a vocabulary
@@ -50,13 +51,18 @@ class Vocabulary:
     return WordPieceTokenizer(self.content, self.name, self.rules)
 
 
-def find(folder: pathlib.Path) -> Vocabulary | None:
-  """The vocabulary in a folder; None: there is none.
+def find(folder: pathlib.Path, *, text: bool = False) -> Vocabulary | None:
+  """The vocabulary in a folder of weights; None: there is none.
+
+  Args:
+    folder: of the weights.
+    text: whether the weights hold a text tower, whose tokenizer it must be;
+      beside a mere encoder only a vocab.txt is read.
 
   Raises:
     WeightsError: if its tokenizer is no WordPiece of BERT, naming its kind.
   """
-  for name in (TEXT, JSON):
+  for name in (TEXT, JSON) if text else (TEXT,):
     if (folder / name).is_file():
       vocabulary = read(folder / name)
       if vocabulary is not None:
@@ -87,27 +93,12 @@ def read(
         rules = wordpiece.read_rules(file.read_bytes(), str(file))
       extra = None if folder is None else folder / ADDED
       if extra is not None and extra.is_file():
-        wordpiece.check_added(_object(extra), str(extra))
+        wordpiece.check_added(towers.read_json(extra), str(extra))
     if path.suffix != ".json":
       return Vocabulary(content, str(path), rules)
     return _from_json(content, str(path), rules)
   except ValueError as error:
     raise WeightsError(str(error)) from None
-
-
-def _object(file: pathlib.Path) -> Mapping[str, Any]:
-  """The JSON object in a file.
-
-  Raises:
-    ValueError: if it holds anything else.
-  """
-  try:
-    value = json.loads(file.read_bytes())
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"{file}: not valid JSON ({error}).") from None
-  if not isinstance(value, dict):
-    raise ValueError(f"{file}: expected a JSON object.")
-  return value
 
 
 def _from_json(

@@ -241,8 +241,7 @@ def vision_items(
   """
   trunk = "visual.trunk." if form == "openclip" else ""
   if config.encoder in STAGED:
-    _check_staged(config)
-    table = staged_vision.entries(config, layout="timm")
+    table = staged_entries(config)
     for one in weight_map.items(params, table, patch_size=config.patch_size):
       # With timm's `head_norm_first` the last norm precedes pooling, as here.
       name = one.name.replace("head.norm.", "norm_pre.")
