@@ -201,7 +201,7 @@ def test_preprocessing_of_open_clip(tmp_path, form, about, mode):
   ("about", "message"),
   [
     ({"mean": [0.3] * 3, "std": HALF}, "no preprocessing with mean"),
-    ({"size": 24}, "size 24, but the encoder takes images of 16"),
+    ({"size": 24}, "size 24, the encoder takes images of 16"),
     ({"size": [16, 24]}, "is rectangular"),
     ({"resize_mode": "longest"}, "resize_mode='longest'; known here"),
     ({"mean": 0.5}, "expected three numbers"),
