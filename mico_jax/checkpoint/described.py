@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: its manifest and the files beside it."""
+"""The manifest of a step and the files beside it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+from etils import epath
 
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import storage
@@ -15,14 +16,13 @@ from mico_jax.checkpoint.manifest import CheckpointError
 
 @dataclass(frozen=True)
 class Extras:
-  """What a checkpoint holds beside the state; the same for every save.
+  """Contents of a checkpoint beside the state; the same for every save.
 
   Attributes:
     logical_axes: tree of axis-name tuples, in the form of the parameters.
     tokenizer_files: {file name: content}.
     tokenizer_info: special ids and sizes, JSON types only.
     preprocessing: {modality: mode name} for train and eval, and constants.
-    originals: path -> original name and dtype of imported parameters.
     topology: mesh, processes, devices; `topology()` by default.
     self_check: host parameters -> arrays of the self-check.
   """
@@ -31,7 +31,6 @@ class Extras:
   tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
   tokenizer_info: Mapping[str, Any] = field(default_factory=dict)
   preprocessing: Mapping[str, Any] = field(default_factory=dict)
-  originals: Mapping[str, Any] = field(default_factory=dict)
   topology: Mapping[str, Any] = field(default_factory=dict)
   self_check: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
@@ -48,18 +47,18 @@ def topology() -> dict[str, Any]:
 
 def manifest_files(
   extras: Extras,
-  folder: Any,
+  folder: epath.PathLike,
   head: Mapping[str, Any],
   layouts: Mapping[str, Any],
   notes: Sequence[Mapping[str, Any]],
 ) -> dict[str, bytes]:
-  """Runs the self-check and writes the manifest's text.
+  """As `with_files`, of arrays that several processes wrote in shards.
 
   Args:
-    extras: what the checkpoint holds beside the state.
-    folder: with the arrays, as written by all processes.
-    head: what the manifest says of this step alone.
-    layouts: of each item, see `sharded.layout`.
+    extras: as of the run.
+    folder: of the step, with the arrays of all processes.
+    head: entries of the manifest about this step alone.
+    layouts: item -> layout of its arrays, see `sharded.layout`.
     notes: of each process: item -> path -> start of a shard -> hash.
   """
   axes = manifest_lib.flatten(extras.logical_axes or {})
@@ -68,10 +67,29 @@ def manifest_files(
       layout,
       [note.get(name, {}) for note in notes],
       logical_axes={} if name == "opt_state" else axes,
-      originals={} if name == "opt_state" else extras.originals,
     )
     for name, layout in layouts.items()
   }
+  return with_files(extras, folder, head, items)
+
+
+def with_files(
+  extras: Extras,
+  folder: epath.PathLike,
+  head: Mapping[str, Any],
+  items: Mapping[str, Mapping[str, Any]],
+) -> dict[str, bytes]:
+  """The files of the `manifest` item, by name: self-check and tokenizer too.
+
+  Args:
+    extras: as of the run.
+    folder: of the step, with its arrays.
+    head: entries of the manifest about this step alone.
+    items: item -> the manifest's entry of every array.
+
+  Raises:
+    CheckpointError: if the arrays differ from what was written.
+  """
   files = {
     f"{manifest_lib.TOKENIZER_PREFIX}{name}": content
     for name, content in extras.tokenizer_files.items()

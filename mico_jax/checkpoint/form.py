@@ -1,8 +1,8 @@
-"""The form of a manifest: what is believed of a file that others may write.
+"""Validation of a manifest, which may come from an untrusted source.
 
-The hash beside a manifest tells damage, not intent: whoever alters the one can
-alter the other. So nothing of it is used before its form is known, and the
-files it names lie in its own folder.
+The hash of a manifest reveals damage, but whoever alters the manifest can alter
+the hash too. So its structure is checked before anything of it is used, and
+files that it names must be inside the checkpoint's folder.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _PART = re.compile(r"[\w+-][\w .+-]{0,254}", re.ASCII)
 
 
 def is_plain(name: Any) -> bool:
-  """Whether a file name stays below a folder: `vocab.txt`, `tokenizer/x.model`.
+  """Whether a name is a relative file name such as `tokenizer/x.model`.
 
-  No empty part, none that begins with a dot, letters of ASCII only.
+  It has no empty parts, none that begins with a dot, and ASCII letters only.
   """
   return isinstance(name, str) and all(
     _PART.fullmatch(part) for part in name.split("/")
@@ -34,7 +34,7 @@ def is_plain(name: Any) -> bool:
 
 
 def is_inside(path: epath.PathLike, folder: epath.PathLike) -> bool:
-  """Whether a local path, its links followed, lies below a folder."""
+  """Whether a local path, with links resolved, is inside a folder."""
   if "://" in os.fspath(path):
     return True  # stores have no links
   real, root = os.path.realpath(path), os.path.realpath(folder)
@@ -50,7 +50,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_entry(value: Any) -> bool:
-  """Of one array: one hash, or with a grid one for each shard."""
+  """Whether an array's entry is valid; with a grid it has a hash per shard."""
   if not isinstance(value, Mapping):
     return False
   shape, dtype = value.get("shape"), value.get("dtype")
@@ -110,7 +110,7 @@ def _files_problems(files: Any) -> Iterator[str]:
 
 
 def _import_problems(about: Any) -> Iterator[str]:
-  """Of the part that only imports have."""
+  """Problems of the entry "import", which only imports have."""
   if about is None:
     return
   if not isinstance(about, Mapping) or not isinstance(about.get("format"), str):
@@ -142,7 +142,7 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def problems(manifest: Mapping[str, Any]) -> Iterator[str]:
-  """What of a parsed manifest is not as it should be, one line each."""
+  """The problems of a parsed manifest, one line each."""
   for name, (accepts, expected) in _FIELDS.items():
     if name not in manifest:
       yield f"{name} is absent"

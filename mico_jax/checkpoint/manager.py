@@ -1,18 +1,17 @@
-"""The checkpoints of one run: save, keep, restore the newest that verifies.
+"""The checkpoints of one run: saving, retention, restoring.
 
 `<workdir>/checkpoints/<step>/{params,opt_state,ema,data,config,manifest}`.
 Saves are asynchronous and atomic: each process copies its shards to the host
-before `save` returns; hashing, writing and the self-check (of the parameters as
-they were written, read by process 0) happen behind training, and
-the step folder takes its final name only when everything is on disk. A save
-that fails therefore never touches a former checkpoint. For what may pass it is
-repeated, by `wait` with the same state, by the next `save` with a newer one;
-any other error is raised by the next `save`, `wait` or `close`. Old steps go
-when the new one has been read back (see `checkpoint.retention`).
+before `save` returns; hashing, writing and the self-check (of the written
+parameters, read by process 0) happen behind training, and the step folder gets
+its final name only when it is complete. A failing save therefore never damages
+an earlier checkpoint. After a transient error it is repeated, by `wait` with
+the same state or by the next `save` with a newer one; other errors are raised
+by the next `save`, `wait` or `close`. Old steps are deleted after the new one
+has been read back (see `checkpoint.retention`).
 
-`checkpoints/` goes through `etils.epath`; the arrays themselves through Orbax,
-which reads and writes local folders and gs://; see `checkpoint.mirror` for
-other stores.
+Folders are accessed by `etils.epath`, arrays by Orbax, which reads and writes
+local folders and gs://; see `checkpoint.mirror` for other stores.
 """
 
 from __future__ import annotations
@@ -43,22 +42,22 @@ from mico_jax.checkpoint.steps import CHECKPOINTS, list_steps, read_head
 from mico_jax.config import Config, ConfigError
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of Orbax's folders
-# Of a save whose failure does not look as if it may pass: what Orbax makes of a
-# fault may be "already exists" or "not found".
+# Attempts of a save whose error does not look transient, since Orbax may report
+# a transient error as "already exists" or "not found".
 REPEATS = 5
 
 
 @dataclass(frozen=True)
 class Restored:
-  """What `Manager.restore` found.
+  """A restored checkpoint.
 
   Attributes:
-    step: step of the checkpoint.
+    step: of the checkpoint.
     state: the train state, on devices.
     data: the data item, `{"step": ...}` at least.
-    skipped: newer steps that do not verify, with the reason.
-    notes: differences of versions and topology to the run that saved; with
-      any, the continued run is correct but may not be bit-identical.
+    skipped: newer steps that do not verify, with the reasons.
+    notes: differences of versions and topology to the run that saved it; if
+      there are any, the resumed run may not be bit-identical.
   """
 
   step: int
@@ -70,7 +69,7 @@ class Restored:
 
 @dataclass
 class _Saving:
-  """A save: what it was asked for, and how it ends."""
+  """A save: its arguments and its result."""
 
   step: int
   state: Any
@@ -80,7 +79,7 @@ class _Saving:
   error: Exception = field(default_factory=Exception)
 
   def alive(self) -> bool:
-    """Whether no later step has taken the memory of the state."""
+    """Whether the state is still in memory, not donated to a later step."""
     leaves = [
       getattr(self.state, name.name) for name in dataclasses.fields(self.state)
     ]
@@ -104,8 +103,8 @@ class Manager:
     """Opens `<workdir>/checkpoints`.
 
     Args:
-      workdir: folder of the run; created when the first save needs it.
-      config: of the run; `train.keep` newest checkpoints are kept, and the
+      workdir: folder of the run; created by the first save.
+      config: of the run; the newest `train.keep` checkpoints are kept, and the
         best one by the metric `train.keep_best`.
       extras: tokenizer, axes, self-check and so on, stored with each save.
       lower_is_better: whether the best checkpoint is the one with the lowest
@@ -145,22 +144,22 @@ class Manager:
   ) -> bool:
     """Starts saving a step; returns once its arrays are copied to the host.
 
-    If the former save failed and may be repeated, this one takes its place and
+    If the previous save failed and may be repeated, this one replaces it and
     returns when it is complete.
 
     Args:
-      step: the number of finished optimizer steps.
+      step: number of finished optimizer steps.
       state: a dataclass with `params`, `opt_state`, `ema` (or None); its other
         fields are scalar counters.
-      data: JSON-able state of the data beside the step.
+      data: further state of the data, of JSON types.
       metrics: for `train.keep_best`, stored in the manifest.
 
     Returns:
       False if that step is already saved.
 
     Raises:
-      CheckpointError: if this save could not start or the former one failed.
-      TransientError: likewise, for faults that did not pass in time.
+      CheckpointError: if this save could not start or the previous one failed.
+      TransientError: likewise, for transient errors that lasted too long.
     """
     failed = self._settle()
     if failed is not None:
@@ -174,11 +173,11 @@ class Manager:
     return True
 
   def _patiently(self, saving: _Saving, whole: bool) -> None:
-    """Starts a save, again and again while it fails for what may pass.
+    """Starts a save, repeatedly while its errors are transient.
 
     Args:
-      saving: what to save.
-      whole: return only when all of it is stored and verified.
+      saving: the save.
+      whole: whether to return only when it is stored and verified.
     """
 
     def attempt() -> None:
@@ -194,7 +193,7 @@ class Manager:
       nonlocal left
       left -= 1
       self._clean(saving.step)
-      if jax.process_count() > 1:  # the others do not know of it
+      if jax.process_count() > 1:  # other processes have not failed
         return False
       return failures.may_repeat(error) or (
         left > 0 and not failures.is_transient(error)
@@ -217,7 +216,7 @@ class Manager:
       for name in manifest_lib.ARRAY_ITEMS
       if getattr(state, name, None) is not None
     }
-    own = {name: sharded.host_shards(flat) for name, flat in arrays.items()}
+    shards = {name: sharded.host_shards(flat) for name, flat in arrays.items()}
     layouts = {name: sharded.layout(flat) for name, flat in arrays.items()}
     stored = {
       name: storage.stored_tree(name, flat) for name, flat in arrays.items()
@@ -231,7 +230,9 @@ class Manager:
     data_text = json.dumps(values, indent=1, sort_keys=True).encode()
 
     def notes() -> dict[str, Any]:
-      return {name: sharded.hash_shards(own.pop(name)) for name in list(own)}
+      return {
+        name: sharded.hash_shards(shards.pop(name)) for name in list(shards)
+      }
 
     def manifest_files(folder: Any, notes: Sequence[Any]) -> dict[str, bytes]:
       head = {
@@ -300,18 +301,18 @@ class Manager:
         sharded.read_placed(here, manifest["items"], {})
 
   def _clean(self, step: int) -> None:
-    """Removes what a failed save left behind, as far as it can."""
+    """Removes the files of a failed save, as far as possible."""
     self._remove_unfinished()
     folder = self.folder / str(step)
     if jax.process_index() or mirror.last_file(folder) != (mirror.COMMIT,):
       return
-    with contextlib.suppress(Exception):  # without waiting: it is away
+    with contextlib.suppress(Exception):  # no retries: the store is unreachable
       if mirror.COMMIT not in {path.name for path in folder.iterdir()}:
         folder.rmtree()
 
   def _failure(self, step: int, error: Exception) -> Exception:
-    """Words the error of a save that is given up."""
-    last = self._verified.newest()  # the store may be away: do not ask it
+    """The error of a save that is given up."""
+    last = self._verified.newest()  # without access to the store
     kept = f"step {last} is intact" if last else "none since this start"
     reason = failures.describe(error).rstrip(".")
     passing = failures.is_transient(error)
@@ -327,13 +328,13 @@ class Manager:
     )
 
   def _remove_unfinished(self) -> None:
-    """Removes what failed or killed saves left behind, as far as it can."""
+    """Removes the files of failed or killed saves, as far as possible."""
     if jax.process_index() or not self._local.is_dir():
       return
     for path in self._local.glob(f"*{_UNFINISHED}*"):
       for _ in range(10):
-        # Another item of the failed save may still be written: removing meets
-        # a new file, or a late write makes the folder again.
+        # Another item of the failed save may still be written: a new file
+        # prevents the removal, or a late write creates the folder again.
         with contextlib.suppress(OSError):
           path.rmtree(missing_ok=True)
         time.sleep(0.1)
@@ -343,12 +344,12 @@ class Manager:
   def wait(self) -> None:
     """Blocks until the running save is stored, verified, and old ones dropped.
 
-    A save that fails is repeated while its state is still there: as long as
-    its failure may pass, else `REPEATS` times.
+    A save that fails is repeated while its state is in memory: as long as its
+    error is transient, else `REPEATS` times.
 
     Raises:
-      CheckpointError: if that save failed; former checkpoints are intact.
-      TransientError: likewise, for faults that did not pass in time.
+      CheckpointError: if that save failed; earlier checkpoints are intact.
+      TransientError: likewise, for transient errors that lasted too long.
     """
     failed = self._settle()
     if failed is None:
@@ -363,7 +364,7 @@ class Manager:
 
   @property
   def failed(self) -> bool:
-    """Whether the running save has failed, so that another should start."""
+    """Whether the running save has failed, so that another one is due."""
     done = None if self._saving is None else self._saving.done
     if done is None or not done.done() or jax.process_count() > 1:
       return False
@@ -404,11 +405,8 @@ class Manager:
     """Steps with a finished checkpoint, ascending."""
     return list_steps(self.folder)
 
-  def best_step(self) -> int | None:
-    """The step with the best `train.keep_best` metric; None without one."""
-    return self._best_of(self.steps())
-
   def _best_of(self, steps: Iterable[int]) -> int | None:
+    """The step with the best `train.keep_best` metric; None without one."""
     name = self.config.train.keep_best
     if not name:
       return None

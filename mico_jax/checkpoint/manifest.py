@@ -1,18 +1,18 @@
-"""The manifest: what a checkpoint says about itself, and how that is checked.
+"""The manifest: description and verification of a checkpoint.
 
-One `manifest.json` lies beside the arrays of a step. Per parameter it holds
-path, shape, dtype, logical axes and a SHA-256 of the content, since a flipped
-byte would be restored without a word; beside them the hashes of config,
-tokenizer files and self-check, the preprocessing modes, the library versions
-and the topology of the run. `manifest.sha256` guards the manifest itself.
+One `manifest.json` is stored beside the arrays of a step. It holds path, shape,
+dtype, logical axes and a SHA-256 of the content of each parameter, since a
+flipped byte would otherwise go unnoticed; the hashes of config, tokenizer files
+and self-check; the preprocessing modes, the library versions and the topology
+of the run. `manifest.sha256` is the hash of the manifest itself.
 
-An array that was saved in shards has a hash for each, made by the process that
-held it: `grid` is the shape of a shard, `sha256` the list of hashes in C order
-of the shards. An array in one piece has no `grid` and one hash. Format 1 knew
-only the latter.
+An array that was saved in shards has one hash per shard, made by the process
+that held it: `grid` is the shape of a shard, `sha256` the list of hashes in C
+order of the shards. An array in one piece has no `grid` and one hash, as all
+arrays of format 1.
 
-Nothing here imports JAX: hashing works on host arrays. Files are JSON and raw
-bytes only; nothing of a checkpoint is ever unpickled.
+This module does not import JAX: hashing works on host arrays. Files are JSON
+and raw bytes; nothing of a checkpoint is ever unpickled.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import io
 import json
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -36,14 +36,14 @@ from mico_jax.checkpoint.form import ARRAY_ITEMS
 from mico_jax.checkpoint.ranges import Range
 
 FORMAT = "mico_jax checkpoint 2"
-FORMATS = ("mico_jax checkpoint 1", FORMAT)  # that are read
+FORMATS = ("mico_jax checkpoint 1", FORMAT)  # readable ones
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
 SELF_CHECK = "self_check.npz"
 TOKENIZER_PREFIX = "tokenizer/"
 CONFIG = "config.json"
 DATA = "data.json"
-_MOST_SELF_CHECK = 2**31  # bytes of its arrays; real ones have megabytes
+_MOST_SELF_CHECK = 2**31  # bytes, a thousand times those of a real one
 ITEMS = (*ARRAY_ITEMS, "data", "config", "manifest")
 
 _PACKAGES = (
@@ -58,7 +58,7 @@ _PACKAGES = (
 
 
 class CheckpointError(ValueError):
-  """A checkpoint that cannot be used or written; the message is one line."""
+  """A checkpoint cannot be read or written; the message is one line."""
 
 
 def sha256(data: bytes) -> str:
@@ -77,7 +77,7 @@ def array_hash(array: Any) -> str:
 
 
 def escape(key: str) -> str:
-  """A key as one part of a path: "~" and "/" written as JSON Pointer does."""
+  """A key as one part of a path, "~" and "/" escaped as in JSON Pointer."""
   return key.replace("~", "~0").replace("/", "~1")
 
 
@@ -100,7 +100,7 @@ def unflatten(
 
   Args:
     flat: leaves by path.
-    escaped: leave the parts as they stand in the path.
+    escaped: keep the parts of paths escaped.
   """
   tree: dict[str, Any] = {}
   for path, value in flat.items():
@@ -115,10 +115,10 @@ def unflatten(
 
 
 def shards(entry: Mapping[str, Any]) -> list[tuple[Range, str]]:
-  """The parts of an array that have a hash each, with their hashes.
+  """The shards of an array with their hashes.
 
   Raises:
-    CheckpointError: if the entry of the manifest contradicts itself.
+    CheckpointError: if grid and number of hashes contradict each other.
   """
   shape, hashes = entry["shape"], entry["sha256"]
   grid = entry.get("grid", shape)
@@ -147,7 +147,6 @@ def describe_shards(
   notes: Sequence[Mapping[str, Mapping[str, str]]],
   *,
   logical_axes: Mapping[str, Any] | None = None,
-  originals: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
   """The manifest's entry of every array of a sharded state.
 
@@ -155,7 +154,6 @@ def describe_shards(
     layout: path -> "shape", "dtype", and "grid": the shape of a shard.
     notes: of each process: path -> start of a shard, "0,64" say -> hash.
     logical_axes: as for `describe_arrays`.
-    originals: as for `describe_arrays`.
 
   Raises:
     CheckpointError: if a shard has no hash.
@@ -173,42 +171,33 @@ def describe_shards(
         f"{path}: no process hashed the shard at [{missing[0]}]; do all see "
         "the same folder?"
       )
-    found = [hashes[start] for start in starts]
+    digests = [hashes[start] for start in starts]
     entry: dict[str, Any] = {"shape": list(shape), "dtype": about["dtype"]}
-    if len(found) == 1:
-      entry["sha256"] = found[0]
+    if len(digests) == 1:
+      entry["sha256"] = digests[0]
     else:
-      entry |= {"grid": list(grid), "sha256": found}
+      entry |= {"grid": list(grid), "sha256": digests}
     entries[path] = entry
-  return _with_origin(entries, logical_axes, originals)
+  return _with_axes(entries, logical_axes)
 
 
-def _with_origin(
-  entries: dict[str, dict[str, Any]],
-  logical_axes: Mapping[str, Any] | None,
-  originals: Mapping[str, Any] | None,
+def _with_axes(
+  entries: dict[str, dict[str, Any]], logical_axes: Mapping[str, Any] | None
 ) -> dict[str, dict[str, Any]]:
   for path, entry in entries.items():
     if logical_axes and path in logical_axes:
       entry["axes"] = list(logical_axes[path])
-    if originals and path in originals:
-      entry["original"] = originals[path]
   return entries
 
 
 def describe_arrays(
-  flat: Mapping[str, Any],
-  *,
-  logical_axes: Mapping[str, Any] | None = None,
-  originals: Mapping[str, Any] | None = None,
+  flat: Mapping[str, Any], *, logical_axes: Mapping[str, Any] | None = None
 ) -> dict[str, dict[str, Any]]:
   """The manifest's entry of every array.
 
   Args:
     flat: host arrays by path.
     logical_axes: tuples of axis names by path.
-    originals: path -> what it was imported from: a list of {"name", "dtype",
-      "sha256"}, layer by layer.
   """
   entries = {}
   for path, value in flat.items():
@@ -218,24 +207,24 @@ def describe_arrays(
       "dtype": array.dtype.name,
       "sha256": array_hash(array),
     }
-  return _with_origin(entries, logical_axes, originals)
+  return _with_axes(entries, logical_axes)
 
 
 def versions() -> dict[str, str]:
   """Python's and the libraries' versions, as installed."""
-  found = {"python": platform.python_version()}
+  installed = {"python": platform.python_version()}
   for name in _PACKAGES:
     try:
-      found[name] = importlib.metadata.version(name)
+      installed[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       continue
-  return found
+  return installed
 
 
 def differences(
   old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> list[str]:
-  """Dotted keys with both values wherever two nested dicts differ."""
+  """One line per difference of two nested dicts: dotted key, both values."""
   lines = []
   for key in sorted({*old, *new}, key=str):
     name = f"{prefix}{key}"
@@ -251,7 +240,7 @@ def differences(
 
 
 def _plain(value: Any) -> Any:
-  """Tuples as lists all the way down, as JSON has them."""
+  """The value with lists for tuples, as it comes back from JSON."""
   if isinstance(value, (tuple, list)):
     return [_plain(v) for v in value]
   return value
@@ -260,9 +249,9 @@ def _plain(value: Any) -> Any:
 def to_files(
   manifest: Mapping[str, Any], extra: Mapping[str, bytes]
 ) -> dict[str, bytes]:
-  """The files of the `manifest` item: the manifest, its hash, the rest.
+  """The files of the `manifest` item: manifest, its hash, extra files.
 
-  `manifest["files"]` is filled with the hash of every extra file.
+  The stored manifest has the hash of every extra file in "files".
   """
   full = {
     **manifest,
@@ -277,7 +266,7 @@ def read(folder: epath.PathLike) -> dict[str, Any]:
   """Reads and checks the manifest of a step folder.
 
   Raises:
-    CheckpointError: if it is absent, cut short, altered, or of another form.
+    CheckpointError: if it is absent, cut short, altered, or of another format.
   """
   path = epath.Path(folder) / "manifest"
   text = _read_bytes(path / MANIFEST)
@@ -309,7 +298,7 @@ def read(folder: epath.PathLike) -> dict[str, Any]:
 
 
 def fingerprint(folder: epath.PathLike) -> str:
-  """The hash of a step folder's manifest: names its whole content."""
+  """The hash of a step folder's manifest, which identifies its content."""
   path = epath.Path(folder) / "manifest" / MANIFEST_HASH
   return _read_bytes(path).decode(errors="replace").strip()
 
@@ -326,17 +315,20 @@ def _read_bytes(path: Any) -> bytes:
 def read_files(
   folder: epath.PathLike, manifest: Mapping[str, Any]
 ) -> tuple[dict[str, bytes], list[str]]:
-  """Files named by the manifest, config included, with their mismatches.
+  """Reads and verifies the files that the manifest names, and the config.
 
   Returns:
-    {name: bytes} and a list of one-line problems (empty when all is well).
+    {name: bytes} and a list of problems, one line each.
+
+  Raises:
+    CheckpointError: if a path leads out of the folder.
   """
   root = epath.Path(folder)
   places = {name: root / "manifest" / name for name in manifest["files"]}
   expected = dict(manifest["files"])
   places[CONFIG] = root / "config" / CONFIG
   expected[CONFIG] = manifest["config_sha256"]
-  found, problems = {}, []
+  contents, problems = {}, []
   for name, path in places.items():
     if not form.is_inside(path, root):
       raise CheckpointError(
@@ -344,15 +336,15 @@ def read_files(
         "there."
       )
     try:
-      found[name] = _read_bytes(path)
+      contents[name] = _read_bytes(path)
     except CheckpointError as e:
       problems.append(str(e))
       continue
-    if sha256(found[name]) != expected[name]:
+    if sha256(contents[name]) != expected[name]:
       problems.append(
         f"{name}: content differs from the manifest's hash ({path})."
       )
-  return found, problems
+  return contents, problems
 
 
 def array_problems(
@@ -362,7 +354,14 @@ def array_problems(
   item: str,
   hashes: bool = True,
 ) -> list[str]:
-  """Compares host arrays {path: array} with their manifest entries."""
+  """Compares host arrays with their entries; one line per problem.
+
+  Args:
+    entries: of the manifest, by path.
+    arrays: by path.
+    item: "params", "opt_state" or "ema", for the messages.
+    hashes: whether to compare contents too.
+  """
   problems = [
     f"{item}: {path} is in the manifest but not in the checkpoint."
     for path in entries
@@ -390,34 +389,34 @@ def differs(
   shape: Sequence[int],
   dtype: str,
 ) -> str:
-  """What is said of an array of another kind than its entry; "": nothing."""
-  for what, is_, said in (
+  """The problem of an array of another shape or dtype; "": none."""
+  for what, actual, expected in (
     ("shape", list(shape), list(entry["shape"])),
     ("dtype", dtype, entry["dtype"]),
   ):
-    if is_ != said:
-      return f"{item}: {path} has {what} {is_}, the manifest says {said}."
+    if actual != expected:
+      return (
+        f"{item}: {path} has {what} {actual}, the manifest says {expected}."
+      )
   return ""
 
 
 def content_differs(item: str, path: str) -> str:
-  """What is said of an array whose bytes are not those that were saved."""
+  """The problem of an array whose bytes are not those that were saved."""
   return f"{item}: content of {path} differs from the manifest's hash."
 
 
-def summarise(problems: Iterable[str], *, limit: int = 3) -> str:
-  """The first few problems in one line."""
-  problems = list(problems)
-  text = " ".join(problems[:limit])
-  rest = len(problems) - limit
-  return f"{text} ({rest} more)" if rest > 0 else text
+def summarise(problems: Sequence[str]) -> str:
+  """The first three problems in one line."""
+  more = f" ({len(problems) - 3} more)" if len(problems) > 3 else ""
+  return " ".join(problems[:3]) + more
 
 
 FilesFn = Callable[[], Mapping[str, bytes]]
 
 
 def pack_arrays(arrays: Mapping[str, Any]) -> bytes:
-  """Named arrays as the bytes of an .npz file (never pickled)."""
+  """The bytes of an .npz file of named arrays, without pickling."""
   buffer = io.BytesIO()
   plain: dict[str, Any] = {k: np.asarray(v) for k, v in arrays.items()}
   np.savez(buffer, **plain)

@@ -2,8 +2,8 @@
 
 Orbax writes local folders and gs://. For other stores a step is written to a
 local folder and copied from there, the manifest's hash last: a step without it
-is not finished. To be read, its items are copied to a local folder for a while.
-Copies go behind training, one file at a time, so that one file is in memory.
+is unfinished. For reading, its items are copied to a temporary local folder.
+Copies are made behind training, one file in memory at a time.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from etils import epath
 from mico_jax import files
 from mico_jax.checkpoint import manifest as manifest_lib
 
-# Google's store renames no folder: there Orbax writes this file last.
+# On gs://, which cannot rename folders, Orbax writes this file last.
 COMMIT = "commit_success.txt"
 _LAST = ("manifest", manifest_lib.MANIFEST_HASH)
 
 
 def is_native(path: epath.PathLike) -> bool:
-  """Whether Orbax writes there: a local folder or gs://."""
+  """Whether Orbax writes to a path: a local folder or gs://."""
   text = os.fspath(path)
   return "://" not in text or text.startswith("gs://")
 
 
 def last_file(folder: Any) -> tuple[str, ...]:
-  """The file that is written last, as parts of its name below a step folder.
+  """Parts of the path of the file that is written last to a step folder.
 
-  () for a local folder, which takes its name when it is complete.
+  () for a local folder, which is renamed when it is complete.
   """
   if files.is_local(folder):
     return ()
@@ -52,7 +52,7 @@ def is_finished(folder: Any) -> bool:
 
 
 def drop(folder: Any) -> None:
-  """Removes a step folder; one that is removed in part counts as unfinished."""
+  """Removes a step folder; a partly removed one counts as unfinished."""
   last = last_file(folder)
   if last:
     files.remove(folder.joinpath(*last))
@@ -64,7 +64,7 @@ def upload(source: pathlib.Path, target: Any) -> None:
 
   Args:
     source: the folder.
-    target: an `epath.Path`; a former step there is replaced.
+    target: an `epath.Path`; an existing step is replaced.
   """
   files.remove(target.joinpath(*_LAST))
   for part in sorted(files.walk(source), key=lambda p: (p == _LAST, p)):
@@ -78,11 +78,11 @@ def _copy(source: Any, target: Any) -> None:
 
 @contextlib.contextmanager
 def local_copy(folder: Any, items: Iterable[str]) -> Iterator[Any]:
-  """A step folder that Orbax can read; the given one if it can be.
+  """A step folder that Orbax can read: the given one, or a temporary copy.
 
   Args:
     folder: `epath.Path` of the step.
-    items: subfolders that are needed; absent ones are left out.
+    items: subfolders to copy; absent ones are skipped.
   """
   if is_native(folder):
     yield folder

@@ -1,4 +1,4 @@
-"""An array that is being restored: what is read of it, and where it goes."""
+"""Restoring one array: the shards to read, and their devices."""
 
 from __future__ import annotations
 
@@ -22,24 +22,23 @@ SHARE_BYTES = 2**20
 class PlacedArray:
   """An array that is being restored.
 
-  What several processes hold alike is read by one of them, in turn, and comes
-  to the others through the devices, if its shards are of `SHARE_BYTES` or more;
-  smaller ones are read by each.
+  Shards of at least `SHARE_BYTES` that several processes replicate are read by
+  one of them, in turn, and reach the others through the devices; every process
+  reads smaller ones itself.
 
   Attributes:
-    item: of the checkpoint that it is of.
+    item: of the checkpoint, such as "params".
     path: within that item.
     entry: of the manifest.
-    like: array or ShapeDtypeStruct of what is to be there; None: the array is
-      verified only.
+    like: array or ShapeDtypeStruct with the sharding; None: the array is only
+      verified.
     saved: ranges of the saved shards that this process reads, with their
       hashes.
-    remaining: how many of `saved` are not yet read.
+    remaining: number of shards of `saved` that are not yet read.
     value: the array, once it is placed.
   """
 
   def __init__(self, item: str, path: str, entry: Mapping[str, Any], like: Any):
-    """Plans nothing yet."""
     self.item, self.path, self.entry, self.like = item, path, entry, like
     self.shape = tuple(entry["shape"])
     sharding = getattr(like, "sharding", None)
@@ -59,10 +58,10 @@ class PlacedArray:
     self._lock = threading.Lock()
 
   def find_places(self, number: int) -> None:
-    """Chooses what this process reads and places, whatever the manifest says.
+    """Chooses the ranges that this process reads and places.
 
-    It must not depend on what happens in this process alone: processes that
-    share an array place it together.
+    The choice must be the same function of the inputs in every process, since
+    processes that share an array place it together.
 
     Args:
       number: of the array, the same in all processes.
@@ -76,10 +75,10 @@ class PlacedArray:
     self.needed = tuple(dict.fromkeys(wanted))
 
   def find_saved(self) -> None:
-    """Finds the saved shards that hold what this process reads.
+    """Finds the saved shards that intersect the ranges to read.
 
     Raises:
-      CheckpointError: if the entry of the manifest contradicts itself.
+      CheckpointError: if the manifest's entry of the array is contradictory.
     """
     self.saved = [
       (where, sha256)
@@ -114,7 +113,7 @@ class PlacedArray:
     return manifest_lib.nbytes(self.entry, ((0, 1),))
 
   def put(self, where: Range, data: np.ndarray) -> None:
-    """Takes a saved shard that was read."""
+    """Receives the content of a saved shard."""
     if self.like is None:
       return
     for need in self.needed:
@@ -132,10 +131,11 @@ class PlacedArray:
       ]
 
   def place(self, *, failed: bool) -> None:
-    """Puts what was read onto the devices and drops it on the host.
+    """Moves the array from the host to the devices.
 
     Args:
-      failed: a read has failed; what other processes wait for is done still.
+      failed: whether a read has failed; an array that other processes wait for
+        is placed nevertheless.
     """
     if self.like is None or (failed and self.replicas is None):
       self._buffers.clear()
@@ -154,10 +154,10 @@ class PlacedArray:
     self._buffers.clear()
 
   def _shared(self) -> jax.Array:
-    """The array in all processes, of one replica's content.
+    """The array in all processes, from the content of one replica.
 
-    Bits travel as unsigned integers, whose maximum with 0 they are themselves;
-    floats would lose the sign of a zero.
+    The replicas are merged by a maximum with zeros, as unsigned integers: the
+    maximum of floats would lose the sign of a zero.
     """
     assert self.replicas is not None
     bits = np.dtype(f"u{self.itemsize}")
@@ -176,7 +176,7 @@ class PlacedArray:
 
 @functools.lru_cache(maxsize=128)
 def _merger(sharding: Any, dtype: Any) -> Callable[[jax.Array], jax.Array]:
-  """[replicas, ...] of bits, all but one zero -> the array that they are of."""
+  """Function from the bits [replicas, ...], all but one zero, to the array."""
 
   def merge(stacked: jax.Array) -> jax.Array:
     bits = jnp.max(stacked, axis=0)
@@ -195,7 +195,7 @@ def _replicas(
   The second value is the number of replicas.
   """
   if not isinstance(sharding, jax.NamedSharding) or itemsize > 4:
-    return None, 1  # there are no integers of so many bits
+    return None, 1  # 64-bit integers are disabled in JAX
   if math.prod(sharding.shard_shape(shape)) * itemsize < SHARE_BYTES:
     return None, 1
   holders: dict[Range, set[int]] = {}

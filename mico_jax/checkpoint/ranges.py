@@ -1,4 +1,4 @@
-"""Where the shards of an array lie."""
+"""Ranges of an array, such as those of its shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Range = tuple[tuple[int, int], ...]
 
 
 def of_index(index: Sequence[slice] | None, shape: Sequence[int]) -> Range:
-  """The index of a shard, as JAX gives it, as a range; None: all."""
+  """The range of a shard from its JAX index; None: the whole array."""
   index = [slice(None)] * len(shape) if index is None else index
   return tuple(
     (s.start or 0, size if s.stop is None else s.stop)
@@ -25,7 +25,7 @@ def whole(shape: Sequence[int]) -> Range:
 
 
 def sizes(where: Range) -> tuple[int, ...]:
-  """The shape of what lies in a range."""
+  """The shape of a range."""
   return tuple(stop - start for start, stop in where)
 
 
@@ -63,7 +63,7 @@ def count(shape: Sequence[int], grid: Sequence[int]) -> int:
 
 
 def of_grid(shape: Sequence[int], grid: Sequence[int]) -> list[Range]:
-  """Where the shards of an array lie, in C order; see `count`."""
+  """Ranges of the shards of an array, in C order; see `count`."""
   count(shape, grid)
   axes = [
     [(0, size)]
@@ -75,7 +75,7 @@ def of_grid(shape: Sequence[int], grid: Sequence[int]) -> list[Range]:
 
 
 def common(a: Range, b: Range) -> Range | None:
-  """What two ranges have in common; None: nothing."""
+  """The intersection of two ranges; None: empty."""
   both = tuple(
     (max(a0, b0), min(a1, b1)) for (a0, a1), (b0, b1) in zip(a, b, strict=True)
   )
@@ -84,7 +84,7 @@ def common(a: Range, b: Range) -> Range | None:
 
 
 def within(part: Range, outer: Range) -> tuple[slice, ...]:
-  """A part of a range as an index of the array that the range holds."""
+  """The index of `part` in an array that holds the range `outer`."""
   return tuple(
     slice(start - origin, stop - origin)
     for (start, stop), (origin, _) in zip(part, outer, strict=True)

@@ -1,8 +1,8 @@
 """Opening a checkpoint for use, and starting a run from its parameters.
 
 `open_checkpoint` takes a workdir or a step folder and needs neither a mesh nor
-a target tree. `partial_load` fits parameters into another model: tables are
-resized by functions the caller gives, new parts are listed, the rest is strict.
+a target tree. `partial_load` fits parameters into another model: the caller's
+functions resize tables, new parts are reported, all else must match.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Checkpoint:
     step: of the training run.
     config: of the run.
     manifest: as read.
-    params: nested dict of host arrays: the averaged weights if asked for and
+    params: nested dict of host arrays: the averaged weights if requested and
       present.
     source: "ema" or "params".
     files: the manifest's files (tokenizer, self-check) by name.
     warnings: one line each: newer steps that were skipped, and problems that
-      `strict=False` let pass.
+      `strict=False` tolerated.
   """
 
   folder: Any
@@ -57,7 +57,7 @@ class Checkpoint:
   warnings: tuple[str, ...] = ()
 
   def tokenizer_files(self) -> dict[str, bytes]:
-    """The copied tokenizer files by their own names."""
+    """The stored tokenizer files by name."""
     prefix = manifest_lib.TOKENIZER_PREFIX
     return {
       name.removeprefix(prefix): data
@@ -91,7 +91,7 @@ def step_folders(path: epath.PathLike) -> list[Any]:
     raise CheckpointError(f"no such workdir or checkpoint: {str(path)!r}.")
   raise CheckpointError(
     f"{str(path)!r} holds no checkpoint; give a workdir (with checkpoints/) "
-    "or a step folder, runs/demo/checkpoints/1000 say."
+    "or a step folder such as runs/demo/checkpoints/1000."
   )
 
 
@@ -122,8 +122,12 @@ def open_checkpoint(
   folders = step_folders(path)
   for folder in folders:
     try:
-      found = _open_step(folder, strict, ema, tuple(reasons))
-      return read_params(found, check=check, strict=strict) if arrays else found
+      checkpoint = _open_step(folder, strict, ema, tuple(reasons))
+      return (
+        read_params(checkpoint, check=check, strict=strict)
+        if arrays
+        else checkpoint
+      )
     except CheckpointError as e:
       reasons.append(f"skipped step {folder.name}: {e}")
   if len(folders) == 1:
@@ -186,9 +190,9 @@ def stream_params(
   *,
   ema: bool = True,
 ) -> tuple[dict[str, Any], Config]:
-  """Puts parameters onto devices, a few arrays at a time.
+  """Loads parameters onto devices, a few arrays at a time.
 
-  The host holds a few saved shards or one (see `checkpoint.sharded`), so
+  The host holds few saved shards at a time (see `checkpoint.sharded`), so
   weights as large as the memory of the devices load on a small host. Every
   array is verified before it is placed. With several processes, all must call.
 
@@ -233,9 +237,9 @@ def stream_params(
     for name, entry in entries.items()
   }
   with mirror.local_copy(folder, (item,)) as here:
-    found = sharded.read_placed(here, {item: entries}, {item: likes})
+    arrays = sharded.read_placed(here, {item: entries}, {item: likes})
   config = parse_config(files[manifest_lib.CONFIG], folder)
-  return manifest_lib.unflatten(found[item]), config
+  return manifest_lib.unflatten(arrays[item]), config
 
 
 def parse_config(text: bytes, folder: Any) -> Config:
@@ -255,12 +259,12 @@ def parse_config(text: bytes, folder: Any) -> Config:
 # ----------------------------------------------------------- partial loading
 @dataclass(frozen=True)
 class LoadReport:
-  """What `partial_load` did, as lists of parameter paths.
+  """Parameter paths by how `partial_load` treated them.
 
   Attributes:
-    loaded: taken as they are.
-    resized: tables brought to another size.
-    new: not in the source; they keep their fresh initial values.
+    loaded: copied unchanged.
+    resized: tables that were resized.
+    new: absent from the source; they keep their initial values.
     unused: in the source only.
   """
 
@@ -270,7 +274,7 @@ class LoadReport:
   unused: tuple[str, ...] = field(default=())
 
   def lines(self) -> list[str]:
-    """A few lines for the console."""
+    """The report for the console, one line per kind."""
     text = [f"{len(self.loaded)} parameters loaded"]
     for name in ("resized", "new", "unused"):
       paths = getattr(self, name)
@@ -306,41 +310,39 @@ def partial_load(
       differ without a resizer.
   """
   have = manifest_lib.flatten(source)
-  found: dict[str, Any] = {}
+  values: dict[str, Any] = {}
   loaded, resized, new, problems = [], [], [], []
   for path, like in manifest_lib.flatten(target).items():
+    shape = tuple(like.shape)
     if path not in have:
       if any(re.search(pattern, path) for pattern in may_be_new):
         new.append(path)
-        found[path] = like
+        values[path] = like
       else:
         problems.append(f"{path} is not in the checkpoint")
       continue
     value = np.asarray(have[path])
-    if value.shape != tuple(like.shape):
-      resize = next(
-        (f for p, f in (resizers or {}).items() if re.search(p, path)), None
-      )
-      if resize is None:
+    if value.shape == shape:
+      loaded.append(path)
+    else:
+      matches = (f for p, f in (resizers or {}).items() if re.search(p, path))
+      if (resize := next(matches, None)) is None:
         problems.append(
-          f"{path} has shape {list(value.shape)}, the model needs "
-          f"{list(like.shape)}"
+          f"{path} has shape {list(value.shape)}, the model needs {list(shape)}"
         )
         continue
-      value = resize(value, tuple(like.shape))
-      if value.shape != tuple(like.shape):
-        problems.append(f"{path} cannot be resized to {list(like.shape)}")
+      value = resize(value, shape)
+      if value.shape != shape:
+        problems.append(f"{path} cannot be resized to {list(shape)}")
         continue
       resized.append(path)
-    else:
-      loaded.append(path)
-    found[path] = value.astype(like.dtype)
+    values[path] = value.astype(like.dtype)
   if problems:
     more = f" ({len(problems) - 3} more)" if len(problems) > 3 else ""
     raise CheckpointError(
       f"the checkpoint does not fit the model: {'; '.join(problems[:3])}{more}."
       " Give the model the checkpoint's sizes, see mico-jax inspect."
     )
-  unused = tuple(path for path in have if path not in found)
+  unused = tuple(path for path in have if path not in values)
   report = LoadReport(tuple(loaded), tuple(resized), tuple(new), unused)
-  return manifest_lib.unflatten(found), report
+  return manifest_lib.unflatten(values), report

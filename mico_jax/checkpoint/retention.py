@@ -1,8 +1,7 @@
-"""Which checkpoints a run keeps: the newest that verify, and the best.
+"""Retention of checkpoints: the newest that verify, and the best.
 
-A step counts only when all of it has been read back and found as it was
-written. Otherwise a damaged, half-removed or unfinished step would push out the
-last good one.
+A step counts only after all of it has been read back and verified. Otherwise a
+damaged, partly removed or unfinished step would displace the last good one.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from mico_jax.checkpoint.manifest import CheckpointError
 
 
 class Verified:
-  """Remembers which steps verify, as long as their files stay the same."""
+  """Remembers which steps verify, until their files change."""
 
   def __init__(
     self, check: Callable[[int], Any], stamp: Callable[[int], Any]
   ) -> None:
-    """Checks nothing yet.
+    """Takes the functions that verify a step.
 
     Args:
       check: reads a step and raises CheckpointError if it does not verify.
-      stamp: of a step: changes when its files do.
+      stamp: value of a step that changes when its files change.
     """
     self._check, self._stamp = check, stamp
     self._known: dict[int, tuple[Any, str]] = {}
@@ -47,7 +46,7 @@ class Verified:
     return max(good, default=None)
 
   def note(self, step: int) -> None:
-    """A step has just been read in full and verified."""
+    """Records that a step has just been read in full and verified."""
     self._known[step] = (self._stamp(step), "")
 
 
@@ -57,13 +56,13 @@ def superseded(
   verifies: Callable[[int], bool],
   best: Callable[[Collection[int]], int | None] | None = None,
 ) -> list[int]:
-  """The steps that may go.
+  """The steps that may be deleted.
 
   Args:
-    steps: that are there, ascending.
-    keep: how many of the newest that verify stay.
-    verifies: whether a step does; asked no more than needed.
-    best: of some steps, the one that stays although it is old.
+    steps: existing ones, ascending.
+    keep: number of the newest verified steps to keep.
+    verifies: whether a step verifies; called only as often as needed.
+    best: the step to keep although it is old, among given ones.
 
   Returns:
     Steps older than the kept ones; none while fewer than `keep` verify.
@@ -87,6 +86,6 @@ def superseded(
 def best_of(
   scores: Mapping[int, float], *, lower_is_better: bool
 ) -> int | None:
-  """The step with the best finite score; the newer of equal ones."""
+  """The step with the best score, the newer of equal ones; None: no scores."""
   sign = -1.0 if lower_is_better else 1.0
   return max(scores, key=lambda s: (sign * scores[s], s)) if scores else None

@@ -1,14 +1,13 @@
-"""The self-check: stored inputs with the outputs they must give.
+"""The self-check: stored inputs and the outputs they must give.
 
-The arrays live in one .npz: `input/...` are raw samples as a user would hand
-them in (frames, waveforms, text), `output/...` what the model made of them in
-float32 on CPU. This module compares; `mico_jax.inference.omni_model` computes.
+The arrays are stored in one .npz file: `input/...` are raw samples (frames,
+waveforms, text), `output/...` the model's outputs in float32 on CPU. This
+module compares; `mico_jax.inference.self_check` computes.
 
-Limits. Between CPUs and library versions float32 results move by about 1e-6 of
-unit-norm embeddings; a changed LayerNorm epsilon, GELU form, normalisation or
-antialiasing moves them by 1e-4 and more on at least one of the inputs (the
-near-constant one for epsilon, the off-size one for resizing), see the fault
-tests.
+Between CPUs and library versions, unit-norm float32 embeddings differ by about
+1e-6. A changed LayerNorm epsilon, GELU, normalisation or antialiasing moves
+them by at least 1e-4 on one of the inputs (the near-constant one for epsilon,
+the off-size one for resizing).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import UInt8
 
 INPUT = "input/"
 OUTPUT = "output/"
@@ -31,29 +31,25 @@ def inputs(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   }
 
 
-def text_array(text: str) -> np.ndarray:
-  """A text as UTF-8 bytes in a uint8 array."""
+def text_array(text: str) -> UInt8[np.ndarray, " N"]:
+  """A text as an array of UTF-8 bytes."""
   return np.frombuffer(text.encode(), np.uint8)
 
 
-def array_text(array: np.ndarray) -> str:
+def array_text(array: UInt8[np.ndarray, " N"]) -> str:
   """The inverse of `text_array`."""
   return array.astype(np.uint8).tobytes().decode()
 
 
 def compare(
-  stored: Mapping[str, np.ndarray],
-  outputs: Mapping[str, np.ndarray],
-  *,
-  tolerance: float = TOLERANCE,
+  stored: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
 ) -> list[str]:
   """Compares outputs with the stored ones.
 
   Args:
     stored: arrays of the checkpoint; only `output/` entries are compared.
-    outputs: the same names, computed now.
-    tolerance: largest absolute difference of floating outputs; integers
-      (token ids) must be equal.
+    outputs: the same names, computed now. Floating-point outputs may differ by
+      `TOLERANCE`; integers (token ids) must be equal.
 
   Returns:
     One line per output that differs, the largest difference first.
@@ -62,33 +58,24 @@ def compare(
   for name, want in stored.items():
     if not name.startswith(OUTPUT):
       continue
-    label = name.removeprefix(OUTPUT)
-    if name not in outputs:
-      problems.append((np.inf, f"self-check: {label} could not be computed."))
-      continue
-    got = np.asarray(outputs[name])
-    if got.shape != want.shape:
-      problems.append(
-        (
-          np.inf,
-          f"self-check: {label} has shape {list(got.shape)}, stored "
-          f"{list(want.shape)}.",
-        )
-      )
+    label, got = name.removeprefix(OUTPUT), outputs.get(name)
+    worst = np.inf
+    if got is None:
+      problem = "could not be computed."
+    elif got.shape != want.shape:
+      problem = f"has shape {list(got.shape)}, stored {list(want.shape)}."
     elif want.dtype.kind in "iu":
-      if not np.array_equal(got, want):
-        problems.append(
-          (np.inf, f"self-check: {label} gives other token ids than stored.")
-        )
+      if np.array_equal(got, want):
+        continue
+      problem = "gives other token ids than stored."
     else:
       worst = float(np.max(np.abs(got.astype("f8") - want.astype("f8"))))
-      if not worst <= tolerance:
-        problems.append(
-          (
-            worst,
-            f"self-check: {label} differs from the stored output by "
-            f"{worst:.2g} (limit {tolerance:.0e}).",
-          )
-        )
+      if worst <= TOLERANCE:
+        continue
+      problem = (
+        f"differs from the stored output by {worst:.2g} "
+        f"(limit {TOLERANCE:.0e})."
+      )
+    problems.append((worst, f"self-check: {label} {problem}"))
   problems.sort(key=lambda pair: -pair[0])
   return [text for _, text in problems]

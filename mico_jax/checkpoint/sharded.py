@@ -1,11 +1,11 @@
-"""A state in shards: hashed where they lie, read by those who need them.
+"""Saving and restoring a sharded state.
 
-Saving, each process hashes the shards of the first replica that it holds; no
-process ever sees a whole array. Restoring, each process reads the saved shards
-that intersect what its devices need, compares their hashes, and puts them
-there; so a run may go on with any number of processes and any mesh. Its host
-memory is that of the arrays being read: `BATCH_BYTES` or a sixteenth of what
-its devices will hold, whichever is less, and at least one saved shard.
+When saving, each process hashes its shards of the first replica; no process
+holds a whole array. When restoring, each process reads the saved shards that
+intersect those of its devices, verifies their hashes and places them, so a run
+may continue with any number of processes and any mesh. Host memory is limited
+to `BATCH_BYTES` or a sixteenth of the memory of the devices, whichever is less,
+and at least one saved shard.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from mico_jax.checkpoint.ranges import Range
 from mico_jax.config import ConfigError
 from mico_jax.parallel import distributed
 
-BATCH_BYTES = 256 * 2**20  # read together, at most
-_LEAST_BATCH = 4 * 2**20  # and where the state is small
+BATCH_BYTES = 256 * 2**20  # largest number of bytes read together
+_LEAST_BATCH = 4 * 2**20  # lower limit of that for a small state
 
 # Path -> (start of a shard as text, its content on the host).
 Shards = dict[str, list[tuple[str, np.ndarray]]]
@@ -39,11 +39,11 @@ T = TypeVar("T")
 
 
 def together(call: Callable[[], T]) -> T:
-  """What a call returns here; if it fails in one process, it fails in all.
+  """The result of a call; if it fails in one process, all raise.
 
   Raises:
-    CheckpointError: what was wrong with a checkpoint, anywhere.
-    TransientError: if a store was away, anywhere.
+    CheckpointError: the problem of a checkpoint in any process.
+    TransientError: if a store was unreachable in any process.
   """
   failure, value = None, None
   try:
@@ -55,7 +55,7 @@ def together(call: Callable[[], T]) -> T:
 
 
 def _agree(failure: Exception | None) -> None:
-  """What failed in any process is raised in all, as the same kind."""
+  """Raises the failure of any process in all of them, as the same kind."""
   kinds = (CheckpointError, OSError, failures.TransientError)
   if (
     failure is not None
@@ -69,10 +69,10 @@ def _agree(failure: Exception | None) -> None:
 
 
 def check_same(value: Any, what: str) -> None:
-  """All processes see the same.
+  """Checks that a value is the same in all processes.
 
   Raises:
-    ConfigError: if they do not.
+    ConfigError: if it is not.
   """
   seen = distributed.gather_texts(json.dumps(value))
   if len(set(seen)) > 1:
@@ -85,40 +85,40 @@ def check_same(value: Any, what: str) -> None:
 # ---------------------------------------------------------------------- saving
 def layout(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """Shape, dtype and shape of a shard ("grid") of every array."""
-  found = {}
+  placement = {}
   for path, value in flat.items():
     grid = value.shape
     if isinstance(value, jax.Array):
       grid = value.sharding.shard_shape(value.shape)
-    found[path] = {
+    placement[path] = {
       "shape": list(value.shape),
       "dtype": np.dtype(value.dtype).name,
       "grid": list(grid),
     }
-  return found
+  return placement
 
 
 def host_shards(flat: Mapping[str, Any]) -> Shards:
-  """Copies what this process saves to the host, all together.
+  """Copies the shards that this process saves to the host, asynchronously.
 
-  Orbax takes the same copies. On CPUs they are the arrays themselves, which
-  JAX does not overwrite while somebody looks at them.
+  Orbax uses the same copies. On CPUs they are the arrays themselves, which JAX
+  does not overwrite while there is a reference to them.
   """
-  own: list[tuple[str, str, Any]] = []
+  pieces: list[tuple[str, str, Any]] = []
   for path, value in flat.items():
     if isinstance(value, jax.Array):
       for shard in value.addressable_shards:
         if shard.replica_id == 0:
           shard.data.copy_to_host_async()
           where = ranges.of_index(shard.index, value.shape)
-          own.append((path, ranges.key(where), shard.data))
+          pieces.append((path, ranges.key(where), shard.data))
     elif jax.process_index() == 0:
       start = ranges.key(ranges.whole(value.shape))
-      own.append((path, start, value))
-  found: Shards = {}
-  for path, start, data in own:
-    found.setdefault(path, []).append((start, np.asarray(data)))
-  return found
+      pieces.append((path, start, value))
+  shards: Shards = {}
+  for path, start, data in pieces:
+    shards.setdefault(path, []).append((start, np.asarray(data)))
+  return shards
 
 
 def hash_shards(shards: Shards) -> dict[str, dict[str, str]]:
@@ -127,12 +127,12 @@ def hash_shards(shards: Shards) -> dict[str, dict[str, str]]:
     (path, start, data) for path in shards for start, data in shards[path]
   ]
   shards.clear()
-  found: dict[str, dict[str, str]] = {}
+  digests: dict[str, dict[str, str]] = {}
   with ThreadPoolExecutor(max_workers=storage.READERS) as pool:
     hashes = pool.map(lambda job: manifest_lib.array_hash(job[2]), jobs)
     for (path, start, _), sha256 in zip(jobs, hashes, strict=True):
-      found.setdefault(path, {})[start] = sha256
-  return found
+      digests.setdefault(path, {})[start] = sha256
+  return digests
 
 
 # --------------------------------------------------------------------- reading
@@ -143,14 +143,14 @@ def read_placed(
 ) -> dict[str, dict[str, Any]]:
   """Reads, verifies and places the arrays of a step; all processes must call.
 
-  Arrays that `likes` does not name are verified, each by one process, and
-  dropped. The largest come first, while little else is there.
+  Arrays that `likes` does not name are only verified, each by one process. The
+  largest arrays come first, while most of the memory is free.
 
   Args:
     folder: step folder.
     items: the manifest's entries of each item.
-    likes: item -> path -> array or ShapeDtypeStruct of what is to be there;
-      without a sharding: the default device.
+    likes: item -> path -> array or ShapeDtypeStruct of the array to restore;
+      without a sharding: on the default device.
 
   Returns:
     Item -> path -> array.
@@ -158,7 +158,7 @@ def read_placed(
   Raises:
     CheckpointError: naming the first arrays that do not verify, in every
       process, whichever read them.
-    TransientError: in every process, if the store stays away.
+    TransientError: in every process, if the store stays unreachable.
   """
   arrays = [
     PlacedArray(item, path, entry, likes.get(item, {}).get(path))
@@ -172,7 +172,7 @@ def read_placed(
 
 
 class _Reading:
-  """The arrays of a step, read shard by shard and placed in their order."""
+  """Reads the arrays of a step shard by shard and places them in order."""
 
   def __init__(
     self,
@@ -188,15 +188,15 @@ class _Reading:
   def placed(
     self, likes: Mapping[str, Mapping[str, Any]]
   ) -> dict[str, dict[str, Any]]:
-    """What the arrays became."""
-    found: dict[str, dict[str, Any]] = {item: {} for item in likes}
+    """The restored arrays: item -> path -> array."""
+    placed: dict[str, dict[str, Any]] = {item: {} for item in likes}
     for array in self._arrays:
       if array.like is not None:
-        found[array.item][array.path] = array.value
-    return found
+        placed[array.item][array.path] = array.value
+    return placed
 
   def run(self) -> Exception | None:
-    """Reads and places all; what failed first, if anything did."""
+    """Reads and places all arrays; returns the first error, if any."""
     self._try(self._open)
     for number, array in enumerate(self._arrays):
       array.find_places(number)
@@ -208,11 +208,11 @@ class _Reading:
         for array, *_ in window:
           array.remaining -= 1
         self._place_those_read()
-        memory.trim()  # what the threads have read stays in their arenas
+        memory.trim()  # returns the freed memory of the threads
     return self._failure
 
   def _try(self, call: Any) -> None:
-    """Calls unless something has failed; other processes may not know it."""
+    """Calls unless something has failed, and keeps the error for `_agree`."""
     if self._failure is None:
       try:
         call()
@@ -226,7 +226,7 @@ class _Reading:
     }
 
   def _place_those_read(self) -> None:
-    """In order, since processes place what they share together."""
+    """Places arrays in order, as processes place shared arrays together."""
     while self._next < len(self._arrays):
       array = self._arrays[self._next]
       if array.remaining:
@@ -235,7 +235,7 @@ class _Reading:
       self._next += 1
 
   def _windows(self) -> Iterator[list[tuple[PlacedArray, Range, str]]]:
-    """Saved shards that are on the host at the same time."""
+    """Groups of saved shards that are on the host at the same time."""
     jobs = [
       (a, where, sha256) for a in self._arrays for where, sha256 in a.saved
     ]

@@ -1,4 +1,4 @@
-"""A train state against the arrays of a checkpoint."""
+"""Conversion between a train state and the arrays of a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def counters(state: Any) -> dict[str, int]:
 def likes(
   target: Any, step: int, items: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-  """What the arrays of a checkpoint must be like: item -> path -> like.
+  """Item -> path -> array or ShapeDtypeStruct of the state to restore.
 
   Raises:
     CheckpointError: if the checkpoint does not fit `target`.

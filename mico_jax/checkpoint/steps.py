@@ -31,7 +31,7 @@ def read_head(
   """Manifest and data item of a step folder; verifies all but the arrays.
 
   Raises:
-    CheckpointError: naming the first things that do not verify.
+    CheckpointError: naming the first files that do not verify.
   """
   folder = epath.Path(folder)
   manifest = manifest_lib.read(folder)

@@ -3,9 +3,9 @@
 A step folder is written by one asynchronous, atomic Orbax save of a composite:
 arrays (`params`, `opt_state`, `ema`) as OCDBT, and small items (`data`,
 `config`, `manifest`) as plain files. Each process writes and hashes the shards
-of the first replica that it holds, behind training; when all have, process 0
-writes the manifest. Arrays are not compressed: weights hardly shrink, and
-written from where they lie they need no memory.
+of the first replica that it holds, behind training; then process 0 writes the
+manifest. Arrays are not compressed, as weights hardly shrink and compression
+would need memory for a copy.
 
 Arrays are read back by TensorStore as host arrays, without a target tree or a
 mesh; see `checkpoint.sharded` for those that go to devices.
@@ -37,7 +37,7 @@ from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint.manifest import CheckpointError
 
 READERS = 8  # threads that read and hash
-# OCDBT keeps the nodes of its index here; the arrays themselves are not kept.
+# Cache of the nodes of OCDBT's index; arrays are not cached.
 _INDEX_BYTES = 32 * 2**20
 
 
@@ -72,7 +72,7 @@ class FilesHandler(ocp.AsyncCheckpointHandler):
     asyncio.run(self._write(args.files, directory))
 
   def restore(
-    self, directory: epath.Path, args: FilesRestore | None = None
+    self, directory: epath.Path, args: Any = None
   ) -> dict[str, bytes]:
     """Reads every file below the item's folder."""
     return {
@@ -82,46 +82,43 @@ class FilesHandler(ocp.AsyncCheckpointHandler):
     }
 
 
-@checkpoint_args.register_with_handler(FilesHandler, for_save=True)
+# Orbax wants arguments to restore with, although nothing restores through it.
+@checkpoint_args.register_with_handler(
+  FilesHandler, for_save=True, for_restore=True
+)
 @dataclasses.dataclass
 class FilesSave(checkpoint_args.CheckpointArgs):
-  """Save arguments of `FilesHandler`: a function that returns the files."""
+  """Arguments of `FilesHandler`: a function that returns the files."""
 
   files: manifest_lib.FilesFn
 
 
-@checkpoint_args.register_with_handler(FilesHandler, for_restore=True)
-@dataclasses.dataclass
-class FilesRestore(checkpoint_args.CheckpointArgs):
-  """Restore arguments of `FilesHandler`: none."""
+class ManifestHandler(FilesHandler):
+  """Orbax handler of files that process 0 makes from notes of all processes.
 
-
-class ManifestHandler(ocp.AsyncCheckpointHandler):
-  """Orbax handler of files that process 0 makes of what every process notes.
-
-  The notes lie beside them meanwhile, since all processes write to one folder.
-  It must be the last item: its files are made when the others are complete.
+  The notes are stored in the item's folder, since all processes write to one
+  folder. It must be the last item: its files are made when the others are
+  complete.
   """
 
   def __init__(self) -> None:
-    """Keeps nothing yet."""
+    """Has no notes yet."""
     self._finish: Any = None
-    self._files = FilesHandler()
 
   async def _note(
-    self, own: Callable[[], Mapping[str, Any]], directory: epath.Path
+    self, notes: Callable[[], Mapping[str, Any]], directory: epath.Path
   ) -> None:
-    text = json.dumps(await asyncio.to_thread(own))
+    text = json.dumps(await asyncio.to_thread(notes))
     files_lib.write_text(_notes_path(directory, jax.process_index()), text)
 
   async def async_save(
-    self, directory: epath.Path, args: ManifestSave
+    self, directory: epath.Path, args: Any
   ) -> list[ocp.Future]:
     """Starts making the notes and returns the commit future."""
     self._finish = args.finish
     return [
       future.CommitFutureAwaitingContractedSignals(
-        self._note(args.own, directory), name="mico_jax_manifest"
+        self._note(args.notes, directory), name="mico_jax_manifest"
       )
     ]
 
@@ -131,44 +128,34 @@ class ManifestHandler(ocp.AsyncCheckpointHandler):
     paths = [_notes_path(directory, i) for i in range(jax.process_count())]
     notes = [json.loads(files_lib.read_text(path)) for path in paths]
     files = finish(directory.parent, notes)
-    self._files.save(directory, FilesSave(lambda: files))
+    asyncio.run(self._write(lambda: files, directory))
     for path in paths:
       files_lib.remove(path)
 
-  def save(self, directory: epath.Path, args: ManifestSave) -> None:
+  def save(self, directory: epath.Path, args: Any) -> None:
     """Makes the notes and returns when they are written."""
     self._finish = args.finish
-    asyncio.run(self._note(args.own, directory))
-
-  def restore(
-    self, directory: epath.Path, args: ManifestRestore | None = None
-  ) -> dict[str, bytes]:
-    """Reads every file below the item's folder."""
-    return self._files.restore(directory)
+    asyncio.run(self._note(args.notes, directory))
 
 
 def _notes_path(directory: epath.Path, process: int) -> epath.Path:
   return directory / f"notes-{process}.json"
 
 
-@checkpoint_args.register_with_handler(ManifestHandler, for_save=True)
+@checkpoint_args.register_with_handler(
+  ManifestHandler, for_save=True, for_restore=True
+)
 @dataclasses.dataclass
 class ManifestSave(checkpoint_args.CheckpointArgs):
-  """Save arguments of `ManifestHandler`.
+  """Arguments of `ManifestHandler`.
 
   Attributes:
-    own: this process' notes, JSON types; called behind training.
+    notes: makes this process' notes, JSON types; called behind training.
     finish: (folder with the other items, the notes of all processes) -> files.
   """
 
-  own: Callable[[], Mapping[str, Any]]
+  notes: Callable[[], Mapping[str, Any]]
   finish: Callable[[epath.Path, Sequence[Any]], Mapping[str, bytes]]
-
-
-@checkpoint_args.register_with_handler(ManifestHandler, for_restore=True)
-@dataclasses.dataclass
-class ManifestRestore(checkpoint_args.CheckpointArgs):
-  """Restore arguments of `ManifestHandler`: none."""
 
 
 class OrbaxNoise(logging.Filter):
@@ -185,10 +172,10 @@ _NOISE = OrbaxNoise()
 
 
 def _drop_late_ends(former: Callable[[Any], Any]) -> Callable[[Any], Any]:
-  """A hook that is silent on writes and reads that end behind a failed one.
+  """A hook that ignores errors of a closed event loop.
 
-  Orbax closes its event loop at the first error, on a full disk say. Python
-  would print a traceback for each of the others, since the loop is gone.
+  Orbax closes its event loop at the first error, such as a full disk. Python
+  would print a traceback for every other write or read still running.
   """
 
   def hook(report: Any) -> None:
@@ -200,7 +187,7 @@ def _drop_late_ends(former: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def quiet() -> None:
-  """Keeps Orbax from telling what reaches the caller as an exception."""
+  """Silences messages of Orbax about errors that are raised anyway."""
   if not hasattr(sys.unraisablehook, "mico_jax"):
     sys.unraisablehook = _drop_late_ends(sys.unraisablehook)
   for name in ("absl", "asyncio"):
@@ -208,16 +195,16 @@ def quiet() -> None:
 
 
 def absolute(path: epath.PathLike) -> Any:
-  """An epath with the current folder in front of a relative local path."""
+  """The absolute path, local or remote."""
   text = os.fspath(path)
   return epath.Path(text if "://" in text else os.path.abspath(text))
 
 
 def _arrays_handler() -> ocp.PyTreeCheckpointHandler:
-  """Writes each shard of the first replica, whole and as it is.
+  """Handler that writes each shard of the first replica, uncompressed.
 
-  Not by way of pinned memory: it would hold a second copy beside the one that
-  is hashed (`sharded.host_shards`), which Orbax shares otherwise.
+  Without pinned memory Orbax shares the host copies that are hashed
+  (`sharded.host_shards`); with it there would be a second copy.
   """
   return ocp.PyTreeCheckpointHandler(
     use_compression=False,
@@ -259,7 +246,7 @@ def save_args(
 
 
 def path_dict(tree: Any) -> dict[str, Any]:
-  """Any pytree (an optimizer state, say) as {"a/b/0": leaf}."""
+  """The leaves of a pytree, such as an optimizer state, as {"a/b/0": leaf}."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   flat = {
     "/".join(
@@ -274,7 +261,7 @@ def path_dict(tree: Any) -> dict[str, Any]:
 
 
 def from_path_dict(target: Any, flat: Mapping[str, Any]) -> Any:
-  """Puts {"a/b/0": leaf} back into a tree of the form of `target`.
+  """Leaves {"a/b/0": leaf} as a tree with the structure of `target`.
 
   Raises:
     CheckpointError: if the leaves do not fit the target, naming the first.
@@ -307,7 +294,7 @@ def host_copy(value: Any) -> np.ndarray:
 
 
 def check_fits(shape: Iterable[int], dtype: Any, like: Any) -> None:
-  """Checks that an array of a checkpoint is of the kind that a run needs.
+  """Checks shape and dtype of a stored array against those of a run.
 
   Args:
     shape: of the stored array.
@@ -326,7 +313,11 @@ def check_fits(shape: Iterable[int], dtype: Any, like: Any) -> None:
 
 
 def place(value: np.ndarray, like: Any) -> Any:
-  """Puts a host array where `like` (array or ShapeDtypeStruct) says.
+  """Puts a host array onto devices, with the sharding of `like`.
+
+  Args:
+    value: host array.
+    like: array or ShapeDtypeStruct; without a sharding: the default device.
 
   Raises:
     CheckpointError: if shape or dtype differ.
@@ -346,7 +337,7 @@ class ArrayFiles:
   def __init__(
     self, folder: epath.PathLike, item: str, every: Iterable[str]
   ) -> None:
-    """Opens nothing yet.
+    """Checks the folder.
 
     Args:
       folder: step folder, local or on gs://.
@@ -354,7 +345,7 @@ class ArrayFiles:
       every: paths of all arrays of the item.
 
     Raises:
-      CheckpointError: if there is no such folder, or what cannot be read.
+      CheckpointError: if there is no such folder, or it holds a pipe or device.
     """
     self._path = absolute(folder) / item
     if not files_lib.is_folder(self._path):
@@ -394,7 +385,7 @@ class ArrayFiles:
     )
 
   def read(self, store: Any, where: tuple[slice, ...]) -> np.ndarray:
-    """A part of an open array.
+    """Reads a part of an open array.
 
     Raises:
       CheckpointError: if it cannot be read.
@@ -402,7 +393,7 @@ class ArrayFiles:
     return np.asarray(self._patiently(lambda: store[where].read()))
 
   def _patiently(self, call: Callable[[], Any]) -> Any:
-    """The result of a future; waits while the store is away."""
+    """The result of a future; retries while the store is unreachable."""
     try:
       return failures.wait_out(lambda: call().result(), f"reading {self._path}")
     except failures.TransientError:
@@ -416,7 +407,7 @@ class ArrayFiles:
 
 
 def _kvstore(folder: epath.Path) -> dict[str, str]:
-  """Where a folder is, for TensorStore."""
+  """TensorStore's description of a folder."""
   text = f"{os.fspath(folder)}/"
   if not text.startswith("gs://"):
     return {"driver": "file", "path": text}
@@ -448,20 +439,16 @@ def read_arrays(
     return dict(zip(entries, pool.map(read, entries), strict=True))
 
 
-def stored_tree(
-  item: str, flat: Mapping[str, Any], every: Iterable[str] | None = None
-) -> dict[str, Any]:
-  """{path: leaf} as the tree that Orbax stores.
+def stored_tree(item: str, flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The tree {path: leaf} in the form that Orbax stores.
 
   Parameters keep their names on disk. The leaves of an optimizer state are
-  numbered in the order of their paths, which the manifest has.
+  numbered in the order of their paths in the manifest.
 
   Args:
     item: "params", "opt_state" or "ema".
-    flat: some or all arrays of the item.
-    every: paths of all arrays of the item; None: those of `flat`.
+    flat: all arrays of the item, by path.
   """
   if item != "opt_state":
     return manifest_lib.unflatten(flat, escaped=True)
-  numbers = {key: i for i, key in enumerate(sorted(every or flat))}
-  return {f"{numbers[key]:06d}": flat[key] for key in sorted(flat)}
+  return {f"{i:06d}": flat[path] for i, path in enumerate(sorted(flat))}

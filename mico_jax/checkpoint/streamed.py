@@ -1,9 +1,8 @@
-"""Writing a step folder array by array, for weights larger than memory likes.
+"""Writing a step folder array by array, for weights larger than memory.
 
-A trained state is in memory already; imported weights are not, and need never
-be: each array is read, checked, hashed and written, then dropped, so the peak
-is a few times the largest array. What lies on disk is the form that
-`storage.read_arrays` reads, in chunks, so that reading can stream as well.
+Each array is read, checked, hashed and written, then dropped, so memory peaks
+at a few times the largest array. The files are those that `storage.read_arrays`
+reads, in chunks, so that reading can stream as well.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from orbax.checkpoint import type_handlers
 
 from mico_jax import config as config_lib
 from mico_jax import files as files_lib
+from mico_jax.checkpoint import described, mirror, storage
 from mico_jax.checkpoint import manifest as manifest_lib
-from mico_jax.checkpoint import mirror, storage
-from mico_jax.checkpoint.described import Extras, topology
+from mico_jax.checkpoint.described import Extras
 from mico_jax.config import Config
 
 CHUNK_BYTES = 64 * 2**20  # of the arrays on disk
@@ -38,9 +37,9 @@ class Leaf:
   Attributes:
     shape: of the array.
     dtype: of the array.
-    read: makes it.
-    original: what the manifest says of the tensors it was made of; called
-      after `read`.
+    read: makes the array.
+    original: the manifest's entry of the tensors that it was made of, None:
+      none; called after `read`.
   """
 
   shape: tuple[int, ...]
@@ -113,13 +112,12 @@ def write_params(
 
   def note(leaf: Leaf, array: np.ndarray) -> None:
     path = paths[id(leaf)]
-    found = manifest_lib.describe_arrays(
-      {path: array}, logical_axes=logical_axes
+    entries.update(
+      manifest_lib.describe_arrays({path: array}, logical_axes=logical_axes)
     )
     original = leaf.original()
     if original is not None:
-      found[path]["original"] = original
-    entries.update(found)
+      entries[path]["original"] = original
 
   storage.quiet()
   registry = type_handlers.create_type_handler_registry(
@@ -146,10 +144,10 @@ def write_step(
   *,
   config: Config,
   extras: Extras,
-  more: Callable[[], Mapping[str, Any]] = dict,
+  more: Mapping[str, Any] | None = None,
   step: int = 0,
   items: Mapping[str, Mapping[str, Leaf]] | None = None,
-) -> dict[str, Any]:
+) -> None:
   """Writes a whole step folder that holds parameters, and what `items` names.
 
   Args:
@@ -158,52 +156,32 @@ def write_step(
     config: of the model.
     extras: tokenizer, axes and so on. Its `self_check` is called with the
       parameters as they were written.
-    more: gives further keys of the manifest, once the parameters are written.
+    more: further entries of the manifest.
     step: number of the step.
     items: further arrays, "opt_state" or "ema" -> leaves by path.
-
-  Returns:
-    The manifest.
   """
   root = storage.absolute(folder)
   axes = manifest_lib.flatten(extras.logical_axes or {})
-  entries = write_params(root, leaves, logical_axes=axes)
-  others = {
-    item: write_params(root, given, item=item)
-    for item, given in (items or {}).items()
-  }
+  arrays = {"params": write_params(root, leaves, logical_axes=axes)}
+  for item, others in (items or {}).items():
+    arrays[item] = write_params(root, others, item=item)
   config_text = config_lib.to_json(config).encode()
   data_text = json.dumps({"step": step, "counters": {}}).encode()
-  files = {
-    f"{manifest_lib.TOKENIZER_PREFIX}{name}": content
-    for name, content in extras.tokenizer_files.items()
-  }
-  if extras.self_check is not None:
-    arrays = storage.read_arrays(root, "params", entries)
-    outputs = extras.self_check(manifest_lib.unflatten(arrays))
-    files[manifest_lib.SELF_CHECK] = manifest_lib.pack_arrays(outputs)
-  manifest = {
-    **more(),
+  head = {
+    **(more or {}),
     "step": step,
-    "items": {"params": entries, **others},
     "config_sha256": manifest_lib.sha256(config_text),
     "data_sha256": manifest_lib.sha256(data_text),
-    "tokenizer": dict(extras.tokenizer_info),
-    "preprocessing": dict(extras.preprocessing),
-    "versions": manifest_lib.versions(),
-    "topology": dict(extras.topology or topology()),
     "metrics": {},
-    "self_check_of": "params",
   }
-  for item, named in (
+  for item, contents in (
     ("config", {manifest_lib.CONFIG: config_text}),
     ("data", {manifest_lib.DATA: data_text}),
-    ("manifest", manifest_lib.to_files(manifest, files)),
+    ("manifest", described.with_files(extras, root, head, arrays)),
   ):
-    for name, content in named.items():
+    for name, content in contents.items():
       path = root / item / name
       files_lib.make_folder(path.parent)
       files_lib.write_bytes(path, content)
   # As Orbax does: without it a copy on gs:// would count as unfinished.
   files_lib.write_text(root / mirror.COMMIT, "complete")
-  return manifest

@@ -1,4 +1,4 @@
-"""A workdir belongs to one config."""
+"""Binding of a workdir to one config."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mico_jax import files
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.config import Config, ConfigError
 
-# Keys that may change between the parts of one run: none of them alters which
-# samples a step sees or what it computes.
+# Keys that may change when a run is resumed: they alter neither the samples of
+# a step nor its arithmetic.
 _FREE_KEYS = re.compile(
   r"^(name|generation|evaluation\..*|parallel\..*"
   r"|train\.(log_every|checkpoint_every|keep|keep_best|eval_every"
@@ -24,7 +24,7 @@ _FREE_KEYS = re.compile(
   r"|data\.(num_threads|num_workers|prefetch|timeout|max_bad_fraction"
   r"|cache_gb))(:|\.|$)"
 )
-# Filled in when a run starts: the same if either side is still empty.
+# Filled in when a run starts: equal to an empty value.
 _FILLED_KEYS = ("count", "sha256")
 
 
@@ -74,10 +74,10 @@ def claim_workdir(workdir: epath.PathLike, config: Config) -> bool:
 
 
 def _with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
-  """A stored config with the fields that came since, at their defaults."""
+  """A stored config with newer fields at their defaults."""
   try:
     return json.loads(config_lib.to_json(config_lib.from_dict(stored)))
-  except ConfigError:  # of a field that went; the comparison names it
+  except ConfigError:  # has a removed field, which the comparison names
     return stored
 
 

@@ -1,4 +1,4 @@
-"""Using a checkpoint: load it, embed, match, caption, score.
+"""Inference with a checkpoint: load, embed, match, caption, score.
 
     model = mico_jax.load("runs/demo")
     z = model.embed(image=["a.jpg"], audio=["b.flac"], text=["a dog barks"])
@@ -19,22 +19,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Array, Float, Int, Shaped
 
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import restore
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import MAX_BEAMS, Config, to_dict
 from mico_jax.data.tokenizer import Tokenizer, tokenizer_from_files
-from mico_jax.inference import prepare as inputs_lib
 from mico_jax.inference import scores
-from mico_jax.inference.prepare import Preparer
+from mico_jax.inference.prepare import Preparer, trained_contexts
 from mico_jax.inference.self_check import model_params, self_check
 from mico_jax.kernels.compiler import forward_options
 from mico_jax.layers.stack import split_layers
-from mico_jax.modalities import MODALITIES, by_letter, played_by
+from mico_jax.modalities import MODALITIES, by_letter, items, played_by
 from mico_jax.models import build, forward
 from mico_jax.models.decoding import generate
+from mico_jax.models.text_tower import ContextKV
 from mico_jax.parallel.backend import require_backend
 
 
@@ -42,18 +42,18 @@ class OmniModel:
   """A model with its tokenizer and preprocessing, ready to use.
 
   Inputs are lists: paths, bytes or raw arrays of a modality (`image`, `video`,
-  `audio`, `depth`, `normal`), or strings (`text`, `subtitle`). A depth file
-  says its unit: "mm:d.png", "m:d.npy", "relative:d.png"; an array of depth
-  without one (`mico_jax.inference.prepare.Item`) is floats in metres, or
-  relative where the checkpoint's depth is. A bare input counts as a list of
-  one, see `mico_jax.inference.prepare.as_list`.
+  `audio`, `depth`, `normal`), or strings (`text`, `subtitle`). The unit of a
+  depth file is part of its name: "mm:d.png", "m:d.npy", "relative:d.png"; a
+  depth array is in metres unless `mico_jax.inference.prepare.Item` gives its
+  unit, or relative where the checkpoint was trained on relative depth. A single
+  input counts as a list of one, see `mico_jax.modalities.items.as_list`.
 
   Attributes:
     config: of the run that made the checkpoint.
     step: of that run.
-    params: parameters on the default device; on a CPU those of each layer are
-      apart (`mico_jax.layers.stack.split_layers`).
-    notes: what was skipped or tolerated while loading, one line each.
+    params: parameters on the default device; on CPU the layers are unstacked
+      (`mico_jax.layers.stack.split_layers`).
+    notes: steps skipped and problems tolerated while loading, one line each.
     fingerprint: hash of the checkpoint's manifest; "" without one.
   """
 
@@ -96,12 +96,12 @@ class OmniModel:
     jit = functools.partial(jax.jit, compiler_options=forward_options())
     self._embed = jit(self._embed_batch, static_argnums=2)
     self._context = jit(self._context_batch, static_argnums=2)
-    self._match = jit(self._match_batch)
+    self._match = jit(functools.partial(forward.match_probability, self.model))
     self._caption = functools.lru_cache(8)(self._make_caption)
 
   @property
   def modalities(self) -> tuple[str, ...]:
-    """Keys of the modalities this checkpoint takes."""
+    """Keys of the modalities that this checkpoint accepts."""
     return self.preparer.keys
 
   @property
@@ -124,20 +124,15 @@ class OmniModel:
 
   def _embed_batch(
     self, params: Any, arrays: Mapping[str, jax.Array], letters: str
-  ) -> jax.Array:
+  ) -> Float[Array, "B E"]:
     encoded = self._encode(params, arrays)
     return forward.embed(self.model, params, encoded, (letters,))[letters]
 
   def _context_batch(
     self, params: Any, arrays: Mapping[str, jax.Array], letters: str
-  ) -> Any:
+  ) -> ContextKV:
     encoded = self._encode(params, arrays)
     return forward.project(self.model, params, encoded, letters)
-
-  def _match_batch(
-    self, params: Any, ids: jax.Array, context: Any
-  ) -> jax.Array:
-    return forward.match_probability(self.model, params, ids, context)
 
   def _make_caption(
     self, max_new_tokens: int, num_beams: int, length_penalty: float
@@ -158,7 +153,7 @@ class OmniModel:
   def _batches(
     self, arrays: Mapping[str, np.ndarray]
   ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    """Slices of fixed sizes, the last padded; with the number of real rows."""
+    """Batches of fixed sizes, the last padded; their numbers of real rows."""
     count = len(next(iter(arrays.values())))
     size = min(self.batch_size, 1 << max(count - 1, 0).bit_length())
     for start in range(0, count, size):
@@ -167,11 +162,11 @@ class OmniModel:
       yield {k: pad_rows(v, size) for k, v in batch.items()}, real
 
   def _prepare(
-    self, given: Mapping[str, Sequence[Any]]
+    self, inputs: Mapping[str, Sequence[Any]]
   ) -> dict[str, np.ndarray]:
     """Host arrays of aligned lists; the first broken input is an error."""
     arrays = {}
-    for key, values in given.items():
+    for key, values in inputs.items():
       array, _, errors = self.preparer.prepare(key, values)
       if errors:
         raise errors[0]
@@ -180,22 +175,22 @@ class OmniModel:
     return arrays
 
   def _chunks(
-    self, given: Mapping[str, Sequence[Any]]
+    self, inputs: Mapping[str, Sequence[Any]]
   ) -> Iterator[tuple[dict[str, Sequence[Any]], dict[str, np.ndarray]]]:
-    """A batch's inputs and their prepared arrays: memory stays bounded."""
-    count = inputs_lib.lengths_of(given)
+    """Batches of inputs with their prepared arrays, one at a time."""
+    count = items.lengths_of(inputs)
     for start in range(0, count, self.batch_size):
       end = start + self.batch_size
-      part = {k: v[start:end] for k, v in given.items()}
+      part = {k: v[start:end] for k, v in inputs.items()}
       yield part, self._prepare(part)
 
   def _embed_rows(
-    self, given: Mapping[str, Sequence[Any]], letters: str
+    self, inputs: Mapping[str, Sequence[Any]], letters: str
   ) -> Float[np.ndarray, "N E"]:
     rows = [np.zeros((0, self.embed_dim), np.float32)]
-    for part, arrays in self._chunks(given):
+    for part, arrays in self._chunks(inputs):
       rows.append(self.embed_arrays(arrays, letters))
-      inputs_lib.check_finite(rows[-1], part, "the embedding")
+      items.check_finite(rows[-1], part, "the embedding")
     return np.concatenate(rows)
 
   def embed_arrays(
@@ -215,16 +210,19 @@ class OmniModel:
     )
 
   def match_arrays(
-    self, ids: np.ndarray, arrays: Mapping[str, np.ndarray], letters: str
+    self,
+    ids: Int[np.ndarray, "Q L"],
+    arrays: Mapping[str, np.ndarray],
+    letters: str,
   ) -> Float[np.ndarray, "N Q"]:
-    """Matching probability of prepared inputs with each of some texts.
+    """Probability in [0, 1] that each row of prepared inputs matches each text.
 
     Args:
-      ids: tokens of the texts, [Q, L].
+      ids: token ids of the texts.
       arrays: {modality: stacked rows}.
       letters: of the context.
     """
-    found = []
+    blocks = []
     for batch, real in self._batches(arrays):
       context = self._context(self.params, batch, letters)
       size = len(next(iter(batch.values())))
@@ -232,8 +230,8 @@ class OmniModel:
         self._match(self.params, np.repeat(row[None], size, axis=0), context)
         for row in ids
       ]
-      found.append(np.stack(columns, axis=1)[:real])
-    return np.concatenate(found)
+      blocks.append(np.stack(columns, axis=1)[:real])
+    return np.concatenate(blocks)
 
   # ------------------------------------------------------------- public use
   def embed(
@@ -243,7 +241,7 @@ class OmniModel:
 
     Args:
       groups: joint heads to use, such as "va": aligned lists of those
-        modalities give one embedding per row. None: each modality alone.
+        modalities give one embedding per row; empty: each modality alone.
       **inputs: lists by modality.
 
     Returns:
@@ -255,65 +253,68 @@ class OmniModel:
         finite.
     """
     if not inputs:
-      raise ValueError("nothing to embed; give e.g. image=['photo.jpg'].")
-    found = {}
-    given = self._lists(inputs)
+      raise ValueError("no inputs to embed; give e.g. image=['photo.jpg'].")
+    embeddings, lists = {}, self._lists(inputs)
     if not groups:
-      for key, values in given.items():
+      for key, values in lists.items():
         letter = MODALITIES[key].letter
-        found[key] = self._embed_rows({key: values}, letter)
-      return found
+        embeddings[key] = self._embed_rows({key: values}, letter)
+      return embeddings
     for group in [groups] if isinstance(groups, str) else groups:
       self.model.head(group)  # Raises for an unknown one.
-      keys = dict.fromkeys(self._key_of(letter, given) for letter in group)
-      found[group] = self._embed_rows({key: given[key] for key in keys}, group)
-    return found
+      keys = dict.fromkeys(self._key_of(letter, lists) for letter in group)
+      embeddings[group] = self._embed_rows(
+        {key: lists[key] for key in keys}, group
+      )
+    return embeddings
 
   def _lists(self, inputs: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
-    """What a user gives, as lists of modalities that the model takes."""
+    """A user's inputs as lists, checked to be of the model's modalities."""
     for key in inputs:
       self.preparer.check_key(key)
-    return inputs_lib.as_lists(inputs)
+    return {key: items.as_list(key, rows) for key, rows in inputs.items()}
 
   def _key_of(self, letter: str, inputs: Mapping[str, Any]) -> str:
-    """The given modality that plays a letter; an image may play a video."""
-    found = played_by(letter, inputs)
-    if not found:
-      key = by_letter(letter).key
-      raise ValueError(
-        f"letter {letter!r} needs {key}=[...]; given: {', '.join(inputs)}."
-      )
-    return found
+    """The input for a letter; an image may serve as a video."""
+    if key := played_by(letter, inputs):
+      return key
+    raise ValueError(
+      f"letter {letter!r} needs {by_letter(letter).key}=[...]; given: "
+      f"{', '.join(inputs)}."
+    )
 
   def _letters(self, inputs: Mapping[str, Any]) -> str:
     """Context letters of the given modalities, in the table's order."""
     if not inputs:
       raise ValueError("no inputs given, e.g. image=['photo.jpg'].")
-    for key in inputs:
-      if self.preparer.check_key(key).letter == "t":
-        raise ValueError("text=[...] cannot be its own context.")
-    return context_order(
-      [MODALITIES[key].letter for key in inputs], self.config
-    )
+    letters = [self.preparer.check_key(key).letter for key in inputs]
+    if "t" in letters:
+      raise ValueError("text=[...] cannot be its own context.")
+    return context_order(letters, self.config)
 
   def match(
     self, *, text: Sequence[str], **inputs: Any
   ) -> Float[np.ndarray, " N"]:
-    """Probability that text i belongs to the inputs i, in [0, 1].
+    """Probability in [0, 1] that text i matches the inputs i.
 
     Args:
       text: one per row.
       **inputs: aligned lists; several modalities form one context.
+
+    Raises:
+      ValueError: for a modality that the checkpoint lacks.
+      DecodeError: for an input that cannot be read, or whose probability is
+        not finite.
     """
     letters = self._letters(inputs)
-    given = self._lists({"text": text, **inputs})
+    lists = self._lists({"text": text, **inputs})
     rows = [np.zeros((0,), np.float32)]
-    for part, arrays in self._chunks(given):
+    for part, arrays in self._chunks(lists):
       for batch, real in self._batches(arrays):
         ids = batch.pop("text")
         context = self._context(self.params, batch, letters)
         rows.append(np.asarray(self._match(self.params, ids, context))[:real])
-      inputs_lib.check_finite(rows[-1], part, "the matching probability")
+      items.check_finite(rows[-1], part, "the matching probability")
     return np.concatenate(rows)
 
   def caption(
@@ -326,17 +327,22 @@ class OmniModel:
   ) -> list[str]:
     """Writes a caption for each row.
 
-    What is None is as the checkpoint's config.generation says.
+    Options that are None default to the checkpoint's config.generation.
 
     Args:
-      max_new_tokens: most tokens of a caption.
+      max_new_tokens: largest number of tokens of a caption.
       num_beams: 1 is greedy, at most `mico_jax.config.MAX_BEAMS`.
       length_penalty: exponent of the length in the score of a beam.
       **inputs: aligned lists; several modalities form one context.
+
+    Raises:
+      ValueError: for a modality that the checkpoint lacks.
+      DecodeError: for an input that cannot be read, or whose score is not
+        finite.
     """
     letters = self._letters(inputs)
     room = self.config.model.text.max_positions - 1
-    most, beams, penalty = inputs_lib.search_options(
+    most, beams, penalty = items.search_options(
       {**to_dict(self.config.generation), "most_beams": MAX_BEAMS},
       max_new_tokens,
       num_beams,
@@ -347,24 +353,24 @@ class OmniModel:
     for part, arrays in self._chunks(self._lists(inputs)):
       for batch, real in self._batches(arrays):
         context = self._context(self.params, batch, letters)
-        found = write(self.params, context)
-        sums = np.asarray(found.scores)[:real, 0]
-        inputs_lib.check_finite(sums, part, "the caption's score")
-        ids = np.asarray(found.sequences)[:real, 0]
+        written = write(self.params, context)
+        sums = np.asarray(written.scores)[:real, 0]
+        items.check_finite(sums, part, "the caption's score")
+        ids = np.asarray(written.sequences)[:real, 0]
         texts += [self.tokenizer.decode(row) for row in ids]
     return texts
 
   def score(
     self, texts: Sequence[str], files: Sequence[Any], *, skip: bool = False
   ) -> scores.Scores:
-    """Every text against every file.
+    """Scores every text against every file.
 
     Args:
       texts: at least one.
-      files: paths; the type follows the extension, or "depth:mm:FILE",
-        "normal:FILE" say it.
-      skip: leaves out files that cannot be used, unless all are such; their
-        names and the reasons are in `failed`.
+      files: paths; the modality follows from the extension or a prefix,
+        "depth:mm:FILE" or "normal:FILE".
+      skip: whether to leave out files that cannot be used, as long as others
+        can; their names and the reasons are in `failed`.
 
     Raises:
       DecodeError: for a text or file that cannot be used.
@@ -372,8 +378,10 @@ class OmniModel:
     return scores.score(self, texts, files, skip=skip)
 
 
-def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
-  """Repeats the last row until there are `size`."""
+def pad_rows(
+  array: Shaped[np.ndarray, "N ..."], size: int
+) -> Shaped[np.ndarray, "M ..."]:
+  """The array with its last row repeated until there are `size` rows."""
   missing = size - len(array)
   if missing <= 0:
     return array
@@ -381,19 +389,14 @@ def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
 
 
 def context_order(letters: Sequence[str], config: Config) -> str:
-  """Letters in the order the model was trained with, else the table's.
+  """Letters of a context in the order of training.
 
-  A context concatenates its modalities, so their order matters to position
-  tables only; heads and trained groups fix it where they name the same set.
+  A context concatenates its modalities, so with a position table their order
+  matters. It is that of the first trained group or head with the same letters,
+  else that of the table of modalities.
   """
   wanted = frozenset(letters)
-  groups = [
-    group.removeprefix("t")
-    for task in config.tasks.values()
-    for named in task.objectives.values()
-    for group in named
-  ]
-  for group in (*groups, *config.model.heads):
+  for group in (*trained_contexts(config), *config.model.heads):
     if frozenset(group) == wanted:
       return group
   order = [m.letter for m in MODALITIES.values()]

@@ -1,14 +1,14 @@
-"""From what a user hands in to the arrays a checkpoint's model takes.
+"""Preparation of a user's inputs for the model of a checkpoint.
 
-Files, bytes and raw arrays of every modality are decoded and preprocessed as
-the checkpoint's config says, in the deterministic evaluation modes.
+Files, bytes and raw arrays of every modality are decoded and preprocessed by
+the checkpoint's config, in its deterministic evaluation modes.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,16 +32,12 @@ from mico_jax.modalities.items import (
   Item,
   as_array,
   as_item,
-  as_list,
   check_bare_depth,
-  check_finite,
-  lengths_of,
   name_of,
   not_finite,
-  search_options,
 )
 
-_LENGTH = 40  # tokens of a text where the config names none
+_LENGTH = 40  # tokens of a text where the config states none
 
 
 class Preparer:
@@ -50,7 +46,7 @@ class Preparer:
   Attributes:
     config: of the checkpoint.
     tokenizer: of the checkpoint.
-    keys: modalities the model can take, interface ones included.
+    keys: modalities that the model accepts, texts and subtitles included.
   """
 
   def __init__(self, config: Config, tokenizer: Tokenizer):
@@ -60,9 +56,9 @@ class Preparer:
     self._storage = Storage.of(config.data)
 
   def max_length(self, key: str) -> int:
-    """Tokens of a text or subtitle: those of its longest kind.
+    """Tokens of a text or subtitle, the maximum over its kinds of captions.
 
-    Captions of any length embed alike; only the padding differs.
+    The length does not change an embedding, only its padding.
     """
     lengths = self.config.data.tokenizer.max_length
     for name in (key, "text"):
@@ -96,10 +92,10 @@ class Preparer:
     return table
 
   def check_key(self, key: str) -> Modality:
-    """The record of a modality that the model can take.
+    """The record of a modality that the model accepts.
 
     Raises:
-      ValueError: listing the ones it can.
+      ValueError: for another one, listing those that it accepts.
     """
     if key not in self.keys:
       raise ValueError(
@@ -126,7 +122,7 @@ class Preparer:
       raise DecodeError(f"{name}: {text}") from error
 
   def _read(self, modality: Modality, item: Item) -> Any:
-    """The content of an input, from where it lies."""
+    """The content of an input: bytes of a file, or the value itself."""
     if modality.kind == "interface":
       return self._storage.read(item.value) if item.file else item.value
     value = item.value() if callable(item.value) else item.value
@@ -151,18 +147,17 @@ class Preparer:
     """Prepares several inputs in threads.
 
     Returns:
-      The stacked arrays of the good inputs (None if there are none), the
-      indices of those, and the errors of the others in order.
+      The stacked arrays of the usable inputs (None if there are none), their
+      indices, and the errors of the others in order.
 
     Raises:
-      StalledDecoder: if one takes longer than `data.timeout`; its `index` is
-        the place in `values`.
-      TransientError: for storage or memory that stays short.
+      StalledDecoder: if one takes longer than `data.timeout` seconds; its
+        `index` is its position in `values`.
+      TransientError: if storage or memory is not available for long.
     """
     decoded = self.check_key(key).kind != "interface"
-
     results: dict[int, np.ndarray | DecodeError] = {}
-    todo = iter(range(len(values)))  # taken from by all threads, one at a time
+    todo = iter(range(len(values)))  # shared by all threads
 
     def work(guard: Guard) -> None:
       for i in todo:
@@ -196,7 +191,7 @@ class Preparer:
 
 
 def _contents(raw: Any, storage: Storage) -> Any:
-  """The content of a path or of a list that holds some; else as given."""
+  """The content of a path, also in lists; other values as they are."""
   if isinstance(raw, (list, tuple)):
     kind = list if isinstance(raw, list) else tuple
     return kind(_contents(item, storage) for item in raw)
@@ -208,37 +203,30 @@ def _contents(raw: Any, storage: Storage) -> Any:
 def enabled_keys(config: Config) -> tuple[str, ...]:
   """Modalities that a config's model has tables and a head for."""
   model = config.model
-  found = []
+  enabled = []
   for key, modality in MODALITIES.items():
     if modality.kind != "knowledge":
       continue
     read = as_configured(modality, model)
     if read.head in model.heads and read.context_type in model.frame_table:
-      found.append(key)
+      enabled.append(key)
   interface = [
     key
     for key, m in MODALITIES.items()
     if m.kind == "interface" and m.letter in model.heads
   ]
-  return (*found, *interface)
+  return (*enabled, *interface)
 
 
-def as_lists(inputs: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
-  """`as_list` of each modality."""
-  return {key: as_list(key, values) for key, values in inputs.items()}
+def trained_contexts(config: Config) -> list[str]:
+  """Letters of the context of every group of a task, in the tasks' order."""
+  # Sorted, since the keys of a stored config come back in order.
+  return [
+    group.removeprefix("t")
+    for _, task in sorted(config.tasks.items())
+    for _, groups in sorted(task.objectives.items())
+    for group in groups
+  ]
 
 
-__all__ = [
-  "NOT_FINITE",
-  "Item",
-  "Preparer",
-  "as_item",
-  "as_list",
-  "as_lists",
-  "check_finite",
-  "enabled_keys",
-  "lengths_of",
-  "name_of",
-  "not_finite",
-  "search_options",
-]
+__all__ = ["NOT_FINITE", "Item", "Preparer", "not_finite"]

@@ -1,45 +1,49 @@
-"""Every text against every file."""
+"""Similarity and matching of texts and files."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
-from mico_jax.inference.prepare import NOT_FINITE, Item, as_list
 from mico_jax.modalities import MODALITIES, DecodeError, file_spec
+from mico_jax.modalities.items import NOT_FINITE, Item, as_list
+
+if TYPE_CHECKING:
+  from mico_jax.inference.omni_model import OmniModel
 
 
 @dataclass(frozen=True)
 class Scores:
-  """Files against texts.
+  """Scores of files against texts.
 
   Attributes:
     files: names, one per row; without those that failed.
     texts: one per column.
     similarity: cosine of the embeddings, in [-1, 1].
-    matching: probability that text and file belong together, in [0, 1].
+    matching: probability that text and file match, in [0, 1].
+    failed: names of files that were left out, and the reasons.
   """
 
   files: tuple[str, ...]
   texts: tuple[str, ...]
   similarity: Float[np.ndarray, "F Q"]
   matching: Float[np.ndarray, "F Q"]
-  failed: tuple[tuple[str, str], ...] = ()  # files left out, and why
+  failed: tuple[tuple[str, str], ...] = ()
 
 
 def score(
-  model: Any,
+  model: OmniModel,
   texts: Sequence[str],
   files: Sequence[Any],
   *,
   skip: bool,
 ) -> Scores:
-  """See `OmniModel.score`; `model` is one."""
+  """See `OmniModel.score`."""
   texts = as_list("text", texts)
   files = [files] if isinstance(files, (str, os.PathLike)) else files
   if not len(texts) or not len(files):

@@ -1,10 +1,10 @@
-"""Computing a checkpoint's self-check: stored inputs through the whole way.
+"""Computation of a checkpoint's self-check: raw inputs to all outputs.
 
 For every modality three raw samples (an ordinary one, a near-constant one that
-shows a changed LayerNorm epsilon, and one of another size that shows changed
-resizing) pass decoding, preprocessing, encoder, heads, context, matching and
-captioning, in float32 at the highest matrix precision on CPU. All of it is one
-compiled function, so a check costs one compilation.
+reveals a changed LayerNorm epsilon, and one of another size that reveals a
+changed resizing) pass decoding, preprocessing, encoder, heads, context,
+matching and captioning, in float32 at the highest matrix precision on CPU. All
+of it is one compiled function, so a check costs one compilation.
 """
 
 from __future__ import annotations
@@ -18,32 +18,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import restore, selfcheck
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config
 from mico_jax.data.tokenizer import Tokenizer
-from mico_jax.inference.prepare import Preparer
+from mico_jax.inference.prepare import Preparer, trained_contexts
 from mico_jax.modalities import MODALITIES
 from mico_jax.models import build, forward
+from mico_jax.models.text_tower import ContextKV
 from mico_jax.train import lora
 
 VARIANTS = ("example", "near_constant", "off_size")
 CAPTION_TOKENS = 3
 LOGITS = "matching_logits"
-# Models with more parameters get no self-check in an import unless asked for,
-# since computing it on a CPU would take far longer than the import; and none in
-# a run of several processes, where one host would have to hold them all.
+# Parameters. An import of a larger model computes no self-check by default,
+# which would take far longer on a CPU than the import; nor does a run of
+# several processes, where one host would have to hold all parameters.
 SMALL = 400_000_000
 _PROMPT = "a red cube and a small ball"
 
 
 def model_params(params: Mapping[str, Any], config: Config) -> dict[str, Any]:
-  """A run's parameters as the model takes them: deltas merged, rest dropped.
+  """A run's parameters as the model takes them, with merged low-rank deltas.
 
   Args:
-    params: as trained; may hold low-rank deltas and objectives' own.
+    params: as trained; may hold low-rank deltas and parameters of objectives.
     config: of the run, for the scale of the deltas.
   """
   merged = lora.merge(params, alpha=config.optimizer.lora_alpha)
@@ -51,7 +53,7 @@ def model_params(params: Mapping[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _raw(sample: Any) -> np.ndarray:
-  """A decoded example as a raw array that `decode` takes back."""
+  """A decoded example as a raw array that `decode` accepts."""
   if isinstance(sample, np.ndarray):
     return sample
   return np.asarray(sample.take(range(len(sample))))
@@ -67,8 +69,8 @@ def _near_constant(array: np.ndarray) -> np.ndarray:
 
 
 def make_inputs(preparer: Preparer) -> dict[str, np.ndarray]:
-  """Raw inputs of the self-check by name, "video/example" and so on."""
-  found = {"text": selfcheck.text_array(_PROMPT)}
+  """Raw inputs of the self-check by name, such as "video/example"."""
+  inputs = {"text": selfcheck.text_array(_PROMPT)}
   for key in preparer.keys:
     modality = MODALITIES[key]
     if modality.kind != "knowledge":
@@ -78,15 +80,15 @@ def make_inputs(preparer: Preparer) -> dict[str, np.ndarray]:
       geometry, size=geometry.size * 5 // 3 + 3, frames=geometry.frames + 1
     )
     example = _raw(modality.example(geometry, 1))
-    found[f"{key}/example"] = example
-    found[f"{key}/near_constant"] = _near_constant(example)
-    found[f"{key}/off_size"] = _raw(modality.example(other, 2))
-  return found
+    inputs[f"{key}/example"] = example
+    inputs[f"{key}/near_constant"] = _near_constant(example)
+    inputs[f"{key}/off_size"] = _raw(modality.example(other, 2))
+  return inputs
 
 
 @contextlib.contextmanager
 def on_cpu():
-  """Runs on the CPU backend where there is one."""
+  """Runs on the CPU backend; yields whether there is one."""
   try:
     device = jax.local_devices(backend="cpu")[0]
   except RuntimeError:
@@ -97,15 +99,15 @@ def on_cpu():
 
 
 class SelfCheck:
-  """The self-check of one config: makes it, and runs it again.
+  """The self-check of one config.
 
-  Call it with parameters to get the arrays to store (`Extras.self_check`).
+  Called with parameters it returns the arrays to store (`Extras.self_check`).
 
   Attributes:
     preparer: of the inputs.
     model: in float32.
-    heads: joint heads that are checked.
-    letters: of the context that matching and captions are checked with.
+    heads: joint heads to check.
+    letters: of the context for matching and captions.
   """
 
   def __init__(self, config: Config, tokenizer: Tokenizer):
@@ -125,7 +127,7 @@ class SelfCheck:
     self._lock = threading.Lock()
 
   def warm(self) -> None:
-    """Compiles ahead, so that no save compiles in the middle of training."""
+    """Compiles now, so that no save compiles during training."""
     with on_cpu():
       host, ids = self._prepare(make_inputs(self.preparer))
       self._compiled(self.model.abstract_params(), host, ids)
@@ -138,7 +140,7 @@ class SelfCheck:
       return self._executable
 
   def __call__(self, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Inputs and outputs for the given parameters, ready to store."""
+    """Inputs and outputs of the parameters, ready to store."""
     inputs = make_inputs(self.preparer)
     arrays = {f"{selfcheck.INPUT}{k}": v for k, v in inputs.items()}
     return {**arrays, **self.outputs(params, inputs)}
@@ -154,18 +156,18 @@ class SelfCheck:
 
     Args:
       params: of the model.
-      inputs: as `make_inputs` gives them.
-      logits: give those of matching as well ("matching_logits", [B, 2]); they
-        are not stored.
+      inputs: of `make_inputs`.
+      logits: whether to include the matching logits ("matching_logits",
+        [B, 2]), which are not stored.
     """
     with on_cpu():
       host, ids = self._prepare(inputs)
       params = model_params(params, self.preparer.config)
       params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
       run = self._compiled(params, host, ids)
-      found = jax.device_get(run(params, host, ids))
+      values = jax.device_get(run(params, host, ids))
     outputs = {f"{selfcheck.OUTPUT}ids/text": ids[0]}
-    for name, value in found.items():
+    for name, value in values.items():
       if name.startswith("embed/") and name != "embed/text":
         for variant, row in zip(VARIANTS, value, strict=True):
           outputs[f"{selfcheck.OUTPUT}{name}/{variant}"] = row
@@ -182,7 +184,7 @@ class SelfCheck:
 
   def _prepare(
     self, inputs: Mapping[str, np.ndarray]
-  ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  ) -> tuple[dict[str, np.ndarray], Int[np.ndarray, "B L"]]:
     host = {}
     for key in self.preparer.keys:
       if MODALITIES[key].kind == "knowledge":
@@ -198,7 +200,7 @@ class SelfCheck:
     return host, np.repeat(ids[None], len(VARIANTS), axis=0)
 
   def _compute(
-    self, params: Any, host: Mapping[str, jax.Array], ids: jax.Array
+    self, params: Any, host: Mapping[str, jax.Array], ids: Int[Array, "B L"]
   ) -> dict[str, jax.Array]:
     model, config = self.model, self.preparer.config
     pad = self.preparer.tokenizer.info.pad
@@ -206,25 +208,27 @@ class SelfCheck:
     names = {key: MODALITIES[key].letter for key in host}
     names |= {head: head for head in self.heads}
     rows = forward.embed(model, params, encoded, [*names.values()])
-    found = {f"embed/{name}": rows[c] for name, c in names.items()}
-    found["embed/text"] = forward.embed_text(model, params, ids[:1])[0]
+    outputs = {f"embed/{name}": rows[c] for name, c in names.items()}
+    outputs["embed/text"] = forward.embed_text(model, params, ids[:1])[0]
     if not self.letters:
-      return found
+      return outputs
     context = forward.project(model, params, encoded, self.letters)
     logits = forward.match(model, params, ids, context)
-    found[LOGITS] = logits
-    found["matching"] = jax.nn.softmax(logits, axis=-1)[:, 1]
-    found["caption"] = self._caption(params, context, len(VARIANTS))
-    return found
+    outputs[LOGITS] = logits
+    outputs["matching"] = jax.nn.softmax(logits, axis=-1)[:, 1]
+    outputs["caption"] = self._caption(params, context, len(VARIANTS))
+    return outputs
 
-  def _caption(self, params: Any, context: Any, rows: int) -> jax.Array:
+  def _caption(
+    self, params: Any, context: ContextKV, rows: int
+  ) -> Int[Array, "B N"]:
     """The first tokens of greedy captions, by full passes without a cache."""
     info = self.preparer.tokenizer.info
     ids = jnp.full((rows, CAPTION_TOKENS + 1), info.mask, jnp.int32)
     ids = ids.at[:, 0].set(info.cls)
 
     def step(i: jax.Array, ids: jax.Array) -> jax.Array:
-      # A [MASK] at i is read, or the token before; the rest is not seen.
+      # Token i is predicted at the [MASK] at i, or at the token before it.
       hidden = self.model.text(
         params,
         ids,
@@ -253,18 +257,16 @@ def _heads(config: Config, keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def _letters(config: Config, keys: Sequence[str]) -> str:
-  """Letters of the context that matching and captioning are checked with."""
+  """Letters of the context for matching and captioning."""
   known = [
     MODALITIES[k].letter for k in keys if MODALITIES[k].kind == "knowledge"
   ]
-  # Sorted, since a config that was stored comes back with its keys in order.
-  for _, task in sorted(config.tasks.items()):
-    for _, groups in sorted(task.objectives.items()):
-      for group in groups:
-        letters = group.removeprefix("t")
-        if letters and set(letters) <= set(known):
-          return letters
-  return known[0] if known else ""
+  trained = (
+    letters
+    for letters in trained_contexts(config)
+    if letters and set(letters) <= set(known)
+  )
+  return next(trained, known[0] if known else "")
 
 
 def make_self_check(
@@ -280,8 +282,8 @@ def verify(
   """Runs the self-check of a checkpoint.
 
   Returns:
-    One line per problem, and whether they may be mere numeric drift because
-    no CPU backend was there to run it on.
+    One line per problem, and whether they may be mere numeric drift since there
+    was no CPU backend to run it on.
   """
   problems = []
   config = checkpoint.config
@@ -315,8 +317,8 @@ def self_check(
   Args:
     checkpoint: with its parameters.
     tokenizer: of the checkpoint.
-    strict: problems that are no mere numeric drift are an error.
-    otherwise: what the user can do about that error; the end of its text.
+    strict: whether problems beyond numeric drift are an error.
+    otherwise: end of that error, naming what the user can do.
 
   Raises:
     CheckpointError: if the outputs differ and `strict`.

@@ -1,1 +1,1 @@
-"""Names and layouts of other worlds: the released MiCo, safetensors."""
+"""Names and layouts of other worlds: the official MiCo, safetensors."""

@@ -1,9 +1,10 @@
-"""The forms a checkpoint can be exported to.
+"""Export of checkpoints to the formats of other libraries.
 
-`torch` is the PyTorch folder and, where the original layout can express the
-model, a MiCo folder in `mico/`; `mico` is that folder alone; `safetensors` the
-weights alone; `timm` and `openclip` the encoder, `transformers` the text tower
-in the names of those libraries; `stablehlo` functions that JAX alone runs.
+`torch` writes the PyTorch folder and, where the official layout can express the
+model, an official MiCo folder in `mico/`; `mico` that folder alone;
+`safetensors` the weights alone; `timm` and `openclip` the encoder,
+`transformers` the text tower in the names of those libraries; `stablehlo`
+functions that need JAX alone.
 """
 
 from __future__ import annotations
@@ -27,15 +28,19 @@ from mico_jax.interop.exporting import (
   torch_folder,
   transformers_text,
 )
-from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
-from mico_jax.interop.files import folders, safetensors_writer
+from mico_jax.interop.exporting.export import (
+  SHARD_SIZE,
+  ExportReport,
+  OpenedCheckpoint,
+  Options,
+)
+from mico_jax.interop.files import folders
 from mico_jax.interop.importing import source_tensors
 from mico_jax.interop.names import torch_modules
 
 SMALL = 400_000_000  # parameters
-SHARD_SIZE = 5 * 10**9  # bytes
 ONE_FILE = ("timm", "openclip")  # clients that read no shards
-# Target -> packages that run what it writes; the others cannot be run here.
+# Target -> packages that run its output; that of other targets is not run here.
 CLIENTS: dict[str, tuple[str, ...]] = {
   "torch": ("torch",),
   "timm": ("timm", "torch"),
@@ -45,34 +50,21 @@ CLIENTS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Options:
-  """What a target may use.
-
-  Attributes:
-    max_shard_size: bytes of tensors per file.
-    compare: run the other side (see `CLIENTS`), or fail; None: where it can be
-      run here, for models of up to `SMALL` parameters, as both sides are held
-      at once; False: do not.
-  """
-
-  max_shard_size: int = 5 * 10**9
-  compare: bool | None = None
-  place: pathlib.Path | None = None
-
-
 def _compare(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
   report: ExportReport,
   options: Options,
-  run: Callable[[OpenedCheckpoint, pathlib.Path], dict[str, float]],
 ) -> None:
-  """Lets the target's own client open the folder, or says why not.
+  """Opens the folder with the target's library, or notes why not.
 
   Raises:
-    ConfigError: if it has to, and a package cannot be loaded.
+    ConfigError: if a comparison is required and a package cannot be loaded.
   """
+  target = TARGETS[report.target]
+  if target.compare is None:
+    report.notes += target.notes
+    return
   why = ""
   if options.compare is False:
     why = "--compare off"
@@ -84,8 +76,8 @@ def _compare(
   if not why:
     try:
       with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the clients' own
-        report.compared = run(source, folder)
+        warnings.simplefilter("ignore")  # warnings of the libraries
+        report.compared = target.compare(source, folder)
     except ImportError as e:
       why = str(e)
       if options.compare:
@@ -96,7 +88,7 @@ def _compare(
 
 
 def _absent(target: str) -> str:
-  """Which packages the comparison lacks, and how to get them; "": none."""
+  """The packages that a comparison lacks, and how to install them; "": none."""
   absent = [n for n in CLIENTS[target] if importlib.util.find_spec(n) is None]
   if not absent:
     return ""
@@ -110,26 +102,12 @@ def _torch(
   report: ExportReport,
   options: Options,
 ) -> None:
-  torch_folder.write(
-    source, folder, report, max_shard_size=options.max_shard_size
-  )
+  torch_folder.write(source, folder, report, options)
   try:
     official_folder.write(source, folder / "mico", report)
   except (ConfigError, source_tensors.DroppedError) as e:
     shutil.rmtree(folder / "mico", ignore_errors=True)
-    report.notes.append(f"no folder for the original code: {e}")
-  _compare(source, folder, report, options, torch_folder.compare)
-
-
-def _mico(
-  source: OpenedCheckpoint,
-  folder: pathlib.Path,
-  report: ExportReport,
-  options: Options,
-) -> None:
-  del options
-  official_folder.write(source, folder, report)
-  report.notes.append("outputs not compared: only the original code reads it")
+    report.notes.append(f"no folder for the official code: {e}")
 
 
 def _safetensors(
@@ -150,91 +128,53 @@ def _safetensors(
         f"not of that file, so not written: {export.summarise(absent)}; --to "
         "torch writes everything"
       )
-  written = safetensors_writer.write(
-    folder,
-    items,
-    max_shard_size=options.max_shard_size,
-    metadata={"format": "pt"},
-  )
-  report.add("weights", written)
+  export.write_tensors(report, "weights", folder, items, options)
 
 
-def _timm(
-  source: OpenedCheckpoint,
-  folder: pathlib.Path,
-  report: ExportReport,
-  options: Options,
-) -> None:
-  timm_folder.write(source, folder, report)
-  _compare(source, folder, report, options, timm_folder.compare)
+Write = Callable[[OpenedCheckpoint, pathlib.Path, ExportReport, Options], None]
 
 
-def _openclip(
-  source: OpenedCheckpoint,
-  folder: pathlib.Path,
-  report: ExportReport,
-  options: Options,
-) -> None:
-  place = options.place or folder
-  openclip_folder.write(source, folder, place, report)
-  run = lambda source, folder: openclip_folder.compare(source, folder, place)
-  _compare(source, folder, report, options, run)
+@dataclass(frozen=True)
+class Target:
+  """A format of exports.
+
+  Attributes:
+    write: writes a checkpoint to an existing folder.
+    compare: differences of its outputs to ours; None: nothing runs it here.
+    notes: of the report, if there is nothing to compare with.
+  """
+
+  write: Write
+  compare: Callable[[OpenedCheckpoint, pathlib.Path], dict[str, float]] | None
+  notes: tuple[str, ...] = ()
 
 
-def _openclip_vision(
-  source: OpenedCheckpoint,
-  folder: pathlib.Path,
-  report: ExportReport,
-  options: Options,
-) -> None:
-  size = options.max_shard_size
-  openclip_folder.write_vision(source, folder, report, max_shard_size=size)
-  report.notes.append(
-    "outputs not compared: tensors alone, no model of its own"
-  )
-
-
-def _transformers(
-  source: OpenedCheckpoint,
-  folder: pathlib.Path,
-  report: ExportReport,
-  options: Options,
-) -> None:
-  transformers_text.write(
-    source, folder, report, max_shard_size=options.max_shard_size
-  )
-  _compare(source, folder, report, options, transformers_text.compare)
-
-
-def _stablehlo(
-  source: OpenedCheckpoint,
-  folder: pathlib.Path,
-  report: ExportReport,
-  options: Options,
-) -> None:
-  stablehlo.write(source, folder, report, max_shard_size=options.max_shard_size)
-  _compare(source, folder, report, options, stablehlo.compare)
-
-
-Target = Callable[[OpenedCheckpoint, pathlib.Path, ExportReport, Options], None]
 TARGETS: dict[str, Target] = {
-  "torch": _torch,
-  "mico": _mico,
-  "safetensors": _safetensors,
-  "timm": _timm,
-  "openclip": _openclip,
-  "openclip-vision": _openclip_vision,
-  "transformers": _transformers,
-  "stablehlo": _stablehlo,
+  "torch": Target(_torch, torch_folder.compare),
+  "mico": Target(
+    official_folder.write,
+    None,
+    ("outputs not compared: only the official code reads it",),
+  ),
+  "safetensors": Target(_safetensors, None),
+  "timm": Target(timm_folder.write, timm_folder.compare),
+  "openclip": Target(openclip_folder.write, openclip_folder.compare),
+  "openclip-vision": Target(
+    openclip_folder.write_vision,
+    None,
+    ("outputs not compared: tensors alone, no model of its own",),
+  ),
+  "transformers": Target(transformers_text.write, transformers_text.compare),
+  "stablehlo": Target(stablehlo.write, stablehlo.compare),
 }
 
 
 def check(target: str, options: Options) -> None:
-  """Checks what needs no checkpoint.
+  """Checks target and options before a checkpoint is opened.
 
   Raises:
-    ConfigError: if the target is unknown, or its outputs are to be compared and
-      cannot be.
+    ConfigError: if the target is unknown, cannot be written in shards, or its
+      outputs cannot be compared although they are to be.
   """
   if target not in TARGETS:
     raise ConfigError(
@@ -261,23 +201,24 @@ def run(
   out: pathlib.Path,
   options: Options | None = None,
 ) -> ExportReport:
-  """Writes an export; nothing is left behind if it fails.
+  """Writes an export; leaves nothing behind if it fails.
 
   Args:
-    source: what to export.
+    source: checkpoint to export.
     target: key of `TARGETS`.
     out: a new folder.
     options: of the export.
 
   Raises:
     ConfigError: if the target is unknown or cannot express the model, naming
-      what is in the way, or outputs are to be compared and cannot be.
+      the reason, or outputs cannot be compared although they are to be.
   """
   options = options or Options()
   check(target, options)
   report = export.new_report(target, source)
   options = replace(options, place=folders.check_new(out))
   with folders.new_folder(out) as folder:
-    TARGETS[target](source, folder, report, options)
+    TARGETS[target].write(source, folder, report, options)
+    _compare(source, folder, report, options)
     report.save(folder)
   return report

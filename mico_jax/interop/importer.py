@@ -1,13 +1,13 @@
-"""Foreign weights to a checkpoint of ours.
+"""Import of foreign weights as a checkpoint.
 
     import_checkpoint("mico", "MiCo-g/", "ckpts/mico-g")
 
 writes a step folder that `mico_jax.load` opens and `pretrain --init` starts
-from. Tensors are read one by one; the folder takes its name when everything is
-written, and an error leaves nothing behind. Tensors that no parameter holds
-exactly (a text tower that the model lacks, buffers, tables before they were
-resized) lie beside them in `extra/model.safetensors`, so that an export can
-give back every byte. `import_report.json` says what became of each tensor.
+from. Tensors are read one by one; the folder gets its final name when it is
+complete, and an error leaves nothing behind. Tensors that no parameter holds
+exactly (a text tower that the model lacks, buffers, tables before resizing) are
+kept in `extra/model.safetensors`, so that an export can reproduce the imported
+file byte for byte. `import_report.json` lists every tensor and its destination.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SMALL, make_self_check, model_params
 from mico_jax.interop.exporting import export, torch_folder
 from mico_jax.interop.files import folders, safetensors_writer
-from mico_jax.interop.files.tensors import Item, WeightsError
+from mico_jax.interop.files.tensors import Item, WeightsError, record
 from mico_jax.interop.importing import convert, formats, hub, run_config
 from mico_jax.interop.importing.formats import FORMATS
 from mico_jax.interop.importing.source import ForeignWeights
@@ -50,10 +50,10 @@ EXTRA = "extra"
 
 
 def resizers(positions: str) -> Mapping[str, convert.Resizer]:
-  """How tables of another size are brought to ours, by path.
+  """Resizing functions of the position and frame tables, by path pattern.
 
   Args:
-    positions: "bilinear" or "bicubic", of the position table.
+    positions: interpolation of the position table, "bilinear" or "bicubic".
   """
   return {
     r"^vision/pos_embed$": lambda table, shape: resize_table(
@@ -65,27 +65,27 @@ def resizers(positions: str) -> Mapping[str, convert.Resizer]:
 
 @dataclasses.dataclass
 class ImportReport:
-  """What an import did.
+  """The result of an import.
 
   Attributes:
-    format: of the source.
-    source: its file.
+    format: key of `FORMATS`.
+    source: the imported file.
     checkpoint: the folder written.
     tensors: one record per tensor of the source: name, dtype, shape, bytes,
       sha256, and the place it went to.
-    tensors_sha256: over all names, dtypes, shapes and hashes.
-    parameters: number of our parameters.
-    bytes: of the source's tensors.
-    resized: tables that were brought to another size.
-    tied: copies equal to another tensor: copy -> that tensor.
-    extra: names kept beside the parameters.
-    new: parameters that the source has nothing for, freshly initialised.
-    taken: parameters taken from another checkpoint.
-    outputs: of the self-check, a few numbers each.
+    tensors_sha256: hash over all names, dtypes, shapes and hashes.
+    parameters: number of scalar parameters of the model.
+    bytes: size of the source's tensors.
+    resized: names of tables that were resized.
+    tied: name of a copy -> name of the equal tensor that it is tied to.
+    extra: names of tensors kept beside the parameters.
+    new: freshly initialised parameters, which the source lacks.
+    taken: parameters taken from the checkpoint `onto`.
+    outputs: the first numbers of each output of the self-check.
     compared: output -> largest difference between this model and the same
       weights in PyTorch, on the self-check's inputs; empty without torch.
-    guesses: what no file tells and was taken, one line each.
-    notes: one line each; the guesses too.
+    guesses: assumptions about what no file states, one line each.
+    notes: one line each; includes the guesses.
   """
 
   format: str
@@ -106,7 +106,7 @@ class ImportReport:
   notes: list[str]
 
   def as_dict(self) -> dict[str, Any]:
-    """As stored beside the checkpoint."""
+    """The content of import_report.json."""
     return dataclasses.asdict(self)
 
 
@@ -136,18 +136,19 @@ def import_checkpoint(
     form: key of `FORMATS`.
     path: file or folder, or "hf://owner/name".
     out: local folder to write; must not exist, or be empty.
-    vocabulary: vocab.txt or tokenizer.json of the text tower; None: found
+    vocabulary: vocab.txt or tokenizer.json of the text tower; None: the one
       beside the weights.
-    onto: checkpoint that gives everything the weights lack, config and
+    onto: checkpoint that provides everything the weights lack, config and
       tokenizer included, low-rank deltas merged; None: fresh initial values.
-    overrides: texts "model.vision.image_size=384" on the config.
-    self_check: whether to compute and store it, and to compare it with
-      PyTorch where that is installed; None: for small models.
-    keep_extra: keep tensors that no parameter holds.
+    overrides: changes of the config, such as "model.vision.image_size=384".
+    self_check: whether to compute and store a self-check, and to compare it
+      with PyTorch where that is installed; None: for models of up to
+      `SMALL` parameters.
+    keep_extra: whether to keep tensors that no parameter holds.
 
   Raises:
     WeightsError: if the weights cannot be used, naming what is wrong.
-    ConfigError: if the arguments cannot.
+    ConfigError: if the arguments cannot be used.
   """
   if form not in FORMATS:
     raise ConfigError(f"unknown form {form!r}; known: {', '.join(FORMATS)}.")
@@ -156,6 +157,40 @@ def import_checkpoint(
   place = hub.local(str(path))
   if not place.exists():
     raise WeightsError(f"{path}: no such file or folder.")
+  job = _prepare(form, place, vocabulary, onto, overrides)
+  with folders.new_folder(pathlib.Path(out)) as folder:
+    report = _write(job, folder, str(out), self_check, keep_extra)
+    text = json.dumps(report.as_dict(), indent=1) + "\n"
+    (folder / REPORT).write_text(text, encoding="utf-8")
+  return report
+
+
+@dataclasses.dataclass
+class _Import:
+  """Foreign weights mapped to the parameters of a model, not yet read."""
+
+  format: str
+  source: ForeignWeights
+  config: Config
+  tokenizer: Tokenizer
+  model: MiCo
+  plan: convert.Conversion
+  tied: dict[str, str]
+  leaves: dict[str, streamed.Leaf]
+  taken: list[str]
+  new: list[str]
+  guesses: list[str]
+  notes: list[str]
+
+
+def _prepare(
+  form: str,
+  place: pathlib.Path,
+  vocabulary: str | pathlib.Path | None,
+  onto: str | pathlib.Path | None,
+  overrides: Sequence[str],
+) -> _Import:
+  """Maps the weights of a local path; arguments as of `import_checkpoint`."""
   form = formats.settle(form, place)
   source = FORMATS[form].read(place)
   base = None if onto is None else restore.open_checkpoint(onto)
@@ -169,63 +204,72 @@ def import_checkpoint(
   guesses = [
     f"{text}; give --config.{path} if it is wrong"
     for path, text in source.guesses.items()
-    if not any(one.startswith(path) for one in overrides)
+    if not any(override.startswith(path) for override in overrides)
   ]
   notes = [*source.notes, *guesses, *shortened, *_notes(plan, replaced)]
   if run_config.is_fresh(source, base):
     notes.append(run_config.text_note(config))
   notes += [] if base is None else [f"{onto}: {x}" for x in base.warnings]
   leaves, taken, new = _complete(plan, model, base)
-  with folders.new_folder(pathlib.Path(out)) as folder:
-    count = sum(leaf.size for leaf in leaves.values())
-    wanted = count <= SMALL if self_check is None else self_check
-    if not wanted:
-      notes.append("no self-check was computed (see --self-check)")
-    extra = _write_extra(folder, plan, keep_extra)
-    streamed.write_step(
-      folder,
-      leaves,
-      config=config,
-      extras=_extras(config, tokenizer, model, wanted),
-      more=lambda: {
-        "import": {
-          "format": form,
-          "file": source.file.name,
-          "new": new,
-          "tied": tied,
-          **extra,
-        }
-      },
-    )
-    records = _records(plan, tied, source)
-    compared = _compared(folder, notes) if wanted else {}
-    report = ImportReport(
-      format=form,
-      source=str(source.file),
-      checkpoint=str(out),
-      tensors=records,
-      tensors_sha256=tensors_hash(records),
-      parameters=count,
-      bytes=sum(r["bytes"] for r in records),
-      resized=plan.resized,
-      tied=tied,
-      extra=sorted(plan.extra) if keep_extra else [],
-      new=new,
-      taken=taken,
-      outputs=_outputs(folder),
-      compared=compared,
-      guesses=guesses,
-      notes=notes,
-    )
-    text = json.dumps(report.as_dict(), indent=1) + "\n"
-    (folder / REPORT).write_text(text, encoding="utf-8")
-  return report
+  return _Import(
+    form, source, config, tokenizer, model, plan, tied, leaves, taken, new,
+    guesses, notes,
+  )  # fmt: skip
+
+
+def _write(
+  job: _Import,
+  folder: pathlib.Path,
+  checkpoint: str,
+  self_check: bool | None,
+  keep_extra: bool,
+) -> ImportReport:
+  """Writes a step folder, whose final path is `checkpoint`."""
+  plan, source, notes = job.plan, job.source, job.notes
+  count = sum(leaf.size for leaf in job.leaves.values())
+  checked = count <= SMALL if self_check is None else self_check
+  if not checked:
+    notes.append("no self-check was computed (see --self-check)")
+  origin = {
+    "format": job.format,
+    "file": source.file.name,
+    "new": job.new,
+    "tied": job.tied,
+    **_write_extra(folder, plan, keep_extra),
+  }
+  streamed.write_step(
+    folder,
+    job.leaves,
+    config=job.config,
+    extras=_extras(job, checked),
+    more={"import": origin},
+  )
+  records = _records(plan, job.tied, source)
+  compared = _compared(folder, notes) if checked else {}
+  return ImportReport(
+    format=job.format,
+    source=str(source.file),
+    checkpoint=checkpoint,
+    tensors=records,
+    tensors_sha256=tensors_hash(records),
+    parameters=count,
+    bytes=sum(r["bytes"] for r in records),
+    resized=plan.resized,
+    tied=job.tied,
+    extra=sorted(plan.extra) if keep_extra else [],
+    new=job.new,
+    taken=job.taken,
+    outputs=_outputs(folder),
+    compared=compared,
+    guesses=job.guesses,
+    notes=notes,
+  )
 
 
 def _plan(
   source: ForeignWeights, table: Table, model: MiCo
 ) -> tuple[convert.Conversion, dict[str, str], list[str]]:
-  """The plan, tied copies, and names that a differing copy replaces.
+  """The conversion, tied copies, and names replaced by a differing copy.
 
   Raises:
     WeightsError: if the weights do not fit the model, or were trained with
@@ -260,7 +304,7 @@ def _plan(
     hint=source.hint,
   )
   for name, other in tied.items():
-    plan.records[name] = convert.record(copies[name], f"equals {other}")
+    plan.records[name] = record(copies[name], place=f"equals {other}")
   for tensor in replaced.values():
     plan.keep(tensor, "a tied copy with other values takes its place")
   return plan, tied, list(replaced)
@@ -276,27 +320,27 @@ def _notes(plan: convert.Conversion, replaced: Sequence[str]) -> Iterator[str]:
 def _complete(
   plan: convert.Conversion, model: MiCo, base: restore.Checkpoint | None
 ) -> tuple[dict[str, streamed.Leaf], list[str], list[str]]:
-  """All leaves of the model; paths taken from the base; fresh ones."""
+  """All parameters of the model, the paths of the base's, of the fresh ones."""
   leaves, taken, new = dict(plan.leaves), [], []
-  theirs: dict[str, Any] = {}
+  donors: dict[str, Any] = {}
   if base is not None:
-    theirs = manifest_lib.flatten(model_params(base.params, base.config))
-    # What was fresh in an import is no better here.
+    donors = manifest_lib.flatten(model_params(base.params, base.config))
+    # Parameters that were fresh in the base's import are initialised anew.
     for path in base.manifest.get("import", {}).get("new", ()):
-      theirs.pop(path, None)
+      donors.pop(path, None)
   shapes = manifest_lib.flatten(model.abstract_params())
   for path, like in shapes.items():
     if path in leaves:
       continue
-    if path not in theirs:
+    if path not in donors:
       new.append(path)
       continue
-    value = np.asarray(theirs[path], np.float32)
+    value = np.asarray(donors[path], np.float32)
     if value.shape != tuple(like.shape):
       new.append(path)  # Such as projections of an encoder of another width.
       continue
     taken.append(path)
-    leaves[path] = _held(value)
+    leaves[path] = _leaf(value)
   if new:
     wanted = set(new)
 
@@ -305,19 +349,19 @@ def _complete(
       return {path: flat[path] for path in flat if path in wanted}
 
     values = jax.jit(fresh)(jax.random.key(0))
-    leaves |= {path: _held(np.asarray(v)) for path, v in values.items()}
+    leaves |= {path: _leaf(np.asarray(v)) for path, v in values.items()}
   return leaves, taken, new
 
 
-def _held(value: np.ndarray) -> streamed.Leaf:
+def _leaf(value: np.ndarray) -> streamed.Leaf:
   return streamed.Leaf(value.shape, value.dtype, lambda: value)
 
 
-def _extras(
-  config: Config, tokenizer: Tokenizer, model: MiCo, self_check: bool
-) -> Extras:
+def _extras(job: _Import, self_check: bool) -> Extras:
+  """Tokenizer, preprocessing and self-check to store."""
+  config, tokenizer = job.config, job.tokenizer
   return Extras(
-    logical_axes=model.logical_axes(),
+    logical_axes=job.model.logical_axes(),
     tokenizer_files=tokenizer.files(),
     tokenizer_info={
       **dataclasses.asdict(tokenizer.info),
@@ -331,7 +375,7 @@ def _extras(
 def _write_extra(
   folder: pathlib.Path, plan: convert.Conversion, keep: bool
 ) -> dict[str, Any]:
-  """Writes what no parameter holds; what the manifest says of it."""
+  """Writes tensors that no parameter holds; returns their manifest entry."""
   if not keep or not plan.extra:
     return {}
   place = folder / EXTRA
@@ -342,8 +386,8 @@ def _write_extra(
   ]
   written = safetensors_writer.write(place, items, max_shard_size=sys.maxsize)
   hashes = {one["name"]: one["sha256"] for one in written.tensors}
-  for name, found in hashes.items():
-    plan.records[name]["sha256"] = found
+  for name, sha256 in hashes.items():
+    plan.records[name]["sha256"] = sha256
   (file,) = written.files
   about = {"file": f"{EXTRA}/{file['name']}", "sha256": file["sha256"]}
   return {"extra": {**about, "tensors": hashes}}
@@ -352,19 +396,19 @@ def _write_extra(
 def _records(
   plan: convert.Conversion, tied: Mapping[str, str], source: ForeignWeights
 ) -> list[dict[str, Any]]:
-  """One record per tensor of the source, hashes complete."""
+  """One record per tensor of the source, each with its hash."""
   by_file = {tensor.name: tensor for tensor in source.tensors.values()}
-  for name, found in plan.records.items():
+  for name, entry in plan.records.items():
     if name in tied:
-      found["sha256"] = plan.records[tied[name]].get("sha256", "")
-  for name, found in plan.records.items():
-    if not found.get("sha256"):
-      found["sha256"] = convert.digest(by_file[name].load())
+      entry["sha256"] = plan.records[tied[name]].get("sha256", "")
+  for name, entry in plan.records.items():
+    if not entry.get("sha256"):
+      entry["sha256"] = convert.digest(by_file[name].load())
   return [plan.records[name] for name in by_file]
 
 
 def _compared(folder: pathlib.Path, notes: list[str]) -> dict[str, float]:
-  """The weights in PyTorch against ours, where torch can run them."""
+  """Differences to the same weights in PyTorch, where torch is installed."""
   if importlib.util.find_spec("torch") is None:
     notes.append("outputs not compared with PyTorch: torch is not installed")
     return {}
@@ -374,10 +418,10 @@ def _compared(folder: pathlib.Path, notes: list[str]) -> dict[str, float]:
       place = pathlib.Path(scratch)
       torch_folder.write(source, place, export.ExportReport("torch", {}))
       return torch_folder.compare(source, place)
-  # A torch that cannot be loaded, no room for a second copy on the disk or in
-  # memory: the import is whole without a comparison. Any other error means that
-  # one of the two sides is wrong, and must be seen.
-  except (ImportError, OSError, MemoryError) as error:
+  # The import is complete without a comparison if the model has no PyTorch
+  # form, torch cannot be loaded, or disk or memory lack room for a second copy.
+  # Any other error means that one of the two sides is wrong, so it is raised.
+  except (ConfigError, ImportError, OSError, MemoryError) as error:
     text = " ".join(str(error).split())[:160]
     notes.append(
       f"outputs not compared with PyTorch: {type(error).__name__}: {text}"

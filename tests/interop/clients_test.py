@@ -329,11 +329,11 @@ def test_open_clip_holds_both_towers(name, tmp_path):
   pytest.importorskip("open_clip")
   source = source_of(name)
   report = export.ExportReport("openclip", {})
-  openclip_folder.write(source, tmp_path, tmp_path, report)
+  openclip_folder.write(source, tmp_path, report)
   about = json.loads((tmp_path / "open_clip_config.json").read_text())
   native = "timm_model_name" not in about["model_cfg"]["vision_cfg"]
   assert native == (name == "clip_b16")
-  gaps = openclip_folder.compare(source, tmp_path, tmp_path)
+  gaps = openclip_folder.compare(source, tmp_path)
   assert max(gaps.values()) <= export.TOLERANCE, gaps
 
 
@@ -369,4 +369,4 @@ def test_a_model_without_a_text_head_is_no_open_clip(tmp_path):
   source.checkpoint = dataclasses.replace(source.checkpoint, config=config)
   report = export.ExportReport("openclip", {})
   with pytest.raises(ConfigError, match=r"no head t .*openclip-vision"):
-    openclip_folder.write(source, tmp_path, tmp_path, report)
+    openclip_folder.write(source, tmp_path, report)

@@ -67,7 +67,7 @@ def clip_as_read():
 
 def swin_as_read():
   """The config that tensors of a Swin give."""
-  tensors = staged_zeros(SWIN, "released")
+  tensors = staged_zeros(SWIN, "official")
   found = staged_vision.swin_config(tensors)
   return dataclasses.replace(found, image_size=SWIN.image_size)
 

@@ -201,7 +201,7 @@ def test_preprocessing_of_open_clip(tmp_path, form, about, mode):
   ("about", "message"),
   [
     ({"mean": [0.3] * 3, "std": HALF}, "no preprocessing with mean"),
-    ({"size": 24}, "size 24, but the encoder takes images of 16"),
+    ({"size": 24}, "size 24, the encoder takes images of 16"),
     ({"size": [16, 24]}, "is rectangular"),
     ({"resize_mode": "longest"}, "resize_mode='longest'; known here"),
     ({"mean": 0.5}, "expected three numbers"),
@@ -246,7 +246,7 @@ def test_a_roberta_without_a_config_is_seen_by_its_token_types(tmp_path):
   tensors = bert()
   name = next(n for n in tensors if "token_type_embeddings" in n)
   tensors[name] = tensors[name][:1]
-  refused("bert", write(tmp_path, tensors), "of a RoBERTa?")
+  refused("bert", write(tmp_path, tensors), "is it a RoBERTa?")
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_a_roberta_without_a_config_is_seen_by_its_token_types(tmp_path):
       "model.layers.0.self_attn.q_proj.weight",
       "a language model, which cannot",
     ),
-    ("multimodal_encoder.cls.bias", "a released MiCo: import it --from mico"),
+    ("multimodal_encoder.cls.bias", "an official MiCo: import it --from mico"),
     ("something.weight", "see --from for other kinds"),
   ],
 )

@@ -247,7 +247,7 @@ def test_exported_towers_come_back(tmp_path, base, name, form):
   vision = {**TRUNKS, **STAGED}[name]
   source = tower_source(base, vision)
   notes = exporter.run(source, form, tmp_path / "tower", WITHOUT).notes
-  assert not any("no place" in note for note in notes)
+  assert not any("no names" in note for note in notes)
   report = import_checkpoint(
     "timm", tmp_path / "tower", tmp_path / "out", onto=base, self_check=False
   )
@@ -306,7 +306,9 @@ def test_what_tells_the_frames_of_encoders_in_stages(tmp_path):
   assert source.config.model.vision.image_size == 224
   assert "taken to be 224 pixels" in source.notes[0]
   mask = "layers.0.blocks.1.attn_mask"
-  with pytest.raises(CheckpointError, match=f"{mask}: not what image_size=64"):
+  with pytest.raises(
+    CheckpointError, match=f"{mask}: not the buffer of image_size=64"
+  ):
     read_staged(tmp_path / "other", {**swin, **buffers}, told)
 
 
@@ -402,7 +404,7 @@ def test_clip_comes_back_with_its_activation_and_pixels(tmp_path, base, mlp):
   source = tower_source(base, vision)
   form, folder = "openclip-vision", tmp_path / "tower"
   notes = exporter.run(source, form, folder, WITHOUT).notes
-  assert not any("no place" in note for note in notes)
+  assert not any("no names" in note for note in notes)
   about = json.loads((folder / clip.VISION_CONFIG).read_text())
   assert about["model_cfg"]["quick_gelu"] == (mlp == "quick_gelu")
   assert about["preprocess_cfg"]["mean"] == [0.485, 0.456, 0.406]
@@ -422,7 +424,7 @@ def test_clip_comes_back_with_its_activation_and_pixels(tmp_path, base, mlp):
 def test_clip_for_timm_is_complete_and_says_what_it_lacks(tmp_path, base):
   source = tower_source(base, CLIP)
   report = exporter.run(source, "timm", tmp_path / "tower", WITHOUT)
-  assert "timm has no place for vision/logit_scale: not written" in report.notes
+  assert "timm has no names for vision/logit_scale: not written" in report.notes
   tensors = safetensors_file.read(tmp_path / "tower" / "model.safetensors")
   np.testing.assert_array_equal(tensors["head.bias"], np.zeros(6, np.float32))
 

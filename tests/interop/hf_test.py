@@ -279,4 +279,4 @@ def test_a_roberta_is_named(tmp_path, capsys):
     (folder / "config.json").unlink()
     assert run("--from", "bert", folder, "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert "of a RoBERTa?" in error or "another model than BERT" in error
+    assert "is it a RoBERTa?" in error or "another model than BERT" in error

@@ -1,4 +1,4 @@
-"""Import of released folders, and every way it can go wrong."""
+"""Import of official folders, and every way it can go wrong."""
 
 from __future__ import annotations
 

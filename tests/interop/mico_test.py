@@ -1,4 +1,4 @@
-"""Released names and layout, both ways."""
+"""Official names and layout, both ways."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_mistakes_are_named():
   with pytest.raises(ValueError, match="left over"):
     mico.from_official({**tensors, "new.weight": np.zeros(2)}, CONFIG)
   wider = dataclasses.replace(CONFIG, embed_dim=7)
-  with pytest.raises(ValueError, match="config wants"):
+  with pytest.raises(ValueError, match="config expects"):
     mico.from_official(tensors, wider)
   native = dataclasses.replace(
     CONFIG, heads=(*CONFIG.heads, "n"), normals_as="normal"

@@ -1,4 +1,4 @@
-"""Released names of every encoder, both ways."""
+"""Official names of every encoder, both ways."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ def random_vision(config):
   }
 
 
-def released(name, **changes):
-  """Config, parameters, and the released form of the encoder alone."""
+def official(name, **changes):
+  """Config, parameters, and the official form of the encoder alone."""
   config = model_config(name, **changes)
   params = random_vision(config)
   return config, params, mico.to_official(params, config, parts=["vision"])
 
 
 def shapes_of(config):
-  """Released name -> shape, without any array of that size."""
+  """Official name -> shape, without any array of that size."""
   leaves = jax.tree_util.tree_leaves_with_path(
     {"vision": build(config).abstract_params()["vision"]}
   )
@@ -90,7 +90,7 @@ def shapes_of(config):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_round_trip_is_exact(name):
-  config, params, tensors = released(name)
+  config, params, tensors = official(name)
   back = mico.from_official(tensors, config, parts=["vision"])
   jax.tree.map(np.testing.assert_array_equal, back, params)
   unpacked = mico.to_official(params, config, parts=["vision"], copies=False)
@@ -101,7 +101,7 @@ def test_round_trip_is_exact(name):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_config_is_found(name):
-  config, _, tensors = released(name)
+  config, _, tensors = official(name)
   told = {"norm": "post"} if name == "eva02_e" else {}
   found = mico.config_from_official(
     tensors, vision_heads=2, vision_options=told
@@ -130,7 +130,7 @@ def test_heads_of_the_released_encoders(width, heads):
 
 
 def test_names_and_layouts():
-  _, params, tensors = released("eva02")
+  _, params, tensors = official("eva02")
   blocks = params["vision"]["blocks"]
   block = "vision_encoder.visual.blocks.1."
   qkv = blocks["attn"]["qkv"]["kernel"][1]
@@ -142,7 +142,7 @@ def test_names_and_layouts():
     np.testing.assert_array_equal(
       tensors[f"{block}mlp.{theirs}.weight"], blocks["mlp"][ours]["kernel"][1].T
     )
-  _, params, tensors = released("clip")
+  _, params, tensors = official("clip")
   np.testing.assert_array_equal(
     tensors["vision_encoder.visual.proj"],
     params["vision"]["clip_head"]["kernel"],
@@ -159,7 +159,7 @@ def test_names_and_layouts():
 
 
 def test_rotary_tables_are_written_and_checked():
-  config, params, tensors = released("eva02")
+  config, params, tensors = official("eva02")
   tables = {k: v for k, v in tensors.items() if "rope.freqs" in k}
   assert len(tables) == 2 * (1 + config.vision.depth)
   assert all(v.shape == (9, 8) for v in tables.values())
@@ -176,7 +176,7 @@ def test_rotary_tables_are_written_and_checked():
   with pytest.raises(ValueError, match="rope_grid=0"):
     load(tables, model_config("eva01"))
   # A file of another resolution brings the tables of its own grid.
-  _, _, larger = released("eva02", image_size=20)
+  _, _, larger = official("eva02", image_size=20)
   theirs = {k: larger[k] for k in tables}
   jax.tree.map(
     np.testing.assert_array_equal, load({**tensors, **theirs}), params

@@ -15,7 +15,13 @@ import pytest
 
 from mico_jax import interop
 from mico_jax.checkpoint.restore import Checkpoint
-from mico_jax.config import Config, InputConfig, TextConfig, VisionConfig
+from mico_jax.config import (
+  Config,
+  ConfigError,
+  InputConfig,
+  TextConfig,
+  VisionConfig,
+)
 from mico_jax.data.tokenizer import (
   SentencePieceTokenizer,
   WordPieceTokenizer,
@@ -24,7 +30,6 @@ from mico_jax.data.tokenizer import (
 from mico_jax.inference.prepare import Preparer
 from mico_jax.interop.exporting import export
 from mico_jax.interop.exporting import torch_folder as exporter
-from mico_jax.interop.names import torch_modules
 from mico_jax.layers.mlp import MLPS
 from mico_jax.modalities import MODALITIES
 from mico_jax.models import ENCODERS, build
@@ -64,6 +69,26 @@ def make(config: Config, folder: pathlib.Path) -> tuple[Any, Any, Any, Any]:
   exporter.write(source, folder, export.ExportReport("torch", {}))
   exported = exporter.load_module(folder).MiCo.from_folder(folder)
   return model, params, exported, tokenizer
+
+
+def test_a_model_without_a_pytorch_form_is_not_written(tmp_path):
+  model = tiny_config().model
+  for field in ("vision", "text"):
+    part = dataclasses.replace(getattr(model, field), encoder="other")
+    config = changed(**{field: part})
+    checkpoint = Checkpoint(tmp_path, 0, config, {}, {}, "params", {})
+    tokenizer = SentencePieceTokenizer(read_omniworld_model())
+    source = export.OpenedCheckpoint(checkpoint, {}, tokenizer, build(model))
+    with pytest.raises(ConfigError, match=rf"model.{field}.*no PyTorch form"):
+      exporter.write(source, tmp_path, export.ExportReport("torch", {}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_encoder_with_a_pytorch_form_is_listed(tmp_path):
+  exporter.write_code(tmp_path)
+  module = exporter.load_module(tmp_path)
+  assert tuple(module.ENCODERS) == exporter.ENCODERS
+  assert tuple(module.TEXT_ENCODERS) == exporter.TEXT_ENCODERS
 
 
 def changed(**model: Any) -> Config:
@@ -183,10 +208,10 @@ def contexts(pair: Any, letters: str) -> tuple[Any, Any]:
   return a, b
 
 
-def test_weights_come_back(pair):
+def test_weights_come_back(pair, from_torch):
   model, params, exported, _ = pair
   tensors = {k: v.numpy() for k, v in exported.state_dict().items()}
-  back = torch_modules.from_torch(tensors, model.model)
+  back = from_torch(tensors, model.model)
   jax.tree.map(np.testing.assert_array_equal, back, params)
 
 

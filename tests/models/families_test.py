@@ -299,23 +299,23 @@ def test_swin_buffers_are_checked():
   config = _config("swin", window_size=2)
   encoder = _encoder("swin")
   params = nn.meta.unbox(encoder.init(jax.random.key(0), _pixels()))["params"]
-  tensors = staged_vision.to_tensors(params, config, layout="released")
+  tensors = staged_vision.to_tensors(params, config, layout="official")
   assert staged_vision.swin_config(tensors) == config
-  back = staged_vision.from_tensors(tensors, config, layout="released")
+  back = staged_vision.from_tensors(tensors, config, layout="official")
   jax.tree.map(np.testing.assert_array_equal, back, params)
   name = "vision_encoder.layers.0.blocks.1.attn_mask"
   with pytest.raises(ValueError, match=name):
     staged_vision.from_tensors(
-      {**tensors, name: tensors[name] + 1}, config, layout="released"
+      {**tensors, name: tensors[name] + 1}, config, layout="official"
     )
   norm = "vision_encoder.norm.bias"
   with pytest.raises(ValueError, match=rf"missing \['{norm}'\]"):
     staged_vision.from_tensors(
-      {k: v for k, v in tensors.items() if k != norm}, config, layout="released"
+      {k: v for k, v in tensors.items() if k != norm}, config, layout="official"
     )
   with pytest.raises(ValueError, match=f"{norm}: shape"):
     staged_vision.from_tensors(
-      {**tensors, norm: np.zeros(3)}, config, layout="released"
+      {**tensors, norm: np.zeros(3)}, config, layout="official"
     )
   with pytest.raises(ValueError, match="known: swin: released, timm"):
     staged_vision.entries(config, layout="nope")

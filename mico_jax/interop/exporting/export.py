@@ -1,9 +1,9 @@
-"""What every export shares: the opened checkpoint, the report, the folder.
+"""The opened checkpoint, the report and the files of every export.
 
-An export opens a checkpoint, writes a folder and lays `export_report.json`
-beside the files: every tensor with bytes and SHA-256, every file, and, where
-the other side can run here, how far its outputs are from ours on the inputs of
-the checkpoint's self-check.
+An export opens a checkpoint and writes a folder with `export_report.json`:
+every tensor with bytes and SHA-256, every file, and, where the target's library
+is installed, the differences between its outputs and ours on the inputs of the
+checkpoint's self-check.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import json
 import pathlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,15 @@ from mico_jax.inference.self_check import (
   model_params,
   self_check,
 )
-from mico_jax.interop.files.tensors import Written
+from mico_jax.interop.files import safetensors_writer
+from mico_jax.interop.files.tensors import Item, Written
 from mico_jax.models import MiCo, build
 from mico_jax.parallel.backend import require_backend
 
 REPORT = "export_report.json"
+SHARD_SIZE = 5 * 10**9  # bytes
 TOLERANCE = 1e-5  # of float32 outputs on the self-check inputs
-RAW = "raw/"  # of outputs that include the other side's own preprocessing
+RAW = "raw/"  # prefix of outputs that include the target's own preprocessing
 
 
 @dataclasses.dataclass
@@ -57,14 +59,13 @@ class OpenedCheckpoint:
 
   @property
   def config(self) -> Config:
-    """Of the run that made the checkpoint."""
+    """Config of the run that made the checkpoint."""
     return self.checkpoint.config
 
   def self_check(self) -> dict[str, np.ndarray]:
     """Inputs and our outputs; computed where the stored ones do not apply.
 
-    The stored ones are of the weights that the checkpoint is used with by
-    default.
+    The stored outputs are those of the weights that are loaded by default.
     """
     stored = self.checkpoint.self_check()
     wanted = self.checkpoint.manifest.get("self_check_of")
@@ -87,17 +88,19 @@ def open_source(
 ) -> OpenedCheckpoint:
   """Opens a checkpoint for export.
 
-  What it lets pass (an older step, since the newest is broken; with
-  `strict=False` whatever does not verify) becomes a warning.
+  Warns where it continues in spite of a problem: when the newest step is broken
+  and an older one is taken and, with `strict=False`, about all that does not
+  verify.
 
   Args:
     path: workdir or step folder.
-    weights: "ema" (the averaged ones if there are any) or "raw".
+    weights: "ema" (averaged, where the checkpoint has them) or "raw".
     check: "full": content hashes and the self-check's outputs; "fast": hashes
       only; "off": neither.
     strict: see `restore.open_checkpoint`.
 
   Raises:
+    ValueError: for other `weights`.
     CheckpointError: if it cannot be read or does not verify.
     ConfigError: if JAX has no device to compute on.
   """
@@ -108,7 +111,7 @@ def open_source(
   checkpoint = restore.open_checkpoint(
     path, strict=strict, ema=ema, arrays=False
   )
-  # The original tensors of an import need none of the parameters at once.
+  # The original tensors of an import can be read without the parameters.
   imported = "import" in checkpoint.manifest
   runs = check == "full" and checkpoint.self_check() is not None
   if not imported:  # A run may have to go back to an older step.
@@ -131,17 +134,20 @@ def open_source(
     )
     _warn(checkpoint, problems)
   config = checkpoint.config
-
-  def read() -> Mapping[str, Any]:
-    whole = checkpoint
-    if lazy:
-      whole = restore.read_params(checkpoint, check=check, strict=strict)
-      _warn(whole, whole.warnings[len(checkpoint.warnings) :])
-    return model_params(whole.params, config)
-
-  lazy = imported and not runs
-  params = Lazy(read) if lazy else read()
+  if imported and not runs:
+    params = Lazy(lambda: _late_params(checkpoint, check, strict))
+  else:
+    params = model_params(checkpoint.params, config)
   return OpenedCheckpoint(checkpoint, params, tokenizer, build(config.model))
+
+
+def _late_params(
+  checkpoint: restore.Checkpoint, check: restore.Check, strict: bool
+) -> Mapping[str, Any]:
+  """The parameters of a checkpoint that was opened without them."""
+  whole = restore.read_params(checkpoint, check=check, strict=strict)
+  _warn(whole, whole.warnings[len(checkpoint.warnings) :])
+  return model_params(whole.params, checkpoint.config)
 
 
 def _warn(checkpoint: restore.Checkpoint, lines: Sequence[str]) -> None:
@@ -150,10 +156,7 @@ def _warn(checkpoint: restore.Checkpoint, lines: Sequence[str]) -> None:
 
 
 class Lazy(Mapping[str, Any]):
-  """A mapping that is made when something is taken out of it.
-
-  The original tensors of an import need none of the parameters at once.
-  """
+  """A mapping that is made at its first use."""
 
   def __init__(self, make: Callable[[], Mapping[str, Any]]):
     self._make = make
@@ -172,18 +175,37 @@ class Lazy(Mapping[str, Any]):
     return len(self._made)
 
 
-@dataclasses.dataclass
-class ExportReport:
-  """What an export did.
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Options of an export.
 
   Attributes:
-    target: the form, such as "torch".
+    max_shard_size: bytes of tensors per file.
+    compare: whether to compare outputs with those of the target's library, or
+      fail; None: where it is installed, for models whose copy fits in memory.
+    place: final path of the folder; None: where it is written.
+  """
+
+  max_shard_size: int = SHARD_SIZE
+  compare: bool | None = None
+  place: pathlib.Path | None = None
+
+
+DEFAULTS = Options()
+
+
+@dataclasses.dataclass
+class ExportReport:
+  """The result of an export.
+
+  Attributes:
+    target: key of `exporter.TARGETS`.
     source: {"checkpoint", "step", "weights", "fingerprint"}.
     files: {"part", "name", "bytes", "sha256", "tensors"}; tensors: how many.
     tensors: {"name", "dtype", "shape", "bytes", "sha256"}.
-    compared: name of an output -> largest absolute difference between the
-      sides; empty where the other side cannot run here.
-    notes: what was left out and why.
+    compared: name of an output -> largest absolute difference to ours; empty
+      where the target's library is not installed.
+    notes: what was left out and why, one line each.
   """
 
   target: str
@@ -194,17 +216,17 @@ class ExportReport:
   notes: list[str] = dataclasses.field(default_factory=list)
 
   def as_dict(self) -> dict[str, Any]:
-    """As stored beside the export."""
+    """The content of export_report.json."""
     return dataclasses.asdict(self)
 
   def add(self, part: str, written: Written, prefix: str = "") -> None:
-    """Notes files of tensors of one part, in the subfolder `prefix`."""
+    """Adds files with tensors of one part, in the subfolder `prefix`."""
     for file in written.files:
       self.files.append({"part": part, **file, "name": prefix + file["name"]})
     self.tensors += [{"part": part, **one} for one in written.tensors]
 
   def add_file(self, part: str, path: pathlib.Path, name: str) -> None:
-    """Notes a file without tensors."""
+    """Adds a file without tensors."""
     data = path.read_bytes()
     self.files.append(
       {
@@ -217,7 +239,7 @@ class ExportReport:
     )
 
   def rows(self) -> list[tuple[Any, ...]]:
-    """The table: file, tensors, bytes, hash."""
+    """Rows of the printed table: file, tensors, bytes, hash."""
     return [
       (f["name"], f["tensors"], f["bytes"], f["sha256"][:16])
       for f in self.files
@@ -261,37 +283,81 @@ def differences(
 ) -> dict[str, float]:
   """Largest absolute difference of every stored output.
 
-  Of logits, which have no bound, in parts of the largest one above 1.
+  That of logits, which are unbounded, is relative to the largest one above 1.
   """
-  found = {}
+  gaps = {}
   for name, want in stored.items():
     if not name.startswith(selfcheck.OUTPUT):
       continue
     got = np.asarray(outputs[name])
     label = name.removeprefix(selfcheck.OUTPUT)
     if got.shape != want.shape:
-      found[label] = float("inf")
+      gaps[label] = float("inf")
     else:
       gap = np.abs(got.astype("f8") - want.astype("f8"))
       scale = np.max(np.abs(want), initial=1.0) if label == LOGITS else 1.0
-      found[label] = float(np.max(gap, initial=0.0) / scale)
-  return found
+      gaps[label] = float(np.max(gap, initial=0.0) / scale)
+  return gaps
+
+
+def write_tensors(
+  report: ExportReport,
+  part: str,
+  folder: pathlib.Path,
+  items: Iterable[Item],
+  options: Options | None = None,
+  *,
+  name: str = safetensors_writer.WEIGHTS,
+  prefix: str = "",
+) -> None:
+  """Writes tensors for PyTorch and adds them to the report.
+
+  Args:
+    report: gets the files and tensors of `part`.
+    part: of the export that they belong to.
+    folder: an existing folder.
+    items: in the order of the file.
+    options: of the export; None: one file, for libraries that read no shards.
+    name: of the file, if it is one.
+    prefix: of the subfolder in the export, such as "decoder/".
+  """
+  written = safetensors_writer.write(
+    folder,
+    items,
+    max_shard_size=options.max_shard_size if options else 2**63,
+    metadata={"format": "pt"},
+    name=name,
+  )
+  report.add(part, written, prefix)
+
+
+def write_document(
+  report: ExportReport,
+  part: str,
+  folder: pathlib.Path,
+  name: str,
+  value: Any,
+  prefix: str = "",
+) -> None:
+  """Writes a JSON file and adds it to the report; arguments as above."""
+  write_json(folder / name, value)
+  report.add_file(part, folder / name, prefix + name)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """One JSON document."""
+  """Writes a JSON file."""
   path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_files(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
-  """Several small files."""
+  """Writes several small files."""
   folder.mkdir(parents=True, exist_ok=True)
   for name, data in files.items():
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(data)
 
 
-def summarise(names: Sequence[str], limit: int = 6) -> str:
-  """The first names, and how many there are."""
-  more = f" and {len(names) - limit} more" if len(names) > limit else ""
-  return ", ".join(names[:limit]) + more
+def summarise(names: Sequence[str]) -> str:
+  """The first six names, and how many more there are."""
+  more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+  return ", ".join(names[:6]) + more

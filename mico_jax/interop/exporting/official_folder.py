@@ -1,4 +1,4 @@
-"""The folder that the original code loads: `ckpt/model_step_N.pt`, `log/`.
+"""The folder that the official code loads: `ckpt/model_step_N.pt`, `log/`.
 
 Names and layout follow `interop.names.mico`; an imported checkpoint gives back
 the tensors that it was imported from, byte for byte.
@@ -22,7 +22,7 @@ from mico_jax.interop.names import mico, weight_map
 from mico_jax.modalities import preprocessing
 from mico_jax.models import VISION
 
-# Encoders of the original by its names for them, and what such a name says.
+# Official name of an encoder -> its config; `SAID`: the fields that it fixes.
 ENCODER_TYPES = {
   "evaclip01_giant": VISION["eva01_g14"],
   "evaclip02_large": VISION["eva02_l14"],
@@ -35,7 +35,7 @@ BERT_BASE = (768, 12, 12)  # width, layers and heads of its text tower
 
 
 def encoder_type(vision: VisionConfig) -> str:
-  """The original's name of an encoder; "" if it has none."""
+  """The official name of an encoder; "": it has none."""
   for name, known in ENCODER_TYPES.items():
     if all(getattr(vision, field) == getattr(known, field) for field in SAID):
       return name
@@ -43,16 +43,16 @@ def encoder_type(vision: VisionConfig) -> str:
 
 
 def hps(config: Config) -> dict[str, Any]:
-  """The content of log/hps.json, as far as the original reads it.
+  """The content of log/hps.json: the settings that the official code reads.
 
-  Encoders and text towers that the original has no name for are written out
-  under `tiny_vision` and `tiny_bert`.
+  Encoders and text towers without an official name are described by
+  `tiny_vision` and `tiny_bert`.
   """
   vision, text, model = config.model.vision, config.model.text, config.model
   lengths = config.data.tokenizer.max_length
   kind = encoder_type(vision)
   frames = model.frame_table.get("video", 0)
-  # One number says how long texts are and how long captions may get.
+  # One number is both the length of texts and the limit of captions.
   length, caption = lengths.get("default", 40), config.generation.max_new_tokens
   if length != max(caption, mico_folder.QUERY_LENGTH):
     caption = length
@@ -67,7 +67,7 @@ def hps(config: Config) -> dict[str, Any]:
     "frozen_audio": False,
     "itm_ratio": config.objectives.matching.weight,
     "contra_dim": model.embed_dim,
-    # Without a frame table, the frames of a video are told by the inputs alone.
+    # Without a frame table, the inputs determine the frames of a video.
     "max_vision_sample_num": frames
     or preprocessing.input_config(config, "video").frames,
     "max_audio_sample_num": max(model.frame_table.get("audio", 1), 1),
@@ -107,38 +107,39 @@ def hps(config: Config) -> dict[str, Any]:
 def items(
   params: Params, config: ModelConfig
 ) -> tuple[list[Item], dict[str, str]]:
-  """Tensors under the original's names, and which share their values.
+  """Tensors under their official names, and tied copies: copy -> original.
 
   Args:
     params: nested dict of host arrays.
     config: of the model.
 
   Raises:
-    ConfigError: naming the parameters that it cannot hold or lacks.
+    ConfigError: naming parameters that the official layout lacks, or tensors
+      that it has and the model lacks.
   """
   try:
     table = mico.table_of(params, config)
   except ValueError as e:
     raise ConfigError(str(e)) from e
   patch = config.vision.patch_size
-  found = list(weight_map.items(params, table, patch_size=patch))
-  found += [item(k, v) for k, v in mico.buffers(config).items()]
-  by_name = {one.name: one for one in found}
+  tensors = list(weight_map.items(params, table, patch_size=patch))
+  tensors += [item(k, v) for k, v in mico.buffers(config).items()]
+  by_name = {one.name: one for one in tensors}
   for copy, original in mico.TIED.items():
-    found.append(dataclasses.replace(by_name[original], name=copy))
+    tensors.append(dataclasses.replace(by_name[original], name=copy))
   expected = list(EXPECTED)
   if not config.frame_table.get("video"):  # frame_embedding_type "none"
     expected.remove("vision_frame_embedding")
   missing = [name for name in expected if name not in by_name]
   if missing:
     raise ConfigError(
-      "the original expects tensors that this model has not: "
+      "the official code expects tensors that this model lacks: "
       f"{export.summarise(missing)}."
     )
-  return found, mico.TIED
+  return tensors, mico.TIED
 
 
-# What the original's modules always hold besides the towers.
+# Tensors of every official model besides those of the towers.
 EXPECTED = (
   *(f"contra_head_{x}.linear.weight" for x in "tsvad"),
   *(
@@ -152,30 +153,30 @@ EXPECTED = (
 
 
 def left_out(source: OpenedCheckpoint) -> list[str]:
-  """Parameters of an import that its file did not bring."""
+  """Paths of an import's parameters that its file did not contain."""
   entries = source.checkpoint.manifest["items"]["params"]
   return [path for path, entry in entries.items() if "original" not in entry]
 
 
 def original_items(source: OpenedCheckpoint) -> Iterator[Item] | None:
-  """The tensors of the imported file, byte for byte; None: not imported."""
+  """The tensors of the imported file, byte for byte; None: no import."""
   if "import" not in source.checkpoint.manifest:
     return None
-  found = source_tensors.open_tensors(source.checkpoint.folder)
+  tensors = source_tensors.open_tensors(source.checkpoint.folder)
   return (
     Item(name, tensor.shape, tensor.dtype, tensor.load, tensor.sha256)
-    for name, tensor in found.items()
+    for name, tensor in tensors.items()
   )
 
 
 def _is_original(source: OpenedCheckpoint) -> bool:
-  """Whether the checkpoint was imported from such a folder."""
+  """Whether the checkpoint was imported from an official folder."""
   about = source.checkpoint.manifest.get("import", {})
   return about.get("format") == "mico"
 
 
 def _content(source: OpenedCheckpoint) -> tuple[list[Item], dict[str, str]]:
-  """What the original's file holds: as imported, or by its own names."""
+  """Tensors of the folder and their ties, imported or renamed."""
   if not _is_original(source):
     return items(source.params, source.config.model)
   ties = source.checkpoint.manifest["import"]["tied"]
@@ -183,24 +184,28 @@ def _content(source: OpenedCheckpoint) -> tuple[list[Item], dict[str, str]]:
 
 
 def write(
-  source: OpenedCheckpoint, folder: pathlib.Path, report: ExportReport
+  source: OpenedCheckpoint,
+  folder: pathlib.Path,
+  report: ExportReport,
+  options: export.Options = export.DEFAULTS,
 ) -> None:
-  """Writes the folder, tensor by tensor.
+  """Writes the folder, tensor by tensor; no option applies.
 
   Raises:
-    ConfigError: naming the parameters that the original cannot hold.
+    ConfigError: naming the parameters that the official layout lacks.
   """
-  found, ties = _content(source)
+  del options
+  tensors, ties = _content(source)
   (folder / "ckpt").mkdir(parents=True)
   (folder / "log").mkdir()
   name = f"model_step_{source.checkpoint.step}.pt"
-  written = torch_writer.write(folder / "ckpt" / name, found, ties=ties)
+  written = torch_writer.write(folder / "ckpt" / name, tensors, ties=ties)
   export.write_json(folder / "log" / "hps.json", hps(source.config))
   prefix = "" if report.target == "mico" else f"{folder.name}/"
   report.add("mico", written, f"{prefix}ckpt/")
   report.add_file("mico", folder / "log/hps.json", f"{prefix}log/hps.json")
   if _is_original(source) and (absent := left_out(source)):
     report.notes.append(
-      "the folder for the original code holds what its own file brought, so "
-      f"without {export.summarise(absent)}; --to torch writes everything"
+      "the folder for the official code holds only tensors of the imported "
+      f"file, not {export.summarise(absent)}; --to torch writes everything"
     )

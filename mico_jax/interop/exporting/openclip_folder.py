@@ -1,14 +1,13 @@
-"""The model as a folder that `open_clip.create_model("local-dir:...")` opens.
+"""The model as a folder for `open_clip.create_model("local-dir:...")`.
 
-open_clip holds both towers exactly: the text tower as a BERT of transformers
-(its `HFTextEncoder`), the encoder as its own CLIP tower or as a model of timm,
-and behind each the contrastive head. `encode_image` and `encode_text` are then
-`embed(image=...)` and `embed(text=...)`.
+open_clip represents both towers exactly: the text tower as a BERT of
+transformers (its `HFTextEncoder`), the encoder as its own CLIP tower or as a
+model of timm, each followed by the contrastive head. `encode_image` and
+`encode_text` equal `embed(image=...)` and `embed(text=...)`.
 
-open_clip finds the sizes of a BERT and of a timm model by a name or a path, and
-never looks beside its own file, so both stand there as the path of this folder:
-one that is moved says which path to correct. The encoder alone, whose tensors
-load into any such model by name, is a form of its own.
+open_clip looks up the sizes of a BERT and of a timm model by an absolute path,
+which is that of this folder: whoever moves the folder must correct it. The
+encoder alone, whose tensors load by name, is a target of its own.
 
 Source: open_clip 3.3 (`factory.py`, `model.py`, `hf_model.py`,
 `timm_model.py`).
@@ -22,15 +21,15 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from jaxtyping import Float, Int
 
 from mico_jax.aliases import Params
 from mico_jax.config import Config, ConfigError, VisionConfig
-from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SelfCheck, on_cpu
 from mico_jax.interop.exporting import export, timm_folder, transformers_text
 from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
-from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.files.tensors import Item, item
 from mico_jax.interop.importing import clip
 from mico_jax.interop.names import timm_vision
@@ -38,7 +37,7 @@ from mico_jax.interop.names import timm_vision
 WEIGHTS = "open_clip_model.safetensors"
 TEXT = "text"  # subfolder with the config of BERT
 HEADS = ("v", "t")
-NATIVE_EPS = 1e-5  # of open_clip's own towers
+NATIVE_EPS = 1e-5  # of LayerNorm in open_clip's own towers
 RESIZE = {"squash": "squash", "crop_flip": "shortest"}
 
 
@@ -56,7 +55,7 @@ def is_native(vision: VisionConfig) -> bool:
 
 
 def _vision_items(params: Params, vision: VisionConfig) -> Iterator[Item]:
-  """The encoder and the head of pictures."""
+  """Tensors of the encoder and the contrastive head of images."""
   head = np.asarray(params["contrastive_head"]["v"]["kernel"])
   bare = dataclasses.replace(vision, clip_embed_dim=0)
   if is_native(vision):
@@ -76,7 +75,7 @@ def items(params: Params, config: Config) -> Iterator[Item]:
     config: of the run.
 
   Raises:
-    ConfigError: naming what the form cannot express.
+    ConfigError: naming options that open_clip lacks.
   """
   yield from _vision_items(params, config.model.vision)
   for one in transformers_text.items(params, config, decoder=False):
@@ -95,9 +94,9 @@ def settings(
   """The content of open_clip_config.json.
 
   Args:
-    source: what is written.
-    place: where the folder lies.
-    image: preprocessing of pictures.
+    source: the checkpoint.
+    place: path of the folder.
+    image: preprocessing of images.
   """
   vision = source.config.model.vision
   native = is_native(vision)
@@ -118,7 +117,7 @@ def settings(
       "quick_gelu": native and vision.mlp == "quick_gelu",
       "vision_cfg": tower,
       "text_cfg": {
-        "context_length": _length(source),
+        "context_length": transformers_text.text_length(source),
         "hf_model_name": str(place / TEXT),
         "hf_tokenizer_name": str(place),
         "hf_model_pretrained": False,
@@ -149,62 +148,54 @@ def _pixels(image: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _length(source: OpenedCheckpoint) -> int:
-  return Preparer(source.config, source.tokenizer).max_length("text")
-
-
 def write(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
-  place: pathlib.Path,
   report: ExportReport,
+  options: export.Options = export.DEFAULTS,
 ) -> None:
-  """Writes both towers, the tokenizer and what describes them.
+  """Writes both towers, the tokenizer and their configs.
 
   Args:
-    source: what to write.
+    source: the checkpoint.
     folder: an existing folder.
-    place: where it will lie.
     report: gets the files and tensors.
+    options: of the export; `place` is the path that the config names.
 
   Raises:
-    ConfigError: if the model has no head for pictures or texts, or neither
+    ConfigError: if the model has no head for images or texts, or neither
       open_clip nor timm has such an encoder.
   """
   config, image = source.config, timm_folder.image_of(source)
+  place = options.place or folder
   absent = [head for head in HEADS if head not in config.model.heads]
   if absent:
     raise ConfigError(
-      f"open_clip compares pictures with texts, and this model has no head "
+      f"open_clip compares images with texts, and this model has no head "
       f"{' and '.join(absent)} (config.model.heads); export to openclip-vision "
       "for the encoder alone."
     )
   about = timm_folder.settings(config, image)
-  written = safetensors_writer.write(
-    folder,
-    items(source.params, config),
-    max_shard_size=2**63,
-    metadata={"format": "pt"},
-    name=WEIGHTS,
-  )
-  report.add("model", written)
-  # Of timm: the trunk's sizes; and this library's own preprocessing.
-  export.write_json(folder / "config.json", about)
-  (folder / TEXT).mkdir()
-  pad = source.tokenizer.info.pad
-  export.write_json(
-    folder / TEXT / "config.json",
-    transformers_text.model_config(config, pad, decoder=False),
+  export.write_tensors(
+    report, "model", folder, items(source.params, config), name=WEIGHTS
   )
   transformers_text.write_tokenizer(source, folder, report)
-  export.write_json(folder / clip.CONFIG, settings(source, place, image))
-  for name in ("config.json", f"{TEXT}/config.json", clip.CONFIG):
-    report.add_file("model", folder / name, name)
+  (folder / TEXT).mkdir()
+  pad = source.tokenizer.info.pad
+  for name, content in {
+    # The sizes of timm's trunk, and this library's own preprocessing.
+    "config.json": about,
+    f"{TEXT}/config.json": transformers_text.model_config(
+      config, pad, decoder=False
+    ),
+    clip.CONFIG: settings(source, place, image),
+  }.items():
+    export.write_document(report, "model", folder, name, content)
   report.notes += [
     f"{clip.CONFIG} names this folder by its path, {place}: correct it there "
     "(hf_model_name, hf_tokenizer_name, timm_model_name) if you move it",
-    "of pictures and texts alone; the other modalities, matching and captions: "
-    "--to torch",
+    "only images and texts are exported; --to torch writes the other "
+    "modalities, matching and captions",
     "open_clip cleans a text before its tokenizer (ftfy, HTML entities)",
     *timm_folder.pixel_notes(image),
   ]
@@ -214,32 +205,26 @@ def write_vision(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
   report: ExportReport,
-  *,
-  max_shard_size: int = 5 * 10**9,
+  options: export.Options = export.DEFAULTS,
 ) -> None:
-  """Writes the encoder's tensors in open_clip's names; no model of its own.
+  """Writes the encoder's tensors in open_clip's names, without a model.
 
   Args:
-    source: what to write.
+    source: the checkpoint.
     folder: an existing folder.
     report: gets the files and tensors.
-    max_shard_size: bytes of tensors per file.
+    options: of the export.
 
   Raises:
     ConfigError: if open_clip has no such encoder.
   """
   vision, image = source.config.model.vision, timm_folder.image_of(source)
-  written = safetensors_writer.write(
-    folder,
-    timm_vision.vision_items(source.params, vision, "openclip"),
-    max_shard_size=max_shard_size,
-    metadata={"format": "pt"},
-  )
-  report.add("encoder", written)
+  tensors = timm_vision.vision_items(source.params, vision, "openclip")
+  export.write_tensors(report, "encoder", folder, tensors, options)
   absent = timm_vision.left_out(source.params, vision, "openclip")
   if absent:
     report.notes.append(
-      f"openclip has no place for {export.summarise(absent)}: not written"
+      f"open_clip has no names for {export.summarise(absent)}: not written"
     )
   files = {"config.json": timm_folder.settings(source.config, image)}
   if vision.pre_norm:
@@ -252,19 +237,11 @@ def write_vision(
       "preprocess_cfg": _pixels(image),
     }
   for name, content in files.items():
-    export.write_json(folder / name, content)
-    report.add_file("encoder", folder / name, name)
+    export.write_document(report, "encoder", folder, name, content)
 
 
-def compare(
-  source: OpenedCheckpoint, folder: pathlib.Path, place: pathlib.Path
-) -> dict[str, float]:
-  """Opens the folder with open_clip and runs it on the self-check's pictures.
-
-  Args:
-    source: what was written.
-    folder: where it lies now.
-    place: where it will lie, which its config names.
+def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
+  """Opens the folder with open_clip and runs it on the self-check's images.
 
   Returns:
     Largest absolute difference of token ids, of the embeddings and of the
@@ -273,7 +250,6 @@ def compare(
   Raises:
     ImportError: without open_clip, timm, transformers or PyTorch.
   """
-  import jax
   import open_clip
   import torch
 
@@ -282,26 +258,42 @@ def compare(
   pixels = timm_folder.frames(check)
   texts = (
     transformers_text.TEXTS[:1] + transformers_text.TEXTS[3:]
-  )  # that cleaning leaves alone
-  ids = np.stack([source.tokenizer.encode(x, _length(source)) for x in texts])
+  )  # texts that open_clip's cleaning does not change
+  length = transformers_text.text_length(source)
+  ids = np.stack([source.tokenizer.encode(x, length) for x in texts])
   with transformers_text.quiet():
-    # The paths in the file are those of the place that is not there yet.
+    # The final path does not exist yet, so the config names the current one.
+    final = (folder / clip.CONFIG).read_bytes()
     export.write_json(folder / clip.CONFIG, settings(source, folder, image))
     try:
       theirs = open_clip.create_model(f"local-dir:{folder}").eval()
       tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     finally:
-      export.write_json(folder / clip.CONFIG, settings(source, place, image))
-  given = torch.from_numpy(pixels[:, 0].transpose(0, 3, 1, 2).copy())
+      (folder / clip.CONFIG).write_bytes(final)
+  frames = torch.from_numpy(pixels[:, 0].transpose(0, 3, 1, 2).copy())
   with torch.no_grad():
     got = {
       "ids": tokenizer(list(texts)),
-      "embed/image": theirs.encode_image(given, normalize=True),
+      "embed/image": theirs.encode_image(frames, normalize=True),
       "embed/text": theirs.encode_text(
         torch.from_numpy(ids).long(), normalize=True
       ),
       "logit_scale": theirs.logit_scale.detach(),
     }
+  want = _ours(check, source.params, ids, pixels)
+  return {
+    name: float(np.abs(value.numpy().astype("f8") - want[name]).max())
+    for name, value in got.items()
+  }
+
+
+def _ours(
+  check: SelfCheck,
+  params: Params,
+  ids: Int[np.ndarray, "B L"],
+  pixels: Float[np.ndarray, "B 1 Y X 3"],
+) -> dict[str, np.ndarray]:
+  """Our outputs for the same arrays, in float32 on CPU."""
 
   @jax.jit
   def run(params: Any, ids: Any, pixels: Any) -> dict[str, Any]:
@@ -314,10 +306,6 @@ def compare(
     }
 
   with on_cpu():
-    want = jax.device_get(run(dict(source.params), ids, pixels))
-  temperature = np.asarray(source.params["temperature"], np.float64)
-  want |= {"ids": ids, "logit_scale": -np.log(temperature)}
-  return {
-    name: float(np.abs(value.numpy().astype("f8") - want[name]).max())
-    for name, value in got.items()
-  }
+    values = jax.device_get(run(dict(params), ids, pixels))
+  temperature = np.asarray(params["temperature"], np.float64)
+  return {**values, "ids": ids, "logit_scale": -np.log(temperature)}

@@ -1,9 +1,9 @@
-"""A model as StableHLO: functions that run with JAX alone, on CPU, GPU and TPU.
+"""A model as StableHLO: functions that need JAX alone, on CPU, GPU and TPU.
 
-Each function is one file of `jax.export` with a symbolic batch; the weights are
-arguments and lie in `model.safetensors`, so a file weighs kilobytes. Inputs are
-the arrays that travel to the device (`functions.json` says their shapes):
-frames of the encoder's size, log-mel slices, token ids.
+Each function is one file of `jax.export` with a symbolic batch size; the
+weights are arguments, stored in `model.safetensors`, so a file has kilobytes.
+Inputs are preprocessed arrays, whose shapes `functions.json` states: frames of
+the encoder's size, log-mel slices, token ids.
 
     weights = safetensors.numpy.load_file("model.safetensors")
     embed = jax.export.deserialize(open("embed_image.stablehlo", "rb").read())
@@ -25,7 +25,7 @@ import numpy as np
 from mico_jax.checkpoint import selfcheck
 from mico_jax.checkpoint.manifest import flatten, unflatten
 from mico_jax.config import Config
-from mico_jax.inference.prepare import Preparer
+from mico_jax.inference.prepare import Preparer, trained_contexts
 from mico_jax.inference.self_check import VARIANTS, on_cpu
 from mico_jax.interop.exporting import export
 from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
@@ -43,9 +43,9 @@ class Function:
   """One function to export.
 
   Attributes:
-    call: of (weights by path, *arrays) -> array.
-    inputs: name -> shape without the batch, and dtype.
-    returns: what it gives.
+    call: (weights by path, *arrays) -> array.
+    inputs: name -> shape without the batch axis, and dtype.
+    returns: description of the result.
   """
 
   call: Callable[..., Any]
@@ -66,9 +66,9 @@ def _spec(preparer: Preparer, key: str) -> jax.ShapeDtypeStruct:
 def functions(config: Config, tokenizer: Any) -> dict[str, Function]:
   """All functions of a model by name.
 
-  `embed_<modality>`, `embed_<group>` for joint heads and `match_<letters>`: for
-  each modality alone and for the contexts that the model was trained with. They
-  compute in float32, as the self-check does.
+  `embed_<modality>`, `embed_<group>` for joint heads and `match_<letters>` for
+  each modality and each context of training. They compute in float32, as the
+  self-check does.
   """
   model = build(
     dataclasses.replace(
@@ -82,24 +82,18 @@ def functions(config: Config, tokenizer: Any) -> dict[str, Function]:
   )
   preparer = Preparer(config, tokenizer)
   specs = {key: _spec(preparer, key) for key in preparer.keys}
-  found: dict[str, Function] = {}
+  table: dict[str, Function] = {}
   known = {MODALITIES[key].letter: key for key in preparer.keys}
   for letter, key in known.items():
-    found[f"embed_{key}"] = _embed(model, preparer, letter, specs)
+    table[f"embed_{key}"] = _embed(model, preparer, letter, specs)
   for head in config.model.heads:
     if len(head) > 1 and set(head) <= set(known):
-      found[f"embed_{head}"] = _embed(model, preparer, head, specs)
-  groups = [
-    group.removeprefix("t")
-    for _, task in sorted(config.tasks.items())
-    for _, named in sorted(task.objectives.items())
-    for group in named
-  ]
+      table[f"embed_{head}"] = _embed(model, preparer, head, specs)
   singles = [letter for letter in known if letter != "t"]
-  for letters in dict.fromkeys([*singles, *groups]):
+  for letters in dict.fromkeys([*singles, *trained_contexts(config)]):
     if letters and set(letters) <= set(known) and "t" in known:
-      found[f"match_{letters}"] = _match(model, preparer, letters, specs)
-  return found
+      table[f"match_{letters}"] = _match(model, preparer, letters, specs)
+  return table
 
 
 def _encode(
@@ -142,11 +136,11 @@ def _match(
 
 
 def lower(function: Function, params: Mapping[str, Any]) -> jax.export.Exported:
-  """The function for every platform, its batch left open.
+  """Exports a function for every platform, with a symbolic batch size.
 
   Args:
-    function: what to export.
-    params: nested dict; shapes and dtypes alone count.
+    function: to export.
+    params: nested dict; only shapes and dtypes are used.
   """
   (batch,) = jax.export.symbolic_shape("b")
   weights = {
@@ -165,16 +159,15 @@ def write(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
   report: ExportReport,
-  *,
-  max_shard_size: int = 5 * 10**9,
+  options: export.Options = export.DEFAULTS,
 ) -> None:
   """Writes the functions, their description and the weights.
 
   Args:
-    source: what to export.
+    source: the checkpoint.
     folder: an existing folder.
     report: gets the files and tensors.
-    max_shard_size: bytes of tensors per file.
+    options: of the export.
   """
   described: dict[str, Any] = {}
   for name, function in functions(source.config, source.tokenizer).items():
@@ -195,7 +188,7 @@ def write(
     for path, leaf in flatten(source.params).items()
   )
   written = safetensors_writer.write(
-    folder, items, max_shard_size=max_shard_size
+    folder, items, max_shard_size=options.max_shard_size
   )
   report.add("weights", written)
   several = len(written.files) > 1
@@ -222,7 +215,7 @@ def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
   preparer = Preparer(source.config, source.tokenizer)
   flat = flatten(source.params)
   weights = {path: jnp.asarray(leaf) for path, leaf in flat.items()}
-  found = {}
+  gaps = {}
   with on_cpu(), jax.default_matmul_precision("highest"):
     for key in preparer.keys:
       rows = [
@@ -239,5 +232,5 @@ def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
       got = jax.export.deserialize(bytearray(data)).call(weights, array)
       for (name, _), row in zip(rows, np.asarray(got), strict=True):
         want = stored[selfcheck.OUTPUT + name]
-        found[name] = float(np.abs(row - want).max())
-  return found
+        gaps[name] = float(np.abs(row - want).max())
+  return gaps

@@ -1,10 +1,10 @@
-"""The encoder as a folder that `timm.create_model("local-dir:...")` opens.
+"""The encoder as a folder for `timm.create_model("local-dir:...")`.
 
 `config.json` names one of timm's architectures of the right class and, as
-`model_args`, every size in which the encoder differs from it; no other form of
-a file tells timm which class to build. What timm takes no argument for (the
-epsilon of a vision transformer's LayerNorm) is told by the architecture, or
-refused. The encoder's own projection to CLIP's space is the classifier.
+`model_args`, every option in which the encoder differs from it, as timm selects
+a class by architecture only. Options that timm takes no argument for (the
+epsilon of a vision transformer's LayerNorm) select the architecture, or are
+refused. The encoder's projection to CLIP's space becomes the classifier.
 
 Source: timm 1.0 (`_hub.py`, `_factory.py`: the keys of the file).
 """
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from mico_jax.config import Config, ConfigError, VisionConfig
 from mico_jax.inference.self_check import (
@@ -27,11 +28,10 @@ from mico_jax.inference.self_check import (
 from mico_jax.interop.exporting import export
 from mico_jax.interop.exporting import torch_folder as exporter
 from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
-from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.names import timm_vision
 from mico_jax.modalities import MODALITIES
 
-# Of resizing in a mode -> crop_mode of timm; both antialias.
+# Resizing of a mode -> crop_mode of timm.
 CROPS = {"squash": "squash", "crop_flip": "center"}
 ANTIALIASED = "resize_smooth"
 
@@ -40,7 +40,7 @@ def model(config: VisionConfig) -> tuple[str, dict[str, Any]]:
   """Architecture and arguments that build the encoder in timm.
 
   Raises:
-    ConfigError: if no architecture has its numbers.
+    ConfigError: if no architecture has its options.
   """
   if config.encoder in timm_vision.STAGED:
     timm_vision.staged_entries(config)  # refuses what timm lacks
@@ -88,7 +88,7 @@ def model(config: VisionConfig) -> tuple[str, dict[str, Any]]:
 
 
 def _staged(config: VisionConfig) -> tuple[str, dict[str, Any]]:
-  """Of a Swin or a ConvNeXt V2."""
+  """Architecture and arguments of a Swin or a ConvNeXt V2."""
   if config.encoder == "swin":
     return "swin_base_patch4_window7_224", {
       "img_size": config.image_size,
@@ -115,7 +115,7 @@ def settings(config: Config, image: Mapping[str, Any]) -> dict[str, Any]:
 
   Args:
     config: of the run.
-    image: preprocessing of frames; "preprocessing" keeps it for this library.
+    image: preprocessing of frames, stored under "preprocessing" for imports.
   """
   vision = config.model.vision
   architecture, arguments = model(vision)
@@ -146,58 +146,59 @@ def settings(config: Config, image: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def image_of(source: OpenedCheckpoint) -> Mapping[str, Any]:
-  """The preprocessing of pictures, in evaluation."""
-  told = exporter.preprocessing_json(source.config, source.tokenizer)
-  return told["inputs"].get("image", {})
+  """The evaluation preprocessing of images; {}: the model takes none."""
+  document = exporter.preprocessing_json(source.config, source.tokenizer)
+  return document["inputs"].get("image", {})
 
 
 def pixel_notes(image: Mapping[str, Any]) -> list[str]:
-  """What the client's own preprocessing does otherwise."""
+  """Notes on how the library's own preprocessing differs from ours."""
   mode = image.get("mode", "none")
   if "mean" not in image or image.get("place") not in CROPS:
-    return [f"preprocessing {mode} has no form there; prepare pictures here"]
+    return [
+      f"preprocessing {mode} does not exist there; prepare images with mico_jax"
+    ]
   if image.get("resize") == ANTIALIASED:
     return []
   return [
-    f"preprocessing {mode} resizes without antialiasing, the client's own "
-    "preprocessing with it: equal for pictures of the encoder's size only"
+    f"preprocessing {mode} resizes without antialiasing, the library's own "
+    "preprocessing with it: equal for images of the encoder's size only"
   ]
 
 
 def write(
-  source: OpenedCheckpoint, folder: pathlib.Path, report: ExportReport
+  source: OpenedCheckpoint,
+  folder: pathlib.Path,
+  report: ExportReport,
+  options: export.Options = export.DEFAULTS,
 ) -> None:
   """Writes one file of weights, as timm reads no shards, and config.json.
 
   Args:
-    source: what to write.
+    source: the checkpoint.
     folder: an existing folder.
     report: gets the files and tensors.
+    options: of the export; none applies.
 
   Raises:
     ConfigError: if timm has no such encoder.
   """
+  del options
   vision, image = source.config.model.vision, image_of(source)
   about = settings(source.config, image)
-  written = safetensors_writer.write(
-    folder,
-    timm_vision.vision_items(source.params, vision, "timm"),
-    max_shard_size=2**63,
-    metadata={"format": "pt"},
-  )
-  report.add("encoder", written)
+  items = timm_vision.vision_items(source.params, vision, "timm")
+  export.write_tensors(report, "encoder", folder, items)
   absent = timm_vision.left_out(source.params, vision, "timm")
   if absent:
     report.notes.append(
-      f"timm has no place for {export.summarise(absent)}: not written"
+      f"timm has no names for {export.summarise(absent)}: not written"
     )
   report.notes += pixel_notes(image)
-  export.write_json(folder / "config.json", about)
-  report.add_file("encoder", folder / "config.json", "config.json")
+  export.write_document(report, "encoder", folder, "config.json", about)
 
 
-def frames(check: SelfCheck) -> np.ndarray:
-  """Pixels of the self-check's pictures as the encoder takes them."""
+def frames(check: SelfCheck) -> Float[np.ndarray, "B 1 Y X 3"]:
+  """Preprocessed frames of the self-check's images."""
   inputs = make_inputs(check.preparer)
   key = next(k for k in check.preparer.keys if MODALITIES[k].letter == "v")
   rows = [
@@ -210,7 +211,7 @@ def frames(check: SelfCheck) -> np.ndarray:
 
 
 def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
-  """Opens the folder with timm and runs it on the self-check's pictures.
+  """Opens the folder with timm and runs it on the self-check's images.
 
   Returns:
     Largest absolute difference of the tokens, and of the pooled features.
@@ -226,9 +227,9 @@ def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
   theirs: Any = timm.create_model(
     f"local-dir:{folder}", pretrained=True, num_classes=0
   ).eval()
-  given = torch.from_numpy(pixels[:, 0].transpose(0, 3, 1, 2).copy())
+  images = torch.from_numpy(pixels[:, 0].transpose(0, 3, 1, 2).copy())
   with torch.no_grad():
-    tokens = theirs.forward_features(given)
+    tokens = theirs.forward_features(images)
     pooled = theirs.forward_head(tokens)
     if source.config.model.vision.encoder == "convnext":  # channels first
       tokens = tokens.permute(0, 2, 3, 1)
@@ -241,7 +242,9 @@ def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
 
 
 def ours(
-  check: SelfCheck, source: OpenedCheckpoint, pixels: np.ndarray
+  check: SelfCheck,
+  source: OpenedCheckpoint,
+  pixels: Float[np.ndarray, "B 1 Y X 3"],
 ) -> dict[str, np.ndarray]:
   """Tokens and pooled features of single frames, in float32 on CPU."""
   import jax

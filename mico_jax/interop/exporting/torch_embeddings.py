@@ -1,7 +1,7 @@
-"""The embeddings of modalities that a PyTorch folder takes along.
+"""Custom embeddings of modalities in a PyTorch folder.
 
-A record names the PyTorch form of its own embedding (`CustomEmbedding.torch`);
-that file is copied as it stands, without importing it.
+A modality's record names the PyTorch class of its embedding
+(`CustomEmbedding.torch`); the file of that class is copied without an import.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ALLOWED = {"torch", *sys.stdlib_module_names}
 
 
 def described(embedding: CustomEmbedding) -> dict[str, Any]:
-  """What config.json says of an embedding."""
+  """The entry of an embedding in config.json."""
   return {
     "class": embedding.torch.partition(":")[2],
     "frame": list(embedding.frame),
@@ -30,11 +30,11 @@ def described(embedding: CustomEmbedding) -> dict[str, Any]:
 
 
 def files(config: ModelConfig) -> dict[str, str]:
-  """Name -> text of the file of each modality with an embedding of its own.
+  """Name -> text of the file of each modality with a custom embedding.
 
   Raises:
-    ConfigError: if a record names no such file, or one that does not stand
-      alone.
+    ConfigError: if a record names no such file, or one that imports other
+      packages than PyTorch.
   """
   return {
     f"{FOLDER}/{key}.py": _source(key, embedding)
@@ -44,7 +44,7 @@ def files(config: ModelConfig) -> dict[str, str]:
 
 def _source(key: str, embedding: CustomEmbedding) -> str:
   """The text of the file that holds the class `embedding.torch`."""
-  said = f"{key}: embedding.torch={embedding.torch!r}"
+  named = f"{key}: embedding.torch={embedding.torch!r}"
   name, _, kind = embedding.torch.partition(":")
   try:
     spec = importlib.util.find_spec(name) if name and kind else None
@@ -53,7 +53,7 @@ def _source(key: str, embedding: CustomEmbedding) -> str:
   text = getattr(spec and spec.loader, "get_source", lambda _: None)(name)
   if text is None:
     raise ConfigError(
-      f"{said} is no class of a Python file, 'package.module:Class'; without "
+      f"{named} is no class of a Python file, 'package.module:Class'; without "
       "one the model has no PyTorch form."
     )
   tree = ast.parse(text)
@@ -64,17 +64,17 @@ def _source(key: str, embedding: CustomEmbedding) -> str:
   }
   if beyond := sorted(imported - _ALLOWED):
     raise ConfigError(
-      f"{said} imports {', '.join(beyond)}; an exported folder holds that file "
-      "alone, so it may import PyTorch and the standard library."
+      f"{named} imports {', '.join(beyond)}; an exported folder has only that "
+      "file, so it may import PyTorch and the standard library."
     )
   classes = [n for n in tree.body if isinstance(n, ast.ClassDef)]
-  found = next((n for n in classes if n.name == kind), None)
-  if found is None:
-    raise ConfigError(f"{said}: that file has no class {kind}.")
-  methods = {n.name for n in found.body if isinstance(n, ast.FunctionDef)}
+  definition = next((n for n in classes if n.name == kind), None)
+  if definition is None:
+    raise ConfigError(f"{named}: that file has no class {kind}.")
+  methods = {n.name for n in definition.body if isinstance(n, ast.FunctionDef)}
   if embedding.valid is not None and "valid" not in methods:
     raise ConfigError(
-      f"{said} has no method valid(frames), but the record's tokens may be "
+      f"{named} has no method valid(frames), but the record's tokens may be "
       "padding."
     )
   return text

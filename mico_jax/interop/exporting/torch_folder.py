@@ -1,10 +1,10 @@
 """The PyTorch folder: the model in one file, weights, tokenizer, decoders.
 
-Written without PyTorch; comparing outputs needs it. The Python file is
-`torch_template/modeling_mico.py` as it stands; what differs between models is
-in `config.json` and `preprocessing.json`. Raw inputs are decoded by copies of
-this package's own files (`torch_inputs`); embeddings of single modalities are
-the files that their records name (`torch_embeddings`).
+Writing needs no PyTorch; comparing outputs does. The Python file is an
+unchanged copy of `torch_template/modeling_mico.py`; `config.json` and
+`preprocessing.json` describe the model. Raw inputs are decoded by copies of
+this package's own files (`torch_inputs`); a custom embedding of a modality is a
+copy of the file that its record names (`torch_embeddings`).
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import importlib.resources
 import importlib.util
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 from mico_jax import config as config_lib
 from mico_jax.checkpoint import selfcheck
-from mico_jax.config import Config
+from mico_jax.config import Config, ConfigError, ModelConfig
 from mico_jax.data.tokenizer import META_FILE, Tokenizer
-from mico_jax.inference.prepare import Preparer
+from mico_jax.inference.prepare import Preparer, trained_contexts
 from mico_jax.inference.self_check import (
   CAPTION_TOKENS,
   LOGITS,
@@ -32,7 +33,6 @@ from mico_jax.inference.self_check import (
 )
 from mico_jax.interop.exporting import export, torch_embeddings, torch_inputs
 from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
-from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.names import torch_modules
 from mico_jax.modalities import (
   MODALITIES,
@@ -42,12 +42,20 @@ from mico_jax.modalities import (
 )
 from mico_jax.models import build, parameters
 
+if TYPE_CHECKING:
+  import torch
+
+  from mico_jax.interop.torch_template import modeling_mico
+
 FORMAT = "mico_jax torch 1"
 MODULE = "modeling_mico.py"
+# Encoders and text towers of `MODULE`.
+ENCODERS = ("vit", "swin", "convnext", "unireplknet")
+TEXT_ENCODERS = ("bert", "causal")
 
 
 def _modalities(config: Config, preparer: Preparer) -> dict[str, Any]:
-  """What the PyTorch file must know of every modality with parameters."""
+  """config.json's entries of the modalities that have parameters."""
   model = config.model
   contexts = parameters.context_types(model)
   has_class_token = build(model).has_class_token
@@ -80,12 +88,7 @@ def model_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
   model = config.model
   preparer = Preparer(config, tokenizer)
   info = tokenizer.info
-  groups = [
-    group.removeprefix("t")
-    for task in config.tasks.values()
-    for named in task.objectives.values()
-    for group in named
-  ]
+  groups = (*trained_contexts(config), *model.heads)
   return {
     "format": FORMAT,
     "name": config.name,
@@ -102,8 +105,8 @@ def model_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
       head: sum(parameters.feature_width(model, letter) for letter in head)
       for head in parameters.head_names(model)
     },
-    # The order of a context's modalities, by the first that names them all.
-    "groups": list(dict.fromkeys(g for g in (*groups, *model.heads) if g)),
+    # A context takes the order of the first group with its modalities.
+    "groups": list(dict.fromkeys(group for group in groups if group)),
     "generation": {
       **config_lib.to_dict(config.generation),
       "most_beams": config_lib.MAX_BEAMS,
@@ -121,7 +124,7 @@ def model_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def preprocessing_json(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-  """The content of preprocessing.json: the deterministic evaluation modes."""
+  """The content of preprocessing.json: the evaluation modes of the inputs."""
   preparer = Preparer(config, tokenizer)
   inputs = {}
   for key in _modalities(config, preparer):
@@ -130,7 +133,7 @@ def preprocessing_json(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     mode = preparer.mode(key)
     inputs[key] = {
       "mode": mode.name,
-      **mode.recipe,  # the same in plain data, where the mode has it
+      **mode.recipe,  # the mode as data, where it has such a form
       "frames": preprocessing.input_config(config, key).frames,
     }
     if mode.unit:
@@ -160,21 +163,38 @@ def write_code(folder: pathlib.Path) -> list[str]:
   return [MODULE, *(f"{torch_inputs.PACKAGE}/{name}" for name in decoders)]
 
 
+def _check_classes(model: ModelConfig) -> None:
+  """Refuses encoders and text towers that `MODULE` does not have."""
+  for field, name, known in (
+    ("vision", model.vision.encoder, ENCODERS),
+    ("text", model.text.encoder, TEXT_ENCODERS),
+  ):
+    if name not in known:
+      raise ConfigError(
+        f"model.{field}.encoder={name!r} has no PyTorch form, only "
+        f"{', '.join(known)} have; export to safetensors or stablehlo instead."
+      )
+
+
 def write(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
   report: ExportReport,
-  *,
-  max_shard_size: int = 5 * 10**9,
+  options: export.Options = export.DEFAULTS,
 ) -> None:
   """Writes the self-contained PyTorch folder.
 
   Args:
-    source: what to write.
+    source: the checkpoint.
     folder: an existing folder.
     report: gets the files and tensors.
-    max_shard_size: bytes of tensors per file.
+    options: of the export.
+
+  Raises:
+    ConfigError: naming an encoder, text tower or embedding that has no PyTorch
+      form.
   """
+  _check_classes(source.config.model)
   embeddings = torch_embeddings.files(source.config.model)
   names = [*write_code(folder), *embeddings]
   names += ["config.json", "preprocessing.json"]
@@ -187,13 +207,8 @@ def write(
   )
   files = source.tokenizer.files()
   export.write_files(folder / "tokenizer", files)
-  written = safetensors_writer.write(
-    folder,
-    torch_modules.items(source.params, source.model),
-    max_shard_size=max_shard_size,
-    metadata={"format": "pt"},
-  )
-  report.add("modeling", written)
+  items = torch_modules.items(source.params, source.model)
+  export.write_tensors(report, "modeling", folder, items, options)
   names += [f"tokenizer/{name}" for name in files if name != META_FILE]
   for name in names:
     report.add_file("modeling", folder / name, name)
@@ -216,86 +231,105 @@ def load_module(folder: pathlib.Path) -> ModuleType:
 
 
 def outputs(
-  model: Any,
-  config: Config,
-  tokenizer: Tokenizer,
+  model: modeling_mico.MiCo,
+  source: OpenedCheckpoint,
   inputs: Mapping[str, Any],
   *,
   raw: bool = False,
 ) -> dict[str, np.ndarray]:
-  """The self-check's outputs as the exported model gives them.
+  """The self-check's outputs, computed by the exported model.
 
   Args:
-    model: of the exported file, on any device.
-    config: of the run.
-    tokenizer: of the checkpoint.
+    model: `MiCo` of the exported file, on any device.
+    source: the exported checkpoint.
     inputs: raw inputs of the self-check.
-    raw: let the exported folder preprocess them as well, where it can.
+    raw: whether the exported folder preprocesses them too, where it can.
   """
   import torch
 
-  check = SelfCheck(config, tokenizer)
-  found: dict[str, np.ndarray] = {}
-  pooled, tokens, masks = {}, {}, {}
-
-  def note(name: str, value: Any) -> None:
-    found[f"{selfcheck.OUTPUT}{name}"] = value.detach().cpu().numpy()
-
-  text = selfcheck.array_text(inputs["text"])
+  check = SelfCheck(source.config, source.tokenizer)
+  ids = model.tokens("text", [selfcheck.array_text(inputs["text"])])
   with torch.no_grad():
-    for key in check.preparer.keys:
-      if MODALITIES[key].kind == "interface":
-        continue
-      rows = [np.array(inputs[f"{key}/{v}"]) for v in VARIANTS]
-      if raw and model.reader.has(key):
-        pixels = model.pixels(key, rows)
-      else:
-        pixels = torch.as_tensor(_prepared(check.preparer, key, rows))
-        pixels = pixels.to(model.device)
-      letter = MODALITIES[key].letter
-      valid = model.valid_tokens(key, pixels)
-      tokens[letter] = model.encode(key, pixels)
-      pooled[letter] = model.pool(key, tokens[letter], valid)
-      if valid is not None:
-        masks[letter] = valid
-      values = model.features(letter, pooled)
-      for variant, row in zip(VARIANTS, values, strict=True):
-        note(f"embed/{key}/{variant}", row)
-    for head in check.heads:
-      values = model.features(head, pooled)
-      for variant, row in zip(VARIANTS, values, strict=True):
-        note(f"embed/{head}/{variant}", row)
-    ids = model.tokens("text", [text])
-    note("ids/text", ids[0])
-    hidden = model.encode_text(ids)
-    pooled = {"t": model.pool_text(hidden, ids)}
-    note("embed/text", model.features("t", pooled)[0])
-    if not check.letters:
-      return found
-    context = model.context(check.letters, tokens, masks)
-    ids = ids.repeat(len(VARIANTS), 1)
-    hidden = model.encode_text(ids, context=context)
-    logits = model.matching_logits(hidden, ids)
-    note(LOGITS, logits)
-    note("matching", logits.softmax(-1)[:, 1])
-    ids = torch.full((len(VARIANTS), 1), tokenizer.info.cls)
-    ids = ids.to(model.device)
-    masks = torch.full_like(ids, tokenizer.info.mask)
-    for _ in range(CAPTION_TOKENS):
-      asked = ids if model.text.next_token else torch.cat([ids, masks], 1)
-      hidden = model.encode_text(
-        asked,
-        attention="causal",
-        mask=torch.ones_like(asked, dtype=torch.bool),
-        context=context,
-      )
-      best = model.lm_logits(hidden[:, -1:]).argmax(-1)
-      ids = torch.cat([ids, best], 1)
-    note("caption", ids[:, 1:])
-  return found
+    tensors, tokens, masks = _embeddings(model, check, inputs, raw)
+    pooled = {"t": model.pool_text(model.encode_text(ids), ids)}
+    tensors["ids/text"] = ids[0]
+    tensors["embed/text"] = model.features("t", pooled)[0]
+    if check.letters:
+      context = model.context(check.letters, tokens, masks)
+      ids = ids.repeat(len(VARIANTS), 1)
+      hidden = model.encode_text(ids, context=context)
+      logits = model.matching_logits(hidden, ids)
+      tensors[LOGITS] = logits
+      tensors["matching"] = logits.softmax(-1)[:, 1]
+      tensors["caption"] = _caption(model, context, source.tokenizer)
+  return {
+    f"{selfcheck.OUTPUT}{name}": tensor.cpu().numpy()
+    for name, tensor in tensors.items()
+  }
 
 
-def _prepared(preparer: Preparer, key: str, raw: list[Any]) -> np.ndarray:
+def _embeddings(
+  model: modeling_mico.MiCo,
+  check: SelfCheck,
+  inputs: Mapping[str, Any],
+  raw: bool,
+) -> tuple[dict[str, torch.Tensor], ...]:
+  """Embeddings by name of the output; tokens and their masks by letter."""
+  import torch
+
+  embeddings, pooled, tokens, masks = {}, {}, {}, {}
+  heads = {head: head for head in check.heads}
+  for key in check.preparer.keys:
+    if MODALITIES[key].kind == "interface":
+      continue
+    rows = [np.array(inputs[f"{key}/{v}"]) for v in VARIANTS]
+    if raw and model.reader.has(key):
+      pixels = model.pixels(key, rows)
+    else:
+      pixels = torch.as_tensor(_prepared(check.preparer, key, rows))
+      pixels = pixels.to(model.device)
+    letter = MODALITIES[key].letter
+    valid = model.valid_tokens(key, pixels)
+    tokens[letter] = model.encode(key, pixels)
+    pooled[letter] = model.pool(key, tokens[letter], valid)
+    if valid is not None:
+      masks[letter] = valid
+    heads[key] = letter
+  for name, head in heads.items():
+    values = model.features(head, pooled)
+    for variant, row in zip(VARIANTS, values, strict=True):
+      embeddings[f"embed/{name}/{variant}"] = row
+  return embeddings, tokens, masks
+
+
+def _caption(
+  model: modeling_mico.MiCo,
+  context: modeling_mico.Context,
+  tokenizer: Tokenizer,
+) -> torch.Tensor:
+  """The first tokens of greedy captions, by full passes without a cache."""
+  import torch
+
+  info, rows = tokenizer.info, len(VARIANTS)
+  ids = torch.full((rows, 1), info.cls, device=model.device)
+  masks = torch.full_like(ids, info.mask)
+  for _ in range(CAPTION_TOKENS):
+    asked = ids if model.text.next_token else torch.cat([ids, masks], 1)
+    hidden = model.encode_text(
+      asked,
+      attention="causal",
+      mask=torch.ones_like(asked, dtype=torch.bool),
+      context=context,
+    )
+    best = model.lm_logits(hidden[:, -1:]).argmax(-1)
+    ids = torch.cat([ids, best], 1)
+  return ids[:, 1:]
+
+
+def _prepared(
+  preparer: Preparer, key: str, raw: Sequence[Any]
+) -> Float[np.ndarray, "B T Y X 3"]:
+  """Preprocessed inputs, by our own evaluation mode."""
   rows = np.stack([preparer.prepare_one(key, x) for x in raw])
   geometry = preparer.geometry(key)
   pixels = preparer.mode(key).to_pixels(rows, geometry=geometry, xp=np)
@@ -306,24 +340,23 @@ def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
   """Runs the exported file on the self-check inputs.
 
   Returns:
-    Largest absolute difference of each output, token ids and the logits of
-    matching as well: of the model
-    on the same prepared arrays, and ("raw/...") with the exported file's own
-    preprocessing.
+    Largest absolute difference of each output, of token ids and matching
+    logits too: on the same prepared arrays, and ("raw/...") with the exported
+    folder's own preprocessing.
 
   Raises:
     ImportError: without PyTorch.
   """
   model = load_module(folder).MiCo.from_folder(folder)
   inputs = selfcheck.inputs(source.self_check())
-  # Probabilities may be saturated, so that of matching the logits count.
+  # Matching probabilities may be saturated, so its logits are compared too.
   check = SelfCheck(source.config, source.tokenizer)
   stored = check.outputs(source.params, inputs, logits=True)
-  found = {}
+  compared = {}
   for prefix, raw in (("", False), (export.RAW, True)):
-    got = outputs(model, source.config, source.tokenizer, inputs, raw=raw)
+    got = outputs(model, source, inputs, raw=raw)
     gaps = export.differences(stored, got)
-    if raw:  # Noise of the preprocessing has no limit in logits.
+    if raw:  # Logits amplify differences of the preprocessing without bound.
       gaps.pop(LOGITS, None)
-    found |= {prefix + name: gap for name, gap in gaps.items()}
-  return found
+    compared |= {prefix + name: gap for name, gap in gaps.items()}
+  return compared

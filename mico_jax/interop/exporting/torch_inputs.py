@@ -1,8 +1,8 @@
-"""The decoders and preprocessing that a PyTorch folder takes along.
+"""Decoders and preprocessing of a PyTorch folder.
 
-They are this package's own (`mico_jax.modalities`, NumPy and Pillow), copied
-file by file with their imports made relative, so that both sides read every
-input alike: orientation, transparency, units, channels, what is refused.
+They are the files of `mico_jax.modalities` (NumPy and Pillow), copied with
+relative imports, so that the exported folder reads every input as this package
+does: orientation, transparency, units, channels, errors.
 """
 
 from __future__ import annotations
@@ -15,45 +15,45 @@ import re
 from mico_jax import config as config_lib
 
 PACKAGE = "mico_inputs"
-FIRST = ("__init__.py", "items.py")  # what the exported model imports
+FIRST = ("__init__.py", "items.py")  # files that the exported model imports
 _SOURCE = "mico_jax.modalities"
 _CONFIG = "mico_jax.config"
-_TYPES = "jaxtyping"  # of annotations only
+_TYPES = "jaxtyping"  # used in annotations only
 
 
 def files() -> dict[str, str]:
   """File name -> text of the package `mico_inputs`: `FIRST` and its imports.
 
   Raises:
-    ValueError: if a decoder imports a part of this package that stays here.
+    ValueError: if a decoder imports a part of this package that is not copied.
   """
-  found: dict[str, str] = {}
+  copied: dict[str, str] = {}
   types: set[str] = set()
   folder = importlib.resources.files(_SOURCE)
   names = {f.name for f in folder.iterdir() if f.name.endswith(".py")}
   todo = list(FIRST)
   while todo:
     name = todo.pop()
-    if name in found:
+    if name in copied:
       continue
     text = (folder / name).read_text("utf-8")
     types |= check_imports(text, name)
-    found[name] = _relative(text)
-    todo += names & {f"{module}.py" for module in _own_imports(text)}
-  texts = {name: found[name] for name in sorted(found)}
+    copied[name] = _relative(text)
+    todo += names & {f"{module}.py" for module in _sibling_imports(text)}
+  texts = {name: copied[name] for name in sorted(copied)}
   return texts | {"config.py": _config(sorted(types))}
 
 
-def _own_imports(text: str) -> set[str]:
+def _sibling_imports(text: str) -> set[str]:
   """Modules of `mico_jax.modalities` that a file imports, by their names."""
-  found = set()
+  modules = set()
   for node in ast.walk(ast.parse(text)):
     if isinstance(node, ast.ImportFrom) and node.module:
       if node.module == _SOURCE:
-        found |= {alias.name for alias in node.names}
+        modules |= {alias.name for alias in node.names}
       elif node.module.startswith(f"{_SOURCE}."):
-        found.add(node.module.removeprefix(f"{_SOURCE}."))
-  return found
+        modules.add(node.module.removeprefix(f"{_SOURCE}."))
+  return modules
 
 
 def check_imports(text: str, name: str) -> set[str]:
@@ -84,7 +84,7 @@ def check_imports(text: str, name: str) -> set[str]:
 
 
 def _relative(text: str) -> str:
-  """A file's text for another package."""
+  """A file's text with relative imports."""
   for source, target in (
     (f"{_SOURCE} import", ". import"),
     (f"{_SOURCE}.", "."),

@@ -1,11 +1,10 @@
-"""The text tower as folders of transformers: an encoder, and in it a decoder.
+"""The text tower as folders of transformers: an encoder and a decoder.
 
-The folder itself is what a text is embedded with: `AutoModel` reads it in both
-directions, `AutoTokenizer` gives our token ids. `decoder/` is the same tower
-with its cross-attention, which transformers has in decoders alone: there a
-token sees itself and its left, as our captions are written. To read a text in
-both directions with a context, as matching does, give a mask per query
-([B, 1, L, L]).
+The folder itself embeds texts: `AutoModel` is bidirectional, `AutoTokenizer`
+gives our token ids. `decoder/` is the same tower with cross-attention, which
+transformers has in decoders only: attention there is causal, as in our
+captions. For bidirectional attention with a context, as in matching, pass a
+mask per query ([B, 1, L, L]).
 
 Source: transformers 5 (`modeling_bert.py`), by its names of parameters.
 """
@@ -14,12 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from mico_jax.aliases import Params
 from mico_jax.config import Config
@@ -27,14 +27,13 @@ from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SelfCheck, on_cpu
 from mico_jax.interop.exporting import export, transformers_tokenizer
 from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
-from mico_jax.interop.files import safetensors_writer
 from mico_jax.interop.files.tensors import Item
 from mico_jax.interop.names import mico, weight_map
 from mico_jax.models.mico import Context
 
 DECODER = "decoder"
 CROSS = ".crossattention."
-# Texts that the two tokenizers are compared on.
+# Texts for the comparison of the two tokenizers.
 TEXTS = (
   "a red cube and a small ball",
   "",
@@ -51,7 +50,7 @@ def items(
   Args:
     params: of the model.
     config: of the run.
-    decoder: with cross-attention.
+    decoder: whether to include cross-attention.
     prefix: of every name.
   """
   table = mico.entries(config.model, ["text"])
@@ -87,14 +86,19 @@ def model_config(
   }
 
 
+def text_length(source: OpenedCheckpoint) -> int:
+  """Tokens to which `embed` pads and cuts a text."""
+  return Preparer(source.config, source.tokenizer).max_length("text")
+
+
 def write_tokenizer(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
   report: ExportReport,
   prefix: str = "",
 ) -> None:
-  """Writes what AutoTokenizer loads; a text is cut where `embed` cuts it."""
-  length = Preparer(source.config, source.tokenizer).max_length("text")
+  """Writes the files of AutoTokenizer, with the text length of `embed`."""
+  length = text_length(source)
   files, notes = transformers_tokenizer.files(source.tokenizer, length)
   export.write_files(folder, files)
   for name in files:
@@ -106,54 +110,49 @@ def write(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
   report: ExportReport,
-  *,
-  max_shard_size: int = 5 * 10**9,
+  options: export.Options = export.DEFAULTS,
 ) -> None:
   """Writes the encoder and, in `decoder/`, the decoder.
 
   Args:
-    source: what to write.
+    source: the checkpoint.
     folder: an existing folder.
     report: gets the files and tensors.
-    max_shard_size: bytes of tensors per file.
+    options: of the export.
   """
   for decoder in (False, True):
     part = DECODER if decoder else "encoder"
     place = folder / DECODER if decoder else folder
     prefix = f"{DECODER}/" if decoder else ""
     place.mkdir(exist_ok=True)
-    written = safetensors_writer.write(
-      place,
-      items(source.params, source.config, decoder=decoder),
-      max_shard_size=max_shard_size,
-      metadata={"format": "pt"},
-    )
-    report.add(part, written, prefix)
+    tensors = items(source.params, source.config, decoder=decoder)
+    export.write_tensors(report, part, place, tensors, options, prefix=prefix)
     pad = source.tokenizer.info.pad
     config = model_config(source.config, pad, decoder=decoder)
-    export.write_json(place / "config.json", config)
-    report.add_file(part, place / "config.json", f"{prefix}config.json")
+    export.write_document(report, part, place, "config.json", config, prefix)
     write_tokenizer(source, place, report, prefix)
   report.notes += [
     "an embedding is the first token of last_hidden_state, through the "
     "contrastive head t, of unit norm; that head and the matching head are no "
     "part of a BERT: --to openclip writes the former, --to torch both",
-    "there is no pooler: transformers makes a random one, and says so, unless "
-    "AutoModel.from_pretrained gets add_pooling_layer=False",
+    "there is no pooler: transformers makes a random one, with a warning, "
+    "unless AutoModel.from_pretrained gets add_pooling_layer=False",
     f"{DECODER}/ is the same tower with cross-attention, for captions (causal);"
     " for matching give it a mask per query [B, 1, L, L]",
   ]
 
 
-def ids_of(tokenizer: Any, texts: Any, length: int) -> np.ndarray:
-  """Token ids that a tokenizer of transformers gives."""
+def ids_of(
+  tokenizer: Any, texts: Sequence[str], length: int
+) -> Int[np.ndarray, "B L"]:
+  """Token ids of texts by a tokenizer of transformers."""
   options = {"padding": "max_length", "truncation": True, "max_length": length}
   return np.asarray(tokenizer(list(texts), **options)["input_ids"], np.int32)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Transformers without progress bars and lists of unused names."""
+  """Silences the progress bars and warnings of transformers."""
   from transformers.utils import logging
 
   level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -190,11 +189,11 @@ def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
   shape = (len(TEXTS), 5, width)
   values = rng.standard_normal(shape).astype(np.float32)
   want = _ours(check, source.params, ids, values)
-  found = {}
+  gaps = {}
   with quiet():
     if (folder / transformers_tokenizer.FILE).is_file():
-      given = ids_of(AutoTokenizer.from_pretrained(folder), TEXTS, length)
-      found["ids"] = float(np.abs(given - ids).max())
+      theirs = ids_of(AutoTokenizer.from_pretrained(folder), TEXTS, length)
+      gaps["ids"] = float(np.abs(theirs - ids).max())
     encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False).eval()
     decoder = BertLMHeadModel.from_pretrained(folder / DECODER).eval()
   tensors = torch.from_numpy(ids).long()
@@ -210,15 +209,18 @@ def compare(source: OpenedCheckpoint, folder: pathlib.Path) -> dict[str, float]:
     "hidden/matching": read.last_hidden_state,
     "logits/caption": written.logits,
   }
-  rows = mask.numpy()  # What stands at a padded place is nobody's.
+  rows = mask.numpy()  # Outputs at padding are not used.
   for name, value in got.items():
     gap = np.abs(value.numpy().astype("f8") - want[name])[rows]
-    found[name] = float(gap.max())
-  return found
+    gaps[name] = float(gap.max())
+  return gaps
 
 
 def _ours(
-  check: SelfCheck, params: Params, ids: np.ndarray, values: np.ndarray
+  check: SelfCheck,
+  params: Params,
+  ids: Int[np.ndarray, "B L"],
+  values: Float[np.ndarray, "B S W"],
 ) -> dict[str, np.ndarray]:
   """Our outputs for the same arrays, in float32 on CPU."""
   model = check.model
@@ -226,7 +228,7 @@ def _ours(
   @jax.jit
   def run(params: Any, ids: jax.Array, values: jax.Array) -> dict[str, Any]:
     context = model.project_context(params, Context(values))
-    # A written token sees every place up to its own, padding aside.
+    # Causal attention, padding masked.
     mask = ids != check.preparer.tokenizer.info.pad
     hidden = model.text(
       params, ids, attention="causal", mask=mask, context=context

@@ -1,9 +1,9 @@
 """Our tokenizers as the files that transformers loads.
 
-`tokenizer.json` is written here as the tokenizers library serialises it, so
-that nobody needs that library to export. Its steps are chosen to give our own
-ids: the character rules of a SentencePiece model become plain replacements,
-since the library's own step for them drops combining marks.
+`tokenizer.json` is written in the form of the tokenizers library without using
+that library. Its steps are chosen to give our own ids: the character rules of a
+SentencePiece model become plain replacements, since the library's own step for
+them drops combining marks.
 
 Source: https://github.com/huggingface/tokenizers (form of the file);
 https://github.com/google/sentencepiece (form of the models, order of the steps
@@ -39,11 +39,11 @@ NEVER = -1e9
 def files(
   tokenizer: Tokenizer, max_length: int
 ) -> tuple[dict[str, bytes], list[str]]:
-  """What `AutoTokenizer.from_pretrained` needs, and the vocabulary as it was.
+  """Files for `AutoTokenizer.from_pretrained`, and the vocabulary unchanged.
 
   Args:
     tokenizer: ours.
-    max_length: to which `truncation=True` cuts.
+    max_length: tokens to which `truncation=True` cuts.
 
   Returns:
     Name to content of the files; notes on what could not be written.
@@ -54,7 +54,7 @@ def files(
     try:
       content, names, extra = _sentencepiece(tokenizer)
     except ConfigError as error:
-      return _own(tokenizer), [f"no {FILE}: {error}"]
+      return _vocabulary_files(tokenizer), [f"no {FILE}: {error}"]
   else:
     return {}, [f"no {FILE}: a {type(tokenizer).__name__} has none"]
   config = {
@@ -71,11 +71,11 @@ def files(
     name: (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
     for name, value in written.items()
   }
-  return {**_own(tokenizer), **encoded}, []
+  return {**_vocabulary_files(tokenizer), **encoded}, []
 
 
-def _own(tokenizer: Any) -> dict[str, bytes]:
-  """The vocabulary in its own form; our note of the kind stays behind."""
+def _vocabulary_files(tokenizer: Any) -> dict[str, bytes]:
+  """The files of the vocabulary, without our own description of it."""
   return {k: v for k, v in tokenizer.files().items() if not k.endswith(".json")}
 
 
@@ -87,20 +87,19 @@ def _document(
   normalizers: list[Any],
   pre_tokenizer: Any,
   decoder: Any,
-  matched: bool,
+  matched: Mapping[str, int],
 ) -> dict[str, Any]:
-  """The whole file around a model.
+  """The content of tokenizer.json.
 
   Args:
     model: with its vocabulary.
     names: role -> its piece.
-    info: our ids of these.
+    info: our ids of these pieces.
     normalizers: steps in order.
-    pre_tokenizer: what splits into words, or None.
+    pre_tokenizer: splits a text into words; None: not at all.
     decoder: from pieces to text.
-    matched: whether a special piece written in a text is read as one.
+    matched: role -> id of the special pieces that are recognised in a text.
   """
-  ids = {role: getattr(info, role) for role in names if role != "unk"}
   a, b = {"Sequence": {"id": "A"}}, {"Sequence": {"id": "B"}}
 
   def piece(part: Mapping[str, Any], kind: int) -> dict[str, Any]:
@@ -109,26 +108,14 @@ def _document(
 
   cls, sep = ({"SpecialToken": {"id": names[r]}} for r in ("cls", "sep"))
   single = [piece(x, 0) for x in (cls, a, sep)]
-  added = [
-    {
-      "id": i,
-      "content": names[role],
-      "single_word": False,
-      "lstrip": False,
-      "rstrip": False,
-      "normalized": False,
-      "special": True,
-    }
-    for role, i in sorted(
-      {**ids, **({"unk": model["ids"]["unk"]} if matched else {})}.items(),
-      key=lambda pair: pair[1],
-    )
-  ]
   return {
     "version": "1.0",
     "truncation": None,
     "padding": None,
-    "added_tokens": added if matched else [],
+    "added_tokens": [
+      _added_token(names[role], i)
+      for role, i in sorted(matched.items(), key=lambda pair: pair[1])
+    ],
     "normalizer": {"type": "Sequence", "normalizers": normalizers},
     "pre_tokenizer": pre_tokenizer,
     "post_processor": {
@@ -138,14 +125,27 @@ def _document(
       "special_tokens": {
         names[role]: {
           "id": names[role],
-          "ids": [ids[role]],
+          "ids": [getattr(info, role)],
           "tokens": [names[role]],
         }
         for role in ("cls", "sep")
       },
     },
     "decoder": decoder,
-    "model": {k: v for k, v in model.items() if k != "ids"},
+    "model": model,
+  }
+
+
+def _added_token(piece: str, i: int) -> dict[str, Any]:
+  """A special piece, which is not split and not normalised."""
+  return {
+    "id": i,
+    "content": piece,
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+    "special": True,
   }
 
 
@@ -162,24 +162,9 @@ def _wordpiece(
     "sep": wordpiece.SEP,
     "mask": wordpiece.MASK,
   }
-  rules = tokenizer.rules
-  # The library knows the characters of an older Unicode than Python does: what
-  # depends on their kind is said by code points.
-  normalizers = [
-    _replace({"Regex": _category("C", but="\t\n\r")}, ""),
-    {
-      "type": "BertNormalizer",
-      "clean_text": True,
-      "handle_chinese_chars": rules.split_cjk,
-      "strip_accents": False,
-      "lowercase": rules.lower_case,
-    },
-    *(
-      [{"type": "NFD"}, _replace({"Regex": _category("Mn")}, "")]
-      if rules.strips_accents
-      else [{"type": "NFC"}]
-    ),
-  ]
+  rules, info = tokenizer.rules, tokenizer.info
+  unknown = vocabulary[wordpiece.UNK]
+  ids = {role: getattr(info, role) for role in names if role != "unk"}
   content = _document(
     {
       "type": "WordPiece",
@@ -187,11 +172,10 @@ def _wordpiece(
       "continuing_subword_prefix": "##",
       "max_input_chars_per_word": wordpiece.MAX_WORD,
       "vocab": vocabulary,
-      "ids": {"unk": vocabulary[wordpiece.UNK]},
     },
     names,
-    tokenizer.info,
-    normalizers=normalizers,
+    info,
+    normalizers=_bert_normalizers(rules),
     pre_tokenizer={
       "type": "Sequence",
       "pretokenizers": [
@@ -205,7 +189,7 @@ def _wordpiece(
       ],
     },
     decoder={"type": "WordPiece", "prefix": "##", "cleanup": False},
-    matched=True,
+    matched={**ids, "unk": unknown},
   )
   # The rule that BertTokenizer and importers look for.
   extra = {
@@ -217,10 +201,32 @@ def _wordpiece(
   return content, names, extra
 
 
+def _bert_normalizers(rules: wordpiece.Rules) -> list[dict[str, Any]]:
+  """The normalisation of a WordPiece tokenizer, step by step.
+
+  The tokenizers library has an older Unicode than Python, so classes of
+  characters are written out as code points.
+  """
+  accents = [{"type": "NFC"}]
+  if rules.strips_accents:
+    accents = [{"type": "NFD"}, _replace({"Regex": _category("Mn")}, "")]
+  return [
+    _replace({"Regex": _category("C", but="\t\n\r")}, ""),
+    {
+      "type": "BertNormalizer",
+      "clean_text": True,
+      "handle_chinese_chars": rules.split_cjk,
+      "strip_accents": False,
+      "lowercase": rules.lower_case,
+    },
+    *accents,
+  ]
+
+
 def _sentencepiece(
   tokenizer: SentencePieceTokenizer,
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
-  """Of a unigram model.
+  """The files' content for a unigram model.
 
   Raises:
     ConfigError: for a model of another form, saying which.
@@ -244,18 +250,6 @@ def _sentencepiece(
   info = tokenizer.info
   names = {r: pieces[getattr(info, r)] for r in ("pad", "cls", "sep", "mask")}
   names["unk"] = pieces[unknown]
-  steps = [
-    _replace({"Regex": _any_of(chars)}, to)
-    for to, chars in _groups(_character_rules(spec.precompiled_charsmap))
-  ]
-  if spec.remove_extra_whitespaces:
-    steps += [
-      _replace({"Regex": rf"\A +|[ {SPACE}]+\z"}, ""),
-      _replace({"Regex": " {2,}"}, " "),
-    ]
-  if spec.add_dummy_prefix:
-    steps.append({"type": "Prepend", "prepend": SPACE})
-  steps.append(_replace({"String": " "}, SPACE))
   decoders = [
     _replace({"String": SPACE}, " "),
     {"type": "ByteFallback"},
@@ -276,14 +270,30 @@ def _sentencepiece(
     },
     names,
     info,
-    normalizers=steps,
+    normalizers=_sentencepiece_normalizers(spec),
     pre_tokenizer=None,
     decoder={"type": "Sequence", "decoders": decoders},
-    matched=False,
+    matched={},  # SentencePiece reads "[SEP]" in a text as text.
   )
-  # SentencePiece reads "[SEP]" in a text as text.
   extra = {"split_special_tokens": True, "clean_up_tokenization_spaces": False}
   return content, names, extra
+
+
+def _sentencepiece_normalizers(spec: Any) -> list[dict[str, Any]]:
+  """The normalisation that a SentencePiece model specifies, step by step."""
+  steps = [
+    _replace({"Regex": _any_of(chars)}, to)
+    for to, chars in _groups(_character_rules(spec.precompiled_charsmap))
+  ]
+  if spec.remove_extra_whitespaces:
+    steps += [
+      _replace({"Regex": rf"\A +|[ {SPACE}]+\z"}, ""),
+      _replace({"Regex": " {2,}"}, " "),
+    ]
+  if spec.add_dummy_prefix:
+    steps.append({"type": "Prepend", "prepend": SPACE})
+  steps.append(_replace({"String": " "}, SPACE))
+  return steps
 
 
 def _groups(rules: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:

@@ -1,4 +1,4 @@
-"""Dtypes of the files that are read and written, and the limits of a shape."""
+"""Dtypes of files of weights, and the limits of a shape."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DTYPES: dict[str, np.dtype] = {
 
 
 def dtype(name: str) -> np.dtype:
-  """The dtype of NumPy's or ml_dtypes' name, "bfloat16" say."""
+  """The dtype of a name of NumPy or ml_dtypes, such as "bfloat16"."""
   return next(d for d in DTYPES.values() if d.name == name)
 
 
@@ -42,4 +42,4 @@ STORAGES = {
   }.items()
 }
 
-MAX_AXES, MAX_SIZE = 32, 2**40  # of a tensor; NumPy's own limits are near
+MAX_AXES, MAX_SIZE = 32, 2**40  # of a tensor, close to NumPy's own limits

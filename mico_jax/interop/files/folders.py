@@ -1,4 +1,4 @@
-"""Folders that appear when they are complete."""
+"""Output folders that get their final name when they are complete."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from mico_jax.config import ConfigError
 
-REMOTE = re.compile(r"[A-Za-z][\w+.-]+:/")  # a path keeps one of two slashes
+REMOTE = re.compile(r"[A-Za-z][\w+.-]+:/")  # pathlib merges two slashes
 
 
 def check_new(path: pathlib.Path) -> pathlib.Path:
@@ -36,22 +36,22 @@ def check_new(path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder that takes its name when complete, and vanishes on an error.
+  """A new folder, renamed to `path` on success and removed on an error.
 
-  An empty folder that is there already stays in place and gets the content: a
-  shell may be in it, or a disk be mounted there.
+  An empty folder that exists already is kept and receives the content, since it
+  may be a shell's current directory or a mount point.
 
   Raises:
     ConfigError: see `check_new`.
   """
   path = check_new(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  there = path.is_dir()
-  place = path if there else path.parent
+  exists = path.is_dir()
+  place = path if exists else path.parent
   partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=place))
   try:
     yield partial
-    if there:
+    if exists:
       for one in sorted(partial.iterdir()):
         one.rename(path / one.name)
       partial.rmdir()

@@ -1,8 +1,7 @@
-"""Opening a file of tensors of any kind that is read here.
+"""Opening weights: safetensors, PyTorch files and sharded ones.
 
-`open_tensors` reads names, shapes and dtypes of a file of weights, or of
-several; the numbers stay on disk until a tensor is read. Nothing that a file
-holds is ever run.
+`open_tensors` reads names, shapes and dtypes; the numbers stay on disk until a
+tensor is loaded. Code that a file may hold is never run.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ def open_tensors(path: str | pathlib.Path) -> Tensors:
       or the index of sharded ones (*.index.json).
 
   Raises:
-    WeightsError: if it is no such file, is cut short or holds anything else
-      than tensors.
+    WeightsError: if it is no such file, is cut short or holds anything but
+      tensors.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -46,7 +45,7 @@ def _open_shards(path: pathlib.Path) -> Tensors:
       f"{path}: not an index of sharded weights ({type(error).__name__}); "
       'expected {"weight_map": {tensor: file}}.'
     ) from error
-  found: Tensors = {}
+  merged: Tensors = {}
   for name in files:
     if pathlib.Path(name).name != name or name in (".", ".."):
       raise WeightsError(
@@ -62,13 +61,13 @@ def _open_shards(path: pathlib.Path) -> Tensors:
     if unlisted:
       raise WeightsError(
         f"{path}: {name!r} holds {unlisted[0]!r} ({len(unlisted)} such), which "
-        "the index does not list there; the index is that of another file."
+        "the index does not list there; the index belongs to another file."
       )
-    found |= tensors
-  missing = [name for name in places if name not in found]
+    merged |= tensors
+  missing = [name for name in places if name not in merged]
   if missing:
     raise WeightsError(
       f"{path}: {missing[0]!r} is not in {places[missing[0]]!r} "
       f"({len(missing)} such); a shard is missing or cut short."
     )
-  return found
+  return merged

@@ -25,9 +25,9 @@ MAX_HEADER = 100_000_000  # bytes; the format's own limit
 
 
 def open_tensors(path: str | os.PathLike[str]) -> Tensors:
-  """The tensors of a file, read when they are needed.
+  """The tensors of a file, each read when it is loaded.
 
-  The header is trusted in nothing: its length, every dtype, shape and range of
+  Nothing of the header is trusted: its length, every dtype, shape and range of
   bytes are checked against each other and against the size of the file before
   any number is read.
 

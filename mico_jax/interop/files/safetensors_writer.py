@@ -1,6 +1,6 @@
 """Writing safetensors tensor by tensor: one file, or several with an index.
 
-Nothing is collected in memory: a tensor is read, hashed, written and forgotten.
+One tensor at a time is in memory: it is read, hashed, written and dropped.
 bfloat16 is written by its bits. PyTorch is not needed.
 
 Source: https://huggingface.co/docs/safetensors (format description); the index
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -33,7 +34,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def _shards(items: Sequence[Item], limit: int) -> list[list[Item]]:
-  """Items in order, in groups of at most `limit` bytes (one at least)."""
+  """Items in order, in groups of at most `limit` bytes or a single item."""
   groups: list[list[Item]] = [[]]
   size = 0
   for one in items:
@@ -67,7 +68,7 @@ def _write_file(
     _put(file, whole, len(text).to_bytes(8, "little") + text)
     for one, data, digest in contents(items):
       _put(file, whole, data.data)
-      records.append(record(one, digest))
+      records.append(record(one, sha256=digest))
   return records, whole.hexdigest()
 
 
@@ -98,13 +99,8 @@ def write(
   """
   items = list(items)
   names = [one.name for one in items]
-  double = (
-    sorted({n for n in names if names.count(n) > 1})
-    if (len(set(names)) < len(names))
-    else []
-  )
-  if double:
-    raise ValueError(f"tensors of one name: {', '.join(double)}.")
+  if repeated := sorted(n for n, k in Counter(names).items() if k > 1):
+    raise ValueError(f"several tensors are called {', '.join(repeated)}.")
   groups = _shards(items, max_shard_size)
   files, tensors, places = [], [], {}
   for i, group in enumerate(groups, 1):
@@ -135,7 +131,7 @@ def write(
 def write_arrays(
   path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray | Tensor]
 ) -> None:
-  """Writes arrays to one file, in the order given; lazy ones one at a time.
+  """Writes arrays to one file in their order, lazy ones one at a time.
 
   Raises:
     ValueError: for a dtype that the format lacks.

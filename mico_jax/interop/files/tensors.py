@@ -1,7 +1,7 @@
-"""Tensors of files: to be read when they are needed, and to be written.
+"""Lazy tensors: those of files to read, and those to write.
 
-A `Tensor` knows name, shape and dtype; its numbers stay on disk until it is
-read. An `Item` is one to write; its numbers are made when their turn comes.
+A `Tensor` has name, shape and dtype; its numbers stay on disk until it is
+loaded. An `Item` is a tensor to write; its numbers are made when it is written.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import ConfigError
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-STRIP = 64  # columns that are copied at once when a matrix is turned
-# What reading fields of JSON that is not as expected raises.
+STRIP = 64  # columns copied at once from a transposed matrix
+# Errors of reading fields of malformed JSON.
 MALFORMED = (
   ValueError,
   KeyError,
@@ -38,13 +39,13 @@ class WeightsError(CheckpointError):
 
 @dataclass(frozen=True)
 class Tensor:
-  """A tensor of a file; an array to NumPy, which then reads it.
+  """A tensor of a file; converting it to a NumPy array loads it.
 
   Attributes:
     name: in the file.
     shape: of the tensor.
     dtype: as stored; bfloat16 by `ml_dtypes`.
-    load: reads it; each call reads again.
+    load: reads the array, at each call.
   """
 
   name: str
@@ -77,21 +78,21 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> Tensors:
 
 
 def renamed(tensors: Tensors, rename: Callable[[str], str]) -> Tensors:
-  """The tensors under other names; each still knows the one in its file.
+  """The tensors under other names; `Tensor.name` stays that in the file.
 
   Raises:
     WeightsError: if two tensors get the same name.
   """
-  found: Tensors = {}
+  result: Tensors = {}
   for name, tensor in tensors.items():
     new = rename(name)
-    if new in found:
+    if new in result:
       raise WeightsError(
-        f"{tensor.name!r} and {found[new].name!r} of the file mean the same "
+        f"{tensor.name!r} and {result[new].name!r} of the file mean the same "
         f"tensor ({new!r}); remove one."
       )
-    found[new] = tensor
-  return found
+    result[new] = tensor
+  return result
 
 
 def count_layers(names: Collection[str], pattern: str) -> int:
@@ -102,18 +103,18 @@ def count_layers(names: Collection[str], pattern: str) -> int:
     pattern: regex of the beginning of a name; its first group is the index.
 
   Raises:
-    ValueError: for an index that so few tensors cannot have, which would
-      otherwise be believed until the memory is full.
+    ValueError: for an index that exceeds the number of tensors, before memory
+      is allocated for so many layers.
   """
-  found = [re.match(pattern, name) for name in names]
-  layers = 1 + max((int(m[1]) for m in found if m), default=-1)
+  matches = [re.match(pattern, name) for name in names]
+  layers = 1 + max((int(m[1]) for m in matches if m), default=-1)
   if layers > len(names):
     raise ValueError(f"layer {layers - 1} of a file of {len(names)} tensors")
   return layers
 
 
 def copy_blocks(place: np.ndarray, value: np.ndarray) -> None:
-  """Copies an array; a turned matrix in strips, four times as fast."""
+  """Copies an array; a transposed matrix in strips, four times as fast."""
   if value.ndim != 2 or value.flags.c_contiguous:
     place[...] = value
     return
@@ -128,9 +129,9 @@ class Item:
   Attributes:
     name: in the file.
     shape: of the tensor.
-    dtype: that it is written in.
-    read: gives the array when its turn comes.
-    sha256: of its bytes, where `read` has compared them with it; "": unknown.
+    dtype: in the file.
+    read: makes the array.
+    sha256: hash of its bytes, if `read` verifies it; "": unknown.
   """
 
   name: str
@@ -145,10 +146,9 @@ class Item:
     return math.prod(self.shape) * self.dtype.itemsize
 
 
-def item(name: str, array: np.ndarray, dtype: Any = None) -> Item:
-  """An array in memory, to be written as `dtype` (None: its own)."""
-  kind = array.dtype if dtype is None else np.dtype(dtype)
-  return Item(name, array.shape, kind, lambda: array)
+def item(name: str, array: np.ndarray) -> Item:
+  """An array in memory, to be written."""
+  return Item(name, array.shape, array.dtype, lambda: array)
 
 
 def parse_size(text: str) -> int:
@@ -163,24 +163,24 @@ def parse_size(text: str) -> int:
   return int(float(match[1]) * UNITS[match[2]])
 
 
-def content(item: Item) -> np.ndarray:
-  """The bytes of a tensor, as the file holds them.
+def content(item: Item) -> UInt8[np.ndarray, " N"]:
+  """The bytes of a tensor in the file.
 
   Raises:
-    ValueError: if the array has another shape than announced.
+    ValueError: if the array has another shape than the item.
   """
   array = np.asarray(item.read())
   if array.shape != item.shape:
     raise ValueError(f"{item.name}: {array.shape} instead of {item.shape}.")
   if array.flags.c_contiguous and array.dtype == item.dtype:
     return array.reshape(-1).view(np.uint8)
-  found = np.empty(item.shape, item.dtype)
-  copy_blocks(found, array)
-  return found.reshape(-1).view(np.uint8)
+  result = np.empty(item.shape, item.dtype)
+  copy_blocks(result, array)
+  return result.reshape(-1).view(np.uint8)
 
 
 def contents(items: Iterable[Item]) -> Iterator[tuple[Item, np.ndarray, str]]:
-  """Each item with its bytes and their SHA-256, read one ahead of its use."""
+  """Each item with its bytes and their SHA-256; reads one item ahead."""
 
   def prepare(one: Item) -> tuple[Item, np.ndarray, str]:
     data = content(one)
@@ -196,20 +196,20 @@ def contents(items: Iterable[Item]) -> Iterator[tuple[Item, np.ndarray, str]]:
       yield waiting.popleft().result()
 
 
-def record(one: Item, digest: str) -> dict[str, Any]:
-  """What a report says of a written tensor."""
+def record(one: Item | Tensor, **more: str) -> dict[str, Any]:
+  """The report's entry of a tensor, with further fields."""
   return {
     "name": one.name,
     "dtype": one.dtype.name,
     "shape": list(one.shape),
     "bytes": one.nbytes,
-    "sha256": digest,
+    **more,
   }
 
 
 @dataclass(frozen=True)
 class Written:
-  """What was written.
+  """The files and tensors that were written.
 
   Attributes:
     files: {"name", "bytes", "sha256", "tensors"} of each file of tensors.

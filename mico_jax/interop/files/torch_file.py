@@ -1,9 +1,9 @@
-"""Reading PyTorch files of weights, without running what they hold.
+"""Reading PyTorch files of weights without running code that they hold.
 
-`torch.load(weights_only=True, mmap=True)`: a pickle that names anything but
-tensors and plain containers is refused, and the numbers stay on disk. Pages
-that were read are given back at once, so that the process never
-holds more of the file than one tensor. Needs the extra `torch`.
+`torch.load(weights_only=True, mmap=True)` refuses a pickle that names anything
+but tensors and plain containers, and leaves the numbers on disk. Pages that
+were read are released at once, so that no more than one tensor is in memory.
+Needs the extra `torch`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mico_jax.printing import shown
 
 # Keys under which training code keeps the weights beside other things.
 NESTED = ("state_dict", "model", "module", "model_state_dict")
-# Before it, `weights_only=True` could be made to run code (CVE-2025-32434).
+# In older versions `weights_only=True` can run code (CVE-2025-32434).
 OLDEST = (2, 6)
 _DONTNEED = 4  # MADV_DONTNEED of Linux
 
@@ -37,7 +37,7 @@ def open_tensors(path: str | pathlib.Path) -> Tensors:
 
   Raises:
     WeightsError: if torch is missing or too old to be safe, or the file is cut
-      short, holds code or anything else than tensors.
+      short, holds code or anything but tensors.
   """
   path = pathlib.Path(path)
   members = _members(path)
@@ -60,7 +60,7 @@ def open_tensors(path: str | pathlib.Path) -> Tensors:
       )
   except Exception as error:  # torch raises many kinds for broken files
     raise WeightsError(_reason(path, error)) from error
-  # Only pages of the file may be dropped: elsewhere that would erase them.
+  # Only pages of the file may be released: releasing others would erase them.
   places = _mappings(path) if mapped else ()
   return {
     name: Tensor(
@@ -74,14 +74,14 @@ def open_tensors(path: str | pathlib.Path) -> Tensors:
 
 
 def _check_version(path: pathlib.Path, version: str) -> None:
-  """Refuses a torch that may run what a file holds."""
-  found = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
-  if found < OLDEST:
+  """Refuses a torch that may run code of a file."""
+  installed = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+  if installed < OLDEST:
     wanted = ".".join(map(str, OLDEST))
     raise WeightsError(
       f"{path}: torch {version} may run code that a file of weights holds "
-      f"(CVE-2025-32434); update it to {wanted} or newer, or give a file of "
-      "safetensors."
+      f"(CVE-2025-32434); update it to {wanted} or newer, or give a "
+      ".safetensors file."
     )
 
 
@@ -121,9 +121,9 @@ def _members(path: pathlib.Path) -> list[str]:
 
 def _reason(path: pathlib.Path, error: Exception) -> str:
   text = " ".join(str(error).split())
-  found = re.search(r"(?:GLOBAL|global|class)\s+`?([\w.]+)`?", text)
+  match = re.search(r"(?:GLOBAL|global|class)\s+`?([\w.]+)`?", text)
   if "weights_only" in text.lower() or "Unsupported" in text:
-    what = f" ({found.group(1)})" if found else ""
+    what = f" ({match.group(1)})" if match else ""
     return (
       f"{path}: its pickle holds more than tensors{what}, which could be code "
       "and is not run; write the plain state dict with torch.save and import "
@@ -133,7 +133,7 @@ def _reason(path: pathlib.Path, error: Exception) -> str:
 
 
 def _state(path: pathlib.Path, value: Any) -> dict[str, Any]:
-  """The name -> tensor mapping, looked for below the usual keys."""
+  """The name -> tensor mapping, at the top or below the usual keys."""
   import torch
 
   for _ in range(3):
@@ -177,7 +177,7 @@ def _state(path: pathlib.Path, value: Any) -> dict[str, Any]:
 
 
 def _check_dense(path: pathlib.Path, name: str, tensor: Any) -> None:
-  """Refuses tensors whose numbers are not all in the file, one by one."""
+  """Refuses tensors that are not stored element by element."""
   import torch
 
   kind = ""
@@ -201,7 +201,7 @@ def _check_dense(path: pathlib.Path, name: str, tensor: Any) -> None:
 
 
 def _holds_weights(value: Any, levels: int = 3) -> bool:
-  """Whether a mapping holds tensors by name, or another one that does."""
+  """Whether a mapping, or one below its usual keys, holds tensors by name."""
   import torch
 
   if not levels or not isinstance(value, Mapping):
@@ -227,7 +227,7 @@ def _dtype(path: pathlib.Path, name: str, tensor: Any) -> np.dtype:
 
 
 def _to_numpy(tensor: Any, mapped: tuple[tuple[int, int], ...]) -> np.ndarray:
-  """A copy of a tensor; the pages of its file are given back."""
+  """A copy of a tensor; releases the pages of its file."""
   import torch
 
   tensor = tensor.detach().resolve_conj().resolve_neg()
@@ -236,7 +236,7 @@ def _to_numpy(tensor: Any, mapped: tuple[tuple[int, int], ...]) -> np.ndarray:
   start = tensor.data_ptr()
   end = start + tensor.numel() * tensor.element_size()
   if any(low <= start and end <= high for low, high in mapped):
-    _give_back(start, end)
+    _release(start, end)
   if tensor.dtype == torch.bfloat16:
     return array.view(ml_dtypes.bfloat16)
   return array
@@ -256,8 +256,8 @@ def _mappings(path: pathlib.Path) -> tuple[tuple[int, int], ...]:
   return tuple((int(low, 16), int(high, 16)) for low, high in ranges)
 
 
-def _give_back(start: int, end: int) -> None:
-  """Drops mapped pages from memory; they are read again when needed."""
+def _release(start: int, end: int) -> None:
+  """Releases mapped pages; they are read again when needed."""
   first = start // mmap.PAGESIZE * mmap.PAGESIZE
   libc = ctypes.CDLL(None)
   libc.madvise(

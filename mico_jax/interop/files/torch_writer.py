@@ -2,8 +2,8 @@
 
 A state dict as `torch.save` lays it out: an uncompressed zip of one pickle, in
 which every tensor points to a storage, and one member of plain bytes for each
-storage. Nothing is collected in memory: a tensor is read, hashed, written and
-forgotten. bfloat16 is written by its bits.
+storage. One tensor at a time is in memory: it is read, hashed, written and
+dropped. bfloat16 is written by its bits.
 
 Source: https://pytorch.org/docs/stable/notes/serialization.html (the layout of
 the archive), https://docs.python.org/3/library/pickletools.html (opcodes).
@@ -23,8 +23,8 @@ from mico_jax.interop.files.dtypes import STORAGES
 from mico_jax.interop.files.tensors import Item, Written, contents, record
 
 ROOT = "archive"  # folder of the members
-ALIGNMENT = 64  # bytes, of the storages in the file; as torch writes them
-_DATE = (1980, 1, 1, 0, 0, 0)  # the same bytes for the same tensors
+ALIGNMENT = 64  # bytes, of the storages in the file, as of `torch.save`
+_DATE = (1980, 1, 1, 0, 0, 0)  # fixed: equal tensors give equal bytes
 _ORDERED_DICT = b"ccollections\nOrderedDict\n)R"
 
 
@@ -46,7 +46,7 @@ def _numbers(values: Sequence[int]) -> bytes:
 
 
 def _tensor(one: Item, storage: str) -> bytes:
-  """The pickle of a tensor that lies in C order in a storage of its own."""
+  """The pickle of a C-ordered tensor with a storage of its own."""
   strides, step = [], 1
   for size in reversed(one.shape):
     strides.append(step)
@@ -87,13 +87,13 @@ class _Hashed:
     self.at = 0
 
   def write(self, data: Any) -> int:
-    """Writes and hashes."""
+    """Writes and hashes some bytes."""
     self.digest.update(data)
     self.at += memoryview(data).nbytes
     return self._file.write(data)
 
   def flush(self) -> None:
-    """Hands everything to the system."""
+    """Flushes the file."""
     self._file.flush()
 
 
@@ -140,7 +140,7 @@ def write(
   with open(path, "wb") as file:
     stream = _Hashed(file)
     # Without `seek`, the archive is written strictly forwards.
-    target: Any = stream  # all that a forward ZipFile asks of a file
+    target: Any = stream  # has the methods that a forward ZipFile uses
     with zipfile.ZipFile(target, "w") as archive:
 
       def put(name: str, data: Any) -> None:
@@ -152,10 +152,10 @@ def write(
       put("byteorder", b"little")
       for one, data, digest in contents(owners):
         put(f"data/{storages[one.name]}", data.data)
-        records[one.name] = record(one, digest)
+        records[one.name] = record(one, sha256=digest)
       put("version", b"3\n")
   for name, other in ties.items():
-    records[name] = record(by_name[name], records[other]["sha256"])
+    records[name] = {**records[other], "name": name}
   about = {
     "name": path.name,
     "bytes": path.stat().st_size,

@@ -1,9 +1,9 @@
-"""Weights out of TorchScript archives, without running what they hold.
+"""Reading weights of TorchScript archives without running code.
 
-OpenAI publishes CLIP in this form: a zip of code, which is not looked at, and a
+OpenAI publishes CLIP in this form: a zip of code, which is ignored, and a
 pickle of objects whose attributes are tensors and further objects. The pickle
-is read with a table of the few names that such archives need; any other name
-is refused, and the objects are inert. Torch is not needed.
+may name only what such archives need; any other name is refused, and the
+objects have no behaviour. Torch is not needed.
 
 Source: https://pytorch.org/docs/stable/notes/serialization.html,
 https://github.com/openai/CLIP (form of the published files).
@@ -29,21 +29,21 @@ from mico_jax.printing import shown
 DTYPES = {f"{name}Storage": dtype for dtype, name in STORAGES.items()}
 LISTS = ("build_intlist", "build_boollist", "build_doublelist")
 LISTS += ("build_tensorlist",)
-MAX_PICKLE = 100_000_000  # bytes; published ones have less than one million
-# Of the tree of modules; published ones stay below ten thousand and ten.
+MAX_PICKLE = 100_000_000  # bytes; published ones have less than a million
+# Size of the tree of modules; published ones have less than 10,000 and 10.
 MAX_OBJECTS, MAX_DEPTH = 1_000_000, 200
 
 
 class _Object:
-  """Stands for an object of the archive: holds its state, does nothing."""
+  """An object of the archive, reduced to its state."""
 
   state: Any
 
   def __new__(cls, *args: Any) -> _Object:
     del args
-    found = super().__new__(cls)
-    found.state = None
-    return found
+    instance = super().__new__(cls)
+    instance.state = None
+    return instance
 
   def __setstate__(self, state: Any) -> None:
     self.state = state
@@ -57,17 +57,17 @@ class _Reader(pickle.Unpickler):
     self._path, self._root = path, root
 
   def find_class(self, module: str, name: str) -> Any:
-    """What a name of the pickle stands for.
+    """The object that a name of the pickle refers to.
 
     Raises:
-      WeightsError: for any name that weights do not need.
+      WeightsError: for a name that weights do not need.
     """
     if module.split(".")[0] == "__torch__":
       return _Object
     if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
       return self._tensor
     if module == "torch" and name in DTYPES:
-      return name  # a text, which no instruction of a pickle can change
+      return name  # a string, which no instruction of a pickle can change
     if module == "torch.jit._pickle" and name in LISTS:
       return list
     if (module, name) == ("collections", "OrderedDict"):
@@ -163,15 +163,15 @@ def open_tensors(path: pathlib.Path) -> Tensors:
       module, or one nested without end.
   """
   with zipfile.ZipFile(path) as archive:
-    found = [
+    pickles = [
       i for i in archive.infolist() if i.filename.count("/") == 1
       and i.filename.endswith("/data.pkl")
     ]  # fmt: skip
-    if len(found) != 1 or found[0].file_size > MAX_PICKLE:
+    if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE:
       raise WeightsError(f"{path}: holds no data.pkl of a TorchScript module.")
-    root = found[0].filename.removesuffix("data.pkl")
+    root = pickles[0].filename.removesuffix("data.pkl")
     try:
-      with archive.open(found[0]) as file:
+      with archive.open(pickles[0]) as file:
         module = _Reader(file, path, root).load()
     except WeightsError:
       raise
@@ -194,9 +194,9 @@ def open_tensors(path: pathlib.Path) -> Tensors:
 def _walk(path: pathlib.Path, module: Any) -> Iterator[tuple[str, Tensor]]:
   """Tensors below an object, with the names of a state dict.
 
-  An object that stands in two places is listed in both, unless it holds itself.
+  An object with two parents is listed below both, unless it contains itself.
   """
-  # What is still to visit: name, value, and the objects that hold it.
+  # Still to visit: name, value, and the objects that contain it.
   waiting: list[tuple[str, Any, tuple[int, ...]]] = [("", module, ())]
   visited = 0
   while waiting:

@@ -1,6 +1,6 @@
-"""BERT of Hugging Face, with or without cross-attention and its decoder.
+"""Reading BERT of Hugging Face, with or without cross-attention and decoder.
 
-Cross-attention that the file lacks is listed as new. Pooler and next-sentence
+Cross-attention that the file lacks is reported as new. Pooler and next-sentence
 head are kept beside the parameters.
 
 Source: https://github.com/huggingface/transformers (names of the weights; the
@@ -17,9 +17,9 @@ from typing import Any
 
 from mico_jax.config import Config, ModelConfig, TextConfig
 from mico_jax.interop.files.opening import open_tensors
-from mico_jax.interop.files.tensors import WeightsError, renamed
-from mico_jax.interop.importing import recognise, towers
-from mico_jax.interop.importing.source import ForeignWeights, find_vocabulary
+from mico_jax.interop.files.tensors import Tensors, WeightsError, renamed
+from mico_jax.interop.importing import recognise, towers, vocabulary
+from mico_jax.interop.importing.source import ForeignWeights
 from mico_jax.interop.names import mico
 from mico_jax.interop.names.weight_map import Entry
 from mico_jax.models import PRESETS
@@ -33,17 +33,17 @@ OPTIONAL = (
   r"^text/blocks/cross_(attn|norm)/",
   r"^text/lm_head/",
 )
-# config.json of the weights -> the only value that this model computes.
+# Field of config.json -> the values that this model computes.
 FIXED: Mapping[str, tuple[Any, ...]] = {
   "hidden_act": ("gelu", "gelu_python"),
   "position_embedding_type": ("absolute",),
   "pruned_heads": ({}, None),
 }
-TOKEN_TYPES = 2  # of BERT; one row is RoBERTa's mark
+TOKEN_TYPES = 2  # of BERT; RoBERTa has one
 
 
 def rename(name: str) -> str:
-  """The released name of a tensor of BERT."""
+  """The official name of a tensor of BERT."""
   name = recognise.without_prefix(name)
   name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
   name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
@@ -53,7 +53,7 @@ def rename(name: str) -> str:
 
 
 def table(config: ModelConfig) -> list[Entry]:
-  """Where the text tower's parameters come from, by released names."""
+  """The weight map of the text tower, by official names."""
   return mico.entries(config, ["text"])
 
 
@@ -61,8 +61,8 @@ def read(path: pathlib.Path) -> ForeignWeights:
   """Reads a file, or a folder with one and its config.json and vocab.txt.
 
   Raises:
-    WeightsError: if it holds no BERT of a kind that the model computes, or
-      config.json contradicts it.
+    WeightsError: if it holds no BERT that the model computes, or config.json
+      contradicts it.
   """
   file = towers.weights_file(path)
   tensors = renamed(open_tensors(file), rename)
@@ -73,39 +73,9 @@ def read(path: pathlib.Path) -> ForeignWeights:
       f"{file}: no BERT (no embeddings.word_embeddings.weight); "
       f"{recognise.other_layout(tensors)}"
     )
-  for key, values in FIXED.items():
-    if settings.get(key, values[0]) not in values:
-      raise WeightsError(
-        f"config.json: {key}={settings[key]!r}, this model has {values[0]!r} "
-        "only."
-      )
-  heads = settings.get("num_attention_heads")
-  if heads is not None and (type(heads) is not int or heads < 1):
-    raise WeightsError(
-      f"config.json: num_attention_heads={heads!r}, expected a positive whole "
-      "number."
-    )
-  try:
-    found = mico.config_from_official(tensors, text_heads=heads).text
-  except (LookupError, ValueError, ArithmeticError) as error:
-    raise WeightsError(
-      f"{file}: no BERT: {error} is missing or of another form."
-    ) from error
-  text = dataclasses.replace(
-    found,
-    norm_eps=settings.get("layer_norm_eps", found.norm_eps),
-    pad_id=settings.get("pad_token_id", found.pad_id),
-    dropout=settings.get("hidden_dropout_prob", found.dropout),
-  )
-  _check(text, settings)
-  if "model_type" not in settings and text.type_vocab_size != TOKEN_TYPES:
-    raise WeightsError(
-      f"{file}: {text.type_vocab_size} row(s) of token types, BERT has "
-      f"{TOKEN_TYPES}: of a RoBERTa? Put the config.json of the weights beside "
-      "them."
-    )
+  text = _config(tensors, settings, file)
   guesses = {}
-  if heads is None:
+  if settings.get("num_attention_heads") is None:
     guesses["model.text.num_heads"] = (
       "no num_attention_heads in a config.json beside the weights: taken to be "
       f"{text.num_heads}, as wide as BERT's"
@@ -128,16 +98,59 @@ def read(path: pathlib.Path) -> ForeignWeights:
     ignored=IGNORED,
     optional=OPTIONAL,
     ties=mico.TIED,
-    vocabulary=find_vocabulary(file.parent, text=True),
+    vocabulary=vocabulary.find(file.parent, text=True),
     hint="Is it a BERT?",
     guesses=guesses,
     notes=tuple(notes),
   )
 
 
+def _config(
+  tensors: Tensors, settings: Mapping[str, Any], file: pathlib.Path
+) -> TextConfig:
+  """The text tower, from config.json and the shapes of the tensors.
+
+  Raises:
+    WeightsError: for a BERT that the model does not compute, or if the two
+      contradict.
+  """
+  for name, values in FIXED.items():
+    if settings.get(name, values[0]) not in values:
+      raise WeightsError(
+        f"config.json: {name}={settings[name]!r}, this model has {values[0]!r} "
+        "only."
+      )
+  heads = settings.get("num_attention_heads")
+  if heads is not None and (type(heads) is not int or heads < 1):
+    raise WeightsError(
+      f"config.json: num_attention_heads={heads!r}, expected a positive whole "
+      "number."
+    )
+  try:
+    sizes = mico.config_from_official(tensors, text_heads=heads).text
+  except (LookupError, ValueError, ArithmeticError) as error:
+    raise WeightsError(
+      f"{file}: no BERT: {error} is missing or of another form."
+    ) from error
+  text = dataclasses.replace(
+    sizes,
+    norm_eps=settings.get("layer_norm_eps", sizes.norm_eps),
+    pad_id=settings.get("pad_token_id", sizes.pad_id),
+    dropout=settings.get("hidden_dropout_prob", sizes.dropout),
+  )
+  _check(text, settings)
+  if "model_type" not in settings and text.type_vocab_size != TOKEN_TYPES:
+    raise WeightsError(
+      f"{file}: {text.type_vocab_size} row(s) of token types, BERT has "
+      f"{TOKEN_TYPES}: is it a RoBERTa? Put the config.json of the weights "
+      "beside them."
+    )
+  return text
+
+
 def _check(text: TextConfig, settings: Mapping[str, Any]) -> None:
-  """config.json against the weights."""
-  towers.check_told(
+  """Compares config.json with the weights."""
+  towers.check_stated(
     "config.json",
     settings,
     {

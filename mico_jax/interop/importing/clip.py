@@ -1,8 +1,8 @@
-"""OpenAI's CLIP and open_clip files: `visual.*` and a text tower beside it.
+"""Reading OpenAI's CLIP and open_clip files: `visual.*` and a text tower.
 
-OpenAI's weights use QuickGELU, most of open_clip's the exact GELU, and no
-tensor tells which: `open_clip_config.json` beside the weights does, else
-QuickGELU is taken and noted. The published TorchScript archives are read
+OpenAI's weights use QuickGELU, most of open_clip's the exact GELU, which no
+tensor determines: `open_clip_config.json` beside the weights does, else
+QuickGELU is assumed and noted. The published TorchScript archives are read
 without running their code.
 
 Source: https://github.com/openai/CLIP, https://github.com/mlfoundations/
@@ -22,17 +22,18 @@ from mico_jax.interop.importing import (
   openclip_config,
   recognise,
   towers,
+  vocabulary,
 )
-from mico_jax.interop.importing.source import ForeignWeights, find_vocabulary
+from mico_jax.interop.importing.source import ForeignWeights
 from mico_jax.interop.names import mico
 from mico_jax.interop.names.weight_map import Entry
 
 CONFIG = openclip_config.CONFIG
-VISION_CONFIG = "open_clip_vision.json"  # of an export of the encoder alone
+VISION_CONFIG = "open_clip_vision.json"  # in an export of the encoder alone
 IGNORED = {
   **mico_folder.IGNORED,
   r"^vision_encoder\.(input_resolution|context_length|vocab_size)$": (
-    "a size, told by the shapes"
+    "a size, known from the shapes"
   ),
   r"^vision_encoder\.logit_(scale|bias)$": "the model does not use it",
   r"^vision_encoder\.attn_mask$": "buffer, computed here",
@@ -40,12 +41,12 @@ IGNORED = {
 
 
 def rename(name: str) -> str:
-  """The released name of a tensor of CLIP."""
+  """The official name of a tensor of CLIP."""
   return f"vision_encoder.{recognise.without_prefix(name)}"
 
 
 def table(config: ModelConfig) -> list[Entry]:
-  """Where the encoder's parameters come from; either GELU has these names."""
+  """The weight map of the encoder; both GELUs have these names."""
   vision = dataclasses.replace(config.vision, mlp="quick_gelu")
   return mico.entries(dataclasses.replace(config, vision=vision), ["vision"])
 
@@ -73,11 +74,11 @@ def read(path: pathlib.Path) -> ForeignWeights:
     file.parent / VISION_CONFIG
   )
   notes: tuple[str, ...] = ()
-  mode = towers.own_mode(towers.read_json(file.parent / "config.json"))
+  mode = towers.exported_mode(towers.read_json(file.parent / "config.json"))
   if not mode:
     mode, notes = openclip_config.frame_mode(about, vision.image_size)
   vision, guesses = openclip_config.encoder_config(vision, about)
-  settings = about.get("model_cfg")  # an object, as is known by now
+  settings = about.get("model_cfg")  # an object, as `encoder_config` verified
   if settings is None:
     guesses["model.vision.mlp"] = (
       "taken for OpenAI's weights, with QuickGELU; weights of open_clip "
@@ -98,7 +99,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
     parts=("vision",),
     ignored=IGNORED,
     optional=(r"^vision/logit_scale$",),
-    vocabulary=find_vocabulary(file.parent),
+    vocabulary=vocabulary.find(file.parent),
     hint="Is it a CLIP with a vision transformer?",
     positions="bicubic",
     notes=notes,

@@ -1,9 +1,9 @@
-"""Foreign tensors to our parameters, one at a time, every one accounted for.
+"""Conversion of foreign tensors into our parameters.
 
-`plan` fits the tensors of a file into a model by a table of entries (see
-`mico.entries`) and finds everything that is missing, unexpected or mis-shaped
-before any number is read. The leaves it gives are read when they are written:
-each source tensor is read once, checked for non-finite values, hashed, and put
+`plan` fits the tensors of a file into a model by a weight map (such as
+`mico.entries`) and reports everything that is missing, unexpected or mis-shaped
+before any number is read. Its leaves are read when they are written: each
+source tensor is read once, checked for non-finite values, hashed, and copied
 into its place in the stacked array.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mico_jax.checkpoint.streamed import Leaf
-from mico_jax.interop.files.tensors import Tensor, Tensors, WeightsError
+from mico_jax.interop.files.tensors import Tensor, Tensors, WeightsError, record
 from mico_jax.interop.names.weight_map import Entry, copy_blocks, to_ours
 
 LIMIT = 8  # names of each kind in an error
@@ -32,13 +32,13 @@ Resizer = Callable[[np.ndarray, tuple[int, ...]], Any]
 
 @dataclass
 class Conversion:
-  """What becomes of every tensor of a file.
+  """The result of `plan`: destination of every tensor of a file.
 
   Attributes:
     leaves: our parameters by path "a/b/c".
     records: one per tensor of the file: name, dtype, shape, bytes, `place`
       (path of the parameter, or why it is in none) and, once read, sha256.
-    resized: names of tables brought to another size.
+    resized: names of tables that were resized.
     extra: tensors that no parameter holds, or not as they were, by the name in
       the file.
   """
@@ -49,21 +49,50 @@ class Conversion:
   extra: dict[str, Tensor] = field(default_factory=dict)
 
   def keep(self, tensor: Tensor, why: str) -> None:
-    """Puts a tensor beside the parameters."""
+    """Keeps a tensor beside the parameters, for the reason `why`."""
     self.extra[tensor.name] = tensor
-    if tensor.name not in self.records:
-      self.records[tensor.name] = record(tensor, why)
+    self.records.setdefault(tensor.name, record(tensor, place=why))
 
+  def fit(
+    self,
+    entry: Entry,
+    parts: Sequence[Tensor],
+    shape: tuple[int, ...],
+    resize: Resizer | None,
+  ) -> list[str]:
+    """Makes a parameter of its tensors.
 
-def record(tensor: Tensor, place: str) -> dict[str, Any]:
-  """What the report says of a tensor before it is read."""
-  return {
-    "name": tensor.name,
-    "dtype": tensor.dtype.name,
-    "shape": list(tensor.shape),
-    "bytes": tensor.nbytes,
-    "place": place,
-  }
+    Args:
+      entry: of the parameter.
+      parts: its tensors, in the order of `entry.tensors()`.
+      shape: of the parameter.
+      resize: brings a table of another size to ours; None: an error.
+
+    Returns:
+      One line per tensor of a wrong shape.
+    """
+    path, want = "/".join(entry.path), _wanted(entry, shape)
+    resized, misshaped = False, []
+    for part in parts:
+      got = _piece_shape(entry, part.shape)
+      if got == want:
+        continue
+      if resize is not None and got is not None and len(got) == len(want):
+        resized = True
+        self.resized.append(part.name)
+        self.records[part.name] = record(part, place=f"{path} (resized)")
+        self.keep(part, "resized")
+        continue
+      misshaped.append(
+        f"{part.name} {list(part.shape)} ({list(got or ())} as {path}, "
+        f"expected {list(want)})"
+      )
+    for part in parts:
+      self.records.setdefault(part.name, record(part, place=path))
+    self.leaves[path] = _leaf(
+      entry, parts, shape, self.records, resize if resized else None
+    )
+    return misshaped
 
 
 def digest(array: np.ndarray) -> str:
@@ -125,19 +154,17 @@ def plan(
   Args:
     tensors: by the names of the table.
     table: where each parameter comes from.
-    shapes: of our parameters, by path.
-    ignored: regex of names without a parameter -> why; kept beside.
+    shapes: arrays (or the like) of our parameters, by path.
+    ignored: regex of names without a parameter -> why; kept in `extra`.
     optional: regexes of paths "a/b/c" that the file may lack.
-    resizers: regex of paths -> how a table of another size is brought to ours.
-    hint: what to do about weights that do not fit.
+    resizers: regex of paths -> function that resizes such a table.
+    hint: end of the error about weights that do not fit.
 
   Raises:
     WeightsError: listing the names that are missing, unexpected, mis-shaped.
   """
-  found = Conversion()
-  left = dict(tensors)
-  missing: list[str] = []
-  misshaped: list[str] = []
+  conversion = Conversion()
+  left, missing, misshaped, unexpected = dict(tensors), [], [], []
   for entry in table:
     path = "/".join(entry.path)
     names = entry.tensors()
@@ -150,48 +177,28 @@ def plan(
       continue
     parts = [left.pop(name) for name in names]
     shape = tuple(shapes[entry.path].shape)
-    want = _wanted(entry, shape)
     resize = _match(resizers or {}, path)
-    resized = False
-    for part in parts:
-      got = _piece_shape(entry, part.shape)
-      if got == want:
-        continue
-      if resize is not None and got is not None and len(got) == len(want):
-        resized = True
-        found.resized.append(part.name)
-        found.records[part.name] = record(part, f"{path} (resized)")
-        found.keep(part, "resized")
-        continue
-      misshaped.append(
-        f"{part.name} {list(part.shape)} ({list(got or ())} as {path}, "
-        f"expected {list(want)})"
-      )
-    for part in parts:
-      found.records.setdefault(part.name, record(part, path))
-    found.leaves[path] = _leaf(
-      entry, parts, shape, found.records, resize if resized else None
-    )
-  unexpected = []
+    misshaped += conversion.fit(entry, parts, shape, resize)
   for name, tensor in left.items():
     why = _match(ignored or {}, name)
     if why is None:
       unexpected.append(tensor.name)
     else:
-      found.keep(tensor, why)
+      conversion.keep(tensor, why)
+  kinds = {
+    "missing": missing,
+    "unexpected": unexpected,
+    "mis-shaped": misshaped,
+  }
   problems = [
-    f"{label} {', '.join(names[:LIMIT])}"
+    f"{kind} {', '.join(names[:LIMIT])}"
     + (f" and {len(names) - LIMIT} more" if len(names) > LIMIT else "")
-    for label, names in (
-      ("missing", missing),
-      ("unexpected", unexpected),
-      ("mis-shaped", misshaped),
-    )
+    for kind, names in kinds.items()
     if names
   ]
   if problems:
     raise WeightsError(f"the weights do not fit: {'; '.join(problems)}. {hint}")
-  return found
+  return conversion
 
 
 def _any(patterns: Iterable[str], path: str) -> bool:
@@ -251,20 +258,20 @@ def _leaf(
 
 
 def settle_ties(
-  tensors: Tensors, ties: Mapping[str, str], found: dict[str, str]
+  tensors: Tensors, ties: Mapping[str, str], equal: dict[str, str]
 ) -> tuple[Tensors, dict[str, Tensor]]:
-  """Takes out copies of tied tensors.
+  """Removes the copies of tied tensors.
 
-  As when PyTorch loads, the copy wins where the two differ.
+  Where the two differ the copy wins, as it does when PyTorch loads.
 
   Args:
     tensors: by the names of the table.
     ties: name of the copy -> name of the original.
-    found: filled with the names in the file of copies and originals that are
+    equal: filled with the names in the file of copies and originals that are
       equal.
 
   Returns:
-    The rest, and originals that a different copy replaces.
+    The other tensors, and the originals that a different copy replaces.
   """
   rest, replaced = dict(tensors), {}
   for copy, name in ties.items():
@@ -278,7 +285,7 @@ def settle_ties(
     if (one.shape, one.dtype) == (other.shape, other.dtype) and digest(
       one.load()
     ) == digest(other.load()):
-      found[other.name] = one.name
+      equal[other.name] = one.name
       continue
     rest[name] = other
     replaced[one.name] = one

@@ -1,7 +1,8 @@
-"""EVA-CLIP files: `visual.*`, `text.*` and `logit_scale`, or a bare encoder.
+"""Reading EVA-CLIP files: a whole model, or a bare encoder.
 
-The position table is resized bicubically, as the original does with bare
-EVA-CLIP weights; the text tower is kept beside the parameters.
+A whole one has `visual.*`, `text.*` and `logit_scale`. The position table is
+resized bicubically, as the official MiCo code does with bare EVA-CLIP weights;
+the text tower is kept beside the parameters.
 
 Source: https://github.com/baaivision/EVA (names of the published files).
 """
@@ -19,17 +20,18 @@ from mico_jax.interop.importing import (
   openclip_config,
   recognise,
   towers,
+  vocabulary,
 )
-from mico_jax.interop.importing.source import ForeignWeights, find_vocabulary
+from mico_jax.interop.importing.source import ForeignWeights
 from mico_jax.interop.names import mico
 from mico_jax.interop.names.mico_vision import VISUAL
 from mico_jax.interop.names.weight_map import Entry
 
-POST_NORM_WIDTH = 1792  # EVA-02-E: no tensor tells where its norms stand
+POST_NORM_WIDTH = 1792  # of EVA-02-E, which has post-norm blocks
 
 
 def rename(name: str) -> str:
-  """The released name of a tensor of EVA-CLIP."""
+  """The official name of a tensor of EVA-CLIP."""
   name = recognise.without_prefix(name)
   if name.startswith(("visual.", "text.")) or name == "logit_scale":
     return f"vision_encoder.{name}"
@@ -37,7 +39,7 @@ def rename(name: str) -> str:
 
 
 def table(config: ModelConfig) -> list[Entry]:
-  """Where the encoder's parameters come from, by released names."""
+  """The weight map of the encoder, by official names."""
   return mico.entries(config, ["vision"])
 
 
@@ -56,7 +58,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
   vision, guesses = openclip_config.encoder_config(
     vision,
     about,
-    heads_known=VISUAL + "rope.freqs_cos" in tensors,  # its columns tell
+    heads_known=VISUAL + "rope.freqs_cos" in tensors,  # by its columns
   )
   mode, notes = "mico_train", ()
   if about.get("preprocess_cfg"):
@@ -68,7 +70,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
     parts=("vision",),
     ignored=mico_folder.IGNORED,
     optional=(r"^vision/logit_scale$",),
-    vocabulary=find_vocabulary(file.parent),
+    vocabulary=vocabulary.find(file.parent),
     hint="Is it an EVA-CLIP file?",
     positions="bicubic",
     notes=notes,

@@ -1,8 +1,8 @@
-"""The table of forms that weights are read from: the one place that lists them.
+"""The table of formats of foreign weights.
 
-To add a form, write a module with `read` (a file or folder to a `Source`) and
-`table` (a config to the entries that say where each parameter comes from), and
-add its line here.
+To add a format, write a module with `read` (a file or folder to
+`ForeignWeights`) and `table` (a config to its weight map), and add its line
+here.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from mico_jax.interop.names.weight_map import Entry
 
 @dataclass(frozen=True)
 class Format:
-  """A form of weights.
+  """A format of weights.
 
   Attributes:
-    read: names the tensors of a file or folder and finds their config.
-    table: where each parameter comes from.
+    read: names the tensors of a file or folder and determines their config.
+    table: weight map of a model.
     about: one line of help.
   """
 
@@ -48,7 +48,7 @@ FORMATS: dict[str, Format] = {
   "mico": Format(
     mico_folder.read,
     mico.entries,
-    "a released folder: ckpt/model_step_*.pt and log/hps.json",
+    "an official folder: ckpt/model_step_*.pt and log/hps.json",
   ),
   "evaclip": Format(
     evaclip.read, evaclip.table, "EVA-CLIP, EVA-01 and EVA-02: the encoder"
@@ -71,26 +71,26 @@ FORMATS: dict[str, Format] = {
 
 
 def _named(path: pathlib.Path) -> str:
-  """The form that the names of the tensors are of; "": unknown."""
+  """The format of the names of the tensors; "": unknown."""
   try:
     file = towers.weights_file(path)
     return recognise.layout_of(open_tensors(file))[1]
   except WeightsError:
-    return ""  # the reader says what is wrong
+    return ""  # the reader raises the proper error
 
 
 def settle(form: str, path: pathlib.Path) -> str:
-  """The form that reads a place, told by the configs that lie there.
+  """The format of weights, by the user's choice and the configs beside them.
 
-  Folders of Hugging Face say what they hold, so "clip" or "timm" may be said of
-  them too, and "hf" of any folder with a config.
+  Folders of Hugging Face state their model, so "clip" or "timm" are accepted
+  for them too, and "hf" for any folder with a config.
 
   Args:
-    form: key of `FORMATS` that the user names.
+    form: key of `FORMATS`, the user's choice.
     path: file or folder.
 
   Raises:
-    WeightsError: for a layout that cannot be read, naming it and what to do.
+    WeightsError: for weights that cannot be read, naming model and advice.
   """
   if form == "mico":
     return form
@@ -98,13 +98,13 @@ def settle(form: str, path: pathlib.Path) -> str:
   settings = towers.read_json(folder / "config.json")
   kind = settings.get("model_type")
   if form == "bert":
-    return form  # which names what else it finds
+    return form  # its reader names other models
   if form != "hf" and _named(path) not in ("", "hf"):
     return form  # such as open_clip's file in a repository that has both
   if isinstance(kind, str) and kind in recognise.LAYOUTS:
-    found = recognise.LAYOUTS[kind][0]
-    if form in ("hf", found) or found == "hf":
-      return found
+    reader = recognise.LAYOUTS[kind][0]
+    if form in ("hf", reader) or reader == "hf":
+      return reader
   if kind is not None:
     recognise.check_layout(settings, str(folder / "config.json"), form)
   if form != "hf":

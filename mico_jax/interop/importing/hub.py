@@ -1,4 +1,4 @@
-"""Weights by name of a Hugging Face repository: hf://owner/name."""
+"""Fetching weights of a Hugging Face repository: hf://owner/name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from mico_jax.config import ConfigError
 
 SCHEME = "hf://"
-# What may be needed of a repository; never its code.
+# Files that may be needed; never code.
 PATTERNS = (
   "*.safetensors",
   "*.safetensors.index.json",
@@ -21,7 +21,7 @@ PATTERNS = (
 
 
 def local(path: str) -> pathlib.Path:
-  """A local path for `path`; files of hf://owner/name are fetched first.
+  """The local path of `path`, fetched first if it is hf://owner/name.
 
   Raises:
     ConfigError: for a malformed name, without huggingface_hub, or if the
@@ -43,7 +43,7 @@ def local(path: str) -> pathlib.Path:
       "local path."
     ) from error
   try:
-    found = huggingface_hub.snapshot_download(
+    folder = huggingface_hub.snapshot_download(
       match.group(1),
       revision=match.group(2),
       allow_patterns=list(PATTERNS),
@@ -51,4 +51,4 @@ def local(path: str) -> pathlib.Path:
   except Exception as error:  # network, permissions, unknown name
     text = " ".join(str(error).split())[:200]
     raise ConfigError(f"{path}: cannot be fetched ({text}).") from error
-  return pathlib.Path(found)
+  return pathlib.Path(folder)

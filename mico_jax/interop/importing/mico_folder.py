@@ -1,9 +1,8 @@
-"""Released MiCo folders: `ckpt/model_step_*.pt` and `log/hps.json`.
+"""Reading official MiCo folders: `ckpt/model_step_*.pt` and `log/hps.json`.
 
-Read as the original's loader reads them: the file of the highest step counts,
-old names are rewritten, position and frame tables are brought to the sizes of
-hps.json. Sizes come from the tensors; what hps.json says against them is an
-error. What hps.json does not hold keeps the value of the file.
+As in the loader of the official code, the file of the highest step is read, old
+names are rewritten, position and frame tables are resized to hps.json. Other
+sizes are those of the tensors, and hps.json must not contradict them.
 """
 
 from __future__ import annotations
@@ -34,13 +33,14 @@ from mico_jax.interop.files.tensors import (
   WeightsError,
   renamed,
 )
+from mico_jax.interop.importing import vocabulary
 from mico_jax.interop.importing.recognise import without_prefix
-from mico_jax.interop.importing.source import ForeignWeights, find_vocabulary
+from mico_jax.interop.importing.source import ForeignWeights
 from mico_jax.interop.importing.towers import heads_guess
-from mico_jax.interop.names import mico as released
+from mico_jax.interop.names import mico as official
 
 STEP = re.compile(r"model_step_(\d+)\.(pt|safetensors)$")
-# vision_encoder_type -> width and depth, and what no tensor tells.
+# vision_encoder_type -> width, depth, and fields that no tensor determines.
 ENCODERS: Mapping[str, tuple[int, int, Mapping[str, Any]]] = {
   "evaclip01_giant": (1408, 40, {}),
   "evaclip02_base": (768, 12, {}),
@@ -48,26 +48,26 @@ ENCODERS: Mapping[str, tuple[int, int, Mapping[str, Any]]] = {
   "evaclip02_bige": (1792, 64, {"norm": "post"}),
 }
 IGNORED: Mapping[str, str] = {
-  **dict.fromkeys(released.IGNORED, "the model does not use it"),
+  **dict.fromkeys(official.IGNORED, "the model does not use it"),
   r"\.rope\.freqs_(cos|sin)$": "buffer, computed here",
 }
 BERT_WIDTH = 768  # of BERT-base, whose 12 heads are known
-QUERY_LENGTH = 30  # tokens of a text in the original's demo
-BEAMS, LENGTH_PENALTY = 3, 0.6  # of its captions
+QUERY_LENGTH = 30  # tokens of a text in the demo of the official code
+BEAMS, LENGTH_PENALTY = 3, 0.6  # of captions in that demo
 
 
 def read(path: pathlib.Path) -> ForeignWeights:
-  """Reads a folder of the released form.
+  """Reads an official folder.
 
   Args:
     path: the folder that holds `ckpt/` and `log/`.
 
   Raises:
-    WeightsError: naming what is missing or contradicts.
+    WeightsError: naming what is missing or contradictory.
   """
   file, settings = _weights_file(path), _settings(path)
   tensors = renamed(
-    open_tensors(file), lambda name: released.rename(without_prefix(name))
+    open_tensors(file), lambda name: official.rename(without_prefix(name))
   )
   config = config_of(tensors, settings, name=path.name, file=file)
   return ForeignWeights(
@@ -76,27 +76,27 @@ def read(path: pathlib.Path) -> ForeignWeights:
     config=config,
     guesses=_guesses(config.model, settings),
     ignored=IGNORED,
-    ties=released.TIED,
-    vocabulary=find_vocabulary(path, text=True),
+    ties=official.TIED,
+    vocabulary=vocabulary.find(path, text=True),
     hint="Is hps.json that of these weights?",
   )
 
 
 def _guesses(model: ModelConfig, settings: Mapping[str, Any]) -> dict[str, str]:
-  """Heads that neither hps.json nor the name of the encoder tells."""
-  found: dict[str, str] = {}
-  told = settings.get("tiny_vision") or (
+  """Numbers of heads that neither hps.json nor the encoder's name determine."""
+  guesses: dict[str, str] = {}
+  stated = settings.get("tiny_vision") or (
     settings.get("vision_encoder_type") in ENCODERS
   )
-  if not told:
-    found |= heads_guess(model.vision)
-  told = (settings.get("tiny_bert") or {}).get("num_attention_heads")
-  if not told and model.text.width != BERT_WIDTH:
-    found["model.text.num_heads"] = (
-      "hps.json tells no num_attention_heads: taken to be "
+  if not stated:
+    guesses |= heads_guess(model.vision)
+  stated = (settings.get("tiny_bert") or {}).get("num_attention_heads")
+  if not stated and model.text.width != BERT_WIDTH:
+    guesses["model.text.num_heads"] = (
+      "hps.json states no num_attention_heads: taken to be "
       f"{model.text.num_heads}, 64 wide each"
     )
-  return found
+  return guesses
 
 
 def config_of(
@@ -106,16 +106,16 @@ def config_of(
   name: str,
   file: pathlib.Path,
 ) -> Config:
-  """The config of a released model.
+  """The config of an official model.
 
   Args:
-    tensors: by released name; only buffers of rotary positions are read.
+    tensors: by official name; only buffers of rotary positions are loaded.
     settings: `model_cfg` of its hps.json.
     name: of the run.
     file: of the tensors, for errors.
 
   Raises:
-    WeightsError: naming what is missing or contradicts.
+    WeightsError: naming what is missing or contradictory.
   """
   config = _model_config(tensors, settings)
   config = _resized(config, settings, file)
@@ -127,17 +127,17 @@ def _weights_file(path: pathlib.Path) -> pathlib.Path:
   folder = path / "ckpt"
   if not folder.is_dir():
     raise WeightsError(
-      f"{path}: no folder ckpt/; expected a released folder with "
+      f"{path}: no folder ckpt/; expected an official folder with "
       "ckpt/model_step_*.pt and log/hps.json."
     )
-  found = {
+  by_step = {
     int(match.group(1)): file
     for file in folder.iterdir()
     if (match := STEP.match(file.name))
   }
-  if not found:
+  if not by_step:
     raise WeightsError(f"{folder}: no model_step_*.pt.")
-  return found[max(found)]
+  return by_step[max(by_step)]
 
 
 def _settings(path: pathlib.Path) -> Mapping[str, Any]:
@@ -145,8 +145,8 @@ def _settings(path: pathlib.Path) -> Mapping[str, Any]:
   file = path / "log" / "hps.json"
   if not file.is_file():
     raise WeightsError(
-      f"{file}: no such file; the sizes of the position and frame tables stand "
-      "in it. Copy it from where the weights come from."
+      f"{file}: no such file; it holds the sizes of the position and frame "
+      "tables. Copy it from where the weights come from."
     )
   try:
     settings = json.loads(file.read_text(encoding="utf-8"))["model_cfg"]
@@ -173,7 +173,7 @@ def _number(settings: Mapping[str, Any], key: str) -> int | None:
 
 
 def _objectives(settings: Mapping[str, Any]) -> ObjectivesConfig:
-  """The weight of matching beside the other objectives."""
+  """Objectives with the official weight of the matching loss (itm_ratio)."""
   weight = settings.get("itm_ratio")
   if weight is None:
     return ObjectivesConfig()
@@ -185,7 +185,7 @@ def _objectives(settings: Mapping[str, Any]) -> ObjectivesConfig:
 
 
 def _model_config(tensors: Tensors, settings: Mapping[str, Any]) -> ModelConfig:
-  """The model of the file's own sizes."""
+  """The model config, of the sizes in the file."""
   kind = settings.get("vision_encoder_type", "")
   tiny = settings.get("tiny_vision") or {}
   options = dict(ENCODERS.get(kind, (0, 0, {}))[2])
@@ -208,7 +208,7 @@ def _model_config(tensors: Tensors, settings: Mapping[str, Any]) -> ModelConfig:
     if tiny.get("postnorm"):
       options["norm"] = "post"
   try:
-    config = released.config_from_official(
+    config = official.config_from_official(
       tensors,
       vision_heads=heads,
       text_heads=_number(
@@ -232,7 +232,7 @@ def _model_config(tensors: Tensors, settings: Mapping[str, Any]) -> ModelConfig:
 def _resized(
   config: ModelConfig, settings: Mapping[str, Any], file: pathlib.Path
 ) -> ModelConfig:
-  """The sizes of tables as hps.json has them."""
+  """The config with the table sizes of hps.json."""
   size = _number(settings, "vision_resolution") or config.vision.image_size
   if size % config.vision.patch_size:
     raise WeightsError(
@@ -240,7 +240,7 @@ def _resized(
       f"patch size {config.vision.patch_size} ({file})."
     )
   frames = dict(config.frame_table)
-  for key, word in released.WORDS.items():
+  for key, word in official.WORDS.items():
     wanted = _number(settings, f"max_{word}_sample_num")
     if key not in frames or wanted is None:
       continue
@@ -262,13 +262,13 @@ def _resized(
 
 
 def _check(config: ModelConfig, settings: Mapping[str, Any]) -> None:
-  """What hps.json says of sizes against the weights' own."""
+  """Compares the sizes in hps.json with those of the weights."""
   kind = settings.get("vision_encoder_type", "")
   tiny = settings.get("tiny_vision") or {}
   bert = settings.get("tiny_bert") or {}
   width, depth, _ = ENCODERS.get(kind, (0, 0, {}))
   vision, text = config.vision, config.text
-  for name, said, have in (
+  for name, stated, have in (
     (f"{kind} has width", tiny.get("width", width), vision.width),
     (f"{kind} has layers", tiny.get("layers", depth), vision.depth),
     ("patch_size", tiny.get("patch_size"), vision.patch_size),
@@ -277,17 +277,17 @@ def _check(config: ModelConfig, settings: Mapping[str, Any]) -> None:
     ("hidden_size", bert.get("hidden_size"), text.width),
     ("num_hidden_layers", bert.get("num_hidden_layers"), text.depth),
   ):
-    if said and said != have:
+    if stated and stated != have:
       raise WeightsError(
-        f"hps.json and weights contradict: {name} {said}, the weights have "
-        f"{have}. Take the hps.json that lies beside these weights."
+        f"hps.json and weights contradict: {name} {stated}, the weights have "
+        f"{have}. Take the hps.json of these weights."
       )
 
 
 def _run_config(
   name: str, model: ModelConfig, settings: Mapping[str, Any]
 ) -> Config:
-  """A run around the model: preprocessing and captions as in the demo."""
+  """The config, with preprocessing and captions of the official demo."""
   frames = model.frame_table
   depth = max(frames.get("depth", 1), 1)
   modes = {

@@ -1,4 +1,4 @@
-"""What open_clip_config.json tells of an encoder and of its frames.
+"""Encoder and preprocessing settings of open_clip_config.json.
 
 Source: https://github.com/mlfoundations/open_clip (configs and their defaults).
 """
@@ -16,7 +16,7 @@ from mico_jax.interop.importing.towers import (
   SQUASHED,
   check_grid,
   check_hidden,
-  check_told,
+  check_stated,
   grid_guess,
   heads_guess,
   pixel_mode,
@@ -53,16 +53,16 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
 def encoder_config(
   vision: VisionConfig, about: Mapping[str, Any], *, heads_known: bool = False
 ) -> tuple[VisionConfig, dict[str, str]]:
-  """The encoder with what open_clip_config.json tells, and what is guessed.
+  """The encoder with the settings of open_clip_config.json, and guesses.
 
   Args:
     vision: sized by its tensors.
     about: content of the file; {}: there is none.
-    heads_known: whether the tensors tell the number of heads.
+    heads_known: whether the tensors determine the number of heads.
 
   Raises:
-    WeightsError: if it contradicts the tensors, or names parts that the encoder
-      here lacks.
+    WeightsError: if the file contradicts the tensors, or has options that the
+      encoder here lacks.
   """
   where = CONFIG
   inner = _vision_cfg(about)
@@ -76,15 +76,15 @@ def encoder_config(
   patch = square(inner.get("patch_size"), f"{where}: patch_size")
   check_grid(vision, size, patch, where)
   if not inner.get("timm_model_name"):
-    check_told(where, inner, {"layers": vision.depth, "width": vision.width})
+    check_stated(where, inner, {"layers": vision.depth, "width": vision.width})
     check_hidden(inner, vision, where)
   if vision.clip_embed_dim:
-    told = about.get("model_cfg") or {}
-    check_told(where, told, {"embed_dim": vision.clip_embed_dim})
+    stated = about.get("model_cfg") or {}
+    check_stated(where, stated, {"embed_dim": vision.clip_embed_dim})
   guesses = {} if size else grid_guess(vision)
   head = inner.get("head_width")
   if head is None and "width" in inner and not inner.get("timm_model_name"):
-    head = 64  # the default of open_clip, which its files leave out
+    head = 64  # open_clip's default, absent from its files
   if head is not None and (type(head) is not int or not head > 0):
     raise WeightsError(
       f"{where}: head_width={head!r}, expected a whole number."
@@ -113,21 +113,21 @@ def as_timm(
   """config.json of timm with the image size of open_clip_config.json.
 
   Args:
-    settings: content of config.json, which goes first; {}: there is none.
+    settings: content of config.json, which wins; {}: there is none.
     about: content of open_clip_config.json; {}: there is none.
   """
   size = _vision_cfg(about).get("image_size")
-  told = settings.get("pretrained_cfg") or {}
-  if size is None or not isinstance(told, Mapping):
+  stated = settings.get("pretrained_cfg") or {}
+  if size is None or not isinstance(stated, Mapping):
     return settings
-  return {**settings, "pretrained_cfg": {"input_size": size, **told}}
+  return {**settings, "pretrained_cfg": {"input_size": size, **stated}}
 
 
 def _vision_cfg(about: Mapping[str, Any]) -> Mapping[str, Any]:
-  """The object of the encoder; {}: there is none.
+  """The settings of the encoder; {}: there are none.
 
   Raises:
-    WeightsError: if it is of another form.
+    WeightsError: if they are no JSON object.
   """
   model = about.get("model_cfg") or {}
   inner = model.get("vision_cfg") if isinstance(model, dict) else None
@@ -139,33 +139,33 @@ def _vision_cfg(about: Mapping[str, Any]) -> Mapping[str, Any]:
 def frame_mode(
   about: Mapping[str, Any], size: int
 ) -> tuple[str, tuple[str, ...]]:
-  """The mode of `preprocess_cfg`, and notes on what it does otherwise.
+  """The closest mode to `preprocess_cfg`, and notes on the differences.
 
   Args:
     about: content of open_clip_config.json; {}: there is none.
-    size: of the encoder's images.
+    size: pixels of the encoder's images.
 
   Raises:
-    WeightsError: for preprocessing that no mode here is close to.
+    WeightsError: for preprocessing that no mode is close to.
   """
   where = f"{CONFIG}: preprocess_cfg"
-  told = about.get("preprocess_cfg")
-  if not isinstance(told, (dict, type(None))):
+  stated = about.get("preprocess_cfg")
+  if not isinstance(stated, (dict, type(None))):
     raise WeightsError(f"{where}: expected a JSON object.")
-  told = told or {}
-  place = told.get("resize_mode") or "shortest"
+  stated = stated or {}
+  place = stated.get("resize_mode") or "shortest"
   tables = {"shortest": CROPPED, "squash": SQUASHED}
   if not isinstance(place, str) or place not in tables:
     raise WeightsError(
       f"{where}: resize_mode={place!r}; known here: {', '.join(tables)}. Set "
       "it to one of them to import the weights all the same."
     )
-  given = square(told.get("size"), f"{where}: size")
-  if given not in (None, size):
+  shape = square(stated.get("size"), f"{where}: size")
+  if shape not in (None, size):
     raise WeightsError(
-      f"{where}: size {given}, but the encoder takes images of {size} pixels."
+      f"{where}: size {shape}, the encoder takes images of {size} pixels."
     )
-  mode = pixel_mode(told, where, tables[place]) or next(
+  mode = pixel_mode(stated, where, tables[place]) or next(
     name for name, stats in tables[place].items() if stats == spatial.CLIP
   )
-  return mode, resample_note(told.get("interpolation") or "bicubic", mode)
+  return mode, resample_note(stated.get("interpolation") or "bicubic", mode)

@@ -1,6 +1,6 @@
-"""Which library and model foreign weights are of, told by configs and names.
+"""Recognition of foreign weights: library and model, by configs and names.
 
-What cannot be read is refused by the name of what it is, with what to do.
+Weights that cannot be read are refused by the name of their model, with advice.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from mico_jax.interop.files.tensors import Tensors, WeightsError
 
 WRAPPERS = ("module.", "model.", "_orig_mod.")
 COMPILED = "_orig_mod."
-# model_type of transformers -> the form that reads it, and how its classes'
-# names begin.
+# model_type of transformers -> the format that reads it, and the prefix of its
+# classes' names.
 LAYOUTS: Mapping[str, tuple[str, str]] = {
   "bert": ("bert", "Bert"),
   "clip": ("hf", "CLIP"),
@@ -27,9 +27,9 @@ LAYOUTS: Mapping[str, tuple[str, str]] = {
   "convnextv2": ("hf", "ConvNextV2"),
   "swin": ("hf", "Swin"),
 }
-# Beginning of a tensor's name -> what it is of, and the form that reads it.
+# Beginning of a tensor's name, its library or model, the format that reads it.
 MARKS: tuple[tuple[str, str, str], ...] = (
-  (r"(multimodal_encoder|contra_head_t)\.", "a released MiCo", "mico"),
+  (r"(multimodal_encoder|contra_head_t)\.", "an official MiCo", "mico"),
   (r"visual\.trunk\.", "a timm tower of open_clip", "timm"),
   (r"visual\.layer1\.", "a CLIP of the ResNet kind", ""),
   (r"visual\.(transformer|ln_pre)\b", "OpenAI's CLIP or open_clip", "clip"),
@@ -48,11 +48,11 @@ MARKS: tuple[tuple[str, str, str], ...] = (
 
 
 def without_prefix(name: str) -> str:
-  """A name without what wrappers of training put before it.
+  """A name without the prefixes of training wrappers.
 
-  `module.` (DDP), `model.` (Lightning) and `_orig_mod.` (torch.compile) go from
-  the front, in any order and number; `_orig_mod.` from within too, where a part
-  of a model was compiled.
+  Leading `module.` (DDP), `model.` (Lightning) and `_orig_mod.` (torch.compile)
+  are removed in any order and number; `_orig_mod.` anywhere in the name, as a
+  part of a model may have been compiled.
   """
   name = name.replace(COMPILED, "")
   while name.startswith(WRAPPERS):
@@ -61,7 +61,7 @@ def without_prefix(name: str) -> str:
 
 
 def layout_of(tensors: Tensors) -> tuple[str, str]:
-  """What names of tensors are of, and the form that reads it; "": unknown."""
+  """Library or model of the names, and the format that reads it; "": none."""
   names = [without_prefix(tensor.name) for tensor in tensors.values()]
   for pattern, what, form in MARKS:
     if any(re.match(pattern, name) for name in names):
@@ -70,7 +70,7 @@ def layout_of(tensors: Tensors) -> tuple[str, str]:
 
 
 def other_layout(tensors: Tensors) -> str:
-  """What to do about weights that are not of the form that was asked for."""
+  """Advice about weights that are not of the chosen format."""
   what, form = layout_of(tensors)
   if form:
     return f"its names are those of {what}: import it --from {form}."
@@ -83,9 +83,9 @@ def check_layout(settings: Mapping[str, Any], where: str, form: str) -> None:
   """Refuses a config.json of transformers that is of another model.
 
   Args:
-    settings: its content; {}: there is none.
-    where: it stands, for messages.
-    form: that reads the weights.
+    settings: content of the file; {}: there is none.
+    where: its path, for messages.
+    form: format that reads the weights.
 
   Raises:
     WeightsError: naming the layout and what to do.

@@ -1,4 +1,4 @@
-"""The config and the tokenizer of an import: the weights' own, or a base's."""
+"""Config and tokenizer of an import, from the weights or a base checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mico_jax.interop.importing import vocabulary as vocabularies
 from mico_jax.interop.importing.source import ForeignWeights
 from mico_jax.modalities import MODALITIES
 
-SHIPPED = "omniworld"  # tokenizer of a text tower that starts from nothing
+SHIPPED = "omniworld"  # tokenizer of a freshly initialised text tower
 PUBLIC_VOCABULARY = (
   "https://huggingface.co/google-bert/bert-base-uncased/blob/main/vocab.txt"
 )
@@ -30,16 +30,15 @@ def run_config(
   overrides: Sequence[str],
   vocabulary: str | pathlib.Path | None = None,
 ) -> Config:
-  """The source's config, with the base's in what the source lacks.
+  """The source's config, completed by the base's for parts the source lacks.
 
-  An encoder keeps the pixels that it was trained with, a text tower its kind of
-  tokens.
+  An imported encoder keeps its preprocessing, a text tower its tokenizer.
 
   Args:
     source: of the import.
-    base: checkpoint that gives the rest; None: the source's own config.
-    overrides: texts "model.vision.image_size=384".
-    vocabulary: that the user gives.
+    base: checkpoint with the other parts; None: the source's config alone.
+    overrides: changes of the config, such as "model.vision.image_size=384".
+    vocabulary: path that the user gives.
 
   Raises:
     ConfigError: for an override that does not fit.
@@ -73,23 +72,23 @@ def run_config(
 
 
 def is_fresh(source: ForeignWeights, base: restore.Checkpoint | None) -> bool:
-  """Whether nothing brings a text tower."""
+  """Whether the text tower is freshly initialised."""
   return base is None and not source.holds("text")
 
 
 def text_note(config: Config) -> str:
-  """What a fresh text tower means to the user."""
+  """The note about a freshly initialised text tower."""
   return (
-    "the weights hold no text tower, so it is fresh (random) and reads with "
-    f"the tokenizer {config.data.tokenizer.kind!r}: train it, or give --onto a "
+    "the weights hold no text tower, so it is fresh (random), with the "
+    f"tokenizer {config.data.tokenizer.kind!r}: train it, or give --onto a "
     "checkpoint that has one (--vocab: the vocabulary of a BERT)"
   )
 
 
 def fit_lengths(config: Config) -> tuple[Config, list[str]]:
-  """Cuts texts to the position table of an imported tower, with a note.
+  """Limits the lengths of texts to the position table; adds a note.
 
-  Positions beyond the table would be of no token: the outputs are not finite.
+  Positions beyond the table would give outputs that are not finite.
   """
   tokens, limit = config.data.tokenizer, config.model.text.max_positions
   long = {key: n for key, n in tokens.max_length.items() if n > limit}
@@ -108,55 +107,53 @@ def _inputs(
   base: Mapping[str, InputConfig], imported: Mapping[str, InputConfig]
 ) -> dict[str, InputConfig]:
   """The base's inputs with the preprocessing of the imported encoder."""
-  found = dict(base)
+  inputs = dict(base)
   for key, theirs in imported.items():
     ours = base.get(key, MODALITIES[key].default_input)
-    found[key] = dataclasses.replace(
+    inputs[key] = dataclasses.replace(
       ours, mode=theirs.mode, eval_mode=theirs.eval_mode
     )
-  return found
+  return inputs
 
 
 def tokenizer(
   source: ForeignWeights,
   config: Config,
-  given: str | pathlib.Path | None,
+  path: str | pathlib.Path | None,
   base: restore.Checkpoint | None,
 ) -> Tokenizer:
   """The tokenizer to copy into the checkpoint.
 
   Args:
     source: of the import.
-    config: of the run that it becomes.
-    given: vocab.txt or tokenizer.json; None: the one beside the weights, the
-      base's, or for a fresh text tower the shipped one.
-    base: checkpoint that gives the text tower where the source has none.
+    config: of the resulting checkpoint.
+    path: vocab.txt or tokenizer.json; None: the one beside the weights, the
+      base's, or the shipped one for a fresh text tower.
+    base: checkpoint with the text tower, if the source has none.
 
   Raises:
-    ConfigError: if there is none, naming the public file.
+    ConfigError: if there is no vocabulary, naming the public file.
   """
-  if given is None and base is not None and not source.holds("text"):
+  if path is None and base is not None and not source.holds("text"):
     return tokenizer_from_files(base.tokenizer_files())
-  if config.data.tokenizer.kind != "wordpiece" and given is None:
+  if config.data.tokenizer.kind != "wordpiece" and path is None:
     return make_tokenizer(config.data.tokenizer)
-  if given is None and source.vocabulary is None:
+  if path is None and source.vocabulary is None:
     raise ConfigError(
       "the text tower needs its vocabulary: give --vocab vocab.txt, the "
-      f"{config.model.text.vocab_size} lines of bert-base-uncased for released "
+      f"{config.model.text.vocab_size} lines of bert-base-uncased for official "
       f"weights ({PUBLIC_VOCABULARY})."
     )
-  found = source.vocabulary
+  words = source.vocabulary
   try:
-    if given is not None:
-      found = vocabularies.read(pathlib.Path(given), source.file.parent)
-    if found is None:
-      raise ConfigError(
-        f"--vocab {given}: holds no vocabulary; give vocab.txt."
-      )
-    return found.tokenizer()
+    if path is not None:
+      words = vocabularies.read(pathlib.Path(path), source.file.parent)
+    if words is None:
+      raise ConfigError(f"--vocab {path}: holds no vocabulary; give vocab.txt.")
+    return words.tokenizer()
   except OSError as error:
     raise ConfigError(
-      f"--vocab {given}: {error.strerror or type(error).__name__}; expected "
+      f"--vocab {path}: {error.strerror or type(error).__name__}; expected "
       f"the vocab.txt of bert-base-uncased ({PUBLIC_VOCABULARY})."
     ) from error
   except ValueError as error:
@@ -167,7 +164,7 @@ def check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
   """Compares a tokenizer with the text tower.
 
   Raises:
-    ConfigError: if it has more pieces, or another padding.
+    ConfigError: if it has more pieces, or another padding id.
   """
   have, rows = tokenizer.info.vocab_size, config.model.text.vocab_size
   if have > rows:

@@ -1,4 +1,4 @@
-"""What a reader of foreign weights finds: tensors, a config, a table."""
+"""Foreign weights as the readers of each format return them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from mico_jax.config import Config
 from mico_jax.interop.files.tensors import Tensors
-from mico_jax.interop.importing.vocabulary import TEXT, Vocabulary, find, read
+from mico_jax.interop.importing.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -16,20 +16,21 @@ class ForeignWeights:
   """Foreign weights, named but not yet read.
 
   Attributes:
-    file: where they come from.
-    tensors: by the names of the table.
-    config: of the run that they become; its model may hold parts that the
+    file: of the weights.
+    tensors: by the names of the weight map.
+    config: of the resulting checkpoint; its model may have parts that the
       weights lack.
     parts: top keys of the parameters that the weights hold; empty: all.
     ignored: regex of names without a parameter -> why.
     optional: regexes of paths that the weights may lack.
     ties: name of a tied copy -> name of its original.
-    vocabulary: of the text tower, found beside the weights.
+    vocabulary: of the text tower, if one is beside the weights.
     hint: what to do about weights that do not fit.
-    positions: how a position table of another size is resized.
+    positions: interpolation of a position table of another size.
     notes: one line each.
-    guesses: path of a config field, "model.vision.num_heads" -> what was taken
-      because no file tells it; said aloud unless the field is given.
+    guesses: path of a config field, such as "model.vision.num_heads" -> the
+      assumption made, as no file states it; reported unless the user sets the
+      field.
   """
 
   file: pathlib.Path
@@ -48,21 +49,3 @@ class ForeignWeights:
   def holds(self, part: str) -> bool:
     """Whether the weights hold parameters of a top key."""
     return not self.parts or part in self.parts
-
-
-def find_vocabulary(
-  folder: pathlib.Path, *, text: bool = False
-) -> Vocabulary | None:
-  """The vocabulary that lies in a folder, if any.
-
-  Args:
-    folder: of the weights.
-    text: whether they hold a text tower, whose tokenizer it must be; beside an
-      encoder alone only a vocab.txt counts.
-
-  Raises:
-    WeightsError: if it is of another tokenizer than BERT's.
-  """
-  if text:
-    return find(folder)
-  return read(folder / TEXT) if (folder / TEXT).is_file() else None

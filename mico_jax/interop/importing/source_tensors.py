@@ -1,8 +1,8 @@
 """The tensors that a checkpoint was imported from, byte for byte.
 
 The manifest of an import holds name, dtype and SHA-256 of every tensor that its
-parameters were made of; what no parameter holds lies in `extra/`. Together they
-give back the file: the same names, dtypes and bytes.
+parameters were made of; `extra/` holds the tensors of no parameter. Together
+they reproduce the imported file: the same names, dtypes and bytes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from etils import epath
 from mico_jax.checkpoint import form, restore, storage
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint.manifest import CheckpointError
+from mico_jax.config import ModelConfig
 from mico_jax.interop.files import dtypes, safetensors_file
 from mico_jax.interop.files.tensors import Tensor
 from mico_jax.interop.importing.convert import digest
@@ -26,7 +27,7 @@ from mico_jax.interop.names.weight_map import Entry, to_theirs
 
 
 class DroppedError(CheckpointError):
-  """A tensor that was resized, and its original not kept, on import."""
+  """A tensor was resized on import and its original not kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,20 +35,20 @@ class Original(Tensor):
   """A tensor of the imported file.
 
   Attributes:
-    sha256: of its bytes; `load` compares them.
+    sha256: hash of its bytes, which `load` verifies.
   """
 
   sha256: str = ""
 
 
 def open_tensors(path: epath.PathLike) -> dict[str, Original]:
-  """The original tensors of an import, read when they are needed.
+  """The original tensors of an import, each read when it is loaded.
 
   Args:
     path: folder that `import_checkpoint` wrote.
 
   Raises:
-    CheckpointError: if it is no import, or its files do not verify.
+    CheckpointError: if it was not imported, or its files do not verify.
   """
   folder = restore.step_folders(path)[0]
   manifest = manifest_lib.read(folder)
@@ -60,44 +61,10 @@ def open_tensors(path: epath.PathLike) -> dict[str, Original]:
       f"{path}: was not imported, so it has no original tensors."
     )
   config = restore.parse_config(files[manifest_lib.CONFIG], folder)
-  table = {
-    "/".join(entry.path): entry
-    for entry in FORMATS[about["format"]].table(config.model)
-  }
   entries = manifest["items"]["params"]
-
-  @functools.lru_cache(maxsize=1)
-  def intact(path: str) -> bool:
-    """Whether a parameter is as it was written."""
-    one = {path: entries[path]}
-    found = {path: leaf(path)}
-    return not manifest_lib.array_problems(one, found, item="params")
-
-  @functools.lru_cache(maxsize=1)
-  def leaf(path: str) -> np.ndarray:
-    one = {path: entries[path]}
-    found = storage.read_arrays(folder, "params", one, every=entries)
-    # Its content is compared tensor by tensor.
-    problems = manifest_lib.array_problems(
-      one, found, item="params", hashes=False
-    )
-    if problems:
-      raise CheckpointError(manifest_lib.summarise(problems))
-    return found[path]
-
-  tensors: dict[str, Original] = {}
-  patch = config.model.vision.patch_size
-  for path, described in entries.items():
-    for at, original in enumerate(described.get("original", ())):
-      tensor = _tensor(
-        original, described, table[path], at, functools.partial(leaf, path),
-        patch,
-      )  # fmt: skip
-      tensors[tensor.name] = _checked(
-        tensor, original["sha256"], functools.partial(intact, path)
-      )
+  tensors = _of_parameters(folder, entries, about["format"], config.model)
   extra = about.get("extra")
-  if extra is not None:  # Resized tables are there as they were.
+  if extra is not None:  # Holds resized tables as they were.
     if not form.is_inside(folder / extra["file"], folder):
       raise CheckpointError(
         f"{folder / extra['file']}: leads out of the checkpoint's folder."
@@ -111,17 +78,59 @@ def open_tensors(path: epath.PathLike) -> dict[str, Original]:
   return tensors
 
 
+def _of_parameters(
+  folder: epath.Path,
+  entries: Mapping[str, Any],
+  format_name: str,
+  model: ModelConfig,
+) -> dict[str, Original]:
+  """The imported tensors that the parameters were made of."""
+  table = {
+    "/".join(entry.path): entry for entry in FORMATS[format_name].table(model)
+  }
+
+  @functools.lru_cache(maxsize=1)
+  def intact(path: str) -> bool:
+    """Whether a parameter is as it was written."""
+    one, arrays = {path: entries[path]}, {path: leaf(path)}
+    return not manifest_lib.array_problems(one, arrays, item="params")
+
+  @functools.lru_cache(maxsize=1)
+  def leaf(path: str) -> np.ndarray:
+    one = {path: entries[path]}
+    arrays = storage.read_arrays(folder, "params", one, every=entries)
+    # Contents are compared tensor by tensor, see `_checked`.
+    problems = manifest_lib.array_problems(
+      one, arrays, item="params", hashes=False
+    )
+    if problems:
+      raise CheckpointError(manifest_lib.summarise(problems))
+    return arrays[path]
+
+  tensors: dict[str, Original] = {}
+  for path, described in entries.items():
+    read = functools.partial(leaf, path)
+    for at, original in enumerate(described.get("original", ())):
+      tensor = _tensor(
+        original, described, table[path], at, read, model.vision.patch_size
+      )
+      tensors[tensor.name] = _checked(
+        tensor, original["sha256"], functools.partial(intact, path)
+      )
+  return tensors
+
+
 def _checked(
   tensor: Tensor,
   sha256: str,
   intact: Callable[[], bool] = lambda: False,
 ) -> Original:
-  """The tensor, compared with its hash whenever it is read.
+  """The tensor, compared with its hash whenever it is loaded.
 
   Args:
     tensor: to compare.
-    sha256: of the tensor that was imported.
-    intact: whether the parameter that it comes from is as it was written.
+    sha256: hash of the imported tensor.
+    intact: whether the parameter that holds the tensor is as it was written.
   """
 
   def load() -> np.ndarray:

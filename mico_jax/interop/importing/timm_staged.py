@@ -1,11 +1,11 @@
-"""Swin and ConvNeXt V2 in timm's names: which it is, and its config.
+"""Reading Swin and ConvNeXt V2 in timm's names: kind and config.
 
-Swin's own files, and those of timm before 0.9, count downsampling to the stage
-before it: `timm_names` gives it the number that timm gives it now.
+Swin's own files, and those of timm before 0.9, assign downsampling to the stage
+before it: `timm_names` renumbers it as in current timm.
 
-Neither says in its weights what frames it was trained on, but for old files of
-Swin, whose masks do. `config.json` tells it: `input_size` in timm's own
-repositories, arguments of the class in exports.
+The weights do not determine the image size, except for masks in old files of
+Swin. `config.json` does: `input_size` in timm's own repositories, arguments of
+the class in exports.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ IGNORED = {
   staged_vision.BUFFERS.pattern: "buffer, computed here",
   r"^(text\.|logit_scale$|logit_bias$)": "the model does not use it",
 }
-# A tensor that only this kind has -> the kind.
+# A tensor that only one kind has -> that kind.
 FIRST = {
   "layers.0.blocks.0.attn.qkv.weight": "swin",
   "stem.0.weight": "convnext",
@@ -39,20 +39,20 @@ FIRST = {
 POINTWISE = re.compile(r"^stages\.\d+\.blocks\.\d+\.mlp\.fc[12]\.weight$")
 DOWNSAMPLE = re.compile(r"^layers\.(\d+)\.downsample\.")
 MASK = "layers.0.blocks.1.attn_mask"
-IMAGE_SIZE = 224  # where nothing tells it
+IMAGE_SIZE = 224  # pixels, where no file states it
 NORM_EPS = 1e-6  # of timm's ConvNeXt, unless its arguments say otherwise
 
 
 def kind_of(tensors: Tensors) -> str:
-  """The encoder of a file; "" if it is none of these."""
+  """The kind of encoder of a file; "": none of these."""
   return next((kind for name, kind in FIRST.items() if name in tensors), "")
 
 
 def timm_names(tensors: Tensors) -> Tensors:
-  """Names of the two orders that timm has, in one.
+  """Tensors by one of the two orders of names that timm has.
 
-  Downsampling of a Swin under the stage behind it, not the one before; the last
-  norm of a ConvNeXt as if it came behind the pooling.
+  Downsampling of a Swin belongs to the stage after it; the last norm of a
+  ConvNeXt has its name after the pooling.
 
   Raises:
     WeightsError: if two tensors get the same name.
@@ -69,24 +69,24 @@ def timm_names(tensors: Tensors) -> Tensors:
 def as_linear(tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:
   """MLPs of 1 x 1 convolutions as linear layers, and a note if there are any.
 
-  timm's small ConvNeXts have them, its larger ones the same as linear layers.
+  timm's small ConvNeXts have such convolutions, its larger ones linear layers.
   """
-  found: Tensors = {}
+  result: Tensors = {}
   for name, one in tensors.items():
     if POINTWISE.search(name) and one.shape[2:] == (1, 1):
       load = lambda one=one: one.load().reshape(one.shape[:2])
       one = dataclasses.replace(one, shape=one.shape[:2], load=load)
-    found[name] = one
-  if all(found[name] is one for name, one in tensors.items()):
+    result[name] = one
+  if all(result[name] is one for name, one in tensors.items()):
     return tensors, ()
   note = "1 x 1 convolutions of the MLPs are taken, and given back, as linear"
-  return found, (note,)
+  return result, (note,)
 
 
 def config_of(
   tensors: Tensors, settings: Mapping[str, Any], file: pathlib.Path
 ) -> tuple[VisionConfig, tuple[str, ...]]:
-  """The encoder, and notes on what had to be assumed.
+  """The config of the encoder, and notes on assumptions.
 
   Args:
     tensors: by timm's names, of a kind of `FIRST`.
@@ -94,7 +94,7 @@ def config_of(
     file: for errors.
 
   Raises:
-    WeightsError: if the tensors or the settings are of another form.
+    WeightsError: if the tensors or the settings are malformed.
   """
   kind = kind_of(tensors)
   try:
@@ -106,10 +106,10 @@ def config_of(
       f"{file}: no {kind} of timm: {error} is missing or of another form; see "
       "--from for other kinds of weights."
     ) from error
-  told = _told(settings, kind, file)
-  config = dataclasses.replace(config, **told)
+  stated = _stated(settings, kind, file)
+  config = dataclasses.replace(config, **stated)
   notes: tuple[str, ...] = ()
-  if "image_size" not in told and MASK not in tensors:
+  if "image_size" not in stated and MASK not in tensors:
     config = dataclasses.replace(config, image_size=IMAGE_SIZE)
     notes = (
       "no input_size in a config.json beside the weights: frames are taken to "
@@ -124,23 +124,37 @@ def config_of(
   return config, notes
 
 
+def arguments(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """Arguments of timm's class, from its own config.json or that of an export.
+
+  Raises:
+    WeightsError: if they are no JSON object.
+  """
+  model = settings.get("model")
+  inner = model.get("arguments") if isinstance(model, Mapping) else model
+  for value in (settings.get("model_args"), inner):
+    if not isinstance(value or {}, Mapping):
+      raise WeightsError(
+        f"{where}: arguments of the model are of another form; expected an "
+        "object."
+      )
+  return {**(settings.get("model_args") or {}), **(inner or {})}
+
+
 def _check(
   config: VisionConfig, settings: Mapping[str, Any], where: str
 ) -> None:
-  """Arguments of timm's class against the weights; raises as `check_told`."""
-  given = {
-    **(settings.get("model_args") or {}),
-    **((settings.get("model") or {}).get("arguments") or {}),
-  }
+  """Compares arguments of timm's class with the weights, as `check_stated`."""
+  options = arguments(settings, where)
   have: dict[str, Any] = {"depths": config.stage_depths, "in_chans": 3}
   if config.encoder == "swin":
     have["embed_dim"] = config.stage_widths[0]
-    if isinstance(given.get("num_heads"), list):
+    if isinstance(options.get("num_heads"), list):
       have["num_heads"] = config.stage_heads
-    towers.check_hidden(given, config, where)
+    towers.check_hidden(options, config, where)
   else:
     have["dims"] = config.stage_widths
-  towers.check_told(where, given, have)
+  towers.check_stated(where, options, have)
 
 
 def _swin(tensors: Tensors) -> VisionConfig:
@@ -148,13 +162,9 @@ def _swin(tensors: Tensors) -> VisionConfig:
 
 
 def _convnext(tensors: Tensors) -> VisionConfig:
-  depths: dict[int, int] = {}
-  for name in tensors:
-    if match := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name):
-      stage, block = int(match[1]), int(match[2])
-      depths[stage] = max(depths.get(stage, 0), block + 1)
-  stages = range(len(depths))
-  first = [f"stages.{s}.blocks.0." for s in stages]
+  pattern = r"stages\.(\d+)\.blocks\.(\d+)\."
+  depths = staged_vision.stage_depths(tensors, pattern)
+  first = [f"stages.{s}.blocks.0." for s in range(len(depths))]
   if f"{first[0]}mlp.grn.weight" not in tensors:
     raise KeyError(f"{first[0]}mlp.grn.weight (the response norm of V2)")
   widths = tuple(tensors[f"{name}norm.weight"].shape[0] for name in first)
@@ -162,10 +172,10 @@ def _convnext(tensors: Tensors) -> VisionConfig:
     encoder="convnext",
     patch_size=tensors["stem.0.weight"].shape[-1],
     width=widths[-1],
-    depth=sum(depths.values()),
+    depth=sum(depths),
     mlp_dim=tensors[f"{first[-1]}mlp.fc1.weight"].shape[0],
     norm_eps=NORM_EPS,
-    stage_depths=tuple(depths[s] for s in stages),
+    stage_depths=depths,
     stage_widths=widths,
   )
 
@@ -173,36 +183,35 @@ def _convnext(tensors: Tensors) -> VisionConfig:
 READERS = {"swin": _swin, "convnext": _convnext}
 
 
-def _told(
+def _stated(
   settings: Mapping[str, Any], kind: str, file: pathlib.Path
 ) -> dict[str, Any]:
-  """Fields of the encoder that config.json gives.
+  """Fields of the encoder that config.json states.
 
   Raises:
-    WeightsError: if they are of another form.
+    WeightsError: if they are malformed.
   """
-  found: dict[str, Any] = {}
+  fields: dict[str, Any] = {}
   where = str(file.parent / "config.json")
   try:
-    arguments = dict(settings.get("model_args") or {})
-    arguments |= (settings.get("model") or {}).get("arguments") or {}
-    size = arguments.get("img_size") or (
+    options = arguments(settings, where)
+    size = options.get("img_size") or (
       settings.get("pretrained_cfg") or {}
     ).get("input_size")
     if size is not None:
-      found["image_size"] = towers.square(size, f"{where}: img_size")
-    if kind == "swin" and "window_size" in arguments:
-      found["window_size"] = towers.square(
-        arguments["window_size"], f"{where}: window_size"
+      fields["image_size"] = towers.square(size, f"{where}: img_size")
+    if kind == "swin" and "window_size" in options:
+      fields["window_size"] = towers.square(
+        options["window_size"], f"{where}: window_size"
       )
-    if kind == "convnext" and "norm_eps" in arguments:
-      found["norm_eps"] = float(arguments["norm_eps"])
-    if any(value <= 0 for value in found.values()):
-      raise ValueError(f"{found}")
+    if kind == "convnext" and "norm_eps" in options:
+      fields["norm_eps"] = float(options["norm_eps"])
+    if any(value <= 0 for value in fields.values()):
+      raise ValueError(f"{fields}")
   except WeightsError:
     raise
   except (*MALFORMED, LookupError) as error:
     raise WeightsError(
       f"{where}: arguments of the model are of another form ({error})."
     ) from error
-  return found
+  return fields

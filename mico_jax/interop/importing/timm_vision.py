@@ -1,9 +1,10 @@
-"""Encoders of timm: ViT, plain, of CLIP and EVA; Swin and ConvNeXt V2.
+"""Reading encoders of timm: ViT (plain, CLIP's, EVA), Swin, ConvNeXt V2.
 
 Also towers that open_clip holds as timm models (`visual.trunk.`). The
-classification head is kept beside the parameters. What no tensor tells is in
-`config.json` of timm's repositories and of exports: statistics of pixels, the
-activation by the name of the architecture, arguments of the class.
+classification head is kept beside the parameters. `config.json` of timm's
+repositories and of exports states what no tensor determines: statistics of
+pixels, the activation (by the name of the architecture), arguments of the
+class.
 
 Source: https://github.com/huggingface/pytorch-image-models (names of the
 weights).
@@ -30,8 +31,9 @@ from mico_jax.interop.importing import (
   recognise,
   timm_staged,
   towers,
+  vocabulary,
 )
-from mico_jax.interop.importing.source import ForeignWeights, find_vocabulary
+from mico_jax.interop.importing.source import ForeignWeights
 from mico_jax.interop.names import mico_vision, timm_vision
 from mico_jax.interop.names.weight_map import Entry
 
@@ -41,7 +43,7 @@ IGNORED = {
   r"^(text\.|logit_scale$|logit_bias$)": "the model does not use it",
   r"^rope\.": "buffer, computed here",
 }
-ROPE_GRID = 16  # of EVA-02's pretraining; timm keeps it out of the weights
+ROPE_GRID = 16  # of EVA-02's pretraining; timm's weights do not state it
 # Arguments of timm's class -> the values that this encoder computes.
 FIXED: Mapping[str, tuple[Any, ...]] = {
   "class_token": (True,),
@@ -53,17 +55,17 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
   "in_chans": (3,),
   "global_pool": ("token", ""),
 }
-POST_NORM_WIDTH = 1792  # EVA-02-E: no tensor tells where its norms stand
+POST_NORM_WIDTH = 1792  # of EVA-02-E, which has post-norm blocks
 _FIRST = "blocks.0."
 
 
 def rename(name: str) -> str:
-  """A name without what wrappers and open_clip put before it."""
+  """A name without the prefixes of wrappers and of open_clip."""
   return recognise.without_prefix(name).removeprefix("visual.trunk.")
 
 
 def table(config: ModelConfig) -> list[Entry]:
-  """Where the encoder's parameters come from, its head aside.
+  """The weight map of the encoder, without its head.
 
   Raises:
     ConfigError: for options that timm's classes do not combine.
@@ -78,7 +80,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
   """Reads a file, or a folder with one and its config.json.
 
   Raises:
-    WeightsError: if it holds no encoder of a kind of `table`.
+    WeightsError: if it holds no encoder that `table` has names for.
   """
   file = towers.weights_file(path)
   tensors = renamed(open_tensors(file), rename)
@@ -100,26 +102,8 @@ def read(path: pathlib.Path) -> ForeignWeights:
     table(ModelConfig(vision=vision))
   except ConfigError as error:
     raise WeightsError(f"{file}: {error}") from error
-  mode = towers.own_mode(settings)
-  if not mode:
-    told = settings.get("pretrained_cfg") or {}
-    mode = towers.pixel_mode(
-      told, "config.json: pretrained_cfg", towers.SQUASHED
-    )
-    if mode and (told.get("crop_mode", "center"), told.get("crop_pct")) != (
-      "squash",
-      1.0,
-    ):
-      notes = (
-        *notes,
-        "timm resizes the short side (crop_pct "
-        f"{told.get('crop_pct', 0.875)}, {told.get('interpolation', '?')}) and "
-        f"crops the middle; mode {mode} brings whole frames to a square",
-      )
-  if not mode and about.get("preprocess_cfg"):
-    size = vision.image_size
-    mode, told_notes = openclip_config.frame_mode(about, size)
-    notes = (*notes, *told_notes)
+  mode, mode_notes = _mode(settings, about, vision.image_size)
+  notes = (*notes, *mode_notes)
   if not mode:
     mode = "plain"
     guesses["data.inputs"] = (
@@ -132,7 +116,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
     config=towers.run_config(file.stem, vision, mode),
     parts=("vision",),
     ignored=ignored,
-    vocabulary=find_vocabulary(file.parent),
+    vocabulary=vocabulary.find(file.parent),
     hint=hint,
     positions="bicubic",
     notes=notes,
@@ -140,10 +124,38 @@ def read(path: pathlib.Path) -> ForeignWeights:
   )
 
 
+def _mode(
+  settings: Mapping[str, Any], about: Mapping[str, Any], size: int
+) -> tuple[str, tuple[str, ...]]:
+  """The preprocessing mode of frames, and notes; "": no file states it.
+
+  Args:
+    settings: of timm's config.json.
+    about: of open_clip_config.json.
+    size: of the encoder's frames, in pixels.
+  """
+  if mode := towers.exported_mode(settings):
+    return mode, ()
+  pixels = settings.get("pretrained_cfg") or {}
+  mode = towers.pixel_mode(
+    pixels, "config.json: pretrained_cfg", towers.SQUASHED
+  )
+  crop = (pixels.get("crop_mode", "center"), pixels.get("crop_pct"))
+  if mode and crop != ("squash", 1.0):
+    return mode, (
+      "timm resizes the short side (crop_pct "
+      f"{pixels.get('crop_pct', 0.875)}, {pixels.get('interpolation', '?')}) "
+      f"and crops the middle; mode {mode} brings whole frames to a square",
+    )
+  if not mode and about.get("preprocess_cfg"):
+    return openclip_config.frame_mode(about, size)
+  return mode, ()
+
+
 def _config(
   tensors: Tensors, file: pathlib.Path, settings: Mapping[str, Any]
 ) -> tuple[VisionConfig, dict[str, str]]:
-  """The encoder, from names, shapes and what config.json says; guesses."""
+  """The encoder's config, from tensors and config.json; guesses."""
   has = tensors.__contains__
   try:
     _, length, width = tensors["pos_embed"].shape
@@ -167,7 +179,7 @@ def _config(
   qv = has(_FIRST + "attn.q_bias") or has(_FIRST + "attn.q_proj.bias")
   bias = "all" if has(_FIRST + "attn.qkv.bias") else "none"
   scaled = has(_FIRST + "ls1.gamma") or has(_FIRST + "gamma_1")
-  found: dict[str, Any] = {
+  fields: dict[str, Any] = {
     "image_size": grid * patch,
     "patch_size": patch,
     "width": width,
@@ -181,109 +193,92 @@ def _config(
     "patch_bias": has("patch_embed.proj.bias"),
     "layer_scale": 1e-5 if scaled else 0.0,
   }
-  named, found["pre_norm"] = str(settings.get("architecture", "")), False
+  named, fields["pre_norm"] = str(settings.get("architecture", "")), False
   if has("norm_pre.weight"):  # as in CLIP
-    found["pre_norm"] = True
-  if not timm_vision.is_eva(VisionConfig(**found)):
-    found["norm_eps"] = timm_vision.plain_eps(named, found["pre_norm"])
+    fields["pre_norm"] = True
+  if not timm_vision.is_eva(VisionConfig(**fields)):
+    fields["norm_eps"] = timm_vision.plain_eps(named, fields["pre_norm"])
   if "quickgelu" in named:
-    found["mlp"] = "quick_gelu"
-  told: dict[str, Any] = _told(settings, file)
+    fields["mlp"] = "quick_gelu"
+  stated: dict[str, Any] = _stated(settings, file)
   heads = width // mico_vision.HEAD_DIMS.get(width, 64)
-  found = {"num_heads": max(heads, 1), **found, **told}
-  vision = VisionConfig(**found)
+  fields = {"num_heads": max(heads, 1), **fields, **stated}
+  vision = VisionConfig(**fields)
   where = str(file.parent / "config.json")
   size, told_patch = sizes(settings, where)
   towers.check_grid(vision, size, told_patch, where)
-  _check(vision, arguments(settings, where), where)
+  _check(vision, timm_staged.arguments(settings, where), where)
   guesses = {} if size else towers.grid_guess(vision)
   return vision, guesses | (
-    {} if "num_heads" in told else towers.heads_guess(vision)
+    {} if "num_heads" in stated else towers.heads_guess(vision)
   )
 
 
-def _check(vision: VisionConfig, told: Mapping[str, Any], where: str) -> None:
-  """Arguments of timm's class against the weights.
+def _check(vision: VisionConfig, stated: Mapping[str, Any], where: str) -> None:
+  """Compares arguments of timm's class with the weights.
 
   Raises:
-    WeightsError: if they contradict, or ask for what the encoder here lacks.
+    WeightsError: if they contradict, or name options the encoder here lacks.
   """
   for key, known in FIXED.items():
-    if told.get(key) is not None and told[key] not in known:
+    if stated.get(key) is not None and stated[key] not in known:
       raise WeightsError(
-        f"{where}: {key}={told[key]!r}; this encoder has {known[0]!r} only, so "
-        "its outputs would differ."
+        f"{where}: {key}={stated[key]!r}; this encoder has {known[0]!r} only, "
+        "so its outputs would differ."
       )
-  towers.check_hidden(told, vision, where)
+  towers.check_hidden(stated, vision, where)
   have = {"embed_dim": vision.width, "depth": vision.depth}
   if not timm_vision.is_eva(vision):
     have["qkv_bias"] = vision.qkv_bias == "all"
-  towers.check_told(where, told, have)
-
-
-def arguments(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-  """Arguments of timm's class: of its own files, or of an export here.
-
-  Raises:
-    WeightsError: if they are of another form.
-  """
-  model = settings.get("model")
-  inner = model.get("arguments") if isinstance(model, Mapping) else model
-  for value in (settings.get("model_args"), inner):
-    if not isinstance(value or {}, Mapping):
-      raise WeightsError(
-        f"{where}: arguments of the model are of another form; expected an "
-        "object."
-      )
-  return {**(settings.get("model_args") or {}), **(inner or {})}
+  towers.check_stated(where, stated, have)
 
 
 def sizes(
   settings: Mapping[str, Any], where: str
 ) -> tuple[int | None, int | None]:
-  """Sides of image and patch that a config.json of timm tells.
+  """Sides in pixels of image and patch in timm's config.json; None: unknown.
 
   Raises:
     WeightsError: if they are rectangular.
   """
   pixels = settings.get("pretrained_cfg")
-  given = arguments(settings, where)
-  size = given.get("img_size")
+  options = timm_staged.arguments(settings, where)
+  size = options.get("img_size")
   if not size and isinstance(pixels, Mapping):
     size = pixels.get("input_size")
-  patch = given.get("patch_size")
+  patch = options.get("patch_size")
   return (
     towers.square(size, f"{where}: img_size"),
     towers.square(patch, f"{where}: patch_size"),
   )
 
 
-def _told(settings: Mapping[str, Any], file: pathlib.Path) -> dict[str, Any]:
-  """Fields that the arguments of timm's class in config.json give.
+def _stated(settings: Mapping[str, Any], file: pathlib.Path) -> dict[str, Any]:
+  """Fields of the encoder by the arguments of timm's class in config.json.
 
   Raises:
-    WeightsError: if they are of another form.
+    WeightsError: if they are malformed.
   """
   where = str(file.parent / "config.json")
-  given = arguments(settings, where)
-  found: dict[str, Any] = {}
+  options = timm_staged.arguments(settings, where)
+  fields: dict[str, Any] = {}
   try:
     for ours, theirs in (("num_heads", "num_heads"), ("norm_eps", "norm_eps")):
-      if theirs in given:
-        value = given[theirs]
-        found[ours] = type(getattr(VisionConfig(), ours))(value)
-        if isinstance(value, bool) or found[ours] != value:
+      if theirs in options:
+        value = options[theirs]
+        fields[ours] = type(getattr(VisionConfig(), ours))(value)
+        if isinstance(value, bool) or fields[ours] != value:
           raise ValueError(f"{theirs}={value!r}")
-    if "act_layer" in given:
-      found["mlp"] = str(given["act_layer"])
-    if "use_post_norm" in given:
-      found["norm"] = "post" if given["use_post_norm"] else "pre"
-    if "use_rot_pos_emb" in given and not given["use_rot_pos_emb"]:
-      found["rope_grid"] = 0
-    elif given.get("ref_feat_shape"):
-      found["rope_grid"] = int(given["ref_feat_shape"][0])
+    if "act_layer" in options:
+      fields["mlp"] = str(options["act_layer"])
+    if "use_post_norm" in options:
+      fields["norm"] = "post" if options["use_post_norm"] else "pre"
+    if "use_rot_pos_emb" in options and not options["use_rot_pos_emb"]:
+      fields["rope_grid"] = 0
+    elif options.get("ref_feat_shape"):
+      fields["rope_grid"] = int(options["ref_feat_shape"][0])
   except (TypeError, ValueError, AttributeError, IndexError) as error:
     raise WeightsError(
       f"{where}: arguments of the model are of another form ({error})."
     ) from error
-  return found
+  return fields

@@ -1,4 +1,4 @@
-"""What readers of single towers share: one file, a run around one encoder."""
+"""Helpers of the readers of single towers: files, sizes, pixels, configs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from mico_jax.interop.importing import recognise
 from mico_jax.interop.names import mico_vision
 from mico_jax.modalities import MODALITIES, spatial
 
-# Mode -> mean and deviation of its pixels: of whole frames brought to a square,
-# and of the middle of frames whose short side fits.
+# Mode -> mean and deviation of its pixels: of whole frames resized to a square,
+# and of square center crops.
 SQUASHED: Mapping[str, spatial.Stats] = {
   "plain": spatial.HALF,
   "plain_imagenet": spatial.IMAGENET,
@@ -40,7 +40,7 @@ def weights_file(path: pathlib.Path) -> pathlib.Path:
   """The file of weights that a path names: itself, or the one in a folder.
 
   Raises:
-    WeightsError: if a folder holds none, or several.
+    WeightsError: if a folder holds no such file, or several.
   """
   if path.is_file():
     return path
@@ -49,11 +49,11 @@ def weights_file(path: pathlib.Path) -> pathlib.Path:
   if index:
     return index[0]
   for suffix in SUFFIXES:
-    found = [p for p in files if p.suffix == suffix]
-    if len(found) == 1:
-      return found[0]
-    if found:
-      names = ", ".join(p.name for p in found[:8])
+    matches = [p for p in files if p.suffix == suffix]
+    if len(matches) == 1:
+      return matches[0]
+    if matches:
+      names = ", ".join(p.name for p in matches[:8])
       raise WeightsError(f"{path}: holds several files ({names}); name one.")
   raise WeightsError(
     f"{path}: no file of weights in it ({', '.join(SUFFIXES)})."
@@ -61,10 +61,10 @@ def weights_file(path: pathlib.Path) -> pathlib.Path:
 
 
 def read_json(file: pathlib.Path) -> Mapping[str, Any]:
-  """A JSON object that may lie beside the weights; {} if it does not.
+  """The JSON object of a file beside the weights; {}: there is no such file.
 
   Raises:
-    WeightsError: if it cannot be parsed.
+    WeightsError: if it is not valid JSON, or no object.
   """
   if not file.is_file():
     return {}
@@ -81,8 +81,8 @@ def square(value: Any, what: str) -> int | None:
   """The side of a square given as N, [N, N] or [channels, N, N].
 
   Args:
-    value: what a config says; None: nothing.
-    what: it is, and where it stands, for messages.
+    value: of a config; None: it states no size.
+    what: name and place of the value, for messages.
 
   Raises:
     WeightsError: if it is rectangular or no size.
@@ -101,100 +101,98 @@ def square(value: Any, what: str) -> int | None:
 
 
 def side(value: Any, what: str) -> int:
-  """As `square`, of a size that must be there."""
-  found = square(value, what)
-  if found is None:
+  """As `square`, of a size that must be stated."""
+  length = square(value, what)
+  if length is None:
     raise WeightsError(f"{what}={value!r}, expected a size in whole pixels.")
-  return found
+  return length
 
 
 def check_grid(
   vision: VisionConfig, size: int | None, patch: int | None, where: str
 ) -> None:
-  """Compares an encoder, sized by its position table, with what a config says.
+  """Compares the sizes of an encoder with those of a config.
+
+  Args:
+    vision: encoder, sized by its position table and patch kernel.
+    size: pixels of an image in the config; None: not stated.
+    patch: pixels of a patch in the config; None: not stated.
+    where: name of the config, for messages.
 
   Raises:
     WeightsError: if they contradict.
   """
-  for what, told, have in (
+  for what, stated, have in (
     ("image size", size, vision.image_size),
     ("patch size", patch, vision.patch_size),
   ):
-    if told is not None and told != have:
+    if stated is not None and stated != have:
       raise WeightsError(
-        f"{where} and weights contradict: {what} {told}, the position table "
+        f"{where} and weights contradict: {what} {stated}, the position table "
         f"and the patch kernel say {have}. Correct the file."
       )
 
 
-def check_told(
-  where: str, told: Mapping[str, Any], have: Mapping[str, Any]
+def check_stated(
+  where: str, stated: Mapping[str, Any], have: Mapping[str, Any]
 ) -> None:
-  """Compares sizes that a config tells with those of the weights.
+  """Compares the sizes of a config with those of the weights.
 
-  A file that lacks its last layers has the shapes of a smaller model, which
-  nothing but the config beside it tells from a whole one.
+  A file that lacks its last layers has the shapes of a smaller model; only the
+  config beside it reveals that.
 
   Args:
-    where: the config stands, for messages.
-    told: its fields; those that are absent or None tell nothing.
-    have: the same fields, of the weights.
+    where: name of the config, for messages.
+    stated: fields of the config; absent ones and None are not compared.
+    have: values of fields, from the weights.
 
   Raises:
     WeightsError: naming the first field that differs.
   """
   for key, value in have.items():
-    given = told.get(key)
-    if given is None:
+    theirs = stated.get(key)
+    if theirs is None:
       continue
     plain = list(value) if isinstance(value, tuple) else value
-    if given != plain or isinstance(given, bool) != isinstance(plain, bool):
+    if theirs != plain or isinstance(theirs, bool) != isinstance(plain, bool):
       raise WeightsError(
-        f"{where} and weights contradict: {key} {given!r}, the weights have "
+        f"{where} and weights contradict: {key} {theirs!r}, the weights have "
         f"{plain!r}. Is the file whole?"
       )
 
 
-def told_hidden(told: Mapping[str, Any], width: int, where: str) -> int | None:
-  """The hidden width of an MLP that `mlp_ratio` tells; None: it is not told.
-
-  Raises:
-    WeightsError: if it is no number.
-  """
-  ratio = told.get("mlp_ratio")
-  if ratio is None:
-    return None
-  if type(ratio) not in (int, float) or not 0 < ratio < 1e6:
-    raise WeightsError(f"{where}: mlp_ratio={ratio!r}, expected a number.")
-  return int(width * ratio)
-
-
 def check_hidden(
-  told: Mapping[str, Any], vision: VisionConfig, where: str, *, width: int = 0
+  stated: Mapping[str, Any], vision: VisionConfig, where: str
 ) -> None:
-  """Compares `mlp_ratio` with the weights; raises as `check_told`.
+  """Compares `mlp_ratio` of a config with the weights.
 
   Args:
-    told: fields of a config.
-    vision: the encoder that the weights have.
-    where: the config stands, for messages.
-    width: that the ratio is of; 0: the encoder's.
+    stated: fields of the config.
+    vision: the encoder of the weights.
+    where: name of the config, for messages.
+
+  Raises:
+    WeightsError: if it is no number, or contradicts the weights.
   """
-  hidden = told_hidden(told, width or vision.width, where)
-  # A ratio may be written with few digits.
-  if hidden is not None and abs(hidden - vision.mlp_dim) > 1:
+  ratio = stated.get("mlp_ratio")
+  if ratio is None:
+    return
+  if type(ratio) not in (int, float) or not 0 < ratio < 1e6:
+    raise WeightsError(f"{where}: mlp_ratio={ratio!r}, expected a number.")
+  hidden = int(vision.width * ratio)
+  if abs(hidden - vision.mlp_dim) > 1:  # A ratio may have few digits.
     raise WeightsError(
-      f"{where} and weights contradict: mlp_ratio {told['mlp_ratio']} is "
-      f"{hidden} channels, the weights have {vision.mlp_dim}."
+      f"{where} and weights contradict: mlp_ratio {ratio} is {hidden} "
+      f"channels, the weights have {vision.mlp_dim}."
     )
 
 
 def grid_guess(vision: VisionConfig) -> dict[str, str]:
-  """What is taken where no config tells the shape of the grid."""
+  """The assumption made where no config states the shape of the grid."""
   side = vision.image_size // vision.patch_size
   return {
     "model.vision.image_size": (
-      f"no config beside the weights tells the image size: the position table "
+      f"no config beside the weights states the image size: the position table "
       f"of {side**2} patches is taken as a square of {side}x{side}, images of "
       f"{vision.image_size}x{vision.image_size}"
     )
@@ -202,10 +200,10 @@ def grid_guess(vision: VisionConfig) -> dict[str, str]:
 
 
 def heads_guess(vision: VisionConfig) -> dict[str, str]:
-  """What is taken where nothing tells the number of heads."""
+  """The assumption made where no file states the number of heads."""
   return {
     "model.vision.num_heads": (
-      f"nothing tells the number of heads: taken to be {vision.num_heads}, "
+      f"no file states the number of heads: taken to be {vision.num_heads}, "
       f"{vision.width // vision.num_heads} wide each"
     )
   }
@@ -214,28 +212,34 @@ def heads_guess(vision: VisionConfig) -> dict[str, str]:
 def vision_config(
   tensors: Tensors, file: pathlib.Path, kind: str, **options: Any
 ) -> VisionConfig:
-  """The encoder of tensors under released names.
+  """The config of the encoder of tensors under official names.
+
+  Args:
+    tensors: by official name.
+    file: of the tensors, for messages.
+    kind: of the encoder, for messages.
+    **options: fields that no tensor determines.
 
   Raises:
-    WeightsError: if there is none.
+    WeightsError: if there is no such encoder.
   """
   try:
-    found = mico_vision.config_from_tensors(tensors, num_heads=None, **options)
+    config = mico_vision.config_from_tensors(tensors, num_heads=None, **options)
   except (LookupError, ValueError, ArithmeticError) as error:
     raise WeightsError(
       f"{file}: no {kind} encoder: {error} is missing or of another form; "
       f"{recognise.other_layout(tensors)}"
     ) from error
-  if found is None:
+  if config is None:
     raise WeightsError(
       f"{file}: no {kind} encoder in it (no position table by that name); "
       f"{recognise.other_layout(tensors)}"
     )
-  return found
+  return config
 
 
 def resample_note(how: str, mode: str) -> tuple[str, ...]:
-  """A note if frames were resized otherwise in training than they are here."""
+  """A note if frames are resized differently here than in training."""
   if how == "bilinear":
     return ()
   return (
@@ -244,32 +248,32 @@ def resample_note(how: str, mode: str) -> tuple[str, ...]:
   )
 
 
-def own_mode(settings: Mapping[str, Any]) -> str:
-  """The mode that an export of ours names in config.json; "": none known."""
-  told = settings.get("preprocessing")
-  mode = told.get("mode") if isinstance(told, dict) else None
+def exported_mode(settings: Mapping[str, Any]) -> str:
+  """The mode that an export of ours states in config.json; "": none."""
+  stated = settings.get("preprocessing")
+  mode = stated.get("mode") if isinstance(stated, dict) else None
   return mode if mode in list(MODALITIES["image"].modes) else ""
 
 
 def pixel_mode(
-  told: Any, where: str, modes: Mapping[str, spatial.Stats]
+  stated: Any, where: str, modes: Mapping[str, spatial.Stats]
 ) -> str:
-  """The mode whose pixels a file asks for; "" if it says nothing of them.
+  """The mode with the pixel statistics of a file; "": it states none.
 
   Args:
-    told: object with "mean" and "std" of values from 0 to 1; None: none.
-    where: it stands, for messages.
+    stated: object with "mean" and "std" of values in [0, 1]; None: none.
+    where: name of the file, for messages.
     modes: mode -> its mean and standard deviation.
 
   Raises:
-    WeightsError: if they are no numbers of three channels, or of no mode, or
-      one of them is missing.
+    WeightsError: if they are not three numbers each, one of them is missing, or
+      no mode has them.
   """
-  if not isinstance(told, (dict, type(None))):
+  if not isinstance(stated, (dict, type(None))):
     raise WeightsError(f"{where}: expected a JSON object.")
-  given: dict[str, list[float]] = {}
+  stats: dict[str, list[float]] = {}
   for key in ("mean", "std"):
-    value = (told or {}).get(key)
+    value = (stated or {}).get(key)
     if value is None:
       continue
     numbers = isinstance(value, list) and {type(x) for x in value} <= {
@@ -278,24 +282,24 @@ def pixel_mode(
     }
     if not numbers or len(value) != 3:
       raise WeightsError(f"{where}: {key}={value!r}, expected three numbers.")
-    given[key] = value
-  if not given:
+    stats[key] = value
+  if not stats:
     return ""
-  if len(given) == 1:
-    ((there, _),) = given.items()
-    lacks = "std" if there == "mean" else "mean"
-    raise WeightsError(f"{where}: {there} without {lacks}; give both.")
+  if len(stats) == 1:
+    (name,) = stats
+    other = "std" if name == "mean" else "mean"
+    raise WeightsError(f"{where}: {name} without {other}; give both.")
   for mode, (mean, std) in modes.items():
     known = {"mean": mean, "std": std}
     if all(
       abs(x - y) < 1e-4
-      for key, value in given.items()
+      for key, value in stats.items()
       for x, y in zip(value, known[key], strict=True)
     ):
       return mode
-  said = ", ".join(f"{key} {value}" for key, value in given.items())
+  listed = ", ".join(f"{name} {value}" for name, value in stats.items())
   raise WeightsError(
-    f"{where}: no preprocessing with {said} here; known means: "
+    f"{where}: no preprocessing with {listed} here; known means: "
     f"{', '.join(str(list(mean)) for mean, _ in modes.values())}."
   )
 
@@ -303,12 +307,12 @@ def pixel_mode(
 def run_config(
   name: str, vision: VisionConfig, mode: str, **model: Any
 ) -> Config:
-  """A run around one encoder; its other parts are this library's own.
+  """A config with the given encoder and default other parts.
 
   Args:
     name: of the run.
     vision: the encoder.
-    mode: preprocessing of frames that the encoder was trained with.
+    mode: preprocessing of frames in the encoder's training.
     **model: further fields of the model.
   """
   return Config(

@@ -1,9 +1,8 @@
-"""Folders of Hugging Face: the vision models of transformers.
+"""Reading folders of Hugging Face: the vision models of transformers.
 
-`model_type` in config.json says the family, and config.json what no tensor
-tells; what a config leaves out has the default of transformers' own class. The
-encoders are those of `mico_jax.models`; text towers, classifiers and mask
-tokens are kept beside the parameters.
+`model_type` in config.json names the family; config.json also states what no
+tensor determines. Absent fields have the default of transformers' class. Text
+towers, classifiers and mask tokens are kept beside the parameters.
 
 Source: https://github.com/huggingface/transformers (configs and their
 defaults).
@@ -13,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,8 +24,13 @@ from mico_jax.interop.files.tensors import (
   count_layers,
   renamed,
 )
-from mico_jax.interop.importing import recognise, timm_staged, towers
-from mico_jax.interop.importing.source import ForeignWeights, find_vocabulary
+from mico_jax.interop.importing import (
+  recognise,
+  timm_staged,
+  towers,
+  vocabulary,
+)
+from mico_jax.interop.importing.source import ForeignWeights
 from mico_jax.interop.names import staged_vision, transformers_vision
 from mico_jax.interop.names.weight_map import Entry
 from mico_jax.modalities import spatial
@@ -48,7 +51,7 @@ ACTIVATIONS = {
   "gelu_new": "gelu_tanh",
   "gelu_pytorch_tanh": "gelu_tanh",
 }
-# Defaults of the classes of transformers, for what a config leaves out.
+# Defaults of the classes of transformers, for absent fields.
 _COMMON = {
   "image_size": 224,
   "hidden_size": 768,
@@ -90,25 +93,25 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "qkv_bias": True,
   },
 }
-# Options that change what is computed -> the only value that is computed here.
+# Options that change the computation -> the only value that is supported here.
 FIXED: Mapping[str, Any] = {
   "use_swiglu_ffn": False,
   "use_absolute_embeddings": False,
   "vision_use_head": True,
   "num_channels": 3,
 }
-SWIN_EPS = 1e-5  # of the norms of a Swin that no setting reaches
+SWIN_EPS = 1e-5  # of the norms of a Swin that no setting changes
 STATS = {
   "clip": spatial.CLIP,
   "siglip": spatial.HALF,
   "vit": spatial.HALF,
 }  # others: ImageNet's
-CROPPING = ("CLIP", "Bit")  # processors that crop unless they are told not to
+CROPPING = ("CLIP", "Bit")  # processors that crop by default
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 def table(config: ModelConfig) -> list[Entry]:
-  """Where the encoder's parameters come from, by the names of transformers."""
+  """The weight map of the encoder, by the names of transformers."""
   return transformers_vision.entries(config.vision)
 
 
@@ -122,8 +125,8 @@ def read(path: pathlib.Path) -> ForeignWeights:
   """Reads a folder with config.json, or a file of weights beside one.
 
   Raises:
-    WeightsError: if it holds no model of a family that is read here, or its
-      config contradicts the weights.
+    WeightsError: if it holds no model of a known family, or its config
+      contradicts the weights.
   """
   file = towers.weights_file(path)
   where = file.parent / CONFIG
@@ -143,41 +146,28 @@ def read(path: pathlib.Path) -> ForeignWeights:
       recognise.without_prefix(name), family
     ),
   )
-  notes: list[str] = []
   try:
     vision = _config(tensors, family, settings, str(where))
   except WeightsError:
     raise
   except (*MALFORMED, LookupError, ArithmeticError) as error:
     raise WeightsError(
-      f"{file}: no {kind} as {where} says: {error} is missing or of another "
-      "form."
+      f"{file}: not the {kind} of {where}: {error} is missing or malformed."
     ) from error
-  if vision.clip_embed_dim:
-    have = {"projection_dim": vision.clip_embed_dim}
-    towers.check_told(str(where), about, have)
-  held = [name for name in tensors if name.startswith("text_model.")]
-  if held:
+  if dim := vision.clip_embed_dim:
+    towers.check_stated(str(where), about, {"projection_dim": dim})
+  mode, notes, guesses = _frames(about, file.parent, kind, vision.image_size)
+  text = [name for name in tensors if name.startswith("text_model.")]
+  if text:
     notes.append(
-      f"the text tower ({len(held)} tensors) is no BERT, so it is kept beside "
+      f"the text tower ({len(text)} tensors) is no BERT, so it is kept beside "
       "the parameters and not used"
     )
   if family == "convnextv2":
     notes.append(
-      "the last LayerNorm stands on each token, with eps 1e-6; transformers "
-      "has it on their mean"
+      "the last LayerNorm is applied to each token, with eps 1e-6; "
+      "transformers applies it to their mean"
     )
-  mode = towers.own_mode(about)
-  guesses: dict[str, str] = {}
-  if not mode:
-    pixels = towers.read_json(file.parent / PIXELS)
-    mode, told = _mode(pixels, family, vision.image_size)
-    notes += told
-    if not pixels:
-      guesses["data.inputs"] = (
-        f"no {PIXELS} beside the weights: pixels are taken to be those of the "
-        f"published {kind} (mode {mode})"
-      )
   return ForeignWeights(
     file=file,
     tensors=tensors,
@@ -185,7 +175,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
     parts=("vision",),
     ignored=IGNORED,
     optional=(r"^vision/logit_scale$",),
-    vocabulary=find_vocabulary(file.parent),
+    vocabulary=vocabulary.find(file.parent),
     hint=f"Is {where} that of these weights?",
     positions="bicubic",
     notes=tuple(notes),
@@ -193,20 +183,37 @@ def read(path: pathlib.Path) -> ForeignWeights:
   )
 
 
+def _frames(
+  about: Mapping[str, Any], folder: pathlib.Path, kind: str, size: int
+) -> tuple[str, list[str], dict[str, str]]:
+  """The preprocessing mode of frames, notes and guesses."""
+  if mode := towers.exported_mode(about):
+    return mode, [], {}
+  pixels = towers.read_json(folder / PIXELS)
+  mode, notes = _mode(pixels, family_of(kind), size)
+  if pixels:
+    return mode, notes, {}
+  guess = (
+    f"no {PIXELS} beside the weights: pixels are taken to be those of the "
+    f"published {kind} (mode {mode})"
+  )
+  return mode, notes, {"data.inputs": guess}
+
+
 def _older(
   about: Mapping[str, Any], kind: str, where: pathlib.Path
 ) -> Mapping[str, Any]:
   """`vision_config_dict`, which in transformers wins over `vision_config`."""
-  found = about.get("vision_config_dict") if kind == "clip" else None
-  if not isinstance(found, (dict, type(None))):
+  older = about.get("vision_config_dict") if kind == "clip" else None
+  if not isinstance(older, (dict, type(None))):
     raise WeightsError(f"{where}: vision_config_dict is no JSON object.")
-  return found or {}
+  return older or {}
 
 
 def _config(
   tensors: Tensors, family: str, settings: Mapping[str, Any], where: str
 ) -> VisionConfig:
-  """The encoder, from config and tensors."""
+  """The encoder's config, from config.json and tensors."""
   for key, value in FIXED.items():
     if settings.get(key, value) != value:
       raise WeightsError(
@@ -228,7 +235,7 @@ def _config(
       raise WeightsError(f"{where}: hidden_act={act!r}, a ConvNeXt has 'gelu'.")
     vision = dataclasses.replace(vision, image_size=size)
     towers.check_grid(vision, size, patch, where)
-    towers.check_told(
+    towers.check_stated(
       where,
       settings,
       {"depths": vision.stage_depths, "hidden_sizes": vision.stage_widths},
@@ -245,7 +252,7 @@ def _config(
   if family == "dinov2":  # which has a ratio in its place
     towers.check_hidden(settings, vision, where)
     del have["intermediate_size"]
-  towers.check_told(where, settings, have)
+  towers.check_stated(where, settings, have)
   rows = tensors["pos_embed"].shape[-2]
   single = int(vision.pooling == "class")
   have = (size // patch) ** 2 + single
@@ -267,7 +274,7 @@ def _vit(
   heads, width = settings["num_attention_heads"], kernel[0]
   if type(heads) is not int or heads < 1 or width % heads:
     raise ValueError(f"num_attention_heads={heads!r} of width {width}")
-  found: dict[str, Any] = {
+  fields: dict[str, Any] = {
     "patch_size": patch,
     "width": width,
     "depth": count_layers(tensors, r"blocks\.(\d+)\."),
@@ -282,11 +289,11 @@ def _vit(
     "pooling": "map" if family == "siglip" else "class",
   }
   if "registers" in tensors:
-    found["registers"] = tensors["registers"].shape[-2]
+    fields["registers"] = tensors["registers"].shape[-2]
   if "clip_head.weight" in tensors:
     dim = tensors["clip_head.weight"].shape[0]
-    found |= {"clip_embed_dim": dim, "clip_embed_bias": False}
-  return VisionConfig(**found)
+    fields |= {"clip_embed_dim": dim, "clip_embed_bias": False}
+  return VisionConfig(**fields)
 
 
 def _swin(
@@ -296,17 +303,13 @@ def _swin(
   act: str,
   where: str,
 ) -> VisionConfig:
-  depths: dict[int, int] = {}
-  for name in tensors:
-    if match := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name):
-      stage, block = int(match[1]), int(match[2])
-      depths[stage] = max(depths.get(stage, 0), block + 1)
-  stages = range(len(depths))
-  if sum(depths.values()) > len(tensors):
+  pattern = r"layers\.(\d+)\.blocks\.(\d+)\."
+  depths = staged_vision.stage_depths(tensors, pattern)
+  if sum(depths) > len(tensors):
     raise ValueError("more blocks than tensors")
   if ACTIVATIONS[act] != "gelu":
     raise WeightsError(f"{where}: hidden_act={act!r}, a Swin has 'gelu'.")
-  first = [f"layers.{s}.blocks.0." for s in stages]
+  first = [f"layers.{s}.blocks.0." for s in range(len(depths))]
   tables = "attn.relative_position_bias_table"
   widths = tuple(tensors[f"{x}norm1.weight"].shape[0] for x in first)
   heads = tuple(tensors[x + tables].shape[1] for x in first)
@@ -316,8 +319,8 @@ def _swin(
   if settings["layer_norm_eps"] != SWIN_EPS:
     raise WeightsError(
       f"{where}: layer_norm_eps={settings['layer_norm_eps']!r}; transformers "
-      f"has {SWIN_EPS} in the patches and between stages whatever it says, and "
-      "the encoder here has one eps, so these weights cannot be imported."
+      f"always uses {SWIN_EPS} in the patches and between stages, and the "
+      "encoder here has one eps, so these weights cannot be imported."
     )
   if f"{first[0]}attn.q.bias" not in tensors:
     raise WeightsError(f"{where}: attention without biases (qkv_bias=false).")
@@ -326,26 +329,26 @@ def _swin(
     image_size=size,
     patch_size=patch,
     width=widths[-1],
-    depth=sum(depths.values()),
+    depth=sum(depths),
     num_heads=heads[-1],
     mlp_dim=tensors[f"{first[-1]}mlp.fc1.weight"].shape[0],
     norm_eps=SWIN_EPS,
-    stage_depths=tuple(depths[s] for s in stages),
+    stage_depths=depths,
     stage_widths=widths,
     stage_heads=heads,
     window_size=window,
   )
-  told = towers.side(settings["patch_size"], f"{where}: patch_size")
-  towers.check_grid(vision, size, told, where)
+  stated = towers.side(settings["patch_size"], f"{where}: patch_size")
+  towers.check_grid(vision, size, stated, where)
   towers.check_hidden(settings, vision, where)
-  towers.check_told(
+  towers.check_stated(
     where,
     settings,
     {
       "embed_dim": widths[0],
       "depths": vision.stage_depths,
       "num_heads": heads,
-      "qkv_bias": True,  # seen above
+      "qkv_bias": True,  # checked above
     },
   )
   staged_vision.check_buffers(tensors, vision)
@@ -371,17 +374,17 @@ def _crops(pixels: Mapping[str, Any], family: str) -> bool:
 def _mode(
   pixels: Mapping[str, Any], family: str, size: int
 ) -> tuple[str, list[str]]:
-  """The mode of preprocessor_config.json, and notes on what it does otherwise.
+  """The closest mode to preprocessor_config.json, notes on the differences.
 
   Raises:
-    WeightsError: for preprocessing that no mode here is close to.
+    WeightsError: for preprocessing that no mode is close to.
   """
   crop = _crops(pixels, family)
   modes = towers.CROPPED if crop else towers.SQUASHED
   if not pixels:
     stats = STATS.get(family, spatial.IMAGENET)
     return next(mode for mode, value in modes.items() if value == stats), []
-  told = {
+  stated = {
     ours: pixels[theirs]
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
     if theirs in pixels
@@ -395,33 +398,35 @@ def _mode(
   factor = pixels.get("rescale_factor", 1 / 255)
   if type(factor) not in (int, float) or not 0.99 < 255 * factor < 1.01:
     raise WeightsError(f"{PIXELS}: rescale_factor={factor!r}, expected 1/255.")
-  mode = towers.pixel_mode(told, PIXELS, modes)
+  mode = towers.pixel_mode(stated, PIXELS, modes)
   if not mode:
     stats = STATS.get(family, spatial.IMAGENET)
     mode = next(name for name, value in modes.items() if value == stats)
   how = pixels.get("resample", 2)
   known = RESAMPLE.get(how) if type(how) is int else None
   notes = [*towers.resample_note(known or str(how), mode)]
-  given = pixels.get("crop_size" if crop else "size")
+  frame_size = pixels.get("crop_size" if crop else "size")
   short = pixels.get("size")
   edge = short.get("shortest_edge") if isinstance(short, dict) else None
-  if not crop and edge:  # of the processors that crop, ConvNeXt's does so here
+  if not crop and edge:  # as of ConvNeXt's processor
     notes.append(
       f"frames keep their shape in training (shortest_edge {edge}, crop_pct "
       f"{pixels.get('crop_pct', 'none')}); mode {mode} brings whole frames to "
       "a square"
     )
   short = edge if isinstance(short, dict) else short
-  if isinstance(given, dict):
-    given = [given[k] for k in ("height", "width") if k in given] or None
-  given = towers.square(given or None, f"{PIXELS}: size")
-  if given not in (None, size):
+  if isinstance(frame_size, dict):
+    frame_size = [
+      frame_size[k] for k in ("height", "width") if k in frame_size
+    ] or None
+  frame_size = towers.square(frame_size or None, f"{PIXELS}: size")
+  if frame_size not in (None, size):
     notes.append(
-      f"{PIXELS} makes frames of {given} pixels, the encoder's are {size}"
+      f"{PIXELS} makes frames of {frame_size} pixels, the encoder's are {size}"
     )
-  if crop and type(short) is int and given and short != given:
+  if crop and type(short) is int and frame_size and short != frame_size:
     notes.append(
-      f"frames are resized to {short} before the middle {given} are cropped; "
-      f"mode {mode} takes all of the short side"
+      f"frames are resized to {short} before the middle {frame_size} are "
+      f"cropped; mode {mode} takes all of the short side"
     )
   return mode, notes

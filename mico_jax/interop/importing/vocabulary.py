@@ -1,9 +1,9 @@
-"""WordPiece vocabularies beside foreign weights: vocab.txt or tokenizer.json.
+"""Reading WordPiece vocabularies: vocab.txt or tokenizer.json.
 
-Whether letters are lower-cased, accents stripped and CJK characters split is
-taken from what lies beside the vocabulary (`tokenizer_config.json`, or the
-normaliser of `tokenizer.json`); without either, a vocabulary that has capital
-letters is cased.
+`tokenizer_config.json` beside the vocabulary, or the normaliser of
+`tokenizer.json`, states whether letters are lower-cased, accents stripped and
+CJK characters split; without either, a vocabulary with capital letters is
+cased.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from mico_jax.data import wordpiece
 from mico_jax.data.tokenizer import WordPieceTokenizer
 from mico_jax.interop.files.tensors import MALFORMED, WeightsError
+from mico_jax.interop.importing import towers
 
 TEXT, JSON = "vocab.txt", "tokenizer.json"
 ADDED = "added_tokens.json"  # {token: id}, beside a vocabulary
@@ -34,7 +35,7 @@ class Vocabulary:
   Attributes:
     content: one piece per line, UTF-8.
     name: of its file, for messages.
-    rules: fields of `wordpiece.Rules` that are told.
+    rules: stated fields of `wordpiece.Rules`.
   """
 
   content: bytes
@@ -50,17 +51,22 @@ class Vocabulary:
     return WordPieceTokenizer(self.content, self.name, self.rules)
 
 
-def find(folder: pathlib.Path) -> Vocabulary | None:
-  """The vocabulary that lies in a folder, if any.
+def find(folder: pathlib.Path, *, text: bool = False) -> Vocabulary | None:
+  """The vocabulary in a folder of weights; None: there is none.
+
+  Args:
+    folder: of the weights.
+    text: whether the weights hold a text tower, whose tokenizer it must be;
+      beside a mere encoder only a vocab.txt is read.
 
   Raises:
-    WeightsError: if its tokenizer is no WordPiece of BERT, naming what it is.
+    WeightsError: if its tokenizer is no WordPiece of BERT, naming its kind.
   """
-  for name in (TEXT, JSON):
+  for name in (TEXT, JSON) if text else (TEXT,):
     if (folder / name).is_file():
-      found = read(folder / name)
-      if found is not None:
-        return found
+      vocabulary = read(folder / name)
+      if vocabulary is not None:
+        return vocabulary
   return None
 
 
@@ -71,11 +77,11 @@ def read(
 
   Args:
     path: of the file.
-    beside: folder of the weights, whose tokenizer_config.json counts where
-      none lies beside the vocabulary.
+    beside: folder of the weights, whose tokenizer_config.json is read if there
+      is none beside the vocabulary.
 
   Raises:
-    WeightsError: if it is no WordPiece of BERT, naming what it is.
+    WeightsError: if it is no WordPiece of BERT, naming its kind.
     OSError: if it cannot be read.
   """
   content = path.read_bytes()
@@ -87,7 +93,7 @@ def read(
         rules = wordpiece.read_rules(file.read_bytes(), str(file))
       extra = None if folder is None else folder / ADDED
       if extra is not None and extra.is_file():
-        wordpiece.check_added(_object(extra), str(extra))
+        wordpiece.check_added(towers.read_json(extra), str(extra))
     if path.suffix != ".json":
       return Vocabulary(content, str(path), rules)
     return _from_json(content, str(path), rules)
@@ -95,47 +101,32 @@ def read(
     raise WeightsError(str(error)) from None
 
 
-def _object(file: pathlib.Path) -> Mapping[str, Any]:
-  """The JSON object in a file.
-
-  Raises:
-    ValueError: if it holds anything else.
-  """
-  try:
-    found = json.loads(file.read_bytes())
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"{file}: not valid JSON ({error}).") from None
-  if not isinstance(found, dict):
-    raise ValueError(f"{file}: expected a JSON object.")
-  return found
-
-
 def _from_json(
   content: bytes, name: str, rules: dict[str, bool | None]
 ) -> Vocabulary | None:
   """The vocabulary of a tokenizer.json of the library tokenizers."""
   try:
-    found = json.loads(content)
-    if "kind" in found and "model" not in found:
-      return None  # what this library keeps beside a vocab.txt
-    model = found["model"]
+    document = json.loads(content)
+    if "kind" in document and "model" not in document:
+      return None  # this library's own file beside a vocab.txt
+    model = document["model"]
     kind = model.get("type", "?")
     if kind != "WordPiece":
       raise ValueError(
         f"{name}: a {kind} tokenizer; only WordPiece is read here, give "
         "--vocab the vocab.txt of a BERT."
       )
-    _check_parts(found, name)
+    _check_parts(document, name)
     pieces = _in_order(model["vocab"], name)
-    told = found.get("normalizer") or {}
-    told = wordpiece.check_rules(told, name, _NORMALISER)
-    for key in rules.keys() & told.keys():
-      if rules[key] != told[key]:
+    stated = document.get("normalizer") or {}
+    stated = wordpiece.check_rules(stated, name, _NORMALISER)
+    for key in rules.keys() & stated.keys():
+      if rules[key] != stated[key]:
         raise ValueError(
           f"{name} and {wordpiece.RULES_FILE} beside it contradict: {key} "
-          f"{told[key]} and {rules[key]}; correct one of them."
+          f"{stated[key]} and {rules[key]}; correct one of them."
         )
-    rules = rules | told
+    rules = rules | stated
   except WeightsError:
     raise
   except MALFORMED as error:
@@ -148,11 +139,11 @@ def _from_json(
   return Vocabulary(("\n".join(pieces) + "\n").encode(), name, rules)
 
 
-def _check_parts(found: Mapping[str, Any], name: str) -> None:
-  """Refuses parts that BERT's tokenizer has not."""
-  wordpiece.check_added(found.get("added_tokens") or (), name)
-  model, split = found["model"], found.get("pre_tokenizer") or {}
-  normal = found.get("normalizer") or {}
+def _check_parts(document: Mapping[str, Any], name: str) -> None:
+  """Refuses parts that BERT's tokenizer does not have."""
+  wordpiece.check_added(document.get("added_tokens") or (), name)
+  model, split = document["model"], document.get("pre_tokenizer") or {}
+  normal = document.get("normalizer") or {}
   for key, value, want in (
     ("normalizer", normal.get("type", "none"), "BertNormalizer"),
     ("pre_tokenizer", split.get("type", "none"), "BertPreTokenizer"),

@@ -1,13 +1,13 @@
-"""The released MiCo: its parameter names and layout, and its config.
+"""Names, layout and config of official MiCo weights.
 
-One table, `entries`, says for each of our parameters under which names a
-released file holds it; both directions follow from it and are exact. Linear
-weights are transposed, the patch convolution is flattened, queries, keys and
-values are packed, layers are stacked. Gradients have the same form.
+One weight map, `entries`, gives for each of our parameters its names in an
+official file; both directions follow from it and are exact. Linear weights are
+transposed, the patch convolution is flattened, queries, keys and values are
+packed, layers are stacked. Gradients have the same layout.
 
-The released model serves normals through the depth path and has no parameters
+The official model encodes normals through the depth path and has no parameters
 for them, nor for the paper's options that are off by default; a config with
-such parameters cannot be written in its form.
+such parameters cannot be written in its layout.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from mico_jax.models import build
 
 BERT = "multimodal_encoder."
 LAYER = BERT + "bert.encoder.layer.{i}."
-# Context type -> the word the released names use for it.
+# Context type -> its word in the official names.
 WORDS = {"video": "vision", "audio": "audio", "depth": "depth"}
-# Names a released file may hold that the model does not use: the text towers of
+# Tensors of official files that the model does not use: the text towers of
 # EVA-CLIP and OpenAI's CLIP, and buffers.
 IGNORED = (
   r"^vision_encoder\.(text|transformer|token_embedding|ln_final)\.",
@@ -60,17 +60,17 @@ def _text(config: TextConfig) -> Iterator[Entry]:
   ):
     yield Entry((*embed, ours), (f"{name}{theirs}_embeddings.weight",))
   yield from layer_norm((*embed, "norm"), name + "LayerNorm")
-  own, cross = LAYER + "attention.", LAYER + "crossattention."
-  packed = [f"{own}self.{n}" for n in ("query", "key", "value")]
+  attention, cross = LAYER + "attention.", LAYER + "crossattention."
+  packed = [f"{attention}self.{n}" for n in ("query", "key", "value")]
   yield from linear((*blocks, "attn", "qkv"), packed, depth)
   packed = [f"{cross}self.{n}" for n in ("key", "value")]
   yield from linear((*blocks, "cross_attn", "kv"), packed, depth)
   query = (*blocks, "cross_attn", "query")
   yield from linear(query, [cross + "self.query"], depth)
-  for ours, prefix in (("attn", own), ("cross_attn", cross)):
+  for ours, prefix in (("attn", attention), ("cross_attn", cross)):
     proj = (*blocks, ours, "proj")
     yield from linear(proj, [prefix + "output.dense"], depth)
-  for ours, prefix in (("attn", own), ("cross", cross), ("mlp", LAYER)):
+  for ours, prefix in (("attn", attention), ("cross", cross), ("mlp", LAYER)):
     norm = (*blocks, f"{ours}_norm")
     yield from layer_norm(norm, prefix + "output.LayerNorm", depth)
   mlp = (*blocks, "mlp")
@@ -82,7 +82,7 @@ def _text(config: TextConfig) -> Iterator[Entry]:
   yield Entry((*head, "bias"), (name + "bias",))
 
 
-# Text tower -> its entries; the others have no place in the release.
+# Text tower -> its entries; the official layout has no names for others.
 TEXT: Mapping[str, Callable[[TextConfig], Iterator[Entry]]] = {"bert": _text}
 
 
@@ -114,14 +114,15 @@ def _heads(config: ModelConfig) -> Iterator[Entry]:
 def entries(
   config: ModelConfig, parts: Sequence[str] | None = None
 ) -> list[Entry]:
-  """The table of parameters.
+  """The weight map of a model.
 
   Args:
     config: of the model.
     parts: top keys of our tree to cover; None: all.
 
   Raises:
-    ConfigError: for a text tower that the release has no names for.
+    ConfigError: for a text tower that the official layout has no names for.
+    ValueError: for an encoder that it has no names for.
   """
   table: list[Entry] = []
   if parts is None or "vision" in parts:
@@ -141,10 +142,10 @@ def entries(
 def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
   if not isinstance(tree, Mapping):
     return {path: tree}
-  found = {}
+  flat = {}
   for key, value in tree.items():
-    found |= _flat(value, (*path, key))
-  return found
+    flat |= _flat(value, (*path, key))
+  return flat
 
 
 def from_official(
@@ -153,11 +154,11 @@ def from_official(
   *,
   parts: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-  """Parameters out of released tensors.
+  """Parameters from official tensors.
 
   Args:
-    tensors: by released name (see `rename`), of the sizes of `config`.
-    config: of the model; `config_from_official` finds it.
+    tensors: by official name (see `rename`), of the sizes of `config`.
+    config: of the model, as `config_from_official` determines it.
     parts: top keys of our tree to build; None: all.
 
   Returns:
@@ -168,12 +169,14 @@ def from_official(
   """
   tensors = dict(tensors)
   if parts is None or "vision" in parts:
-    tensors = mico_vision.drop_rotary_buffers(tensors, config.vision)
+    mico_vision.check_rotary_buffers(tensors, config.vision)
+    rotary = mico_vision.ROTARY
+    tensors = {k: v for k, v in tensors.items() if not rotary.search(k)}
   for copy, original in TIED.items():
     if copy in tensors:  # the later key wins when PyTorch loads
       tensors[original] = tensors.pop(copy)
   if config.vision.clip_embed_dim and LOGIT_SCALE not in tensors:
-    # Bare encoders come without it; nothing uses it.
+    # Absent from bare encoders; the model does not use it.
     tensors[LOGIT_SCALE] = np.array(math.log(1 / 0.07), np.float32)
   tree, missing = weight_map.parameters(
     tensors,
@@ -184,7 +187,7 @@ def from_official(
   extra = [] if parts is not None else extra
   if missing or extra:
     raise ValueError(
-      f"released tensors do not fit: missing {missing[:8]} ({len(missing)}), "
+      f"official tensors do not fit: missing {missing[:8]} ({len(missing)}), "
       f"left over {extra[:8]} ({len(extra)})."
     )
   return tree
@@ -196,15 +199,15 @@ def table_of(
   *,
   parts: Sequence[str] | None = None,
 ) -> list[Entry]:
-  """The table of a model whose every parameter has a place in it.
+  """The weight map of a model, checked to cover all of its parameters.
 
   Args:
-    params: nested dict; its keys alone count.
+    params: nested dict; only its keys are used.
     config: of the model.
     parts: top keys to cover; None: all.
 
   Raises:
-    ValueError: for parameters that the released model does not have.
+    ValueError: for parameters that the official model does not have.
   """
   table = entries(config, parts)
   known = {e.path for e in table}
@@ -215,7 +218,7 @@ def table_of(
   ]
   if extra:
     raise ValueError(
-      f"the released model has no {', '.join(extra)}; it serves normals as "
+      f"the official model has no {', '.join(extra)}; it serves normals as "
       "depth and has none of the paper's optional tables."
     )
   return table
@@ -224,14 +227,14 @@ def table_of(
 def buffers(
   config: ModelConfig, parts: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
-  """What a released file repeats: rotary tables, position ids."""
-  found: dict[str, np.ndarray] = {}
+  """The buffers of an official file: rotary tables and position ids."""
+  tensors: dict[str, np.ndarray] = {}
   if parts is None or "vision" in parts:
-    found |= mico_vision.rotary_buffers(config.vision)
+    tensors |= mico_vision.rotary_buffers(config.vision)
   if parts is None or "text" in parts:
     positions = np.arange(config.text.max_positions, dtype=np.int64)[None]
-    found[BERT + "bert.embeddings.position_ids"] = positions
-  return found
+    tensors[BERT + "bert.embeddings.position_ids"] = positions
+  return tensors
 
 
 def to_official(
@@ -241,17 +244,17 @@ def to_official(
   parts: Sequence[str] | None = None,
   copies: bool = True,
 ) -> dict[str, np.ndarray]:
-  """Released tensors out of parameters (or out of gradients).
+  """Official tensors from parameters (or from gradients).
 
   Args:
     params: nested dict of arrays.
     config: of the model.
     parts: top keys to write; None: all.
-    copies: also write the tied copies and the buffers, as a released file has
-      them; false for gradients.
+    copies: whether to include the tied copies and the buffers, as an official
+      file does; false for gradients.
 
   Raises:
-    ValueError: for parameters that the released model does not have.
+    ValueError: for parameters that the official model does not have.
   """
   table = table_of(params, config, parts=parts)
   patch = config.vision.patch_size
@@ -268,13 +271,34 @@ def to_official(
 
 
 def rename(name: str) -> str:
-  """A name of an older released file as the original's loader rewrites it."""
+  """A name of an older official file, as the official loader rewrites it."""
   if "video" in name:
     return name.replace("video", "vision")
   for old in ("evaclip_model", "clip_model"):
     if old in name:
       return name.replace(old, "vision_encoder")
   return name
+
+
+def _bert_config(
+  tensors: Mapping[str, Any], num_heads: int | None
+) -> TextConfig:
+  """The config of the text tower, from the shapes of its tensors."""
+  table = lambda name: tensors[
+    f"{BERT}bert.embeddings.{name}_embeddings.weight"
+  ]
+  vocab_size, width = table("word").shape
+  layers = re.escape(BERT) + r"bert\.encoder\.layer\.(\d+)\."
+  hidden = tensors[LAYER.format(i=0) + "intermediate.dense.weight"]
+  return TextConfig(
+    vocab_size=vocab_size,
+    width=width,
+    depth=count_layers(tensors, layers),
+    num_heads=num_heads or max(width // 64, 1),
+    mlp_dim=hidden.shape[0],
+    max_positions=table("position").shape[0],
+    type_vocab_size=table("token_type").shape[0],
+  )
 
 
 def config_from_official(
@@ -284,17 +308,17 @@ def config_from_official(
   text_heads: int | None = None,
   vision_options: Mapping[str, Any] | None = None,
 ) -> ModelConfig:
-  """The config of released tensors, from their shapes.
+  """The config of official tensors, from their shapes.
 
-  Parts that are absent keep small placeholder sizes. Options take the released
-  behaviour: normals through depth, no clamp of the temperature, padded
-  subtitles visible, the additive mask.
+  Absent parts get small placeholder sizes. Options follow the official code:
+  normals through depth, no clamp of the temperature, padded subtitles visible,
+  the additive mask.
 
   Args:
-    tensors: by released name; arrays, or what has their shape and index.
-    vision_heads: heads of the encoder; None: as wide as in the released ones.
+    tensors: by official name; arrays, or objects with their shape and index.
+    vision_heads: heads of the encoder; None: of the official encoders' width.
     text_heads: heads of the text tower; None: 64 wide each, as in BERT.
-    vision_options: fields of the encoder that no tensor tells, such as
+    vision_options: fields of the encoder that no tensor determines, such as
       {"norm": "post"} of EVA-02-E.
 
   Raises:
@@ -309,26 +333,14 @@ def config_from_official(
   text = TextConfig(
     vocab_size=8, width=8, depth=1, num_heads=1, mlp_dim=8, max_positions=8
   )
-  words = tensors.get(BERT + "bert.embeddings.word_embeddings.weight")
-  if words is not None:
-    name = BERT + "bert.embeddings.{}_embeddings.weight"
-    first = LAYER.format(i=0)
-    text = TextConfig(
-      vocab_size=words.shape[0],
-      width=words.shape[1],
-      depth=count_layers(
-        tensors, re.escape(BERT) + r"bert\.encoder\.layer\.(\d+)\."
-      ),
-      num_heads=text_heads or max(words.shape[1] // 64, 1),
-      mlp_dim=tensors[first + "intermediate.dense.weight"].shape[0],
-      max_positions=tensors[name.format("position")].shape[0],
-      type_vocab_size=tensors[name.format("token_type")].shape[0],
-    )
-  contrastive = {}
-  for name, value in tensors.items():
-    match = re.match(r"contra_head_(\w+)(\.linear)?\.weight$", name)
-    if match:
-      contrastive[match.group(1)] = value.shape[0]
+  if BERT + "bert.embeddings.word_embeddings.weight" in tensors:
+    text = _bert_config(tensors, text_heads)
+  head = re.compile(r"contra_head_(\w+)(\.linear)?\.weight$")
+  contrastive = {
+    match[1]: value.shape[0]
+    for name, value in tensors.items()
+    if (match := head.match(name))
+  }
   frame_table = {
     key: tensors[f"{word}_frame_embedding"].shape[1]
     for key, word in WORDS.items()

@@ -1,8 +1,8 @@
-"""Released names of the encoders: EVA-01, EVA-02, EVA-02-E and OpenAI's CLIP.
+"""Official names of the encoders: EVA-01, EVA-02, EVA-02-E and OpenAI's CLIP.
 
-The original has one class for the EVA encoders and one for CLIP's; what their
-code fixes (activation, biases, eps) no file says. A config that differs there
-cannot be written in their form and is refused by name.
+The official MiCo code has one class for the EVA encoders and one for CLIP's.
+Both fix the activation, biases and eps in code, so a config with other values
+cannot be written in the official layout and is refused by name.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ LOGIT_SCALE = "vision_encoder.logit_scale"
 ROTARY = re.compile(r"(^|\.)rope\.freqs_(cos|sin)$")  # buffers of rotary tables
 TOP = ("vision",)
 BLOCKS = ("vision", "blocks")
-# Encoder's width -> of a head, where no config says; others: 64.
+# Encoder's width -> width of a head, where no config states it; others: 64.
 HEAD_DIMS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 
 
 def entries(config: VisionConfig) -> Iterator[Entry]:
-  """The table of the encoder's parameters: CLIP's with pre_norm, else EVA's.
+  """Weight map of the encoder: CLIP's names with pre_norm, else EVA's.
 
   Raises:
     ValueError: naming options that the original's encoders do not have.
@@ -50,7 +50,7 @@ def _fits(
   ]
   if wrong:
     raise ValueError(
-      f"the released model's {original} encoder has no {', '.join(wrong)} "
+      f"the official model's {original} encoder has no {', '.join(wrong)} "
       "(config.model.vision); its form cannot hold these weights."
     )
 
@@ -144,9 +144,10 @@ def _rotary(config: VisionConfig, grid: int) -> dict[str, np.ndarray]:
 
 
 def rotary_buffers(config: VisionConfig) -> dict[str, np.ndarray]:
-  """The rotary tables as a released file repeats them: once, and per block.
+  """The rotary tables of an official file, which holds them once and per block.
 
-  They equal those that PyTorch computes but for one unit in the last place.
+  They differ from those that PyTorch computes by at most one unit in the last
+  place.
   """
   if not config.rope_grid:
     return {}
@@ -159,18 +160,6 @@ def rotary_buffers(config: VisionConfig) -> dict[str, np.ndarray]:
   }
 
 
-def drop_rotary_buffers(
-  tensors: Mapping[str, np.ndarray], config: VisionConfig
-) -> dict[str, np.ndarray]:
-  """The tensors without rotary tables, which are first compared with ours.
-
-  Raises:
-    ValueError: see `check_rotary_buffers`.
-  """
-  check_rotary_buffers(tensors, config)
-  return {k: v for k, v in tensors.items() if not ROTARY.search(k)}
-
-
 def check_rotary_buffers(
   tensors: Mapping[str, Any], config: VisionConfig
 ) -> None:
@@ -179,20 +168,20 @@ def check_rotary_buffers(
   A file of another resolution has the tables of its own grid.
 
   Args:
-    tensors: arrays, or what can be made one, by name.
+    tensors: arrays, or objects that NumPy can convert, by name.
     config: of the encoder.
 
   Raises:
-    ValueError: naming a table that says other positions than the config.
+    ValueError: naming a table of other positions than the config's.
   """
   for name, value in tensors.items():
-    found = ROTARY.search(name)
-    if not found:
+    match = ROTARY.search(name)
+    if not match:
       continue
     ours = None
     if config.rope_grid:
-      ours = _rotary(config, math.isqrt(value.shape[0]))[found[2]]
-    # Rounding of PyTorch's float32; of half precision in files that use it.
+      ours = _rotary(config, math.isqrt(value.shape[0]))[match[2]]
+    # Rounding of float32 as PyTorch computes it, or of a half-precision file.
     limit = 1e-5 if value.dtype.itemsize >= 4 else 1e-2
     theirs = np.asarray(value, np.float32)
     if (
@@ -201,7 +190,7 @@ def check_rotary_buffers(
       or not (np.abs(ours - theirs).max() <= limit)
     ):
       raise ValueError(
-        f"{name}: not the table of rotary positions that the config has; set "
+        f"{name}: not the table of rotary positions of the config; set "
         f"config.model.vision.rope_grid={config.rope_grid} (0: none) or "
         f"num_heads={config.num_heads} as in the file's own config."
       )
@@ -209,11 +198,11 @@ def check_rotary_buffers(
 
 # --------------------------------------------------------------------- config
 def _rope_grid(cos: np.ndarray, sin: np.ndarray) -> int:
-  """The pretraining grid of stored tables, from their slowest frequency."""
+  """The pretraining grid of rotary tables, from their slowest frequency."""
   grid, half = math.isqrt(cos.shape[0]), cos.shape[1] // 2
   if grid < 2:
     raise ValueError(
-      "rotary tables of a single patch do not say the pretraining grid; give "
+      "rotary tables of one patch do not determine the pretraining grid; give "
       "rope_grid."
     )
   # The second patch: first row, column one; columns are the second half.
@@ -222,71 +211,73 @@ def _rope_grid(cos: np.ndarray, sin: np.ndarray) -> int:
   return round(angle / slowest * grid)
 
 
+def _clip_fields(tensors: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields of OpenAI's CLIP encoder, its sizes aside."""
+  first = VISUAL + "transformer.resblocks.0.mlp.c_fc.weight"
+  layers = re.escape(VISUAL) + r"transformer\.resblocks\.(\d+)\."
+  fields: dict[str, Any] = {
+    "depth": count_layers(tensors, layers),
+    "mlp_dim": tensors[first].shape[0],
+    "norm_eps": 1e-5,
+    "mlp": "quick_gelu",
+    "qkv_bias": "all",
+    "patch_bias": False,
+    "pre_norm": True,
+    "clip_embed_bias": False,
+  }
+  if VISUAL + "proj" in tensors:
+    fields["clip_embed_dim"] = tensors[VISUAL + "proj"].shape[1]
+  return fields
+
+
+def _eva_fields(tensors: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields of an EVA encoder, its sizes aside."""
+  has = lambda name: VISUAL + name in tensors
+  gated = has("blocks.0.mlp.w1.weight")
+  first = f"{VISUAL}blocks.0.mlp.{'w1' if gated else 'fc1'}.weight"
+  fields: dict[str, Any] = {
+    "depth": count_layers(tensors, re.escape(VISUAL) + r"blocks\.(\d+)\."),
+    "mlp_dim": tensors[first].shape[0],
+    "mlp": "swiglu" if gated else "gelu",
+    "qkv_bias": "qv" if has("blocks.0.attn.q_bias") else "none",
+    "sub_norm": has("blocks.0.attn.inner_attn_ln.weight"),
+    "layer_scale": 1e-5 if has("blocks.0.gamma_1") else 0.0,
+  }
+  if has("head.weight"):
+    fields["clip_embed_dim"] = tensors[VISUAL + "head.weight"].shape[0]
+  return fields
+
+
 def config_from_tensors(
   tensors: Mapping[str, Any], *, num_heads: int | None, **options: Any
 ) -> VisionConfig | None:
-  """The config of released tensors, from names and shapes; None: no encoder.
+  """The config of official tensors, from names and shapes; None: no encoder.
 
   Args:
-    tensors: by released name.
-    num_heads: heads; None: as wide as in the released encoders.
-    **options: fields that no tensor tells, such as norm="post" of EVA-02-E.
+    tensors: by official name; arrays, or objects with their shape.
+    num_heads: number of heads; None: of the width of the official encoders'.
+    **options: fields that no tensor determines, such as norm="post" of
+      EVA-02-E.
 
   Raises:
-    ValueError: for more layers than tensors, or a position table that is none.
+    ValueError: for more layers than tensors, a kernel that is not square or a
+      position table that is no class row plus a square grid.
     KeyError: naming a tensor that is missing.
   """
-
-  def count(pattern: str) -> int:
-    return count_layers(tensors, re.escape(VISUAL) + pattern)
-
-  has = lambda name: VISUAL + name in tensors
-  if has("positional_embedding"):
+  if VISUAL + "positional_embedding" in tensors:
     length, width = tensors[VISUAL + "positional_embedding"].shape
-    patch = tensors[VISUAL + "conv1.weight"].shape[-1]
-    first = VISUAL + "transformer.resblocks.0.mlp.c_fc.weight"
-    found: dict[str, Any] = {
-      "depth": count(r"transformer\.resblocks\.(\d+)\."),
-      "mlp_dim": tensors[first].shape[0],
-      "norm_eps": 1e-5,
-      "mlp": "quick_gelu",
-      "qkv_bias": "all",
-      "patch_bias": False,
-      "pre_norm": True,
-      "clip_embed_bias": False,
-    }
-    if has("proj"):
-      found["clip_embed_dim"] = tensors[VISUAL + "proj"].shape[1]
-  elif has("pos_embed"):
+    patch, fields = "conv1.weight", _clip_fields(tensors)
+  elif VISUAL + "pos_embed" in tensors:
     _, length, width = tensors[VISUAL + "pos_embed"].shape
-    patch = tensors[VISUAL + "patch_embed.proj.weight"].shape[-1]
-    gated = has("blocks.0.mlp.w1.weight")
-    first = f"{VISUAL}blocks.0.mlp.{'w1' if gated else 'fc1'}.weight"
-    found = {
-      "depth": count(r"blocks\.(\d+)\."),
-      "mlp_dim": tensors[first].shape[0],
-      "mlp": "swiglu" if gated else "gelu",
-      "qkv_bias": "qv" if has("blocks.0.attn.q_bias") else "none",
-      "sub_norm": has("blocks.0.attn.inner_attn_ln.weight"),
-      "layer_scale": 1e-5 if has("blocks.0.gamma_1") else 0.0,
-    }
-    if has("head.weight"):
-      found["clip_embed_dim"] = tensors[VISUAL + "head.weight"].shape[0]
-    if has("rope.freqs_cos") and "rope_grid" not in options:
-      found["rope_grid"] = _rope_grid(
-        *(
-          np.asarray(tensors[f"{VISUAL}rope.freqs_{n}"]) for n in ("cos", "sin")
-        )
-      )
-    if has("rope.freqs_cos") and num_heads is None:
-      num_heads = width // tensors[VISUAL + "rope.freqs_cos"].shape[1]
+    patch, fields = "patch_embed.proj.weight", _eva_fields(tensors)
   else:
     return None
-  kernel = tensors[
-    VISUAL
-    + ("conv1" if has("conv1.weight") else "patch_embed.proj")
-    + ".weight"
-  ].shape
+  if VISUAL + "rope.freqs_cos" in tensors:
+    cos, sin = (tensors[f"{VISUAL}rope.freqs_{n}"] for n in ("cos", "sin"))
+    if "rope_grid" not in options:
+      fields["rope_grid"] = _rope_grid(np.asarray(cos), np.asarray(sin))
+    num_heads = num_heads or width // cos.shape[1]
+  kernel = tensors[VISUAL + patch].shape
   if len(kernel) != 4 or kernel[-1] != kernel[-2]:
     raise ValueError(f"a patch kernel {list(kernel)} (patches are square here)")
   grid = math.isqrt(max(length - 1, 0))
@@ -294,10 +285,10 @@ def config_from_tensors(
     raise ValueError(
       f"a position table of {length} rows (a class row and a square grid)"
     )
-  found |= {
-    "image_size": grid * patch,
-    "patch_size": patch,
+  fields |= {
+    "image_size": grid * kernel[-1],
+    "patch_size": kernel[-1],
     "width": width,
     "num_heads": num_heads or max(width // HEAD_DIMS.get(width, 64), 1),
   }
-  return VisionConfig(**{**found, **options})
+  return VisionConfig(**{**fields, **options})

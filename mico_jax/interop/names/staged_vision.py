@@ -2,12 +2,12 @@
 
 Layouts:
 
-  "released"  Swin as a MiCo checkpoint names it (`vision_encoder.`), with its
+  "official"  Swin as a MiCo checkpoint names it (`vision_encoder.`), with its
               buffers; UniRepLKNet's own files in merged form
               (`mico_jax.interop.names.unireplknet.merge` makes it).
   "timm"      Swin and ConvNeXt V2 as timm names them.
 
-Classification heads of such files are not ours: `HEADS` names them.
+Classification heads, which the model lacks, match `HEADS`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -43,9 +43,10 @@ BUFFERS = re.compile(r"(^|\.)(relative_position_index|attn_mask)$")
 
 
 def _swin(config: VisionConfig, layout: str) -> Iterator[Entry]:
-  top = SWIN_PREFIX if layout == "released" else ""
-  # The original counts downsampling to the stage before, timm to the one after.
-  later = 1 if layout == "released" else 0
+  top = SWIN_PREFIX if layout == "official" else ""
+  # Downsampling belongs to the stage before it in the official layout, to the
+  # stage after it in timm.
+  later = 1 if layout == "official" else 0
   stem = f"{top}patch_embed."
   yield from _conv((*TOP, "stem", "patch_embed", "proj"), f"{stem}proj")
   yield from layer_norm((*TOP, "stem", "norm"), f"{stem}norm")
@@ -108,7 +109,7 @@ def _unireplknet(config: VisionConfig, layout: str) -> Iterator[Entry]:
 
 
 def _unireplknet_blocks(config: VisionConfig, stage: int) -> Iterator[Entry]:
-  """The blocks of a stage, whose kernels of each size are stacked apart."""
+  """The blocks of a stage, one stack for each kernel size."""
   sizes, block = config.stage_kernels[stage], f"stages.{stage}.{{i}}."
   for i, size in enumerate(sizes):
     path = (*TOP, f"stage{stage}", "blocks", f"block{i}")
@@ -147,17 +148,21 @@ TABLES: Mapping[str, Callable[[VisionConfig, str], Iterator[Entry]]] = {
   "unireplknet": _unireplknet,
 }
 LAYOUTS: Mapping[str, tuple[str, ...]] = {
-  "swin": ("released", "timm"),
+  "swin": ("official", "timm"),
   "convnext": ("timm",),
-  "unireplknet": ("released",),
+  "unireplknet": ("official",),
 }
 
 
 def entries(config: VisionConfig, *, layout: str) -> list[Entry]:
-  """The table of an encoder.
+  """The weight map of an encoder.
+
+  Args:
+    config: of the encoder.
+    layout: one of `LAYOUTS` of the encoder.
 
   Raises:
-    ValueError: for an encoder or a layout that is not here.
+    ValueError: for an encoder without such a layout.
   """
   if layout not in LAYOUTS.get(config.encoder, ()):
     known = "; ".join(f"{k}: {', '.join(v)}" for k, v in LAYOUTS.items())
@@ -183,17 +188,17 @@ def _shapes(config: VisionConfig) -> dict[tuple[str, ...], Any]:
 def from_tensors(
   tensors: Mapping[str, np.ndarray], config: VisionConfig, *, layout: str
 ) -> dict[str, Any]:
-  """The encoder's parameters out of a checkpoint's tensors.
+  """The encoder's parameters from the tensors of a checkpoint.
 
   Args:
-    tensors: by name; classification heads are left out, buffers of Swin
-      compared with what the config says.
+    tensors: by name; classification heads are ignored, buffers of Swin are
+      compared with those of the config.
     config: of the encoder.
-    layout: whose names they are.
+    layout: of the names.
 
   Raises:
     ValueError: naming missing and left-over tensors, a wrong shape, or a buffer
-      that says another geometry.
+      of another geometry.
   """
   left = {n: v for n, v in tensors.items() if not HEADS.search(n)}
   check_buffers(left, config)
@@ -212,46 +217,46 @@ def from_tensors(
 def to_tensors(
   params: Params, config: VisionConfig, *, layout: str, buffers: bool = True
 ) -> dict[str, np.ndarray]:
-  """A checkpoint's tensors out of the encoder's parameters.
+  """The tensors of a checkpoint from the encoder's parameters.
 
   Args:
     params: nested dict of arrays (or gradients).
     config: of the encoder.
-    layout: whose names to use.
-    buffers: also write the index and mask buffers of a released Swin.
+    layout: of the names.
+    buffers: whether to include the index and mask buffers of an official Swin.
   """
   table = entries(config, layout=layout)
-  found = {
+  tensors = {
     one.name: one.read()
     for one in weight_map.items(
       {TOP[0]: params}, table, patch_size=config.patch_size
     )
   }
-  if buffers and config.encoder == "swin" and layout == "released":
-    found |= swin_buffers(config)
-  return found
+  if buffers and config.encoder == "swin" and layout == "official":
+    tensors |= swin_buffers(config)
+  return tensors
 
 
 # -------------------------------------------------------------------- buffers
 def swin_buffers(config: VisionConfig) -> dict[str, np.ndarray]:
-  """The buffers of a released Swin: index tables and shifted blocks' masks."""
-  found: dict[str, np.ndarray] = {}
+  """The buffers of an official Swin: index tables and shifted blocks' masks."""
+  buffers: dict[str, np.ndarray] = {}
   encoder = swin.Swin(config)
   for stage in encoder.stages:
     window = swin.window_of(config, stage.resolution)
     index = swin.relative_index(window).astype(np.int64)
     for j in range(stage.depth):
       block = f"{SWIN_PREFIX}layers.{stage.index}.blocks.{j}."
-      found[f"{block}attn.relative_position_index"] = index
+      buffers[f"{block}attn.relative_position_index"] = index
       if j % 2 and stage.resolution > window:
-        found[f"{block}attn_mask"] = swin.shift_mask(
+        buffers[f"{block}attn_mask"] = swin.shift_mask(
           stage.resolution, window, window // 2
         )
-  return found
+  return buffers
 
 
 def check_buffers(tensors: Mapping[str, Any], config: VisionConfig) -> None:
-  """Compares the buffers in a file with those that the config says.
+  """Compares the buffers of a file with those of the config.
 
   Raises:
     ValueError: naming the first that differs.
@@ -264,10 +269,28 @@ def check_buffers(tensors: Mapping[str, Any], config: VisionConfig) -> None:
     full = name if name.startswith(SWIN_PREFIX) else SWIN_PREFIX + name
     if full not in ours or not np.array_equal(ours[full], value):
       raise ValueError(
-        f"{name}: not what image_size={config.image_size}, patch_size="
-        f"{config.patch_size} and window_size={config.window_size} give; set "
+        f"{name}: not the buffer of image_size={config.image_size}, patch_size="
+        f"{config.patch_size} and window_size={config.window_size}; set "
         "config.model.vision as the file was trained."
       )
+
+
+def stage_depths(names: Iterable[str], pattern: str) -> tuple[int, ...]:
+  """Number of blocks of each stage, from names of tensors.
+
+  Args:
+    names: of the tensors.
+    pattern: regex with the numbers of stage and block as its groups.
+
+  Raises:
+    KeyError: for a stage that has no blocks.
+  """
+  depths: dict[int, int] = {}
+  for name in names:
+    if match := re.match(pattern, name):
+      stage, block = int(match[1]), int(match[2])
+      depths[stage] = max(depths.get(stage, 0), block + 1)
+  return tuple(depths[s] for s in range(len(depths)))
 
 
 def swin_config(
@@ -276,24 +299,20 @@ def swin_config(
   """The config of a Swin, from its tensors' shapes.
 
   Args:
-    tensors: by name; arrays, or what has their shape.
-    top: what stands before every name.
+    tensors: by name; arrays, or objects with their shape.
+    top: prefix of every name.
 
   Raises:
-    ValueError: if the tensors are none.
+    ValueError: if they are no Swin.
     KeyError: naming a tensor that is missing.
   """
   patch = tensors.get(f"{top}patch_embed.proj.weight")
-  found: dict[int, int] = {}
-  for name in tensors:
-    match = re.match(re.escape(top) + r"layers\.(\d+)\.blocks\.(\d+)\.", name)
-    if match:
-      stage, block = int(match[1]), int(match[2])
-      found[stage] = max(found.get(stage, 0), block + 1)
-  if patch is None or not found:
+  depths = stage_depths(
+    tensors, re.escape(top) + r"layers\.(\d+)\.blocks\.(\d+)\."
+  )
+  if patch is None or not depths:
     raise ValueError(f"no Swin: no tensors {top}patch_embed and {top}layers.")
-  stages = range(len(found))
-  first = [f"{top}layers.{s}.blocks.0." for s in stages]
+  first = [f"{top}layers.{s}.blocks.0." for s in range(len(depths))]
   tables = [
     tensors[f"{b}attn.relative_position_bias_table"].shape for b in first
   ]
@@ -308,11 +327,11 @@ def swin_config(
     image_size=resolution * patch.shape[-1],
     patch_size=patch.shape[-1],
     width=widths[-1],
-    depth=sum(found.values()),
+    depth=sum(depths),
     num_heads=tables[-1][1],
     mlp_dim=hidden,
     norm_eps=1e-5,
-    stage_depths=tuple(found[s] for s in stages),
+    stage_depths=depths,
     stage_widths=widths,
     stage_heads=tuple(heads for _, heads in tables),
     window_size=windows[0],

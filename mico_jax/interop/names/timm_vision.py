@@ -1,10 +1,10 @@
 """The encoder in the names of timm and open_clip.
 
-Each form is a table from our parameters to theirs. What a form cannot express
-is refused by name. timm has two vision transformers: `VisionTransformer` (plain
-ViT, CLIP) and `Eva` (EVA-01, EVA-02, EVA-02-E); Swin and ConvNeXt V2 have their
-own. open_clip names CLIP's towers itself and holds all others as timm models
-under `visual.trunk`.
+Each form is a weight map; options that it cannot express are refused by name.
+timm has two vision transformers: `VisionTransformer` (plain ViT, CLIP) and
+`Eva` (EVA-01, EVA-02, EVA-02-E), and classes for Swin and ConvNeXt V2.
+open_clip has names of its own for CLIP's towers and holds all others as timm
+models under `visual.trunk`.
 
 Source: timm 1.0 (`vision_transformer.py`, `eva.py`), open_clip 2.30
 (`transformer.py`, `timm_model.py`), by their names of parameters.
@@ -33,16 +33,17 @@ TOP, BLOCKS = ("vision",), ("vision", "blocks")
 BLOCK = "blocks.{i}."
 # Epsilon of LayerNorm -> an architecture of timm's plain ViT that has it.
 PLAIN = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
-STAGED = ("swin", "convnext")  # that timm has too
-# What the code of timm's classes fixes.
+STAGED = ("swin", "convnext")  # staged encoders that timm has too
+# Constants in the code of timm's classes.
 EVA_EPS, SWIN_EPS = 1e-6, 1e-5
 CONVNEXT_RATIO, CONVNEXT_STAGES = 4, 4
-# Behind a stem of stride 2 it halves once more; at a stride of 32 no more.
+# Patch sizes of timm's stems; stride 2 is followed by another downsampling,
+# stride 32 by none.
 CONVNEXT_PATCHES = (1, 3, 4, 5, 6, 7)
 
 
 def plain_eps(architecture: str, pre_norm: bool) -> float:
-  """Epsilon of a plain ViT's LayerNorm, by what its file tells.
+  """Epsilon of a plain ViT's LayerNorm.
 
   Args:
     architecture: timm's name; "": unknown.
@@ -70,7 +71,7 @@ def _patches(config: VisionConfig) -> Iterator[Entry]:
 
 
 def _ends(config: VisionConfig) -> Iterator[Entry]:
-  """Norms, output projections and the head: the same in both classes."""
+  """Norms, output projections and the head, equal in both classes."""
   depth = config.depth
   for i in (1, 2):
     yield from layer_norm((*BLOCKS, f"norm{i}"), f"{BLOCK}norm{i}", depth)
@@ -136,7 +137,7 @@ def is_eva(config: VisionConfig) -> bool:
 
 
 def _unnamed(config: VisionConfig) -> list[str]:
-  """Options that have no names here."""
+  """Options that these forms have no names for."""
   wrong = [f"registers={config.registers}"] if config.registers else []
   if config.pooling != "class":
     wrong.append(f"pooling={config.pooling!r}")
@@ -144,7 +145,7 @@ def _unnamed(config: VisionConfig) -> list[str]:
 
 
 def timm_entries(config: VisionConfig) -> list[Entry]:
-  """The table of a vision transformer in timm's names.
+  """The weight map of a vision transformer in timm's names.
 
   Raises:
     ConfigError: naming the options that timm's classes do not combine.
@@ -172,7 +173,7 @@ def timm_entries(config: VisionConfig) -> list[Entry]:
 
 
 def vision_entries(config: VisionConfig, form: str) -> list[Entry]:
-  """The table of a vision transformer in the names of "timm" or "openclip".
+  """The weight map of a vision transformer, form "timm" or "openclip".
 
   Raises:
     ConfigError: naming what the form cannot express.
@@ -180,7 +181,7 @@ def vision_entries(config: VisionConfig, form: str) -> list[Entry]:
   if form != "openclip" or not config.pre_norm:
     return timm_entries(config)
   _refuse(form, _unnamed(config))
-  if config.mlp == "gelu":  # It has either GELU, with the same names.
+  if config.mlp == "gelu":  # Both GELUs have the same names.
     config = dataclasses.replace(config, mlp="quick_gelu")
   try:
     return list(mico_vision.entries(config))
@@ -189,7 +190,7 @@ def vision_entries(config: VisionConfig, form: str) -> list[Entry]:
 
 
 def left_out(params: Params, config: VisionConfig, form: str) -> list[str]:
-  """Parameters of the encoder that a form has no place for."""
+  """Paths of the encoder's parameters that a form has no names for."""
   if config.encoder in STAGED:
     return []
   known = {"/".join(entry.path) for entry in vision_entries(config, form)}
@@ -198,7 +199,7 @@ def left_out(params: Params, config: VisionConfig, form: str) -> list[str]:
 
 
 def _check_staged(config: VisionConfig) -> None:
-  """Refuses what timm's Swin and ConvNeXt take no argument for."""
+  """Refuses sizes that timm's Swin and ConvNeXt take no argument for."""
   wrong = []
   if config.encoder == "swin" and config.norm_eps != SWIN_EPS:
     wrong.append(f"norm_eps={config.norm_eps} in a Swin")
@@ -213,7 +214,7 @@ def _check_staged(config: VisionConfig) -> None:
 
 
 def staged_entries(config: VisionConfig) -> list[Entry]:
-  """The table of a Swin or a ConvNeXt V2 in timm's names.
+  """The weight map of a Swin or a ConvNeXt V2 in timm's names.
 
   Raises:
     ConfigError: naming the options that timm's classes do not have.
@@ -223,19 +224,11 @@ def staged_entries(config: VisionConfig) -> list[Entry]:
 
 
 def ratio(part: int, whole: int) -> float:
-  """A ratio of which the libraries' `int(whole * ratio)` makes `part` again."""
-  found = part / whole
-  while int(whole * found) < part:
-    found = math.nextafter(found, math.inf)
-  return found
-
-
-def norm_first(name: str) -> str:
-  """Timm's name where a ConvNeXt's last norm comes before the pooling, as here.
-
-  timm's own order is the other one; `head_norm_first` gives ours.
-  """
-  return name.replace("head.norm.", "norm_pre.")
+  """The ratio with `int(whole * ratio) == part`, as libraries compute it."""
+  quotient = part / whole
+  while int(whole * quotient) < part:
+    quotient = math.nextafter(quotient, math.inf)
+  return quotient
 
 
 def vision_items(
@@ -248,11 +241,11 @@ def vision_items(
   """
   trunk = "visual.trunk." if form == "openclip" else ""
   if config.encoder in STAGED:
-    _check_staged(config)
-    table = staged_vision.entries(config, layout="timm")
+    table = staged_entries(config)
     for one in weight_map.items(params, table, patch_size=config.patch_size):
-      name = trunk + norm_first(one.name)
-      yield dataclasses.replace(one, name=name)
+      # With timm's `head_norm_first` the last norm precedes pooling, as here.
+      name = one.name.replace("head.norm.", "norm_pre.")
+      yield dataclasses.replace(one, name=trunk + name)
     return
   table = vision_entries(config, form)
   if form == "openclip" and config.pre_norm:

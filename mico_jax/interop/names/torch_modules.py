@@ -1,21 +1,20 @@
-"""Our parameters as PyTorch modules hold them, and back.
+"""Our parameters in the names and layout of PyTorch modules.
 
 Layers are unstacked: "vision/blocks/attn/proj/kernel" becomes
 "vision.blocks.3.attn.proj.weight". A kernel is transposed to (out, in), or from
 (rows, columns, in, out) to (out, in, rows, columns); `scale` is called weight;
-everything else keeps name and form. Both directions move bytes only.
+all others keep name and shape. Only bytes are moved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
 from mico_jax import axes
 from mico_jax.aliases import Params
-from mico_jax.checkpoint.manifest import flatten, unflatten
+from mico_jax.checkpoint.manifest import flatten
 from mico_jax.interop.files.tensors import Item
 from mico_jax.models import MiCo
 
@@ -23,14 +22,12 @@ STACKED = "blocks"  # part of a path whose arrays are stacked over layers
 LEAVES = {"kernel": "weight", "scale": "weight"}
 
 
-def _turn(array: np.ndarray, leaf: str, back: bool = False) -> np.ndarray:
-  """A kernel in the other library's order of axes."""
+def _turn(array: np.ndarray, leaf: str) -> np.ndarray:
+  """A kernel with PyTorch's order of axes; other leaves unchanged."""
   if leaf != "kernel" or array.ndim < 2:
     return array
   if array.ndim == 2:
     return array.T
-  if back:  # (out, in, *space) -> (*space, in, out)
-    return np.moveaxis(array, (0, 1), (-1, -2))
   return np.moveaxis(array, (-1, -2), (0, 1))
 
 
@@ -63,16 +60,15 @@ def stacked_layers(model: MiCo) -> dict[str, int]:
   }
 
 
-def items(params: Params, model: MiCo, *, dtype: Any = None) -> Iterator[Item]:
-  """The tensors of a model, in PyTorch's form, read when written.
+def items(params: Params, model: MiCo) -> Iterator[Item]:
+  """The tensors of a model in PyTorch's layout.
 
   Args:
     params: nested dict of host arrays.
     model: of the parameters.
-    dtype: of the tensors; None: as they are.
 
   Raises:
-    ValueError: naming parameters that the model lacks or misses.
+    ValueError: naming missing or unknown parameters.
   """
   flat, layers = flatten(params), stacked_layers(model)
   if flat.keys() != layers.keys():
@@ -83,48 +79,7 @@ def items(params: Params, model: MiCo, *, dtype: Any = None) -> Iterator[Item]:
     )
   for path, stack in layers.items():
     value = np.asarray(flat[path])
-    kind = value.dtype if dtype is None else np.dtype(dtype)
     leaf = path.rpartition("/")[2]
     for i, name in enumerate(names(path, stack)):
       part = _turn(value[i] if stack else value, leaf)
-      yield Item(name, part.shape, kind, lambda part=part: part)
-
-
-def from_torch(
-  tensors: Mapping[str, np.ndarray], model: MiCo
-) -> dict[str, Any]:
-  """Parameters out of the tensors of an export.
-
-  Args:
-    tensors: by PyTorch name; may be memory-mapped.
-    model: whose parameters they are.
-
-  Raises:
-    ValueError: naming missing or left-over tensors, or the first of another
-      shape than the model's.
-  """
-  shapes, layers = flatten(model.abstract_params()), stacked_layers(model)
-  wanted = {p: names(p, n) for p, n in layers.items()}
-  missing = [n for group in wanted.values() for n in group if n not in tensors]
-  known = {n for group in wanted.values() for n in group}
-  extra = [n for n in tensors if n not in known]
-  if missing or extra:
-    raise ValueError(
-      f"the tensors do not fit the model: missing {missing[:8]} "
-      f"({len(missing)}), left over {extra[:8]} ({len(extra)})."
-    )
-  flat = {}
-  for path, group in wanted.items():
-    leaf, want = path.rpartition("/")[2], tuple(shapes[path].shape)
-    value = np.empty(want, np.float32)
-    for i, name in enumerate(group):
-      part = _turn(np.asarray(tensors[name]), leaf, back=True)
-      space = value[i] if layers[path] else value
-      if part.shape != space.shape:
-        raise ValueError(
-          f"{name}: shape {list(tensors[name].shape)}; as {path} it would be "
-          f"{list(part.shape)}, the config wants {list(space.shape)}."
-        )
-      space[...] = part
-    flat[path] = value
-  return unflatten(flat)
+      yield Item(name, part.shape, value.dtype, lambda part=part: part)

@@ -1,8 +1,8 @@
-"""Names of transformers' vision models: one map a family.
+"""Names of transformers' vision models: one map per family.
 
 A map is a list of (regular expression, replacement), applied in this order to
-every name of a file; the results are the names of two tables, one of vision
-transformers, one of encoders in stages (those of timm, with queries, keys and
+every name of a file. The results are the names of two weight maps: of vision
+transformers, and of staged encoders (timm's names, with queries, keys and
 values apart).
 
 Source: https://github.com/huggingface/transformers (names of the weights).
@@ -106,7 +106,7 @@ _DOWNSAMPLE = re.compile(r"^layers\.(\d+)\.downsample\.")
 
 
 def rename(name: str, family: str) -> str:
-  """A tensor's name in the tables of this module; unknown ones stay."""
+  """A tensor's name in the weight maps of this module; others unchanged."""
   for pattern, other in FAMILIES[family]:
     name = re.sub(pattern, other, name)
   if family == "swin":  # counted to the stage behind it, as in timm
@@ -116,7 +116,7 @@ def rename(name: str, family: str) -> str:
 
 
 def entries(config: VisionConfig) -> list[Entry]:
-  """Where an encoder's parameters come from, by the names of `rename`."""
+  """The weight map of an encoder, by the names of `rename`."""
   if config.encoder == "vit":
     return list(_vit(config))
   return list(_staged(config))

@@ -1,10 +1,10 @@
-"""UniRepLKNet's training form folded into the merged one, exactly.
+"""UniRepLKNet's training form merged into the inference form, exactly.
 
 The published files hold, per block with a large kernel: the kernel, parallel
-kernels with holes (dilated), a BatchNorm behind each, and one behind their sum;
-then an MLP whose last layer is followed by BatchNorm and a layer scale. With
-fixed statistics all of this is linear, so it folds into one kernel and one bias
-per convolution. Sums are taken in float64.
+dilated kernels, a BatchNorm after each, and one after their sum; then an MLP
+whose last layer is followed by BatchNorm and a layer scale. With fixed
+statistics all of this is linear, so it folds into one kernel and one bias per
+convolution. Sums are taken in float64.
 
 Source: arXiv:2311.15599, section 3.1 and appendix A (dilated branches).
 """
@@ -15,18 +15,19 @@ import re
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Float
 
 from mico_jax.config import VisionConfig
 
 BATCH_NORM_EPS = 1e-5
-# Kernel from which on a block has branches, and how such a branch is called.
+# Smallest kernel of a block with branches, and the name of such a branch.
 SMALLEST_LARGE = 7
 _BRANCH = re.compile(r"dwconv\.dil_conv_k(\d+)_(\d+)\.weight$")
 _COUNTER = re.compile(r"\.num_batches_tracked$")
 
 
 class _Tensors:
-  """Tensors that are taken out one by one, as float64."""
+  """Tensors that are removed as they are used, in float64."""
 
   def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
     self.left = {k: v for k, v in tensors.items() if not _COUNTER.search(k)}
@@ -39,7 +40,9 @@ class _Tensors:
       )
     return np.asarray(self.left.pop(name), np.float64)
 
-  def batch_norm(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+  def batch_norm(
+    self, name: str
+  ) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
     """Factor and offset of a BatchNorm with its running statistics."""
     scale, bias, mean, variance = (
       self.take(f"{name}.{part}")
@@ -49,16 +52,15 @@ class _Tensors:
     return factor, bias - mean * factor
 
 
-def is_training_form(tensors: Mapping[str, np.ndarray]) -> bool:
-  """Whether a file still has BatchNorms."""
-  return any(name.endswith(".running_var") for name in tensors)
+def spread(
+  kernel: Float[np.ndarray, "C 1 k k"], dilation: int, size: int
+) -> Float[np.ndarray, "C 1 s s"]:
+  """A dilated kernel as the dense kernel of size `size` that it equals.
 
-
-def spread(kernel: np.ndarray, dilation: int, size: int) -> np.ndarray:
-  """A kernel (C, 1, k, k) with holes, in the middle of one of another size.
+  Source: arXiv:2311.15599, appendix A.
 
   Raises:
-    ValueError: if it does not fit in.
+    ValueError: if the dilated kernel is larger than `size`.
   """
   reach = dilation * (kernel.shape[-1] - 1) + 1
   if reach > size:
@@ -74,37 +76,39 @@ def spread(kernel: np.ndarray, dilation: int, size: int) -> np.ndarray:
 
 
 def _merge_block(
-  found: _Tensors, block: str, size: int
+  tensors: _Tensors, block: str, size: int
 ) -> dict[str, np.ndarray]:
   large = size >= SMALLEST_LARGE
   conv = f"{block}dwconv.lk_origin" if large else f"{block}dwconv"
-  kernel = found.take(f"{conv}.weight")
+  kernel = tensors.take(f"{conv}.weight")
   bias = np.zeros(kernel.shape[0])
   if large:
-    factor, bias = found.batch_norm(f"{block}dwconv.origin_bn")
+    factor, bias = tensors.batch_norm(f"{block}dwconv.origin_bn")
     kernel = kernel * factor[:, None, None, None]
-    names = [n for n in found.left if n.startswith(block) and _BRANCH.search(n)]
+    names = [
+      n for n in tensors.left if n.startswith(block) and _BRANCH.search(n)
+    ]
     for name in names:
       match = _BRANCH.search(name)
       assert match  # by the filter above
       norm = f"{block}dwconv.dil_bn_k{match[1]}_{match[2]}"
-      factor, offset = found.batch_norm(norm)
-      branch = found.take(name) * factor[:, None, None, None]
+      factor, offset = tensors.batch_norm(norm)
+      branch = tensors.take(name) * factor[:, None, None, None]
       kernel = kernel + spread(branch, int(match[2]), kernel.shape[-1])
       bias = bias + offset
-  factor, offset = found.batch_norm(f"{block}norm")
+  factor, offset = tensors.batch_norm(f"{block}norm")
   out = {
     f"{conv}.weight": kernel * factor[:, None, None, None],
     f"{conv}.bias": bias * factor + offset,
   }
   # The response norm's bias passes through the last layer, then BatchNorm and
   # layer scale act on both.
-  last = found.take(f"{block}pwconv2.0.weight")
-  passed = last @ found.take(f"{block}act.1.beta").reshape(-1)
-  factor, offset = found.batch_norm(f"{block}pwconv2.2")
+  last = tensors.take(f"{block}pwconv2.0.weight")
+  passed = last @ tensors.take(f"{block}act.1.beta").reshape(-1)
+  factor, offset = tensors.batch_norm(f"{block}pwconv2.2")
   scale = np.ones_like(factor)
-  if f"{block}gamma" in found.left:
-    scale = found.take(f"{block}gamma")
+  if f"{block}gamma" in tensors.left:
+    scale = tensors.take(f"{block}gamma")
   out[f"{block}pwconv2.0.weight"] = last * (factor * scale)[:, None]
   out[f"{block}pwconv2.0.bias"] = (passed * factor + offset) * scale
   return out
@@ -113,25 +117,25 @@ def _merge_block(
 def merge(
   tensors: Mapping[str, np.ndarray], config: VisionConfig
 ) -> dict[str, np.ndarray]:
-  """Tensors of the merged form out of those of the training form.
+  """Tensors of the merged form from those of the training form.
 
   Args:
-    tensors: by released name, BatchNorms and branches included.
+    tensors: by official name, BatchNorms and branches included.
     config: of the encoder.
 
   Returns:
-    Tensors for `staged_vision.from_tensors`, layout "released".
+    Tensors for `staged_vision.from_tensors`, layout "official".
 
   Raises:
     ValueError: naming a tensor that is missing or a branch that does not fit.
   """
-  found = _Tensors(tensors)
+  source = _Tensors(tensors)
   merged: dict[str, np.ndarray] = {}
   for s, (depth, sizes) in enumerate(
     zip(config.stage_depths, config.stage_kernels, strict=True)
   ):
     for j in range(depth):
       size = sizes[j % len(sizes)]
-      merged |= _merge_block(found, f"stages.{s}.{j}.", size)
+      merged |= _merge_block(source, f"stages.{s}.{j}.", size)
   merged = {k: v.astype(np.float32) for k, v in merged.items()}
-  return {**found.left, **merged}
+  return {**source.left, **merged}

@@ -1,7 +1,7 @@
-"""Where another library's file holds each of our parameters: a weight map.
+"""Weight maps: the place of each of our parameters in another library's file.
 
-A map is a list of entries; a file of this folder makes that of a family. Both
-directions follow from it and are exact.
+A map is a list of entries; the modules of this folder make one per family of
+models. Both directions follow from it and are exact.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ from mico_jax.interop.files.tensors import Item, copy_blocks
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """One of our parameters and where a released file holds it.
+  """One of our parameters and the tensors of a file that it is made of.
 
   Attributes:
     path: of our parameter.
-    names: released names whose tensors are packed side by side; `{i}` is the
-      layer.
+    names: of the tensors, which are packed side by side; `{i}` is the layer.
     kind: "linear" (transposed), "conv" (a kernel, flattened), "filter" (a
-      kernel as a convolution takes it) or "same".
-    lead: leading axes of length one in the released tensor.
+      kernel with its axes reordered) or "same".
+    lead: number of leading axes of length one in the file.
     layers: number of stacked layers; 0: not stacked.
     side: rows and columns of a "conv" kernel; 0: the encoder's patch size.
     first: number of the first stacked layer in the file.
-    step: from one of them to the next.
+    step: difference between the numbers of two stacked layers.
   """
 
   path: tuple[str, ...]
@@ -98,12 +97,12 @@ def to_ours(value: np.ndarray, entry: Entry) -> np.ndarray:
 def to_theirs(
   value: np.ndarray, entry: Entry, *, patch_size: int
 ) -> np.ndarray:
-  """The inverse of `to_ours`, in C order.
+  """A tensor of the file, in C order; the inverse of `to_ours`.
 
   Args:
-    value: one layer and one of the packed parts of our parameter.
-    entry: where it goes.
-    patch_size: of the encoder.
+    value: one layer and one packed part of our parameter.
+    entry: of the parameter.
+    patch_size: of the encoder, in pixels.
   """
   if entry.kind == "linear":
     value = value.T
@@ -113,11 +112,11 @@ def to_theirs(
   if entry.kind in ("conv", "filter"):
     value = value.transpose(3, 2, 0, 1)
   value = value.reshape((1,) * entry.lead + value.shape)
-  if value.ndim != 2 or value.dtype.itemsize < 2:  # or only a shape is asked
+  if value.ndim != 2 or value.dtype.itemsize < 2:  # see `_shape`
     return np.asarray(value, order="C")
-  found = np.empty(value.shape, value.dtype)
-  copy_blocks(found, value)
-  return found
+  result = np.empty(value.shape, value.dtype)
+  copy_blocks(result, value)
+  return result
 
 
 def parameters(
@@ -125,12 +124,12 @@ def parameters(
   table: Iterable[Entry],
   shapes: Mapping[tuple[str, ...], Any],
 ) -> tuple[dict[str, Any], list[str]]:
-  """Our parameters out of tensors.
+  """Our parameters from tensors.
 
   Args:
-    tensors: by the names of the table; those that are used are taken out.
-    table: what to build.
-    shapes: of our parameters, by path.
+    tensors: by the names of the table; those that are used are removed.
+    table: weight map of the parameters to build.
+    shapes: arrays (or the like) of our parameters, by path.
 
   Returns:
     Nested dict of float32 arrays, and the names that are missing.
@@ -143,12 +142,12 @@ def parameters(
   for entry in table:
     names, width = entry.tensors(), len(entry.names)
     absent = [name for name in names if name not in tensors]
-    found = [tensors.pop(name) for name in names if name in tensors]
+    arrays = [tensors.pop(name) for name in names if name in tensors]
     missing += absent
     if absent:
       continue
     try:
-      parts = [to_ours(np.asarray(value), entry) for value in found]
+      parts = [to_ours(np.asarray(value), entry) for value in arrays]
       layers = [
         np.concatenate(parts[i : i + width], axis=-1) if width > 1 else parts[i]
         for i in range(0, len(parts), width)
@@ -156,14 +155,14 @@ def parameters(
       value = np.stack(layers) if entry.layers else layers[0]
     except (ValueError, IndexError) as error:
       raise ValueError(
-        f"{' + '.join(entry.names)}: shapes {[x.shape for x in found][:4]} "
+        f"{' + '.join(entry.names)}: shapes {[x.shape for x in arrays][:4]} "
         f"do not fit {'/'.join(entry.path)}: {error}"
       ) from error
     want = tuple(shapes[entry.path].shape)
     if value.shape != want:
       raise ValueError(
         f"{' + '.join(entry.names)}: shape {value.shape} in our layout, the "
-        f"config wants {want}; resize first."
+        f"config expects {want}; resize first."
       )
     node = tree
     for key in entry.path[:-1]:
@@ -175,11 +174,11 @@ def parameters(
 def items(
   params: Params, table: Iterable[Entry], *, patch_size: int, prefix: str = ""
 ) -> Iterator[Item]:
-  """Tensors of a table of entries, each made when it is read.
+  """The tensors of a weight map, each made when it is read.
 
   Args:
     params: nested dict of host arrays (or of gradients).
-    table: what to write.
+    table: weight map of the tensors to write.
     patch_size: of the encoder, for its patch embedding.
     prefix: of every name.
   """
@@ -188,7 +187,8 @@ def items(
     stacked = np.asarray(flat["/".join(entry.path)])
     one = stacked.shape[bool(entry.layers) :]
     width = one[-1] // len(entry.names) if one else 0
-    # The same for all: to lay out a large array, if only a byte each, is slow.
+    # All tensors of an entry have one shape, whose computation is slow for
+    # large arrays.
     shape = _shape((*one[:-1], width) if one else (), entry, patch_size)
     for at, name in enumerate(entry.tensors()):
       layer, part = divmod(at, len(entry.names))

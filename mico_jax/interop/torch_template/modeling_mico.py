@@ -1,10 +1,10 @@
 """MiCo in PyTorch: one encoder for all modalities, a text tower, contexts.
 
-This file is the whole model; it needs PyTorch and safetensors, and the folder
-it was written into: weights, config.json, preprocessing.json, tokenizer/,
-mico_inputs/, which decodes raw inputs (NumPy, Pillow; PyAV and soundfile for
-files of sound and video) as the checkpoint's own code does, and embeddings/, if
-a modality makes its tokens in a way of its own.
+This file is the whole model. It needs PyTorch, safetensors and the other files
+of its folder: weights, config.json, preprocessing.json, tokenizer/,
+mico_inputs/ (decoders of raw inputs, equal to those of the checkpoint's own
+code: NumPy, Pillow; PyAV and soundfile for files of sound and video) and
+embeddings/, if a modality has a custom embedding.
 
     from modeling_mico import MiCo
 
@@ -14,14 +14,14 @@ a modality makes its tokens in a way of its own.
     s = model.caption(image=[frames], num_beams=3)
     f = torch.jit.trace(model.tower("image"), prepared)  # or torch.export, ONNX
 
-Raw inputs are paths, bytes, arrays or tensors, a bare one counts as a list of
-one: pictures and normals also as Pillow images or uint8 [Y, X, 3] or
-[T, Y, X, 3], normals also as unit vectors of floats; sound in units of full
-scale [N], [N, C] or [C, N] at the configured rate, or (samples, rate); depth
-[Y, X] or [T, Y, X] of floats in the unit that preprocessing.json names, files
-of it as "mm:d.png", "m:d.npy" or "relative:d.png". Another unit of an array:
-mico_inputs.items.Item(array, "millimetre"). What cannot be read, or has no
-finite output, is refused by a ValueError that names it.
+Raw inputs are paths, bytes, arrays or tensors; a single one counts as a list of
+one. Images and normals may be Pillow images or uint8 [Y, X, 3] or [T, Y, X, 3],
+normals also float unit vectors; sound is [N], [N, C] or [C, N] in units of full
+scale at the configured rate, or (samples, rate); depth is float [Y, X] or
+[T, Y, X] in the unit of preprocessing.json, and depth files have a unit in
+their name: "mm:d.png", "m:d.npy" or "relative:d.png". For another unit of an
+array use mico_inputs.items.Item(array, "millimetre"). An input that cannot be
+read, or has no finite output, raises a ValueError that names it.
 
 Letters: t text, s subtitle, v video, i image, a audio, d depth, n normal; a
 group such as "va" is a context of several. In shapes, B is the batch, T frames,
@@ -65,9 +65,9 @@ def attend(
 ) -> Tensor:
   """Softmax attention; q [B, L, N, H], k and v [B, S, N, H].
 
-  `mask` is true where a query may look. A query that may look nowhere gives 0
-  (masked_rows "zero"), or an average of all values ("released": masked scores
-  get -10000, as in the original).
+  `mask` is true at visible keys. A query without visible keys gives 0
+  (masked_rows "zero"), or attends with -10000 added to masked scores, as in the
+  official MiCo code ("released").
   """
   q, k, v = (x.transpose(1, 2) for x in (q, k, v))
   if mask is None:
@@ -143,7 +143,7 @@ class SelfAttention(nn.Module):
 
 
 def repeat_heads(kv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-  """Keys and values [B, S, 2 M, H] with a head for each of the queries."""
+  """Keys and values [B, S, 2 M, H] repeated to the heads of the queries."""
   times = 2 * num_heads // kv.shape[2]
   return tuple(x.repeat_interleave(times, 2) for x in kv.chunk(2, 2))
 
@@ -154,7 +154,7 @@ class CrossAttention(nn.Module):
   def __init__(
     self, width: int, num_heads: int, kv_heads: int = 0, bias: bool = True
   ):
-    """`kv_heads` of keys and values; 0: as many as of queries."""
+    """`kv_heads`: heads of keys and values; 0: as many as of queries."""
     super().__init__()
     self.num_heads, self.kv_heads = num_heads, kv_heads or num_heads
     kv = 2 * self.kv_heads * (width // num_heads)
@@ -215,9 +215,9 @@ class Mlp(nn.Module):
 def rotary_tables(
   grid: int, head_dim: int, base_grid: int
 ) -> tuple[Tensor, Tensor]:
-  """Cosine and sine [1 + L, 1, H] of the class token and every patch.
+  """Cosine and sine [1 + L, 1, H] for the class token and every patch.
 
-  Half of a head turns with the row of a patch, half with its column.
+  Half of a head is rotated by the row of a patch, half by its column.
   """
   half = head_dim // 2
   power = torch.arange(0, half, 2, dtype=torch.float32) / half
@@ -232,7 +232,7 @@ def rotary_tables(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-  """Turns neighbouring pairs (x0, x1) of each head; x [B, L, N, H]."""
+  """Rotates neighbouring pairs (x0, x1) of each head; x [B, L, N, H]."""
   pairs = x.unflatten(-1, (-1, 2))
   turned = torch.stack([-pairs[..., 1], pairs[..., 0]], -1).flatten(-2)
   return (x * cos + turned * sin).to(x.dtype)
@@ -312,7 +312,7 @@ class AttentionPool(nn.Module):
 
 
 class ViT(nn.Module):
-  """Vision transformer over frames, of options (see config.json)."""
+  """Vision transformer over frames."""
 
   def __init__(self, config: Mapping[str, Any]):
     super().__init__()
@@ -338,7 +338,7 @@ class ViT(nn.Module):
       ViTBlock(config) for _ in range(config["depth"])
     )
     self.norm = nn.LayerNorm(width, eps)
-    if config["clip_embed_dim"]:  # carried along, not used
+    if config["clip_embed_dim"]:  # stored, not used
       dim, bias = config["clip_embed_dim"], config["clip_embed_bias"]
       self.clip_head = nn.Linear(width, dim, bias)
       self.logit_scale = nn.Parameter(torch.zeros(()))
@@ -456,7 +456,7 @@ class WindowAttention(nn.Module):
     )
 
   def mask(self, side: int, shift: int) -> Tensor:
-    """-100 [windows, L, L] between tokens that only the shift made meet."""
+    """-100 [windows, L, L] between tokens that only the shift joins."""
     w = self.window
     at = torch.arange(side)
     piece = (at >= side - w).int() + (at >= side - shift).int()
@@ -695,7 +695,7 @@ ENCODERS = {"vit": ViT, **dict.fromkeys(STAGED, StagedEncoder)}
 
 # ----------------------------------------------------------------- text tower
 class Context:
-  """What the text tower attends to: values [B, S, W], mask [B, S] or None."""
+  """Tokens for cross-attention: values [B, S, W], mask [B, S] or None."""
 
   def __init__(self, values: Tensor, mask: Tensor | None = None):
     self.values, self.mask = values, mask
@@ -768,7 +768,7 @@ class LMHead(nn.Module):
 
 
 class Bert(nn.Module):
-  """A text tower that reads a text at once and writes by masks."""
+  """BERT: bidirectional; predicts a token at an appended [MASK]."""
 
   reading, next_token = "bidirectional", False
 
@@ -795,9 +795,9 @@ class Bert(nn.Module):
     Args:
       ids: [B, L].
       mask: [B, 1, L or 1, L], true where visible.
-      places: positions that count visible tokens; not those of this tower.
-      context: what to attend to.
-      table: of positions, instead of the tower's own.
+      places: positions counted over visible tokens; not used by this tower.
+      context: tokens for cross-attention.
+      table: position table, instead of the tower's own.
       extra: added to the embedded tokens.
     """
     del places
@@ -807,7 +807,7 @@ class Bert(nn.Module):
     return x
 
   def pool(self, hidden: Tensor, valid: Tensor) -> Tensor:
-    """The first token stands for a text."""
+    """The state of the first token."""
     return hidden[:, 0]
 
   def logits(self, hidden: Tensor) -> Tensor:
@@ -887,7 +887,7 @@ class CausalBlock(nn.Module):
 
 
 class Words(nn.Module):
-  """The word vectors, also those of the tied decoder."""
+  """The word vectors, shared with the decoder."""
 
   def __init__(self, config: Mapping[str, Any]):
     super().__init__()
@@ -896,7 +896,7 @@ class Words(nn.Module):
 
 
 class CausalLM(nn.Module):
-  """A text tower that reads from left to right and predicts the next token."""
+  """A causal language model: predicts the next token."""
 
   reading, next_token = "causal", True
 
@@ -930,7 +930,7 @@ class CausalLM(nn.Module):
     return self.norm(x)
 
   def pool(self, hidden: Tensor, valid: Tensor) -> Tensor:
-    """The last valid token stands for a text."""
+    """The state of the last valid token."""
     columns = torch.arange(valid.shape[1], device=valid.device)
     last = (valid * columns).amax(1)
     return hidden[torch.arange(len(hidden), device=valid.device), last]
@@ -980,15 +980,17 @@ def resize_frames(vectors: Tensor, frames: int) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor | None, axis: int) -> Tensor:
-  """Mean along an axis, of what `mask` says only; 0 where that is nothing."""
+  """Mean along an axis over the entries of `mask`; 0 where there are none."""
   if mask is None:
     return x.mean(axis)
   weight = mask[..., None].to(x.dtype)
   return (x * weight).sum(axis) / weight.sum(axis).clamp(min=1.0)
 
 
-def own_embedding(key: str, spec: Mapping[str, Any], width: int) -> nn.Module:
-  """What makes tokens of a modality with a tokeniser of its own.
+def custom_embedding(
+  key: str, spec: Mapping[str, Any], width: int
+) -> nn.Module:
+  """The custom embedding of a modality.
 
   Args:
     key: of the modality; the class is in embeddings/<key>.py beside this file.
@@ -997,14 +999,21 @@ def own_embedding(key: str, spec: Mapping[str, Any], width: int) -> nn.Module:
   """
   path = pathlib.Path(__file__).resolve().parent / EMBEDDINGS / f"{key}.py"
   name = f"{EMBEDDINGS}_{key}_{abs(hash(path))}"
-  found = importlib.util.spec_from_file_location(name, path)
-  if not path.is_file() or found is None or found.loader is None:
+  source = importlib.util.spec_from_file_location(name, path)
+  if not path.is_file() or source is None or source.loader is None:
     raise ImportError(
       f"{path} is missing; copy the exported folder as a whole."
     )
-  module = sys.modules[name] = importlib.util.module_from_spec(found)
-  found.loader.exec_module(module)
+  module = sys.modules[name] = importlib.util.module_from_spec(source)
+  source.loader.exec_module(module)
   return getattr(module, spec["class"])(width, spec["frame"], **spec["options"])
+
+
+def known(classes: Mapping[str, Any], name: str, what: str) -> Any:
+  """The class of a name; raises a ValueError for one that is not here."""
+  if name not in classes:
+    raise ValueError(f"{what} {name!r} is not one of {', '.join(classes)}.")
+  return classes[name]
 
 
 def table(rows: int, width: int) -> nn.Parameter:
@@ -1020,7 +1029,7 @@ class MiCo(nn.Module):
   `generate`.
   """
 
-  # Tables of the paper's options, there if the config has them.
+  # Optional tables of the paper.
   context_pos: nn.Parameter
   sample_embed: nn.Parameter
   joined_pos: nn.Parameter
@@ -1043,26 +1052,43 @@ class MiCo(nn.Module):
     self.modalities = config["modalities"]
     self.by_letter = {m["letter"]: k for k, m in self.modalities.items()}
     self.reader, self.tokenizer = Reader(preprocessing), tokenizer
-    options = self.options
+    options, width = self.options, config["encoder_width"]
     vision, text = options["vision"], options["text"]
     wide, eps = text["width"], text["norm_eps"]
-    if vision["encoder"] not in ENCODERS:
-      raise ValueError(
-        f"encoder {vision['encoder']!r} is not one of {', '.join(ENCODERS)}."
-      )
-    self.vision = ENCODERS[vision["encoder"]](vision)
-    if text["encoder"] not in TEXT_ENCODERS:
-      raise ValueError(
-        f"text encoder {text['encoder']!r} is not one of "
-        f"{', '.join(TEXT_ENCODERS)}."
-      )
-    self.text = TEXT_ENCODERS[text["encoder"]](text, options["masked_rows"])
-    width = config["encoder_width"]
-    contexts = config["contexts"]  # name -> length of its frame table
-    interface = [
-      m for m in self.modalities.values() if m["kind"] != "knowledge"
-    ]
-    words = {m["context"] for m in interface}  # encoded by the text tower
+    self.vision = known(ENCODERS, vision["encoder"], "encoder")(vision)
+    tower = known(TEXT_ENCODERS, text["encoder"], "text encoder")
+    self.text = tower(text, options["masked_rows"])
+    self._add_context_tables(wide, eps)
+    self.contrastive_head = nn.ModuleDict(
+      {
+        head: nn.Linear(inputs, options["embed_dim"], len(head) > 1)
+        for head, inputs in config["heads"].items()
+      }
+    )
+    self.matching_head = MatchingHead(wide, eps)
+    self.temperature = nn.Parameter(torch.tensor(options["temperature_init"]))
+    self.embedding = nn.ModuleDict(
+      {
+        key: custom_embedding(key, m["tokens"], width)
+        for key, m in self.modalities.items()
+        if "tokens" in m
+      }
+    )
+    for name, field in (
+      ("context_pos", "context_positions"),
+      ("sample_embed", "sample_embeddings"),
+      ("joined_pos", "joined_positions"),
+    ):
+      if options[field]:
+        self.register_parameter(name, table(options[field], wide))
+
+  def _add_context_tables(self, wide: int, eps: float) -> None:
+    """Builds the projection and the learned vectors of each context type."""
+    contexts = self.config["contexts"]  # name -> length of its frame table
+    width = self.config["encoder_width"]
+    words = {  # context types that the text tower encodes
+      m["context"] for m in self.modalities.values() if m["kind"] != "knowledge"
+    }
     self.project = nn.ModuleDict(
       {
         name: Projection(wide if name in words else width, wide, eps)
@@ -1076,30 +1102,11 @@ class MiCo(nn.Module):
       {name: torch.zeros(n, wide) for name, n in contexts.items() if n}
     )
     self.frame_gain = nn.ParameterDict(
-      {name: torch.zeros(contexts[name], width) for name in config["weighted"]}
-    )
-    self.contrastive_head = nn.ModuleDict(
       {
-        head: nn.Linear(inputs, options["embed_dim"], len(head) > 1)
-        for head, inputs in config["heads"].items()
+        name: torch.zeros(contexts[name], width)
+        for name in self.config["weighted"]
       }
     )
-    self.matching_head = MatchingHead(wide, eps)
-    self.temperature = nn.Parameter(torch.tensor(options["temperature_init"]))
-    self.embedding = nn.ModuleDict(
-      {
-        key: own_embedding(key, m["tokens"], width)
-        for key, m in self.modalities.items()
-        if "tokens" in m
-      }
-    )
-    for name, field in (
-      ("context_pos", "context_positions"),
-      ("sample_embed", "sample_embeddings"),
-      ("joined_pos", "joined_positions"),
-    ):
-      if options[field]:
-        self.register_parameter(name, table(options[field], wide))
 
   @classmethod
   def from_folder(cls, folder: str | pathlib.Path) -> MiCo:
@@ -1122,7 +1129,7 @@ class MiCo(nn.Module):
 
   @property
   def device(self) -> torch.device:
-    """Where the parameters live."""
+    """The device of the parameters."""
     return self.temperature.device
 
   # ------------------------------------------------------------- raw inputs
@@ -1134,34 +1141,36 @@ class MiCo(nn.Module):
 
     Args:
       groups: joint heads such as "va"; empty: each modality alone.
-      **inputs: lists by modality, aligned where a group joins them.
+      **inputs: lists by modality; those of a group are aligned.
 
     Raises:
       ValueError: for a modality, head or input that cannot be used.
     """
     rows = self.lists(inputs)
-    found = {}
+    embeddings = {}
     if not groups:
       for key, values in rows.items():
         letter = self.modalities[key]["letter"]
-        found[key] = self._embedded({key: values}, letter)
-      return found
+        embeddings[key] = self._embedded({key: values}, letter)
+      return embeddings
     for group in [groups] if isinstance(groups, str) else groups:
       keys = dict.fromkeys(self._key_of(letter, rows) for letter in group)
-      found[group] = self._embedded({key: rows[key] for key in keys}, group)
-    return found
+      embeddings[group] = self._embedded(
+        {key: rows[key] for key in keys}, group
+      )
+    return embeddings
 
   @torch.no_grad()
   def match(self, *, text: Any, **inputs: Any) -> Tensor:
-    """Probability [N] that text i belongs to the inputs i."""
+    """Probability [N] in [0, 1] that text i matches the inputs i."""
     rows = self.lists({"text": text, **inputs})
-    if not given().lengths_of(rows):
+    if not input_items().lengths_of(rows):
       return torch.zeros(0, device=self.device)
     context = self.context_of(inputs)
     ids = self.tokens("text", text)
     hidden = self.encode_text(ids, context=context)
-    found = self.matching_logits(hidden, ids).softmax(-1)[:, 1]
-    return self._finite(found, rows, "the matching probability")
+    probability = self.matching_logits(hidden, ids).softmax(-1)[:, 1]
+    return self._finite(probability, rows, "the matching probability")
 
   @torch.no_grad()
   def caption(
@@ -1172,21 +1181,21 @@ class MiCo(nn.Module):
     length_penalty: float | None = None,
     **inputs: Any,
   ) -> list[str]:
-    """A text about each row of the inputs.
+    """A caption of each row of the inputs.
 
-    What is None is as config.json's "generation" says.
+    Options that are None default to "generation" of config.json.
 
     Args:
-      max_new_tokens: most tokens of a text.
+      max_new_tokens: largest number of tokens of a caption.
       num_beams: 1 is greedy.
       length_penalty: exponent of the length in the score of a beam.
       **inputs: aligned lists.
     """
     rows = self.lists(inputs)
-    most, beams, penalty = given().search_options(
+    most, beams, penalty = input_items().search_options(
       self.config["generation"], max_new_tokens, num_beams, length_penalty
     )
-    if not given().lengths_of(rows):
+    if not input_items().lengths_of(rows):
       return []
     sequences, scores = self.generate(
       self.context_of(inputs),
@@ -1198,10 +1207,10 @@ class MiCo(nn.Module):
     return [self.tokenizer.decode(row[0].tolist()) for row in sequences]
 
   def tower(self, key: str) -> Tower:
-    """One modality's path from prepared inputs to embeddings, as a module.
+    """A module from prepared inputs of one modality to embeddings.
 
-    It works through torch.export (with a dynamic batch), torch.jit.trace and
-    torch.onnx.export for any batch size; `pixels` and `tokens` prepare.
+    It supports torch.export (with a dynamic batch), torch.jit.trace and
+    torch.onnx.export for any batch size; `pixels` and `tokens` prepare inputs.
     """
     self.lists({key: []})
     return Tower(self, key)
@@ -1222,9 +1231,9 @@ class MiCo(nn.Module):
     return self.reader.lists(inputs)
 
   def context_of(self, inputs: Mapping[str, Any]) -> Context:
-    """The context of raw inputs, in the order the model was trained with."""
+    """The context of raw inputs, in the order of training."""
     rows = self.lists(inputs)
-    given().lengths_of(rows)
+    input_items().lengths_of(rows)
     wanted = {self.modalities[key]["letter"] for key in rows}
     if "t" in wanted:
       raise ValueError("text=[...] cannot be its own context.")
@@ -1238,7 +1247,7 @@ class MiCo(nn.Module):
     return self.context(letters, tokens, masks)
 
   def _key_of(self, letter: str, inputs: Mapping[str, Any]) -> str:
-    """The given modality that plays a letter; an image may play a video."""
+    """The input for a letter; an image may serve as a video."""
     key = self.by_letter.get(letter, letter)
     others = (k for k, m in self.modalities.items() if m["plays"] == letter)
     for other in (key, *others):
@@ -1252,17 +1261,17 @@ class MiCo(nn.Module):
     self, rows: Mapping[str, Sequence[Any]], letters: str
   ) -> Tensor:
     """Embeddings [N, E] of aligned rows."""
-    if not given().lengths_of(rows):
+    if not input_items().lengths_of(rows):
       return torch.zeros(0, self.options["embed_dim"], device=self.device)
     _, pooled, _ = self.read(rows)
-    found = self.features(letters, pooled)
-    return self._finite(found, rows, "the embedding")
+    embedding = self.features(letters, pooled)
+    return self._finite(embedding, rows, "the embedding")
 
   def _finite(
     self, values: Tensor, rows: Mapping[str, Sequence[Any]], what: str
   ) -> Tensor:
     """`values`, one per row; raises a ValueError unless all are finite."""
-    given().check_finite(values.cpu().numpy(), rows, what)
+    input_items().check_finite(values.cpu().numpy(), rows, what)
     return values
 
   def read(
@@ -1314,7 +1323,7 @@ class MiCo(nn.Module):
     if key in self.embedding:
       x = self.embedding[key](flat)
       valid = self._valid(key, flat)
-      if valid is not None:  # nothing that stands in padding goes on
+      if valid is not None:  # content of padding must not matter
         x = x.masked_fill(~valid[:, :, None], 0.0)
       x = self.vision(tokens=x, mask=valid)
     else:
@@ -1322,16 +1331,16 @@ class MiCo(nn.Module):
     return x.unflatten(0, (batch, frames))
 
   def _valid(self, key: str, frames: Tensor) -> Tensor | None:
-    """Which tokens [B, L] of frames are no padding; None: none is."""
+    """True [B, L] at tokens of frames that are not padding; None: all."""
     if not self.modalities[key].get("tokens", {}).get("padded"):
       return None
     valid: Any = self.embedding[key].valid
     return valid(frames)
 
   def valid_tokens(self, key: str, pixels: Tensor) -> Tensor | None:
-    """Which tokens [B, T, L] of `encode` are no padding; None: none is.
+    """True [B, T, L] at tokens of `encode` that are not padding; None: all.
 
-    The class token of a frame is valid if any of the others is.
+    The class token of a frame is valid if any other token is.
     """
     valid = self._valid(key, pixels.flatten(0, 1))
     if valid is None:
@@ -1343,9 +1352,9 @@ class MiCo(nn.Module):
   def pool(
     self, key: str, tokens: Tensor, valid: Tensor | None = None
   ) -> Tensor:
-    """One vector per row [B, D]: class tokens, or all, then over frames.
+    """One vector per row [B, D]: class token or mean, averaged over frames.
 
-    `valid` [B, T, L] of `valid_tokens`: the others count for nothing.
+    `valid` [B, T, L] of `valid_tokens`: other tokens are ignored.
     """
     entry, frames = self.modalities[key], tokens.shape[1]
     mean = entry["pooling"] == "mean"
@@ -1457,12 +1466,12 @@ class MiCo(nn.Module):
     Args:
       ids: [B, L].
       attention: "bidirectional", "causal" (own position included) or
-        "prefix_causal": the first `prefix_length` tokens see each other only;
-        None: as the tower reads texts that are compared or matched.
-      mask: [B, L], or [B, L, L] per query: true where a token may be seen;
-        None: not padding.
+        "prefix_causal": the first `prefix_length` tokens attend to each other
+        only; None: that of the tower for embedding and matching.
+      mask: [B, L], or [B, L, L] per query: true at visible tokens; None: not
+        padding.
       prefix_length: see `attention`.
-      context: what to attend to.
+      context: tokens for cross-attention.
       joined: use the position table of joined captions.
       sample_index: row of the pair embedding.
     """
@@ -1484,7 +1493,7 @@ class MiCo(nn.Module):
     return self.text(ids, mask, places, context, table, extra)
 
   def pool_text(self, hidden: Tensor, ids: Tensor) -> Tensor:
-    """The state [B, W] that stands for a text, of `encode_text(ids)`."""
+    """The pooled state [B, W] of a text, of `encode_text(ids)`."""
     return self.text.pool(hidden, ids != self.options["text"]["pad_id"])
 
   def lm_logits(self, hidden: Tensor) -> Tensor:
@@ -1492,7 +1501,7 @@ class MiCo(nn.Module):
     return self.text.logits(hidden).float()
 
   def matching_logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
-    """Logits (no match, match) [B, 2] of a text read with a context.
+    """Logits (no match, match) [B, 2] of a text encoded with a context.
 
     Args:
       hidden: of `encode_text(ids, context=...)`.
@@ -1516,21 +1525,21 @@ class MiCo(nn.Module):
   ) -> tuple[Tensor, Tensor]:
     """Decodes texts: greedy (one beam) or beam search.
 
-    BERT reads a [MASK] behind the chosen tokens and throws it away again. A
-    hypothesis scores its summed log-probabilities over length ** penalty; the
-    length includes the prompt, not the final [SEP].
+    BERT predicts each token at a [MASK] after the chosen ones. The score of a
+    hypothesis is its summed log-probability over length ** penalty; the length
+    includes the prompt, not the final [SEP].
 
     Args:
-      context: what to write about; None: nothing.
-      max_new_tokens: most tokens to choose, [SEP] included.
-      num_beams: beams kept.
+      context: tokens for cross-attention; None: none.
+      max_new_tokens: largest number of tokens to choose, [SEP] included.
+      num_beams: number of beams.
       length_penalty: exponent of the length.
       num_return: hypotheses per item, at most `num_beams`.
-      prompt: tokens [B, Q] to continue (a question, then [CLS]); all but the
-        last are read as the tower reads texts: by BERT in both directions.
+      prompt: tokens [B, Q] to continue (a question, then [CLS]); attention
+        among all but the last is that of the tower: bidirectional in BERT.
         None: [CLS].
       prompt_mask: true at valid prompt tokens; None: not padding.
-      batch_size: where neither context nor prompt tells it.
+      batch_size: required without context and prompt.
 
     Returns:
       Sequences [B, num_return, L], best first, and their scores.
@@ -1561,7 +1570,7 @@ class MiCo(nn.Module):
   def _next_logits(
     self, ids: Tensor, visible: Tensor, context: Context | None
   ) -> Tensor:
-    """Logits [R, V] of the token behind the ids [R, L]."""
+    """Logits [R, V] of the token after the ids [R, L]."""
     special, prompt = self.config["tokenizer"], visible.shape[1]
     if not self.text.next_token:
       ids = functional.pad(ids, (0, 1), value=special["mask"])
@@ -1596,10 +1605,10 @@ class Tower(nn.Module):
 
 
 class BeamSearch:
-  """The state of decoding; one beam is greedy decoding.
+  """The state of beam search; one beam is greedy decoding.
 
-  The rules are those of the library the released model decodes with
-  (transformers 4.31).
+  Source: the beam search of transformers 4.31, which the official MiCo code
+  uses.
   """
 
   def __init__(
@@ -1613,7 +1622,7 @@ class BeamSearch:
     self.prompt = prompt
     batch = len(prompt)
     self.sequences = [[row] * beams for row in prompt.tolist()]
-    # The first step may leave from the first beam only: all are equal.
+    # All beams are equal at first, so the first step extends only one.
     self.scores = torch.full((batch, beams), -1e9, device=prompt.device)
     self.scores[:, 0] = 0.0
     self.kept: list[list[tuple[float, list[int]]]] = [[] for _ in range(batch)]
@@ -1638,7 +1647,7 @@ class BeamSearch:
     """Extends every beam by one token; logits [B, beams, V]."""
     logprobs = torch.log_softmax(logits, -1)
     candidates = (logprobs + self.scores[:, :, None]).flatten(1)
-    # One beam ends at most once, so twice as many hold enough that go on.
+    # Each beam has one [SEP] at most, so at least half of these continue.
     scores, flat = candidates.topk(2 * self.beams)
     vocabulary = logits.shape[-1]
     for item, (values, places) in enumerate(
@@ -1664,26 +1673,26 @@ class BeamSearch:
     self.scores[item] = self.scores.new_tensor([s for s, _ in following])
     kept = self.kept[item]
     if len(kept) == self.beams > 1:
-      # Done when no open beam can still beat the worst kept hypothesis.
+      # Done when no open beam can beat the worst kept hypothesis.
       attainable = values[0] / (length + 1) ** self.penalty
       worst = min(score for score, _ in kept)
       self.done[item] = self.done[item] or worst >= attainable
 
   def result(self, new: int, num_return: int) -> tuple[Tensor, Tensor]:
-    """Sequences [B, num_return, L] padded, and scores, best first."""
+    """Padded sequences [B, num_return, L] and their scores, best first."""
     total = self.prompt.shape[1] + new
-    found, scores = [], []
+    captions, scores = [], []
     for item, sequences in enumerate(self.sequences):
       if not self.done[item]:  # open beams count with their full length
         for score, row in zip(self.scores[item], sequences, strict=True):
           self.keep(item, float(score) / total**self.penalty, row)
       best = sorted(self.kept[item], key=lambda pair: -pair[0])[:num_return]
       pad = self.special["pad"]
-      found.append([row + [pad] * (total - len(row)) for _, row in best])
+      captions.append([row + [pad] * (total - len(row)) for _, row in best])
       scores.append([score for score, _ in best])
     device = self.prompt.device
     return (
-      torch.tensor(found, device=device),
+      torch.tensor(captions, device=device),
       torch.tensor(scores, device=device),
     )
 
@@ -1714,13 +1723,13 @@ def input_package() -> ModuleType:
   return known
 
 
-def given() -> ModuleType:
-  """What is said of inputs that a user hands in."""
+def input_items() -> ModuleType:
+  """The module `mico_inputs.items`: checks and conversion of inputs."""
   return input_package().items
 
 
 def contents(raw: Any) -> Any:
-  """The bytes of a path, a NumPy array of arrays, also in lists; else `raw`."""
+  """The bytes of a path or the array of a tensor, also in lists; else `raw`."""
   if isinstance(raw, (list, tuple)):
     return (list if isinstance(raw, list) else tuple)(map(contents, raw))
   if isinstance(raw, (str, os.PathLike)):
@@ -1728,23 +1737,23 @@ def contents(raw: Any) -> Any:
     if not path.is_file():
       raise ValueError("no such file, or no regular one.")
     return path.read_bytes()
-  return given().as_array(raw)
+  return input_items().as_array(raw)
 
 
 class Reader:
-  """Raw inputs to prepared ones, as preprocessing.json says."""
+  """Prepares raw inputs by the settings of preprocessing.json."""
 
   def __init__(self, settings: Mapping[str, Any]):
     """Takes the content of preprocessing.json."""
     self.settings = settings
 
   def has(self, key: str) -> bool:
-    """Whether the preprocessing of a modality is here."""
+    """Whether the folder has the preprocessing of a modality."""
     return key in input_package().MODALITIES
 
   def lists(self, inputs: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
     """Lists of inputs; a bare one is a list of one."""
-    return {key: given().as_list(key, v) for key, v in inputs.items()}
+    return {key: input_items().as_list(key, v) for key, v in inputs.items()}
 
   def geometry(self, key: str, unit: str) -> Any:
     """Sizes and units for decoding one input."""
@@ -1766,8 +1775,8 @@ class Reader:
     """
     if not self.has(key):
       raise ValueError(
-        f"{key}: this modality's preprocessing is code of its own; give "
-        "`encode` the prepared arrays."
+        f"{key}: the preprocessing of this modality is not part of the folder; "
+        "give `encode` the prepared arrays."
       )
     return torch.as_tensor(self._named(self._pixels, key, value))
 
@@ -1776,11 +1785,12 @@ class Reader:
     return self._named(self._text, key, value)
 
   def _pixels(self, key: str, value: Any) -> np.ndarray:
-    item, settings = given().as_item(key, value), self.settings["inputs"][key]
+    item = input_items().as_item(key, value)
+    settings = self.settings["inputs"][key]
     raw = contents(item.value() if callable(item.value) else item.value)
     unit = settings.get("unit", "")
     if unit and not item.depth_unit:
-      given().check_bare_depth(raw, unit)
+      input_items().check_bare_depth(raw, unit)
     modality = input_package().MODALITIES[key]
     mode = modality.modes[settings["mode"]]
     geometry = self.geometry(key, item.depth_unit or unit)
@@ -1788,13 +1798,13 @@ class Reader:
     return np.array(mode.to_pixels(array, geometry=geometry, xp=np))
 
   def _text(self, key: str, value: Any) -> str:
-    item = given().as_item(key, value)
+    item = input_items().as_item(key, value)
     raw = contents(item.value) if item.file else item.value
     return input_package().MODALITIES[key].decode(raw, None)
 
   def _named(self, read: Any, key: str, value: Any) -> Any:
-    """What `read` gives; errors are one line and name the input."""
-    name = given().name_of(key, value)
+    """The result of `read`; errors are one line and name the input."""
+    name = input_items().name_of(key, value)
     try:
       return read(key, value)
     except (OSError, MemoryError):
@@ -1803,7 +1813,7 @@ class Reader:
       raise ImportError(
         f"{name}: to read it, pip install {error.name}."
       ) from error
-    except Exception as error:  # whatever a file's content makes of decoders
+    except Exception as error:  # decoders raise many kinds for broken files
       text = " ".join(str(error).split())
       if not isinstance(error, ValueError):
         text = f"cannot be used: {type(error).__name__}: {text[:200]}"
@@ -1841,7 +1851,7 @@ class Tokenizer:
 
 
 class WordPiece(Tokenizer):
-  """BERT's WordPiece over vocab.txt; lower-cased unless config.json says so."""
+  """BERT's WordPiece over vocab.txt, with the rules of config.json."""
 
   tidy = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
   cjk = (
@@ -1869,17 +1879,17 @@ class WordPiece(Tokenizer):
     self.hidden |= {self.ids["[UNK]"]}
 
   def pieces(self, text: str) -> list[int]:
-    """Greedy longest-match pieces; marks written in the text stay whole."""
-    found = []
+    """Greedy longest-match pieces; marks in the text are kept whole."""
+    ids = []
     for part in re.split(
       "(" + "|".join(map(re.escape, self.marks)) + ")", text
     ):
       if part in self.marks:
-        found.append(self.ids[part])
+        ids.append(self.ids[part])
         continue
       for word in self.words(part):
-        found += self.split(word)
-    return found
+        ids += self.split(word)
+    return ids
 
   def words(self, text: str) -> list[str]:
     """Words; punctuation and CJK characters stand alone."""
@@ -1913,17 +1923,17 @@ class WordPiece(Tokenizer):
 
   def split(self, word: str) -> list[int]:
     """The pieces of one word; [UNK] if a part is unknown."""
-    found, start = [], 0
+    ids, start = [], 0
     while start < len(word) <= 100:
       prefix = "##" if start else ""
       for end in range(len(word), start, -1):
         if prefix + word[start:end] in self.ids:
-          found.append(self.ids[prefix + word[start:end]])
+          ids.append(self.ids[prefix + word[start:end]])
           start = end
           break
       else:
         return [self.ids["[UNK]"]]
-    return found or [self.ids["[UNK]"]]
+    return ids or [self.ids["[UNK]"]]
 
   def join(self, ids: list[int]) -> str:
     """Joined pieces without the spaces in front of punctuation."""
@@ -1936,7 +1946,7 @@ class WordPiece(Tokenizer):
 
 def _fields(data: bytes) -> list[tuple[int, Any]]:
   """(number, value) of the fields of a protocol buffer message."""
-  found, at = [], 0
+  fields, at = [], 0
 
   def number() -> int:
     nonlocal at
@@ -1952,16 +1962,16 @@ def _fields(data: bytes) -> list[tuple[int, Any]]:
   while at < len(data):
     key = number()
     if key & 7 == 0:
-      found.append((key >> 3, number()))
+      fields.append((key >> 3, number()))
       continue
     size = {1: 8, 5: 4}.get(key & 7) or number()
-    found.append((key >> 3, data[at : at + size]))
+    fields.append((key >> 3, data[at : at + size]))
     at += size
-  return found
+  return fields
 
 
 def read_utf8(data: bytes) -> str:
-  """Text of bytes, U+FFFD for every byte that is no part of a character."""
+  """Text of bytes, with U+FFFD for every invalid byte."""
   try:
     return data.decode()
   except UnicodeDecodeError as e:
@@ -1972,9 +1982,9 @@ def read_utf8(data: bytes) -> str:
 class SentencePiece(Tokenizer):
   """A SentencePiece unigram model, read from its file.
 
-  Pieces have a score and a type: 1 normal, 2 unknown, 3 control, 4 given by
+  Pieces have a score and a type: 1 normal, 2 unknown, 3 control, 4 defined by
   the user, 6 a byte. A text becomes the sequence of pieces of the highest
-  summed score; what no piece covers becomes bytes.
+  summed score; characters without a piece become bytes.
   """
 
   def __init__(self, special: Mapping[str, int], model: bytes):
@@ -2016,13 +2026,13 @@ class SentencePiece(Tokenizer):
         score = best[end - 1][0] + self.lowest - 10.0
         choices.append((score, end - 1, self.unknown))
       best.append(max(choices, key=lambda c: c[0]))
-    found, end = [], len(text)
+    nodes, end = [], len(text)
     while end:
       _, start, i = best[end]
-      found.append((i, text[start:end]))
+      nodes.append((i, text[start:end]))
       end = start
     ids = []
-    for i, piece in reversed(found):
+    for i, piece in reversed(nodes):
       if i == self.unknown and self.bytes:
         ids += [self.byte_ids[b] for b in piece.encode()]
       elif i != self.unknown or ids[-1:] != [i]:
@@ -2044,9 +2054,9 @@ class SentencePiece(Tokenizer):
     return text.replace(" ", "\u2581") if rules.get(5, 1) else text
 
   def replaced(self, data: bytes) -> tuple[int, bytes]:
-    """Length of the longest prefix with a rule, and what it becomes.
+    """Length of the longest prefix with a rule, and its replacement.
 
-    The rules are a trie as a double array of 32-bit units, then the results.
+    The rules are a trie (a double array of 32-bit units) and replacements.
     """
     blob = self.rules.get(2, b"")
     first = data[0]
@@ -2055,7 +2065,7 @@ class SentencePiece(Tokenizer):
       return size, data[:size]
     trie_bytes = int.from_bytes(blob[:4], "little")
     read = lambda i: int.from_bytes(blob[4 + 4 * i : 8 + 4 * i], "little")
-    found = (size, data[:size])
+    rule = (size, data[:size])
     unit = read(0)
     node = (unit >> 10) << ((unit & 512) >> 6)
     for length, byte in enumerate(data, 1):
@@ -2066,8 +2076,8 @@ class SentencePiece(Tokenizer):
       node ^= (unit >> 10) << ((unit & 512) >> 6)
       if unit >> 8 & 1:  # a rule ends here
         start = 4 + trie_bytes + (read(node) & 0x7FFFFFFF)
-        found = (length, blob[start : blob.index(b"\0", start)])
-    return found
+        rule = (length, blob[start : blob.index(b"\0", start)])
+    return rule
 
   def join(self, ids: list[int]) -> str:
     """Joined pieces; runs of bytes are read as UTF-8."""

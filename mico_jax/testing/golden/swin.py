@@ -47,7 +47,7 @@ def vision_swin(folder: Folder) -> Iterator[Check]:
     vocab_size=8, width=8, depth=1, num_heads=1, mlp_dim=8, max_positions=8
   )
   config = ModelConfig(vision=vision, text=text, matmul_precision="highest")
-  params = staged_vision.from_tensors(stored, vision, layout="released")
+  params = staged_vision.from_tensors(stored, vision, layout="official")
   params = {"vision": jax.tree.map(jnp.asarray, params)}
   model, outputs = build(config), folder.outputs
   pixels = jnp.asarray(folder.inputs["pixels"]).transpose(0, 2, 3, 1)
@@ -83,7 +83,7 @@ def vision_swin(folder: Folder) -> Iterator[Check]:
     out = np.asarray(block).reshape(outputs[name].shape)
     yield Check(name, out, outputs[name])
 
-  back = staged_vision.to_tensors(params["vision"], vision, layout="released")
+  back = staged_vision.to_tensors(params["vision"], vision, layout="official")
   names = sorted({*back, *stored})
   same = [
     n in back and n in stored and np.array_equal(back[n], stored[n])
