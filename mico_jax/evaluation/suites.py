@@ -88,10 +88,8 @@ def make_evaluator(config: Config, name: str) -> Evaluator:
     ConfigError: for an option that it does not have, or a wrong value.
   """
   options = config.evaluation.options.get(name, {})
-  try:
-    return config_lib.from_dict(options, EVALUATORS[name])
-  except ConfigError as error:
-    raise ConfigError(f"evaluation.options.{name}: {error}") from None
+  where = f"evaluation.options.{name}"
+  return config_lib.from_dict(options, EVALUATORS[name], where=where)
 
 
 def active_evaluators(

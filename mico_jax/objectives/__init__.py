@@ -55,11 +55,9 @@ def make_objective(config: ObjectivesConfig, name: str) -> Objective:
   kind = OBJECTIVES[name]
   if name in FIELDS:
     return kind(getattr(config, name))
-  try:
-    options = from_dict(config.options.get(name, {}), kind.options())
-  except ConfigError as error:
-    raise ConfigError(f"objectives.options.{name}: {error}") from None
-  return kind(options)
+  options = config.options.get(name, {})
+  where = f"objectives.options.{name}"
+  return kind(from_dict(options, kind.options(), where=where))
 
 
 def _check_options(config: ObjectivesConfig) -> None:
