@@ -94,10 +94,36 @@ if os.environ.get("MICO_JAX_TEST_TYPES", "on") != "off":
   import beartype
   from jaxtyping import install_import_hook
 
-  _checker: Any = types.ModuleType("mico_jax_test_types")
-  _checker.check = beartype.beartype(
+  _beartype = beartype.beartype(
     conf=beartype.BeartypeConf(is_pep484_tower=True)
   )
+  _checks: dict[Any, Any] = {}
+
+  def _check(function: Any) -> Any:
+    """The check of a signature, which jaxtyping gives without its function.
+
+    Functions inside of others are defined at every call of those, and making
+    their check takes longer than what many of them do: it is made once.
+    """
+    if "<locals>" not in function.__qualname__ or isinstance(function, type):
+      return _beartype(function)
+    code = function.__code__
+    key = (
+      function.__module__,
+      function.__qualname__,
+      (code.co_posonlyargcount, code.co_argcount, code.co_kwonlyargcount),
+      (code.co_flags, code.co_varnames),
+      tuple(function.__annotations__.items()),
+    )
+    try:
+      if key not in _checks:
+        _checks[key] = _beartype(function)
+    except TypeError:  # an annotation without a hash
+      return _beartype(function)
+    return _checks[key]
+
+  _checker: Any = types.ModuleType("mico_jax_test_types")
+  _checker.check = _check
   sys.modules[_checker.__name__] = _checker
   install_import_hook("mico_jax", "mico_jax_test_types.check")
 

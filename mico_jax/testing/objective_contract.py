@@ -22,35 +22,19 @@ from mico_jax.config import (
   InputConfig,
   ModelConfig,
   TaskConfig,
-  TextConfig,
   TrainConfig,
-  VisionConfig,
 )
 from mico_jax.data.tokenizer import TokenizerInfo
 from mico_jax.models import build
 from mico_jax.objectives import OBJECTIVES
+from mico_jax.testing.tiny_model import tiny_model
 from mico_jax.train import state as train_state
 from mico_jax.train.step import make_loss
 
 TOKENIZER = TokenizerInfo(
   pad=0, cls=1, sep=2, mask=3, vocab_size=40, random_range=(5, 40)
 )
-TINY_MODEL = ModelConfig(
-  vision=VisionConfig(
-    image_size=8, patch_size=4, width=16, depth=2, num_heads=2, mlp_dim=32
-  ),
-  text=TextConfig(
-    vocab_size=40,
-    width=16,
-    depth=2,
-    num_heads=2,
-    mlp_dim=32,
-    max_positions=24,
-    dropout=0.0,
-  ),
-  embed_dim=8,
-  frame_table={"video": 2, "audio": 2, "depth": 1, "normal": 1},
-)
+TINY_MODEL = tiny_model()
 
 
 def tiny_config(

@@ -19,37 +19,34 @@ from mico_jax.interop.importing.formats import FORMATS
 from mico_jax.interop.names import mico, staged_vision
 from mico_jax.interop.names.weight_map import to_theirs
 from mico_jax.models import build
+from mico_jax.testing.tiny_model import tiny_model, tiny_vision
 
 PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrst")
-MODEL = ModelConfig(
-  vision=VisionConfig(
-    image_size=16,
-    patch_size=8,
-    width=8,
-    depth=2,
-    num_heads=2,
-    mlp_dim=12,
-    clip_embed_dim=6,
-  ),
-  text=TextConfig(
-    vocab_size=len(PIECES),
-    width=6,
-    depth=2,
-    num_heads=2,
-    mlp_dim=10,
-    max_positions=48,
-  ),
+MODEL = tiny_model(
+  vision={
+    "image_size": 16,
+    "patch_size": 8,
+    "width": 8,
+    "mlp_dim": 12,
+    "clip_embed_dim": 6,
+  },
+  text={
+    "vocab_size": len(PIECES),
+    "width": 6,
+    "mlp_dim": 10,
+    "max_positions": 48,
+    "dropout": TextConfig.dropout,
+  },
   embed_dim=5,
   heads=("t", "s", "v", "a", "d", "va", "id", "vs", "vas"),
   frame_table={"video": 4, "audio": 2, "depth": 1},
   normals_as="depth",
 )
 # Encoders of single towers: of EVA-CLIP, of CLIP, of timm.
-EVA = VisionConfig(
+EVA = tiny_vision(
   image_size=16,
   patch_size=8,
   width=64,
-  depth=2,
   num_heads=1,
   mlp_dim=12,
   clip_embed_dim=6,

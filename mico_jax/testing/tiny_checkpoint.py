@@ -16,18 +16,16 @@ from mico_jax.config import (
   DataConfig,
   EvaluationConfig,
   InputConfig,
-  ModelConfig,
   SourceConfig,
   TaskConfig,
-  TextConfig,
   TokenizerConfig,
   TrainConfig,
-  VisionConfig,
 )
 from mico_jax.data.tokenizer import make_tokenizer
 from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import make_self_check
 from mico_jax.models import build
+from mico_jax.testing.tiny_model import tiny_model
 
 # One config text for tests that need a file: `tiny(**changes)` as Python.
 CONFIG_FILE = """\
@@ -43,29 +41,14 @@ def get_config():
 def tiny_config(**changes: Any) -> Config:
   """All modalities of OmniWorld at 16 pixels, two layers of width 32."""
   world = lambda split: SourceConfig(kind="omniworld", split=split, size=64)
+  wide = {"width": 32, "mlp_dim": 64}
   config = Config(
     name="tiny",
-    model=ModelConfig(
-      vision=VisionConfig(
-        image_size=16,
-        patch_size=8,
-        width=32,
-        depth=2,
-        num_heads=2,
-        mlp_dim=64,
-      ),
-      text=TextConfig(
-        vocab_size=512,
-        width=32,
-        depth=2,
-        num_heads=2,
-        mlp_dim=64,
-        max_positions=48,
-        dropout=0.0,
-      ),
+    model=tiny_model(
+      vision={"image_size": 16, "patch_size": 8, **wide},
+      text={"vocab_size": 512, "max_positions": 48, **wide},
       embed_dim=32,
       heads=("t", "s", "v", "a", "d", "n", "va"),
-      frame_table={"video": 2, "audio": 2, "depth": 1, "normal": 1},
     ),
     data=DataConfig(
       sources={"train": world("train"), "test": world("test")},

@@ -18,10 +18,9 @@ from mico_jax.benchmarks import (
 from mico_jax.benchmarks.shapes import SHAPES, Shape
 from mico_jax.cli.main import main
 from mico_jax.config import VisionConfig
+from mico_jax.testing.tiny_model import tiny_vision
 
-TINY = VisionConfig(
-  image_size=16, patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64
-)
+TINY = tiny_vision(image_size=16, patch_size=8, width=32, mlp_dim=64)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from mico_jax.evaluation.evaluators import EVALUATORS
 from mico_jax.evaluation.evaluators.text_retrieval import world_ceiling
 from mico_jax.evaluation.features import Embedder, Gallery
 from mico_jax.kernels import target
+from mico_jax.testing.tiny_model import tiny_model
 from mico_jax.world import ceilings
 
 OBJECTIVES = {
@@ -32,20 +33,9 @@ OBJECTIVES = {
 
 @pytest.fixture(scope="module")
 def config() -> c.Config:
-  model = c.ModelConfig(
-    vision=c.VisionConfig(
-      image_size=32, patch_size=16, width=16, depth=1, num_heads=2, mlp_dim=32
-    ),
-    text=c.TextConfig(
-      vocab_size=512,
-      width=16,
-      depth=1,
-      num_heads=2,
-      mlp_dim=32,
-      max_positions=80,
-      dropout=0.0,
-    ),
-    embed_dim=8,
+  model = tiny_model(
+    vision={"image_size": 32, "patch_size": 16, "depth": 1},
+    text={"vocab_size": 512, "depth": 1, "max_positions": 80},
     heads=("t", "v", "a", "va"),
     frame_table={"video": 2, "audio": 1},
   )
@@ -83,7 +73,7 @@ def config() -> c.Config:
 @pytest.fixture(scope="module")
 def parts(config):
   model = models.build(config.model)
-  params = model.init(jax.random.key(0))
+  params = jax.jit(model.init)(jax.random.key(0))
   return model, params, make_tokenizer(config.data.tokenizer)
 
 

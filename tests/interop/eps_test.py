@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 
 from mico_jax.checkpoint import manifest
-from mico_jax.config import ModelConfig, TextConfig, VisionConfig
+from mico_jax.config import ModelConfig, VisionConfig
 from mico_jax.interop.names import mico, mico_vision, staged_vision, timm_vision
 from mico_jax.interop.names.weight_map import to_theirs
 from mico_jax.models import build, presets, swin
 from mico_jax.testing.official_folder import staged_zeros
+from mico_jax.testing.tiny_model import tiny_text, tiny_vision
 
 EPS = 1e-5  # of both originals
 WIDTH, PATCH = 8, 4
-TEXT = TextConfig(
+TEXT = tiny_text(
   vocab_size=8, width=8, depth=1, num_heads=1, mlp_dim=8, max_positions=8
 )
-CLIP = VisionConfig(
+CLIP = tiny_vision(
   image_size=2 * PATCH,
   patch_size=PATCH,
   width=WIDTH,

@@ -9,29 +9,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mico_jax.config import ModelConfig, TextConfig, VisionConfig
 from mico_jax.interop.files import safetensors_file, safetensors_writer
 from mico_jax.interop.names import mico
 from mico_jax.models import build
+from mico_jax.testing.tiny_model import tiny_model
 
-CONFIG = ModelConfig(
-  vision=VisionConfig(
-    image_size=8,
-    patch_size=4,
-    width=8,
-    depth=2,
-    num_heads=2,
-    mlp_dim=12,
-    clip_embed_dim=6,
-  ),
-  text=TextConfig(
-    vocab_size=20,
-    width=6,
-    depth=3,
-    num_heads=2,
-    mlp_dim=10,
-    max_positions=9,
-  ),
+CONFIG = tiny_model(
+  vision={"width": 8, "mlp_dim": 12, "clip_embed_dim": 6},
+  text={
+    "vocab_size": 20,
+    "width": 6,
+    "depth": 3,
+    "mlp_dim": 10,
+    "max_positions": 9,
+  },
   embed_dim=5,
   heads=("t", "s", "v", "a", "d", "va", "id", "vs", "vas"),
   frame_table={"video": 4, "audio": 3, "depth": 2},

@@ -10,19 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from mico_jax.config import ModelConfig, TextConfig, VisionConfig
+from mico_jax.config import ModelConfig, TextConfig
 from mico_jax.interop.names import mico, mico_vision
 from mico_jax.models import PRESETS, VISION, build
+from mico_jax.testing.tiny_model import tiny_vision
 
-TINY = VisionConfig(
-  image_size=12,
-  patch_size=4,
-  width=16,
-  depth=2,
-  num_heads=2,
-  mlp_dim=24,
-  clip_embed_dim=6,
-)
+TINY = tiny_vision(image_size=12, mlp_dim=24, clip_embed_dim=6)
 CLIP = VISION["clip_b16"]
 VARIANTS = {
   "eva01": {},

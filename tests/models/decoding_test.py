@@ -11,22 +11,14 @@ import numpy as np
 import pytest
 
 from mico_jax import models
-from mico_jax.config import ModelConfig, TextConfig, VisionConfig
+from mico_jax.config import ModelConfig
 from mico_jax.models.decoding import generate, make_generator
+from mico_jax.testing.tiny_model import tiny_model
 
-CONFIG = ModelConfig(
-  vision=VisionConfig(
-    image_size=4, patch_size=4, width=8, depth=1, num_heads=1, mlp_dim=8
-  ),
-  text=TextConfig(
-    vocab_size=7,
-    width=12,
-    depth=2,
-    num_heads=2,
-    mlp_dim=24,
-    max_positions=12,
-    dropout=0.0,
-  ),
+CONFIG = tiny_model(
+  vision={"image_size": 4, "depth": 1},
+  text={"vocab_size": 7, "width": 12, "mlp_dim": 24, "max_positions": 12},
+  embed_dim=ModelConfig.embed_dim,
   heads=("t", "v"),
   frame_table={"video": 1},
 )

@@ -10,26 +10,17 @@ import numpy as np
 import pytest
 
 from mico_jax import axes, models
-from mico_jax.config import ModelConfig, TextConfig, VisionConfig
+from mico_jax.config import ModelConfig
 from mico_jax.kernels import target
 from mico_jax.layers.stack import REMAT, split_layers, stacked_layers
 from mico_jax.layers.take_rows import take_rows
 from mico_jax.models.resize import resize_frames
+from mico_jax.testing.tiny_model import tiny_model
 
-CONFIG = ModelConfig(
-  vision=VisionConfig(
-    image_size=12, patch_size=4, width=16, depth=2, num_heads=2, mlp_dim=32
-  ),
-  text=TextConfig(
-    vocab_size=40,
-    width=12,
-    depth=2,
-    num_heads=2,
-    mlp_dim=24,
-    max_positions=16,
-    dropout=0.0,
-  ),
-  embed_dim=8,
+CONFIG = tiny_model(
+  vision={"image_size": 12},
+  text={"width": 12, "mlp_dim": 24, "max_positions": 16},
+  frame_table=ModelConfig().frame_table,
 )
 IDS = jnp.array([[1, 5, 6, 2, 0, 0], [1, 7, 8, 9, 10, 2]])
 
@@ -44,6 +35,25 @@ def params():
   return jax.jit(_model().init)(jax.random.key(0))
 
 
+# Compiled once for all tests of these shapes.
+_encode = jax.jit(_model().encode, static_argnames="key")
+_text = jax.jit(_model().text)
+
+
+def _completed(model, params):
+  """Parameters with those that `model` has beside them, freshly drawn."""
+
+  def added(key):
+    return {k: v for k, v in model.init(key).items() if k not in params}
+
+  new = jax.jit(added)(jax.random.key(0))
+  assert new
+  completed = {**params, **new}
+  shapes = jax.tree.map(jnp.shape, completed)
+  assert shapes == jax.tree.map(jnp.shape, dict(model.abstract_params()))
+  return completed
+
+
 def _pixels(frames=2, seed=1):
   return jax.random.normal(jax.random.key(seed), (2, frames, 12, 12, 3))
 
@@ -55,6 +65,13 @@ def _context(model, params, letters="va", frames=2):
     "s": model.text(params, IDS),
   }
   return model.context(params, letters, tokens)
+
+
+@pytest.fixture(scope="module")
+def context(params):
+  """Of a video and a sound."""
+  values = jax.jit(lambda p: _context(_model(), p).values)(params)
+  return models.Context(values, None)
 
 
 @pytest.mark.parametrize("name", models.list_models())
@@ -123,39 +140,47 @@ def test_a_new_head_leaves_other_parameters(params):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-@pytest.mark.parametrize("name", REMAT)
-def test_unrolled_and_rematerialised_are_the_same(params, name):
+def _training_value(params, **changes):
+  """A loss with dropout and drop path, and its gradients."""
   row_keys = jax.random.split(jax.random.key(3), 2)
-  text = dataclasses.replace(CONFIG.text, dropout=0.1)
-  vision = dataclasses.replace(CONFIG.vision, drop_path_rate=0.2)
+  model = _model(
+    text=dataclasses.replace(CONFIG.text, dropout=0.1),
+    vision=dataclasses.replace(CONFIG.vision, drop_path_rate=0.2),
+    **changes,
+  )
 
-  def value(model):
-    def loss(params):
-      tokens = model.encode(
-        params, "video", _pixels(), row_keys=row_keys, train=True
-      )
-      context = model.context(params, "v", {"v": tokens})
-      kv = model.project_context(params, context)
-      hidden = model.text(
-        params,
-        IDS,
-        context=kv,
-        attention="causal",
-        row_keys=row_keys,
-        train=True,
-      )
-      return jnp.mean(jnp.square(model.lm_logits(params, hidden)))
+  def loss(params):
+    tokens = model.encode(
+      params, "video", _pixels(), row_keys=row_keys, train=True
+    )
+    context = model.context(params, "v", {"v": tokens})
+    kv = model.project_context(params, context)
+    hidden = model.text(
+      params,
+      IDS,
+      context=kv,
+      attention="causal",
+      row_keys=row_keys,
+      train=True,
+    )
+    return jnp.mean(jnp.square(model.lm_logits(params, hidden)))
 
-    return jax.jit(jax.value_and_grad(loss))(params)
+  return jax.jit(jax.value_and_grad(loss))(params)
 
-  base = value(_model(text=text, vision=vision))
+
+@pytest.fixture(scope="module")
+def training_value(params):
+  return _training_value(params)
+
+
+@pytest.mark.parametrize("name", REMAT)
+def test_unrolled_and_rematerialised_are_the_same(params, training_value, name):
   # Without rematerialisation the unrolled stack is compared, else the loop.
-  scan = name != "none"
-  got = value(_model(text=text, vision=vision, remat=name, scan=scan))
+  got = _training_value(params, remat=name, scan=name != "none")
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-4),
     got,
-    base,
+    training_value,
   )
 
 
@@ -214,9 +239,8 @@ def test_token_subsets(params):
   np.testing.assert_array_equal(some, same)
 
 
-def test_context_projected_once_equals_direct(params):
+def test_context_projected_once_equals_direct(params, context):
   model = _model()
-  context = _context(model, params)
   kv = model.project_context(params, context)
   rows = jnp.array([1, 0, 1])
   direct = model.project_context(
@@ -225,17 +249,17 @@ def test_context_projected_once_equals_direct(params):
   taken = kv.take(rows)
   ids = IDS[jnp.array([0, 0, 1])]
   np.testing.assert_allclose(
-    model.text(params, ids, context=taken),
-    model.text(params, ids, context=direct),
+    _text(params, ids, context=taken),
+    _text(params, ids, context=direct),
     atol=1e-6,
   )
 
 
 @pytest.mark.parametrize("uses", [(2, 1), (1, 2), (3, 1)])
-def test_rows_that_share_contexts(params, uses):
+def test_rows_that_share_contexts(params, context, uses):
   """Several texts of a row, some onto one context and some onto another."""
   model = _model()
-  own = model.project_context(params, _context(model, params))
+  own = model.project_context(params, context)
   other = own.take(jnp.array([1, 0]))
   rng = np.random.default_rng(0)
   ids = jnp.asarray(rng.integers(5, 20, (2, sum(uses), IDS.shape[1])))
@@ -243,8 +267,8 @@ def test_rows_that_share_contexts(params, uses):
     params, ids.reshape(-1, ids.shape[-1]), context=(own, other), uses=uses
   ).reshape(*ids.shape, -1)
   for column in range(sum(uses)):
-    context = own if column < uses[0] else other
-    alone = model.text(params, ids[:, column], context=context)
+    read = own if column < uses[0] else other
+    alone = _text(params, ids[:, column], context=read)
     np.testing.assert_allclose(together[:, column], alone, atol=1e-6)
   wrong = (uses[0] + 1, uses[1])
   with pytest.raises(ValueError, match=r"uses=.* must name a count for each"):
@@ -279,14 +303,14 @@ def test_absent_modalities_do_not_matter(params):
   """A masked modality gives what a context without it gives."""
   model = _model()
   tokens = {
-    "v": model.encode(params, "video", _pixels()),
-    "a": model.encode(params, "audio", _pixels(1, 2)),
+    "v": _encode(params, "video", _pixels()),
+    "a": _encode(params, "audio", _pixels(1, 2)),
   }
   present = {"a": jnp.array([False, False])}
   masked = model.context(params, "va", tokens, masks=present)
   alone = model.context(params, "v", tokens)
   got, want = (
-    model.text(params, IDS, context=model.project_context(params, c))
+    _text(params, IDS, context=model.project_context(params, c))
     for c in (masked, alone)
   )
   np.testing.assert_allclose(got, want, atol=1e-5)
@@ -294,7 +318,7 @@ def test_absent_modalities_do_not_matter(params):
     params, "v", tokens, masks={"v": jnp.zeros((2, 2), bool)}
   )
   kv = model.project_context(params, nothing)
-  assert np.isfinite(np.asarray(model.text(params, IDS, context=kv))).all()
+  assert np.isfinite(np.asarray(_text(params, IDS, context=kv))).all()
 
 
 def test_text_attention(params):
@@ -314,7 +338,7 @@ def test_text_attention(params):
   hidden = model.text(params, IDS, mask=full, **prefix)
   alone = model.text(params, IDS[:, :3], mask=full[:, :3])
   np.testing.assert_allclose(hidden[:, :3], alone, atol=1e-5)
-  padded = model.text(params, IDS)[0, :4]
+  padded = _text(params, IDS)[0, :4]
   cut = model.text(params, IDS[:1, :4])[0]
   np.testing.assert_allclose(padded, cut, atol=1e-5)
   with pytest.raises(ValueError, match="prefix_length"):
@@ -326,9 +350,9 @@ def test_text_attention(params):
 def test_features(params):
   model = _model()
   pooled = {
-    "i": model.pool(params, "image", model.encode(params, "image", _pixels())),
-    "a": model.pool(params, "audio", model.encode(params, "audio", _pixels(1))),
-    "t": model.pool_text(model.text(params, IDS), IDS),
+    "i": model.pool(params, "image", _encode(params, "image", _pixels())),
+    "a": model.pool(params, "audio", _encode(params, "audio", _pixels(1))),
+    "t": model.pool_text(_text(params, IDS), IDS),
   }
   pooled |= {"v": pooled["i"], "d": pooled["a"]}
   for letters in ("t", "i", "a", "va", "id"):
@@ -346,11 +370,11 @@ def test_features(params):
     model.embed(params, "vad", pooled)
 
 
-def test_options_of_the_paper():
+def test_options_of_the_paper(params):
   model = _model(context_positions=30, sample_embeddings=3, joined_positions=9)
-  params = jax.jit(model.init)(jax.random.key(0))
+  params = _completed(model, params)
   plain = _model()
-  tokens = {"v": model.encode(params, "video", _pixels())}
+  tokens = {"v": _encode(params, "video", _pixels())}
   base = plain.context(params, "v", tokens).values
   got = model.context(params, "v", tokens, sample_index={"v": 2}).values
   want = (
@@ -395,7 +419,7 @@ def test_normals_as_depth():
 
 
 def test_padded_subtitles(params):
-  hidden = _model().text(params, IDS)
+  hidden = _text(params, IDS)
   masks = {"s": IDS != 0}
   context = _model().context(params, "s", {"s": hidden}, masks=masks)
   np.testing.assert_array_equal(context.mask, IDS != 0)
@@ -406,7 +430,7 @@ def test_padded_subtitles(params):
 def test_short_contexts_and_other_frame_counts(params):
   model = _model(pool_frames=True)
   assert _context(model, params, "vas", frames=5).values.shape == (2, 18, 12)
-  long = _model().encode(params, "video", _pixels(11))
+  long = _encode(params, "video", _pixels(11))
   assert _model().context(params, "v", {"v": long}).values.shape[1] == 110
 
 
@@ -414,7 +438,7 @@ def test_bfloat16_stays_close(params):
   low = _model(dtype="bfloat16")
   tokens = low.encode(params, "video", _pixels())
   assert tokens.dtype == jnp.bfloat16
-  want = _model().encode(params, "video", _pixels())
+  want = _encode(params, "video", _pixels())
   assert float(jnp.abs(tokens.astype(jnp.float32) - want).mean()) < 0.05
   hidden = low.text(params, IDS)
   assert low.lm_logits(params, hidden).dtype == jnp.float32
@@ -443,11 +467,11 @@ def test_mistakes_are_named(params):
     _model(matmul_precision="nope")
 
 
-def test_frame_weights_tell_the_order_of_frames():
+def test_frame_weights_tell_the_order_of_frames(params):
   config = dataclasses.replace(CONFIG, frame_weights=True)
   model = models.build(config)
-  params = model.init(jax.random.key(0))
-  tokens = model.encode(params, "video", _pixels(2))
+  params = _completed(model, params)
+  tokens = _encode(params, "video", _pixels(2))
   turned = tokens[:, ::-1]
   gains = params["frame_gain"]
   # To start with: three quarters are the mean, a quarter is the change.

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from mico_jax import axes, models
-from mico_jax.config import ConfigError, ModelConfig, TextConfig, VisionConfig
+from mico_jax.config import ConfigError, ModelConfig
 from mico_jax.kernels.cross_entropy import IGNORE
 from mico_jax.layers.stack import split_layers
 from mico_jax.models import TEXT_ENCODERS
+from mico_jax.testing.tiny_model import tiny_text, tiny_vision
 from mico_jax.train.flops import count_flops
 
 PAD, CLS, SEP, MASK = 0, 1, 2, 3
@@ -25,22 +26,12 @@ OPTIONS = {"causal": {"kv_heads": 2}}
 
 
 def config_of(name: str, **changes) -> ModelConfig:
-  text = TextConfig(
-    encoder=name,
-    vocab_size=20,
-    width=16,
-    depth=2,
-    num_heads=4,
-    mlp_dim=32,
-    max_positions=12,
-    dropout=0.0,
-    norm_eps=1e-6,
+  text = tiny_text(
+    encoder=name, vocab_size=20, num_heads=4, max_positions=12, norm_eps=1e-6
   )
   text = dataclasses.replace(text, **OPTIONS.get(name, {}), **changes)
   return ModelConfig(
-    vision=VisionConfig(
-      image_size=4, patch_size=4, width=8, depth=1, num_heads=1, mlp_dim=8
-    ),
+    vision=tiny_vision(image_size=4, depth=1),
     text=text,
     heads=("t", "v"),
     frame_table={"video": 1},

@@ -14,19 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mico_jax.config import ModelConfig, VisionConfig
+from mico_jax.config import ModelConfig
 from mico_jax.interop.names import mico
 from mico_jax.models import VISION
 from mico_jax.models.vit import ViT
+from mico_jax.testing.tiny_model import tiny_vision
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)  # small tensors; other threads only wait
 pytest.importorskip("timm")
 
-BASE = VisionConfig(
-  image_size=24, patch_size=4, width=32, depth=2, num_heads=4, mlp_dim=48
-)
+BASE = tiny_vision(image_size=24, width=32, num_heads=4, mlp_dim=48)
 EVA = {
   "eva01": ({}, {}),
   "eva02": (

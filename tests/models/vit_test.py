@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mico_jax.config import ConfigError, ModelConfig, VisionConfig
+from mico_jax.config import ConfigError, ModelConfig
 from mico_jax.models import PRESETS, VISION, build
 from mico_jax.models.vit import ViT
+from mico_jax.testing.tiny_model import tiny_vision
 
-TINY = VisionConfig(
-  image_size=12, patch_size=4, width=16, depth=2, num_heads=2, mlp_dim=24
-)
+TINY = tiny_vision(image_size=12, mlp_dim=24)
 CLIP = {
   "norm_eps": 1e-5,
   "mlp": "quick_gelu",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,13 @@ def start(config, mesh):
   return init_state(model, config, mesh), step
 
 
+@pytest.fixture(scope="module")
+def averaged(mesh):
+  """State, step and batch of a run that averages its weights."""
+  config = tiny_config(CONTRASTIVE, optimizer=fast(ema=0.9))
+  return *start(config, mesh), put_batch(fake_batch(("tva",)), mesh)
+
+
 def fast(**changes):
   return OptimizerConfig(learning_rate=1e-2, warmup=0.0, **changes)
 
@@ -61,10 +69,10 @@ def same(a, b):
   )
 
 
-def test_nonfinite_step_changes_counters_only_and_training_goes_on(mesh):
-  config = tiny_config(CONTRASTIVE, optimizer=fast(ema=0.9))
-  state, step = start(config, mesh)
-  good = put_batch(fake_batch(("tva",)), mesh)
+def test_nonfinite_step_changes_counters_only_and_training_goes_on(
+  mesh, averaged
+):
+  state, step, good = averaged
   bad = fake_batch(("tva",))
   bad["pixels"]["audio"][2, 0, 0, 0, 0] = np.nan
   bad = put_batch(bad, mesh)
@@ -86,10 +94,8 @@ def test_nonfinite_step_changes_counters_only_and_training_goes_on(mesh):
   assert step._cache_size() == 1  # no recompilation on the way
 
 
-def test_loss_falls_and_averaged_weights_follow(mesh):
-  config = tiny_config(CONTRASTIVE, optimizer=fast(ema=0.99))
-  state, step = start(config, mesh)
-  batch = put_batch(fake_batch(("tva",)), mesh)
+def test_loss_falls_and_averaged_weights_follow(averaged):
+  state, step, batch = averaged
   first = state
   losses = Aggregator()
   for _ in range(12):
@@ -120,11 +126,11 @@ def test_learning_rate_follows_the_step_not_the_updates(mesh):
   np.testing.assert_allclose(rates, [1e-5, 2e-5, 3e-5], rtol=1e-5)
 
 
-def test_temperature_stays_above_its_floor_and_can_leave_it(mesh):
-  config = tiny_config(CONTRASTIVE, optimizer=fast())
-  state, step = start(config, mesh)
-  batch = put_batch(fake_batch(("tva",)), mesh)
-  low = {**state.params, "temperature": jnp.float32(0.01)}
+def test_temperature_stays_above_its_floor_and_can_leave_it(averaged):
+  state, step, batch = averaged
+  place = state.params["temperature"].sharding  # else the step compiles anew
+  floor = jax.device_put(jnp.float32(0.01), place)
+  low = {**state.params, "temperature": floor}
   state, _ = step(state.replace(params=low), batch)
   assert state.params["temperature"] > 0.01  # random pairs: it rises
 
@@ -146,12 +152,24 @@ def test_frozen_text_and_deltas(mesh):
 
 
 # --------------------------------------------------------------------- options
+@functools.cache
+def tiny_params():
+  """Parameters of `TINY_MODEL`."""
+  return jax.jit(build(TINY_MODEL).init)(jax.random.key(0))
+
+
+COMPILED = {}  # losses by the text of their config, and whether they train
+
+
 def loss_of(config, batch, seed_step=0, train=True):
-  model = build(config.model)
-  loss = make_loss(model, config, config.tasks["main"], TOKENIZER)
-  params = model.init(jax.random.key(0))
-  run = jax.jit(lambda p, b: loss(p, b, step=jnp.int32(seed_step), train=train))
-  return run(params, batch)
+  key = repr(config), train
+  if key not in COMPILED:
+    model = build(config.model)
+    loss = make_loss(model, config, config.tasks["main"], TOKENIZER)
+    COMPILED[key] = jax.jit(
+      lambda p, b, step: loss(p, b, step=step, train=train)
+    )
+  return COMPILED[key](tiny_params(), batch, jnp.int32(seed_step))
 
 
 def replace(config, objective, **changes):
@@ -227,7 +245,7 @@ def test_context_is_projected_once(monkeypatch):
   config = tiny_config(groups)
   model = build(config.model)
   loss = make_loss(model, config, config.tasks["main"], TOKENIZER)
-  params, batch = model.init(jax.random.key(0)), fake_batch(("tva",))
+  params, batch = tiny_params(), fake_batch(("tva",))
 
   class Again(ContextKV):
     """A context that is projected anew for each reader."""
@@ -287,7 +305,7 @@ def test_frames_of_all_modalities_go_through_one_call():
   counting = Counting(config.model)
   batch = fake_batch(("tva",))
   pixels = {k: jnp.asarray(batch["pixels"][k]) for k in ("video", "audio")}
-  params = model.init(jax.random.key(0))
+  params = tiny_params()
   joint = forward.encode_pixels(counting, params, pixels)
   assert calls == [("video", (8, 4, 8, 8, 3))]
   for key, value in pixels.items():
@@ -342,7 +360,7 @@ def test_groups_of_the_same_captions_encode_them_once(
 def test_eval_forward_agrees_with_training_features(mesh):
   config = tiny_config(CONTRASTIVE)
   model = build(config.model)
-  params = model.init(jax.random.key(0))
+  params = tiny_params()
   seen = []
 
   class Recording(type(model)):
