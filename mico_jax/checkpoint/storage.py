@@ -416,24 +416,19 @@ def _kvstore(folder: epath.Path) -> dict[str, str]:
 
 
 def read_arrays(
-  folder: epath.PathLike,
-  item: str,
-  entries: Mapping[str, Any],
-  *,
-  every: Iterable[str] | None = None,
+  folder: epath.PathLike, item: str, entries: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
   """Reads the arrays of one item as {path: host array}.
 
   Args:
     folder: step folder.
     item: "params", "opt_state" or "ema".
-    entries: the manifest's entries of that item; names the arrays to read.
-    every: paths of all arrays of the item; None: `entries` are all.
+    entries: the manifest's entries of that item.
 
   Raises:
     CheckpointError: if the files are absent, cut short or damaged.
   """
-  files = ArrayFiles(folder, item, entries if every is None else every)
+  files = ArrayFiles(folder, item, entries)
   with ThreadPoolExecutor(max_workers=READERS) as pool:
     read = lambda path: files.read(files.open(path), ())
     return dict(zip(entries, pool.map(read, entries), strict=True))

@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from mico_jax import config
 from mico_jax.data.sources import SOURCES
 from mico_jax.evaluation import EVALUATORS, SUITES
 from mico_jax.modalities import MODALITIES
-from mico_jax.models import build
+from mico_jax.models import build, parameters
 from mico_jax.models.presets import PRESETS, VISION
 from mico_jax.objectives import FIELDS, OBJECTIVES
 
@@ -192,9 +193,9 @@ def _model_row(name: str, model: config.ModelConfig) -> tuple[Any, ...]:
 
 
 def _encoder_row(name: str, vision: config.VisionConfig) -> tuple[Any, ...]:
-  # A small text tower, which is not counted.
-  text = config.TextConfig(width=64, depth=1, num_heads=1, mlp_dim=64)
-  model = build(config.ModelConfig(vision=vision, text=text))
+  encoder, _ = parameters.towers(config.ModelConfig(vision=vision))
+  pixels = np.zeros((1, vision.image_size, vision.image_size, 3), np.float32)
+  shapes = jax.eval_shape(encoder.init, jax.random.key(0), pixels)
   sizes = {"image_size", "patch_size", "width", "depth", "num_heads", "mlp_dim"}
   default = config.VisionConfig()
   options = (
@@ -207,7 +208,7 @@ def _encoder_row(name: str, vision: config.VisionConfig) -> tuple[Any, ...]:
   return (
     f"`{name}`",
     *_encoder_cells(vision),
-    _millions(model.abstract_params()["vision"]),
+    _millions(shapes["params"]),
     " ".join(options),
   )
 

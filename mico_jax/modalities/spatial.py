@@ -159,8 +159,6 @@ def resize_exact(
   return resize_bilinear(x.astype(np.float32) / np.float32(255), size)
 
 
-Frames = Shaped[np.ndarray, "_ _ _ ..."]  # [T, Y, X] or [T, Y, X, C]
-Draws = Float[np.ndarray, " _"]
 Resize = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 # (frames, size, resize, NUM_DRAWS numbers in [0, 1) or None) -> (frames of
 # `size` x `size` pixels, whether they are flipped). Recipes name them.
@@ -170,16 +168,22 @@ Place = Callable[
 
 
 def squash(
-  x: Frames, size: int, resize: Resize, draws: Draws | None
-) -> tuple[Frames, bool]:
+  x: Shaped[np.ndarray, "T Y X *C"],
+  size: int,
+  resize: Resize,
+  draws: Float[np.ndarray, " _"] | None,
+) -> tuple[Shaped[np.ndarray, "T y x *C"], bool]:
   """Resizes whole frames, ignoring the aspect ratio."""
   del draws
   return resize(x, (size, size)), False
 
 
 def crop_flip(
-  x: Frames, size: int, resize: Resize, draws: Draws | None
-) -> tuple[Frames, bool]:
+  x: Shaped[np.ndarray, "T Y X *C"],
+  size: int,
+  resize: Resize,
+  draws: Float[np.ndarray, " _"] | None,
+) -> tuple[Shaped[np.ndarray, "T y x *C"], bool]:
   """Random square crop of 80 to 100% of the area and random flip.
 
   Without draws: centre crop.
@@ -203,8 +207,11 @@ def crop_flip(
 
 
 def shift(
-  x: Frames, size: int, resize: Resize, draws: Draws | None
-) -> tuple[Frames, bool]:
+  x: Shaped[np.ndarray, "T Y X *C"],
+  size: int,
+  resize: Resize,
+  draws: Float[np.ndarray, " _"] | None,
+) -> tuple[Shaped[np.ndarray, "T y x *C"], bool]:
   """Random shift by up to an eighth of the side and zoom by up to 10%.
 
   Without flips, for digits and text. Pixels at the edge are repeated.
@@ -232,7 +239,7 @@ def place_clip(
   rng: np.random.Generator | None,
   place: Place,
   resize: Resize,
-) -> tuple[Frames, bool]:
+) -> tuple[Shaped[np.ndarray, "T y x *C"], bool]:
   """Selects frames of a clip and brings them to the encoder's size.
 
   The crop is drawn before the frames, so that aligned modalities share it even

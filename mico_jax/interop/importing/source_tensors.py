@@ -88,6 +88,7 @@ def _of_parameters(
   table = {
     "/".join(entry.path): entry for entry in FORMATS[format_name].table(model)
   }
+  files = storage.ArrayFiles(folder, "params", entries)
 
   @functools.lru_cache(maxsize=1)
   def intact(path: str) -> bool:
@@ -98,7 +99,7 @@ def _of_parameters(
   @functools.lru_cache(maxsize=1)
   def leaf(path: str) -> np.ndarray:
     one = {path: entries[path]}
-    arrays = storage.read_arrays(folder, "params", one, every=entries)
+    arrays = {path: files.read(files.open(path), ())}
     # Contents are compared tensor by tensor, see `_checked`.
     problems = manifest_lib.array_problems(
       one, arrays, item="params", hashes=False
