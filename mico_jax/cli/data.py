@@ -104,7 +104,7 @@ def _sheet(args: argparse.Namespace) -> dict[str, object]:
 
 def _build(args: argparse.Namespace) -> dict[str, object]:
   from mico_jax.data.build import build
-  from mico_jax.data.remote import short
+  from mico_jax.data.storage import short
   from mico_jax.run.monitor.progress import Progress
 
   source = SourceConfig(

@@ -7,7 +7,6 @@ leave it, links included, unless the source's `root` names a wider folder.
 
 from __future__ import annotations
 
-import io
 import os
 import posixpath
 import re
@@ -19,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from mico_jax.data.faults import describe
-from mico_jax.data.remote import Storage, is_remote, short
+from mico_jax.data.storage import Span, Storage, check_size, is_remote, short
 from mico_jax.data.tar import TarIndex
+from mico_jax.failures import TransientError
 from mico_jax.modalities import DecodeError
 from mico_jax.modalities.arrays import read_npy
 
@@ -122,22 +122,35 @@ class FileReader:
       return array[index]
     return self._storage.read(self.resolve(reference))
 
+  def spans(self, reference: Any) -> list[Span]:
+    """The bytes that `read` will need, as far as that is known before.
+
+    Raises:
+      DecodeError: as `read`, in part.
+    """
+    if isinstance(reference, (list, tuple)):
+      return [span for item in reference for span in self.spans(item)]
+    if not isinstance(reference, str) or _NPZ.fullmatch(reference):
+      return []
+    if match := _TAR.fullmatch(reference):
+      return [self.tar(match["file"]).span(match["member"])]
+    return [Span(self.resolve(reference))]
+
   def tar(self, path: str) -> TarIndex:
     """The index of a tar file, read once."""
     with self._lock:
       if path not in self._tars:
-        self._tars[path] = TarIndex(
-          self._storage.local(self.resolve(path)), self._storage
-        )
+        self._tars[path] = TarIndex(self.resolve(path), self._storage)
       return self._tars[path]
 
   def _array(self, path: str, name: str) -> np.ndarray:
     key = f"{path}:{name}"
     with self._lock:
       if key not in self._arrays:
-        data = self._storage.read(self.resolve(path))
-        limit = self._storage.max_file_bytes
-        self._arrays[key] = _read_npz(data, short(path), name, limit)
+        full, limit = self.resolve(path), self._storage.max_file_bytes
+        check_size(full, self._storage.stat(full).size, limit)
+        with self._storage.open(full) as file:
+          self._arrays[key] = _read_npz(file, short(path), name, limit)
         while (
           len(self._arrays) > 1
           and sum(a.nbytes for a in self._arrays.values()) > _ARRAY_BYTES
@@ -147,11 +160,11 @@ class FileReader:
       return self._arrays[key]
 
 
-def _read_npz(data: bytes, path: str, name: str, limit: int) -> np.ndarray:
-  """One array out of the bytes of a .npz file.
+def _read_npz(file: Any, path: str, name: str, limit: int) -> np.ndarray:
+  """One array out of a .npz file.
 
   Args:
-    data: of the file.
+    file: open for reading at any place.
     path: of the file, for messages.
     name: of the array.
     limit: most bytes of the array; more are refused before they are unpacked.
@@ -160,7 +173,7 @@ def _read_npz(data: bytes, path: str, name: str, limit: int) -> np.ndarray:
     DecodeError: if there is no such array, or it is broken or too large.
   """
   try:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    with zipfile.ZipFile(file) as archive:
       names = [n.removesuffix(".npy") for n in archive.namelist()]
       if name not in names:
         raise DecodeError(
@@ -176,6 +189,8 @@ def _read_npz(data: bytes, path: str, name: str, limit: int) -> np.ndarray:
         return read_npy(member.read())
   except DecodeError as error:
     raise DecodeError(f"{path}: {error}") from error
+  except TransientError:
+    raise
   except Exception as error:  # zipfile and zlib raise many kinds
     raise DecodeError(
       f"{path}: not a readable .npz: {describe(error)}"

@@ -23,7 +23,7 @@ from mico_jax.checkpoint import steps as steps_lib
 from mico_jax.checkpoint import workdir as workdir_lib
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config, ConfigError, TrainConfig
-from mico_jax.data.remote import Storage
+from mico_jax.data.storage import Storage
 from mico_jax.run.cluster.lock import WorkdirLock
 from mico_jax.run.monitor.metric_log import MetricsWriter, read_metrics
 from mico_jax.testing import memory_path

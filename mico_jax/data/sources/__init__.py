@@ -87,6 +87,8 @@ def open_source(config: Config, name: str) -> Source:
     ("samples", spec.count, len(source)),
     ("index SHA-256", spec.sha256, source.sha256),
   ):
+    if what != "samples" and old and old == source.former_sha256():
+      continue  # pinned by an earlier version, on the same data
     if old and old != new:
       raise ConfigError(
         f"data source {name!r} changed: {what} was {old}, is now {new}. "
