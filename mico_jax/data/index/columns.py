@@ -151,6 +151,11 @@ class Writer:
         os.unlink(out.name)
         raise
 
+  def __del__(self) -> None:
+    """Closes what an error left open."""
+    for file in getattr(self, "_files", {}).values():
+      file.close()
+
   def close(self) -> None:
     """Lets the temporary files go."""
     for file in self._files.values():

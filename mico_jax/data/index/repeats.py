@@ -19,7 +19,7 @@ class Hashes(Protocol):
     """How many there are."""
     ...
 
-  def __getitem__(self, rows: Any) -> np.ndarray:
+  def __getitem__(self, rows: Any, /) -> Any:
     """Some of them."""
     ...
 

@@ -100,11 +100,7 @@ def _scan(
   path: str, storage: Storage, more: dict[str, Any]
 ) -> tuple[Writer, dict[str, Any]]:
   writer = Writer(**DTYPES, **more)
-  try:
-    return writer, _scanned(path, storage, writer)
-  except BaseException:
-    writer.close()
-    raise
+  return writer, _scanned(path, storage, writer)
 
 
 def _scanned(path: str, storage: Storage, writer: Writer) -> dict[str, Any]:
@@ -134,7 +130,7 @@ def _opened(path: str, storage: Storage) -> Any:
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
   while (info := tar.next()) is not None:
     yield info
-    tar.members = []  # else it keeps them all
+    setattr(tar, "members", [])  # noqa: B010 (else it keeps them all)
 
 
 def _check_end(file: Any, offset: int, path: str) -> None:

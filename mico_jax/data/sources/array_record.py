@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.faults import describe, guarded
 from mico_jax.data.index import chunks, places
-from mico_jax.data.index.columns import Columns
+from mico_jax.data.index.columns import Columns, Writer
 from mico_jax.data.index.shards import Shards
 from mico_jax.data.packed import unpack
 from mico_jax.data.records import Record
@@ -71,11 +71,27 @@ class ArrayRecordSource(SourceKind):
         path,
         chunks.KIND,
         self._storage,
-        lambda: chunks.build(path, self._storage),
+        lambda: self._build(path),
         beside=beside,
       )
     except DecodeError as error:
       raise DecodeError(f"{short(path)}: {error}") from error
+
+  def _build(self, path: str) -> tuple[Writer, dict[str, Any]]:
+    writer, meta = chunks.build(path, self._storage)
+    if not is_remote(path):
+      from array_record.python import array_record_module
+
+      try:  # the library checks the hash of the footer
+        reader = array_record_module.ArrayRecordReader(path, options=_OPTIONS)
+        count = reader.num_records()
+        reader.close()
+      except Exception as error:
+        self._storage.patiently(lambda: _touch(path), path)
+        raise DecodeError(describe(error)) from error
+      if count != meta["samples"]:
+        raise DecodeError(f"{count} records, but {meta['samples']} in chunks.")
+    return writer, meta
 
   def write_index(self) -> list[str]:
     """Writes the index of each file beside it, where that may be."""

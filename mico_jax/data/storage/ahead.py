@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
 from mico_jax.data.storage.io_threads import IoThreads, Task
@@ -44,7 +44,7 @@ class Ahead:
   def plan(
     self,
     owner: Hashable,
-    spans: Callable[[], Sequence[Span]],
+    spans: Callable[[], Iterable[Span]],
     read: Callable[[Span], Any],
   ) -> None:
     """Reads spans in the background.
@@ -63,7 +63,7 @@ class Ahead:
   def _ask(
     self,
     owner: Hashable,
-    spans: Sequence[Span],
+    spans: Iterable[Span],
     read: Callable[[Span], Any],
   ) -> None:
     for span in spans:

@@ -182,7 +182,7 @@ class BlockCache:
 
   def _make_room(self, need: int) -> bool:
     """Lets the oldest blocks go until `need` bytes fit; whether they do."""
-    laps = self._tail - self._head  # each entry gets one second chance
+    laps = 4 * (self._tail - self._head)  # more than there are chances
     while self._total() + need > self._limit and self._head < self._tail:
       key, first, count = self._pop()
       file = self._files.get(key.hex())

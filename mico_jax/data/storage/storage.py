@@ -17,7 +17,7 @@ import hashlib
 import io
 import pathlib
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 from mico_jax.config import DataConfig
@@ -192,7 +192,7 @@ class Storage(Patience):
     self.remotely(lambda: _store(path).write(path, data), path)
 
   # ------------------------------------------------------------ what will come
-  def plan(self, owner: Hashable, spans: Callable[[], Sequence[Span]]) -> None:
+  def plan(self, owner: Hashable, spans: Callable[[], Iterable[Span]]) -> None:
     """Starts to read what somebody will need, and comes back at once.
 
     Args:
@@ -205,7 +205,7 @@ class Storage(Patience):
     """Lets go of what was planned for somebody."""
     self._ahead.done(owner)
 
-  def _useful(self, spans: Sequence[Span]) -> Iterator[Span]:
+  def _useful(self, spans: Iterable[Span]) -> Iterator[Span]:
     """Remote spans, cut at the end of their file; local ones are announced."""
     for span in spans:
       if not is_remote(span.path):
