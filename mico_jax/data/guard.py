@@ -41,11 +41,14 @@ def waiting() -> Iterator[None]:
 
 
 class Guard:
-  """Runs work in a daemon thread and watches the sample it is at.
+  """Watches the sample that a thread is at.
 
   What counts is the time that this process ran: one that was stopped (Ctrl-Z)
   and goes on has no stalled decoder. Nor has one that waits for a store
   (`waiting`), which has limits of its own.
+
+  Attributes:
+    period: seconds between two calls of `tick`.
   """
 
   def __init__(self, timeout: float):
@@ -55,6 +58,7 @@ class Guard:
       timeout: seconds that a sample may take.
     """
     self._timeout = timeout
+    self.period = max(0.01, min(timeout / 4, 1.0))
     self._waited = 0.0  # seconds for this sample, or for this wait
     self._sample = ("", -1, "")
     self._reading = 0
@@ -68,31 +72,46 @@ class Guard:
     self._reading += 1 if begins else -1
     self._waited = 0.0
 
-  def run(self, work: Callable[[], Any]) -> Any:
-    """The result of `work`.
+  def tick(self) -> None:
+    """Notes that the thread ran on for a period.
 
     Raises:
-      StalledDecoder: if a sample hangs; its thread is left behind.
+      StalledDecoder: if its sample hangs.
       TransientError: if a store does, beyond all patience.
+    """
+    self._waited += self.period
+    if self._waited > self._limit():
+      raise self._error()
+
+  @contextlib.contextmanager
+  def watching(self) -> Iterator[None]:
+    """Within, this thread's waits are told to this guard."""
+    _here.guard, self._waited = self, 0.0
+    try:
+      yield
+    finally:
+      _here.guard = None
+
+  def run(self, work: Callable[[], Any]) -> Any:
+    """The result of `work`, made by a daemon thread of its own.
+
+    Raises:
+      StalledDecoder, TransientError: as `tick`; the thread is left behind.
     """
     done = threading.Event()
     result: list[Any] = []
 
     def target() -> None:
-      _here.guard = self
       try:
-        result.extend((True, work()))
+        with self.watching():
+          result.extend((True, work()))
       except BaseException as error:
         result.extend((False, error))
       done.set()
 
-    self._waited = 0.0
     threading.Thread(target=target, daemon=True).start()
-    period = max(0.01, min(self._timeout / 4, 1.0))
-    while not done.wait(period):
-      self._waited += period
-      if self._waited > self._limit():
-        raise self._error()
+    while not done.wait(self.period):
+      self.tick()
     if not result[0]:
       raise result[1]
     return result[1]

@@ -18,8 +18,8 @@ def build(path: str, storage: Storage) -> tuple[Writer, dict[str, Any]]:
 
   Returns:
     The column, with the offset of the footer behind the chunks, and its meta:
-    `samples`, `group` (records of a chunk), `bytes`, and `sha256` of the size,
-    the footer and what the first and the last chunk begin with.
+    `samples`, `group` (records of a chunk), `footer_end`, and `sha256` of the
+    size, the footer and what the first and the last chunk begin with.
 
   Raises:
     DecodeError: if it is no ArrayRecord file, or its end is damaged.
@@ -28,8 +28,8 @@ def build(path: str, storage: Storage) -> tuple[Writer, dict[str, Any]]:
   size = storage.stat(path).size
   footer = read_footer(size, lambda at, n: storage.read_range(path, at, n))
   digest = hashlib.sha256(f"{size} ".encode())
-  end = int(footer.offsets[-1])
-  digest.update(storage.read_range(path, end, size - end))
+  start = int(footer.offsets[-1])
+  digest.update(storage.read_range(path, start, footer.end - start))
   if len(footer.offsets) > 1:
     for first in (0, len(footer.offsets) - 2):
       start, stop = footer.offsets[first : first + 2].tolist()
@@ -40,6 +40,6 @@ def build(path: str, storage: Storage) -> tuple[Writer, dict[str, Any]]:
   return writer, {
     "samples": footer.records,
     "group": footer.group,
-    "bytes": size,
+    "footer_end": footer.end,
     "sha256": digest.hexdigest(),
   }

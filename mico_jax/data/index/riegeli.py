@@ -34,11 +34,13 @@ class Footer(NamedTuple):
     records: number of records.
     group: records of each chunk but the last.
     offsets: of the chunks, int64, and of the footer.
+    end: of the footer; what follows up to the last block is padding.
   """
 
   records: int
   group: int
   offsets: np.ndarray
+  end: int
 
 
 def read_footer(size: int, read: Callable[[int, int], bytes]) -> Footer:
@@ -63,12 +65,12 @@ def read_footer(size: int, read: Callable[[int, int], bytes]) -> Footer:
 def _footer(size: int, read: Callable[[int, int], bytes]) -> Footer:
   if size < BLOCK or size % BLOCK:
     raise DecodeError(f"{size} bytes are no whole blocks of {BLOCK}.")
-  last = next(_records(read, size - BLOCK, size))
-  fields = _fields(last)
+  records, _ = _chunk(read, size - BLOCK, size)
+  fields = _fields(next(records))
   if fields.get(2) != _MAGIC or not 0 < fields.get(1, 0) < size - BLOCK:
     raise DecodeError("its last block is not that of an ArrayRecord file.")
   start = int(fields[1])
-  records = _records(read, start, size - BLOCK)
+  records, end = _chunk(read, start, size - BLOCK)
   about = _fields(_message(next(records), 1))
   count = int(about.get(2, 0))
   offsets = np.empty(count + 1, np.int64)
@@ -83,7 +85,7 @@ def _footer(size: int, read: Callable[[int, int], bytes]) -> Footer:
   total = int(about.get(3, 0))
   if not max(count - 1, 0) * group <= total <= count * group:
     raise DecodeError(f"{count} chunks of {group} do not hold {total} records.")
-  return Footer(total, group, offsets)
+  return Footer(total, group, offsets, end)
 
 
 def _logical(
@@ -110,21 +112,25 @@ def _logical(
   return b"".join(pieces), stop
 
 
-def _records(
+def _chunk(
   read: Callable[[int, int], bytes], offset: int, end: int
-) -> Iterator[bytes]:
-  """The records of a simple chunk."""
+) -> tuple[Iterator[bytes], int]:
+  """The records of a simple chunk, and the offset behind it."""
   header, place = _logical(read, offset, _CHUNK_HEADER.size, end)
   _, size, _, kind, decoded = _CHUNK_HEADER.unpack(header)
   if kind & 0xFF != _SIMPLE or max(size, decoded) > _MOST:
     raise DecodeError("the footer is no simple chunk.")
-  data, _ = _logical(read, place, size, end)
+  data, stop = _logical(read, place, size, end)
+  return _records(data, kind >> 8), stop
+
+
+def _records(data: bytes, number: int) -> Iterator[bytes]:
   codec = data[0]
   length, place = _varint(data, 1)
   sizes = _unpacked(data[place : place + length], codec)
   values = _unpacked(data[place + length :], codec)
   at = start = 0
-  for _ in range(kind >> 8):
+  for _ in range(number):
     count, at = _varint(sizes, at)
     if start + count > len(values):
       raise DecodeError("a record of the footer is cut short.")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar
 
 from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.faults import describe, guarded
-from mico_jax.data.index import chunks, places
+from mico_jax.data.index import chunks, riegeli
+from mico_jax.data.index import places as index_places
 from mico_jax.data.index.columns import Columns, Writer
 from mico_jax.data.index.shards import Shards
 from mico_jax.data.packed import unpack
@@ -21,7 +24,8 @@ from mico_jax.data.storage import Span, Storage, is_remote, short
 from mico_jax.modalities import DecodeError
 
 _OPEN = 128  # files that are open at a time
-_TRIES = 4  # reads of a chunk that goes from the cache while it is read
+_TRIES = 3  # reads of a chunk that goes from the cache while it is read
+_POSTSCRIPT = 4096  # bytes of the last block that say something
 _OPTIONS = "readahead_buffer_size:0"
 _BUFFER = 32768  # bytes
 
@@ -67,7 +71,7 @@ class ArrayRecordSource(SourceKind):
 
   def _load(self, path: str, *, beside: bool = False) -> Columns:
     try:
-      return places.load(
+      return index_places.load(
         path,
         chunks.KIND,
         self._storage,
@@ -128,10 +132,16 @@ class ArrayRecordSource(SourceKind):
   def spans(self, index: int, keys: Sequence[str]) -> list[Span]:
     """See `SourceKind.spans`."""
     del keys  # a record is read whole
-    path, _, start, end, _ = self._place(index)
+    path, _, start, end = self._place(index)[:4]
     return [Span(path, start, end - start)]
 
-  def _place(self, index: int) -> tuple[str, int, int, int, int]:
+  def plan(self, owner: Hashable, index: int, keys: Sequence[str]) -> None:
+    """See `SourceKind.plan`."""
+    if self.remote:
+      spans = lambda: self.spans(index, keys)
+      self._storage.plan(owner, spans, into_file=True)
+
+  def _place(self, index: int) -> tuple[str, int, int, int, tuple[int, int]]:
     """File, number there, where its chunk begins and ends, and the footer."""
     if not -len(self) <= index < len(self):
       raise IndexError(index)
@@ -139,7 +149,7 @@ class ArrayRecordSource(SourceKind):
     columns = self._shards.columns(number)
     chunk = at // columns.meta["group"]
     start, end = columns["chunk"][chunk : chunk + 2].tolist()
-    footer = int(columns["chunk"][-1])
+    footer = int(columns["chunk"][-1]), columns.meta["footer_end"]
     return self._shards.shards[number].path, at, start, end, footer
 
   def _blob(self, index: int) -> bytes:
@@ -159,44 +169,40 @@ class ArrayRecordSource(SourceKind):
       raise DecodeError(describe(error)) from first
 
   def _remote_blob(
-    self, path: str, at: int, start: int, end: int, footer: int
+    self, path: str, at: int, start: int, end: int, footer: tuple[int, int]
   ) -> bytes:
     """A record through the sparse file of the cache, which the library opens.
 
-    What is no longer there reads as zeros, of which the library says that they
-    are damaged: it checks the hash of every chunk.
+    Blocks that went from the cache meanwhile read as zeros, of which the
+    library says that they are damaged, since it checks the hash of every chunk;
+    then the bytes are read apart, which tells whether they are.
     """
-    size = self._storage.stat(path).size
+    storage, size = self._storage, self._storage.stat(path).size
+    last = size - riegeli.BLOCK
+    needed = [(start, end), footer, (last, last + _POSTSCRIPT)]
     for _ in range(_TRIES):
-      self._present(path, start, end)
-      cache = self._storage.cache()
+      ranges = needed if path not in self._readers else needed[:1]
+      cache = storage.cache()
       if cache is None:
         break
-      key, _ = self._storage.key(path)
-      before = cache.states(key, size, start, end)
+      if not all(storage.make_present(path, *places) for places in ranges):
+        break
+      key, _ = storage.key(path)
       try:
-        if path not in self._readers:
-          self._present(path, footer, size)
         data = self._read(path, str(cache.file(key, size).path), at)
-      except (ConfigError, DecodeError):
-        raise
-      except Exception as error:
-        if cache.states(key, size, start, end) == before:
-          raise DecodeError(describe(error)) from error
+      except OSError:
+        break
+      except Exception:  # the library says RuntimeError to all
         continue
       cache.used(key, size, start, end)
       return data
-    raise self._no_room(path, end - start)
-
-  def _present(self, path: str, start: int, end: int) -> None:
-    if not self._storage.make_present(path, start, end):
-      raise self._no_room(path, end - start)
-
-  def _no_room(self, path: str, size: int) -> ConfigError:
-    return ConfigError(
-      f"{short(path)}: data.cache_gb has no room for {size} bytes; ArrayRecord "
-      "files of a store are read through the cache."
-    )
+    pieces = [
+      (a, storage.read_range(path, a, b - a, cached=False)) for a, b in needed
+    ]
+    try:
+      return _read_apart(size, pieces, at)
+    except Exception as error:
+      raise DecodeError(describe(error)) from error
 
   def _read(self, path: str, local: str, at: int) -> bytes:
     """Record `at` of a file; `local` is what the library opens."""
@@ -220,6 +226,27 @@ class ArrayRecordSource(SourceKind):
       with self._lock:
         self._readers.pop(path, None)
       raise
+
+
+def _read_apart(
+  size: int, pieces: Sequence[tuple[int, bytes]], at: int
+) -> bytes:
+  """A record of a file of which some pieces are known: (offset, bytes)."""
+  from array_record.python import array_record_module
+
+  with tempfile.NamedTemporaryFile() as file:
+    os.ftruncate(file.fileno(), size)
+    for offset, data in pieces:
+      file.seek(offset)
+      file.write(data)
+    file.flush()
+    reader = array_record_module.ArrayRecordReader(
+      file.name, options=_OPTIONS, file_reader_buffer_size=_BUFFER
+    )
+    try:
+      return reader.read([at])[0]
+    finally:
+      reader.close()
 
 
 def _touch(path: str) -> None:

@@ -24,6 +24,7 @@ import pathlib
 import platform
 import struct
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -39,7 +40,7 @@ from mico_jax.data.storage.punch import can_punch, punch
 _OPEN = 256  # files that a process holds open
 _VERSION = b"mico_jax.blocks.1"
 _ENTRY = struct.Struct("<16sQQ")  # key, first block, number of blocks
-_SEGMENT = 4096  # entries of a file of the log
+_SEGMENT = 512  # entries of a file of the log
 _PAGE = 4096
 
 
@@ -65,6 +66,7 @@ class BlockCache:
     self._within = threading.Lock()  # flock knows processes, not threads
     self._files: OrderedDict[str, CachedFile] = OrderedDict()
     self._opening = threading.Lock()
+    self._log = self._segment = -1  # where the log ends, and its number
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     self._lock = os.open(self._folder / "lock", flags, 0o600)
     with self._changing():
@@ -76,9 +78,10 @@ class BlockCache:
     return self._folder
 
   def __del__(self) -> None:
-    """Closes the lock."""
-    if getattr(self, "_lock", -1) >= 0:
-      os.close(self._lock)
+    """Closes the lock and the log."""
+    for handle in (getattr(self, "_lock", -1), getattr(self, "_log", -1)):
+      if handle >= 0:
+        os.close(handle)
 
   # ------------------------------------------------------------------ reading
   def file(self, key: str, size: int) -> CachedFile:
@@ -165,19 +168,20 @@ class BlockCache:
     with self._changing():
       absent = runs(file.states(first, last), 0)
       need = sum(b - a for a, b in absent) * BLOCK
-      if not self._make_room(need + _SEGMENT * _ENTRY.size):
+      if not self._make_room(need):
         return False
       view = memoryview(data)
       for a, b in absent:
         piece = view[a * BLOCK : b * BLOCK]
         _write(file.handle, piece, start + a * BLOCK)
+        file.unread(first + a, first + b)
         file.set_present(first + a, first + b)
         self._append(bytes.fromhex(key), first + a, b - a)
         self._used += (b - a) * BLOCK
     return True
 
   def _total(self) -> int:
-    log = (self._tail - self._head + _SEGMENT) * _ENTRY.size
+    log = (self._tail - self._head + 2 * _SEGMENT) * _ENTRY.size
     return self._used + self._maps + log + 4 * _PAGE
 
   def _make_room(self, need: int) -> bool:
@@ -256,7 +260,9 @@ class BlockCache:
     )
     for path in self._folder.glob("log-*"):
       path.unlink()
-    self._used = self._maps = self._head = self._tail = 0
+    self._used = self._maps = 0
+    # No number that another process may have open as the end of the log.
+    self._head = self._tail = time.time_ns() // _SEGMENT * _SEGMENT
     for path in self._folder.glob("*.data"):
       if fresh or not path.with_suffix(".map").exists():
         path.with_suffix(".map").unlink(missing_ok=True)
@@ -273,16 +279,16 @@ class BlockCache:
 
   def _append(self, key: bytes, first: int, count: int) -> None:
     number, place = divmod(self._tail, _SEGMENT)
-    handle = os.open(
-      self._folder / f"log-{number}",
-      os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
-      0o600,
-    )
-    try:
-      entry = _ENTRY.pack(key, first, count)
-      _write(handle, memoryview(entry), place * _ENTRY.size)
-    finally:
-      os.close(handle)
+    if number != self._segment:
+      if self._log >= 0:
+        os.close(self._log)
+        self._log = -1
+      path = self._folder / f"log-{number}"
+      flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+      self._log = os.open(path, flags, 0o600)
+      self._segment = number
+    entry = _ENTRY.pack(key, first, count)
+    _write(self._log, memoryview(entry), place * _ENTRY.size)
     self._tail += 1
 
   def _pop(self) -> tuple[bytes, int, int]:

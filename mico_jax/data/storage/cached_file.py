@@ -2,8 +2,8 @@
 
 The map has two bytes per block: its state (bit 0: present; the rest counts how
 often it went, modulo 64), which changes only under the cache's lock, and
-how often it was read (up to three times), which readers
-count and whoever looks for the oldest takes away.
+how often it was read: what came ahead and was not read yet
+is kept before what was, and of that what was read again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import pathlib
 BLOCK = 16384  # bytes
 PRESENT = 1
 _STATE = 0xFD
-_READS = 3  # that are counted
+_READS = 3  # that are counted, after the first
+_UNREAD = 0x80
 
 
 class CachedFile:
@@ -87,18 +88,28 @@ class CachedFile:
     """Notes that blocks were read."""
     assert self._map is not None
     start, end = self.blocks + first, self.blocks + last
-    self._map[start:end] = bytes(
-      min(r + 1, _READS) for r in self._map[start:end]
-    )
+    reads = self._map[start:end]
+    self._map[start:end] = reads.translate(_READ)
 
   def untouch(self, first: int, last: int) -> bool:
-    """Whether any was read; takes one of the reads away."""
+    """Whether blocks deserve to stay; takes one of their chances away."""
     assert self._map is not None
     start, end = self.blocks + first, self.blocks + last
     reads = max(self._map[start:end])
     if reads:
-      self._map[start:end] = bytes([reads - 1]) * (end - start)
+      less = 0 if reads >= _UNREAD else reads - 1
+      self._map[start:end] = bytes([less]) * (end - start)
     return reads > 0
+
+  def unread(self, first: int, last: int) -> None:
+    """Notes that blocks came and nobody read them yet."""
+    assert self._map is not None
+    start, end = self.blocks + first, self.blocks + last
+    self._map[start:end] = bytes([_UNREAD]) * (end - start)
+
+
+# What becomes of the count of a block when it is read.
+_READ = bytes(0 if r >= _UNREAD else min(r + 1, _READS) for r in range(256))
 
 
 def map_of(folder: pathlib.Path, key: str) -> pathlib.Path:

@@ -22,7 +22,7 @@ from typing import Any
 
 from mico_jax.config import DataConfig
 from mico_jax.data.guard import waiting
-from mico_jax.data.storage.ahead import Ahead, Span
+from mico_jax.data.storage.ahead import ROOM, Ahead, Span
 from mico_jax.data.storage.blocks import BlockCache
 from mico_jax.data.storage.handles import Handles
 from mico_jax.data.storage.io_threads import io_threads
@@ -87,7 +87,9 @@ class Storage(Patience):
   def _prepare(self) -> None:
     self._lock = threading.Lock()
     self._stamps: dict[str, Stamp] = {}
-    self._ahead = Ahead(io_threads())
+    self._keys: dict[str, tuple[str, int]] = {}
+    # What comes before it is needed must not drive out what is needed now.
+    self._ahead = Ahead(io_threads(), min(ROOM, self._limit // 2 or ROOM))
 
   @classmethod
   def of(cls, config: DataConfig) -> Storage:
@@ -100,7 +102,7 @@ class Storage(Patience):
 
   def __getstate__(self) -> dict[str, Any]:
     """Locks and threads do not travel to worker processes."""
-    hidden = ("_lock", "_stamps", "_ahead")
+    hidden = ("_lock", "_stamps", "_keys", "_ahead")
     return {k: v for k, v in self.__dict__.items() if k not in hidden}
 
   def __setstate__(self, state: dict[str, Any]) -> None:
@@ -192,14 +194,22 @@ class Storage(Patience):
     self.remotely(lambda: _store(path).write(path, data), path)
 
   # ------------------------------------------------------------ what will come
-  def plan(self, owner: Hashable, spans: Callable[[], Iterable[Span]]) -> None:
+  def plan(
+    self,
+    owner: Hashable,
+    spans: Callable[[], Iterable[Span]],
+    *,
+    into_file: bool = False,
+  ) -> None:
     """Starts to read what somebody will need, and comes back at once.
 
     Args:
       owner: of the bytes, until `forget`.
       spans: says which; called in another thread.
+      into_file: they will be read by `make_present`.
     """
-    self._ahead.plan(owner, lambda: self._useful(spans()), self._read_span)
+    read = self._fill_span if into_file else self._read_span
+    self._ahead.plan(owner, lambda: self._useful(spans()), read)
 
   def forget(self, owner: Hashable) -> None:
     """Lets go of what was planned for somebody."""
@@ -222,6 +232,10 @@ class Storage(Patience):
     if span.size < 0:
       return self._whole(span.path)
     return self._range(span.path, span.offset, span.offset + span.size)
+
+  def _fill_span(self, span: Span) -> bytes:
+    self._fill(span.path, span.offset, span.offset + span.size)
+    return b""
 
   def _from_ahead(self, span: Span) -> bytes | None:
     """Bytes that were asked for; None if they were not, or did not come."""
@@ -258,9 +272,12 @@ class Storage(Patience):
 
   def key(self, path: str) -> tuple[str, int]:
     """Name of a remote file in the cache, and its size."""
-    stamp = self.stat(path)
-    name = f"{path}\0{stamp.size} {stamp.tag}"
-    return hashlib.sha256(name.encode()).hexdigest()[:32], stamp.size
+    if path not in self._keys:
+      stamp = self.stat(path)
+      name = f"{path}\0{stamp.size} {stamp.tag}"
+      digest = hashlib.sha256(name.encode()).hexdigest()
+      self._keys[path] = (digest[:32], stamp.size)
+    return self._keys[path]
 
   def make_present(self, path: str, offset: int, end: int) -> bool:
     """Fills blocks of the cache's sparse file; whether they fit.
@@ -314,6 +331,8 @@ class Storage(Patience):
       except OSError:
         fits = False
       if start <= offset and end <= stop:
+        if fits:
+          cache.used(key, size, offset, end)
         return data[offset - start : end - start]
       if not fits:
         break

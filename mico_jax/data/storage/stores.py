@@ -114,6 +114,7 @@ class ObstoreStore:
     obstore.put(store, name, data)
 
 
+@functools.lru_cache(maxsize=8192)
 def _filesystem(path: str) -> tuple[Any, str]:
   import fsspec
 
