@@ -13,7 +13,9 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mico_jax.data.index.columns import Writer
+import numpy as np
+
+from mico_jax.data.index.columns import Columns, Writer
 from mico_jax.data.index.progress import Progress
 from mico_jax.data.index.repeats import NO_ID, hash_of
 from mico_jax.data.records import parse_fields
@@ -148,3 +150,24 @@ def names_of(fields: Mapping[str, Any]) -> Iterator[str]:
       yield from (f"captions.{kind}" for kind in value)
     else:
       yield name
+
+
+def presence(columns: Columns) -> dict[str, dict[str, int]]:
+  """How many lines have each field, and are of each split ("": of all)."""
+  splits, names = columns.meta["splits"], columns.meta["fields"]
+  per_split = np.zeros(len(splits), np.int64)
+  per_field = [0] * len(names)
+  for start in range(0, columns.meta["samples"], _PIECE * 256):
+    part = slice(start, start + _PIECE * 256)
+    counts = np.bincount(columns["split"][part], minlength=len(splits))
+    per_split += counts
+    masks = columns["fields"][part]
+    for bit in range(len(names)):
+      there = (masks >> np.uint64(bit)) & np.uint64(1)
+      per_field[bit] += int(np.count_nonzero(there))
+  return {
+    "fields": dict(zip(names, per_field, strict=True)),
+    "splits": {
+      s or "": n for s, n in zip(splits, per_split.tolist(), strict=True) if n
+    },
+  }

@@ -100,6 +100,10 @@ class ManifestSource(SourceKind):
     self._load(beside=True)
     return [self._config.path]
 
+  def presence(self) -> dict[str, dict[str, int]]:
+    """How many lines of the manifest have each field, and are of each split."""
+    return lines.presence(self._index)
+
   def _tell_broken(self, meta: dict[str, Any]) -> None:
     count, good = meta["samples"], meta["good"]
     if good == count:

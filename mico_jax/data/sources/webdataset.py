@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -106,6 +107,17 @@ class WebDatasetSource(SourceKind):
     for shard in self._shards.shards:
       self._load(shard.path, beside=True)
     return [shard.path for shard in self._shards.shards]
+
+  def presence(self) -> dict[str, dict[str, int]]:
+    """How many samples have a member of each ending."""
+    counts: Counter[str] = Counter()
+    for number in range(len(self._shards.shards)):
+      columns = self._shards.columns(number)
+      patterns = columns.meta["patterns"]
+      times = np.bincount(columns["pattern"], minlength=len(patterns))
+      for pattern, count in zip(patterns, times.tolist(), strict=True):
+        counts.update(dict.fromkeys(pattern, count))
+    return {"fields": dict(counts)}
 
   def former_sha256(self) -> str:
     """What the source was known by before its shards had hashes."""

@@ -289,23 +289,31 @@ class Storage(Patience):
     cache = self.cache()
     if cache is None:
       return False
-    if cache.missing(*self.key(path), offset, end) is None:
-      return True
+    try:
+      if cache.missing(*self.key(path), offset, end) is None:
+        return True
+    except OSError:  # a disk that is full
+      return False
     return self.remotely(lambda: self._fill(path, offset, end), path)
 
   def _fill(self, path: str, offset: int, end: int) -> bool:
     cache = self.cache()
-    if cache is None:
-      return False
     key, size = self.key(path)
-    for _ in range(_TRIES):
-      span = cache.missing(key, size, offset, end)
+    for _ in range(_TRIES if cache is not None else 0):
+      assert cache is not None
+      try:
+        span = cache.missing(key, size, offset, end)
+      except OSError:
+        return False
       if span is None:
         return True
       data = self._fetch(path, *span)
-      if not cache.put(key, size, span[0], data):
+      try:
+        if not cache.put(key, size, span[0], data):
+          return False
+      except OSError:
         return False
-    return cache.missing(key, size, offset, end) is None
+    return False
 
   def _range(self, path: str, offset: int, end: int) -> bytes:
     """Bytes of a remote file, from the cache as far as they are there."""
