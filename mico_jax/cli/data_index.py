@@ -21,7 +21,7 @@ def add_arguments(actions: Any) -> argparse.ArgumentParser:
   parser = actions.add_parser(
     "index", help="index files, so that opening them takes no time"
   )
-  common.add_config(parser)
+  common.add_config(parser, required=False)
   parser.add_argument(
     "files",
     nargs="*",

@@ -18,6 +18,8 @@ from mico_jax.data.stalled import EVALUATION, Stalled
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import DecodeError
 
+_AHEAD = 64  # samples that are asked for before they are needed
+
 
 def evaluation_batches(
   config: Config,
@@ -64,8 +66,21 @@ def evaluation_batches(
     wanted, total = indices, len(indices)
     pick = lambda i: opened.record(wanted[i])
 
+  remote: Any = None  # a source whose bytes come from a store
+  if records is None and getattr(opened, "remote", False):
+    remote = opened
+
   def load(i: int) -> tuple[Record, dict[str, Any]] | None:
     index = i if indices is None else int(indices[i])
+    for later in range(i, min(i + _AHEAD, total)) if remote else ():
+      remote.plan(("evaluation", later), int(wanted[later]), keys)
+    try:
+      return watched(i, index)
+    finally:
+      if remote:
+        remote.forget(("evaluation", i))
+
+  def watched(i: int, index: int) -> tuple[Record, dict[str, Any]] | None:
     known = stalled if records is None else None
     if known is not None and known.id(source_name, index) is not None:
       return None

@@ -59,7 +59,7 @@ class ManifestSource(SourceKind):
     except DecodeError as error:
       raise ConfigError(f"data.sources.{name}.path: {error}") from error
     self._files = FileReader(parent(config.path), config.root, storage, name)
-    self.remote = is_remote(config.path)
+    self.remote = is_remote(config.path) or is_remote(config.root)
     meta = self._index.meta
     self.sha256 = meta["sha256"]
     self._tell_broken(meta)

@@ -13,17 +13,14 @@ device would block, or never end.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pathlib
-import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 from mico_jax.config import DataConfig
 from mico_jax.data.guard import waiting
 from mico_jax.data.storage.ahead import ROOM, Ahead, Span
-from mico_jax.data.storage.blocks import BlockCache
 from mico_jax.data.storage.handles import Handles
 from mico_jax.data.storage.io_threads import io_threads
 from mico_jax.data.storage.paths import (
@@ -34,20 +31,16 @@ from mico_jax.data.storage.paths import (
   short,
   user_cache,
 )
-from mico_jax.data.storage.patience import Patience
 from mico_jax.data.storage.range_file import RangeFile
-from mico_jax.data.storage.stores import CutShortError, Stamp, Store, store_of
-from mico_jax.failures import say
+from mico_jax.data.storage.remote_reads import RemoteReads, store
+from mico_jax.data.storage.stores import Stamp
 from mico_jax.modalities import DecodeError
 
 _SCAN = 1 << 20  # bytes of one read of a file that is read as a whole
-_TRIES = 4  # until a range that goes again and again is read past the cache
-_caches: dict[tuple[pathlib.Path, int], BlockCache | None] = {}
-_opening = threading.Lock()
 _handles = Handles()
 
 
-class Storage(Patience):
+class Storage(RemoteReads):
   """Reads whole files and ranges.
 
   Attributes:
@@ -77,17 +70,13 @@ class Storage(Patience):
       cache_gb: limit of the block cache, GB of 2^30 bytes; 0: none.
       cache_dir: "": `mico_jax` in the user's cache folder.
     """
-    self._folder = pathlib.Path(cache_dir or user_cache("blocks"))
-    super().__init__(timeout, patience)
+    folder = pathlib.Path(cache_dir or user_cache("blocks"))
+    super().__init__(timeout, patience, folder, int(cache_gb * 2**30))
     self.max_file_bytes = max_file_bytes
-    self._limit = int(cache_gb * 2**30)
-    self.requests = self.received = 0
     self._prepare()
 
   def _prepare(self) -> None:
-    self._lock = threading.Lock()
-    self._stamps: dict[str, Stamp] = {}
-    self._keys: dict[str, tuple[str, int]] = {}
+    self._reset()
     # What comes before it is needed must not drive out what is needed now.
     self._ahead = Ahead(io_threads(), min(ROOM, self._limit // 2 or ROOM))
 
@@ -128,7 +117,7 @@ class Storage(Patience):
       return self.patiently(lambda: _read_local(path, limit), path)
     data = self._from_ahead(Span(path))
     if data is None:
-      data = self.remotely(lambda: self._whole(path), path)
+      data = self.remotely(lambda: self.whole(path), path)
     check_size(path, len(data), limit)
     return data
 
@@ -143,10 +132,7 @@ class Storage(Patience):
     if not is_remote(path):
       state = self.patiently(lambda: check_regular(path), path)
       return Stamp(state.st_size, str(state.st_mtime_ns))
-    if path not in self._stamps:
-      stamp = self.remotely(lambda: _store(path).stat(path), path)
-      self._stamps[path] = stamp
-    return self._stamps[path]
+    return self.remote_stat(path)
 
   def read_range(
     self, path: str, offset: int, size: int, *, cached: bool = True
@@ -170,7 +156,7 @@ class Storage(Patience):
     data = self._from_ahead(Span(path, offset, end - offset))
     if data is not None:
       return data
-    read = self._range if cached else self._fetch
+    read = self.range if cached else self.fetch
     return self.remotely(lambda: read(path, offset, end), path)
 
   def open(self, path: str) -> io.BufferedIOBase:
@@ -191,7 +177,7 @@ class Storage(Patience):
     Raises:
       DecodeError, TransientError: as `read`.
     """
-    self.remotely(lambda: _store(path).write(path, data), path)
+    self.remotely(lambda: store(path).write(path, data), path)
 
   # ------------------------------------------------------------ what will come
   def plan(
@@ -230,11 +216,11 @@ class Storage(Patience):
 
   def _read_span(self, span: Span) -> bytes:
     if span.size < 0:
-      return self._whole(span.path)
-    return self._range(span.path, span.offset, span.offset + span.size)
+      return self.whole(span.path)
+    return self.range(span.path, span.offset, span.offset + span.size)
 
   def _fill_span(self, span: Span) -> bytes:
-    self._fill(span.path, span.offset, span.offset + span.size)
+    self.fill(span.path, span.offset, span.offset + span.size)
     return b""
 
   def _from_ahead(self, span: Span) -> bytes | None:
@@ -256,29 +242,6 @@ class Storage(Patience):
     piece = data[first : first + span.size]
     return piece if len(piece) == span.size else None
 
-  # -------------------------------------------------------------------- blocks
-  def cache(self) -> BlockCache | None:
-    """The block cache; None if there is none, which is said once."""
-    key = (self._folder, self._limit)
-    with _opening:
-      if key not in _caches:
-        _caches[key] = None
-        if self._limit:
-          try:
-            _caches[key] = BlockCache(self._folder, self._limit)
-          except OSError as error:
-            say(f"mico-jax: remote data are not cached: {error}")
-      return _caches[key]
-
-  def key(self, path: str) -> tuple[str, int]:
-    """Name of a remote file in the cache, and its size."""
-    if path not in self._keys:
-      stamp = self.stat(path)
-      name = f"{path}\0{stamp.size} {stamp.tag}"
-      digest = hashlib.sha256(name.encode()).hexdigest()
-      self._keys[path] = (digest[:32], stamp.size)
-    return self._keys[path]
-
   def make_present(self, path: str, offset: int, end: int) -> bool:
     """Fills blocks of the cache's sparse file; whether they fit.
 
@@ -294,80 +257,7 @@ class Storage(Patience):
         return True
     except OSError:  # a disk that is full
       return False
-    return self.remotely(lambda: self._fill(path, offset, end), path)
-
-  def _fill(self, path: str, offset: int, end: int) -> bool:
-    cache = self.cache()
-    key, size = self.key(path)
-    for _ in range(_TRIES if cache is not None else 0):
-      assert cache is not None
-      try:
-        span = cache.missing(key, size, offset, end)
-      except OSError:
-        return False
-      if span is None:
-        return True
-      data = self._fetch(path, *span)
-      try:
-        if not cache.put(key, size, span[0], data):
-          return False
-      except OSError:
-        return False
-    return False
-
-  def _range(self, path: str, offset: int, end: int) -> bytes:
-    """Bytes of a remote file, from the cache as far as they are there."""
-    cache = self.cache()
-    key, size = self.key(path)
-    for _ in range(_TRIES if cache is not None else 0):
-      assert cache is not None
-      try:
-        data = cache.read(key, size, offset, end)
-        if data is not None:
-          return data
-        span = cache.missing(key, size, offset, end)
-      except OSError:  # a disk that is full: without the cache
-        break
-      if span is None:
-        continue
-      start, stop = span
-      if end - offset > self._limit // 2:
-        break
-      data = self._fetch(path, start, stop)
-      try:
-        fits = cache.put(key, size, start, data)
-      except OSError:
-        fits = False
-      if start <= offset and end <= stop:
-        if fits:
-          cache.used(key, size, offset, end)
-        return data[offset - start : end - start]
-      if not fits:
-        break
-    return self._fetch(path, offset, end)
-
-  def _fetch(self, path: str, start: int, end: int) -> bytes:
-    data = _store(path).read_range(path, start, end - start)
-    self._count(len(data))
-    if len(data) != end - start:
-      raise CutShortError(
-        f"{short(path)}: {len(data)} bytes came, {end - start} were expected"
-      )
-    return data
-
-  def _whole(self, path: str) -> bytes:
-    data = _store(path).read(path)
-    self._count(len(data))
-    return data
-
-  def _count(self, size: int) -> None:
-    with self._lock:
-      self.requests += 1
-      self.received += size
-
-
-def _store(path: str) -> Store:
-  return store_of(path.split("://")[0])
+    return self.remotely(lambda: self.fill(path, offset, end), path)
 
 
 def _read_local(path: str, limit: int) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 # Those whose credentials and addresses obstore takes from the environment.
@@ -87,8 +88,7 @@ class ObstoreStore:
     """See `Store`."""
     import obstore
 
-    store, name = _bucket(path)
-    meta = obstore.head(store, name)
+    meta = _asked(obstore.head, path)
     tag = meta.get("e_tag") or meta["last_modified"].isoformat()
     return Stamp(int(meta["size"]), str(tag))
 
@@ -96,22 +96,34 @@ class ObstoreStore:
     """See `Store`."""
     import obstore
 
-    store, name = _bucket(path)
-    return obstore.get(store, name).bytes().to_bytes()
+    return _asked(lambda *a: obstore.get(*a).bytes().to_bytes(), path)
 
   def read_range(self, path: str, offset: int, size: int) -> bytes:
     """See `Store`."""
     import obstore
 
-    store, name = _bucket(path)
-    return obstore.get_range(store, name, start=offset, length=size).to_bytes()
+    data = _asked(obstore.get_range, path, start=offset, length=size)
+    return data.to_bytes()
 
   def write(self, path: str, data: bytes) -> None:
     """See `Store`."""
     import obstore
 
-    store, name = _bucket(path)
-    obstore.put(store, name, data)
+    _asked(lambda *a: obstore.put(*a, data), path)
+
+
+def _asked(call: Callable[..., Any], path: str, **options: Any) -> Any:
+  """A call of obstore, with refusals as Python names them."""
+  from obstore import exceptions
+
+  try:
+    return call(*_bucket(path), **options)
+  except (
+    exceptions.PermissionDeniedError,
+    exceptions.UnauthenticatedError,
+  ) as error:
+    text = " ".join(str(error).split())[:200]
+    raise PermissionError(f"refused: {text}") from error
 
 
 @functools.lru_cache(maxsize=8192)
