@@ -30,8 +30,8 @@ from PIL import Image
 from mico_jax.config import Config, ConfigError, DataConfig, SourceConfig
 from mico_jax.data import packed
 from mico_jax.data.references import FileReader
-from mico_jax.data.remote import Storage
 from mico_jax.data.sources import SOURCES
+from mico_jax.data.storage import Storage
 from mico_jax.data.tokenizer import read_omniworld_model, tokenizer_from_files
 from mico_jax.interop.files import safetensors_writer, torch_writer
 from mico_jax.interop.files.opening import open_tensors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,11 +29,21 @@ _FREE_KEYS = re.compile(
 _FILLED_KEYS = ("count", "sha256")
 
 
-def claim_workdir(workdir: epath.PathLike, config: Config) -> bool:
+def claim_workdir(
+  workdir: epath.PathLike,
+  config: Config,
+  is_pinned: Callable[[str, str], bool] = lambda name, sha256: False,
+) -> bool:
   """Binds a workdir to a config, or checks that it is bound to this one.
 
   The config is stored as `<workdir>/config.json`. Keys that change neither
   data nor arithmetic (logging, threads, evaluation, mesh) may differ.
+
+  Args:
+    workdir: of the run.
+    config: of this start.
+    is_pinned: whether a source (by name) is the one of a stored SHA-256 that
+      differs from the config's: an earlier version's.
 
   Returns:
     True if the workdir was already bound (a run to resume).
@@ -53,7 +64,7 @@ def claim_workdir(workdir: epath.PathLike, config: Config) -> bool:
         f"{path} is not valid JSON; restore it or use another --workdir."
       ) from None
     wanted = json.loads(config_lib.to_json(config))
-    stored = _filled(_with_defaults(stored), wanted)
+    stored = _filled(_with_defaults(stored), wanted, is_pinned)
     lines = [
       line
       for line in manifest_lib.differences(stored, wanted)
@@ -81,11 +92,22 @@ def _with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def _filled(stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-  """`stored` with the sources' counts and hashes as in `wanted` if unset."""
+def _filled(
+  stored: dict[str, Any],
+  wanted: dict[str, Any],
+  is_pinned: Callable[[str, str], bool],
+) -> dict[str, Any]:
+  """`stored` with the sources' counts and hashes as in `wanted` if unset.
+
+  So are hashes of former versions, if the sources are the same.
+  """
   new = wanted.get("data", {}).get("sources", {})
   for name, source in stored.get("data", {}).get("sources", {}).items():
     for key in _FILLED_KEYS:
       if name in new and not (source.get(key) and new[name].get(key)):
         source[key] = new[name].get(key)
+    old = source.get("sha256")
+    if name in new and old != new[name].get("sha256"):
+      if_same = new[name].get("sha256") if is_pinned(name, str(old)) else old
+      source["sha256"] = if_same
   return stored

@@ -1,4 +1,4 @@
-"""`mico-jax data sheet | build | tokenizer`."""
+"""`mico-jax data sheet | build | index | tokenizer`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import itertools
 import pathlib
 from collections.abc import Iterator
 
-from mico_jax.cli import common
+from mico_jax.cli import common, data_index
 from mico_jax.config import ConfigError, SourceConfig
 
 MAX_SAMPLES = 200  # of a sheet, one row each
@@ -18,10 +18,13 @@ DESCRIPTION = """\
 sheet      draws samples as the model sees them: frames, depth, normals,
            spectrogram, captions, in one PNG
 build      packs a manifest (.jsonl) into ArrayRecord files
+index      writes beside files what is known of their samples, so that runs on
+           any number of hosts open them at once
 tokenizer  trains a SentencePiece model on a config's captions"""
 EXAMPLES = """\
   mico-jax data sheet --config demo --out sheet.png
   mico-jax data build --manifest set/manifest.jsonl --split train --out packed
+  mico-jax data index s3://bucket/set/x-0000.tar
   mico-jax data tokenizer --config demo --out words.model --vocab-size 512"""
 
 
@@ -76,13 +79,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="N",
     help="most samples read per source (default: 20000)",
   )
-  for sub in (sheet, build, tokenizer):
+  index = data_index.add_arguments(actions)
+  for sub in (sheet, build, index, tokenizer):
     common.add_json(sub)
 
 
 def run(args: argparse.Namespace) -> int:
   """Runs the chosen action."""
-  actions = {"sheet": _sheet, "build": _build, "tokenizer": _tokenizer}
+  actions = {
+    "sheet": _sheet,
+    "build": _build,
+    "index": data_index.run,
+    "tokenizer": _tokenizer,
+  }
   summary = actions[args.action](args)
   if args.json:
     common.print_json(summary)
@@ -104,7 +113,7 @@ def _sheet(args: argparse.Namespace) -> dict[str, object]:
 
 def _build(args: argparse.Namespace) -> dict[str, object]:
   from mico_jax.data.build import build
-  from mico_jax.data.remote import short
+  from mico_jax.data.storage import short
   from mico_jax.run.monitor.progress import Progress
 
   source = SourceConfig(

@@ -58,14 +58,14 @@ def _keep_compiled(config: Config, workdir: str) -> None:
       return
     if jax.default_backend() == "cpu":
       return
-    from mico_jax.data import remote
+    from mico_jax.data.storage import user_cache
 
     scheme, _, path = workdir.rstrip("/").rpartition("://")
     parent = path.rpartition("/")[0]
     if scheme and parent:  # a bucket itself has nothing beside it
       folder = f"{scheme}://{parent}/compiled"
     else:
-      folder = str(remote.user_cache("compiled"))
+      folder = str(user_cache("compiled"))
   jax.config.update("jax_compilation_cache_dir", folder)
   # The small programs around a step count as well when it restarts.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.faults import guarded
 from mico_jax.data.packed import pack
-from mico_jax.data.remote import Storage
 from mico_jax.data.sources import ManifestSource
+from mico_jax.data.storage import Storage
 from mico_jax.modalities import DecodeError
 
 

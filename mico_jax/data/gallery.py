@@ -14,12 +14,13 @@ from mico_jax.data.batches import empty_batch, fill_row, input_spec
 from mico_jax.data.guard import Guard, StalledDecoder
 from mico_jax.data.records import Record
 from mico_jax.data.samples import load_inputs
-from mico_jax.data.sources import Source, open_source
+from mico_jax.data.sources import Source, SourceKind, open_source
 from mico_jax.data.stalled import EVALUATION, Stalled
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import DecodeError
 
 _Loaded = tuple[Record, dict[str, Any]]
+_AHEAD = 64  # samples of a store that are asked for before they are needed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +73,41 @@ class _Loader:
     return record, inputs
 
 
+@dataclasses.dataclass(frozen=True)
+class _Ahead:
+  """Asks a source for the samples that come, as its bytes lie in a store.
+
+  Attributes:
+    source: of the samples.
+    keys: modalities that will be read.
+    indices: of all samples, in order.
+    load: loads one of them.
+  """
+
+  source: SourceKind
+  keys: Sequence[str]
+  indices: Sequence[int]
+  load: Callable[[int], _Loaded | None]
+
+  def __call__(self, place: int) -> _Loaded | None:
+    """Loads the sample at a place of `indices`."""
+    for later in range(place, min(place + _AHEAD, len(self.indices))):
+      owner = ("evaluation", later)
+      self.source.plan(owner, int(self.indices[later]), self.keys)
+    try:
+      return self.load(int(self.indices[place]))
+    finally:
+      self.source.forget(("evaluation", place))
+
+
 def _read_ahead(
-  load: _Loader, indices: Sequence[int], threads: int, buffer: int
+  load: Callable[[int], _Loaded | None], count: int, threads: int, buffer: int
 ) -> Iterator[_Loaded | None]:
-  """Loads samples in order in Grain's threads, up to `buffer` ahead."""
+  """Loads the samples at `count` places in Grain's threads, `buffer` ahead."""
   # Grain drops elements that are None, hence the tuple.
   samples = (
-    grain.MapDataset.range(len(indices))
-    .map(lambda i: (load(int(indices[i])),))
+    grain.MapDataset.range(count)
+    .map(lambda i: (load(int(i)),))
     .to_iter_dataset(
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
     )
@@ -123,6 +151,7 @@ def evaluation_batches(
     StalledDecoder: if a sample takes longer than `data.timeout`.
     TransientError: for storage or memory that stays short.
   """
+  opened: Any = None
   if records is not None:
     indices, read, stalled = range(len(records)), records.__getitem__, None
   else:
@@ -131,7 +160,11 @@ def evaluation_batches(
       indices = range(min(size or len(opened), len(opened)))
     read = opened.record
   load = _Loader(config, source_name, keys, tokenizer, read, stalled)
-  samples = _read_ahead(load, indices, config.data.num_threads, 2 * batch_size)
+  at: Callable[[int], _Loaded | None] = lambda i: load(int(indices[i]))
+  if records is None and getattr(opened, "remote", False):
+    at = _Ahead(opened, keys, indices, load)
+  threads = config.data.num_threads
+  samples = _read_ahead(at, len(indices), threads, 2 * batch_size)
   pad = tokenizer.info.pad if tokenizer is not None else 0
   spec = input_spec(config, keys, batch_size, train=False)
   for start in range(0, len(indices), batch_size):

@@ -1,4 +1,4 @@
-"""Time limit for reading and decoding one sample."""
+"""A limit on the time that reading and decoding a sample may take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _here = threading.local()
 
 
 class StalledDecoder(TransientError):
-  """A sample took longer than `data.timeout`; the run can be started again.
+  """A sample took longer than `data.timeout`; the start ends, not the run.
 
   Attributes:
     source: of the sample.
@@ -28,10 +28,7 @@ class StalledDecoder(TransientError):
 
 @contextlib.contextmanager
 def waiting() -> Iterator[None]:
-  """Within this context the guard's limit for decoding does not apply.
-
-  For waits for storage or memory.
-  """
+  """Time spent in here is a wait for storage or memory, no stalled decoder."""
   guard: Guard | None = getattr(_here, "guard", None)
   if guard is None:
     yield
@@ -44,63 +41,83 @@ def waiting() -> Iterator[None]:
 
 
 class Guard:
-  """Runs work in a daemon thread and limits the time for each sample.
+  """Watches the sample that a thread is at.
 
-  Only time in which this process runs counts, so that a process stopped by
-  Ctrl-Z can go on. Waits for storage (`waiting`) have limits of their own.
+  What counts is the time that this process ran: one that was stopped (Ctrl-Z)
+  and goes on has no stalled decoder. Nor has one that waits for a store
+  (`waiting`), which has limits of its own.
+
+  Attributes:
+    period: seconds between two calls of `tick`.
   """
 
   def __init__(self, timeout: float):
-    """Sets the limit.
+    """Watches nothing yet.
 
     Args:
       timeout: seconds that a sample may take.
     """
     self._timeout = timeout
+    self.period = max(0.01, min(timeout / 4, 1.0))
     self._waited = 0.0  # seconds for this sample, or for this wait
     self._sample = ("", -1, "")
     self._reading = 0
 
   def at(self, source: str, index: int, sample_id: str = "") -> None:
-    """Sets the sample that the work reads now, and restarts its time."""
+    """Notes that a sample begins, or its id."""
     self._sample, self._waited = (source, index, sample_id), 0.0
 
   def wait(self, begins: bool) -> None:
-    """Begins or ends a wait for storage or memory."""
+    """Notes that a wait for storage or memory begins or ends."""
     self._reading += 1 if begins else -1
     self._waited = 0.0
 
-  def run(self, work: Callable[[], Any]) -> Any:
-    """The result of `work`.
+  def tick(self) -> None:
+    """Notes that the thread ran on for a period.
 
     Raises:
-      StalledDecoder: if a sample exceeds the limit; its thread keeps running.
-      TransientError: if a store hangs.
+      StalledDecoder: if its sample hangs.
+      TransientError: if a store does, beyond all patience.
+    """
+    self._waited += self.period
+    if self._waited > self._limit():
+      raise self._error()
+
+  @contextlib.contextmanager
+  def watching(self) -> Iterator[None]:
+    """Within, this thread's waits are told to this guard."""
+    _here.guard, self._waited = self, 0.0
+    try:
+      yield
+    finally:
+      _here.guard = None
+
+  def run(self, work: Callable[[], Any]) -> Any:
+    """The result of `work`, made by a daemon thread of its own.
+
+    Raises:
+      StalledDecoder, TransientError: as `tick`; the thread is left behind.
     """
     done = threading.Event()
     result: list[Any] = []
 
     def target() -> None:
-      _here.guard = self
       try:
-        result.extend((True, work()))
+        with self.watching():
+          result.extend((True, work()))
       except BaseException as error:
         result.extend((False, error))
       done.set()
 
-    self._waited = 0.0
     threading.Thread(target=target, daemon=True).start()
-    period = max(0.01, min(self._timeout / 4, 1.0))
-    while not done.wait(period):
-      self._waited += period
-      if self._waited > self._limit():
-        raise self._error()
+    while not done.wait(self.period):
+      self.tick()
     if not result[0]:
       raise result[1]
     return result[1]
 
   def _limit(self) -> float:
-    # Each attempt at a remote store ends by itself after the timeout.
+    # Attempts of a remote store end by themselves, after the timeout.
     return self._timeout + (patience_seconds() if self._reading else 0.0)
 
   def _error(self) -> TransientError:
@@ -119,6 +136,6 @@ class Guard:
 
 
 def name_of(source: str, index: int, sample_id: str = "") -> str:
-  """Name of a sample in messages: its id, source and index."""
+  """What messages call a sample: source and index name it, the id says more."""
   place = f"{source}[{index}]"
   return f"{sample_id} ({place})" if sample_id else place

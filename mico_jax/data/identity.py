@@ -13,6 +13,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Shaped
 
+from mico_jax.data.index.repeats import Repeats, find_repeats
+
 NAMED = 3  # most ids listed in a message
 
 
@@ -23,7 +25,10 @@ def tell(text: str) -> None:
 
 
 def tell_repeated(
-  source: str, hashes: Shaped[np.ndarray, " N"], id_of: Callable[[int], str]
+  source: str,
+  hashes: Shaped[np.ndarray, " N"],
+  id_of: Callable[[int], str],
+  repeats: Repeats | None = None,
 ) -> None:
   """Reports ids that occur more than once in a source.
 
@@ -31,20 +36,17 @@ def tell_repeated(
     source: name of the source.
     hashes: int64, hash of the id of each sample; -1: it has no id.
     id_of: index -> id.
+    repeats: what is known of them already.
   """
-  values, first, counts = np.unique(
-    hashes, return_index=True, return_counts=True
-  )
-  repeated = np.sort(first[(counts > 1) & (values != -1)])
-  if not len(repeated):
+  repeats = find_repeats(hashes, named=NAMED) if repeats is None else repeats
+  if not repeats.count:
     return
-  names = [id_of(int(i)) for i in repeated[:NAMED]]
+  names = [id_of(i) for i in repeats.first]
   names = [n if len(n) <= 40 else f"{n[:40]}..." for n in names]
-  more = ", ..." if len(repeated) > NAMED else ""
-  occur = "id occurs" if len(repeated) == 1 else "ids occur"
-  most = int(counts[values != -1].max())
-  often = "twice" if most == 2 else f"up to {most} times"
+  more = ", ..." if repeats.count > NAMED else ""
+  occur = "id occurs" if repeats.count == 1 else "ids occur"
+  often = "twice" if repeats.most == 2 else f"up to {repeats.most} times"
   tell(
-    f"source {source!r}: {len(repeated)} {occur} {often} "
+    f"source {source!r}: {repeats.count} {occur} {often} "
     f"({', '.join(names)}{more}); samples are kept apart by their index."
   )

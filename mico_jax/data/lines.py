@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 
 from mico_jax import files
-from mico_jax.data.remote import is_remote
+from mico_jax.data.storage import is_remote
 from mico_jax.failures import wait_out
 
 

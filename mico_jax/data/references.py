@@ -1,14 +1,12 @@
-"""Reading the files that a manifest refers to.
+"""What a manifest writes for a file, and how it is read.
 
-A reference is `photo.jpg`, `shard.tar:member`, `arrays.npz:name`,
-`arrays.npz:name[7]`, or a list of these (frames). Paths are relative to the
-folder of the manifest and may not leave it, also not through links, unless the
-source's `root` names a wider folder.
+`photo.jpg`, `shard.tar:member`, `arrays.npz:name` or `arrays.npz:name[7]`, or a
+list of those (frames). Paths are relative to the manifest's folder and may not
+leave it, links included, unless the source's `root` names a wider folder.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import posixpath
 import re
@@ -20,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from mico_jax.data.faults import describe
-from mico_jax.data.remote import Storage, is_remote, short
+from mico_jax.data.storage import Span, Storage, check_size, is_remote, short
 from mico_jax.data.tar import TarIndex
+from mico_jax.failures import TransientError
 from mico_jax.modalities import DecodeError
 from mico_jax.modalities.arrays import read_npy
 
@@ -56,15 +55,15 @@ def _real(path: str) -> str:
 
 
 class FileReader:
-  """Reads the references of one source, safe from several threads."""
+  """Reads references of one source."""
 
   def __init__(self, folder: str, root: str, storage: Storage, name: str):
-    """Sets the folders.
+    """Resolves relative paths.
 
     Args:
-      folder: of the manifest; paths are relative to it.
-      root: folder that paths may not leave, relative to `folder`; "": `folder`.
-      storage: reads the files.
+      folder: what paths are relative to.
+      root: folder they may not leave; relative to `folder`; "": `folder`.
+      storage: reads files.
       name: of the source, for messages.
     """
     self._folder, self._storage, self._name = folder, storage, name
@@ -89,19 +88,19 @@ class FileReader:
       where = "" if real == full else f" (it leads to {short(real)})"
       raise DecodeError(
         f"source {self._name!r}: path {short(path)!r} leaves the folder "
-        f"{self._root}{where}. To allow it, set "
+        f"{self._root}{where}. If that is meant, set "
         f"data.sources.{self._name}.root (--root of data build and embed) to a "
         "folder that holds everything, relative to the manifest, such as '..'."
       )
     return full
 
   def read(self, reference: Any) -> Any:
-    """Content of a reference: bytes, an array, or a list of these.
+    """Bytes of a file, an array, or a list of those.
 
     Raises:
       DecodeError: for missing files, members or arrays, and for paths that
         leave the root folder.
-      TransientError: for storage that stays unreachable.
+      TransientError: for storage that stays away.
     """
     if isinstance(reference, (list, tuple)):
       return [self.read(item) for item in reference]
@@ -123,46 +122,58 @@ class FileReader:
       return array[index]
     return self._storage.read(self.resolve(reference))
 
+  def spans(self, reference: Any) -> list[Span]:
+    """The bytes that `read` will need, as far as that is known before.
+
+    Raises:
+      DecodeError: as `read`, in part.
+    """
+    if isinstance(reference, (list, tuple)):
+      return [span for item in reference for span in self.spans(item)]
+    if not isinstance(reference, str) or _NPZ.fullmatch(reference):
+      return []
+    if match := _TAR.fullmatch(reference):
+      return [self.tar(match["file"]).span(match["member"])]
+    return [Span(self.resolve(reference))]
+
   def tar(self, path: str) -> TarIndex:
     """The index of a tar file, read once."""
     with self._lock:
       if path not in self._tars:
-        self._tars[path] = TarIndex(
-          self._storage.local(self.resolve(path)), self._storage
-        )
+        self._tars[path] = TarIndex(self.resolve(path), self._storage)
       return self._tars[path]
 
   def _array(self, path: str, name: str) -> np.ndarray:
-    """An array of a .npz file; the last ones used are kept in memory."""
-    reference = f"{path}:{name}"
+    key = f"{path}:{name}"
     with self._lock:
-      if reference not in self._arrays:
-        data = self._storage.read(self.resolve(path))
-        limit = self._storage.max_file_bytes
-        self._arrays[reference] = _read_npz(data, short(path), name, limit)
+      if key not in self._arrays:
+        full, limit = self.resolve(path), self._storage.max_file_bytes
+        check_size(full, self._storage.stat(full).size, limit)
+        with self._storage.open(full) as file:
+          self._arrays[key] = _read_npz(file, short(path), name, limit)
         while (
           len(self._arrays) > 1
           and sum(a.nbytes for a in self._arrays.values()) > _ARRAY_BYTES
         ):
           self._arrays.popitem(last=False)
-      self._arrays.move_to_end(reference)
-      return self._arrays[reference]
+      self._arrays.move_to_end(key)
+      return self._arrays[key]
 
 
-def _read_npz(data: bytes, path: str, name: str, limit: int) -> np.ndarray:
-  """One array of a .npz file.
+def _read_npz(file: Any, path: str, name: str, limit: int) -> np.ndarray:
+  """One array out of a .npz file.
 
   Args:
-    data: content of the file.
+    file: open for reading at any place.
     path: of the file, for messages.
     name: of the array.
-    limit: largest array in bytes, checked before unpacking; 0: none.
+    limit: most bytes of the array; more are refused before they are unpacked.
 
   Raises:
     DecodeError: if there is no such array, or it is broken or too large.
   """
   try:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    with zipfile.ZipFile(file) as archive:
       names = [n.removesuffix(".npy") for n in archive.namelist()]
       if name not in names:
         raise DecodeError(
@@ -174,10 +185,12 @@ def _read_npz(data: bytes, path: str, name: str, limit: int) -> np.ndarray:
           f"array {name!r} of {info.file_size} bytes exceeds "
           f"data.max_file_bytes={limit}."
         )
-      with archive.open(info) as member:  # reads at most file_size bytes
+      with archive.open(info) as member:  # ends at the size that it promises
         return read_npy(member.read())
   except DecodeError as error:
     raise DecodeError(f"{path}: {error}") from error
+  except TransientError:
+    raise
   except Exception as error:  # zipfile and zlib raise many kinds
     raise DecodeError(
       f"{path}: not a readable .npz: {describe(error)}"

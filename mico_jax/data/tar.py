@@ -1,143 +1,66 @@
-"""Random access to the members of a tar file.
+"""Members of a tar file, for reading at random.
 
 Names are normalised ("./a.jpg" and "/a.jpg" are "a.jpg"). Links are followed
-inside the archive, and sparse members are filled with zeros. Reading a name
-that occurs more than once is an error, since it is ambiguous.
+inside the archive, sparse members are filled with zeros. A name that occurs
+more than once means no member: reading it is an error, since nothing says
+which one is meant. Where the members lie is read once and kept
+(`mico_jax.data.index`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import posixpath
-import tarfile
-from collections import Counter
-from typing import Any
-
-from mico_jax.data.remote import Storage, short
+from mico_jax.data.index import places, tars
+from mico_jax.data.index.columns import Columns
+from mico_jax.data.index.tars import normal_name
+from mico_jax.data.storage import Span, Storage, short
 from mico_jax.modalities import DecodeError
 
-_LINKS = 16  # links followed in a row
-
-
-@dataclasses.dataclass(frozen=True)
-class Member:
-  """Position of a member in the archive.
-
-  Attributes:
-    offset: of its data in the file, in bytes.
-    size: of its content, in bytes.
-    sparse: (offset, size) of the pieces that are stored; None: all.
-  """
-
-  offset: int
-  size: int
-  sparse: tuple[tuple[int, int], ...] | None = None
-
-  @property
-  def stored(self) -> int:
-    """Bytes that the archive stores."""
-    if self.sparse is None:
-      return self.size
-    return sum(size for _, size in self.sparse)
-
-
-def normal_name(name: str) -> str:
-  """A member's name without "./", "//" and a leading "/"."""
-  return posixpath.normpath(name).lstrip("/")
+__all__ = ["TarIndex", "normal_name", "read_member", "span_of"]
 
 
 class TarIndex:
-  """The members of a local tar file.
+  """The members of a tar file, local or remote.
 
   Attributes:
     path: of the file.
-    members: name -> position, in file order; of equal names the last.
-    repeated: name -> number of members, for names that occur more than once.
-    dangling: links without a target, and members that are no files (devices,
-      pipes, unknown types).
-    index: (name as stored, offset, size) of every member with data.
+    columns: its index (`mico_jax.data.index.tars`).
+    dangling: links that lead to no member, and members that are no files
+      (devices, pipes, unknown types); the first thousand.
   """
 
   def __init__(self, path: str, storage: Storage | None = None):
-    """Reads the headers.
+    """Takes the index of a tar file, or makes it.
 
     Args:
-      path: local.
-      storage: sets the limits, and retries reads.
+      path: local or remote.
+      storage: reads the file, and waits for storage that is away.
 
     Raises:
-      DecodeError: if it is not an uncompressed tar file, or is cut short.
-      TransientError: for storage that stays unreachable.
+      DecodeError: if it is not an uncompressed tar file, or cut short.
+      TransientError: for storage that stays away.
     """
     self.path = path
-    self._storage = Storage() if storage is None else storage
-    self.members: dict[str, Member] = {}
-    self.repeated: dict[str, int] = {}
-    self.dangling: list[str] = []
-    self.index: list[tuple[str, int, int]] = []
-    self._storage.patiently(self._scan, path)
+    self._storage = storage = Storage() if storage is None else storage
+    self.columns = places.load(
+      path, tars.KIND, storage, lambda: tars.build(path, storage)
+    )
+    self.dangling: list[str] = self.columns.meta["dangling"]
 
-  def _scan(self) -> None:
-    self.members, self.index, self.dangling, links = {}, [], [], {}
-    counts: Counter[str] = Counter()
-    self._file = open(self.path, "rb")  # noqa: SIM115 (kept open for reading)
-    size = os.fstat(self._file.fileno()).st_size
-    try:
-      with tarfile.open(fileobj=self._file, mode="r:") as tar:
-        for info in tar:
-          name = normal_name(info.name)
-          if info.issym() or info.islnk():
-            folder = posixpath.dirname(info.name) if info.issym() else ""
-            links[name] = normal_name(posixpath.join(folder, info.linkname))
-            counts[name] += 1
-          elif info.isfile():
-            pieces: Any = info.sparse  # (offset, size), or None
-            sparse = tuple((int(o), int(n)) for o, n in pieces or ())
-            member = Member(info.offset_data, info.size, sparse or None)
-            if member.offset + member.stored > size:
-              raise DecodeError(
-                f"{short(self.path)}: cut short in {short(info.name)!r}."
-              )
-            self.members[name] = member
-            self.index.append((info.name, info.offset_data, info.size))
-            counts[name] += 1
-          elif not info.isdir():
-            self.dangling.append(name)
-        # tarfile takes a cut header for the end; a whole file ends with zeros.
-        self._file.seek(tar.offset)
-        if self._file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-          raise DecodeError(f"{short(self.path)}: the tar file is cut short.")
-        while rest := self._file.read(1 << 20):  # padding
-          if rest.strip(b"\0"):
-            raise DecodeError(
-              f"{short(self.path)}: data follow the end of the archive "
-              "(several archives joined?); pack their members into one."
-            )
-      # tarfile does not close the file, so that it can be read further.
-    except (DecodeError, OSError):
-      raise
-    except Exception as error:  # tarfile raises many kinds for broken headers
+  def row(self, name: str) -> int:
+    """The row of a member.
+
+    Raises:
+      DecodeError: if there is no such member, or more than one.
+    """
+    rows = tars.find(self.columns, normal_name(name))
+    if len(rows) > 1:
       raise DecodeError(
-        f"{short(self.path)}: not a readable tar file: "
-        f"{' '.join(str(error).split())[:200]}"
-      ) from error
-    self.repeated = {name: n for name, n in counts.items() if n > 1}
-    self._follow(links)
-
-  def _follow(self, links: dict[str, str]) -> None:
-    """Gives each link the position of its target."""
-    files = dict(self.members)
-    for name in links:
-      target = name
-      for _ in range(_LINKS):
-        if target in files or target not in links:
-          break
-        target = links[target]
-      if target in files:
-        self.members[name] = files[target]
-      else:
-        self.dangling.append(name)
+        f"{short(self.path)}: member {short(name)!r} occurs {len(rows)} times; "
+        "nothing says which one is meant."
+      )
+    if not rows:
+      raise DecodeError(f"{short(self.path)}: has no member {short(name)!r}.")
+    return rows[0]
 
   def read(self, name: str) -> bytes:
     """The content of a member; safe from several threads.
@@ -145,57 +68,65 @@ class TarIndex:
     Raises:
       DecodeError: if there is no such member, more than one, or it is too
         large or cut short.
+      TransientError: for storage that stays away.
     """
-    normal = name if name in self.members else normal_name(name)
-    if normal in self.repeated:
-      raise DecodeError(
-        f"{short(self.path)}: member {short(name)!r} occurs "
-        f"{self.repeated[normal]} times; nothing says which one is meant."
-      )
-    if normal not in self.members:
-      raise DecodeError(f"{short(self.path)}: has no member {short(name)!r}.")
-    member, limit = self.members[normal], self._storage.max_file_bytes
-    if limit and member.size > limit:
-      raise DecodeError(
-        f"{short(self.path)}: member {short(name)!r} of {member.size} bytes "
-        f"exceeds data.max_file_bytes={limit}."
-      )
-    data = self._storage.patiently(
-      lambda: self._stored(member.offset, member.stored), self.path
+    row = self.row(name)
+    return read_member(self._storage, self.path, self.columns, row)
+
+  def span(self, name: str) -> Span:
+    """Where a member lies in the file; raises as `row`."""
+    return span_of(self.path, self.columns, self.row(name))
+
+
+def _pieces(columns: Columns, row: int) -> list[tuple[int, int]] | None:
+  """(offset, size) of what a sparse member stores; None: all of it."""
+  pieces = columns.meta["sparse"].get(str(row))
+  return None if pieces is None else [(o, n) for o, n in pieces]
+
+
+def span_of(path: str, columns: Columns, row: int) -> Span:
+  """The bytes that an archive holds of a member."""
+  pieces, size = _pieces(columns, row), int(columns["size"][row])
+  stored = size if pieces is None else sum(n for _, n in pieces)
+  return Span(path, int(columns["offset"][row]), stored)
+
+
+def read_member(
+  storage: Storage, path: str, columns: Columns, row: int
+) -> bytes:
+  """The content of a member.
+
+  Args:
+    storage: reads the file.
+    path: of the archive.
+    columns: its members.
+    row: of the member.
+
+  Raises:
+    DecodeError: if it is too large or cut short.
+    TransientError: for storage that stays away.
+  """
+  limit, size = storage.max_file_bytes, int(columns["size"][row])
+  if limit and size > limit:
+    raise DecodeError(
+      f"{short(path)}: member {short(tars.name_at(columns, row))!r} of {size} "
+      f"bytes exceeds data.max_file_bytes={limit}."
     )
-    if len(data) < member.stored:
-      raise DecodeError(f"{short(self.path)}: cut short in {short(name)!r}.")
-    return data if member.sparse is None else _filled(data, member)
-
-  def _stored(self, offset: int, size: int) -> bytes:
-    """Reads bytes of the file; opens it again after an error."""
-    if self._file.closed:
-      self._file = open(self.path, "rb")  # noqa: SIM115
-    pieces = []
-    try:
-      while size > 0:  # one call reads at most 2 GiB
-        piece = os.pread(self._file.fileno(), size, offset)
-        if not piece:
-          break
-        pieces.append(piece)
-        offset, size = offset + len(piece), size - len(piece)
-    except OSError:
-      self._file = open(self.path, "rb")  # noqa: SIM115 (a stale handle)
-      raise
-    return b"".join(pieces) if len(pieces) != 1 else pieces[0]
-
-  def __del__(self) -> None:
-    """Closes the file."""
-    if hasattr(self, "_file"):
-      self._file.close()
+  span = span_of(path, columns, row)
+  data = storage.read_range(path, span.offset, span.size)
+  if len(data) < span.size:
+    name = short(tars.name_at(columns, row))
+    raise DecodeError(f"{short(path)}: cut short in {name!r}.")
+  pieces = _pieces(columns, row)
+  return data if pieces is None else _filled(data, pieces, size)
 
 
-def _filled(data: bytes, member: Member) -> bytes:
-  """The content of a sparse member: its stored pieces, and zeros."""
-  out, start = bytearray(member.size), 0
-  for offset, size in member.sparse or ():
-    out[offset : offset + size] = data[start : start + size]
-    start += size
-  if len(out) != member.size:
+def _filled(data: bytes, pieces: list[tuple[int, int]], size: int) -> bytes:
+  """A sparse member with the zeros that are not stored."""
+  out, start = bytearray(size), 0
+  for offset, length in pieces:
+    out[offset : offset + length] = data[start : start + length]
+    start += length
+  if len(out) != size:
     raise DecodeError("a sparse member's pieces lie outside of it.")
   return bytes(out)

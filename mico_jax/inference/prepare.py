@@ -16,7 +16,7 @@ import numpy as np
 from mico_jax.config import Config
 from mico_jax.data.faults import guarded
 from mico_jax.data.guard import Guard
-from mico_jax.data.remote import Storage
+from mico_jax.data.storage import Storage
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import (
   MODALITIES,

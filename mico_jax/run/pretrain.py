@@ -31,6 +31,7 @@ from mico_jax.checkpoint.storage import host_copy
 from mico_jax.checkpoint.workdir import claim_workdir
 from mico_jax.config import Config, to_dict
 from mico_jax.data.pipeline import Pipeline
+from mico_jax.data.sources import is_pinned
 from mico_jax.memory import release_memory
 from mico_jax.parallel import distributed, sharding
 from mico_jax.run.checks import lower_is_better
@@ -146,7 +147,12 @@ class Trainer:
       return
     self._lock.acquire()
     try:
-      claim_workdir(self.workdir, self.config)
+      sources = self.session.sources
+      claim_workdir(
+        self.workdir,
+        self.config,
+        lambda name, sha256: is_pinned(sources[name], sha256),
+      )
     except BaseException:
       self._lock.release()
       raise

@@ -6,7 +6,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pathlib
 import tarfile
 import time
 from typing import Any
@@ -23,7 +22,7 @@ from mico_jax.checkpoint import steps as steps_lib
 from mico_jax.checkpoint import workdir as workdir_lib
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config, ConfigError, TrainConfig
-from mico_jax.data.remote import Storage
+from mico_jax.data.storage import Storage
 from mico_jax.run.cluster.lock import WorkdirLock
 from mico_jax.run.monitor.metric_log import MetricsWriter, read_metrics
 from mico_jax.testing import memory_path
@@ -138,11 +137,13 @@ def test_shards_are_read_through_the_cache(root, tmp_path):
   (epath.Path(root) / "m.jsonl").write_text(json.dumps({"id": "0"}) + "\n")
   store = Storage(cache_dir=str(tmp_path), timeout=30)
   assert json.loads(store.read(f"{root}/m.jsonl")) == {"id": "0"}
-  local = pathlib.Path(store.local(f"{root}/shard.tar"))
-  assert local.parent == tmp_path
-  with tarfile.open(local) as tar:
+  with tarfile.open(fileobj=store.open(f"{root}/shard.tar")) as tar:
     assert tar.extractfile("0.txt").read() == b"hello"
-  assert store.local(f"{root}/shard.tar") == str(local)
+  assert len(list(tmp_path.rglob("*.data"))) == 1
+  asked = store.requests
+  assert store.read_range(f"{root}/shard.tar", 512, 5) == b"hello"
+  assert store.read_range(f"{root}/shard.tar", 10**6, 5) == b""
+  assert store.requests == asked
 
 
 def test_native_paths_are_not_copied(tmp_path):

@@ -18,8 +18,8 @@ from mico_jax.checkpoint import manifest, restore
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.cli.main import main
 from mico_jax.config import SourceConfig
-from mico_jax.data.remote import Storage
 from mico_jax.data.sources import ManifestSource
+from mico_jax.data.storage import Storage
 from mico_jax.modalities import DecodeError
 from mico_jax.plan import compiled, topology
 from mico_jax.printing import escaped, escaped_json, shown

@@ -12,7 +12,7 @@ import pytest
 
 from mico_jax import failures
 from mico_jax.config import ConfigError
-from mico_jax.data import faults, remote
+from mico_jax.data import faults
 from mico_jax.data.bad_samples import read_bad_samples
 from mico_jax.data.faults import guarded
 from mico_jax.data.pipeline import Pipeline
@@ -130,7 +130,7 @@ def test_a_passing_fault_changes_no_sample(tmp_path, disk, monkeypatch, code):
   config, state = disk
   want = _run(config, tmp_path / "good", open_sources(config))
   waits = []
-  monkeypatch.setattr(remote.time, "sleep", waits.append)
+  monkeypatch.setattr("time.sleep", waits.append)
   state.update(left=7, errno=code)
   got = _run(config, tmp_path / "bad", open_sources(config))
   assert state["hits"] == 7

@@ -22,9 +22,9 @@ from mico_jax.config import (
 from mico_jax.config.fields import Choice
 from mico_jax.data.records import Record, id_of, make_record, media_fields
 from mico_jax.data.references import FileReader, parent
-from mico_jax.data.remote import Storage
 from mico_jax.data.samples import load_inputs
 from mico_jax.data.sources import SOURCES, SourceKind, open_source
+from mico_jax.data.storage import Storage
 from mico_jax.docs import tables
 from mico_jax.run import setup
 from mico_jax.run.pretrain import pretrain

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from mico_jax.config import ConfigError, SourceConfig
-from mico_jax.data import build, remote
+from mico_jax.data import build
 from mico_jax.data.gallery import evaluation_batches
 from mico_jax.data.pipeline import Pipeline
 from mico_jax.data.samples import load_inputs
 from mico_jax.data.sheet import draw_sheet
 from mico_jax.data.sources import ManifestSource, open_source
+from mico_jax.data.storage import Storage
+from mico_jax.data.storage.stores import FsspecStore
 from mico_jax.data.tokenizer import make_tokenizer
 from mico_jax.failures import TransientError
 from mico_jax.modalities import DecodeError
@@ -240,6 +242,8 @@ from tensorflow_datasets.core import dataset_info
 from mico_jax.testing.tiny_data import config_of, png
 from mico_jax.config import SourceConfig
 from mico_jax.data.pipeline import Pipeline
+from mico_jax.data.storage import Storage
+from mico_jax.data.storage.stores import FsspecStore
 from mico_jax.data.tokenizer import make_tokenizer
 folder = os.path.join(sys.argv[1], "tiny", "1.0.0")
 os.makedirs(folder)
@@ -313,8 +317,8 @@ def test_remote(memory, tmp_path):
     config, "a", batch_size=4, keys=("image", "audio"), source=source
   )
   assert (batch["weight"] == 1).all()
-  cached = list((tmp_path / "cache" / "mico_jax" / "shards").iterdir())
-  assert len(cached) == 1  # the tar; single files are not kept
+  blocks = tmp_path / "cache" / "mico_jax" / "blocks"
+  assert len(list(blocks.rglob("*.data"))) == 1  # single files are not kept
   assert isinstance(source, ManifestSource)
   with pytest.raises(DecodeError, match="leaves the folder"):
     source._files.read("../other/x.png")
@@ -322,37 +326,28 @@ def test_remote(memory, tmp_path):
     source._files.read("nope.png")
 
 
-def test_cache_is_bounded(memory, tmp_path):
-  store = remote.Storage(cache_gb=5000 / 2**30, cache_dir=str(tmp_path / "c"))
-  for i in range(3):
-    memory.pipe(f"/set/{i}.bin", bytes([i]) * 2000)
-    with open(store.local(f"memory://set/{i}.bin"), "rb") as file:
-      assert file.read() == bytes([i]) * 2000
-  assert len(list((tmp_path / "c").iterdir())) == 2
-
-
 def test_retry_and_timeout(memory, monkeypatch):
   tries = []
 
-  def flaky(path):
+  def flaky(store, path):
     tries.append(path)
     if len(tries) < 3:
       raise OSError("reset")
     return b"data"
 
-  monkeypatch.setattr(remote, "_read_remote", flaky)
+  monkeypatch.setattr(FsspecStore, "read", flaky)
   monkeypatch.setattr("time.sleep", lambda s: None)
-  assert remote.Storage().read("memory://x") == b"data"
+  assert Storage().read("memory://x") == b"data"
   tries.clear()
   with pytest.raises(TransientError, match="still failing"):
-    remote.Storage(patience=0.01).read("memory://x")
+    Storage(patience=0.01).read("memory://x")
   import threading
 
   monkeypatch.setattr(
-    remote, "_read_remote", lambda path: threading.Event().wait(2)
+    FsspecStore, "read", lambda store, path: threading.Event().wait(2)
   )
   with pytest.raises(TransientError, match="no answer within"):
-    remote.Storage(patience=0.0, timeout=0.05).read("memory://x")
+    Storage(patience=0.0, timeout=0.05).read("memory://x")
 
 
 def test_sheet(tmp_path):

@@ -24,6 +24,7 @@ __all__ = [
   "ManifestSource",
   "Source",
   "SourceKind",
+  "is_pinned",
   "open_source",
   "open_sources",
   "pin_sources",
@@ -95,12 +96,18 @@ def open_source(config: Config, name: str) -> Source:
     ("samples", spec.count, len(source)),
     ("index SHA-256", spec.sha256, source.sha256),
   ):
-    if old and old != new:
+    if old and old != new and not is_pinned(source, str(old)):
       raise ConfigError(
         f"data source {name!r} changed: {what} was {old}, is now {new}. "
         f"Restore the data, or start a new run (path {spec.path!r})."
       )
   return source
+
+
+def is_pinned(source: Source, sha256: str) -> bool:
+  """Whether a SHA-256 is that of a source, in its present or a former form."""
+  former = getattr(source, "former_sha256", str)
+  return sha256 == source.sha256 or (bool(sha256) and sha256 == former())
 
 
 def open_sources(config: Config) -> dict[str, Source]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from mico_jax.config import Config, SourceConfig, from_dict
 from mico_jax.data.records import Record
-from mico_jax.data.remote import Storage
+from mico_jax.data.storage import Span, Storage
 
 
 @runtime_checkable
@@ -53,6 +54,7 @@ class SourceKind(abc.ABC):
     Options: dataclass of the options of this kind, set by
       `data.sources.NAME.options={"<field>": value}`.
     depth_unit: of its depth maps if the config names none; "": unknown.
+    remote: whether media lie in a store, so that reading ahead helps.
     sha256: of the index: changes when samples are added, removed or reordered.
   """
 
@@ -60,6 +62,7 @@ class SourceKind(abc.ABC):
   reads: ClassVar[tuple[str, ...]] = ()
   Options: ClassVar[type] = NoOptions
   depth_unit: ClassVar[str] = ""
+  remote: bool = False
   sha256: str
 
   @classmethod
@@ -105,6 +108,49 @@ class SourceKind(abc.ABC):
       TransientError: for storage that stays unreachable.
     """
 
+  def former_sha256(self) -> str:
+    """The SHA-256 that earlier versions pinned, where it was another; "": none.
+
+    A run that was pinned by it is resumed on the same data.
+    """
+    return ""
+
+  def write_index(self) -> list[str]:
+    """Writes what is kept of the index beside the data, where that may be.
+
+    Returns:
+      The files that have an index; none for a kind that keeps none.
+    """
+    return []
+
+  def spans(self, index: int, keys: Sequence[str]) -> Sequence[Span]:
+    """The bytes of remote files that sample `index` needs, if known before.
+
+    Args:
+      index: of the sample.
+      keys: modalities that will be read.
+    """
+    del index, keys
+    return ()
+
+  def plan(self, owner: Hashable, index: int, keys: Sequence[str]) -> None:
+    """Starts to read a sample that will be asked for, if it is remote.
+
+    Args:
+      owner: of the bytes, until `forget`.
+      index: of the sample.
+      keys: modalities that will be read.
+    """
+    storage: Storage | None = getattr(self, "_storage", None)
+    if storage is not None and self.remote:
+      storage.plan(owner, lambda: self.spans(index, keys))
+
+  def forget(self, owner: Hashable) -> None:
+    """Lets go of what was planned for somebody."""
+    storage: Storage | None = getattr(self, "_storage", None)
+    if storage is not None and self.remote:
+      storage.forget(owner)
+
   @classmethod
   def summary(cls) -> str:
     """The first paragraph of the docstring in one line."""
@@ -126,3 +172,9 @@ class First:
   def record(self, index: int) -> Record:
     """Record of sample `index`."""
     return self._source.record(index)
+
+  def __getattr__(self, name: str) -> Any:
+    """What else the source can do: plan, inspect, verify."""
+    if name.startswith("_"):
+      raise AttributeError(name)
+    return getattr(self._source, name)

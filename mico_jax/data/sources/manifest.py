@@ -1,10 +1,8 @@
-"""Data source of a manifest: a jsonl file with one sample per line."""
+"""Samples that a manifest lists, one JSON object per line."""
 
 from __future__ import annotations
 
-import array
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +10,10 @@ import numpy as np
 from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.faults import guarded
 from mico_jax.data.identity import tell, tell_repeated
+from mico_jax.data.index import lines, places
+from mico_jax.data.index.columns import Columns
+from mico_jax.data.index.repeats import NO_ID, hash_of
+from mico_jax.data.index.selection import select
 from mico_jax.data.records import (
   Record,
   id_of,
@@ -21,100 +23,192 @@ from mico_jax.data.records import (
   parse_fields,
 )
 from mico_jax.data.references import FileReader, parent
-from mico_jax.data.remote import Storage
 from mico_jax.data.sources.base import SourceKind
+from mico_jax.data.storage import Span, Storage, is_remote
 from mico_jax.modalities import DecodeError
+
+# Manifests up to this size are read into memory: as safe from changes as fast.
+SMALL = 8 << 20
+_PIECE = 1 << 20  # rows that are looked at at a time
 
 
 class ManifestSource(SourceKind):
   """A jsonl file: one sample per line, with its texts and names of its files.
 
-  Only the offsets of the lines are kept, and lines are parsed when they are
-  read. A line that is no JSON object is a broken sample of every split; a file
-  without any JSON object is no manifest.
+  Where the lines lie is read once and kept (`mico_jax.data.index`); they are
+  parsed when read. A line that is no JSON object is a bad sample, of every
+  split; a file without any such object is no manifest.
   """
 
   kind: ClassVar = "manifest"
   reads: ClassVar = ("root",)
 
   def __init__(self, name: str, config: SourceConfig, storage: Storage):
-    """Reads the manifest and selects the lines of the split.
+    """Takes the index of the manifest, and the lines of the split.
 
     Raises:
-      ConfigError: if it is missing, not jsonl, or no sample passes the filters.
-      TransientError: for storage that stays unreachable.
+      ConfigError: if it is missing, not jsonl, or no sample is left.
+      TransientError: for storage that stays away.
     """
     if not config.path:
       raise ConfigError(f"data.sources.{name}.path: name the manifest file.")
+    self._name, self._config, self._storage = name, config, storage
+    self._data: bytes | None = None  # of a small one
     try:
-      self._data = storage.read(config.path, limited=False)
+      self._index = self._load()
     except DecodeError as error:
       raise ConfigError(f"data.sources.{name}.path: {error}") from error
-    self._name, self._config = name, config
     self._files = FileReader(parent(config.path), config.root, storage, name)
-    self.sha256 = hashlib.sha256(self._data).hexdigest()
-    starts, start, good = [], 0, 0
-    broken: list[DecodeError] = []
-    hashes = array.array("q")  # of the ids; -1, the hash of no text: no id
-    for number, line in enumerate(self._data.split(b"\n"), 1):
-      if line.strip():
-        # Invalid UTF-8 makes a broken sample, not a broken manifest.
-        text = line.decode("utf-8", "replace")
-        try:
-          fields = self._parse(text, number)
-        except DecodeError as error:
-          broken.append(error)
-          fields = {}
-        else:
-          good += 1
-        if matches(fields, config):
-          starts.append((start, start + len(line), number))
-          sample_id = fields.get("id")
-          hashes.append(-1 if sample_id is None else hash(str(sample_id)))
-      start += len(line) + 1
-    if broken and not good:
-      raise ConfigError(str(broken[0]))
-    if broken:
-      tell(
-        f"source {name!r}: {len(broken)} of {good + len(broken)} lines are no "
-        f"JSON objects and count as broken samples; the first: {broken[0]}"
-      )
-    if not starts:
+    self.remote = is_remote(config.path) or is_remote(config.root)
+    meta = self._index.meta
+    self.sha256 = meta["sha256"]
+    self._tell_broken(meta)
+    self._selection = select(
+      meta["samples"],
+      {"sha256": self.sha256, "split": config.split, "where": config.where},
+      self._pick if self._selects() else None,
+      lambda: self._index["id_hash"],
+    )
+    if not self._selection.count:
       raise ConfigError(
         f"data.sources.{name}: no sample of {config.path} has "
         f"split={config.split!r} and where={dict(config.where)!r}."
       )
-    self._lines = np.asarray(starts, np.int64)
-    tell_repeated(name, np.asarray(hashes, np.int64), self._id)
+    tell_repeated(
+      name, np.empty(0, np.int64), self._id, self._selection.repeats
+    )
 
-  def _parse(self, line: str, number: int) -> dict[str, Any]:
-    return parse_fields(line, f"{self._config.path}, line {number}")
+  def _load(self, *, beside: bool = False) -> Columns:
+    path, storage = self._config.path, self._storage
+    if storage.stat(path).size <= SMALL and not beside:
+      self._data = storage.read(path, limited=False)
+      writer, meta = lines.build(path, storage, self._data)
+      try:
+        return writer.columns(meta)
+      finally:
+        writer.close()
+    return places.load(
+      path,
+      lines.KIND,
+      storage,
+      lambda: lines.build(path, storage),
+      beside=beside,
+    )
 
+  def write_index(self) -> list[str]:
+    """Writes the index beside the manifest, where that may be."""
+    self._load(beside=True)
+    return [self._config.path]
+
+  def presence(self) -> dict[str, dict[str, int]]:
+    """How many lines of the manifest have each field, and are of each split."""
+    return lines.presence(self._index)
+
+  def _tell_broken(self, meta: dict[str, Any]) -> None:
+    count, good = meta["samples"], meta["good"]
+    if good == count:
+      return
+    try:
+      self._fields(meta["broken"])
+    except DecodeError as error:
+      first = str(error)
+    else:  # only bytes that are no UTF-8 parse when replaced
+      first = f"{self._config.path}: a line is no JSON object."
+    if not good:
+      raise ConfigError(first)
+    tell(
+      f"source {self._name!r}: {count - good} of {count} lines are no "
+      f"JSON objects and count as broken samples; the first: {first}"
+    )
+
+  # ------------------------------------------------------------------ selection
+  def _selects(self) -> bool:
+    """Whether split or `where` leave any line out."""
+    splits = self._index.meta["splits"]
+    others = set(splits) - {None, self._config.split}
+    return bool(self._config.where or (self._config.split and others))
+
+  def _pick(self) -> Iterator[np.ndarray]:
+    """The rows of the split that pass `where`."""
+    splits = self._index.meta["splits"]
+    wanted = [
+      i
+      for i, split in enumerate(splits)
+      if not self._config.split or split in (None, self._config.split)
+    ]
+    for start in range(0, self._index.meta["samples"], _PIECE):
+      part = self._index["split"][start : start + _PIECE]
+      rows = start + np.flatnonzero(np.isin(part, wanted))
+      if self._config.where:
+        rows = rows[[self._passes(int(row)) for row in rows]]
+      yield rows
+
+  def _passes(self, row: int) -> bool:
+    text = self._line(row).decode("utf-8", "replace")
+    try:
+      fields = parse_fields(text, "")
+    except DecodeError:
+      fields = {}
+    return matches(fields, self._config)
+
+  # -------------------------------------------------------------------- samples
   def _id(self, index: int) -> str:
     return str(self.fields(index).get("id"))
 
   def __len__(self) -> int:
     """Number of samples."""
-    return len(self._lines)
+    return self._selection.count
 
   def fields(self, index: int) -> dict[str, Any]:
-    """The fields in the line of a sample.
+    """The parsed line of a sample.
 
     Raises:
-      DecodeError: if the line is not UTF-8 or no JSON object.
+      DecodeError: if it is not UTF-8, or no JSON object.
+      ConfigError: if the manifest is no longer the one that was indexed.
     """
-    start, end, number = self._lines[index].tolist()
+    return self._fields(self._selection.row(index))
+
+  def _line(self, row: int) -> bytes:
+    start, size = int(self._index["start"][row]), int(self._index["size"][row])
+    if self._data is not None:
+      return self._data[start : start + size]
+    data = self._storage.read_range(self._config.path, start, size)
+    if len(data) != size:
+      raise self._changed(row)
+    return data
+
+  def _changed(self, row: int) -> ConfigError:
+    number = int(self._index["number"][row])
+    return ConfigError(
+      f"{self._config.path}, line {number}: the manifest changed while it was "
+      "in use; restore it, or start a new run."
+    )
+
+  def _fields(self, row: int) -> dict[str, Any]:
+    number = int(self._index["number"][row])
+    broken = bool(int(self._index["fields"][row]) & lines.BROKEN)
+    data = self._line(row)
     try:
-      line = self._data[start:end].decode("utf-8")
+      line = data.decode("utf-8")
     except UnicodeDecodeError as error:
       raise DecodeError(
         f"{self._config.path}, line {number}: text is not UTF-8: "
         f"{error.reason} at byte {error.start}."
       ) from error
-    return self._parse(line, number)
+    try:
+      fields = parse_fields(line, f"{self._config.path}, line {number}")
+    except DecodeError:
+      if broken or self._data is not None:
+        raise
+      raise self._changed(row) from None
+    named = fields.get("id")
+    value = NO_ID if named is None else hash_of(str(named))
+    if self._data is None and value != int(self._index["id_hash"][row]):
+      raise self._changed(row)
+    return fields
 
   def record(self, index: int) -> Record:
-    """Record of sample `index`.
+    """Sample number `index`.
 
     Raises:
       DecodeError: for a broken line, or fields of a wrong type.
@@ -127,8 +221,19 @@ class ManifestSource(SourceKind):
     for key, name in media_fields(self._config).items():
       if fields.get(name) is not None:
         media[key] = _reader(self._files, fields[name])
-    sample_id = id_of(fields, f"line{self._lines[index][2]}")
+    number = int(self._index["number"][self._selection.row(index)])
+    sample_id = id_of(fields, f"line{number}")
     return make_record(sample_id, fields, media, self._config)
+
+  def spans(self, index: int, keys: Sequence[str]) -> list[Span]:
+    """See `SourceKind.spans`."""
+    fields = self.fields(index)
+    names = media_fields(self._config)
+    found: list[Span] = []
+    for key in keys:
+      if key in names and fields.get(names[key]) is not None:
+        found += self._files.spans(fields[names[key]])
+    return found
 
 
 def _reader(files: FileReader, reference: Any) -> Callable[[], Any]:

@@ -6,7 +6,7 @@ import glob
 import os
 
 from mico_jax.config import ConfigError
-from mico_jax.data.remote import is_remote
+from mico_jax.data.storage import is_remote
 
 
 def expand(pattern: str, name: str) -> list[str]:

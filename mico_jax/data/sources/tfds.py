@@ -13,8 +13,8 @@ from jaxtyping import Shaped
 from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.faults import guarded
 from mico_jax.data.records import Record, make_record, matches, media_fields
-from mico_jax.data.remote import Storage
 from mico_jax.data.sources.base import SourceKind
+from mico_jax.data.storage import Storage
 from mico_jax.modalities import MODALITIES, DecodeError
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mico_jax.config import ConfigError, SourceConfig
-from mico_jax.data.remote import Storage
 from mico_jax.data.sources import ManifestSource
+from mico_jax.data.storage import Storage
 from mico_jax.inference.prepare import Item
 from mico_jax.modalities import DecodeError, FileSpec
 

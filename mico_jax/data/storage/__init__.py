@@ -1,0 +1,27 @@
+"""Where bytes come from: local files and remote stores (see `storage`)."""
+
+from mico_jax.data.storage.ahead import Span
+from mico_jax.data.storage.io_threads import RemoteError
+from mico_jax.data.storage.paths import (
+  MAX_FILE_BYTES,
+  check_regular,
+  check_size,
+  is_remote,
+  short,
+  user_cache,
+)
+from mico_jax.data.storage.storage import Storage
+from mico_jax.data.storage.stores import Stamp
+
+__all__ = [
+  "MAX_FILE_BYTES",
+  "RemoteError",
+  "Span",
+  "Stamp",
+  "Storage",
+  "check_regular",
+  "check_size",
+  "is_remote",
+  "short",
+  "user_cache",
+]

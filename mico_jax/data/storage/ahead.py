@@ -1,0 +1,151 @@
+"""Ranges that were asked for before they are needed, and their bytes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, NamedTuple
+
+from mico_jax.data.storage.io_threads import IoThreads, Task
+
+ROOM = 256 << 20  # bytes that are held for their readers, about
+_UNKNOWN = 1 << 18  # bytes of a file whose size is not known, until it came
+_STALE = 300.0  # seconds after which nobody is expected to come
+
+
+class Span(NamedTuple):
+  """Bytes of a file.
+
+  Attributes:
+    path: of the file.
+    offset: of the first byte.
+    size: number of bytes; -1: the whole file, whatever its size.
+  """
+
+  path: str
+  offset: int = 0
+  size: int = -1
+
+
+class _Piece:
+  """A span on its way."""
+
+  def __init__(self, span: Span, task: Task[bytes]):
+    self.span, self.task = span, task
+    self.held = span.size if span.size >= 0 else _UNKNOWN
+
+  def holds(self, span: Span) -> bool:
+    """Whether another span lies within this one."""
+    if span.size < 0 or self.span.size < 0:
+      return span.size < 0 and self.span.size < 0
+    start, end = self.span.offset, self.span.offset + self.span.size
+    return start <= span.offset and span.offset + span.size <= end
+
+
+class Ahead:
+  """Spans on their way, by whom they are for.
+
+  Nothing here is needed for a read to succeed: one that fails, hangs or comes
+  late is read by whoever needs it. What finds no room waits in order, until
+  others were read.
+  """
+
+  def __init__(self, threads: IoThreads, room: int = ROOM):
+    """Asks for nothing yet."""
+    self._threads, self._room = threads, room
+    self._lock = threading.Lock()
+    self._pieces: dict[str, list[_Piece]] = {}
+    self._owners: OrderedDict[Hashable, tuple[float, list[_Piece]]]
+    self._owners = OrderedDict()
+    self._waiting: deque[tuple[Hashable, Span, Callable[[Span], bytes]]]
+    self._waiting = deque()
+    self._held = 0
+
+  def plan(
+    self,
+    owner: Hashable,
+    spans: Callable[[], Iterable[Span]],
+    read: Callable[[Span], bytes],
+  ) -> None:
+    """Reads spans in the background.
+
+    Args:
+      owner: who will read them; nothing happens if it was planned already.
+      spans: says which; may read itself.
+      read: reads one.
+    """
+    with self._lock:
+      if owner in self._owners:
+        return
+      self._owners[owner] = (time.monotonic(), [])
+      self._drop_stale()
+
+    def ask() -> None:
+      found = list(spans())
+      with self._lock:
+        self._waiting.extend((owner, span, read) for span in found)
+        self._start()
+
+    self._threads.submit(ask)
+
+  def _start(self) -> None:
+    """Starts what waits, as far as there is room; under the lock."""
+    while self._waiting:
+      owner, span, read = self._waiting[0]
+      size = span.size if span.size >= 0 else _UNKNOWN
+      if self._held and self._held + size > self._room:
+        return
+      self._waiting.popleft()
+      if owner not in self._owners:
+        continue
+      task = self._threads.submit(lambda s=span, r=read: r(s))
+      piece = _Piece(span, task)
+      self._held += piece.held
+      self._pieces.setdefault(span.path, []).append(piece)
+      self._owners[owner][1].append(piece)
+      if span.size < 0:
+        task.future.add_done_callback(lambda f, p=piece: self._came(p, f))
+
+  def _came(self, piece: _Piece, future: Any) -> None:
+    """Counts the bytes of a file whose size was not known."""
+    if future.cancelled() or future.exception() is not None:
+      return
+    with self._lock:
+      if piece in self._pieces.get(piece.span.path, ()):
+        size = len(future.result())
+        self._held += size - piece.held
+        piece.held = size
+
+  def take(self, span: Span) -> tuple[Task[bytes], int] | None:
+    """The task whose bytes hold a span, and the offset of its first byte."""
+    with self._lock:
+      for piece in self._pieces.get(span.path, ()):
+        if piece.holds(span):
+          return piece.task, piece.span.offset
+    return None
+
+  def done(self, owner: Hashable) -> None:
+    """Forgets what was for an owner."""
+    with self._lock:
+      self._drop(owner)
+      self._start()
+
+  def _drop(self, owner: Hashable) -> None:
+    for piece in self._owners.pop(owner, (0.0, []))[1]:
+      self._held -= piece.held
+      piece.task.future.cancel()
+      others = self._pieces[piece.span.path]
+      others.remove(piece)
+      if not others:
+        del self._pieces[piece.span.path]
+
+  def _drop_stale(self) -> None:
+    """Drops owners that never came, as those of a loop that was left."""
+    now = time.monotonic()
+    while self._owners:
+      owner, (began, _) = next(iter(self._owners.items()))
+      if now - began < _STALE:
+        return
+      self._drop(owner)
