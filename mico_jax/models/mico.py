@@ -65,7 +65,7 @@ class MiCo(TextModel):
 
     def names(leaf: Any) -> tuple[str, ...]:
       if isinstance(leaf, nn.LogicallyPartitioned):
-        return tuple(leaf.names)
+        return tuple(map(str, leaf.names))
       return (axes.UNSHARDED,) * leaf.ndim
 
     return jax.tree.map(
