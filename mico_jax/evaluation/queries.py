@@ -146,9 +146,11 @@ def queries_of(
   kind = kind_of(config, context)
   items, texts = described_items(gallery, context, kind, count)
   if not texts:
+    there = [key for key, rows in gallery.present.items() if np.any(rows)]
     raise ConfigError(
       f"evaluation of {context!r}: none of {len(gallery.records)} samples has "
-      f"its modalities and a caption of kind {kind!r}."
+      f"its modalities and a caption of kind {kind!r}; of its modalities there "
+      f"are: {', '.join(there) or 'none'}. Set evaluation.groups."
     )
   return make_queries(texts, items, kind)
 

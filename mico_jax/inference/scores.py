@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from mico_jax.inference.prepare import Preparer
 from mico_jax.modalities import MODALITIES, DecodeError, file_spec
 from mico_jax.modalities.items import NOT_FINITE, Item, as_list
 
-if TYPE_CHECKING:
-  from mico_jax.inference.omni_model import OmniModel
+
+class Scorer(Protocol):
+  """What `score` needs of a model; `OmniModel` has it."""
+
+  preparer: Preparer
+  batch_size: int
+
+  def embed(self, **inputs: Any) -> dict[str, Float[np.ndarray, "N E"]]:
+    """Unit-norm embeddings of inputs, by modality."""
+    ...
+
+  def embed_arrays(
+    self, arrays: Mapping[str, np.ndarray], letters: str
+  ) -> Float[np.ndarray, "N E"]:
+    """Unit-norm embeddings of prepared inputs."""
+    ...
+
+  def match_arrays(
+    self,
+    ids: Int[np.ndarray, "Q L"],
+    arrays: Mapping[str, np.ndarray],
+    letters: str,
+  ) -> Float[np.ndarray, "N Q"]:
+    """Probability in [0, 1] that inputs match texts."""
+    ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +61,7 @@ class Scores:
 
 
 def score(
-  model: OmniModel,
+  model: Scorer,
   texts: Sequence[str],
   files: Sequence[Any],
   *,

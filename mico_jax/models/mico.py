@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from mico_jax import axes
 from mico_jax.aliases import Params, PyTree
 from mico_jax.config import ConfigError, ModelConfig
 from mico_jax.kernels.dtypes import accumulation_dtype, supported_dtype
@@ -56,9 +57,19 @@ class MiCo(TextModel):
     return jax.eval_shape(nn.meta.unbox, self._boxed)
 
   def logical_axes(self) -> PyTree:
-    """The logical axis names of each parameter, as tuples."""
+    """The logical axis names of each parameter, as tuples.
+
+    A parameter that declares none, such as one of `flax.linen.Dense`, is whole
+    on every device.
+    """
+
+    def names(leaf: Any) -> tuple[str, ...]:
+      if isinstance(leaf, nn.LogicallyPartitioned):
+        return tuple(map(str, leaf.names))
+      return (axes.UNSHARDED,) * leaf.ndim
+
     return jax.tree.map(
-      lambda box: tuple(box.names),
+      names,
       self._boxed,
       is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
     )

@@ -240,6 +240,8 @@ def resolve(config: Config) -> Session:
   if config.train.keep_best:
     lower_is_better(config.train.keep_best)  # an unknown metric is an error
   check_encoder(config)
+  for task in config.tasks.values():
+    select(config.objectives, task)  # names and groups, which others read
   check_inputs(config)
   sources = open_sources(config)
   config = pin_sources(config, sources)

@@ -10,6 +10,7 @@ from mico_jax.data.records import Record
 from mico_jax.evaluation import linear_probe, queries, report, results
 from mico_jax.evaluation.evaluators import item_pairs, text_retrieval, zero_shot
 from mico_jax.evaluation.features import Gallery
+from mico_jax.testing.tiny_checkpoint import tiny_config
 
 
 def test_queries_share_equal_texts():
@@ -121,3 +122,16 @@ def test_probe_separates_and_is_deterministic():
     linear_probe.fit_probe(features, labels, 2)
   with pytest.raises(ValueError, match="one or more"):
     linear_probe.fit_probe(features[:0], labels[:0], 2)
+
+
+def test_a_group_that_no_sample_has_is_named():
+  gallery = Gallery(
+    records=[None],
+    present={"video": np.zeros(1, bool)},
+    embeddings={},
+    pooled={},
+    batches=[],
+  )
+  message = "caption of kind 'vision'; of its modalities there are: none. Set"
+  with pytest.raises(ConfigError, match=message):
+    queries.queries_of(tiny_config(), gallery, "v", 1)

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import pathlib
 import re
+import subprocess
 import sys
 import wave
 from typing import Any
@@ -476,6 +477,19 @@ def test_copies_import_nothing_of_this_package():
   for name, text in torch_inputs.files().items():
     assert not re.search(r"^\s*(from|import) mico_jax", text, re.M), name
     compile(text, name, "exec")
+
+
+def test_copies_run_without_the_types_of_arrays(tmp_path):
+  folder = tmp_path / torch_inputs.PACKAGE
+  folder.mkdir()
+  for name, text in torch_inputs.files().items():
+    (folder / name).write_text(text)
+  modules = [f"{folder.name}.{path.stem}" for path in folder.glob("*.py")]
+  code = (
+    "import importlib, sys; sys.modules['jaxtyping'] = None\n"
+    f"for name in {modules}: importlib.import_module(name)"
+  )
+  subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
 def test_an_import_that_stays_behind_is_named():

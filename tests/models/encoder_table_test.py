@@ -13,11 +13,12 @@ import pytest
 from jaxtyping import Array, Bool, Float
 
 import mico_jax
+from mico_jax import axes
 from mico_jax.config import ConfigError, EvaluationConfig, TaskConfig
 from mico_jax.layers.embed import PatchEmbed
 from mico_jax.layers.mlp import Mlp
 from mico_jax.layers.norm import LayerNorm
-from mico_jax.models import ENCODERS, TEXT_ENCODERS
+from mico_jax.models import ENCODERS, TEXT_ENCODERS, build
 from mico_jax.models.bert import Bert
 from mico_jax.models.encoder import Encoder
 from mico_jax.parallel.mesh import make_mesh
@@ -143,3 +144,41 @@ def test_what_it_cannot_do_is_refused():
         ),
       )
     )
+
+
+class Strips(Encoder):
+  """Rows of pixels, through layers of plain Flax."""
+
+  has_class_token: ClassVar[bool] = False
+  supports_token_indices: ClassVar[bool] = False
+
+  @property
+  def num_tokens(self) -> int:
+    """Rows."""
+    return self.config.image_size
+
+  @nn.compact
+  def __call__(
+    self,
+    pixels: Float[Array, "B Y X 3"],
+    *,
+    row_keys: Any = None,
+    return_hidden: bool = False,
+  ) -> tuple[Float[Array, "B L D"], list[Array] | None]:
+    """See `Encoder`."""
+    del row_keys
+    x = pixels.reshape(*pixels.shape[:2], -1)
+    x = nn.LayerNorm(name="norm")(nn.Dense(self.config.width, name="rows")(x))
+    return x, [x] if return_hidden else None
+
+
+def test_parameters_without_axes_are_whole_everywhere(monkeypatch):
+  monkeypatch.setitem(ENCODERS, "strips", Strips)
+  config = tiny_config().model
+  vision = dataclasses.replace(config.vision, encoder="strips")
+  model = build(dataclasses.replace(config, vision=vision))
+  names = model.logical_axes()
+  assert names["vision"]["rows"] == {
+    "kernel": (axes.UNSHARDED, axes.UNSHARDED),
+    "bias": (axes.UNSHARDED,),
+  }

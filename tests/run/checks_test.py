@@ -37,6 +37,8 @@ def mistake(*overrides: str) -> str:
     ),
     ("data.inputs.video.frames=0", "data.inputs.video.frames=0"),
     ("tasks.av.batch_size=0", "tasks.av.batch_size=0"),
+    ("tasks.av.objectives={'matching': ('tq',)}", "no modality with letter"),
+    ("tasks.av.objectives={'matching': ('tvv',)}", "group 'tvv' needs one or"),
     ("train.patch_dropout=1.5", "at most 0.99"),
     ("evaluation.source=x", "no data source; known: test, train"),
     ("evaluation.probe_source=x", "no data source; known: test, train"),

@@ -45,8 +45,8 @@ from mico_jax.models import build, parameters
 if TYPE_CHECKING:
   import torch
 
-  from mico_jax.interop.torch_template import modeling_mico
-
+# Of classes in a folder's copy of `modeling_mico.py`, whose types no module has.
+_Module = Any
 FORMAT = "mico_jax torch 1"
 MODULE = "modeling_mico.py"
 # Encoders and text towers of `MODULE`.
@@ -231,7 +231,7 @@ def load_module(folder: pathlib.Path) -> ModuleType:
 
 
 def outputs(
-  model: modeling_mico.MiCo,
+  model: _Module,
   source: OpenedCheckpoint,
   inputs: Mapping[str, Any],
   *,
@@ -269,7 +269,7 @@ def outputs(
 
 
 def _embeddings(
-  model: modeling_mico.MiCo,
+  model: _Module,
   check: SelfCheck,
   inputs: Mapping[str, Any],
   raw: bool,
@@ -303,8 +303,8 @@ def _embeddings(
 
 
 def _caption(
-  model: modeling_mico.MiCo,
-  context: modeling_mico.Context,
+  model: _Module,
+  context: _Module,
   tokenizer: Tokenizer,
 ) -> torch.Tensor:
   """The first tokens of greedy captions, by full passes without a cache."""

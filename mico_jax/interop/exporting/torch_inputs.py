@@ -18,7 +18,7 @@ PACKAGE = "mico_inputs"
 FIRST = ("__init__.py", "items.py")  # files that the exported model imports
 _SOURCE = "mico_jax.modalities"
 _CONFIG = "mico_jax.config"
-_TYPES = "jaxtyping"  # used in annotations only
+_TYPES = "jaxtyping"  # used in annotations and their aliases only
 
 
 def files() -> dict[str, str]:
@@ -38,7 +38,7 @@ def files() -> dict[str, str]:
       continue
     text = (folder / name).read_text("utf-8")
     types |= check_imports(text, name)
-    copied[name] = _relative(text)
+    copied[name] = _relative(_without_types(text))
     todo += names & {f"{module}.py" for module in _sibling_imports(text)}
   texts = {name: copied[name] for name in sorted(copied)}
   return texts | {"config.py": _config(sorted(types))}
@@ -81,6 +81,28 @@ def check_imports(text: str, name: str) -> set[str]:
           f"not hold; write `from {_SOURCE} import` or `from {_CONFIG} import`."
         )
   return types
+
+
+def _without_types(text: str) -> str:
+  """A file's text whose aliases of array types are strings.
+
+  Such an alias, `Frames = Float[np.ndarray, "T Y X"]`, is read in annotations
+  only, and an exported folder runs where jaxtyping is not installed.
+  """
+  tree = ast.parse(text)
+  types = {
+    alias.name
+    for node in tree.body
+    if isinstance(node, ast.ImportFrom) and node.module == _TYPES
+    for alias in node.names
+  }
+  for node in tree.body:
+    if isinstance(node, ast.Assign) and types & {
+      name.id for name in ast.walk(node.value) if isinstance(name, ast.Name)
+    }:
+      value = ast.get_source_segment(text, node.value) or ""
+      text = text.replace(f"= {value}", f"= {ast.unparse(node.value)!r}", 1)
+  return text
 
 
 def _relative(text: str) -> str:
