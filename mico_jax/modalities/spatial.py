@@ -7,6 +7,7 @@ antialiasing, like the official preprocessing (torchvision 0.15 on tensors);
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -24,6 +25,9 @@ CLIP = (
 )
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # maps 0..1 to -1..1
 
+_BAND = 32  # rows resized at a time
+
+Frames = Shaped[np.ndarray, "_ _ _ ..."]  # [T, Y, X] or [T, Y, X, C]
 Stats = tuple[tuple[float, ...], tuple[float, ...]]
 
 
@@ -79,6 +83,7 @@ def sample_frames(
   return starts + rng.integers(0, sizes)
 
 
+@functools.lru_cache(maxsize=64)
 def _axis_weights(
   source: int, target: int
 ) -> tuple[
@@ -123,12 +128,10 @@ def resize_smooth(
   if x.shape[1:3] == tuple(size):
     return x
   bilinear = Image.Resampling.BILINEAR
-  return np.stack(
-    [
-      np.asarray(Image.fromarray(f).resize((size[1], size[0]), bilinear))
-      for f in x
-    ]
-  )
+  out = np.empty((len(x), *size, *x.shape[3:]), x.dtype)
+  for frame, small in zip(x, out, strict=True):
+    small[:] = Image.fromarray(frame).resize((size[1], size[0]), bilinear)
+  return out
 
 
 def resize_nearest(
@@ -145,11 +148,67 @@ def resize_nearest(
 def resize_official(
   x: UInt8[np.ndarray, "T Y X C"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "T y x C"]:
-  """`resize_bilinear` rounded to uint8."""
+  """`resize_bilinear` rounded to uint8, in bands that stay in the cache."""
   if x.shape[1:3] == tuple(size):
     return x
-  y = resize_bilinear(x.astype(np.float32), size)
-  return np.rint(y).astype(np.uint8)
+  (rows, columns), channels = size, x.shape[3]
+  out = np.empty((len(x), rows, columns * channels), np.uint8)
+  low, high, weight = (a[:, None] for a in _axis_weights(x.shape[1], rows))
+  for frame, resized in zip(x, out, strict=True):
+    frame = frame.reshape(len(frame), -1)
+    for at in range(0, rows, _BAND):
+      band = slice(at, at + _BAND)
+      y = frame[low[band, 0]].astype(np.float32)
+      if len(frame) != rows:
+        above = frame[high[band, 0]].astype(np.float32)
+        y = _blend(y, above, weight[band])
+      if x.shape[2] != columns:
+        left, right, share = _column_weights(x.shape[2], columns, channels)
+        below, above = np.take(y, left, axis=1), np.take(y, right, axis=1)
+        y = _blend(below, above, share)
+      np.rint(y, out=y)
+      resized[band] = y
+  return out.reshape(len(x), rows, columns, channels)
+
+
+def _blend(
+  below: Float[np.ndarray, "n m"],
+  above: Float[np.ndarray, "n m"],
+  weight: Float[np.ndarray, "..."],
+) -> Float[np.ndarray, "n m"]:
+  """The weighted mean of `resize_axis`, in place."""
+  below *= np.float32(1) - weight
+  above *= weight
+  below += above
+  return below
+
+
+@functools.lru_cache(maxsize=64)
+def _column_weights(
+  source: int, target: int, channels: int
+) -> tuple[
+  Int[np.ndarray, " values"],
+  Int[np.ndarray, " values"],
+  Float[np.ndarray, " values"],
+]:
+  """`_axis_weights` of columns for rows of interleaved channels."""
+  low, high, weight = _axis_weights(source, target)
+  channel = np.arange(channels)
+  return (
+    (low[:, None] * channels + channel).reshape(-1),
+    (high[:, None] * channels + channel).reshape(-1),
+    np.repeat(weight, channels),
+  )
+
+
+def mirror(x: Frames) -> Frames:
+  """Frames with left and right exchanged, contiguous."""
+  whole = np.ascontiguousarray(x)
+  if x.ndim < 4:
+    return np.ascontiguousarray(whole[:, :, ::-1])
+  # Whole pixels are moved, which is faster than their channels.
+  pixels = whole.view(np.dtype((np.void, x.shape[3] * x.itemsize)))
+  return np.ascontiguousarray(pixels[:, :, ::-1]).view(x.dtype)
 
 
 def resize_exact(
@@ -159,7 +218,6 @@ def resize_exact(
   return resize_bilinear(x.astype(np.float32) / np.float32(255), size)
 
 
-Frames = Shaped[np.ndarray, "_ _ _ ..."]  # [T, Y, X] or [T, Y, X, C]
 Draws = Float[np.ndarray, " _"]
 Resize = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 # (frames, size, resize, NUM_DRAWS numbers in [0, 1) or None) -> (frames of
@@ -199,7 +257,7 @@ def crop_flip(
   left = int(draws[2] * (cols - side + 1))
   x = resize(x[:, top : top + side, left : left + side], (size, size))
   flip = bool(draws[3] < 0.5)
-  return (x[:, :, ::-1] if flip else x), flip
+  return (mirror(x) if flip else x), flip
 
 
 def shift(

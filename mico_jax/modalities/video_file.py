@@ -124,7 +124,7 @@ class VideoClip:
         if self._shown.ranked:
           yield float(times[min(rank, len(times)) - 1]), frame
         elif frame.pts is not None:
-          yield clock(float(frame.pts * frame.time_base)), frame
+          yield clock(containers.seconds(frame)), frame
 
   def _nearest(
     self,
