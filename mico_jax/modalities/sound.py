@@ -103,12 +103,15 @@ def _taps(
 @functools.lru_cache(maxsize=8)
 def _bands(
   source: int, target: int
-) -> tuple[int, int, list[tuple[int, Float[np.ndarray, "inputs outputs"]]]]:
+) -> tuple[
+  int, int, int, list[tuple[int, Float[np.ndarray, "inputs outputs"]]]
+]:
   """The kernel as matrices of `_GROUP` neighbouring outputs each.
 
   Returns:
-    Inputs and outputs of a period, and (first input, matrix) of each group.
-    A period has more inputs than a matrix, as BLAS expects of its rows.
+    Inputs and outputs of a period, periods of a product, and (first input,
+    matrix) of each group. A period has more inputs than a matrix, as BLAS
+    expects of its rows.
   """
   kernel = _sinc_kernel(source, target)
   taps = kernel.shape[1]
@@ -124,7 +127,10 @@ def _bands(
       at = start - starts[0]
       band[at : at + taps, column] = kernel[p % target]
     bands.append((starts[0], band))
-  return source * repeats, period, bands
+  # A product makes few more outputs than a short sound has.
+  most = max(band.size for _, band in bands)
+  rows = max(8, min(_PRODUCT // most, _SHORT // period) // 8 * 8)
+  return source * repeats, period, rows, bands
 
 
 def _resample_periods(
@@ -132,14 +138,11 @@ def _resample_periods(
 ) -> Float[np.ndarray, " M"]:
   """`resample` by products of matrices, whose inputs are not copied.
 
-  All products of a pair of rates are of one shape: BLAS rounds otherwise in
-  others, and a sample would depend on the length of the sound.
+  All products of two rates have one shape, since BLAS rounds by it: else a
+  sample would depend on the length of the sound.
   """
-  inputs, outputs, bands = _bands(source, target)
+  inputs, outputs, rows, bands = _bands(source, target)
   width = max(first + len(band) for first, band in bands)
-  # A product makes few more outputs than a short sound has.
-  most = max(band.size for _, band in bands)
-  rows = max(8, min(_PRODUCT // most, _SHORT // outputs) // 8 * 8)
   count = rows * -(-length // (outputs * rows))
   reach = _reach(source, target)
   padded = np.zeros(count * inputs + width + reach, np.float32)
@@ -187,7 +190,11 @@ def resample_blocks(
   """`resample` of concatenated blocks, without holding them all at once."""
   if source == target:
     return np.concatenate([np.zeros(0, np.float32), *blocks])
-  unit = source // math.gcd(source, target)  # inputs after which phases repeat
+  common = math.gcd(source, target)
+  unit = source // common  # inputs after which phases repeat
+  if target // common <= _PHASES:
+    inputs, _, rows, _ = _bands(unit, target // common)
+    unit = inputs * rows  # and the place in a product, which rounds by it
   overlap = unit * -(-2 * (_reach(source, target) + 2) // unit)
   size = unit * -(-_INPUTS // unit)
   done, waiting, held, before = [], [], 0, 0
