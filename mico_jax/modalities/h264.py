@@ -114,7 +114,7 @@ def _kind(packet: bytes, width: int) -> tuple[bool, bool]:
 
 
 def _heads(packet: bytes, width: int) -> Iterator[int]:
-  """First bytes of the units of a packet; 0, an unknown one, where it breaks."""
+  """First bytes of the units of a packet; then 0 (unknown) if it is broken."""
   if not width:
     at = packet.find(b"\0\0\1")
     while 0 <= at < len(packet) - 3:

@@ -7,7 +7,6 @@ antialiasing, like the official preprocessing (torchvision 0.15 on tensors);
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image
 
+from mico_jax.modalities import bands
 from mico_jax.modalities.base import Geometry, Mode
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -24,8 +24,6 @@ CLIP = (
   (0.26862954, 0.26130258, 0.27577711),
 )
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # maps 0..1 to -1..1
-
-_BAND = 32  # rows resized at a time
 
 Frames = Shaped[np.ndarray, "_ _ _ ..."]  # [T, Y, X] or [T, Y, X, C]
 Stats = tuple[tuple[float, ...], tuple[float, ...]]
@@ -83,30 +81,13 @@ def sample_frames(
   return starts + rng.integers(0, sizes)
 
 
-@functools.lru_cache(maxsize=64)
-def _axis_weights(
-  source: int, target: int
-) -> tuple[
-  Int[np.ndarray, " target"],
-  Int[np.ndarray, " target"],
-  Float[np.ndarray, " target"],
-]:
-  """Lower and upper source index, and the weight of the upper (half-pixel)."""
-  scale = np.float32(source) / np.float32(target)
-  at = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale
-  at = np.maximum(at - np.float32(0.5), np.float32(0))
-  low = np.minimum(at.astype(np.int64), source - 1)
-  high = np.minimum(low + 1, source - 1)
-  return low, high, (at - low.astype(np.float32)).astype(np.float32)
-
-
 def resize_axis(
   x: Float[np.ndarray, "*B"], size: int, axis: int
 ) -> Float[np.ndarray, "*C"]:
   """Linear resize of one axis, without antialiasing (align_corners False)."""
   if x.shape[axis] == size:
     return x
-  low, high, weight = _axis_weights(x.shape[axis], size)
+  low, high, weight = bands.axis_weights(x.shape[axis], size)
   shape = [1] * x.ndim
   shape[axis] = size
   weight = weight.reshape(shape)
@@ -148,67 +129,8 @@ def resize_nearest(
 def resize_official(
   x: UInt8[np.ndarray, "T Y X C"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "T y x C"]:
-  """`resize_bilinear` rounded to uint8, in bands that stay in the cache."""
-  if x.shape[1:3] == tuple(size):
-    return x
-  (rows, columns), channels = size, x.shape[3]
-  out = np.empty((len(x), rows, columns * channels), np.uint8)
-  low, high, weight = (a[:, None] for a in _axis_weights(x.shape[1], rows))
-  for frame, resized in zip(x, out, strict=True):
-    frame = frame.reshape(len(frame), -1)
-    for at in range(0, rows, _BAND):
-      band = slice(at, at + _BAND)
-      y = frame[low[band, 0]].astype(np.float32)
-      if len(frame) != rows:
-        above = frame[high[band, 0]].astype(np.float32)
-        y = _blend(y, above, weight[band])
-      if x.shape[2] != columns:
-        left, right, share = _column_weights(x.shape[2], columns, channels)
-        below, above = np.take(y, left, axis=1), np.take(y, right, axis=1)
-        y = _blend(below, above, share)
-      np.rint(y, out=y)
-      resized[band] = y
-  return out.reshape(len(x), rows, columns, channels)
-
-
-def _blend(
-  below: Float[np.ndarray, "n m"],
-  above: Float[np.ndarray, "n m"],
-  weight: Float[np.ndarray, "..."],
-) -> Float[np.ndarray, "n m"]:
-  """The weighted mean of `resize_axis`, in place."""
-  below *= np.float32(1) - weight
-  above *= weight
-  below += above
-  return below
-
-
-@functools.lru_cache(maxsize=64)
-def _column_weights(
-  source: int, target: int, channels: int
-) -> tuple[
-  Int[np.ndarray, " values"],
-  Int[np.ndarray, " values"],
-  Float[np.ndarray, " values"],
-]:
-  """`_axis_weights` of columns for rows of interleaved channels."""
-  low, high, weight = _axis_weights(source, target)
-  channel = np.arange(channels)
-  return (
-    (low[:, None] * channels + channel).reshape(-1),
-    (high[:, None] * channels + channel).reshape(-1),
-    np.repeat(weight, channels),
-  )
-
-
-def mirror(x: Frames) -> Frames:
-  """Frames with left and right exchanged, contiguous."""
-  whole = np.ascontiguousarray(x)
-  if x.ndim < 4:
-    return np.ascontiguousarray(whole[:, :, ::-1])
-  # Whole pixels are moved, which is faster than their channels.
-  pixels = whole.view(np.dtype((np.void, x.shape[3] * x.itemsize)))
-  return np.ascontiguousarray(pixels[:, :, ::-1]).view(x.dtype)
+  """`resize_bilinear` rounded to uint8."""
+  return x if x.shape[1:3] == tuple(size) else bands.resize_rounded(x, size)
 
 
 def resize_exact(
@@ -257,7 +179,7 @@ def crop_flip(
   left = int(draws[2] * (cols - side + 1))
   x = resize(x[:, top : top + side, left : left + side], (size, size))
   flip = bool(draws[3] < 0.5)
-  return (mirror(x) if flip else x), flip
+  return (bands.mirror(x) if flip else x), flip
 
 
 def shift(

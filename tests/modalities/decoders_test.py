@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mico_jax.modalities import Geometry, h264, media, spatial, video_file
+from mico_jax.modalities import (
+  Geometry,
+  bands,
+  h264,
+  media,
+  spatial,
+  video_file,
+)
 
 
 def _jpeg(image: Image.Image, **options) -> bytes:
@@ -107,7 +114,7 @@ def test_resizing_in_bands_is_exact(shape, size):
 def test_mirror(shape):
   x = _noise(*shape)
   for frames in (x, x[:, 1:, :-1], x.astype(np.float32)):
-    flipped = spatial.mirror(frames)
+    flipped = bands.mirror(frames)
     np.testing.assert_array_equal(flipped, frames[:, :, ::-1])
     assert flipped.flags.c_contiguous
 
