@@ -114,7 +114,7 @@ def _webdataset(files: Sequence[bytes], size: int, folder: pathlib.Path) -> Run:
     webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False)
     .decode("pil")
     .to_tuple("jpg")
-    .map(lambda sample: _with_pillow(sample[0], size, rng))
+    .map(lambda sample: np.array(_with_pillow(sample[0], size, rng)))
   )
   loader = torch.utils.data.DataLoader(
     dataset, batch_size=_BATCH, num_workers=0
