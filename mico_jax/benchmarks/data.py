@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from mico_jax.benchmarks import data_peers
+from mico_jax.benchmarks.data_peers import Session
 from mico_jax.config import Config, ConfigError
 from mico_jax.data.batches import batch_spec, empty_batch
 from mico_jax.data.order import Order, Row, generator
@@ -29,7 +31,6 @@ from mico_jax.data.samples import (
 )
 from mico_jax.modalities import MODALITIES, DecodeError, preprocessing
 from mico_jax.modalities.spatial import Clip
-from mico_jax.run.setup import Session
 
 STAGES = ("record", "read", "decode", "transform", "text", "batch")
 
@@ -309,8 +310,6 @@ def run(
     hosts: that share the global batch.
     step_ms: time of a training step.
   """
-  from mico_jax.benchmarks import data_peers
-
   stages = measure_stages(session, samples)
   pipeline = [measure_pipeline(session, samples, hosts=hosts)]
   if step_ms:

@@ -14,19 +14,39 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from mico_jax.config import Config
 from mico_jax.data.samples import geometry
 from mico_jax.modalities import MODALITIES, DecodeError, Geometry
-from mico_jax.run.setup import Session
 
 MOST = 256  # pictures; more would measure the same
 _BATCH = 32
 _QUALITY = 90  # of pictures that are not stored as JPEG
+
+
+class Session(Protocol):
+  """A run whose data sources are open, as `mico_jax.run.setup.Session`."""
+
+  @property
+  def config(self) -> Config:
+    """Of the run."""
+    ...
+
+  @property
+  def tokenizer(self) -> Any:
+    """Of its texts."""
+    ...
+
+  @property
+  def sources(self) -> Mapping[str, Any]:
+    """Its open sources, by name."""
+    ...
+
 
 Run = Callable[[], int]  # reads all pictures; returns their number
 Make = Callable[[Sequence[bytes], int, pathlib.Path], Run]
