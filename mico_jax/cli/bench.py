@@ -16,22 +16,38 @@ Measures ours against named peers in the same run, in alternating turns.
   block      projection, attention, output projection and residual
   loss       the contrastive loss over the global batch
   step       a whole vision tower: forward pass and training step
+  data       the input of a run, see below
 
 Without --aot on the device that is here: medians of the turns, their spread
 (quartiles over the median), the error against float64 and the share of the
 measured rate of a large matrix product. With --aot they are compiled for a TPU
 slice that need not be there; the figures are then static cycles of the compiler
-(per row and head, per row of a block, per device of a step), no run times."""
+(per row and head, per row of a block, per device of a step), no run times.
+
+data reads samples of a config's tasks on the CPU and prints three tables:
+  stages    CPU milliseconds per sample of each stage (record: look-up in the
+            index; read: bytes of the media; decode; transform; text; batch) and
+            modality, one sample after the other; kilobytes are those read
+  pipeline  samples and megabytes per second and CPU milliseconds per sample of
+            the pipeline as a run has it, for one of --hosts hosts; with
+            --step-ms also the share of the time that a step of that length
+            waits for its batch (the first batch is not counted)
+  pictures  JPEG to a cropped and flipped batch against WebDataset + DataLoader,
+            Grain + Pillow and tf.data, those that are installed, in alternating
+            turns of one process; pictures stored otherwise are encoded first"""
 EXAMPLES = """\
   mico-jax bench attention --shapes vit_b --peers xla,torch
   mico-jax bench step --peer torch
   mico-jax bench attention --aot v5e:2x2
   mico-jax bench block --aot v6e:2x2 --json
   mico-jax bench loss --aot v5e:16x16 --batch 65536
-  mico-jax bench step --aot v5e:16x16 --batch 32 --programs tower"""
+  mico-jax bench step --aot v5e:16x16 --batch 32 --programs tower
+  mico-jax bench data --config demo --samples 512 --step-ms 200
+  mico-jax bench data --config my.py --hosts 8 --peers webdataset --json"""
 
-WHAT = ("attention", "block", "loss", "step")
+WHAT = ("attention", "block", "loss", "step", "data")
 TURNS = 7
+SAMPLES = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--peer",
     dest="peers",
     help="by commas: xla, cudnn, flash, splash, tokamax, torch of attention; "
-    "xla, torch of a block; plain, torch of the loss; torch of a step",
+    "xla, torch of a block; plain, torch of the loss; torch of a step; "
+    "webdataset, grain, tf.data of data (default: those installed)",
   )
   parser.add_argument(
     "--batch",
@@ -84,7 +101,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action="store_true",
     help="of step: PyTorch's side through torch.compile",
   )
+  common.add_config(parser, required=False)
+  parser.add_argument(
+    "--samples",
+    type=common.positive_int,
+    metavar="N",
+    help=f"of data: to read (default: {SAMPLES})",
+  )
+  parser.add_argument(
+    "--step-ms",
+    type=_milliseconds,
+    metavar="MS",
+    help="of data: time of a training step, for the share of waiting",
+  )
+  parser.add_argument(
+    "--hosts",
+    type=common.positive_int,
+    metavar="N",
+    help="of data: that share the global batch (default: 1)",
+  )
   common.add_json(parser)
+
+
+def _milliseconds(text: str) -> float:
+  value = float(text)
+  if not 0 < value <= 3_600_000:
+    raise argparse.ArgumentTypeError(f"{text} must be in (0, 3600000]")
+  return value
 
 
 def _chosen(names: str | None, known: Sequence[str], option: str) -> list[str]:
@@ -213,6 +256,40 @@ def _here(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
   )
 
 
+def _data(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+  """Tables of the input of a run."""
+  useless = ("aot", "shapes", "batch", "dtype", "remat", "programs", "compile")
+  _refuse(args, useless, "data")
+  if args.config is None:
+    raise ConfigError("bench data needs --config NAME, such as --config demo.")
+  from mico_jax.benchmarks import data, data_peers
+  from mico_jax.run.setup import resolve
+
+  peers = _chosen(args.peers, tuple(data_peers.PEERS), "--peers")
+  for peer in peers:
+    if packages := data_peers.missing(peer):
+      raise ConfigError(f"--peers {peer}: not installed: {packages}.")
+  return data.run(
+    resolve(common.load_config(args)),
+    samples=args.samples or SAMPLES,
+    peers=peers or tuple(data_peers.PEERS),
+    turns=args.turns or TURNS,
+    hosts=args.hosts or 1,
+    step_ms=args.step_ms or 0.0,
+  )
+
+
+def _refuse(
+  args: argparse.Namespace, options: Sequence[str], what: str
+) -> None:
+  """Refuses options that would change nothing."""
+  useless = [f"--{o.replace('_', '-')}" for o in options if getattr(args, o)]
+  if useless:
+    raise ConfigError(
+      f"bench {what}: {', '.join(useless)} would change nothing; leave it out."
+    )
+
+
 def _text(value: Any) -> str:
   if isinstance(value, float):
     return f"{value:.4g}"
@@ -239,6 +316,19 @@ def _print(records: Sequence[Mapping[str, Any]]) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Prints one line per shape, implementation and direction."""
+  if args.what == "data":
+    tables = _data(args)
+    if args.json:
+      common.print_json(tables)
+      return 0
+    for name, rows in tables.items():
+      common.say(name)
+      if rows:
+        _print(rows)
+      else:
+        common.say("the sources have no pictures.")
+    return 0
+  _refuse(args, ("config", "samples", "step_ms", "hosts"), args.what)
   records = []
   for record in _aot(args) if args.aot else _here(args):
     records.append(record)

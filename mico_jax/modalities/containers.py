@@ -79,6 +79,12 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
     yield from container.demux(stream)
 
 
+def seconds(frame: Any) -> float:
+  """Presentation time of a decoded frame that has one, in s."""
+  base = frame.time_base  # a product of fractions would be slow
+  return frame.pts * base.numerator / base.denominator
+
+
 def picture_stream(container: Any) -> Any | None:
   """The video stream, which is not cover art; None: none."""
   from av.stream import Disposition
@@ -138,7 +144,7 @@ class Clock:
       self._shift = self._last + self._step - time
       self.joined = True
     now = time + self._shift
-    if np.isfinite(self._last) and now > self._last:
+    if -np.inf < self._last < now:
       self._step = now - self._last
     self._last = max(self._last, now)
     return now

@@ -26,6 +26,7 @@ from mico_jax.modalities.arrays import (
   read_npy,
 )
 from mico_jax.modalities.base import DecodeError, Geometry
+from mico_jax.modalities.jpeg import decode_jpeg
 from mico_jax.modalities.spatial import ArrayClip, Clip
 
 LARGE = 16_000_000  # pixels; larger images are reduced before use
@@ -294,7 +295,32 @@ def decode_image(
   Raises:
     DecodeError: also for one channel of 16 bits, which may be depth.
   """
+  if isinstance(data, bytes) and data.startswith(b"\xff\xd8\xff"):
+    pixels = _jpeg_pixels(data, geometry)
+    if pixels is not None:
+      return pixels
   return np.asarray(open_image(data, geometry))
+
+
+def _jpeg_pixels(
+  data: bytes, geometry: Geometry
+) -> UInt8[np.ndarray, "Y X 3"] | None:
+  """Upright pixels of a JPEG without faults; None: `open_image` decodes it."""
+  try:
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+      pixels = image.width * image.height
+      plain = image.format == "JPEG" and image.mode in ("L", "RGB")
+      if not plain or pixels > min(LARGE, geometry.max_pixels):
+        return None
+      turn = _TURNS.get(_orientation(image))
+      array = decode_jpeg(data, *image.size)
+  except MemoryError:
+    raise
+  except Exception:  # Pillow raises many kinds; `open_image` tells them
+    return None
+  if array is None or turn is None:
+    return array
+  return np.asarray(Image.fromarray(array).transpose(turn))
 
 
 def as_rgb(

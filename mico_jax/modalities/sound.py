@@ -25,6 +25,13 @@ _LOW_HZ = 20.0
 _PREEMPHASIS = np.float32(0.97)
 _LOG_FLOOR = np.float32(np.finfo(np.float32).eps)
 _SINC_WIDTH, _ROLLOFF = 6, 0.99
+_PHASES = 4096  # kernels kept; coprime rates with more are resampled slowly
+_FRAMES = 64  # transformed at a time, so that they stay in the cache
+_GROUP = 16  # output samples, or filters, of one matrix
+# Multiplications of a product. From 2^18 on OpenBLAS divides it among threads,
+# which wait for each other on the cores of other workers.
+_PRODUCT = 1 << 17
+_SHORT = 1 << 14  # output samples of a group of matrices
 _BLOCK = 65536  # output samples resampled at a time
 _INPUTS = 1 << 20  # input samples held at a time
 
@@ -68,7 +75,7 @@ def decode_audio(raw: Any, geometry: Geometry) -> Float[np.ndarray, " N"]:
   return waveform
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=8)
 def _sinc_kernel(source: int, target: int) -> Float[np.ndarray, "target taps"]:
   """Taps (2 * reach + 2) of each output phase, for coprime rates."""
   phases = np.arange(target)
@@ -93,6 +100,67 @@ def _taps(
   return (np.sinc(t) * window * cutoff).astype(np.float32)
 
 
+@functools.lru_cache(maxsize=8)
+def _bands(
+  source: int, target: int
+) -> tuple[
+  int, int, int, list[tuple[int, Float[np.ndarray, "inputs outputs"]]]
+]:
+  """The kernel as matrices of `_GROUP` neighbouring outputs each.
+
+  Returns:
+    Inputs and outputs of a period, periods of a product, and (first input,
+    matrix) of each group. A period has more inputs than a matrix, as BLAS
+    expects of its rows.
+  """
+  kernel = _sinc_kernel(source, target)
+  taps = kernel.shape[1]
+  width = taps + _GROUP * source // target + 1
+  repeats = -(-width // source)
+  period = target * repeats
+  bands = []
+  for first in range(0, period, _GROUP):
+    phases = range(first, min(first + _GROUP, period))
+    starts = [p * source // target for p in phases]
+    band = np.zeros((starts[-1] - starts[0] + taps, len(phases)), np.float32)
+    for column, (p, start) in enumerate(zip(phases, starts, strict=True)):
+      at = start - starts[0]
+      band[at : at + taps, column] = kernel[p % target]
+    bands.append((starts[0], band))
+  # A product makes few more outputs than a short sound has.
+  most = max(band.size for _, band in bands)
+  rows = max(8, min(_PRODUCT // most, _SHORT // period) // 8 * 8)
+  return source * repeats, period, rows, bands
+
+
+def _resample_periods(
+  x: Float[np.ndarray, " N"], length: int, source: int, target: int
+) -> Float[np.ndarray, " M"]:
+  """`resample` by products of matrices, whose inputs are not copied.
+
+  All products of two rates have one shape, since BLAS rounds by it: else a
+  sample would depend on the length of the sound.
+  """
+  inputs, outputs, rows, bands = _bands(source, target)
+  width = max(first + len(band) for first, band in bands)
+  count = rows * -(-length // (outputs * rows))
+  reach = _reach(source, target)
+  padded = np.zeros(count * inputs + width + reach, np.float32)
+  padded[reach : reach + len(x)] = x
+  out = np.empty((count, outputs), np.float32)
+  at = 0
+  for first, band in bands:
+    views = np.lib.stride_tricks.as_strided(
+      padded[first:], (count, len(band)), (4 * inputs, 4), writeable=False
+    )
+    made = out[:, at : at + band.shape[1]]
+    for row in range(0, count, rows):
+      end = row + rows
+      np.matmul(views[row:end], band, out=made[row:end])
+    at += band.shape[1]
+  return out.reshape(-1)[:length]
+
+
 def resample(
   x: Float[np.ndarray, " N"], source: int, target: int
 ) -> Float[np.ndarray, " M"]:
@@ -103,36 +171,30 @@ def resample(
   source, target = source // common, target // common
   length = -(-len(x) * target // source)
   reach = _reach(source, target)
+  if target <= _PHASES:
+    return _resample_periods(x, length, source, target)
   padded = np.pad(x, (reach, reach + 2 + source))
-  kernel = _sinc_kernel(source, target) if target <= 4096 else None
   out = np.empty(length, np.float32)
-  if kernel is not None and length >= 16 * target:
-    # All outputs of a phase have the same kernel, so no input is copied.
-    views = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 2)
-    for phase, taps in enumerate(kernel):
-      inputs = views[phase * source // target :: source]
-      count = -(-(length - phase) // target)
-      out[phase::target] = np.einsum("nk,k->n", inputs[:count], taps)
-    return out
   around = np.arange(2 * reach + 2)
   for start in range(0, length, _BLOCK):
     outputs = np.arange(start, min(start + _BLOCK, length), dtype=np.int64)
-    if kernel is None:
-      taps = _taps(outputs, source, target)
-    else:
-      taps = kernel[outputs % target]
+    taps = _taps(outputs, source, target)
     inputs = padded[(outputs * source // target)[:, None] + around]
     out[start : start + len(outputs)] = np.einsum("nk,nk->n", inputs, taps)
   return out
 
 
 def resample_blocks(
-  blocks: Iterable[Float[np.ndarray, " N"]], source: int, target: int
+  blocks: Iterable[Float[np.ndarray, " _"]], source: int, target: int
 ) -> Float[np.ndarray, " M"]:
   """`resample` of concatenated blocks, without holding them all at once."""
   if source == target:
     return np.concatenate([np.zeros(0, np.float32), *blocks])
-  unit = source // math.gcd(source, target)  # inputs after which phases repeat
+  common = math.gcd(source, target)
+  unit = source // common  # inputs after which phases repeat
+  if target // common <= _PHASES:
+    inputs, _, rows, _ = _bands(unit, target // common)
+    unit = inputs * rows  # and the place in a product, which rounds by it
   overlap = unit * -(-2 * (_reach(source, target) + 2) // unit)
   size = unit * -(-_INPUTS // unit)
   done, waiting, held, before = [], [], 0, 0
@@ -193,6 +255,20 @@ def mel_filters(
   return np.pad(filters, ((0, 1), (0, 0))).astype(np.float32)
 
 
+@functools.lru_cache(maxsize=16)
+def _filter_bands(
+  bins: int, fft_size: int, rate: int
+) -> list[tuple[int, int, Float[np.ndarray, "frequency group"]]]:
+  """Groups of `mel_filters`: first bin, first frequency, and the filters."""
+  filters, bands = mel_filters(bins, fft_size, rate), []
+  for first in range(0, bins, _GROUP):
+    group = filters[:, first : first + _GROUP]
+    used = np.flatnonzero(group.any(axis=1))
+    low, high = (used[0], used[-1] + 1) if len(used) else (0, 1)
+    bands.append((first, int(low), np.ascontiguousarray(group[low:high])))
+  return bands
+
+
 def _sizes(config: AudioConfig) -> tuple[int, int]:
   """Samples of a window, and of the hop between windows."""
   rate = config.sample_rate
@@ -235,12 +311,31 @@ def fbank(
   fft_size = 1 << (size - 1).bit_length()
   if len(waveform) < size:
     waveform = np.pad(waveform, (0, size - len(waveform)))
-  x = waveform.astype(np.float32) * np.float32(2**15)
-  frames = np.lib.stride_tricks.sliding_window_view(x, size)[::hop]
+  x = np.ascontiguousarray(waveform, np.float32) * np.float32(2**15)
+  views = np.lib.stride_tricks.sliding_window_view(x, size)[::hop]
+  power = np.empty((len(views), fft_size // 2 + 1), np.float32)
+  for at in range(0, len(views), _FRAMES):
+    power[at : at + _FRAMES] = _power(views[at : at + _FRAMES], fft_size)
+  energies = np.empty((len(views), bins), np.float32)
+  for at, low, band in _filter_bands(bins, fft_size, rate):
+    inputs = power[:, low : low + len(band)]
+    made = energies[:, at : at + band.shape[1]]
+    rows = max(1, _PRODUCT // band.size)
+    for row in range(0, len(power), rows):
+      np.matmul(inputs[row : row + rows], band, out=made[row : row + rows])
+  np.maximum(energies, _LOG_FLOOR, out=energies)
+  return np.log(energies, out=energies)
+
+
+def _power(
+  frames: Float[np.ndarray, "n size"], fft_size: int
+) -> Float[np.ndarray, "n frequency"]:
+  """Power spectra of frames, without their mean and with pre-emphasis."""
   frames = frames - frames.mean(axis=1, keepdims=True, dtype=np.float32)
-  before = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
-  frames = (frames - _PREEMPHASIS * before) * _window(size)
-  spectrum = np.fft.rfft(frames, fft_size).astype(np.complex64)
-  power = spectrum.real**2 + spectrum.imag**2
-  energies = power @ mel_filters(bins, fft_size, rate)
-  return np.log(np.maximum(energies, _LOG_FLOOR))
+  before = _PREEMPHASIS * frames
+  frames[:, 1:] -= before[:, :-1]
+  frames[:, 0] -= before[:, 0]
+  frames *= _window(frames.shape[1])
+  parts = np.fft.rfft(frames, fft_size).view(np.float32)
+  np.square(parts, out=parts)
+  return parts[:, ::2] + parts[:, 1::2]

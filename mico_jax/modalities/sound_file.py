@@ -27,6 +27,7 @@ MAX_CHANNELS = 64
 MAX_PEAK = 16.0  # times full scale; more means another unit, or damage
 _BAD_SHARE = 0.1  # of damaged packets; a file with more is refused
 _PLANES = 8  # from which PyAV reads beyond the end of planar samples
+_TYPES = {"s16": np.int16, "s32": np.int32, "u8": np.uint8}  # interleaved
 _GAP = 0.1  # s; a larger one between packets is silence
 _BLOCK = 1 << 18  # samples of an array taken at a time
 # Channels of a file or array without names, in the order of WAVE and FLAC.
@@ -204,7 +205,7 @@ def _decoded(data: bytes) -> Iterator[tuple[float, Block]]:
       for frame in frames:
         time = math.nan
         if frame.pts is not None:
-          time = clock(float(frame.pts * frame.time_base))
+          time = clock(containers.seconds(frame))
         block = _block(frame)
         count += len(block.samples)
         yield time, block
@@ -222,22 +223,28 @@ def _decoded(data: bytes) -> Iterator[tuple[float, Block]]:
 def _block(frame: Any) -> Block:
   """A decoded frame in units of full scale."""
   _check_rate(frame.sample_rate)
-  channels = frame.layout.nb_channels
+  layout = frame.layout
+  channels = layout.nb_channels
   _check_channels(channels)
-  if frame.format.is_planar and channels >= _PLANES:
-    frame = _packed(frame)
-  array = frame.to_ndarray()
-  if not frame.format.is_planar:
-    array = array.reshape(-1, channels).T
+  kind, planar = frame.format.name, frame.format.is_planar
+  if planar and channels >= _PLANES:
+    frame, kind, planar = _packed(frame), "flt", False
+  if planar or kind not in _TYPES:
+    array = frame.to_ndarray()
+    array = array.T if planar else array.reshape(-1, channels)
+  else:  # `to_ndarray` would copy it twice
+    count = frame.samples * channels
+    array = np.frombuffer(frame.planes[0], _TYPES[kind], count)
+    array = array.reshape(-1, channels)
   if array.dtype == np.uint8:
-    samples = (array.T.astype(np.float32) - 128) / 128
+    samples = (array.astype(np.float32) - 128) / 128
   elif array.dtype.kind == "i":
-    samples = array.T.astype(np.float32)
-    samples *= np.float32(-1 / np.iinfo(array.dtype).min)
+    samples = array.astype(np.float32)
+    samples *= np.float32(2.0 ** (1 - 8 * array.dtype.itemsize))
   else:
-    samples = _checked(array.T)
+    samples = _checked(array)
   # Names are needed for more than two channels only.
-  names = frame.layout.channels if channels > 2 else ()
+  names = layout.channels if channels > 2 else ()
   return Block(samples, frame.sample_rate, tuple(c.name for c in names))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image
 
+from mico_jax.modalities import bands
 from mico_jax.modalities.base import Geometry, Mode
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -24,6 +25,7 @@ CLIP = (
 )
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # maps 0..1 to -1..1
 
+Frames = Shaped[np.ndarray, "_ _ _ ..."]  # [T, Y, X] or [T, Y, X, C]
 Stats = tuple[tuple[float, ...], tuple[float, ...]]
 
 
@@ -79,29 +81,13 @@ def sample_frames(
   return starts + rng.integers(0, sizes)
 
 
-def _axis_weights(
-  source: int, target: int
-) -> tuple[
-  Int[np.ndarray, " target"],
-  Int[np.ndarray, " target"],
-  Float[np.ndarray, " target"],
-]:
-  """Lower and upper source index, and the weight of the upper (half-pixel)."""
-  scale = np.float32(source) / np.float32(target)
-  at = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale
-  at = np.maximum(at - np.float32(0.5), np.float32(0))
-  low = np.minimum(at.astype(np.int64), source - 1)
-  high = np.minimum(low + 1, source - 1)
-  return low, high, (at - low.astype(np.float32)).astype(np.float32)
-
-
 def resize_axis(
   x: Float[np.ndarray, "*B"], size: int, axis: int
 ) -> Float[np.ndarray, "*C"]:
   """Linear resize of one axis, without antialiasing (align_corners False)."""
   if x.shape[axis] == size:
     return x
-  low, high, weight = _axis_weights(x.shape[axis], size)
+  low, high, weight = bands.axis_weights(x.shape[axis], size)
   shape = [1] * x.ndim
   shape[axis] = size
   weight = weight.reshape(shape)
@@ -123,12 +109,10 @@ def resize_smooth(
   if x.shape[1:3] == tuple(size):
     return x
   bilinear = Image.Resampling.BILINEAR
-  return np.stack(
-    [
-      np.asarray(Image.fromarray(f).resize((size[1], size[0]), bilinear))
-      for f in x
-    ]
-  )
+  out = np.empty((len(x), *size, *x.shape[3:]), x.dtype)
+  for frame, small in zip(x, out, strict=True):
+    small[:] = Image.fromarray(frame).resize((size[1], size[0]), bilinear)
+  return out
 
 
 def resize_nearest(
@@ -146,10 +130,7 @@ def resize_official(
   x: UInt8[np.ndarray, "T Y X C"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "T y x C"]:
   """`resize_bilinear` rounded to uint8."""
-  if x.shape[1:3] == tuple(size):
-    return x
-  y = resize_bilinear(x.astype(np.float32), size)
-  return np.rint(y).astype(np.uint8)
+  return x if x.shape[1:3] == tuple(size) else bands.resize_rounded(x, size)
 
 
 def resize_exact(
@@ -203,7 +184,7 @@ def crop_flip(
   left = int(draws[2] * (cols - side + 1))
   x = resize(x[:, top : top + side, left : left + side], (size, size))
   flip = bool(draws[3] < 0.5)
-  return (x[:, :, ::-1] if flip else x), flip
+  return (bands.mirror(x) if flip else x), flip
 
 
 def shift(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from mico_jax.modalities import containers
+from mico_jax.modalities import containers, h264
 from mico_jax.modalities.base import DecodeError, Geometry
 from mico_jax.modalities.media import BACKGROUND, LARGE, decode_frames
 from mico_jax.modalities.spatial import Clip
@@ -63,6 +63,7 @@ class VideoClip:
       stream = containers.picture_stream(container)
       if stream is None:
         raise DecodeError("the file has no video stream (cover art is none).")
+      stream.codec_context.thread_count = 1  # samples are decoded in parallel
       yield container, stream
 
   def __len__(self) -> int:
@@ -84,12 +85,7 @@ class VideoClip:
       DecodeError: if one cannot be read, or they differ in size.
     """
     wanted, place = np.unique(self._moments(indices), return_inverse=True)
-    with self._open() as (container, stream):
-      plain = self._shown.ranked or self._shown.joined
-      if len(self) > _SEEK_BEYOND and not plain:
-        shown = [self._seek(container, stream, t) for t in wanted]
-      else:
-        shown = list(self._nearest(self._frames(container, stream), wanted))
+    shown = self._read(wanted)
     if len(shown) < len(wanted):
       raise DecodeError("the video holds no readable frame.")
     for moment, (time, _) in zip(wanted, shown, strict=True):
@@ -102,6 +98,23 @@ class VideoClip:
     if len({f.shape for _, f in shown}) > 1:
       raise DecodeError("the frames of the video differ in size.")
     return np.stack([shown[i][1] for i in place])
+
+  def _read(
+    self, wanted: Float[np.ndarray, " T"]
+  ) -> list[tuple[float, np.ndarray]]:
+    """(time, pixels) of the frame nearest to each increasing moment."""
+    timed = not (self._shown.ranked or self._shown.joined)
+    with self._open() as (container, stream):
+      if timed and len(self) > _SEEK_BEYOND:
+        return [self._seek(container, stream, t) for t in wanted]
+      if not timed or stream.codec_context.name != "h264":
+        return list(self._nearest(self._frames(container, stream), wanted))
+      packets = containers.packets(container, stream)
+      made = h264.decode_some(stream, packets, wanted, self._pixels)
+    if made is not None:
+      return made
+    with self._open() as (container, stream):
+      return list(self._nearest(self._frames(container, stream), wanted))
 
   def _frames(self, container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
     """Yields (time in s, frame) in order of time, without damaged frames."""
@@ -124,7 +137,7 @@ class VideoClip:
         if self._shown.ranked:
           yield float(times[min(rank, len(times)) - 1]), frame
         elif frame.pts is not None:
-          yield clock(float(frame.pts * frame.time_base)), frame
+          yield clock(containers.seconds(frame)), frame
 
   def _nearest(
     self,

@@ -309,6 +309,7 @@ def test_no_pictures(data):
 def test_declared_size_is_checked_before_pixels_are_made(kind, monkeypatch):
   data = encode(Image.new("L", (300, 300)), kind)
   monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: 1 / 0)
+  monkeypatch.setattr(media, "decode_jpeg", lambda *_: 1 / 0)
   with pytest.raises(DecodeError, match="division"):
     decode(data)
   with pytest.raises(DecodeError, match="max_pixels"):

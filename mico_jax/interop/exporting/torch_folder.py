@@ -45,7 +45,7 @@ from mico_jax.models import build, parameters
 if TYPE_CHECKING:
   import torch
 
-# Of classes in a folder's copy of `modeling_mico.py`, whose types no module has.
+# Of a class in a folder's copy of `MODULE`, whose types no module has.
 _Module = Any
 FORMAT = "mico_jax torch 1"
 MODULE = "modeling_mico.py"
