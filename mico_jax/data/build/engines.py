@@ -1,0 +1,135 @@
+"""Who builds the units: this process, local workers, or Ray Data.
+
+Engines hand out units and nothing else; what a unit writes is the same under
+each (`mico_jax.data.build.unit`). After a failure, the same command goes on
+with the units that are not done.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from mico_jax.config import ConfigError
+from mico_jax.data.build.job import Job
+from mico_jax.data.build.rows import Unit
+from mico_jax.data.build.unit import Tick, run_unit
+from mico_jax.failures import TransientError
+
+# What a worker of a pool tells its progress to.
+_ticks: Any = None
+
+
+def local(
+  job: Job, units: Sequence[Unit], count: int, workers: int, tick: Tick
+) -> None:
+  """Builds units in processes of this machine; one worker: in this process.
+
+  Raises:
+    TransientError: if a worker dies, as by a lack of memory.
+    ConfigError, TransientError: as `run_unit`.
+  """
+  workers = min(workers, len(units))
+  if workers <= 1:
+    for unit in units:
+      run_unit(job, unit, count, tick)
+    return
+  context = multiprocessing.get_context("spawn")
+  ticks = context.Queue()
+  done = threading.Event()
+  listener = threading.Thread(target=_listen, args=(ticks, done, tick))
+  listener.start()
+  pool = concurrent.futures.ProcessPoolExecutor(
+    workers, mp_context=context, initializer=_begin, initargs=(ticks,)
+  )
+  try:
+    futures = [pool.submit(_work, job, unit, count) for unit in units]
+    for future in concurrent.futures.as_completed(futures):
+      future.result()
+  except BrokenProcessPool as error:
+    raise TransientError(
+      "a worker of the build died (killed, out of memory, or a library "
+      "crashed); the same command goes on with the units that are not done."
+    ) from error
+  finally:
+    pool.shutdown(cancel_futures=True)
+    done.set()
+    listener.join()
+
+
+def _begin(ticks: Any) -> None:
+  global _ticks
+  _ticks = ticks
+
+
+def _work(job: Job, unit: Unit, count: int) -> None:
+  run_unit(job, unit, count, _ticks.put)
+
+
+def _listen(ticks: Any, done: threading.Event, tick: Tick) -> None:
+  """Passes on what workers tell, in this process."""
+  while True:
+    try:
+      tick(ticks.get(timeout=0.2))
+    except queue.Empty:
+      if done.is_set():
+        return
+
+
+def ray_data(
+  job: Job, units: Sequence[Unit], count: int, workers: int, tick: Tick
+) -> None:
+  """Builds units as a Ray Data job, one CPU each, on the cluster of `ray.init`.
+
+  The folder of the result and the raw files must be the same on every node.
+
+  Raises:
+    ConfigError: if Ray is not installed.
+    ConfigError, TransientError: as `run_unit`.
+  """
+  try:
+    import ray
+    import ray.data
+  except ImportError as error:
+    raise ConfigError(
+      f"engine=ray: {error}; pip install 'mico-jax[ray]'."
+    ) from error
+  ray.init(ignore_reinit_error=True, log_to_driver=False)
+  context = ray.data.DataContext.get_current()
+  context.enable_progress_bars = False
+  items = [{"unit": unit.index} for unit in units]
+  by_index = ray.put({unit.index: unit for unit in units})
+
+  def build(row: dict[str, Any]) -> dict[str, Any]:
+    unit = ray.get(by_index)[row["unit"]]
+    run_unit(job, unit, count)
+    return {"size": unit.size}
+
+  data = ray.data.from_items(items, override_num_blocks=len(items))
+  made = data.map(build, num_cpus=1, concurrency=min(workers, len(items)))
+  try:
+    for row in made.iter_rows():
+      tick(row["size"])
+  except ray.exceptions.RayTaskError as error:
+    raise _cause(error) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+  """The error of ours that Ray wraps, or a line about the one that it is."""
+  seen: BaseException | None = error
+  while seen is not None:
+    inner = getattr(seen, "cause", None) or seen.__cause__
+    if isinstance(seen, (ConfigError, TransientError)) and inner is None:
+      return type(seen)(str(seen))
+    seen = inner
+  text = str(error).strip().splitlines()[-1][:300]
+  return TransientError(f"a Ray task of the build failed: {text}")
+
+
+Engine = Callable[[Job, Sequence[Unit], int, int, Tick], None]
+ENGINES: dict[str, Engine] = {"local": local, "ray": ray_data}

@@ -1,0 +1,104 @@
+"""Models that stages use, by name; each is loaded once per process.
+
+A name is `KIND:REST` with a kind of the table `KINDS`:
+
+    mico:runs/demo                     a checkpoint of this package
+    hf:Salesforce/blip2-opt-2.7b       a pipeline of `transformers`
+    onnx:omnidata_dpt_normal.onnx      a graph, through onnxruntime
+    python:my_package.my_module:load   `load(options)` of any other code
+
+What a name gives is a function over a batch; the stage says of what. Entries
+are named by text and imported where used: this room itself runs no model, and
+works without these packages.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mico_jax.config import ConfigError
+
+Batch = Callable[[Sequence[Any]], Sequence[Any]]
+
+# Kind -> "module:function", called as function(rest, options) -> Batch; what
+# must import for it.
+KINDS: dict[str, tuple[str, str]] = {
+  "mico": ("mico_jax.inference.captioner:load_captioner", "mico_jax"),
+  "hf": ("mico_jax.data.build.hf:load_pipeline", "transformers"),
+  "onnx": ("mico_jax.data.build.onnx_graph:load_graph", "onnxruntime"),
+  "python": ("mico_jax.data.build.models:load_python", "mico_jax"),
+}
+
+
+def check_model(stage: str, name: str, kinds: Sequence[str]) -> None:
+  """Checks the name of a model up front.
+
+  Args:
+    stage: that uses it, for messages.
+    name: of the model.
+    kinds: that the stage takes.
+
+  Raises:
+    ConfigError: for no name, another kind, or a package that is missing.
+  """
+  kind, _, rest = name.partition(":")
+  if kind not in kinds or not rest:
+    raise ConfigError(
+      f"{stage}.model={name!r}: name the model as one of "
+      f"{', '.join(f'{k}:...' for k in kinds)} (--set {stage}.model=...)."
+    )
+  package = KINDS[kind][1]
+  try:
+    importlib.import_module(package)
+  except ImportError as error:
+    raise ConfigError(
+      f"{stage}.model={name!r} needs {package}: {error}; pip install {package}."
+    ) from error
+  if kind == "python":
+    _python(rest)
+
+
+def model(name: str, options: Mapping[str, Any]) -> Batch:
+  """The model of a name that `check_model` let pass.
+
+  Args:
+    name: of the model.
+    options: plain JSON; what it means is the stage's to say.
+
+  Raises:
+    ConfigError: if it cannot be loaded.
+  """
+  return _loaded(name, json.dumps(options, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=8)
+def _loaded(name: str, options: str) -> Batch:
+  kind, _, rest = name.partition(":")
+  module, _, function = KINDS[kind][0].partition(":")
+  load = getattr(importlib.import_module(module), function)
+  try:
+    return load(rest, json.loads(options))
+  except ConfigError:
+    raise
+  except Exception as error:  # a model that cannot be loaded is no bad sample
+    text = " ".join(str(error).split())[:300]
+    raise ConfigError(f"{name}: {type(error).__name__}: {text}") from error
+
+
+def _python(rest: str) -> Any:
+  module, _, function = rest.partition(":")
+  try:
+    return getattr(importlib.import_module(module), function)
+  except (ImportError, AttributeError, ValueError) as error:
+    raise ConfigError(
+      f"python:{rest}: {error}; expected python:MODULE:FUNCTION."
+    ) from error
+
+
+def load_python(rest: str, options: Mapping[str, Any]) -> Batch:
+  """`FUNCTION(options)` of a module of the user."""
+  return _python(rest)(options)
