@@ -13,6 +13,7 @@ import os
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.build.engines import ENGINES
@@ -197,7 +198,7 @@ def _source(
   # What the folder is called is no pattern.
   name = f"{job.stem}-*-of-{count:05d}.{writer.ending}"
   suffixes = {suffix for s in summaries for suffix in s.suffixes}
-  values = {
+  values: dict[str, Any] = {
     "captions": {
       kind: f"{kind}_caption"
       for kind in sorted({k for s in summaries for k in s.captions})

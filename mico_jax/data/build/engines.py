@@ -8,7 +8,9 @@ with the units that are not done.
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import multiprocessing
+import pickle
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -99,36 +101,36 @@ def ray_data(
     raise ConfigError(
       f"engine=ray: {error}; pip install 'mico-jax[ray]'."
     ) from error
-  ray.init(ignore_reinit_error=True, log_to_driver=False)
+  if not ray.is_initialized():
+    ray.init(log_to_driver=False)
   context = ray.data.DataContext.get_current()
   context.enable_progress_bars = False
-  items = [{"unit": unit.index} for unit in units]
-  by_index = ray.put({unit.index: unit for unit in units})
-
-  def build(row: dict[str, Any]) -> dict[str, Any]:
-    unit = ray.get(by_index)[row["unit"]]
-    run_unit(job, unit, count)
-    return {"size": unit.size}
-
+  items = [{"unit": pickle.dumps(unit)} for unit in units]
   data = ray.data.from_items(items, override_num_blocks=len(items))
-  made = data.map(build, num_cpus=1, concurrency=min(workers, len(items)))
+  made = data.map(
+    functools.partial(_ray_unit, job=job, count=count),
+    num_cpus=1,
+    compute=ray.data.TaskPoolStrategy(size=min(workers, len(items))),
+  )
+  for row in made.iter_rows():
+    if row["error"]:
+      raise _ERRORS[row["error"]](row["text"])
+    tick(row["size"])
+
+
+# What a unit may raise; Ray would wrap it.
+_ERRORS = {e.__name__: e for e in (ConfigError, TransientError)}
+
+
+def _ray_unit(row: dict[str, Any], job: Job, count: int) -> dict[str, Any]:
+  """One task of Ray: the unit of a row."""
+  unit = pickle.loads(row["unit"])
   try:
-    for row in made.iter_rows():
-      tick(row["size"])
-  except ray.exceptions.RayTaskError as error:
-    raise _cause(error) from error
-
-
-def _cause(error: BaseException) -> BaseException:
-  """The error of ours that Ray wraps, or a line about the one that it is."""
-  seen: BaseException | None = error
-  while seen is not None:
-    inner = getattr(seen, "cause", None) or seen.__cause__
-    if isinstance(seen, (ConfigError, TransientError)) and inner is None:
-      return type(seen)(str(seen))
-    seen = inner
-  text = str(error).strip().splitlines()[-1][:300]
-  return TransientError(f"a Ray task of the build failed: {text}")
+    run_unit(job, unit, count)
+  except (ConfigError, TransientError) as error:
+    kind = TransientError if isinstance(error, TransientError) else ConfigError
+    return {"size": 0, "error": kind.__name__, "text": str(error)}
+  return {"size": unit.size, "error": "", "text": ""}
 
 
 Engine = Callable[[Job, Sequence[Unit], int, int, Tick], None]

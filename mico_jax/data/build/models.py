@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,8 @@ def check_model(stage: str, name: str, kinds: Sequence[str]) -> None:
     ) from error
   if kind == "python":
     _python(rest)
+  if kind == "onnx" and not os.path.isfile(rest):
+    raise ConfigError(f"{stage}.model={name!r}: no such file.")
 
 
 def model(name: str, options: Mapping[str, Any]) -> Batch:

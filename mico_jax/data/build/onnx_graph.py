@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,12 +28,10 @@ def load_graph(path: str, options: Mapping[str, Any]) -> Batch:
     [y, x, C], C being of 3 channels.
 
   Raises:
-    ConfigError: for a missing file, a graph of another form, or no size.
+    ConfigError: for a graph of another form, or no size.
   """
   import onnxruntime
 
-  if not os.path.isfile(path):
-    raise ConfigError(f"onnx:{path}: no such file.")
   settings = onnxruntime.SessionOptions()
   settings.intra_op_num_threads = settings.inter_op_num_threads = 1
   session = onnxruntime.InferenceSession(
@@ -43,7 +40,7 @@ def load_graph(path: str, options: Mapping[str, Any]) -> Batch:
   (entry, *others), shape = session.get_inputs(), session.get_inputs()[0].shape
   if others or len(shape) != 4 or shape[1] != 3:
     raise ConfigError(
-      f"onnx:{path}: expected one input [N, 3, Y, X], is {shape}"
+      f"onnx:{path}: expected one input [N, 3, Y, X], it has {shape}."
     )
   size = tuple(options["size"] or side for side in shape[2:])
   if not all(isinstance(side, int) and side > 0 for side in size):

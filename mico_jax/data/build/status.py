@@ -76,7 +76,7 @@ class StatusFile(abc.ABC):
 
   kind: ClassVar[str]
 
-  @classmethod
+  @classmethod  # noqa: B027 (one needs nothing)
   def check(cls) -> None:
     """Raises ConfigError where a package is missing."""
 

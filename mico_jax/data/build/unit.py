@@ -221,11 +221,10 @@ def _finish(job: Job, row: Row, made: Collection[str]) -> None:
       return
   if row.span is not None:
     row.fields["span"] = list(row.span)
-  if raw is not None or job.stages:
-    if not row.media:
-      why = "; ".join(f"{k}: {v}" for k, v in row.lacks.items())
-      row.fail("record", f"nothing is left of it ({why or 'no media'}).")
-      return
+  if (raw is not None or job.stages) and not row.media:
+    why = "; ".join(f"{k}: {v}" for k, v in row.lacks.items())
+    row.fail("record", f"nothing is left of it ({why or 'no media'}).")
+    return
   present = set(_kinds(row)) | set(row.media)
   for name in job.require:
     if name not in present:

@@ -200,8 +200,10 @@ class WebDatasetSource(SourceKind):
   def _record(self, sample: _Sample) -> Record:
     number, _, members = sample
     shard = self._shards[number]
-    by_field = {}
+    by_field, named = {}, set(self._config.fields.values())
     for suffix in members:
+      if suffix in named:  # of the modality that the config says, and no other
+        continue
       modality = by_extension(f".{suffix.rpartition('.')[2]}")
       if modality is not None and modality.embedding != "text":
         by_field.setdefault(modality.key, suffix)

@@ -97,9 +97,7 @@ def _lines(path: str) -> Iterator[dict[str, Any]]:
       reader = csv.DictReader(io.StringIO(text, ""), delimiter=delimiter)
       for row in reader:
         if None in row or None in row.values():
-          raise ValueError(
-            f"line {reader.line_num}: not as many cells as columns"
-          )
+          raise ValueError(f"line {reader.line_num}: cells are not columns")
         yield {str(k): v for k, v in row.items() if v != ""}
       return
     if ending == "json":

@@ -45,7 +45,7 @@ class Stage(abc.ABC):
     """Takes the checked options; opens nothing."""
     self.options = options
 
-  def check(self) -> None:
+  def check(self) -> None:  # noqa: B027 (most need nothing)
     """Looks up front for what the stage needs, such as a package.
 
     Raises:

@@ -24,6 +24,7 @@ from mico_jax.modalities.depth import DEPTH
 from mico_jax.modalities.normal import NORMAL
 from mico_jax.modalities.spatial import IMAGENET
 
+_SIGNS = tuple("".join(s) for s in itertools.product("+-", repeat=3))
 Stats = Annotated[
   tuple[Annotated[float, Range(-10.0, 10.0)], ...], Items(only=(3,))
 ]
@@ -66,9 +67,7 @@ class NormalOptions(MapsOptions):
   # range of what the model gives: (n + 1) / 2 or n itself
   values: Annotated[str, Choice("", "0..1", "-1..1")] = ""
   # of x (right), y (up) and z (to the camera) in what the model gives
-  signs: Annotated[
-    str, Choice(*map("".join, itertools.product("+-", repeat=3)))
-  ] = "+++"
+  signs: Annotated[str, Choice(*_SIGNS)] = "+++"
 
 
 class _Maps(BatchStage):
@@ -179,7 +178,7 @@ class Normal(_Maps):
 
   def store(self, row: Row, result: Any) -> None:
     """See `BatchStage`."""
-    signs = np.float32([1.0 if s == "+" else -1.0 for s in self.options.signs])
+    signs = np.asarray([1 if s == "+" else -1 for s in self.options.signs])
     images = []
     for array in self.checked(result, 3):
       if self.options.values == "0..1":
