@@ -114,7 +114,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
   )  # fmt: skip
   parser.add_argument(
     "--column", action="append", default=[], metavar="ROLE=NAME",
-    help="of the list: id video file span start end, or a kind of caption",
+    help="of the list: id stem file span start end, or a kind of caption",
   )  # fmt: skip
   parser.add_argument(
     "--sidecars", action="store_true",

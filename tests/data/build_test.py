@@ -299,7 +299,7 @@ def test_a_csv_names_files_captions_and_spans(folder, tmp_path):
   ]
   with open(tmp_path / "list.csv", "w", newline="") as file:
     csv.writer(file).writerows(rows)
-  columns = {"video": "name", "vision": "says", "start": "from", "end": "to"}
+  columns = {"stem": "name", "vision": "says", "start": "from", "end": "to"}
   raw = VideosInput(
     str(folder), metadata=str(tmp_path / "list.csv"), columns=columns
   )
@@ -317,7 +317,7 @@ def test_a_csv_names_files_captions_and_spans(folder, tmp_path):
     VideosInput(
       str(folder),
       metadata=str(tmp_path / "list.csv"),
-      columns={"video": "names"},
+      columns={"stem": "names"},
     )
 
 

@@ -5,7 +5,8 @@ A name is `KIND:REST` with a kind of the table `KINDS`:
     mico:runs/demo                     a checkpoint of this package
     hf:Salesforce/blip2-opt-2.7b       a pipeline of `transformers`
     onnx:omnidata_dpt_normal.onnx      a graph, through onnxruntime
-    python:my_package.my_module:load   `load(options)` of any other code
+    python:my_models.py:load           `load(options)` of any other code, in a
+                                       file or in a module that imports
 
 What a name gives is a function over a batch; the stage says of what. Entries
 are named by text and imported where used: this room itself runs no model, and
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -93,12 +95,26 @@ def _loaded(name: str, options: str) -> Batch:
 
 
 def _python(rest: str) -> Any:
-  module, _, function = rest.partition(":")
+  """The function of "module:function" or "file.py:function".
+
+  Raises:
+    ConfigError: if there is none.
+  """
+  name, _, function = rest.rpartition(":")
   try:
-    return getattr(importlib.import_module(module), function)
-  except (ImportError, AttributeError, ValueError) as error:
+    if not name.endswith(".py"):
+      return getattr(importlib.import_module(name), function)
+    spec = importlib.util.spec_from_file_location("build_model", name)
+    if spec is None or spec.loader is None:
+      raise ImportError(f"{name} cannot be read")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, function)
+  except Exception as error:  # whatever the user's code raises
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     raise ConfigError(
-      f"python:{rest}: {error}; expected python:MODULE:FUNCTION."
+      f"python:{rest}: {text}; expected python:MODULE:FUNCTION or "
+      "python:FILE.py:FUNCTION."
     ) from error
 
 

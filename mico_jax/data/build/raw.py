@@ -208,7 +208,7 @@ class Raw:
         raise DecodeError(f"the video is longer than {MAX_SECONDS:g} s.")
       return video
 
-    return self._once("video", make)
+    return self._once("pictures", make)
 
   @property
   def seconds(self) -> float:

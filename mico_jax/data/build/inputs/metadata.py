@@ -1,7 +1,7 @@
 """Lists of videos and clips: csv, tsv, json, jsonl, parquet, in any columns.
 
 A column has a role, said by `--column role=name` or by a layout: `id` of the
-sample; `video` (a file's name without ending) or `file` (a file's path); `span`
+sample; `stem` (a file's name without ending) or `file` (a file's path); `span`
 (a pair) or `start` and `end`, in seconds or as hh:mm:ss.mmm; any other role is
 the kind of a caption (a text, or a list of texts). Columns without a role are
 kept in the record under "metadata".
@@ -29,7 +29,7 @@ from mico_jax.modalities import DecodeError
 LAYOUTS: dict[str, dict[str, str]] = {
   "columns": {},
   # One line per video, its clips in a list "clip".
-  "hdvila": {"id": "clip_id", "video": "video_id", "span": "span"},
+  "hdvila": {"id": "clip_id", "stem": "video_id", "span": "span"},
   # One line per clip; the video's id is the clip's up to its last dot.
   "vast": {
     "id": "clip_id",
@@ -40,14 +40,14 @@ LAYOUTS: dict[str, dict[str, str]] = {
     "subtitle": "subtitle",
   },
 }
-PLACES = ("id", "video", "file", "span", "start", "end")
+PLACES = ("id", "stem", "file", "span", "start", "end")
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
 
 
 def read_metadata(
   pattern: str, layout: str, columns: Mapping[str, str]
 ) -> list[tuple[str, str, Entry]]:
-  """(video, file, entry) of each clip, in order; one of the first two is "".
+  """(stem, file, entry) of each clip, in order; one of the first two is "".
 
   Args:
     pattern: files, as a source's path.
@@ -60,9 +60,9 @@ def read_metadata(
   if layout not in LAYOUTS:
     raise ConfigError(f"layout={layout!r}; known: {', '.join(LAYOUTS)}.")
   roles = LAYOUTS[layout] | dict(columns)
-  if not {"video", "file"} & roles.keys() and layout != "vast":
+  if not {"stem", "file"} & roles.keys() and layout != "vast":
     raise ConfigError(
-      "metadata: say which column names the file: --column video=NAME (its "
+      "metadata: say which column names the file: --column stem=NAME (its "
       "name without ending) or --column file=NAME (its path in the folder)."
     )
   lines = [
@@ -139,15 +139,15 @@ def _entry(
 ) -> tuple[str, str, Entry]:
   """What one line says; what is wrong with it becomes its reason."""
   get = lambda role: line.get(roles[role]) if role in roles else None
-  video, file = (str(get(role) or "") for role in ("video", "file"))
+  stem, file = (str(get(role) or "") for role in ("stem", "file"))
   name = str(get("id") or "")
-  if "video" not in roles and "file" not in roles:
-    video = name.rpartition(".")[0]  # layout vast
+  if "stem" not in roles and "file" not in roles:
+    stem = name.rpartition(".")[0]  # layout vast
   if roles.get("id") == "clip_id":
     name = name.removesuffix(".mp4")
   span, texts, reason = None, {}, ""
   try:
-    if not (video or file):
+    if not (stem or file):
       raise DecodeError(f"entry {number} names no file.")
     span = _span(get("span"), get("start"), get("end"))
     texts = {
@@ -160,7 +160,7 @@ def _entry(
   used = set(roles.values())
   fields = {k: v for k, v in line.items() if k not in used and _plain(v)}
   texts = {kind: some for kind, some in texts.items() if some}
-  return video, file, Entry(name, span, texts, fields, reason)
+  return stem, file, Entry(name, span, texts, fields, reason)
 
 
 def _plain(value: Any) -> bool:

@@ -88,11 +88,11 @@ class VideosInput(Input):
       stems.setdefault(pathlib.PurePosixPath(name).stem, []).append(name)
     grouped: dict[str, list[Entry]] = {}
     lost: list[_File] = []
-    for video, file, entry in lines:
-      names = stems.get(video, []) if video else [file]
-      reason, wanted = entry.reason, video or file
+    for stem, file, entry in lines:
+      names = stems.get(stem, []) if stem else [file]
+      reason, wanted = entry.reason, stem or file
       if not reason and len(names) > 1:
-        reason = f"{video}: {len(names)} files are called so: {names[0]}, ..."
+        reason = f"{stem}: {len(names)} files are called so: {names[0]}, ..."
       if not reason and (not names or names[0] not in self._paths):
         reason = f"{wanted}: no such file in the folder."
       name = entry.id or os.path.splitext(names[0] if names else wanted)[0]
