@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import multiprocessing
+import os
 import pickle
 import queue
 import threading
@@ -65,8 +66,17 @@ def local(
 
 
 def _begin(ticks: Any) -> None:
+  """Prepares a worker, which ends when its parent does, killed or not."""
   global _ticks
   _ticks = ticks
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+
+  def follow() -> None:
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=follow, daemon=True).start()
 
 
 def _work(job: Job, unit: Unit, count: int) -> None:
