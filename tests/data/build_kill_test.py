@@ -24,7 +24,7 @@ def _workers() -> list[str]:
 
 @pytest.mark.parametrize(
   ("clips", "kills", "shards"),
-  [(40, 2, 2), pytest.param(200, 10, 8, marks=pytest.mark.slow)],
+  [(36, 2, 2), pytest.param(200, 10, 8, marks=pytest.mark.slow)],
 )
 def test_kills_leave_no_trace(tmp_path, clips, kills, shards):
   before = len(_workers())

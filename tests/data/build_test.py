@@ -6,10 +6,13 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import pathlib
 import sys
 import types
+from collections.abc import Iterable
 from fractions import Fraction
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,12 +20,15 @@ import pytest
 import soundfile
 
 from mico_jax.config import Config, ConfigError, DataConfig, SourceConfig
+from mico_jax.config.fields import Range
 from mico_jax.data import build
 from mico_jax.data.build import engines
 from mico_jax.data.build.inputs import ManifestInput, TarsInput, VideosInput
 from mico_jax.data.build.job import Job
 from mico_jax.data.build.raw import Raw
-from mico_jax.data.build.stages import STAGES
+from mico_jax.data.build.rows import Row
+from mico_jax.data.build.stages import STAGES, Stage
+from mico_jax.data.build.stages.base import span_of
 from mico_jax.data.build.stages.subtitles import cues
 from mico_jax.data.sources import open_source
 from mico_jax.modalities import MODALITIES, DecodeError, Geometry
@@ -848,6 +854,72 @@ def test_every_stage_says_what_it_does():
     stage(stage.Options())
 
 
+def test_damage_anywhere_is_a_row_or_a_sample(tmp_path):
+  raw, rng = tmp_path / "raw", np.random.default_rng(5)
+  raw.mkdir()
+  data = raw_videos.raw_video(3, 1.0)
+  for i in range(24):
+    broken = bytearray(data)
+    for at in rng.integers(0, len(data), 1 + i % 8):
+      broken[at] ^= 1 << int(rng.integers(8))
+    if i % 6 == 5:
+      del broken[int(rng.integers(100, len(data))) :]
+    (raw / f"{i}.mp4").write_bytes(broken)
+  job = job_of(raw, tmp_path / "o", "frames", "audio")
+  report = build.run(job)
+  assert report.count + len(report.skipped) == 24
+  assert report.count > 2
+  assert len(report.skipped) > 2
+  assert all("\n" not in reason for _, reason in report.skipped)
+
+
+def test_stores_are_refused_where_files_are_needed(tmp_path, folder):
+  with pytest.raises(ConfigError, match="mount it"):
+    VideosInput("gs://bucket/raw")
+  with pytest.raises(ConfigError, match="local or mounted"):
+    build.run(job_of(folder, "memory://x", "audio"))
+
+
+@dataclasses.dataclass(frozen=True)
+class LoudnessOptions:
+  """What counts as sound."""
+
+  # of full scale; a quieter clip is a failed row
+  least: Annotated[float, Range(0.0, 1.0)] = 0.01
+
+
+class Loudness(Stage):
+  """Notes how loud a clip is, and fails what is silent."""
+
+  name: ClassVar[str] = "loudness"
+  Options: ClassVar[type] = LoudnessOptions
+
+  def one(self, row: Row) -> Iterable[Row]:
+    """See `Stage`."""
+    samples = row.raw.sound_between(*span_of(row), 16000, "mean")
+    loudness = float(np.sqrt(np.mean(samples**2)))
+    if loudness < self.options.least:
+      raise DecodeError(f"loudness {loudness:.4f}, expected more.")
+    row.fields["loudness"] = loudness
+    return [row]
+
+
+def test_a_stage_of_ones_own(folder, tmp_path, monkeypatch):
+  monkeypatch.setitem(STAGES, "loudness", Loudness)
+  few = tmp_path / "few"
+  few.mkdir()
+  for name in ("v000.mp4", "v004.mp4"):
+    (few / name).write_bytes((folder / name).read_bytes())
+  options = {"loudness": {"least": 0.1}}
+  report = build.run(
+    job_of(few, tmp_path / "o", "loudness", "audio", options=options)
+  )
+  (record,) = read(report).values()
+  assert 0.2 < record.fields["loudness"] < 0.5
+  assert report.kinds == {"loudness": 1}
+  assert "no sound" in dict(report.skipped)["v004"]
+
+
 def test_bad_files_are_rows(tmp_path, cases_dir):
   """Whatever a folder holds under the name of a video."""
   raw = tmp_path / "raw"
@@ -859,6 +931,9 @@ def test_bad_files_are_rows(tmp_path, cases_dir):
   (raw / "page.mp4").write_bytes(b"<!DOCTYPE html><html>not found</html>")
   (raw / "empty.mp4").write_bytes(b"")
   (raw / "zeros.mp4").write_bytes(b"\0" * 5000)
+  (raw / "leads nowhere.mp4").symlink_to("absent.mp4")
+  os.mkfifo(raw / "pipe.mp4")
+  (raw / os.fsdecode(b"odd \xff\n.mp4")).write_bytes(b"")
   count = len(list(raw.iterdir()))
   options = {"clips": {"min_seconds": 0.1}}
   job = job_of(
@@ -867,6 +942,7 @@ def test_bad_files_are_rows(tmp_path, cases_dir):
   report = build.run(job)
   assert report.count + len(report.skipped) >= count
   reasons = dict(report.skipped)
-  assert {"page", "empty", "zeros"} <= reasons.keys()
+  assert {"page", "empty", "zeros", "leads nowhere", "pipe"} <= reasons.keys()
+  assert len(status(tmp_path / "o")) == report.count + len(report.skipped)
   assert all("\n" not in reason for reason in reasons.values())
   assert len(read(report)) == report.count

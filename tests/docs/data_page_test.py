@@ -59,7 +59,9 @@ def test_the_page(place, capsys, monkeypatch):
   monkeypatch.chdir(place)
   printed, values = {}, {}
   for kind, name, code in BLOCKS:
-    if kind == "python" and name.strip():
+    if name.strip().startswith("tests/"):  # code of another test
+      assert code in (PAGE.parents[2] / name.strip()).read_text()
+    elif kind == "python" and name.strip():
       pathlib.Path(name.strip()).write_text(code)
     elif kind == "python":
       exec(code, values)

@@ -16,6 +16,7 @@ from mico_jax.data.build.inputs import Input
 from mico_jax.data.build.stages import STAGES, Stage, make_stages
 from mico_jax.data.build.status import STATUSES
 from mico_jax.data.build.writers import WRITERS
+from mico_jax.data.remote import is_remote
 from mico_jax.modalities import MODALITIES
 
 NOTE = "build.json"
@@ -78,6 +79,11 @@ class Job:
     ):
       if value not in table:
         raise ConfigError(f"{name}={value!r}; known: {', '.join(table)}.")
+    if is_remote(self.out):
+      raise ConfigError(
+        f"out={self.out!r} is remote; build into a local or mounted folder and "
+        "copy the shards."
+      )
     STATUSES[self.status].check()
     stages = self.make_stages()
     for stage in stages:

@@ -15,7 +15,7 @@ from mico_jax.data.build.raw import Raw
 from mico_jax.data.build.rows import Entry, Row, Unit, runs
 from mico_jax.data.identity import tell
 from mico_jax.data.records import parse_fields
-from mico_jax.data.remote import MAX_FILE_BYTES, Storage
+from mico_jax.data.remote import MAX_FILE_BYTES, Storage, is_remote
 from mico_jax.modalities import WHOLE, DecodeError
 from mico_jax.modalities.audio import AUDIO
 from mico_jax.modalities.video import VIDEO
@@ -167,6 +167,8 @@ class VideosInput(Input):
 
 def _listed(folder: str) -> dict[str, int]:
   """Name -> size of the video and sound files below a folder, sorted."""
+  if is_remote(folder):
+    raise ConfigError(f"{folder!r} is remote; mount it, or use tar shards.")
   endings = (*VIDEO.extensions, *AUDIO.extensions)
   names: dict[str, int] = {}
   for base, folders, files in os.walk(folder):
@@ -175,9 +177,9 @@ def _listed(folder: str) -> dict[str, int]:
       path = os.path.join(base, file)
       if file.startswith(".") or not file.lower().endswith(endings):
         continue
-      if os.path.isfile(path):
-        name = os.path.relpath(path, folder).replace(os.sep, "/")
-        names[name] = os.path.getsize(path)
+      # What is no file, such as a link that leads nowhere, is a failed row.
+      name = os.path.relpath(path, folder).replace(os.sep, "/")
+      names[name] = os.path.getsize(path) if os.path.isfile(path) else 0
   if not names:
     raise ConfigError(
       f"{folder!r} holds no video or sound file ({' '.join(endings)})."
