@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import pathlib
 from collections.abc import Iterator
 
-from mico_jax.cli import common, data_index
-from mico_jax.config import ConfigError, SourceConfig
+from mico_jax.cli import common, data_build, data_index
+from mico_jax.config import ConfigError
 
 MAX_SAMPLES = 200  # of a sheet, one row each
 MAX_TEXTS = 10_000_000  # samples that train a tokenizer
@@ -17,7 +16,7 @@ MAX_TEXTS = 10_000_000  # samples that train a tokenizer
 DESCRIPTION = """\
 sheet      draws samples as the model sees them: frames, depth, normals,
            spectrogram, captions, in one PNG
-build      packs a manifest (.jsonl) into ArrayRecord files
+build      makes shards of a manifest, a folder of videos or tar files
 index      writes beside files what is known of their samples, so that runs on
            any number of hosts open them at once
 tokenizer  trains a SentencePiece model on a config's captions"""
@@ -55,17 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help=f"up to {MAX_SAMPLES} (default: 8)",
   )
   sheet.add_argument("--source", default="", help="default: the config's first")
-  build = actions.add_parser("build", help="pack a manifest to ArrayRecord")
-  build.add_argument("--manifest", required=True, metavar="FILE.jsonl")
-  build.add_argument("--out", required=True, metavar="DIR")
-  build.add_argument("--split", default="", help="default: all samples")
-  build.add_argument("--shards", type=common.positive_int, default=1)
-  build.add_argument(
-    "--root", default="", help="folder its paths may not leave"
+  build = actions.add_parser(
+    "build",
+    help="raw material or a manifest to shards",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    description=data_build.DESCRIPTION,
   )
-  build.add_argument(
-    "--strict", action="store_true", help="fail on the first broken sample"
-  )
+  data_build.add_arguments(build)
   tokenizer = actions.add_parser(
     "tokenizer", help="train a SentencePiece model"
   )
@@ -88,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
   """Runs the chosen action."""
   actions = {
     "sheet": _sheet,
-    "build": _build,
+    "build": data_build.run,
     "index": data_index.run,
     "tokenizer": _tokenizer,
   }
@@ -109,48 +104,6 @@ def _sheet(args: argparse.Namespace) -> dict[str, object]:
   config = common.load_config(args)
   path = draw_sheet(config, args.out, args.samples, source_name=args.source)
   return {"sheet": str(path), "samples": args.samples}
-
-
-def _build(args: argparse.Namespace) -> dict[str, object]:
-  from mico_jax.data.build import build
-  from mico_jax.data.storage import short
-  from mico_jax.run.monitor.progress import Progress
-
-  source = SourceConfig(
-    kind="manifest", path=args.manifest, split=args.split, root=args.root
-  )
-  bars: list[Progress] = []
-
-  def progress(done: int, total: int) -> None:
-    if not bars:
-      bars.append(Progress(total, label="build"))
-    bars[0].update(done, samples=1)
-
-  try:
-    report = build(
-      source,
-      args.out,
-      shards=args.shards,
-      strict=args.strict,
-      progress=progress,
-    )
-  finally:
-    for bar in bars:
-      bar.close()
-  for name, reason in report.skipped:
-    common.note(f"skipped {short(name)}: {reason}")
-  used = {
-    k: v
-    for k, v in dataclasses.asdict(report.source).items()
-    if v and k in ("kind", "path", "split", "depth_unit")
-  }
-  return {
-    "samples": report.count,
-    "skipped": len(report.skipped),
-    **({"skipped_by_kind": dict(report.kinds)} if report.kinds else {}),
-    "files": list(report.files),
-    "source": used,
-  }
 
 
 def _tokenizer(args: argparse.Namespace) -> dict[str, object]:

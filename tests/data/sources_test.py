@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -218,8 +219,12 @@ def test_build_array_record(tmp_path):
     np.testing.assert_array_equal(
       batches["a"]["inputs"][key], batches["b"]["inputs"][key]
     )
-  with pytest.raises(ConfigError, match="exists"):
-    build.build(manifest_source(path), tmp_path / "out", shards=2)
+  times = [os.stat(file).st_mtime_ns for file in report.files]
+  again = build.build(manifest_source(path), tmp_path / "out", shards=2)
+  assert again == report
+  assert [os.stat(file).st_mtime_ns for file in report.files] == times
+  with pytest.raises(ConfigError, match="exists for another build: shards"):
+    build.build(manifest_source(path), tmp_path / "out", shards=3)
   with pytest.raises(ConfigError, match="s5"):
     build.build(manifest_source(path), tmp_path / "strict", strict=True)
   assert not list((tmp_path / "strict").iterdir())

@@ -258,7 +258,10 @@ class WebDatasetSource(SourceKind):
   def _media(self, members: dict[str, int]) -> dict[str, int]:
     """Modality -> row of its member."""
     by_field: dict[str, str] = {}
+    named = set(self._config.fields.values())
     for suffix in members:
+      if suffix in named:  # of the modality that the config says, and no other
+        continue
       modality = by_extension(f".{suffix.rpartition('.')[2]}")
       if modality is not None and modality.embedding != "text":
         by_field.setdefault(modality.key, suffix)
