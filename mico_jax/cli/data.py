@@ -1,4 +1,4 @@
-"""`mico-jax data sheet | build | tokenizer`."""
+"""`mico-jax data sheet | build | convert | inspect | ... | tokenizer`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import itertools
 import pathlib
 from collections.abc import Iterator
 
-from mico_jax.cli import common
+from mico_jax.cli import common, data_sources
 from mico_jax.config import ConfigError, SourceConfig
 
 MAX_SAMPLES = 200  # of a sheet, one row each
 MAX_TEXTS = 10_000_000  # samples that train a tokenizer
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 sheet      draws samples as the model sees them: frames, depth, normals,
            spectrogram, captions, in one PNG
 build      packs a manifest (.jsonl) into ArrayRecord files
+{data_sources.DESCRIPTION}
 tokenizer  trains a SentencePiece model on a config's captions"""
-EXAMPLES = """\
+EXAMPLES = f"""\
   mico-jax data sheet --config demo --out sheet.png
   mico-jax data build --manifest set/manifest.jsonl --split train --out packed
+{data_sources.EXAMPLES}
   mico-jax data tokenizer --config demo --out words.model --vocab-size 512"""
 
 
@@ -63,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   build.add_argument(
     "--strict", action="store_true", help="fail on the first broken sample"
   )
+  data_sources.add_actions(actions)
   tokenizer = actions.add_parser(
     "tokenizer", help="train a SentencePiece model"
   )
@@ -82,6 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Runs the chosen action."""
+  if args.action in data_sources.ACTIONS:
+    return data_sources.run(args)
   actions = {"sheet": _sheet, "build": _build, "tokenizer": _tokenizer}
   summary = actions[args.action](args)
   if args.json:
