@@ -106,17 +106,25 @@ def pairs(texts: Sequence[str], flag: str, *, parse: bool) -> dict[str, Any]:
   return values
 
 
-def spec_of(args: argparse.Namespace) -> SourceConfig:
+def spec_of(
+  args: argparse.Namespace, kind: str = "", path: str = ""
+) -> SourceConfig:
   """Config of the source that --from and --path name.
+
+  Args:
+    args: of the command.
+    kind: instead of --from.
+    path: instead of --path.
 
   Raises:
     ConfigError: if one of them is missing, or another argument is wrong.
   """
-  if not args.kind or not args.path:
+  kind, path = kind or args.kind, path or args.path
+  if not kind or not path:
     raise ConfigError("give both --from KIND and --path PATH.")
   return SourceConfig(
-    kind=args.kind,
-    path=args.path,
+    kind=kind,
+    path=path,
     root=args.root,
     split=args.split,
     where=pairs(args.where, "--where", parse=True),

@@ -53,7 +53,7 @@ def media_table(samples: Iterable[Looked]) -> list[dict[str, Any]]:
   facts: dict[str, list[dict[str, Any]]] = {}
   broken: Counter[str] = Counter()
   for sample in samples:
-    broken.update(sample.errors)
+    broken.update(sample.errors.keys())
     for key, fact in sample.media.items():
       facts.setdefault(key, []).append(fact)
   rows = []

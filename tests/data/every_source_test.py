@@ -55,18 +55,24 @@ def _picture(config, source, index):
   return load_inputs(config, record, "a", ("image",), None)["image"]
 
 
+@pytest.fixture(scope="module")
+def manifest_batch(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("manifest")
+  config, _ = _opened("manifest", folder, samples(8), batch=8)
+  return _batches(config, 1)[0][0]
+
+
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_batch_is_that_of_a_manifest(kind, tmp_path):
+def test_a_batch_is_that_of_a_manifest(kind, tmp_path, manifest_batch):
   """Ids, texts, pictures and their order, by the door of training."""
   config, source = _opened(kind, tmp_path, samples(8), batch=8)
-  other, manifest = _opened("manifest", tmp_path / "m", samples(8), batch=8)
-  assert [r.id for r in _records(source)] == [r.id for r in _records(manifest)]
+  assert [r.id for r in _records(source)] == [f"s{i}" for i in range(8)]
   assert [r.fields["label"] for r in _records(source)] == [0, 1] * 4
-  for one, two in zip(_batches(config)[0], _batches(other)[0], strict=True):
-    np.testing.assert_array_equal(
-      one["inputs"]["image"], two["inputs"]["image"]
-    )
-    np.testing.assert_array_equal(one["text"]["ti"], two["text"]["ti"])
+  (batch,), bad = _batches(config, 1)
+  assert not bad.count
+  for key in ("inputs", "text"):
+    for name, array in manifest_batch[key].items():
+      np.testing.assert_array_equal(batch[key][name], array)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -90,9 +96,9 @@ def test_where_selects(kind, tmp_path):
   spec = dataclasses.replace(spec, where={"fold": ("f0", "f2")})
   source = open_source(config_of(a=spec), "a")
   assert [r.id for r in _records(source)] == ["s0", "s2", "s3", "s5"]
+  nothing = config_of(a=dataclasses.replace(spec, where={"fold": "none"}))
   with pytest.raises(ConfigError, match=r"data\.sources\.a"):
-    spec = dataclasses.replace(spec, where={"fold": "none"})
-    open_source(config_of(a=spec), "a")
+    open_source(nothing, "a")
   spec = dataclasses.replace(spec, where={}, size=2)
   assert len(open_source(config_of(a=spec), "a")) == 2
 
@@ -277,6 +283,21 @@ FUZZED = {
 }
 
 
+def _errors(config):
+  """What opening a source and reading its samples says."""
+  said = []
+  try:
+    source = open_source(config, "a")
+  except ConfigError as error:
+    return [str(error)]
+  for i in range(len(source)):
+    try:
+      _picture(config, source, i)
+    except DecodeError as error:
+      said.append(str(error))
+  return said
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 def test_damaged_files_are_one_line(kind, tmp_path):
   """Cut, overwritten and replaced bytes: an error of the config or a sample."""
@@ -285,8 +306,8 @@ def test_damaged_files_are_one_line(kind, tmp_path):
   whole = path.read_bytes()
   rng = np.random.default_rng(0)
   damaged = [b"", b"\0" * 64, HTML, b"[[[[", b'{"images": 3}', b"\xff\xfe" * 9]
-  damaged += [whole[:n] for n in rng.integers(1, len(whole), 6)]
-  for _ in range(12):
+  damaged += [whole[:n] for n in rng.integers(1, len(whole), 4)]
+  for _ in range(8):
     data = bytearray(whole)
     at = int(rng.integers(0, len(data)))
     data[at : at + 4] = rng.bytes(4)
@@ -295,17 +316,7 @@ def test_damaged_files_are_one_line(kind, tmp_path):
   for data in damaged:
     path.unlink()  # a mapped file keeps its former bytes
     path.write_bytes(data)
-    try:
-      source = open_source(config, "a")
-    except ConfigError as error:
-      assert "\n" not in str(error)
-      continue
-    for i in range(len(source)):
-      try:
-        record = source.record(i)
-        load_inputs(config, record, "a", ("image",), None)
-      except DecodeError as error:
-        assert "\n" not in str(error)
+    assert not any("\n" in text for text in _errors(config))
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "files", "csv", "coco", "vast",

@@ -127,9 +127,10 @@ def _braces(part: str) -> list[str]:
   ) * math.prod(text.count(",") + 1 for text in _TEXTS.findall(part))
   if count > _MOST:
     raise ConfigError(f"{part!r:.100} names more than {_MOST} files.")
-  match = _RANGE.search(part) or _TEXTS.search(part)
-  if match is None:
+  matches = [m for m in (_RANGE.search(part), _TEXTS.search(part)) if m]
+  if not matches:
     return [part]
+  match = min(matches, key=lambda m: m.start())
   texts = match[1].split(",")
   if match.re is _RANGE:
     first, last = match[1], match[2]
