@@ -150,6 +150,8 @@ def _convert(args: argparse.Namespace) -> int:
       f"not written, as no modality is mapped to it: {field} ({count} "
       f"samples); map it with --field MODALITY={field.removeprefix('*.')}"
     )
+  for field, count in report.lost.items():
+    common.say(f"fields that JSON cannot hold: {field} ({count} samples)")
   if report.bare:
     common.say(f"without media: {report.bare}")
   if report.renamed:

@@ -51,6 +51,7 @@ class ConvertReport:
     bare: samples written that have texts only.
     unmapped: field or ending -> number of samples in which it seems to hold a
       medium that no modality is mapped to; it is not written.
+    lost: field -> number of samples in which JSON cannot hold it.
     renamed: samples whose id cannot be the name of a tar member; it is in the
       field `id` of their `.json`.
     resumed: shards that an earlier start had written.
@@ -64,6 +65,7 @@ class ConvertReport:
   reasons: Mapping[str, int]
   bare: int
   unmapped: Mapping[str, int]
+  lost: Mapping[str, int]
   renamed: int
   resumed: int
   errors: tuple[tuple[str, str, str], ...]
@@ -237,11 +239,13 @@ class _Job:
     try:
       record = self._source.record(index)
       name = record.id
-      fields = guarded(lambda: fields_of(record))
+      fields, lost = fields_of(record)
     except DecodeError as error:
       self._broken(tally, name, "record", error)
       tally.skipped += 1
       return None
+    for field in lost:
+      tally.lost[field] = tally.lost.get(field, 0) + 1
     for field in unmapped_media(record, self._spec):
       tally.unmapped[field] = tally.unmapped.get(field, 0) + 1
     media, failed = {}, False
@@ -285,6 +289,7 @@ class _Job:
       reasons=total("reasons"),
       bare=sum(s["bare"] for s in statuses),
       unmapped=unmapped,
+      lost=total("lost"),
       renamed=sum(s["renamed"] for s in statuses),
       resumed=resumed,
       errors=tuple(tuple(e) for s in statuses for e in s["errors"]),
@@ -313,6 +318,7 @@ class _Tally:
   bare: int = 0
   reasons: dict[str, int] = dataclasses.field(default_factory=dict)
   unmapped: dict[str, int] = dataclasses.field(default_factory=dict)
+  lost: dict[str, int] = dataclasses.field(default_factory=dict)
   errors: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
 
 
@@ -322,16 +328,25 @@ def _identity(spec: SourceConfig) -> dict[str, Any]:
   return {name: getattr(spec, name) for name in names}
 
 
-def fields_of(record: Record) -> dict[str, Any]:
+def fields_of(record: Record) -> tuple[dict[str, Any], list[str]]:
   """The fields of a record as JSON can hold them, with its texts by kind.
 
-  Raises:
-    DecodeError: for a field that JSON cannot hold.
+  Returns:
+    The fields, and the names of those that JSON cannot hold.
   """
-  fields = {str(k): plain(v, str(k)) for k, v in record.fields.items()}
+  fields, lost = {}, []
+  for name, value in record.fields.items():
+    try:
+      fields[str(name)] = plain(value)
+    except TypeError:
+      lost.append(str(name))
   if record.captions:
     fields["captions"] = {k: list(v) for k, v in record.captions.items()}
-  return fields
+  if record.negatives:
+    fields["negatives"] = {k: list(v) for k, v in record.negatives.items()}
+  if len(record.questions):
+    fields["questions"] = [list(q) for q in record.questions]
+  return fields, lost
 
 
 def storable(raw: Any) -> Any:
@@ -355,15 +370,11 @@ def storable(raw: Any) -> Any:
   return raw
 
 
-def plain(value: Any, name: str) -> Any:
+def plain(value: Any) -> Any:
   """A value as JSON can hold it; bytes must be UTF-8 texts.
 
-  Args:
-    value: of a field.
-    name: of the field, for error messages.
-
   Raises:
-    DecodeError: for other values.
+    TypeError: for other values.
   """
   if value is None or isinstance(value, (str, bool, int, float)):
     return value
@@ -371,13 +382,11 @@ def plain(value: Any, name: str) -> Any:
     try:
       return value.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-      raise DecodeError(f"field {name!r:.60} is not UTF-8: {error}.") from error
+      raise TypeError("bytes that are no UTF-8") from error
   if isinstance(value, Mapping):
-    return {str(k): plain(v, name) for k, v in value.items()}
+    return {str(k): plain(v) for k, v in value.items()}
   if isinstance(value, (list, tuple)):
-    return [plain(v, name) for v in value]
+    return [plain(v) for v in value]
   if isinstance(value, (np.ndarray, np.generic)):
-    return plain(value.tolist(), name)
-  raise DecodeError(
-    f"field {name!r:.60} is a {type(value).__name__}, which JSON cannot hold."
-  )
+    return plain(value.tolist())
+  raise TypeError(f"a {type(value).__name__}")

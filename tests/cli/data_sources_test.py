@@ -1,4 +1,4 @@
-"""`data convert | inspect | stats | verify`, and sources by --from and --path."""
+"""`data convert | inspect | stats | verify`, sources by --from and --path."""
 
 from __future__ import annotations
 

@@ -138,6 +138,6 @@ def _braces(part: str) -> list[str]:
     width = len(first) if padded else 0
     low, high = int(first), int(last)
     step = 1 if low <= high else -1
-    texts = [f"{n:0{width}d}" for n in range(low, high + step, step)]
+    texts = [str(n).zfill(width) for n in range(low, high + step, step)]
   head, tail = part[: match.start()], part[match.end() :]
   return [n for text in texts for n in _braces(f"{head}{text}{tail}")]
