@@ -10,8 +10,6 @@ import tarfile
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import numpy as np
-
 from mico_jax.config import ConfigError
 from mico_jax.data.media_files import file_type
 from mico_jax.data.packed import pack
@@ -151,10 +149,6 @@ def _content(name: str, raw: Any, sample_id: str) -> tuple[bytes, str]:
   if isinstance(raw, bytes):
     return raw, file_type(raw)
   what = "frames in several files" if isinstance(raw, list) else "an array"
-  if isinstance(raw, np.ndarray):
-    buffer = io.BytesIO()
-    np.save(buffer, raw, allow_pickle=False)
-    return buffer.getvalue(), ".npy"
   raise ConfigError(
     f"sample {sample_id}: its {name} is {what}, which a WebDataset cannot "
     "hold; convert with --to array_record."
