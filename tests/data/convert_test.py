@@ -156,7 +156,7 @@ def test_arrays_of_omniworld(tmp_path):
   spec = SourceConfig(kind="omniworld", size=2, split="test")
   config = config_of(a=spec)
   source = open_source(config, "a")
-  with pytest.raises(ConfigError, match="is an array.*--to array_record"):
+  with pytest.raises(ConfigError, match=r"is an array.*--to array_record"):
     convert(source, spec, tmp_path / "tar", to="webdataset")
   report = convert(source, spec, tmp_path / "out")
   assert report.lost == {"scene": 2}
