@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from mico_jax.config import ConfigError, SourceConfig
-from mico_jax.data.convert import convert, fields_of, storable
+from mico_jax.data.convert import convert
 from mico_jax.data.media_files import describe_medium, file_type
 from mico_jax.data.perceptual import alike, difference_hash
+from mico_jax.data.plain_fields import fields_of, storable
 from mico_jax.data.records import Record
 from mico_jax.data.samples import load_inputs
 from mico_jax.data.sources import open_source
