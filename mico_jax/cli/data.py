@@ -1,4 +1,4 @@
-"""`mico-jax data sheet | build | index | tokenizer`."""
+"""`mico-jax data sheet | build | convert | inspect | ... | tokenizer`."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ import itertools
 import pathlib
 from collections.abc import Iterator
 
-from mico_jax.cli import common, data_build, data_index
+from mico_jax.cli import common, data_build, data_index, data_sources
 from mico_jax.config import ConfigError
 
 MAX_SAMPLES = 200  # of a sheet, one row each
 MAX_TEXTS = 10_000_000  # samples that train a tokenizer
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 sheet      draws samples as the model sees them: frames, depth, normals,
            spectrogram, captions, in one PNG
 build      makes shards of a manifest, a folder of videos or tar files
 index      writes beside files what is known of their samples, so that runs on
            any number of hosts open them at once
+{data_sources.DESCRIPTION}
 tokenizer  trains a SentencePiece model on a config's captions"""
-EXAMPLES = """\
+EXAMPLES = f"""\
   mico-jax data sheet --config demo --out sheet.png
   mico-jax data build --manifest set/manifest.jsonl --split train --out packed
   mico-jax data index s3://bucket/set/x-0000.tar
+{data_sources.EXAMPLES}
   mico-jax data tokenizer --config demo --out words.model --vocab-size 512"""
 
 
@@ -61,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     description=data_build.DESCRIPTION,
   )
   data_build.add_arguments(build)
+  data_sources.add_actions(actions)
   tokenizer = actions.add_parser(
     "tokenizer", help="train a SentencePiece model"
   )
@@ -81,6 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Runs the chosen action."""
+  if args.action in data_sources.ACTIONS:
+    return data_sources.run(args)
   actions = {
     "sheet": _sheet,
     "build": data_build.run,

@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _told(job: Job, report: BuildReport) -> dict[str, Any]:
   """The result, with failed rows named on stderr."""
-  from mico_jax.data.remote import short
+  from mico_jax.data.storage import short
 
   for name, reason in report.skipped[:NAMED]:
     common.note(f"skipped {short(name)}: {reason}")

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from mico_jax.cli import common
+from mico_jax.cli import common, source_arguments
 from mico_jax.config import ConfigError, SourceConfig
 
 DESCRIPTION = f"""\
@@ -16,10 +16,13 @@ skipped, counted and listed beside the output. Killed and run again, it goes on
 behind the last finished shard.
 
 {common.TYPES}
-A .jsonl file is a manifest: each of its samples gives one row per modality."""
+A .jsonl file is a manifest: each of its samples gives one row per modality, as
+those of any other data do (--from KIND --path PATH)."""
 EXAMPLES = """\
   mico-jax embed --checkpoint runs/demo --out vectors.parquet *.jpg clip.mp4
   mico-jax embed --checkpoint runs/demo --out v.npy --modality audio set.jsonl
+  mico-jax embed --checkpoint runs/demo --out v.npy --from webdataset \\
+    --path 'shards/*.tar'
   find . -name '*.flac' | mico-jax embed --checkpoint runs/demo --out v.npz -"""
 
 
@@ -35,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "files",
-    nargs="+",
+    nargs="*",
     metavar="FILE",
     help="files, a manifest (.jsonl), or - for names on stdin, one a line",
   )
@@ -43,30 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--modality",
     action="append",
     metavar="KEY",
-    help="of a manifest, embed only this modality; may be repeated",
+    help="of a manifest or other data, only this modality; may be repeated",
   )
-  parser.add_argument(
-    "--split", default="", help="of a manifest (default: all samples)"
-  )
-  parser.add_argument(
-    "--field",
-    action="append",
-    default=[],
-    metavar="KEY=FIELD",
-    help="record field of a manifest that holds a modality",
-  )
-  parser.add_argument(
-    "--depth-unit",
-    choices=("metre", "millimetre", "relative"),
-    default="",
-    help="of a manifest's depth maps",
-  )
-  parser.add_argument(
-    "--root",
-    default="",
-    metavar="DIR",
-    help="folder a manifest's paths may not leave (default: its own)",
-  )
+  source_arguments.add_kind(parser)
+  source_arguments.add_fields(parser)
   parser.add_argument(
     "--shard-size",
     type=common.positive_int,
@@ -87,30 +70,23 @@ def _names(files: Sequence[str]) -> list[str]:
 
 
 def _source(args: argparse.Namespace, path: str) -> SourceConfig:
-  fields = {}
-  for text in args.field:
-    key, sep, value = text.partition("=")
-    if not sep:
-      raise ConfigError(f"--field {text}: write KEY=FIELD.")
-    fields[key] = value
-  return SourceConfig(
-    kind="manifest",
-    path=path,
-    split=args.split,
-    fields=fields,
-    depth_unit=args.depth_unit,
-    root=args.root,
-  )
+  """Config of a manifest."""
+  return source_arguments.spec_of(args, kind="manifest", path=path)
 
 
 def run(args: argparse.Namespace) -> int:
   """Embeds, with progress on stderr and a summary on stdout."""
   from mico_jax.modalities import MODALITIES
   from mico_jax.run.commands import embed as job
-  from mico_jax.run.commands.entries import file_entries, manifest_entries
+  from mico_jax.run.commands.entries import file_entries, source_entries
   from mico_jax.run.monitor.progress import Progress
 
   names = _names(args.files)
+  spec = None
+  if args.kind or args.path:
+    spec = source_arguments.spec_of(args)
+  elif not names:
+    raise ConfigError("name files, or give --from KIND and --path PATH.")
   job.check_out(args.out, overwrite=args.overwrite, inputs=names)
   manifests = [n for n in names if n.endswith(".jsonl")]
   common.parse_files([n for n in names if n not in manifests])
@@ -126,10 +102,12 @@ def run(args: argparse.Namespace) -> int:
   entries = []
   for name in names:
     if name in manifests:
-      entries += manifest_entries(_source(args, name), keys)
+      entries += source_entries(_source(args, name), keys)
     else:
       specs = common.parse_files([name], model.modalities)
       entries += file_entries(specs, len(entries))
+  if spec is not None:
+    entries += source_entries(spec, keys)
   with Progress(len(entries), label="embed") as bar:
     report = job.embed_files(
       model,

@@ -1,10 +1,10 @@
 """Entry point of `mico-jax`: runs a subcommand and reports its errors.
 
-Exit status: 0 on success only, 2 for a user's mistake (one line on stderr),
-130 after Ctrl-C, 75 and 76 when a run should be started again (see
-`mico_jax.run.cluster.status`; 75 also for a fault of storage that may pass,
-such as a full disk or a store that is away). Anything else is a defect and
-keeps its traceback.
+Exit status: 0 on success only, 1 for broken samples that `data verify` lists, 2
+for a user's mistake (one line on stderr), 130 after Ctrl-C, 75 and 76 when a
+run should be started again (see `mico_jax.run.cluster.status`; 75 also for a
+fault of storage that may pass, such as a full disk or a store that is away).
+Anything else is a defect and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -68,28 +68,54 @@ def score(
   skip: bool,
 ) -> Scores:
   """See `OmniModel.score`."""
-  texts = as_list("text", texts)
   files = [files] if isinstance(files, (str, os.PathLike)) else files
-  if not len(texts) or not len(files):
-    raise ValueError("score needs at least one text and one file.")
   if not all(isinstance(f, (str, os.PathLike)) for f in files):
     raise ValueError("score takes paths of files; embed and match take data.")
-  names = [os.fspath(f) for f in files]
-  specs = [file_spec(name) for name in names]
+  specs = [file_spec(os.fspath(f)) for f in files]
+  items = [
+    Item(spec.path, spec.depth_unit, os.fspath(file), True)
+    for spec, file in zip(specs, files, strict=True)
+  ]
+  return score_items(model, texts, [s.key for s in specs], items, skip=skip)
+
+
+def score_items(
+  model: Scorer,
+  texts: Sequence[str],
+  keys: Sequence[str],
+  items: Sequence[Item],
+  *,
+  skip: bool,
+) -> Scores:
+  """Scores every text against every item.
+
+  Args:
+    model: of a checkpoint.
+    texts: at least one.
+    keys: modality of each item.
+    items: at least one, with names.
+    skip: whether to leave out items that cannot be used; see `OmniModel.score`.
+
+  Raises:
+    DecodeError: for a text or item that cannot be used.
+  """
+  texts = as_list("text", texts)
+  if not len(texts) or not len(items):
+    raise ValueError("score needs at least one text and one file.")
+  names = [item.name for item in items]
   queries = model.embed(text=texts)["text"]
   ids = np.stack([model.preparer.prepare_one("text", t) for t in texts])
-  similarity = np.full((len(files), len(texts)), np.nan, np.float32)
+  similarity = np.full((len(items), len(texts)), np.nan, np.float32)
   matching = similarity.copy()
   failed: dict[int, str] = {}
-  for key in dict.fromkeys(spec.key for spec in specs):
+  for key in dict.fromkeys(keys):
     model.preparer.check_key(key)
-    rows = [i for i, spec in enumerate(specs) if spec.key == key]
+    rows = [i for i, other in enumerate(keys) if other == key]
     for start in range(0, len(rows), model.batch_size):
       chosen = rows[start : start + model.batch_size]
-      items = [
-        Item(specs[i].path, specs[i].depth_unit, names[i], True) for i in chosen
-      ]
-      array, kept, errors = model.preparer.prepare(key, items)
+      array, kept, errors = model.preparer.prepare(
+        key, [items[i] for i in chosen]
+      )
       if errors and not skip:
         raise errors[0]
       good = [chosen[k] for k in kept]

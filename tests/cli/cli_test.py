@@ -9,6 +9,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import tarfile
 
 import jax
 import numpy as np
@@ -308,6 +309,30 @@ def test_embed_mistakes(here, capsys, tmp_path, argv, message):
     argv[1] = str(tmp_path / argv[1])
   base = ["embed", "--checkpoint", "run", "--check", "off"]
   assert message in mistake(capsys, *base, *argv)
+
+
+def test_embed_and_score_take_sources(here, capsys, tmp_path):
+  """Samples of tar shards give what their files give."""
+  names = ["photo1.png", "photo9.png"]
+  with tarfile.open(tmp_path / "x.tar", "w") as tar:
+    for i, name in enumerate(names):
+      tar.add(name, f"s{i}.png")
+  base = ["--checkpoint", "run", "--check", "off"]
+  data = ["--from", "webdataset", "--path", str(tmp_path / "x.tar")]
+  out = tmp_path / "v.npy"
+  ok(capsys, "embed", *base, "--out", str(out), *names, *data)
+  vectors = np.load(out)
+  np.testing.assert_allclose(vectors[:2], vectors[2:], atol=1e-6)
+  table = json.loads(
+    ok(capsys, "score", *base, "--text", "a cube", "--json", *names, *data)
+  )
+  assert [x["file"] for x in table] == [*names, "image:s0", "image:s1"]
+  scores = [x["similarity"] for x in table]
+  assert scores[:2] == pytest.approx(scores[2:], abs=1e-6)
+  assert scores[0] != pytest.approx(scores[1], abs=1e-6)
+  for command in (["embed", "--out", "x.npy"], ["score", "--text", "x"]):
+    said = mistake(capsys, *command, "--checkpoint", "run")
+    assert "name files, or give --from KIND and --path PATH" in said
 
 
 # ------------------------------------------------------- inspect, doctor, data

@@ -158,7 +158,7 @@ def test_help_messages_and_pages_list_it(spec, capsys):
   [
     ({"options": {"delimiter": "|"}}, "delimiter='|': expected one of \",\""),
     ({"options": {"delimeter": ";"}}, "Did you mean 'delimiter'?"),
-    ({"key_dot": "last"}, "only kind='webdataset' reads it"),
+    ({"key_dot": "last"}, "only kind='webdataset' or 'files' or"),
     ({"seed": 3}, "seed=3: only kind='omniworld' reads it"),
   ],
 )

@@ -55,6 +55,9 @@ FILES: dict[str, tuple[str, str]] = {
     "video depth normal",
     "the arrays of OmniWorld",
   ),
+  "data/sources/coco.py": ("image", "the pictures of COCO"),
+  "data/sources/imagefolder.py": ("image", "a folder of pictures"),
+  "data/sources/vast.py": ("video audio", "the captions and clips of VAST"),
   # A section of the config.
   "evaluation/features.py": ("audio", "config.data.audio"),
   "interop/exporting/torch_folder.py": ("audio", "config.data.audio"),

@@ -14,7 +14,7 @@ import mico_jax
 from mico_jax.data.guard import StalledDecoder
 from mico_jax.modalities import MODALITIES, file_spec
 from mico_jax.run.commands.embed import embed_files
-from mico_jax.run.commands.entries import file_entries, manifest_entries
+from mico_jax.run.commands.entries import file_entries, source_entries
 from mico_jax.testing import tiny_checkpoint
 from mico_jax.testing.tiny_data import manifest_source, png, write_manifest
 
@@ -97,7 +97,7 @@ def test_bad_records_and_equal_ids_of_a_manifest(tmp_path, model):
   )
   (tmp_path / "3.png").write_bytes(b"broken")
   source = manifest_source(path)
-  entries = manifest_entries(source, ("image",))
+  entries = source_entries(source, ("image",))
   out = tmp_path / "out.npy"
   report = embed_files(model, entries, out)
   assert (report.items, report.failed) == (3, 2)

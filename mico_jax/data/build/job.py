@@ -16,7 +16,7 @@ from mico_jax.data.build.inputs import Input
 from mico_jax.data.build.stages import STAGES, Stage, make_stages
 from mico_jax.data.build.status import STATUSES
 from mico_jax.data.build.writers import WRITERS
-from mico_jax.data.remote import is_remote
+from mico_jax.data.storage import is_remote
 from mico_jax.modalities import MODALITIES
 
 NOTE = "build.json"

@@ -47,7 +47,7 @@ class _Video(VideoClip):
     """To the end of the last frame; infinite for a picture alone."""
     return self._shown.end - self._shown.start
 
-  def _read(self, moment: float) -> Iterator[tuple[float, Any]]:
+  def _from(self, moment: float) -> Iterator[tuple[float, Any]]:
     """(time, decoded frame) from the key frame before a moment on."""
     first = self._shown.start
     target = first + moment
@@ -76,7 +76,7 @@ class _Video(VideoClip):
       DecodeError: at the end, if too many frames could not be decoded.
     """
     held, count = None, 0
-    for time, frame in self._read(start):
+    for time, frame in self._from(start):
       if time >= end - _EPSILON:
         break
       if time <= start + _EPSILON:
@@ -107,7 +107,7 @@ class _Video(VideoClip):
   ) -> Iterator[tuple[float, UInt8[np.ndarray, "18 32"]]]:
     """(time, brightness) of the frames of [start, end), much reduced."""
     width, height = _LUMA
-    for time, frame in self._read(start):
+    for time, frame in self._from(start):
       if time >= end - _EPSILON:
         return
       if time >= start - _EPSILON:

@@ -13,9 +13,17 @@ from collections.abc import Mapping
 from mico_jax.config import Config, ConfigError, SourceConfig
 from mico_jax.data.sources.array_record import ArrayRecordSource
 from mico_jax.data.sources.base import First, Source, SourceKind
+from mico_jax.data.sources.coco import CocoSource
+from mico_jax.data.sources.csv_table import CsvSource
+from mico_jax.data.sources.energon import EnergonSource
+from mico_jax.data.sources.grouped_files import GroupedFilesSource
+from mico_jax.data.sources.hf_disk import HfDiskSource
+from mico_jax.data.sources.imagefolder import ImageFolderSource
 from mico_jax.data.sources.manifest import ManifestSource
 from mico_jax.data.sources.omniworld import OmniWorldSource
+from mico_jax.data.sources.parquet import ParquetSource
 from mico_jax.data.sources.tfds import TfdsSource
+from mico_jax.data.sources.vast import VastSource
 from mico_jax.data.sources.webdataset import WebDatasetSource
 
 __all__ = [
@@ -36,6 +44,14 @@ SOURCES: dict[str, type[SourceKind]] = {
   "webdataset": WebDatasetSource,
   "array_record": ArrayRecordSource,
   "tfds": TfdsSource,
+  "imagefolder": ImageFolderSource,
+  "files": GroupedFilesSource,
+  "csv": CsvSource,
+  "coco": CocoSource,
+  "vast": VastSource,
+  "parquet": ParquetSource,
+  "hf_disk": HfDiskSource,
+  "energon": EnergonSource,
 }
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(SourceConfig)}

@@ -1,4 +1,4 @@
-"""Items of an embedding job: files by name, or samples of a manifest."""
+"""Items of an embedding job: files by name, or samples of a source."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mico_jax.config import ConfigError, SourceConfig
-from mico_jax.data.sources import ManifestSource
-from mico_jax.data.storage import Storage
+from mico_jax.config import Config, ConfigError, DataConfig, SourceConfig
+from mico_jax.data.sources import SOURCES, open_source
 from mico_jax.inference.prepare import Item
 from mico_jax.modalities import DecodeError, FileSpec
 
@@ -20,11 +19,11 @@ class EmbedItem:
   Attributes:
     id: of the row in the output; ids may repeat.
     key: modality.
-    path: of the file, or the text that a manifest has in its place.
+    path: of the file, or what the source has in its place.
     depth_unit: of a depth map.
     read: gives the file's content; None: `path` is read.
-    source: the manifest that lists it; "" for a file given by name.
-    index: of the sample in its manifest, or of the file in the command.
+    source: path of the data it is from; "" for a file given by name.
+    index: of the sample in its source, or of the file in the command.
   """
 
   id: str
@@ -69,24 +68,26 @@ def file_entries(specs: Sequence[FileSpec], first: int = 0) -> list[EmbedItem]:
   ]
 
 
-def manifest_entries(
+def source_entries(
   source: SourceConfig, keys: Sequence[str]
 ) -> list[EmbedItem]:
-  """Entries of a manifest: one per sample and modality it has.
+  """Entries of a source: one per sample and modality it has.
 
   Args:
-    source: of kind "manifest".
+    source: of any kind.
     keys: modalities to embed.
 
   Raises:
-    ConfigError: for a missing or broken manifest, or none of these
+    ConfigError: for data that cannot be opened, or have none of these
       modalities.
   """
-  manifest = ManifestSource("manifest", source, Storage())
+  config = Config(data=DataConfig(sources={source.kind: source}))
+  opened = open_source(config, source.kind)
+  unit = source.depth_unit or SOURCES[source.kind].depth_unit
   entries = []
-  for i in range(len(manifest)):
+  for i in range(len(opened)):
     try:
-      record = manifest.record(i)
+      record = opened.record(i)
     except DecodeError as e:
       entries.append(_broken(source.path, i, keys[0], str(e)))
       continue
@@ -94,9 +95,7 @@ def manifest_entries(
       if key in keys:
         path = str(record.fields.get(source.fields.get(key, key), record.id))
         entries.append(
-          EmbedItem(
-            record.id, key, path, source.depth_unit, read, source.path, i
-          )
+          EmbedItem(record.id, key, path, unit, read, source.path, i)
         )
   if not entries:
     raise ConfigError(

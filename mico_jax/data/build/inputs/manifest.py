@@ -15,8 +15,8 @@ from mico_jax.data.build.rows import Row, Unit, runs
 from mico_jax.data.faults import guarded
 from mico_jax.data.records import media_fields
 from mico_jax.data.references import join, parent
-from mico_jax.data.remote import Storage, is_remote
 from mico_jax.data.sources.manifest import ManifestSource
+from mico_jax.data.storage import Storage, is_remote
 from mico_jax.modalities import DecodeError, by_extension
 from mico_jax.modalities.audio import AUDIO
 from mico_jax.modalities.video import VIDEO

@@ -21,8 +21,8 @@ from mico_jax import json_text
 from mico_jax.config import ConfigError
 from mico_jax.data.build.rows import Entry, Span
 from mico_jax.data.records import as_texts
-from mico_jax.data.remote import Storage, short
 from mico_jax.data.sources.shards import expand
+from mico_jax.data.storage import Storage, short
 from mico_jax.modalities import DecodeError
 
 # Layout -> role -> column.

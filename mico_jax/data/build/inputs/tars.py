@@ -13,9 +13,9 @@ from mico_jax.data.build.raw import Raw
 from mico_jax.data.build.rows import Row, Unit
 from mico_jax.data.faults import guarded
 from mico_jax.data.records import Record, as_texts
-from mico_jax.data.remote import Storage, is_remote, short
 from mico_jax.data.sources.shards import expand
 from mico_jax.data.sources.webdataset import WebDatasetSource
+from mico_jax.data.storage import Storage, is_remote, short
 from mico_jax.modalities import WHOLE, DecodeError
 from mico_jax.modalities.audio import AUDIO
 from mico_jax.modalities.image import IMAGE

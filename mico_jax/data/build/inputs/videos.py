@@ -15,7 +15,7 @@ from mico_jax.data.build.raw import Raw
 from mico_jax.data.build.rows import Entry, Row, Unit, runs
 from mico_jax.data.identity import tell
 from mico_jax.data.records import parse_fields
-from mico_jax.data.remote import MAX_FILE_BYTES, Storage, is_remote
+from mico_jax.data.storage import MAX_FILE_BYTES, Storage, is_remote
 from mico_jax.modalities import WHOLE, DecodeError
 from mico_jax.modalities.audio import AUDIO
 from mico_jax.modalities.video import VIDEO
