@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -57,6 +58,7 @@ def evaluation_batches(
     StalledDecoder: if a sample takes longer than `data.timeout`.
     TransientError: for storage or memory that stays short.
   """
+  remote: Any = None  # a source whose bytes come from a store
   if records is not None:
     pick, total = records.__getitem__, len(records)
   else:
@@ -65,15 +67,18 @@ def evaluation_batches(
       indices = range(min(size or len(opened), len(opened)))
     wanted, total = indices, len(indices)
     pick = lambda i: opened.record(wanted[i])
+    remote = opened if getattr(opened, "remote", False) else None
 
-  remote: Any = None  # a source whose bytes come from a store
-  if records is None and getattr(opened, "remote", False):
-    remote = opened
+  planning, planned = threading.Lock(), [0]
 
   def load(i: int) -> tuple[Record, dict[str, Any]] | None:
     index = i if indices is None else int(indices[i])
-    for later in range(i, min(i + _AHEAD, total)) if remote else ():
-      remote.plan(("evaluation", later), int(wanted[later]), keys)
+    if remote:
+      with planning:
+        ahead = range(max(planned[0], i), min(i + _AHEAD, total))
+        planned[0] = max(planned[0], ahead.stop)
+      for later in ahead:
+        remote.plan(("evaluation", later), int(wanted[later]), keys)
     try:
       return watched(i, index)
     finally:
