@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ class _Loader:
     return record, inputs
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Ahead:
   """Asks a source for the samples that come, as its bytes lie in a store.
 
@@ -82,16 +83,23 @@ class _Ahead:
     keys: modalities that will be read.
     indices: of all samples, in order.
     load: loads one of them.
+    planned: places up to which the source was asked.
   """
 
   source: SourceKind
   keys: Sequence[str]
   indices: Sequence[int]
   load: Callable[[int], _Loaded | None]
+  planned: int = 0
+  _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
   def __call__(self, place: int) -> _Loaded | None:
     """Loads the sample at a place of `indices`."""
-    for later in range(place, min(place + _AHEAD, len(self.indices))):
+    with self._lock:
+      end = min(place + _AHEAD, len(self.indices))
+      ahead = range(max(self.planned, place), end)
+      self.planned = max(self.planned, end)
+    for later in ahead:
       owner = ("evaluation", later)
       self.source.plan(owner, int(self.indices[later]), self.keys)
     try:

@@ -181,26 +181,26 @@ def test_a_read_that_hangs_is_left_and_made_again(sets, store, tmp_path):
   open_source(remote, "a")
   first = store.knobs.reads
   store.knobs.fault = lambda n: "hang" if n - first in (3, 9) else ""
-  store.knobs.hang = 6.0
+  store.knobs.hang = 60.0
   data = dataclasses.replace(remote.data, timeout=0.5)
   remote = dataclasses.replace(remote, data=data)
   began = time.monotonic()
   assert _images(remote, tmp_path / "run", end=3) == want
-  assert time.monotonic() - began < 5.5
+  assert time.monotonic() - began < 50
   assert not read_bad_samples(str(tmp_path / "run"))
 
 
 def test_reads_are_in_flight_together(sets, store):
   _, remote, _ = sets
   source = open_source(remote, "a")
-  store.knobs.latency, store.knobs.most = 0.5, 0
+  store.knobs.latency, store.knobs.most = 1.0, 0
   data = dataclasses.replace(remote.data, cache_gb=1.0, prefetch=2)
   remote = dataclasses.replace(remote, data=data)
   began = time.monotonic()
   _images(remote, end=6)
   took = time.monotonic() - began
-  assert store.knobs.most >= 24
-  assert took < 0.5 * SHARDS * EACH / 2
+  assert store.knobs.most >= 16
+  assert took < 1.0 * SHARDS * EACH / 2
   del source
 
 

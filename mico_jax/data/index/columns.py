@@ -9,6 +9,7 @@ beside its place and moved there, so it is whole or absent.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import pathlib
 import shutil
@@ -112,6 +113,15 @@ class Writer:
   def size(self, name: str) -> int:
     """Number of values of a column so far."""
     return self._files[name].tell() // self._dtypes[name].itemsize
+
+  def mapped(self, name: str) -> np.ndarray:
+    """A column so far, mapped from its temporary file."""
+    file = self._files[name]
+    file.flush()
+    if not file.tell():
+      return np.empty(0, self._dtypes[name])
+    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(data, self._dtypes[name])
 
   def columns(self, meta: Mapping[str, Any]) -> Columns:
     """The columns in memory."""

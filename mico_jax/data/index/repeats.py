@@ -57,7 +57,8 @@ def find_repeats(
     named: how many are named.
   """
   total = len(hashes) if rows is None else len(rows)
-  passes = max(-(-total // _MOST), 1)
+  # A power of two: which pass a value is of, its lowest bits tell.
+  passes = 1 << max(-(-total // _MOST) - 1, 0).bit_length()
   count = most = 0
   first: list[int] = []
   for number in range(passes):
@@ -78,28 +79,36 @@ def _distinct(
   number: int,
 ) -> tuple[Any, Any, Any]:
   """Distinct values of one pass, their first place and how often they occur."""
-  empty = np.empty(0, np.int64)
-  kept: list[tuple[Any, Any, Any]] = [(empty, empty, empty)]
+  kept: list[tuple[Any, Any, Any]] = []
   held = 0
   for start in range(0, total, _MOST):
     end = min(start + _MOST, total)
     part = hashes[start:end] if rows is None else hashes[rows[start:end]]
     place = np.arange(start, end)
     if passes > 1:
-      mine = part.view(np.uint64) % np.uint64(passes) == number
+      mine = np.flatnonzero(part & (passes - 1) == number)
       part, place = part[mine], place[mine]
-    kept.append((part, place, np.ones(len(part), np.int64)))
+    kept.append((part, place, None))
     held += len(part)
-    if held > _MOST:
+    if held > 2 * _MOST:  # many equal ones: only how often is kept
       kept = [_merged(kept)]
       held = len(kept[0][0])
   return _merged(kept)
 
 
 def _merged(parts: list[tuple[Any, Any, Any]]) -> tuple[Any, Any, Any]:
-  values, places, counts = (np.concatenate(x) for x in zip(*parts, strict=True))
+  """Distinct values, first places and counts (None: each counts once)."""
+  empty = np.empty(0, np.int64)
+  values = np.concatenate([empty, *(p[0] for p in parts)])
+  places = np.concatenate([empty, *(p[1] for p in parts)])
+  if all(p[2] is None for p in parts):
+    values, first, counts = np.unique(
+      values, return_index=True, return_counts=True
+    )
+    return values, places[first], counts
+  weights = [np.ones(len(p[0])) if p[2] is None else p[2] for p in parts]
   values, first, inverse = np.unique(
     values, return_index=True, return_inverse=True
   )
-  sums = np.bincount(inverse, counts, len(values)).astype(np.int64)
-  return values, places[first], sums
+  sums = np.bincount(inverse, np.concatenate(weights), len(values))
+  return values, places[first], sums.astype(np.int64)

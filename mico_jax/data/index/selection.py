@@ -81,7 +81,7 @@ def select(
     if count == total:
       writer.close()
       writer, pick = Writer(rows="<i4"), None
-    rows = None if pick is None else writer.columns({})["rows"]
+    rows = None if pick is None else writer.mapped("rows")
     repeats = find_repeats(hashes(), rows)
     meta = {"count": count, "all": rows is None, "repeats": list(repeats)}
     try:
