@@ -24,7 +24,7 @@ _CHUNK_HEADER = struct.Struct("<QQQQQ")
 _MAGIC = 0x71930E704FDAE05E
 _SIMPLE = ord("r")
 _MOST = 1 << 31  # bytes of a footer
-_CODECS = {ord("b"): "brotli", ord("s"): "snappy", ord("z"): "zstd"}
+_CODECS = {98: "brotli", 115: "snappy", 122: "zstd"}  # by the code of a letter
 
 
 class Footer(NamedTuple):

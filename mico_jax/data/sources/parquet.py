@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -200,7 +201,7 @@ def _files(path: str, name: str) -> list[str]:
   return expand(path, name)
 
 
-def _footer(file: IO[bytes]) -> bytes:
+def _footer(file: io.BufferedIOBase) -> bytes:
   """The footer of a Parquet file, which holds its schema and offsets."""
   end = file.seek(0, 2)
   file.seek(max(0, end - 8))
