@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -29,6 +29,7 @@ _BATCH = 32
 _QUALITY = 90  # of pictures that are not stored as JPEG
 
 
+@runtime_checkable
 class Session(Protocol):
   """A run whose data sources are open, as `mico_jax.run.setup.Session`."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from mico_jax.modalities import MODALITIES, DecodeError, file_spec
 from mico_jax.modalities.items import NOT_FINITE, Item, as_list
 
 
+@runtime_checkable
 class Scorer(Protocol):
   """What `score` needs of a model; `OmniModel` has it."""
 
