@@ -18,11 +18,9 @@ from mico_jax.modalities.spatial import (
 )
 
 
-def mirror(
-  frames: UInt8[np.ndarray, "T Y X 3"],
-) -> UInt8[np.ndarray, "T Y X 3"]:
-  """Negates the x components, for horizontally flipped maps."""
-  return np.concatenate([255 - frames[..., :1], frames[..., 1:]], axis=-1)
+def mirror(x: UInt8[np.ndarray, "T Y X 3"]) -> UInt8[np.ndarray, "..."]:
+  """Negates the x components of maps that were flipped left to right."""
+  return np.concatenate([255 - x[..., :1], x[..., 1:]], axis=-1)
 
 
 NORMAL = Modality(
