@@ -291,7 +291,7 @@ def _ours(
   check: SelfCheck,
   params: Params,
   ids: Int[np.ndarray, "B L"],
-  pixels: Float[np.ndarray, "B 1 Y X 3"],
+  pixels: Float[np.ndarray, "N 1 Y X 3"],
 ) -> dict[str, np.ndarray]:
   """Our outputs for the same arrays, in float32 on CPU."""
 
