@@ -27,7 +27,6 @@ from mico_jax.interop.exporting import (
   export,
   official_folder,
   stablehlo,
-  torch_folder,
   transformers_text,
 )
 from mico_jax.interop.files import folders, safetensors_file, safetensors_writer
@@ -189,7 +188,8 @@ def test_comparing_what_cannot_run_is_refused(
   def fail(*args):
     raise ImportError("libtorch.so is missing")
 
-  monkeypatch.setattr(torch_folder, "compare", fail)
+  target = dataclasses.replace(exporter.TARGETS["torch"], compare=fail)
+  monkeypatch.setitem(exporter.TARGETS, "torch", target)
   monkeypatch.setattr(importlib.util, "find_spec", lambda *_: object())
   with pytest.raises(ConfigError, match=r"cannot be loaded: libtorch\.so"):
     exporter.run(source, "torch", tmp_path / "o", on)
