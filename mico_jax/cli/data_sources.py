@@ -154,10 +154,6 @@ def _convert(args: argparse.Namespace) -> int:
     common.say(f"fields that JSON cannot hold: {field} ({count} samples)")
   if report.bare:
     common.say(f"without media: {report.bare}")
-  if report.renamed:
-    common.say(
-      f"named by their number, their id in the .json: {report.renamed}"
-    )
   done = f" ({report.resumed} of them before)" if report.resumed else ""
   common.say(f"shards: {len(report.files)}{done} in {args.out}")
   common.say(f"read them back: {overrides(report.source)}")

@@ -24,7 +24,7 @@ from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.faults import guarded
 from mico_jax.data.plain_fields import fields_of, storable
 from mico_jax.data.records import Record
-from mico_jax.data.shard_writers import WRITERS
+from mico_jax.data.shard_writers import WRITERS, ShardWriter, suffix_of, sync
 from mico_jax.data.sources import SOURCES, Source
 from mico_jax.data.unmapped import (
   unmapped_columns,
@@ -50,8 +50,6 @@ class ConvertReport:
     unmapped: field or ending -> number of samples in which it seems to hold a
       medium that no modality is mapped to; it is not written.
     lost: field -> number of samples in which JSON cannot hold it.
-    renamed: samples whose id cannot be the name of a tar member; it is in the
-      field `id` of their `.json`.
     resumed: shards that an earlier start had written.
     errors: (id, modality, reason) of the first samples with errors.
     source: config of a source that reads the shards.
@@ -64,7 +62,6 @@ class ConvertReport:
   bare: int
   unmapped: Mapping[str, int]
   lost: Mapping[str, int]
-  renamed: int
   resumed: int
   errors: tuple[tuple[str, str, str], ...]
   source: SourceConfig
@@ -169,8 +166,8 @@ class _Job:
     files.write_text(path, json.dumps(plan, sort_keys=True))
 
   def _path(self, shard: int) -> pathlib.Path:
-    suffix = WRITERS[self._to].suffix
-    name = f"{self._stem}-{shard:05d}-of-{self._count:05d}{suffix}"
+    ending = WRITERS[self._to].ending
+    name = f"{self._stem}-{shard:05d}-of-{self._count:05d}.{ending}"
     return self._out / name
 
   def run(self, progress: Callable[[int, int], None] | None) -> ConvertReport:
@@ -185,6 +182,7 @@ class _Job:
         result = self._write(shard, progress)
         files.write_text(status, json.dumps(result, sort_keys=True))
       statuses.append(json.loads(status.read_text()))
+      self._fields(statuses)  # refuses what one source cannot read
       if progress is not None:
         done = min((shard + 1) * self._size, len(self._source))
         progress(done, len(self._source))
@@ -210,10 +208,7 @@ class _Job:
       for index in range(first, min(first + self._size, total)):
         sample = self._read(index, tally)
         if sample is not None:
-          record, fields, media = sample
-          tally.samples += 1
-          tally.bare += not media
-          writer.add(index, record.id, fields, media)
+          self._put(writer, tally, *sample)
         if progress is not None:
           progress(index + 1, total)
       writer.close()
@@ -222,12 +217,44 @@ class _Job:
         writer.close()
       part.unlink(missing_ok=True)
       raise
+    sync(str(part))
     os.replace(part, path)
-    return {
-      **dataclasses.asdict(tally),
-      "renamed": writer.renamed,
-      "fields": writer.fields,
-    }
+    return dataclasses.asdict(tally)
+
+  def _put(
+    self,
+    writer: ShardWriter,
+    tally: _Tally,
+    record: Record,
+    fields: dict[str, Any],
+    media: dict[str, Any],
+  ) -> None:
+    """Writes a sample."""
+    for key, medium in media.items():
+      if isinstance(medium, bytes) or writer.lists:
+        continue
+      many = isinstance(medium, list)
+      what = "frames in several files" if many else "an array"
+      raise ConfigError(
+        f"sample {record.id}: its {key} is {what}, which a {self._to} cannot "
+        "hold; convert with --to array_record."
+      )
+    try:
+      guarded(lambda: writer.write(record.id, fields, media))
+    except DecodeError as error:
+      self._broken(tally, record.id, "record", error)
+      tally.skipped += 1
+      return
+    tally.samples += 1
+    tally.bare += not media
+    for suffix in sorted({suffix_of(k, v) for k, v in media.items()}):
+      if suffix not in tally.suffixes:
+        tally.suffixes.append(suffix)
+
+  def _fields(self, statuses: list[dict[str, Any]]) -> dict[str, str]:
+    """`fields` of the source of the shards."""
+    suffixes = {suffix for s in statuses for suffix in s["suffixes"]}
+    return WRITERS[self._to].fields(suffixes)
 
   def _read(
     self, index: int, tally: _Tally
@@ -279,7 +306,6 @@ class _Job:
     unmapped = total("unmapped") | unmapped_columns(self._source)
     if self._spec.kind == "webdataset":
       unmapped |= unmapped_members(self._spec, "source")
-    fields = {k: v for s in statuses for k, v in s["fields"].items()}
     return ConvertReport(
       files=tuple(str(self._path(i)) for i in range(self._count)),
       samples=sum(s["samples"] for s in statuses),
@@ -288,15 +314,14 @@ class _Job:
       bare=sum(s["bare"] for s in statuses),
       unmapped=unmapped,
       lost=total("lost"),
-      renamed=sum(s["renamed"] for s in statuses),
       resumed=resumed,
       errors=tuple(tuple(e) for s in statuses for e in s["errors"]),
-      source=self._result(fields),
+      source=self._result(self._fields(statuses)),
     )
 
   def _result(self, fields: Mapping[str, str]) -> SourceConfig:
     """Config of the source of the shards."""
-    pattern = f"{self._stem}-*-of-{self._count:05d}{WRITERS[self._to].suffix}"
+    pattern = f"{self._stem}-*-of-{self._count:05d}.{WRITERS[self._to].ending}"
     folder = glob.escape(str(self._out))
     return SourceConfig(
       kind=self._to,
@@ -309,7 +334,7 @@ class _Job:
 
 @dataclasses.dataclass
 class _Tally:
-  """Counts of a shard; see `ConvertReport`."""
+  """Counts of a shard, see `ConvertReport`; `suffix_of` its media."""
 
   samples: int = 0
   skipped: int = 0
@@ -318,6 +343,7 @@ class _Tally:
   unmapped: dict[str, int] = dataclasses.field(default_factory=dict)
   lost: dict[str, int] = dataclasses.field(default_factory=dict)
   errors: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+  suffixes: list[str] = dataclasses.field(default_factory=list)
 
 
 def _identity(spec: SourceConfig) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from mico_jax.data.perceptual import alike, difference_hash
 from mico_jax.data.plain_fields import fields_of, storable
 from mico_jax.data.records import Record
 from mico_jax.data.samples import load_inputs
+from mico_jax.data.shard_writers import WRITERS
 from mico_jax.data.sources import open_source
 from mico_jax.data.survey import in_order
 from mico_jax.modalities import DecodeError
@@ -82,6 +83,7 @@ KILLED = """
 import os, signal, sys
 from mico_jax.config import SourceConfig, Config, DataConfig
 from mico_jax.data.convert import convert
+from mico_jax.data.shard_writers import WRITERS
 from mico_jax.data.sources import open_source
 spec = SourceConfig(kind="manifest", path=sys.argv[1])
 source = open_source(Config(data=DataConfig(sources={"a": spec})), "a")
@@ -186,20 +188,37 @@ def test_frames_of_several_files_need_array_record(tmp_path):
 
 
 def test_tar_members_are_what_others_read(tmp_path):
-  path = write_manifest(tmp_path, 2, depth=["0.png", "1.png"], id=["s.0", "s1"])
+  names = ["0.png", "1.png", "0.png"]
+  path = write_manifest(tmp_path, 3, depth=names, id=["s.0", "s1", "s1"])
   spec = manifest_source(path, depth_unit="metre")
   report = convert(_opened(spec), spec, tmp_path / "out", to="webdataset")
   with tarfile.open(report.files[0]) as tar:
     names = tar.getnames()
     assert names == [
-      "000000000.json", "000000000.png", "000000000.wav", "000000000.depth",
-      "s1.json", "s1.png", "s1.wav", "s1.depth",
-    ]  # fmt: skip
-    fields = json.load(tar.extractfile("000000000.json"))
-  assert fields["id"] == "s.0"
-  assert report.renamed == 1
-  assert report.source.fields == {"depth": "depth"}
+      f"{key}.{suffix}"
+      for key in ("s%2E0", "s1", "s1~2")
+      for suffix in ("json", "png", "wav", "depth.png")
+    ]
+    ids = [json.load(tar.extractfile(n))["id"] for n in names[::4]]
+  assert ids == ["s.0", "s1", "s1"]
+  assert report.source.fields == {"depth": "depth.png"}
   assert report.source.depth_unit == "metre"
+
+
+@pytest.mark.parametrize(
+  ("suffixes", "fields"),
+  [
+    ({"jpg", "png", "depth.png"}, {"depth": "depth.png"}),
+    ({"depth.png", "depth.npy"}, None),
+    ({"jpg", "image.tif"}, None),  # the one would hide the other
+  ],
+)
+def test_a_tar_has_one_field_for_each_modality(suffixes, fields):
+  if fields is not None:
+    assert WRITERS["webdataset"].fields(suffixes) == fields
+    return
+  with pytest.raises(ConfigError, match="is stored both as"):
+    WRITERS["webdataset"].fields(suffixes)
 
 
 def test_fields_that_json_cannot_hold():

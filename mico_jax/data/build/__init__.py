@@ -23,7 +23,7 @@ from mico_jax.data.build.rows import Unit
 from mico_jax.data.build.stages import Stage
 from mico_jax.data.build.status import STATUSES, Summary
 from mico_jax.data.build.unit import PART, Names
-from mico_jax.data.build.writers import WRITERS
+from mico_jax.data.shard_writers import WRITERS
 from mico_jax.modalities import DecodeError
 
 __all__ = ["BuildReport", "Job", "build", "run"]

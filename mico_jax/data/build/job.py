@@ -15,7 +15,7 @@ from mico_jax.config import ConfigError
 from mico_jax.data.build.inputs import Input
 from mico_jax.data.build.stages import STAGES, Stage, make_stages
 from mico_jax.data.build.status import STATUSES
-from mico_jax.data.build.writers import WRITERS
+from mico_jax.data.shard_writers import WRITERS
 from mico_jax.data.storage import is_remote
 from mico_jax.modalities import MODALITIES
 
@@ -35,7 +35,7 @@ class Job:
       are packed as they are.
     options: stage -> option -> value.
     shards: units; 0: as the input has them.
-    format: key of `mico_jax.data.build.writers.WRITERS`.
+    format: key of `mico_jax.data.shard_writers.WRITERS`.
     status: key of `mico_jax.data.build.status.STATUSES`.
     require: keys of modalities and kinds of captions that a sample must have;
       one without is a failed row.

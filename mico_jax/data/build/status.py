@@ -54,7 +54,7 @@ class Summary:
     size: of the shard in bytes; 0: there is none, since nothing was written.
     sha256: of the shard.
     captions: kinds that samples have.
-    suffixes: see `writers.suffix_of`.
+    suffixes: see `shard_writers.suffix_of`.
     lacks: modality -> samples without it.
   """
 

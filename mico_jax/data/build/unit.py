@@ -23,9 +23,9 @@ from mico_jax.data.build.job import Job
 from mico_jax.data.build.rows import Row, Unit
 from mico_jax.data.build.stages import Stage
 from mico_jax.data.build.status import STATUSES, Status, Summary
-from mico_jax.data.build.writers import WRITERS, Writer, suffix_of, sync
 from mico_jax.data.faults import guarded
 from mico_jax.data.records import captions_of
+from mico_jax.data.shard_writers import WRITERS, ShardWriter, suffix_of, sync
 from mico_jax.modalities import DecodeError
 
 CHUNK = 8  # raw files that go through the stages together
@@ -124,7 +124,7 @@ def _write(
   """Writes the shard aside, if there is a sample for it."""
   stages, table = job.make_stages(), []
   made = {key for stage in stages for key in stage.makes}
-  writer: Writer | None = None
+  writer: ShardWriter | None = None
   captions: Counter[str] = Counter()
   suffixes: set[str] = set()
   lacks: Counter[str] = Counter()
@@ -164,7 +164,7 @@ def _write(
   )
 
 
-def _put(writer: Writer, row: Row, index: int) -> int:
+def _put(writer: ShardWriter, row: Row, index: int) -> int:
   """Writes a row, which may fail; returns the index that it got."""
   try:
     guarded(lambda: writer.write(row.id, row.fields, row.media))
