@@ -72,7 +72,7 @@ def test_shapes_of_depth(shape, frames, file):
   ],
 )  # fmt: skip
 def test_no_shapes_of_depth(shape):
-  refused("one value a pixel", depth, np.ones(shape, np.float32))
+  refused("one value per pixel", depth, np.ones(shape, np.float32))
 
 
 @pytest.mark.parametrize(

@@ -317,7 +317,7 @@ def test_swin_buffers_are_checked():
     staged_vision.from_tensors(
       {**tensors, norm: np.zeros(3)}, config, layout="official"
     )
-  with pytest.raises(ValueError, match="known: swin: released, timm"):
+  with pytest.raises(ValueError, match="known: swin: official, timm"):
     staged_vision.entries(config, layout="nope")
 
 
