@@ -31,7 +31,6 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity
 
 LIMIT = 1e-5
-CASES = pathlib.Path(__file__).parents[3] / "shared" / "cases"
 RATE = 16000
 
 
@@ -405,11 +404,10 @@ def test_a_missing_package_is_named(sides, monkeypatch):
 
 
 # ---------------------------------------------------------------- shared cases
-def case(name: str) -> pathlib.Path:
-  found = sorted(CASES.glob(f"*/{name}"))
-  if not found:
-    pytest.skip(f"no case {name}")
-  return found[0]
+@pytest.fixture(name="case")
+def _case(cases_dir):
+  """Name of a case -> its file."""
+  return lambda name: next(iter(sorted(cases_dir.glob(f"*/{name}"))))
 
 
 @pytest.mark.parametrize(
@@ -434,7 +432,7 @@ def case(name: str) -> pathlib.Path:
     ("video", "vfr.mp4", ""),
   ],
 )
-def test_cases_are_read_alike(sides, key, name, same):
+def test_cases_are_read_alike(sides, case, key, name, same):
   got = sides.read(key, case(name))
   assert np.isfinite(got).all()
   if same:
@@ -444,7 +442,7 @@ def test_cases_are_read_alike(sides, key, name, same):
     np.testing.assert_array_equal(opened, got)
 
 
-def test_a_transparent_logo_is_not_black(sides):
+def test_a_transparent_logo_is_not_black(sides, case):
   got = sides.read("image", case("blacklogo_transparent.png"))
   assert np.abs(got - sides.read("image", np.zeros_like(scene()))).max() > 1
 
@@ -457,12 +455,12 @@ def test_a_transparent_logo_is_not_black(sides):
     ("depth", "d_npybomb.npy"),
   ],
 )
-def test_cases_are_refused_alike(sides, key, name):
+def test_cases_are_refused_alike(sides, case, key, name):
   path = case(name)
   sides.refuse(key, f"m:{path}" if key == "depth" else path)
 
 
-def test_a_map_with_one_channel_is_one_map(sides):
+def test_a_map_with_one_channel_is_one_map(sides, case):
   path = case("d_hw1.npy")
   array = np.load(path)
   if array.dtype.kind != "f":

@@ -328,8 +328,8 @@ def _caption(
 
 def _prepared(
   preparer: Preparer, key: str, raw: Sequence[Any]
-) -> Float[np.ndarray, "B T Y X 3"]:
-  """Preprocessed inputs, by our own evaluation mode."""
+) -> Float[np.ndarray, "B T ..."]:
+  """Preprocessed inputs [B, *record.spec], by our own evaluation mode."""
   rows = np.stack([preparer.prepare_one(key, x) for x in raw])
   geometry = preparer.geometry(key)
   pixels = preparer.mode(key).to_pixels(rows, geometry=geometry, xp=np)
