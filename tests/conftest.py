@@ -22,6 +22,7 @@ import shutil
 import sys
 import tempfile
 import types
+import typing
 from typing import Any
 
 # Before JAX is imported anywhere.
@@ -92,7 +93,7 @@ optax.tree.bias_correction = _standard_promotion(optax.tree.bias_correction)
 # int may stand where a float is asked for, as type checkers have it.
 if os.environ.get("MICO_JAX_TEST_TYPES", "on") != "off":
   import beartype
-  from jaxtyping import install_import_hook
+  import jaxtyping
 
   _beartype = beartype.beartype(
     conf=beartype.BeartypeConf(is_pep484_tower=True)
@@ -122,10 +123,44 @@ if os.environ.get("MICO_JAX_TEST_TYPES", "on") != "off":
       return _beartype(function)
     return _checks[key]
 
+  def _holds_arrays(hint: Any) -> bool:
+    if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
+      return True
+    return any(map(_holds_arrays, typing.get_args(hint)))
+
+  def _has_shapes(function: Any) -> bool:
+    """Whether a signature has shapes; True if that cannot be told yet."""
+    try:
+      hints = [
+        eval(hint, function.__globals__) if isinstance(hint, str) else hint
+        for hint in function.__annotations__.values()
+      ]
+    except Exception:  # names that the module has later, or never at run time
+      return True
+    return any(map(_holds_arrays, hints))
+
+  _jaxtyped = jaxtyping.jaxtyped
+
+  def _checked(function: Any = None, **options: Any) -> Any:
+    """`jaxtyping.jaxtyped`, which makes calls slow, for shapes alone.
+
+    Other signatures are checked by beartype; but not those of functions inside
+    of others, as preparing the check takes long and they are defined at every
+    call: pyrefly reads these.
+    """
+    if function is None:
+      return functools.partial(_checked, **options)
+    if not isinstance(function, types.FunctionType) or _has_shapes(function):
+      return _jaxtyped(function, **options)
+    return (
+      function if "<locals>" in function.__qualname__ else _beartype(function)
+    )
+
+  jaxtyping.jaxtyped = _checked
   _checker: Any = types.ModuleType("mico_jax_test_types")
   _checker.check = _check
   sys.modules[_checker.__name__] = _checker
-  install_import_hook("mico_jax", "mico_jax_test_types.check")
+  jaxtyping.install_import_hook("mico_jax", "mico_jax_test_types.check")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
