@@ -161,7 +161,7 @@ def measure_stages(session: Session, samples: int) -> list[dict[str, Any]]:
     samples: to read, of all tasks of the config.
   """
   config, stages = session.config, Stages()
-  order = Order(config, {n: len(s) for n, s in session.sources.items()})
+  order = session.order()
   chosen = list(_chosen(order, config, samples))
   batches = {
     name: empty_batch(batch_spec(config, name, batch_size=1))
@@ -252,7 +252,7 @@ def measure_pipeline(
     raise ConfigError(
       f"--hosts {hosts} does not divide the batch of {', '.join(odd)}."
     )
-  order = Order(config, {n: len(s) for n, s in session.sources.items()})
+  order = session.order()
   steps, count = 0, 0
   while steps < 3 or count < samples:  # the first batch is not counted
     count += sizes[order.task(steps)[0]] // hosts

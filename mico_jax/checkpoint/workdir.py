@@ -110,4 +110,8 @@ def _filled(
     if name in new and old != new[name].get("sha256"):
       if_same = new[name].get("sha256") if is_pinned(name, str(old)) else old
       source["sha256"] = if_same
+  for name, task in stored.get("tasks", {}).items():
+    other = wanted.get("tasks", {}).get(name, {})
+    if not (task.get("mixture") and other.get("mixture")):
+      task["mixture"] = other.get("mixture")
   return stored

@@ -95,6 +95,9 @@ class SourceConfig:
   where: Annotated[Mapping[Name, Annotated[Any, Scalars()]], Items()] = field(
     default_factory=dict
   )
+  # What a sample must have to be read: modalities, "caption:KIND", "caption".
+  # How many are left out is told when the source is opened.
+  require: Names = ()
   # WebDataset: keys end at the "first" or the "last" dot of a member's name.
   key_dot: Annotated[str, Choice("first", "last")] = "first"
   # Record field of each modality / caption kind / label; unset: same name.
@@ -125,6 +128,10 @@ class DataConfig:
   )
   audio: AudioConfig = AudioConfig()
   tokenizer: TokenizerConfig = TokenizerConfig()
+  # Lengths in tokens: the texts of a batch all fit one of these (or are longer),
+  # and are padded to it and no further. (): to `tokenizer.max_length` always.
+  # See `mico_jax.data.text_lengths`.
+  text_buckets: Annotated[tuple[Tokens, ...], Items(0, 16)] = ()
   # explicit text negatives per sample and group (K)
   num_negatives: Annotated[int, Range(0, 1024)] = 0
   num_threads: Annotated[int, Range(1, 1024, "threads")] = 2  # decoding threads

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from mico_jax.config.fields import (
   Choice,
+  Count,
   Fraction,
   Group,
   Groups,
@@ -113,6 +114,10 @@ class TaskConfig:
   sources: Annotated[Mapping[Name, Steps], Items()] = field(
     default_factory=dict
   )
+  # T > 0: a source of n samples is read in proportion to its weight times
+  # n**(1 / T). 1: all samples equally often; large: all sources; 0: by the
+  # weights alone. See `mico_jax.data.mixture`.
+  temperature: Annotated[float, Range(0.0, 1e6)] = 0.0
   batch_size: Rows = 64  # global
   # Objective -> groups, e.g. {"contrastive": ("tv", "tva")}.
   objectives: Annotated[Mapping[Name, Groups], Items(0, 64)] = field(
@@ -122,3 +127,8 @@ class TaskConfig:
   texts: Annotated[
     Mapping[Group, Annotated[Mapping[Name, Weight], Items(0, 64)]], Items(0, 64)
   ] = field(default_factory=dict)
+  # What `temperature` and `data.text_buckets` came to: source -> weight,
+  # "source/L" -> samples; filled when the run starts.
+  mixture: Annotated[Mapping[Name, Count], Items()] = field(
+    default_factory=dict
+  )

@@ -28,6 +28,7 @@ from mico_jax.data.samples import (
 )
 from mico_jax.data.sources import Source, open_source
 from mico_jax.data.stalled import REASON, Stalled
+from mico_jax.data.text_lengths import Classes
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import DecodeError
 
@@ -55,10 +56,12 @@ class BatchMaker:
     rows: Mapping[str, tuple[int, ...]],
     stalled: Stalled,
     end: int,
+    lengths: Mapping[str, Classes] | None = None,
   ):
     self._stalled = stalled
     self._config, self._tokenizer = config, tokenizer
     self._sizes, self._rows = dict(sizes), dict(rows)
+    self._lengths = lengths
     self._sources: dict[str, Source] | None = None
     self._cache = DecodedCache(config.data.cache_mib)
     self._end, self._stride = end, max(config.data.num_workers, 1)
@@ -66,7 +69,7 @@ class BatchMaker:
 
   def _prepare(self) -> None:
     data = self._config.data
-    self._order = Order(self._config, self._sizes)
+    self._order = Order(self._config, self._sizes, self._lengths)
     self._lock = threading.Lock()
     # Of several processes each decodes in two threads: one long sample shall
     # not stop all.
@@ -110,10 +113,13 @@ class BatchMaker:
     self._plan(step)
     task, rows = self._rows_of(step)
     spec = self._config.tasks[task]
-    slots = TextSlots.of(self._config, spec)
+    length = self._order.text_length(step)
+    slots = TextSlots.of(self._config, spec, longest=length)
     groups = groups_of(spec)
-    shapes = batch_spec(self._config, task, batch_size=len(rows))
-    batch = self._buffers.take(task, shapes)
+    shapes = batch_spec(
+      self._config, task, batch_size=len(rows), text_length=length
+    )
+    batch = self._buffers.take((task, length), shapes)
     bad: dict[int, dict[str, Any]] = {}
 
     def make(i: int, row: Row, guard: Guard) -> Callable[[], None]:

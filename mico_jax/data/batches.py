@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ def input_spec(
 
 
 def batch_spec(
-  config: Config, task: str, *, batch_size: int = 0
+  config: Config, task: str, *, batch_size: int = 0, text_length: int = 0
 ) -> dict[str, Any]:
   """Shapes of the arrays of a task's batch, nested as the batch.
 
@@ -51,13 +51,14 @@ def batch_spec(
     config: of the run.
     task: name of the task.
     batch_size: rows; 0: the task's global batch.
+    text_length: most tokens of the texts of groups; 0: those of the config.
 
   Returns:
     A mapping like the batch (`mico_jax.aliases`) whose leaves are `ArrayShape`.
   """
   spec = config.tasks[task]
   size = batch_size or spec.batch_size
-  slots = TextSlots.of(config, spec)
+  slots = TextSlots.of(config, spec, longest=text_length)
 
   def tokens(*shape: int) -> ArrayShape:
     return ArrayShape((size, *shape), "int32")
@@ -126,21 +127,21 @@ class Buffers:
 
     Args:
       pad: token id that fills texts.
-      most: batches of each task that are kept.
+      most: batches of each kind that are kept.
     """
     self._pad, self._most = pad, most
     self._lock = threading.Lock()
-    self._kept: dict[str, list[list[np.ndarray]]] = {}
+    self._kept: dict[Hashable, list[list[np.ndarray]]] = {}
 
-  def take(self, task: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+  def take(self, kind: Hashable, spec: Mapping[str, Any]) -> dict[str, Any]:
     """A batch as `empty_batch` makes it.
 
     Args:
-      task: always of the same shapes.
+      kind: of batch, always of the same shapes.
       spec: of `batch_spec`.
     """
     with self._lock:
-      kept = self._kept.setdefault(task, [])
+      kept = self._kept.setdefault(kind, [])
       free = next((arrays for arrays in kept if _free(arrays)), None)
       if free is None:
         made: list[np.ndarray] = []

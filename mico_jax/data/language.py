@@ -103,6 +103,20 @@ def _joined(record: Record) -> tuple[str, ...]:
   return (" ".join(texts),) if texts else ()
 
 
+def possible_texts(
+  record: Record, kinds: Mapping[str, float]
+) -> dict[str, tuple[str, ...]]:
+  """Caption kind -> all texts that `choose_text` may draw.
+
+  Args:
+    record: the sample.
+    kinds: caption kind -> weight.
+  """
+  names, _ = _available(record, kinds)
+  found = {n: record.captions.get(n) or _joined(record) for n in names}
+  return {name: texts for name, texts in found.items() if texts}
+
+
 def choose_text(
   record: Record,
   kinds: Mapping[str, float],

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -38,6 +38,8 @@ from mico_jax.data.samples import (
 )
 from mico_jax.data.sources import Source, open_sources
 from mico_jax.data.stalled import Stalled
+from mico_jax.data.text_classes import text_classes
+from mico_jax.data.text_lengths import Classes
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import MODALITIES, DecodeError
 
@@ -71,6 +73,7 @@ class Pipeline:
     end_step: int | None = None,
     rows: Callable[[int], Sequence[int]] | None = None,
     sources: dict[str, Source] | None = None,
+    lengths: Mapping[str, Classes] | None = None,
   ):
     """Opens the sources and checks that the tasks fit them.
 
@@ -83,6 +86,7 @@ class Pipeline:
       rows: batch size -> rows of the global batch that this process reads, in
         its own order; None: all.
       sources: the open sources of the config, if at hand.
+      lengths: task -> its samples by the length of their texts, if at hand.
 
     Raises:
       ConfigError: for a config that does not fit the data.
@@ -95,7 +99,9 @@ class Pipeline:
       sources = open_sources(config)
     self._sources = sources
     sizes = {name: len(source) for name, source in sources.items()}
-    self.order = Order(config, sizes)
+    if lengths is None:
+      lengths = text_classes(config, tokenizer, sources)
+    self.order = Order(config, sizes, lengths)
     self._rows = {
       name: tuple(
         int(row)  # the mesh names them as NumPy integers
@@ -115,7 +121,7 @@ class Pipeline:
     first_row = min((r for x in self._rows.values() for r in x), default=0)
     stalled = Stalled(str(workdir), str(first_row))
     self._maker = BatchMaker(
-      config, tokenizer, sizes, self._rows, stalled, self._end
+      config, tokenizer, sizes, self._rows, stalled, self._end, lengths
     )
     if not config.data.num_workers:
       self._maker.use(sources)

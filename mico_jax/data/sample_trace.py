@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from mico_jax.config import Config
 from mico_jax.data.bad_samples import read_bad_samples
 from mico_jax.data.guard import name_of
-from mico_jax.data.order import SUBSTITUTES, Order, Row
+from mico_jax.data.order import SUBSTITUTES, Row
 from mico_jax.data.sources import Source, open_sources
 from mico_jax.data.stalled import REASON, quarantined
+from mico_jax.data.text_classes import order_of, text_classes
+from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import DecodeError
 
 
@@ -60,6 +62,7 @@ def trace(
   workdir: str | pathlib.Path = "",
   *,
   sources: Mapping[str, Source] | None = None,
+  tokenizer: Tokenizer | None = None,
 ) -> tuple[str, list[TraceRow]]:
   """The task of a step and the samples of its global batch.
 
@@ -68,9 +71,15 @@ def trace(
     step: any step, past or future.
     workdir: of the run, for its logs; "": none.
     sources: the sources of the config if they are open already.
+    tokenizer: of the run; `data.text_buckets` need it.
   """
   sources = open_sources(config) if sources is None else sources
-  order = Order(config, {n: len(s) for n, s in sources.items()})
+  lengths = None
+  if config.data.text_buckets:
+    if tokenizer is None:
+      raise ValueError("data.text_buckets: the order needs the tokenizer.")
+    lengths = text_classes(config, tokenizer, sources)
+  order = order_of(config, sources, lengths)
   task, rows = order.rows(step)
   entries = read_bad_samples(str(workdir)) if str(workdir) else []
   bad = {e["row"]: e for e in entries if e["step"] == step}

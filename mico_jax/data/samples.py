@@ -379,21 +379,33 @@ class TextSlots:
   asking: tuple[str, ...] = ()
 
   @classmethod
-  def of(cls, config: Config, task: TaskConfig) -> TextSlots:
-    """The texts that a task's objectives need."""
+  def of(
+    cls, config: Config, task: TaskConfig, *, longest: int = 0
+  ) -> TextSlots:
+    """The texts that a task's objectives need.
+
+    Args:
+      config: of the run.
+      task: of the config.
+      longest: most tokens of the texts of groups; 0: as the tokenizer's
+        `max_length` says.
+    """
     kinds = {g: language.kinds_of(task, g) for g in text_groups(task)}
     table = config.data.tokenizer
+    length = lambda kinds: language.max_length(table, tuple(kinds))
     asking = tuple(task.objectives.get(QUESTIONS, ()))
     return cls(
-      groups={
-        g: language.max_length(table, tuple(k)) for g, k in kinds.items()
-      },
+      groups={g: _cut(length(k), longest) for g, k in kinds.items()},
       kinds=kinds,
       negatives=config.data.num_negatives,
       question=language.max_length(table, ("question",)) if asking else 0,
       answer=language.max_length(table, ("answer",)) if asking else 0,
       asking=asking,
     )
+
+
+def _cut(length: int, longest: int) -> int:
+  return min(length, longest) if longest else length
 
 
 def load_texts(

@@ -29,6 +29,8 @@ from mico_jax.data.samples import (
   keys_of,
 )
 from mico_jax.data.sources import Source, open_sources, pin_sources
+from mico_jax.data.text_classes import order_of, text_classes
+from mico_jax.data.text_lengths import Classes
 from mico_jax.data.tokenizer import Tokenizer, make_tokenizer
 from mico_jax.evaluation import check_evaluation
 from mico_jax.inference.prepare import Preparer
@@ -167,6 +169,19 @@ class Session:
   sources: Mapping[str, Source]
 
   @cached_property
+  def lengths(self) -> Mapping[str, Classes]:
+    """Task -> its samples by the length of their texts, if that is asked."""
+    return text_classes(self.config, self.tokenizer, self.sources)
+
+  def order(self) -> Order:
+    """The order of its samples.
+
+    Raises:
+      ConfigError: for weights or sources that do not fit.
+    """
+    return order_of(self.config, self.sources, self.lengths)
+
+  @cached_property
   def model(self) -> models.MiCo:
     """The model of the config."""
     return models.build(self.config.model)
@@ -192,7 +207,7 @@ class Session:
       ConfigError: for options of mesh, optimizer or objectives that do not fit.
     """
     check_mesh(self.config, self.mesh)
-    Order(self.config, {n: len(s) for n, s in self.sources.items()})
+    self.order()
     _ = self.optimizer
     info = self.tokenizer.info
     for task in self.config.tasks.values():
@@ -251,4 +266,20 @@ def resolve(config: Config) -> Session:
   config = _with_vocabulary(config, tokenizer)
   check_tasks(config)
   check_evaluation(config)
-  return Session(config, tokenizer, sources)
+  return _with_mixture(Session(config, tokenizer, sources))
+
+
+def _with_mixture(session: Session) -> Session:
+  """The session with what temperatures and text lengths came to pinned."""
+  config = session.config
+  if not config.data.text_buckets and not any(
+    task.temperature for task in config.tasks.values()
+  ):
+    return session
+  order = session.order()
+  tasks = {
+    name: dataclasses.replace(task, mixture=order.mixture(name))
+    for name, task in config.tasks.items()
+  }
+  config = dataclasses.replace(config, tasks=tasks)
+  return dataclasses.replace(session, config=config)

@@ -68,7 +68,7 @@ def load(
   if found is None and is_remote(path):
     found = _fetched(path, place, kind, stamp, storage)
   if found is None:
-    with _alone(place):
+    with alone(place):
       found = _first(places, kind, stamp, path)
       if found is None:
         _tell_changed(places, kind, stamp, path)
@@ -171,7 +171,7 @@ def _put_beside(
 
 
 @contextlib.contextmanager
-def _alone(place: pathlib.Path) -> Iterator[None]:
+def alone(place: pathlib.Path) -> Iterator[None]:
   """Within, no other process of this host makes the same index."""
   import fcntl
 

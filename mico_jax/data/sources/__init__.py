@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from mico_jax.config import Config, ConfigError, SourceConfig
+from mico_jax.data.presence import Having
 from mico_jax.data.sources.array_record import ArrayRecordSource
 from mico_jax.data.sources.base import First, Source, SourceKind
 from mico_jax.data.sources.coco import CocoSource
@@ -106,6 +107,8 @@ def open_source(config: Config, name: str) -> Source:
   spec = data.sources[name]
   check_source(name, spec)
   source: Source = SOURCES[spec.kind].open(name, spec, config)
+  if spec.require:
+    source = Having(source, name, spec)
   if 0 < spec.size < len(source):
     source = First(source, spec.size)
   for what, old, new in (

@@ -15,7 +15,9 @@ from mico_jax.data.records import Record
 from mico_jax.data.sample_trace import TraceRow, trace
 from mico_jax.data.sheet import draw_records
 from mico_jax.data.sources import open_sources
+from mico_jax.data.tokenizer import make_tokenizer
 from mico_jax.modalities import DecodeError
+from mico_jax.run.setup import training_captions
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,13 @@ def trace_step(
       f"--step {step}: the run has steps 0 to {config.train.steps - 1}."
     )
   sources = open_sources(config)
-  task, rows = trace(config, step, os.fspath(workdir), sources=sources)
+  tokenizer = None
+  if config.data.text_buckets:
+    captions = training_captions(config, sources)
+    tokenizer = make_tokenizer(config.data.tokenizer, captions)
+  task, rows = trace(
+    config, step, os.fspath(workdir), sources=sources, tokenizer=tokenizer
+  )
   if picture is not None:
     records: list[tuple[str, Any]] = []
     for row in rows[:limit]:

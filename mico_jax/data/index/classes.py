@@ -1,0 +1,138 @@
+"""Samples of a source sorted into classes, by what their records say.
+
+For that every record is read once, without media. What comes of it is kept in
+the user's cache, by the source's SHA-256 and all else that it depends on, where
+the processes of a host share it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from mico_jax.data.identity import tell
+from mico_jax.data.index.columns import Columns, Writer
+from mico_jax.data.index.places import SUFFIX, alone, index_folder
+from mico_jax.data.index.progress import Progress
+
+_KEPT = 2_000  # samples from which on classes are kept
+_PIECE = 4096  # samples that are looked at at a time
+_THREADS = 16  # that wait for a store
+_VERSION = "classes.1"
+
+
+@runtime_checkable
+class Samples(Protocol):
+  """What is known of a source here.
+
+  Attributes:
+    sha256: of its index.
+  """
+
+  sha256: str
+
+  def __len__(self) -> int:
+    """Number of samples."""
+    ...
+
+
+class Sorted(NamedTuple):
+  """Samples, class by class.
+
+  Attributes:
+    rows: int32 or int64, in order within each class.
+    ends: where each class ends.
+  """
+
+  rows: np.ndarray
+  ends: tuple[int, ...]
+
+
+def sort(
+  source: Samples,
+  key: Mapping[str, Any],
+  count: int,
+  class_of: Callable[[int], int],
+  what: str,
+) -> Sorted:
+  """Sorts the samples of a source into classes.
+
+  Args:
+    source: open.
+    key: what the classes depend on, besides the SHA-256 of the source.
+    count: number of classes, at most 256.
+    class_of: index -> class.
+    what: is looked at, for messages: "captions of source 'a'".
+  """
+  total = len(source)
+  pieces = lambda: _pieces(source, class_of, f"looking at {what}")
+  if total < _KEPT:
+    return _sorted(total, count, pieces()).made()
+  whole = {**key, "sha256": source.sha256, "samples": total, "classes": count}
+  text = json.dumps([_VERSION, whole], sort_keys=True, default=list)
+  name = hashlib.sha256(text.encode()).hexdigest()[:32]
+  place = index_folder() / f"{name}{SUFFIX}"
+  with alone(place):
+    try:
+      return _opened(Columns.open(place))
+    except (OSError, ValueError, KeyError, TypeError):
+      pass  # none yet
+    made = _sorted(total, count, pieces())
+    try:
+      made.writer.save(place, {"ends": made.ends})
+    except OSError as error:
+      tell(f"{place} is not kept: {error.strerror or error}")
+      return made.made()
+    made.writer.close()
+    return _opened(Columns.open(place))
+
+
+def _opened(columns: Columns) -> Sorted:
+  return Sorted(columns["rows"], tuple(columns.meta["ends"]))
+
+
+class _Made(NamedTuple):
+  writer: Writer
+  ends: list[int]
+
+  def made(self) -> Sorted:
+    """In memory."""
+    rows = self.writer.columns({})["rows"]
+    self.writer.close()
+    return Sorted(rows, tuple(self.ends))
+
+
+def _sorted(total: int, count: int, pieces: Iterator[np.ndarray]) -> _Made:
+  classes = Writer(number="u1")
+  for piece in pieces:
+    classes.add(number=piece)
+  numbers = classes.mapped("number")
+  writer, ends = Writer(rows="<i4" if total < 2**31 else "<i8"), []
+  for number in range(count):
+    for start in range(0, total, _PIECE * 256):
+      part = numbers[start : start + _PIECE * 256]
+      writer.add(rows=start + np.flatnonzero(part == number))
+    ends.append(writer.size("rows"))
+  del numbers
+  classes.close()
+  return _Made(writer, ends)
+
+
+def _pieces(
+  source: Samples, class_of: Callable[[int], int], what: str
+) -> Iterator[np.ndarray]:
+  total, remote = len(source), getattr(source, "remote", False)
+  with (
+    concurrent.futures.ThreadPoolExecutor(_THREADS if remote else 1) as pool,
+    Progress(total, what) as progress,
+  ):
+    each = pool.map if remote else map
+    for start in range(0, total, _PIECE):
+      indices = range(start, min(start + _PIECE, total))
+      yield np.fromiter(each(class_of, indices), np.uint8, len(indices))
+      progress.update(indices.stop)
