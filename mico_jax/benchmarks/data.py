@@ -29,6 +29,7 @@ from mico_jax.data.samples import (
   keys_of,
   load_texts,
 )
+from mico_jax.data.text_classes import order_of, text_classes
 from mico_jax.modalities import MODALITIES, DecodeError, preprocessing
 from mico_jax.modalities.spatial import Clip
 
@@ -153,6 +154,11 @@ def _load(
   return array
 
 
+def _order(session: Session) -> Order:
+  lengths = text_classes(session.config, session.tokenizer, session.sources)
+  return order_of(session.config, session.sources, lengths)
+
+
 def measure_stages(session: Session, samples: int) -> list[dict[str, Any]]:
   """CPU time of each stage of reading about `samples` samples.
 
@@ -161,7 +167,7 @@ def measure_stages(session: Session, samples: int) -> list[dict[str, Any]]:
     samples: to read, of all tasks of the config.
   """
   config, stages = session.config, Stages()
-  order = session.order()
+  order = _order(session)
   chosen = list(_chosen(order, config, samples))
   batches = {
     name: empty_batch(batch_spec(config, name, batch_size=1))
@@ -252,7 +258,7 @@ def measure_pipeline(
     raise ConfigError(
       f"--hosts {hosts} does not divide the batch of {', '.join(odd)}."
     )
-  order = session.order()
+  order = _order(session)
   steps, count = 0, 0
   while steps < 3 or count < samples:  # the first batch is not counted
     count += sizes[order.task(steps)[0]] // hosts

@@ -223,6 +223,7 @@ def _looked(
 def _inspect(args: argparse.Namespace) -> int:
   from mico_jax.data import summaries
   from mico_jax.data.sheet import draw_sheet
+  from mico_jax.data.usable import group_counts
 
   if args.sheet and pathlib.Path(args.sheet).suffix.lower() != ".png":
     raise ConfigError(f"--sheet {args.sheet!r} must end in .png.")
@@ -236,6 +237,12 @@ def _inspect(args: argparse.Namespace) -> int:
     "fields": summaries.fields_table(samples),
     "media": summaries.media_table(samples),
     "captions": summaries.captions_table(samples),
+    "coverage": summaries.coverage(samples),
+    "groups": group_counts(
+      opened.config,
+      opened.name,
+      [s.record for s in samples if s.record is not None],
+    ),
     "broken": summaries.bad(samples),
   }
   if args.sheet:

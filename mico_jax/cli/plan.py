@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from mico_jax.cli import common
-from mico_jax.config import ConfigError
+from mico_jax.config import ConfigError, stages_of
+
+if TYPE_CHECKING:
+  from mico_jax.plan.planner import Plan
 
 DESCRIPTION = """\
 Compiles every task's training step, the evaluation and the creation of the
@@ -127,25 +132,46 @@ def _plan(args: argparse.Namespace, config, name: str) -> int:
       config = with_batch(config, largest[task], task)
   elif args.batch:
     batch = _rows(args.batch)
-  plan = planner.make_plan(
-    config,
-    name,
-    batch=batch,
-    tasks=args.task,
-    others=not args.steps_only,
-    say=common.note,
-  )
-  plan = dataclasses.replace(plan, largest=largest)
-  if args.json:
-    common.print_json(plan.as_dict())
+  plans: dict[str, planner.Plan] = {}
+  for stage in stages_of(config):
+    plan = planner.make_plan(
+      dataclasses.replace(
+        stage.config,
+        train=dataclasses.replace(
+          stage.config.train, steps=stage.end - stage.start
+        ),
+      )
+      if config.stages
+      else config,
+      name,
+      batch=batch,
+      tasks=args.task,
+      others=not args.steps_only and not plans,  # the same in all stages
+      say=common.note,
+    )
+    plans[stage.name] = dataclasses.replace(plan, largest=largest)
+  if args.json and config.stages:
+    common.print_json({"stages": {k: p.as_dict() for k, p in plans.items()}})
+  elif args.json:
+    common.print_json(plans[""].as_dict())
   else:
-    common.say_page(report.to_text(plan))
+    for stage, plan in plans.items():
+      title = f"stage {stage or 'before the first'}\n" if config.stages else ""
+      common.say_page(title + report.to_text(plan))
   if args.picture:
-    from mico_jax.plan import picture
+    _draw(args.picture, plans)
+  return 0 if all(plan.fits for plan in plans.values()) else 1
 
-    picture.draw(plan, args.picture)
-    common.note(f"wrote {args.picture}")
-  return 0 if plan.fits else 1
+
+def _draw(path: str, plans: Mapping[str, Plan]) -> None:
+  """Draws each plan; those of stages into a file each."""
+  from mico_jax.plan import picture
+
+  stem, dot, ending = path.rpartition(".")
+  for stage, plan in plans.items():
+    place = f"{stem}-{stage}{dot}{ending}" if stage and dot else path
+    picture.draw(plan, place)
+    common.note(f"wrote {place}")
 
 
 def _sweep(args: argparse.Namespace, config, names: list[str]) -> int:

@@ -45,6 +45,7 @@ from mico_jax.config.objectives import (
   QuestionAnsweringConfig,
   TaskConfig,
 )
+from mico_jax.config.stages import Stage, stage_at, stages_of
 from mico_jax.config.training import (
   MAX_BEAMS,
   Config,
@@ -52,6 +53,7 @@ from mico_jax.config.training import (
   GenerationConfig,
   OptimizerConfig,
   ParallelConfig,
+  StageConfig,
   TrainConfig,
 )
 
@@ -74,6 +76,8 @@ __all__ = [
   "ParallelConfig",
   "QuestionAnsweringConfig",
   "SourceConfig",
+  "Stage",
+  "StageConfig",
   "TaskConfig",
   "TextConfig",
   "TokenizerConfig",
@@ -89,6 +93,8 @@ __all__ = [
   "load",
   "override",
   "parse_override",
+  "stage_at",
+  "stages_of",
   "to_config_dict",
   "to_dict",
   "to_json",

@@ -128,9 +128,9 @@ class DataConfig:
   )
   audio: AudioConfig = AudioConfig()
   tokenizer: TokenizerConfig = TokenizerConfig()
-  # Lengths in tokens: the texts of a batch all fit one of these (or are longer),
-  # and are padded to it and no further. (): to `tokenizer.max_length` always.
-  # See `mico_jax.data.text_lengths`.
+  # Lengths in tokens: the texts of a batch all fit one of these, and are padded
+  # to it and no further; longer ones, and without any all, to
+  # `tokenizer.max_length`. See `mico_jax.data.text_lengths`.
   text_buckets: Annotated[tuple[Tokens, ...], Items(0, 16)] = ()
   # explicit text negatives per sample and group (K)
   num_negatives: Annotated[int, Range(0, 1024)] = 0

@@ -179,6 +179,16 @@ class GenerationConfig:
 
 
 @dataclass(frozen=True)
+class StageConfig:
+  """A part of the training with some fields of its own."""
+
+  start: Steps = 0  # first step of the stage; it ends where the next one starts
+  # Fields and values, as on the command line: "tasks.vast27m.steps=0". Which
+  # fields: `mico_jax.config.stages`.
+  set: Annotated[tuple[Annotated[str, Text(1, 4096)], ...], Items(0, 64)] = ()
+
+
+@dataclass(frozen=True)
 class Config:
   """A whole run."""
 
@@ -192,6 +202,10 @@ class Config:
   )
   optimizer: OptimizerConfig = OptimizerConfig()
   train: TrainConfig = TrainConfig()
+  # Parts of the training that differ from what is said here.
+  stages: Annotated[Mapping[Name, StageConfig], Items(0, 64)] = field(
+    default_factory=dict
+  )
   parallel: ParallelConfig = ParallelConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
   generation: GenerationConfig = GenerationConfig()

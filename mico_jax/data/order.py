@@ -15,9 +15,9 @@ and a past step can be listed without replaying the ones before it.
    therefore pinned.
 
 With `data.text_buckets` the steps of a task are dealt to the lengths of its
-texts first, in the same way and with exact weights, so that in the long run each
-sample is read as often as without; 2. and 3. then hold among the samples of that
-length (`text_lengths`).
+texts first, in the same way and with exact weights, so that in the long run
+each sample is read as often as without; 2. and 3. then hold among the samples
+of that length (`text_lengths`).
 
 Names are sorted, so the order of a config's entries does not matter.
 """
@@ -32,6 +32,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from jaxtyping import Int
 
 from mico_jax.config import Config, ConfigError
 from mico_jax.data.mixture import source_weights
@@ -89,7 +90,9 @@ class Row:
   source: str
   epoch: int
   index: int
-  among: Sequence[int] | None = field(default=None, repr=False, compare=False)
+  among: Int[np.ndarray, " N"] | None = field(
+    default=None, repr=False, compare=False
+  )
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class _Class:
   weights: list[int]
   counts: dict[str, int]
   places: dict[str, Callable[[int], int]]
-  among: dict[str, Sequence[int] | None]
+  among: dict[str, Int[np.ndarray, " N"] | None]
 
   @property
   def weight(self) -> int:
@@ -293,7 +296,7 @@ class Order:
 
 
 def _within(
-  rows: Sequence[int], place: Callable[[int], int]
+  rows: Int[np.ndarray, " N"], place: Callable[[int], int]
 ) -> Callable[[int], int]:
   """Position, over all epochs, -> sample among some of a source."""
   return lambda q: int(rows[place(q)])

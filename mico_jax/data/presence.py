@@ -1,4 +1,4 @@
-"""What samples have: modalities and captions; selecting and counting by it.
+"""Selecting samples by what they have: modalities and captions.
 
 `data.sources.NAME.require` names what a sample must have to be read at all: a
 modality ("audio"), a kind of caption ("caption:vision"), any caption
@@ -8,19 +8,16 @@ broken record passes, so that it is named when it is read.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from mico_jax.config import Config, ConfigError, SourceConfig, to_dict
+from mico_jax.config import ConfigError, SourceConfig, to_dict
 from mico_jax.data.identity import tell
 from mico_jax.data.index import classes
-from mico_jax.data.language import kinds_of, possible_texts
 from mico_jax.data.records import Record
-from mico_jax.modalities import MODALITIES, DecodeError, by_letter, letters
+from mico_jax.modalities import MODALITIES, DecodeError
 
 CAPTION = "caption"
-_LOOKED = 512  # samples of a source that are looked at when a run starts
 
 
 def has(record: Record, name: str) -> bool:
@@ -115,22 +112,3 @@ class Having:
     if name.startswith("_"):
       raise AttributeError(name)
     return getattr(self._source, name)
-
-
-def usable(record: Record, config: Config, task: str, group: str) -> bool:
-  """Whether a record has the modalities and a caption of a group."""
-  keys = [by_letter(letter).key for letter in letters(group)]
-  kinds = kinds_of(config.tasks[task], group)
-  if group.startswith("t") and not possible_texts(record, kinds):
-    return False
-  return all(has(record, key) for key in keys)
-
-
-def group_counts(
-  config: Config, task: str, groups: Iterable[str], records: Iterable[Record]
-) -> dict[str, int]:
-  """Group -> how many records it can use."""
-  counts = Counter(dict.fromkeys(groups, 0))
-  for record in records:
-    counts.update(g for g in counts if usable(record, config, task, g))
-  return dict(counts)

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mico_jax.config import Config
+from mico_jax.config import Config, stage_at
 from mico_jax.data.bad_samples import read_bad_samples
 from mico_jax.data.guard import name_of
 from mico_jax.data.order import SUBSTITUTES, Row
@@ -73,6 +73,7 @@ def trace(
     sources: the sources of the config if they are open already.
     tokenizer: of the run; `data.text_buckets` need it.
   """
+  config = stage_at(config, step).config
   sources = open_sources(config) if sources is None else sources
   lengths = None
   if config.data.text_buckets:

@@ -20,9 +20,7 @@ from mico_jax.modalities import DecodeError
 from mico_jax.modalities.words import decode_text
 
 
-def longest_text(
-  record: Record, slots: TextSlots, tokenizer: Tokenizer
-) -> int:
+def longest_text(record: Record, slots: TextSlots, tokenizer: Tokenizer) -> int:
   """Tokens of the longest text that a task may draw of a sample.
 
   Special tokens count; a text is no longer than its slot.

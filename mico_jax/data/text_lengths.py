@@ -8,11 +8,14 @@ it, so no host needs to see the rows of another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-Rows = Mapping[str, Sequence[int]]
+import numpy as np
+from jaxtyping import Int
+
+Rows = Mapping[str, Int[np.ndarray, " N"]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Classes:
   rows: Rows
   ends: Mapping[str, tuple[int, ...]]
 
-  def up_to(self, source: str, length: int) -> Sequence[int] | None:
+  def up_to(self, source: str, length: int) -> Int[np.ndarray, " N"] | None:
     """The samples whose texts fit a length; None: all (length 0)."""
     if not length:
       return None
@@ -64,7 +67,7 @@ class Classes:
 
   def _slices(
     self, begin: int, end: int
-  ) -> Iterator[tuple[str, Sequence[int]]]:
+  ) -> Iterator[tuple[str, Int[np.ndarray, " N"]]]:
     for name, rows in self.rows.items():
       start = self.ends[name][begin - 1] if begin else 0
       yield name, rows[start : self.ends[name][end]]

@@ -1,4 +1,4 @@
-"""Compiles the step of every task before the first one runs.
+"""Compiles the steps of all tasks before the first one runs.
 
 Tasks are traced one after the other, as Linen changes fields of module classes
 while it makes modules, which another thread may be reading. Compilation, which
@@ -11,7 +11,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -23,9 +23,11 @@ from mico_jax.parallel import sharding
 from mico_jax.run.setup import Session
 from mico_jax.train.flops import count_flops, is_plain, trace_model
 from mico_jax.train.state import TrainState
-from mico_jax.train.step import make_train_step
+from mico_jax.train.step import Program, make_train_step
 
-# Tasks compiled at a time: each takes some 600 MB on CPU, and XLA itself uses
+Name = TypeVar("Name")
+
+# Steps compiled at a time: each takes some 600 MB on CPU, and XLA itself uses
 # all cores.
 COMPILE_THREADS = 2
 
@@ -61,10 +63,32 @@ def counts_as_model(config: Config, jaxpr: Any) -> bool:
   return not embeds_twice and not multiplies_gradients and is_plain(jaxpr)
 
 
+def programs_of(session: Session, start: int = 0) -> dict[Program, Session]:
+  """The programs of the steps from `start` on, and whose config each has."""
+  found = {}
+  for stage, part in session.stages:
+    order = part.order()
+    for name, task in part.config.tasks.items():
+      if task.steps and stage.end > start:
+        for length in order.lengths(name):
+          found[Program(stage.name, name, length)] = part
+  return found
+
+
 def compile_steps(
   session: Session, state: TrainState
-) -> dict[str, CompiledStep]:
-  """Compiles the step of every task that has any, ahead, in threads."""
+) -> dict[Program, CompiledStep]:
+  """Compiles all that the steps from a state on run, ahead, in threads."""
+  programs = programs_of(session, int(state.step))
+  return compile_all(
+    list(programs), lambda program: _lower(programs[program], program, state)
+  )
+
+
+def _lower(
+  session: Session, program: Program, state: TrainState
+) -> tuple[Any, float]:
+  """The lowered step of a task and its model FLOPs."""
   config = session.config
   rules = sharding.rules_by_name(config.parallel.rules)
   rows = sharding.batch_sharding(session.mesh, rules)
@@ -73,41 +97,37 @@ def compile_steps(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree
   )
 
-  def lower(name: str) -> tuple[Any, float]:
-    """The lowered step and its model FLOPs."""
-    step = make_train_step(
-      session.model,
+  task = config.tasks[program.task]
+  step = make_train_step(
+    session.model,
+    config,
+    task,
+    info,
+    session.mesh,
+    optimizer=session.optimizer,
+  )
+  batch = jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows),
+    batch_spec(config, program.task, text_length=program.length),
+    is_leaf=lambda s: hasattr(s, "dtype"),
+  )
+  traced = step.trace(state, batch)
+  jaxpr = traced.jaxpr
+  if not counts_as_model(config, jaxpr):
+    jaxpr = trace_model(
       config,
-      config.tasks[name],
+      task,
       info,
-      session.mesh,
       optimizer=session.optimizer,
+      params=shapes_of(state.params),
+      batch=shapes_of(batch),
     )
-    batch = jax.tree.map(
-      lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows),
-      batch_spec(config, name),
-      is_leaf=lambda s: hasattr(s, "dtype"),
-    )
-    traced = step.trace(state, batch)
-    jaxpr = traced.jaxpr
-    if not counts_as_model(config, jaxpr):
-      jaxpr = trace_model(
-        config,
-        config.tasks[name],
-        info,
-        optimizer=session.optimizer,
-        params=shapes_of(state.params),
-        batch=shapes_of(batch),
-      )
-    return traced.lower(), count_flops(jaxpr)
-
-  names = [name for name, task in config.tasks.items() if task.steps]
-  return compile_all(names, lower)
+  return traced.lower(), count_flops(jaxpr)
 
 
 def compile_all(
-  names: Sequence[str], lower: Callable[[str], tuple[Any, float]]
-) -> dict[str, CompiledStep]:
+  names: Sequence[Name], lower: Callable[[Name], tuple[Any, float]]
+) -> dict[Name, CompiledStep]:
   """Compiles steps in threads.
 
   Args:
@@ -118,7 +138,7 @@ def compile_all(
   tracing = threading.Lock()
   options = step_options()
 
-  def compile_one(name: str) -> CompiledStep:
+  def compile_one(name: Name) -> CompiledStep:
     with tracing:
       lowered, flops = lower(name)
     compiled = lowered.compile(compiler_options=options)

@@ -34,6 +34,7 @@ from mico_jax.data.pipeline import Pipeline
 from mico_jax.data.sources import is_pinned
 from mico_jax.memory import release_memory
 from mico_jax.parallel import distributed, sharding
+from mico_jax.run.batches import Batches
 from mico_jax.run.checks import lower_is_better
 from mico_jax.run.cluster.agreement import (
   StopVote,
@@ -51,9 +52,10 @@ from mico_jax.run.monitor.meter import Clock, Meter
 from mico_jax.run.monitor.metric_log import MetricsWriter
 from mico_jax.run.monitor.progress import Progress, format_seconds, say
 from mico_jax.run.monitor.step_log import StepLog
-from mico_jax.run.setup import resolve
+from mico_jax.run.setup import Session, resolve
 from mico_jax.run.warm_start import warm_start
 from mico_jax.train.state import TrainState, abstract_state, init_state
+from mico_jax.train.step import Program
 
 IN_FLIGHT = 2  # steps queued on the device before the loop waits
 
@@ -140,6 +142,16 @@ class Trainer:
     if self.init and not list_steps(self.workdir / CHECKPOINTS):
       step_folders(self.init)
     self.session.check_training()
+    if self.main:
+      self._tell_data()
+
+  def _tell_data(self) -> None:
+    """Says what the tasks read, where that does not follow from the config."""
+    self.session.tell_groups()
+    for name, task in self.config.tasks.items():
+      if task.mixture:
+        counts = ", ".join(f"{k} {n}" for k, n in task.mixture.items())
+        say(f"task {name}: {counts}.")
 
   def _claim(self) -> None:
     """Process 0 locks the workdir and binds it to the config."""
@@ -208,11 +220,11 @@ class Trainer:
     began = time.monotonic()
     state = self.start_state()
     start = int(state.step)
-    steps: dict[str, CompiledStep] = {}
+    steps: dict[Program, CompiledStep] = {}
     if start < self.config.train.steps:
       steps = compile_steps(self.session, state)
       self.clock.compile = time.monotonic() - began
-      say(f"compiled {len(steps)} task(s) in {self.clock.compile:.1f} s.")
+      say(f"compiled {len(steps)} step(s) in {self.clock.compile:.1f} s.")
       self._warm_self_check()
     writer = MetricsWriter(
       self.workdir,
@@ -267,9 +279,9 @@ class Trainer:
   def _step_log(
     self,
     start: int,
-    steps: Mapping[str, CompiledStep],
+    steps: Mapping[Program, CompiledStep],
     writer: MetricsWriter,
-    pipeline: Pipeline,
+    batches: Batches,
     bar: Progress,
   ) -> StepLog:
     """The log of a loop that begins at step `start`."""
@@ -280,39 +292,39 @@ class Trainer:
     return StepLog(
       self.config,
       writer,
-      pipeline,
+      batches,
       bar=bar,
       meter=Meter(self.clock, flops=flops, goodput=goodput),
       metrics=self.metrics,
     )
 
   def _batches(
-    self, pipeline: Pipeline
-  ) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
-    """Step number, task and batch on the devices, until the last step."""
-    batches = iter(pipeline)
+    self, batches: Batches
+  ) -> Iterator[tuple[int, Program, Mapping[str, Any]]]:
+    """Step number, program and batch on the devices, until the last step."""
+    reading = iter(batches)
     while True:
       with self.clock.measure("input_wait"):
-        item = next(batches, None)
+        item = next(reading, None)
       if item is None:
         return
-      number, task, batch = item
+      number, program, batch = item
       self._profiler.before(number)
       with self.clock.measure("transfer"):
         placed = sharding.put_batch(batch, self.session.mesh, self._rules)
-      yield number, task, placed
+      yield number, program, placed
 
   def _loop(
     self,
     state: TrainState,
     start: int,
-    steps: Mapping[str, CompiledStep],
+    steps: Mapping[Program, CompiledStep],
     writer: MetricsWriter,
     stop: StopSignal,
   ) -> TrainState:
     """Trains from step `start` until the last step or a signal; saves."""
     config, train = self.config, self.config.train
-    pipeline = self._open_pipeline(start)
+    batches = Batches(self.session, start, self._open_pipeline)
     vote = StopVote(state.step, delay=IN_FLIGHT + 1)
     saved = -1
     with (
@@ -321,17 +333,17 @@ class Trainer:
       ) as bar,
       Watchdog(train.watchdog_s, self.workdir) as self._watchdog,
     ):
-      log = self._step_log(start, steps, writer, pipeline, bar)
-      fresh = set(steps)  # tasks whose step has not run yet
-      for number, task, batch in self._batches(pipeline):
+      log = self._step_log(start, steps, writer, batches, bar)
+      fresh = {p.task for p in steps}  # tasks of which no step has run yet
+      for number, program, batch in self._batches(batches):
         with self.clock.measure("step"):
-          state, metrics = steps[task](state, batch)
+          state, metrics = steps[program](state, batch)
           self._profiler.after(number, metrics)
-          log.add(number, task, metrics)
+          log.add(number, program, metrics)
           log.wait(IN_FLIGHT)
         if not fresh and not self._compiles.active:
           self._compiles.start()
-        fresh.discard(task)
+        fresh.discard(program.task)
         done = number + 1
         stopping, counter = vote.ask(stop.requested, state.step)
         state = dataclasses.replace(state, step=counter)
@@ -356,16 +368,18 @@ class Trainer:
       self._save(int(state.step), state, writer)
     return state
 
-  def _open_pipeline(self, start: int) -> Pipeline:
-    """The batches of this process from step `start` on."""
+  def _open_pipeline(self, session: Session, start: int, end: int) -> Pipeline:
+    """The batches of this process for the steps from `start` to `end`."""
     mesh, rules = self.session.mesh, self._rules
     return Pipeline(
-      self.config,
-      self.session.tokenizer,
+      session.config,
+      session.tokenizer,
       workdir=str(self.workdir),
       start_step=start,
+      end_step=end,
       rows=lambda size: sharding.local_rows(mesh, size, rules).tolist(),
-      sources=dict(self.session.sources),
+      sources=dict(session.sources),
+      lengths=session.lengths,
     )
 
   def _save_is_due(self, done: int) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from mico_jax import models
 from mico_jax.checkpoint.described import Extras, topology
-from mico_jax.config import Config, ConfigError
+from mico_jax.config import Config, ConfigError, Stage, stages_of
 from mico_jax.data.order import Order
 from mico_jax.data.samples import (
   TextSlots,
@@ -32,6 +32,7 @@ from mico_jax.data.sources import Source, open_sources, pin_sources
 from mico_jax.data.text_classes import order_of, text_classes
 from mico_jax.data.text_lengths import Classes
 from mico_jax.data.tokenizer import Tokenizer, make_tokenizer
+from mico_jax.data.usable import tell_groups
 from mico_jax.evaluation import check_evaluation
 from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SMALL, make_self_check
@@ -54,8 +55,13 @@ def training_captions(
   config: Config, sources: Mapping[str, Source]
 ) -> Iterator[str]:
   """Every caption, question and answer of the sources that tasks train on."""
-  names = {n for task in config.tasks.values() for n in task.sources}
-  for name in sorted(names):
+  names = {
+    name
+    for stage in stages_of(config)
+    for task in stage.config.tasks.values()
+    for name in task.sources
+  }
+  for name in sorted(names & set(sources)):
     for index in range(len(sources[name])):
       try:
         record = sources[name].record(index)
@@ -162,16 +168,13 @@ class Session:
     config: resolved: sources pinned, vocabulary filled in.
     tokenizer: of all its texts.
     sources: open, by name.
+    lengths: task -> its samples by the length of their texts, if that is asked.
   """
 
   config: Config
   tokenizer: Tokenizer
   sources: Mapping[str, Source]
-
-  @cached_property
-  def lengths(self) -> Mapping[str, Classes]:
-    """Task -> its samples by the length of their texts, if that is asked."""
-    return text_classes(self.config, self.tokenizer, self.sources)
+  lengths: Mapping[str, Classes] = field(default_factory=dict)
 
   def order(self) -> Order:
     """The order of its samples.
@@ -180,6 +183,21 @@ class Session:
       ConfigError: for weights or sources that do not fit.
     """
     return order_of(self.config, self.sources, self.lengths)
+
+  @cached_property
+  def stages(self) -> tuple[tuple[Stage, Session], ...]:
+    """The stages of the run and the parts of each; itself if there are none."""
+    if not self.config.stages:
+      return ((stages_of(self.config)[0], self),)
+    return tuple((s, self._of(s.config)) for s in stages_of(self.config))
+
+  def _of(self, config: Config) -> Session:
+    """The parts for the config of a stage."""
+    sources = self.sources
+    if config.data.inputs != self.config.data.inputs:
+      sources = open_sources(config)  # OmniWorld renders as many frames
+    lengths = text_classes(config, self.tokenizer, sources)
+    return Session(config, self.tokenizer, sources, lengths)
 
   @cached_property
   def model(self) -> models.MiCo:
@@ -200,18 +218,31 @@ class Session:
       self.config.train.steps,
     )
 
+  def tell_groups(self) -> None:
+    """Says which groups some samples cannot be used for."""
+    tell_groups(self.config, self.sources)
+
   def check_training(self) -> None:
     """Builds what a training needs, compiling nothing.
 
     Raises:
       ConfigError: for options of mesh, optimizer or objectives that do not fit.
     """
-    check_mesh(self.config, self.mesh)
-    self.order()
-    _ = self.optimizer
-    info = self.tokenizer.info
-    for task in self.config.tasks.values():
-      make_loss(self.model, self.config, task, info)
+    for stage, session in self.stages:
+      check_mesh(session.config, self.mesh)
+      session.order()
+      _ = session.optimizer
+      for task in session.config.tasks.values():
+        make_loss(self.model, session.config, task, self.tokenizer.info)
+      if session is not self and session._shapes() != self._shapes():
+        raise ConfigError(
+          f"stages.{stage.name}: its parameters are others than those of the "
+          "run; start a run of its own from this one (--init)."
+        )
+
+  def _shapes(self) -> Any:
+    params = abstract_params(self.model, self.config)
+    return jax.tree.map(lambda x: (x.shape, str(x.dtype)), params)
 
   def extras(self) -> Extras:
     """The parts of each checkpoint besides the state."""
@@ -251,22 +282,30 @@ def resolve(config: Config) -> Session:
   Raises:
     ConfigError: for parts that do not fit together or files that are missing.
   """
-  check_values(config)
   if config.train.keep_best:
     lower_is_better(config.train.keep_best)  # an unknown metric is an error
-  check_encoder(config)
-  for task in config.tasks.values():
-    select(config.objectives, task)  # names and groups, which others read
-  check_inputs(config)
+  for part in _parts(config):
+    check_values(part)
+    check_encoder(part)
+    for task in part.tasks.values():
+      select(part.objectives, task)  # names and groups, which others read
+    check_inputs(part)
   sources = open_sources(config)
   config = pin_sources(config, sources)
   tokenizer = make_tokenizer(
     config.data.tokenizer, training_captions(config, sources)
   )
   config = _with_vocabulary(config, tokenizer)
-  check_tasks(config)
+  for part in _parts(config):
+    check_tasks(part)
   check_evaluation(config)
-  return _with_mixture(Session(config, tokenizer, sources))
+  lengths = text_classes(config, tokenizer, sources)
+  return _with_mixture(Session(config, tokenizer, sources, lengths))
+
+
+def _parts(config: Config) -> list[Config]:
+  """The config, and those of its stages."""
+  return [config, *(s.config for s in stages_of(config) if config.stages)]
 
 
 def _with_mixture(session: Session) -> Session:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,20 @@ Loss = Callable[
   ..., tuple[Float[Array, ""], tuple[dict[str, Mean], dict[str, Array]]]
 ]
 Step = jax.stages.Wrapped
+
+
+class Program(NamedTuple):
+  """What a step runs: one of the compiled programs of a run.
+
+  Attributes:
+    stage: of the run, by name.
+    task: of the step.
+    length: of the texts in its batch, see `mico_jax.data.order`.
+  """
+
+  stage: str
+  task: str
+  length: int
 
 
 def make_loss(

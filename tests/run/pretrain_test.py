@@ -104,7 +104,7 @@ _init_state = pretrain_lib.init_state
 def _key(config: Config) -> str:
   """What the compiled steps of a config depend on."""
   parts = (config.model, config.data, config.tasks, config.optimizer)
-  return repr(parts)
+  return repr((*parts, config.stages))
 
 
 def _compiled(session: setup.Session, state: Any) -> Any:

@@ -16,6 +16,7 @@ from mico_jax.run.monitor import meter, progress, step_log
 from mico_jax.run.monitor.metric_log import MetricsWriter, read_metrics
 from mico_jax.testing.tiny_checkpoint import tiny_config
 from mico_jax.train.state import TrainState
+from mico_jax.train.step import Program
 
 STEP_SECONDS = 2.0
 IN_FLIGHT = 2
@@ -68,7 +69,8 @@ def test_rate_is_of_finished_steps(tmp_path, log_every):
       metrics={},
     )
     for number in range(20):
-      log.add(number, name, {"skipped": Mean(device.queue(), np.ones(()))})
+      metrics = {"skipped": Mean(device.queue(), np.ones(()))}
+      log.add(number, Program("", name, 0), metrics)
       log.wait(IN_FLIGHT)
       if (number + 1) % log_every == 0 or number == 19:
         log.flush(state)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mico_jax import config as config_lib
 from mico_jax import files
-from mico_jax.config import Config, ConfigError
+from mico_jax.config import Config, ConfigError, stage_at
 from mico_jax.data.records import Record
 from mico_jax.data.sample_trace import TraceRow, trace
 from mico_jax.data.sheet import draw_records
@@ -77,7 +77,7 @@ def trace_step(
     )
   sources = open_sources(config)
   tokenizer = None
-  if config.data.text_buckets:
+  if stage_at(config, step).config.data.text_buckets:
     captions = training_captions(config, sources)
     tokenizer = make_tokenizer(config.data.tokenizer, captions)
   task, rows = trace(

@@ -7,6 +7,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 
@@ -88,14 +89,14 @@ class Meter:
     self,
     clock: Clock,
     *,
-    flops: Mapping[str, float] | None = None,
+    flops: Mapping[Any, float] | None = None,
     goodput: GoodputLog | None = None,
   ):
     """Starts the first interval.
 
     Args:
       clock: of the run; the loop advances it.
-      flops: task -> model FLOPs of its step on all devices together.
+      flops: program -> model FLOPs of its step on all devices together.
       goodput: of the run; None in all processes but the first.
     """
     self.clock = clock
@@ -104,12 +105,12 @@ class Meter:
     self._since = time.monotonic()
     self._former = dataclasses.replace(clock)
 
-  def interval(self, done: int, counts: Mapping[str, int]) -> dict[str, float]:
+  def interval(self, done: int, counts: Mapping[Any, int]) -> dict[str, float]:
     """Values of the interval since the last call.
 
     Args:
       done: steps done since the beginning of the run.
-      counts: task -> its steps in the interval.
+      counts: program -> its steps in the interval.
     """
     now, steps = time.monotonic(), max(sum(counts.values()), 1)
     wall = max(now - self._since, 1e-9)

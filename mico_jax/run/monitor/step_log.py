@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from mico_jax.config import Config
-from mico_jax.data.pipeline import Pipeline
 from mico_jax.objectives import select
 from mico_jax.run.monitor.meter import Meter
 from mico_jax.run.monitor.metric_log import MetricsWriter
@@ -21,6 +20,21 @@ from mico_jax.run.monitor.watch import LossWatch
 from mico_jax.train.metrics import Aggregator
 from mico_jax.train.optimizer import warmup_steps
 from mico_jax.train.state import TrainState
+from mico_jax.train.step import Program
+
+
+@runtime_checkable
+class Reading(Protocol):
+  """What is known of the samples that are read."""
+
+  @property
+  def bad_samples(self) -> Any:
+    """The broken ones so far, see `mico_jax.data.bad_samples`."""
+    ...
+
+  def sample_ids(self, step: int) -> list[str]:
+    """Names of the global batch of a step."""
+    ...
 
 
 class StepLog:
@@ -35,7 +49,7 @@ class StepLog:
     self,
     config: Config,
     writer: MetricsWriter,
-    pipeline: Pipeline,
+    pipeline: Reading,
     *,
     bar: Progress,
     meter: Meter,
@@ -60,6 +74,7 @@ class StepLog:
       name: select(config.objectives, task)
       for name, task in config.tasks.items()
     }
+    self._counts: collections.Counter[Program] = collections.Counter()
     self._number = -1
     self._in_a_row = 0
     self.alarmed = False
@@ -70,8 +85,12 @@ class StepLog:
       nonfinite_patience=config.train.nonfinite_patience,
     )
 
-  def add(self, number: int, task: str, metrics: Mapping[str, Any]) -> None:
+  def add(
+    self, number: int, program: Program, metrics: Mapping[str, Any]
+  ) -> None:
     """Takes the metrics of a step; they stay on the device."""
+    task = program.task
+    self._counts[program] += 1
     self._tasks[task].add(metrics)
     self._queued.append((number, task, metrics["skipped"].total))
     self._number = number
@@ -114,7 +133,7 @@ class StepLog:
 
   def _common(self, state: TrainState) -> dict[str, float]:
     """Values of the interval that do not depend on the task."""
-    counts = {name: len(steps) for name, steps in self._tasks.items()}
+    counts, self._counts = self._counts, collections.Counter()
     bad = self._pipeline.bad_samples
     rate = self._bar.samples_per_second
     return {
