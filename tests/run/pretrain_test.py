@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from mico_jax.config import (
   ConfigError,
   EvaluationConfig,
   OptimizerConfig,
+  StageConfig,
   TaskConfig,
   TrainConfig,
   to_dict,
@@ -655,3 +657,42 @@ def test_full_disk_is_one_line_and_loses_nothing(tmp_path, capsys, monkeypatch):
   assert [p.name for p in (tmp_path / "w" / "checkpoints").iterdir()] == ["2"]
   monkeypatch.setattr(manifest_lib, "to_files", real)
   assert pretrain(config, tmp_path / "w").step == 6
+
+
+# --------------------------------------------------------------------- stages
+def staged() -> Config:
+  """One task at a lower rate first, then both."""
+  first = ("tasks.hear.steps=0", "optimizer.learning_rate=1e-3")
+  return dataclasses.replace(
+    tiny(checkpoint_every=3, keep=9),
+    stages={
+      "see": StageConfig(start=0, set=first),
+      "both": StageConfig(start=5),
+    },
+  )
+
+
+def test_a_run_of_stages_resumes_across_their_border(tmp_path, monkeypatch):
+  seen = Seen(monkeypatch)
+  summary = pretrain(staged(), tmp_path / "a")
+  assert summary.step == STEPS
+  found = [x for x in read_metrics(tmp_path / "a") if "loss" in x]
+  assert [x["task"] for x in found[:5]] == ["see"] * 5
+  assert {x["task"] for x in found[5:]} == {"see", "hear"}
+  rates = [round(x["learning_rate"], 6) for x in found]
+  assert rates == [1e-3] * 5 + [3e-3] * 7
+  ids = dict(seen.ids)
+  for step in (4, 5, 7):  # what was trained is what is traced
+    traced = trace_step(tmp_path / "a", step)
+    assert ids[step].startswith(f"{traced.task} ")
+    assert all(row.id in ids[step] for row in traced.rows)
+  shutil.copytree(tmp_path / "a", tmp_path / "b")
+  for folder in (tmp_path / "b" / "checkpoints").iterdir():
+    if int(folder.name) > 3:
+      shutil.rmtree(folder)
+  seen.ids.clear()
+  pretrain(staged(), tmp_path / "b")
+  assert seen.ids == {k: v for k, v in ids.items() if k >= 3}
+  same = params_of(tmp_path / "b")
+  for name, value in params_of(tmp_path / "a").items():
+    np.testing.assert_array_equal(value, same[name])

@@ -1,0 +1,158 @@
+"""Batches of one text length: exact counts, no text cut, free of topology."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from mico_jax.config import ConfigError
+from mico_jax.data.order import Order
+from mico_jax.data.pipeline import Pipeline, batch_spec, trace
+from mico_jax.data.sources import open_sources
+from mico_jax.data.text_classes import text_classes
+from mico_jax.data.text_lengths import Classes
+from mico_jax.data.tokenizer import make_tokenizer
+from mico_jax.testing.tiny_data import (
+  config_of,
+  manifest_source,
+  write_manifest,
+)
+
+WORDS = [
+  "a",
+  "small",
+  "red",
+  "cube",
+  "of",
+  "wood",
+  "is",
+  "left",
+  "of",
+  "a",
+  "large",
+  "blue",
+  "metal",
+  "ball",
+]
+
+
+def classes(**ends):
+  """A class up to 8 tokens, one up to 16 and the rest, as long as `ends`."""
+  return Classes(
+    (8, 16),
+    {
+      n: np.random.default_rng(len(n)).permutation(e[-1]).astype(np.int32)
+      for n, e in ends.items()
+    },
+    ends,
+  )
+
+
+def two_sources(batch=4, **weights):
+  config = config_of(
+    batch=batch, x=manifest_source("x"), y=manifest_source("y")
+  )
+  task = dataclasses.replace(config.tasks["one"], sources=weights)
+  return dataclasses.replace(config, tasks={"one": task})
+
+
+def test_each_sample_is_read_as_often_as_the_weights_say():
+  lengths = classes(x=(16, 40, 60), y=(4, 12, 20))
+  config = two_sources(x=3, y=1)
+  order = Order(config, {"x": 60, "y": 20}, {"one": lengths})
+  seen, steps = Counter(), Counter()
+  for step in range(160):  # 640 rows: 480 of x, 160 of y
+    length = order.text_length(step)
+    steps[length] += 1
+    end = (8, 16, 0).index(length)
+    for row in order.rows(step)[1]:
+      seen[row.source, row.index] += 1
+      place = np.flatnonzero(lengths.rows[row.source] == row.index)[0]
+      assert place < lengths.ends[row.source][end]
+  assert set(seen.values()) == {8}
+  assert len(seen) == 80
+  assert set(steps) == {8, 16, 0}
+
+
+def test_steps_resume_and_rows_are_dealt_alike():
+  config, sizes = two_sources(x=3, y=1), {"x": 60, "y": 20}
+  lengths = {"one": classes(x=(16, 40, 60), y=(4, 12, 20))}
+  order = Order(config, sizes, lengths)
+  want = [order.rows(step) for step in range(50)]
+  for step in (49, 7, 23):
+    again = Order(config, sizes, lengths)
+    rows = [again.rows(step, range(p, 4, 2))[1] for p in range(2)]
+    assert sorted(sum(rows, []), key=lambda r: r.row) == want[step][1]
+
+
+@pytest.mark.parametrize(
+  ("ends", "batch", "want"),
+  [
+    ({"x": (16, 40, 60)}, 4, [8, 16, 0]),
+    ({"x": (3, 40, 60)}, 4, [16, 0]),  # three samples fill no batch of four
+    ({"x": (16, 58, 60)}, 4, [8, 0]),
+    ({"x": (1, 2, 60)}, 4, [0]),
+    ({"x": (0, 60, 60)}, 4, [0]),
+    ({"x": (16, 40, 60)}, 20, [16, 0]),
+    ({"x": (16, 40, 60), "y": (0, 1, 8)}, 12, [8, 0]),
+  ],
+)
+def test_small_classes_are_joined(ends, batch, want):
+  lengths = classes(**ends)
+  merged = lengths.merged(dict.fromkeys(ends, 1), batch)
+  assert [length for length, _ in merged] == want
+  for name, rows in lengths.rows.items():
+    together = np.concatenate([part[name] for _, part in merged])
+    np.testing.assert_array_equal(together, rows)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+  """24 samples with captions of 2 to 13 words, of which one is empty."""
+  folder = tmp_path_factory.mktemp("words")
+  captions = [" ".join(WORDS[: 2 + i // 2]) for i in range(24)]
+  captions[3] = ""
+  path = write_manifest(folder, 24, caption=captions)
+  config = config_of(
+    batch=4,
+    groups=("ti",),
+    a=manifest_source(path),
+    data={"text_buckets": (10, 6), "max_bad_fraction": 0.5},
+  )
+  return config, make_tokenizer(config.data.tokenizer)
+
+
+def test_no_text_is_cut_and_batches_have_their_length(corpus, tmp_path):
+  config, tokenizer = corpus
+  pipeline = Pipeline(config, tokenizer, end_step=12, workdir=tmp_path)
+  assert pipeline.order.lengths("one") == (6, 10, 0)
+  seen = Counter()
+  for step, task, batch in pipeline:
+    length = pipeline.order.text_length(step)
+    ids = batch["text"]["ti"]
+    shape = batch_spec(config, task, text_length=length)["text"]["ti"].shape
+    assert ids.shape == shape == (4, length or 40)
+    _, traced = trace(config, step, tmp_path, tokenizer=tokenizer)
+    for row, at in zip(ids, traced, strict=True):
+      words = 2 + at.index // 2
+      whole = tokenizer.encode(" ".join(WORDS[:words]), 40)
+      np.testing.assert_array_equal(row, whole[: len(row)])
+      assert (whole[len(row) :] == tokenizer.info.pad).all()
+    seen[length] += 1
+  assert set(seen) == {6, 10, 0}
+
+
+def test_the_pinned_counts_are_those_of_the_classes(corpus):
+  config, tokenizer = corpus
+  sources = open_sources(config)
+  lengths = text_classes(config, tokenizer, sources)
+  order = Order(config, {"a": 24}, lengths)
+  counts = order.mixture("one")
+  assert sum(counts.values()) == 24
+  assert list(counts) == ["a/6", "a/10", "a/longest"]
+  task = dataclasses.replace(config.tasks["one"], mixture={"a/6": 1})
+  with pytest.raises(ConfigError, match="was started with the mixture"):
+    Order(dataclasses.replace(config, tasks={"one": task}), {"a": 24}, lengths)
