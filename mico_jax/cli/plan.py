@@ -134,15 +134,10 @@ def _plan(args: argparse.Namespace, config, name: str) -> int:
     batch = _rows(args.batch)
   plans: dict[str, planner.Plan] = {}
   for stage in stages_of(config):
+    part = stage.config.train
+    part = dataclasses.replace(part, steps=stage.end - stage.start)
     plan = planner.make_plan(
-      dataclasses.replace(
-        stage.config,
-        train=dataclasses.replace(
-          stage.config.train, steps=stage.end - stage.start
-        ),
-      )
-      if config.stages
-      else config,
+      dataclasses.replace(stage.config, train=part),
       name,
       batch=batch,
       tasks=args.task,

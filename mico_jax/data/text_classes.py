@@ -23,7 +23,7 @@ from mico_jax.modalities.words import decode_text
 def longest_text(record: Record, slots: TextSlots, tokenizer: Tokenizer) -> int:
   """Tokens of the longest text that a task may draw of a sample.
 
-  Special tokens count; a text is no longer than its slot.
+  Special tokens count; a text is no longer than its slot. 0: there is none.
 
   Args:
     record: the sample.
@@ -57,7 +57,7 @@ def text_classes(
 ) -> dict[str, Classes]:
   """Task -> its samples by length; nothing without `data.text_buckets`.
 
-  A sample whose texts cannot be read is of the longest class.
+  A sample without texts that can be read is of the longest class.
 
   Args:
     config: of the run.
@@ -104,8 +104,9 @@ def _sorted(
     try:
       length = longest_text(source.record(index), slots, tokenizer)
     except DecodeError:
-      return len(limits)
-    return sum(length > limit for limit in limits)
+      length = 0
+    # Without texts it will be replaced, by any sample of the longest class.
+    return sum(not 0 < length <= limit for limit in limits)
 
   spec = to_dict(config.data.sources[name])
   key = {

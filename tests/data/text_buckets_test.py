@@ -21,22 +21,7 @@ from mico_jax.testing.tiny_data import (
   write_manifest,
 )
 
-WORDS = [
-  "a",
-  "small",
-  "red",
-  "cube",
-  "of",
-  "wood",
-  "is",
-  "left",
-  "of",
-  "a",
-  "large",
-  "blue",
-  "metal",
-  "ball",
-]
+WORDS = tuple("abcdefghijklmn")
 
 
 def classes(**ends):
@@ -84,8 +69,8 @@ def test_steps_resume_and_rows_are_dealt_alike():
   want = [order.rows(step) for step in range(50)]
   for step in (49, 7, 23):
     again = Order(config, sizes, lengths)
-    rows = [again.rows(step, range(p, 4, 2))[1] for p in range(2)]
-    assert sorted(sum(rows, []), key=lambda r: r.row) == want[step][1]
+    rows = [r for p in range(2) for r in again.rows(step, range(p, 4, 2))[1]]
+    assert sorted(rows, key=lambda r: r.row) == want[step][1]
 
 
 @pytest.mark.parametrize(
