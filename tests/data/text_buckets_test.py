@@ -21,7 +21,8 @@ from mico_jax.testing.tiny_data import (
   write_manifest,
 )
 
-WORDS = tuple("abcdefghijklmn")
+TEXT = "a small red cube of wood is left of a large blue metal ball"
+WORDS = tuple(TEXT.split())
 
 
 def classes(**ends):
