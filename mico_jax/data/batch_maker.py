@@ -78,7 +78,7 @@ class BatchMaker:
     self._buffers = Buffers(self._tokenizer.info.pad, 2 * data.prefetch + 2)
     self._remote: set[str] = set()  # sources whose bytes come from a store
     self._known: dict[int, tuple[str, list[Row]]] = {}
-    self._planned = -1  # the last step whose rows are on their way
+    self._planned: set[int] = set()  # steps whose rows are on their way
 
   def __getstate__(self) -> dict[str, Any]:
     hidden = (
@@ -139,7 +139,9 @@ class BatchMaker:
     self._threads.run(
       [functools.partial(make, i, row) for i, row in enumerate(rows)],
       lambda error: self._stalled.note(error, step),
+      rank=step,
     )
+    self._planned.discard(step)
     return Made(step, task, batch, [bad[i] for i in sorted(bad)])
 
   def _plan(self, step: int) -> None:
@@ -151,15 +153,15 @@ class BatchMaker:
     if not self._remote:
       return
     with self._lock:
-      first = step if self._planned < step else self._planned + self._stride
       wanted, steps = _AHEAD, []
       for later in range(step, self._end, self._stride):
         wanted -= len(self._rows[self._order.task(later)[0]])
-        if later >= first:
+        # Steps are asked for by several threads, in any order.
+        if later not in self._planned:
           steps.append(later)
         if wanted <= 0:
           break
-      self._planned = max([self._planned, *steps])
+      self._planned.update(steps)
     for later in steps:
       self._plan_rows(later)
 

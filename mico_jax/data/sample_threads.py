@@ -6,6 +6,8 @@ batch and no other sample.
 
 from __future__ import annotations
 
+import itertools
+import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -52,13 +54,14 @@ class _Job:
 
   Attributes:
     guard: watches it.
+    rank: see `SampleThreads.run`.
     started: whether a thread is at it.
     done: whether it is handed in.
     replaced: it hangs, and another thread took the place of its own.
   """
 
-  def __init__(self, work: Work, timeout: float, batch: _Batch):
-    self.guard = Guard(timeout)
+  def __init__(self, work: Work, timeout: float, batch: _Batch, rank: int):
+    self.guard, self.rank = Guard(timeout), rank
     self.started = self.done = self.replaced = False
     self._work, self._batch = work, batch
 
@@ -88,6 +91,10 @@ class _Job:
         batch.changed.notify()
 
 
+# Of a queue: rank, number of arrival, and the job; None ends a thread.
+_Place = tuple[float, int, _Job | None]
+
+
 class SampleThreads:
   """As many daemon threads as decode at a time."""
 
@@ -100,7 +107,8 @@ class SampleThreads:
     """
     self._most, self._timeout = threads, timeout
     self._lock = threading.Lock()
-    self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+    self._jobs: queue.PriorityQueue[_Place] = queue.PriorityQueue()
+    self._numbers = itertools.count()
     self._threads = 0
 
   def _start(self) -> None:
@@ -118,11 +126,19 @@ class SampleThreads:
     """Ends the threads once they are idle."""
     with self._lock:
       for _ in range(self._threads):
-        self._jobs.put(None)
+        self._jobs.put((math.inf, next(self._numbers), None))
       self._threads = 0
 
+  def _put(self, job: _Job) -> None:
+    self._jobs.put((job.rank, next(self._numbers), job))
+    self._start()
+
   def run(
-    self, works: Sequence[Work], again: Callable[[StalledDecoder], bool]
+    self,
+    works: Sequence[Work],
+    again: Callable[[StalledDecoder], bool],
+    *,
+    rank: int = 0,
   ) -> None:
     """Makes some samples and waits for all of them.
 
@@ -130,16 +146,16 @@ class SampleThreads:
       works: of the samples, in the order in which they are begun.
       again: told of one that hangs; whether it is to be made again. The thread
         that is at it is left behind, and another takes its place.
+      rank: samples of a lower rank are begun before.
 
     Raises:
       StalledDecoder: if it is not.
       Exception: what a work raises, at once.
     """
     batch = _Batch(len(works))
-    jobs = [_Job(work, self._timeout, batch) for work in works]
+    jobs = [_Job(work, self._timeout, batch, rank) for work in works]
     for job in jobs:
-      self._jobs.put(job)
-      self._start()
+      self._put(job)
     period = Guard(self._timeout).period
     try:
       while not batch.wait(period):
@@ -171,13 +187,12 @@ class SampleThreads:
         if not (isinstance(error, StalledDecoder) and again(error)):
           self._start()
           raise
-        jobs[i] = _Job(works[i], self._timeout, batch)
-        self._jobs.put(jobs[i])
-        self._start()
+        jobs[i] = _Job(works[i], self._timeout, batch, job.rank)
+        self._put(jobs[i])
 
 
-def _decode(jobs: queue.SimpleQueue[_Job | None]) -> None:
-  while (job := jobs.get()) is not None:
+def _decode(jobs: queue.PriorityQueue[_Place]) -> None:
+  while (job := jobs.get()[-1]) is not None:
     job.run()
     if job.replaced:
       return

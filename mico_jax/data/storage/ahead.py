@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
+import heapq
+import itertools
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from mico_jax.data.storage.io_threads import IoThreads, Task
@@ -32,8 +35,10 @@ class Span(NamedTuple):
 class _Piece:
   """A span on its way."""
 
-  def __init__(self, span: Span, task: Task[bytes]):
-    self.span, self.task = span, task
+  def __init__(
+    self, span: Span, task: Task[bytes], read: Callable[[Span], bytes]
+  ):
+    self.span, self.task, self.read = span, task, read
     self.held = span.size if span.size >= 0 else _UNKNOWN
 
   def holds(self, span: Span) -> bool:
@@ -44,12 +49,16 @@ class _Piece:
     return start <= span.offset and span.offset + span.size <= end
 
 
+# Owner, number of arrival, what to read, and how.
+_Waiting = tuple[Any, int, Span, Callable[[Span], bytes]]
+
+
 class Ahead:
   """Spans on their way, by whom they are for.
 
   Nothing here is needed for a read to succeed: one that fails, hangs or comes
-  late is read by whoever needs it. What finds no room waits in order, until
-  others were read.
+  late is read by whoever needs it. What finds no room waits until others were
+  read; the lowest owner is served first.
   """
 
   def __init__(self, threads: IoThreads, room: int = ROOM):
@@ -57,22 +66,24 @@ class Ahead:
     self._threads, self._room = threads, room
     self._lock = threading.Lock()
     self._pieces: dict[str, list[_Piece]] = {}
-    self._owners: OrderedDict[Hashable, tuple[float, list[_Piece]]]
+    self._owners: OrderedDict[Any, tuple[float, list[_Piece]]]
     self._owners = OrderedDict()
-    self._waiting: deque[tuple[Hashable, Span, Callable[[Span], bytes]]]
-    self._waiting = deque()
+    self._waiting: list[_Waiting] = []  # a heap
+    self._numbers = itertools.count()
+    self._begun: list[Any] = []  # owners of pieces, sorted
     self._held = 0
 
   def plan(
     self,
-    owner: Hashable,
+    owner: Any,
     spans: Callable[[], Iterable[Span]],
     read: Callable[[Span], bytes],
   ) -> None:
     """Reads spans in the background.
 
     Args:
-      owner: who will read them; nothing happens if it was planned already.
+      owner: who will read them, such as (step, row); nothing happens if it was
+        planned already.
       spans: says which; may read itself.
       read: reads one.
     """
@@ -85,7 +96,9 @@ class Ahead:
     def ask() -> None:
       found = list(spans())
       with self._lock:
-        self._waiting.extend((owner, span, read) for span in found)
+        for span in found:
+          place = (owner, next(self._numbers), span, read)
+          heapq.heappush(self._waiting, place)
         self._start()
 
     self._threads.submit(ask)
@@ -93,17 +106,21 @@ class Ahead:
   def _start(self) -> None:
     """Starts what waits, as far as there is room; under the lock."""
     while self._waiting:
-      owner, span, read = self._waiting[0]
+      owner, _, span, read = self._waiting[0]
       size = span.size if span.size >= 0 else _UNKNOWN
-      if self._held and self._held + size > self._room:
-        return
-      self._waiting.popleft()
+      while self._held and self._held + size > self._room:
+        if not self._begun or self._begun[-1] <= owner:
+          return
+        self._put_back(self._begun[-1])
+      heapq.heappop(self._waiting)
       if owner not in self._owners:
         continue
       task = self._threads.submit(lambda s=span, r=read: r(s))
-      piece = _Piece(span, task)
+      piece = _Piece(span, task, read)
       self._held += piece.held
       self._pieces.setdefault(span.path, []).append(piece)
+      if not self._owners[owner][1]:
+        bisect.insort(self._begun, owner)
       self._owners[owner][1].append(piece)
       if span.size < 0:
         task.future.add_done_callback(lambda f, p=piece: self._came(p, f))
@@ -126,14 +143,26 @@ class Ahead:
           return piece.task, piece.span.offset
     return None
 
-  def done(self, owner: Hashable) -> None:
+  def done(self, owner: Any) -> None:
     """Forgets what was for an owner."""
     with self._lock:
       self._drop(owner)
       self._start()
 
-  def _drop(self, owner: Hashable) -> None:
-    for piece in self._owners.pop(owner, (0.0, []))[1]:
+  def _put_back(self, owner: Any) -> None:
+    """Lets a later owner wait for an earlier one that has come."""
+    began, pieces = self._owners[owner]
+    again = [(owner, next(self._numbers), p.span, p.read) for p in pieces]
+    self._drop(owner)
+    self._owners[owner] = began, []
+    for place in again:
+      heapq.heappush(self._waiting, place)
+
+  def _drop(self, owner: Any) -> None:
+    pieces = self._owners.pop(owner, (0.0, []))[1]
+    if pieces:
+      del self._begun[bisect.bisect_left(self._begun, owner)]
+    for piece in pieces:
       self._held -= piece.held
       piece.task.future.cancel()
       others = self._pieces[piece.span.path]

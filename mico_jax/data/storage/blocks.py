@@ -135,6 +135,10 @@ class BlockCache:
     """Notes that a range was read through its file."""
     self.file(key, size).touch(offset // BLOCK, -(-end // BLOCK))
 
+  def expect(self, key: str, size: int, offset: int, end: int) -> None:
+    """Notes that a range, whose blocks are there, will be read soon."""
+    self.file(key, size).unread(offset // BLOCK, -(-end // BLOCK))
+
   def missing(
     self, key: str, size: int, offset: int, end: int
   ) -> tuple[int, int] | None:

@@ -17,7 +17,8 @@ BLOCK = 16384  # bytes
 PRESENT = 1
 _STATE = 0xFD
 _READS = 3  # that are counted, after the first
-_UNREAD = 0x80
+_UNREAD = 0x80  # or more: was not read yet, and how often it was spared
+_SPARED = 16  # laps after which nobody is expected to read it
 
 
 class CachedFile:
@@ -97,15 +98,15 @@ class CachedFile:
     start, end = self.blocks + first, self.blocks + last
     reads = max(self._map[start:end])
     if reads:
-      less = 0 if reads >= _UNREAD else reads - 1
+      less = 0 if reads == _UNREAD else reads - 1
       self._map[start:end] = bytes([less]) * (end - start)
     return reads > 0
 
   def unread(self, first: int, last: int) -> None:
-    """Notes that blocks came and nobody read them yet."""
+    """Notes that blocks are there for somebody who did not read them yet."""
     assert self._map is not None
     start, end = self.blocks + first, self.blocks + last
-    self._map[start:end] = bytes([_UNREAD]) * (end - start)
+    self._map[start:end] = bytes([_UNREAD + _SPARED - 1]) * (end - start)
 
 
 # What becomes of the count of a block when it is read.

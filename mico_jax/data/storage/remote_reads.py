@@ -90,6 +90,7 @@ class RemoteReads(Patience):
       except OSError:
         return False
       if span is None:
+        cache.expect(key, size, offset, end)
         return True
       data = self.fetch(path, *span)
       try:

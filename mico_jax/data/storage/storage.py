@@ -78,7 +78,7 @@ class Storage(RemoteReads):
   def _prepare(self) -> None:
     self._reset()
     # What comes before it is needed must not drive out what is needed now.
-    self._ahead = Ahead(io_threads(), min(ROOM, self._limit // 2 or ROOM))
+    self._ahead = Ahead(io_threads(), min(ROOM, self._limit // 4 or ROOM))
 
   @classmethod
   def of(cls, config: DataConfig) -> Storage:
