@@ -2,10 +2,10 @@
 
   python -m mico_jax.benchmarks.store_reads --kind webdataset --latency-ms 50
 
-puts shards of small pictures, each in a record of 100 KB, into a store in memory
-that waits before each answer, and reads them through the pipeline of a run with
-a block cache that holds a tenth of them. Prints samples and megabytes per
-second, CPU milliseconds per sample (the copies of the store included), bytes
+puts shards of small pictures, each in a record of 100 KB, into a store in
+memory that waits before each answer, and reads them through the pipeline of a
+run with a block cache that holds a tenth of them. Prints samples and megabytes
+per second, CPU milliseconds per sample (copies of the store included), bytes
 read over bytes of distinct records, the most reads in flight and the most of
 the disk that the cache took.
 """

@@ -141,7 +141,6 @@ class BatchMaker:
       lambda error: self._stalled.note(error, step),
       rank=step,
     )
-    self._planned.discard(step)
     return Made(step, task, batch, [bad[i] for i in sorted(bad)])
 
   def _plan(self, step: int) -> None:
@@ -161,7 +160,9 @@ class BatchMaker:
           steps.append(later)
         if wanted <= 0:
           break
-      self._planned.update(steps)
+      # Of what is past only as much is kept as steps may overtake each other.
+      past = step - 2 * self._stride * self._config.data.prefetch
+      self._planned = {s for s in self._planned if s > past}.union(steps)
     for later in steps:
       self._plan_rows(later)
 

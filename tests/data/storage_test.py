@@ -10,17 +10,28 @@ import pytest
 
 from mico_jax.checkpoint.workdir import claim_workdir
 from mico_jax.config import Config, ConfigError, DataConfig, SourceConfig
+from mico_jax.data.batch_maker import BatchMaker
 from mico_jax.data.batches import Buffers, empty_batch
 from mico_jax.data.guard import StalledDecoder
 from mico_jax.data.sample_threads import SampleThreads
 from mico_jax.data.samples import ArrayShape
+from mico_jax.data.sources import open_sources
+from mico_jax.data.stalled import Stalled
 from mico_jax.data.storage import RemoteError, Span, Storage
 from mico_jax.data.storage.ahead import Ahead
+from mico_jax.data.storage.blocks import BlockCache
+from mico_jax.data.storage.cached_file import BLOCK
 from mico_jax.data.storage.io_threads import IoThreads
 from mico_jax.data.storage.stores import FsspecStore, ObstoreStore
+from mico_jax.data.tokenizer import make_tokenizer
 from mico_jax.failures import TransientError
 from mico_jax.modalities import DecodeError
 from mico_jax.testing import http_store
+from mico_jax.testing.tiny_data import (
+  config_of,
+  manifest_source,
+  write_manifest,
+)
 
 DATA = np.random.default_rng(0).bytes(200_000)
 
@@ -118,6 +129,85 @@ def test_spans_wait_for_room_and_are_forgotten():
     assert ahead.take(Span("f", 400 * i, 400)) is None
   assert ahead._held == 0
   assert not ahead._pieces
+
+
+def test_an_earlier_owner_takes_the_room_of_later_ones():
+  read = lambda span: b"x" * span.size
+  ahead = Ahead(IoThreads(8), room=1000)
+  for i in (5, 4, 1, 0):  # of the two that there is room for
+    ahead.plan(i, lambda i=i: [Span("f", 400 * i, 400)], read)
+    time.sleep(0.05)
+  for i in (0, 1, 4, 5):
+    task, start = ahead.take(Span("f", 400 * i, 400))
+    assert (len(task.future.result(5)), start) == (400, 400 * i)
+    later = [ahead.take(Span("f", 400 * k, 400)) for k in (0, 1, 4, 5) if k > i]
+    assert [x is None for x in later] == [False, True, True][: len(later)]
+    ahead.done(i)
+  assert ahead._held == 0
+  assert not ahead._begun
+
+
+def test_rows_of_steps_in_any_order_are_read_ahead(tmp_path):
+  """Grain asks for several steps at a time, whichever comes first."""
+  path = write_manifest(tmp_path, 40)
+  config = config_of(a=manifest_source(path), groups=("ti",), steps=10)
+  sources = open_sources(config)
+  planned = []
+  sources["a"].remote = True
+  sources["a"].plan = lambda owner, index, keys: planned.append(owner)
+  sources["a"].forget = lambda owner: None
+  rows = {"one": tuple(range(4))}
+  tokenizer = make_tokenizer(config.data.tokenizer)
+  maker = BatchMaker(config, tokenizer, {"a": 40}, rows, Stalled(""), 10)
+  maker.use(sources)
+  for step in (7, 2, 0, 1, *range(3, 7), 8, 9):
+    maker(step)
+    assert {s for s, _ in planned} >= {step}
+  assert sorted(planned) == [(s, r) for s in range(10) for r in range(4)]
+
+
+def test_what_was_found_in_the_cache_stays_until_it_is_read(tmp_path):
+  store = BlockCache(tmp_path, 40 * BLOCK)
+  size, data = 100 * BLOCK, bytes(BLOCK)
+  put = lambda i: store.put("ab" * 16, size, i * BLOCK, data)
+  read = lambda i: store.read("ab" * 16, size, i * BLOCK, (i + 1) * BLOCK)
+  for i in range(10):
+    assert put(i)
+    assert read(i) is not None
+  store.expect("ab" * 16, size, 0, BLOCK)
+  for i in range(10, 90):  # twice what there is room for
+    assert put(i)
+    assert read(i) is not None
+  assert read(0) is not None
+  assert read(1) is None
+
+
+def test_earlier_ranks_are_made_first():
+  threads, order, begin = SampleThreads(1, 30.0), [], threading.Event()
+
+  def work(name):
+    def make(guard):
+      begin.wait(20)
+      return lambda: order.append(name)
+
+    return make
+
+  runs = [
+    threading.Thread(
+      target=threads.run,
+      args=([work(f"{rank}{i}") for i in range(2)], lambda error: False),
+      kwargs={"rank": rank},
+    )
+    for rank in (3, 1, 2)
+  ]
+  for run in runs:
+    run.start()
+    time.sleep(0.05)
+  begin.set()
+  for run in runs:
+    run.join(10)
+  # The first was taken before others came.
+  assert order == ["30", "10", "11", "20", "21", "31"]
 
 
 def test_a_slow_sample_delays_no_other():
