@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import UInt8
 
+from mico_jax.modalities.augmentation import COLS
 from mico_jax.modalities.base import Alias, ArraySpec, Caption, Modality
 from mico_jax.modalities.media import decode_normals, example_frames
 from mico_jax.modalities.spatial import (
@@ -18,9 +19,13 @@ from mico_jax.modalities.spatial import (
 )
 
 
-def mirror(x: UInt8[np.ndarray, "T Y X 3"]) -> UInt8[np.ndarray, "..."]:
-  """Negates the x components of maps that were flipped left to right."""
-  return np.concatenate([255 - x[..., :1], x[..., 1:]], axis=-1)
+def mirror(
+  x: UInt8[np.ndarray, "T Y X 3"], axis: int
+) -> UInt8[np.ndarray, "..."]:
+  """Negates the x (y) components of maps flipped left to right (over)."""
+  x = x.copy()
+  x[..., COLS - axis] = 255 - x[..., COLS - axis]
+  return x
 
 
 NORMAL = Modality(
