@@ -18,6 +18,20 @@ EXAMPLES = """\
   mico-jax pretrain --config demo --init runs/demo --workdir runs/tuned"""
 
 
+def details() -> str:
+  """The transforms, as they describe themselves."""
+  from mico_jax.modalities.transforms import TRANSFORMS
+
+  entries = {name: kind.summary() for name, kind in TRANSFORMS.items()}
+  return "\n".join(
+    [
+      "transforms of training samples (--config.tasks.NAME.augment="
+      "\"{'flip': {}}\"):",
+      *common.entries(entries),
+    ]
+  )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds this command's arguments."""
   common.add_config(parser)

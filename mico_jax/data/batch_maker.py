@@ -285,7 +285,7 @@ class BatchMaker:
           slots,
           self._tokenizer,
           rng_key=rng_key,
-          mixed=partner and partner.texts,
+          mixed=None if partner is None else partner.texts,
         )
       )
     except DecodeError as error:

@@ -98,8 +98,9 @@ def frame_mode(
     frames, view = augmented_clip(
       *(clip, geometry, rng, place, resize, augment if seen else None, resizes)
     )
-    for axis in view.flips if on_flip is not None else ():
-      frames = on_flip(frames, axis)
+    if on_flip is not None:
+      for axis in view.flips:
+        frames = on_flip(frames, axis)
     if augment is not None and color:
       frames = augment.color(frames)
     return view.hide(frames, blank)

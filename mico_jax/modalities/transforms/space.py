@@ -32,7 +32,7 @@ def _sides(
   area: float,
 ) -> tuple[float, float]:
   """(height, width) of a share of an area; log(width / height) is uniform."""
-  share = area * rng.uniform(*scale)
+  share = area * rng.uniform(scale[0], scale[1])
   aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
   return math.sqrt(share / aspect), math.sqrt(share * aspect)
 
