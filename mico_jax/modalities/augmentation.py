@@ -153,7 +153,8 @@ class Augmentation:
 
   def sound(self, waveform: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
     """A waveform, mixed with the other one and changed."""
-    if self._other is not None:
+    mixing = any(t.stage == MIX for t in self._transforms)
+    if self._other is not None and mixing:
       waveform = self._apply(MIX, (waveform, self._other))
     return self._apply(SOUND, waveform)
 

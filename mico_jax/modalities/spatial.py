@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from mico_jax.modalities.augmentation import COLOR, VIEW, Augmentation
+from mico_jax.modalities.augmentation import COLOR, COLS, VIEW, Augmentation
 from mico_jax.modalities.base import Geometry, Mode
 from mico_jax.modalities.placing import (
   DRAWING,
@@ -46,6 +46,8 @@ CLIP = (
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # maps 0..1 to -1..1
 
 Stats = tuple[tuple[float, ...], tuple[float, ...]]
+# (flipped frames, axis) -> frames with corrected values
+OnFlip = Callable[[np.ndarray, int], np.ndarray]
 
 
 def normalise(x: Any, stats: Stats, xp: Any) -> Any:
@@ -56,6 +58,18 @@ def normalise(x: Any, stats: Stats, xp: Any) -> Any:
   return (x - xp.asarray(mean)) / xp.asarray(std)
 
 
+def turn_vectors(
+  x: Shaped[np.ndarray, "T Y X 3"], axis: int
+) -> Shaped[np.ndarray, "T Y X 3"]:
+  """`on_flip` of vectors (x, y, z) as colours, 0..255 or 0..1.
+
+  Negates x of maps flipped along columns, y of those flipped along rows.
+  """
+  x, most = x.copy(), 255 if x.dtype == np.uint8 else 1
+  x[..., COLS - axis] = most - x[..., COLS - axis]
+  return x
+
+
 def frame_mode(
   name: str,
   place: Place,
@@ -64,7 +78,7 @@ def frame_mode(
   *,
   eval_mode: str = "",
   description: str = "",
-  on_flip: Callable[[np.ndarray, int], np.ndarray] | None = None,
+  on_flip: OnFlip | None = None,
   dtype: str = "",
   color: bool = False,
 ) -> Mode:
@@ -123,7 +137,12 @@ def frame_mode(
   )
 
 
-def demo_mode(name: str = "mico_demo", stats: Stats = IMAGENET) -> Mode:
+def demo_mode(
+  name: str = "mico_demo",
+  stats: Stats = IMAGENET,
+  *,
+  on_flip: OnFlip | None = None,
+) -> Mode:
   """The preprocessing of the official demo, exact, with float32 frames."""
   kind = "ImageNet" if stats == IMAGENET else "CLIP"
   return frame_mode(
@@ -132,6 +151,7 @@ def demo_mode(name: str = "mico_demo", stats: Stats = IMAGENET) -> Mode:
     resize_exact,
     stats,
     description=f"the official demo, exact: squash, no antialias; {kind}",
+    on_flip=on_flip,
     dtype="float32",
   )
 
@@ -223,4 +243,5 @@ __all__ = [
   "sample_frames",
   "shift",
   "squash",
+  "turn_vectors",
 ]

@@ -34,7 +34,9 @@ class Mixup(Transform):
   alpha: Annotated[float, Range(0.01, 1000.0)] = 10.0
 
   def __call__(
-    self, value: tuple[Waveform, Waveform], rng: np.random.Generator
+    self,
+    value: tuple[Waveform, Float[np.ndarray, " M"]],
+    rng: np.random.Generator,
   ) -> Waveform:
     """The mixture, as long as the own sound."""
     own, other = value
