@@ -17,7 +17,6 @@ from mico_jax.modalities.spatial import (
   turn_vectors,
 )
 
-
 _mode = functools.partial(frame_mode, on_flip=turn_vectors)
 NORMAL = Modality(
   key="normal",

@@ -95,7 +95,7 @@ def test_every_transform_is_used_by_some_mode():
 
 def test_the_order_is_the_table():
   names = list(TRANSFORMS)
-  made = make_transforms(dict.fromkeys(reversed(names), {}), "augment")
+  made = make_transforms({n: {} for n in reversed(names)}, "augment")
   assert [transform.name for transform in made] == names
 
 
@@ -121,11 +121,11 @@ def coordinates():
   """Pictures of one scene, whose values say where they are."""
   y, x = np.mgrid[1:65, 1:65]
   colors = np.stack([x, y, x + y], -1).astype(np.uint8)
-  return colors, x.astype(np.float32), y
+  return colors, x.astype(np.float32)
 
 
 def test_aligned_modalities_are_seen_alike():
-  colors, x, y = coordinates()
+  colors, x = coordinates()
   modes = {k: MODALITIES[k].modes for k in ("image", "video", "depth")}
   seen = set()
   for seed in range(12):
