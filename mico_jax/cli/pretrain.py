@@ -97,9 +97,14 @@ def run(args: argparse.Namespace) -> int:
       )
     args.overrides.append(f"train.profile_steps=({first}, {last})")
   config = common.load_config(args)
+  from mico_jax.data.samples import check_inputs
   from mico_jax.parallel import distributed
   from mico_jax.parallel.backend import require_backend
+  from mico_jax.run.checks import check_values
 
+  # Names of tables and transforms are looked up before a device is asked for.
+  check_values(config)
+  check_inputs(config)
   workdir = args.workdir or f"runs/{config.name}"
   distributed.initialize_from_env()  # set by launch/*.sh
   require_backend()
