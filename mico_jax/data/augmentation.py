@@ -176,6 +176,11 @@ def check(
         f"goes with tasks of {only!r} alone and without {_QUESTIONS}; groups "
         f"here: {', '.join(groups)}."
       )
+    elif transform.stage == MIX and config.data.text_buckets:
+      problem = (
+        "joined texts are longer than those that data.text_buckets counted; "
+        "set that to ()."
+      )
     if problem:
       raise ConfigError(f"{where}.{transform.name}: {problem}")
 

@@ -242,6 +242,12 @@ def test_partners_are_others_and_evenly_drawn(sounds):
   assert task.partner((1, 0, "a", 0), 0, 1) is None
 
 
+def test_joined_texts_fit_no_bucket(sounds):
+  config = override(sounds[1], ["data.text_buckets=(16,)"])
+  with pytest.raises(ConfigError, match=r"mixup: joined texts.*text_buckets"):
+    check_inputs(config)
+
+
 # ---------------------------------------------------------------------- frames
 def chosen(name, available, duration=0.0, rng=None, **options):
   geometry = Geometry(4, 32, sampling=name, **options)
