@@ -41,17 +41,26 @@ CHOICES = {
   "h200:8": Choice(mesh=GPUS, remat="attention"),
 }
 
+# As VAST's "crop_flip", which pairs it with a centre crop in evaluation. Depth
+# is cut and mirrored with its image.
+AUGMENT = {
+  "random_resized_crop": {"scale": (0.8, 1.0), "ratio": (1.0, 1.0)},
+  "flip": {"horizontal": 0.5},
+}
+
 
 def task(
   source: str, *groups: str, steps: int, batch_size: int = 1024
 ) -> c.TaskConfig:
   """A corpus whose groups are contrasted, matched and captioned alike."""
   names = ("contrastive", "matching", "captioning")
+  seen = any(set(group) & set("vid") for group in groups)
   return c.TaskConfig(
     steps=steps,
     sources={source: 1},
     batch_size=batch_size,
     objectives=dict.fromkeys(names, groups),
+    augment=AUGMENT if seen else {},
   )
 
 
@@ -93,10 +102,10 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
       },
       # One frame and one slice of ten seconds a clip, as VAST trains.
       inputs={
-        "image": c.InputConfig(frames=1, mode="mico_train"),
-        "video": c.InputConfig(frames=1, mode="mico_train"),
+        "image": c.InputConfig(1, "mico_train", eval_mode="crop_flip"),
+        "video": c.InputConfig(1, "mico_train", eval_mode="crop_flip"),
         "audio": c.InputConfig(frames=1),
-        "depth": c.InputConfig(frames=1),
+        "depth": c.InputConfig(1, "relative", eval_mode="relative_crop_flip"),
       },
       tokenizer=c.TokenizerConfig(kind="wordpiece", path=f"{root}/vocab.txt"),
       num_threads=16,

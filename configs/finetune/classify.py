@@ -6,7 +6,10 @@ Records hold a caption made of their class and its number as "label". The rows
 are those of ViT-g in the paper's appendix (5e-5, batch 512, weight decay 1e-8,
 no warm-up, cosine; 30 epochs, 20 for video and depth) and, as "*_large", of
 ViT-L (4e-3, 4096, 0.05, 5 epochs of warm-up, 90 epochs, stochastic depth 0.2).
-Their mixup, cutmix, erasing and colour jitter are not part of this package.
+Pictures are cropped, flipped, changed by RandAugment (where the paper has
+AutoAugment, which takes the place of colour jitter) and erased; depth is
+cropped, flipped and erased. Mixup and cutmix of pictures, which mix classes,
+are left out: a class is a caption here.
 Samples: ImageNet-1K, Kinetics-700, AudioSet-2M and NYU-D; override
 `train.steps` for others.
 """  # noqa: E501
@@ -27,6 +30,18 @@ TABLE = {
   "audio_large": Setting("ta", 4e-3, 4096, 90, 2_042_985),
 }
 
+# ImageNet's usual crops; erasing as in the paper's appendix.
+CROPS = {
+  "random_resized_crop": {"scale": (0.08, 1.0)},
+  "flip": {},
+  "random_erasing": {"probability": 0.25},
+}
+AUGMENT = {
+  "image": {**CROPS, "rand_augment": {"num_ops": 2, "magnitude": 9.0}},
+  "video": {**CROPS, "rand_augment": {"num_ops": 2, "magnitude": 9.0}},
+  "depth": CROPS,
+}
+
 
 def get_config(arg: str = "image") -> ml_collections.ConfigDict:
   """Config of "SET,MANIFEST,VOCABULARY,PRESET"; see `finetuning.parse`."""
@@ -41,6 +56,7 @@ def get_config(arg: str = "image") -> ml_collections.ConfigDict:
     vocabulary,
     dataclasses.replace(model, vision=vision),
     objectives={"contrastive": (setting.group,)},
+    augment=AUGMENT.get(name.removesuffix("_large"), {}),
     max_length={"default": 20},
     evaluation={"suite": "classification", "label": "label"},
     optimizer={

@@ -18,6 +18,7 @@ from jaxtyping import Shaped
 from mico_jax.benchmarks import data_peers
 from mico_jax.benchmarks.data_peers import Session
 from mico_jax.config import Config, ConfigError
+from mico_jax.data.augmentation import TaskAugmentation
 from mico_jax.data.batches import batch_spec, empty_batch
 from mico_jax.data.order import Order, Row, generator
 from mico_jax.data.pipeline import Pipeline
@@ -31,6 +32,7 @@ from mico_jax.data.samples import (
 )
 from mico_jax.data.text_classes import order_of, text_classes
 from mico_jax.modalities import MODALITIES, DecodeError, preprocessing
+from mico_jax.modalities.augmentation import Augmentation
 from mico_jax.modalities.spatial import Clip
 
 STAGES = ("record", "read", "decode", "transform", "text", "batch")
@@ -131,7 +133,13 @@ def _chosen(order: Order, config: Config, samples: int) -> Iterator[Any]:
 
 
 def _load(
-  stages: Stages, session: Session, record: Record, row: Row, key: str, raw: Any
+  stages: Stages,
+  session: Session,
+  record: Record,
+  row: Row,
+  key: str,
+  raw: Any,
+  augment: Augmentation | None,
 ) -> Shaped[np.ndarray, "..."]:
   """Decodes and transforms one modality."""
   config, modality = session.config, MODALITIES[key]
@@ -146,7 +154,7 @@ def _load(
   mode = preprocessing.mode_of(config, key, train=True)
   begin = time.process_time()
   array = preprocessing.host_array(
-    modality, mode, decoded if clip is None else clip, sizes, rng
+    modality, mode, decoded if clip is None else clip, sizes, rng, augment
   )
   later = clip.seconds if clip is not None else 0.0
   stages.add("decode", key, spent + later)
@@ -174,6 +182,7 @@ def measure_stages(session: Session, samples: int) -> list[dict[str, Any]]:
     for name in config.tasks
   }
   slots = {name: TextSlots.of(config, t) for name, t in config.tasks.items()}
+  augments = {name: TaskAugmentation(config, name) for name in config.tasks}
   for task, row in chosen:
     begin = time.process_time()
     try:
@@ -184,9 +193,11 @@ def measure_stages(session: Session, samples: int) -> list[dict[str, Any]]:
     stages.add("record", "", time.process_time() - begin)
     wanted = keys_of(groups_of(config.tasks[task]))
     keys = [k for k in wanted if k in record.media]
+    rng_key = (config.seed, row.epoch, row.source, row.index)
+    augment = augments[task].draw(rng_key)  # sounds are mixed by the pipeline
     for key, raw in _read(stages, record, keys).items():
       try:
-        array = _load(stages, session, record, row, key, raw)
+        array = _load(stages, session, record, row, key, raw, augment)
       except DecodeError:
         stages.broken += 1
         continue
@@ -194,7 +205,6 @@ def measure_stages(session: Session, samples: int) -> list[dict[str, Any]]:
       batches[task]["inputs"][key][0] = array
       stages.add("batch", key, time.process_time() - begin)
     begin = time.process_time()
-    rng_key = (config.seed, row.epoch, row.source, row.index)
     try:
       load_texts(record, slots[task], session.tokenizer, rng_key=rng_key)
     except DecodeError:

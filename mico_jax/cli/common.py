@@ -232,7 +232,7 @@ def _cell(value: Any) -> str:
 
 def entries(table: Mapping[str, str]) -> list[str]:
   """Lines of a help that lists names with a text each."""
-  wide = 16
+  wide = max(16, *map(len, table))
   return [
     line
     for name, text in table.items()

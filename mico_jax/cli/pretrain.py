@@ -18,6 +18,20 @@ EXAMPLES = """\
   mico-jax pretrain --config demo --init runs/demo --workdir runs/tuned"""
 
 
+def details() -> str:
+  """The transforms, as they describe themselves."""
+  from mico_jax.modalities.transforms import TRANSFORMS
+
+  entries = {name: kind.summary() for name, kind in TRANSFORMS.items()}
+  return "\n".join(
+    [
+      "transforms of training samples (--config.tasks.NAME.augment="
+      "\"{'flip': {}}\"):",
+      *common.entries(entries),
+    ]
+  )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds this command's arguments."""
   common.add_config(parser)
@@ -83,9 +97,14 @@ def run(args: argparse.Namespace) -> int:
       )
     args.overrides.append(f"train.profile_steps=({first}, {last})")
   config = common.load_config(args)
+  from mico_jax.data.samples import check_inputs
   from mico_jax.parallel import distributed
   from mico_jax.parallel.backend import require_backend
+  from mico_jax.run.checks import check_values
 
+  # Names of tables and transforms are looked up before a device is asked for.
+  check_values(config)
+  check_inputs(config)
   workdir = args.workdir or f"runs/{config.name}"
   distributed.initialize_from_env()  # set by launch/*.sh
   require_backend()

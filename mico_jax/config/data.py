@@ -57,6 +57,14 @@ class InputConfig:
   # Share of training samples that show nothing here (modality dropout), so that
   # joint features do not rest on one modality alone.
   dropout: Rate = 0.0
+  # Which frames or slices: "chunk", one of each of `frames` equal parts; "fps",
+  # one every 1 / `fps` seconds; "dense", consecutive ones, `stride` apart.
+  # Training draws where, evaluation takes the middle.
+  sampling: Annotated[str, Key("mico_jax.modalities.sampling.SAMPLINGS")] = (
+    "chunk"
+  )
+  fps: Annotated[float, Range(0.001, 1000.0, "frames per second")] = 1.0
+  stride: Annotated[int, Range(1, 1024, "frames")] = 1
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,9 @@ class SourceConfig:
   captions: NameMap = field(default_factory=dict)
   # "metre" | "millimetre" | "relative"
   depth_unit: Annotated[str, Choice("", "metre", "millimetre", "relative")] = ""
+  # Of clips that are stored as frames without times, for sampling "fps"; 0:
+  # unknown.
+  frame_rate: Annotated[float, Range(0.0, 1000.0, "frames per second")] = 0.0
   size: Count = 0  # OmniWorld: scenes of the split; others: 0 = all
   seed: Seed = 0  # OmniWorld
   version: Annotated[str, Choice("v1")] = "v1"  # OmniWorld

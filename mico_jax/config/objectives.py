@@ -132,3 +132,8 @@ class TaskConfig:
   mixture: Annotated[Mapping[Name, Count], Items()] = field(
     default_factory=dict
   )
+  # Transform -> {option: value}, see docs/transforms.md: augmentation of its
+  # training samples, applied in the order of that table.
+  augment: Annotated[Mapping[Name, Options], Items(0, 64)] = field(
+    default_factory=dict
+  )

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from mico_jax.config import Config, ConfigError
+from mico_jax.data.augmentation import (
+  SOUND,
+  Partner,
+  TaskAugmentation,
+  read_partner,
+)
 from mico_jax.data.batches import Buffers, batch_spec, fill_row
 from mico_jax.data.cache import DecodedCache
 from mico_jax.data.faults import guarded
@@ -21,6 +27,7 @@ from mico_jax.data.sample_threads import SampleThreads
 from mico_jax.data.samples import (
   TextSlots,
   check_usable,
+  geometry,
   groups_of,
   keys_of,
   load_inputs,
@@ -70,6 +77,9 @@ class BatchMaker:
   def _prepare(self) -> None:
     data = self._config.data
     self._order = Order(self._config, self._sizes, self._lengths)
+    self._augment = {
+      name: TaskAugmentation(self._config, name) for name in self._config.tasks
+    }
     self._lock = threading.Lock()
     # Of several processes each decodes in two threads: one long sample shall
     # not stop all.
@@ -83,7 +93,7 @@ class BatchMaker:
   def __getstate__(self) -> dict[str, Any]:
     hidden = (
       *("_sources", "_order", "_lock", "_threads", "_buffers", "_remote"),
-      *("_known", "_planned"),
+      *("_known", "_planned", "_augment"),
     )
     return {k: v for k, v in self.__dict__.items() if k not in hidden}
 
@@ -115,7 +125,6 @@ class BatchMaker:
     spec = self._config.tasks[task]
     length = self._order.text_length(step)
     slots = TextSlots.of(self._config, spec, longest=length)
-    groups = groups_of(spec)
     shapes = batch_spec(
       self._config, task, batch_size=len(rows), text_length=length
     )
@@ -124,7 +133,7 @@ class BatchMaker:
 
     def make(i: int, row: Row, guard: Guard) -> Callable[[], None]:
       try:
-        sample, entry = self._row(step, row, groups, slots, guard)
+        sample, entry = self._row(step, row, task, slots, guard)
       finally:
         self._forget(step, row)
 
@@ -173,6 +182,9 @@ class BatchMaker:
       if row.source in self._remote:
         source: Any = self._open()[row.source]
         source.plan((step, row.row), row.index, keys)
+        partner = self._partner(row, task)
+        if partner is not None:
+          source.plan((step, row.row, SOUND), partner, (SOUND,))
 
   def _rows_of(self, step: int) -> tuple[str, list[Row]]:
     """The task of a step, and what this process's rows of it read."""
@@ -189,12 +201,13 @@ class BatchMaker:
     if row.source in self._remote:
       source: Any = self._open()[row.source]
       source.forget((step, row.row))
+      source.forget((step, row.row, SOUND))
 
   def _row(
     self,
     step: int,
     row: Row,
-    groups: Sequence[str],
+    task: str,
     slots: TextSlots,
     guard: Guard,
   ) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -205,7 +218,7 @@ class BatchMaker:
       read = _Reading()
       sample, reason = None, ""
       try:
-        sample = self._read(read, wanted, groups, slots, guard)
+        sample = self._read(read, wanted, task, slots, guard)
       except DecodeError as error:
         reason = str(error)
       if entry is None and (sample is None or read.broken):
@@ -236,7 +249,7 @@ class BatchMaker:
     self,
     read: _Reading,
     row: Row,
-    groups: Sequence[str],
+    task: str,
     slots: TextSlots,
     guard: Guard,
   ) -> dict[str, Any]:
@@ -248,8 +261,10 @@ class BatchMaker:
     guard.at(row.source, row.index)
     record = self._open()[row.source].record(row.index)
     read.id = record.id
+    rng_key = self._key(row)
+    partner = self._mixed_in(row, task, slots, guard)
     guard.at(row.source, row.index, record.id)
-    rng_key = (self._config.seed, row.epoch, row.source, row.index)
+    groups = groups_of(self._config.tasks[task])
     inputs = load_inputs(
       self._config,
       record,
@@ -257,6 +272,7 @@ class BatchMaker:
       keys_of(groups),
       self._tokenizer,
       rng_key=rng_key,
+      augment=self._augment[task].draw(rng_key, partner),
       cache=self._cache,
       index=row.index,
       broken=read.broken,
@@ -264,12 +280,49 @@ class BatchMaker:
     check_usable(groups, read.broken)
     try:
       texts = guarded(
-        lambda: load_texts(record, slots, self._tokenizer, rng_key=rng_key)
+        lambda: load_texts(
+          record,
+          slots,
+          self._tokenizer,
+          rng_key=rng_key,
+          mixed=None if partner is None else partner.texts,
+        )
       )
     except DecodeError as error:
       read.broken["text"] = str(error)
       raise
     return {"inputs": inputs, **texts}
+
+  def _key(self, row: Row) -> tuple[Any, ...]:
+    """Keys what is drawn for a row's sample."""
+    return self._config.seed, row.epoch, row.source, row.index
+
+  def _partner(self, row: Row, task: str) -> int | None:
+    """The sample whose sound is mixed into that of a row; None: none is."""
+    size = self._sizes[row.source]
+    return self._augment[task].partner(self._key(row), row.index, size)
+
+  def _mixed_in(
+    self, row: Row, task: str, slots: TextSlots, guard: Guard
+  ) -> Partner | None:
+    """What is mixed into the sample of a row; None: nothing."""
+    index = self._partner(row, task)
+    if index is None or self._stalled.id(row.source, index) is not None:
+      return None
+    guard.at(row.source, index)
+    try:
+      record = self._open()[row.source].record(index)
+    except DecodeError:
+      return None
+    sizes = geometry(self._config, SOUND, row.source)
+    name = (row.source, index, SOUND, sizes)
+    return read_partner(
+      record,
+      slots.kinds,
+      sizes,
+      self._key(row),
+      functools.partial(self._cache.get, name),
+    )
 
 
 @dataclass

@@ -73,7 +73,8 @@ def _whole(decoded: Any, room: int) -> Any:
     if decoded.nbytes > room:
       return None
     try:
-      return ArrayClip(decoded.take(range(len(decoded))))
+      frames = decoded.take(range(len(decoded)))
+      return ArrayClip(frames, decoded.duration)
     except DecodeError:  # cut short, but the frames in use may be there
       return None
   if isinstance(decoded, (np.ndarray, ArrayClip)) and _size(decoded) <= room:

@@ -154,6 +154,18 @@ def choose_text(
     raise DecodeError(f"caption of kind {kind!r}: {error}") from error
 
 
+def and_joined(text: str, other: str) -> str:
+  """Two texts as one: "a dog barks." and "rain" give "a dog barks and rain".
+
+  Args:
+    text: the first.
+    other: the second; "", or one equal to the first: that is left out.
+  """
+  if not other or other == text:
+    return text
+  return f"{text.rstrip(' .')} and {other}"
+
+
 def choose_negatives(
   record: Record,
   kind: str,

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from mico_jax.config import Config, ConfigError, TaskConfig
-from mico_jax.data import language
+from mico_jax.data import augmentation, language
 from mico_jax.data.cache import DecodedCache
 from mico_jax.data.faults import guarded
 from mico_jax.data.order import generator
@@ -31,6 +31,7 @@ from mico_jax.modalities import (
   letters,
   preprocessing,
 )
+from mico_jax.modalities.augmentation import Augmentation
 
 
 class _Draws:
@@ -59,26 +60,29 @@ def geometry(config: Config, key: str, source: str = "") -> Geometry:
   Args:
     config: of the run.
     key: modality.
-    source: data source, for its depth unit; "": the first one with a unit.
+    source: data source, for its depth unit and frame rate; "": the unit of the
+      first one with a unit.
   """
-  sources = config.data.sources
+  sources, rate = config.data.sources, 0.0
   if source:
     spec = sources[source]
     unit = spec.depth_unit or SOURCES[spec.kind].depth_unit
+    rate = spec.frame_rate
   else:
     units = [s.depth_unit for s in sources.values() if s.depth_unit]
     unit = units[0] if units else "metre"
-  return preprocessing.geometry(config, key, depth_unit=unit)
+  return preprocessing.geometry(config, key, depth_unit=unit, frame_rate=rate)
 
 
 def check_inputs(config: Config) -> None:
-  """Checks the modalities and modes that a config names.
+  """Checks the modalities, modes and transforms that a config names.
 
   Raises:
-    ConfigError: for an unknown modality or mode, and for modes of a task that
-      crop the pictures of one sample differently.
+    ConfigError: for an unknown modality, mode or transform, for modes of a task
+      that crop the pictures of one sample differently, and for transforms that
+      do not fit them.
   """
-  for key in config.data.inputs:
+  for key, options in config.data.inputs.items():
     if key not in MODALITIES:
       raise ConfigError(
         f"data.inputs names {key!r}; known: {', '.join(MODALITIES)}."
@@ -88,9 +92,13 @@ def check_inputs(config: Config) -> None:
       preprocessing.mode_of(config, key, train=False)
     except ValueError as error:
       raise ConfigError(f"data.inputs.{key}: {error}") from error
+    augmentation.check_sampling(key, options)
   for name, task in config.tasks.items():
+    groups = groups_of(task)
+    keys = keys_of(groups)
     for train in (True, False):
-      _check_alignment(config, name, keys_of(groups_of(task)), train=train)
+      _check_alignment(config, name, keys, train=train)
+    augmentation.check(config, name, groups, keys)
 
 
 def _check_alignment(
@@ -189,7 +197,8 @@ class _InputLoader:
     config: of the run.
     record: the sample.
     source: name of its source.
-    rng_key: keys the augmentation; None: evaluation.
+    rng_key: keys the draws; None: evaluation.
+    augment: of the sample; None: none.
     failed: modality -> reason, of those that could not be read.
   """
 
@@ -197,6 +206,7 @@ class _InputLoader:
   record: Record
   source: str
   rng_key: tuple[Any, ...] | None
+  augment: Augmentation | None = None
   failed: dict[str, str] = field(default_factory=dict)
 
   def media(
@@ -229,7 +239,7 @@ class _InputLoader:
           names[key], lambda: modality.decode(raw[key], sizes)
         )
         return preprocessing.host_array(
-          modality, mode, decoded, sizes, draws.again()
+          modality, mode, decoded, sizes, draws.again(), self.augment
         )
 
       array = self._attempt(key, prepare)
@@ -292,6 +302,7 @@ def load_inputs(
   tokenizer: Tokenizer | None,
   *,
   rng_key: tuple[Any, ...] | None = None,
+  augment: Augmentation | None = None,
   cache: DecodedCache | None = None,
   index: int | None = None,
   broken: dict[str, str] | None = None,
@@ -307,8 +318,9 @@ def load_inputs(
     source: name of its source.
     keys: modalities to load.
     tokenizer: needed for subtitles.
-    rng_key: keys the augmentation (all modalities draw from equal generators);
-      None: evaluation.
+    rng_key: keys the draws of modes (all modalities draw from equal
+      generators); None: evaluation.
+    augment: transforms of the sample, in training only; None: none.
     cache: of decoded media; None: none. Needs `index`.
     index: of the sample in its source.
     broken: gets modality -> reason of those that cannot be read; None: the
@@ -323,7 +335,7 @@ def load_inputs(
     raise ValueError("a cache needs the index of the sample in its source.")
   texts = [key for key in keys if MODALITIES[key].embedding == "text"]
   media = [key for key in keys if key not in texts]
-  loader = _InputLoader(config, record, source, rng_key)
+  loader = _InputLoader(config, record, source, rng_key, augment)
   cache = DecodedCache(0) if cache is None else cache
   inputs = loader.media(media, cache, index)
   inputs |= loader.texts(texts, tokenizer)
@@ -414,6 +426,7 @@ def load_texts(
   tokenizer: Tokenizer,
   *,
   rng_key: tuple[Any, ...] | None = None,
+  mixed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
   """Token ids of the texts of a sample, nested as in a batch.
 
@@ -425,6 +438,8 @@ def load_texts(
     slots: texts to load.
     tokenizer: encodes them.
     rng_key: keys the choice of texts; None: evaluation.
+    mixed: group -> text of a sample that is mixed in, which is joined to every
+      text of that group, explicit negatives too; None: none.
 
   Returns:
     int32 arrays: "text" (group -> [L]); "negative_text" (group -> [K, L]);
@@ -442,13 +457,14 @@ def load_texts(
   for group, length in slots.groups.items():
     kinds = slots.kinds[group]
     text, kind = language.choose_text(record, kinds, draws.again())
-    out["text"][group] = encode(text, length)
+    also = "" if mixed is None else mixed[group]
+    out["text"][group] = encode(language.and_joined(text, also), length)
     if slots.negatives:
       rows = np.full((slots.negatives, length), pad, np.int32)
       rng = None if rng_key is None else generator(*rng_key, "negatives")
       texts = language.choose_negatives(record, kind, slots.negatives, rng)
       for i, negative in enumerate(texts):
-        rows[i] = encode(negative, length)
+        rows[i] = encode(language.and_joined(negative, also), length)
       out["negative_text"][group] = rows
   if slots.asking:
     rng = None if rng_key is None else generator(*rng_key, "question")

@@ -24,6 +24,8 @@ from mico_jax import config
 from mico_jax.data.sources import SOURCES
 from mico_jax.evaluation import EVALUATORS, SUITES
 from mico_jax.modalities import MODALITIES
+from mico_jax.modalities.sampling import SAMPLINGS
+from mico_jax.modalities.transforms import TRANSFORMS
 from mico_jax.models import build, parameters
 from mico_jax.models.presets import PRESETS, VISION
 from mico_jax.objectives import FIELDS, OBJECTIVES
@@ -80,6 +82,42 @@ def modalities_page() -> str:
     ),
   )
   return text
+
+
+def transforms_page() -> str:
+  """The page about transforms that augment training samples."""
+  reads = lambda stage: ", ".join(
+    key
+    for key, modality in MODALITIES.items()
+    if any(stage in mode.stages for mode in modality.modes.values())
+  )
+  text = f"{HEAD}\n# Transforms\n\n"
+  text += (
+    "`tasks.NAME.augment` names the transforms of a task's training samples "
+    'with their numbers, `{"random_resized_crop": {"scale": (0.8, 1.0)}, '
+    '"flip": {}}`; they are applied in the order of this table. Evaluation and '
+    "inference have none. Draws are keyed by seed, epoch, sample and "
+    "transform; what is seen (`view`) is drawn once for all pictures of a "
+    "sample, so that depth and normals stay aligned. Modes that draw by "
+    "themselves (`crop_flip`, `spec_augment`, ...) refuse transforms that "
+    "would draw again.\n\n"
+  )
+  text += markdown_table(
+    ("name", "what it does", "stage", "modalities"),
+    (
+      (f"`{name}`", cls.summary(), cls.stage, reads(cls.stage))
+      for name, cls in TRANSFORMS.items()
+    ),
+  )
+  text += _options_of("tasks.*.augment", TRANSFORMS)
+  text += "\n## Frames\n\n`data.inputs.<key>.sampling`:\n\n"
+  return text + markdown_table(
+    ("name", "which frames or slices"),
+    (
+      (f"`{name}`", _first(function.__doc__))
+      for name, function in SAMPLINGS.items()
+    ),
+  )
 
 
 def objectives_page() -> str:
@@ -152,7 +190,10 @@ def _options_of(
 ) -> str:
   """A section about the options of entries of a table; "" without options."""
   rows = [
-    (f"`{name}`", f"`{f.name}`", _default(f), _declared(hint))
+    (
+      *(f"`{name}`", f"`{f.name}`", _default(f), _declared(hint)),
+      field_comments(cls).get(f.name, ""),
+    )
     for name, cls in table.items()
     for f in dataclasses.fields(cls)
     for hint in [typing.get_type_hints(cls, include_extras=True)[f.name]]
@@ -160,7 +201,9 @@ def _options_of(
   if not rows:
     return ""
   head = f"\n## Options\n\n`{path}`:\n\n"
-  return head + markdown_table((header, "option", "default", "may be"), rows)
+  return head + markdown_table(
+    (header, "option", "default", "may be", "meaning"), rows
+  )
 
 
 def _millions(tree: Any) -> str:
@@ -328,6 +371,7 @@ def config_page() -> str:
 
 PAGES: Mapping[str, Callable[[], str]] = {
   "modalities.md": modalities_page,
+  "transforms.md": transforms_page,
   "objectives.md": objectives_page,
   "evaluators.md": evaluators_page,
   "sources.md": sources_page,

@@ -188,6 +188,7 @@ class Embedder:
       {
         "modes": {k: mode.name for k, mode in modes.items()},
         "frames": {k: options.frames for k, options in inputs.items()},
+        **preprocessing.samplings(config, keys),
         "image_size": config.model.vision.image_size,
         "audio": dataclasses.asdict(config.data.audio),
         "tokenizer": self.tokenizer.sha256,

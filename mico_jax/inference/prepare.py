@@ -89,6 +89,8 @@ class Preparer:
       }
       if self.mode(key).unit:
         table[key]["unit"] = self.mode(key).unit
+      how = preprocessing.samplings(self.config, (key,))
+      table[key].update(how.get("sampling", {}).get(key, {}))
     return table
 
   def check_key(self, key: str) -> Modality:

@@ -6,7 +6,8 @@ the mean. Modes: `plain` pads the last slice only; `mico`, as the official code,
 adds a slice of zeros if the length is a multiple of a slice; `mico_demo` is the
 same in float32, equal to the official demo; `spec_augment` adds time shift,
 gain and masked bands to `plain`; `speed_augment` also changes the speed and has
-twice the masks. The last two are `plain` in evaluation.
+twice the masks. The last two are `plain` in evaluation; the others may be
+augmented by transforms, whose numbers are in the config.
 """
 
 from __future__ import annotations
@@ -15,9 +16,15 @@ import functools
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float16, Float32
+from jaxtyping import Float, Float16
 
 from mico_jax.config import InputConfig
+from mico_jax.modalities.augmentation import (
+  LOG_MEL,
+  MIX,
+  SOUND,
+  Augmentation,
+)
 from mico_jax.modalities.base import (
   ArraySpec,
   Caption,
@@ -25,8 +32,11 @@ from mico_jax.modalities.base import (
   Modality,
   Mode,
 )
+from mico_jax.modalities.sampling import choose_slices
 from mico_jax.modalities.sound import decode_audio, fbank, num_frames
-from mico_jax.modalities.spatial import modes, resize_axis, sample_frames
+from mico_jax.modalities.spatial import modes, resize_axis
+
+STAGES = (MIX, SOUND, LOG_MEL)
 
 
 def log_mel_slices(
@@ -54,7 +64,7 @@ def log_mel_slices(
   rest = rows - frames % rows if extra_slice else -frames % rows
   count = (frames + max(rows * geometry.frames - frames, rest)) // rows
   made = {}
-  chosen = sample_frames(count, geometry.frames, rng).tolist()
+  chosen = choose_slices(count, geometry, rng).tolist()
   for i in dict.fromkeys(chosen):
     # Only the chosen slices of a long sound are filtered.
     energies = fbank(
@@ -65,22 +75,22 @@ def log_mel_slices(
   return np.stack([made[i] for i in chosen])
 
 
-def _plain(
-  waveform: Float[np.ndarray, " N"], geometry: Geometry, rng: Any = None
-) -> Float16[np.ndarray, "T frames bins"]:
-  return log_mel_slices(waveform, geometry, rng=rng).astype(np.float16)
-
-
-def _exact(
-  waveform: Float[np.ndarray, " N"], geometry: Geometry, rng: Any = None
-) -> Float32[np.ndarray, "T frames bins"]:
-  return log_mel_slices(waveform, geometry, extra_slice=True, rng=rng)
-
-
-def _mico(
-  waveform: Float[np.ndarray, " N"], geometry: Geometry, rng: Any = None
-) -> Float16[np.ndarray, "T frames bins"]:
-  return _exact(waveform, geometry, rng).astype(np.float16)
+def _host(
+  waveform: Float[np.ndarray, " N"],
+  geometry: Geometry,
+  rng: np.random.Generator | None = None,
+  *,
+  augment: Augmentation | None = None,
+  extra_slice: bool = False,
+  dtype: str = "float16",
+) -> Float[np.ndarray, "T frames bins"]:
+  """Slices of a sound; see `log_mel_slices`."""
+  if augment is not None:
+    waveform = augment.sound(waveform)
+  slices = log_mel_slices(waveform, geometry, extra_slice=extra_slice, rng=rng)
+  if augment is not None:
+    slices = augment.log_mel(slices)
+  return slices.astype(dtype)
 
 
 def _at_other_speed(
@@ -115,7 +125,7 @@ def _augment(
     for Speech Recognition, Interspeech 2015.
   """
   if rng is None:
-    return _plain(waveform, geometry)
+    return _host(waveform, geometry)
   config = geometry.audio
   if speed:
     waveform = _at_other_speed(waveform, rng.uniform(1 - speed, 1 + speed))
@@ -169,22 +179,25 @@ AUDIO = Modality(
   modes=modes(
     Mode(
       "plain",
-      _plain,
+      _host,
       _to_pixels,
       description="log-mel slices",
+      stages=STAGES,
       recipe=_recipe(extra_slice=False),
     ),
     Mode(
       "mico",
-      _mico,
+      functools.partial(_host, extra_slice=True),
       _to_pixels,
+      stages=STAGES,
       description="the official padding: an extra slice",
       recipe=_recipe(extra_slice=True),
     ),
     Mode(
       "mico_demo",
-      _exact,
+      functools.partial(_host, extra_slice=True, dtype="float32"),
       _to_pixels,
+      stages=STAGES,
       description="the official demo, exact: float32 slices",
       dtype="float32",
       recipe=_recipe(extra_slice=True, rounded=False),

@@ -43,6 +43,10 @@ class Geometry:
   audio: AudioConfig = AudioConfig()
   depth_unit: str = ""  # of the source: "metre" | "millimetre" | "relative"
   max_pixels: int = 120_000_000
+  sampling: str = "chunk"  # key of `sampling.SAMPLINGS`
+  fps: float = 1.0  # frames per second that sampling "fps" takes
+  stride: int = 1  # frames from one to the next that sampling "dense" takes
+  frame_rate: float = 0.0  # of frames without times, per second; 0: unknown
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,11 @@ class Mode:
 
   Attributes:
     name: of the mode.
-    host: maps a decoded sample to the array that is sent to the device, with
-      random numbers from `rng` only (None: deterministic). Aligned modalities
-      of a sample get generators of equal state, and so the same draws.
+    host: maps (decoded sample, geometry, rng) to the array that is sent to the
+      device, with random numbers from `rng` only (None: deterministic). Aligned
+      modalities of a sample get generators of equal state, and so the same
+      draws. With `stages` it takes an `augmentation.Augmentation` or None as
+      `augment`, too.
     to_pixels: maps that array [*B, ...] to float32 pixels [*B, Y, X, 3], as a
       function of (array, *, geometry, xp), inside the step.
     eval_mode: deterministic mode for evaluation; "": itself.
@@ -62,16 +68,19 @@ class Mode:
     recipe: the preprocessing as plain data, for exported models, which run
       without this package; empty: it cannot be exported.
     unit: that it expects, for a modality whose values have `units`.
+    stages: of the transforms that may augment it (`augmentation`); a mode that
+      draws by itself leaves out those that would draw again.
   """
 
   name: str
-  host: Callable[[Any, Geometry, np.random.Generator | None], np.ndarray]
+  host: Callable[..., np.ndarray]
   to_pixels: Callable[..., Any]
   eval_mode: str = ""
   description: str = ""
   dtype: str = ""
   recipe: Mapping[str, Any] = field(default_factory=dict)
   unit: str = ""
+  stages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

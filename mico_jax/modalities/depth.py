@@ -9,6 +9,7 @@ from jaxtyping import Float, Shaped
 from PIL import Image
 
 from mico_jax.modalities.arrays import as_maps, is_npy, read_npy
+from mico_jax.modalities.augmentation import VIEW, Augmentation
 from mico_jax.modalities.base import (
   ArraySpec,
   Caption,
@@ -18,15 +19,16 @@ from mico_jax.modalities.base import (
 )
 from mico_jax.modalities.base import Mode as _Mode
 from mico_jax.modalities.media import open_image
+from mico_jax.modalities.placing import DRAWING
 from mico_jax.modalities.spatial import (
   IMAGENET,
   ArrayClip,
   Clip,
   Place,
+  augmented_clip,
   crop_flip,
   modes,
   normalise,
-  place_clip,
   resize_bilinear,
   resize_nearest,
   squash,
@@ -147,16 +149,24 @@ def decode_depth(raw: Any, geometry: Geometry) -> Clip:
 
 
 def _mode(name: str, place: Place, *, relative: bool, about: str) -> _Mode:
+  seen = place not in DRAWING
+
   def host(
-    clip: Clip, geometry: Geometry, rng: np.random.Generator | None = None
+    clip: Clip,
+    geometry: Geometry,
+    rng: np.random.Generator | None = None,
+    *,
+    augment: Augmentation | None = None,
   ) -> np.ndarray:
     if relative != (geometry.depth_unit == "relative"):
       raise ValueError(
         f"depth mode {name!r} does not fit a source whose depth_unit is "
         f"{geometry.depth_unit!r}; set data.inputs.depth.mode."
       )
-    frames, _ = place_clip(clip, geometry, rng, place, resize_nearest)
-    return frames.astype(np.float16)
+    frames, view = augmented_clip(
+      *(clip, geometry, rng, place, resize_nearest, augment if seen else None)
+    )
+    return view.hide(frames.astype(np.float16), 0)  # no reading
 
   def to_pixels(array: Any, *, geometry: Geometry, xp: Any) -> Any:
     del geometry
@@ -175,12 +185,20 @@ def _mode(name: str, place: Place, *, relative: bool, about: str) -> _Mode:
   }
   unit = "relative" if relative else "metre"
   return _Mode(
-    name, host, to_pixels, description=about, recipe=recipe, unit=unit
+    *(name, host, to_pixels),
+    description=about,
+    recipe=recipe,
+    unit=unit,
+    stages=(VIEW,) * seen,
   )
 
 
 def _official_host(
-  clip: Clip, geometry: Geometry, rng: np.random.Generator | None = None
+  clip: Clip,
+  geometry: Geometry,
+  rng: np.random.Generator | None = None,
+  *,
+  augment: Augmentation | None = None,
 ) -> np.ndarray:
   if geometry.depth_unit != "relative":
     raise ValueError(
@@ -191,7 +209,8 @@ def _official_host(
   def resize(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resize_bilinear(x[..., None], size)[..., 0]
 
-  return place_clip(clip, geometry, rng, squash, resize)[0].astype(np.float32)
+  frames, view = augmented_clip(clip, geometry, rng, squash, resize, augment)
+  return view.hide(frames.astype(np.float32), 0)
 
 
 def _official_pixels(array: Any, *, geometry: Geometry, xp: Any) -> Any:
@@ -229,6 +248,7 @@ DEPTH = Modality(
       description="relative depth as a grey image of image mode mico_demo",
       dtype="float32",
       unit="relative",
+      stages=(VIEW,),
       recipe={
         "kind": "depth",
         "place": squash.__name__,

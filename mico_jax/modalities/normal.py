@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-from jaxtyping import UInt8
+import functools
 
 from mico_jax.modalities.base import Alias, ArraySpec, Caption, Modality
 from mico_jax.modalities.media import decode_normals, example_frames
@@ -15,14 +14,10 @@ from mico_jax.modalities.spatial import (
   modes,
   resize_smooth,
   squash,
+  turn_vectors,
 )
 
-
-def mirror(x: UInt8[np.ndarray, "T Y X 3"]) -> UInt8[np.ndarray, "..."]:
-  """Negates the x components of maps that were flipped left to right."""
-  return np.concatenate([255 - x[..., :1], x[..., 1:]], axis=-1)
-
-
+_mode = functools.partial(frame_mode, on_flip=turn_vectors)
 NORMAL = Modality(
   key="normal",
   letter="n",
@@ -30,16 +25,12 @@ NORMAL = Modality(
   spec=ArraySpec(("T", "Y", "X", "C"), "uint8", "(n + 1) / 2", (0, 255)),
   decode=decode_normals,
   modes=modes(
-    frame_mode("plain", squash, resize_smooth, HALF, description="squash"),
-    frame_mode(
-      "crop_flip",
-      crop_flip,
-      resize_smooth,
-      HALF,
-      on_flip=mirror,
+    _mode("plain", squash, resize_smooth, HALF, description="squash"),
+    _mode(
+      *("crop_flip", crop_flip, resize_smooth, HALF),
       description="crop and flip; x changes sign with the flip",
     ),
-    demo_mode(),
+    demo_mode(on_flip=turn_vectors),
   ),
   default_mode="plain",
   example=example_frames,

@@ -21,6 +21,8 @@ from mico_jax.modalities import (
   Modality,
   Mode,
 )
+from mico_jax.modalities.augmentation import Augmentation
+from mico_jax.modalities.sampling import CHUNK
 
 
 def input_config(config: Config, key: str) -> InputConfig:
@@ -40,21 +42,49 @@ def mode_of(config: Config, key: str, *, train: bool) -> Mode:
   return MODALITIES[key].mode(options.mode, train=train)
 
 
-def geometry(config: Config, key: str, *, depth_unit: str = "") -> Geometry:
+def geometry(
+  config: Config, key: str, *, depth_unit: str = "", frame_rate: float = 0.0
+) -> Geometry:
   """Sizes for decoding and preprocessing of a modality.
 
   Args:
     config: of the run.
     key: modality.
     depth_unit: of the sample; needed for decoding only.
+    frame_rate: of its frames without times, per second; 0: unknown.
   """
+  options = input_config(config, key)
   return Geometry(
-    frames=input_config(config, key).frames,
+    frames=options.frames,
     size=config.model.vision.image_size,
     audio=config.data.audio,
     depth_unit=depth_unit,
     max_pixels=config.data.max_pixels,
+    sampling=options.sampling,
+    fps=options.fps,
+    stride=options.stride,
+    frame_rate=frame_rate,
   )
+
+
+def samplings(
+  config: Config, keys: Sequence[str]
+) -> dict[str, dict[str, dict[str, Any]]]:
+  """How modalities choose their frames, where it is not by chunks.
+
+  Returns:
+    {"sampling": modality -> fields of `Geometry`}, or {} if all use chunks,
+    as stored by checkpoints of before there were others.
+  """
+  table = {}
+  for key in keys:
+    if MODALITIES[key].kind == "knowledge":
+      g = geometry(config, key)
+      if g.sampling != CHUNK:
+        table[key] = {
+          name: getattr(g, name) for name in ("sampling", "fps", "stride")
+        }
+  return {"sampling": table} if table else {}
 
 
 def host_array(
@@ -63,6 +93,7 @@ def host_array(
   decoded: Any,
   geometry: Geometry,
   rng: np.random.Generator | None,
+  augment: Augmentation | None = None,
 ) -> Shaped[np.ndarray, "..."]:
   """The array of a decoded sample that is sent to the device.
 
@@ -71,13 +102,15 @@ def host_array(
     mode: preprocessing.
     decoded: sample returned by `modality.decode`.
     geometry: of the modality.
-    rng: draws the augmentation; None: deterministic.
+    rng: draws what the mode itself draws; None: deterministic.
+    augment: transforms of the sample, for modes with stages; None: none.
 
   Raises:
     DecodeError: for tokens of a custom embedding that are all padding or not
       finite.
   """
-  array = mode.host(decoded, geometry, rng)
+  more = {"augment": augment} if augment is not None and mode.stages else {}
+  array = mode.host(decoded, geometry, rng, **more)
   embedding = modality.embedding
   if isinstance(embedding, CustomEmbedding) and embedding.valid is not None:
     frames = mode.to_pixels(array, geometry=geometry, xp=np)

@@ -33,6 +33,7 @@ class VideoClip:
 
   Attributes:
     nbytes: size of all frames when decoded.
+    duration: in s, from the first frame to the end of the last.
   """
 
   def __init__(self, data: bytes, geometry: Geometry):
@@ -48,6 +49,7 @@ class VideoClip:
       self._shown = containers.scan_pictures(container, stream, limit)
       pixels = stream.width * stream.height
       self.nbytes = 3 * min(pixels, LARGE) * len(self)
+      self.duration = float(self._shown.end - self._shown.start)
 
   def _check_size(self, width: int, height: int) -> None:
     limit = min(self._geometry.max_pixels, containers.MAX_FRAME_PIXELS)

@@ -85,6 +85,7 @@ def make(
   max_length: Mapping[str, int],
   evaluation: Mapping[str, Any],
   optimizer: Mapping[str, Any] | None = None,
+  augment: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> c.Config:
   """The config of a row.
 
@@ -98,6 +99,8 @@ def make(
     max_length: tokens by kind of text.
     evaluation: fields that differ from a retrieval of the task's group.
     optimizer: fields that differ from the table's.
+    augment: transforms of the training samples; None: crops and flips of
+      pictures as VAST has them (mode "crop_flip").
   """
   size = setting.size
   if size % model.vision.patch_size:  # the nearest that patches fill
@@ -107,6 +110,7 @@ def make(
     sources={"train": 1},
     batch_size=setting.batch_size,
     objectives=dict(objectives),
+    augment=augment or {},
   )
   tuning: dict[str, Any] = {
     "name": "adamw_mico",
@@ -124,7 +128,14 @@ def make(
   return c.Config(
     name=name,
     model=dataclasses.replace(model, vision=vision),
-    data=_data(setting, manifest, vocabulary, max_length),
+    data=_data(
+      setting,
+      manifest,
+      vocabulary,
+      max_length,
+      # The same pixels in training, without draws of its own.
+      mode="crop_flip" if augment is None else "mico_train",
+    ),
     tasks={name: task},
     optimizer=c.OptimizerConfig(**tuning),
     train=c.TrainConfig(
@@ -140,8 +151,10 @@ def _data(
   manifest: str,
   vocabulary: str,
   max_length: Mapping[str, int],
+  mode: str,
 ) -> c.DataConfig:
   """Sources, inputs and tokenizer of a row; see `make`."""
+  pictures = c.InputConfig(1, mode, eval_mode="crop_flip")
   tokenizer = c.TokenizerConfig(
     kind="wordpiece", path=vocabulary, max_length={**max_length}
   )
@@ -153,8 +166,8 @@ def _data(
       for split in ("train", "test")
     },
     inputs={
-      "image": c.InputConfig(frames=1, mode="crop_flip"),
-      "video": c.InputConfig(frames=setting.frames, mode="crop_flip"),
+      "image": pictures,
+      "video": dataclasses.replace(pictures, frames=setting.frames),
       "audio": c.InputConfig(frames=setting.slices),
     },
     tokenizer=tokenizer,

@@ -138,6 +138,8 @@ def preprocessing_json(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     }
     if mode.unit:
       inputs[key]["unit"] = mode.unit
+    how = preprocessing.samplings(config, (key,))
+    inputs[key].update(how.get("sampling", {}).get(key, {}))
   return {
     "image_size": config.model.vision.image_size,
     "max_pixels": config.data.max_pixels,

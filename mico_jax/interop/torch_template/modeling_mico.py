@@ -1758,12 +1758,15 @@ class Reader:
   def geometry(self, key: str, unit: str) -> Any:
     """Sizes and units for decoding one input."""
     package, settings = input_package(), self.settings
+    inputs = settings["inputs"][key]
+    how = {k: inputs[k] for k in ("sampling", "fps", "stride") if k in inputs}
     return package.Geometry(
-      frames=settings["inputs"][key]["frames"],
+      frames=inputs["frames"],
       size=settings["image_size"],
       audio=package.config.AudioConfig(**settings["audio"]),
       depth_unit=unit,
       max_pixels=settings["max_pixels"],
+      **how,
     )
 
   def pixels(self, key: str, value: Any) -> Tensor:
