@@ -1,6 +1,6 @@
 """Samples per second from a store that answers late.
 
-  python -m mico_jax.testing.endurance.store_reads --kind webdataset --latency-ms 50
+  python -m mico_jax.testing.endurance.store_reads --kind webdataset
 
 puts shards of small pictures, each in a record of 100 KB, into a store in
 memory that waits before each answer, and reads them through the pipeline of a
