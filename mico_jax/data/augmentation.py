@@ -34,7 +34,12 @@ from mico_jax.modalities.transforms import (
   make_transforms,
 )
 
-SOUND = "audio"  # what is mixed
+# What is mixed: the modality that has such a stage.
+MIXED = next(
+  key
+  for key, modality in MODALITIES.items()
+  if any(MIX in mode.stages for mode in modality.modes.values())
+)
 _QUESTIONS = "question_answering"  # whose answers would not fit a mixture
 
 
@@ -124,10 +129,10 @@ def read_partner(
   """
 
   def decode() -> Float[np.ndarray, " N"]:
-    raw = guarded(lambda: record.read((SOUND,)), SOUND, reads=True)
-    if SOUND not in raw:
+    raw = guarded(lambda: record.read((MIXED,)), MIXED, reads=True)
+    if MIXED not in raw:
       raise DecodeError("the sample has no sound.")
-    return MODALITIES[SOUND].decode(raw[SOUND], sizes)
+    return MODALITIES[MIXED].decode(raw[MIXED], sizes)
 
   def read() -> Partner | None:
     texts = {
@@ -138,7 +143,7 @@ def read_partner(
     return Partner(waveform, texts) if np.any(waveform) else None
 
   try:
-    return guarded(read, SOUND)
+    return guarded(read, MIXED)
   except DecodeError:  # named when a batch asks for it
     return None
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from mico_jax.config import Config, ConfigError
 from mico_jax.data.augmentation import (
-  SOUND,
+  MIXED,
   Partner,
   TaskAugmentation,
   read_partner,
@@ -184,7 +184,7 @@ class BatchMaker:
         source.plan((step, row.row), row.index, keys)
         partner = self._partner(row, task)
         if partner is not None:
-          source.plan((step, row.row, SOUND), partner, (SOUND,))
+          source.plan((step, row.row, MIXED), partner, (MIXED,))
 
   def _rows_of(self, step: int) -> tuple[str, list[Row]]:
     """The task of a step, and what this process's rows of it read."""
@@ -201,7 +201,7 @@ class BatchMaker:
     if row.source in self._remote:
       source: Any = self._open()[row.source]
       source.forget((step, row.row))
-      source.forget((step, row.row, SOUND))
+      source.forget((step, row.row, MIXED))
 
   def _row(
     self,
@@ -314,8 +314,8 @@ class BatchMaker:
       record = self._open()[row.source].record(index)
     except DecodeError:
       return None
-    sizes = geometry(self._config, SOUND, row.source)
-    name = (row.source, index, SOUND, sizes)
+    sizes = geometry(self._config, MIXED, row.source)
+    name = (row.source, index, MIXED, sizes)
     return read_partner(
       record,
       slots.kinds,
