@@ -21,7 +21,7 @@ from mico_jax.data.storage import RemoteError, Span, Storage
 from mico_jax.data.storage.ahead import Ahead
 from mico_jax.data.storage.blocks import BlockCache
 from mico_jax.data.storage.cached_file import BLOCK
-from mico_jax.data.storage.io_threads import IoThreads
+from mico_jax.data.storage.io_threads import IoThreads, Task
 from mico_jax.data.storage.stores import FsspecStore, ObstoreStore
 from mico_jax.data.tokenizer import make_tokenizer
 from mico_jax.failures import TransientError
@@ -129,6 +129,30 @@ def test_spans_wait_for_room_and_are_forgotten():
     assert ahead.take(Span("f", 400 * i, 400)) is None
   assert ahead._held == 0
   assert not ahead._pieces
+
+
+class _AtOnce(IoThreads):
+  """Makes calls while they are handed over."""
+
+  def submit(self, call):
+    task = Task(call)
+    task.run()
+    return task
+
+
+def test_a_file_that_is_there_at_once_blocks_nobody():
+  ahead = Ahead(_AtOnce(), room=1000)
+  plan = threading.Thread(
+    target=ahead.plan,
+    args=(0, lambda: [Span("f")], lambda span: b"abc"),
+    daemon=True,
+  )
+  plan.start()
+  plan.join(10)
+  assert not plan.is_alive()
+  assert ahead._held == 3
+  ahead.done(0)
+  assert ahead._held == 0
 
 
 def test_an_earlier_owner_takes_the_room_of_later_ones():

@@ -64,7 +64,8 @@ class Ahead:
   def __init__(self, threads: IoThreads, room: int = ROOM):
     """Asks for nothing yet."""
     self._threads, self._room = threads, room
-    self._lock = threading.Lock()
+    # Again by the same thread, if a read is done before anybody waits for it.
+    self._lock = threading.RLock()
     self._pieces: dict[str, list[_Piece]] = {}
     self._owners: OrderedDict[Any, tuple[float, list[_Piece]]]
     self._owners = OrderedDict()
