@@ -171,6 +171,24 @@ def test_an_earlier_owner_takes_the_room_of_later_ones():
   assert not ahead._begun
 
 
+def test_a_forgotten_owner_takes_no_room():
+  reads: list[int] = []
+  read = lambda span: reads.append(span.offset) or b"x" * span.size
+  ahead = Ahead(_AtOnce(), room=1000)
+  for i in (2, 3):  # of the two that there is room for
+    ahead.plan(i, lambda i=i: [Span("f", 400 * i, 400)], read)
+
+  def late():
+    ahead.done(1)  # its row was read by the one who needed it
+    return [Span("f", 400, 400)]
+
+  ahead.plan(1, late, read)
+  ahead.done(2)
+  assert reads == [800, 1200]
+  assert ahead._begun == [3]
+  assert not ahead._waiting
+
+
 def test_rows_of_steps_in_any_order_are_read_ahead(tmp_path):
   """Grain asks for several steps at a time, whichever comes first."""
   path = write_manifest(tmp_path, 40)

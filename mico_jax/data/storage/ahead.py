@@ -108,14 +108,15 @@ class Ahead:
     """Starts what waits, as far as there is room; under the lock."""
     while self._waiting:
       owner, _, span, read = self._waiting[0]
+      if owner not in self._owners:  # read it by itself meanwhile
+        heapq.heappop(self._waiting)
+        continue
       size = span.size if span.size >= 0 else _UNKNOWN
       while self._held and self._held + size > self._room:
         if not self._begun or self._begun[-1] <= owner:
           return
         self._put_back(self._begun[-1])
       heapq.heappop(self._waiting)
-      if owner not in self._owners:
-        continue
       task = self._threads.submit(lambda s=span, r=read: r(s))
       piece = _Piece(span, task, read)
       self._held += piece.held
