@@ -45,6 +45,7 @@ from mico_jax.run.checks import (
   check_values,
   lower_is_better,
 )
+from mico_jax.run.monitor.progress import say
 from mico_jax.train.encode import make_plan
 from mico_jax.train.optimizer import Optimizer, make_optimizer
 from mico_jax.train.state import abstract_params, logical_axes
@@ -218,9 +219,13 @@ class Session:
       self.config.train.steps,
     )
 
-  def tell_groups(self) -> None:
-    """Says which groups some samples cannot be used for."""
+  def tell_data(self) -> None:
+    """Says what the tasks read, where that does not follow from the config."""
     tell_groups(self.config, self.sources)
+    for name, task in self.config.tasks.items():
+      if task.mixture:
+        counts = ", ".join(f"{k} {n}" for k, n in task.mixture.items())
+        say(f"task {name}: {counts}.")
 
   def check_training(self) -> None:
     """Builds what a training needs, compiling nothing.
