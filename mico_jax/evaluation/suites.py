@@ -194,6 +194,7 @@ def evaluate(
   command: str = "",
   workdir: str = "",
   examples: Examples | None = None,
+  checkpoint_sha256: str = "",
 ) -> list[Result]:
   """Runs the suite of a config.
 
@@ -207,6 +208,7 @@ def evaluate(
     command: command line, stored in the results.
     workdir: of the run, where samples that stall are listed; "": nowhere.
     examples: collects single queries and what they show; None: nothing.
+    checkpoint_sha256: of the checkpoint's manifest, stored in the results.
 
   Raises:
     ConfigError: for an unknown suite or source, or nothing to measure.
@@ -229,6 +231,7 @@ def evaluate(
       keys_of((*whole.embed, *whole.read))
     ),
     command=command,
+    checkpoint_sha256=checkpoint_sha256,
     bootstrap=settings.bootstrap,
     seed=config.seed,
   )

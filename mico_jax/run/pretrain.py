@@ -27,7 +27,11 @@ from mico_jax import evaluation, files
 from mico_jax.checkpoint.manager import Manager
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.checkpoint.restore import step_folders
-from mico_jax.checkpoint.steps import CHECKPOINTS, list_steps
+from mico_jax.checkpoint.steps import (
+  CHECKPOINTS,
+  fingerprint_of,
+  list_steps,
+)
 from mico_jax.checkpoint.storage import host_copy
 from mico_jax.checkpoint.workdir import claim_workdir
 from mico_jax.config import Config, to_dict
@@ -421,6 +425,7 @@ class Trainer:
       command=self.command,
       workdir=str(self.workdir),
       examples=examples,
+      checkpoint_sha256=fingerprint_of(self.manager.folder, int(state.step)),
     )
 
   def _evaluation_is_due(self, done: int) -> bool:

@@ -100,4 +100,5 @@ def evaluate_model(
     command=command,
     cheap=cheap,
     examples=examples,
+    checkpoint_sha256=model.fingerprint,
   )

@@ -428,6 +428,8 @@ _PROTOCOL = {
   "source": "source",
   "split": "split",
   "preprocessing_sha256": "preprocessing",
+  "checkpoint_sha256": "checkpoint",
+  "version": "mico_jax",
   "command": "command",
 }
 
