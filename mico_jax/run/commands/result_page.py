@@ -24,7 +24,7 @@ from mico_jax.config import ConfigError
 from mico_jax.evaluation.evaluator import SHARE, Measure
 from mico_jax.evaluation.evaluators import find_measure
 from mico_jax.evaluation.examples import EXAMPLES_FILE, WORST
-from mico_jax.modalities import MODALITIES
+from mico_jax.modalities import MODALITIES, by_letter
 from mico_jax.run.monitor import metric_log, report
 
 PAGE_FILE = "report.html"
@@ -386,7 +386,14 @@ def _answer(
 
 def _item(item: Mapping[str, Any], letters: str) -> str:
   """Pictures and sounds of an item, of the modalities of a measurement."""
-  keys = {k for k, m in MODALITIES.items() if {m.letter, m.head} & {*letters}}
+  keys = {key for key, m in MODALITIES.items() if m.letter in letters}
+  there = {tile["modality"] for tile in item.get("tiles") or ()}
+  # What serves where the modality itself is missing, as an image for a video.
+  keys |= {
+    key
+    for key, m in MODALITIES.items()
+    if m.head in letters and by_letter(m.head).key not in there
+  }
   tiles = "".join(
     f'<figure><img alt="{escape(tile["title"])}" '
     f'src="data:image/jpeg;base64,{escape(tile["jpeg"])}">'
