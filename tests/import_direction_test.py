@@ -32,7 +32,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
   ("train",),
   ("checkpoint",),
   ("inference",),
-  ("evaluation", "interop.files"),
+  ("evaluation", "harnesses", "interop.files"),
   ("interop.names",),
   ("interop.importing",),
   ("interop.exporting",),

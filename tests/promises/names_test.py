@@ -33,6 +33,7 @@ ROOMS = {
   "configs": "a recipe chooses modalities",
   "testing": "makes files and references of single modalities",
   "benchmarks": "measures one modality's path",
+  "harnesses": "the interfaces of others, which name modalities",
 }
 # File -> words it may say, and why.
 FILES: dict[str, tuple[str, str]] = {
@@ -64,6 +65,10 @@ FILES: dict[str, tuple[str, str]] = {
   "interop/torch_template/modeling_mico.py": (
     "audio depth",
     "config.data.audio; config.model.*.depth, a number of blocks",
+  ),
+  "interop/torch_template/sentence_mico.py": (
+    "image video audio",
+    "inputs of sentence-transformers",
   ),
   "train/finetuning.py": ("image video audio", "settings of data sets"),
   # A number of blocks.
