@@ -24,7 +24,8 @@ try:
   from clip_benchmark import models
 except ImportError as error:
   raise ImportError(
-    f"CLIP_benchmark cannot be loaded ({error}): pip install clip_benchmark."
+    f"CLIP_benchmark cannot be loaded ({error}): pip install clip_benchmark.",
+    name=error.name,
   ) from error
 
 MODEL_TYPE = "mico"

@@ -32,7 +32,8 @@ try:
   from mteb.types import PromptType
 except ImportError as error:
   raise ImportError(
-    f"mteb cannot be loaded ({error}): pip install 'mico-jax[mteb]'."
+    f"mteb cannot be loaded ({error}): pip install 'mico-jax[mteb]'.",
+    name=error.name,
   ) from error
 
 from mico_jax.inference.omni_model import OmniModel, load

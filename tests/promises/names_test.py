@@ -78,6 +78,7 @@ FILES: dict[str, tuple[str, str]] = {
   "interop/importing/timm_vision.py": ("depth", "config.model.*.depth"),
   "models/staged.py": ("depth", "config.model.*.depth"),
   # A letter of something else.
+  "run/commands/result_page.py": ("n", "the number of items of a result"),
   "data/sources/tfds.py": ("i", "a kind of dtype"),
   "evaluation/ptb.py": ("n", "a letter of a word"),
   "interop/names/transformers_vision.py": ("v", "queries, keys, values"),
