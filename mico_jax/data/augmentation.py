@@ -6,6 +6,7 @@ modalities of a sample share it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -223,11 +224,28 @@ def _in(transform: Transform, mode: Mode) -> bool:
 
 
 def check_sampling(key: str, options: InputConfig) -> None:
-  """Checks that a modality has frames or slices to choose from.
+  """Checks that a modality has what its options choose, and reads them all.
 
   Raises:
-    ConfigError: otherwise.
+    ConfigError: for frames of words, sampling of what has no frames, and
+      numbers of another way of sampling.
   """
+  default = InputConfig()
+  if MODALITIES[key].embedding == "text":
+    modes = {"mode": options.mode, "eval_mode": options.eval_mode}
+    if options != dataclasses.replace(default, **modes):
+      raise ConfigError(
+        f"data.inputs.{key}: words have no frames and no dropout; remove it. "
+        "Their length is data.tokenizer.max_length."
+      )
+    return
+  for name, way in (("fps", "fps"), ("stride", "dense")):
+    value = getattr(options, name)
+    if value != getattr(default, name) and options.sampling != way:
+      raise ConfigError(
+        f"data.inputs.{key}.{name}={value} has no effect with sampling="
+        f"{options.sampling!r}; set sampling={way!r}, or remove it."
+      )
   if options.sampling == "chunk":
     return
   modes = MODALITIES[key].modes.values()
