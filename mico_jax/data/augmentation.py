@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from mico_jax.config import Config, ConfigError, InputConfig
+from mico_jax.config import AudioConfig, Config, ConfigError, InputConfig
 from mico_jax.data import language
 from mico_jax.data.faults import guarded
 from mico_jax.data.order import fold, generator
@@ -221,6 +221,21 @@ def _check_stage(
 
 def _in(transform: Transform, mode: Mode) -> bool:
   return transform.stage in mode.stages
+
+
+def check_windows(config: AudioConfig) -> None:
+  """Checks that windows of sound and the hop between them hold samples.
+
+  Raises:
+    ConfigError: otherwise; their energies would be no numbers.
+  """
+  for name, least in (("window_ms", 2), ("hop_ms", 1)):
+    samples = round(config.sample_rate * getattr(config, name) / 1000)
+    if samples < least:
+      raise ConfigError(
+        f"data.audio.{name}={getattr(config, name)} is {samples} samples at "
+        f"{config.sample_rate} Hz, expected at least {least}; raise it."
+      )
 
 
 def check_sampling(key: str, options: InputConfig) -> None:
