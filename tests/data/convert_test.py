@@ -139,7 +139,12 @@ def test_nothing_readable_and_other_conversions(tmp_path):
   spec = manifest_source(write_manifest(tmp_path, 2))
   source = _opened(spec)
   convert(source, spec, tmp_path / "out")
-  for changes, options in (({}, {"to": "webdataset"}), ({"size": 1}, {})):
+  for changes, options in (
+    ({}, {"to": "webdataset"}),
+    ({"size": 1}, {}),
+    ({"root": ".."}, {}),  # other files of the same names
+    ({"require": ("image",)}, {}),
+  ):
     other = dataclasses.replace(spec, **changes)
     with pytest.raises(ConfigError, match="of another conversion"):
       convert(_opened(other), other, tmp_path / "out", **options)
