@@ -39,7 +39,9 @@ def source_weights(
   power = _EXACT.divide(1, decimal.Decimal(repr(task.temperature)))
   try:
     parts = {
-      name: _EXACT.multiply(w, _EXACT.power(decimal.Decimal(sizes[name]), power))
+      name: _EXACT.multiply(
+        w, _EXACT.power(decimal.Decimal(sizes[name]), power)
+      )
       for name, w in named.items()
     }
   except decimal.Overflow:
