@@ -44,8 +44,8 @@ class ArrayRecordSource(SourceKind):
     """Opens the files.
 
     Raises:
-      ConfigError: if there are none, or `where` or `fields` is set (both are for
-        building).
+      ConfigError: if there are none, or `where` or `fields` is set, which are
+        for building.
       TransientError: for storage that stays away.
     """
     if config.where:
