@@ -98,8 +98,8 @@ class SourceConfig:
   path: Path = ""  # manifest, shard pattern or TFDS directory
   # Folder that paths of a manifest may not leave; "": the manifest's folder.
   root: Path = ""
-  # Of samples or folders that say theirs; "": all. Tar and ArrayRecord files are
-  # not filtered by it: name those of the split in `path`.
+  # Of samples or folders that say theirs; "": all. Tar and ArrayRecord files
+  # are not filtered by it: name those of the split in `path`.
   split: Label = "train"
   # field -> value(s)
   where: Annotated[Mapping[Name, Annotated[Any, Scalars()]], Items()] = field(
