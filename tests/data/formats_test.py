@@ -376,6 +376,7 @@ def test_failed_downloads_are_left_out(tmp_path, capsys):
   said = capsys.readouterr().err
   assert "1 samples are left out, with status 'failed_to_download'" in said
   assert "1 samples are left out, with status 'failed_to_resize'" in said
+  assert "1 names have no medium and are left out: '00000_stats'." in said
 
   import pyarrow as pa
   import pyarrow.parquet as pq
