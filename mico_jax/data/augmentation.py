@@ -223,21 +223,6 @@ def _in(transform: Transform, mode: Mode) -> bool:
   return transform.stage in mode.stages
 
 
-def check_windows(config: AudioConfig) -> None:
-  """Checks that windows of sound and the hop between them hold samples.
-
-  Raises:
-    ConfigError: otherwise; their energies would be no numbers.
-  """
-  for name, least in (("window_ms", 2), ("hop_ms", 1)):
-    samples = round(config.sample_rate * getattr(config, name) / 1000)
-    if samples < least:
-      raise ConfigError(
-        f"data.audio.{name}={getattr(config, name)} is {samples} samples at "
-        f"{config.sample_rate} Hz, expected at least {least}; raise it."
-      )
-
-
 def check_sampling(key: str, options: InputConfig) -> None:
   """Checks that a modality has what its options choose, and reads them all.
 
@@ -272,3 +257,18 @@ def check_sampling(key: str, options: InputConfig) -> None:
       f"data.inputs.{key}.sampling={options.sampling!r}: {key} has no such "
       "frames to choose from; leave it at 'chunk'."
     )
+
+
+def check_windows(config: AudioConfig) -> None:
+  """Checks that windows of sound and the hop between them hold samples.
+
+  Raises:
+    ConfigError: otherwise; their energies would be no numbers.
+  """
+  for name, least in (("window_ms", 2), ("hop_ms", 1)):
+    samples = round(config.sample_rate * getattr(config, name) / 1000)
+    if samples < least:
+      raise ConfigError(
+        f"data.audio.{name}={getattr(config, name)} is {samples} samples at "
+        f"{config.sample_rate} Hz, expected at least {least}; raise it."
+      )
