@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from mico_jax import models
 from mico_jax.checkpoint.described import Extras, topology
 from mico_jax.config import Config, ConfigError, Stage, stages_of
+from mico_jax.data.language import check_lengths
 from mico_jax.data.order import Order
 from mico_jax.data.samples import (
   TextSlots,
@@ -101,6 +102,7 @@ def check_tasks(config: Config) -> None:
   """
   if not config.tasks:
     raise ConfigError("the config has no tasks; set config.tasks.")
+  check_lengths(config)
   model = models.build(config.model)
   for name, task in config.tasks.items():
     # Matching mines its negatives by similarity, so it needs heads as well.
@@ -119,6 +121,11 @@ def check_tasks(config: Config) -> None:
         letters(group)
         if not group.startswith("t"):
           raise ValueError(f"group {group!r} has no text side 't'.")
+        if group not in groups_of(task):
+          raise ValueError(
+            f"{group!r} is no group of its objectives, so that nothing reads "
+            f"it; groups: {', '.join(groups_of(task))}."
+          )
       except ValueError as error:
         raise ConfigError(f"tasks.{name}.texts: {error}") from None
     _check_lengths(config, name)
