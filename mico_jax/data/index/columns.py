@@ -93,6 +93,32 @@ def _header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
   return json.loads(data), -(-start // _ALIGN) * _ALIGN
 
 
+def lay_out(
+  dtypes: Mapping[str, np.dtype],
+  counts: Mapping[str, int],
+  meta: Mapping[str, Any],
+) -> tuple[bytes, dict[str, int], int]:
+  """How a file of columns begins and goes on.
+
+  Args:
+    dtypes: of the columns.
+    counts: values of each.
+    meta: what is said of them.
+
+  Returns:
+    The first bytes, the place of each column and the size of the file.
+  """
+  table, place = {}, 0
+  for name, dtype in dtypes.items():
+    table[name] = [dtype.str, [counts[name]], place]
+    place += -(-counts[name] * dtype.itemsize // _ALIGN) * _ALIGN
+  header = json.dumps({"meta": dict(meta), "columns": table}).encode()
+  head = _MAGIC + _LENGTH.pack(len(header)) + header
+  start = -(-len(head) // _ALIGN) * _ALIGN
+  places = {name: start + row[2] for name, row in table.items()}
+  return head, places, start + place
+
+
 class Writer:
   """Columns that grow, in temporary files once they are large."""
 
@@ -137,18 +163,14 @@ class Writer:
     Raises:
       OSError: as the system says.
     """
-    table, place = {}, 0
-    for name in self._files:
-      count = self.size(name)
-      table[name] = [self._dtypes[name].str, [count], place]
-      place += -(-count * self._dtypes[name].itemsize // _ALIGN) * _ALIGN
-    header = json.dumps({"meta": dict(meta), "columns": table}).encode()
+    counts = {name: self.size(name) for name in self._files}
+    head, _, _ = lay_out(self._dtypes, counts, meta)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
       dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as out:
       try:
-        out.write(_MAGIC + _LENGTH.pack(len(header)) + header)
+        out.write(head)
         for file in self._files.values():
           out.write(bytes(-out.tell() % _ALIGN))
           file.seek(0)
