@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pathlib
@@ -49,6 +50,10 @@ def _settle(path: pathlib.Path, seconds: float = 60) -> None:
 def _ids(config):
   source = open_source(config, "a")
   return [source.record(i).id for i in range(len(source))]
+
+
+def _no_room(*_: object) -> None:
+  raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_columns_are_what_was_written(tmp_path):
@@ -200,9 +205,13 @@ def test_names_are_found_among_many(tmp_path):
     index.read("d1/500.bin")
 
 
-def test_repeats_are_counted_in_pieces(monkeypatch):
+@pytest.mark.parametrize("disk", ["roomy", "full"])
+def test_repeats_are_counted_in_pieces(disk, kept, monkeypatch):
   rng = np.random.default_rng(0)
   values = rng.integers(-2, 300, 5000)
+  values[1000:3000:2] = 7  # more of one than are sorted at once
+  if disk == "full":
+    monkeypatch.setattr(repeats, "_write", _no_room)
   rows = np.flatnonzero(rng.random(5000) < 0.4)
   for chosen in (None, rows):
     part = values if chosen is None else values[chosen]

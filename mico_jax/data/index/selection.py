@@ -16,6 +16,7 @@ import numpy as np
 from mico_jax.data.identity import tell
 from mico_jax.data.index.columns import Columns, Writer
 from mico_jax.data.index.places import SUFFIX, index_folder
+from mico_jax.data.index.progress import Progress
 from mico_jax.data.index.repeats import Hashes, Repeats, find_repeats
 
 _KEPT = 20_000  # samples from which on a selection is kept
@@ -82,7 +83,8 @@ def select(
       writer.close()
       writer, pick = Writer(rows="<i4"), None
     rows = None if pick is None else writer.mapped("rows")
-    repeats = find_repeats(hashes(), rows)
+    with Progress(count, "looking for ids that repeat") as progress:
+      repeats = find_repeats(hashes(), rows, progress=progress.update)
     meta = {"count": count, "all": rows is None, "repeats": list(repeats)}
     try:
       writer.save(place, meta)

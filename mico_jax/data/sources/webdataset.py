@@ -113,9 +113,8 @@ class WebDatasetSource(SourceKind):
     counts: Counter[str] = Counter()
     for number in range(len(self._shards.shards)):
       columns = self._shards.columns(number)
-      patterns = columns.meta["patterns"]
-      times = np.bincount(columns["pattern"], minlength=len(patterns))
-      for pattern, count in zip(patterns, times.tolist(), strict=True):
+      patterns, times = columns.meta["patterns"], samples.counts_of(columns)
+      for pattern, count in zip(patterns, times, strict=True):
         counts.update(dict.fromkeys(pattern, count))
     return {"fields": dict(counts)}
 
@@ -158,10 +157,10 @@ class WebDatasetSource(SourceKind):
     unread, rivals = [], []
     numbers = [0, 0]
     used = {*self._config.fields.values(), *self._config.captions.values()}
-    patterns = columns.meta["patterns"]
-    counts = np.bincount(columns["pattern"], minlength=len(patterns)).tolist()
+    meta = columns.meta
+    counts = samples.counts_of(columns)
     for endings, members, count in zip(
-      patterns, columns.meta["examples"], counts, strict=True
+      meta["patterns"], meta["examples"], counts, strict=True
     ):
       seen: dict[str, str] = {}
       for suffix, member in zip(endings, members, strict=True):
