@@ -16,6 +16,9 @@ _KINDS = {
 }
 
 
+DAYS = 90.0  # an index that was not used for so long may go
+
+
 def add_arguments(actions: Any) -> argparse.ArgumentParser:
   """Adds the action to those of `mico-jax data`."""
   parser = actions.add_parser(
@@ -28,13 +31,25 @@ def add_arguments(actions: Any) -> argparse.ArgumentParser:
     metavar="FILE",
     help="manifests (.jsonl), tar shards or ArrayRecord files, local or remote",
   )
+  parser.add_argument(
+    "--prune",
+    action="store_true",
+    help="remove from the user's cache the indexes of local files that are gone"
+    " or changed, and all that no run opened for --days",
+  )
+  parser.add_argument(
+    "--days", type=float, default=DAYS, help="see --prune (default: %(default)g)"
+  )
   return parser
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
   """Indexes the sources of a config, or the files."""
+  from mico_jax.data.index.prune import prune
   from mico_jax.data.sources import open_source
 
+  if args.prune and not args.files and not args.config:
+    return {"pruned": prune(args.days)._asdict()}
   config = _config(args)
   told = []
   for name in config.data.sources:
@@ -50,12 +65,16 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         **describe(),
       }
     )
+  if args.prune:
+    return {"sources": told, "pruned": prune(args.days)._asdict()}
   return {"sources": told}
 
 
 def _config(args: argparse.Namespace) -> Config:
   if bool(args.files) == bool(args.config):
-    raise ConfigError("data index: name files, or --config, and not both.")
+    raise ConfigError(
+      "data index: name files, or --config, and not both; or --prune."
+    )
   if args.config:
     return common.load_config(args)
   sources = {}

@@ -86,6 +86,7 @@ def text_classes(
         limits,
         {name: part.rows for name, part in by_source.items()},
         {name: part.ends for name, part in by_source.items()},
+        {name: part.file for name, part in by_source.items() if part.file},
       )
   return found
 

@@ -317,3 +317,33 @@ def test_the_command_writes_indexes_beside_the_data(
   assert len(_ids(config_of(a=manifest_source(path)))) == 8
   assert main(["data", "index", str(tmp_path / "x.zip")]) == 2
   assert "x.zip" in capsys.readouterr().err
+
+
+def test_prune_removes_what_no_run_needs(tmp_path, kept, capsys):
+  """Files that are gone or changed, long unused, left behind; no others."""
+  files = {n: tmp_path / f"{n}.tar" for n in ("used", "gone", "changed", "old")}
+  for path in files.values():
+    write_tar(path, [("a.png", png(1))])
+    _settle(path)
+    TarIndex(str(path))
+  place = {n: places.cached_place(str(p), "tar.1") for n, p in files.items()}
+  files["gone"].unlink()
+  write_tar(files["changed"], [("b.png", png(2))])
+  _settle(place["old"], 40 * 86400)
+  for name, days in ((".x.part", 2), ("x.lock", 2), ("y.lock", 0)):
+    (kept / name).touch()
+    _settle(kept / name, days * 86400)
+  assert main(["data", "index", "--prune", "--days", "30", "--json"]) == 0
+  told = json.loads(capsys.readouterr().out)["pruned"]
+  assert (told["gone"], told["unused"], told["kept"]) == (2, 1, 1)
+  left = {p.name for p in kept.iterdir()}
+  assert place["used"].name in left
+  assert not left & {place[n].name for n in ("gone", "changed", "old")}
+  assert "y.lock" in left
+  assert not left & {".x.part", "x.lock"}
+  _settle(place["used"], 89 * 86400)
+  TarIndex(str(files["used"]))  # is noted
+  assert main(["data", "index", "--prune", "--days", "30", "--json"]) == 0
+  assert json.loads(capsys.readouterr().out)["pruned"]["kept"] == 1
+  assert main(["data", "index", "--prune", "--days", "0"]) == 2
+  assert "--days" in capsys.readouterr().err

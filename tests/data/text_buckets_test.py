@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from mico_jax.config import ConfigError
+from mico_jax.data.index import classes as sorting
 from mico_jax.data.order import Order
 from mico_jax.data.pipeline import Pipeline, batch_spec, trace
 from mico_jax.data.sources import open_sources
@@ -142,3 +144,20 @@ def test_the_pinned_counts_are_those_of_the_classes(corpus):
   task = dataclasses.replace(config.tasks["one"], mixture={"a/6": 1})
   with pytest.raises(ConfigError, match="was started with the mixture"):
     Order(dataclasses.replace(config, tasks={"one": task}), {"a": 24}, lengths)
+
+
+def test_worker_processes_map_the_rows(corpus, tmp_path, monkeypatch):
+  """What travels to them does not grow with the samples."""
+  config, tokenizer = corpus
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  monkeypatch.setattr(sorting, "_KEPT", 0)
+  lengths = text_classes(config, tokenizer, open_sources(config))["one"]
+  data = pickle.dumps(lengths)
+  assert lengths.rows["a"].tobytes() not in data
+  again = pickle.loads(data)
+  assert again.ends == lengths.ends
+  np.testing.assert_array_equal(again.rows["a"], lengths.rows["a"])
+  monkeypatch.undo()  # a small set, of which no file is kept
+  lengths = text_classes(config, tokenizer, open_sources(config))["one"]
+  again = pickle.loads(pickle.dumps(lengths))
+  np.testing.assert_array_equal(again.rows["a"], lengths.rows["a"])

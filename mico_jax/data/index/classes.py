@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import json
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from mico_jax.data.identity import tell
 from mico_jax.data.index.columns import Columns, Writer
-from mico_jax.data.index.places import SUFFIX, alone, index_folder
+from mico_jax.data.index.places import SUFFIX, alone, index_folder, note_use
 from mico_jax.data.index.progress import Progress
 
 _KEPT = 2_000  # samples from which on classes are kept
@@ -47,10 +48,12 @@ class Sorted(NamedTuple):
   Attributes:
     rows: int32 or int64, in order within each class.
     ends: where each class ends.
+    file: that holds the rows, as a column "rows"; "": none does.
   """
 
   rows: np.ndarray
   ends: tuple[int, ...]
+  file: str = ""
 
 
 def sort(
@@ -79,7 +82,7 @@ def sort(
   place = index_folder() / f"{name}{SUFFIX}"
   with alone(place):
     try:
-      return _opened(Columns.open(place))
+      return _opened(place)
     except (OSError, ValueError, KeyError, TypeError):
       pass  # none yet
     made = _sorted(total, count, pieces())
@@ -89,11 +92,13 @@ def sort(
       tell(f"{place} is not kept: {error.strerror or error}")
       return made.made()
     made.writer.close()
-    return _opened(Columns.open(place))
+    return _opened(place)
 
 
-def _opened(columns: Columns) -> Sorted:
-  return Sorted(columns["rows"], tuple(columns.meta["ends"]))
+def _opened(place: pathlib.Path) -> Sorted:
+  columns = Columns.open(place)
+  note_use(place)
+  return Sorted(columns["rows"], tuple(columns.meta["ends"]), str(place))
 
 
 class _Made(NamedTuple):

@@ -73,8 +73,10 @@ def find_repeats(
   count = most = 0
   first: list[tuple[int, int]] = []  # piece and value
   with _buckets(pieces, progress) as buckets:
-    for segments in buckets:
+    for number, segments in enumerate(buckets, 1):
       values, counts = _repeated(segments())
+      if progress is not None:  # dealing them was the other half
+        progress((total + total * number // pieces.buckets) // 2)
       if len(values):
         count += len(values)
         most = max(most, int(counts.max()))
@@ -88,6 +90,8 @@ class _Pieces:
   def __init__(self, hashes: Hashes, rows: np.ndarray | None, total: int):
     self._hashes, self._rows, self.total = hashes, rows, total
     self.count = -(-total // _MOST)
+    # A power of two: which bucket a value is in, its lowest bits tell.
+    self.buckets = 1 << max(self.count - 1, 0).bit_length()
 
   def __getitem__(self, number: int) -> np.ndarray:
     start = number * _MOST
@@ -106,8 +110,7 @@ def _buckets(
   pieces: _Pieces, progress: Callable[[int], None] | None
 ) -> Iterator[Iterator[_Segments]]:
   """The values, but `NO_ID`, in buckets of about `_MOST`."""
-  # A power of two: which bucket a value is in, its lowest bits tell.
-  count = 1 << max(pieces.count - 1, 0).bit_length()
+  count = pieces.buckets
 
   def again(bucket: int) -> Iterator[np.ndarray]:
     for number in range(pieces.count):
@@ -120,7 +123,7 @@ def _buckets(
   with contextlib.ExitStack() as stack:
     try:
       file = stack.enter_context(_temporary())
-      ends = _dealt(pieces, count, file.fileno(), progress)
+      ends = _dealt(pieces, file.fileno(), progress)
     except OSError:  # no room on the disk: the values are read for each bucket
       yield ((lambda b=b: again(b)) for b in range(count))
       return
@@ -144,17 +147,15 @@ def _temporary() -> Any:
 
 
 def _dealt(
-  pieces: _Pieces,
-  count: int,
-  file: int,
-  progress: Callable[[int], None] | None,
+  pieces: _Pieces, file: int, progress: Callable[[int], None] | None
 ) -> np.ndarray:
   """Writes the values of each piece by bucket; where each bucket begins.
 
   Returns:
     Row n: the places of the buckets of piece n, and its end.
   """
-  ends, place = np.zeros((pieces.count, count + 1), np.int64), 0
+  count, place = pieces.buckets, 0
+  ends = np.zeros((pieces.count, count + 1), np.int64)
   kind = np.uint8 if count <= 256 else np.uint16
   for number in range(pieces.count):
     part = pieces[number]
@@ -167,7 +168,7 @@ def _dealt(
     _write(file, data, place * 8)
     place += len(part)
     if progress is not None:
-      progress(min((number + 1) * _MOST, pieces.total))
+      progress(pieces.total * (number + 1) // pieces.count // 2)
   return ends
 
 
