@@ -1,7 +1,7 @@
 """Samples of a source sorted into classes, by what their records say.
 
-For that every record is read once, without media. What comes of it is kept in
-the user's cache, by the source's SHA-256 and all else that it depends on, where
+For that every record is read once, without media, unless the index of the source
+tells. What comes of it is kept in the user's cache, by the source's SHA-256 and all else that it depends on, where
 the processes of a host share it.
 """
 
@@ -25,6 +25,7 @@ _KEPT = 2_000  # samples from which on classes are kept
 _PIECE = 4096  # samples that are looked at at a time
 _THREADS = 16  # that wait for a store
 _VERSION = "classes.1"
+UNKNOWN = 255  # class of a sample whose record must be read
 
 
 @runtime_checkable
@@ -62,18 +63,21 @@ def sort(
   count: int,
   class_of: Callable[[int], int],
   what: str,
+  known: Callable[[], Iterator[np.ndarray]] | None = None,
 ) -> Sorted:
   """Sorts the samples of a source into classes.
 
   Args:
     source: open.
     key: what the classes depend on, besides the SHA-256 of the source.
-    count: number of classes, at most 256.
+    count: number of classes, at most 255.
     class_of: index -> class.
     what: is looked at, for messages: "captions of source 'a'".
+    known: gives the classes that need no record, uint8, piece by piece in the
+      order of the samples; `UNKNOWN` ones are asked of `class_of`. None: all.
   """
   total = len(source)
-  pieces = lambda: _pieces(source, class_of, f"looking at {what}")
+  pieces = lambda: _pieces(source, class_of, f"looking at {what}", known)
   if total < _KEPT:
     return _sorted(total, count, pieces()).made()
   whole = {**key, "sha256": source.sha256, "samples": total, "classes": count}
@@ -129,7 +133,10 @@ def _sorted(total: int, count: int, pieces: Iterator[np.ndarray]) -> _Made:
 
 
 def _pieces(
-  source: Samples, class_of: Callable[[int], int], what: str
+  source: Samples,
+  class_of: Callable[[int], int],
+  what: str,
+  known: Callable[[], Iterator[np.ndarray]] | None,
 ) -> Iterator[np.ndarray]:
   total, remote = len(source), getattr(source, "remote", False)
   with (
@@ -137,7 +144,18 @@ def _pieces(
     Progress(total, what) as progress,
   ):
     each = pool.map if remote else map
-    for start in range(0, total, _PIECE):
-      indices = range(start, min(start + _PIECE, total))
-      yield np.fromiter(each(class_of, indices), np.uint8, len(indices))
-      progress.update(indices.stop)
+    start = 0
+    for piece in _unknown(total) if known is None else known():
+      found = piece.copy()
+      open_ones = np.flatnonzero(piece == UNKNOWN)
+      for first in range(0, len(open_ones), _PIECE):
+        rows = open_ones[first : first + _PIECE]
+        found[rows] = list(each(class_of, (start + rows).tolist()))
+        progress.update(start + int(rows[-1]) + 1)
+      yield found
+      start += len(piece)
+
+
+def _unknown(total: int) -> Iterator[np.ndarray]:
+  for start in range(0, total, _PIECE):
+    yield np.full(min(_PIECE, total - start), UNKNOWN, np.uint8)

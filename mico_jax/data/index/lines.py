@@ -1,9 +1,11 @@
 """The lines of a manifest as columns, made in one pass over the file.
 
 Columns, of each line that is not blank: `start` and `size` in bytes, `number`
-(from 1), `id_hash`, `split` (of `meta["splits"]`; 0: none) and `fields`: which
-of `meta["fields"]` it has, one bit each. Bit 63 says that the line is broken,
-bit 62 that it has fields beyond those that have a bit.
+(from 1), `id_hash`, `split` (of `meta["splits"]`; 0: none), `fields`: which
+of `meta["fields"]` it has, one bit each, and `texts`: which of them are a text
+or a list of texts. Of `fields`, bit 63 says that the line is broken, bit 62 that
+it has fields beyond those that have a bit, bit 61 that its record may be broken
+or hold something else than the names of its fields say.
 """
 
 from __future__ import annotations
@@ -18,11 +20,16 @@ import numpy as np
 from mico_jax.data.index.columns import Columns, Writer
 from mico_jax.data.index.progress import Progress
 from mico_jax.data.index.repeats import NO_ID, hash_of
-from mico_jax.data.records import parse_fields
+from mico_jax.data.records import (
+  id_of,
+  negatives_of,
+  parse_fields,
+  questions_of,
+)
 from mico_jax.data.storage import Storage, is_remote, short
 from mico_jax.modalities import DecodeError
 
-KIND = "manifest.1"
+KIND = "manifest.2"
 DTYPES = {
   "start": "<i8",
   "size": "<u4",
@@ -30,10 +37,12 @@ DTYPES = {
   "id_hash": "<i8",
   "split": "<u2",
   "fields": "<u8",
+  "texts": "<u8",
 }
 BROKEN = 1 << 63
 MORE = 1 << 62
-_BITS = 62
+ODD = 1 << 61
+_BITS = 61
 _SPLITS = 60000
 _PIECE = 4096  # lines that are added at a time
 _READ = 1 << 22
@@ -85,7 +94,7 @@ def _scan(file: Any, path: str, size: int) -> tuple[Writer, dict[str, Any]]:
       digest.update(line)
       text = line.removesuffix(b"\n")
       if text.strip():
-        fields, split, mask = _line(text, number, splits, bits)
+        fields, split, mask, texts = _line(text, number, splits, bits)
         good += not mask & BROKEN
         if mask & BROKEN and broken < 0:
           broken = count
@@ -97,6 +106,7 @@ def _scan(file: Any, path: str, size: int) -> tuple[Writer, dict[str, Any]]:
         rows["id_hash"].append(NO_ID if named is None else hash_of(str(named)))
         rows["split"].append(split)
         rows["fields"].append(mask)
+        rows["texts"].append(texts)
         count += 1
       start += len(line)
       if len(rows["start"]) >= _PIECE:
@@ -121,35 +131,68 @@ def _check_length(text: bytes, number: int, path: str) -> None:
 
 def _line(
   text: bytes, number: int, splits: dict[str | None, int], bits: dict[str, int]
-) -> tuple[Mapping[str, Any], int, int]:
-  """Fields, number of the split and bits of a line."""
+) -> tuple[Mapping[str, Any], int, int, int]:
+  """Fields, number of the split, and bits of fields and texts of a line."""
+  mask = texts = 0
   try:
-    # Bytes that are no UTF-8 make a bad sample, not a bad manifest.
-    fields = parse_fields(text.decode("utf-8", "replace"), f"line {number}")
+    try:
+      line = text.decode()
+    except UnicodeDecodeError:
+      # They make a bad sample, not a bad manifest.
+      line, mask = text.decode("utf-8", "replace"), ODD
+    fields = parse_fields(line, f"line {number}")
   except DecodeError:
-    return {}, 0, BROKEN
-  mask = 0
-  for name in names_of(fields):
+    return {}, 0, BROKEN, 0
+  if _is_odd(fields):
+    mask |= ODD
+  for name, value in _named(fields):
     bit = bits.setdefault(name, len(bits)) if len(bits) < _BITS else None
     bit = bits.get(name) if bit is None else bit
-    mask |= MORE if bit is None else 1 << bit
+    if bit is None:
+      mask |= MORE
+      continue
+    mask |= 1 << bit
+    if _are_texts(value):
+      texts |= 1 << bit
   split = fields.get("split")
   if not isinstance(split, str):  # of every split, or named as broken
-    return fields, 0, mask
+    return fields, 0, mask, texts
   if split not in splits and len(splits) >= _SPLITS:
     raise DecodeError(f"line {number}: more than {_SPLITS} different splits.")
-  return fields, splits.setdefault(split, len(splits)), mask
+  return fields, splits.setdefault(split, len(splits)), mask, texts
 
 
-def names_of(fields: Mapping[str, Any]) -> Iterator[str]:
+def _named(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
   """The fields that are not null; of `captions` by kind, each of its kinds."""
   for name, value in fields.items():
     if value is None:
       continue
     if name == "captions" and isinstance(value, Mapping):
-      yield from (f"captions.{kind}" for kind in value)
+      yield from ((f"captions.{kind}", texts) for kind, texts in value.items())
     else:
-      yield name
+      yield name, value
+
+
+def _are_texts(value: Any) -> bool:
+  """Whether a value is a text, or a list of some."""
+  if isinstance(value, list):
+    return bool(value) and all(isinstance(item, str) for item in value)
+  return isinstance(value, str)
+
+
+def _is_odd(fields: Mapping[str, Any]) -> bool:
+  """Whether the record may be broken, whichever fields are read."""
+  split = fields.get("split")
+  if split is not None and not isinstance(split, str):
+    return True
+  try:
+    id_of(fields, "")
+    negatives_of(fields)
+    questions_of(fields)
+  except DecodeError:
+    return True
+  # Would be taken for a kind of the field `captions`.
+  return any(name.startswith("captions.") for name in fields)
 
 
 def presence(columns: Columns) -> dict[str, dict[str, int]]:

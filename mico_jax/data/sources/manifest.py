@@ -10,7 +10,7 @@ import numpy as np
 from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.faults import guarded
 from mico_jax.data.identity import tell, tell_repeated
-from mico_jax.data.index import lines, places
+from mico_jax.data.index import line_masks, lines, places
 from mico_jax.data.index.columns import Columns
 from mico_jax.data.index.repeats import NO_ID, hash_of
 from mico_jax.data.index.selection import select
@@ -150,6 +150,19 @@ class ManifestSource(SourceKind):
     except DecodeError:
       fields = {}
     return matches(fields, self._config)
+
+  def having(self, names: Sequence[str]) -> Iterator[np.ndarray] | None:
+    """See `SourceKind.having`."""
+    what = line_masks.wanted(self._index.meta, self._config, names)
+    return None if what is None else self._having(what)
+
+  def _having(self, what: line_masks.Wanted) -> Iterator[np.ndarray]:
+    chosen = self._selection.rows
+    for start in range(0, len(self), _PIECE):
+      part = slice(start, min(start + _PIECE, len(self)))
+      rows = part if chosen is None else chosen[part]
+      has, doubt = line_masks.look(self._index, rows, what)
+      yield np.where(doubt, -1, has).astype(np.int8)
 
   # -------------------------------------------------------------------- samples
   def _id(self, index: int) -> str:
