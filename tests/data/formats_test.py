@@ -342,7 +342,7 @@ def test_vast_annotations_over_clips(tmp_path, cases_dir):
   assert source.record(1).captions == {}
   with pytest.raises(DecodeError, match=r"gone\.mp4"):
     load_inputs(config, source.record(1), "a", ("video",), None)
-  with pytest.raises(DecodeError, match="entry 2 is no JSON object"):
+  with pytest.raises(DecodeError, match="entry 2: expected a JSON object"):
     source.record(2)
 
 

@@ -242,11 +242,11 @@ def test_million_rows_open_at_once(tmp_path, kept):
   _settle(path)
   stat = path.stat()
   meta = {
-    "kind": lines.KIND, "stamp": [stat.st_size, str(stat.st_mtime_ns)],
+    "kind": lines.LINES.kind, "stamp": [stat.st_size, str(stat.st_mtime_ns)],
     "made": time.time_ns(), "sha256": "0" * 64, "samples": rows, "good": rows,
     "broken": -1, "splits": ["train", "val"], "fields": [],
   }  # fmt: skip
-  writer.save(places.cached_place(str(path), lines.KIND), meta)
+  writer.save(places.cached_place(str(path), lines.LINES.kind), meta)
   code = f"""
 import resource, time
 from mico_jax.config import SourceConfig

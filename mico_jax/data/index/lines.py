@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,6 @@ from mico_jax.data.records import (
 from mico_jax.data.storage import Storage, is_remote, short
 from mico_jax.modalities import DecodeError
 
-KIND = "manifest.2"
 DTYPES = {
   "start": "<i8",
   "size": "<u4",
@@ -48,8 +47,44 @@ _PIECE = 4096  # lines that are added at a time
 _READ = 1 << 22
 
 
+def _lines(
+  file: Any, take: Callable[[bytes], None]
+) -> Iterator[tuple[int, int, bytes]]:
+  """Number, offset and bytes of each line that is not blank."""
+  start = 0
+  for number, line in enumerate(file, 1):
+    take(line)
+    text = line.removesuffix(b"\n")
+    if text.strip():
+      yield number, start, text
+    start += len(line)
+
+
+class Form(NamedTuple):
+  """How samples are written in a file, one JSON object each.
+
+  Attributes:
+    kind: of the index, with the version of what it holds.
+    entries: gives number, offset and bytes of each; what it is called with is
+      given all bytes of the file.
+    fields: what the fields of a sample are made of those of its object.
+  """
+
+  kind: str
+  entries: Callable[
+    [Any, Callable[[bytes], None]], Iterator[tuple[int, int, bytes]]
+  ]
+  fields: Callable[[dict[str, Any]], dict[str, Any]]
+
+
+LINES = Form("manifest.2", _lines, lambda fields: fields)
+
+
 def build(
-  path: str, storage: Storage, data: bytes | None = None
+  path: str,
+  storage: Storage,
+  data: bytes | None = None,
+  form: Form = LINES,
 ) -> tuple[Writer, dict[str, Any]]:
   """Reads a manifest.
 
@@ -57,6 +92,7 @@ def build(
     path: local or remote.
     storage: reads it, and waits for it.
     data: its content, if at hand.
+    form: how its samples are written.
 
   Returns:
     The columns, and their meta: `sha256` of the content, `samples`, `good`
@@ -68,47 +104,45 @@ def build(
     TransientError: for storage that stays away.
   """
   if data is not None:
-    return _scan(io.BytesIO(data), path, len(data))
+    return _scan(io.BytesIO(data), path, len(data), form)
   size = storage.stat(path).size
   if is_remote(path):
     with storage.scan(path) as file:
-      return _scan(file, path, size)
+      return _scan(file, path, size, form)
 
   def scan() -> tuple[Writer, dict[str, Any]]:
     with open(path, "rb", buffering=_READ) as local:
-      return _scan(local, path, size)
+      return _scan(local, path, size, form)
 
   return storage.patiently(scan, path)
 
 
-def _scan(file: Any, path: str, size: int) -> tuple[Writer, dict[str, Any]]:
+def _scan(
+  file: Any, path: str, size: int, form: Form
+) -> tuple[Writer, dict[str, Any]]:
   writer = Writer(**DTYPES)
   splits: dict[str | None, int] = {None: 0}
   bits: dict[str, int] = {}
   rows: dict[str, list[int]] = {name: [] for name in DTYPES}
   digest = hashlib.sha256()
-  good = count = start = 0
+  good = count = 0
   broken = -1
   with Progress(size, f"indexing {short(path)} (MB)", 10**6) as progress:
-    for number, line in enumerate(file, 1):
-      digest.update(line)
-      text = line.removesuffix(b"\n")
-      if text.strip():
-        fields, split, mask, texts = _line(text, number, splits, bits)
-        good += not mask & BROKEN
-        if mask & BROKEN and broken < 0:
-          broken = count
-        _check_length(text, number, path)
-        named = fields.get("id")
-        rows["start"].append(start)
-        rows["size"].append(len(text))
-        rows["number"].append(number)
-        rows["id_hash"].append(NO_ID if named is None else hash_of(str(named)))
-        rows["split"].append(split)
-        rows["fields"].append(mask)
-        rows["texts"].append(texts)
-        count += 1
-      start += len(line)
+    for number, start, text in form.entries(file, digest.update):
+      fields, split, mask, texts = _line(text, number, splits, bits, form)
+      good += not mask & BROKEN
+      if mask & BROKEN and broken < 0:
+        broken = count
+      _check_length(text, number, path)
+      named = fields.get("id")
+      rows["start"].append(start)
+      rows["size"].append(len(text))
+      rows["number"].append(number)
+      rows["id_hash"].append(NO_ID if named is None else hash_of(str(named)))
+      rows["split"].append(split)
+      rows["fields"].append(mask)
+      rows["texts"].append(texts)
+      count += 1
       if len(rows["start"]) >= _PIECE:
         writer.add(**rows)
         rows = {name: [] for name in DTYPES}
@@ -130,7 +164,11 @@ def _check_length(text: bytes, number: int, path: str) -> None:
 
 
 def _line(
-  text: bytes, number: int, splits: dict[str | None, int], bits: dict[str, int]
+  text: bytes,
+  number: int,
+  splits: dict[str | None, int],
+  bits: dict[str, int],
+  form: Form,
 ) -> tuple[Mapping[str, Any], int, int, int]:
   """Fields, number of the split, and bits of fields and texts of a line."""
   mask = texts = 0
@@ -140,7 +178,7 @@ def _line(
     except UnicodeDecodeError:
       # They make a bad sample, not a bad manifest.
       line, mask = text.decode("utf-8", "replace"), ODD
-    fields = parse_fields(line, f"line {number}")
+    fields = form.fields(parse_fields(line, f"line {number}"))
   except DecodeError:
     return {}, 0, BROKEN, 0
   if _is_odd(fields):

@@ -151,7 +151,7 @@ def write_lines(
       os.pwrite(file.fileno(), _line(row), row * _LINE)
   meta = {
     **{"sha256": f"{count:064x}", "samples": count, "good": count},
-    **{"broken": -1, "splits": [None, "train", "test"], "kind": lines.KIND},
+    **{"broken": -1, "splits": [None, "train", "test"], "kind": lines.LINES.kind},
     "fields": ["id", "image", "captions.vision", "split"],
     **_stamped(path, count * _LINE),
   }
