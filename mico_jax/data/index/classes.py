@@ -8,8 +8,10 @@ the processes of a host share it.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
+import multiprocessing
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -23,6 +25,7 @@ from mico_jax.data.index.progress import Progress
 
 _KEPT = 2_000  # samples from which on classes are kept
 _PIECE = 4096  # samples that are looked at at a time
+_MANY = 200_000  # samples from which on processes are started
 _THREADS = 16  # that wait for a store
 _VERSION = "classes.1"
 UNKNOWN = 255  # class of a sample whose record must be read
@@ -64,6 +67,7 @@ def sort(
   class_of: Callable[[int], int],
   what: str,
   known: Callable[[], Iterator[np.ndarray]] | None = None,
+  processes: int = 0,
 ) -> Sorted:
   """Sorts the samples of a source into classes.
 
@@ -75,9 +79,15 @@ def sort(
     what: is looked at, for messages: "captions of source 'a'".
     known: gives the classes that need no record, uint8, piece by piece in the
       order of the samples; `UNKNOWN` ones are asked of `class_of`. None: all.
+    processes: that ask it, of a source of many samples whose records are local;
+      `class_of` travels to them. 0: this one.
   """
   total = len(source)
-  pieces = lambda: _pieces(source, class_of, f"looking at {what}", known)
+  if total < _MANY or getattr(source, "remote", False):
+    processes = 0
+  pieces = lambda: _pieces(
+    source, class_of, f"looking at {what}", known, processes
+  )
   if total < _KEPT:
     return _sorted(total, count, pieces()).made()
   whole = {**key, "sha256": source.sha256, "samples": total, "classes": count}
@@ -137,23 +147,50 @@ def _pieces(
   class_of: Callable[[int], int],
   what: str,
   known: Callable[[], Iterator[np.ndarray]] | None,
+  processes: int,
 ) -> Iterator[np.ndarray]:
-  total, remote = len(source), getattr(source, "remote", False)
+  total, remote, start = len(source), getattr(source, "remote", False), 0
   with (
-    concurrent.futures.ThreadPoolExecutor(_THREADS if remote else 1) as pool,
+    _asked(class_of, _THREADS if remote else 1, processes) as each,
     Progress(total, what) as progress,
   ):
-    each = pool.map if remote else map
-    start = 0
     for piece in _unknown(total) if known is None else known():
       found = piece.copy()
       open_ones = np.flatnonzero(piece == UNKNOWN)
       for first in range(0, len(open_ones), _PIECE):
         rows = open_ones[first : first + _PIECE]
-        found[rows] = list(each(class_of, (start + rows).tolist()))
+        found[rows] = each(start + rows)
         progress.update(start + int(rows[-1]) + 1)
       yield found
       start += len(piece)
+
+
+@contextlib.contextmanager
+def _asked(
+  class_of: Callable[[int], int], threads: int, processes: int
+) -> Iterator[Callable[[np.ndarray], list[int]]]:
+  """Asks for the classes of samples, several at a time."""
+  if processes:
+    with concurrent.futures.ProcessPoolExecutor(
+      processes, multiprocessing.get_context("spawn"), _take, (class_of,)
+    ) as pool:
+      part = _PIECE // processes + 1
+      yield lambda rows: list(pool.map(_ask, rows.tolist(), chunksize=part))
+    return
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    each = pool.map if threads > 1 else map
+    yield lambda rows: list(each(class_of, rows.tolist()))
+
+
+_asks: list[Callable[[int], int]] = []  # of a process that was started for it
+
+
+def _take(class_of: Callable[[int], int]) -> None:
+  _asks[:] = [class_of]
+
+
+def _ask(index: int) -> int:
+  return _asks[0](index)
 
 
 def _unknown(total: int) -> Iterator[np.ndarray]:

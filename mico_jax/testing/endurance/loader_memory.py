@@ -4,7 +4,8 @@
 
 reads local WebDataset shards of small pictures again and again through the
 pipeline of a run, and looks at the memory of all its processes after every
-`--every` samples. What it grew by is that of the last quarter against the first
+`--every` samples: the sum of what is resident (libraries that they share count
+several times; other programs do not change it), and what of it no file backs. What it grew by is that of the last quarter against the first
 quarter after the warm-up. Prints a line of JSON for each look, then one with the
 growth; exits 1 where it is above `--limit`.
 """
@@ -69,7 +70,7 @@ def watch(config: Config, every: int) -> Iterator[dict[str, Any]]:
       seconds = time.perf_counter() - begin
       yield {
         "samples": read,
-        "pss_mb": host_memory.total() / 1e6,
+        "rss_mb": host_memory.total("Rss") / 1e6,
         "anonymous_mb": host_memory.total("Pss_Anon") / 1e6,
         "samples_per_second": read / seconds,
       }
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       if args.warm < look["samples"] <= total:
         looks.append(look)
       print(json.dumps({k: round(v, 2) for k, v in look.items()}), flush=True)
-  grown = {name: growth(looks, name) for name in ("pss_mb", "anonymous_mb")}
+  grown = {name: growth(looks, name) for name in ("rss_mb", "anonymous_mb")}
   row = {f"{name}_growth": round(value, 5) for name, value in grown.items()}
   print(json.dumps({**row, "limit": args.limit}), flush=True)
   return int(max(grown.values()) > args.limit)
