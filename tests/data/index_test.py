@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
 import json
 import os
 import pathlib
@@ -15,7 +17,7 @@ import pytest
 
 from mico_jax.cli.main import main
 from mico_jax.config import ConfigError, SourceConfig
-from mico_jax.data.index import lines, places, repeats, selection
+from mico_jax.data.index import entries, lines, places, repeats, selection
 from mico_jax.data.index.columns import Columns, Writer
 from mico_jax.data.pipeline import Pipeline
 from mico_jax.data.sources import manifest, open_source
@@ -279,6 +281,25 @@ print(len(source), used() - before, time.process_time() - began)
   assert "1 id occurs up to 1000000 times" in done.stderr
 
 
+def test_millions_of_samples_in_shards_open_at_once():
+  """Nothing of an open set grows with its samples, once its ids were seen."""
+  command = "mico_jax.testing.endurance.many_samples --kind webdataset"
+  options = "--samples 3000000 --shards 30 --workers 0"
+  done = subprocess.run(
+    [sys.executable, "-m", *command.split(), *options.split()],
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert not done.returncode, done.stderr
+  first, second = map(json.loads, done.stdout.splitlines())
+  assert first["samples"] == second["samples"] == 3_000_000
+  assert "occur" not in done.stderr
+  assert second["open_cpu_seconds"] < 0.5
+  assert second["open_grown_mb"] < 10
+
+
 def test_the_order_is_that_of_a_small_manifest(tmp_path, monkeypatch):
   path = write_manifest(tmp_path / "set")
   _settle(path)
@@ -347,3 +368,59 @@ def test_prune_removes_what_no_run_needs(tmp_path, kept, capsys):
   assert json.loads(capsys.readouterr().out)["pruned"]["kept"] == 1
   assert main(["data", "index", "--prune", "--days", "0"]) == 2
   assert "--days" in capsys.readouterr().err
+
+
+def test_entries_of_a_list_are_found_piece_by_piece(monkeypatch):
+  """As JSON itself reads them, wherever a read ends."""
+  monkeypatch.setattr(entries, "_READ", 3)
+  values = [{"a": ["]", {"b": "\\"}], "\u00e4": "\u2603\""}, 12, -1.5e3, "x, ]"]
+  values += [None, [], {}, {"long": "y" * 50}]
+  for text in (
+    json.dumps(values),
+    json.dumps(values, ensure_ascii=False, indent=2),
+    "\ufeff [ 12,3 ] \n",
+    "[]",
+    " [ ] ",
+  ):
+    data, seen = text.encode(), []
+    found = list(entries.entries(io.BytesIO(data), seen.append))
+    assert b"".join(seen) == data
+    want = json.loads(text.removeprefix("\ufeff"))
+    assert [json.loads(x) for _, _, x in found] == want
+    for _, start, entry in found:
+      assert data[start : start + len(entry)] == entry
+  whole = json.dumps(values).encode()
+  damaged = [whole[:n] for n in range(0, len(whole), 7)]
+  damaged += [b"{}", b"[1 2]", b"[1,]", b"[1] x", b"[,1]", b'[{"a":1,"a":2}]']
+  for data in damaged:
+    with pytest.raises(DecodeError):
+      list(entries.entries(io.BytesIO(data), len))
+
+
+def test_large_annotations_are_those_of_a_small_file(tmp_path, kept, capsys):
+  items = [{"clip_id": f"c{i % 9}", "vast_cap": f"t {i}"} for i in range(10)]
+  items = [*items, 7, {"clip_id": "w", "split": "val", "where": 1}]
+  path = tmp_path / "a.json"
+  path.write_text(json.dumps(items))
+  _settle(path)
+
+  def records(**options):
+    spec = SourceConfig(kind="vast", path=str(path), **options)
+    source, found = open_source(config_of(a=spec), "a"), []
+    for index in range(len(source)):
+      try:
+        record = source.record(index)
+        found.append((record.id, record.captions, sorted(record.media)))
+      except DecodeError as error:
+        found.append(str(error))
+    return source.sha256, found
+
+  wanted = ({"split": ""}, {}, {"split": "", "where": {"where": 1}})
+  large = [records(**options) for options in wanted]
+  assert [len(found) for _, found in large] == [12, 11, 2]
+  assert large[0][0] == hashlib.sha256(path.read_bytes()).hexdigest()
+  assert "1 id occurs twice (c0)" in capsys.readouterr().err
+  assert len(list(kept.glob("*.mico_index"))) == 4
+  with pytest.MonkeyPatch.context() as small:
+    small.setattr(manifest, "SMALL", 1 << 20)
+    assert [records(**options) for options in wanted] == large

@@ -9,7 +9,6 @@ beside its place and moved there, so it is whole or absent.
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import pathlib
 import shutil
@@ -19,6 +18,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from mico_jax.data.index import maps
 
 _MAGIC = b"mico_jax.index.1\n"
 _ALIGN = 64
@@ -40,6 +41,7 @@ class Columns(Mapping[str, np.ndarray]):
 
   def __getitem__(self, name: str) -> np.ndarray:
     """A column."""
+    maps.look()
     return self._arrays[name]
 
   def __iter__(self) -> Any:
@@ -64,7 +66,8 @@ class Columns(Mapping[str, np.ndarray]):
       count = int(np.prod(shape, dtype=np.int64))
       if start + offset + count * np.dtype(dtype).itemsize > size:
         raise ValueError(f"{path}: cut short")
-    data = np.memmap(path, np.uint8, "r") if size > start else b""
+    with open(path, "rb") as file:
+      data = maps.map_file(file) if size > start else b""
     arrays = {}
     for name, (dtype, shape, offset) in header["columns"].items():
       count = int(np.prod(shape, dtype=np.int64))
@@ -146,8 +149,7 @@ class Writer:
     file.flush()
     if not file.tell():
       return np.empty(0, self._dtypes[name])
-    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(data, self._dtypes[name])
+    return np.frombuffer(maps.map_file(file), self._dtypes[name])
 
   def columns(self, meta: Mapping[str, Any]) -> Columns:
     """The columns in memory."""

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from mico_jax.data.index import maps
+
 NO_ID = -1
 _MOST = 4_000_000  # values that are sorted at once
 
@@ -96,9 +98,10 @@ class _Pieces:
   def __getitem__(self, number: int) -> np.ndarray:
     start = number * _MOST
     end = min(start + _MOST, self.total)
-    if self._rows is None:
-      return self._hashes[start:end]
-    return self._hashes[self._rows[start:end]]
+    rows = slice(start, end) if self._rows is None else self._rows[start:end]
+    part = np.array(self._hashes[rows])
+    maps.release()
+    return part
 
 
 # Gives the values of a bucket, a segment for each piece, in order.

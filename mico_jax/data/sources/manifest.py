@@ -10,7 +10,7 @@ import numpy as np
 from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.faults import guarded
 from mico_jax.data.identity import tell, tell_repeated
-from mico_jax.data.index import line_masks, lines, places
+from mico_jax.data.index import line_masks, lines, maps, places
 from mico_jax.data.index.columns import Columns
 from mico_jax.data.index.repeats import NO_ID, hash_of
 from mico_jax.data.index.selection import select
@@ -145,6 +145,7 @@ class ManifestSource(SourceKind):
       rows = start + np.flatnonzero(np.isin(part, wanted))
       if self._config.where:
         rows = rows[[self._passes(int(row)) for row in rows]]
+      maps.release()
       yield rows
 
   def _passes(self, row: int) -> bool:
@@ -166,6 +167,7 @@ class ManifestSource(SourceKind):
       part = slice(start, min(start + _PIECE, len(self)))
       rows = part if chosen is None else chosen[part]
       has, doubt = line_masks.look(self._index, rows, what)
+      maps.release()
       yield np.where(doubt, -1, has).astype(np.int8)
 
   # -------------------------------------------------------------------- samples

@@ -7,9 +7,10 @@ hold what the first steps read, hashes of ids are all there and all different.
 It is opened through the pipeline, with worker processes that open it again, and
 some batches are read; then all of that once more in a new process. The first
 turn looks for ids that repeat, and makes the selection of the split; later ones
-find both in the user's cache. Prints seconds until the pipeline is open and
-until the first batch, the place of a row in the order, and the most memory (PSS,
-mapped files included) of all processes.
+find both in the user's cache. Prints seconds until the sources and the pipeline
+are open and until the first batch, what opening added to memory, the place of a
+row in the order, and the most memory (PSS, mapped files included) of all
+processes from then on.
 """
 
 from __future__ import annotations
@@ -216,11 +217,12 @@ def read(kind: str, folder: pathlib.Path, workers: int) -> dict[str, float]:
 
   config = config_for(kind, folder, workers)
   tokenizer = make_tokenizer(config.data.tokenizer)
-  before = host_memory.total()
+  before, held = host_memory.total(), host_memory.total("Pss_Anon")
+  begin, busy = time.perf_counter(), time.process_time()
+  sources = open_sources(config)
+  opened, busy = time.perf_counter(), time.process_time() - busy
+  grown = host_memory.total("Pss_Anon") - held
   with host_memory.peak() as memory:
-    begin = time.perf_counter()
-    sources = open_sources(config)
-    opened = time.perf_counter()
     tell_groups(config, sources)
     pipeline = Pipeline(config, tokenizer, sources=sources)
     ready = time.perf_counter()
@@ -238,6 +240,8 @@ def read(kind: str, folder: pathlib.Path, workers: int) -> dict[str, float]:
   return {
     "samples": len(sources["a"]),
     "open_seconds": opened - begin,
+    "open_cpu_seconds": busy,
+    "open_grown_mb": grown / 1e6,
     "pipeline_seconds": ready - begin,
     "first_batch_seconds": first - begin,
     "place_us": place * 1e6,
