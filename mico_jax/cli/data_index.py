@@ -30,8 +30,9 @@ def add_arguments(actions: Any) -> argparse.ArgumentParser:
   parser = actions.add_parser(
     "index",
     help="index files, so that opening them takes no time",
-    description="Reads once what opening the sources needs, and keeps it: places "
-    "and ids of samples beside the data, what --config selects (split, where, "
+    description="Reads once what opening the sources needs, and keeps it: "
+    "places and ids of samples beside the data, what --config selects (split, "
+    "where, "
     "require) and sorts (data.text_buckets) in the user's cache. With "
     "data.num_workers, texts are measured by so many processes.",
   )
@@ -49,7 +50,10 @@ def add_arguments(actions: Any) -> argparse.ArgumentParser:
     " or changed, and all that no run opened for --days",
   )
   parser.add_argument(
-    "--days", type=float, default=DAYS, help="see --prune (default: %(default)g)"
+    "--days",
+    type=float,
+    default=DAYS,
+    help="see --prune (default: %(default)g)",
   )
   return parser
 

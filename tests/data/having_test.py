@@ -62,8 +62,7 @@ def _by_records(config, name="a") -> list[int] | None:
 def _by_index(config, name="a") -> list[int] | None:
   try:
     source = open_source(config, name)
-  except ConfigError as error:
-    assert "no sample has" in str(error)
+  except ConfigError:
     return None
   return [source._row(i) for i in range(len(source))]
 
@@ -99,7 +98,9 @@ def test_a_manifest_gives_what_its_records_give(mapped, tmp_path, monkeypatch):
   assert some or "where" in mapped
 
 
-@pytest.mark.parametrize("where, captions", [({}, {}), ({"label": 1}, {"vision": "cap"})])
+@pytest.mark.parametrize(
+  ("where", "captions"), [({}, {}), ({"label": 1}, {"vision": "cap"})]
+)
 def test_shards_give_what_their_records_give(where, captions, tmp_path):
   members = []
   endings = ("png", "wav", "txt", "json", "cap", "cls")

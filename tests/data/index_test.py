@@ -373,7 +373,7 @@ def test_prune_removes_what_no_run_needs(tmp_path, kept, capsys):
 def test_entries_of_a_list_are_found_piece_by_piece(monkeypatch):
   """As JSON itself reads them, wherever a read ends."""
   monkeypatch.setattr(entries, "_READ", 3)
-  values = [{"a": ["]", {"b": "\\"}], "\u00e4": "\u2603\""}, 12, -1.5e3, "x, ]"]
+  values = [{"a": ["]", {"b": "\\"}], "\u00e4": '\u2603"'}, 12, -1.5e3, "x, ]"]
   values += [None, [], {}, {"long": "y" * 50}]
   for text in (
     json.dumps(values),

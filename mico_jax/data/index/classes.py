@@ -1,8 +1,8 @@
 """Samples of a source sorted into classes, by what their records say.
 
-For that every record is read once, without media, unless the index of the source
-tells. What comes of it is kept in the user's cache, by the source's SHA-256 and all else that it depends on, where
-the processes of a host share it.
+For that every record is read once, without media, unless the index of the
+source tells. What comes of it is kept in the user's cache, by the source's
+SHA-256 and all else that it depends on, where the processes of a host share it.
 """
 
 from __future__ import annotations

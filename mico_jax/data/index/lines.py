@@ -3,9 +3,9 @@
 Columns, of each line that is not blank: `start` and `size` in bytes, `number`
 (from 1), `id_hash`, `split` (of `meta["splits"]`; 0: none), `fields`: which
 of `meta["fields"]` it has, one bit each, and `texts`: which of them are a text
-or a list of texts. Of `fields`, bit 63 says that the line is broken, bit 62 that
-it has fields beyond those that have a bit, bit 61 that its record may be broken
-or hold something else than the names of its fields say.
+or a list of texts. Of `fields`, bit 63 says that the line is broken, bit 62
+that it has fields beyond those that have a bit, bit 61 that its record may be
+broken or hold something else than the names of its fields say.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Files that are mapped into memory, and letting their pages go.
 
-Pages of a mapped file count as memory of each process that touched them, though
-they are the system's cache of the disk. Samples are read at random, so that in
-time a process would hold the whole index of a large set. Where the maps of a
-process are large together, their pages are therefore let go every so many looks,
-which costs a few microseconds a sample, and after each piece of a scan.
+Pages of a mapped file count as memory of each process that touched them,
+though they are the system's cache of the disk. Samples are read at random, so
+that in time a process would hold the whole index of a large set. Where the maps
+of a process are large together, their pages are therefore let go every so many
+looks, which costs a few microseconds a sample, and after each piece of a scan.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def look() -> None:
 
 
 def release() -> None:
-  """Lets the pages of all maps go, if there are many; they come back unasked."""
+  """Lets the pages of all maps go, if there are many; they come when needed."""
   with _lock:
     maps = list(_maps)
   if sum(map(len, maps)) < _LARGE:

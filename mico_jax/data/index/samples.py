@@ -43,8 +43,8 @@ def build(
   Returns:
     The columns, and the meta of `tars.build` with `patterns` (endings, in the
     order of the members), `examples` (a member of each ending of a pattern),
-    `counts` (samples of each pattern), `left_out` (names of what is no part of a sample) and `leaves_out` (how
-    many).
+    `counts` (samples of each pattern), `left_out` (names of what is no part of
+    a sample) and `leaves_out` (how many).
 
   Raises:
     DecodeError: as `tars.build`, and for endings that differ in case only.

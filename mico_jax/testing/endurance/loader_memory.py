@@ -5,9 +5,10 @@
 reads local WebDataset shards of small pictures again and again through the
 pipeline of a run, and looks at the memory of all its processes after every
 `--every` samples: the sum of what is resident (libraries that they share count
-several times; other programs do not change it), and what of it no file backs. What it grew by is that of the last quarter against the first
-quarter after the warm-up. Prints a line of JSON for each look, then one with the
-growth; exits 1 where it is above `--limit`.
+several times; other programs do not change it), and what of it no file backs.
+What it grew by is that of the last quarter against the first quarter after the
+warm-up. Prints a line of JSON for each look, then one with the growth; exits 1
+where it is above `--limit`.
 """
 
 from __future__ import annotations
@@ -94,8 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--every", type=int, default=5_000)
   parser.add_argument("--records", type=int, default=20_000, help="of the set")
   parser.add_argument("--shards", type=int, default=20)
-  parser.add_argument("--workers", type=int, default=2, help="processes; 0: none")
-  parser.add_argument("--threads", type=int, default=2, help="without processes")
+  parser.add_argument(
+    "--workers", type=int, default=2, help="processes; 0: none"
+  )
+  parser.add_argument(
+    "--threads", type=int, default=2, help="without processes"
+  )
   parser.add_argument("--limit", type=float, default=0.02)
   args = parser.parse_args(argv)
   with tempfile.TemporaryDirectory() as folder:

@@ -140,9 +140,7 @@ def write_shards(
     index.close()
 
 
-def write_lines(
-  folder: pathlib.Path, count: int, read: Iterable[int]
-) -> None:
+def write_lines(folder: pathlib.Path, count: int, read: Iterable[int]) -> None:
   """A sparse manifest and its index; one line in `SPLITS` is of "test"."""
   path = folder / "manifest.jsonl"
   read = sorted(set(read))
@@ -152,7 +150,11 @@ def write_lines(
       os.pwrite(file.fileno(), _line(row), row * _LINE)
   meta = {
     **{"sha256": f"{count:064x}", "samples": count, "good": count},
-    **{"broken": -1, "splits": [None, "train", "test"], "kind": lines.LINES.kind},
+    **{
+      "broken": -1,
+      "splits": [None, "train", "test"],
+      "kind": lines.LINES.kind,
+    },
     "fields": ["id", "image", "captions.vision", "split"],
     **_stamped(path, count * _LINE),
   }
@@ -187,7 +189,9 @@ def config_for(kind: str, folder: pathlib.Path, workers: int) -> Config:
     else SourceConfig(kind=kind, path=str(folder / "x-*.tar"))
   )
   data = {"num_workers": workers, "prefetch": 2}
-  return config_of(batch=BATCH, steps=STEPS, groups=("ti",), data=data, a=source)
+  return config_of(
+    batch=BATCH, steps=STEPS, groups=("ti",), data=data, a=source
+  )
 
 
 def write(kind: str, folder: pathlib.Path, count: int, shards: int) -> None:
@@ -202,7 +206,9 @@ def write(kind: str, folder: pathlib.Path, count: int, shards: int) -> None:
   if kind == "manifest":
     # Of SPLITS lines the first is left out.
     rest = SPLITS - 1
-    write_lines(folder, count, (i // rest * SPLITS + i % rest + 1 for i in wanted))
+    write_lines(
+      folder, count, (i // rest * SPLITS + i % rest + 1 for i in wanted)
+    )
   else:
     write_shards(folder, count, shards, wanted)
 
@@ -232,7 +238,8 @@ def read(kind: str, folder: pathlib.Path, workers: int) -> dict[str, float]:
     weights = float(batch["weight"].sum())
     for _, _, batch in batches:
       weights += float(batch["weight"].sum())
-    assert weights == BATCH * STEPS and not pipeline.bad_samples.count
+    assert weights == BATCH * STEPS
+    assert not pipeline.bad_samples.count
     start = time.perf_counter()
     for step in range(1000, 1100):
       pipeline.order.rows(step)
@@ -273,8 +280,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = pathlib.Path(name)
     data = folder / "data"
     data.mkdir()
-    write(args.kind, data, args.samples // args.shards * args.shards, args.shards)
-    command = [sys.executable, "-m", __spec__.name, "--read", "--dir", str(data)]
+    write(
+      args.kind, data, args.samples // args.shards * args.shards, args.shards
+    )
+    command = [
+      sys.executable,
+      "-m",
+      __spec__.name,
+      "--read",
+      "--dir",
+      str(data),
+    ]
     command += ["--kind", args.kind, "--workers", str(args.workers)]
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
     for _ in range(args.turns):

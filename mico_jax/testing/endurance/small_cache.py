@@ -2,20 +2,19 @@
 
   python -m mico_jax.testing.endurance.small_cache --kind webdataset --times 100
 
-puts shards of small pictures, each in a record of 100 KB, into a store in memory
-that waits before each answer, every shard under several names, and reads samples
-at random through the pipeline of a run whose cache holds 1 / `--times` of the
-set. Prints samples per second, the longest wait for a batch after the first
-ones and the median one, bytes read over bytes of the records, and the most of
-the disk that the cache took, looked at the whole time. Exits 1 where that was
-more than the limit, a batch was late by `--stall` seconds or a sample was
-replaced.
+puts shards of small pictures, each in a record of 100 KB, into a store in
+memory that waits before each answer, every shard under several names, and reads
+samples at random through the pipeline of a run whose cache holds 1 / `--times`
+of the set. Prints samples per second, the longest wait for a batch after the
+first ones and the median one, bytes read over bytes of the records, and the
+most of the disk that the cache took, looked at the whole time. Exits 1 where
+that was more than the limit, a batch was late by `--stall` seconds or a sample
+was replaced.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import pathlib
