@@ -225,6 +225,8 @@ def test_repeats_are_counted_in_pieces(disk, kept, monkeypatch):
     assert list(want.first) == [int(x) for x in firsts[:3]]
     monkeypatch.setattr(repeats, "_MOST", 100)
     assert repeats.find_repeats(values, chosen) == want
+    nameless = np.full(len(values), repeats.NO_ID)
+    assert repeats.find_repeats(nameless, chosen) == (0, 0, ())
     monkeypatch.undo()
 
 

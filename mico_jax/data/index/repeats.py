@@ -176,8 +176,8 @@ def _dealt(
 
 
 def _write(file: int, data: np.ndarray, offset: int) -> None:
-  view = memoryview(data).cast("B")
-  while view:
+  view = data.view(np.uint8).data
+  while len(view):
     done = os.pwrite(file, view, offset)
     view, offset = view[done:], offset + done
 
