@@ -9,6 +9,7 @@ beside its place and moved there, so it is whole or absent.
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -63,14 +64,14 @@ class Columns(Mapping[str, np.ndarray]):
     header, start = _header(path)
     size = os.path.getsize(path)
     for dtype, shape, offset in header["columns"].values():
-      count = int(np.prod(shape, dtype=np.int64))
+      count = math.prod(shape)
       if start + offset + count * np.dtype(dtype).itemsize > size:
         raise ValueError(f"{path}: cut short")
     with open(path, "rb") as file:
       data = maps.map_file(file) if size > start else b""
     arrays = {}
     for name, (dtype, shape, offset) in header["columns"].items():
-      count = int(np.prod(shape, dtype=np.int64))
+      count = math.prod(shape)
       array = np.frombuffer(data, dtype, count, start + offset if count else 0)
       arrays[name] = array.reshape(shape)
     return cls(header["meta"], arrays)

@@ -15,7 +15,7 @@ import weakref
 from typing import Any
 
 _LARGE = 256 << 20  # bytes of all maps, from which on pages are let go
-_LOOKS = 1024  # each maps some hundred kilobytes, where pages lie together
+_LOOKS = 512  # each maps some hundred kilobytes, where pages lie together
 
 _lock = threading.Lock()
 _maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()

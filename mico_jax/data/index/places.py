@@ -119,9 +119,8 @@ def _first(
   """The index that counts, if there is one."""
   for place in places:
     try:
-      meta = read_meta(place)
-      if _counts(meta, kind, stamp, path):
-        columns = Columns.open(place)
+      columns = Columns.open(place)
+      if _counts(columns.meta, kind, stamp, path):
         note_use(place)
         return columns
     except (OSError, ValueError, KeyError, TypeError):
