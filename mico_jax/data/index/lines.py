@@ -227,7 +227,7 @@ def _is_odd(fields: Mapping[str, Any]) -> bool:
     id_of(fields, "")
     negatives_of(fields)
     questions_of(fields)
-  except DecodeError:
+  except (DecodeError, TypeError, ValueError):
     return True
   # Would be taken for a kind of the field `captions`.
   return any(name.startswith("captions.") for name in fields)
