@@ -3,7 +3,8 @@
 `data.sources.NAME.require` names what a sample must have to be read at all: a
 modality ("audio"), a kind of caption ("caption:vision"), any caption
 ("caption"). The others are counted on stderr when the source is opened. A
-broken record passes, so that it is named when it is read.
+broken record passes, so that it is named when it is read. What the index of a
+source tells is not asked of its records.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from mico_jax.config import ConfigError, SourceConfig, to_dict
 from mico_jax.data.identity import tell
 from mico_jax.data.index import classes
-from mico_jax.data.records import Record
+from mico_jax.data.records import CAPTION, Record
 from mico_jax.modalities import MODALITIES, DecodeError
-
-CAPTION = "caption"
 
 
 def has(record: Record, name: str) -> bool:
@@ -44,6 +45,12 @@ def check_names(source: str, names: Sequence[str]) -> None:
         f"data.sources.{source}.require names {name!r}; known: "
         f"{', '.join(known)}, caption, caption:KIND."
       )
+
+
+def _classes(known: np.ndarray) -> np.ndarray:
+  """Class 0 of those that have all, 1 of others."""
+  has, open_ones = known == 1, known < 0
+  return np.where(open_ones, classes.UNKNOWN, ~has).astype(np.uint8)
 
 
 class Having:
@@ -74,8 +81,14 @@ class Having:
         return 0
       return 0 if all(has(record, n) for n in wanted) else 1
 
+    known: Any = getattr(source, "having", lambda _: None)(wanted)
     found = classes.sort(
-      source, fields, 2, class_of, f"what the samples of {name!r} have"
+      source,
+      fields,
+      2,
+      class_of,
+      f"what the samples of {name!r} have",
+      None if known is None else lambda: map(_classes, known),
     )
     self._rows = found.rows[: found.ends[0]]
     out = len(source) - len(self._rows)

@@ -15,6 +15,7 @@ from mico_jax import json_text
 from mico_jax.config import SourceConfig
 from mico_jax.modalities import MODALITIES, WHOLE, DecodeError
 
+CAPTION = "caption"  # of any kind, where things that samples have are named
 # Caption kind -> record fields, in addition to those of the modalities.
 _FIELDS: dict[str, tuple[str, ...]] = {
   WHOLE: ("omni_caption", "caption", "text"),

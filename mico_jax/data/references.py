@@ -3,6 +3,9 @@
 `photo.jpg`, `shard.tar:member`, `arrays.npz:name` or `arrays.npz:name[7]`, or a
 list of those (frames). Paths are relative to the manifest's folder and may not
 leave it, links included, unless the source's `root` names a wider folder.
+
+Open: an .npz in a store is not read ahead, as its directory tells where arrays
+lie; once read, an array is kept for the samples that share it.
 """
 
 from __future__ import annotations

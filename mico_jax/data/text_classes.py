@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from mico_jax.data.language import possible_texts
 from mico_jax.data.order import Order
 from mico_jax.data.records import Record
 from mico_jax.data.samples import TextSlots
-from mico_jax.data.sources import Source
+from mico_jax.data.sources import Source, open_source
 from mico_jax.data.text_lengths import Classes
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import DecodeError
@@ -86,6 +87,7 @@ def text_classes(
         limits,
         {name: part.rows for name, part in by_source.items()},
         {name: part.ends for name, part in by_source.items()},
+        {name: part.file for name, part in by_source.items() if part.file},
       )
   return found
 
@@ -99,15 +101,8 @@ def _sorted(
   limits: tuple[int, ...],
 ) -> classes.Sorted:
   slots = TextSlots.of(config, config.tasks[task])
-
-  def class_of(index: int) -> int:
-    try:
-      length = longest_text(source.record(index), slots, tokenizer)
-    except DecodeError:
-      length = 0
-    # Without texts it will be replaced, by any sample of the longest class.
-    return sum(not 0 < length <= limit for limit in limits)
-
+  class_of = _ClassOf(config, name, tokenizer, slots, limits)
+  class_of.source = source
   spec = to_dict(config.data.sources[name])
   key = {
     "source": {k: spec[k] for k in spec if k not in ("count", "sha256")},
@@ -116,8 +111,43 @@ def _sorted(
     "limits": limits,
   }
   return classes.sort(
-    source, key, len(limits) + 1, class_of, f"the captions of {name!r}"
+    source,
+    key,
+    len(limits) + 1,
+    class_of,
+    f"the captions of {name!r}",
+    processes=config.data.num_workers,
   )
+
+
+class _ClassOf:
+  """Index -> class. Travels to processes, which open their own files."""
+
+  def __init__(
+    self,
+    config: Config,
+    name: str,
+    tokenizer: Tokenizer,
+    slots: TextSlots,
+    limits: tuple[int, ...],
+  ):
+    self._config, self._name, self._tokenizer = config, name, tokenizer
+    self._slots, self._limits = slots, limits
+    self.source: Source | None = None
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {**self.__dict__, "source": None}
+
+  def __call__(self, index: int) -> int:
+    if self.source is None:
+      self.source = open_source(self._config, self._name)
+    try:
+      record = self.source.record(index)
+      length = longest_text(record, self._slots, self._tokenizer)
+    except DecodeError:
+      length = 0
+    # Without texts it will be replaced, by any sample of the longest class.
+    return sum(not 0 < length <= limit for limit in self._limits)
 
 
 def order_of(

@@ -4,19 +4,19 @@ The text towers compute every position of a batch, padding too. With buckets a
 batch holds samples whose texts fit one length, and is padded to that. Which
 class a sample belongs to is fixed by the longest text that a task may draw of
 it, so no host needs to see the rows of another.
-
-Open: with `data.num_workers` each worker process gets a copy of the rows, 4
-bytes a sample; with threads they stay mapped from the user's cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
+
+from mico_jax.data.index.columns import Columns
 
 Rows = Mapping[str, Int[np.ndarray, " N"]]
 
@@ -30,11 +30,29 @@ class Classes:
       all longer texts.
     rows: source -> its samples, class by class.
     ends: source -> where each class ends in its `rows`.
+    files: source -> file of columns that holds its `rows`, which worker
+      processes map as well; of other sources they get a copy.
   """
 
   limits: tuple[int, ...]
   rows: Rows
   ends: Mapping[str, tuple[int, ...]]
+  files: Mapping[str, str] = field(default_factory=dict)
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Rows that a file holds do not travel."""
+    rows = {n: r for n, r in self.rows.items() if n not in self.files}
+    return {**self.__dict__, "rows": rows}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    """Maps the rows that a file holds."""
+    mapped = {
+      name: Columns.open(file)["rows"] for name, file in state["files"].items()
+    }
+    # In the order of the sources, which is part of the order of data.
+    rows = {**state["rows"], **mapped}
+    state = {**state, "rows": {name: rows[name] for name in state["ends"]}}
+    self.__dict__.update(state)
 
   def up_to(self, source: str, length: int) -> Int[np.ndarray, " N"] | None:
     """The samples whose texts fit a length; None: all (length 0)."""

@@ -355,7 +355,7 @@ def test_vast_annotations_over_clips(tmp_path, cases_dir):
   assert source.record(1).captions == {}
   with pytest.raises(DecodeError, match=r"gone\.mp4"):
     load_inputs(config, source.record(1), "a", ("video",), None)
-  with pytest.raises(DecodeError, match="entry 2 is no JSON object"):
+  with pytest.raises(DecodeError, match="entry 2: expected a JSON object"):
     source.record(2)
 
 
@@ -538,3 +538,21 @@ def test_options_of_a_kind_reach_the_record(tmp_path):
   record = open_source(config_of(a=spec), "a").record(2)
   assert record.captions["vision"] == ("a small cube 2",)
   assert np.isfinite(record.fields["label"])
+
+
+# -------------------------------------------------------- large sets, stores
+def test_rows_that_fill_the_memory_are_told_of(tmp_path, capsys, monkeypatch):
+  _write(tmp_path, **{"a.csv": "image,caption\nx.png,a\ny.png,b\n"})
+  _open("csv", tmp_path / "a.csv")
+  assert "memory" not in capsys.readouterr().err
+  monkeypatch.setattr("mico_jax.data.sources.rows._LARGE", 1000)
+  _open("csv", tmp_path / "a.csv")
+  assert "mico-jax data convert --from csv --path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "files", "hf_disk"])
+def test_folders_of_a_store_are_refused_with_a_way_out(kind):
+  spec = SourceConfig(kind=kind, path="gs://bucket/set")
+  ways = "mico-jax data convert --from|copy the folder to a local disk"
+  with pytest.raises(ConfigError, match=ways):
+    open_source(config_of(a=spec), "a")

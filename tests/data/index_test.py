@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import io
 import json
 import os
 import pathlib
@@ -14,7 +17,7 @@ import pytest
 
 from mico_jax.cli.main import main
 from mico_jax.config import ConfigError, SourceConfig
-from mico_jax.data.index import lines, places, repeats, selection
+from mico_jax.data.index import entries, lines, places, repeats, selection
 from mico_jax.data.index.columns import Columns, Writer
 from mico_jax.data.pipeline import Pipeline
 from mico_jax.data.sources import manifest, open_source
@@ -49,6 +52,10 @@ def _settle(path: pathlib.Path, seconds: float = 60) -> None:
 def _ids(config):
   source = open_source(config, "a")
   return [source.record(i).id for i in range(len(source))]
+
+
+def _no_room(*_: object) -> None:
+  raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_columns_are_what_was_written(tmp_path):
@@ -200,9 +207,13 @@ def test_names_are_found_among_many(tmp_path):
     index.read("d1/500.bin")
 
 
-def test_repeats_are_counted_in_pieces(monkeypatch):
+@pytest.mark.parametrize("disk", ["roomy", "full"])
+def test_repeats_are_counted_in_pieces(disk, kept, monkeypatch):
   rng = np.random.default_rng(0)
   values = rng.integers(-2, 300, 5000)
+  values[1000:3000:2] = 7  # more of one than are sorted at once
+  if disk == "full":
+    monkeypatch.setattr(repeats, "_write", _no_room)
   rows = np.flatnonzero(rng.random(5000) < 0.4)
   for chosen in (None, rows):
     part = values if chosen is None else values[chosen]
@@ -214,6 +225,8 @@ def test_repeats_are_counted_in_pieces(monkeypatch):
     assert list(want.first) == [int(x) for x in firsts[:3]]
     monkeypatch.setattr(repeats, "_MOST", 100)
     assert repeats.find_repeats(values, chosen) == want
+    nameless = np.full(len(values), repeats.NO_ID)
+    assert repeats.find_repeats(nameless, chosen) == (0, 0, ())
     monkeypatch.undo()
 
 
@@ -233,11 +246,11 @@ def test_million_rows_open_at_once(tmp_path, kept):
   _settle(path)
   stat = path.stat()
   meta = {
-    "kind": lines.KIND, "stamp": [stat.st_size, str(stat.st_mtime_ns)],
+    "kind": lines.LINES.kind, "stamp": [stat.st_size, str(stat.st_mtime_ns)],
     "made": time.time_ns(), "sha256": "0" * 64, "samples": rows, "good": rows,
     "broken": -1, "splits": ["train", "val"], "fields": [],
   }  # fmt: skip
-  writer.save(places.cached_place(str(path), lines.KIND), meta)
+  writer.save(places.cached_place(str(path), lines.LINES.kind), meta)
   code = f"""
 import resource, time
 from mico_jax.config import SourceConfig
@@ -268,6 +281,25 @@ print(len(source), used() - before, time.process_time() - began)
   assert int(grown) < 4096  # KiB
   assert float(seconds) < 0.5
   assert "1 id occurs up to 1000000 times" in done.stderr
+
+
+def test_millions_of_samples_in_shards_open_at_once():
+  """Nothing of an open set grows with its samples, once its ids were seen."""
+  command = "mico_jax.testing.endurance.many_samples --kind webdataset"
+  options = "--samples 3000000 --shards 30 --workers 0"
+  done = subprocess.run(
+    [sys.executable, "-m", *command.split(), *options.split()],
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert not done.returncode, done.stderr
+  first, second = map(json.loads, done.stdout.splitlines())
+  assert first["samples"] == second["samples"] == 3_000_000
+  assert "occur" not in done.stderr
+  assert second["open_cpu_seconds"] < 0.5
+  assert second["open_grown_mb"] < 10
 
 
 def test_the_order_is_that_of_a_small_manifest(tmp_path, monkeypatch):
@@ -308,3 +340,89 @@ def test_the_command_writes_indexes_beside_the_data(
   assert len(_ids(config_of(a=manifest_source(path)))) == 8
   assert main(["data", "index", str(tmp_path / "x.zip")]) == 2
   assert "x.zip" in capsys.readouterr().err
+
+
+def test_prune_removes_what_no_run_needs(tmp_path, kept, capsys):
+  """Files that are gone or changed, long unused, left behind; no others."""
+  files = {n: tmp_path / f"{n}.tar" for n in ("used", "gone", "changed", "old")}
+  for path in files.values():
+    write_tar(path, [("a.png", png(1))])
+    _settle(path)
+    TarIndex(str(path))
+  place = {n: places.cached_place(str(p), "tar.1") for n, p in files.items()}
+  files["gone"].unlink()
+  write_tar(files["changed"], [("b.png", png(2))])
+  _settle(place["old"], 40 * 86400)
+  for name, days in ((".x.part", 2), ("x.lock", 2), ("y.lock", 0)):
+    (kept / name).touch()
+    _settle(kept / name, days * 86400)
+  assert main(["data", "index", "--prune", "--days", "30", "--json"]) == 0
+  told = json.loads(capsys.readouterr().out)["pruned"]
+  assert (told["gone"], told["unused"], told["kept"]) == (2, 1, 1)
+  left = {p.name for p in kept.iterdir()}
+  assert place["used"].name in left
+  assert not left & {place[n].name for n in ("gone", "changed", "old")}
+  assert "y.lock" in left
+  assert not left & {".x.part", "x.lock"}
+  _settle(place["used"], 89 * 86400)
+  TarIndex(str(files["used"]))  # is noted
+  assert main(["data", "index", "--prune", "--days", "30", "--json"]) == 0
+  assert json.loads(capsys.readouterr().out)["pruned"]["kept"] == 1
+  assert main(["data", "index", "--prune", "--days", "0"]) == 2
+  assert "--days" in capsys.readouterr().err
+
+
+def test_entries_of_a_list_are_found_piece_by_piece(monkeypatch):
+  """As JSON itself reads them, wherever a read ends."""
+  monkeypatch.setattr(entries, "_READ", 3)
+  values = [{"a": ["]", {"b": "\\"}], "\u00e4": '\u2603"'}, 12, -1.5e3, "x, ]"]
+  values += [None, [], {}, {"long": "y" * 50}]
+  for text in (
+    json.dumps(values),
+    json.dumps(values, ensure_ascii=False, indent=2),
+    "\ufeff [ 12,3 ] \n",
+    "[]",
+    " [ ] ",
+  ):
+    data, seen = text.encode(), []
+    found = list(entries.entries(io.BytesIO(data), seen.append))
+    assert b"".join(seen) == data
+    want = json.loads(text.removeprefix("\ufeff"))
+    assert [json.loads(x) for _, _, x in found] == want
+    for _, start, entry in found:
+      assert data[start : start + len(entry)] == entry
+  whole = json.dumps(values).encode()
+  damaged = [whole[:n] for n in range(0, len(whole), 7)]
+  damaged += [b"{}", b"[1 2]", b"[1,]", b"[1] x", b"[,1]", b'[{"a":1,"a":2}]']
+  for data in damaged:
+    with pytest.raises(DecodeError):
+      list(entries.entries(io.BytesIO(data), len))
+
+
+def test_large_annotations_are_those_of_a_small_file(tmp_path, kept, capsys):
+  items = [{"clip_id": f"c{i % 9}", "vast_cap": f"t {i}"} for i in range(10)]
+  items = [*items, 7, {"clip_id": "w", "split": "val", "where": 1}]
+  path = tmp_path / "a.json"
+  path.write_text(json.dumps(items))
+  _settle(path)
+
+  def records(**options):
+    spec = SourceConfig(kind="vast", path=str(path), **options)
+    source, found = open_source(config_of(a=spec), "a"), []
+    for index in range(len(source)):
+      try:
+        record = source.record(index)
+        found.append((record.id, record.captions, sorted(record.media)))
+      except DecodeError as error:
+        found.append(str(error))
+    return source.sha256, found
+
+  wanted = ({"split": ""}, {}, {"split": "", "where": {"where": 1}})
+  large = [records(**options) for options in wanted]
+  assert [len(found) for _, found in large] == [12, 11, 2]
+  assert large[0][0] == hashlib.sha256(path.read_bytes()).hexdigest()
+  assert "1 id occurs twice (c0)" in capsys.readouterr().err
+  assert len(list(kept.glob("*.mico_index"))) == 4
+  with pytest.MonkeyPatch.context() as small:
+    small.setattr(manifest, "SMALL", 1 << 20)
+    assert [records(**options) for options in wanted] == large

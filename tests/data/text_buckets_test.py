@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import pickle
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from mico_jax.cli.main import main
 from mico_jax.config import ConfigError
+from mico_jax.data.index import classes as sorting
 from mico_jax.data.order import Order
 from mico_jax.data.pipeline import Pipeline, batch_spec, trace
-from mico_jax.data.sources import open_sources
+from mico_jax.data.sources import ManifestSource, open_sources
 from mico_jax.data.text_classes import text_classes
 from mico_jax.data.text_lengths import Classes
 from mico_jax.data.tokenizer import make_tokenizer
@@ -142,3 +146,50 @@ def test_the_pinned_counts_are_those_of_the_classes(corpus):
   task = dataclasses.replace(config.tasks["one"], mixture={"a/6": 1})
   with pytest.raises(ConfigError, match="was started with the mixture"):
     Order(dataclasses.replace(config, tasks={"one": task}), {"a": 24}, lengths)
+
+
+def test_worker_processes_map_the_rows(corpus, tmp_path, monkeypatch):
+  """What travels to them does not grow with the samples."""
+  config, tokenizer = corpus
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  monkeypatch.setattr(sorting, "_KEPT", 0)
+  lengths = text_classes(config, tokenizer, open_sources(config))["one"]
+  data = pickle.dumps(lengths)
+  assert lengths.rows["a"].tobytes() not in data
+  again = pickle.loads(data)
+  assert again.ends == lengths.ends
+  np.testing.assert_array_equal(again.rows["a"], lengths.rows["a"])
+  monkeypatch.undo()  # a small set, of which no file is kept
+  lengths = text_classes(config, tokenizer, open_sources(config))["one"]
+  again = pickle.loads(pickle.dumps(lengths))
+  np.testing.assert_array_equal(again.rows["a"], lengths.rows["a"])
+
+
+def test_the_index_command_sorts_ahead_by_processes(
+  corpus, tmp_path, monkeypatch, capsys
+):
+  """What it keeps is what a run would find, which then reads no record."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  monkeypatch.setattr(sorting, "_KEPT", 0)
+  config, tokenizer = corpus
+  want = text_classes(config, tokenizer, open_sources(config))["one"]
+  (tmp_path / "mico_jax").rename(tmp_path / "other")
+  monkeypatch.setattr(sorting, "_MANY", 0)
+  path = tmp_path / "config.py"
+  path.write_text(
+    "from mico_jax.config import to_config_dict\n"
+    "from mico_jax.testing import tiny_data\n\n\n"
+    "def get_config():\n"
+    "  return to_config_dict(tiny_data.config_of(\n"
+    f"    batch=4, groups=('ti',), a=tiny_data.manifest_source("
+    f"{config.data.sources['a'].path!r}),\n"
+    "    data={'text_buckets': (10, 6), 'max_bad_fraction': 0.5,"
+    " 'num_workers': 1},\n  ))\n"
+  )
+  assert main(["data", "index", "--config", str(path), "--json"]) == 0
+  told = json.loads(capsys.readouterr().out)["text_buckets"]["one"]["a"]
+  assert list(told) == ["6", "10", "longer"]
+  assert list(np.cumsum(list(told.values()))) == list(want.ends["a"])
+  monkeypatch.setattr(ManifestSource, "fields", None)  # `record` calls it
+  again = text_classes(config, tokenizer, open_sources(config))["one"]
+  np.testing.assert_array_equal(again.rows["a"], want.rows["a"])

@@ -9,7 +9,7 @@ beside its place and moved there, so it is whole or absent.
 from __future__ import annotations
 
 import json
-import mmap
+import math
 import os
 import pathlib
 import shutil
@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from mico_jax.data.index import maps
 
 _MAGIC = b"mico_jax.index.1\n"
 _ALIGN = 64
@@ -40,6 +42,7 @@ class Columns(Mapping[str, np.ndarray]):
 
   def __getitem__(self, name: str) -> np.ndarray:
     """A column."""
+    maps.look()
     return self._arrays[name]
 
   def __iter__(self) -> Any:
@@ -61,13 +64,14 @@ class Columns(Mapping[str, np.ndarray]):
     header, start = _header(path)
     size = os.path.getsize(path)
     for dtype, shape, offset in header["columns"].values():
-      count = int(np.prod(shape, dtype=np.int64))
+      count = math.prod(shape)
       if start + offset + count * np.dtype(dtype).itemsize > size:
         raise ValueError(f"{path}: cut short")
-    data = np.memmap(path, np.uint8, "r") if size > start else b""
+    with open(path, "rb") as file:
+      data = maps.map_file(file) if size > start else b""
     arrays = {}
     for name, (dtype, shape, offset) in header["columns"].items():
-      count = int(np.prod(shape, dtype=np.int64))
+      count = math.prod(shape)
       array = np.frombuffer(data, dtype, count, start + offset if count else 0)
       arrays[name] = array.reshape(shape)
     return cls(header["meta"], arrays)
@@ -91,6 +95,32 @@ def _header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
     raise ValueError(f"{path}: cut short")
   start = len(_MAGIC) + _LENGTH.size + length
   return json.loads(data), -(-start // _ALIGN) * _ALIGN
+
+
+def lay_out(
+  dtypes: Mapping[str, np.dtype],
+  counts: Mapping[str, int],
+  meta: Mapping[str, Any],
+) -> tuple[bytes, dict[str, int], int]:
+  """How a file of columns begins and goes on.
+
+  Args:
+    dtypes: of the columns.
+    counts: values of each.
+    meta: what is said of them.
+
+  Returns:
+    The first bytes, the place of each column and the size of the file.
+  """
+  table, place = {}, 0
+  for name, dtype in dtypes.items():
+    table[name] = [dtype.str, [counts[name]], place]
+    place += -(-counts[name] * dtype.itemsize // _ALIGN) * _ALIGN
+  header = json.dumps({"meta": dict(meta), "columns": table}).encode()
+  head = _MAGIC + _LENGTH.pack(len(header)) + header
+  start = -(-len(head) // _ALIGN) * _ALIGN
+  places = {name: start + row[2] for name, row in table.items()}
+  return head, places, start + place
 
 
 class Writer:
@@ -120,8 +150,7 @@ class Writer:
     file.flush()
     if not file.tell():
       return np.empty(0, self._dtypes[name])
-    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(data, self._dtypes[name])
+    return np.frombuffer(maps.map_file(file), self._dtypes[name])
 
   def columns(self, meta: Mapping[str, Any]) -> Columns:
     """The columns in memory."""
@@ -137,18 +166,14 @@ class Writer:
     Raises:
       OSError: as the system says.
     """
-    table, place = {}, 0
-    for name in self._files:
-      count = self.size(name)
-      table[name] = [self._dtypes[name].str, [count], place]
-      place += -(-count * self._dtypes[name].itemsize // _ALIGN) * _ALIGN
-    header = json.dumps({"meta": dict(meta), "columns": table}).encode()
+    counts = {name: self.size(name) for name in self._files}
+    head, _, _ = lay_out(self._dtypes, counts, meta)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
       dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as out:
       try:
-        out.write(_MAGIC + _LENGTH.pack(len(header)) + header)
+        out.write(head)
         for file in self._files.values():
           out.write(bytes(-out.tell() % _ALIGN))
           file.seek(0)

@@ -25,6 +25,7 @@ SUFFIX = ".mico_index"
 # A file that was written this short a time before its index was made may have
 # been written again since, with the same time.
 _SETTLED = 2_000_000_000  # ns
+_DAY = 86400.0  # seconds
 
 
 def index_folder() -> pathlib.Path:
@@ -34,9 +35,21 @@ def index_folder() -> pathlib.Path:
 
 def cached_place(path: str, kind: str) -> pathlib.Path:
   """The place of a file's index in the user's cache."""
-  full = path if is_remote(path) else os.path.abspath(path)
-  name = hashlib.sha256(f"{kind}\0{full}".encode(errors="surrogateescape"))
-  return index_folder() / f"{name.hexdigest()[:32]}{SUFFIX}"
+  name = f"{kind}\0{_full(path)}".encode(errors="surrogateescape")
+  return index_folder() / f"{hashlib.sha256(name).hexdigest()[:32]}{SUFFIX}"
+
+
+def _full(path: str) -> str:
+  return path if is_remote(path) else os.path.abspath(path)
+
+
+def note_use(place: pathlib.Path) -> None:
+  """Notes by the time of an index in the cache that it is in use (`prune`)."""
+  with contextlib.suppress(OSError):
+    if place.parent == index_folder() and time.time() - _DAY > (
+      place.stat().st_mtime
+    ):
+      os.utime(place)
 
 
 def load(
@@ -72,13 +85,14 @@ def load(
       found = _first(places, kind, stamp, path)
       if found is None:
         _tell_changed(places, kind, stamp, path)
-        found = _make(place, kind, stamp, build)
+        found = _make(path, place, kind, stamp, build)
   if beside:
     _put_beside(path, place, kind, stamp, storage)
   return found
 
 
 def _make(
+  path: str,
   place: pathlib.Path,
   kind: str,
   stamp: Stamp,
@@ -87,6 +101,7 @@ def _make(
   made = time.time_ns()
   writer, meta = build()
   meta = {**meta, "kind": kind, "stamp": list(stamp), "made": made}
+  meta["path"] = _full(path)
   try:
     try:
       writer.save(place, meta)
@@ -104,9 +119,10 @@ def _first(
   """The index that counts, if there is one."""
   for place in places:
     try:
-      meta = read_meta(place)
-      if _counts(meta, kind, stamp, path):
-        return Columns.open(place)
+      columns = Columns.open(place)
+      if _counts(columns.meta, kind, stamp, path):
+        note_use(place)
+        return columns
     except (OSError, ValueError, KeyError, TypeError):
       continue  # none, or no index: made anew
   return None

@@ -43,8 +43,8 @@ def build(
   Returns:
     The columns, and the meta of `tars.build` with `patterns` (endings, in the
     order of the members), `examples` (a member of each ending of a pattern),
-    `left_out` (names of what is no part of a sample) and `leaves_out` (how
-    many).
+    `counts` (samples of each pattern), `left_out` (names of what is no part of
+    a sample) and `leaves_out` (how many).
 
   Raises:
     DecodeError: as `tars.build`, and for endings that differ in case only.
@@ -55,6 +55,7 @@ def build(
   groups, left_out = _grouped(path, members, key_dot)
   patterns: dict[tuple[str, ...], int] = {}
   examples: list[list[str]] = []
+  counts: list[int] = []
   key_end = first = 0
   for key, own in groups.items():
     pattern = tuple(own)
@@ -63,6 +64,8 @@ def build(
       rows = own.values()
       names = [tars.normal_name(tars.name_at(members, r)) for r in rows]
       examples.append(names)
+      counts.append(0)
+    counts[patterns[pattern]] += 1
     data = key.encode("utf-8", "surrogateescape")
     key_end += len(data)
     writer.add(
@@ -79,6 +82,7 @@ def build(
     "samples": len(groups),
     "patterns": [list(p) for p in patterns],
     "examples": examples,
+    "counts": counts,
     "left_out": [*meta["dangling"], *left_out][:_NAMED],
     "leaves_out": meta["dangles"] + len(left_out),
   }
@@ -112,6 +116,15 @@ def _grouped(
         )
     own[suffix.lower()] = row
   return groups, left_out
+
+
+def counts_of(columns: Columns) -> list[int]:
+  """How many samples have each pattern."""
+  counts = columns.meta.get("counts")  # not in indexes of earlier versions
+  if counts is None:
+    number = len(columns.meta["patterns"])
+    counts = np.bincount(columns["pattern"], minlength=number).tolist()
+  return counts
 
 
 def key_at(columns: Columns, sample: int) -> str:

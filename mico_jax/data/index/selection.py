@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ import numpy as np
 
 from mico_jax.data.identity import tell
 from mico_jax.data.index.columns import Columns, Writer
-from mico_jax.data.index.places import SUFFIX, index_folder
+from mico_jax.data.index.places import SUFFIX, alone, index_folder, note_use
+from mico_jax.data.index.progress import Progress
 from mico_jax.data.index.repeats import Hashes, Repeats, find_repeats
 
 _KEPT = 20_000  # samples from which on a selection is kept
@@ -69,10 +71,20 @@ def select(
   text = json.dumps([_VERSION, dict(key)], sort_keys=True, default=list)
   name = hashlib.sha256(text.encode()).hexdigest()[:32]
   place = index_folder() / f"{name}{SUFFIX}"
-  try:
-    return _opened(Columns.open(place))
-  except (OSError, ValueError, KeyError, TypeError):
-    pass  # none yet
+  with alone(place):
+    try:
+      return _opened(place)
+    except (OSError, ValueError, KeyError, TypeError):
+      pass  # none yet
+    return _made(total, place, pick, hashes)
+
+
+def _made(
+  total: int,
+  place: pathlib.Path,
+  pick: Callable[[], Iterator[np.ndarray]] | None,
+  hashes: Callable[[], Hashes],
+) -> Selection:
   writer = Writer(rows="<i4" if total < 2**31 else "<i8")
   try:
     for piece in pick() if pick is not None else ():
@@ -82,7 +94,8 @@ def select(
       writer.close()
       writer, pick = Writer(rows="<i4"), None
     rows = None if pick is None else writer.mapped("rows")
-    repeats = find_repeats(hashes(), rows)
+    with Progress(count, "looking for ids that repeat") as progress:
+      repeats = find_repeats(hashes(), rows, progress=progress.update)
     meta = {"count": count, "all": rows is None, "repeats": list(repeats)}
     try:
       writer.save(place, meta)
@@ -90,12 +103,14 @@ def select(
       tell(f"the selection {place} is not kept: {error.strerror or error}")
       return Selection(rows, count, repeats)
     del rows
-    return _opened(Columns.open(place))
+    return _opened(place)
   finally:
     writer.close()
 
 
-def _opened(columns: Columns) -> Selection:
+def _opened(place: pathlib.Path) -> Selection:
+  columns = Columns.open(place)
+  note_use(place)
   meta = columns.meta
   count, most, first = meta["repeats"]
   rows = None if meta["all"] else columns["rows"]

@@ -130,14 +130,30 @@ class Joined:
   def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
     """The values of a range of samples, or of samples in order."""
     if isinstance(rows, slice):
-      rows = np.arange(*rows.indices(len(self)))
-    numbers = np.searchsorted(self._ends, rows, side="right")
-    parts = []
-    for number in np.unique(numbers):
-      before = self._ends[number - 1] if number else 0
-      column = self._shards.columns(int(number))[self._name]
-      parts.append(column[rows[numbers == number] - before])
+      parts = list(self._range(*rows.indices(len(self))))
+    else:
+      parts = list(self._picked(np.asarray(rows, np.int64)))
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+  def _range(self, start: int, stop: int, step: int) -> Iterator[np.ndarray]:
+    if step != 1:
+      yield from self._picked(np.arange(start, stop, step))
+      return
+    while start < stop:
+      number = int(np.searchsorted(self._ends, start, side="right"))
+      end = int(self._ends[number])
+      before = int(self._ends[number - 1]) if number else 0
+      column = self._shards.columns(number)[self._name]
+      yield column[start - before : min(stop, end) - before]
+      start = end
+
+  def _picked(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+    numbers = np.searchsorted(self._ends, rows, side="right")
+    for part in np.split(rows, np.flatnonzero(np.diff(numbers)) + 1):
+      if len(part):
+        number = int(np.searchsorted(self._ends, part[0], side="right"))
+        before = int(self._ends[number - 1]) if number else 0
+        yield self._shards.columns(number)[self._name][part - before]
 
 
 def _loaded(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
 
 from mico_jax.config import Config, SourceConfig, from_dict
 from mico_jax.data.records import Record
@@ -122,6 +124,19 @@ class SourceKind(abc.ABC):
       The files that have an index; none for a kind that keeps none.
     """
     return []
+
+  def having(self, names: Sequence[str]) -> Iterator[np.ndarray] | None:
+    """Which samples have all of some things, as far as the index tells.
+
+    Args:
+      names: modalities, "caption" or "caption:KIND", as in `require`.
+
+    Returns:
+      int8, piece by piece in the order of the samples: 1: it has them, or its
+      record is broken; 0: it lacks one; -1: its record tells. None: the index
+      tells of none.
+    """
+    del names
 
   def spans(self, index: int, keys: Sequence[str]) -> Sequence[Span]:
     """The bytes of remote files that sample `index` needs, if known before.

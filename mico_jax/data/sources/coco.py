@@ -41,6 +41,7 @@ class CocoSource(RowSource):
 
   kind: ClassVar = "coco"
   reads: ClassVar = ("root",)
+  held: ClassVar = 2750
   Options: ClassVar = CocoOptions
 
   def __init__(self, name: str, config: SourceConfig, storage: Storage):

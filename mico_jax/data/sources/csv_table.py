@@ -49,6 +49,7 @@ class CsvSource(RowSource):
 
   kind: ClassVar = "csv"
   reads: ClassVar = ("root",)
+  held: ClassVar = 860
   Options: ClassVar = CsvOptions
 
   def __init__(self, name: str, config: SourceConfig, storage: Storage):
@@ -79,7 +80,7 @@ class CsvSource(RowSource):
       if isinstance(row.get("id"), list):  # of rows, such as one for a caption
         row["id"] = row["id"][0]
     self._choose(len(self._fields_of))
-    self._tell_repeated(self._fields_of[int(i)].get("id") for i in self._rows)
+    self._tell_repeated(lambda: (row.get("id") for row in self._fields_of))
 
   def _parse(self, data: bytes, options: CsvOptions) -> list[dict[str, Any]]:
     delimiter = _DELIMITERS.get(options.delimiter)

@@ -4,10 +4,37 @@ from __future__ import annotations
 
 import os
 
+from mico_jax.config import ConfigError
+from mico_jax.data.storage import is_remote
+
 
 def is_hidden(name: str) -> bool:
   """Whether a name is that of a hidden file, or of an operating system's."""
   return name.startswith(".") or name == "__MACOSX"
+
+
+def check_folder(path: str, source: str, kind: str) -> None:
+  """Refuses what is no local folder.
+
+  Args:
+    path: of the source.
+    source: its name.
+    kind: of it.
+
+  Raises:
+    ConfigError: saying how files of a store are read.
+  """
+  if is_remote(path):
+    raise ConfigError(
+      f"data.sources.{source}.path: {path}: folders of a store are not listed; "
+      "name its files in a manifest (kind 'manifest', root=the folder), or "
+      f"make shards where it is local: mico-jax data convert --from {kind} "
+      "--path DIR --out DIR."
+    )
+  if not os.path.isdir(path):
+    raise ConfigError(
+      f"data.sources.{source}.path: {path!r} is no local folder."
+    )
 
 
 def walk(root: str) -> list[str]:

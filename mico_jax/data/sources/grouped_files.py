@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.records import parse_fields
 from mico_jax.data.references import FileReader
-from mico_jax.data.sources.folders import walk
+from mico_jax.data.sources.folders import check_folder, walk
 from mico_jax.data.sources.rows import Media, RowSource, some
 from mico_jax.data.sources.webdataset import TEXTS
-from mico_jax.data.storage import Storage, is_remote, short
+from mico_jax.data.storage import Storage, short
 from mico_jax.modalities import DecodeError, by_extension
 
 _STATUS, _SUCCESS = "status", "success"
@@ -33,6 +33,7 @@ class GroupedFilesSource(RowSource):
 
   kind: ClassVar = "files"
   reads: ClassVar = ("root", "key_dot")
+  held: ClassVar = 620
 
   def __init__(self, name: str, config: SourceConfig, storage: Storage):
     """Lists the folder.
@@ -40,10 +41,7 @@ class GroupedFilesSource(RowSource):
     Raises:
       ConfigError: if it has no samples, or their names are ambiguous.
     """
-    if is_remote(config.path) or not os.path.isdir(config.path):
-      raise ConfigError(
-        f"data.sources.{name}.path: {config.path!r} is no local folder."
-      )
+    check_folder(config.path, name, self.kind)
     self._name, self._config, self._storage = name, config, storage
     self._files = FileReader(
       os.path.abspath(config.path), config.root, storage, name

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -64,8 +64,7 @@ class HfDiskSource(ArrowSource):
     )
     self._choose(int(self._starts[-1]), splits="split" in self._schema_names)
     if self._id_column:
-      ids = self._ids()
-      self._tell_repeated(ids[int(row)] for row in self._rows)
+      self._tell_repeated(self._ids)
 
   def _error(self, text: str) -> ConfigError:
     return ConfigError(f"data.sources.{self._name}.path: {text}")
@@ -152,17 +151,17 @@ class HfDiskSource(ArrowSource):
         self._valid.add(at)
     return batch, row - int(self._starts[at])
 
-  def _ids(self) -> list[Any]:
+  def _ids(self) -> Iterator[Any]:
     """The id of every row; None for those that cannot be read."""
-    at, ids = self._schema_names.index(self._id_column), []
+    at = self._schema_names.index(self._id_column)
     for batch in self._batches:
       column = batch.column(at)
       try:
         column.validate(full=True)
-        ids += column.to_pylist()
+        ids = column.to_pylist()
       except Exception:  # reported when its rows are read
-        ids += [None] * batch.num_rows
-    return ids
+        ids = [None] * batch.num_rows
+      yield from ids
 
   def _cells(self, row: int, columns: Sequence[str]) -> dict[str, Any]:
     batch, at = self._batch(row)

@@ -15,9 +15,9 @@ from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.config.fields import Choice
 from mico_jax.data.records import id_of, media_fields, parse_fields
 from mico_jax.data.references import FileReader
-from mico_jax.data.sources.folders import subfolders, walk
+from mico_jax.data.sources.folders import check_folder, subfolders, walk
 from mico_jax.data.sources.rows import Media, RowSource, present, some
-from mico_jax.data.storage import Storage, is_remote
+from mico_jax.data.storage import Storage
 from mico_jax.modalities import DecodeError, by_extension
 
 _PICTURE = "image"
@@ -50,6 +50,7 @@ class ImageFolderSource(RowSource):
 
   kind: ClassVar = "imagefolder"
   reads: ClassVar = ("root",)
+  held: ClassVar = 130
   Options: ClassVar = ImageFolderOptions
 
   def __init__(self, name: str, config: SourceConfig, storage: Storage):
@@ -59,10 +60,7 @@ class ImageFolderSource(RowSource):
       ConfigError: if it has no pictures, or splits cannot be told from classes.
     """
     path = config.path
-    if is_remote(path) or not os.path.isdir(path):
-      raise ConfigError(
-        f"data.sources.{name}.path: {path!r} is no local folder of pictures."
-      )
+    check_folder(path, name, self.kind)
     self._name, self._config, self._storage = name, config, storage
     self._files = FileReader(os.path.abspath(path), config.root, storage, name)
     names = walk(path)

@@ -10,7 +10,7 @@ import numpy as np
 from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.faults import guarded
 from mico_jax.data.identity import tell, tell_repeated
-from mico_jax.data.index import lines, places
+from mico_jax.data.index import line_masks, lines, maps, places
 from mico_jax.data.index.columns import Columns
 from mico_jax.data.index.repeats import NO_ID, hash_of
 from mico_jax.data.index.selection import select
@@ -42,6 +42,9 @@ class ManifestSource(SourceKind):
 
   kind: ClassVar = "manifest"
   reads: ClassVar = ("root",)
+  form: ClassVar[lines.Form] = lines.LINES
+  entry: ClassVar = "line"  # what holds a sample, in messages
+  plural: ClassVar = "lines"
 
   def __init__(self, name: str, config: SourceConfig, storage: Storage):
     """Takes the index of the manifest, and the lines of the split.
@@ -82,16 +85,16 @@ class ManifestSource(SourceKind):
     path, storage = self._config.path, self._storage
     if storage.stat(path).size <= SMALL and not beside:
       self._data = storage.read(path, limited=False)
-      writer, meta = lines.build(path, storage, self._data)
+      writer, meta = lines.build(path, storage, self._data, self.form)
       try:
         return writer.columns(meta)
       finally:
         writer.close()
     return places.load(
       path,
-      lines.KIND,
+      self.form.kind,
       storage,
-      lambda: lines.build(path, storage),
+      lambda: lines.build(path, storage, form=self.form),
       beside=beside,
     )
 
@@ -113,12 +116,13 @@ class ManifestSource(SourceKind):
     except DecodeError as error:
       first = str(error)
     else:  # only bytes that are no UTF-8 parse when replaced
-      first = f"{self._config.path}: a line is no JSON object."
+      first = f"{self._config.path}: a {self.entry} is no JSON object."
     if not good:
       raise ConfigError(first)
     tell(
-      f"source {self._name!r}: {count - good} of {count} lines are no "
-      f"JSON objects and count as broken samples; the first: {first}"
+      f"source {self._name!r}: {count - good} of {count} "
+      f"{self.plural} are no JSON objects and count as broken samples; "
+      f"the first: {first}"
     )
 
   # ------------------------------------------------------------------ selection
@@ -141,6 +145,7 @@ class ManifestSource(SourceKind):
       rows = start + np.flatnonzero(np.isin(part, wanted))
       if self._config.where:
         rows = rows[[self._passes(int(row)) for row in rows]]
+      maps.release()
       yield rows
 
   def _passes(self, row: int) -> bool:
@@ -150,6 +155,20 @@ class ManifestSource(SourceKind):
     except DecodeError:
       fields = {}
     return matches(fields, self._config)
+
+  def having(self, names: Sequence[str]) -> Iterator[np.ndarray] | None:
+    """See `SourceKind.having`."""
+    what = line_masks.wanted(self._index.meta, self._config, names)
+    return None if what is None else self._having(what)
+
+  def _having(self, what: line_masks.Wanted) -> Iterator[np.ndarray]:
+    chosen = self._selection.rows
+    for start in range(0, len(self), _PIECE):
+      part = slice(start, min(start + _PIECE, len(self)))
+      rows = part if chosen is None else chosen[part]
+      has, doubt = line_masks.look(self._index, rows, what)
+      maps.release()
+      yield np.where(doubt, -1, has).astype(np.int8)
 
   # -------------------------------------------------------------------- samples
   def _id(self, index: int) -> str:
@@ -178,25 +197,32 @@ class ManifestSource(SourceKind):
     return data
 
   def _changed(self, row: int) -> ConfigError:
-    number = int(self._index["number"][row])
     return ConfigError(
-      f"{self._config.path}, line {number}: the manifest changed while it was "
-      "in use; restore it, or start a new run."
+      f"{self._at(row)}: the manifest changed while it was in use; restore it, "
+      "or start a new run."
     )
 
-  def _fields(self, row: int) -> dict[str, Any]:
+  def _at(self, row: int) -> str:
+    """The place of a sample, for messages."""
     number = int(self._index["number"][row])
+    return f"{self._config.path}, {self.entry} {number}"
+
+  def _shaped(self, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a sample, of those of its object."""
+    return fields
+
+  def _fields(self, row: int) -> dict[str, Any]:
     broken = bool(int(self._index["fields"][row]) & lines.BROKEN)
     data = self._line(row)
     try:
       line = data.decode("utf-8")
     except UnicodeDecodeError as error:
       raise DecodeError(
-        f"{self._config.path}, line {number}: text is not UTF-8: "
-        f"{error.reason} at byte {error.start}."
+        f"{self._at(row)}: text is not UTF-8: {error.reason} at byte "
+        f"{error.start}."
       ) from error
     try:
-      fields = parse_fields(line, f"{self._config.path}, line {number}")
+      fields = self._shaped(parse_fields(line, self._at(row)))
     except DecodeError:
       if broken or self._data is not None:
         raise

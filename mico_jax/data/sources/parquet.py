@@ -6,7 +6,7 @@ import hashlib
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -98,13 +98,12 @@ class ParquetSource(ArrowSource):
       rows=self._successes(count) if self._has_status else None,
     )
     if self._id_column:
-      column = self._values([self._id_column])[self._id_column]
-      self._tell_repeated(column[int(row)] for row in self._rows)
+      self._tell_repeated(lambda: self._values(self._id_column))
 
   def _successes(self, count: int) -> Iterable[int]:
     """The rows of img2dataset's downloads that succeeded."""
-    states = self._values([STATUS])[STATUS]
-    rows = [i for i, state in enumerate(states) if state == SUCCESS]
+    states = (state == SUCCESS for state in self._values(STATUS))
+    rows = np.flatnonzero(np.fromiter(states, bool))
     if len(rows) < count:
       self._note(
         f"{count - len(rows)} of {count} rows are left out, as their status is "
@@ -112,20 +111,17 @@ class ParquetSource(ArrowSource):
       )
     return rows
 
-  def _values(self, names: Sequence[str]) -> dict[str, list[Any]]:
-    """Whole columns of all files."""
-    values: dict[str, list[Any]] = {name: [] for name in names}
+  def _values(self, name: str) -> Iterator[Any]:
+    """A column of all files, piece by piece."""
     for number, table in enumerate(self._tables):
       try:
-        read = table.read(columns=list(names))
+        for batch in table.iter_batches(columns=[name]):
+          yield from batch.column(0).to_pylist()
       except Exception as error:
         raise ConfigError(
           f"data.sources.{self._name}.path: {short(self._paths[number])}: "
           f"{describe(error)}"
         ) from error
-      for name in names:
-        values[name] += read.column(name).to_pylist()
-    return values
 
   def _place(self, row: int) -> tuple[int, int, int]:
     """File, row group, and row within it."""

@@ -7,9 +7,10 @@ cells, nulls and NaN (which pandas writes for them) are missing fields.
 from __future__ import annotations
 
 import abc
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from mico_jax.modalities import DecodeError
 
 Media = Mapping[str, Callable[[], Any]]
 _NAMED = 3  # most items listed in a message
+_LARGE = 256 << 20  # bytes of rows in memory, of which something is said
 
 
 def is_missing(value: Any) -> bool:
@@ -99,7 +101,12 @@ class RowSource(SourceKind):
   """Samples that are rows; a subclass says what a row holds.
 
   A subclass sets `sha256` and calls `_choose` at the end of its constructor.
+
+  Attributes:
+    held: bytes of memory that a row takes in each process, about; 0: few.
   """
+
+  held: ClassVar[int] = 0
 
   _name: str
   _config: SourceConfig
@@ -146,14 +153,19 @@ class RowSource(SourceKind):
       ConfigError: if no row is left.
     """
     config = self._config
+    if count * self.held > _LARGE:
+      self._note(
+        f"its {count} rows take about {count * self.held >> 20} MiB of memory "
+        "in each process; to read them from a disk: mico-jax data convert "
+        f"--from {self.kind} --path {config.path!r} --out DIR."
+      )
     everything = range(count) if rows is None else rows
     if config.where or (splits and config.split):
-      wanted = set(everything) if rows is not None else None
-      everything = [
-        row
-        for row in self._rows_where(count)
-        if wanted is None or row in wanted
-      ]
+      wanted = np.ones(count, bool)
+      if rows is not None:
+        wanted[:] = False
+        wanted[np.fromiter(rows, np.int64)] = True
+      everything = (row for row in self._rows_where(count) if wanted[row])
     self._rows = (
       everything
       if isinstance(everything, range)
@@ -165,12 +177,18 @@ class RowSource(SourceKind):
         f"split={config.split!r} and where={dict(config.where)!r}."
       )
 
-  def _tell_repeated(self, ids: Iterable[Any]) -> None:
-    """Reports the ids that occur more than once."""
-    names = [None if i is None else str(i) for i in ids]
-    hashes = [-1 if n is None else hash(n) for n in names]
+  def _tell_repeated(self, ids: Callable[[], Iterable[Any]]) -> None:
+    """Reports the ids that occur more than once.
+
+    Args:
+      ids: gives those of all rows, chosen or not, each time that it is called.
+    """
+    chosen = lambda: _of_rows(ids(), self._rows)
+    hashes = (-1 if i is None else hash(str(i)) for i in chosen())
     tell_repeated(
-      self._name, np.asarray(hashes, np.int64), lambda i: str(names[i])
+      self._name,
+      np.fromiter(hashes, np.int64),
+      lambda at: str(next(itertools.islice(chosen(), at, None))),
     )
 
   def _note(self, text: str) -> None:
@@ -192,6 +210,17 @@ class RowSource(SourceKind):
     fields = self._fields(row)
     media = self._media(row, fields)
     return make_record(self._id(row, fields), fields, media, self._config)
+
+
+def _of_rows(values: Iterable[Any], rows: range | np.ndarray) -> Iterator[Any]:
+  """The values of some rows, in order."""
+  if isinstance(rows, range):
+    yield from values
+    return
+  left, before = iter(values), 0
+  for row in rows:
+    yield next(itertools.islice(left, int(row) - before, None))
+    before = int(row) + 1
 
 
 def _reader(files: FileReader, reference: Any) -> Callable[[], Any]:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
-from mico_jax import json_text
 from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.config.fields import NameMap
-from mico_jax.data.references import FileReader, parent
-from mico_jax.data.sources.rows import Media, RowSource, present
+from mico_jax.data.faults import guarded
+from mico_jax.data.index import lines
+from mico_jax.data.index.entries import entries
+from mico_jax.data.records import (
+  Record,
+  id_of,
+  make_record,
+  matches,
+  media_fields,
+)
+from mico_jax.data.sources.manifest import ManifestSource
+from mico_jax.data.sources.rows import present
 from mico_jax.data.sources.templates import check_templates, fill
-from mico_jax.data.storage import Storage
+from mico_jax.data.storage import Span, Storage
 from mico_jax.modalities import DecodeError
 
 _ID = "clip_id"
@@ -35,73 +42,99 @@ class VastOptions:
   )
 
 
-class VastSource(RowSource):
+def _fields_of(
+  item: Mapping[str, Any], named: Collection[str] = ()
+) -> dict[str, Any]:
+  """The fields of a sample.
+
+  Args:
+    item: entry of the annotations.
+    named: kinds of captions that are made of other fields.
+  """
+  fields = present(item)
+  captions = {
+    kind: fields[field]
+    for field, kind in _CAPTIONS.items()
+    if field in fields and kind not in named
+  }
+  if captions and "captions" not in fields:
+    fields["captions"] = captions
+  fields.setdefault("id", fields.get(_ID))
+  return fields
+
+
+class VastSource(ManifestSource):
   """A JSON list in the form of VAST-27M's annotations, with its clips.
 
   `vision_cap`, `audio_cap` and `vast_cap` are vision, audio and omni captions,
   `subtitle` is the subtitle, `clip_id` the id. `options.files` names the files
   of a clip; by default sound comes from the clip itself. `url` and `clip_span`
-  are kept as fields: a file is used from its beginning to its end.
+  are kept as fields: a file is used from its beginning to its end. Where the
+  entries lie is read once and kept; they are parsed when read.
   """
 
   kind: ClassVar = "vast"
   reads: ClassVar = ("root",)
   Options: ClassVar = VastOptions
+  form: ClassVar = lines.Form("vast.1", entries, _fields_of)
+  entry: ClassVar = "entry"
+  plural: ClassVar = "entries"
 
   def __init__(self, name: str, config: SourceConfig, storage: Storage):
-    """Reads the annotations.
+    """Takes the index of the annotations, and the entries of the split.
 
     Raises:
       ConfigError: if they are missing or no list of objects with `clip_id`.
+      TransientError: for storage that stays away.
     """
-    self._name, self._config = name, config
     self._templates = dict(self.options(name, config).files)
     check_templates(self._templates, name)
-    try:
-      data = storage.read(config.path, limited=False)
-      items = json.loads(data, object_pairs_hook=json_text.unique)
-    except (DecodeError, ValueError, RecursionError) as error:
-      text = " ".join(str(error).split())[:200]
-      raise ConfigError(
-        f"data.sources.{name}.path: {config.path}: {text}"
-      ) from error
-    if not isinstance(items, list) or not any(
-      isinstance(i, dict) and _ID in i for i in items
-    ):
+    super().__init__(name, config, storage)
+    if _ID not in self._index.meta["fields"]:
       raise ConfigError(
         f"data.sources.{name}.path: {config.path}: expected a JSON list of "
         f"objects with {_ID!r}; a file with one object a line is of kind "
         "'manifest'."
       )
-    self._items: list[Any] = items
-    self._files = FileReader(parent(config.path), config.root, storage, name)
-    self.sha256 = hashlib.sha256(data).hexdigest()
-    self._choose(len(items))
-    ids = (items[int(i)] for i in self._rows)
-    self._tell_repeated(
-      i.get(_ID) if isinstance(i, dict) else None for i in ids
-    )
 
-  def _fields(self, row: int) -> dict[str, Any]:
-    item = self._items[row]
-    if not isinstance(item, dict):
-      raise DecodeError(f"entry {row} is no JSON object: {item!r:.60}.")
-    fields = present(item)
-    named = set(self._config.captions)
-    captions = {
-      kind: fields[field]
-      for field, kind in _CAPTIONS.items()
-      if field in fields and kind not in named
+  def _shaped(self, fields: dict[str, Any]) -> dict[str, Any]:
+    return _fields_of(fields, self._config.captions)
+
+  def _passes(self, row: int) -> bool:
+    try:
+      fields = guarded(lambda: self._fields(row))
+    except DecodeError:  # to be named when it is read
+      return True
+    return matches(fields, self._config)
+
+  def having(self, names: Sequence[str]) -> None:
+    """See `SourceKind.having`: files are named by templates, not by fields."""
+    del names
+
+  def _references(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Modality -> its file."""
+    named = {
+      key: fields[field]
+      for key, field in media_fields(self._config).items()
+      if fields.get(field) is not None
     }
-    if captions and "captions" not in fields:
-      fields["captions"] = captions
-    fields.setdefault("id", fields.get(_ID))
-    return fields
-
-  def _media(self, row: int, fields: Mapping[str, Any]) -> Media:
-    media = dict(super()._media(row, fields))
     for key, template in self._templates.items():
       name = fill(template, fields)
       if name is not None:
-        media[key] = lambda name=name: self._files.read(name)
-    return media
+        named[key] = name
+    return named
+
+  def _record(self, index: int) -> Record:
+    fields = self.fields(index)
+    media = {
+      key: lambda name=name: self._files.read(name)
+      for key, name in self._references(fields).items()
+    }
+    sample_id = id_of(fields, f"row{self._selection.row(index)}")
+    return make_record(sample_id, fields, media, self._config)
+
+  def spans(self, index: int, keys: Sequence[str]) -> list[Span]:
+    """See `SourceKind.spans`."""
+    names = self._references(self.fields(index))
+    wanted = [names[key] for key in keys if key in names]
+    return [span for name in wanted for span in self._files.spans(name)]

@@ -18,6 +18,7 @@ from mico_jax.data.index.columns import Columns
 from mico_jax.data.index.selection import select
 from mico_jax.data.index.shards import Shards
 from mico_jax.data.records import (
+  CAPTION,
   Record,
   make_record,
   matches,
@@ -27,7 +28,7 @@ from mico_jax.data.sources.base import SourceKind
 from mico_jax.data.sources.shards import expand
 from mico_jax.data.storage import Span, Storage, is_remote, short
 from mico_jax.data.tar import read_member, span_of
-from mico_jax.modalities import DecodeError, by_extension
+from mico_jax.modalities import WHOLE, DecodeError, by_extension
 
 TEXTS = ("json", "cls", "txt")  # endings that hold fields, not media
 _INTEGER = re.compile(rb"\s*[+-]?\d{1,18}\s*")
@@ -113,9 +114,8 @@ class WebDatasetSource(SourceKind):
     counts: Counter[str] = Counter()
     for number in range(len(self._shards.shards)):
       columns = self._shards.columns(number)
-      patterns = columns.meta["patterns"]
-      times = np.bincount(columns["pattern"], minlength=len(patterns))
-      for pattern, count in zip(patterns, times.tolist(), strict=True):
+      patterns, times = columns.meta["patterns"], samples.counts_of(columns)
+      for pattern, count in zip(patterns, times, strict=True):
         counts.update(dict.fromkeys(pattern, count))
     return {"fields": dict(counts)}
 
@@ -158,10 +158,10 @@ class WebDatasetSource(SourceKind):
     unread, rivals = [], []
     numbers = [0, 0]
     used = {*self._config.fields.values(), *self._config.captions.values()}
-    patterns = columns.meta["patterns"]
-    counts = np.bincount(columns["pattern"], minlength=len(patterns)).tolist()
+    meta = columns.meta
+    counts = samples.counts_of(columns)
     for endings, members, count in zip(
-      patterns, columns.meta["examples"], counts, strict=True
+      meta["patterns"], meta["examples"], counts, strict=True
     ):
       seen: dict[str, str] = {}
       for suffix, member in zip(endings, members, strict=True):
@@ -189,6 +189,30 @@ class WebDatasetSource(SourceKind):
           f"members such as {_some(names)}. Set key_dot='last' if keys hold "
           "dots, or name the endings in `fields`."
         )
+
+  def having(self, names: Sequence[str]) -> Iterator[np.ndarray]:
+    """See `SourceKind.having`."""
+    start = 0
+    for number in range(len(self._shards.shards)):
+      columns, rows = self._shards.columns(number), self._selection.rows
+      table = [self._has(p, names) for p in columns.meta["patterns"]]
+      pattern, end = columns["pattern"], start + len(columns["pattern"])
+      if rows is not None:
+        first, last = np.searchsorted(rows, (start, end))
+        pattern = pattern[rows[first:last] - start]
+      yield np.asarray(table, np.int8)[pattern]
+      start = end
+
+  def _has(self, pattern: Sequence[str], names: Sequence[str]) -> int:
+    """Whether samples with these endings have all of `names`; -1: unclear."""
+    there = set(self._media(dict.fromkeys(pattern, 0)))
+    if "txt" in pattern and "json" not in pattern:
+      there |= {CAPTION, f"{CAPTION}:{WHOLE}"}
+    if there.issuperset(names):
+      return 1
+    # A member of text tells, or is broken, and a broken sample passes.
+    texts = (*TEXTS, *self._config.captions.values())
+    return -1 if any(text in pattern for text in texts) else 0
 
   # -------------------------------------------------------------------- samples
   def _pick(self) -> Iterator[np.ndarray]:
