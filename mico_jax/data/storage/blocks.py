@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import pathlib
 import platform
 import struct
 import threading
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -42,6 +44,9 @@ _VERSION = b"mico_jax.blocks.1"
 _ENTRY = struct.Struct("<16sQQ")  # key, first block, number of blocks
 _SEGMENT = 512  # entries of a file of the log
 _PAGE = 4096
+# Parts of the limit: of sets that are kept whole (maps and log take a little),
+# and of what is kept of larger ones (whole blocks at both ends of each range).
+_WHOLE, _PART = 0.95, 0.75
 
 
 class BlockCache:
@@ -67,6 +72,11 @@ class BlockCache:
     self._files: OrderedDict[str, CachedFile] = OrderedDict()
     self._opening = threading.Lock()
     self._log = self._segment = -1  # where the log ends, and its number
+    self._start = self._oldest = -1  # where it starts, and its number
+    self._knowing = threading.Lock()
+    self._sizes: dict[str, int] = {}  # of the files that are read
+    self._known = 0  # bytes of all of them
+    self._share = 1.0  # of what is read once an epoch that is kept
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     self._lock = os.open(self._folder / "lock", flags, 0o600)
     with self._changing():
@@ -79,7 +89,8 @@ class BlockCache:
 
   def __del__(self) -> None:
     """Closes the lock and the log."""
-    for handle in (getattr(self, "_lock", -1), getattr(self, "_log", -1)):
+    for name in ("_lock", "_log", "_start"):
+      handle = getattr(self, name, -1)
       if handle >= 0:
         os.close(handle)
 
@@ -127,6 +138,24 @@ class BlockCache:
     file.touch(first, last)
     return data
 
+  def will_read(self, path: str, size: int) -> None:
+    """Notes that a file of so many bytes is one of those that are read."""
+    with self._knowing:
+      self._known += size - self._sizes.get(path, 0)
+      self._sizes[path] = size
+      fits = self._known <= _WHOLE * self._limit
+      self._share = 1.0 if fits else _PART * self._limit / self._known
+
+  def keeps(self, key: str, offset: int) -> bool:
+    """Whether what begins at a place and is read once an epoch is kept.
+
+    Of a set that has no room a fixed part is, by a hash, which the next epoch
+    then finds. Least recently used would keep what comes back last: of a part f
+    of the set the next epoch, in another order, finds f^2 / 2.
+    """
+    place = zlib.crc32(f"{key} {offset}".encode())
+    return self._share >= 1.0 or place < self._share * 2**32
+
   def states(self, key: str, size: int, offset: int, end: int) -> bytes:
     """What changes when a block of the range comes or goes."""
     return self.file(key, size).states(offset // BLOCK, -(-end // BLOCK))
@@ -134,10 +163,6 @@ class BlockCache:
   def used(self, key: str, size: int, offset: int, end: int) -> None:
     """Notes that a range was read through its file."""
     self.file(key, size).touch(offset // BLOCK, -(-end // BLOCK))
-
-  def expect(self, key: str, size: int, offset: int, end: int) -> None:
-    """Notes that a range, whose blocks are there, will be read soon."""
-    self.file(key, size).unread(offset // BLOCK, -(-end // BLOCK))
 
   def missing(
     self, key: str, size: int, offset: int, end: int
@@ -178,7 +203,7 @@ class BlockCache:
       for a, b in absent:
         piece = view[a * BLOCK : b * BLOCK]
         _write(file.handle, piece, start + a * BLOCK)
-        file.unread(first + a, first + b)
+        file.fresh(first + a, first + b)
         file.set_present(first + a, first + b)
         self._append(bytes.fromhex(key), first + a, b - a)
         self._used += (b - a) * BLOCK
@@ -298,18 +323,28 @@ class BlockCache:
   def _pop(self) -> tuple[bytes, int, int]:
     number, place = divmod(self._head, _SEGMENT)
     path = self._folder / f"log-{number}"
-    with open(path, "rb", buffering=0) as file:
-      data = os.pread(file.fileno(), _ENTRY.size, place * _ENTRY.size)
+    if number != self._oldest:
+      self._close_oldest()
+      self._start = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+      self._oldest = number
+    data = os.pread(self._start, _ENTRY.size, place * _ENTRY.size)
     self._head += 1
     if place == _SEGMENT - 1:
+      self._close_oldest()
       path.unlink()
     return _ENTRY.unpack(data)
+
+  def _close_oldest(self) -> None:
+    if self._start >= 0:
+      os.close(self._start)
+    self._start = self._oldest = -1
 
 
 _STATE = struct.Struct("<32s48s4QQ")
 _DIRTY = _STATE.size - 8
 
 
+@functools.cache
 def _boot() -> bytes:
   """What differs after each start of the machine."""
   try:
