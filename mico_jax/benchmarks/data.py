@@ -6,6 +6,7 @@ one thread; the pipeline runs as a training run has it.
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,12 @@ from jaxtyping import Shaped
 from mico_jax.benchmarks import data_peers
 from mico_jax.benchmarks.data_peers import Session
 from mico_jax.config import Config, ConfigError
-from mico_jax.data.augmentation import TaskAugmentation
+from mico_jax.data.augmentation import (
+  MIXED,
+  Partner,
+  TaskAugmentation,
+  read_partner,
+)
 from mico_jax.data.batches import batch_spec, empty_batch
 from mico_jax.data.order import Order, Row, generator
 from mico_jax.data.pipeline import Pipeline
@@ -35,7 +41,7 @@ from mico_jax.modalities import MODALITIES, DecodeError, preprocessing
 from mico_jax.modalities.augmentation import Augmentation
 from mico_jax.modalities.spatial import Clip
 
-STAGES = ("record", "read", "decode", "transform", "text", "batch")
+STAGES = ("record", "read", "mix", "decode", "transform", "text", "batch")
 
 
 @dataclass
@@ -45,19 +51,24 @@ class Stages:
   Attributes:
     seconds: of all samples.
     counts: samples.
-    nbytes: modality -> bytes read.
+    nbytes: bytes read, by (stage, modality).
     broken: samples, or modalities of samples, that could not be read.
   """
 
   seconds: dict[tuple[str, str], float] = field(default_factory=dict)
   counts: dict[tuple[str, str], int] = field(default_factory=dict)
-  nbytes: dict[str, int] = field(default_factory=dict)
+  nbytes: dict[tuple[str, str], int] = field(default_factory=dict)
   broken: int = 0
 
   def add(self, stage: str, key: str, seconds: float, count: int = 1) -> None:
     """Adds the time of a stage."""
     self.seconds[stage, key] = self.seconds.get((stage, key), 0.0) + seconds
     self.counts[stage, key] = self.counts.get((stage, key), 0) + count
+
+  def received(self, stage: str, key: str, raw: Any) -> None:
+    """Adds raw media that a stage read."""
+    cell = (stage, key)
+    self.nbytes[cell] = self.nbytes.get(cell, 0) + _nbytes(raw)
 
   def rows(self, samples: int) -> list[dict[str, Any]]:
     """Records for tables; times are per sample of the modality.
@@ -72,14 +83,14 @@ class Stages:
     rows: list[dict[str, Any]] = []
     for stage, key in cells:
       count = max(self.counts[stage, key], 1)
-      kilobytes = self.nbytes.get(key, 0) / count / 1000
+      read = self.nbytes.get((stage, key))
       rows.append(
         {
           "stage": stage,
           "modality": key,
           "samples": self.counts[stage, key],
           "cpu_ms": 1000 * self.seconds[stage, key] / count,
-          "kilobytes": kilobytes if stage == "read" else None,
+          "kilobytes": None if read is None else read / count / 1000,
         }
       )
     rows.append(
@@ -150,7 +161,7 @@ def _load(
   array_like = isinstance(decoded, np.ndarray)  # which have `take` too
   is_clip = isinstance(decoded, Clip) and not array_like
   clip = _TimedClip(decoded) if is_clip else None
-  rng = generator(config.seed, row.epoch, row.source, row.index, "input")
+  rng = generator(*_key(session, row), "input")
   mode = preprocessing.mode_of(config, key, train=True)
   begin = time.process_time()
   array = preprocessing.host_array(
@@ -160,6 +171,47 @@ def _load(
   stages.add("decode", key, spent + later)
   stages.add("transform", key, time.process_time() - begin - later)
   return array
+
+
+def _mixed_in(
+  stages: Stages,
+  session: Session,
+  row: Row,
+  transforms: TaskAugmentation,
+  slots: TextSlots,
+) -> Partner | None:
+  """Reads and decodes the sound that is mixed into a row's; None: none is."""
+  source, key = session.sources[row.source], _key(session, row)
+  index = transforms.partner(key, row.index, len(source))
+  if index is None:
+    return None
+  begin = time.process_time()
+  try:
+    record = source.record(index)
+  except DecodeError:
+    return None
+
+  def read() -> Any:
+    raw = record.media[MIXED]()
+    stages.received("mix", MIXED, raw)
+    return raw
+
+  media = {MIXED: read} if MIXED in record.media else {}
+  sizes = geometry(session.config, MIXED, row.source)
+  partner = read_partner(
+    dataclasses.replace(record, media=media, read_many=None),
+    slots.kinds,
+    sizes,
+    key,
+    lambda decode: decode(),
+  )
+  stages.add("mix", MIXED, time.process_time() - begin)
+  return partner
+
+
+def _key(session: Session, row: Row) -> tuple[Any, ...]:
+  """Keys what is drawn for a row's sample, as in the pipeline."""
+  return session.config.seed, row.epoch, row.source, row.index
 
 
 def _order(session: Session) -> Order:
@@ -193,8 +245,9 @@ def measure_stages(session: Session, samples: int) -> list[dict[str, Any]]:
     stages.add("record", "", time.process_time() - begin)
     wanted = keys_of(groups_of(config.tasks[task]))
     keys = [k for k in wanted if k in record.media]
-    rng_key = (config.seed, row.epoch, row.source, row.index)
-    augment = augments[task].draw(rng_key)  # sounds are mixed by the pipeline
+    rng_key = _key(session, row)
+    partner = _mixed_in(stages, session, row, augments[task], slots[task])
+    augment = augments[task].draw(rng_key, partner)
     for key, raw in _read(stages, record, keys).items():
       try:
         array = _load(stages, session, record, row, key, raw, augment)
@@ -205,8 +258,11 @@ def measure_stages(session: Session, samples: int) -> list[dict[str, Any]]:
       batches[task]["inputs"][key][0] = array
       stages.add("batch", key, time.process_time() - begin)
     begin = time.process_time()
+    mixed = None if partner is None else partner.texts
     try:
-      load_texts(record, slots[task], session.tokenizer, rng_key=rng_key)
+      load_texts(
+        record, slots[task], session.tokenizer, rng_key=rng_key, mixed=mixed
+      )
     except DecodeError:
       stages.broken += 1
     stages.add("text", "", time.process_time() - begin)
@@ -224,7 +280,7 @@ def _read(
     begin = time.process_time()
     raw = dict(record.read(keys))
     stages.add("read", "", time.process_time() - begin)
-    stages.nbytes[""] = stages.nbytes.get("", 0) + _nbytes(list(raw.values()))
+    stages.received("read", "", list(raw.values()))
     return raw
   for key in keys:
     begin = time.process_time()
@@ -234,7 +290,7 @@ def _read(
       stages.broken += 1
       continue
     stages.add("read", key, time.process_time() - begin)
-    stages.nbytes[key] = stages.nbytes.get(key, 0) + _nbytes(raw[key])
+    stages.received("read", key, raw[key])
   return raw
 
 

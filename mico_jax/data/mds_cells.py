@@ -106,6 +106,8 @@ def _decoded(name: str, encoding: str, data: bytes) -> Any:
     return data.decode("utf-8")
   if name == "int" or name in _SCALARS:
     dtype = np.dtype("int64" if name == "int" else name).newbyteorder("<")
+    if len(data) != dtype.itemsize:
+      raise ValueError(f"{len(data)} bytes")
     return np.frombuffer(data, dtype)[0].item()
   if name == "json":
     return json_text.loads_unique(data)

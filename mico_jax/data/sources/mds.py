@@ -179,13 +179,20 @@ class MdsSource(ArrowSource):
     self._take_columns(holds, features, self._encodings)
 
   # --------------------------------------------------------------------- samples
-  def _load(self, path: str) -> Columns:
+  def write_index(self) -> list[str]:
+    """Writes the index of each shard beside it, where that may be."""
+    for shard in self._shards.shards:
+      self._load(shard.path, beside=True)
+    return [shard.path for shard in self._shards.shards]
+
+  def _load(self, path: str, *, beside: bool = False) -> Columns:
     try:
       return places.load(
         path,
         mds.KIND,
         self._storage,
         lambda: mds.build(path, self._storage, self._entries[path]),
+        beside=beside,
       )
     except DecodeError as error:
       raise DecodeError(f"{short(path)}: {error}") from error
@@ -232,6 +239,10 @@ class MdsSource(ArrowSource):
       except DecodeError as error:
         raise DecodeError(f"column {name!r:.60}: {error}") from error
     return values
+
+  def _content(self, value: Any) -> Any:
+    """The bytes, array, or list of bytes, of a cell."""
+    return value if isinstance(value, np.ndarray) else super()._content(value)
 
   def _empty(self, row: int) -> set[str]:
     _, cells = self._layout(row)
