@@ -67,10 +67,8 @@ class MdsSource(ArrowSource):
   def _error(self, text: str) -> ConfigError:
     return ConfigError(f"data.sources.{self._name}.path: {text}")
 
-  # ------------------------------------------------------------------ index.json
-  def _index(
-    self, config: SourceConfig
-  ) -> tuple[str, list[Mapping[str, Any]]]:
+  # ----------------------------------------------------------------- index.json
+  def _index(self, config: SourceConfig) -> tuple[str, list[Mapping[str, Any]]]:
     """The folder of the shards, and what is said of each."""
     tried: list[str] = []
     for folder in (posixpath.join(config.path, config.split), config.path):
@@ -173,12 +171,10 @@ class MdsSource(ArrowSource):
       self._note(f"pickled columns are left out: {some(pickled)}.")
     holds = {n: _holds(kind) for n, kind in kinds.items() if n not in pickled}
     pictures = (*mds_cells.FILES, "pil")
-    features = {
-      n: {"_type": "Image"} for n in holds if kinds[n] in pictures
-    }
+    features = {n: {"_type": "Image"} for n in holds if kinds[n] in pictures}
     self._take_columns(holds, features, self._encodings)
 
-  # --------------------------------------------------------------------- samples
+  # -------------------------------------------------------------------- samples
   def write_index(self) -> list[str]:
     """Writes the index of each shard beside it, where that may be."""
     for shard in self._shards.shards:
