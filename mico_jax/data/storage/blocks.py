@@ -26,7 +26,6 @@ import platform
 import struct
 import threading
 import time
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -37,6 +36,7 @@ from mico_jax.data.storage.cached_file import (
   map_of,
   runs,
 )
+from mico_jax.data.storage.kept_part import KeptPart
 from mico_jax.data.storage.punch import can_punch, punch
 
 _OPEN = 256  # files that a process holds open
@@ -44,13 +44,14 @@ _VERSION = b"mico_jax.blocks.1"
 _ENTRY = struct.Struct("<16sQQ")  # key, first block, number of blocks
 _SEGMENT = 512  # entries of a file of the log
 _PAGE = 4096
-# Parts of the limit: of sets that are kept whole (maps and log take a little),
-# and of what is kept of larger ones (whole blocks at both ends of each range).
-_WHOLE, _PART = 0.95, 0.75
 
 
 class BlockCache:
-  """Blocks of remote files; safe from threads and processes of one host."""
+  """Blocks of remote files; safe from threads and processes of one host.
+
+  Attributes:
+    part: what of all that is read once an epoch is to be kept.
+  """
 
   def __init__(self, folder: pathlib.Path, limit: int):
     """Opens or makes the cache.
@@ -73,10 +74,7 @@ class BlockCache:
     self._opening = threading.Lock()
     self._log = self._segment = -1  # where the log ends, and its number
     self._start = self._oldest = -1  # where it starts, and its number
-    self._knowing = threading.Lock()
-    self._sizes: dict[str, int] = {}  # of the files that are read
-    self._known = 0  # bytes of all of them
-    self._share = 1.0  # of what is read once an epoch that is kept
+    self.part = KeptPart(limit)
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     self._lock = os.open(self._folder / "lock", flags, 0o600)
     with self._changing():
@@ -137,24 +135,6 @@ class BlockCache:
       return None
     file.touch(first, last)
     return data
-
-  def will_read(self, path: str, size: int) -> None:
-    """Notes that a file of so many bytes is one of those that are read."""
-    with self._knowing:
-      self._known += size - self._sizes.get(path, 0)
-      self._sizes[path] = size
-      fits = self._known <= _WHOLE * self._limit
-      self._share = 1.0 if fits else _PART * self._limit / self._known
-
-  def keeps(self, key: str, offset: int) -> bool:
-    """Whether what begins at a place and is read once an epoch is kept.
-
-    Of a set that has no room a fixed part is, by a hash, which the next epoch
-    then finds. Least recently used would keep what comes back last: of a part f
-    of the set the next epoch, in another order, finds f^2 / 2.
-    """
-    place = zlib.crc32(f"{key} {offset}".encode())
-    return self._share >= 1.0 or place < self._share * 2**32
 
   def states(self, key: str, size: int, offset: int, end: int) -> bytes:
     """What changes when a block of the range comes or goes."""

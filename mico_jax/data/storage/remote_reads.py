@@ -57,7 +57,7 @@ class RemoteReads(Patience):
       self._stamps[path] = stamp
       cache = self.cache()
       if cache is not None:
-        cache.will_read(path, stamp.size)
+        cache.part.add(path, stamp.size)
     return self._stamps[path]
 
   def cache(self) -> BlockCache | None:
@@ -87,8 +87,8 @@ class RemoteReads(Patience):
 
     They pass the cache by if it has no place for all that is read so.
     """
-    cache = self.cache()
-    if cache is not None and cache.keeps(self.key(path)[0], offset):
+    cache, key = self.cache(), self.key(path)[0]
+    if cache is not None and cache.part.holds(key, offset):
       return self.range(path, offset, end)
     return self.fetch(path, offset, end)
 
