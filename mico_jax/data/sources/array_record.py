@@ -19,7 +19,7 @@ from mico_jax.data.records import Record
 from mico_jax.data.sources.base import SourceKind
 from mico_jax.data.sources.shards import expand
 from mico_jax.data.storage import Span, Storage, is_remote, short
-from mico_jax.data.storage.sparse_memory import SparseMemory
+from mico_jax.data.storage.sparse_memory import SparseMemory, in_memory
 from mico_jax.failures import TransientError
 from mico_jax.modalities import DecodeError
 
@@ -201,6 +201,8 @@ class ArrayRecordSource(SourceKind):
       for start, end in self._ends(path, footer)
     ]
     reader = _ChunkReader(self._storage.stat(path).size, pieces)
+    if not in_memory():
+      return reader  # for one read
     with self._lock:
       self._chunks[path] = reader
       while len(self._chunks) > _OPEN:

@@ -1,7 +1,8 @@
 """A file in memory of which some ranges are there: for libraries that open one.
 
 What a library wants to read by path is written into it for as long as the read
-takes, so that remote bytes reach it without a disk.
+takes, so that remote bytes reach it without a disk. Where a system has no files
+in memory, a temporary file on disk takes its place, to be made for each read.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class SparseMemory:
     Args:
       size: of the file, in bytes.
     """
-    if hasattr(os, "memfd_create"):
+    self._handle, self.path = -1, ""
+    if in_memory():
       self._handle = os.memfd_create("mico-jax", os.MFD_CLOEXEC)
       self.path = f"/proc/self/fd/{self._handle}"
     else:
@@ -34,9 +36,10 @@ class SparseMemory:
 
   def __del__(self) -> None:
     """Lets it go."""
-    if not hasattr(os, "memfd_create"):
-      os.unlink(self.path)
-    os.close(self._handle)
+    if self._handle >= 0:
+      os.close(self._handle)
+      if not self.path.startswith("/proc/"):
+        os.unlink(self.path)
 
   def write(self, offset: int, data: bytes) -> None:
     """Writes bytes at a place."""
@@ -46,5 +49,11 @@ class SparseMemory:
       view, offset = view[done:], offset + done
 
   def clear(self, offset: int, size: int) -> None:
-    """Gives the memory of a range back; it reads as zeros."""
-    punch(self._handle, offset, size)
+    """Gives the memory of a range back, where it is in memory."""
+    if self.path.startswith("/proc/"):
+      punch(self._handle, offset, size)
+
+
+def in_memory() -> bool:
+  """Whether this system has such files, which may be kept and used again."""
+  return hasattr(os, "memfd_create")
