@@ -41,6 +41,19 @@ def dumps(value: Any, **options: Any) -> str:
   return json.dumps(plain(value), allow_nan=False, **options)
 
 
+def loads_unique(text: str | bytes) -> Any:
+  """As `json.loads` with `unique`; makes no decoder each time.
+
+  Raises:
+    ValueError: for what is no JSON, and for repeated names.
+  """
+  if isinstance(text, bytes):
+    text = text.decode(json.detect_encoding(text), "surrogatepass")
+  elif text.startswith("\ufeff"):
+    raise ValueError("a text that begins with a byte order mark")
+  return _UNIQUE.decode(text)
+
+
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   """An `object_pairs_hook` for `json.loads` that refuses repeated names.
 
@@ -53,3 +66,6 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     twice = next(name for name in names if names.count(name) > 1)
     raise ValueError(f"the name {twice!r:.40} stands twice in one object")
   return merged
+
+
+_UNIQUE = json.JSONDecoder(object_pairs_hook=unique)

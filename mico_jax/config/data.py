@@ -162,5 +162,6 @@ class DataConfig:
   max_pixels: Annotated[int, Range(1, 10**10, "pixels")] = 120_000_000
   # larger files (members, arrays) are refused, not read: 4 GiB
   max_file_bytes: Annotated[int, Range(1, 2**50, "bytes")] = 4_294_967_296
-  # local cache of remote shards
+  # local cache of remote shards; of sets that have no room in it a fixed part
+  # is kept, and the rest is read again in each epoch, past the disk
   cache_gb: Annotated[float, Range(0.0, 1e6, "GB")] = 4.0

@@ -89,11 +89,12 @@ class BatchMaker:
     self._remote: set[str] = set()  # sources whose bytes come from a store
     self._known: dict[int, tuple[str, list[Row]]] = {}
     self._planned: set[int] = set()  # steps whose rows are on their way
+    self._mixing: set[tuple[int, int]] = set()  # of them, with a partner
 
   def __getstate__(self) -> dict[str, Any]:
     hidden = (
       *("_sources", "_order", "_lock", "_threads", "_buffers", "_remote"),
-      *("_known", "_planned", "_augment"),
+      *("_known", "_planned", "_mixing", "_augment"),
     )
     return {k: v for k, v in self.__dict__.items() if k not in hidden}
 
@@ -184,6 +185,7 @@ class BatchMaker:
         source.plan((step, row.row), row.index, keys)
         partner = self._partner(row, task)
         if partner is not None:
+          self._mixing.add((step, row.row))
           source.plan((step, row.row, MIXED), partner, (MIXED,))
 
   def _rows_of(self, step: int) -> tuple[str, list[Row]]:
@@ -201,7 +203,9 @@ class BatchMaker:
     if row.source in self._remote:
       source: Any = self._open()[row.source]
       source.forget((step, row.row))
-      source.forget((step, row.row, MIXED))
+      if (step, row.row) in self._mixing:
+        self._mixing.discard((step, row.row))
+        source.forget((step, row.row, MIXED))
 
   def _row(
     self,

@@ -8,6 +8,8 @@ the largest weight and its first text.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -163,8 +165,10 @@ def choose_text(
   if rng is None:
     kind = names[int(np.argmax(weights))]
   else:
-    share = np.cumsum(weights) / sum(weights)
-    kind = names[min(int(np.searchsorted(share, rng.random())), len(names) - 1)]
+    # In Python: there are few, and NumPy's calls would cost more.
+    total, draw = sum(weights), rng.random()
+    share = [part / total for part in itertools.accumulate(weights)]
+    kind = names[min(bisect.bisect_left(share, draw), len(names) - 1)]
   texts = record.captions.get(kind) or _joined(record)
   if not texts:
     raise DecodeError(f"the sample has no caption of kind {kind!r}.")
@@ -173,6 +177,12 @@ def choose_text(
     return decode_text(text), kind
   except DecodeError as error:
     raise DecodeError(f"caption of kind {kind!r}: {error}") from error
+
+
+def is_settled(record: Record, kinds: Mapping[str, float]) -> bool:
+  """Whether `choose_text` gives the same whatever it draws."""
+  names, _ = _available(record, kinds)
+  return len(names) == 1 and len(record.captions.get(names[0], ())) == 1
 
 
 def and_joined(text: str, other: str) -> str:

@@ -6,7 +6,6 @@ The texts of a record are taken from its fields by their usual names
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -213,7 +212,7 @@ def parse_fields(text: str | bytes, name: str) -> dict[str, Any]:
   if isinstance(text, str):
     text = text.removeprefix("\ufeff")
   try:
-    fields = json.loads(text, object_pairs_hook=json_text.unique)
+    fields = json_text.loads_unique(text)
   except (ValueError, RecursionError) as error:
     raise DecodeError(
       f"{name}: not JSON: {' '.join(str(error).split())[:200]}."

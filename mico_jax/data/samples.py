@@ -37,16 +37,23 @@ from mico_jax.modalities.augmentation import Augmentation
 class _Draws:
   """A generator that restarts, so that several consumers draw alike.
 
-  Making a generator costs more than using one.
+  Making a generator costs more than using one, so it is made when it is asked
+  for, once.
   """
 
   def __init__(self, rng_key: tuple[Any, ...] | None, purpose: str):
-    self._rng = None if rng_key is None else generator(*rng_key, purpose)
-    self._state = self._rng.bit_generator.state if self._rng else {}
+    self._key, self._purpose = rng_key, purpose
+    self._rng: np.random.Generator | None = None
+    self._state: Any = None
 
   def again(self) -> np.random.Generator | None:
     """The generator in its first state; None in evaluation."""
-    if self._rng is not None:
+    if self._key is None:
+      return None
+    if self._rng is None:
+      self._rng = generator(*self._key, self._purpose)
+      self._state = self._rng.bit_generator.state
+    else:
       self._rng.bit_generator.state = self._state
     return self._rng
 
@@ -457,7 +464,9 @@ def load_texts(
   draws = _Draws(rng_key, "text")
   for group, length in slots.groups.items():
     kinds = slots.kinds[group]
-    text, kind = language.choose_text(record, kinds, draws.again())
+    settled = language.is_settled(record, kinds)
+    rng = None if settled else draws.again()
+    text, kind = language.choose_text(record, kinds, rng)
     also = "" if mixed is None else mixed[group]
     out["text"][group] = encode(language.and_joined(text, also), length)
     if slots.negatives:

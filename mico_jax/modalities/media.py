@@ -40,6 +40,7 @@ BACKGROUND = (255, 255, 255)  # sRGB, behind transparent pixels
 # Formats to open; others of Pillow's start programs or are no pictures.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM",
            "TIFF", "WEBP")  # fmt: skip
+_PNG = b"\x89PNG\r\n\x1a\n"  # no other format begins so
 _ORIENTATION = 0x0112  # EXIF
 _TURNS = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -100,7 +101,8 @@ def _load(
 ) -> Image.Image:
   """Checks the size, then decodes; large images one at a time."""
   data = _with_free_canvas(data)
-  with Image.open(io.BytesIO(data), formats=_formats()) as image:
+  formats = ("PNG",) if data.startswith(_PNG) else _formats()
+  with Image.open(io.BytesIO(data), formats=formats) as image:
     if _is_large(image, geometry, held) and not values:
       # JPEG can be decoded at 1/2, 1/4 or 1/8 of its size.
       image.draft("RGB", (2 * geometry.size, 2 * geometry.size))

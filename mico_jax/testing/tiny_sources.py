@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mico_jax.config import SourceConfig
@@ -264,6 +266,76 @@ def _hf_disk(folder: pathlib.Path, rows: Sequence[Sample]) -> SourceConfig:
   return SourceConfig(kind="hf_disk", path=str(folder))
 
 
+def mds_shard(
+  folder: pathlib.Path,
+  number: int,
+  columns: Mapping[str, str],
+  sizes: Sequence[int | None],
+  rows: Sequence[Sequence[bytes]],
+) -> dict[str, Any]:
+  """Writes an MDS shard; what `index.json` says of it.
+
+  Args:
+    folder: of the set.
+    number: of the shard.
+    columns: name -> encoding, sorted.
+    sizes: bytes of the values of each; None: they vary.
+    rows: encoded values of each sample.
+  """
+  numbers = lambda *values: struct.pack(f"<{len(values)}I", *values)
+  entry = {
+    "column_names": list(columns),
+    "column_encodings": list(columns.values()),
+    "column_sizes": list(sizes),
+    "compression": None,
+    "format": "mds",
+    "hashes": [],
+    "size_limit": None,
+    "version": 2,
+  }
+  own = json.dumps(entry, sort_keys=True).encode()
+  samples = []
+  for row in rows:
+    varying = [len(x) for x, size in zip(row, sizes, strict=True) if not size]
+    samples.append(numbers(*varying) + b"".join(row))
+  begin = 4 * (len(rows) + 2) + len(own)
+  ends = itertools.accumulate((len(s) for s in samples), initial=begin)
+  name = f"shard.{number:05d}.mds"
+  data = numbers(len(rows), *ends) + own + b"".join(samples)
+  (folder / name).write_bytes(data)
+  raw = {"basename": name, "bytes": len(data), "hashes": {}}
+  return {**entry, "raw_data": raw, "samples": len(rows), "zip_data": None}
+
+
+def _mds(folder: pathlib.Path, rows: Sequence[Sample]) -> SourceConfig:
+  folder.mkdir(parents=True, exist_ok=True)
+  extra = sorted({k for r in rows for k, _ in r.extra})
+  columns = {"caption": "json", **dict.fromkeys(extra, "json"), "id": "str"}
+  columns |= {"image": "png", "label": "int"}
+  columns = dict(sorted(columns.items()))
+  sizes = [8 if encoding == "int" else None for encoding in columns.values()]
+
+  def encoded(row: Sample) -> list[bytes]:
+    known = {
+      "id": row.id.encode(),
+      "image": row.data or b"",
+      "label": row.label.to_bytes(8, "little", signed=True),
+    }
+    texts = {"caption": row.caption, **dict(row.extra)}
+    texts = {k: json.dumps(texts.get(k)).encode() for k in columns}
+    return [known.get(k, texts[k]) for k in columns]
+
+  half = (len(rows) + 1) // 2
+  shards = [
+    mds_shard(folder, i, columns, sizes, [encoded(r) for r in part])
+    for i, part in enumerate((rows[:half], rows[half:]))
+    if part
+  ]
+  index = {"shards": shards, "version": 2}
+  (folder / "index.json").write_text(json.dumps(index))
+  return SourceConfig(kind="mds", path=str(folder))
+
+
 Writer = Callable[[pathlib.Path, Sequence[Sample]], SourceConfig]
 # All kinds but those that make their samples (OmniWorld) or need the writer of
 # another library (TFDS).
@@ -279,4 +351,5 @@ WRITERS: dict[str, Writer] = {
   "parquet": _parquet,
   "hf_disk": _hf_disk,
   "energon": _energon,
+  "mds": _mds,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -80,6 +81,28 @@ def test_a_broken_medium_is_counted(tmp_path):
   rows = data.measure_stages(session, 4)
   assert rows[-1]["broken"] == 4
   assert ("decode", "audio") in {(r["stage"], r["modality"]) for r in rows}
+
+
+def test_the_sound_that_is_mixed_in_is_counted(tmp_path):
+  path = tiny_data.write_manifest(tmp_path, 8)
+  config = tiny_data.config_of(
+    groups=("ta",), train=tiny_data.manifest_source(path)
+  )
+  ((name, task),) = config.tasks.items()
+
+  def cells(**augment):
+    tasks = {name: dataclasses.replace(task, augment=augment)}
+    session = resolve(dataclasses.replace(config, tasks=tasks))
+    rows = data.measure_stages(session, 4)
+    return {(r["stage"], r["modality"]): r for r in rows}
+
+  plain, mixed = cells(), cells(mixup={"probability": 1.0})
+  assert ("mix", "audio") not in plain
+  cell = mixed["mix", "audio"]
+  assert cell["samples"] == mixed["decode", "audio"]["samples"]
+  assert cell["cpu_ms"] > 0
+  read = [c["sum", ""]["kilobytes"] for c in (plain, mixed)]
+  assert read[1] == pytest.approx(2 * read[0], rel=0.1)
 
 
 def test_waiting_falls_with_the_length_of_a_step(session, monkeypatch):

@@ -23,7 +23,8 @@ from mico_jax.testing.tiny_sources import WRITERS, Sample, samples
 # Files that a sample names by a path; the others hold the bytes themselves.
 PATHS = ("manifest", "imagefolder", "csv", "coco", "vast")
 # Kinds whose ids may repeat: names of files and keys of shards cannot.
-REPEATED = ("array_record", "parquet", "hf_disk", "webdataset", "energon")
+REPEATED = ("array_record", "parquet", "hf_disk", "webdataset", "energon",
+            "mds")  # fmt: skip
 HTML = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
 
 
@@ -319,6 +320,7 @@ FUZZED = {
   "parquet": "train-0.parquet",
   "hf_disk": "data-00000-of-00001.arrow",
   "energon": ".nv-meta/split.yaml",
+  "mds": "shard.00000.mds",
 }
 
 
@@ -359,7 +361,8 @@ def test_damaged_files_are_one_line(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "files", "csv", "coco", "vast",
-                                  "parquet", "hf_disk", "energon"])  # fmt: skip
+                                  "parquet", "hf_disk", "energon",
+                                  "mds"])  # fmt: skip
 def test_nothing_there_is_an_error_of_the_config(kind, tmp_path):
   spec = WRITERS[kind](tmp_path / "set", samples(2))
   shutil.rmtree(tmp_path / "set")

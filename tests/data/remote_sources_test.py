@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
+import tempfile
 import time
 
 import numpy as np
@@ -217,6 +219,19 @@ def test_no_cache_is_needed(sets, tmp_path, monkeypatch):
     "mico_jax.data.storage.blocks.can_punch", lambda folder: False
   )
   assert _images(remote, end=2) == want
+
+
+def test_records_need_no_files_in_memory(tmp_path, store, monkeypatch):
+  _array_record(tmp_path)
+  _upload(tmp_path)
+  monkeypatch.delattr(os, "memfd_create")
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "cache"))
+  (tmp_path / "cache").mkdir(exist_ok=True)
+  spec = SourceConfig(kind="array_record", path="slow://set/*.array_record")
+  source = open_source(config_of(a=spec), "a")
+  for i in (0, 9, 1):
+    assert source.record(i).media["image"]() == png(3 * i)
+  assert not list((tmp_path / "cache").glob("mico-jax*"))
 
 
 def test_a_damaged_remote_record_is_a_bad_sample(tmp_path, store):

@@ -19,14 +19,13 @@ from mico_jax.data.sources import open_sources
 from mico_jax.data.stalled import Stalled
 from mico_jax.data.storage import RemoteError, Span, Storage
 from mico_jax.data.storage.ahead import Ahead
-from mico_jax.data.storage.blocks import BlockCache
 from mico_jax.data.storage.cached_file import BLOCK
 from mico_jax.data.storage.io_threads import IoThreads, Task
 from mico_jax.data.storage.stores import FsspecStore, ObstoreStore
 from mico_jax.data.tokenizer import make_tokenizer
 from mico_jax.failures import TransientError
 from mico_jax.modalities import DecodeError
-from mico_jax.testing import http_store
+from mico_jax.testing import http_store, slow_store
 from mico_jax.testing.tiny_data import (
   config_of,
   manifest_source,
@@ -208,20 +207,35 @@ def test_rows_of_steps_in_any_order_are_read_ahead(tmp_path):
   assert sorted(planned) == [(s, r) for s in range(10) for r in range(4)]
 
 
-def test_what_was_found_in_the_cache_stays_until_it_is_read(tmp_path):
-  store = BlockCache(tmp_path, 40 * BLOCK)
-  size, data = 100 * BLOCK, bytes(BLOCK)
-  put = lambda i: store.put("ab" * 16, size, i * BLOCK, data)
-  read = lambda i: store.read("ab" * 16, size, i * BLOCK, (i + 1) * BLOCK)
-  for i in range(10):
-    assert put(i)
-    assert read(i) is not None
-  store.expect("ab" * 16, size, 0, BLOCK)
-  for i in range(10, 90):  # twice what there is room for
-    assert put(i)
-    assert read(i) is not None
-  assert read(0) is not None
-  assert read(1) is None
+@pytest.mark.parametrize(
+  ("room", "low", "high"), [(0.5, 0.5, 0.75), (2.0, 0.0, 0.0)]
+)
+def test_the_next_epoch_finds_its_part_in_the_cache(tmp_path, room, low, high):
+  """In any order; of a set that fits all, of a larger one what has room."""
+  size, count = 2 * BLOCK, 120
+  file = np.random.default_rng(1).bytes(size * count)
+  knobs = slow_store.register().knobs
+  slow_store.put("slow://set/x", file)
+  limit = room * len(file) / 2**30
+  store = Storage(cache_dir=str(tmp_path), timeout=10, cache_gb=limit)
+  share = []
+  for epoch in range(3):
+    before = knobs.received
+    order = np.random.default_rng(epoch).permutation(count).tolist()
+    spans = [Span("slow://set/x", i * size, size) for i in order]
+    for place, span in enumerate(spans):
+      store.plan(place, lambda span=span: [span])
+    for place, span in enumerate(spans):
+      deadline = time.monotonic() + 10
+      while store._ahead.take(span) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+      assert store.read_range(*span) == file[span.offset :][:size]
+      store.forget(place)
+    share.append((knobs.received - before) / len(file))
+  assert share[0] == pytest.approx(1.0, abs=0.1)
+  assert low <= share[1] <= high
+  assert low <= share[2] <= high
 
 
 def test_earlier_ranks_are_made_first():

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -193,3 +196,63 @@ def test_the_index_command_sorts_ahead_by_processes(
   monkeypatch.setattr(ManifestSource, "fields", None)  # `record` calls it
   again = text_classes(config, tokenizer, open_sources(config))["one"]
   np.testing.assert_array_equal(again.rows["a"], want.rows["a"])
+
+
+PROCESS = """
+import json, sys
+from mico_jax.data.pipeline import Pipeline
+from mico_jax.data.tokenizer import make_tokenizer
+from mico_jax.testing.tiny_data import config_of, manifest_source
+
+path, process, workdir = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+data = {"text_buckets": (10, 6), "max_bad_fraction": 0.5}
+config = config_of(
+  batch=4, groups=("ti",), a=manifest_source(path), data=data
+)
+tokenizer = make_tokenizer(config.data.tokenizer)
+rows = lambda size: range(process, size, 2)
+pipeline = Pipeline(
+  config, tokenizer, end_step=12, workdir=workdir, rows=rows
+)
+for step, task, batch in pipeline:
+  ids = batch["text"]["ti"]
+  length = pipeline.order.text_length(step)
+  print(json.dumps([step, task, length, batch["row"].tolist(), ids.tolist()]))
+"""
+
+
+def test_processes_agree_on_lengths_and_rows(corpus, tmp_path, repository):
+  """Two real ones, which hash texts differently and start together."""
+  config, tokenizer = corpus
+  path = config.data.sources["a"].path
+  children = [
+    subprocess.Popen(
+      [
+        *(sys.executable, "-c", PROCESS, path, str(process)),
+        str(tmp_path / str(process)),
+      ],
+      stdout=subprocess.PIPE,
+      env={
+        **os.environ,
+        "PYTHONPATH": str(repository),
+        "PYTHONHASHSEED": str(process),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+      },
+      text=True,
+    )
+    for process in range(2)
+  ]
+  said = [child.communicate(timeout=120)[0] for child in children]
+  assert [child.returncode for child in children] == [0, 0]
+  parts = [[json.loads(line) for line in text.splitlines()] for text in said]
+  whole = Pipeline(config, tokenizer, end_step=12, workdir=tmp_path)
+  lengths = set()
+  for one, two, (step, task, batch) in zip(*parts, whole, strict=True):
+    length = whole.order.text_length(step)
+    lengths.add(length)
+    assert one[:3] == two[:3] == [step, task, length]
+    assert (one[3], two[3]) == ([0, 2], [1, 3])
+    together = np.empty_like(batch["text"]["ti"])
+    together[0::2], together[1::2] = one[4], two[4]
+    np.testing.assert_array_equal(together, batch["text"]["ti"])
+  assert lengths == {6, 10, 0}

@@ -21,6 +21,7 @@ from mico_jax.data.sources.grouped_files import GroupedFilesSource
 from mico_jax.data.sources.hf_disk import HfDiskSource
 from mico_jax.data.sources.imagefolder import ImageFolderSource
 from mico_jax.data.sources.manifest import ManifestSource
+from mico_jax.data.sources.mds import MdsSource
 from mico_jax.data.sources.omniworld import OmniWorldSource
 from mico_jax.data.sources.parquet import ParquetSource
 from mico_jax.data.sources.tfds import TfdsSource
@@ -54,6 +55,7 @@ SOURCES: dict[str, type[SourceKind]] = {
   "parquet": ParquetSource,
   "hf_disk": HfDiskSource,
   "energon": EnergonSource,
+  "mds": MdsSource,
 }
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(SourceConfig)}

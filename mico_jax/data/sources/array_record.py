@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from mico_jax.config import ConfigError, SourceConfig
@@ -22,10 +20,11 @@ from mico_jax.data.records import Record
 from mico_jax.data.sources.base import SourceKind
 from mico_jax.data.sources.shards import expand
 from mico_jax.data.storage import Span, Storage, is_remote, short
+from mico_jax.data.storage.sparse_memory import SparseMemory, in_memory
+from mico_jax.failures import TransientError
 from mico_jax.modalities import DecodeError
 
 _OPEN = 128  # files that are open at a time
-_TRIES = 3  # reads of a chunk that goes from the cache while it is read
 _POSTSCRIPT = 4096  # bytes of the last block that say something
 _OPTIONS = "readahead_buffer_size:0"
 _BUFFER = 32768  # bytes
@@ -61,6 +60,8 @@ class ArrayRecordSource(SourceKind):
     self._config, self._storage = config, storage
     self._lock = threading.Lock()
     self._readers: OrderedDict[str, Any] = OrderedDict()
+    self._chunks: OrderedDict[str, _ChunkReader] = OrderedDict()
+    self._asked: set[str] = set()  # files whose ends are asked for ahead
     try:
       paths = expand(config.path, name)
       for path in paths:
@@ -141,14 +142,21 @@ class ArrayRecordSource(SourceKind):
   def spans(self, index: int, keys: Sequence[str]) -> list[Span]:
     """See `SourceKind.spans`."""
     del keys  # a record is read whole
-    path, _, start, end = self._place(index)[:4]
-    return [Span(path, start, end - start)]
+    path, _, start, end, footer = self._place(index)
+    with self._lock:
+      known = path in self._chunks or path in self._asked
+      self._asked.add(path)
+    places = [(start, end)]
+    if not known:  # the first row of a file asks for what opens it
+      places += self._ends(path, footer)
+    return [Span(path, begin, end - begin) for begin, end in places]
 
-  def plan(self, owner: Hashable, index: int, keys: Sequence[str]) -> None:
-    """See `SourceKind.plan`."""
-    if self.remote:
-      spans = lambda: self.spans(index, keys)
-      self._storage.plan(owner, spans, into_file=True)
+  def _ends(
+    self, path: str, footer: tuple[int, int]
+  ) -> tuple[tuple[int, int], ...]:
+    """What the library reads when it opens a file: (begin, end)."""
+    last = self._storage.stat(path).size - riegeli.BLOCK
+    return footer, (last, last + _POSTSCRIPT)
 
   def _place(self, index: int) -> tuple[str, int, int, int, tuple[int, int]]:
     """File, number there, where its chunk begins and ends, and the footer."""
@@ -168,53 +176,50 @@ class ArrayRecordSource(SourceKind):
     # The library says RuntimeError to a damaged chunk and to a store that is
     # away; the file itself tells which.
     try:
-      return self._read(path, path, at)
+      return self._read(path, at)
     except Exception as error:
       self._storage.patiently(lambda: _touch(path), path)
       first = error
     try:
-      return self._read(path, path, at)
+      return self._read(path, at)
     except Exception as error:
       raise DecodeError(describe(error)) from first
 
   def _remote_blob(
     self, path: str, at: int, start: int, end: int, footer: tuple[int, int]
   ) -> bytes:
-    """A record through the sparse file of the cache, which the library opens.
-
-    Blocks that went from the cache meanwhile read as zeros, of which the
-    library says that they are damaged, since it checks the hash of every chunk;
-    then the bytes are read apart, which tells whether they are.
-    """
-    storage, size = self._storage, self._storage.stat(path).size
-    last = size - riegeli.BLOCK
-    needed = [(start, end), footer, (last, last + _POSTSCRIPT)]
-    for _ in range(_TRIES):
-      ranges = needed if path not in self._readers else needed[:1]
-      cache = storage.cache()
-      if cache is None:
-        break
-      if not all(storage.make_present(path, *places) for places in ranges):
-        break
-      key, _ = storage.key(path)
-      try:
-        data = self._read(path, str(cache.file(key, size).path), at)
-      except OSError:
-        break
-      except Exception:  # the library says RuntimeError to all
-        continue
-      cache.used(key, size, start, end)
-      return data
-    pieces = [
-      (a, storage.read_range(path, a, b - a, cached=False)) for a, b in needed
-    ]
+    """A record whose chunk is read, and given to the library in memory."""
+    data = self._storage.read_range(path, start, end - start)
     try:
-      return _read_apart(size, pieces, at)
-    except Exception as error:
+      return self._remote_reader(path, footer).read(at, start, data)
+    except (DecodeError, TransientError):
+      raise
+    except Exception as error:  # the library says RuntimeError to all
+      with self._lock:
+        self._chunks.pop(path, None)
       raise DecodeError(describe(error)) from error
 
-  def _read(self, path: str, local: str, at: int) -> bytes:
-    """Record `at` of a file; `local` is what the library opens."""
+  def _remote_reader(self, path: str, footer: tuple[int, int]) -> _ChunkReader:
+    with self._lock:
+      reader = self._chunks.get(path)
+      if reader is not None:
+        self._chunks.move_to_end(path)
+        return reader
+    pieces = [
+      (start, self._storage.read_range(path, start, end - start))
+      for start, end in self._ends(path, footer)
+    ]
+    reader = _ChunkReader(self._storage.stat(path).size, pieces)
+    if not in_memory():
+      return reader  # for one read
+    with self._lock:
+      self._chunks[path] = reader
+      while len(self._chunks) > _OPEN:
+        self._asked.discard(self._chunks.popitem(last=False)[0])
+    return reader
+
+  def _read(self, path: str, at: int) -> bytes:
+    """Record `at` of a local file."""
     from array_record.python import array_record_module
 
     with self._lock:
@@ -223,7 +228,7 @@ class ArrayRecordSource(SourceKind):
         self._readers.move_to_end(path)
     if reader is None:
       reader = array_record_module.ArrayRecordReader(
-        local, options=_OPTIONS, file_reader_buffer_size=_BUFFER
+        path, options=_OPTIONS, file_reader_buffer_size=_BUFFER
       )
       with self._lock:
         self._readers[path] = reader
@@ -237,25 +242,37 @@ class ArrayRecordSource(SourceKind):
       raise
 
 
-def _read_apart(
-  size: int, pieces: Sequence[tuple[int, bytes]], at: int
-) -> bytes:
-  """A record of a file of which some pieces are known: (offset, bytes)."""
-  from array_record.python import array_record_module
+class _ChunkReader:
+  """Reads records of a file of which only what says where they are is there.
 
-  with tempfile.NamedTemporaryFile() as file:
-    os.ftruncate(file.fileno(), size)
+  The library checks the hash of each chunk.
+  """
+
+  def __init__(self, size: int, pieces: Sequence[tuple[int, bytes]]):
+    """Opens it.
+
+    Args:
+      size: of the file.
+      pieces: (offset, bytes) of its end.
+    """
+    from array_record.python import array_record_module
+
+    self._lock = threading.Lock()
+    self._file = SparseMemory(size)
     for offset, data in pieces:
-      file.seek(offset)
-      file.write(data)
-    file.flush()
-    reader = array_record_module.ArrayRecordReader(
-      file.name, options=_OPTIONS, file_reader_buffer_size=_BUFFER
+      self._file.write(offset, data)
+    self._reader = array_record_module.ArrayRecordReader(
+      self._file.path, options=_OPTIONS, file_reader_buffer_size=_BUFFER
     )
-    try:
-      return reader.read([at])[0]
-    finally:
-      reader.close()
+
+  def read(self, at: int, start: int, chunk: bytes) -> bytes:
+    """Record `at` of the file, in a chunk that begins at `start`."""
+    with self._lock:
+      self._file.write(start, chunk)
+      try:
+        return self._reader.read([at])[0]
+      finally:
+        self._file.clear(start, len(chunk))
 
 
 def _touch(path: str) -> None:

@@ -45,9 +45,25 @@ class ArrowSource(RowSource):
     Raises:
       ConfigError: for columns that do not exist or hold no media.
     """
-    config, features = self._config, _features(schema)
     self._schema_names = list(schema.names)
     holds = {f.name: _holds(f.type) for f in schema}
+    types = {f.name: f.type for f in schema}
+    self._take_columns(holds, _features(schema), types)
+
+  def _take_columns(
+    self,
+    holds: Mapping[str, str],
+    features: Mapping[str, Any],
+    types: Mapping[str, Any],
+  ) -> None:
+    """See `_take_schema`.
+
+    Args:
+      holds: column -> "bytes" or "paths", what it can hold of media, or "".
+      features: column -> Hugging Face's description, if there is one.
+      types: column -> its type, for messages.
+    """
+    config = self._config
     for what, names in (
       ("fields", config.fields.values()),
       ("captions", config.captions.values()),
@@ -57,7 +73,7 @@ class ArrowSource(RowSource):
         if name not in holds:
           raise ConfigError(
             f"data.sources.{self._name}.{what} names the column {name!r}; "
-            f"{config.path} has {', '.join(map(str, schema.names))}."
+            f"{config.path} has {', '.join(map(str, holds))}."
           )
     self._columns = {
       key: name
@@ -68,7 +84,7 @@ class ArrowSource(RowSource):
       if not holds[name]:
         raise ConfigError(
           f"data.sources.{self._name}.fields.{key}: the column {name!r} is "
-          f"{schema.field(name).type}; expected bytes, structs of bytes and "
+          f"{types[name]}; expected bytes, structs of bytes and "
           "path, or paths."
         )
     self._columns |= self._usual(holds, features)
@@ -82,10 +98,10 @@ class ArrowSource(RowSource):
         f"{some(self.unmapped)}; set fields={{MODALITY: COLUMN}} to use them."
       )
     skip = {*media, *self.unmapped}
-    self._field_columns = [n for n in schema.names if n not in skip]
+    self._field_columns = [n for n in holds if n not in skip]
     self._id_column = next((n for n in _IDS if n in self._field_columns), "")
     self._classes = _class_names(features)
-    self._has_status = set(schema.names) >= _OF_IMG2DATASET
+    self._has_status = set(holds) >= _OF_IMG2DATASET
 
   def _usual(
     self, holds: Mapping[str, str], features: Mapping[str, Any]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import heapq
 import itertools
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from mico_jax.data.storage.io_threads import IoThreads, Task
 ROOM = 256 << 20  # bytes that are held for their readers, about
 _UNKNOWN = 1 << 18  # bytes of a file whose size is not known, until it came
 _STALE = 300.0  # seconds after which nobody is expected to come
+_ASKED = 32  # owners whose spans one thread finds out, at a time
 
 
 class Span(NamedTuple):
@@ -40,6 +42,7 @@ class _Piece:
   ):
     self.span, self.task, self.read = span, task, read
     self.held = span.size if span.size >= 0 else _UNKNOWN
+    self.dropped = False
 
   def holds(self, span: Span) -> bool:
     """Whether another span lies within this one."""
@@ -49,8 +52,47 @@ class _Piece:
     return start <= span.offset and span.offset + span.size <= end
 
 
+class _Pieces:
+  """Those of one file, by their first byte."""
+
+  def __init__(self) -> None:
+    """None yet."""
+    self._offsets: list[int] = []
+    self._pieces: list[_Piece] = []
+    self._longest = 0
+
+  def __len__(self) -> int:
+    """How many there are."""
+    return len(self._pieces)
+
+  def add(self, piece: _Piece) -> None:
+    """Takes one."""
+    at = bisect.bisect_right(self._offsets, piece.span.offset)
+    self._offsets.insert(at, piece.span.offset)
+    self._pieces.insert(at, piece)
+    self._longest = max(self._longest, piece.span.size)
+
+  def remove(self, piece: _Piece) -> None:
+    """Lets one go."""
+    at = bisect.bisect_left(self._offsets, piece.span.offset)
+    at = self._pieces.index(piece, at)
+    del self._offsets[at], self._pieces[at]
+
+  def find(self, span: Span) -> _Piece | None:
+    """One that holds a span; of several that begin alike the latest."""
+    at = bisect.bisect_right(self._offsets, span.offset)
+    for piece in reversed(self._pieces[:at]):
+      if piece.holds(span):
+        return piece
+      if piece.span.offset + self._longest < span.offset + span.size:
+        return None
+    return None
+
+
 # Owner, number of arrival, what to read, and how.
 _Waiting = tuple[Any, int, Span, Callable[[Span], bytes]]
+# Owner, what says its spans, and how they are read.
+_Asked = tuple[Any, Callable[[], Iterable[Span]], Callable[[Span], bytes]]
 
 
 class Ahead:
@@ -66,7 +108,9 @@ class Ahead:
     self._threads, self._room = threads, room
     # Again by the same thread, if a read is done before anybody waits for it.
     self._lock = threading.RLock()
-    self._pieces: dict[str, list[_Piece]] = {}
+    self._pieces: dict[str, _Pieces] = {}
+    self._asked: deque[_Asked] = deque()
+    self._asking = 0  # threads
     self._owners: OrderedDict[Any, tuple[float, list[_Piece]]]
     self._owners = OrderedDict()
     self._waiting: list[_Waiting] = []  # a heap
@@ -93,16 +137,31 @@ class Ahead:
         return
       self._owners[owner] = (time.monotonic(), [])
       self._drop_stale()
+      self._asked.append((owner, spans, read))
+      wanted = 1 + len(self._asked) // _ASKED
+      if self._asking >= wanted:
+        return
+      self._asking += 1
+    self._threads.submit(self._ask)
 
-    def ask() -> None:
-      found = list(spans())
+  def _ask(self) -> None:
+    """Finds out spans until none is asked for; a thread hands on several."""
+    while True:
       with self._lock:
-        for span in found:
-          place = (owner, next(self._numbers), span, read)
+        count = min(len(self._asked), _ASKED)
+        asked = [self._asked.popleft() for _ in range(count)]
+        if not asked:
+          self._asking -= 1
+          return
+      found: list[_Waiting] = []
+      for owner, spans, read in asked:
+        # An error is that of whoever reads it.
+        with contextlib.suppress(Exception):
+          found += [(owner, next(self._numbers), s, read) for s in spans()]
+      with self._lock:
+        for place in found:
           heapq.heappush(self._waiting, place)
         self._start()
-
-    self._threads.submit(ask)
 
   def _start(self) -> None:
     """Starts what waits, as far as there is room; under the lock."""
@@ -120,7 +179,7 @@ class Ahead:
       task = self._threads.submit(lambda s=span, r=read: r(s))
       piece = _Piece(span, task, read)
       self._held += piece.held
-      self._pieces.setdefault(span.path, []).append(piece)
+      self._pieces.setdefault(span.path, _Pieces()).add(piece)
       if not self._owners[owner][1]:
         bisect.insort(self._begun, owner)
       self._owners[owner][1].append(piece)
@@ -132,7 +191,7 @@ class Ahead:
     if future.cancelled() or future.exception() is not None:
       return
     with self._lock:
-      if piece in self._pieces.get(piece.span.path, ()):
+      if not piece.dropped:
         size = len(future.result())
         self._held += size - piece.held
         piece.held = size
@@ -140,10 +199,9 @@ class Ahead:
   def take(self, span: Span) -> tuple[Task[bytes], int] | None:
     """The task whose bytes hold a span, and the offset of its first byte."""
     with self._lock:
-      for piece in self._pieces.get(span.path, ()):
-        if piece.holds(span):
-          return piece.task, piece.span.offset
-    return None
+      pieces = self._pieces.get(span.path)
+      piece = None if pieces is None else pieces.find(span)
+    return None if piece is None else (piece.task, piece.span.offset)
 
   def done(self, owner: Any) -> None:
     """Forgets what was for an owner."""
@@ -166,10 +224,12 @@ class Ahead:
       del self._begun[bisect.bisect_left(self._begun, owner)]
     for piece in pieces:
       self._held -= piece.held
-      piece.task.future.cancel()
+      piece.dropped = True
+      if not piece.task.future.done():
+        piece.task.future.cancel()
       others = self._pieces[piece.span.path]
       others.remove(piece)
-      if not others:
+      if not len(others):
         del self._pieces[piece.span.path]
 
   def _drop_stale(self) -> None:

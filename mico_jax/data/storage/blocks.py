@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import pathlib
 import platform
@@ -35,6 +36,7 @@ from mico_jax.data.storage.cached_file import (
   map_of,
   runs,
 )
+from mico_jax.data.storage.kept_part import KeptPart
 from mico_jax.data.storage.punch import can_punch, punch
 
 _OPEN = 256  # files that a process holds open
@@ -45,7 +47,11 @@ _PAGE = 4096
 
 
 class BlockCache:
-  """Blocks of remote files; safe from threads and processes of one host."""
+  """Blocks of remote files; safe from threads and processes of one host.
+
+  Attributes:
+    part: what of all that is read once an epoch is to be kept.
+  """
 
   def __init__(self, folder: pathlib.Path, limit: int):
     """Opens or makes the cache.
@@ -67,6 +73,8 @@ class BlockCache:
     self._files: OrderedDict[str, CachedFile] = OrderedDict()
     self._opening = threading.Lock()
     self._log = self._segment = -1  # where the log ends, and its number
+    self._start = self._oldest = -1  # where it starts, and its number
+    self.part = KeptPart(limit)
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     self._lock = os.open(self._folder / "lock", flags, 0o600)
     with self._changing():
@@ -79,7 +87,8 @@ class BlockCache:
 
   def __del__(self) -> None:
     """Closes the lock and the log."""
-    for handle in (getattr(self, "_lock", -1), getattr(self, "_log", -1)):
+    for name in ("_lock", "_log", "_start"):
+      handle = getattr(self, name, -1)
       if handle >= 0:
         os.close(handle)
 
@@ -135,10 +144,6 @@ class BlockCache:
     """Notes that a range was read through its file."""
     self.file(key, size).touch(offset // BLOCK, -(-end // BLOCK))
 
-  def expect(self, key: str, size: int, offset: int, end: int) -> None:
-    """Notes that a range, whose blocks are there, will be read soon."""
-    self.file(key, size).unread(offset // BLOCK, -(-end // BLOCK))
-
   def missing(
     self, key: str, size: int, offset: int, end: int
   ) -> tuple[int, int] | None:
@@ -178,7 +183,7 @@ class BlockCache:
       for a, b in absent:
         piece = view[a * BLOCK : b * BLOCK]
         _write(file.handle, piece, start + a * BLOCK)
-        file.unread(first + a, first + b)
+        file.fresh(first + a, first + b)
         file.set_present(first + a, first + b)
         self._append(bytes.fromhex(key), first + a, b - a)
         self._used += (b - a) * BLOCK
@@ -298,18 +303,28 @@ class BlockCache:
   def _pop(self) -> tuple[bytes, int, int]:
     number, place = divmod(self._head, _SEGMENT)
     path = self._folder / f"log-{number}"
-    with open(path, "rb", buffering=0) as file:
-      data = os.pread(file.fileno(), _ENTRY.size, place * _ENTRY.size)
+    if number != self._oldest:
+      self._close_oldest()
+      self._start = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+      self._oldest = number
+    data = os.pread(self._start, _ENTRY.size, place * _ENTRY.size)
     self._head += 1
     if place == _SEGMENT - 1:
+      self._close_oldest()
       path.unlink()
     return _ENTRY.unpack(data)
+
+  def _close_oldest(self) -> None:
+    if self._start >= 0:
+      os.close(self._start)
+    self._start = self._oldest = -1
 
 
 _STATE = struct.Struct("<32s48s4QQ")
 _DIRTY = _STATE.size - 8
 
 
+@functools.cache
 def _boot() -> bytes:
   """What differs after each start of the machine."""
   try:

@@ -1,9 +1,8 @@
 """One remote file as the cache holds it: a sparse file and a map of blocks.
 
 The map has two bytes per block: its state (bit 0: present; the rest counts how
-often it went, modulo 64), which changes only under the cache's lock, and
-how often it was read: what came ahead and was not read yet
-is kept before what was, and of that what was read again.
+often it went, modulo 64), which changes only under the cache's lock, and how
+often it was read again: of what is there, that is kept the longest.
 """
 
 from __future__ import annotations
@@ -16,9 +15,7 @@ import pathlib
 BLOCK = 16384  # bytes
 PRESENT = 1
 _STATE = 0xFD
-_READS = 3  # that are counted, after the first
-_UNREAD = 0x80  # or more: was not read yet, and how often it was spared
-_SPARED = 16  # laps after which nobody is expected to read it
+_READS = 3  # that are counted
 
 
 class CachedFile:
@@ -98,19 +95,19 @@ class CachedFile:
     start, end = self.blocks + first, self.blocks + last
     reads = max(self._map[start:end])
     if reads:
-      less = 0 if reads == _UNREAD else reads - 1
+      less = min(reads, _READS) - 1
       self._map[start:end] = bytes([less]) * (end - start)
     return reads > 0
 
-  def unread(self, first: int, last: int) -> None:
-    """Notes that blocks are there for somebody who did not read them yet."""
+  def fresh(self, first: int, last: int) -> None:
+    """Notes that blocks were not read since they came."""
     assert self._map is not None
     start, end = self.blocks + first, self.blocks + last
-    self._map[start:end] = bytes([_UNREAD + _SPARED - 1]) * (end - start)
+    self._map[start:end] = bytes(end - start)
 
 
 # What becomes of the count of a block when it is read.
-_READ = bytes(0 if r >= _UNREAD else min(r + 1, _READS) for r in range(256))
+_READ = bytes(min(r + 1, _READS) for r in range(256))
 
 
 def map_of(folder: pathlib.Path, key: str) -> pathlib.Path:

@@ -81,19 +81,22 @@ class IoThreads:
 
   def _work(self) -> None:
     here = threading.current_thread()
+    done: Task[Any] | None = None
     while True:
       with self._lock:
+        if done is not None:
+          self._at.pop(done, None)
         if here in self._lost:  # another took this one's place
           self._lost.discard(here)
           return
         self._idle += 1
+      done = None  # its bytes are not held by a thread that waits
       task = self._tasks.get()
       with self._lock:
         self._idle -= 1
         self._at[task] = here
       task.run()
-      with self._lock:
-        self._at.pop(task, None)
+      done, task = task, None
 
   def give_up(self, task: Task[Any]) -> None:
     """Lets another thread take the place of the one that is at a task."""

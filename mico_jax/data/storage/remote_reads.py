@@ -55,6 +55,9 @@ class RemoteReads(Patience):
     if path not in self._stamps:
       stamp = self.remotely(lambda: store(path).stat(path), path)
       self._stamps[path] = stamp
+      cache = self.cache()
+      if cache is not None:
+        cache.part.add(path, stamp.size)
     return self._stamps[path]
 
   def cache(self) -> BlockCache | None:
@@ -79,26 +82,15 @@ class RemoteReads(Patience):
       self._keys[path] = (digest[:32], stamp.size)
     return self._keys[path]
 
-  def fill(self, path: str, offset: int, end: int) -> bool:
-    """Fills blocks of the cache's file; whether they are there now."""
-    cache = self.cache()
-    key, size = self.key(path)
-    for _ in range(_TRIES if cache is not None else 0):
-      assert cache is not None
-      try:
-        span = cache.missing(key, size, offset, end)
-      except OSError:
-        return False
-      if span is None:
-        cache.expect(key, size, offset, end)
-        return True
-      data = self.fetch(path, *span)
-      try:
-        if not cache.put(key, size, span[0], data):
-          return False
-      except OSError:
-        return False
-    return False
+  def range_once(self, path: str, offset: int, end: int) -> bytes:
+    """Bytes of a remote file that are needed once an epoch.
+
+    They pass the cache by if it has no place for all that is read so.
+    """
+    cache, key = self.cache(), self.key(path)[0]
+    if cache is not None and cache.part.holds(key, offset):
+      return self.range(path, offset, end)
+    return self.fetch(path, offset, end)
 
   def range(self, path: str, offset: int, end: int) -> bytes:
     """Bytes of a remote file, from the cache as far as they are there."""
@@ -124,8 +116,6 @@ class RemoteReads(Patience):
       except OSError:
         fits = False
       if start <= offset and end <= stop:
-        if fits:
-          cache.used(key, size, offset, end)
         return data[offset - start : end - start]
       if not fits:
         break

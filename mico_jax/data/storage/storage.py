@@ -20,7 +20,7 @@ from typing import Any
 
 from mico_jax.config import DataConfig
 from mico_jax.data.guard import waiting
-from mico_jax.data.storage.ahead import ROOM, Ahead, Span
+from mico_jax.data.storage.ahead import Ahead, Span
 from mico_jax.data.storage.handles import Handles
 from mico_jax.data.storage.io_threads import io_threads
 from mico_jax.data.storage.paths import (
@@ -77,8 +77,7 @@ class Storage(RemoteReads):
 
   def _prepare(self) -> None:
     self._reset()
-    # What comes before it is needed must not drive out what is needed now.
-    self._ahead = Ahead(io_threads(), min(ROOM, self._limit // 4 or ROOM))
+    self._ahead = Ahead(io_threads())
 
   @classmethod
   def of(cls, config: DataConfig) -> Storage:
@@ -184,18 +183,14 @@ class Storage(RemoteReads):
     self,
     owner: Hashable,
     spans: Callable[[], Iterable[Span]],
-    *,
-    into_file: bool = False,
   ) -> None:
     """Starts to read what somebody will need, and comes back at once.
 
     Args:
       owner: of the bytes, until `forget`.
       spans: says which; called in another thread.
-      into_file: they will be read by `make_present`.
     """
-    read = self._fill_span if into_file else self._read_span
-    self._ahead.plan(owner, lambda: self._useful(spans()), read)
+    self._ahead.plan(owner, lambda: self._useful(spans()), self._read_span)
 
   def forget(self, owner: Hashable) -> None:
     """Lets go of what was planned for somebody."""
@@ -217,11 +212,8 @@ class Storage(RemoteReads):
   def _read_span(self, span: Span) -> bytes:
     if span.size < 0:
       return self.whole(span.path)
-    return self.range(span.path, span.offset, span.offset + span.size)
-
-  def _fill_span(self, span: Span) -> bytes:
-    self.fill(span.path, span.offset, span.offset + span.size)
-    return b""
+    end = span.offset + span.size
+    return self.range_once(span.path, span.offset, end)
 
   def _from_ahead(self, span: Span) -> bytes | None:
     """Bytes that were asked for; None if they were not, or did not come."""
@@ -241,23 +233,6 @@ class Storage(RemoteReads):
     first = span.offset - start
     piece = data[first : first + span.size]
     return piece if len(piece) == span.size else None
-
-  def make_present(self, path: str, offset: int, end: int) -> bool:
-    """Fills blocks of the cache's sparse file; whether they fit.
-
-    Raises:
-      DecodeError, TransientError: as `read`.
-    """
-    self._from_ahead(Span(path, offset, end - offset))
-    cache = self.cache()
-    if cache is None:
-      return False
-    try:
-      if cache.missing(*self.key(path), offset, end) is None:
-        return True
-    except OSError:  # a disk that is full
-      return False
-    return self.remotely(lambda: self.fill(path, offset, end), path)
 
 
 def _read_local(path: str, limit: int) -> bytes:
