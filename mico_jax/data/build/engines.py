@@ -7,90 +7,37 @@ with the units that are not done.
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
-import multiprocessing
-import os
 import pickle
-import queue
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from mico_jax.config import ConfigError
 from mico_jax.data.build.job import Job
 from mico_jax.data.build.rows import Unit
 from mico_jax.data.build.unit import Tick, run_unit
+from mico_jax.data.build.workers import Crew
 from mico_jax.failures import TransientError
-
-# What a worker of a pool tells its progress to.
-_ticks: Any = None
 
 
 def local(
   job: Job, units: Sequence[Unit], count: int, workers: int, tick: Tick
 ) -> None:
-  """Builds units in processes of this machine; one worker: in this process.
+  """Builds units in processes of this machine.
+
+  Workers are watched: see `mico_jax.data.build.watch`. Without any (0), this
+  process builds, and nothing ends what hangs.
 
   Raises:
     TransientError: if a worker dies, as by a lack of memory.
     ConfigError, TransientError: as `run_unit`.
   """
-  workers = min(workers, len(units))
-  if workers <= 1:
+  if not workers:
     for unit in units:
       run_unit(job, unit, count, tick)
     return
-  context = multiprocessing.get_context("spawn")
-  ticks = context.Queue()
-  done = threading.Event()
-  listener = threading.Thread(target=_listen, args=(ticks, done, tick))
-  listener.start()
-  pool = concurrent.futures.ProcessPoolExecutor(
-    workers, mp_context=context, initializer=_begin, initargs=(ticks,)
-  )
-  try:
-    futures = [pool.submit(_work, job, unit, count) for unit in units]
-    for future in concurrent.futures.as_completed(futures):
-      future.result()
-  except BrokenProcessPool as error:
-    raise TransientError(
-      "a worker of the build died (killed, out of memory, or a library "
-      "crashed); the same command goes on with the units that are not done."
-    ) from error
-  finally:
-    pool.shutdown(cancel_futures=True)
-    done.set()
-    listener.join()
-
-
-def _begin(ticks: Any) -> None:
-  """Prepares a worker, which ends when its parent does, killed or not."""
-  global _ticks
-  _ticks = ticks
-  parent = multiprocessing.parent_process()
-  assert parent is not None
-
-  def follow() -> None:
-    parent.join()
-    os._exit(1)
-
-  threading.Thread(target=follow, daemon=True).start()
-
-
-def _work(job: Job, unit: Unit, count: int) -> None:
-  run_unit(job, unit, count, _ticks.put)
-
-
-def _listen(ticks: Any, done: threading.Event, tick: Tick) -> None:
-  """Passes on what workers tell, in this process."""
-  while True:
-    try:
-      tick(ticks.get(timeout=0.2))
-    except queue.Empty:
-      if done.is_set():
-        return
+  with Crew(job, count, workers) as crew:
+    crew.build(units, tick)
 
 
 def ray_data(
