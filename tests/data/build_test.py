@@ -554,62 +554,27 @@ def test_estimates_that_cannot_be_right(tmp_path, models):
       build.run(job)
 
 
-def test_pipelines_of_transformers(tmp_path, monkeypatch):
-  """What `hf:` hands to a pipeline and takes from it."""
-  raw = tmp_path / "raw"
-  raw_videos.write_videos(raw, 1, 1.0)
-  asked = []
-
-  def pipeline(task, model, **settings):
-    asked.append((task, model, settings))
-
-    def pipe(inputs=None, *, text=None, **more):
-      if task == "depth-estimation":
-        return [
-          {"predicted_depth": np.arange(x.size[0] * 2.0).reshape(2, -1)}
-          for x in inputs
-        ]
-      if task == "image-text-to-text":
-        (chat,) = text
-        picture, question = chat[0]["content"]
-        size = picture["image"].size
-        return [[{"generated_text": f"{question['text']} {size[0]}"}]]
-      return [
-        {"text": f"{len(x['raw'])} at {x['sampling_rate']}"} for x in inputs
-      ]
-
-    return pipe
-
-  fake = types.ModuleType("transformers")
-  fake.pipeline = pipeline
-  monkeypatch.setitem(sys.modules, "transformers", fake)
-  options = {
-    "vision_captions": {
-      "model": "hf:me/see",
-      "task": "image-text-to-text",
-      "prompt": "What?",
-      "size": 24,
-    },
-    "audio_captions": {
-      "model": "hf:me/hear",
-      "task": "automatic-speech-recognition",
-      "device": "cpu",
-    },
-    "depth": {"model": "hf:me/deep", "values": "relative"},
-  }
-  job = job_of(raw, tmp_path / "out", *options, options=options)
-  report = build.run(job)
-  (record,) = read(report).values()
-  assert record.captions == {
-    "vision": ("What? 32",),
-    "audio": ("16000 at 16000",),
-  }
-  assert report.source.depth_unit == "relative"
-  assert asked == [
-    ("image-text-to-text", "me/see", {}),
-    ("automatic-speech-recognition", "me/hear", {"device": "cpu"}),
-    ("depth-estimation", "me/deep", {}),
-  ]
+def test_models_of_transformers_are_checked_up_front(
+  folder, tmp_path, monkeypatch
+):
+  """What they give is tested by `build_hf_test.py`, where they are."""
+  monkeypatch.setitem(
+    sys.modules, "transformers", types.ModuleType("transformers")
+  )
+  for stage, values, message in (
+    ("vision_captions", {}, "one of image-to-text, image-text-to-text"),
+    ("vision_captions", {"task": "depth-estimation"}, "one of image-to-text"),
+    ("vision_captions", {"task": "image-text-to-text"}, "needs a prompt"),
+    ("vision_captions", {"task": "image-to-text", "prompt": "x"}, "takes none"),
+    ("audio_captions", {"task": "image-to-text"}, "one of automatic-speech"),
+    ("normal", {"values": "-1..1"}, "one of onnx:..., python:"),
+  ):
+    options = {stage: {"model": "hf:me/it", **values}}
+    job = job_of(folder, tmp_path / "out", "h264", stage, options=options)
+    with pytest.raises(ConfigError, match=message) as error:
+      build.run(job)
+    assert "\n" not in str(error.value)
+  assert not (tmp_path / "out").exists()
 
 
 def _field(number, value):
