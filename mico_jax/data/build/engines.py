@@ -7,11 +7,12 @@ with the units that are not done.
 
 from __future__ import annotations
 
-import functools
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mico_jax import failures
 from mico_jax.config import ConfigError
 from mico_jax.data.build.job import Job
 from mico_jax.data.build.rows import Unit
@@ -32,6 +33,11 @@ def local(
     TransientError: if a worker dies, as by a lack of memory.
     ConfigError, TransientError: as `run_unit`.
   """
+  if job.gpus:
+    raise ConfigError(
+      f"gpus={job.gpus:g} is for engine=ray, which gives GPUs to workers; here "
+      "a stage names its own (--set STAGE.device=cuda:0)."
+    )
   if not workers:
     for unit in units:
       run_unit(job, unit, count, tick)
@@ -43,12 +49,16 @@ def local(
 def ray_data(
   job: Job, units: Sequence[Unit], count: int, workers: int, tick: Tick
 ) -> None:
-  """Builds units as a Ray Data job, one CPU each, on the cluster of `ray.init`.
+  """Builds units as a Ray Data job on the cluster of `ray.init`.
 
-  The folder of the result and the raw files must be the same on every node.
+  Each actor of the pool has one CPU, and `Job.gpus` GPUs (or a share of one)
+  that Ray shows to it alone; its models are loaded once. In it a worker is
+  watched as `local` does. The folder of the result and the raw files must be
+  the same on every node.
 
   Raises:
-    ConfigError: if Ray is not installed.
+    ConfigError: if Ray is not installed, or this machine, with no cluster, has
+      no such GPU.
     ConfigError, TransientError: as `run_unit`.
   """
   try:
@@ -60,14 +70,25 @@ def ray_data(
     ) from error
   if not ray.is_initialized():
     ray.init(log_to_driver=False)
+  there = ray.cluster_resources().get("GPU", 0.0)
+  if job.gpus > there:
+    text = f"gpus={job.gpus:g} a worker: Ray knows of {there:g} GPUs"
+    if not os.environ.get("RAY_ADDRESS"):
+      raise ConfigError(f"{text} on this machine.")
+    failures.say(f"data build: {text} now and waits for more.")
   context = ray.data.DataContext.get_current()
   context.enable_progress_bars = False
   items = [{"unit": pickle.dumps(unit)} for unit in units]
   data = ray.data.from_items(items, override_num_blocks=len(items))
-  made = data.map(
-    functools.partial(_ray_unit, job=job, count=count),
+  made = data.map_batches(
+    _RayWorker,
+    fn_constructor_args=(job, count),
+    batch_size=1,
     num_cpus=1,
-    compute=ray.data.TaskPoolStrategy(size=min(workers, len(items))),
+    num_gpus=job.gpus or None,
+    compute=ray.data.ActorPoolStrategy(
+      size=min(workers or 1, len(items)), max_tasks_in_flight_per_actor=1
+    ),
   )
   for row in made.iter_rows():
     if row["error"]:
@@ -79,15 +100,25 @@ def ray_data(
 _ERRORS = {e.__name__: e for e in (ConfigError, TransientError)}
 
 
-def _ray_unit(row: dict[str, Any], job: Job, count: int) -> dict[str, Any]:
-  """One task of Ray: the unit of a row."""
-  unit = pickle.loads(row["unit"])
-  try:
-    run_unit(job, unit, count)
-  except (ConfigError, TransientError) as error:
-    kind = TransientError if isinstance(error, TransientError) else ConfigError
-    return {"size": 0, "error": kind.__name__, "text": str(error)}
-  return {"size": unit.size, "error": "", "text": ""}
+class _RayWorker:
+  """One actor of Ray, with a worker process of its own."""
+
+  def __init__(self, job: Job, count: int):
+    """Starts nothing yet."""
+    self._crew = Crew(job, count, 1)
+
+  def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+    """Builds the one unit of a batch."""
+    (data,) = batch["unit"]
+    unit = pickle.loads(data)
+    size, kind, text = unit.size, "", ""
+    try:
+      self._crew.build([unit], lambda items: None)
+    except (ConfigError, TransientError) as error:
+      transient = isinstance(error, TransientError)
+      size, kind = 0, (TransientError if transient else ConfigError).__name__
+      text = str(error)
+    return {"size": [size], "error": [kind], "text": [text]}
 
 
 Engine = Callable[[Job, Sequence[Unit], int, int, Tick], None]

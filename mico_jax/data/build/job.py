@@ -44,6 +44,8 @@ class Job:
     timeout: seconds that a stage may work on a row, or a batch, without a sign
       of life (a frame, a call); then its process is replaced, and a row that
       hangs twice has failed. Where workers build.
+    gpus: of a worker; under engine "ray" alone. A share such as 0.25 lets
+      several workers have one.
   """
 
   input: Input
@@ -58,6 +60,7 @@ class Job:
   require: tuple[str, ...] = ()
   strict: bool = False
   timeout: float = 600.0
+  gpus: float = 0.0
 
   @property
   def stem(self) -> str:
@@ -91,6 +94,12 @@ class Job:
       )
     if not 0 < self.timeout < math.inf:
       raise ConfigError(f"timeout={self.timeout:g}: expected seconds over 0.")
+    if not 0 <= self.gpus < math.inf or (
+      self.gpus > 1 and self.gpus != int(self.gpus)
+    ):
+      raise ConfigError(
+        f"gpus={self.gpus:g}: expected a share up to 1, or a whole number."
+      )
     STATUSES[self.status].check()
     stages = self.make_stages()
     for stage in stages:
