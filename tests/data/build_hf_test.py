@@ -1,6 +1,6 @@
 """Captioners and estimators of `transformers`, real ones of a few kilobytes.
 
-Needs the extra `clients`; skipped where `transformers` is not installed.
+Needs the extra `clients`; skipped where `transformers` 5 is not installed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mico_jax.modalities import MODALITIES, Geometry
 from mico_jax.testing import raw_videos
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", minversion="5")
 pytestmark = [
   pytest.mark.clients,
   pytest.mark.filterwarnings("ignore"),  # of its own

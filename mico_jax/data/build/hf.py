@@ -57,8 +57,16 @@ def load_pipeline(name: str, options: Mapping[str, Any]) -> Batch:
     [Y, X] for "depth-estimation".
 
   Raises:
-    ConfigError: for a model that is not of this task, or gives other values.
+    ConfigError: for a model that is not of this task, or gives other values;
+      for an old `transformers`.
   """
+  import transformers
+
+  if int(transformers.__version__.partition(".")[0]) < 5:
+    raise ConfigError(
+      f"hf:{name} needs transformers 5 or later, this is "
+      f"{transformers.__version__}: pip install 'transformers>=5'."
+    )
   return TASKS[options["task"]].load(name, options)
 
 
@@ -213,9 +221,7 @@ def _chat(name: str, options: Mapping[str, Any]) -> Batch:
 
   key = {"picture": "image", "sound": "audio"}[TASKS[options["task"]].takes]
   table = {"image": "ImageTextToText", "audio": "MultimodalLM"}[key]
-  kind: Any = getattr(transformers, f"AutoModelFor{table}", None)
-  if kind is None:
-    raise ConfigError(f"task={options['task']} needs transformers 5 or later.")
+  kind: Any = getattr(transformers, f"AutoModelFor{table}")
   process: Any = transformers.AutoProcessor.from_pretrained(name)
   if not getattr(process, "chat_template", None):
     raise ConfigError(
