@@ -47,6 +47,9 @@ class Geometry:
   fps: float = 1.0  # frames per second that sampling "fps" takes
   stride: int = 1  # frames from one to the next that sampling "dense" takes
   frame_rate: float = 0.0  # of frames without times, per second; 0: unknown
+  draft: float = (
+    0.0  # least shorter side of a reduced JPEG, in `size`; 0: whole
+  )
 
 
 @dataclass(frozen=True)
