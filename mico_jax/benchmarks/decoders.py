@@ -2,10 +2,13 @@
 
   python -m mico_jax.benchmarks.decoders --sides 256 640 1024 2048
   python -m mico_jax.benchmarks.decoders --video clip.mp4
+  python -m mico_jax.benchmarks.decoders --sound
 
 Pictures are decoded whole and with `data.inputs.image.draft`, then cropped to
 224 pixels; videos give eight frames, by this package and by torchcodec where it
-is installed. One thread each; differences are of pixel values 0..255.
+is installed. Five seconds of FLAC at 44.1 kHz are decoded, and filtered to one
+slice of 224 frames or sent as waveform. One thread each; differences are of
+pixel values 0..255, of sound in pixels as the encoder sees them.
 """
 
 from __future__ import annotations
@@ -151,6 +154,42 @@ def video(data: bytes, count: int) -> dict[str, Any]:
   }
 
 
+def sound(count: int) -> dict[str, Any]:
+  """Sound to the array that travels, filtered here or on the device.
+
+  Args:
+    count: turns.
+  """
+  import soundfile
+
+  rng, out = np.random.default_rng(0), io.BytesIO()
+  fading = 0.05 * 0.9 ** np.arange(60)  # louder below, as most sounds
+  wave = np.convolve(rng.normal(size=5 * 44100), fading, "same")
+  soundfile.write(out, wave, 44100, format="FLAC", subtype="PCM_16")
+  data, audio, geometry = out.getvalue(), MODALITIES["audio"], Geometry(1, SIZE)
+
+  def make(mode: str) -> Run:
+    host = audio.modes[mode].host
+    return lambda _: host(audio.decode(data, geometry), geometry, None)
+
+  names = ("plain", "plain_on_device")
+  runs = {"decode": lambda _: audio.decode(data, geometry)}
+  runs = {name: make(name) for name in names} | runs
+  pixels = [
+    audio.modes[name].to_pixels(runs[name](0), geometry=geometry, xp=np)
+    for name in names
+  ]
+  gaps = np.abs(pixels[0] - pixels[1])[0, ..., 0]
+  return {
+    "nbytes": {name: runs[name](0).nbytes for name in names},
+    **turns(runs, count, 20),
+    "differences": {
+      "median": float(np.median(gaps)),
+      "most": float(gaps.max()),
+    },
+  }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints one JSON object a line."""
   parser = argparse.ArgumentParser(description=__doc__)
@@ -158,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--mode", default="crop_flip_smooth")
   parser.add_argument("--draft", type=float, default=1.25)
   parser.add_argument("--video", nargs="*", default=[])
+  parser.add_argument("--sound", action="store_true")
   parser.add_argument("--turns", type=int, default=7)
   args = parser.parse_args(argv)
   for side in args.sides:
@@ -165,6 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   for name in args.video:
     data = pathlib.Path(name).read_bytes()
     print(json.dumps({"file": name, **video(data, args.turns)}))
+  if args.sound:
+    print(json.dumps(sound(args.turns)))
   return 0
 
 

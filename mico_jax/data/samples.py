@@ -191,7 +191,9 @@ def input_shape(config: Config, key: str, *, train: bool = True) -> ArrayShape:
   shape = tuple(sizes[d] for d in modality.spec.dims)
   dtype = ""
   if modality.kind == "knowledge":
-    dtype = preprocessing.mode_of(config, key, train=train).dtype
+    mode = preprocessing.mode_of(config, key, train=train)
+    dtype = mode.dtype
+    shape = mode.shape(g) if mode.shape else shape
   return ArrayShape(shape, dtype or modality.spec.dtype)
 
 

@@ -68,6 +68,7 @@ class Mode:
     eval_mode: deterministic mode for evaluation; "": itself.
     description: one line for tables.
     dtype: of the array; "": that of `Modality.spec`.
+    shape: of the array, by the geometry; None: that of `Modality.spec`.
     recipe: the preprocessing as plain data, for exported models, which run
       without this package; empty: it cannot be exported.
     unit: that it expects, for a modality whose values have `units`.
@@ -84,6 +85,7 @@ class Mode:
   recipe: Mapping[str, Any] = field(default_factory=dict)
   unit: str = ""
   stages: tuple[str, ...] = ()
+  shape: Callable[[Geometry], tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)
