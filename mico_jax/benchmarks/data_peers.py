@@ -74,7 +74,7 @@ def pictures(session: Session, count: int) -> list[bytes]:
 def _as_jpeg(session: Session, source: str, key: str, raw: Any) -> bytes:
   if isinstance(raw, bytes) and raw.startswith(b"\xff\xd8"):
     return raw
-  sizes = geometry(session.config, key, source)
+  sizes = geometry(session.config, key, source, draft=True)
   (frame,) = MODALITIES[key].decode(raw, sizes).take([0])
   file = io.BytesIO()
   Image.fromarray(frame).save(file, "JPEG", quality=_QUALITY)

@@ -150,7 +150,7 @@ def _load(
 ) -> Shaped[np.ndarray, "..."]:
   """Decodes and transforms one modality."""
   config, modality = session.config, MODALITIES[key]
-  sizes = geometry(config, key, row.source)
+  sizes = geometry(config, key, row.source, draft=True)
   begin = time.process_time()
   decoded = modality.decode(raw, sizes)
   spent = time.process_time() - begin

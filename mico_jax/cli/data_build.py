@@ -82,6 +82,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="shards built at a time (default: as many as there are CPUs)",
   )  # fmt: skip
   parser.add_argument(
+    "--gpus", type=float, default=0.0, metavar="N",
+    help="ray: GPUs of a worker, or a share of one such as 0.25 (default: 0)",
+  )  # fmt: skip
+  parser.add_argument(
+    "--timeout", type=float, default=600.0, metavar="SECONDS",
+    help="that a stage may hang at a sample until its process is replaced; the "
+    "second time the sample has failed (default: %(default)s)",
+  )  # fmt: skip
+  parser.add_argument(
     "--strict", action="store_true", help="fail on the first broken sample"
   )
 
@@ -226,6 +235,8 @@ def _job(args: argparse.Namespace) -> Job:
     status=args.status,
     require=tuple(name for name in args.require.split(",") if name),
     strict=args.strict,
+    timeout=args.timeout,
+    gpus=args.gpus,
   )
 
 

@@ -65,6 +65,10 @@ class InputConfig:
   )
   fps: Annotated[float, Range(0.001, 1000.0, "frames per second")] = 1.0
   stride: Annotated[int, Range(1, 1024, "frames")] = 1
+  # Training alone: JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the
+  # shorter side keeps this many times image_size; 0: always whole. 1.25 suits
+  # crops of 80-100%; smaller crops are enlarged from fewer pixels.
+  draft: Annotated[float, Range(0.0, 16.0, "image sizes")] = 0.0
 
 
 @dataclass(frozen=True)

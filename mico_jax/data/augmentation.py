@@ -28,7 +28,7 @@ from mico_jax.modalities import (
   letters,
   preprocessing,
 )
-from mico_jax.modalities.augmentation import LOG_MEL, MIX, VIEW
+from mico_jax.modalities.augmentation import COLOR, LOG_MEL, MIX, VIEW
 from mico_jax.modalities.transforms import (
   Augmentation,
   Transform,
@@ -221,6 +221,25 @@ def _check_stage(
 
 def _in(transform: Transform, mode: Mode) -> bool:
   return transform.stage in mode.stages
+
+
+def check_draft(key: str, options: InputConfig) -> None:
+  """Checks that a modality whose files may be decoded smaller has colours.
+
+  Raises:
+    ConfigError: otherwise: values of maps are not mixed.
+  """
+  stages = {s for mode in MODALITIES[key].modes.values() for s in mode.stages}
+  if options.draft and COLOR not in stages:
+    raise ConfigError(
+      f"data.inputs.{key}.draft={options.draft:g}: {key} is no picture of "
+      "colours; leave it at 0."
+    )
+  if 0 < options.draft < 1:
+    raise ConfigError(
+      f"data.inputs.{key}.draft={options.draft:g}: pictures would be smaller "
+      "than image_size; expected 0, or 1 and more."
+    )
 
 
 def check_sampling(key: str, options: InputConfig) -> None:

@@ -61,7 +61,9 @@ class _Draws:
 QUESTIONS = "question_answering"  # objective whose groups get questions
 
 
-def geometry(config: Config, key: str, source: str = "") -> Geometry:
+def geometry(
+  config: Config, key: str, source: str = "", *, draft: bool = False
+) -> Geometry:
   """Sizes for decoding and preprocessing of a modality.
 
   Args:
@@ -69,6 +71,7 @@ def geometry(config: Config, key: str, source: str = "") -> Geometry:
     key: modality.
     source: data source, for its depth unit and frame rate; "": the unit of the
       first one with a unit.
+    draft: as `preprocessing.geometry`.
   """
   sources, rate = config.data.sources, 0.0
   if source:
@@ -78,7 +81,9 @@ def geometry(config: Config, key: str, source: str = "") -> Geometry:
   else:
     units = [s.depth_unit for s in sources.values() if s.depth_unit]
     unit = units[0] if units else "metre"
-  return preprocessing.geometry(config, key, depth_unit=unit, frame_rate=rate)
+  return preprocessing.geometry(
+    config, key, depth_unit=unit, frame_rate=rate, draft=draft
+  )
 
 
 def check_inputs(config: Config) -> None:
@@ -101,6 +106,7 @@ def check_inputs(config: Config) -> None:
     except ValueError as error:
       raise ConfigError(f"data.inputs.{key}: {error}") from error
     augmentation.check_sampling(key, options)
+    augmentation.check_draft(key, options)
   for name, task in config.tasks.items():
     groups = groups_of(task)
     keys = keys_of(groups)
@@ -193,7 +199,9 @@ def input_shape(config: Config, key: str, *, train: bool = True) -> ArrayShape:
   shape = tuple(sizes[d] for d in modality.spec.dims)
   dtype = ""
   if modality.kind == "knowledge":
-    dtype = preprocessing.mode_of(config, key, train=train).dtype
+    mode = preprocessing.mode_of(config, key, train=train)
+    dtype = mode.dtype
+    shape = mode.shape(g) if mode.shape else shape
   return ArrayShape(shape, dtype or modality.spec.dtype)
 
 
@@ -228,13 +236,16 @@ class _InputLoader:
       index: of the sample in its source.
     """
     keys = [key for key in keys if key in self.record.media]
+    train, draws = self.rng_key is not None, _Draws(self.rng_key, "input")
     # Names a decoded medium in the cache.
     names = {
-      key: (self.source, index, key, geometry(self.config, key, self.source))
+      key: (
+        *(self.source, index, key),
+        geometry(self.config, key, self.source, draft=train),
+      )
       for key in keys
     }
     raw = self._read([key for key in keys if names[key] not in cache])
-    train, draws = self.rng_key is not None, _Draws(self.rng_key, "input")
     inputs = {}
     for key in keys:
       if key in self.failed:

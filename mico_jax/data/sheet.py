@@ -16,13 +16,14 @@ from PIL import Image, ImageDraw
 
 from mico_jax.config import Config, ConfigError
 from mico_jax.data.records import Record
-from mico_jax.data.samples import load_inputs
+from mico_jax.data.samples import geometry, load_inputs
 from mico_jax.data.sources import Source, open_source
 from mico_jax.modalities import (
   KNOWLEDGE,
   MODALITIES,
   DecodeError,
   by_letter,
+  preprocessing,
 )
 
 CELL = 112  # side of a tile in pixels
@@ -49,6 +50,26 @@ def colour_map(x: Real[np.ndarray, "Y X"]) -> UInt8[np.ndarray, "Y X 3"]:
   at = np.linspace(0, 1, len(_RAMP))
   rgb = np.stack([np.interp(x, at, _RAMP[:, c]) for c in range(3)], -1)
   return np.rint(rgb * 255).astype(np.uint8)
+
+
+def drawable(
+  config: Config, key: str, array: Shaped[np.ndarray, "T ..."]
+) -> Shaped[np.ndarray, "T Y *X"]:
+  """What `tiles_of` draws of an input.
+
+  Args:
+    config: of the run.
+    key: of the modality.
+    array: of the host.
+
+  Returns:
+    The array, or, where its mode has another shape, the pixels made of it.
+  """
+  mode = preprocessing.mode_of(config, key, train=False)
+  if mode.shape is None:
+    return array
+  sizes = geometry(config, key)
+  return mode.to_pixels(array, geometry=sizes, xp=np)[..., 0]
 
 
 def tiles_of(
@@ -115,7 +136,7 @@ def draw_records(
       for key in keys:
         head = by_letter(MODALITIES[key].head).key
         if key in inputs and (head == key or head not in inputs):
-          tiles += tiles_of(key, inputs[key])
+          tiles += tiles_of(key, drawable(config, key, inputs[key]))
     except DecodeError as error:
       lines += textwrap.wrap(f"broken: {error}", 60)
     rows.append((tiles, lines))

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from mico_jax.data.records import Record
 from mico_jax.data.samples import geometry, keys_of, load_inputs
-from mico_jax.data.sheet import tiles_of
+from mico_jax.data.sheet import drawable, tiles_of
 from mico_jax.modalities import KNOWLEDGE, MODALITIES, DecodeError
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def _shown(
     out["tiles"] = [
       {"modality": key, "title": title, "jpeg": _jpeg(picture)}
       for key in inputs
-      for title, picture in _some(tiles_of(key, inputs[key]))
+      for title, picture in _some(tiles_of(key, drawable(config, key, inputs[key])))
     ]
     sounds = [_sound(config, source, record, key) for key in inputs]
     out["sounds"] = [sound for sound in sounds if sound]

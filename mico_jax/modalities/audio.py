@@ -4,10 +4,12 @@ The input array is log-mel energy minus `data.audio.mean`, so that 0 is padding
 (the official code pads after normalisation) and float16 is most precise near
 the mean. Modes: `plain` pads the last slice only; `mico`, as the official code,
 adds a slice of zeros if the length is a multiple of a slice; `mico_demo` is the
-same in float32, equal to the official demo; `spec_augment` adds time shift,
-gain and masked bands to `plain`; `speed_augment` also changes the speed and has
-twice the masks. The last two are `plain` in evaluation; the others may be
-augmented by transforms, whose numbers are in the config.
+same in float32, equal to the official demo; `plain_on_device` sends the
+waveform and filters it in the step (`device_fbank`); `spec_augment` adds time
+shift, gain and masked bands to `plain`; `speed_augment` also changes the speed
+and has twice the masks. The last two are `plain` in evaluation; the others may
+be augmented by transforms, whose numbers are in the config (where the device
+filters, by those of the waveform).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 from jaxtyping import Float, Float16
 
 from mico_jax.config import InputConfig
+from mico_jax.modalities import device_fbank
 from mico_jax.modalities.augmentation import (
   LOG_MEL,
   MIX,
@@ -148,6 +151,12 @@ def _augment(
   return slices.astype(np.float16)
 
 
+def _filtered(array: Any, *, geometry: Geometry, xp: Any) -> Any:
+  """Pixels of waveforms, which are filtered here."""
+  slices = device_fbank.log_mel(array, geometry=geometry, xp=xp)
+  return _to_pixels(slices, geometry=geometry, xp=xp)
+
+
 def _to_pixels(array: Any, *, geometry: Geometry, xp: Any) -> Any:
   x = array.astype(xp.float32)[..., None] / (2.0 * geometry.audio.std)
   return xp.broadcast_to(x, (*x.shape[:-1], 3))
@@ -184,6 +193,16 @@ AUDIO = Modality(
       description="log-mel slices",
       stages=STAGES,
       recipe=_recipe(extra_slice=False),
+    ),
+    Mode(
+      "plain_on_device",
+      device_fbank.waveform_slices,
+      _filtered,
+      description="plain, filtered in the step: 16-bit waveform travels",
+      dtype="int16",
+      stages=(MIX, SOUND),
+      recipe=_recipe(extra_slice=False, rounded=False),
+      shape=device_fbank.slice_shape,
     ),
     Mode(
       "mico",

@@ -47,6 +47,9 @@ class Geometry:
   fps: float = 1.0  # frames per second that sampling "fps" takes
   stride: int = 1  # frames from one to the next that sampling "dense" takes
   frame_rate: float = 0.0  # of frames without times, per second; 0: unknown
+  draft: float = (
+    0.0  # least shorter side of a reduced JPEG, in `size`; 0: whole
+  )
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Mode:
     eval_mode: deterministic mode for evaluation; "": itself.
     description: one line for tables.
     dtype: of the array; "": that of `Modality.spec`.
+    shape: of the array, by the geometry; None: that of `Modality.spec`.
     recipe: the preprocessing as plain data, for exported models, which run
       without this package; empty: it cannot be exported.
     unit: that it expects, for a modality whose values have `units`.
@@ -81,6 +85,7 @@ class Mode:
   recipe: Mapping[str, Any] = field(default_factory=dict)
   unit: str = ""
   stages: tuple[str, ...] = ()
+  shape: Callable[[Geometry], tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from mico_jax.modalities.arrays import (
   read_npy,
 )
 from mico_jax.modalities.base import DecodeError, Geometry
-from mico_jax.modalities.jpeg import decode_jpeg
+from mico_jax.modalities.jpeg import decode_jpeg, parts_of
 from mico_jax.modalities.spatial import ArrayClip, Clip
 
 LARGE = 16_000_000  # pixels; larger images are reduced before use
@@ -106,11 +106,20 @@ def _load(
     if _is_large(image, geometry, held) and not values:
       # JPEG can be decoded at 1/2, 1/4 or 1/8 of its size.
       image.draft("RGB", (2 * geometry.size, 2 * geometry.size))
+    elif not values and image.format == "JPEG":
+      parts = _parts(image, geometry)
+      if parts > 1:
+        image.draft(None, (image.width // parts, image.height // parts))
     if values:
       _check_counts(image, data)
     image.load()
     _mend_transparency(image, data)
     return image
+
+
+def _parts(image: Image.Image, geometry: Geometry) -> int:
+  """See `parts_of`."""
+  return parts_of(*image.size, geometry.draft * geometry.size)
 
 
 def _with_free_canvas(data: bytes) -> bytes:
@@ -315,7 +324,7 @@ def _jpeg_pixels(
       if not plain or pixels > min(LARGE, geometry.max_pixels):
         return None
       turn = _TURNS.get(_orientation(image))
-      array = decode_jpeg(data, *image.size)
+      array = decode_jpeg(data, *image.size, _parts(image, geometry))
   except MemoryError:
     raise
   except Exception:  # Pillow raises many kinds; `open_image` tells them

@@ -43,7 +43,12 @@ def mode_of(config: Config, key: str, *, train: bool) -> Mode:
 
 
 def geometry(
-  config: Config, key: str, *, depth_unit: str = "", frame_rate: float = 0.0
+  config: Config,
+  key: str,
+  *,
+  depth_unit: str = "",
+  frame_rate: float = 0.0,
+  draft: bool = False,
 ) -> Geometry:
   """Sizes for decoding and preprocessing of a modality.
 
@@ -52,6 +57,7 @@ def geometry(
     key: modality.
     depth_unit: of the sample; needed for decoding only.
     frame_rate: of its frames without times, per second; 0: unknown.
+    draft: whether JPEG may be decoded at a reduced size, as in training.
   """
   options = input_config(config, key)
   return Geometry(
@@ -64,6 +70,7 @@ def geometry(
     fps=options.fps,
     stride=options.stride,
     frame_rate=frame_rate,
+    draft=options.draft if draft else 0.0,
   )
 
 

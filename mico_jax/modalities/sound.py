@@ -22,8 +22,8 @@ from mico_jax.modalities.base import DecodeError, Geometry
 from mico_jax.modalities.sound_file import array_blocks, mix_down, read_sound
 
 _LOW_HZ = 20.0
-_PREEMPHASIS = np.float32(0.97)
-_LOG_FLOOR = np.float32(np.finfo(np.float32).eps)
+PREEMPHASIS = np.float32(0.97)
+LOG_FLOOR = np.float32(np.finfo(np.float32).eps)
 _SINC_WIDTH, _ROLLOFF = 6, 0.99
 _PHASES = 4096  # kernels kept; coprime rates with more are resampled slowly
 _FRAMES = 64  # transformed at a time, so that they stay in the cache
@@ -221,7 +221,8 @@ def resample_blocks(
 
 
 @functools.lru_cache(maxsize=16)
-def _window(size: int) -> Float[np.ndarray, " size"]:
+def window_of(size: int) -> Float[np.ndarray, " size"]:
+  """Kaldi's "povey" window of `size` samples."""
   n = np.arange(size) / (size - 1)
   return ((0.5 - 0.5 * np.cos(2 * np.pi * n)) ** 0.85).astype(np.float32)
 
@@ -269,7 +270,7 @@ def _filter_bands(
   return bands
 
 
-def _sizes(config: AudioConfig) -> tuple[int, int]:
+def sizes_of(config: AudioConfig) -> tuple[int, int]:
   """Samples of a window, and of the hop between windows."""
   rate = config.sample_rate
   size, hop = config.window_ms, config.hop_ms
@@ -278,7 +279,7 @@ def _sizes(config: AudioConfig) -> tuple[int, int]:
 
 def num_frames(samples: int, config: AudioConfig) -> int:
   """Number of frames of log-mel energies of a sound; at least one."""
-  size, hop = _sizes(config)
+  size, hop = sizes_of(config)
   return 1 + max(0, samples - size) // hop
 
 
@@ -301,7 +302,7 @@ def fbank(
     stop: one past the last frame; None: all.
   """
   rate = config.sample_rate
-  size, hop = _sizes(config)
+  size, hop = sizes_of(config)
   if stop is not None or start:
     total = num_frames(len(waveform), config)
     stop = total if stop is None else min(stop, total)
@@ -323,7 +324,7 @@ def fbank(
     rows = max(1, _PRODUCT // band.size)
     for row in range(0, len(power), rows):
       np.matmul(inputs[row : row + rows], band, out=made[row : row + rows])
-  np.maximum(energies, _LOG_FLOOR, out=energies)
+  np.maximum(energies, LOG_FLOOR, out=energies)
   return np.log(energies, out=energies)
 
 
@@ -332,10 +333,10 @@ def _power(
 ) -> Float[np.ndarray, "n frequency"]:
   """Power spectra of frames, without their mean and with pre-emphasis."""
   frames = frames - frames.mean(axis=1, keepdims=True, dtype=np.float32)
-  before = _PREEMPHASIS * frames
+  before = PREEMPHASIS * frames
   frames[:, 1:] -= before[:, :-1]
   frames[:, 0] -= before[:, 0]
-  frames *= _window(frames.shape[1])
+  frames *= window_of(frames.shape[1])
   parts = np.fft.rfft(frames, fft_size).view(np.float32)
   np.square(parts, out=parts)
   return parts[:, ::2] + parts[:, 1::2]

@@ -131,11 +131,26 @@ def test_engines_and_orders_give_the_same_bytes(cut, folder, tmp_path):
   assert shards(tmp_path / "array") == shards(out)
 
 
+DEVICE = """
+import os, time
+
+def load(options):
+  seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+  def write(pictures):
+    if any(p[0, 0, 0] < 3 for p in pictures):
+      time.sleep(1e6)
+    return [f"device {seen}" for _ in pictures]
+  return write
+"""
+
+
 # Ray's modules and threads warn of their own.
 @pytest.mark.filterwarnings("ignore")
 def test_two_ray_workers_give_the_bytes_of_one_process(cut, folder, tmp_path):
   ray = pytest.importorskip("ray")
-  ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+  (tmp_path / "device.py").write_text(DEVICE)
+  # Ray counts GPUs and shows them; that this one is not there is not its care.
+  ray.init(num_cpus=2, num_gpus=1, log_to_driver=False, include_dashboard=False)
   try:
     job = job_of(folder, tmp_path / "ray", *CUT, options=SHORT, shards=3)
     report = build.run(job, engine="ray", workers=2)
@@ -144,6 +159,22 @@ def test_two_ray_workers_give_the_bytes_of_one_process(cut, folder, tmp_path):
     strict = job_of(folder, tmp_path / "s", *CUT, options=SHORT, strict=True)
     with pytest.raises(ConfigError, match="v006"):
       build.run(strict, engine="ray")
+    few = tmp_path / "few"
+    raw_videos.write_videos(few, 3, 1.0)
+    (few / "v001.mp4").write_bytes(file_of("mp4", greys([0] * 4, (48, 64))))
+    options = {
+      "vision_captions": {"model": f"python:{tmp_path / 'device.py'}:load"}
+    }
+    make = lambda name, gpus: job_of(
+      few, tmp_path / name, "h264", "vision_captions", options=options,
+      shards=3, gpus=gpus, timeout=3.0,
+    )  # fmt: skip
+    report = build.run(make("gpus", 0.5), engine="ray", workers=2)
+    texts = {k: r.captions["vision"] for k, r in read(report).items()}
+    assert texts == {"v000": ("device 0",), "v002": ("device 0",)}
+    assert "not done within 3 s" in dict(report.skipped)["v001"]
+    with pytest.raises(ConfigError, match="Ray knows of 1 GPUs"):
+      build.run(make("more", 2.0), engine="ray", workers=1)
   finally:
     ray.shutdown()
 
@@ -554,62 +585,27 @@ def test_estimates_that_cannot_be_right(tmp_path, models):
       build.run(job)
 
 
-def test_pipelines_of_transformers(tmp_path, monkeypatch):
-  """What `hf:` hands to a pipeline and takes from it."""
-  raw = tmp_path / "raw"
-  raw_videos.write_videos(raw, 1, 1.0)
-  asked = []
-
-  def pipeline(task, model, **settings):
-    asked.append((task, model, settings))
-
-    def pipe(inputs=None, *, text=None, **more):
-      if task == "depth-estimation":
-        return [
-          {"predicted_depth": np.arange(x.size[0] * 2.0).reshape(2, -1)}
-          for x in inputs
-        ]
-      if task == "image-text-to-text":
-        (chat,) = text
-        picture, question = chat[0]["content"]
-        size = picture["image"].size
-        return [[{"generated_text": f"{question['text']} {size[0]}"}]]
-      return [
-        {"text": f"{len(x['raw'])} at {x['sampling_rate']}"} for x in inputs
-      ]
-
-    return pipe
-
-  fake = types.ModuleType("transformers")
-  fake.pipeline = pipeline
-  monkeypatch.setitem(sys.modules, "transformers", fake)
-  options = {
-    "vision_captions": {
-      "model": "hf:me/see",
-      "task": "image-text-to-text",
-      "prompt": "What?",
-      "size": 24,
-    },
-    "audio_captions": {
-      "model": "hf:me/hear",
-      "task": "automatic-speech-recognition",
-      "device": "cpu",
-    },
-    "depth": {"model": "hf:me/deep", "values": "relative"},
-  }
-  job = job_of(raw, tmp_path / "out", *options, options=options)
-  report = build.run(job)
-  (record,) = read(report).values()
-  assert record.captions == {
-    "vision": ("What? 32",),
-    "audio": ("16000 at 16000",),
-  }
-  assert report.source.depth_unit == "relative"
-  assert asked == [
-    ("image-text-to-text", "me/see", {}),
-    ("automatic-speech-recognition", "me/hear", {"device": "cpu"}),
-    ("depth-estimation", "me/deep", {}),
-  ]
+def test_models_of_transformers_are_checked_up_front(
+  folder, tmp_path, monkeypatch
+):
+  """What they give is tested by `build_hf_test.py`, where they are."""
+  monkeypatch.setitem(
+    sys.modules, "transformers", types.ModuleType("transformers")
+  )
+  for stage, values, message in (
+    ("vision_captions", {}, "one of image-to-text, image-text-to-text"),
+    ("vision_captions", {"task": "depth-estimation"}, "one of image-to-text"),
+    ("vision_captions", {"task": "image-text-to-text"}, "needs a prompt"),
+    ("vision_captions", {"task": "image-to-text", "prompt": "x"}, "takes none"),
+    ("audio_captions", {"task": "image-to-text"}, "one of automatic-speech"),
+    ("normal", {"values": "-1..1"}, "one of onnx:..., python:"),
+  ):
+    options = {stage: {"model": "hf:me/it", **values}}
+    job = job_of(folder, tmp_path / "out", "h264", stage, options=options)
+    with pytest.raises(ConfigError, match=message) as error:
+      build.run(job)
+    assert "\n" not in str(error.value)
+  assert not (tmp_path / "out").exists()
 
 
 def _field(number, value):
@@ -835,6 +831,8 @@ def test_required_modalities(folder, tmp_path):
     (("omni",), {"omni": {"template": "plain"}}, {}, "names no kind"),
     (("audio",), {"audio": {"format": "opus", "rate": 9000}}, {}, "Opus takes"),
     (("audio",), {}, {"shards": 99}, "shards=99 must be from 1"),
+    (("audio",), {}, {"gpus": 1.0}, "gpus=1 is for engine=ray"),
+    (("audio",), {}, {"gpus": 1.5}, "a share up to 1, or a whole number"),
   ],
 )  # fmt: skip
 def test_mistakes_are_one_line_up_front(

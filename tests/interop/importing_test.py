@@ -268,6 +268,31 @@ def test_settings_of_an_export_are_read_back(tmp_path, kind):
   assert config_of(settings) == config
 
 
+@pytest.mark.parametrize("how", ["fps", "dense"])
+def test_frames_that_the_original_cannot_choose_are_refused(
+  imported, tmp_path, how
+):
+  source = export.open_source(imported[0])
+  inputs = source.config.data.inputs
+  video = dataclasses.replace(inputs["video"], sampling=how, fps=2.0)
+  data = dataclasses.replace(
+    source.config.data, inputs={**inputs, "video": video}
+  )
+  checkpoint = dataclasses.replace(
+    source.checkpoint, config=dataclasses.replace(source.config, data=data)
+  )
+  source = dataclasses.replace(source, checkpoint=checkpoint)
+  with pytest.raises(ConfigError, match=f"video.sampling='{how}'.*--to torch"):
+    exporter.run(source, "mico", tmp_path / "a")
+  assert not (tmp_path / "a").exists()
+  options = exporter.Options(compare=False)
+  report = exporter.run(source, "torch", tmp_path / "b", options)
+  assert not (tmp_path / "b" / "mico").exists()
+  assert any("no folder for the official code" in n for n in report.notes)
+  about = json.loads((tmp_path / "b" / "preprocessing.json").read_text())
+  assert f'"{how}"' in json.dumps(about)
+
+
 def test_torch_folder_without_what_the_import_dropped(
   tmp_path, values, monkeypatch
 ):

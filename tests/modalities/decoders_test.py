@@ -90,6 +90,38 @@ def test_without_simplejpeg_pillow_decodes(monkeypatch):
   np.testing.assert_array_equal(pixels, expected)
 
 
+@pytest.mark.parametrize(
+  ("shape", "draft", "parts"),
+  [
+    ((61, 45), 1.0, 1),
+    ((61, 45), 0.6875, 2),  # 45 // 2 = 22 = 0.6875 * 32
+    ((133, 300), 1.0, 4),
+    ((133, 300), 1.04, 2),  # 33.28 pixels are more than 133 // 4
+    ((301, 257), 1.0, 8),
+    ((301, 257), 0.0, 1),
+  ],
+)
+def test_reduced_jpegs_are_those_of_pillow(shape, draft, parts, counted):
+  geometry = Geometry(1, 32, draft=draft)
+  for mode in ("RGB", "L"):
+    data = _jpeg(Image.fromarray(_noise(*shape, 3)).convert(mode), quality=90)
+    pixels = media.decode_image(data, geometry)
+    assert counted[-1] is not None
+    wanted = tuple(-(-side // parts) for side in shape)
+    assert pixels.shape == (*wanted, 3)
+    expected = np.asarray(media.open_image(data, geometry))
+    np.testing.assert_array_equal(pixels, expected)
+  y, x = np.mgrid[: shape[0], : shape[1]] / 20.0
+  waves = np.stack([np.sin(y + x), np.cos(y), np.cos(x - y)], -1)
+  picture = np.rint(127.5 + 120 * waves).astype(np.uint8)
+  data = _jpeg(Image.fromarray(picture), quality=95, subsampling=0)
+  rows, cols = (side // parts for side in shape)
+  blocks = picture[: rows * parts, : cols * parts].astype(np.float32)
+  blocks = blocks.reshape(rows, parts, cols, parts, 3).mean(axis=(1, 3))
+  found = media.decode_image(data, geometry)[:rows, :cols]
+  assert np.abs(found - blocks).mean() < 1.5
+
+
 # ------------------------------------------------------------------- resizing
 @pytest.mark.parametrize(
   ("shape", "size"),

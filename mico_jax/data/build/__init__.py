@@ -94,7 +94,7 @@ def run(
   job: Job,
   *,
   engine: str = "local",
-  workers: int = 1,
+  workers: int = 0,
   part: tuple[int, int] = (0, 1),
   progress: Progress | None = None,
 ) -> BuildReport:
@@ -103,7 +103,8 @@ def run(
   Args:
     job: what to build.
     engine: key of `mico_jax.data.build.engines.ENGINES`.
-    workers: processes (local) or tasks (Ray) at a time.
+    workers: processes at a time, which are watched (`Job.timeout`); 0: this
+      process builds, and is not (Ray: one).
     part: (i, n): every n-th unit from i on, for arrays of jobs.
     progress: called with (raw items done, all of them).
 
@@ -137,9 +138,9 @@ def run(
 
 
 def _leave(job: Job, units: list[Unit]) -> None:
-  """Removes the note of a build that has written nothing."""
+  """Removes the note of a build that has found nothing out."""
   names = [Names.of(job, unit.index, len(units)) for unit in units]
-  if not any(name.status.exists() for name in names):
+  if not any(n.status.exists() or n.tries.exists() for n in names):
     pathlib.Path(job.out, f"{job.stem}.{NOTE}").unlink(missing_ok=True)
 
 

@@ -7,101 +7,58 @@ with the units that are not done.
 
 from __future__ import annotations
 
-import concurrent.futures
-import functools
-import multiprocessing
 import os
 import pickle
-import queue
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from mico_jax import failures
 from mico_jax.config import ConfigError
 from mico_jax.data.build.job import Job
 from mico_jax.data.build.rows import Unit
 from mico_jax.data.build.unit import Tick, run_unit
+from mico_jax.data.build.workers import Crew
 from mico_jax.failures import TransientError
-
-# What a worker of a pool tells its progress to.
-_ticks: Any = None
 
 
 def local(
   job: Job, units: Sequence[Unit], count: int, workers: int, tick: Tick
 ) -> None:
-  """Builds units in processes of this machine; one worker: in this process.
+  """Builds units in processes of this machine.
+
+  Workers are watched: see `mico_jax.data.build.watch`. Without any (0), this
+  process builds, and nothing ends what hangs.
 
   Raises:
     TransientError: if a worker dies, as by a lack of memory.
     ConfigError, TransientError: as `run_unit`.
   """
-  workers = min(workers, len(units))
-  if workers <= 1:
+  if job.gpus:
+    raise ConfigError(
+      f"gpus={job.gpus:g} is for engine=ray, which gives GPUs to workers; here "
+      "a stage names its own (--set STAGE.device=cuda:0)."
+    )
+  if not workers:
     for unit in units:
       run_unit(job, unit, count, tick)
     return
-  context = multiprocessing.get_context("spawn")
-  ticks = context.Queue()
-  done = threading.Event()
-  listener = threading.Thread(target=_listen, args=(ticks, done, tick))
-  listener.start()
-  pool = concurrent.futures.ProcessPoolExecutor(
-    workers, mp_context=context, initializer=_begin, initargs=(ticks,)
-  )
-  try:
-    futures = [pool.submit(_work, job, unit, count) for unit in units]
-    for future in concurrent.futures.as_completed(futures):
-      future.result()
-  except BrokenProcessPool as error:
-    raise TransientError(
-      "a worker of the build died (killed, out of memory, or a library "
-      "crashed); the same command goes on with the units that are not done."
-    ) from error
-  finally:
-    pool.shutdown(cancel_futures=True)
-    done.set()
-    listener.join()
-
-
-def _begin(ticks: Any) -> None:
-  """Prepares a worker, which ends when its parent does, killed or not."""
-  global _ticks
-  _ticks = ticks
-  parent = multiprocessing.parent_process()
-  assert parent is not None
-
-  def follow() -> None:
-    parent.join()
-    os._exit(1)
-
-  threading.Thread(target=follow, daemon=True).start()
-
-
-def _work(job: Job, unit: Unit, count: int) -> None:
-  run_unit(job, unit, count, _ticks.put)
-
-
-def _listen(ticks: Any, done: threading.Event, tick: Tick) -> None:
-  """Passes on what workers tell, in this process."""
-  while True:
-    try:
-      tick(ticks.get(timeout=0.2))
-    except queue.Empty:
-      if done.is_set():
-        return
+  with Crew(job, count, workers) as crew:
+    crew.build(units, tick)
 
 
 def ray_data(
   job: Job, units: Sequence[Unit], count: int, workers: int, tick: Tick
 ) -> None:
-  """Builds units as a Ray Data job, one CPU each, on the cluster of `ray.init`.
+  """Builds units as a Ray Data job on the cluster of `ray.init`.
 
-  The folder of the result and the raw files must be the same on every node.
+  Each actor of the pool has one CPU, and `Job.gpus` GPUs (or a share of one)
+  that Ray shows to it alone; its models are loaded once. In it a worker is
+  watched as `local` does. The folder of the result and the raw files must be
+  the same on every node.
 
   Raises:
-    ConfigError: if Ray is not installed.
+    ConfigError: if Ray is not installed, or this machine, with no cluster, has
+      no such GPU.
     ConfigError, TransientError: as `run_unit`.
   """
   try:
@@ -113,14 +70,25 @@ def ray_data(
     ) from error
   if not ray.is_initialized():
     ray.init(log_to_driver=False)
+  there = ray.cluster_resources().get("GPU", 0.0)
+  if job.gpus > there:
+    text = f"gpus={job.gpus:g} a worker: Ray knows of {there:g} GPUs"
+    if not os.environ.get("RAY_ADDRESS"):
+      raise ConfigError(f"{text} on this machine.")
+    failures.say(f"data build: {text} now and waits for more.")
   context = ray.data.DataContext.get_current()
   context.enable_progress_bars = False
   items = [{"unit": pickle.dumps(unit)} for unit in units]
   data = ray.data.from_items(items, override_num_blocks=len(items))
-  made = data.map(
-    functools.partial(_ray_unit, job=job, count=count),
+  made = data.map_batches(
+    _RayWorker,
+    fn_constructor_args=(job, count),
+    batch_size=1,
     num_cpus=1,
-    compute=ray.data.TaskPoolStrategy(size=min(workers, len(items))),
+    num_gpus=job.gpus or None,
+    compute=ray.data.ActorPoolStrategy(
+      size=min(workers or 1, len(items)), max_tasks_in_flight_per_actor=1
+    ),
   )
   for row in made.iter_rows():
     if row["error"]:
@@ -132,15 +100,25 @@ def ray_data(
 _ERRORS = {e.__name__: e for e in (ConfigError, TransientError)}
 
 
-def _ray_unit(row: dict[str, Any], job: Job, count: int) -> dict[str, Any]:
-  """One task of Ray: the unit of a row."""
-  unit = pickle.loads(row["unit"])
-  try:
-    run_unit(job, unit, count)
-  except (ConfigError, TransientError) as error:
-    kind = TransientError if isinstance(error, TransientError) else ConfigError
-    return {"size": 0, "error": kind.__name__, "text": str(error)}
-  return {"size": unit.size, "error": "", "text": ""}
+class _RayWorker:
+  """One actor of Ray, with a worker process of its own."""
+
+  def __init__(self, job: Job, count: int):
+    """Starts nothing yet."""
+    self._crew = Crew(job, count, 1)
+
+  def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+    """Builds the one unit of a batch."""
+    (data,) = batch["unit"]
+    unit = pickle.loads(data)
+    size, kind, text = unit.size, "", ""
+    try:
+      self._crew.build([unit], lambda items: None)
+    except (ConfigError, TransientError) as error:
+      transient = isinstance(error, TransientError)
+      size, kind = 0, (TransientError if transient else ConfigError).__name__
+      text = str(error)
+    return {"size": [size], "error": [kind], "text": [text]}
 
 
 Engine = Callable[[Job, Sequence[Unit], int, int, Tick], None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -40,6 +41,11 @@ class Job:
     require: keys of modalities and kinds of captions that a sample must have;
       one without is a failed row.
     strict: the first failed row ends the build.
+    timeout: seconds that a stage may work on a row, or a batch, without a sign
+      of life (a frame, a call); then its process is replaced, and a row that
+      hangs twice has failed. Where workers build.
+    gpus: of a worker; under engine "ray" alone. A share such as 0.25 lets
+      several workers have one.
   """
 
   input: Input
@@ -53,6 +59,8 @@ class Job:
   status: str = "parquet"
   require: tuple[str, ...] = ()
   strict: bool = False
+  timeout: float = 600.0
+  gpus: float = 0.0
 
   @property
   def stem(self) -> str:
@@ -83,6 +91,14 @@ class Job:
       raise ConfigError(
         f"out={self.out!r} is remote; build into a local or mounted folder and "
         "copy the shards."
+      )
+    if not 0 < self.timeout < math.inf:
+      raise ConfigError(f"timeout={self.timeout:g}: expected seconds over 0.")
+    if not 0 <= self.gpus < math.inf or (
+      self.gpus > 1 and self.gpus != int(self.gpus)
+    ):
+      raise ConfigError(
+        f"gpus={self.gpus:g}: expected a share up to 1, or a whole number."
       )
     STATUSES[self.status].check()
     stages = self.make_stages()

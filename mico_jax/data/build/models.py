@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mico_jax.config import ConfigError
+from mico_jax.data.build import watch
 
 Batch = Callable[[Sequence[Any]], Sequence[Any]]
 
@@ -84,9 +85,10 @@ def model(name: str, options: Mapping[str, Any]) -> Batch:
 def _loaded(name: str, options: str) -> Batch:
   kind, _, rest = name.partition(":")
   module, _, function = KINDS[kind][0].partition(":")
-  load = getattr(importlib.import_module(module), function)
   try:
-    return load(rest, json.loads(options))
+    with watch.pausing(f"loading {name}"):
+      load = getattr(importlib.import_module(module), function)
+      return load(rest, json.loads(options))
   except ConfigError:
     raise
   except Exception as error:  # a model that cannot be loaded is no bad sample

@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from mico_jax.config import ConfigError, SourceConfig
+from mico_jax.data.build import watch
 from mico_jax.data.build.job import Job
 from mico_jax.data.build.rows import Row, Unit
 from mico_jax.data.build.stages import Stage
@@ -52,6 +53,11 @@ class Names:
       folder / f"{stem}.status.{job.status}",
     )
 
+  @property
+  def tries(self) -> pathlib.Path:
+    """Notes of what hung or crashed, until the unit is done."""
+    return self.status.with_name(f"{self.status.name}.tries{PART}")
+
   def done(self, job: Job) -> Summary | None:
     """What the unit holds; None if it is yet to be built."""
     try:
@@ -81,6 +87,7 @@ def run_unit(
   if (summary := names.done(job)) is not None:
     tick(unit.size)
     return summary
+  watch.begin(watch.Tries(names.tries))
   mark = f".{socket.gethostname()}-{os.getpid()}{PART}"
   shard = names.shard.with_name(names.shard.name + mark)
   status = names.status.with_name(names.status.name + mark)
@@ -89,6 +96,7 @@ def run_unit(
     rows, summary = _write(
       job, unit, shard, silent if job.input.whole else tick
     )
+    watch.at("writing the shard")
     STATUSES[job.status].write(status, rows, summary)
     sync(str(status))
     _rename(shard if summary.size else None, names.shard)
@@ -150,6 +158,7 @@ def _write(
     if writer is not None:
       writer.close()
   size, digest = 0, ""
+  watch.at("writing the shard")
   if writer is not None and count:
     sync(str(path))
     size, digest = path.stat().st_size, _sha256(path)
@@ -167,6 +176,7 @@ def _write(
 def _put(writer: ShardWriter, row: Row, index: int) -> int:
   """Writes a row, which may fail; returns the index that it got."""
   try:
+    watch.at("record", [row])
     guarded(lambda: writer.write(row.id, row.fields, row.media))
   except DecodeError as error:
     row.fail("record", str(error))
@@ -177,6 +187,7 @@ def _chunks(job: Job, unit: Unit, tick: Tick) -> Iterator[list[Row]]:
   """Rows of a few raw files at a time, whose memory is given back."""
   chunk: list[Row] = []
   held = items = 0
+  watch.at("input")
   for size, rows in job.input.rows(unit):
     if chunk and (items == CHUNK or held + size > CHUNK_BYTES):
       yield chunk
@@ -185,6 +196,7 @@ def _chunks(job: Job, unit: Unit, tick: Tick) -> Iterator[list[Row]]:
       chunk, held, items = [], 0, 0
     chunk += rows
     held, items = held + size, items + 1
+    watch.at("input")
   if chunk:
     yield chunk
     _release(chunk)
@@ -214,6 +226,7 @@ def _finish(job: Job, row: Row, made: Collection[str]) -> None:
   raw = row.raw
   if raw is not None and row.span is None:
     try:
+      watch.at("record", [row])
       if guarded(lambda: raw.stored_as) not in made:
         row.media[raw.stored_as] = raw.data
     except DecodeError as error:
@@ -266,5 +279,6 @@ def _sha256(path: pathlib.Path) -> str:
   digest = hashlib.sha256()
   with open(path, "rb") as file:
     while block := file.read(1 << 20):
+      watch.beat()
       digest.update(block)
   return digest.hexdigest()

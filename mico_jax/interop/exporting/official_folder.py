@@ -19,7 +19,8 @@ from mico_jax.interop.files import torch_writer
 from mico_jax.interop.files.tensors import Item, item
 from mico_jax.interop.importing import mico_folder, source_tensors
 from mico_jax.interop.names import mico, weight_map
-from mico_jax.modalities import preprocessing
+from mico_jax.modalities import MODALITIES, preprocessing
+from mico_jax.modalities.sampling import CHUNK
 from mico_jax.models import VISION
 
 # Official name of an encoder -> its config; `SAID`: the fields that it fixes.
@@ -183,6 +184,24 @@ def _content(source: OpenedCheckpoint) -> tuple[list[Item], dict[str, str]]:
   return list(original_items(source) or ()), ties
 
 
+def check_sampling(config: Config) -> None:
+  """Checks that the official code would choose the frames of this model.
+
+  It divides a clip into `max_*_sample_num` equal parts and takes one of each;
+  its settings cannot say frames a second, nor consecutive ones.
+
+  Raises:
+    ConfigError: naming a modality with another `sampling`.
+  """
+  table = preprocessing.samplings(config, tuple(MODALITIES)).get("sampling", {})
+  for key, how in table.items():
+    raise ConfigError(
+      f"data.inputs.{key}.sampling={how['sampling']!r}: the official code can "
+      f"only take a frame of each of N equal parts ({CHUNK!r}), and would see "
+      "others; --to torch writes a folder that samples as this model does."
+    )
+
+
 def write(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
@@ -192,9 +211,11 @@ def write(
   """Writes the folder, tensor by tensor; no option applies.
 
   Raises:
-    ConfigError: naming the parameters that the official layout lacks.
+    ConfigError: naming the parameters that the official layout lacks, or a
+      modality whose frames the official code would choose otherwise.
   """
   del options
+  check_sampling(source.config)
   tensors, ties = _content(source)
   (folder / "ckpt").mkdir(parents=True)
   (folder / "log").mkdir()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
+from mico_jax.data.build import watch
 from mico_jax.data.build.rows import Row
 from mico_jax.data.faults import guarded
 from mico_jax.modalities import DecodeError
@@ -64,6 +65,7 @@ class Stage(abc.ABC):
         after.append(row)
         continue
       try:
+        watch.at(self.name, [row])
         after.extend(guarded(lambda row=row: list(self.one(row))))
       except DecodeError as error:
         after.append(row.fail(self.name, str(error)))
@@ -96,6 +98,7 @@ class BatchStage(Stage):
       if row.reason:
         continue
       try:
+        watch.at(self.name, [row])
         item = guarded(lambda row=row: self.item(row))
       except DecodeError as error:
         row.fail(self.name, str(error))
@@ -103,9 +106,10 @@ class BatchStage(Stage):
       if item is not None:
         items.append(item)
         todo.append(row)
-    for start in range(0, len(items), self.options.batch):
-      some = items[start : start + self.options.batch]
-      for row, result in zip(todo[start:], each(self.call, some), strict=False):
+    for part in self._batches(todo):
+      watch.at(self.name, todo[part])
+      results = each(self.call, items[part])
+      for row, result in zip(todo[part], results, strict=True):
         try:
           if isinstance(result, DecodeError):
             raise result
@@ -113,6 +117,20 @@ class BatchStage(Stage):
         except DecodeError as error:
           row.fail(self.name, str(error))
     return list(rows)
+
+  def _batches(self, rows: Sequence[Row]) -> Iterator[slice]:
+    """Rows of a call; one that may have made a call hang is alone."""
+    start = 0
+    for i, row in enumerate(rows):
+      alone = watch.alone(self.name, row)
+      if i > start and (alone or i - start == self.options.batch):
+        yield slice(start, i)
+        start = i
+      if alone:
+        yield slice(i, i + 1)
+        start = i + 1
+    if start < len(rows):
+      yield slice(start, len(rows))
 
   def one(self, row: Row) -> Iterable[Row]:
     """A batch of one."""
@@ -143,6 +161,7 @@ def each(
   call: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any]
 ) -> list[Any]:
   """What a call gives for each item; halves again what holds a bad one."""
+  watch.beat()
   try:
     results = list(guarded(lambda: call(items)))
     if len(results) != len(items):

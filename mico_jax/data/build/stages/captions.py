@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 
 from mico_jax.config import ConfigError
 from mico_jax.config.fields import Range, Text
+from mico_jax.data.build.hf import check_task
 from mico_jax.data.build.models import check_model, model
 from mico_jax.data.build.rows import Row
 from mico_jax.data.build.stages.base import BatchStage, span_of
@@ -30,12 +31,15 @@ class CaptionsOptions:
 
   # mico:FOLDER, hf:NAME, or python:MODULE:FUNCTION
   model: Annotated[str, Text(0, 4096, "name")] = ""
-  # hf: of the pipeline, such as "image-text-to-text"
+  # hf: what the model is: "image-to-text" (BLIP, GIT), "image-text-to-text"
+  # (chats); of sounds "automatic-speech-recognition", "audio-text-to-text"
   task: Annotated[str, Text(0, 64, "name")] = ""
   # hf: such as "cuda:0"; "": its own choice
   device: Annotated[str, Text(0, 64, "name")] = ""
   # 0: as the model has it
   max_new_tokens: Annotated[int, Range(0, 4096, "tokens")] = 0
+  # hf: what a model of chats is asked
+  prompt: Annotated[str, Text(0, 10_000)] = ""
   # inputs per call
   batch: Annotated[int, Range(1, 4096)] = 8
 
@@ -44,8 +48,6 @@ class CaptionsOptions:
 class VisionOptions(CaptionsOptions):
   """And what it is shown."""
 
-  # hf: what a model of pictures and texts is asked
-  prompt: Annotated[str, Text(0, 10_000)] = ""
   # of the shorter side of the picture that is shown to hf: and python:
   size: Annotated[int, Range(16, 4096, "pixels")] = 384
 
@@ -54,16 +56,16 @@ class _Captions(BatchStage):
   """What the captions of one modality share."""
 
   modality: ClassVar[Modality]
+  takes: ClassVar[str]  # of a model hf:
   Options: ClassVar[type] = CaptionsOptions
 
   def check(self) -> None:
     """See `Stage`."""
     check_model(self.name, self.options.model, ("mico", "hf", "python"))
-    if self.options.model.startswith("hf:") and not self.options.task:
-      raise ConfigError(
-        f"{self.name}.task: name the pipeline of {self.options.model}, such as "
-        f"--set {self.name}.task=image-text-to-text."
-      )
+    if self.options.model.startswith("hf:"):
+      check_task(self.name, self.takes, self.options)
+    if self.options.model.startswith("mico:") and self.options.prompt:
+      raise ConfigError(f"{self.name}.prompt: {self.options.model} takes none.")
 
   @property
   def field(self) -> str:
@@ -95,6 +97,7 @@ class VisionCaptions(_Captions):
   name: ClassVar[str] = f"{VIDEO.caption_kind}_captions"
   Options: ClassVar[type] = VisionOptions
   modality: ClassVar[Modality] = VIDEO
+  takes: ClassVar[str] = "picture"
 
   def item(self, row: Row) -> Any:
     """See `BatchStage`."""
@@ -117,6 +120,7 @@ class AudioCaptions(_Captions):
 
   name: ClassVar[str] = f"{AUDIO.caption_kind}_captions"
   modality: ClassVar[Modality] = AUDIO
+  takes: ClassVar[str] = "sound"
 
   def item(self, row: Row) -> Any:
     """See `BatchStage`."""
