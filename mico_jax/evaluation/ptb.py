@@ -57,19 +57,25 @@ _PLACES = (
   "al ala apr ariz assn aug bancorp bhd bldg blvd bros calif co colo conn corp "
   "cos ct dak dec esq est etc ext feb fla fri ga inc ind intl jan jr jul jun "
   "kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn plc "
-  "ppte ppty pte ptes pty ptys rd rt sep sept seq sq sr sys tel tenn thu thurs "
-  "tue tues univ va vt wed wis wisc wyo"
+  "rd rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis "
+  "wisc wyo"
 )
+_COMPANIES = "ppte pptes ppty pptys pte ptes pty ptys"  # not "PTY."
 _CAPITALS = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"
 # Those that keep it where no longer word is possible.
 _TITLES = (
-  "adj adm adv alex assoc asst atty ave brig capt cf cie cmdr col cpl dept det "
-  "dr drs elec ens ft gen gov govs hon insp invt jos lieut lt maj messrs mfg "
-  "mlle mme mr mrs ms msgr mt mtg natl pfc ph pres prof profs pvt rep reps rev "
-  "sen sens sfc sgt spc st ste supt treas vs wm"
+  "adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr "
+  "cpl dept det dr drs elec ens ft gen gov govs hon insp invt jos lieut lt maj "
+  "messrs mfg mlle mme mr mrs ms msgr mt mtg natl pfc ph pres prof profs pvt "
+  "rep reps rev sen sens sfc sgt spc st ste supt supts treas vs wm"
 )
 # Those that keep it before a number.
 _NUMBERED = "art ca fig figs no nos op pp prop"
+# Endings of files.
+_FILES = (
+  "bat bmp c cgi class cpp dll doc docx exe gif gz h htm html jar java jpeg "
+  "jpg mov mp3 pdf php pl png ppt ps py sql tar txt wav x xml zip"
+)
 # Words that start a sentence: a letter before them ends one.
 _STARTS = (
   "A About According After An As At But Earlier He Her Here However If In It "
@@ -125,6 +131,7 @@ _PATH = rf"(?:/[^\s\"<>|()]+{_URL_END})?"
 def _ranges(first: str) -> str:
   """Ranges for a regex class: characters whose category starts so, or marks."""
   inside = {c for low, high in _MARKS for c in range(low, high + 1)}
+  inside.add(0xAD)  # soft hyphens vanish from words
   inside |= {
     c
     for c in range(0x10000)
@@ -158,11 +165,12 @@ def _word_rules() -> list[tuple[str, str]]:
   clitic = rf"(?i:{_A}(?:s|d|m|re|ve|ll))"
   starts = rf"(?:{_either(_STARTS, _STARTS.upper())}|M[rs]\.)\s"
   places = (
-    f"(?:(?i:{_either(_PLACES)})|{_either(_CAPITALS, _CAPITALS.upper())})"
+    f"(?:(?i:{_either(_PLACES)})|{_either(_CAPITALS, _CAPITALS.upper())}"
+    f"|{_either(_COMPANIES, _COMPANIES.title())})"
   )
   return [
     ("part", r"(?i:(can)not|(gon)na|(got)ta|(lem)me|(gim)me|(wan)na)"),
-    ("part", rf"({dotted}*|{word}+){clitic}[^A-Za-z]"),
+    ("part", rf"({dotted}*|{word}+){clitic}"),
     ("part", rf"([A-Za-z]+)[nN]{_A2}[tT]"),
     ("clitic", rf"[nN]{_A2}[tT]"),
     ("word", rf"[nN]{_A2}[tT]{letter}+"),
@@ -183,11 +191,12 @@ def _word_rules() -> list[tuple[str, str]]:
     ("word", thing),
     (
       "word",
-      rf"(?:{word}+{_HYPHEN})*{initials}"
+      rf"(?:[A-Za-z0-9]+-)*{initials}"
       rf"(?:{_HYPHEN}(?:{initials}|{word}+))*",
     ),
     ("word", rf"{dotted}+"),
     ("part", rf"({places}\.)[\s\S]{{2}}"),
+    ("part", rf"({word}+(?:\.{word}+)*\.(?i:{_either(_FILES)}))[\s.,!?]"),
     ("word", loose),
     ("word", rf"{slashed}(?:\\?/{slashed}){{1,2}}"),
     ("word", rf"(?:(?i:{_either(_TITLES)})|[A-Za-z](?!\.\s+{starts}))\."),
@@ -197,14 +206,13 @@ def _word_rules() -> list[tuple[str, str]]:
   ]
 
 
-def _other_rules() -> list[tuple[str, str]]:
-  """Kind and pattern of the rules for numbers, addresses and marks."""
+def _address_rules() -> list[tuple[str, str]]:
+  """Kind and pattern of the rules for markup and addresses."""
   name = r"[A-Za-z_:][\w:.-]*"
   quoted = r"(?:\"[^\"]*\"|'[^']*')"
-  phone = r"\d{2,4}[- \u00a0]"
   return [
     (
-      "word",
+      "markup",
       rf"</?[A-Za-z][\w:.-]*(?:\s+{name}(?:\s*=\s*{quoted})?)*\s*[/?]?>"
       r"|<[?!][A-Za-z-][^>]*>",
     ),
@@ -214,12 +222,23 @@ def _other_rules() -> list[tuple[str, str]]:
       r"<?[A-Za-z0-9][^\s\"<>|(){}]*@(?:[^\s\"<>|(){}.]+\.)*"
       r"[^\s\"<>|(){}.]+>?",
     ),
-    ("word", rf"(?i:https?://[^\s\"<>|()]+{_URL_END})"),
+    ("word", rf"(?i:https?://[^\s\"<>|(){{}}]+{_URL_END})"),
     (
       "word",
-      rf"(?i:www)\.(?:[^\s\"<>|.!?(){{}},]+\.)+[A-Za-z]{{2,4}}{_PATH}"
-      rf"|(?:[^\s\"`'<>|!?(){{}},-_$]+\.)+(?:com|net|org|edu){_PATH}",
+      rf"(?i:www)\.(?:[^\s\"<>|.!?(){{}},/]+\.)+[A-Za-z]{{2,4}}{_PATH}",
     ),
+    ("word", r"(?i:www)\.(?:[^\s\"<>|.!?(){},]+\.)+[A-Za-z]{2,4}"),
+    (
+      "word",
+      rf"(?:[^\s\"`'<>|!?(){{}},-_$]+\.)+(?i:com|net|org|edu){_PATH}",
+    ),
+  ]
+
+
+def _mark_rules() -> list[tuple[str, str]]:
+  """Kind and pattern of the rules for numbers and marks."""
+  phone = r"\d{2,4}[- \u00a0]"
+  return [
     ("word", r"[-+]?(?:\d*(?:[.,:]\d+)+|\d+)"),
     ("word", r"(?:\d{1,4}[- \u00a0])?\d{1,4}\\?/\d{1,4}"),
     (
@@ -250,7 +269,7 @@ def _other_rules() -> list[tuple[str, str]]:
 @functools.cache
 def _rules() -> tuple[tuple[str, re.Pattern[str]], ...]:
   """Kind and pattern of each rule; its last group, if any, is the token."""
-  rules = (*_word_rules(), *_other_rules())
+  rules = (*_address_rules(), *_word_rules(), *_mark_rules())
   return tuple((kind, re.compile(pattern)) for kind, pattern in rules)
 
 
@@ -265,7 +284,7 @@ _QUOTES = str.maketrans(
 
 
 def _spelled(kind: str, token: str) -> str:
-  """A token as the treebank writes it, lower-cased; "" for one that vanishes."""
+  """A token as the treebank writes it, in lower case; "": it vanishes."""
   if kind == "entity":
     return _ENTITIES.get(token.lower(), token)
   if kind in ("ellipsis", "dash"):
@@ -277,7 +296,7 @@ def _spelled(kind: str, token: str) -> str:
   if len(token) == 1:
     known = kind != "other" or _KNOWN.match(token)
     return _NAMES.get(token, token.lower() if known else "")
-  for mark in "()":
+  for mark in "" if kind == "markup" else "()":
     token = token.replace(mark, _NAMES[mark])
   token = re.sub("(?i)&amp;", "&", token.replace("\u00ad", ""))
   return re.sub(r"\s", "\u00a0", token).lower()
@@ -307,7 +326,9 @@ def split_treebank(text: str) -> list[str]:
       for kind, rule in _rules()
       if (match := rule.match(text, position))
     ]
-    kind, match = max(found, key=lambda pair: pair[1].end())  # the first of such
+    kind, match = max(
+      found, key=lambda pair: pair[1].end()
+    )  # the first of such
     group = match.lastindex or 0
     if token := _spelled(kind, match[group]):
       tokens.append(token)
