@@ -213,8 +213,8 @@ def score_captions(
   for i, texts in enumerate(theirs):
     if not any(texts):
       raise ValueError(
-        f"references[{i}] is {references[i]!r}, without a word to compare with; "
-        "leave the item out and count it."
+        f"references[{i}] is {references[i]!r}, without a word to compare "
+        "with; leave the item out and count it."
       )
   cider_items = cider_d(ours, theirs)
   rouge_items = rouge_l(ours, theirs)

@@ -3,7 +3,9 @@
 Queries are the distinct texts of the gallery; an item is relevant to a text if
 that text is one of its captions. Items that share a caption are therefore all
 right answers, and several captions per item are several queries; from items to
-texts the best-ranked caption of the item counts.
+texts the best-ranked caption of the item counts. An item that could not be used
+takes its captions with it: as many as most of the items have. Intervals
+resample items with all their captions.
 
 Re-ranking follows the official protocol: for each query the `top` best
 candidates by similarity get P(match) of the matching head as their score, all
@@ -68,9 +70,8 @@ class TextRetrieval(Evaluator):
 
 def _results(job: Job, queries: Queries, letters: str) -> list[Result]:
   """All results of one set of context letters."""
-  # Items that could not be used take their texts with them.
   total = len(job.gallery.records)
-  lost = total - len(queries.items)
+  lost = (total - len(queries.items)) * usual_count(queries)
   ceiling = world_ceiling(job.gallery, queries, letters)
   results = []
   for suffix, forward, backward in _score_matrices(job, queries, letters):
@@ -80,6 +81,7 @@ def _results(job: Job, queries: Queries, letters: str) -> list[Result]:
       forward,
       queries.relevant,
       total=len(queries.texts) + lost,
+      items=queries.items[queries.relevant.argmax(axis=1)],
       prompts=queries.texts,
       ceiling=ceiling,
     )
@@ -144,6 +146,12 @@ def rerank(
   return out
 
 
+def usual_count(queries: Queries) -> int:
+  """Texts that most items have; of equally frequent numbers the larger."""
+  numbers, items = np.unique(queries.relevant.sum(axis=0), return_counts=True)
+  return int(numbers[items == items.max()].max())
+
+
 def recall_results(
   protocol: Protocol,
   name: str,
@@ -151,6 +159,7 @@ def recall_results(
   relevant: Bool[np.ndarray, "Q G"],
   *,
   total: int,
+  items: Int[np.ndarray, " Q"] | None = None,
   prompts: Sequence[str] = (),
   ceiling: float | None = None,
 ) -> list[Result]:
@@ -162,6 +171,7 @@ def recall_results(
     scores: higher is better.
     relevant: right answers.
     total: queries that the protocol asks for.
+    items: which item each query is of; None: each is of its own.
     prompts: texts shown to the model.
     ceiling: of R@1.
   """
@@ -173,6 +183,7 @@ def recall_results(
       f"{name}/R@{k}",
       metrics.recall_at(ranks, k),
       total=total,
+      items=items,
       prompts=prompts,
       gallery=candidates,
       ceiling=ceiling if k == 1 else None,
