@@ -63,6 +63,7 @@ def test_ridge_is_the_solution_of_its_equations():
 
 def test_health_of_known_sets():
   eye = np.eye(6)
+  same = np.repeat(eye[:1], 9, axis=0)
   assert health.effective_rank(eye) == pytest.approx(6.0)
   assert health.effective_rank(np.repeat(eye[:1], 9, axis=0)) == pytest.approx(
     1
