@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mico_jax.config import Config
 from mico_jax.data.sources import Source
@@ -36,9 +36,14 @@ class Measure:
   headline: bool = True
   lower_is_better: bool = False
 
+  @property
+  def is_share(self) -> bool:
+    """Whether the number lies in [0, 1]."""
+    return self.unit == SHARE
+
   def text(self, value: float) -> str:
     """A value as tables and charts write it."""
-    unit = "" if self.unit == SHARE else self.unit
+    unit = "" if self.is_share else self.unit
     return f"{value:.3f} {unit}".rstrip()
 
 
@@ -80,6 +85,7 @@ class Job:
     protocol: makes the results.
     cheap: the short form, as during training.
     examples: collects single queries; None: nobody wants them.
+    shared: what an evaluator made that others use again.
   """
 
   embedder: Embedder
@@ -88,6 +94,7 @@ class Job:
   protocol: Protocol
   cheap: bool = False
   examples: Examples | None = None
+  shared: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def config(self) -> Config:

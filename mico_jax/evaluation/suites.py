@@ -55,6 +55,8 @@ SUITES: dict[str, Suite] = {
   "omniworld": Suite((*_RETRIEVAL, "hard_galleries", *_WRITING), distinct=True),
   "retrieval": Suite((*_RETRIEVAL, *_WRITING)),
   "classification": Suite(("zero_shot", "linear_probe")),
+  "probing": Suite(("linear_probe", "nearest", "few_shot", "regression")),
+  "embeddings": Suite(("health",)),
 }
 
 
