@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from mico_jax.config import Config, ConfigError, SourceConfig
 from mico_jax.data.presence import Having
+from mico_jax.data.sources.annotations import AnnotationsSource
 from mico_jax.data.sources.array_record import ArrayRecordSource
 from mico_jax.data.sources.base import First, Source, SourceKind
 from mico_jax.data.sources.coco import CocoSource
@@ -53,6 +54,7 @@ SOURCES: dict[str, type[SourceKind]] = {
   "parquet": ParquetSource,
   "hf_disk": HfDiskSource,
   "energon": EnergonSource,
+  "annotations": AnnotationsSource,
 }
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(SourceConfig)}

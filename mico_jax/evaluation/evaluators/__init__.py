@@ -16,7 +16,9 @@ from mico_jax.evaluation.evaluators.hard_galleries import HardGalleries
 from mico_jax.evaluation.evaluators.item_pairs import ItemPairs
 from mico_jax.evaluation.evaluators.linear_probe import LinearProbe
 from mico_jax.evaluation.evaluators.matching import Matching
+from mico_jax.evaluation.evaluators.open_questions import OpenQuestions
 from mico_jax.evaluation.evaluators.questions import Questions
+from mico_jax.evaluation.evaluators.tagging import Tagging
 from mico_jax.evaluation.evaluators.text_retrieval import TextRetrieval
 from mico_jax.evaluation.evaluators.zero_shot import ZeroShot
 
@@ -27,8 +29,10 @@ EVALUATORS: dict[str, type[Evaluator]] = {
   "hard_galleries": HardGalleries,
   "captions": Captions,
   "questions": Questions,
+  "open_questions": OpenQuestions,
   "zero_shot": ZeroShot,
   "linear_probe": LinearProbe,
+  "tagging": Tagging,
 }
 
 

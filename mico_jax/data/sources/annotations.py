@@ -1,0 +1,384 @@
+"""Data source of a benchmark's own annotation files, beside its media."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import posixpath
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+from mico_jax.config import ConfigError, SourceConfig, to_dict
+from mico_jax.config.fields import Items, Name, NameMap, Scalars
+from mico_jax.data import field_paths
+from mico_jax.data.annotation_files import Found, Table, read_table
+from mico_jax.data.media_names import MediaNames
+from mico_jax.data.references import FileReader
+from mico_jax.data.rotated_depth import rotated
+from mico_jax.data.sources.folders import walk
+from mico_jax.data.sources.rows import Media, RowSource, some
+from mico_jax.data.storage import Storage, is_remote
+from mico_jax.modalities import MODALITIES, DecodeError
+
+_BLANK = re.compile(r"<[^<>]*>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Join:
+  """Rows of another file that belong to a row."""
+
+  table: Table = Table()
+  # of a row, and of the other file's rows: they belong together where these
+  # templates give the same text
+  on: str = ""
+  match: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Only:
+  """A list of the samples of the split, in a file of its own."""
+
+  table: Table = Table()
+  # of the rows of the list; what it gives are ids of samples
+  id: str = "{value}"
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnotationsOptions:
+  """How the annotations are read. Texts in braces are filled from the row."""
+
+  # file of the annotations: {"file": ("test.csv",)}, with more where its name
+  # does not say how it is written (`format`, `rows`, `columns`, `comment`)
+  table: Table = Table()
+  # field -> rows of another file, which the row gets as a list
+  joins: Annotated[Mapping[Name, Join], Items()] = dataclasses.field(
+    default_factory=dict
+  )
+  # path -> value(s): rows of the split
+  where: Annotated[Mapping[Name, Annotated[Any, Scalars()]], Items()] = (
+    dataclasses.field(default_factory=dict)
+  )
+  # list of the ids of the split
+  only: Only = Only()
+  # such as "{video_id}"; rows with the same id are one sample
+  id: str = ""
+  # paths of the captions, in this order; most of a sample, 0: all
+  texts: tuple[Name, ...] = ()
+  most: int = 0
+  # the captions of a sample are sentences of one text
+  paragraph: bool = False
+  # path -> by which the rows of a sample are ordered; "": as in the file
+  order: str = ""
+  # paths of a question, its answer, or all answers of several people
+  question: str = ""
+  answer: str = ""
+  answers: str = ""
+  # answers that every question must have; 0: any number
+  num_answers: int = 0
+  # path of the words that replace <...> in a question, in their order
+  blanks: str = ""
+  # class of a sample
+  label: str = ""
+  # label in the file -> label of the sample, and that of all others; "": as in
+  # the file
+  label_names: NameMap = dataclasses.field(default_factory=dict)
+  label_else: str = ""
+  # path of several classes; a text is split at commas
+  labels: str = ""
+  # modality -> names that its file can have, relative to the folder, such as
+  # "videos/{id}.mp4"; "{id}.*": any ending of the modality; "**/{id}.mp4": in
+  # any folder
+  files: Annotated[
+    Mapping[Name, Annotated[tuple[Name, ...], Items()]], Items()
+  ] = dataclasses.field(default_factory=dict)
+  # modalities whose 16-bit pictures hold millimetres rotated by three bits, as
+  # SUN RGB-D stores them
+  rotated: tuple[Name, ...] = ()
+
+
+class AnnotationsSource(RowSource):
+  """A folder with the annotation files of a benchmark, as published.
+
+  `options` say how they are read: which file, where its rows, captions,
+  questions and labels are, and how media are named. `path` is the folder. The
+  fields of a record: `caption`, `questions`, `answers`, `label`, `labels`, and
+  the first row of the sample as `annotation`. A sample without a file has no
+  such modality.
+  """
+
+  kind: ClassVar = "annotations"
+  reads: ClassVar = ("root",)
+  Options: ClassVar = AnnotationsOptions
+
+  def __init__(self, name: str, config: SourceConfig, storage: Storage):
+    """Reads the annotations.
+
+    Raises:
+      ConfigError: if they are missing, or not as the options say.
+    """
+    self._name, self._config = name, config
+    if is_remote(config.path) or not os.path.isdir(config.path):
+      raise ConfigError(
+        f"data.sources.{name}.path: {config.path!r} is no local folder."
+      )
+    self._options = self.options(name, config)
+    self._check()
+    self._files = FileReader(
+      os.path.abspath(config.path), config.root, storage, name
+    )
+    self.tables: list[Found] = []
+    try:
+      self._samples = self._read()
+      self.sha256 = self._digest()
+    except (DecodeError, ConfigError) as error:
+      raise ConfigError(
+        f"data.sources.{name}.path: {config.path}: {error}"
+      ) from error
+    self._choose(len(self._samples), splits=False)
+
+  def _check(self) -> None:
+    """Refuses paths and templates that are none, before a file is read."""
+    o, where = self._options, f"data.sources.{self._name}.options"
+    if not o.id:
+      raise ConfigError(f"{where}.id: say what names a sample, as '{{id}}'.")
+    templates = {"id": o.id, "label": o.label, "only.id": o.only.id}
+    for key, names in o.files.items():
+      if key not in MODALITIES:
+        raise ConfigError(
+          f"{where}.files.{key}: unknown modality; known: "
+          f"{', '.join(MODALITIES)}."
+        )
+      templates |= {f"files.{key}[{i}]": t for i, t in enumerate(names)}
+    for key, join in o.joins.items():
+      templates |= {f"joins.{key}.on": join.on, f"joins.{key}.match": join.match}
+    for field, template in templates.items():
+      field_paths.check_template(template, f"{where}.{field}")
+    for path in (
+      *(*o.texts, o.question, o.answer, o.answers, o.blanks, o.labels, o.order),
+      *o.where,
+    ):
+      if path:
+        field_paths.steps(path)
+
+  # -------------------------------------------------------------------- reading
+  @functools.cached_property
+  def _names(self) -> list[str]:
+    """All files below the folder."""
+    return walk(self._config.path)
+
+  def _table(self, table: Table) -> Found:
+    self.tables.append(read_table(table, self._files, lambda: self._names))
+    return self.tables[-1]
+
+  def _read(self) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(id, rows) of each sample of the split, in the order of the file."""
+    o = self._options
+    rows = self._table(o.table).rows
+    for name, join in o.joins.items():
+      rows = self._joined(rows, name, join)
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+      if not self._wanted(row):
+        continue
+      sample_id = field_paths.fill(o.id, row)
+      if sample_id is None:
+        raise DecodeError(f"row {row[field_paths.ROW]} has no {o.id}.")
+      samples.setdefault(sample_id, []).append(row)
+    if o.only.table.file:
+      samples = self._listed(samples)
+    if not samples:
+      raise ConfigError(
+        f"no row of {self.tables[0].path} has {dict(o.where)!r}."
+      )
+    if o.order:
+      for group in samples.values():
+        group.sort(key=lambda row: field_paths.values(row, o.order)[:1])
+    if o.num_answers:
+      self._check_answers(samples)
+    return list(samples.items())
+
+  def _joined(
+    self, rows: Sequence[dict[str, Any]], name: str, join: Join
+  ) -> list[dict[str, Any]]:
+    others: dict[str | None, list[dict[str, Any]]] = {}
+    for other in self._table(join.table).rows:
+      others.setdefault(field_paths.fill(join.match, other), []).append(other)
+    others.pop(None, None)
+    found = [
+      {**row, name: others.get(field_paths.fill(join.on, row), [])}
+      for row in rows
+    ]
+    if not any(row[name] for row in found):
+      raise ConfigError(
+        f"no row of {self.tables[0].path} belongs to one of "
+        f"{self.tables[-1].path}: {join.on} is never {join.match}."
+      )
+    return found
+
+  def _wanted(self, row: Mapping[str, Any]) -> bool:
+    for path, wanted in self._options.where.items():
+      allowed = wanted if isinstance(wanted, (tuple, list)) else (wanted,)
+      if not any(v in allowed for v in field_paths.values(row, path)):
+        return False
+    return True
+
+  def _listed(
+    self, samples: Mapping[str, list[dict[str, Any]]]
+  ) -> dict[str, list[dict[str, Any]]]:
+    """The samples of the list, in its order."""
+    only = self._options.only
+    rows = self._table(only.table).rows
+    ids = [field_paths.fill(only.id, row) for row in rows]
+    names = list(dict.fromkeys(i for i in ids if i is not None))
+    unknown = [i for i in names if i not in samples]
+    if unknown:
+      raise ConfigError(
+        f"{self.tables[-1].path} names {len(unknown)} samples that "
+        f"{self.tables[0].path} does not have: {some(unknown)}."
+      )
+    return {i: samples[i] for i in names}
+
+  def _check_answers(
+    self, samples: Mapping[str, Sequence[Mapping[str, Any]]]
+  ) -> None:
+    o = self._options
+    for sample_id, rows in samples.items():
+      for row in rows:
+        count = len(field_paths.values(row, o.answers))
+        if count != o.num_answers:
+          question = field_paths.values(row, o.question)[:1]
+          raise ConfigError(
+            f"sample {sample_id!r}, question {question!r:.80}: {count} "
+            f"answers; expected {o.num_answers} of each question."
+          )
+
+  def _digest(self) -> str:
+    digest = hashlib.sha256()
+    for found in self.tables:
+      digest.update(found.sha256.encode())
+    text = json.dumps(to_dict(self._options), sort_keys=True, default=str)
+    digest.update(text.encode())
+    return digest.hexdigest()
+
+  # -------------------------------------------------------------------- samples
+  @functools.cached_property
+  def _media_names(self) -> MediaNames:
+    return MediaNames(self._names, self._options.files)
+
+  def _fields(self, row: int) -> dict[str, Any]:
+    sample_id, rows = self._samples[row]
+    o, fields = self._options, {"id": sample_id}
+    texts = self._texts(rows)
+    if texts:
+      fields["caption"] = texts
+    if o.question:
+      fields |= self._questions(rows)
+    if o.label:
+      fields["label"] = self._label(rows[0])
+    if o.labels:
+      fields["labels"] = self._labels(rows[0])
+    plain = {k: v for k, v in rows[0].items() if _is_plain(v)}
+    return {**fields, "annotation": plain}
+
+  def _texts(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    o = self._options
+    texts = []
+    for row in rows:
+      for path in o.texts:
+        for text in field_paths.values(row, path):
+          if not isinstance(text, str):
+            raise DecodeError(f"{path!r}: expected text, got {text!r:.60}.")
+          texts.append(" ".join(text.split()))
+    texts = [text for text in texts if text]
+    if o.paragraph:
+      return [" ".join(texts)] if texts else []
+    return texts[: o.most or len(texts)]
+
+  def _questions(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The questions of a sample, and several people's answers beside them."""
+    o, questions, answers = self._options, [], []
+    for row in rows:
+      asked = field_paths.values(row, o.question)
+      given = field_paths.values(row, o.answers) if o.answers else []
+      right = field_paths.values(row, o.answer) if o.answer else given
+      if not asked or not right:
+        raise DecodeError(f"a question or its answer is missing: {row!r:.100}.")
+      text = self._without_blanks(str(asked[0]), row)
+      questions.append({"question": text, "answer": str(right[0])})
+      answers.append([str(answer) for answer in given])
+    return {"questions": questions} | ({"answers": answers} if o.answers else {})
+
+  def _without_blanks(self, question: str, row: Mapping[str, Any]) -> str:
+    if not self._options.blanks:
+      return question
+    words = field_paths.values(row, self._options.blanks)
+    if len(words) == 1 and isinstance(words[0], str):
+      words = _listed_words(words[0])
+    blanks = _BLANK.findall(question)
+    if len(blanks) != len(words):
+      raise DecodeError(
+        f"{question!r:.80} has {len(blanks)} blanks for {len(words)} words."
+      )
+    parts = iter(words)
+    return _BLANK.sub(lambda _: str(next(parts)), question)
+
+  def _label(self, row: Mapping[str, Any]) -> str:
+    o = self._options
+    label = field_paths.fill(o.label, row)
+    if label is None:
+      raise DecodeError(f"the row has no {o.label}.")
+    return o.label_names.get(label, o.label_else or label)
+
+  def _labels(self, row: Mapping[str, Any]) -> list[str]:
+    found = field_paths.values(row, self._options.labels)
+    if len(found) == 1 and isinstance(found[0], str):
+      found = found[0].split(",")
+    return [str(x).strip() for x in found]
+
+  def _media(self, row: int, fields: Mapping[str, Any]) -> Media:
+    sample_id, rows = self._samples[row]
+    values = {**rows[0], "id": sample_id}
+    return {
+      key: self._reader(key, name)
+      for key, name in self._media_names.of(values).items()
+    }
+
+  def _reader(self, key: str, name: str) -> Callable[[], Any]:
+    if key in self._options.rotated:
+      return lambda: rotated(self._files.read(name))
+    return lambda: self._files.read(name)
+
+  def lacking(self) -> dict[str, list[str]]:
+    """Modality -> ids of the samples whose file is not in the folder."""
+    keys = self._options.files
+    lacks: dict[str, list[str]] = {key: [] for key in keys}
+    for row in self._rows:
+      there = self._media(int(row), {})
+      for key in keys:
+        if key not in there:
+          lacks[key].append(self._samples[int(row)][0])
+    return lacks
+
+  def ids(self) -> list[str]:
+    """Ids of the samples, in their order."""
+    return [self._samples[int(row)][0] for row in self._rows]
+
+
+def _is_plain(value: Any) -> bool:
+  return isinstance(value, (str, int, float, bool))
+
+
+def _listed_words(text: str) -> list[str]:
+  """The words of a list that is written as a text: '["piano", "left"]'."""
+  try:
+    words = ast.literal_eval(text)
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
+    words = None
+  if not isinstance(words, list):
+    raise DecodeError(f"expected a list of words, got {text!r:.60}.")
+  return [str(word) for word in words]
