@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -26,7 +26,7 @@ from mico_jax.data.sources.omniworld import OmniWorldSource
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.evaluation.evaluator import SHARE, Evaluator, Job, Needs
 from mico_jax.evaluation.evaluators import EVALUATORS, find_measure
-from mico_jax.evaluation.features import Embedder
+from mico_jax.evaluation.features import Embedder, Gallery
 from mico_jax.evaluation.queries import evaluated_groups
 from mico_jax.evaluation.results import Protocol, Result
 from mico_jax.kernels import target
@@ -192,6 +192,7 @@ def evaluate(
   cheap: bool = False,
   command: str = "",
   workdir: str = "",
+  look: Callable[[Gallery], None] | None = None,
 ) -> list[Result]:
   """Runs the suite of a config.
 
@@ -204,6 +205,7 @@ def evaluate(
     cheap: only the evaluators that take part during training.
     command: command line, stored in the results.
     workdir: of the run, where samples that stall are listed; "": nowhere.
+    look: gets the gallery before it is measured, to see what could be read.
 
   Raises:
     ConfigError: for an unknown suite or source, or nothing to measure.
@@ -232,6 +234,8 @@ def evaluate(
   # Parameters on one device are evaluated there, also on a host with several.
   with target.alone() if _on_one_device(params) else contextlib.nullcontext():
     job = _read_gallery(embedder, source, protocol, active, cheap=cheap)
+    if look is not None:
+      look(job.gallery)
     return [r for e, _ in active for r in _measured(e, job)]
 
 

@@ -353,12 +353,41 @@ class AnnotationsSource(RowSource):
       return lambda: rotated(self._files.read(name))
     return lambda: self._files.read(name)
 
+  @property
+  def has_labels(self) -> bool:
+    """Whether the annotations give samples a class, or several."""
+    return bool(self._options.label or self._options.labels)
+
+  def labels(self) -> set[str]:
+    """The classes that samples of the split have."""
+    o, found = self._options, set()
+    for row in self._rows:
+      first = self._samples[int(row)][1][0]
+      if o.label:
+        found.add(self._label(first))
+      if o.labels:
+        found.update(self._labels(first))
+    return found
+
+  def extra_table(self, table: Table) -> Found:
+    """Rows of a further file of the folder, such as names of classes."""
+    return read_table(table, self._files, lambda: self._names)
+
   def lacking(self) -> dict[str, list[str]]:
-    """Modality -> ids of the samples whose file is not in the folder."""
+    """Modality -> ids of the samples whose file is not in the folder.
+
+    Raises:
+      ConfigError: if several files may be that of a sample.
+    """
     keys = self._options.files
     lacks: dict[str, list[str]] = {key: [] for key in keys}
     for row in self._rows:
-      there = self._media(int(row), {})
+      try:
+        there = self._media(int(row), {})
+      except DecodeError as error:
+        raise ConfigError(
+          f"data.sources.{self._name}.path: {self._config.path}: {error}"
+        ) from error
       for key in keys:
         if key not in there:
           lacks[key].append(self._samples[int(row)][0])

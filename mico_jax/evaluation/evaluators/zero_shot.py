@@ -72,7 +72,8 @@ class ZeroShot(Evaluator):
         classes, templates = list(self.names), list(self.templates)
         labels = labels_of(job.gallery, settings.label or "label")
         if self.labels:
-          labels = [class_index(x, self.labels) for x in map(_text, labels)]
+          number = {label: i for i, label in enumerate(self.labels)}
+          labels = [number.get(str(label)) for label in labels]
       elif settings.classes:
         classes = read_lines(settings.classes, "evaluation.classes")
         labels = labels_of(job.gallery, settings.label or "label")
@@ -82,11 +83,6 @@ class ZeroShot(Evaluator):
         templates = ["{}"]  # captions are sentences already
       results.append(_accuracy(job, context, labels, classes, templates))
     return results
-
-
-def _text(label: Any) -> str:
-  """A label as a text; a sample without one has none of the classes."""
-  return "" if label is None else str(label)
 
 
 def check_options(

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from mico_jax import config as config_lib
-from mico_jax.config import Config, ConfigError
+from mico_jax.config import Config, ConfigError, SourceConfig
 from mico_jax.data.identity import tell
-from mico_jax.evaluation import Result, evaluate
+from mico_jax.evaluation import EVALUATORS, Result, evaluate
+from mico_jax.evaluation.suites import chosen_suite
 from mico_jax.inference.omni_model import OmniModel
 from mico_jax.run.checks import check_values
 
@@ -19,6 +20,54 @@ _INDEX = (  # fields of a source that say which samples it has
   *("kind", "path", "split", "where", "size", "seed", "version", "key_dot"),
   "options",
 )
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+  """Refuses overrides of what belongs to the checkpoint.
+
+  Raises:
+    ConfigError: naming the first one.
+  """
+  for text in overrides:
+    if not text.startswith(_MAY_CHANGE):
+      key = text.partition("=")[0]
+      raise ConfigError(
+        f"--config.{key} belongs to the checkpoint and cannot change here; "
+        "evaluate takes --config.evaluation.* and --config.data.sources.*."
+      )
+
+
+DATA = "data"  # name of a source that the caller gives
+
+
+def on_data(config: Config, data: SourceConfig) -> Config:
+  """A config that is evaluated on all samples of other data.
+
+  Evaluators that measure on one kind of source only are left out; a note on
+  stderr names them.
+
+  Args:
+    config: of the checkpoint.
+    data: the source.
+  """
+  kept, lost = [], []
+  for name in chosen_suite(config).evaluators:
+    needed = EVALUATORS[name].source_kind
+    (kept if needed in ("", data.kind) else lost).append(name)
+  if lost:
+    tell(
+      f"{', '.join(lost)}: not measured, as data of kind {data.kind!r} have "
+      "nothing for it."
+    )
+  evaluation = dataclasses.replace(
+    config.evaluation, source=DATA, suite=",".join(kept), size=0
+  )
+  sources = {**config.data.sources, DATA: data}
+  return dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, sources=sources),
+    evaluation=evaluation,
+  )
 
 
 def unpinned(old: Config, new: Config, overrides: Sequence[str]) -> Config:
@@ -59,6 +108,7 @@ def evaluate_model(
   *,
   command: str = "",
   cheap: bool = False,
+  data: SourceConfig | None = None,
 ) -> list[Result]:
   """Runs the evaluation suite of a checkpoint's config.
 
@@ -68,18 +118,14 @@ def evaluate_model(
       on which data may change, never the model or its preprocessing.
     command: stored in the results.
     cheap: only the evaluators that take part during training.
+    data: to measure on, instead of the config's `evaluation.source`.
 
   Raises:
     ConfigError: for another key, or if nothing is to be measured.
   """
-  for text in overrides:
-    if not text.startswith(_MAY_CHANGE):
-      key = text.partition("=")[0]
-      raise ConfigError(
-        f"--config.{key} belongs to the checkpoint and cannot change here; "
-        "evaluate takes --config.evaluation.* and --config.data.sources.*."
-      )
-  config = config_lib.override(model.config, overrides)
+  check_overrides(overrides)
+  base = model.config if data is None else on_data(model.config, data)
+  config = config_lib.override(base, overrides)
   config = unpinned(model.config, config, overrides)
   check_values(config)
   if not config.evaluation.source:
