@@ -8,6 +8,7 @@ a mapping: `sentences[].raw`, `database.*.annotations[]`.
 from __future__ import annotations
 
 import functools
+import posixpath
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,7 +138,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 # ------------------------------------------------------------------- templates
 def check_template(template: str, where: str) -> None:
-  """Checks a text with paths in braces, `{a.b}` or `{a:012}`.
+  """Checks a text with paths in braces, `{a.b}`, `{a:012}` or `{a:stem}`.
 
   Raises:
     ConfigError: for another text, naming `where` it stands.
@@ -149,10 +150,11 @@ def check_template(template: str, where: str) -> None:
   for _, path, form, conversion in parts:
     if path is None:
       continue
-    if conversion or (form and not re.fullmatch(r"0\d{1,2}", form)):
+    if conversion or (form and not re.fullmatch(r"0\d{1,2}|stem", form)):
       raise ConfigError(
-        f"{where}={template!r}: write fields as {{name}}, or {{name:012}} for "
-        "a number with leading zeros."
+        f"{where}={template!r}: write fields as {{name}}, {{name:012}} for a "
+        "number with leading zeros, or {name:stem} for a file without its "
+        "ending."
       )
     try:
       steps(path)
@@ -183,8 +185,9 @@ def fill(template: str, row: Mapping[str, Any]) -> str | None:
       return None
     value = found[0]
     if len(found) > 1 or isinstance(value, bool):
-      raise DecodeError(f"{path!r} in {template!r}: expected one text, got "
-                        f"{found!r:.60}.")  # fmt: skip
+      raise DecodeError(
+        f"{path!r} in {template!r}: expected one text, got {found!r:.60}."
+      )
     if isinstance(value, float) and value.is_integer():
       value = int(value)
     if not isinstance(value, (str, int)):
@@ -198,6 +201,8 @@ def fill(template: str, row: Mapping[str, Any]) -> str | None:
 def _written(value: str | int, form: str, template: str) -> str:
   if not form:
     return str(value)
+  if form == "stem":
+    return posixpath.splitext(str(value))[0]
   try:
     return format(int(value), form)
   except ValueError as error:

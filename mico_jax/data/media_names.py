@@ -1,5 +1,4 @@
-"""Names of media in a copy of a benchmark, whose folders differ from user to
-user."""
+"""Names of the media in a copy of a benchmark; users lay out their own ways."""
 
 from __future__ import annotations
 
@@ -13,6 +12,7 @@ from mico_jax.modalities import MODALITIES, DecodeError
 
 _ANY_FOLDER = "**/"
 _ANY_ENDING = ".*"
+_SAME_AS = "@"
 
 
 class MediaNames:
@@ -20,7 +20,8 @@ class MediaNames:
 
   A template is a name with fields in braces; one that begins with `**/` is
   looked for in every folder, one that ends in `.*` has any of the extensions of
-  its modality. `*` elsewhere in its last part stands for any text.
+  its modality, and `*.png` is the only such file of its folder. `@video` is the
+  file of another modality that was found: a video, for its sound.
   """
 
   def __init__(
@@ -48,6 +49,12 @@ class MediaNames:
     found = {}
     for key, templates in self._templates.items():
       for template in templates:
+        if template.startswith(_SAME_AS):
+          same = found.get(template.removeprefix(_SAME_AS))
+          if same is not None:
+            found[key] = same
+            break
+          continue
         filled = fill(template, row)
         names = [] if filled is None else self._find(key, filled)
         if len(names) > 1:

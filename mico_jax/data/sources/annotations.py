@@ -8,9 +8,8 @@ import functools
 import hashlib
 import json
 import os
-import posixpath
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from mico_jax.config import ConfigError, SourceConfig, to_dict
@@ -92,7 +91,7 @@ class AnnotationsOptions:
   labels: str = ""
   # modality -> names that its file can have, relative to the folder, such as
   # "videos/{id}.mp4"; "{id}.*": any ending of the modality; "**/{id}.mp4": in
-  # any folder
+  # any folder; "@video": the file of another modality that was found
   files: Annotated[
     Mapping[Name, Annotated[tuple[Name, ...], Items()]], Items()
   ] = dataclasses.field(default_factory=dict)
@@ -182,15 +181,17 @@ class AnnotationsSource(RowSource):
     for name, join in o.joins.items():
       rows = self._joined(rows, name, join)
     samples: dict[str, list[dict[str, Any]]] = {}
+    others: set[str] = set()  # not of the split, but known
     for row in rows:
-      if not self._wanted(row):
-        continue
       sample_id = field_paths.fill(o.id, row)
       if sample_id is None:
         raise DecodeError(f"row {row[field_paths.ROW]} has no {o.id}.")
-      samples.setdefault(sample_id, []).append(row)
+      if self._wanted(row):
+        samples.setdefault(sample_id, []).append(row)
+      else:
+        others.add(sample_id)
     if o.only.table.file:
-      samples = self._listed(samples)
+      samples = self._listed(samples, others)
     if not samples:
       raise ConfigError(
         f"no row of {self.tables[0].path} has {dict(o.where)!r}."
@@ -228,20 +229,20 @@ class AnnotationsSource(RowSource):
     return True
 
   def _listed(
-    self, samples: Mapping[str, list[dict[str, Any]]]
+    self, samples: Mapping[str, list[dict[str, Any]]], others: Collection[str]
   ) -> dict[str, list[dict[str, Any]]]:
-    """The samples of the list, in its order."""
+    """The samples of the list, in its order, without `others`."""
     only = self._options.only
     rows = self._table(only.table).rows
     ids = [field_paths.fill(only.id, row) for row in rows]
     names = list(dict.fromkeys(i for i in ids if i is not None))
-    unknown = [i for i in names if i not in samples]
+    unknown = [i for i in names if i not in samples and i not in others]
     if unknown:
       raise ConfigError(
         f"{self.tables[-1].path} names {len(unknown)} samples that "
         f"{self.tables[0].path} does not have: {some(unknown)}."
       )
-    return {i: samples[i] for i in names}
+    return {i: samples[i] for i in names if i in samples}
 
   def _check_answers(
     self, samples: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -368,6 +369,12 @@ class AnnotationsSource(RowSource):
       if o.labels:
         found.update(self._labels(first))
     return found
+
+  def questions(self) -> int:
+    """Number of questions of all samples."""
+    if not self._options.question:
+      return 0
+    return sum(len(self._samples[int(row)][1]) for row in self._rows)
 
   def extra_table(self, table: Table) -> Found:
     """Rows of a further file of the folder, such as names of classes."""

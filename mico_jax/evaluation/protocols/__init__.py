@@ -11,9 +11,11 @@ import difflib
 import functools
 import hashlib
 import importlib.resources
+import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
+from typing import Any
 
 from etils import epath
 
@@ -25,6 +27,9 @@ from mico_jax.evaluation.protocols.schema import (
 )
 
 _ENDING = ".toml"
+_REQUIRED = ("title", "task", "group", "metric", "metrics", "copy", "split",
+             "annotations")  # fmt: skip
+_OF_FIGURE = ("metric", "value", "model", "setting", "source")
 
 __all__ = [
   "TASKS",
@@ -75,37 +80,70 @@ def _read(name: str) -> tuple[str, bytes]:
   return f"{name}{_ENDING}", files[name].read_bytes()
 
 
-def read_protocol(data: bytes, where: str) -> BenchmarkProtocol:
-  """A protocol from the content of its file.
-
-  Args:
-    data: TOML.
-    where: name of the file, for messages.
+def _fields(data: bytes, where: str) -> dict[str, Any]:
+  """The fields of a file, and of the protocol that it names as its base.
 
   Raises:
-    ConfigError: naming the file and the field that is wrong.
+    ConfigError: for a file that is no TOML, or a base that has a base.
   """
   try:
     fields = tomllib.loads(data.decode())
   except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
     raise ConfigError(f"{where}: not TOML: {error}.") from error
-  required = ("title", "task", "group", "metric", "metrics", "copy", "split",
-              "annotations")  # fmt: skip
-  missing = [name for name in required if name not in fields]
-  if missing:
-    raise ConfigError(f"{where}: {', '.join(missing)}: missing.")
+  base = fields.pop("base", None)
+  if base is None:
+    return fields
+  if not isinstance(base, str) or base not in _files():
+    raise ConfigError(f"{where}: base={base!r} is no protocol.")
+  under = tomllib.loads(_files()[base].read_text())
+  if "base" in under:
+    raise ConfigError(f"{where}: base={base!r} has a base itself.")
+  return _over(under, fields)
+
+
+def _over(under: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields over those of a base; tables are joined, except of named entries."""
+  whole = ("metrics", "frames")
+  # Figures are of metrics.
+  lost = ("figures",) if "metrics" in fields else ()
+  out = {name: value for name, value in under.items() if name not in lost}
+  for name, value in fields.items():
+    if isinstance(value, Mapping) and name in out and name not in whole:
+      out[name] = _over(out[name], value)
+    else:
+      out[name] = value
+  return out
+
+
+def read_protocol(data: bytes, where: str) -> BenchmarkProtocol:
+  """A protocol from the content of its file.
+
+  Args:
+    data: TOML; `base` names a protocol whose fields it takes over.
+    where: name of the file, for messages.
+
+  Raises:
+    ConfigError: naming the file and the field that is wrong.
+  """
+  fields = _fields(data, where)
+  _check_present(fields, _REQUIRED, where)
   for number, figure in enumerate(fields.get("figures", ())):
-    lacks = {"metric", "value", "model", "setting", "source"} - set(figure)
-    if lacks:
-      raise ConfigError(
-        f"{where}: figures[{number}].{', '.join(sorted(lacks))}: missing."
-      )
+    if isinstance(figure, Mapping):
+      _check_present(figure, _OF_FIGURE, f"{where}: figures[{number}]")
   try:
     protocol = from_dict(fields, BenchmarkProtocol)
     check(protocol)
   except ConfigError as error:
     raise ConfigError(f"{where}: {error}") from None
   return protocol
+
+
+def _check_present(
+  fields: Mapping[str, Any], names: Sequence[str], where: str
+) -> None:
+  missing = [name for name in names if name not in fields]
+  if missing:
+    raise ConfigError(f"{where}: {', '.join(missing)}: missing.")
 
 
 def load_protocol(name: str) -> BenchmarkProtocol:
@@ -120,5 +158,7 @@ def load_protocol(name: str) -> BenchmarkProtocol:
 
 
 def protocol_sha256(name: str) -> str:
-  """SHA-256 of the file of a protocol."""
-  return hashlib.sha256(_read(name)[1]).hexdigest()
+  """SHA-256 of what a protocol says, its base included."""
+  where, data = _read(name)
+  text = json.dumps(_fields(data, where), sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()

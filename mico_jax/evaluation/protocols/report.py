@@ -99,6 +99,7 @@ def to_json(found: ProtocolReport) -> str:
           "name": found.protocol.split.name,
           "samples": facts.count,
           "expected": found.protocol.split.count,
+          "questions": facts.questions,
           "sha256": facts.sha256,
           "published_sha256": found.protocol.split.sha256,
           "ids": found.protocol.split.ids,
@@ -210,7 +211,8 @@ def listed(
       "task": protocol.task,
       "group": protocol.group,
       "metric": protocol.metric,
-      "samples": " or ".join(map(str, protocol.split.count)),
+      "samples": " or ".join(map(str, protocol.split.count))
+      or f"{protocol.split.questions} questions",
       "source": protocol.copy.source,
     }
     for name, protocol in entries

@@ -53,7 +53,8 @@ class Split:
 
   Attributes:
     name: as results and shards call it.
-    count: samples, of each version of the files that is around.
+    count: samples, of each version of the files that is around; (): unknown.
+    questions: of all samples; 0: unknown, or none are asked.
     ids: where the list of ids stands, with its column.
     sha256: of the sorted ids, one a line; "": not published, so that only the
       hash of the user's copy is recorded.
@@ -62,6 +63,7 @@ class Split:
 
   name: str = "test"
   count: tuple[int, ...] = ()
+  questions: int = 0
   ids: str = ""
   sha256: str = ""
   md5: Mapping[Name, str] = dataclasses.field(default_factory=dict)
@@ -96,7 +98,8 @@ class Classes:
     table: file of the copy with the names, if they stand there; else, without
       `names`, the labels of the annotations are the names.
     label: of a row of that file.
-    name: of a row; the part before the first comma counts.
+    name: of a row.
+    first: of several names with commas between them, the first counts.
     present: only classes that a sample of the split has.
   """
 
@@ -106,6 +109,7 @@ class Classes:
   table: Table = Table()
   label: str = ""
   name: str = ""
+  first: bool = False
   present: bool = False
 
 
@@ -253,8 +257,8 @@ def _check_copy(protocol: BenchmarkProtocol) -> None:
   for field in ("source", "layout", "steps"):
     if not getattr(copy, field):
       raise ConfigError(f"copy.{field}: say it, for users without a copy.")
-  if not split.count or min(split.count) < 1:
-    raise ConfigError("split.count: give the number of samples.")
+  if not (split.count or split.questions) or min(split.count, default=1) < 1:
+    raise ConfigError("split.count: give the number of samples or questions.")
   if not split.ids:
     raise ConfigError("split.ids: say where the ids come from.")
 

@@ -45,6 +45,7 @@ class Facts:
 
   Attributes:
     count: samples that the annotations list.
+    questions: of all samples.
     sha256: of their sorted ids, one a line.
     files: annotation file -> SHA-256 of its content.
     lacking: modality -> ids of the samples without its file.
@@ -53,6 +54,7 @@ class Facts:
   """
 
   count: int
+  questions: int
   sha256: str
   files: Mapping[str, str]
   lacking: Mapping[str, tuple[str, ...]]
@@ -156,6 +158,7 @@ def _open_official(
   digest = ids_sha256(ids)
   facts = Facts(
     count=len(ids),
+    questions=source.questions(),
     sha256=digest,
     files=found,
     lacking=lacking,
@@ -176,7 +179,10 @@ def _differences(
 ) -> tuple[str, ...]:
   """In what the list of samples is not that of the protocol."""
   split, out = protocol.split, []
-  if count not in split.count:
+  asked = source.questions()
+  if split.questions and asked != split.questions:
+    out.append(f"{asked} questions are listed, expected {split.questions}")
+  if split.count and count not in split.count:
     wanted = " or ".join(map(str, split.count))
     out.append(f"{count} samples are listed, expected {wanted} ({split.ids})")
   if split.sha256 and split.sha256 != sha256:
@@ -208,7 +214,9 @@ def _classes(
     if not all(label and name for label, name in pairs):
       raise ConfigError(f"a class of {classes.table.file[0]} lacks its name.")
     labels = tuple(str(label) for label, _ in pairs)
-    names = tuple(str(name).partition(",")[0].strip() for _, name in pairs)
+    names = tuple(str(name) for _, name in pairs)
+    if classes.first:
+      names = tuple(name.partition(",")[0].strip() for name in names)
   elif source.has_labels:
     labels = tuple(sorted(source.labels()))
     names = tuple(label.replace("_", " ") for label in labels)
