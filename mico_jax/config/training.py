@@ -18,6 +18,7 @@ from mico_jax.config.fields import (
   Keys,
   Label,
   Name,
+  Names,
   Options,
   Path,
   Pattern,

@@ -168,7 +168,7 @@ class Writer:
         ids = np.asarray(
           self._write(
             embedder.params,
-            context.take(places),
+            context.take(jnp.asarray(places)),
             prompt,
             length,
             ANSWER_PENALTY,

@@ -100,6 +100,44 @@ class AnnotationsOptions:
   rotated: tuple[Name, ...] = ()
 
 
+def check_options(options: AnnotationsOptions, where: str) -> None:
+  """Refuses paths and templates that are none, before a file is read.
+
+  Args:
+    options: of a source.
+    where: they stand, for messages.
+
+  Raises:
+    ConfigError: naming the option.
+  """
+  o = options
+  if not o.id:
+    raise ConfigError(f"{where}.id: say what names a sample, as '{{id}}'.")
+  templates = {"id": o.id, "label": o.label, "only.id": o.only.id}
+  for key, names in o.files.items():
+    if key not in MODALITIES:
+      raise ConfigError(
+        f"{where}.files.{key}: unknown modality; known: "
+        f"{', '.join(MODALITIES)}."
+      )
+    templates |= {f"files.{key}[{i}]": t for i, t in enumerate(names)}
+  for name, join in o.joins.items():
+    templates |= {f"joins.{name}.on": join.on}
+    templates |= {f"joins.{name}.match": join.match}
+  for field, template in templates.items():
+    field_paths.check_template(template, f"{where}.{field}")
+  paths = {"texts": o.texts, "where": tuple(o.where)}
+  for field in ("question", "answer", "answers", "blanks", "labels", "order"):
+    path = getattr(o, field)
+    paths[field] = (path,) if path else ()
+  for field, listed in paths.items():
+    for path in listed:
+      try:
+        field_paths.steps(path)
+      except ConfigError as error:
+        raise ConfigError(f"{where}.{field}: {error}") from None
+
+
 class AnnotationsSource(RowSource):
   """A folder with the annotation files of a benchmark, as published.
 
@@ -126,7 +164,7 @@ class AnnotationsSource(RowSource):
         f"data.sources.{name}.path: {config.path!r} is no local folder."
       )
     self._options = self.options(name, config)
-    self._check()
+    check_options(self._options, f"data.sources.{name}.options")
     self._files = FileReader(
       os.path.abspath(config.path), config.root, storage, name
     )
@@ -139,30 +177,6 @@ class AnnotationsSource(RowSource):
         f"data.sources.{name}.path: {config.path}: {error}"
       ) from error
     self._choose(len(self._samples), splits=False)
-
-  def _check(self) -> None:
-    """Refuses paths and templates that are none, before a file is read."""
-    o, where = self._options, f"data.sources.{self._name}.options"
-    if not o.id:
-      raise ConfigError(f"{where}.id: say what names a sample, as '{{id}}'.")
-    templates = {"id": o.id, "label": o.label, "only.id": o.only.id}
-    for key, names in o.files.items():
-      if key not in MODALITIES:
-        raise ConfigError(
-          f"{where}.files.{key}: unknown modality; known: "
-          f"{', '.join(MODALITIES)}."
-        )
-      templates |= {f"files.{key}[{i}]": t for i, t in enumerate(names)}
-    for key, join in o.joins.items():
-      templates |= {f"joins.{key}.on": join.on, f"joins.{key}.match": join.match}
-    for field, template in templates.items():
-      field_paths.check_template(template, f"{where}.{field}")
-    for path in (
-      *(*o.texts, o.question, o.answer, o.answers, o.blanks, o.labels, o.order),
-      *o.where,
-    ):
-      if path:
-        field_paths.steps(path)
 
   # -------------------------------------------------------------------- reading
   @functools.cached_property
@@ -342,11 +356,10 @@ class AnnotationsSource(RowSource):
     return [str(x).strip() for x in found]
 
   def _media(self, row: int, fields: Mapping[str, Any]) -> Media:
-    sample_id, rows = self._samples[row]
-    values = {**rows[0], "id": sample_id}
+    first = self._samples[row][1][0]
     return {
       key: self._reader(key, name)
-      for key, name in self._media_names.of(values).items()
+      for key, name in self._media_names.of(first).items()
     }
 
   def _reader(self, key: str, name: str) -> Callable[[], Any]:
@@ -375,6 +388,11 @@ class AnnotationsSource(RowSource):
     if not self._options.question:
       return 0
     return sum(len(self._samples[int(row)][1]) for row in self._rows)
+
+  def with_fewer_texts(self, count: int) -> list[str]:
+    """Ids of the samples that have fewer captions than `count`."""
+    chosen = (self._samples[int(row)] for row in self._rows)
+    return [name for name, rows in chosen if len(self._texts(rows)) < count]
 
   def extra_table(self, table: Table) -> Found:
     """Rows of a further file of the folder, such as names of classes."""

@@ -17,7 +17,10 @@ from mico_jax.config import ConfigError
 from mico_jax.config.fields import Choice, Frames, Group, Name, Names, Range
 from mico_jax.data import field_paths
 from mico_jax.data.annotation_files import Table
-from mico_jax.data.sources.annotations import AnnotationsOptions
+from mico_jax.data.sources.annotations import (
+  AnnotationsOptions,
+  check_options,
+)
 from mico_jax.modalities import MODALITIES, letters
 
 # Task -> the evaluator that measures it, and the objective that a task which
@@ -29,6 +32,7 @@ TASKS: dict[str, tuple[str, str]] = {
   "zero_shot": ("zero_shot", "contrastive"),
   "tagging": ("tagging", "contrastive"),
 }
+_PER_ITEM = {"one": 1, "five": 5, "all": 0, "paragraph": 1}
 CONTEXT, RERANK = "{context}", "{rerank}"
 
 
@@ -76,14 +80,17 @@ class Texts:
   Attributes:
     kind: caption kind that they are read as, which decides their length in
       tokens; "": that of the letters of the group.
-    per_item: texts of an item that are queries; 0: all.
-    rule: "one", "five" or "all" captions, or one "paragraph" of them; "" for
-      tasks without captions.
+    rule: the captions of an item that are queries or references: "one", the
+      first "five", "all", or one "paragraph" of them; "" for tasks without.
   """
 
   kind: str = ""
-  per_item: int = 0
-  rule: Annotated[str, Choice("", "one", "five", "all", "paragraph")] = ""
+  rule: Annotated[str, Choice("", *_PER_ITEM)] = ""
+
+  @property
+  def per_item(self) -> int:
+    """Texts of an item; 0: all."""
+    return _PER_ITEM.get(self.rule, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,8 +245,10 @@ def check(protocol: BenchmarkProtocol) -> None:
       raise ConfigError(f"figures[{i}].metric={figure.metric!r} is none.")
     if not (figure.model and figure.setting and figure.source):
       raise ConfigError(f"figures[{i}]: give model, setting and source.")
+  check_options(protocol.annotations, "annotations")
   _check_modalities(protocol)
   _check_copy(protocol)
+  _check_texts(protocol)
   _check_classes(protocol)
 
 
@@ -261,6 +270,21 @@ def _check_copy(protocol: BenchmarkProtocol) -> None:
     raise ConfigError("split.count: give the number of samples or questions.")
   if not split.ids:
     raise ConfigError("split.ids: say where the ids come from.")
+
+
+def _check_texts(protocol: BenchmarkProtocol) -> None:
+  rule = protocol.texts.rule
+  written = protocol.task in ("retrieval", "captioning")
+  if bool(rule) != written or written != bool(protocol.annotations.texts):
+    raise ConfigError(
+      f"texts.rule={rule!r}: a task {protocol.task!r} has "
+      f"{'a rule and annotations.texts' if written else 'no captions'}."
+    )
+  if (rule == "paragraph") != protocol.annotations.paragraph:
+    raise ConfigError(
+      f"texts.rule={rule!r} and annotations.paragraph="
+      f"{protocol.annotations.paragraph} do not agree."
+    )
 
 
 def _check_classes(protocol: BenchmarkProtocol) -> None:

@@ -190,6 +190,12 @@ def _differences(
       f"the SHA-256 of the sorted ids is {sha256[:16]}..., expected "
       f"{split.sha256[:16]}..."
     )
+  texts = max(1, protocol.texts.per_item) if protocol.texts.rule else 0
+  few = source.with_fewer_texts(texts) if texts else []
+  if few:
+    out.append(
+      f"{len(few)} samples have fewer than {texts} captions: {some(few)}"
+    )
   for table in source.tables:
     wanted = split.md5.get(posixpath.basename(table.path), "")
     if wanted and wanted != table.md5:
