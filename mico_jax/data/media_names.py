@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mico_jax.data.field_paths import fill
-from mico_jax.data.sources.rows import some
 from mico_jax.modalities import MODALITIES, DecodeError
 
 _ANY_FOLDER = "**/"
@@ -59,7 +58,7 @@ class MediaNames:
         names = [] if filled is None else self._find(key, filled)
         if len(names) > 1:
           raise DecodeError(
-            f"{len(names)} files may be the {key} {filled!r}: {some(names)}; "
+            f"{len(names)} files may be the {key} {filled!r}: {', '.join(names[:3])}; "
             "remove all but one."
           )
         if names:

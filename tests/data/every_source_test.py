@@ -280,6 +280,7 @@ FUZZED = {
   "parquet": "train-0.parquet",
   "hf_disk": "data-00000-of-00001.arrow",
   "energon": ".nv-meta/split.yaml",
+  "annotations": "set.json",
 }
 
 
@@ -320,7 +321,8 @@ def test_damaged_files_are_one_line(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "files", "csv", "coco", "vast",
-                                  "parquet", "hf_disk", "energon"])  # fmt: skip
+                                  "parquet", "hf_disk", "energon",
+                                  "annotations"])  # fmt: skip
 def test_nothing_there_is_an_error_of_the_config(kind, tmp_path):
   spec = WRITERS[kind](tmp_path / "set", samples(2))
   shutil.rmtree(tmp_path / "set")

@@ -9,14 +9,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from mico_jax.config import ConfigError, SourceConfig, to_dict
 from mico_jax.config.fields import Items, Name, NameMap, Scalars
 from mico_jax.data import field_paths
 from mico_jax.data.annotation_files import Found, Table, read_table
+from mico_jax.data.faults import guarded
 from mico_jax.data.media_names import MediaNames
+from mico_jax.data.records import matches
 from mico_jax.data.references import FileReader
 from mico_jax.data.rotated_depth import rotated
 from mico_jax.data.sources.folders import walk
@@ -300,6 +302,18 @@ class AnnotationsSource(RowSource):
     plain = {k: v for k, v in rows[0].items() if _is_plain(v)}
     return {**fields, "annotation": plain}
 
+  def _rows_where(self, count: int) -> Iterator[int]:
+    """The rows that pass `where`, which may name fields of the annotation."""
+    for row in range(count):
+      try:
+        fields = guarded(lambda row=row: self._fields(row))
+        fields = {**fields["annotation"], **fields}
+      except DecodeError:
+        yield row
+        continue
+      if matches(fields, self._config, use_split=False):
+        yield row
+
   def _texts(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     o = self._options
     texts = []
@@ -342,8 +356,14 @@ class AnnotationsSource(RowSource):
     parts = iter(words)
     return _BLANK.sub(lambda _: str(next(parts)), question)
 
-  def _label(self, row: Mapping[str, Any]) -> str:
+  def _label(self, row: Mapping[str, Any]) -> str | int:
+    """The class of a row; a number stays one."""
     o = self._options
+    if not o.label_names and not o.label_else:
+      paths = field_paths.paths_in(o.label)
+      found = field_paths.values(row, paths[0]) if len(paths) == 1 else []
+      if o.label == f"{{{''.join(paths)}}}" and _is_number(found):
+        return found[0]
     label = field_paths.fill(o.label, row)
     if label is None:
       raise DecodeError(f"the row has no {o.label}.")
@@ -378,7 +398,7 @@ class AnnotationsSource(RowSource):
     for row in self._rows:
       first = self._samples[int(row)][1][0]
       if o.label:
-        found.add(self._label(first))
+        found.add(str(self._label(first)))
       if o.labels:
         found.update(self._labels(first))
     return found
@@ -421,6 +441,10 @@ class AnnotationsSource(RowSource):
   def ids(self) -> list[str]:
     """Ids of the samples, in their order."""
     return [self._samples[int(row)][0] for row in self._rows]
+
+
+def _is_number(found: Sequence[Any]) -> bool:
+  return len(found) == 1 and isinstance(found[0], int)
 
 
 def _is_plain(value: Any) -> bool:

@@ -87,6 +87,9 @@ def source_config(protocol: BenchmarkProtocol, folder: str) -> SourceConfig:
   return SourceConfig(
     kind=AnnotationsSource.kind,
     path=folder,
+    # Files are found by listing the folder, so that only links which the user
+    # has put there lead out of it, such as one to a disk with videos.
+    root="/",
     split=protocol.split.name,
     captions=kind,
     depth_unit=protocol.depth_unit,

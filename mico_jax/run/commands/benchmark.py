@@ -155,6 +155,7 @@ def evaluate_protocol(
 
   def look(gallery: Gallery) -> None:
     present.update({k: int(v.sum()) for k, v in gallery.present.items()})
+    _tell_unread(copy, present)
 
   results = evaluate(
     model.model,
@@ -185,6 +186,17 @@ def _check_sources(overrides: Sequence[str]) -> None:
       raise ConfigError(
         f"--config.{text}: a protocol says which samples are measured; give "
         "the copy by --data, or leave --protocol out."
+      )
+
+
+def _tell_unread(copy: UserCopy, present: Mapping[str, int]) -> None:
+  """Says on stderr what is there and could not be read."""
+  for key, lost in copy.facts.lacking.items():
+    unread = copy.facts.count - len(lost) - present.get(key, 0)
+    if unread > 0 and key in present:
+      tell(
+        f"{key} of {unread} samples is there and could not be read: broken, "
+        "or a video without it; n/N counts what is left."
       )
 
 
