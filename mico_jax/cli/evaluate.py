@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from mico_jax import files
 from mico_jax.cli import common, source_arguments
 from mico_jax.config import ConfigError
 
@@ -26,10 +27,10 @@ EXAMPLES = """\
   mico-jax evaluate --checkpoint runs/demo
   mico-jax evaluate --checkpoint runs/demo --config.evaluation.size=1000 \\
     --config.evaluation.rerank=20 --out runs/demo/evaluation
-  mico-jax evaluate --checkpoint runs/demo --data set/manifest.jsonl --split test
+  mico-jax evaluate --checkpoint runs/demo --data manifest.jsonl --split test
   mico-jax evaluate --list
   mico-jax evaluate --protocol msrvtt_1ka
-  mico-jax evaluate --protocol msrvtt_1ka --data MSRVTT/ --checkpoint runs/demo"""
+  mico-jax evaluate --protocol msrvtt_1ka --data DIR --checkpoint runs/demo"""
 
 
 def details() -> str:
@@ -59,14 +60,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--protocol",
     default="",
     metavar="NAME",
-    help="benchmark (all: --list), or a .toml file; alone: how to get its files",
+    help="benchmark (all: --list), or a .toml file; alone: how to get its "
+    "files",
   )
   parser.add_argument(
     "--data",
     default="",
     metavar="PATH",
-    help="other data: a manifest .jsonl, .tar, .array_record, .parquet or .csv, "
-    "or anything with --from KIND; with --protocol: the folder of your copy",
+    help="other data: a manifest .jsonl, .tar, .array_record, .parquet or "
+    ".csv, or anything with --from KIND; with --protocol: the folder of your "
+    "copy",
   )
   parser.add_argument(
     "--other-split",
@@ -178,6 +181,9 @@ def _protocol(args: argparse.Namespace) -> int:
     raise ConfigError("--data DIR: name the folder with these files.")
   if not args.checkpoint:
     raise ConfigError("--checkpoint PATH: say what is measured.")
+  if not files.is_folder(args.data):
+    note_steps(args.protocol, protocol)
+    raise ConfigError(f"--data {args.data}: there is no such folder.")
   model = common.load_model(args)
   common.note("evaluating ...")
   try:

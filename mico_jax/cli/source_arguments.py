@@ -13,9 +13,7 @@ from mico_jax.config import Config, ConfigError, DataConfig, SourceConfig
 NAME = "data"  # of a source that no config names
 
 
-def add_kind(
-  parser: argparse.ArgumentParser, *, path: bool = True
-) -> None:
+def add_kind(parser: argparse.ArgumentParser, *, path: bool = True) -> None:
   """Adds --from and --path, and what they need beside --split and the like.
 
   Args:

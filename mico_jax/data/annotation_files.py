@@ -23,9 +23,11 @@ from mico_jax.config import ConfigError
 from mico_jax.config.fields import Choice
 from mico_jax.data.faults import describe
 from mico_jax.data.field_paths import ROW, VALUE, rows
+from mico_jax.data.identity import tell
 from mico_jax.data.references import FileReader
 from mico_jax.modalities import DecodeError
 
+_LARGE = 20_000_000  # bytes; parsing more takes seconds
 FORMATS = ("json", "jsonl", "csv", "tsv", "txt", "npy", "mat", "folder")
 
 
@@ -97,6 +99,8 @@ def read_table(
     raise ConfigError(f"{path}: give its format; known: {', '.join(FORMATS)}.")
   try:
     data = files.read(path)
+    if len(data) > _LARGE:
+      tell(f"reading {path} ({len(data) / 1e6:.0f} MB) ...")
     found = list(_READERS[form](data, table))
   except (DecodeError, ConfigError) as error:
     raise ConfigError(f"{path}: {error}") from error
@@ -140,7 +144,7 @@ def _lines(data: bytes, table: Table) -> Iterator[str]:
 
 
 def _csv(data: bytes, table: Table) -> Iterator[dict[str, Any]]:
-  # A quoted cell may go over several lines, so only those in front are comments.
+  # Quoted cells may go over several lines, so only those in front are comments.
   text = _text(data)
   while table.comment and text.startswith(table.comment):
     text = text.partition("\n")[2]
@@ -224,10 +228,8 @@ def _folder(table: Table, files: FileReader, names: Sequence[str]) -> Found:
 
   def fits(name: str) -> bool:
     parts = name.split("/")
-    return any(
-      len(parts) == len(pattern) and all(map(fnmatch.fnmatchcase, parts, pattern))
-      for pattern in patterns
-    )  # fmt: skip
+    alike = [p for p in patterns if len(p) == len(parts)]
+    return any(all(map(fnmatch.fnmatchcase, parts, p)) for p in alike)
 
   found = []
   for name in filter(fits, names):

@@ -58,8 +58,8 @@ class MediaNames:
         names = [] if filled is None else self._find(key, filled)
         if len(names) > 1:
           raise DecodeError(
-            f"{len(names)} files may be the {key} {filled!r}: {', '.join(names[:3])}; "
-            "remove all but one."
+            f"{len(names)} files may be the {key} {filled!r}: "
+            f"{', '.join(names[:3])}; remove all but one."
           )
         if names:
           found[key] = names[0]

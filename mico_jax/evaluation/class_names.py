@@ -34,7 +34,8 @@ def check_class_names(tokenizer: Tokenizer, names: Sequence[str]) -> None:
   if nothing:
     raise ConfigError(
       f"{len(nothing)} of {len(names)} class names have no token that the "
-      f"checkpoint's tokenizer knows: {', '.join(map(repr, nothing[:_NAMED]))}. "
+      "checkpoint's tokenizer knows: "
+      f"{', '.join(map(repr, nothing[:_NAMED]))}. "
       "Write them in its language, or use a checkpoint with another tokenizer."
     )
   if same:

@@ -18,29 +18,31 @@ from collections.abc import Sequence
 
 PEOPLE = 10
 _ENOUGH = 3  # people who agree make an answer right
-_PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
+# fmt: off
 _NUMBERS = {
-  word: str(number)
-  for number, word in enumerate(
-    "zero one two three four five six seven eight nine ten".split()
-  )
-} | {"none": "0"}
+  "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4",
+  "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
+}
+# fmt: on
 _ARTICLES = {"a", "an", "the"}
-_SHORT = """
-ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't
-hadn't've hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've
-it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
-oughtn't 'ow's'at shan't she'd've she's should've shouldn't shouldn't've
-somebody'd somebody'd've somebody'll somebody's someone'd someone'd've
-someone'll someone's something'd something'd've something'll that's there'd
-there'd've there're there's they'd they'd've they'll they're they've 'twas
-wasn't we'd've we've weren't what'll what're what's what've when's where'd
-where's where've who'd who'd've who'll who's who've why'll why're why's won't
-would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll
-you're you've
-""".split()
+_SHORT = tuple(
+  """
+  ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't
+  hadn't've hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd
+  it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't
+  not've o'clock oughtn't 'ow's'at shan't she'd've she's should've shouldn't
+  shouldn't've somebody'd somebody'd've somebody'll somebody's someone'd
+  someone'd've someone'll someone's something'd something'd've something'll
+  that's there'd there'd've there're there's they'd they'd've they'll they're
+  they've 'twas wasn't we'd've we've weren't what'll what're what's what've
+  when's where'd where's where've who'd who'd've who'll who's who've why'll
+  why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've
+  you'd you'd've you'll you're you've
+  """.split()  # noqa: SIM905 - a word each
+)
 # A contraction without one of its apostrophes -> as it should be.
 _CONTRACTIONS = {
   word[: i.start()] + word[i.end() :]: word

@@ -7,96 +7,24 @@ question is `asks(0)` and its answer "cube".
 
 from __future__ import annotations
 
-import csv
-import functools
 import io
-import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from mico_jax.testing import media, tiny_data
-
-COUNT = 4
-LOST = COUNT - 1  # sample without media
-SILENT = 1  # sample of msrvtt_1ka whose video has no sound
-WNIDS = ("n01440764", "n01443537", "n01484850", "n01491361")
-_SEEN = ("red", "green", "blue", "small")
-
-
-def says(i: int, j: int = 0) -> str:
-  """Caption number j of sample i."""
-  return f"a {_SEEN[i]} cube moves {'left right'.split()[j % 2]} {j}"
-
-
-def asks(j: int) -> str:
-  """Question number j of every sample."""
-  return f"what is small {j}?"
-
-
-@functools.cache
-def _video(*, sound: bool = True) -> bytes:
-  frames = media.greys((40, 90, 160, 210), (32, 32))
-  return media.file_of("mp4", frames, media.tone(0.4) if sound else None)
-
-
-@functools.cache
-def _jpg() -> bytes:
-  out = io.BytesIO()
-  Image.fromarray(np.full((24, 24, 3), 90, np.uint8)).save(out, "jpeg")
-  return out.getvalue()
-
-
-@functools.cache
-def _gif() -> bytes:
-  frames = [Image.fromarray(f) for f in media.greys((40, 200), (24, 24))]
-  out = io.BytesIO()
-  frames[0].save(out, "gif", save_all=True, append_images=frames[1:])
-  return out.getvalue()
-
-
-@functools.cache
-def rotated_png(millimetres: int) -> bytes:
-  """A depth map as SUN RGB-D stores it: 16 bits rotated to the left by three."""
-  value = ((millimetres << 3) | (millimetres >> 13)) & 0xFFFF
-  out = io.BytesIO()
-  Image.fromarray(np.full((24, 24), value, np.uint16)).save(out, "png")
-  return out.getvalue()
-
-
-class Folder:
-  """Writes files of a copy."""
-
-  def __init__(self, root: pathlib.Path):
-    """Takes the folder of the copy."""
-    self.root = root
-
-  def put(self, name: str, data: bytes | str) -> None:
-    """A file."""
-    path = self.root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.encode() if isinstance(data, str) else data)
-
-  def json(self, name: str, content: Any) -> None:
-    """A JSON file."""
-    self.put(name, json.dumps(content))
-
-  def csv(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A CSV file with a header."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    self.put(name, out.getvalue())
-
-  def media(self, names: Sequence[str], data: bytes) -> None:
-    """The media of all samples but the lost one."""
-    for i, name in enumerate(names):
-      if i != LOST:
-        self.put(name, data)
+from mico_jax.testing import official_classes, tiny_data
+from mico_jax.testing.official_files import (
+  COUNT,
+  SILENT,
+  Folder,
+  asks,
+  gif,
+  jpg,
+  says,
+  video,
+)
 
 
 def _karpathy(f: Folder, name: str, folder: str, ids: bool) -> list[str]:
@@ -114,7 +42,7 @@ def _karpathy(f: Folder, name: str, folder: str, ids: bool) -> list[str]:
   images[0]["filename"], images[0]["cocoid"] = "other.jpg", 99
   f.json(name, {"images": images, "dataset": "x"})
   where = "val2014" if ids else "flickr30k-images"
-  f.media([f"{where}/{n}" for n in names], _jpg())
+  f.media([f"{where}/{n}" for n in names], jpg())
   return [str(i) for i in range(COUNT)] if ids else names
 
 
@@ -133,8 +61,8 @@ def _msrvtt_1ka(f: Folder) -> list[str]:
     for i, x in enumerate(ids)
   ]
   f.csv("MSRVTT_JSFUSION_test.csv", rows)
-  f.media([f"videos/all/{x}.mp4" for x in ids], _video())
-  f.put(f"videos/all/{ids[SILENT]}.mp4", _video(sound=False))
+  f.media([f"videos/all/{x}.mp4" for x in ids], video())
+  f.put(f"videos/all/{ids[SILENT]}.mp4", video(sound=False))
   return ids
 
 
@@ -147,8 +75,10 @@ def _msrvtt(f: Folder) -> list[str]:
     for i, x in enumerate(ids)
   ]
   other = {"video_id": "video0", "split": "train"}
-  f.json("MSRVTT_data.json", {"videos": [other, *videos], "sentences": sentences})
-  f.media([f"videos/all/{x}.mp4" for x in ids], _video())
+  f.json(
+    "MSRVTT_data.json", {"videos": [other, *videos], "sentences": sentences}
+  )
+  f.media([f"videos/all/{x}.mp4" for x in ids], video())
   return ids
 
 
@@ -162,7 +92,7 @@ def _vatex(f: Folder, name: str) -> list[str]:
       for i, x in enumerate(listed)
     ][: COUNT + ("validation" in name)],
   )
-  f.media([f"val/{x}.mp4" for x in ids], _video())
+  f.media([f"val/{x}.mp4" for x in ids], video())
   return ids
 
 
@@ -186,7 +116,7 @@ def _didemo(f: Folder) -> list[str]:
     for i, x in enumerate(ids)
   ]
   f.json("test_data.json", rows)
-  f.media([f"videos/{x.removesuffix('.mov')}.mp4" for x in ids], _video())
+  f.media([f"videos/{x.removesuffix('.mov')}.mp4" for x in ids], video())
   return ids
 
 
@@ -199,7 +129,7 @@ def _activitynet(f: Folder) -> list[str]:
       for i, x in enumerate(ids)
     },
   )
-  f.media([f"videos/{x}.mp4" for x in ids], _video())
+  f.media([f"videos/{x}.mp4" for x in ids], video())
   return ids
 
 
@@ -217,7 +147,7 @@ def _youcook2(f: Folder) -> list[str]:
   }
   database["t"] = {"subset": "training", "annotations": [{"id": 0}]}
   f.json("youcookii_annotations_trainval.json", {"database": database})
-  f.media([f"clips/{x}.mp4" for x in ids], _video())
+  f.media([f"clips/{x}.mp4" for x in ids], video())
   return ids
 
 
@@ -227,7 +157,7 @@ def _valor(f: Folder) -> list[str]:
     "desc_test.json",
     [{"video_id": x, "desc": says(i)} for i, x in enumerate(ids)],
   )
-  f.media([f"videos/{x}.mp4" for x in ids], _video())
+  f.media([f"videos/{x}.mp4" for x in ids], video())
   return ids
 
 
@@ -238,7 +168,7 @@ def _lsmdc(f: Folder) -> list[str]:
     for i, x in enumerate(ids)
   ]
   f.put("LSMDC16_challenge_1000_publictect.csv", "\n".join(lines) + "\n")
-  f.media([f"10_Juno/{x}.avi" for x in ids], _video())
+  f.media([f"10_Juno/{x}.avi" for x in ids], video())
   return ids
 
 
@@ -288,14 +218,14 @@ def _msvd_qa(f: Folder) -> list[str]:
   f.json("test_qa.json", _pairs(numbers, "video_id"))
   lines = [f"-4w{n}_5_15 vid{n}" for n in (1, *numbers)]
   f.put("youtube_mapping.txt", "\n".join(lines) + "\n")
-  f.media([f"YouTubeClips/-4w{n}_5_15.avi" for n in numbers], _video())
+  f.media([f"YouTubeClips/-4w{n}_5_15.avi" for n in numbers], video())
   return [str(n) for n in numbers]
 
 
 def _msrvtt_qa(f: Folder) -> list[str]:
   numbers = range(7010, 7010 + COUNT)
   f.json("test_qa.json", _pairs(numbers, "video_id"))
-  f.media([f"TestVideo/video{n}.mp4" for n in numbers], _video())
+  f.media([f"TestVideo/video{n}.mp4" for n in numbers], video())
   return [str(n) for n in numbers]
 
 
@@ -307,7 +237,7 @@ def _activitynet_qa(f: Folder) -> list[str]:
   names = ("answer", "question_id")
   answers = [{**{k: p[k] for k in names}, "type": 3} for p in pairs]
   f.json("test_a.json", answers[::-1])
-  f.media([f"videos/v_{x}.mp4" for x in ids], _video())
+  f.media([f"videos/v_{x}.mp4" for x in ids], video())
   return ids
 
 
@@ -316,7 +246,7 @@ def _tgif(f: Folder) -> list[str]:
   lines = ["gif_name\tquestion\tanswer\ttype"]
   lines += [f"{p['g']}\t{p['question']}\tcube\t1" for p in _pairs(ids, "g")]
   f.put("Test_frameqa_question.csv", "\n".join(lines) + "\n")
-  f.media([f"gifs/{x}.gif" for x in ids], _gif())
+  f.media([f"gifs/{x}.gif" for x in ids], gif())
   return ids
 
 
@@ -332,7 +262,7 @@ def _music(f: Folder) -> list[str]:
     for j, p in enumerate(_pairs(ids, "video_id"))
   ]
   f.json("avqa-test.json", rows)
-  f.media([f"videos/{x}.mp4" for x in ids], _video())
+  f.media([f"videos/{x}.mp4" for x in ids], video())
   return ids
 
 
@@ -354,114 +284,11 @@ def _vqa(f: Folder) -> list[str]:
   ]
   f.json("v2_mscoco_val2014_annotations.json", {"annotations": annotations})
   names = [f"val2014/COCO_val2014_{i:012}.jpg" for i in range(COUNT)]
-  f.media(names, _jpg())
+  f.media(names, jpg())
   return [str(i) for i in range(COUNT)]
 
 
-# --------------------------------------------------------------------- classes
-def _synsets(f: Folder) -> None:
-  lines = [f"{w} {_SEEN[i]} cube, other name" for i, w in enumerate(WNIDS)]
-  f.put("LOC_synset_mapping.txt", "\n".join(lines) + "\n")
-
-
-def _folders(folder: str, names: Sequence[str]) -> Callable[[Folder], list[str]]:
-  """A folder of each class; nothing lists what is lost."""
-
-  def write(f: Folder) -> list[str]:
-    _synsets(f)
-    ids = [f"{folder}/{name}/p{i}.JPEG" for i, name in enumerate(names)]
-    for path in ids:
-      f.put(path, _jpg())
-    return ids
-
-  return write
-
-
-def _esc50(f: Folder) -> list[str]:
-  ids = [f"1-{i}-A-0.wav" for i in range(COUNT)]
-  rows = [
-    {"filename": x, "fold": 1, "target": i % 2, "category": f"{_SEEN[i % 2]}_cube"}
-    for i, x in enumerate(ids)
-  ]
-  f.csv("meta/esc50.csv", rows)
-  f.media([f"audio/{x}" for x in ids], tiny_data.wav())
-  return ids
-
-
-def _audioset(f: Folder) -> list[str]:
-  ids = [f"--{i}aR" for i in range(COUNT)]
-  lines = ["# Segments csv created Sun Mar  5 10:54:25 2017", "# num_ytids=4",
-           "# YTID, start_seconds, end_seconds, positive_labels"]  # fmt: skip
-  lines += [
-    f'{x}, 0.000, 10.000, "/m/0{i % 2},/m/02"' for i, x in enumerate(ids)
-  ]
-  f.put("eval_segments.csv", "\n".join(lines) + "\n")
-  names = ["red cube", "green, small cube", "ball", "cone"]
-  f.csv(
-    "class_labels_indices.csv",
-    [
-      {"index": i, "mid": f"/m/0{i}", "display_name": n}
-      for i, n in enumerate(names)
-    ],
-  )
-  f.media([f"eval/Y{x}.wav" for x in ids], tiny_data.wav())
-  return ids
-
-
-def _kinetics(f: Folder) -> list[str]:
-  rows = [
-    {
-      "label": f"{_SEEN[i % 2]} cube",
-      "youtube_id": f"-k{i}",
-      "time_start": 5,
-      "time_end": 15,
-      "split": "val",
-    }
-    for i in range(COUNT)
-  ]
-  f.csv("val.csv", rows)
-  ids = [f"-k{i}_000005_000015" for i in range(COUNT)]
-  f.media([f"val/{x}.mp4" for x in ids], _video())
-  return ids
-
-
-def _scenes(f: Folder, folders: Sequence[str], labels: Sequence[str]) -> None:
-  for i, (folder, label) in enumerate(zip(folders, labels, strict=True)):
-    f.put(f"{folder}/scene.txt", f"{label}\n")
-    if i != LOST:
-      f.put(f"{folder}/depth/d{i}.png", rotated_png(2345))
-
-
-def _nyu(f: Folder) -> list[str]:
-  from scipy import io as scipy_io
-
-  ids = [f"NYU{i + 1:04}" for i in range(COUNT)]
-  labels = ["bedroom", "kitchen", "study", "office", "office"]
-  _scenes(f, [f"kv1/NYUdata/{x}" for x in (*ids, "NYU0077")], labels)
-  out = io.BytesIO()
-  scipy_io.savemat(out, {"testNdxs": np.arange(1, COUNT + 1)[:, None]})
-  f.put("splits.mat", out.getvalue())
-  return ids
-
-
-def _sun(f: Folder) -> list[str]:
-  from scipy import io as scipy_io
-
-  ids = ["kv1/NYUdata/NYU0001", "xtion/sun3ddata/brown/brown_1/000103_2",
-         "realsense/lg/2014_1/x", "kv2/kinect2data/1_2"]  # fmt: skip
-  rare = "kv2/kinect2data/3_4"
-  _scenes(
-    f, [*ids, rare], ["bedroom", "lab", "office", "library", "coffee_room"]
-  )
-  listed = np.empty((1, COUNT + 1), object)
-  listed[0, :] = [f"/n/fs/sun3d/data/SUNRGBD/{x}" for x in (*ids, rare)]
-  out = io.BytesIO()
-  scipy_io.savemat(out, {"alltest": listed, "alltrain": listed})
-  f.put("SUNRGBDtoolbox/traintestSplit/allsplit.mat", out.getvalue())
-  return ids
-
-
-# Protocol -> writes its stand-in into a folder and gives the ids of its samples.
+# Protocol -> writes its stand-in into a folder, and gives its samples' ids.
 COPIES: dict[str, Callable[[Folder], list[str]]] = {
   "coco_retrieval": _coco,
   "coco_captioning": _coco,
@@ -491,16 +318,22 @@ COPIES: dict[str, Callable[[Folder], list[str]]] = {
   "tgif_frame": _tgif,
   "music_avqa": _music,
   "vqav2": _vqa,
-  "imagenet_1k": _folders("val", WNIDS),
-  "imagenet_v2": _folders("imagenetv2-matched-frequency-format-val", "0123"),
-  "imagenet_a": _folders("imagenet-a", WNIDS[1:3]),
-  "imagenet_r": _folders("imagenet-r", WNIDS[1:3]),
-  "imagenet_sketch": _folders("sketch", WNIDS),
-  "esc50": _esc50,
-  "audioset": _audioset,
-  "kinetics700": _kinetics,
-  "nyu_d_scenes": _nyu,
-  "sun_d_scenes": _sun,
+  "imagenet_1k": official_classes.folders("val", official_classes.WNIDS),
+  "imagenet_v2": official_classes.folders(
+    "imagenetv2-matched-frequency-format-val", "0123"
+  ),
+  "imagenet_a": official_classes.folders(
+    "imagenet-a", official_classes.WNIDS[1:3]
+  ),
+  "imagenet_r": official_classes.folders(
+    "imagenet-r", official_classes.WNIDS[1:3]
+  ),
+  "imagenet_sketch": official_classes.folders("sketch", official_classes.WNIDS),
+  "esc50": official_classes.esc50,
+  "audioset": official_classes.audioset,
+  "kinetics700": official_classes.kinetics,
+  "nyu_d_scenes": official_classes.nyu,
+  "sun_d_scenes": official_classes.sun,
 }
 # Protocols whose samples are the files, so that none can be seen to be missing.
 BY_FILES = tuple(name for name in COPIES if name.startswith("imagenet"))

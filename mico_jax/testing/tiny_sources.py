@@ -189,9 +189,7 @@ def _coco(folder: pathlib.Path, rows: Sequence[Sample]) -> SourceConfig:
   )
 
 
-def _annotations(
-  folder: pathlib.Path, rows: Sequence[Sample]
-) -> SourceConfig:
+def _annotations(folder: pathlib.Path, rows: Sequence[Sample]) -> SourceConfig:
   names = _files(folder, rows)
   items = [
     {

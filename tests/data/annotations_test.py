@@ -17,7 +17,7 @@ from mico_jax.data.media_names import MediaNames
 from mico_jax.data.rotated_depth import rotated
 from mico_jax.data.sources import open_source
 from mico_jax.modalities import DecodeError
-from mico_jax.testing.official_copies import rotated_png
+from mico_jax.testing.official_files import rotated_png
 
 
 # ----------------------------------------------------------------------- paths

@@ -84,9 +84,7 @@ def test_each_text_is_a_query_of_its_own():
   np.testing.assert_array_equal(shared.relevant, [[1, 0], [1, 1]])
   each = make_queries(texts, items, "omni", each=True)
   assert each.texts == ["a", "b", "b", "b"]
-  np.testing.assert_array_equal(
-    each.relevant, [[1, 0], [1, 0], [0, 1], [0, 1]]
-  )
+  np.testing.assert_array_equal(each.relevant, [[1, 0], [1, 0], [0, 1], [0, 1]])
 
 
 def test_silent_modalities_do_not_exclude_an_item():
@@ -181,7 +179,9 @@ def test_answers_of_too_few_people_are_an_error(job):
   records = [few, *job.gallery.records[1:]]
   gallery = dataclasses.replace(job.gallery, records=records)
   with pytest.raises(ConfigError, match="9 answers; soft accuracy needs"):
-    OpenQuestions(score="vqa").measure(dataclasses.replace(job, gallery=gallery))
+    OpenQuestions(score="vqa").measure(
+      dataclasses.replace(job, gallery=gallery)
+    )
 
 
 def test_an_answer_does_not_depend_on_what_is_asked_beside_it(job):

@@ -114,7 +114,7 @@ def _asked(job: Job, letters: str) -> list[tuple[int, int]]:
 
 
 def _lost(job: Job, letters: str) -> int:
-  """Questions of the items that cannot be asked; they are not in the gallery."""
+  """Number of questions of the items that cannot be shown."""
   usable = {int(i) for i in job.gallery.usable(letters)}
   records = job.gallery.records
   count = 0
@@ -145,7 +145,7 @@ def _answers(record: Record, number: int) -> Sequence[str]:
 
 
 def _as_written(job: Job) -> Any:
-  """text -> how the tokenizer writes it: case and spacing are not asked."""
+  """Text -> how the tokenizer writes it: case and spacing are not asked."""
   tokenizer = job.embedder.tokenizer
   return lambda text: tokenizer.decode(
     tokenizer.encode(text, 2 * len(text.encode()) + 8)

@@ -34,8 +34,8 @@ class Tagging(Evaluator):
   field `labels`. The value is a mean over classes, so n counts classes.
   """
 
-  # names of the classes, the labels that mean them (): the names, and templates
-  # with {} for the name
+  # names of the classes, the labels that mean them ((): the names), and
+  # templates with {} for the name
   names: tuple[str, ...] = ()
   labels: tuple[str, ...] = ()
   templates: tuple[str, ...] = ("{}",)
@@ -53,7 +53,7 @@ class Tagging(Evaluator):
     return Needs(embed=groups) if groups and self.names else None
 
   def measure(self, job: Job) -> list[Result]:
-    """mAP of each group."""
+    """MAP of each group."""
     weights, prompts = class_embeddings(
       job.embedder, self.names, self.templates
     )

@@ -41,8 +41,8 @@ class ZeroShot(Evaluator):
   that file they are the distinct captions.
   """
 
-  # instead of the files: names of the classes, the labels that mean them (): the
-  # names or their numbers, and templates with {} for the name
+  # instead of the files: names of the classes, the labels that mean
+  # them ((): the names or their numbers), and templates with {} for the name
   names: tuple[str, ...] = ()
   labels: tuple[str, ...] = ()
   templates: tuple[str, ...] = ("{}",)

@@ -71,7 +71,9 @@ def _read(name: str) -> tuple[str, bytes]:
       ) from error
   files = _files()
   if name not in files:
-    close = difflib.get_close_matches(name.lower()[:100], files, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(
+      name.lower()[:100], files, n=3, cutoff=0.5
+    )
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     raise ConfigError(
       f"no protocol {name[:100]!r}.{hint} `mico-jax evaluate --list` shows all "
@@ -101,7 +103,9 @@ def _fields(data: bytes, where: str) -> dict[str, Any]:
   return _over(under, fields)
 
 
-def _over(under: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+def _over(
+  under: Mapping[str, Any], fields: Mapping[str, Any]
+) -> dict[str, Any]:
   """Fields over those of a base; tables are joined, except of named entries."""
   whole = ("metrics", "frames")
   # Figures are of metrics.

@@ -17,12 +17,14 @@ from mico_jax.evaluation.protocols.user_copy import Facts
 from mico_jax.evaluation.results import Result
 from mico_jax.json_text import dumps
 
-CHANGED = "_changed"  # behind a metric that was not measured as the protocol says
+CHANGED = (
+  "_changed"  # behind a metric that was not measured as the protocol says
+)
 PAPER = "MiCo"  # model whose figure stands beside a result
 RULE = (
-  "The gallery holds the samples that are there; a text whose sample is missing "
-  "is no query. n/N counts both. `missing wrong` is value * n / N: what is left "
-  "if every missing one counts as wrong."
+  "The gallery holds the samples that are there; a text whose sample is "
+  "missing is no query. n/N counts both. `missing wrong` is value * n / N: "
+  "what is left if every missing one counts as wrong."
 )
 
 
@@ -174,9 +176,7 @@ def table(found: ProtocolReport) -> str:
   return "\n".join(lines)
 
 
-def _aligned(
-  header: Sequence[str], rows: Sequence[Sequence[str]]
-) -> list[str]:
+def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
   used = [i for i in range(len(header)) if any(row[i] for row in rows)]
   cells = [[row[i] for i in used] for row in (header, *rows)]
   widths = [max(len(row[i]) for row in cells) for i in range(len(used))]

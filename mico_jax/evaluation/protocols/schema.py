@@ -17,10 +17,7 @@ from mico_jax.config import ConfigError
 from mico_jax.config.fields import Choice, Frames, Group, Name, Names, Range
 from mico_jax.data import field_paths
 from mico_jax.data.annotation_files import Table
-from mico_jax.data.sources.annotations import (
-  AnnotationsOptions,
-  check_options,
-)
+from mico_jax.data.annotation_options import AnnotationsOptions, check_options
 from mico_jax.modalities import MODALITIES, letters
 
 # Task -> the evaluator that measures it, and the objective that a task which
@@ -187,9 +184,7 @@ class BenchmarkProtocol:
   generation: Generation = Generation()
   figures: tuple[Figure, ...] = ()
   note: str = ""
-  depth_unit: Annotated[
-    str, Choice("", "metre", "millimetre", "relative")
-  ] = ""
+  depth_unit: Annotated[str, Choice("", "metre", "millimetre", "relative")] = ""
 
   @property
   def context(self) -> str:
@@ -203,7 +198,9 @@ class BenchmarkProtocol:
       rerank: candidates that are ordered anew.
     """
     mark = f" (re-ranked {rerank})" if rerank else ""
-    fill = lambda text: text.replace(CONTEXT, self.context).replace(RERANK, mark)
+    fill = lambda text: text.replace(CONTEXT, self.context).replace(
+      RERANK, mark
+    )
     return {fill(result): name for name, result in self.metrics.items()}
 
   def best(self, metric: str, model: str = "") -> Figure | None:

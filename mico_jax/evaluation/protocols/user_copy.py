@@ -178,7 +178,10 @@ def ids_sha256(ids: Sequence[str]) -> str:
 
 
 def _differences(
-  protocol: BenchmarkProtocol, source: AnnotationsSource, count: int, sha256: str
+  protocol: BenchmarkProtocol,
+  source: AnnotationsSource,
+  count: int,
+  sha256: str,
 ) -> tuple[str, ...]:
   """In what the list of samples is not that of the protocol."""
   split, out = protocol.split, []
@@ -241,7 +244,11 @@ def _classes(
 
 # ---------------------------------------------------------------------- shards
 def write_shards_note(
-  folder: str, name: str, protocol_sha256: str, copy: UserCopy, spec: SourceConfig
+  folder: str,
+  name: str,
+  protocol_sha256: str,
+  copy: UserCopy,
+  spec: SourceConfig,
 ) -> str:
   """Writes what `open_copy` needs to know of shards; returns the path.
 
