@@ -121,6 +121,7 @@ def get_config() -> ml_collections.ConfigDict:
       clip_norm=1.0,
     ),
     train=c.TrainConfig(steps=704, log_every=11, checkpoint_every=352),
+    generation=c.GenerationConfig(3, length_penalty=0.6, max_new_tokens=41),
     evaluation=c.EvaluationConfig(
       suite="omniworld",
       source="test",

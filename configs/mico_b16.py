@@ -128,6 +128,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
       lr_multipliers={r"^vision/": 0.16},
     ),
     train=c.TrainConfig(steps=200_000, log_every=50, checkpoint_every=5_000),
+    generation=c.GenerationConfig(3, length_penalty=0.6, max_new_tokens=40),
     evaluation=c.EvaluationConfig(
       source="test",
       size=1000,

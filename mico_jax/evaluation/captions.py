@@ -1,8 +1,10 @@
 """Captions and answers that the model writes.
 
-Generation runs in one compiled loop per batch size; texts are compared after
-decoding. Token accuracy is that of the captioning objective: the share of
-scored tokens that are predicted right from the true text to their left.
+Both are written as `config.generation` says; the length penalty of answers is 1
+and their length that of answers in training. Generation runs in one compiled
+loop per batch size; texts are compared after decoding. Token accuracy is that
+of the captioning objective: the share of scored tokens that are predicted right
+from the true text to their left.
 """
 
 from __future__ import annotations
@@ -25,12 +27,10 @@ from mico_jax.models import ContextKV, MiCo
 from mico_jax.models.decoding import generate
 from mico_jax.objectives import sampling
 
-NUM_BEAMS = 3
-CAPTION_PENALTY = 0.6  # length penalties of the official protocol
-ANSWER_PENALTY = 1.0
+ANSWER_PENALTY = 1.0  # of the official protocol
 
 
-def _make_write(model: MiCo, info: TokenizerInfo) -> Any:
+def _make_write(model: MiCo, info: TokenizerInfo, num_beams: int) -> Any:
   """Compiled (params, context, prompt, max_new_tokens, penalty) -> ids."""
 
   def write(
@@ -46,7 +46,7 @@ def _make_write(model: MiCo, info: TokenizerInfo) -> Any:
       context,
       tokens=info,
       max_new_tokens=max_new_tokens,
-      num_beams=NUM_BEAMS,
+      num_beams=num_beams,
       length_penalty=penalty,
       prompt=prompt,
     )
@@ -96,7 +96,10 @@ class Writer:
     self.embedder = embedder
     model, config = embedder.model, embedder.config
     info = embedder.tokenizer.info
-    self._write = embedder.compiled("write", lambda: _make_write(model, info))
+    beams = config.generation.num_beams
+    self._write = embedder.compiled(
+      "write", lambda: _make_write(model, info, beams)
+    )
     self._token_hits = embedder.compiled(
       "token_hits",
       lambda: _make_hits(model, info, config.objectives.captioning.mask_prob),
@@ -107,7 +110,6 @@ class Writer:
     gallery: Gallery,
     letters: str,
     items: Int[np.ndarray, " M"],
-    kind: str,
   ) -> list[str]:
     """One caption for each of the items.
 
@@ -115,10 +117,12 @@ class Writer:
       gallery: made with `keep_batches`.
       letters: of the context.
       items: indices in the gallery.
-      kind: caption kind; decides the token count.
     """
     embedder = self.embedder
-    length = max_length(embedder.config.data.tokenizer, (kind,)) - 1
+    settings = embedder.config.generation
+    room = embedder.config.model.text.max_positions - 1
+    length = min(settings.max_new_tokens, room)
+    penalty = settings.length_penalty
     written: dict[int, str] = {}
     wanted = {int(i) for i in items}
     for start, context in embedder.contexts(gallery, letters):
@@ -126,7 +130,7 @@ class Writer:
       if wanted.isdisjoint(here):
         continue
       ids = np.asarray(
-        self._write(embedder.params, context, None, length, CAPTION_PENALTY)
+        self._write(embedder.params, context, None, length, penalty)
       )
       for i in wanted.intersection(here):
         written[i] = self._decode(ids[i - start])

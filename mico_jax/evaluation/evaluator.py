@@ -35,9 +35,14 @@ class Measure:
   headline: bool = True
   lower_is_better: bool = False
 
+  @property
+  def is_share(self) -> bool:
+    """Whether the number lies in [0, 1]."""
+    return self.unit == SHARE
+
   def text(self, value: float) -> str:
     """A value as tables and charts write it."""
-    unit = "" if self.unit == SHARE else self.unit
+    unit = "" if self.is_share else self.unit
     return f"{value:.3f} {unit}".rstrip()
 
 

@@ -237,6 +237,7 @@ class Embedder:
 
     Raises:
       ValueError: for no texts.
+      DecodeError: naming the first text without finite embedding.
     """
     if not texts:
       raise ValueError("no texts to embed.")
@@ -245,7 +246,9 @@ class Embedder:
       np.asarray(self._steps.text(self.params, rows))[:valid]
       for rows, valid in _padded(ids, self.batch_size)
     ]
-    return np.concatenate(parts).astype(np.float32)
+    rows = np.concatenate(parts).astype(np.float32)
+    _check_rows(rows, texts, "the embedding")
+    return rows
 
   def embed_gallery(
     self,
@@ -348,6 +351,7 @@ class Embedder:
 
     Raises:
       ValueError: if the gallery kept no batches.
+      DecodeError: naming the text of the first pair without finite P(match).
     """
     if not gallery.batches:
       raise ValueError("matching needs a gallery made with keep_batches=True.")
@@ -364,7 +368,19 @@ class Embedder:
           ids[pairs[chosen, 0]],
         )
         out[chosen[:valid]] = np.asarray(scores)[:valid]
+    _check_rows(out[:, None], [texts[i] for i in pairs[:, 0]], "P(match)")
     return out
+
+
+def _check_rows(
+  rows: Float[np.ndarray, "N E"], texts: Sequence[str], what: str
+) -> None:
+  """Raises DecodeError naming the first text whose row is not finite."""
+  bad = np.flatnonzero(not_finite(rows))
+  if len(bad):
+    raise DecodeError(
+      f"text {texts[bad[0]]!r} ({len(bad)} in all): {what} {NOT_FINITE}"
+    )
 
 
 def _padded(

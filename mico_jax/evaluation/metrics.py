@@ -3,6 +3,11 @@
 Everything is a function of arrays, deterministic for a given seed. Ranks are
 pessimistic: an irrelevant item with the same score counts as ranked before, so
 a model that scores all items alike finds nothing instead of everything.
+
+Intervals resample items, each with all its values (the five captions of a
+photo, the questions of a video), as values of an item are not independent. Of
+shares near 0 and 1 the bootstrap says too little, and nothing of ten hits in
+ten; there the exact interval of a share stands.
 """
 
 from __future__ import annotations
@@ -107,6 +112,20 @@ def accuracy(
   return np.asarray([float(p == t) for p, t in pairs])
 
 
+def predictions(scores: Float[np.ndarray, "N C"]) -> Int[np.ndarray, " N"]:
+  """The class with the highest score of each row; -1: no class alone has it.
+
+  A row that holds NaN, or whose highest score several classes share, predicts
+  no class, so neither is ever right by the order of the classes.
+
+  Args:
+    scores: higher is better.
+  """
+  best = scores.max(axis=1, keepdims=True)  # NaN where one is
+  alone = (scores == best).sum(axis=1) == 1
+  return np.where(alone, np.nan_to_num(scores).argmax(axis=1), -1)
+
+
 def _resampled_means(
   values: Float[np.ndarray, "N ..."], num: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "R ..."]:
@@ -121,9 +140,25 @@ def _resampled_means(
   return np.concatenate(parts)
 
 
+def _by_item(
+  values: Float[np.ndarray, " N"], items: Int[np.ndarray, " N"] | None
+) -> tuple[Float[np.ndarray, " I"], Int[np.ndarray, " I"]]:
+  """Sum and number of the values of each item."""
+  values = np.asarray(values, np.float64)
+  if not len(values):
+    raise ValueError("no values to resample.")
+  if items is None:
+    return values, np.ones(len(values), np.int64)
+  if len(items) != len(values):
+    raise ValueError(f"{len(items)} items for {len(values)} values.")
+  _, item = np.unique(items, return_inverse=True)
+  return np.bincount(item, weights=values), np.bincount(item)
+
+
 def bootstrap_interval(
   values: Float[np.ndarray, " N"],
   *,
+  items: Int[np.ndarray, " N"] | None = None,
   num: int = 1000,
   seed: int = 0,
   level: float = 0.95,
@@ -131,21 +166,84 @@ def bootstrap_interval(
   """Percentile bootstrap interval of the mean.
 
   Args:
-    values: one per item (query, caption, ...).
+    values: one per query, caption, ...
+    items: which item each value is of; items are resampled with all their
+      values. None: each is of its own.
     num: resamples.
     seed: of the draw.
     level: coverage, in (0, 1).
 
   Raises:
-    ValueError: for no values.
+    ValueError: for no values, or another number of items.
   """
-  values = np.asarray(values, np.float64)
-  if not len(values):
-    raise ValueError("no values to resample.")
-  means = _resampled_means(values, num, np.random.default_rng(seed))
+  sums, counts = _by_item(values, items)
+  rng = np.random.default_rng(seed)
+  drawn = _resampled_means(
+    np.stack([sums, counts.astype(np.float64)], axis=1), num, rng
+  )
+  means = drawn[:, 0] / drawn[:, 1]
   tail = 50.0 * (1.0 - level)
   low, high = np.percentile(means, [tail, 100.0 - tail])
   return Interval(float(low), float(high))
+
+
+def exact_interval(hits: float, n: int, *, level: float = 0.95) -> Interval:
+  """Exact (Clopper-Pearson) interval of a share.
+
+  Args:
+    hits: right answers, in [0, n]; a sum of shares may be broken.
+    n: independent answers, 1 or more.
+    level: coverage at least, in (0, 1).
+
+  Raises:
+    ValueError: for numbers out of range.
+
+  Source: Clopper and Pearson, Biometrika 26 (1934).
+  """
+  from scipy.special import betaincinv  # slow to import
+
+  if n < 1 or not -1e-9 <= hits <= n + 1e-9:
+    raise ValueError(f"{hits=} of {n=}: expected 0 <= hits <= n and n >= 1.")
+  hits, tail = min(max(hits, 0.0), float(n)), (1.0 - level) / 2
+  low = betaincinv(hits, n - hits + 1, tail) if hits > 0 else 0.0
+  high = betaincinv(hits + 1, n - hits, 1 - tail) if hits < n else 1.0
+  return Interval(float(low), float(high))
+
+
+FEW = 5  # right or wrong items from which on the bootstrap is trusted
+
+
+def share_interval(
+  values: Float[np.ndarray, " N"],
+  *,
+  items: Int[np.ndarray, " N"] | None = None,
+  num: int = 1000,
+  seed: int = 0,
+  level: float = 0.95,
+) -> Interval:
+  """Interval of the mean of values in [0, 1]: the bootstrap, or an exact one.
+
+  The exact interval stands where fewer than `FEW` items are right or wrong. It
+  takes an item for one answer that is right by the share of its values, which
+  is at least as wide as needed.
+
+  Args:
+    values: as in `bootstrap_interval`, in [0, 1].
+    items: as there.
+    num: resamples.
+    seed: of the draw.
+    level: coverage, in (0, 1).
+
+  Raises:
+    ValueError: as there, or for values out of range.
+  """
+  sums, counts = _by_item(values, items)
+  n, share = len(sums), float(sums.sum() / counts.sum())
+  if n * min(share, 1 - share) < FEW:
+    return exact_interval(n * share, n, level=level)
+  return bootstrap_interval(
+    values, items=items, num=num, seed=seed, level=level
+  )
 
 
 def paired_bootstrap(

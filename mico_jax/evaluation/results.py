@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mico_jax.evaluation import metrics
 
@@ -27,8 +27,9 @@ class Result:
   Attributes:
     name: what was measured, e.g. "retrieval/t->va/R@1".
     value: the number; rates in [0, 1].
-    interval: 95% bootstrap interval over the items; None: not a mean.
-    n: items scored (queries, captions, questions).
+    interval: 95% interval over the items; None: unknown, as of a number that
+      is no mean.
+    n: values scored (queries, captions, questions).
     total: items the protocol asks for; n < total means some were unusable.
     gallery: items chosen from; 0: does not apply.
     source: name of the data source.
@@ -104,28 +105,40 @@ class Protocol:
     values: Float[np.ndarray, " N"],
     *,
     total: int,
+    items: Int[np.ndarray, " N"] | None = None,
     prompts: Sequence[str] = (),
     gallery: int = 0,
     ceiling: float | None = None,
     baseline: float | None = None,
   ) -> Result:
-    """The mean of per-item values with its interval.
+    """The mean of values with its interval.
+
+    Args:
+      name: "<title>/.../<measure>".
+      values: one per query, caption, ...; those of a share in [0, 1].
+      total: values that the protocol asks for.
+      items: which item each value is of; None: each is of its own.
+      prompts: texts shown to the model.
+      gallery: items chosen from.
+      ceiling: best value that any model could expect.
+      baseline: value of guessing.
 
     Raises:
-      ValueError: for no values.
+      ValueError: for no values, or values that are no numbers.
     """
     values = np.asarray(values, np.float64)
     if not len(values):
       raise ValueError(f"{name}: no item could be scored (0 of {total}).")
-    interval = None
-    if self.bootstrap:
-      interval = tuple(
-        metrics.bootstrap_interval(values, num=self.bootstrap, seed=self.seed)
+    if not np.isfinite(values).all():
+      bad = int((~np.isfinite(values)).sum())
+      raise ValueError(
+        f"{name}: {bad} of {len(values)} values are not finite; leave such "
+        "items out and count them in `total`."
       )
     return Result(
       name=name,
       value=float(values.mean()),
-      interval=interval,
+      interval=self._interval(name, values, items),
       n=len(values),
       total=total,
       gallery=gallery,
@@ -138,6 +151,31 @@ class Protocol:
       command=self.command,
       values=values,
     )
+
+  def _interval(
+    self,
+    name: str,
+    values: Float[np.ndarray, " N"],
+    items: Int[np.ndarray, " N"] | None,
+  ) -> tuple[float, float] | None:
+    """The interval of a mean; None: without resamples, or of equal values.
+
+    Equal values bound the mean only where they are shares.
+    """
+    # The table of evaluators, whose files import this one.
+    from mico_jax.evaluation.evaluators import find_measure
+
+    if not self.bootstrap:
+      return None
+    options: Any = {"items": items, "num": self.bootstrap, "seed": self.seed}
+    measure = find_measure(name)
+    plain = bool(np.isin(values, (0.0, 1.0)).all())
+    share = plain if measure is None else measure.is_share
+    if share and values.min() >= 0 and values.max() <= 1:
+      return tuple(metrics.share_interval(values, **options))
+    if len(np.unique(values)) == 1:
+      return None
+    return tuple(metrics.bootstrap_interval(values, **options))
 
 
 def hash_texts(texts: Sequence[str]) -> str:

@@ -54,6 +54,10 @@ SUITES: dict[str, Suite] = {
   "omniworld": Suite((*_RETRIEVAL, "hard_galleries", *_WRITING), distinct=True),
   "retrieval": Suite((*_RETRIEVAL, *_WRITING)),
   "classification": Suite(("zero_shot", "linear_probe")),
+  # what the protocols of `mico_jax.evaluation.protocols` choose from
+  "benchmarks": Suite(
+    ("text_retrieval", "captions", "open_questions", "zero_shot", "tagging")
+  ),
 }
 
 

@@ -143,6 +143,7 @@ def make(
       checkpoint_every=max(1, setting.steps // 5),
     ),
     evaluation=c.EvaluationConfig(**measured),
+    generation=c.GenerationConfig(3, length_penalty=0.6, max_new_tokens=40),
   )
 
 

@@ -158,6 +158,21 @@ def test_help_and_pages_list_it(monkeypatch, capsys):
   assert "| `evenness` | `t` | `2.0` | 0.01 to 100 |" in page
 
 
+def test_decoding_and_frames_may_change(checkpoint, tmp_path, capsys):
+  words = ["evaluate", "--checkpoint", checkpoint, "--check", "off"]
+  words += ["--out", str(tmp_path), "--config.evaluation.suite=text_retrieval"]
+  found = []
+  for frames in (1, 3):
+    assert main([*words, f"--config.data.inputs.video.frames={frames}"]) == 0
+    rows = json.loads((tmp_path / "evaluation.json").read_text())["results"]
+    found.append(rows[0]["preprocessing_sha256"])
+  assert found[0] != found[1]
+  assert main([*words, "--config.generation.num_beams=2"]) == 0
+  capsys.readouterr()
+  assert main([*words, "--config.data.inputs.video.mode=plain"]) == 2
+  assert "frames, sampling, fps and stride" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   ("override", "message"),
   [

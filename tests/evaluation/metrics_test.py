@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -80,6 +82,68 @@ def test_interval_covers():
     low, high = metrics.bootstrap_interval(values, num=300, seed=seed)
     covered += low <= 0.3 <= high
   assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_a_share_near_an_end_has_an_exact_interval():
+  # The textbook's intervals of Clopper and Pearson.
+  assert metrics.exact_interval(10, 10) == pytest.approx((0.6915, 1), abs=1e-4)
+  assert metrics.exact_interval(0, 10) == pytest.approx((0, 0.3085), abs=1e-4)
+  assert metrics.exact_interval(1, 20) == pytest.approx(
+    (0.0013, 0.2487), abs=1e-4
+  )
+  hits = np.ones(10)
+  assert metrics.share_interval(hits) == metrics.exact_interval(10, 10)
+  middle = np.arange(40) % 2.0
+  assert metrics.share_interval(middle) == metrics.bootstrap_interval(middle)
+  # Two shares of ten items, half right each, are no 20 answers.
+  values, items = np.ones(20), np.repeat(np.arange(10), 2)
+  assert metrics.share_interval(values, items=items) == metrics.exact_interval(
+    10, 10
+  )
+  for hits, n in ((-1, 3), (4, 3), (0, 0)):
+    with pytest.raises(ValueError, match="expected 0 <= hits"):
+      metrics.exact_interval(hits, n)
+
+
+def test_the_exact_interval_covers():
+  """At any share, counted over all outcomes with their probabilities."""
+  n, ways = 12, [math.comb(12, k) for k in range(13)]
+  intervals = [metrics.exact_interval(k, n) for k in range(n + 1)]
+  for share in np.linspace(0.01, 0.99, 25):
+    covered = sum(
+      ways[k] * share**k * (1 - share) ** (n - k)
+      for k, (low, high) in enumerate(intervals)
+      if low <= share <= high
+    )
+    assert covered >= 0.95
+
+
+def test_items_are_resampled_with_all_their_values():
+  """Five equal values of an item tell no more than one of them."""
+  rng = np.random.default_rng(7)
+  each = (rng.random(80) < 0.5).astype(float)
+  values, items = np.repeat(each, 5), np.repeat(np.arange(80), 5)
+  order = rng.permutation(400)
+  found = metrics.bootstrap_interval(values[order], items=items[order])
+  alone = metrics.bootstrap_interval(each)
+  naive = metrics.bootstrap_interval(values)
+  width = lambda x: x.high - x.low
+  assert found == alone  # the same draws of the same items
+  assert width(found) > 2 * width(naive)
+  # Items of different numbers of values keep their weights.
+  low, high = metrics.bootstrap_interval(
+    np.array([0.0, 0.0, 0.0, 1.0]), items=np.array([4, 4, 4, 9])
+  )
+  assert (low, high) == (0.0, 1.0)
+  with pytest.raises((ValueError, TypeError)):  # shapes are checked in tests
+    metrics.bootstrap_interval(np.zeros(4), items=np.arange(3))
+
+
+def test_a_class_wins_alone():
+  nan = np.nan
+  scores = [[0, 2, 1], [1, 1, 0], [nan, 1, 0], [nan] * 3, [-np.inf, 0, -1]]
+  found = metrics.predictions(np.asarray(scores, np.float64))
+  assert found.tolist() == [1, -1, -1, -1, 1]
 
 
 def test_paired_bootstrap():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -63,6 +64,51 @@ def test_class_retrieval_counts_equal_labels():
   assert 0.5 < ap.value <= 1.0
   with pytest.raises(ValueError, match="a:i"):
     item_pairs.between_items(gallery, "ai", [0] * 4, protocol)
+
+
+def test_an_item_never_finds_itself():
+  """Four different items of two classes: the nearest other one is wrong."""
+  rows = np.array([[1, 0.0], [0.8, 0.6], [0.9, 0.44], [0.6, 0.8]], np.float32)
+  gallery = _gallery({"i": rows, "ii": rows, "a": rows})
+  gallery = dataclasses.replace(
+    gallery, records=[Record(id) for id in ("p", "q", "r", "s")]
+  )
+  protocol = results.Protocol()
+  found, _ = item_pairs.between_items(gallery, "i:i", [0, 0, 1, 1], protocol)
+  # p -> r, q -> r or s, r -> p or q, s -> q
+  assert found.value == 0.0
+  assert found.baseline == pytest.approx(1 / 3)
+  # A copy of the item under its id is no answer either.
+  copied = dataclasses.replace(
+    gallery, records=[Record(id) for id in ("p", "p", "r", "s")]
+  )
+  found, _ = item_pairs.between_items(copied, "i:i", [0, 0, 1, 1], protocol)
+  assert (found.n, found.total) == (2, 4)
+  # Another modality of the same item is one.
+  found, _ = item_pairs.between_items(gallery, "a:i", [0, 0, 1, 1], protocol)
+  assert found.value == 1.0
+
+
+def test_items_that_are_lost_count_with_all_their_captions():
+  five = [[f"{i} {k}" for k in range(5)] for i in range(3)]
+  asked = queries.make_queries(five, np.array([0, 2, 3]), "omni")
+  assert text_retrieval.usual_count(asked) == 5
+  mixed = queries.make_queries([["a"], ["b", "c"]], np.array([0, 1]), "omni")
+  assert text_retrieval.usual_count(mixed) == 2
+
+
+def test_intervals_of_results():
+  protocol = results.Protocol(bootstrap=50)
+  ten = np.ones(10)
+  exact = pytest.approx((0.6915, 1.0), abs=1e-4)
+  assert protocol.result("retrieval/t->v/R@1", ten, total=10).interval == exact
+  assert protocol.result("unknown/R@1", ten, total=10).interval == exact
+  # Equal values of what is no share bound nothing.
+  assert protocol.result("caption/v/CIDEr", 0 * ten, total=10).interval is None
+  table = report.table([protocol.result("zero-shot/v/accuracy", ten, total=10)])
+  assert "0.692 .. 1.000" in table
+  with pytest.raises(ValueError, match="1 of 2 values are not finite"):
+    protocol.result("x/R@1", np.array([1.0, np.nan]), total=2)
 
 
 def test_results_are_stable_bytes(tmp_path):

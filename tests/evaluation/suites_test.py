@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,12 +15,14 @@ from mico_jax.data.records import Record
 from mico_jax.data.sources import open_source
 from mico_jax.data.sources.omniworld import OmniWorldSource
 from mico_jax.data.tokenizer import make_tokenizer
-from mico_jax.evaluation import queries, suites
+from mico_jax.evaluation import captions, queries, suites
 from mico_jax.evaluation.evaluator import Evaluator, Needs
 from mico_jax.evaluation.evaluators import EVALUATORS
 from mico_jax.evaluation.evaluators.text_retrieval import world_ceiling
 from mico_jax.evaluation.features import Embedder, Gallery
 from mico_jax.kernels import target
+from mico_jax.modalities import DecodeError
+from mico_jax.models import decoding
 from mico_jax.testing.tiny_model import tiny_model
 from mico_jax.world import ceilings
 
@@ -314,6 +317,75 @@ def test_manifest_with_classes_probe_and_pairs(config, parts, tmp_path):
   assert (text.n, text.gallery, text.baseline) == (9, 2, 0.5)
   # One text per class: the same as item to text.
   assert text.value == by_name["retrieval/i->t/R@1"].value
+
+
+def test_five_captions_of_a_lost_item(config, parts, tmp_path):
+  rows = []
+  for i in range(4):
+    Image.fromarray(np.full((32, 32, 3), 60 * i, np.uint8)).save(
+      tmp_path / f"{i}.png"
+    )
+    captions = [f"a cube of kind {i} seen {k} times" for k in range(5)]
+    name = f"{i}.png" if i != 1 else "missing.png"
+    rows.append({"id": str(i), "image": name, "captions": captions})
+  manifest = tmp_path / "manifest.jsonl"
+  manifest.write_text("\n".join(json.dumps(row) for row in rows))
+  source = c.SourceConfig(kind="manifest", path=str(manifest), split="")
+  settings = c.EvaluationConfig(
+    source="m",
+    suite="text_retrieval",
+    groups=("i",),
+    size=0,
+    batch_size=4,
+    texts_per_item=0,
+  )
+  config = dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, sources={"m": source}),
+    tasks={},
+    evaluation=settings,
+  )
+  by_name = {r.name: r for r in _run(config, parts)}
+  asked = by_name["retrieval/t->i/R@1"]
+  assert (asked.n, asked.total) == (15, 20)
+  assert by_name["retrieval/i->t/R@1"].total == 4
+
+
+def test_numbers_that_are_none_are_errors(config, parts):
+  model, params, tokenizer = parts
+  broken = jax.tree.map(lambda x: x * np.nan, params)
+  embedder = Embedder(model, broken, config, tokenizer)
+  with pytest.raises(DecodeError, match=r"text 'a cube' \(2 in all\)"):
+    embedder.embed_texts(["a cube", "b"])
+  whole = Embedder(model, params, config, tokenizer)
+  gallery = whole.embed_gallery("test", ("va",), size=4, keep_batches=True)
+  with pytest.raises(DecodeError, match=r"text 'b' .*P\(match\)"):
+    embedder.match(gallery, "va", ["a", "b"], "omni", np.array([[1, 0]]))
+
+
+def test_captions_are_written_as_the_config_says(config, parts, monkeypatch):
+  asked = []
+
+  def watch(model, params, context, *, prompt, max_new_tokens, **options):
+    """Writes nothing: compiling a search is not what is tested."""
+    penalty = options["length_penalty"]
+    asked.append((options["num_beams"], penalty, max_new_tokens))
+    start = 1 if prompt is None else prompt.shape[1]
+    rows = context.keys.shape[1]
+    empty = jnp.zeros((rows, 1, start + max_new_tokens), jnp.int32)
+    return decoding.Generation(empty, jnp.zeros((rows, 1)), jnp.int32(0))
+
+  monkeypatch.setattr(captions, "generate", watch)
+  config = dataclasses.replace(
+    config,
+    generation=c.GenerationConfig(2, length_penalty=0.5, max_new_tokens=7),
+    evaluation=dataclasses.replace(
+      config.evaluation, suite="captions,questions"
+    ),
+  )
+  _run(config, parts)
+  # Answers: their own length and penalty, the same beams.
+  assert asked == [(2, 0.5, 7), (2, 1.0, 5)]
 
 
 def test_user_mistakes(config, parts):

@@ -72,7 +72,7 @@ def _results(
     total: items that the protocol asks for.
   """
   writer, protocol = Writer(job.embedder), job.protocol
-  written = writer.captions(job.gallery, letters, items, kind)
+  written = writer.captions(job.gallery, letters, items)
   scores = score_captions(written, texts)
   tokens = writer.token_accuracy(
     job.gallery,

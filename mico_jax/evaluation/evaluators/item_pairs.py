@@ -20,7 +20,9 @@ from mico_jax.evaluation.results import Protocol, Result
 class ItemPairs(Evaluator):
   """Retrieval for `evaluation.item_pairs`, right if `evaluation.label` agrees.
 
-  "a:i" is from sounds to images, "a:t" from sounds to the texts of items.
+  "a:i" is from sounds to images, "a:t" from sounds to the texts of items. An
+  item, or another one with its id, is no candidate for its own query where both
+  show a common modality, as in "i:i" and "va:v".
   """
 
   name: ClassVar = "item_pairs"
@@ -79,6 +81,9 @@ def between_items(
 ) -> list[Result]:
   """Item to item retrieval, right when the labels agree: class R@1 and mAP.
 
+  Where both sides show a common modality, an item would find itself; it, and
+  others with its id, are then no candidates.
+
   Args:
     gallery: the items.
     pair: query and candidate letters, e.g. "a:i".
@@ -97,13 +102,19 @@ def between_items(
   }
   row_labels = np.asarray([values[labels[i]] for i in rows], int)
   column_labels = np.asarray([values[labels[i]] for i in columns], int)
-  relevant = row_labels[:, None] == column_labels[None, :]
+  allowed = np.ones((len(rows), len(columns)), bool)
+  if set(query) & set(candidate):
+    ids = np.asarray([r.id if r else "" for r in gallery.records])
+    allowed = ids[rows][:, None] != ids[columns][None, :]
+  relevant = (row_labels[:, None] == column_labels[None, :]) & allowed
   kept = relevant.any(axis=1)
   rows, relevant = np.asarray(rows, int)[kept], relevant[kept]
+  allowed = allowed[kept]
   scores = (
     gallery.embeddings[query][rows]
     @ gallery.embeddings[candidate][np.asarray(columns, int)].T
   ).astype(np.float64)
+  scores[~allowed] = -np.inf
   name, total = f"class/{query}->{candidate}", len(gallery.records)
   ranks = metrics.ranks(scores, relevant)
   common: Any = {"total": total, "gallery": len(columns)}
@@ -111,7 +122,7 @@ def between_items(
     protocol.result(
       f"{name}/R@1",
       metrics.recall_at(ranks, 1),
-      baseline=float(relevant.mean()),
+      baseline=float((relevant.sum(axis=1) / allowed.sum(axis=1)).mean()),
       **common,
     ),
     protocol.result(

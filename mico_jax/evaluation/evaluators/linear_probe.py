@@ -88,7 +88,8 @@ def _accuracy(job: Job, train: Gallery, context: str) -> Result:
     features, np.asarray([number[x] for x in labels]), len(classes)
   )
   test_features, test_labels = _rows(job.gallery, context, field)
-  predicted = [classes[i] for i in probe.predict(test_features)]
+  chosen = metrics.predictions(probe.logits(test_features))
+  predicted = [classes[i] if i >= 0 else None for i in chosen]
   return job.protocol.result(
     f"linear probe/{context}/accuracy",
     metrics.accuracy(predicted, test_labels),

@@ -92,6 +92,7 @@ class OpenQuestions(Evaluator):
       f"{self.title}/{letters}/{EXACT if self.score == 'exact' else SOFT}",
       values,
       total=len(asked) + _lost(job, letters),
+      items=items,
       prompts=questions,
       baseline=most,
     )

@@ -3,7 +3,9 @@
 Queries are the distinct texts of the gallery; an item is relevant to a text if
 that text is one of its captions. Items that share a caption are therefore all
 right answers, and several captions per item are several queries; from items to
-texts the best-ranked caption of the item counts.
+texts the best-ranked caption of the item counts. An item that could not be used
+takes its captions with it: as many as most of the items have. Intervals
+resample items with all their captions.
 
 Re-ranking follows the official protocol: for each query the `top` best
 candidates by similarity get P(match) of the matching head as their score, all
@@ -19,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from mico_jax.config import Config
 from mico_jax.evaluation import metrics
@@ -27,11 +29,13 @@ from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
 from mico_jax.evaluation.features import Gallery
 from mico_jax.evaluation.queries import Queries, evaluated_groups, queries_of
 from mico_jax.evaluation.results import Protocol, Result
+from mico_jax.evaluation.streamed_ranks import answers_of, streamed_ranks
 from mico_jax.world import shown_facts
 from mico_jax.world.ceiling import facts_key
 
 RECALLS = (1, 5, 10)
 Scores = Float[np.ndarray, "Q G"]
+Ranks = Int[np.ndarray, " Q"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,18 +77,20 @@ class TextRetrieval(Evaluator):
 
 def _results(job: Job, queries: Queries, letters: str) -> list[Result]:
   """All results of one set of context letters."""
-  # Items that could not be used take their texts with them.
   total = len(job.gallery.records)
-  lost = total - len(queries.items)
+  lost = (total - len(queries.items)) * usual_count(queries)
   ceiling = world_ceiling(job.gallery, queries, letters)
   results = []
-  for suffix, forward, backward in _score_matrices(job, queries, letters):
+  chance = float(queries.relevant.mean())
+  for suffix, forward, backward in _all_ranks(job, queries, letters):
     results += recall_results(
       job.protocol,
       f"retrieval/t->{letters}{suffix}",
       forward,
-      queries.relevant,
+      candidates=len(queries.items),
+      chance=chance,
       total=len(queries.texts) + lost,
+      items=queries.items[queries.relevant.argmax(axis=1)],
       prompts=queries.texts,
       ceiling=ceiling,
     )
@@ -92,22 +98,27 @@ def _results(job: Job, queries: Queries, letters: str) -> list[Result]:
       job.protocol,
       f"retrieval/{letters}->t{suffix}",
       backward,
-      queries.relevant.T,
+      candidates=len(queries.texts),
+      chance=chance,
       total=total,
       prompts=queries.texts,
     )
   return results
 
 
-def _score_matrices(
+def _all_ranks(
   job: Job, queries: Queries, letters: str
-) -> Iterator[tuple[str, Scores, Scores]]:
-  """Suffix of the name, and scores of text to item and of item to text."""
+) -> Iterator[tuple[str, Ranks, Ranks]]:
+  """Suffix of the name, and ranks from text to item and from item to text."""
   embedder, gallery = job.embedder, job.gallery
   texts = embedder.embed_texts(queries.texts, queries.kind)
   items = gallery.embeddings[letters][queries.items]
-  scores = (texts @ items.T).astype(np.float64)
-  yield "", scores, scores.T
+  relevant = queries.relevant
+  yield (
+    "",
+    streamed_ranks(texts, items, answers_of(relevant)),
+    streamed_ranks(items, texts, answers_of(relevant.T)),
+  )
   top = 0 if job.cheap else job.config.evaluation.rerank
   if not top:
     return
@@ -116,10 +127,13 @@ def _score_matrices(
     pairs = np.stack([pairs[:, 0], queries.items[pairs[:, 1]]], axis=1)
     return embedder.match(gallery, letters, queries.texts, queries.kind, pairs)
 
+  scores = (texts @ items.T).astype(np.float64)
+  forward = rerank(scores, top, match)
+  backward = rerank(scores.T, top, lambda pairs: match(pairs[:, ::-1]))
   yield (
     f" (re-ranked {top})",
-    rerank(scores, top, match),
-    rerank(scores.T, top, lambda pairs: match(pairs[:, ::-1])),
+    metrics.ranks(forward, relevant),
+    metrics.ranks(backward, relevant.T),
   )
 
 
@@ -149,35 +163,43 @@ def rerank(
   return out
 
 
+def usual_count(queries: Queries) -> int:
+  """Texts that most items have; of equally frequent numbers the larger."""
+  numbers, items = np.unique(queries.relevant.sum(axis=0), return_counts=True)
+  return int(numbers[items == items.max()].max())
+
+
 def recall_results(
   protocol: Protocol,
   name: str,
-  scores: Scores,
-  relevant: Bool[np.ndarray, "Q G"],
+  ranks: Ranks,
   *,
+  candidates: int,
+  chance: float,
   total: int,
+  items: Int[np.ndarray, " Q"] | None = None,
   prompts: Sequence[str] = (),
   ceiling: float | None = None,
 ) -> list[Result]:
-  """R@1, R@5 and R@10 of a score matrix.
+  """R@1, R@5 and R@10.
 
   Args:
     protocol: makes the results.
     name: without the "/R@k".
-    scores: higher is better.
-    relevant: right answers.
+    ranks: of the best right answer of each query, from 1.
+    candidates: of each query.
+    chance: share of right answers among them.
     total: queries that the protocol asks for.
+    items: which item each query is of; None: each is of its own.
     prompts: texts shown to the model.
     ceiling: of R@1.
   """
-  ranks = metrics.ranks(scores, relevant)
-  candidates = scores.shape[1]
-  chance = float(relevant.mean())
   return [
     protocol.result(
       f"{name}/R@{k}",
       metrics.recall_at(ranks, k),
       total=total,
+      items=items,
       prompts=prompts,
       gallery=candidates,
       ceiling=ceiling if k == 1 else None,

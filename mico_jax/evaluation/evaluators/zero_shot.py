@@ -2,7 +2,8 @@
 
 A class is embedded as the mean of its prompts' embeddings, made unit-norm. The
 class file has one name per line; a label is the number of the line, from 0, or
-the name itself. The prompt file has one template per line with "{}" where the
+the name itself. A score that several classes share is right for none of them.
+The prompt file has one template per line with "{}" where the
 name goes. Without a class file the distinct captions are the classes.
 
 Source: CLIP, arXiv:2103.00020, section 3.1.
@@ -220,7 +221,7 @@ def _accuracy(
   return job.protocol.result(
     f"zero-shot/{letters}/accuracy",
     metrics.accuracy(
-      scores.argmax(axis=1).tolist(), [targets[i] for i in items]
+      metrics.predictions(scores), np.asarray([targets[i] for i in items])
     ),
     total=len(job.gallery.records),
     prompts=prompts,

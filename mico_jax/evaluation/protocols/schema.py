@@ -119,7 +119,13 @@ class Classes:
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-  """How captions and answers are written."""
+  """How texts are written.
+
+  Attributes:
+    num_beams: of captions and answers; 1: greedy.
+    length_penalty: of captions; that of answers is 1.
+    max_new_tokens: of captions; answers are as long as the checkpoint's.
+  """
 
   num_beams: Annotated[int, Range(1, 64, "beams")] = 3
   length_penalty: Annotated[float, Range(-10.0, 10.0)] = 0.6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 from mico_jax import config as config_lib
@@ -13,7 +14,10 @@ from mico_jax.evaluation.suites import chosen_suite
 from mico_jax.inference.omni_model import OmniModel
 from mico_jax.run.checks import check_values
 
-_MAY_CHANGE = ("evaluation.", "data.sources.", "data.num_", "data.timeout")
+_MAY_CHANGE = re.compile(
+  r"evaluation\.|generation\.|data\.(?:sources\.|num_|timeout"
+  r"|inputs\.\w+\.(?:frames|sampling|fps|stride)=)"
+)
 
 
 _INDEX = (  # fields of a source that say which samples it has
@@ -29,11 +33,13 @@ def check_overrides(overrides: Sequence[str]) -> None:
     ConfigError: naming the first one.
   """
   for text in overrides:
-    if not text.startswith(_MAY_CHANGE):
+    if not _MAY_CHANGE.match(text):
       key = text.partition("=")[0]
       raise ConfigError(
         f"--config.{key} belongs to the checkpoint and cannot change here; "
-        "evaluate takes --config.evaluation.* and --config.data.sources.*."
+        "evaluate takes --config.evaluation.*, --config.generation.*, "
+        "--config.data.sources.* and the frames, sampling, fps and stride of "
+        "--config.data.inputs.*."
       )
 
 
@@ -114,8 +120,9 @@ def evaluate_model(
 
   Args:
     model: from `mico_jax.load`.
-    overrides: "evaluation.size=1000" and the like; only what is measured and
-      on which data may change, never the model or its preprocessing.
+    overrides: "evaluation.size=1000" and the like; only what is measured, on
+      which data and frames, and how texts are written may change, never the
+      model or its preprocessing.
     command: stored in the results.
     cheap: only the evaluators that take part during training.
     data: to measure on, instead of the config's `evaluation.source`.
