@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
 from mico_jax.cli import common
@@ -24,6 +25,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   from mico_jax.evaluation.protocols import load_protocol, protocol_sha256
   from mico_jax.evaluation.protocols.user_copy import (
     MissingCopy,
+    each_file_once,
     open_copy,
     write_shards_note,
   )
@@ -56,8 +58,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
       done_before[0] = done
 
   try:
+    source, shared = each_file_once(copy, args.format)
     report = convert(
-      copy.source,
+      source,
       copy.spec,
       args.out,
       to=args.format,
@@ -73,8 +76,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
       f"{count - report.samples} of {count} samples could not be written, so "
       f"the shards are not the split; the first: {name}: {kind}: {reason}"
     )
+  spec = dataclasses.replace(
+    report.source, fields={**report.source.fields, **shared}
+  )
   written = write_shards_note(
-    args.out, args.protocol, protocol_sha256(args.protocol), copy, report.source
+    args.out, args.protocol, protocol_sha256(args.protocol), copy, spec
   )
   for name, kind, reason in report.errors:
     common.note(f"{name}: {kind}: {reason}")

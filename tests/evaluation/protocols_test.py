@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from mico_jax.cli.main import main
-from mico_jax.config import ConfigError
+from mico_jax.config import Config, ConfigError, DataConfig
 from mico_jax.data.samples import keys_of, load_inputs
+from mico_jax.data.sources import open_source
 from mico_jax.data.tokenizer import make_tokenizer
 from mico_jax.evaluation import protocols
 from mico_jax.evaluation.class_names import check_class_names
@@ -219,6 +220,16 @@ def test_shards_of_the_official_files_give_the_same_numbers(
            "--out", tmp_path / "shards", "--json"]  # fmt: skip
   assert main(list(map(str, build))) == 0
   assert json.loads(capsys.readouterr().out)["without_media"] == 1
+  # Video and sound are one file, which is stored once.
+  copy = user_copy.open_copy(
+    protocols.load_protocol(str(protocol)),
+    str(protocol),
+    str(tmp_path / "shards"),
+  )
+  assert copy.spec.fields == {"audio": "video"}
+  plain = dataclasses.replace(copy.spec, fields={})
+  config = Config(data=DataConfig(sources={"b": plain}))
+  assert set(open_source(config, "b").record(0).media) == {"video"}
   found = {}
   for where in ("copy", "shards"):
     found[where], _ = _json(
@@ -244,8 +255,10 @@ def test_what_differs_from_a_protocol_is_named(run, tmp_path):
   found, _ = _json(
     run, "--protocol", protocol, "--data", tmp_path / "copy", *SMALL,
     "--config.evaluation.rerank=0", "--config.evaluation.silent=()",
+    "--config.data.inputs.video.frames=2",
   )  # fmt: skip
   assert found["protocol"]["changes"] == [
+    "data.inputs.video.frames=2 instead of 16",
     "evaluation.rerank=0 instead of 50",
     "evaluation.silent=() instead of ('audio',)",
   ]

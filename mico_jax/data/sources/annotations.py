@@ -336,6 +336,18 @@ class AnnotationsSource(RowSource):
           lacks[key].append(self._samples[int(row)][0])
     return lacks
 
+  def same_files(self) -> dict[str, str]:
+    """Modality -> another one that has the same file in every sample.
+
+    Such as sound that is that of the video.
+    """
+    keys = list(self._options.files)
+    same = {(b, a) for i, a in enumerate(keys) for b in keys[i + 1 :]}
+    for row in self._rows:
+      names = self._media_names.of(self._samples[int(row)][1][0])
+      same = {(b, a) for b, a in same if names.get(b) == names.get(a)}
+    return {b: a for b, a in sorted(same, reverse=True)}
+
   def ids(self) -> list[str]:
     """Ids of the samples, in their order."""
     return [self._samples[int(row)][0] for row in self._rows]

@@ -27,6 +27,7 @@ from mico_jax.config import (
   to_dict,
 )
 from mico_jax.data import field_paths
+from mico_jax.data.records import Record
 from mico_jax.data.sources import Source, open_source
 from mico_jax.data.sources.annotations import AnnotationsSource
 from mico_jax.data.sources.rows import some
@@ -243,6 +244,41 @@ def _classes(
 
 
 # ---------------------------------------------------------------------- shards
+class _Once:
+  """The samples of a source without modalities that repeat another's file."""
+
+  sha256: str
+
+  def __init__(self, source: AnnotationsSource, repeated: Mapping[str, str]):
+    self._source, self._repeated = source, repeated
+    self.sha256 = source.sha256
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def record(self, index: int) -> Record:
+    record = self._source.record(index)
+    media = {k: v for k, v in record.media.items() if k not in self._repeated}
+    return dataclasses.replace(record, media=media)
+
+
+def each_file_once(copy: UserCopy, kind: str) -> tuple[Source, dict[str, str]]:
+  """Samples to write as shards, and `fields` of the source that reads them.
+
+  A file that two modalities share, such as a video and its sound, is written
+  once where the shards can say so.
+
+  Args:
+    copy: of official files.
+    kind: of the shards.
+  """
+  source = copy.source
+  if kind != "array_record" or not isinstance(source, AnnotationsSource):
+    return source, {}
+  repeated = source.same_files()
+  return (_Once(source, repeated) if repeated else source), repeated
+
+
 def write_shards_note(
   folder: str,
   name: str,
