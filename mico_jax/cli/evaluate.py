@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mico_jax import files
 from mico_jax.cli import common, source_arguments
-from mico_jax.config import ConfigError
+from mico_jax.config import ConfigError, SourceConfig
 
 if TYPE_CHECKING:
   from mico_jax.evaluation.protocols import BenchmarkProtocol
@@ -68,8 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default="",
     metavar="PATH",
     help="other data: a manifest .jsonl, .tar, .array_record, .parquet or "
-    ".csv, or anything with --from KIND; with --protocol: the folder of your "
-    "copy",
+    ".csv, anything with --from KIND, or the name of a source of the "
+    "checkpoint; with --protocol: the folder of your copy",
   )
   parser.add_argument(
     "--other-split",
@@ -104,12 +105,7 @@ def run(args: argparse.Namespace) -> int:
     raise ConfigError("--checkpoint PATH: say what is measured.")
   if args.other_split:
     raise ConfigError("--other-split is for --protocol.")
-  data = None
-  if args.data:
-    kind = args.kind or source_arguments.kind_of(args.data)
-    data = source_arguments.spec_of(args, kind, args.data)
-  else:
-    _refuse(args, "kind", "split", "field", "where", "option", "caption")
+  data, overrides = _data(args)
   from mico_jax.run.commands.evaluate import evaluate_model
 
   model = common.load_model(args)
@@ -118,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
   common.note("evaluating ...")
   results = evaluate_model(
     model,
-    args.overrides,
+    overrides,
     command=args.command_line,
     cheap=args.cheap,
     data=data,
@@ -133,12 +129,35 @@ def run(args: argparse.Namespace) -> int:
   return 0
 
 
-def _refuse(args: argparse.Namespace, *names: str) -> None:
-  """Refuses arguments that only --data reads."""
-  flags = {"kind": "from"}
+_OF_DATA = ("kind", "field", "where", "option", "caption", "root", "depth_unit")
+
+
+def _data(
+  args: argparse.Namespace,
+) -> tuple[SourceConfig | str | None, list[str]]:
+  """What --data names, and the overrides.
+
+  A name that is no path is one of the checkpoint's sources.
+  """
+  overrides = list(args.overrides)
+  if not args.data:
+    _refuse(args, (*_OF_DATA, "split"), "is for --data PATH")
+    return None, overrides
+  if args.kind or files.exists(args.data) or not args.data.isidentifier():
+    kind = args.kind or source_arguments.kind_of(args.data)
+    return source_arguments.spec_of(args, kind, args.data), overrides
+  _refuse(args, _OF_DATA, f"is for data by a path, and {args.data} is a name")
+  if args.split:
+    overrides.append(f"data.sources.{args.data}.split={args.split}")
+  return args.data, overrides
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+  """Refuses arguments that would have no effect."""
   for name in names:
     if getattr(args, name):
-      raise ConfigError(f"--{flags.get(name, name)} is for --data PATH.")
+      flag = "from" if name == "kind" else name.replace("_", "-")
+      raise ConfigError(f"--{flag} {why}.")
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -170,12 +189,7 @@ def _protocol(args: argparse.Namespace) -> int:
   from mico_jax.run.commands.benchmark import evaluate_protocol
 
   protocol = load_protocol(args.protocol)
-  for name in ("kind", "split", "field", "where", "option", "caption", "cheap"):
-    if getattr(args, name):
-      raise ConfigError(
-        f"--{'from' if name == 'kind' else name}: a protocol says it; leave it "
-        "out, or leave --protocol out."
-      )
+  _refuse(args, (*_OF_DATA, "split", "cheap"), "is said by a protocol")
   if not args.data:
     note_steps(args.protocol, protocol)
     raise ConfigError("--data DIR: name the folder with these files.")

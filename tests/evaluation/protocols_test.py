@@ -393,7 +393,16 @@ def test_other_data_by_one_command(run, tmp_path):
   )
   assert {r["total"] for r in found["results"]} == {5}
   assert {r["source"] for r in found["results"]} == {"data"}
+  # Another source of the checkpoint, and another of its splits.
+  few = (*SMALL, "--config.evaluation.size=3", "--cheap")
+  found, _ = _json(run, "--data", "train", "--split", "test", *few)
+  assert {r["source"] for r in found["results"]} == {"train"}
+  assert {r["split"] for r in found["results"]} == {"test"}
+  said = _mistake(run, "--data", "absent")
+  assert "no data source of the checkpoint; its sources: train, test" in said
   said = _mistake(run, "--data", tmp_path / "set")
   assert "add --from KIND" in said
   said = _mistake(run, "--split", "test")
   assert "--split is for --data PATH" in said
+  said = _mistake(run, "--protocol", "esc50", "--split", "test")
+  assert "--split is said by a protocol" in said

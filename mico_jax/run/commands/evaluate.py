@@ -46,7 +46,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
 DATA = "data"  # name of a source that the caller gives
 
 
-def on_data(config: Config, data: SourceConfig) -> Config:
+def on_data(config: Config, data: SourceConfig | str) -> Config:
   """A config that is evaluated on all samples of other data.
 
   Evaluators that measure on one kind of source only are left out; a note on
@@ -54,21 +54,34 @@ def on_data(config: Config, data: SourceConfig) -> Config:
 
   Args:
     config: of the checkpoint.
-    data: the source.
+    data: the source, or the name of one of the config.
+
+  Raises:
+    ConfigError: for an unknown name.
   """
+  name, sources = DATA, dict(config.data.sources)
+  if isinstance(data, str):
+    name = data
+    if name not in sources:
+      raise ConfigError(
+        f"--data {name}: no such file or folder, and no data source of the "
+        f"checkpoint; its sources: {', '.join(sources) or 'none'}."
+      )
+  else:
+    sources[name] = data
+  kind = sources[name].kind
   kept, lost = [], []
-  for name in chosen_suite(config).evaluators:
-    needed = EVALUATORS[name].source_kind
-    (kept if needed in ("", data.kind) else lost).append(name)
+  for evaluator in chosen_suite(config).evaluators:
+    needed = EVALUATORS[evaluator].source_kind
+    (kept if needed in ("", kind) else lost).append(evaluator)
   if lost:
     tell(
-      f"{', '.join(lost)}: not measured, as data of kind {data.kind!r} have "
-      "nothing for it."
+      f"{', '.join(lost)}: not measured, as data of kind {kind!r} have nothing "
+      "for it."
     )
   evaluation = dataclasses.replace(
-    config.evaluation, source=DATA, suite=",".join(kept), size=0
+    config.evaluation, source=name, suite=",".join(kept), size=0
   )
-  sources = {**config.data.sources, DATA: data}
   return dataclasses.replace(
     config,
     data=dataclasses.replace(config.data, sources=sources),
@@ -114,7 +127,7 @@ def evaluate_model(
   *,
   command: str = "",
   cheap: bool = False,
-  data: SourceConfig | None = None,
+  data: SourceConfig | str | None = None,
 ) -> list[Result]:
   """Runs the evaluation suite of a checkpoint's config.
 
@@ -125,7 +138,8 @@ def evaluate_model(
       model or its preprocessing.
     command: stored in the results.
     cheap: only the evaluators that take part during training.
-    data: to measure on, instead of the config's `evaluation.source`.
+    data: to measure on, all of it, instead of the config's
+      `evaluation.source`; or the name of another source of the config.
 
   Raises:
     ConfigError: for another key, or if nothing is to be measured.
