@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   """Builds, and returns what is printed."""
   from mico_jax.cli.evaluate import note_steps
   from mico_jax.data.convert import convert
-  from mico_jax.evaluation.protocols import load_protocol, protocol_sha256
+  from mico_jax.evaluation.protocols import load_protocol
   from mico_jax.evaluation.protocols.user_copy import (
     MissingCopy,
     each_file_once,
@@ -79,9 +79,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   spec = dataclasses.replace(
     report.source, fields={**report.source.fields, **shared}
   )
-  written = write_shards_note(
-    args.out, args.protocol, protocol_sha256(args.protocol), copy, spec
-  )
+  written = write_shards_note(args.out, args.protocol, protocol, copy, spec)
   for name, kind, reason in report.errors:
     common.note(f"{name}: {kind}: {reason}")
   return {

@@ -192,7 +192,7 @@ def test_a_checkpoint_is_measured_by_a_protocol(run, tmp_path, name, n, total):
     assert result["missing_wrong"] == pytest.approx(expected, abs=1e-6)
   assert found["coverage"]["samples"] == "3/4"
   assert found["coverage"]["absent"] == [ids[LOST]]
-  assert "1 of 4 samples have no file" in said
+  assert f"without any file: 1 of 4 ({ids[LOST]}); left out" in said
   table = (tmp_path / "out" / f"{name}.txt").read_text()
   assert f"{n}/{total}" in table
   assert "differs from the protocol: 4 samples are listed" in table
@@ -247,6 +247,10 @@ def test_shards_of_the_official_files_give_the_same_numbers(
   assert (official["msrvtt_1ka_t2v_r1"]["n"]) == 3
   assert official["msrvtt_1ka_t2v_r1"]["figures"][0]["value"] == 0.643
   assert "retrieval/t->va/R@1" in official  # the order by cosine, beside
+  # Shards of a protocol that reads otherwise now would be other samples.
+  protocol.write_text(protocol.read_text().replace('["sentence"]', '["key"]'))
+  said = _mistake(run, "--protocol", protocol, "--data", tmp_path / "shards")
+  assert "in another way than when these shards were built" in said
 
 
 def test_what_differs_from_a_protocol_is_named(run, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -171,7 +172,7 @@ def table(found: ProtocolReport) -> str:
   lost = {k: len(v) for k, v in facts.lacking.items() if v}
   if lost:
     parts = ", ".join(f"{n} without {key}" for key, n in lost.items())
-    lines.append(f"missing: {parts}. {RULE}")
+    lines += textwrap.wrap(f"missing: {parts}. {RULE}", 100)
   lines += [f"differs from the protocol: {change}" for change in found.changes]
   return "\n".join(lines)
 

@@ -279,10 +279,19 @@ def each_file_once(copy: UserCopy, kind: str) -> tuple[Source, dict[str, str]]:
   return (_Once(source, repeated) if repeated else source), repeated
 
 
+def _reading_sha256(protocol: BenchmarkProtocol) -> str:
+  """Hash of what a protocol says of the samples and how they are read."""
+  names = ("annotations", "split", "classes", "texts", "depth_unit")
+  whole = to_dict(protocol)
+  parts = {name: whole[name] for name in names}
+  text = json.dumps(parts, sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
 def write_shards_note(
   folder: str,
   name: str,
-  protocol_sha256: str,
+  protocol: BenchmarkProtocol,
   copy: UserCopy,
   spec: SourceConfig,
 ) -> str:
@@ -291,14 +300,14 @@ def write_shards_note(
   Args:
     folder: of the shards.
     name: of the protocol.
-    protocol_sha256: of its file.
+    protocol: by which they were made.
     copy: that the shards were made from.
     spec: config of a source that reads them.
   """
   pattern = os.path.basename(spec.path)
   content = {
     "protocol": name,
-    "protocol_sha256": protocol_sha256,
+    "reading_sha256": _reading_sha256(protocol),
     "source": {**to_dict(spec), "path": pattern},
     "facts": dataclasses.asdict(copy.facts),
     "names": copy.names,
@@ -315,7 +324,7 @@ def _open_shards(
   path = posixpath.join(folder, SHARDS)
   try:
     content = json.loads(files.read_text(path))
-    made_for = content["protocol"]
+    made_for, reading = content["protocol"], content["reading_sha256"]
     spec = from_dict(content["source"], SourceConfig)
     facts = from_dict(content["facts"], Facts)
     names, labels = tuple(content["names"]), tuple(content["labels"])
@@ -324,6 +333,11 @@ def _open_shards(
   if made_for != name:
     raise ConfigError(
       f"{folder} holds shards of the protocol {made_for!r}, not of {name!r}."
+    )
+  if reading != _reading_sha256(protocol):
+    raise ConfigError(
+      f"{folder}: the protocol {name!r} reads the official files in another "
+      "way than when these shards were built; build them again."
     )
   pattern = posixpath.join(glob.escape(folder), spec.path)
   spec = dataclasses.replace(spec, path=pattern)

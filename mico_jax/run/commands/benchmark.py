@@ -155,7 +155,7 @@ def evaluate_protocol(
 
   def look(gallery: Gallery) -> None:
     present.update({k: int(v.sum()) for k, v in gallery.present.items()})
-    _tell_unread(copy, present)
+    _tell_unread(protocol, copy, present)
 
   results = evaluate(
     model.model,
@@ -189,28 +189,37 @@ def _check_sources(overrides: Sequence[str]) -> None:
       )
 
 
-def _tell_unread(copy: UserCopy, present: Mapping[str, int]) -> None:
+def _tell_unread(
+  protocol: BenchmarkProtocol, copy: UserCopy, present: Mapping[str, int]
+) -> None:
   """Says on stderr what is there and could not be read."""
   for key, lost in copy.facts.lacking.items():
     unread = copy.facts.count - len(lost) - present.get(key, 0)
     if unread > 0 and key in present:
       tell(
-        f"{key} of {unread} samples is there and could not be read: broken, "
-        "or a video without it; n/N counts what is left."
+        f"files of {key} that could not be read, or that hold none: {unread}; "
+        f"{_rule(protocol, key)}."
       )
 
 
 def _tell_lacking(protocol: BenchmarkProtocol, copy: UserCopy) -> None:
   """Says on stderr what the copy lacks."""
-  count = copy.facts.count
-  for key, lost in copy.facts.lacking.items():
-    if lost:
-      rule = (
-        "zeros stand for it" if key in protocol.silent
-        else "they are left out and counted"
-      )  # fmt: skip
-      shown = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
-      tell(
-        f"{len(lost)} of {count} samples have no file of {key} ({shown}): "
-        f"{rule}."
-      )
+  facts = copy.facts
+  absent = frozenset(facts.absent)
+  _tell_lost("any file", facts.absent, facts.count, "left out and counted")
+  for key, lost in facts.lacking.items():
+    partly = tuple(i for i in lost if i not in absent)
+    _tell_lost(f"a file of {key}", partly, facts.count, _rule(protocol, key))
+
+
+def _tell_lost(what: str, lost: Sequence[str], count: int, rule: str) -> None:
+  if lost:
+    shown = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+    tell(f"samples without {what}: {len(lost)} of {count} ({shown}); {rule}.")
+
+
+def _rule(protocol: BenchmarkProtocol, key: str) -> str:
+  """What becomes of a sample that lacks a modality."""
+  if key in protocol.silent:
+    return "zeros stand for it"
+  return "left out and counted"
