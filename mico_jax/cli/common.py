@@ -70,12 +70,15 @@ def add_config(
 
 
 def add_checkpoint(
-  parser: argparse.ArgumentParser, *, batch_size: bool = True
+  parser: argparse.ArgumentParser,
+  *,
+  batch_size: bool = True,
+  required: bool = True,
 ) -> None:
   """Adds --checkpoint and how it is loaded."""
   parser.add_argument(
     "--checkpoint",
-    required=True,
+    required=required,
     metavar="PATH",
     help="workdir of a run, or one of its checkpoints/STEP folders",
   )

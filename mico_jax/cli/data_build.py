@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mico_jax import json_text
-from mico_jax.cli import common
+from mico_jax.cli import common, data_protocol
 from mico_jax.config import ConfigError, SourceConfig, parse_override
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
   from mico_jax.data.build.job import Job
 
 DESCRIPTION = """\
-Packs a manifest as it is, or takes a folder of videos or tar shards through
+Packs a manifest or a benchmark (--protocol) as it is, or takes a folder of
+videos or tar shards through
 stages: shots, clips, frames, sound, captions, depth. Ends with the source
 config that reads the result. The same command goes on where it was interrupted;
 what fails is named with its reason in <out>/*.status.parquet. `data build
@@ -35,6 +36,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   raw.add_argument("--manifest", metavar="FILE.jsonl")
   raw.add_argument("--videos", metavar="DIR", help="with all below it")
   raw.add_argument("--tars", metavar="PATTERN", help="such as 'in/*.tar'")
+  raw.add_argument(
+    "--protocol",
+    metavar="NAME",
+    default="",
+    help="benchmark (all: mico-jax evaluate --list) whose official files lie "
+    "in --from DIR; evaluate --protocol NAME --data OUT reads the shards",
+  )
+  parser.add_argument(
+    "--from",
+    dest="folder",
+    default="",
+    metavar="DIR",
+    help="protocol: the folder of your copy",
+  )
+  parser.add_argument(
+    "--other-split",
+    action="store_true",
+    help="protocol: build a copy whose samples are not the protocol's",
+  )
   parser.add_argument("--list", action="store_true", help="stages and options")
   parser.add_argument("--out", metavar="DIR")
   parser.add_argument(
@@ -142,6 +162,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
   if args.list:
     return _listed()
+  if args.protocol:
+    return data_protocol.run(args)
+  if args.folder or args.other_split:
+    raise ConfigError("--from and --other-split are for --protocol.")
   job = _job(args)
   bars: list[Progress] = []
 

@@ -13,8 +13,13 @@ from mico_jax.config import Config, ConfigError, DataConfig, SourceConfig
 NAME = "data"  # of a source that no config names
 
 
-def add_kind(parser: argparse.ArgumentParser) -> None:
-  """Adds --from and --path, and what they need beside --split and the like."""
+def add_kind(parser: argparse.ArgumentParser, *, path: bool = True) -> None:
+  """Adds --from and --path, and what they need beside --split and the like.
+
+  Args:
+    parser: of the command.
+    path: whether to add --path; another argument names the data otherwise.
+  """
   parser.add_argument(
     "--from",
     dest="kind",
@@ -22,9 +27,10 @@ def add_kind(parser: argparse.ArgumentParser) -> None:
     help="kind of the data: imagefolder, parquet, webdataset, ... (all kinds: "
     "mico-jax data --help)",
   )
-  parser.add_argument(
-    "--path", metavar="PATH", help="of the data, as data.sources.NAME.path"
-  )
+  if path:
+    parser.add_argument(
+      "--path", metavar="PATH", help="of the data, as data.sources.NAME.path"
+    )
   parser.add_argument(
     "--caption",
     action="append",
@@ -77,6 +83,32 @@ def add_source(parser: argparse.ArgumentParser) -> None:
   )
   add_kind(parser)
   add_fields(parser)
+
+
+# Ending of a path -> kind of its data; a folder may be of several kinds.
+_ENDINGS = {
+  ".jsonl": "manifest",
+  ".tar": "webdataset",
+  ".array_record": "array_record",
+  ".parquet": "parquet",
+  ".csv": "csv",
+  ".tsv": "csv",
+}
+
+
+def kind_of(path: str) -> str:
+  """The kind of the data at a path, by its ending.
+
+  Raises:
+    ConfigError: for another ending, naming those that say it.
+  """
+  for ending, kind in _ENDINGS.items():
+    if path.lower().endswith(ending):
+      return kind
+  raise ConfigError(
+    f"--data {path}: the ending does not say what it is (known: "
+    f"{', '.join(_ENDINGS)}); add --from KIND, such as --from imagefolder."
+  )
 
 
 def pairs(texts: Sequence[str], flag: str, *, parse: bool) -> dict[str, Any]:

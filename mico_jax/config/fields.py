@@ -264,7 +264,52 @@ class Scalars:
     return "text, a finite number, True, False, None, or a tuple of these"
 
 
-Declaration = Range | Choice | Key | Keys | Text | Items | Scalars
+@dataclass(frozen=True)
+class Nested:
+  """A value that JSON can hold, of at most so many parts and levels.
+
+  Attributes:
+    parts: most scalars, names and containers in it.
+    levels: most containers within each other.
+  """
+
+  parts: int = 65_536
+  levels: int = 8
+
+  def accepts(self, value: Any) -> bool:
+    """Whether it is a scalar, or a mapping or tuple of such values."""
+    scalar, count = Scalars(), 0
+    waiting = [(value, 0)]
+    while waiting:
+      item, level = waiting.pop()
+      count += 1
+      if count > self.parts or level > self.levels:
+        return False
+      if isinstance(item, Mapping):
+        if not all(isinstance(name, str) for name in item):
+          return False
+        waiting += [(v, level + 1) for v in item.values()]
+      elif isinstance(item, (tuple, list)):
+        waiting += [(v, level + 1) for v in item]
+      elif not scalar.accepts(item):
+        return False
+    return True
+
+  @property
+  def short(self) -> str:
+    """For tables."""
+    return "value, or a mapping or tuple of values"
+
+  @property
+  def expected(self) -> str:
+    """For messages."""
+    return (
+      "text, a finite number, True, False, None, or a mapping by names or a "
+      "tuple of these"
+    )
+
+
+Declaration = Range | Choice | Key | Keys | Text | Items | Scalars | Nested
 
 # Declarations of several fields.
 Fraction = Annotated[float, Range(0.0, 1.0)]
@@ -291,5 +336,5 @@ Names = Annotated[tuple[Name, ...], Items()]
 Groups = Annotated[tuple[Group, ...], Items(0, 64)]
 Patterns = Annotated[tuple[Pattern, ...], Items()]
 # Options of an entry of a table, which declares them as a dataclass.
-Options = Annotated[Mapping[Name, Annotated[Any, Scalars()]], Items()]
+Options = Annotated[Mapping[Name, Annotated[Any, Nested()]], Items()]
 NameMap = Annotated[Mapping[Name, Name], Items()]

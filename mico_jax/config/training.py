@@ -18,6 +18,7 @@ from mico_jax.config.fields import (
   Keys,
   Label,
   Name,
+  Names,
   Options,
   Path,
   Pattern,
@@ -153,6 +154,10 @@ class EvaluationConfig:
   item_pairs: Annotated[
     tuple[Annotated[str, Text(3, 33, "pair such as a:i")], ...], Items(0, 64)
   ] = ()
+  # Modalities that a sample may lack as long as it has another one of its
+  # group: zeros stand for them, as in the official code for videos without
+  # sound.
+  silent: Names = ()
   label: Label = ""  # record field with the class of a sample
   classes: Path = ""  # file with one class name per line, in order of the label
   prompts: Path = ""  # file with one template per line, "{}" for the class

@@ -66,6 +66,8 @@ def pack(
 def unpack(data: bytes, config: SourceConfig) -> Record:
   """The record in a blob that `pack` made.
 
+  `config.fields` may name another medium of the record for a modality.
+
   Raises:
     DecodeError: for any other bytes.
   """
@@ -103,4 +105,7 @@ def unpack(data: bytes, config: SourceConfig) -> Record:
     return read
 
   media = {key: reader(entry) for key, entry in header["media"].items()}
+  for key, name in config.fields.items():  # such as the sound of a video
+    if name in header["media"]:
+      media[key] = reader(header["media"][name])
   return make_record(id_of(header, ""), header["fields"], media, config)

@@ -23,6 +23,12 @@ import numpy as np
 from mico_jax import config
 from mico_jax.data.sources import SOURCES
 from mico_jax.evaluation import EVALUATORS, SUITES
+from mico_jax.evaluation.protocols import (
+  TASKS,
+  BenchmarkProtocol,
+  load_protocol,
+  protocols,
+)
 from mico_jax.modalities import MODALITIES
 from mico_jax.modalities.sampling import SAMPLINGS
 from mico_jax.modalities.transforms import TRANSFORMS
@@ -166,6 +172,76 @@ def evaluators_page() -> str:
     ),
   )
   return text + _options_of("evaluation.options", EVALUATORS)
+
+
+_PROTOCOLS = """
+A protocol states what is measured on a benchmark, and how; it is a TOML file in
+`mico_jax/evaluation/protocols/` without any code
+(`mico_jax.evaluation.protocols.schema` lists its fields), or one of your own.
+
+```bash
+mico-jax evaluate --list
+mico-jax evaluate --protocol msrvtt_1ka     # how to get its files
+mico-jax evaluate --protocol msrvtt_1ka --data MSRVTT/ --checkpoint runs/demo
+mico-jax data build --protocol msrvtt_1ka --from MSRVTT/ --out shards/
+```
+
+Samples whose media are missing are left out of the gallery, their texts are no
+queries, and n/N beside each number counts both; `missing wrong` is value * n /
+N. A retrieval counts every caption as one query that its own item alone
+answers. Shards of `data build` give the same numbers. The hash of the ids of
+your copy stands in the result; a copy whose list differs from the protocol's is
+refused, unless `--other-split` is given. What differs from the protocol is
+listed, and its metrics end in `_changed`.
+"""
+
+
+def _figures(protocol: BenchmarkProtocol) -> str:
+  """Published numbers of the main metric."""
+  found = sorted(
+    (f for f in protocol.figures if f.metric == protocol.metric),
+    key=lambda f: -f.value,
+  )
+  return "; ".join(
+    f"{f.value:.3f} {f.model}, {f.setting} ({f.source})" for f in found
+  )
+
+
+def protocols_page() -> str:
+  """The page about the protocols of benchmarks."""
+  text = f"{HEAD}\n# Benchmarks\n{_PROTOCOLS}"
+  entries = [(name, load_protocol(name)) for name in protocols()]
+  for task, (evaluator, _) in TASKS.items():
+    text += f"\n## {task.replace('_', ' ')} (evaluator `{evaluator}`)\n\n"
+    text += markdown_table(
+      ("name", "what", "group", "frames", "texts", "re-ranked", "samples and "
+       "where their list is", "metric", "published"),
+      (
+        (
+          f"`{name}`",
+          f"[{p.title}]({p.copy.source}); {p.clip}",
+          p.group,
+          ", ".join(f"{key} {n}" for key, n in p.frames.items()),
+          p.texts.rule,
+          p.rerank or "",
+          f"{_samples(p)}: {p.split.ids}",
+          f"`{p.metric}`",
+          _figures(p),
+        )
+        for name, p in entries
+        if p.task == task
+      ),
+    )  # fmt: skip
+  notes = [f"- `{name}`: {p.note}\n" for name, p in entries if p.note]
+  return text + "\n## Choices\n\n" + "".join(notes)
+
+
+def _samples(protocol: BenchmarkProtocol) -> str:
+  """Number of samples and questions."""
+  split = protocol.split
+  count = " or ".join(map(str, split.count))
+  asked = f"{split.questions} questions" if split.questions else ""
+  return ", ".join(x for x in (count, asked) if x)
 
 
 def sources_page() -> str:
@@ -374,6 +450,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
   "transforms.md": transforms_page,
   "objectives.md": objectives_page,
   "evaluators.md": evaluators_page,
+  "protocols.md": protocols_page,
   "sources.md": sources_page,
   "models.md": models_page,
   "config.md": config_page,

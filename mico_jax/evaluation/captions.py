@@ -148,38 +148,38 @@ class Writer:
     Args:
       gallery: made with `keep_batches`.
       letters: of the context.
-      items: indices in the gallery, each once.
-      questions: one per item.
+      items: indices in the gallery; one with several questions repeats.
+      questions: one for each of `items`.
     """
     embedder = self.embedder
     info = embedder.tokenizer.info
     table = embedder.config.data.tokenizer
     length = max_length(table, ("answer",)) - 1
     asked = embedder.encode_texts(questions, "question")
-    row_of = {int(item): row for row, item in enumerate(items)}
+    size = embedder.batch_size
     out = [""] * len(questions)
     for start, context in embedder.contexts(gallery, letters):
-      here = [
-        i for i in range(start, start + embedder.batch_size) if i in row_of
-      ]
-      if not here:
-        continue
-      prompt = np.full((embedder.batch_size, asked.shape[1] + 1), info.pad)
-      prompt[:, 0] = info.cls  # rows without a question
-      prompt[:, -1] = info.cls
-      for i in here:
-        prompt[i - start, :-1] = asked[row_of[i]]
-      ids = np.asarray(
-        self._write(
-          embedder.params,
-          context,
-          prompt.astype(np.int32),
-          length,
-          ANSWER_PENALTY,
+      inside = (items >= start) & (items < start + size)
+      mine = np.flatnonzero(inside)
+      for first in range(0, len(mine), size):
+        rows = mine[first : first + size]
+        prompt = np.full((size, asked.shape[1] + 1), info.pad, np.int32)
+        prompt[:, 0] = info.cls  # rows without a question
+        prompt[:, -1] = info.cls
+        prompt[: len(rows), :-1] = asked[rows]
+        places = np.zeros(size, np.int32)
+        places[: len(rows)] = items[rows] - start
+        ids = np.asarray(
+          self._write(
+            embedder.params,
+            context.take(jnp.asarray(places)),
+            prompt,
+            length,
+            ANSWER_PENALTY,
+          )
         )
-      )
-      for i in here:
-        out[row_of[i]] = self._decode(ids[i - start])
+        for place, row in enumerate(rows):
+          out[row] = self._decode(ids[place])
     return out
 
   def token_accuracy(

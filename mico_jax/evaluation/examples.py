@@ -253,13 +253,22 @@ def _shown(
     out["tiles"] = [
       {"modality": key, "title": title, "jpeg": _jpeg(picture)}
       for key in inputs
-      for title, picture in _some(tiles_of(key, drawable(config, key, inputs[key])))
+      for title, picture in _some(
+        tiles_of(key, drawable(config, key, inputs[key]))
+      )
     ]
     sounds = [_sound(config, source, record, key) for key in inputs]
     out["sounds"] = [sound for sound in sounds if sound]
   except DecodeError as error:
     out["broken"] = str(error)
   return out
+
+
+def _pictures(
+  config: Config, key: str, array: np.ndarray
+) -> list[tuple[str, Any]]:
+  """Titles and pictures of an input."""
+  return tiles_of(key, drawable(config, key, array))
 
 
 def _some(tiles: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:

@@ -43,6 +43,8 @@ class Gallery:
       modality are undefined.
     pooled: letter -> pooled encoder features.
     batches: the host arrays, kept for contexts; empty unless asked for.
+    silent: keys of modalities that an item may lack as long as it has another
+      letter of a context; what it lacks is zeros, as in the official code.
   """
 
   records: list[Record | None]
@@ -50,13 +52,21 @@ class Gallery:
   embeddings: Mapping[str, Float[np.ndarray, "N E"]]
   pooled: Mapping[str, Float[np.ndarray, "N _"]]
   batches: list[dict[str, Any]]
+  silent: tuple[str, ...] = ()
 
   def usable(self, letters: str) -> Int[np.ndarray, " M"]:
-    """Indices of the items that were read and have all modalities."""
+    """Indices of the items that were read and have all modalities.
+
+    Of `silent` modalities they may lack all but one.
+    """
     ok = np.asarray([record is not None for record in self.records], bool)
+    some = np.zeros(len(self.records), bool)
     for letter in letters:
-      ok &= self.present[by_letter(letter).key]
-    return np.flatnonzero(ok)
+      key = by_letter(letter).key
+      some |= self.present[key]
+      if key not in self.silent:
+        ok &= self.present[key]
+    return np.flatnonzero(ok & some)
 
   def check_finite(self, source: str) -> None:
     """Raises DecodeError naming the first usable sample without finite rows.
@@ -305,6 +315,7 @@ class Embedder:
       embeddings={c: np.concatenate(x) for c, x in embedded.items()},
       pooled={x: np.concatenate(v) for x, v in pooled.items()},
       batches=batches,
+      silent=self.config.evaluation.silent,
     )
     gallery.check_finite(source_name)
     return gallery

@@ -97,7 +97,7 @@ class Queries:
   """The texts of a gallery and which items they describe.
 
   Attributes:
-    texts: distinct, in order of first appearance.
+    texts: distinct, in order of first appearance; or every text of every item.
     relevant: whether a text is a caption of the item.
     items: indices of the items in their gallery, one per column.
     kind: caption kind.
@@ -110,7 +110,11 @@ class Queries:
 
 
 def make_queries(
-  texts: Sequence[Sequence[str]], items: Int[np.ndarray, " G"], kind: str
+  texts: Sequence[Sequence[str]],
+  items: Int[np.ndarray, " G"],
+  kind: str,
+  *,
+  each: bool = False,
 ) -> Queries:
   """Collects the distinct texts of items.
 
@@ -118,7 +122,14 @@ def make_queries(
     texts: those of each item, in the order of `items`; one or more each.
     items: indices of the items in their gallery.
     kind: caption kind.
+    each: a text of several items, or twice of one, is as many queries, each
+      answered by its own item alone.
   """
+  if each:
+    flat = [text for captions in texts for text in captions]
+    owner = np.repeat(np.arange(len(texts)), [len(t) for t in texts])
+    own = owner[:, None] == np.arange(len(items))
+    return Queries(flat, own, np.asarray(items), kind)
   index: dict[str, int] = {}
   for captions in texts:
     for text in captions:
@@ -130,7 +141,12 @@ def make_queries(
 
 
 def queries_of(
-  config: Config, gallery: Gallery, context: str, count: int
+  config: Config,
+  gallery: Gallery,
+  context: str,
+  count: int,
+  *,
+  each: bool = False,
 ) -> Queries:
   """Texts of the items that have all letters of a context.
 
@@ -139,6 +155,7 @@ def queries_of(
     gallery: the items.
     context: letters.
     count: texts of an item; 0: all.
+    each: see `make_queries`.
 
   Raises:
     ConfigError: if no item has both.
@@ -152,7 +169,7 @@ def queries_of(
       f"its modalities and a caption of kind {kind!r}; of its modalities there "
       f"are: {', '.join(there) or 'none'}. Set evaluation.groups."
     )
-  return make_queries(texts, items, kind)
+  return make_queries(texts, items, kind, each=each)
 
 
 def labels_of(gallery: Gallery, field: str) -> list[Any]:

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -27,7 +27,7 @@ from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.evaluation.evaluator import SHARE, Evaluator, Job, Needs
 from mico_jax.evaluation.evaluators import EVALUATORS, find_measure
 from mico_jax.evaluation.examples import Examples
-from mico_jax.evaluation.features import Embedder
+from mico_jax.evaluation.features import Embedder, Gallery
 from mico_jax.evaluation.queries import evaluated_groups
 from mico_jax.evaluation.results import Protocol, Result
 from mico_jax.kernels import target
@@ -57,6 +57,10 @@ SUITES: dict[str, Suite] = {
   "classification": Suite(("zero_shot", "linear_probe")),
   "probing": Suite(("linear_probe", "nearest", "few_shot", "regression")),
   "embeddings": Suite(("health",)),
+  # what the protocols of `mico_jax.evaluation.protocols` choose from
+  "benchmarks": Suite(
+    ("text_retrieval", "captions", "open_questions", "zero_shot", "tagging")
+  ),
 }
 
 
@@ -197,6 +201,7 @@ def evaluate(
   workdir: str = "",
   examples: Examples | None = None,
   checkpoint_sha256: str = "",
+  look: Callable[[Gallery], None] | None = None,
 ) -> list[Result]:
   """Runs the suite of a config.
 
@@ -211,6 +216,7 @@ def evaluate(
     workdir: of the run, where samples that stall are listed; "": nowhere.
     examples: collects single queries and what they show; None: nothing.
     checkpoint_sha256: of the checkpoint's manifest, stored in the results.
+    look: gets the gallery before it is measured, to see what could be read.
 
   Raises:
     ConfigError: for an unknown suite or source, or nothing to measure.
@@ -240,6 +246,8 @@ def evaluate(
   # Parameters on one device are evaluated there, also on a host with several.
   with target.alone() if _on_one_device(params) else contextlib.nullcontext():
     job = _read_gallery(embedder, source, protocol, active, cheap=cheap)
+    if look is not None:
+      look(job.gallery)
     if examples is not None:
       examples.count = settings.examples
       job = dataclasses.replace(job, examples=examples)

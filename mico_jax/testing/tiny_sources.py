@@ -191,6 +191,32 @@ def _coco(folder: pathlib.Path, rows: Sequence[Sample]) -> SourceConfig:
   )
 
 
+def _annotations(folder: pathlib.Path, rows: Sequence[Sample]) -> SourceConfig:
+  names = _files(folder, rows)
+  items = [
+    {
+      "id": row.id,
+      "sentences": [{"raw": text} for text in row.captions],
+      "label": row.label,
+      "file": name,
+      **dict(row.extra),
+    }
+    for row, name in zip(rows, names, strict=True)
+  ]
+  (folder / "set.json").write_text(json.dumps({"images": items}))
+  return SourceConfig(
+    kind="annotations",
+    path=str(folder),
+    options={
+      "table": {"file": ("set.json",), "rows": "images[]"},
+      "id": "{id}",
+      "texts": ("sentences[].raw",),
+      "label": "{label}",
+      "files": {"image": ("{file}",)},
+    },
+  )
+
+
 def _vast(folder: pathlib.Path, rows: Sequence[Sample]) -> SourceConfig:
   names = _files(folder, rows)
   items = [
@@ -352,4 +378,5 @@ WRITERS: dict[str, Writer] = {
   "hf_disk": _hf_disk,
   "energon": _energon,
   "mds": _mds,
+  "annotations": _annotations,
 }

@@ -321,6 +321,7 @@ FUZZED = {
   "hf_disk": "data-00000-of-00001.arrow",
   "energon": ".nv-meta/split.yaml",
   "mds": "shard.00000.mds",
+  "annotations": "set.json",
 }
 
 
@@ -362,7 +363,7 @@ def test_damaged_files_are_one_line(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["imagefolder", "files", "csv", "coco", "vast",
                                   "parquet", "hf_disk", "energon",
-                                  "mds"])  # fmt: skip
+                                  "mds", "annotations"])  # fmt: skip
 def test_nothing_there_is_an_error_of_the_config(kind, tmp_path):
   spec = WRITERS[kind](tmp_path / "set", samples(2))
   shutil.rmtree(tmp_path / "set")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
 import os
+import pickle
 import subprocess
 import sys
 from collections import Counter

@@ -81,6 +81,7 @@ FILES: dict[str, tuple[str, str]] = {
   "run/commands/result_page.py": ("n", "the number of items of a result"),
   "data/sources/tfds.py": ("i", "a kind of dtype"),
   "evaluation/ptb.py": ("n", "a letter of a word"),
+  "evaluation/vqa_answers.py": ("a", "an article"),
   "interop/names/transformers_vision.py": ("v", "queries, keys, values"),
   "models/presets.py": ("s", "a size of encoders"),
   "models/swin.py": ("s", "a size of encoders"),

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from mico_jax.config import Config, ConfigError, SourceConfig
 from mico_jax.data.presence import Having
+from mico_jax.data.sources.annotations import AnnotationsSource
 from mico_jax.data.sources.array_record import ArrayRecordSource
 from mico_jax.data.sources.base import First, Source, SourceKind
 from mico_jax.data.sources.coco import CocoSource
@@ -27,8 +28,8 @@ from mico_jax.data.sources.parquet import ParquetSource
 from mico_jax.data.sources.tfds import TfdsSource
 from mico_jax.data.sources.vast import VastSource
 from mico_jax.data.sources.webdataset import WebDatasetSource
-from mico_jax.modalities import MODALITIES
 from mico_jax.data.subset import Subset
+from mico_jax.modalities import MODALITIES
 
 __all__ = [
   "SOURCES",
@@ -57,6 +58,7 @@ SOURCES: dict[str, type[SourceKind]] = {
   "hf_disk": HfDiskSource,
   "energon": EnergonSource,
   "mds": MdsSource,
+  "annotations": AnnotationsSource,
 }
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(SourceConfig)}

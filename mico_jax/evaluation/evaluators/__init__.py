@@ -19,8 +19,10 @@ from mico_jax.evaluation.evaluators.item_pairs import ItemPairs
 from mico_jax.evaluation.evaluators.linear_probe import LinearProbe
 from mico_jax.evaluation.evaluators.matching import Matching
 from mico_jax.evaluation.evaluators.nearest import Nearest
+from mico_jax.evaluation.evaluators.open_questions import OpenQuestions
 from mico_jax.evaluation.evaluators.questions import Questions
 from mico_jax.evaluation.evaluators.regression import Regression
+from mico_jax.evaluation.evaluators.tagging import Tagging
 from mico_jax.evaluation.evaluators.text_retrieval import TextRetrieval
 from mico_jax.evaluation.evaluators.zero_shot import ZeroShot
 
@@ -31,12 +33,14 @@ EVALUATORS: dict[str, type[Evaluator]] = {
   "hard_galleries": HardGalleries,
   "captions": Captions,
   "questions": Questions,
+  "open_questions": OpenQuestions,
   "zero_shot": ZeroShot,
   "linear_probe": LinearProbe,
   "nearest": Nearest,
   "few_shot": FewShot,
   "regression": Regression,
   "health": Health,
+  "tagging": Tagging,
 }
 
 

@@ -59,6 +59,10 @@ class TextRetrieval(Evaluator):
   With `evaluation.rerank` also in the order of the matching head.
   """
 
+  # every caption of every item is a query, answered by its own item alone, as
+  # the official protocols count; False: equal captions are one query, answered
+  # by each item that has it
+  each_text: bool = False
   name: ClassVar = "text_retrieval"
   title: ClassVar = "retrieval"
   measures: ClassVar = {f"R@{k}": Measure(headline=k == 1) for k in RECALLS}
@@ -79,6 +83,7 @@ class TextRetrieval(Evaluator):
         job.gallery,
         context,
         job.config.evaluation.texts_per_item,
+        each=self.each_text,
       )
       results += _results(job, queries, context)
     return results

@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from mico_jax.config import Config, ConfigError
 from mico_jax.evaluation import metrics
+from mico_jax.evaluation.class_names import check_class_names
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
 from mico_jax.evaluation.features import Embedder
 from mico_jax.evaluation.queries import (
@@ -41,13 +42,19 @@ class ZeroShot(Evaluator):
   that file they are the distinct captions.
   """
 
+  # instead of the files: names of the classes, the labels that mean
+  # them ((): the names or their numbers), and templates with {} for the name
+  names: tuple[str, ...] = ()
+  labels: tuple[str, ...] = ()
+  templates: tuple[str, ...] = ("{}",)
   name: ClassVar = "zero_shot"
   title: ClassVar = "zero-shot"
   measures: ClassVar = {"accuracy": Measure()}
   cheap: ClassVar = True
 
   def check(self, config: Config) -> None:
-    """The files can be read."""
+    """The files can be read, and the options fit each other."""
+    check_options("zero_shot", self.names, self.labels, self.templates)
     if config.evaluation.classes:
       read_lines(config.evaluation.classes, "evaluation.classes")
     read_prompts(config.evaluation.prompts)
@@ -62,7 +69,13 @@ class ZeroShot(Evaluator):
     settings = job.config.evaluation
     results = []
     for context in evaluated_groups(job.config):
-      if settings.classes:
+      if self.names:
+        classes, templates = list(self.names), list(self.templates)
+        labels = labels_of(job.gallery, settings.label or "label")
+        if self.labels:
+          number = {label: i for i, label in enumerate(self.labels)}
+          labels = [number.get(str(label)) for label in labels]
+      elif settings.classes:
         classes = read_lines(settings.classes, "evaluation.classes")
         labels = labels_of(job.gallery, settings.label or "label")
         templates = read_prompts(settings.prompts)
@@ -71,6 +84,33 @@ class ZeroShot(Evaluator):
         templates = ["{}"]  # captions are sentences already
       results.append(_accuracy(job, context, labels, classes, templates))
     return results
+
+
+def check_options(
+  name: str,
+  names: Sequence[str],
+  labels: Sequence[str],
+  templates: Sequence[str],
+) -> None:
+  """Checks classes and templates that are given as options.
+
+  Raises:
+    ConfigError: for labels without a name each, repeated labels, or a template
+      without "{}".
+  """
+  where = f"evaluation.options.{name}"
+  if labels and len(labels) != len(names):
+    raise ConfigError(
+      f"{where}: {len(labels)} labels for {len(names)} names; give one each."
+    )
+  if len(set(labels)) < len(labels):
+    raise ConfigError(f"{where}.labels: a label stands for two classes.")
+  for template in templates:
+    if "{}" not in template:
+      raise ConfigError(
+        f"{where}.templates: {template!r} has no {{}} where the class name "
+        "goes."
+      )
 
 
 def read_lines(path: str, field: str) -> list[str]:
@@ -126,7 +166,12 @@ def class_index(label: Any, classes: Sequence[str]) -> int | None:
 def class_embeddings(
   embedder: Embedder, classes: Sequence[str], templates: Sequence[str]
 ) -> tuple[Float[np.ndarray, "C E"], list[str]]:
-  """Unit-norm embedding of each class, and all prompts that made them."""
+  """Unit-norm embedding of each class, and all prompts that made them.
+
+  Raises:
+    ConfigError: for names that the tokenizer reads as nothing.
+  """
+  check_class_names(embedder.tokenizer, classes)
   prompts = [t.replace("{}", name) for name in classes for t in templates]
   rows = embedder.embed_texts(prompts)
   mean = rows.reshape(len(classes), len(templates), -1).mean(axis=1)

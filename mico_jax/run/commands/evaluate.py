@@ -7,10 +7,11 @@ import re
 from collections.abc import Sequence
 
 from mico_jax import config as config_lib
-from mico_jax.config import Config, ConfigError
+from mico_jax.config import Config, ConfigError, SourceConfig
 from mico_jax.data.identity import tell
-from mico_jax.evaluation import Result, evaluate
+from mico_jax.evaluation import EVALUATORS, Result, evaluate
 from mico_jax.evaluation.examples import Examples
+from mico_jax.evaluation.suites import chosen_suite
 from mico_jax.inference.omni_model import OmniModel
 from mico_jax.run.checks import check_values
 
@@ -24,6 +25,69 @@ _INDEX = (  # fields of a source that say which samples it has
   *("kind", "path", "split", "where", "size", "seed", "version", "key_dot"),
   *("options", "take", "take_by", "take_seed"),
 )
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+  """Refuses overrides of what belongs to the checkpoint.
+
+  Raises:
+    ConfigError: naming the first one.
+  """
+  for text in overrides:
+    if not _MAY_CHANGE.match(text):
+      key = text.partition("=")[0]
+      raise ConfigError(
+        f"--config.{key} belongs to the checkpoint and cannot change here; "
+        "evaluate takes --config.evaluation.*, --config.generation.*, "
+        "--config.data.sources.* and the frames, sampling, fps and stride of "
+        "--config.data.inputs.*."
+      )
+
+
+DATA = "data"  # name of a source that the caller gives
+
+
+def on_data(config: Config, data: SourceConfig | str) -> Config:
+  """A config that is evaluated on all samples of other data.
+
+  Evaluators that measure on one kind of source only are left out; a note on
+  stderr names them.
+
+  Args:
+    config: of the checkpoint.
+    data: the source, or the name of one of the config.
+
+  Raises:
+    ConfigError: for an unknown name.
+  """
+  name, sources = DATA, dict(config.data.sources)
+  if isinstance(data, str):
+    name = data
+    if name not in sources:
+      raise ConfigError(
+        f"--data {name}: no such file or folder, and no data source of the "
+        f"checkpoint; its sources: {', '.join(sources) or 'none'}."
+      )
+  else:
+    sources[name] = data
+  kind = sources[name].kind
+  kept, lost = [], []
+  for evaluator in chosen_suite(config).evaluators:
+    needed = EVALUATORS[evaluator].source_kind
+    (kept if needed in ("", kind) else lost).append(evaluator)
+  if lost:
+    tell(
+      f"{', '.join(lost)}: not measured, as data of kind {kind!r} have nothing "
+      "for it."
+    )
+  evaluation = dataclasses.replace(
+    config.evaluation, source=name, suite=",".join(kept), size=0
+  )
+  return dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, sources=sources),
+    evaluation=evaluation,
+  )
 
 
 def unpinned(old: Config, new: Config, overrides: Sequence[str]) -> Config:
@@ -65,6 +129,7 @@ def evaluate_model(
   command: str = "",
   cheap: bool = False,
   examples: Examples | None = None,
+  data: SourceConfig | str | None = None,
 ) -> list[Result]:
   """Runs the evaluation suite of a checkpoint's config.
 
@@ -76,20 +141,15 @@ def evaluate_model(
     command: stored in the results.
     cheap: only the evaluators that take part during training.
     examples: collects single queries; None: nothing.
+    data: to measure on, all of it, instead of the config's
+      `evaluation.source`; or the name of another source of the config.
 
   Raises:
     ConfigError: for another key, or if nothing is to be measured.
   """
-  for text in overrides:
-    if not _MAY_CHANGE.match(text):
-      key = text.partition("=")[0]
-      raise ConfigError(
-        f"--config.{key} belongs to the checkpoint and cannot change here; "
-        "evaluate takes --config.evaluation.*, --config.generation.*, "
-        "--config.data.sources.* and the frames, sampling, fps and stride of "
-        "--config.data.inputs.*."
-      )
-  config = config_lib.override(model.config, overrides)
+  check_overrides(overrides)
+  base = model.config if data is None else on_data(model.config, data)
+  config = config_lib.override(base, overrides)
   config = unpinned(model.config, config, overrides)
   check_values(config)
   if not config.evaluation.source:
