@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from mico_jax import models
 from mico_jax.checkpoint.described import Extras, topology
 from mico_jax.config import Config, ConfigError, Stage, stages_of
+from mico_jax.data.native_modes import pin_modes
 from mico_jax.data.order import Order
 from mico_jax.data.samples import (
   TextSlots,
@@ -290,6 +291,7 @@ def resolve(config: Config) -> Session:
     for task in part.tasks.values():
       select(part.objectives, task)  # names and groups, which others read
     check_inputs(part)
+  config = pin_modes(config)
   sources = open_sources(config)
   config = pin_sources(config, sources)
   tokenizer = make_tokenizer(
