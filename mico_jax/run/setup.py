@@ -37,7 +37,13 @@ from mico_jax.data.usable import tell_groups
 from mico_jax.evaluation import check_evaluation
 from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SMALL, make_self_check
-from mico_jax.modalities import MODALITIES, DecodeError, letters
+from mico_jax.modalities import (
+  MODALITIES,
+  DecodeError,
+  has_text,
+  letters,
+  sides,
+)
 from mico_jax.objectives import OBJECTIVES, make_objective, select
 from mico_jax.parallel.mesh import make_mesh
 from mico_jax.run.checks import (
@@ -106,18 +112,20 @@ def check_tasks(config: Config) -> None:
     # Matching mines its negatives by similarity, so it needs heads as well.
     compared = make_plan(select(config.objectives, task)).features
     for group in groups_of(task):
-      if group.startswith("t"):
-        try:
+      try:
+        if has_text(group):
           for letter in letters(group):
             model.context_type(letter)
-          if letters(group) in compared:
-            model.head(letters(group))
-        except ValueError as error:
-          raise ConfigError(f"tasks.{name}: group {group!r}: {error}") from None
+        pair = has_text(group) or len(letters(group)) == 2 or ":" in group
+        for side in sides(group) if pair else ():
+          if side in compared:
+            model.head(side)
+      except ValueError as error:
+        raise ConfigError(f"tasks.{name}: group {group!r}: {error}") from None
     for group in task.texts:
       try:
         letters(group)
-        if not group.startswith("t"):
+        if not has_text(group):
           raise ValueError(f"group {group!r} has no text side 't'.")
       except ValueError as error:
         raise ConfigError(f"tasks.{name}.texts: {error}") from None
