@@ -69,7 +69,7 @@ def get_config(
       inputs={
         "image": c.InputConfig(mode="crop_flip_smooth"),
         "depth": c.InputConfig(mode="metric_standardised_crop_flip"),
-        "normal": c.InputConfig(mode="crop_flip_smooth"),
+        "normal": c.InputConfig(mode="crop_flip"),
       },
       cache_mib=256,
       tokenizer=c.TokenizerConfig(kind="omniworld", max_length={"default": 16}),

@@ -73,9 +73,7 @@ def test_channels(xp):
 
 def test_relief_is_that_of_the_shape():
   """Metres tell the level; a scene ten times as large has the same relief."""
-  near, far = (
-    pixels("metric_standardised", k * room()) for k in (1.0, 10.0)
-  )
+  near, far = (pixels("metric_standardised", k * room()) for k in (1.0, 10.0))
   np.testing.assert_allclose(near[..., 1], far[..., 1], atol=1e-5)
   assert (far - near)[..., 0][room() > 0].min() > 0.1
   # Relative depth is known up to scale and shift.
@@ -95,9 +93,7 @@ def test_flat_and_empty_maps():
 
 
 def test_modes_check_the_unit():
-  clip = DEPTH.decode(
-    room(), dataclasses.replace(GEOMETRY, depth_unit="metre")
-  )
+  clip = DEPTH.decode(room(), dataclasses.replace(GEOMETRY, depth_unit="metre"))
   relative = dataclasses.replace(GEOMETRY, depth_unit="relative")
   with pytest.raises(ValueError, match=r"inputs\.depth\.mode"):
     DEPTH.modes["metric_standardised"].host(clip, relative, None)
