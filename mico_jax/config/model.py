@@ -119,6 +119,10 @@ class ModelConfig:
   pool_frames: bool = False  # context keeps [cls, mean of the rest] per frame
   # "depth": normals use depth's tables and head
   normals_as: Annotated[str, Choice("normal", "depth")] = "normal"
+  # "shared": one temperature of all groups, as released; "head": times a
+  # learned factor of each contrastive head, so that groups that are learned
+  # early do not set it for late ones.
+  temperature: Annotated[str, Choice("shared", "head")] = "shared"
   temperature_init: Annotated[float, Range(1e-4, 100.0)] = 0.07
   # clamp; 0: none (as the official code)
   temperature_min: Annotated[float, Range(0.0, 100.0)] = 0.01

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -355,12 +355,24 @@ class MiCo(TextModel):
       x = x.reshape(x.shape[0], -1, x.shape[-1])
     return x + params["type_embed"][name].astype(x.dtype)[None, None]
 
-  def temperature(self, params: Params) -> Float[Array, ""]:
+  def temperature(
+    self, params: Params, contexts: Sequence[str] = ()
+  ) -> Float[Array, ""]:
     """The divisor of similarities, not below config.temperature_min.
 
     The official MiCo code divides by it; the paper multiplies.
+
+    Args:
+      params: parameters.
+      contexts: that are compared, with a text or with each other: with
+        config.temperature "head", the geometric mean of their factors counts.
     """
     value = params["temperature"]
+    paths = parameters.temperature_paths(self.config)
+    if paths and contexts:
+      logs = [paths[self.head(letters)] for letters in contexts]
+      values = jnp.stack([params[room][name] for room, name in logs])
+      value = value * jnp.exp(jnp.mean(values))
     if not self.config.temperature_min:
       return value
     return jnp.maximum(value, self.config.temperature_min)

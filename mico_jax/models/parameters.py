@@ -161,6 +161,14 @@ def head_names(config: ModelConfig) -> tuple[str, ...]:
   return tuple(h for h in config.heads if h not in served)
 
 
+def temperature_paths(config: ModelConfig) -> dict[str, tuple[str, str]]:
+  """Head -> path of the logarithm of its factor on the temperature, if any."""
+  if config.temperature == "shared":
+    return {}
+  heads = (head for head in head_names(config) if head != "t")
+  return {head: ("temperature_log", f"{head}_temperature") for head in heads}
+
+
 def feature_width(config: ModelConfig, letter: str) -> int:
   """Width of the pooled features of a letter."""
   interface = by_letter(letter).kind == "interface"
@@ -232,6 +240,10 @@ def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
     },
     ("matching_head",): Part(MatchingHead(text.norm_eps, dtype), (one,)),
     ("temperature",): Free((), (), temperature),
+    **{
+      path: Free((), (), nn.initializers.zeros)
+      for path in temperature_paths(config).values()
+    },
     **_context_parts(config),
     **{
       ("contrastive_head", name): Part(

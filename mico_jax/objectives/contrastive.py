@@ -102,6 +102,7 @@ class Contrastive(Objective):
   def __call__(self, inputs: Inputs, group: str) -> Output:
     """See `Objective`."""
     config, (first, context) = self.config, sides(group)
+    compared = [side for side in (first, context) if side != "t"]
     slot = inputs.text[group] if has_text(group) else None
     fingerprint = None
     if slot is not None and config.share_identical_texts:
@@ -114,7 +115,7 @@ class Contrastive(Objective):
     pair = contrastive_pair(
       inputs.features[context],
       inputs.features[first] if slot is None else slot.feature,
-      temperature=inputs.model.temperature(inputs.params),
+      temperature=inputs.model.temperature(inputs.params, compared),
       bias=params.get("bias"),
       form=config.form,
       label_smoothing=config.label_smoothing,

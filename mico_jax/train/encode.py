@@ -28,7 +28,8 @@ from mico_jax.modalities import (
   sides,
 )
 from mico_jax.models import MiCo, forward
-from mico_jax.objectives import Inputs, Selected, TextSlot, sampling
+from mico_jax.objectives import Inputs, Mean, Selected, TextSlot, sampling
+from mico_jax.objectives.base import scalar
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,18 @@ def features_only(plan: EncodePlan) -> EncodePlan:
   used = {by_letter(letter).key for c in plan.features for letter in c}
   encoded = tuple(key for key in plan.encoded if key in used)
   return dataclasses.replace(plan, contexts=(), encoded=encoded)
+
+
+def temperatures(
+  model: MiCo, params: Params, plan: EncodePlan
+) -> dict[str, Mean]:
+  """The temperature, and that of each context where heads have their own."""
+  found = {"temperature": scalar(model.temperature(params))}
+  if model.config.temperature == "head":
+    for context in plan.features:
+      value = model.temperature(params, (context,))
+      found[f"temperature/{context}"] = scalar(value)
+  return found
 
 
 def letters_to_key(plan: EncodePlan) -> dict[str, str]:

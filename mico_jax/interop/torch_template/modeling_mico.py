@@ -1067,6 +1067,14 @@ class MiCo(nn.Module):
     )
     self.matching_head = MatchingHead(wide, eps)
     self.temperature = nn.Parameter(torch.tensor(options["temperature_init"]))
+    if options.get("temperature") == "head":  # logarithms of factors on it
+      self.temperature_log = nn.ParameterDict(
+        {
+          f"{head}_temperature": torch.zeros(())
+          for head in config["heads"]
+          if head != "t"
+        }
+      )
     self.embedding = nn.ModuleDict(
       {
         key: custom_embedding(key, m["tokens"], width)
