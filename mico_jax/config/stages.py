@@ -33,6 +33,7 @@ FIELDS = (
   r"data\.inputs\.[^.]+\.(frames|mode|dropout)",
   r"data\.(text_buckets|num_negatives|tokenizer\.max_length\.[^.]+)",
   r"objectives\.[^.]+\.(weight|label_smoothing|mask_prob|floor)",
+  r"objectives\.[^.]+\.explicit_negatives",
   r"optimizer\.learning_rate",
   r"train\.(patch_dropout|micro_batches)",
 )
