@@ -173,8 +173,9 @@ class MiCo(TextModel):
     """Pools the tokens of a modality: class tokens or means, over frames.
 
     The modality's record names the pooling; without a class token it is the
-    mean. `config.frame_weights` weights the frames. Source: MiCo's official
-    code.
+    mean. `config.frame_weights` weights the frames, and
+    `config.frame_changes` adds what changes between them. Source: MiCo's
+    official code, which has neither.
 
     Args:
       params: parameters.
@@ -183,16 +184,24 @@ class MiCo(TextModel):
       frame_mask: true at valid frames; None: all are.
       token_mask: from `valid_tokens`.
     """
-    gain: Any = None
-    if tokens.shape[1] > 1 and self.config.frame_weights:
+    gain, frames = None, tokens.shape[1]
+    kind = ""
+    if frames > 1 and (self.config.frame_weights or self.config.frame_changes):
       kind = self.context_type(MODALITIES[key].letter)
+    if kind and self.config.frame_weights:
       table = params["frame_gain"].get(kind)
       gain = None if table is None else resize_frames(table, tokens.shape[1])
     name = MODALITIES[key].pooling
     if name == "cls" and not self.has_class_token:
       name = "mean"
     masks = {"token_mask": token_mask, "frame_mask": frame_mask}
-    return pool.pool_frames(name, tokens, frame_gain=gain, **masks)
+    pooled = pool.pool_frames(name, tokens, frame_gain=gain, **masks)
+    if kind not in parameters.changing_types(self.config):
+      return pooled
+    changes, valid = pool.frame_changes(tokens, **masks)
+    module = parameters.change_module(self.config)
+    weights = params["frame_change"][kind]
+    return pooled + apply(module, weights, changes, mask=valid)[:, 0]
 
   # ------------------------------------------------------------------ features
   def head(self, letters: str) -> str:

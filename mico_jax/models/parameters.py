@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Key
 from mico_jax import axes
 from mico_jax.config import ModelConfig
 from mico_jax.layers.activations import gelu
+from mico_jax.layers.attention_pool import AttentionPool
 from mico_jax.layers.embed import POSITION_INIT, TABLE_INIT
 from mico_jax.layers.mlp import Dense
 from mico_jax.layers.norm import LayerNorm
@@ -155,6 +156,33 @@ def weighted_types(config: ModelConfig) -> tuple[str, ...]:
   return tuple(name for name, size in sizes.items() if size > 1)
 
 
+def changing_types(config: ModelConfig) -> tuple[str, ...]:
+  """Context types whose changes from frame to frame are pooled.
+
+  Raises:
+    ValueError: for a type that does not exist or has a single frame.
+  """
+  for name in config.frame_changes:
+    if name not in context_types(config) or config.frame_table.get(name, 0) < 2:
+      raise ValueError(
+        f"config.model.frame_changes names {name!r}, which has no two frames; "
+        f"config.model.frame_table has {dict(config.frame_table)}."
+      )
+  return tuple(dict.fromkeys(config.frame_changes))
+
+
+def change_module(config: ModelConfig) -> AttentionPool:
+  """Attention over the changes of tokens, of the encoder's sizes."""
+  vision = config.vision
+  return AttentionPool(
+    vision.num_heads,
+    vision.mlp_dim,
+    vision.mlp,
+    vision.norm_eps,
+    jnp.dtype(config.dtype),
+  )
+
+
 def head_names(config: ModelConfig) -> tuple[str, ...]:
   """Contrastive heads with parameters."""
   served = {m.letter for m in _served(config)}
@@ -255,6 +283,12 @@ def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
       (name,): Free((rows, text.width), (axes.POSITION, axes.EMBED))
       for name, rows in tables.items()
       if rows
+    },
+    **{
+      ("frame_change", name): Part(
+        change_module(config), (jnp.zeros((1, 2, vision.width)),)
+      )
+      for name in changing_types(config)
     },
     **_embedding_parts(config, encoder),
   }

@@ -36,7 +36,7 @@ MAY_BE_NEW = (
   r"^matching_head/",
   r"^project/",
   r"^frame_(embed|gain)/",
-  r"^temperature_log/",
+  r"^(temperature_log|frame_change)/",
   r"^type_embed/",
   r"^(context_pos|sample_embed|joined_pos)",
   r"^objective/",

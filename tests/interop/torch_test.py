@@ -117,6 +117,7 @@ CONFIGS = {
     heads=(*"tsvad", "va"),
     frame_table={"video": 3, "audio": 1, "depth": 2},
     normals_as="depth",
+    frame_changes=("video", "depth"),
     pool_frames=True,
     context_positions=64,
     sample_embeddings=3,

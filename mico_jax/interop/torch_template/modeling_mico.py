@@ -1115,6 +1115,12 @@ class MiCo(nn.Module):
         for name in self.config["weighted"]
       }
     )
+    self.frame_change = nn.ModuleDict(
+      {
+        name: AttentionPool(self.options["vision"])
+        for name in self.options.get("frame_changes", ())
+      }
+    )
 
   @classmethod
   def from_folder(cls, folder: str | pathlib.Path) -> MiCo:
@@ -1369,7 +1375,14 @@ class MiCo(nn.Module):
     x = masked_mean(tokens, valid, 2) if mean else tokens[:, :, 0]
     if frames > 1 and entry["context"] in self.frame_gain:
       x = x * (1 + resize_frames(self.frame_gain[entry["context"]], frames))
-    return masked_mean(x, None if valid is None else valid.any(2), 1)
+    x = masked_mean(x, None if valid is None else valid.any(2), 1)
+    if frames > 1 and entry["context"] in self.frame_change:
+      both = (
+        None if valid is None else (valid[:, 1:] & valid[:, :-1]).flatten(1)
+      )
+      changes = (tokens[:, 1:] - tokens[:, :-1]).flatten(1, 2)
+      x = x + self.frame_change[entry["context"]](changes, both)[:, 0]
+    return x
 
   def features(self, letters: str, pooled: Mapping[str, Tensor]) -> Tensor:
     """Unit-norm embeddings [B, E] by the head of a letter or a group."""
