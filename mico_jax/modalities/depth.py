@@ -212,7 +212,7 @@ def _mode(
     relief, read = _relief(x, relative, xp)
     return xp.stack([level, relief, 2.0 * read - 1.0], axis=-1)
 
-  recipe = {
+  recipe: dict[str, Any] = {
     "kind": "depth",
     "place": place.__name__,
     "resize": resize_nearest.__name__,

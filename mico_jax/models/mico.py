@@ -184,8 +184,8 @@ class MiCo(TextModel):
       frame_mask: true at valid frames; None: all are.
       token_mask: from `valid_tokens`.
     """
-    gain, frames = None, tokens.shape[1]
-    kind = ""
+    gain: Any = None
+    kind, frames = "", tokens.shape[1]
     if frames > 1 and (self.config.frame_weights or self.config.frame_changes):
       kind = self.context_type(MODALITIES[key].letter)
     if kind and self.config.frame_weights:

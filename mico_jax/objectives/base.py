@@ -60,7 +60,7 @@ class Model(Protocol):
   def encode(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102
   def token_loss(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102
   def matching_logits(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102
-  def temperature(self, *args: Any) -> Float[Array, ""]: ...  # noqa: D102
+  def temperature(self, *args: Any, **options: Any) -> Float[Array, ""]: ...  # noqa: D102
 
 
 class TextSlot(NamedTuple):
