@@ -2,7 +2,9 @@
 
 "tva" compares texts with the context of video and audio; "i:d" (or "id")
 compares images with depth maps, without any text, and "va:d" the joint context
-of video and audio with depth. Each side has its own head.
+of video and audio with depth. Each side has its own head. Two rows of one
+sample, which meet where two epochs do, count as each other's negatives then: no
+text tells that they are the same.
 
 Departures from VAST's training code, each with its option: gathered rows carry
 gradient (`detach_gathered` restores the original), and identical texts of the
