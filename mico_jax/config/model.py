@@ -15,6 +15,7 @@ from mico_jax.config.fields import (
   Kernel,
   Key,
   Name,
+  Names,
   Range,
   Rate,
   Tokens,
@@ -116,9 +117,17 @@ class ModelConfig:
   # embeddings know the order of frames (left to right, or right to left). The
   # official model averages, and cannot.
   frame_weights: bool = False
+  # Context types whose pooled features also hold what changes from one frame to
+  # the next: attention over the differences of tokens, as motion is lost in a
+  # mean over frames. The official model has none.
+  frame_changes: Names = ()
   pool_frames: bool = False  # context keeps [cls, mean of the rest] per frame
   # "depth": normals use depth's tables and head
   normals_as: Annotated[str, Choice("normal", "depth")] = "normal"
+  # "shared": one temperature of all groups, as released; "head": times a
+  # learned factor of each contrastive head, so that groups that are learned
+  # early do not set it for late ones.
+  temperature: Annotated[str, Choice("shared", "head")] = "shared"
   temperature_init: Annotated[float, Range(1e-4, 100.0)] = 0.07
   # clamp; 0: none (as the official code)
   temperature_min: Annotated[float, Range(0.0, 100.0)] = 0.01

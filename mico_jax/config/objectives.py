@@ -119,7 +119,11 @@ class TaskConfig:
   # weights alone. See `mico_jax.data.mixture`.
   temperature: Annotated[float, Range(0.0, 1e6)] = 0.0
   batch_size: Rows = 64  # global
-  # Objective -> groups, e.g. {"contrastive": ("tv", "tva")}.
+  # gradient norm to which its steps are clipped; -1: optimizer.clip_norm, 0:
+  # they are not clipped
+  clip_norm: Annotated[float, Range(-1.0, 1e9)] = -1.0
+  # Objective -> groups, e.g. {"contrastive": ("tv", "tva")}; "i:d" contrasts
+  # two contexts without a text, and needs no captions.
   objectives: Annotated[Mapping[Name, Groups], Items(0, 64)] = field(
     default_factory=dict
   )

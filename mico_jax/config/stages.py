@@ -29,10 +29,11 @@ from mico_jax.config.loading import override
 from mico_jax.config.training import Config
 
 FIELDS = (
-  r"tasks\.[^.]+\.(steps|temperature|sources(\..+)?|texts(\..+)?)",
+  r"tasks\.[^.]+\.(steps|temperature|clip_norm|sources(\..+)?|texts(\..+)?)",
   r"data\.inputs\.[^.]+\.(frames|mode|dropout)",
   r"data\.(text_buckets|num_negatives|tokenizer\.max_length\.[^.]+)",
-  r"objectives\.[^.]+\.(weight|label_smoothing|mask_prob)",
+  r"objectives\.[^.]+\.(weight|label_smoothing|mask_prob|floor)",
+  r"objectives\.[^.]+\.explicit_negatives",
   r"optimizer\.learning_rate",
   r"train\.(patch_dropout|micro_batches)",
 )

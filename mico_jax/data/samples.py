@@ -28,6 +28,7 @@ from mico_jax.modalities import (
   Geometry,
   Mode,
   by_letter,
+  has_text,
   letters,
   preprocessing,
 )
@@ -168,8 +169,8 @@ def groups_of(task: TaskConfig) -> tuple[str, ...]:
 
 
 def text_groups(task: TaskConfig) -> tuple[str, ...]:
-  """Groups of a task that compare with a text ("tv", not "va")."""
-  return tuple(g for g in groups_of(task) if g.startswith("t"))
+  """Groups of a task that compare with a text ("tv", not "v:a")."""
+  return tuple(filter(has_text, groups_of(task)))
 
 
 def keys_of(groups: Sequence[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from mico_jax.data.records import Record
 from mico_jax.data.samples import groups_of
 from mico_jax.data.sources import Source
 from mico_jax.data.survey import chosen, in_order
-from mico_jax.modalities import DecodeError, by_letter, letters
+from mico_jax.modalities import DecodeError, by_letter, has_text, letters
 
 LOOKED = 512  # samples of a source that are looked at when a run starts
 _THREADS = 8
@@ -27,7 +27,7 @@ def usable(record: Record, config: Config, task: str, group: str) -> bool:
   """Whether a record has the modalities and a caption of a group."""
   keys = [by_letter(letter).key for letter in letters(group)]
   kinds = kinds_of(config.tasks[task], group)
-  if group.startswith("t") and not possible_texts(record, kinds):
+  if has_text(group) and not possible_texts(record, kinds):
     return False
   return all(has(record, key) for key in keys)
 

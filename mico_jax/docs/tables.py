@@ -29,7 +29,7 @@ from mico_jax.evaluation.protocols import (
   load_protocol,
   protocols,
 )
-from mico_jax.modalities import MODALITIES
+from mico_jax.modalities import MODALITIES, Modality
 from mico_jax.modalities.sampling import SAMPLINGS
 from mico_jax.modalities.transforms import TRANSFORMS
 from mico_jax.models import build, parameters
@@ -78,16 +78,25 @@ def modalities_page() -> str:
     (
       (
         modality,
-        f"**{name}** (default)" if name == m.default_mode else name,
+        f"**{name}** (default{for_units})" if default else name,
         mode.eval_mode or name,
         mode.description,
       )
       for modality, m in MODALITIES.items()
       if m.kind == "knowledge"
       for name, mode in m.modes.items()
+      for default, for_units in (_for_units(m, name),)
     ),
   )
   return text
+
+
+def _for_units(modality: Modality, mode: str) -> tuple[bool, str]:
+  """Whether a new run takes a mode unless told, and of which units."""
+  if not modality.native_modes:
+    return mode == modality.default_mode, ""
+  units = [unit for unit, m in modality.native_modes.items() if m == mode]
+  return bool(units), f": {', '.join(units)}"
 
 
 def transforms_page() -> str:

@@ -14,7 +14,7 @@ from mico_jax.data import language
 from mico_jax.data.records import Record
 from mico_jax.data.samples import groups_of
 from mico_jax.evaluation.features import Gallery
-from mico_jax.modalities import DecodeError, letters
+from mico_jax.modalities import DecodeError, has_text, letters
 
 
 def trained(config: Config, objective: str) -> tuple[str, ...]:
@@ -22,7 +22,7 @@ def trained(config: Config, objective: str) -> tuple[str, ...]:
   contexts: dict[str, None] = {}
   for task in config.tasks.values():
     for group in task.objectives.get(objective, ()):
-      if group.startswith("t"):
+      if has_text(group):
         contexts[letters(group)] = None
   return tuple(contexts)
 

@@ -49,7 +49,7 @@ class Suite:
   distinct: bool = False
 
 
-_RETRIEVAL = ("text_retrieval", "item_pairs", "matching")
+_RETRIEVAL = ("text_retrieval", "item_pairs", "instance_pairs", "matching")
 _WRITING = ("captions", "questions")
 SUITES: dict[str, Suite] = {
   "omniworld": Suite((*_RETRIEVAL, "hard_galleries", *_WRITING), distinct=True),

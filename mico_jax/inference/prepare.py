@@ -25,6 +25,8 @@ from mico_jax.modalities import (
   Modality,
   Mode,
   as_configured,
+  has_text,
+  letters,
   preprocessing,
 )
 from mico_jax.modalities.items import (
@@ -224,10 +226,11 @@ def trained_contexts(config: Config) -> list[str]:
   """Letters of the context of every group of a task, in the tasks' order."""
   # Sorted, since the keys of a stored config come back in order.
   return [
-    group.removeprefix("t")
+    letters(group)
     for _, task in sorted(config.tasks.items())
     for _, groups in sorted(task.objectives.items())
     for group in groups
+    if has_text(group) or ":" not in group
   ]
 
 

@@ -74,6 +74,31 @@ def pool_frames(
   return _mean_frames(frames, valid, frame_gain)
 
 
+def frame_changes(
+  tokens: Float[Array, "B T L D"],
+  *,
+  token_mask: Bool[Array, "B T L"] | None = None,
+  frame_mask: Bool[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"] | None]:
+  """What changes in each token from a frame to the next, S = (T - 1) L.
+
+  Returns:
+    (differences, mask of those whose tokens are valid in both frames; None: all
+    are).
+  """
+  rows, frames, length, width = tokens.shape
+  changes = tokens[:, 1:] - tokens[:, :-1]
+  changes = changes.reshape(rows, (frames - 1) * length, width)
+  if token_mask is None and frame_mask is None:
+    return changes, None
+  valid = jnp.ones(tokens.shape[:3], bool)
+  for mask in (token_mask, frame_mask):
+    if mask is not None:
+      valid = valid & mask.reshape(*mask.shape, *(1,) * (3 - mask.ndim))
+  valid = valid[:, 1:] & valid[:, :-1]
+  return changes, valid.reshape(changes.shape[:2])
+
+
 def cls_and_mean(
   tokens: Float[Array, "B T L D"],
   token_mask: Bool[Array, "B T L"] | None = None,

@@ -59,12 +59,19 @@ def by_letter(letter: str) -> Modality:
 
 
 def letters(group: str) -> str:
-  """The context letters of a group: "tva" -> "va", "va" -> "va".
+  """The letters of a group without its text: "tva", "va", "v:a" -> "va".
 
   Raises:
-    ValueError: for an unknown or repeated letter, or no context at all.
+    ValueError: for an unknown or repeated letter, no context at all, or a colon
+      with nothing on one side.
   """
-  context = group.removeprefix("t")
+  first, colon, second = group.partition(":")
+  if colon and not (first and second):
+    raise ValueError(
+      f"group {group!r} has nothing on one side of its colon; write both, such "
+      "as 'i:d'."
+    )
+  context = f"{first}{second}".removeprefix("t")
   for letter in context:
     if by_letter(letter).letter == "t":
       raise ValueError(f"group {group!r}: 't' must come first.")
@@ -74,6 +81,32 @@ def letters(group: str) -> str:
       "'tv' or 'tva'."
     )
   return context
+
+
+def has_text(group: str) -> bool:
+  """Whether a group has a text ("tva"), and not contexts alone ("i:d")."""
+  return group.startswith("t")
+
+
+def sides(group: str) -> tuple[str, str]:
+  """What a group compares: "tva" -> ("t", "va"), "i:d" and "id" -> ("i", "d").
+
+  Raises:
+    ValueError: as `letters`, and for a group without a text that does not say
+      what is compared with what.
+  """
+  context = letters(group)
+  if has_text(group):
+    return "t", context
+  first, colon, second = group.partition(":")
+  if colon:
+    return first, second
+  if len(context) != 2:
+    raise ValueError(
+      f"group {group!r} has no text and does not say what is compared with "
+      f"what; write 't{group}', or two contexts such as 'i:d' or 'va:d'."
+    )
+  return context[0], context[1]
 
 
 def as_configured(modality: Modality, model: object) -> Modality:
@@ -158,8 +191,10 @@ __all__ = [
   "by_extension",
   "by_letter",
   "file_spec",
+  "has_text",
   "has_words",
   "letters",
   "played_by",
   "shown",
+  "sides",
 ]

@@ -180,7 +180,9 @@ class Modality:
     decode: (file bytes or raw array(s) of a sample, geometry) -> decoded sample
       for `Mode.host`; raises DecodeError.
     modes: name -> preprocessing.
-    default_mode: one of `modes`.
+    default_mode: one of `modes`, which a stored config means that names none.
+    native_modes: unit of the sources -> mode that a new run takes whose config
+      names none; without an entry, `default_mode`.
     example: (geometry, seed) -> a deterministic decoded sample, which `decode`
       accepts as well.
     embedding: how it becomes tokens.
@@ -220,6 +222,7 @@ class Modality:
   extensions: tuple[str, ...] = ()
   default_input: InputConfig = InputConfig()
   units: tuple[str, ...] = ()
+  native_modes: Mapping[str, str] = field(default_factory=dict)
   rated: bool = False
   draw: Callable[[np.ndarray], np.ndarray] | None = None
   play: Callable[[Any, Geometry], tuple[np.ndarray, int]] | None = None

@@ -36,6 +36,8 @@ from mico_jax.modalities.spatial import (
 
 FAR = 100.0  # metres; values beyond are clipped
 NEAR = 0.1  # metres; a map in millimetres must have a value beyond
+_SMALLEST = 1e-3  # metres; a nearer reading counts as this in logarithms
+_FLAT = 1e-3  # a map that deviates less shows no relief, but noise
 UNITS = ("metre", "millimetre", "relative")
 
 
@@ -148,7 +150,40 @@ def decode_depth(raw: Any, geometry: Geometry) -> Clip:
   return ArrayClip(np.minimum(depth, 1.0 if unit == "relative" else FAR))
 
 
-def _mode(name: str, place: Place, *, relative: bool, about: str) -> _Mode:
+def _level(x: Any, relative: bool, xp: Any) -> Any:
+  """Depth as a grey level: `FAR`, or 1 in relative units, is 1, and 0 is -1."""
+  if not relative:  # logarithmic: a centimetre counts more when near
+    x = xp.log1p(x) / float(np.log1p(FAR))
+  return 2.0 * x - 1.0
+
+
+def _relief(x: Any, relative: bool, xp: Any) -> tuple[Any, Any]:
+  """Depth standardised within each map, and where there is a reading.
+
+  Metric depth is compared by its logarithm, whose differences do not depend on
+  the size of the scene; relative depth as it is, since it is known up to scale
+  and shift. Pixels without a reading are 0 and count nowhere.
+
+  Returns:
+    values in -3..3, and 1 where there is a reading, else 0; both [*B, Y, X].
+  """
+  read = (x > 0).astype(xp.float32)
+  x = x if relative else xp.log(xp.maximum(x, float(_SMALLEST)))
+  total = lambda v: (v * read).sum(axis=(-2, -1), keepdims=True)
+  count = xp.maximum(total(read), 1.0)
+  x = (x - total(x) / count) * read
+  deviation = xp.sqrt(xp.maximum(total(x * x) / count, float(_FLAT) ** 2))
+  return xp.clip(x / deviation, -3.0, 3.0), read
+
+
+def _mode(
+  name: str,
+  place: Place,
+  *,
+  relative: bool,
+  about: str,
+  standardised: bool = False,
+) -> _Mode:
   seen = place not in DRAWING
 
   def host(
@@ -171,18 +206,21 @@ def _mode(name: str, place: Place, *, relative: bool, about: str) -> _Mode:
   def to_pixels(array: Any, *, geometry: Geometry, xp: Any) -> Any:
     del geometry
     x = array.astype(xp.float32)
-    if not relative:  # logarithmic: a centimetre counts more when near
-      x = xp.log1p(x) / float(np.log1p(FAR))
-    x = 2.0 * x[..., None] - 1.0
-    return xp.broadcast_to(x, (*x.shape[:-1], 3))
+    level = _level(x, relative, xp)
+    if not standardised:
+      return xp.broadcast_to(level[..., None], (*level.shape, 3))
+    relief, read = _relief(x, relative, xp)
+    return xp.stack([level, relief, 2.0 * read - 1.0], axis=-1)
 
-  recipe = {
+  recipe: dict[str, Any] = {
     "kind": "depth",
     "place": place.__name__,
     "resize": resize_nearest.__name__,
     "values": "linear" if relative else "log",
     "far": 1.0 if relative else FAR,
   }
+  if standardised:
+    recipe["channels"] = ("level", "standardised", "reading")
   unit = "relative" if relative else "metre"
   return _Mode(
     *(name, host, to_pixels),
@@ -241,6 +279,20 @@ DEPTH = Modality(
     _mode(
       "relative_crop_flip", crop_flip, relative=True, about="and crop_flip"
     ),
+    *(
+      _mode(
+        f"{unit}_standardised{suffix}",
+        place,
+        relative=unit == "relative",
+        standardised=True,
+        about=f"{unit}, the same standardised per map, reading or none{more}",
+      )
+      for unit in ("metric", "relative")
+      for suffix, place, more in (
+        ("", squash, ""),
+        ("_crop_flip", crop_flip, "; crop_flip"),
+      )
+    ),
     _Mode(
       "relative_mico_demo",
       _official_host,
@@ -261,6 +313,11 @@ DEPTH = Modality(
     ),
   ),
   default_mode="metric",
+  native_modes={
+    "metre": "metric_standardised",
+    "millimetre": "metric_standardised",
+    "relative": "relative_standardised",
+  },
   example=example_depth,
   context_type="depth",
   caption=Caption("depth", fallback=("omni", "vision")),

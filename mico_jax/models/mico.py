@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -173,8 +173,9 @@ class MiCo(TextModel):
     """Pools the tokens of a modality: class tokens or means, over frames.
 
     The modality's record names the pooling; without a class token it is the
-    mean. `config.frame_weights` weights the frames. Source: MiCo's official
-    code.
+    mean. `config.frame_weights` weights the frames, and
+    `config.frame_changes` adds what changes between them. Source: MiCo's
+    official code, which has neither.
 
     Args:
       params: parameters.
@@ -184,15 +185,23 @@ class MiCo(TextModel):
       token_mask: from `valid_tokens`.
     """
     gain: Any = None
-    if tokens.shape[1] > 1 and self.config.frame_weights:
+    kind, frames = "", tokens.shape[1]
+    if frames > 1 and (self.config.frame_weights or self.config.frame_changes):
       kind = self.context_type(MODALITIES[key].letter)
+    if kind and self.config.frame_weights:
       table = params["frame_gain"].get(kind)
       gain = None if table is None else resize_frames(table, tokens.shape[1])
     name = MODALITIES[key].pooling
     if name == "cls" and not self.has_class_token:
       name = "mean"
     masks = {"token_mask": token_mask, "frame_mask": frame_mask}
-    return pool.pool_frames(name, tokens, frame_gain=gain, **masks)
+    pooled = pool.pool_frames(name, tokens, frame_gain=gain, **masks)
+    if kind not in parameters.changing_types(self.config):
+      return pooled
+    changes, valid = pool.frame_changes(tokens, **masks)
+    module = parameters.change_module(self.config)
+    weights = params["frame_change"][kind]
+    return pooled + apply(module, weights, changes, mask=valid)[:, 0]
 
   # ------------------------------------------------------------------ features
   def head(self, letters: str) -> str:
@@ -355,12 +364,24 @@ class MiCo(TextModel):
       x = x.reshape(x.shape[0], -1, x.shape[-1])
     return x + params["type_embed"][name].astype(x.dtype)[None, None]
 
-  def temperature(self, params: Params) -> Float[Array, ""]:
+  def temperature(
+    self, params: Params, contexts: Sequence[str] = ()
+  ) -> Float[Array, ""]:
     """The divisor of similarities, not below config.temperature_min.
 
     The official MiCo code divides by it; the paper multiplies.
+
+    Args:
+      params: parameters.
+      contexts: that are compared, with a text or with each other: with
+        config.temperature "head", the geometric mean of their factors counts.
     """
     value = params["temperature"]
+    paths = parameters.temperature_paths(self.config)
+    if paths and contexts:
+      logs = [paths[self.head(letters)] for letters in contexts]
+      values = jnp.stack([params[room][name] for room, name in logs])
+      value = value * jnp.exp(jnp.mean(values))
     if not self.config.temperature_min:
       return value
     return jnp.maximum(value, self.config.temperature_min)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Key
 from mico_jax import axes
 from mico_jax.config import ModelConfig
 from mico_jax.layers.activations import gelu
+from mico_jax.layers.attention_pool import AttentionPool
 from mico_jax.layers.embed import POSITION_INIT, TABLE_INIT
 from mico_jax.layers.mlp import Dense
 from mico_jax.layers.norm import LayerNorm
@@ -155,10 +156,45 @@ def weighted_types(config: ModelConfig) -> tuple[str, ...]:
   return tuple(name for name, size in sizes.items() if size > 1)
 
 
+def changing_types(config: ModelConfig) -> tuple[str, ...]:
+  """Context types whose changes from frame to frame are pooled.
+
+  Raises:
+    ValueError: for a type that does not exist or has a single frame.
+  """
+  for name in config.frame_changes:
+    if name not in context_types(config) or config.frame_table.get(name, 0) < 2:
+      raise ValueError(
+        f"config.model.frame_changes names {name!r}, which has no two frames; "
+        f"config.model.frame_table has {dict(config.frame_table)}."
+      )
+  return tuple(dict.fromkeys(config.frame_changes))
+
+
+def change_module(config: ModelConfig) -> AttentionPool:
+  """Attention over the changes of tokens, of the encoder's sizes."""
+  vision = config.vision
+  return AttentionPool(
+    vision.num_heads,
+    vision.mlp_dim,
+    vision.mlp,
+    vision.norm_eps,
+    jnp.dtype(config.dtype),
+  )
+
+
 def head_names(config: ModelConfig) -> tuple[str, ...]:
   """Contrastive heads with parameters."""
   served = {m.letter for m in _served(config)}
   return tuple(h for h in config.heads if h not in served)
+
+
+def temperature_paths(config: ModelConfig) -> dict[str, tuple[str, str]]:
+  """Head -> path of the logarithm of its factor on the temperature, if any."""
+  if config.temperature == "shared":
+    return {}
+  heads = (head for head in head_names(config) if head != "t")
+  return {head: ("temperature_log", f"{head}_temperature") for head in heads}
 
 
 def feature_width(config: ModelConfig, letter: str) -> int:
@@ -232,6 +268,10 @@ def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
     },
     ("matching_head",): Part(MatchingHead(text.norm_eps, dtype), (one,)),
     ("temperature",): Free((), (), temperature),
+    **{
+      path: Free((), (), nn.initializers.zeros)
+      for path in temperature_paths(config).values()
+    },
     **_context_parts(config),
     **{
       ("contrastive_head", name): Part(
@@ -243,6 +283,12 @@ def parts(config: ModelConfig) -> dict[tuple[str, ...], Part | Free]:
       (name,): Free((rows, text.width), (axes.POSITION, axes.EMBED))
       for name, rows in tables.items()
       if rows
+    },
+    **{
+      ("frame_change", name): Part(
+        change_module(config), (jnp.zeros((1, 2, vision.width)),)
+      )
+      for name in changing_types(config)
     },
     **_embedding_parts(config, encoder),
   }

@@ -90,13 +90,15 @@ def select(config: ObjectivesConfig, task: TaskConfig) -> Selected:
         f"tasks.*.objectives: unknown objective {name!r}; known: "
         f"{', '.join(OBJECTIVES)}."
       )
+    objective = make_objective(config, name)
     for group in groups:
       try:
         letters(group)
+        objective.check_group(group)
       except ValueError as error:
         raise ConfigError(f"tasks.*.objectives.{name}: {error}") from None
     if groups:
-      chosen[name] = (make_objective(config, name), tuple(groups))
+      chosen[name] = (objective, tuple(groups))
   if not chosen:
     raise ConfigError(
       "tasks.*.objectives: a task needs at least one objective with a group, "

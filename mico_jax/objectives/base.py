@@ -36,9 +36,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from mico_jax import rng
 from mico_jax.aliases import Batch, Params, SpecialIds
-from mico_jax.config import ModelConfig
+from mico_jax.config import ConfigError, ModelConfig
 from mico_jax.kernels.batch_sharding import BatchSharding
-from mico_jax.modalities import letters
+from mico_jax.modalities import has_text, letters
 
 Need = Literal["features", "context", "text", "question_answer", "pixels"]
 
@@ -60,7 +60,7 @@ class Model(Protocol):
   def encode(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102
   def token_loss(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102
   def matching_logits(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102
-  def temperature(self, params: Params) -> Float[Array, ""]: ...  # noqa: D102
+  def temperature(self, *args: Any, **options: Any) -> Float[Array, ""]: ...  # noqa: D102
 
 
 class TextSlot(NamedTuple):
@@ -203,7 +203,7 @@ class Objective(abc.ABC):
   def weights(self, inputs: Inputs, group: str) -> Float[Array, " B"]:
     """The weights of `Output`, from the batch and its draws alone."""
     weights = inputs.row_weight(group)
-    if "text" in self.needs:
+    if "text" in self.needs and has_text(group):
       weights = weights * inputs.text_weight(inputs.batch["text"][group])
     return weights
 
@@ -220,6 +220,26 @@ class Objective(abc.ABC):
     """Those of its groups whose explicit negatives must be embedded."""
     del groups
     return ()
+
+  def check_group(self, group: str) -> None:
+    """Checks that a group has what it trains on.
+
+    Args:
+      group: of letters that exist.
+
+    Raises:
+      ConfigError: if it does not.
+    """
+    if "text" in self.needs and not has_text(group):
+      raise ConfigError(
+        f"{self.name} needs a text, and group {group!r} has none; write "
+        f"'t{letters(group)}', or take contrastive for two contexts ('i:d')."
+      )
+    if ":" in group and not has_text(group):
+      raise ConfigError(
+        f"{self.name} compares no contexts; write {letters(group)!r} instead "
+        f"of {group!r}."
+      )
 
   def check_rows(self, rows: int, micro: int | None = None) -> None:
     """Checks its options against the rows that it will see.

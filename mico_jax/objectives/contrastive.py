@@ -1,4 +1,10 @@
-"""Contrastive objective (ITC) between a group's context and its text.
+"""Contrastive objective (ITC) between the two sides of a group.
+
+"tva" compares texts with the context of video and audio; "i:d" (or "id")
+compares images with depth maps, without any text, and "va:d" the joint context
+of video and audio with depth. Each side has its own head. Two rows of one
+sample, which meet where two epochs do, count as each other's negatives then: no
+text tells that they are the same.
 
 Departures from VAST's training code, each with its option: gathered rows carry
 gradient (`detach_gathered` restores the original), and identical texts of the
@@ -20,7 +26,7 @@ from jaxtyping import Array, Key
 from mico_jax.aliases import Params
 from mico_jax.config import ConfigError, ContrastiveConfig, ModelConfig
 from mico_jax.kernels.contrastive import BACKENDS, FORMS, contrastive_pair
-from mico_jax.modalities import letters
+from mico_jax.modalities import has_text, sides
 from mico_jax.objectives.base import (
   Inputs,
   Need,
@@ -64,6 +70,20 @@ class Contrastive(Objective):
           f"{', '.join(repr(k) for k in known)}."
         )
 
+  def check_group(self, group: str) -> None:
+    """See `Objective`: a group without a text names two contexts."""
+    if has_text(group):
+      return
+    try:
+      sides(group)
+    except ValueError as error:
+      raise ConfigError(str(error)) from None
+    if group in self.config.explicit_negatives:
+      raise ConfigError(
+        f"explicit negatives are texts, and group {group!r} has none; leave it "
+        "out of objectives.contrastive.explicit_negatives."
+      )
+
   def negative_groups(self, groups: tuple[str, ...]) -> tuple[str, ...]:
     """See `Objective`."""
     return tuple(g for g in groups if g in self.config.explicit_negatives)
@@ -83,20 +103,25 @@ class Contrastive(Objective):
 
   def __call__(self, inputs: Inputs, group: str) -> Output:
     """See `Objective`."""
-    slot, config = inputs.text[group], self.config
+    config, (first, context) = self.config, sides(group)
+    compared = [side for side in (first, context) if side != "t"]
+    slot = inputs.text[group] if has_text(group) else None
+    fingerprint = None
+    if slot is not None and config.share_identical_texts:
+      fingerprint = slot.fingerprint
     weights = self.weights(inputs, group)
     params = inputs.params.get("objective", {}).get(self.name, {})
     negatives, negatives_valid = inputs.negatives.get(group, (None, None))
     if group not in config.explicit_negatives:
       negatives = negatives_valid = None
     pair = contrastive_pair(
-      inputs.features[letters(group)],
-      slot.feature,
-      temperature=inputs.model.temperature(inputs.params),
+      inputs.features[context],
+      inputs.features[first] if slot is None else slot.feature,
+      temperature=inputs.model.temperature(inputs.params, compared),
       bias=params.get("bias"),
       form=config.form,
       label_smoothing=config.label_smoothing,
-      fingerprint=slot.fingerprint if config.share_identical_texts else None,
+      fingerprint=fingerprint,
       valid=weights > 0,
       detach=config.detach_gathered,
       negatives=negatives,
@@ -111,7 +136,9 @@ class Contrastive(Objective):
       values=0.5 * (pair.to_key + pair.to_query),
       weights=weights,
       metrics={
-        "accuracy_to_text": mean(pair.key_hit),
+        f"accuracy_to_{'first' if slot is None else 'text'}": mean(
+          pair.key_hit
+        ),
         "accuracy_to_context": mean(pair.query_hit),
       },
       aux={},

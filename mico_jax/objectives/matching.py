@@ -91,7 +91,8 @@ class Matching(Objective):
     text, context = jax.lax.stop_gradient(
       (slot.feature, inputs.features[letters(group)])
     )
-    temperature = inputs.model.temperature(inputs.params)
+    compared = (letters(group),)
+    temperature = inputs.model.temperature(inputs.params, compared)
     shared = options.exclude_identical_texts
     rules: dict[str, Any] = {
       "temperature": jax.lax.stop_gradient(temperature),

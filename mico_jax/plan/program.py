@@ -32,14 +32,18 @@ from mico_jax.modalities import (
   MODALITIES,
   CustomEmbedding,
   by_letter,
+  has_text,
+  letters,
   preprocessing,
 )
 from mico_jax.models import forward
+from mico_jax.objectives import select
 from mico_jax.parallel import sharding
 from mico_jax.parallel.mesh import make_mesh
 from mico_jax.plan import flops
 from mico_jax.run.checks import check_mesh, check_values
 from mico_jax.run.setup import check_tasks
+from mico_jax.train.encode import make_plan
 from mico_jax.train.flops import trace_model
 from mico_jax.train.layout import kernels_on
 from mico_jax.train.optimizer import Optimizer, make_optimizer
@@ -236,7 +240,11 @@ class Programs:
       return tuple(self.config.evaluation.groups)
     tasks = self.config.tasks.values()
     groups = [group for task in tasks for group in groups_of(task)]
-    return tuple(dict.fromkeys(g[1:] for g in groups if g.startswith("t")))
+    described = dict.fromkeys(letters(g) for g in groups if has_text(g))
+    for task in tasks:
+      plan = make_plan(select(self.config.objectives, task))
+      described.update(dict.fromkeys(plan.features))
+    return tuple(described)
 
   def evaluate(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The jitted forward pass of the evaluation and shapes of its arguments.

@@ -183,14 +183,13 @@ class Trainer:
         state.params,
         self.init,
         tokenizer_sha256=session.tokenizer.sha256,
+        preprocessing=self.manager.extras.preprocessing,
       )
       for line in (*done.lines(), *notes):
         say(f"--init {self.init}: {line}")
       place = lambda new, old: jax.device_put(new, old.sharding)
       params = jax.tree.map(place, params, state.params)
-      ema = None
-      if state.ema is not None:
-        ema = jax.tree.map(lambda x: x.copy(), params)
+      ema = state.ema and jax.tree.map(lambda x: x.copy(), params)
       state = dataclasses.replace(state, params=params, ema=ema)
     return state
 

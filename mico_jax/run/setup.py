@@ -21,6 +21,7 @@ from mico_jax import models
 from mico_jax.checkpoint.described import Extras, topology
 from mico_jax.config import Config, ConfigError, Stage, stages_of
 from mico_jax.data.language import check_lengths
+from mico_jax.data.native_modes import pin_modes
 from mico_jax.data.order import Order
 from mico_jax.data.samples import (
   TextSlots,
@@ -37,7 +38,13 @@ from mico_jax.data.usable import tell_groups
 from mico_jax.evaluation import check_evaluation
 from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.self_check import SMALL, make_self_check
-from mico_jax.modalities import MODALITIES, DecodeError, letters
+from mico_jax.modalities import (
+  MODALITIES,
+  DecodeError,
+  has_text,
+  letters,
+  sides,
+)
 from mico_jax.objectives import OBJECTIVES, make_objective, select
 from mico_jax.parallel.mesh import make_mesh
 from mico_jax.run.checks import (
@@ -108,18 +115,20 @@ def check_tasks(config: Config) -> None:
     # Matching mines its negatives by similarity, so it needs heads as well.
     compared = make_plan(select(config.objectives, task)).features
     for group in groups_of(task):
-      if group.startswith("t"):
-        try:
+      try:
+        if has_text(group):
           for letter in letters(group):
             model.context_type(letter)
-          if letters(group) in compared:
-            model.head(letters(group))
-        except ValueError as error:
-          raise ConfigError(f"tasks.{name}: group {group!r}: {error}") from None
+        pair = has_text(group) or len(letters(group)) == 2 or ":" in group
+        for side in sides(group) if pair else ():
+          if side in compared:
+            model.head(side)
+      except ValueError as error:
+        raise ConfigError(f"tasks.{name}: group {group!r}: {error}") from None
     for group in task.texts:
       try:
         letters(group)
-        if not group.startswith("t"):
+        if not has_text(group):
           raise ValueError(f"group {group!r} has no text side 't'.")
         if group not in groups_of(task):
           raise ValueError(
@@ -302,6 +311,7 @@ def resolve(config: Config) -> Session:
     for task in part.tasks.values():
       select(part.objectives, task)  # names and groups, which others read
     check_inputs(part)
+  config = pin_modes(config)
   sources = open_sources(config)
   config = pin_sources(config, sources)
   tokenizer = make_tokenizer(

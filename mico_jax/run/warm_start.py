@@ -36,6 +36,7 @@ MAY_BE_NEW = (
   r"^matching_head/",
   r"^project/",
   r"^frame_(embed|gain)/",
+  r"^(temperature_log|frame_change)/",
   r"^type_embed/",
   r"^(context_pos|sample_embed|joined_pos)",
   r"^objective/",
@@ -44,7 +45,11 @@ MAY_BE_NEW = (
 
 
 def warm_start(
-  params: Params, path: epath.PathLike, *, tokenizer_sha256: str = ""
+  params: Params,
+  path: epath.PathLike,
+  *,
+  tokenizer_sha256: str = "",
+  preprocessing: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[dict[str, Any], restore.LoadReport, list[str]]:
   """Puts a checkpoint's parameters into freshly initialised ones.
 
@@ -55,10 +60,12 @@ def warm_start(
     path: workdir or step folder of another run; its averaged weights are
       taken if there are any.
     tokenizer_sha256: of the new run's tokenizer; "": not compared.
+    preprocessing: of the new run, by modality, as manifests describe it; None:
+      not compared.
 
   Returns:
     Host parameters of the new run's shapes, what was done, and notes: newer
-    checkpoints that were skipped, another tokenizer.
+    checkpoints that were skipped, another tokenizer or preprocessing mode.
 
   Raises:
     CheckpointError: if the checkpoint does not verify or does not fit.
@@ -71,6 +78,14 @@ def warm_start(
       "its tokenizer is another one, so its word embeddings mean other words; "
       "set data.tokenizer to the checkpoint's (its folder manifest/tokenizer)."
     )
+  former = checkpoint.manifest["preprocessing"]
+  for key in (preprocessing or {}).keys() & former.keys():
+    then, now = (x[key]["train"] for x in (former, preprocessing or {}))
+    if then != now:
+      notes.append(
+        f"it was trained with data.inputs.{key}.mode={then!r}; this run has "
+        f"{now!r}."
+      )
   alpha = checkpoint.config.optimizer.lora_alpha
   source = lora.merge(checkpoint.params, alpha=alpha)
   # Parameters that an import found no weights for are random values as well.

@@ -19,9 +19,17 @@ from mico_jax.aliases import Batch, Params, SpecialIds
 from mico_jax.config import Config, TaskConfig
 from mico_jax.data.language import kinds_of
 from mico_jax.kernels.batch_sharding import BatchSharding
-from mico_jax.modalities import MODALITIES, by_letter, letters, preprocessing
+from mico_jax.modalities import (
+  MODALITIES,
+  by_letter,
+  has_text,
+  letters,
+  preprocessing,
+  sides,
+)
 from mico_jax.models import MiCo, forward
-from mico_jax.objectives import Inputs, Selected, TextSlot, sampling
+from mico_jax.objectives import Inputs, Mean, Selected, TextSlot, sampling
+from mico_jax.objectives.base import scalar
 
 
 @dataclass(frozen=True)
@@ -79,9 +87,11 @@ def make_plan(selected: Selected, task: TaskConfig | None = None) -> EncodePlan:
   negatives = {}
   for objective, groups in selected.values():
     negatives.update(dict.fromkeys(objective.negative_groups(groups)))
-  text_groups = groups_of("text")
+  text_groups = tuple(filter(has_text, groups_of("text")))
   feature_groups = groups_of("features")
-  features, contexts = contexts_of("features"), contexts_of("context")
+  compared = dict.fromkeys(s for g in feature_groups for s in sides(g))
+  features = tuple(side for side in compared if side != "t")
+  contexts = contexts_of("context")
   return EncodePlan(
     keys=keys_of((*features, *contexts, *contexts_of("pixels"))),
     features=features,
@@ -90,7 +100,7 @@ def make_plan(selected: Selected, task: TaskConfig | None = None) -> EncodePlan:
     text_features=tuple(g for g in text_groups if g in feature_groups),
     encoded=keys_of((*features, *contexts)),
     negatives=tuple(negatives),
-    same={} if task is None else same_texts(task, groups_of("text")),
+    same={} if task is None else same_texts(task, text_groups),
   )
 
 
@@ -121,6 +131,18 @@ def features_only(plan: EncodePlan) -> EncodePlan:
   used = {by_letter(letter).key for c in plan.features for letter in c}
   encoded = tuple(key for key in plan.encoded if key in used)
   return dataclasses.replace(plan, contexts=(), encoded=encoded)
+
+
+def temperatures(
+  model: MiCo, params: Params, plan: EncodePlan
+) -> dict[str, Mean]:
+  """The temperature, and that of each context where heads have their own."""
+  found = {"temperature": scalar(model.temperature(params))}
+  if model.config.temperature == "head":
+    for context in plan.features:
+      value = model.temperature(params, (context,))
+      found[f"temperature/{context}"] = scalar(value)
+  return found
 
 
 def letters_to_key(plan: EncodePlan) -> dict[str, str]:

@@ -325,7 +325,7 @@ class Accumulation:
     apart = {n: v for n, v in self.selected.items() if n not in whole}
     value = value + sum_terms(apart, metrics)
     metrics["loss"] = scalar(value)
-    metrics["temperature"] = scalar(self.model.temperature(params))
+    metrics |= encode.temperatures(self.model, params, plan)
     return (value, (metrics, aux)), grads
 
   def _weigh(

@@ -8,6 +8,7 @@ number and the counters of skipped steps; it costs no host synchronisation.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -101,7 +102,7 @@ def make_loss(
       partition=partition,
     )
     value, metrics, aux = total_loss(selected, inputs)
-    metrics["temperature"] = scalar(model.temperature(params))
+    metrics |= encode.temperatures(model, params, plan)
     return value, (metrics, aux)
 
   return loss
@@ -125,7 +126,13 @@ def _floor_temperature(params: Params, floor: float) -> Params:
   if not floor or "temperature" not in params:
     return params
   value = jnp.maximum(params["temperature"], floor)
-  return {**params, "temperature": value}
+  least = jnp.log(floor / value)  # so does the product with a head's factor
+  logs = {
+    name: jnp.maximum(log, least)
+    for name, log in params.get("temperature_log", {}).items()
+  }
+  more = {"temperature_log": logs} if logs else {}
+  return {**params, "temperature": value, **more}
 
 
 def direct_gradient(loss: Loss, freeze: Any) -> grad_cache.Gradient:
@@ -188,6 +195,13 @@ def update_state(
   return new, metrics, aux
 
 
+def of_task(optimizer: Optimizer, task: TaskConfig) -> Optimizer:
+  """The optimizer of a run with the clipping of a task's steps."""
+  if task.clip_norm < 0:
+    return optimizer
+  return dataclasses.replace(optimizer, clip_norm=task.clip_norm)
+
+
 def make_train_step(
   model: MiCo,
   config: Config,
@@ -222,6 +236,7 @@ def make_train_step(
   abstract = abstract_params(model, config)
   if optimizer is None:
     optimizer = make_optimizer(config.optimizer, abstract, config.train.steps)
+  optimizer = of_task(optimizer, task)
   rules = sharding.rules_by_name(config.parallel.rules)
   gradient = _make_gradient(
     model, config, task, tokenizer, optimizer, row_partition(mesh, rules)

@@ -9,6 +9,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from mico_jax import config as config_lib
 from mico_jax.config import Config
@@ -38,6 +39,7 @@ MANIFESTS = {
   },
   "grid_av": {"caption": "bin blue at {} now", "video": "{}.png"},
   "esc10": {"caption": "the sound of rain number {}"},
+  "rgbd_normal": {"rgb": "{}.png", "normal": "{}.png", "depth": "{}.d.png"},
 }
 
 
@@ -51,6 +53,9 @@ def shipped(name: str, folder: pathlib.Path) -> Config:
     text = isinstance(value, str)
     extra[field] = [value.format(i) if text else value for i in range(16)]
   path = write_manifest(folder / "set", 16, **extra)
+  for i in range(16):
+    depth = np.full((32, 32), 500 + 10 * i, np.uint16)
+    Image.fromarray(depth).save(folder / "set" / f"{i}.d.png")
   return config_lib.load(name, arg=str(path))
 
 

@@ -120,6 +120,7 @@ def retrieval_names(groups: tuple[str, ...], rerank: int = 0) -> list[str]:
 
 
 MATCHING = ["matching/va/accuracy", "matching/va/mined accuracy"]
+HARD = ["hard/t->va/R@1", "hard/t->va (re-ranked 8)/R@1"]
 WRITTEN = [
   "caption/va/CIDEr",
   "caption/va/BLEU-4",
@@ -158,12 +159,25 @@ def test_evaluators_in_the_order_they_are_named_share_one_gallery(
   assert read == [("test", ("va",))]
 
 
-def test_hard_galleries_alone(config, parts):
+def test_hard_galleries_alone(config, parts, monkeypatch):
+  """By similarity, and by what the matching head says of all eight scenes."""
+  asked = []
+
+  def match(self, gallery, letters, texts, kind, pairs):
+    asked.append((letters, len(texts), pairs.tolist()))
+    right = pairs[:, 1] == 8 * pairs[:, 0]
+    second = (pairs[:, 0] == 1) & (pairs[:, 1] == 15)
+    return np.where(second, 2.0, right).astype(np.float32)
+
+  monkeypatch.setattr(Embedder, "match", match)
   settings = dataclasses.replace(
     config.evaluation, suite="hard_galleries", groups=("va",)
   )
-  (result,) = _run(dataclasses.replace(config, evaluation=settings), parts)
-  assert result.name == "hard/t->va/R@1"
+  results = _run(dataclasses.replace(config, evaluation=settings), parts)
+  assert [r.name for r in results] == HARD
+  assert results[1].values.tolist() == [1.0, 0.0]
+  pairs = [[i, 8 * i + k] for i in range(2) for k in range(8)]
+  assert asked == [("va", 2, pairs)]
 
 
 def test_suite_is_a_text_or_a_list():
@@ -184,7 +198,7 @@ def test_omniworld_suite(config, parts):
   assert [r.name for r in results] == [
     *retrieval_names(("i", "a", "va"), rerank=3),
     *MATCHING,
-    "hard/t->va/R@1",
+    *HARD,
     *WRITTEN,
   ]
   by_name = {r.name: r for r in results}

@@ -71,6 +71,17 @@ def make(config: Config, folder: pathlib.Path) -> tuple[Any, Any, Any, Any]:
   return model, params, exported, tokenizer
 
 
+def test_temperatures_of_heads_travel(tmp_path):
+  config = tiny_config()
+  model = dataclasses.replace(config.model, temperature="head")
+  config = dataclasses.replace(config, model=model)
+  _, params, exported, _ = make(config, tmp_path)
+  logs = {k: float(v) for k, v in params["temperature_log"].items()}
+  assert {
+    k: float(v.detach()) for k, v in exported.temperature_log.items()
+  } == logs
+
+
 def test_a_model_without_a_pytorch_form_is_not_written(tmp_path):
   model = tiny_config().model
   for field in ("vision", "text"):
@@ -106,6 +117,7 @@ CONFIGS = {
     heads=(*"tsvad", "va"),
     frame_table={"video": 3, "audio": 1, "depth": 2},
     normals_as="depth",
+    frame_changes=("video", "depth"),
     pool_frames=True,
     context_positions=64,
     sample_embeddings=3,

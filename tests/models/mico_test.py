@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -498,3 +499,52 @@ def test_frame_weights_tell_the_order_of_frames(params):
   np.testing.assert_allclose(
     model.pool(params, "image", one), one[:, 0, 0], atol=1e-6
   )
+
+
+def test_changes_between_frames_are_pooled(params):
+  config = dataclasses.replace(CONFIG, frame_changes=("video",))
+  model = models.build(config)
+  params = _completed(model, params)
+  tokens = _encode(params, "video", _pixels(2))
+  pool = lambda x, **masks: np.asarray(model.pool(params, "video", x, **masks))
+  mean = np.asarray(tokens)[:, :, 0].mean(1)
+  moved = pool(tokens) - mean
+  # By hand: attention of the probe over the differences, in float64.
+  weights = jax.tree.map(
+    lambda x: np.asarray(x, np.float64), params["frame_change"]["video"]
+  )
+  changes = np.diff(np.asarray(tokens, np.float64), axis=1)[:, 0]
+  heads, width = config.vision.num_heads, config.vision.width
+  packed = lambda x: (
+    x @ weights["qkv"]["kernel"].reshape(width, -1)
+    + weights["qkv"]["bias"].reshape(-1)
+  ).reshape(*x.shape[:-1], 3, heads, -1)
+  query, both = packed(weights["probe"])[0], packed(changes)
+  score = np.einsum("nh,blnh->bnl", query, both[:, :, 1])
+  score = np.exp(score / np.sqrt(width // heads))
+  score /= score.sum(axis=-1, keepdims=True)
+  y = np.einsum("bnl,blnh->bnh", score, both[:, :, 2]).reshape(-1, width)
+  y = y @ weights["proj"]["kernel"] + weights["proj"]["bias"]
+  spread = y - y.mean(axis=-1, keepdims=True)
+  eps = config.vision.norm_eps
+  z = spread / np.sqrt((spread**2).mean(axis=-1, keepdims=True) + eps)
+  z = z * weights["norm"]["scale"] + weights["norm"]["bias"]
+  z = z @ weights["mlp"]["fc1"]["kernel"] + weights["mlp"]["fc1"]["bias"]
+  z = 0.5 * z * (1 + np.vectorize(math.erf)(z / math.sqrt(2)))
+  z = z @ weights["mlp"]["fc2"]["kernel"] + weights["mlp"]["fc2"]["bias"]
+  np.testing.assert_allclose(moved, y + z, atol=1e-4)
+  assert np.abs(pool(tokens[:, ::-1]) - pool(tokens)).max() > 1e-3
+  # A frame that is not there changes nothing.
+  mask = jnp.asarray([[True, False]] * tokens.shape[0])
+  other = tokens.at[:, 1].set(7.0)
+  np.testing.assert_array_equal(
+    pool(tokens, frame_mask=mask), pool(other, frame_mask=mask)
+  )
+  one = tokens[:, :1]
+  np.testing.assert_allclose(pool(one), one[:, 0, 0], atol=1e-6)
+
+
+def test_changes_need_two_frames():
+  for name in ("depth", "nothing"):
+    with pytest.raises(ValueError, match=f"frame_changes names '{name}'"):
+      _model(frame_changes=(name,))

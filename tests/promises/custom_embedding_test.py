@@ -356,7 +356,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
   "registers": ({"registers": 2}, {}, "cls"),
   "map": ({"pooling": "map", "qkv_bias": "all"}, {}, "cls"),
   "pool_frames": ({}, {"pool_frames": True}, "cls"),
-  "weights": ({}, {"frame_weights": True}, "mean"),
+  "weights": ({}, {"frame_weights": True, "frame_changes": (KEY,)}, "mean"),
   "unrolled": ({}, {"scan": False, "remat": "full"}, "cls"),
 }
 

@@ -104,7 +104,7 @@ def thermal_config(manifest: pathlib.Path) -> Any:
     sources={"all": 1},
     batch_size=4,
     objectives={
-      "contrastive": ("th", "tm", "tihm"),
+      "contrastive": ("th", "tm", "tihm", "i:h"),
       "matching": ("tihm",),
       "captioning": ("tm",),
     },
@@ -162,6 +162,7 @@ def test_they_train_and_evaluate(trained):
   assert np.isfinite(summary.metrics["loss"])
   names = {result.name for result in summary.results}
   assert {f"retrieval/t->{x}/R@1" for x in ("h", "m", "ihm")} <= names
+  assert {"instance/i->h/R@1", "instance/h->i/R@1"} <= names
 
 
 def test_they_embed_match_and_write(trained):

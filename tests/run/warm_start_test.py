@@ -98,6 +98,18 @@ def test_tables_are_resized_and_new_heads_listed(base, source):
   )
 
 
+def test_another_preprocessing_is_told(base, source, tmp_path):
+  then = {"depth": {"train": "metric"}, "image": {"train": "plain"}}
+  keeper = Manager(tmp_path, config=base, extras=Extras(preprocessing=then))
+  keeper.save(1, Weights(source[1]))
+  keeper.close()
+  now = {**then, "depth": {"train": "metric_standardised"}, "audio": {}}
+  _, _, notes = warm_start(fresh(base), tmp_path, preprocessing=now)
+  (note,) = notes
+  assert "data.inputs.depth.mode='metric'; this run" in note
+  assert warm_start(fresh(base), tmp_path, preprocessing=then)[2] == []
+
+
 @pytest.mark.parametrize("length", [5, 200])
 def test_text_positions_keep_what_both_have(base, source, length):
   text = dataclasses.replace(base.model.text, max_positions=length)

@@ -149,6 +149,19 @@ def test_plain_accumulation_without_comparisons():
   check_equal(in_parts(config, batch, 1), direct(config, batch))
 
 
+@pytest.mark.multidevice
+def test_contexts_alone():
+  """Two contexts and no text, in parts and on several devices."""
+  config = make_config({"contrastive": ("i:d", "va:n")}, 2)
+  options = ObjectivesConfig()
+  config = dataclasses.replace(config, objectives=options)
+  batch = make_batch()
+  for name in ("text", "negative_text"):
+    batch[name] = {}
+  batch["present"]["depth"][4:7] = False
+  check_equal(in_parts(config, batch, 4), direct(config, batch))
+
+
 def test_the_train_step_uses_it():
   config = make_config({"contrastive": ("tva",)}, 2)
   model = build(config.model)

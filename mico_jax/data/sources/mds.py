@@ -62,7 +62,9 @@ class MdsSource(ArrowSource):
     self._files = FileReader(place, config.root, storage, name)
     self._choose(len(self._shards), splits="split" in self._names)
     if self._id_column:
-      self._tell_repeated(self._id_or_none(int(row)) for row in self._rows)
+      self._tell_repeated(
+        lambda: (self._id_or_none(int(row)) for row in self._rows)
+      )
 
   def _error(self, text: str) -> ConfigError:
     return ConfigError(f"data.sources.{self._name}.path: {text}")

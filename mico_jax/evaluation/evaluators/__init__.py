@@ -15,6 +15,7 @@ from mico_jax.evaluation.evaluators.captions import Captions
 from mico_jax.evaluation.evaluators.few_shot import FewShot
 from mico_jax.evaluation.evaluators.hard_galleries import HardGalleries
 from mico_jax.evaluation.evaluators.health import Health
+from mico_jax.evaluation.evaluators.instance_pairs import InstancePairs
 from mico_jax.evaluation.evaluators.item_pairs import ItemPairs
 from mico_jax.evaluation.evaluators.linear_probe import LinearProbe
 from mico_jax.evaluation.evaluators.matching import Matching
@@ -29,6 +30,7 @@ from mico_jax.evaluation.evaluators.zero_shot import ZeroShot
 EVALUATORS: dict[str, type[Evaluator]] = {
   "text_retrieval": TextRetrieval,
   "item_pairs": ItemPairs,
+  "instance_pairs": InstancePairs,
   "matching": Matching,
   "hard_galleries": HardGalleries,
   "captions": Captions,

@@ -26,13 +26,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mico_jax.aliases import Params
-from mico_jax.config import Config, ConfigError, VisionConfig
+from mico_jax.config import Config, ConfigError, ModelConfig, VisionConfig
 from mico_jax.inference.self_check import SelfCheck, on_cpu
 from mico_jax.interop.exporting import export, timm_folder, transformers_text
 from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
 from mico_jax.interop.files.tensors import Item, item
 from mico_jax.interop.importing import clip
 from mico_jax.interop.names import timm_vision
+from mico_jax.models.parameters import temperature_paths
 
 WEIGHTS = "open_clip_model.safetensors"
 TEXT = "text"  # subfolder with the config of BERT
@@ -84,8 +85,17 @@ def items(params: Params, config: Config) -> Iterator[Item]:
       yield dataclasses.replace(one, name=f"text.transformer.{name}")
   head = np.asarray(params["contrastive_head"]["t"]["kernel"])
   yield item("text.proj.weight", np.ascontiguousarray(head.T))
-  temperature = float(np.asarray(params["temperature"]))
-  yield item("logit_scale", np.asarray(-math.log(temperature), np.float32))
+  scale = -math.log(_temperature(params, config.model))
+  yield item("logit_scale", np.asarray(scale, np.float32))
+
+
+def _temperature(params: Params, model: ModelConfig) -> float:
+  """That of texts and pictures."""
+  value = float(np.asarray(params["temperature"]))
+  path = temperature_paths(model).get("v")
+  if path is None:
+    return value
+  return value * math.exp(float(np.asarray(params[path[0]][path[1]])))
 
 
 def settings(
@@ -307,5 +317,5 @@ def _ours(
 
   with on_cpu():
     values = jax.device_get(run(dict(params), ids, pixels))
-  temperature = np.asarray(params["temperature"], np.float64)
+  temperature = _temperature(params, check.model.config)
   return {**values, "ids": ids, "logit_scale": -np.log(temperature)}

@@ -1067,6 +1067,14 @@ class MiCo(nn.Module):
     )
     self.matching_head = MatchingHead(wide, eps)
     self.temperature = nn.Parameter(torch.tensor(options["temperature_init"]))
+    if options.get("temperature") == "head":  # logarithms of factors on it
+      self.temperature_log = nn.ParameterDict(
+        {
+          f"{head}_temperature": torch.zeros(())
+          for head in config["heads"]
+          if head != "t"
+        }
+      )
     self.embedding = nn.ModuleDict(
       {
         key: custom_embedding(key, m["tokens"], width)
@@ -1105,6 +1113,12 @@ class MiCo(nn.Module):
       {
         name: torch.zeros(contexts[name], width)
         for name in self.config["weighted"]
+      }
+    )
+    self.frame_change = nn.ModuleDict(
+      {
+        name: AttentionPool(self.options["vision"])
+        for name in self.options.get("frame_changes", ())
       }
     )
 
@@ -1374,7 +1388,14 @@ class MiCo(nn.Module):
     x = masked_mean(tokens, valid, 2) if mean else tokens[:, :, 0]
     if frames > 1 and entry["context"] in self.frame_gain:
       x = x * (1 + resize_frames(self.frame_gain[entry["context"]], frames))
-    return masked_mean(x, None if valid is None else valid.any(2), 1)
+    x = masked_mean(x, None if valid is None else valid.any(2), 1)
+    if frames > 1 and entry["context"] in self.frame_change:
+      both = (
+        None if valid is None else (valid[:, 1:] & valid[:, :-1]).flatten(1)
+      )
+      changes = (tokens[:, 1:] - tokens[:, :-1]).flatten(1, 2)
+      x = x + self.frame_change[entry["context"]](changes, both)[:, 0]
+    return x
 
   def features(self, letters: str, pooled: Mapping[str, Tensor]) -> Tensor:
     """Unit-norm embeddings [B, E] by the head of a letter or a group."""

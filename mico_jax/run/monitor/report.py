@@ -71,6 +71,7 @@ _SINGLE = {
 }
 # Prefix -> panel with a line for each name behind it.
 _GROUPED = {
+  "temperature/": "temperature of a context",
   "time/": "time of a step (ms)",
   "memory/": "memory, high-water mark (GB)",
 }

@@ -1,0 +1,97 @@
+"""Pictures, depth and normals of one room, aligned without any caption.
+
+    mico-jax pretrain --config rgbd_normal:PATH/rgbd_normal/manifest.jsonl
+
+The set holds 234 frames of one room in `train` and 47 in `test`, and no texts
+at all: "i:d" contrasts images with depth maps, "i:n" with normals. The optional
+second part of the argument, "validation", trains on the first 190 frames and
+measures on the last 34 of `train`, with a gap between: settings are chosen
+there. 7-Scenes: Shotton et al., CVPR 2013.
+"""
+
+import ml_collections
+
+from mico_jax import config as c
+
+MODEL = c.ModelConfig(
+  vision=c.VisionConfig(
+    image_size=48, patch_size=8, width=96, depth=4, num_heads=3, mlp_dim=384
+  ),
+  # No text is read; the tower is there, and small.
+  text=c.TextConfig(
+    vocab_size=0, width=32, depth=1, num_heads=1, mlp_dim=32, max_positions=16
+  ),
+  embed_dim=96,
+  scan=False,
+  heads=("t", "v", "d", "n"),
+  frame_table={"video": 1, "depth": 1, "normal": 1},
+)
+STEP = 3  # every third frame of the recording is in the set
+VALIDATION = ("validation",)
+
+
+def get_config(
+  argument: str = "rgbd_normal/manifest.jsonl",
+) -> ml_collections.ConfigDict:
+  """Config for a manifest in the form of rgbd_normal.
+
+  Args:
+    argument: path of manifest.jsonl; behind a comma "validation", see above.
+
+  Raises:
+    ValueError: for anything else behind the comma.
+  """
+  manifest, _, part = argument.partition(",")
+  if part not in ("", *VALIDATION):
+    raise ValueError(f"{part!r} behind the comma; known: {VALIDATION}.")
+
+  def source(split: str, frames: range | None = None) -> c.SourceConfig:
+    return c.SourceConfig(
+      kind="manifest",
+      path=manifest,
+      split=split,
+      fields={"image": "rgb"},
+      depth_unit="millimetre",
+      where={} if frames is None else {"frame": tuple(frames)},
+    )
+
+  sources = {"train": source("train"), "test": source("test")}
+  if part:
+    sources = {
+      "train": source("train", range(0, 570, STEP)),
+      "test": source("train", range(600, 702, STEP)),
+    }
+  config = c.Config(
+    name="rgbd_normal",
+    model=MODEL,
+    data=c.DataConfig(
+      sources=sources,
+      inputs={
+        "image": c.InputConfig(mode="crop_flip_smooth"),
+        "depth": c.InputConfig(mode="metric_standardised_crop_flip"),
+        "normal": c.InputConfig(mode="crop_flip"),
+      },
+      cache_mib=256,
+      tokenizer=c.TokenizerConfig(kind="omniworld", max_length={"default": 16}),
+    ),
+    tasks={
+      "pairs": c.TaskConfig(
+        sources={"train": 1},
+        batch_size=64,
+        objectives={"contrastive": ("i:d", "i:n")},
+      )
+    },
+    objectives=c.ObjectivesConfig(
+      contrastive=c.ContrastiveConfig(label_smoothing=0.0)
+    ),
+    optimizer=c.OptimizerConfig(
+      learning_rate=1e-3,
+      schedule="cosine",
+      warmup=0.05,
+      weight_decay=0.05,
+      clip_norm=1.0,
+    ),
+    train=c.TrainConfig(steps=400, log_every=20, checkpoint_every=400),
+    evaluation=c.EvaluationConfig(source="test", size=0, suite="retrieval"),
+  )
+  return c.to_config_dict(config)

@@ -1,0 +1,105 @@
+"""Retrieval of an item's other modality: which depth map is of this picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from mico_jax.config import Config, ConfigError
+from mico_jax.config.fields import Groups
+from mico_jax.evaluation import metrics
+from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
+from mico_jax.evaluation.results import Result
+from mico_jax.modalities import has_text, sides
+
+RECALLS = (1, 5)
+_BLOCK = 1024  # queries whose scores are held at once
+
+
+@dataclasses.dataclass(frozen=True)
+class InstancePairs(Evaluator):
+  """Retrieval of the very partner of an item in another modality, both ways.
+
+  For the pairs of contexts that tasks contrast without a text, or for `pairs`;
+  an item with equal scores counts as ranked before the partner.
+
+  Attributes:
+    pairs: such as "i:d"; (): those of the contrastive tasks.
+  """
+
+  pairs: Groups = ()
+
+  name: ClassVar = "instance_pairs"
+  title: ClassVar = "instance"
+  measures: ClassVar = {f"R@{k}": Measure(headline=k == 1) for k in RECALLS}
+  cheap: ClassVar = True
+
+  def check(self, config: Config) -> None:
+    """Each pair is of two contexts."""
+    del config
+    for pair in self.pairs:
+      if has_text(pair):
+        raise ConfigError(
+          f"evaluation.options.{self.name}.pairs has {pair!r}, which has a "
+          "text; set evaluation.groups for it, and write pairs as 'i:d'."
+        )
+      try:
+        sides(pair)
+      except ValueError as error:
+        raise ConfigError(
+          f"evaluation.options.{self.name}.pairs: {error}"
+        ) from None
+
+  def compared(self, config: Config) -> tuple[tuple[str, str], ...]:
+    """The contexts of each pair."""
+    trained = (
+      group
+      for task in config.tasks.values()
+      for group in task.objectives.get("contrastive", ())
+      if not has_text(group)
+    )
+    return tuple(dict.fromkeys(sides(pair) for pair in self.pairs or trained))
+
+  def needs(self, config: Config) -> Needs | None:
+    """Both contexts of each pair."""
+    contexts = dict.fromkeys(c for p in self.compared(config) for c in p)
+    return Needs(embed=tuple(contexts)) if contexts else None
+
+  def measure(self, job: Job) -> list[Result]:
+    """R@1 and R@5, both ways."""
+    results = []
+    for first, second in self.compared(job.config):
+      items = job.gallery.usable(f"{first}{second}")
+      one, other = (job.gallery.embeddings[c][items] for c in (first, second))
+      for name, query, key in (
+        (f"{first}->{second}", one, other),
+        (f"{second}->{first}", other, one),
+      ):
+        ranks = partner_ranks(query, key)
+        results += [
+          job.protocol.result(
+            f"{self.title}/{name}/R@{k}",
+            metrics.recall_at(ranks, k),
+            total=len(job.gallery.records),
+            gallery=len(items),
+            baseline=min(k / max(len(items), 1), 1.0),
+          )
+          for k in RECALLS
+        ]
+    return results
+
+
+def partner_ranks(
+  query: Float[np.ndarray, "N E"], key: Float[np.ndarray, "N E"]
+) -> Int[np.ndarray, " N"]:
+  """Rank from 1 of key i among all keys for query i."""
+  ranks = np.zeros(len(query), np.int64)
+  for start in range(0, len(query), _BLOCK):
+    rows = np.arange(start, min(start + _BLOCK, len(query)))
+    scores = (query[rows] @ key.T).astype(np.float64)
+    relevant = rows[:, None] == np.arange(len(key))[None, :]
+    ranks[rows] = metrics.ranks(scores, relevant)
+  return ranks
