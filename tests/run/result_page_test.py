@@ -138,6 +138,31 @@ def test_results_side_by_side(tmp_path, capsys):
   assert "c <b>" in page.texts  # escaped
 
 
+def test_numbers_of_other_data_are_other_rows(tmp_path, capsys):
+  for split in ("train", "test"):
+    protocol = results.Protocol(source="s", split=split)
+    rows = [protocol.result("matching/v/accuracy", np.ones(50), total=50)]
+    write(rows, str(tmp_path / split))
+  row = json.loads((tmp_path / "test" / "evaluation.json").read_text())
+  row["results"][0] |= {
+    "metric": "msrvtt_1ka_t2v_r1",
+    "figures": [
+      {"value": 0.5, "model": "M", "setting": "zero-shot", "source": "S"}
+    ],
+  }
+  (tmp_path / "msrvtt_1ka.json").write_text(json.dumps(row))
+  paths = ["train", "test", "msrvtt_1ka.json"]
+  out = tmp_path / "r.html"
+  argv = ["report", *(str(tmp_path / p) for p in paths), "--out", str(out)]
+  assert main(argv) == 0
+  page = _Page(out.read_text())
+  assert page.texts.count("not measured") == 6  # three rows of one number each
+  assert page.texts.count("matching/v/accuracy") == 3
+  assert "msrvtt_1ka" in page.texts
+  assert "0.500 M" in page.texts
+  assert "zero-shot, S" in page.texts
+
+
 def test_what_is_no_result_is_refused(tmp_path, capsys):
   out = str(tmp_path / "r.html")
   assert main(["report", str(tmp_path), "--out", out]) == 2

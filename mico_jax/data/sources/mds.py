@@ -63,7 +63,7 @@ class MdsSource(ArrowSource):
     self._choose(len(self._shards), splits="split" in self._names)
     if self._id_column:
       self._tell_repeated(
-        lambda: (self._id_or_none(int(row)) for row in self._rows)
+        lambda: map(self._id_or_none, range(len(self._shards)))
       )
 
   def _error(self, text: str) -> ConfigError:

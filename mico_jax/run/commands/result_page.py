@@ -36,7 +36,7 @@ class Evaluated:
 
   Attributes:
     label: heads its column; differs from all others of the page.
-    results: of `evaluation.json`, by name.
+    results: of `evaluation.json`, by what was measured on which data.
     examples: of `examples.json`; empty: none.
     metrics: lines of `metrics.jsonl`; empty: no run.
   """
@@ -51,12 +51,13 @@ def read_evaluated(paths: Sequence[str]) -> list[Evaluated]:
   """Reads results.
 
   Args:
-    paths: folders of `evaluate --out` or of runs, or `evaluation.json` files.
+    paths: folders of `evaluate --out` or of runs, or their files of results,
+      `evaluation.json` or that of a protocol.
 
   Raises:
     ConfigError: for a path without results, or a file that holds none.
   """
-  labels = _labels([_folder_and_file(path)[0] for path in paths])
+  labels = _labels([_labelled(path) for path in paths])
   return [
     _read_one(path, label) for path, label in zip(paths, labels, strict=True)
   ]
@@ -69,9 +70,16 @@ def _folder_and_file(path: str) -> tuple[Any, Any]:
   return place, place / report.EVALUATION_FILE
 
 
-def _labels(folders: Sequence[Any]) -> list[str]:
-  """The shortest ends of paths that tell the folders apart."""
-  parts = [tuple(str(f).rstrip("/").split("/")) or ("",) for f in folders]
+def _labelled(path: str) -> str:
+  """The folder of a run or evaluation, or the file of a protocol."""
+  folder, file = _folder_and_file(path)
+  own = file.name != report.EVALUATION_FILE
+  return str(file).removesuffix(".json") if own else str(folder)
+
+
+def _labels(places: Sequence[str]) -> list[str]:
+  """The shortest ends of paths that tell them apart."""
+  parts = [tuple(place.rstrip("/").split("/")) or ("",) for place in places]
   for length in range(1, max(map(len, parts)) + 1):
     ends = ["/".join(part[-length:]) for part in parts]
     if len(set(ends)) == len(ends):
@@ -83,11 +91,13 @@ def _read_one(path: str, label: str) -> Evaluated:
   folder, file = _folder_and_file(path)
   try:
     rows = json.loads(files.read_text(file))["results"]
-    results = {str(row["name"]): row for row in rows}
+    results = {_measured(row): row for row in rows}
   except FileNotFoundError:
+    there = sorted(p.name for p in folder.glob("*.json"))
+    others = f" (it has {', '.join(there[:5])})" if there else ""
     raise ConfigError(
-      f"{path}: there is no {file.name}; expected a folder that `mico-jax "
-      "evaluate --out DIR` or a run wrote."
+      f"{path}: there is no {file.name}{others}; expected a folder that "
+      "`mico-jax evaluate --out DIR` or a run wrote, or the file of a protocol."
     ) from None
   except (ValueError, KeyError, TypeError) as error:
     raise ConfigError(
@@ -104,6 +114,20 @@ def _read_one(path: str, label: str) -> Evaluated:
   if (folder / metric_log.METRICS_FILE).exists():
     metrics = metric_log.read_metrics(folder)
   return Evaluated(label, results, examples, metrics)
+
+
+def _measured(row: Mapping[str, Any]) -> str:
+  """What was measured: equal only if the numbers can be compared.
+
+  The metric of a protocol says it in full; the name of any other result says it
+  together with source and split.
+  """
+  data = " ".join(str(row[k]) for k in ("source", "split") if row.get(k))
+  return str(row.get("metric") or f"{row['name']} @ {data}")
+
+
+def _measure_of(row: Mapping[str, Any]) -> Measure:
+  return find_measure(str(row["name"])) or Measure(str(row.get("unit", "")))
 
 
 # ------------------------------------------------------------------- the page
@@ -203,10 +227,9 @@ def write_page(paths: Sequence[str], out: str) -> str:
 
 # -------------------------------------------------------------------- results
 def _results_section(evaluated: Sequence[Evaluated]) -> str:
-  names = list(dict.fromkeys(n for one in evaluated for n in one.results))
-  shown = lambda n: (find_measure(n) or Measure(unit="")).headline
-  main = [name for name in names if shown(name)]
-  rest = [name for name in names if not shown(name)]
+  rows = {k: row for one in evaluated for k, row in one.results.items()}
+  main = [key for key, row in rows.items() if _measure_of(row).headline]
+  rest = [key for key, row in rows.items() if not _measure_of(row).headline]
   out = ["<h2>Results</h2>", _results_table(evaluated, main)]
   if rest:
     more = f"{len(rest)} more results"
@@ -222,18 +245,19 @@ def _results_section(evaluated: Sequence[Evaluated]) -> str:
   return "\n".join(out)
 
 
-def _results_table(evaluated: Sequence[Evaluated], names: Sequence[str]) -> str:
+def _results_table(evaluated: Sequence[Evaluated], keys: Sequence[str]) -> str:
   head = ["measured", *(one.label for one in evaluated), "chance", "ceiling"]
-  rows = [[_with_words(name)] for name in names]
-  for name, row in zip(names, rows, strict=True):
-    found = [one.results.get(name) for one in evaluated]
-    best = _clear_best(name, found)
-    row += [_cell(name, x, best is not None and x is best) for x in found]
+  rows = []
+  for key in keys:
+    found = [one.results.get(key) for one in evaluated]
     there = next(x for x in found if x is not None)
-    for key in ("baseline", "ceiling"):
-      value = there.get(key)
+    best = _clear_best(found)
+    row = [_first_cell(there)]
+    row += [_cell(x, x is not None and x is best) for x in found]
+    for bound in ("baseline", "ceiling"):
+      value = there.get(bound)
       row.append(f"<td>{'' if value is None else f'{value:.3f}'}</td>")
-    row.append(_references(there))
+    rows.append([*row, _figures(there)])
   if any(row[-1] != "<td></td>" for row in rows):
     head.append("published")
   else:
@@ -243,12 +267,18 @@ def _results_table(evaluated: Sequence[Evaluated], names: Sequence[str]) -> str:
   return f'<div class="wide"><table><tr>{heads}</tr>{body}</table></div>'
 
 
-def _with_words(name: str) -> str:
-  """The first cell of a row: the name, and its letters in words."""
+def _first_cell(row: Mapping[str, Any]) -> str:
+  """What was measured, with letters in words, and on which data."""
+  name = str(row["name"])
   code = name.partition("/")[2].partition("/")[0].partition(" ")[0]
   words = [_in_words(part) for part in code.split("->")]
-  explained = f"<small>{' &rarr; '.join(words)}</small>" if all(words) else ""
-  return f"<td>{escape(name)}{explained}</td>"
+  notes = [" &rarr; ".join(words)] if all(words) else []
+  if row.get("metric"):
+    notes.append(escape(name))
+  data = " ".join(str(row[k]) for k in ("source", "split") if row.get(k))
+  notes.append(escape(data))
+  small = "".join(f"<small>{note}</small>" for note in notes if note)
+  return f"<td>{escape(str(row.get('metric') or name))}{small}</td>"
 
 
 def _in_words(code: str) -> str:
@@ -259,11 +289,11 @@ def _in_words(code: str) -> str:
   return " + ".join(names[letter] for letter in code)
 
 
-def _cell(name: str, row: Mapping[str, Any] | None, best: bool) -> str:
+def _cell(row: Mapping[str, Any] | None, best: bool) -> str:
   if row is None:
     return '<td class="faint">not measured</td>'
   value, interval = row.get("value"), row.get("interval")
-  measure = find_measure(name) or Measure(unit=str(row.get("unit", "")))
+  measure = _measure_of(row)
   out = [f"<b>{'NaN' if value is None else escape(measure.text(value))}</b>"]
   if interval:
     low, high = (float("nan") if x is None else x for x in interval)
@@ -293,14 +323,18 @@ def _bar(value: float, interval: Sequence[float] | None) -> str:
 
 
 def _clear_best(
-  name: str, found: Sequence[Mapping[str, Any] | None]
+  found: Sequence[Mapping[str, Any] | None],
 ) -> Mapping[str, Any] | None:
-  """The result whose interval lies apart from all others, on the good side."""
-  rows = [x for x in found if x is not None and x.get("interval")]
-  if len(rows) < 2:
+  """The result whose interval lies apart from all others, on the good side.
+
+  None where texts or galleries differ, which makes another task of it.
+  """
+  there = [x for x in found if x is not None]
+  rows = [x for x in there if x.get("interval") and x["value"] is not None]
+  tasks = {(x.get("prompt_sha256"), x.get("gallery")) for x in there}
+  if len(rows) < 2 or len(tasks) > 1:
     return None
-  lower = (find_measure(name) or Measure()).lower_is_better
-  sign = -1.0 if lower else 1.0
+  sign = -1.0 if _measure_of(rows[0]).lower_is_better else 1.0
   best = max(rows, key=lambda x: sign * x["value"])
   ends = lambda x: sorted(sign * end for end in x["interval"])
   apart = all(
@@ -309,15 +343,14 @@ def _clear_best(
   return best if apart else None
 
 
-def _references(row: Mapping[str, Any]) -> str:
+def _figures(row: Mapping[str, Any]) -> str:
   """Published figures that the protocol of a result names."""
-  figures = []
-  for figure in row.get("references") or ():
-    name, source = str(figure.get("name", "")), str(figure.get("source", ""))
-    figures.append(
-      f"{escape(name)} <b>{figure['value']:.3f}</b>"
-      f"<small>{escape(source)}</small>"
-    )
+  figures = [
+    f"{figure['value']:.3f} {escape(str(figure.get('model', '')))}"
+    f"<small>{escape(str(figure.get('setting', '')))}, "
+    f"{escape(str(figure.get('source', '')))}</small>"
+    for figure in row.get("figures") or ()
+  ]
   return f"<td>{''.join(figures)}</td>"
 
 
