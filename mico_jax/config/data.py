@@ -117,6 +117,12 @@ class SourceConfig:
   # unknown.
   frame_rate: Annotated[float, Range(0.0, 1000.0, "frames per second")] = 0.0
   size: Count = 0  # OmniWorld: scenes of the split; others: 0 = all
+  # Part of these that is read: a share if < 1, else a number of samples; 0:
+  # all. Parts of the same `take_seed` are nested; with `take_by`, the record
+  # field of the category, each category gives the same share.
+  take: Annotated[float, Range(0.0, 1e12, "share or samples")] = 0.0
+  take_by: Label = ""
+  take_seed: Seed = 0
   seed: Seed = 0  # OmniWorld
   version: Annotated[str, Choice("v1")] = "v1"  # OmniWorld
   # OmniWorld: facts that explicit negatives change; (): every stated one.

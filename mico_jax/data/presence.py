@@ -63,7 +63,8 @@ class Having:
     check_names(name, spec.require)
     self._source, self.sha256 = source, source.sha256
     fields = to_dict(spec)
-    for key in ("count", "sha256", "size", "root"):
+    later = ("size", "take", "take_by", "take_seed")
+    for key in ("count", "sha256", "root", *later):
       fields.pop(key)
     wanted = tuple(dict.fromkeys(spec.require))
 

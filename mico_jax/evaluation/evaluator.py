@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mico_jax.config import Config
 from mico_jax.data.sources import Source
@@ -83,6 +83,7 @@ class Job:
     gallery: its items, read and embedded as the evaluators need.
     protocol: makes the results.
     cheap: the short form, as during training.
+    shared: what an evaluator made that others use again.
   """
 
   embedder: Embedder
@@ -90,6 +91,7 @@ class Job:
   gallery: Gallery
   protocol: Protocol
   cheap: bool = False
+  shared: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def config(self) -> Config:

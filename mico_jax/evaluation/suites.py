@@ -58,6 +58,8 @@ SUITES: dict[str, Suite] = {
   "benchmarks": Suite(
     ("text_retrieval", "captions", "open_questions", "zero_shot", "tagging")
   ),
+  "probing": Suite(("linear_probe", "nearest", "few_shot", "regression")),
+  "embeddings": Suite(("health",)),
 }
 
 

@@ -27,6 +27,7 @@ from mico_jax.data.sources.parquet import ParquetSource
 from mico_jax.data.sources.tfds import TfdsSource
 from mico_jax.data.sources.vast import VastSource
 from mico_jax.data.sources.webdataset import WebDatasetSource
+from mico_jax.data.subset import Subset
 
 __all__ = [
   "SOURCES",
@@ -113,6 +114,8 @@ def open_source(config: Config, name: str) -> Source:
     source = Having(source, name, spec)
   if 0 < spec.size < len(source):
     source = First(source, spec.size)
+  if spec.take:
+    source = Subset(source, name, spec)
   for what, old, new in (
     ("samples", spec.count, len(source)),
     ("index SHA-256", spec.sha256, source.sha256),

@@ -12,12 +12,16 @@ from collections.abc import Iterable
 
 from mico_jax.evaluation.evaluator import Evaluator, Measure
 from mico_jax.evaluation.evaluators.captions import Captions
+from mico_jax.evaluation.evaluators.few_shot import FewShot
 from mico_jax.evaluation.evaluators.hard_galleries import HardGalleries
+from mico_jax.evaluation.evaluators.health import Health
 from mico_jax.evaluation.evaluators.item_pairs import ItemPairs
 from mico_jax.evaluation.evaluators.linear_probe import LinearProbe
 from mico_jax.evaluation.evaluators.matching import Matching
+from mico_jax.evaluation.evaluators.nearest import Nearest
 from mico_jax.evaluation.evaluators.open_questions import OpenQuestions
 from mico_jax.evaluation.evaluators.questions import Questions
+from mico_jax.evaluation.evaluators.regression import Regression
 from mico_jax.evaluation.evaluators.tagging import Tagging
 from mico_jax.evaluation.evaluators.text_retrieval import TextRetrieval
 from mico_jax.evaluation.evaluators.zero_shot import ZeroShot
@@ -33,6 +37,10 @@ EVALUATORS: dict[str, type[Evaluator]] = {
   "zero_shot": ZeroShot,
   "linear_probe": LinearProbe,
   "tagging": Tagging,
+  "nearest": Nearest,
+  "few_shot": FewShot,
+  "regression": Regression,
+  "health": Health,
 }
 
 

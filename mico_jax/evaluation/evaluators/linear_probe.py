@@ -1,20 +1,26 @@
-"""Linear probe on the pooled features of the encoder."""
+"""Linear probe on the pooled features of the encoder.
+
+The L2 penalty is that of `penalties` with the best accuracy on a part of the
+training samples that is cut off for it; the probe is then fitted on all of
+them. The samples that are measured on are never looked at.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from mico_jax.config import Config, ConfigError
-from mico_jax.data.sources import open_source
-from mico_jax.evaluation import metrics
+from mico_jax.config import Config
+from mico_jax.config.fields import Items, Range
+from mico_jax.data.identity import tell
+from mico_jax.evaluation import labelled, metrics
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
-from mico_jax.evaluation.features import Gallery
 from mico_jax.evaluation.linear_probe import fit_probe
-from mico_jax.evaluation.queries import evaluated_groups, labels_of
+from mico_jax.evaluation.queries import evaluated_groups
 from mico_jax.evaluation.results import Result
 
 
@@ -30,70 +36,71 @@ class LinearProbe(Evaluator):
   title: ClassVar = "linear probe"
   measures: ClassVar = {"accuracy": Measure()}
 
+  # L2 penalties to choose from; one: that one
+  penalties: Annotated[
+    tuple[Annotated[float, Range(0.0, 1e6)], ...], Items(1, 64)
+  ] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+  # part of the training samples that they are chosen on
+  validation: Annotated[float, Range(0.01, 0.9)] = 0.2
+
   def check(self, config: Config) -> None:
     """The source exists."""
-    name, sources = config.evaluation.probe_source, config.data.sources
-    if name and name not in sources:
-      raise ConfigError(
-        f"evaluation.probe_source={name!r} is no data source; known: "
-        f"{', '.join(sorted(sources))}."
-      )
+    labelled.check_source(config)
 
   def needs(self, config: Config) -> Needs | None:
     """Pooled features of the groups."""
-    groups = evaluated_groups(config)
-    if not config.evaluation.probe_source or not groups:
-      return None
-    return Needs(embed=groups, pooled=True)
+    return labelled.probe_needs(config)
 
   def measure(self, job: Job) -> list[Result]:
     """Accuracy of each group."""
-    contexts = evaluated_groups(job.config)
-    name = job.config.evaluation.probe_source
-    train = job.embedder.embed_gallery(
-      name,
-      contexts,
-      source=open_source(job.config, name),
-      keep_pooled=True,
+    return [self._accuracy(job, c) for c in evaluated_groups(job.config)]
+
+  def _accuracy(self, job: Job, context: str) -> Result:
+    """Accuracy of one group."""
+    features, labels, _ = labelled.labelled_training(job, context, self.title)
+    classes = sorted(set(labels), key=str)
+    number = {label: i for i, label in enumerate(classes)}
+    targets = np.asarray([number[x] for x in labels])
+    penalty = self._chosen(job, features, targets, len(classes))
+    probe = fit_probe(features, targets, len(classes), penalty=penalty)
+    test_features, test_labels, _ = labelled.labelled_rows(
+      job.gallery, context, job.config.evaluation.label or "label"
     )
-    return [_accuracy(job, train, context) for context in contexts]
-
-
-def _rows(
-  gallery: Gallery, context: str, field: str
-) -> tuple[Float[np.ndarray, "N D"], list[Any]]:
-  """Features and labels of the items that have both."""
-  labels = labels_of(gallery, field)
-  items = [i for i in gallery.usable(context) if labels[i] is not None]
-  features = np.concatenate([gallery.pooled[x] for x in context], axis=-1)
-  return features[items], [labels[i] for i in items]
-
-
-def _accuracy(job: Job, train: Gallery, context: str) -> Result:
-  """Accuracy of one group.
-
-  Raises:
-    ConfigError: if no sample of the training source has a label.
-  """
-  field = job.config.evaluation.label or "label"
-  features, labels = _rows(train, context, field)
-  if not labels:
-    raise ConfigError(
-      f"linear probe: no sample of {job.config.evaluation.probe_source!r} has "
-      f"a field {field!r}; set evaluation.label."
+    chosen = metrics.predictions(probe.logits(test_features))
+    predicted: Sequence[Any] = [classes[i] if i >= 0 else None for i in chosen]
+    return job.protocol.result(
+      f"{self.title}/{context}/accuracy",
+      metrics.accuracy(predicted, test_labels),
+      total=len(job.gallery.records),
+      gallery=len(classes),
+      baseline=1 / len(classes),
     )
-  classes = sorted(set(labels), key=str)
-  number = {label: i for i, label in enumerate(classes)}
-  probe = fit_probe(
-    features, np.asarray([number[x] for x in labels]), len(classes)
-  )
-  test_features, test_labels = _rows(job.gallery, context, field)
-  chosen = metrics.predictions(probe.logits(test_features))
-  predicted = [classes[i] if i >= 0 else None for i in chosen]
-  return job.protocol.result(
-    f"linear probe/{context}/accuracy",
-    metrics.accuracy(predicted, test_labels),
-    total=len(job.gallery.records),
-    gallery=len(classes),
-    baseline=1 / len(classes),
-  )
+
+  def _chosen(
+    self,
+    job: Job,
+    features: Float[np.ndarray, "N D"],
+    targets: Int[np.ndarray, " N"],
+    num_classes: int,
+  ) -> float:
+    """The best penalty on the validation part; of equal ones the largest."""
+    if len(self.penalties) == 1:
+      return self.penalties[0]
+    held = labelled.validation_part(
+      targets.tolist(), self.validation, job.protocol.seed
+    )
+    if held is None:
+      middle = sorted(self.penalties)[len(self.penalties) // 2]
+      tell(
+        "linear probe: a class has a single training sample, so no part can "
+        f"be cut off to choose the penalty; it is {middle}."
+      )
+      return middle
+    best = (-1.0, 0.0)
+    for penalty in self.penalties:
+      probe = fit_probe(
+        features[~held], targets[~held], num_classes, penalty=penalty
+      )
+      right = metrics.predictions(probe.logits(features[held])) == targets[held]
+      best = max(best, (float(right.mean()), penalty))
+    return best[1]
