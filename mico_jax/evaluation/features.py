@@ -25,6 +25,7 @@ from mico_jax.data.samples import keys_of
 from mico_jax.data.sources import Source
 from mico_jax.data.stalled import Stalled
 from mico_jax.data.tokenizer import Tokenizer
+from mico_jax.evaluation.kept_inputs import KeptInputs
 from mico_jax.evaluation.results import hash_json
 from mico_jax.inference.prepare import NOT_FINITE, not_finite
 from mico_jax.kernels.compiler import forward_options
@@ -42,7 +43,7 @@ class Gallery:
     embeddings: context letters -> unit-norm rows; those of items that lack a
       modality are undefined.
     pooled: letter -> pooled encoder features.
-    batches: the host arrays, kept for contexts; empty unless asked for.
+    batches: the host arrays, for contexts; empty unless asked for.
     silent: keys of modalities that an item may lack as long as it has another
       letter of a context; what it lacks is zeros, as in the official code.
   """
@@ -51,7 +52,7 @@ class Gallery:
   present: Mapping[str, Bool[np.ndarray, " N"]]
   embeddings: Mapping[str, Float[np.ndarray, "N E"]]
   pooled: Mapping[str, Float[np.ndarray, "N _"]]
-  batches: list[dict[str, Any]]
+  batches: KeptInputs | Sequence[Mapping[str, Any]]
   silent: tuple[str, ...] = ()
 
   def usable(self, letters: str) -> Int[np.ndarray, " M"]:
@@ -277,11 +278,11 @@ class Embedder:
       keep_pooled: keep encoder features, for probes.
     """
     keys = keys_of((*contexts, *also_read))
-    records_, batches = [], []
+    records_: list[Record | None] = []
     embedded: dict[str, list[np.ndarray]] = {c: [] for c in contexts}
     pooled: dict[str, list[np.ndarray]] = {}
     present: dict[str, list[np.ndarray]] = {key: [] for key in keys}
-    reading = evaluation_batches(
+    read = lambda: evaluation_batches(
       self.config,
       source_name,
       size=size,
@@ -293,7 +294,8 @@ class Embedder:
       records=records,
       stalled=self._stalled,
     )
-    for batch, group in reading:
+    kept = KeptInputs(lambda: (batch["inputs"] for batch, _ in read()))
+    for batch, group in read():
       n = len(group)
       rows, features = self._steps.embed(
         self.params, batch["inputs"], tuple(contexts), keep_pooled
@@ -306,7 +308,7 @@ class Embedder:
         present[key].append(np.asarray(batch["present"][key][:n]))
       records_ += group
       if keep_batches:
-        batches.append(batch["inputs"])
+        kept.add(batch["inputs"])
     if not records_:
       raise ValueError(f"data source {source_name!r} gave no samples.")
     gallery = Gallery(
@@ -314,7 +316,7 @@ class Embedder:
       present={key: np.concatenate(x) for key, x in present.items()},
       embeddings={c: np.concatenate(x) for c, x in embedded.items()},
       pooled={x: np.concatenate(v) for x, v in pooled.items()},
-      batches=batches,
+      batches=kept,
       silent=self.config.evaluation.silent,
     )
     gallery.check_finite(source_name)

@@ -55,12 +55,12 @@ SUITES: dict[str, Suite] = {
   "omniworld": Suite((*_RETRIEVAL, "hard_galleries", *_WRITING), distinct=True),
   "retrieval": Suite((*_RETRIEVAL, *_WRITING)),
   "classification": Suite(("zero_shot", "linear_probe")),
-  "probing": Suite(("linear_probe", "nearest", "few_shot", "regression")),
-  "embeddings": Suite(("health",)),
   # what the protocols of `mico_jax.evaluation.protocols` choose from
   "benchmarks": Suite(
     ("text_retrieval", "captions", "open_questions", "zero_shot", "tagging")
   ),
+  "probing": Suite(("linear_probe", "nearest", "few_shot", "regression")),
+  "embeddings": Suite(("health",)),
 }
 
 

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mico_jax.evaluation import caption_metrics, ptb
+from mico_jax.evaluation import caption_metrics, java_metrics, ptb
+from mico_jax.evaluation.evaluators import captions
 
 CANDIDATES = ["a man is speaking", "rain falls"]
 REFERENCES = [
@@ -110,3 +113,35 @@ def test_any_text_tokenizes():
     words = ptb.tokenize(text)
     assert not ptb.PUNCTUATION & set(words)
     assert all(word and not any(c.isspace() for c in word) for word in words)
+
+
+# ------------------------------------------------------------ Java programs
+def test_meteor_is_that_of_the_package():
+  if importlib.util.find_spec("pycocoevalcap") is None:
+    pytest.skip("needs pycocoevalcap")
+  if shutil.which("java") is None:
+    pytest.skip("needs a Java runtime")
+  ours = [["a", "man", "speaks"], ["rain", "falls"]]
+  theirs = [
+    [["a", "man", "is", "speaking"], ["someone", "speaks"]],
+    [["rain", "is", "falling", "hard", "on", "a", "surface"]],
+  ]
+  # Printed by pycocoevalcap 1.2 for these captions.
+  want = 0.26804734688076337
+  assert java_metrics.meteor(ours, theirs) == pytest.approx(want, abs=1e-9)
+
+
+def test_what_a_java_program_lacks_is_said(monkeypatch, capsys):
+  with monkeypatch.context() as without:
+    without.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(java_metrics.Unavailable, match=r"mico-jax\[captions\]"):
+      java_metrics.meteor([["a"]], [[["a"]]])
+
+  def missing(*_):
+    raise java_metrics.Unavailable("no Java runtime")
+
+  programs = {"METEOR (Java)": missing, "SPICE (Java)": lambda *_: 0.25}
+  monkeypatch.setattr(captions, "PROGRAMS", programs)
+  found = captions._by_programs(["a"], [["a b"]])
+  assert found == {"SPICE (Java)": 0.25}
+  assert "no METEOR (Java): no Java runtime" in capsys.readouterr().err

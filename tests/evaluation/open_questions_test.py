@@ -197,3 +197,33 @@ def test_an_answer_does_not_depend_on_what_is_asked_beside_it(job):
     for item, question in zip([0] * 5 + [2], questions, strict=True)
   ]
   assert together == alone
+
+
+@pytest.mark.parametrize("limit", [0, 2000])
+def test_inputs_that_do_not_fit_in_memory_are_read_again(
+  job, monkeypatch, limit
+):
+  """A batch is 2 x 16 x 16 x 3 bytes; there are two."""
+  monkeypatch.setattr("mico_jax.evaluation.kept_inputs.KEPT_BYTES", limit)
+  kept = list(job.gallery.batches)
+  read = []
+
+  class Counted(dict):
+    def __getitem__(self, key):
+      read.append(key)
+      return super().__getitem__(key)
+
+  picture = np.full((16, 16, 3), 7, np.uint8)
+  records = [
+    Record(str(i), media=Counted(image=lambda i=i: picture + i * 9))
+    for i in range(3)
+  ]
+  gallery = job.embedder.embed_gallery(
+    "test", ("i",), records=records, keep_batches=True
+  )
+  assert len(gallery.batches) == len(kept) == 2
+  once = len(read)
+  first, second = list(gallery.batches)
+  assert len(read) > once  # not all was kept
+  np.testing.assert_array_equal(first["image"][1, 0, 0, 0], [16] * 3)
+  np.testing.assert_array_equal(second["image"][0, 0, 0, 0], [25] * 3)

@@ -22,7 +22,7 @@ from mico_jax.data.sources.shards import expand
 from mico_jax.data.storage import Span, Storage, is_remote, short
 from mico_jax.data.storage.sparse_memory import SparseMemory, in_memory
 from mico_jax.failures import TransientError
-from mico_jax.modalities import DecodeError
+from mico_jax.modalities import MODALITIES, DecodeError
 
 _OPEN = 128  # files that are open at a time
 _POSTSCRIPT = 4096  # bytes of the last block that say something
@@ -43,8 +43,8 @@ class ArrayRecordSource(SourceKind):
     """Opens the files.
 
     Raises:
-      ConfigError: if there are none, or `where` or `fields` is set, which are
-        for building.
+      ConfigError: if there are none, if `where` is set, which is for building,
+        or `fields` names no medium of a record.
       TransientError: for storage that stays away.
     """
     if config.where:
@@ -52,11 +52,13 @@ class ArrayRecordSource(SourceKind):
         f"data.sources.{name}.where: ArrayRecord files are not filtered when "
         "read; build them from a filtered manifest."
       )
-    if config.fields:
-      raise ConfigError(
-        f"data.sources.{name}.fields={dict(config.fields)}: a record holds its "
-        "media by modality, as the fields of the build said; remove it."
-      )
+    for key, medium in config.fields.items():
+      if medium not in MODALITIES:
+        raise ConfigError(
+          f"data.sources.{name}.fields.{key}={medium!r}: a record holds its "
+          "media by modality, as the fields of the build said; name one of "
+          f"{', '.join(MODALITIES)}, or remove it."
+        )
     self._config, self._storage = config, storage
     self._lock = threading.Lock()
     self._readers: OrderedDict[str, Any] = OrderedDict()

@@ -38,11 +38,11 @@ EVALUATORS: dict[str, type[Evaluator]] = {
   "open_questions": OpenQuestions,
   "zero_shot": ZeroShot,
   "linear_probe": LinearProbe,
+  "tagging": Tagging,
   "nearest": Nearest,
   "few_shot": FewShot,
   "regression": Regression,
   "health": Health,
-  "tagging": Tagging,
 }
 
 

@@ -10,10 +10,13 @@ import numpy as np
 from jaxtyping import Int
 
 from mico_jax.config import Config
+from mico_jax.data.identity import tell
+from mico_jax.evaluation import ptb
 from mico_jax.evaluation.caption_metrics import score_captions
 from mico_jax.evaluation.captions import Writer
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
 from mico_jax.evaluation.examples import Entry
+from mico_jax.evaluation.java_metrics import PROGRAMS, Unavailable
 from mico_jax.evaluation.queries import described_items, kind_of, trained
 from mico_jax.evaluation.results import Result
 
@@ -23,7 +26,7 @@ class Captions(Evaluator):
   """CIDEr, BLEU-4, ROUGE-L and token accuracy of written captions.
 
   Of the first `evaluation.captions` items, for each group that trains
-  captioning.
+  captioning. Items whose true captions have no word are left out and counted.
   """
 
   name: ClassVar = "captions"
@@ -33,7 +36,12 @@ class Captions(Evaluator):
     "BLEU-4": Measure(unit=""),
     "ROUGE-L": Measure(unit=""),
     "token accuracy": Measure(),
+    **{name: Measure() for name in PROGRAMS},
   }
+
+  # also METEOR and SPICE, by the Java programs in the package pycocoevalcap; a
+  # note on stderr says why one cannot be run
+  java: bool = False
 
   def needs(self, config: Config) -> Needs | None:
     """The arrays of the trained groups."""
@@ -49,8 +57,15 @@ class Captions(Evaluator):
     for context in trained(job.config, "captioning"):
       kind = kind_of(job.config, context)
       items, texts = described_items(job.gallery, context, kind, 0, limit=total)
+      worded = [any(map(ptb.tokenize, captions)) for captions in texts]
+      items = items[np.asarray(worded, bool)]
+      texts = [
+        t for t, has_words in zip(texts, worded, strict=True) if has_words
+      ]
       if texts:
-        results += _results(job, context, items, texts, kind, total)
+        results += _results(
+          job, context, items, texts, kind, total, java=self.java
+        )
     return results
 
 
@@ -61,6 +76,8 @@ def _results(
   texts: Sequence[Sequence[str]],
   kind: str,
   total: int,
+  *,
+  java: bool,
 ) -> list[Result]:
   """Scores of one group.
 
@@ -71,6 +88,7 @@ def _results(
     texts: true captions of each item.
     kind: caption kind.
     total: items that the protocol asks for.
+    java: whether to run the Java programs as well.
   """
   writer, protocol = Writer(job.embedder), job.protocol
   written = writer.captions(job.gallery, letters, items)
@@ -96,17 +114,38 @@ def _results(
     f"caption/{letters}/{name}", values, total=total, prompts=written
   )
   accuracy = result("token accuracy", tokens)
-  bleu = dataclasses.replace(
-    accuracy,
-    name=f"caption/{letters}/BLEU-4",
-    value=scores.bleu[3],
-    interval=None,  # a property of the corpus, not a mean over items
-    n=len(written),
-    values=None,
-  )
+
+  def corpus(name: str, value: float) -> Result:
+    """A property of the corpus, not a mean over items."""
+    return dataclasses.replace(
+      accuracy,
+      name=f"caption/{letters}/{name}",
+      value=value,
+      interval=None,
+      n=len(written),
+      values=None,
+    )
+
+  programs = _by_programs(written, texts) if java else {}
   return [
     result("CIDEr", scores.cider_items),
-    bleu,
+    corpus("BLEU-4", scores.bleu[3]),
     result("ROUGE-L", scores.rouge_l_items),
     accuracy,
+    *(corpus(name, value) for name, value in programs.items()),
   ]
+
+
+def _by_programs(
+  written: Sequence[str], texts: Sequence[Sequence[str]]
+) -> dict[str, float]:
+  """Scores of the Java programs that can be run; a note names the others."""
+  ours = [ptb.tokenize(text) for text in written]
+  theirs = [[ptb.tokenize(text) for text in group] for group in texts]
+  scores = {}
+  for name, score in PROGRAMS.items():
+    try:
+      scores[name] = score(ours, theirs)
+    except Unavailable as error:
+      tell(f"no {name}: {error}")
+  return scores

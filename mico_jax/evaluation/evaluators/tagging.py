@@ -34,10 +34,11 @@ class Tagging(Evaluator):
   field `labels`. The value is a mean over classes, so n counts classes.
   """
 
-  # names of the classes, the labels that mean them ((): the names), and
-  # templates with {} for the name
+  # names of the classes; (): nothing is measured
   names: tuple[str, ...] = ()
+  # the labels that mean them; (): the names
   labels: tuple[str, ...] = ()
+  # prompts, with {} for the name
   templates: tuple[str, ...] = ("{}",)
   name: ClassVar = "tagging"
   title: ClassVar = "tagging"

@@ -42,10 +42,11 @@ class ZeroShot(Evaluator):
   that file they are the distinct captions.
   """
 
-  # instead of the files: names of the classes, the labels that mean
-  # them ((): the names or their numbers), and templates with {} for the name
+  # names of the classes, instead of the files
   names: tuple[str, ...] = ()
+  # the labels that mean them; (): the names, or their numbers
   labels: tuple[str, ...] = ()
+  # prompts, with {} for the name
   templates: tuple[str, ...] = ("{}",)
   name: ClassVar = "zero_shot"
   title: ClassVar = "zero-shot"
