@@ -32,7 +32,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
   ("train",),
   ("checkpoint",),
   ("inference",),
-  ("evaluation", "interop.files"),
+  ("evaluation", "harnesses", "interop.files"),
   ("interop.names",),
   ("interop.importing",),
   ("interop.exporting",),
@@ -80,7 +80,11 @@ NOT_IN_HOST = {"jax", "jaxlib", "flax", "optax", "orbax"}
 NEVER = {"tensorflow", "keras"}
 # What is compared with them imports them where it runs.
 PEERS = {"mico_jax.benchmarks.data_peers"}
-TORCH_ROOMS = {"interop", "interop.files", "interop.exporting", "benchmarks"}
+TORCH_ROOMS = {
+  *("interop", "interop.files", "interop.exporting"),
+  *("benchmarks", "harnesses"),
+}
+HARNESSES = ("mteb", "clip_benchmark")  # imported in their room only
 
 LEVEL = {room: i for i, rooms in enumerate(ROOMS) for room in rooms}
 
@@ -145,6 +149,8 @@ def test_imports_point_backwards(path):
       problems.append(f"line {line}: {name} is never imported")
     elif top in {"torch", "torchvision"} and room not in TORCH_ROOMS:
       problems.append(f"line {line}: {name} only in {sorted(TORCH_ROOMS)}")
+    elif top in HARNESSES and room != "harnesses":
+      problems.append(f"line {line}: {name} only in harnesses")
     elif room in LEAN and top in NOT_IN_LEAN:
       problems.append(f"line {line}: {room} must do without {name}")
     elif room in {"world", "modalities", "data"} and top in NOT_IN_HOST:
@@ -220,8 +226,9 @@ for name in {names!r}:
   try:
     importlib.import_module(name)
   except ImportError as error:
-    torch = (error.name or '').startswith('torch')
-    if not (torch and name in {optional!r}):
+    missing = (error.name or '').partition('.')[0]
+    extra = missing in {("torch", *HARNESSES)!r}
+    if not (extra and name in {optional!r}):
       raise
 """)
 

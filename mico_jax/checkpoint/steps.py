@@ -25,6 +25,14 @@ def list_steps(folder: epath.PathLike) -> list[int]:
   )
 
 
+def fingerprint_of(folder: epath.PathLike, step: int) -> str:
+  """The hash of a step's manifest; "" where that step was not saved."""
+  try:
+    return manifest_lib.fingerprint(epath.Path(folder) / str(step))
+  except CheckpointError:
+    return ""
+
+
 def read_head(
   folder: epath.PathLike,
 ) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -14,7 +14,7 @@ MAX_SAMPLES = 200  # of a sheet, one row each
 MAX_TEXTS = 10_000_000  # samples that train a tokenizer
 
 DESCRIPTION = f"""\
-sheet      draws samples as the model sees them: frames, depth, normals,
+sheet      draws samples as evaluation sees them: frames, depth, normals,
            spectrogram, captions, in one PNG
 build      makes shards of a manifest, a folder of videos or tar files
 index      writes beside files what is known of their samples, so that runs on

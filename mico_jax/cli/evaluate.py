@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--out",
     metavar="DIR",
-    help="also write evaluation.json, .txt and a bar chart .png there",
+    help="also write evaluation.json, .txt and a bar chart .png there, and "
+    "single queries (examples.json) for `mico-jax report`",
   )
   parser.add_argument(
     "--cheap",
@@ -59,14 +60,19 @@ def run(args: argparse.Namespace) -> int:
   from mico_jax.run.commands.evaluate import evaluate_model
 
   model = common.load_model(args)
-  from mico_jax.evaluation import table, to_json, write
+  from mico_jax.evaluation import Examples, table, to_json, write
 
   common.note("evaluating ...")
+  examples = Examples() if args.out else None
   results = evaluate_model(
-    model, args.overrides, command=args.command_line, cheap=args.cheap
+    model,
+    args.overrides,
+    command=args.command_line,
+    cheap=args.cheap,
+    examples=examples,
   )
   if args.out:
-    for path in write(results, args.out):
+    for path in write(results, args.out, examples=examples):
       common.note(f"written: {path}")
   if args.json:
     common.print_json(json.loads(to_json(results)))

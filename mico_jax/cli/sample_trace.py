@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, metavar="DIR")
   parser.add_argument("--step", required=True, type=int, metavar="N")
   parser.add_argument(
-    "--show", action="store_true", help="draw the samples to a PNG"
+    "--show",
+    action="store_true",
+    help="draw the samples to a PNG, without augmentation",
   )
   parser.add_argument(
     "--out",

@@ -98,6 +98,8 @@ class SourceConfig:
   path: Path = ""  # manifest, shard pattern or TFDS directory
   # Folder that paths of a manifest may not leave; "": the manifest's folder.
   root: Path = ""
+  # Of samples or folders that say theirs; "": all. Tar and ArrayRecord files
+  # are not filtered by it: name those of the split in `path`.
   split: Label = "train"
   # field -> value(s)
   where: Annotated[Mapping[Name, Annotated[Any, Scalars()]], Items()] = field(
@@ -108,8 +110,9 @@ class SourceConfig:
   require: Names = ()
   # WebDataset: keys end at the "first" or the "last" dot of a member's name.
   key_dot: Annotated[str, Choice("first", "last")] = "first"
-  # Record field of each modality / caption kind / label; unset: same name.
+  # Modality -> record field, or ending of a member; unset: its own name.
   fields: NameMap = field(default_factory=dict)
+  # Kind of caption -> record field; unset: by its usual names.
   captions: NameMap = field(default_factory=dict)
   # "metre" | "millimetre" | "relative"
   depth_unit: Annotated[str, Choice("", "metre", "millimetre", "relative")] = ""

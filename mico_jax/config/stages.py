@@ -25,7 +25,7 @@ import re
 from typing import NamedTuple
 
 from mico_jax.config.fields import ConfigError
-from mico_jax.config.loading import override, parse_override
+from mico_jax.config.loading import override
 from mico_jax.config.training import Config
 
 FIELDS = (
@@ -92,7 +92,9 @@ def _with(base: Config, name: str, values: tuple[str, ...]) -> Config:
     return base
   where = f"stages.{name}.set"
   for text in values:
-    path, _ = parse_override(text)
+    path, sep, _ = text.partition("=")
+    if not sep:
+      raise ConfigError(f"{where}: {text!r:.200}: write FIELD=VALUE.")
     if not any(re.fullmatch(field, path) for field in FIELDS):
       raise ConfigError(
         f"{where}: {text!r:.200}: a stage cannot change {path!r:.100}; it may "

@@ -161,6 +161,8 @@ class EvaluationConfig:
   options: Annotated[Mapping[Name, Options], Items()] = field(
     default_factory=dict
   )
+  # queries of each measurement shown in the page of results; 0: none
+  examples: Annotated[int, Range(0, 1000, "queries")] = 6
   # resamples of the 95% interval
   bootstrap: Annotated[int, Range(0, 10**6, "resamples")] = 1000
 

@@ -6,6 +6,7 @@ modalities of a sample share it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from mico_jax.config import Config, ConfigError, InputConfig
+from mico_jax.config import AudioConfig, Config, ConfigError, InputConfig
 from mico_jax.data import language
 from mico_jax.data.faults import guarded
 from mico_jax.data.order import fold, generator
@@ -223,11 +224,28 @@ def _in(transform: Transform, mode: Mode) -> bool:
 
 
 def check_sampling(key: str, options: InputConfig) -> None:
-  """Checks that a modality has frames or slices to choose from.
+  """Checks that a modality has what its options choose, and reads them all.
 
   Raises:
-    ConfigError: otherwise.
+    ConfigError: for frames of words, sampling of what has no frames, and
+      numbers of another way of sampling.
   """
+  default = InputConfig()
+  if MODALITIES[key].embedding == "text":
+    modes = {"mode": options.mode, "eval_mode": options.eval_mode}
+    if options != dataclasses.replace(default, **modes):
+      raise ConfigError(
+        f"data.inputs.{key}: words have no frames and no dropout; remove it. "
+        "Their length is data.tokenizer.max_length."
+      )
+    return
+  for name, way in (("fps", "fps"), ("stride", "dense")):
+    value = getattr(options, name)
+    if value != getattr(default, name) and options.sampling != way:
+      raise ConfigError(
+        f"data.inputs.{key}.{name}={value} has no effect with sampling="
+        f"{options.sampling!r}; set sampling={way!r}, or remove it."
+      )
   if options.sampling == "chunk":
     return
   modes = MODALITIES[key].modes.values()
@@ -239,3 +257,18 @@ def check_sampling(key: str, options: InputConfig) -> None:
       f"data.inputs.{key}.sampling={options.sampling!r}: {key} has no such "
       "frames to choose from; leave it at 'chunk'."
     )
+
+
+def check_windows(config: AudioConfig) -> None:
+  """Checks that windows of sound and the hop between them hold samples.
+
+  Raises:
+    ConfigError: otherwise; their energies would be no numbers.
+  """
+  for name, least in (("window_ms", 2), ("hop_ms", 1)):
+    samples = round(config.sample_rate * getattr(config, name) / 1000)
+    if samples < least:
+      raise ConfigError(
+        f"data.audio.{name}={getattr(config, name)} is {samples} samples at "
+        f"{config.sample_rate} Hz, expected at least {least}; raise it."
+      )

@@ -329,6 +329,7 @@ class _Job:
       split=self._spec.split,
       fields=dict(fields),
       depth_unit=self._spec.depth_unit or SOURCES[self._spec.kind].depth_unit,
+      frame_rate=self._spec.frame_rate,
     )
 
 
@@ -349,4 +350,9 @@ class _Tally:
 def _identity(spec: SourceConfig) -> dict[str, Any]:
   """The fields of a source's config that change what is written."""
   names = ("kind", "split", "where", "fields", "captions", "options", "size")
-  return {name: getattr(spec, name) for name in names}
+  # Left out where they are not set, as plans that lie on disks do.
+  more = {n: getattr(spec, n) for n in ("root", "key_dot", "require")}
+  unset = SourceConfig()
+  return {name: getattr(spec, name) for name in names} | {
+    name: value for name, value in more.items() if value != getattr(unset, name)
+  }

@@ -1,4 +1,4 @@
-"""Warnings about a source: ids that repeat, and other notes on stderr.
+"""Warnings about a source: repeated ids, other splits, notes on stderr.
 
 A sample is identified by its source and its index there, so repeated ids are
 allowed, and reported once.
@@ -22,6 +22,28 @@ def tell(text: str) -> None:
   """Prints one line on stderr, except in worker processes."""
   if multiprocessing.parent_process() is None:
     print(f"mico-jax: {text}", file=sys.stderr, flush=True)
+
+
+_SPLITS: set[tuple[str, str]] = set()  # path and split of what was told
+
+
+def tell_split(path: str, split: str, own: object) -> None:
+  """Reports once that a source of shards does not choose samples by `split`.
+
+  Args:
+    path: of the source.
+    split: of its config.
+    own: what a sample says of its split; None: nothing.
+  """
+  if not split or not isinstance(own, str) or own == split:
+    return
+  if (path, split) not in _SPLITS:
+    _SPLITS.add((path, split))
+    tell(
+      f"{path[:200]}: a sample of split {own!r:.60} is read, although split="
+      f"{split!r}: shards are not filtered. Name those of one split in `path`, "
+      "use `where` if the kind has it, or set split='' if that is meant."
+    )
 
 
 def tell_repeated(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mico_jax.config import TaskConfig, TokenizerConfig
+from mico_jax.config import Config, ConfigError, TaskConfig, TokenizerConfig
 from mico_jax.data.records import Record
 from mico_jax.modalities import (
   MODALITIES,
@@ -77,6 +77,27 @@ def max_length(config: TokenizerConfig, kinds: Sequence[str]) -> int:
     return table.get(kind, default)
 
   return max(length(kind) for kind in kinds)
+
+
+def check_lengths(config: Config) -> None:
+  """Checks that every length of the tokenizer is that of some text.
+
+  Raises:
+    ConfigError: for a kind that no text of the config is of.
+  """
+  known = [c.kind for c in caption_kinds()]
+  known += [k for m in MODALITIES.values() for k in m.text_kinds]
+  known += ["default", "question", "answer", WHOLE, STORY, JOINED, ALT_TEXT]
+  for task in config.tasks.values():
+    known += [kind for kinds in task.texts.values() for kind in kinds]
+  for source in config.data.sources.values():
+    known += source.captions
+  for kind in config.data.tokenizer.max_length:
+    if kind not in known:
+      raise ConfigError(
+        f"data.tokenizer.max_length names {kind!r}, which is no kind of text "
+        f"here; known: {', '.join(dict.fromkeys(known))}."
+      )
 
 
 def _available(

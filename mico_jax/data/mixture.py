@@ -30,16 +30,25 @@ def source_weights(
     sizes: source -> number of samples, at least 1.
 
   Raises:
-    ConfigError: for more sources than `PARTS` can tell apart.
+    ConfigError: for more sources than `PARTS` can tell apart, and for a
+      temperature whose powers cannot be computed.
   """
   named = {name: w for name, w in sorted(task.sources.items()) if w}
   if not task.temperature or not named:
     return dict(task.sources)
   power = _EXACT.divide(1, decimal.Decimal(repr(task.temperature)))
-  parts = {
-    name: _EXACT.multiply(w, _EXACT.power(decimal.Decimal(sizes[name]), power))
-    for name, w in named.items()
-  }
+  try:
+    parts = {
+      name: _EXACT.multiply(
+        w, _EXACT.power(decimal.Decimal(sizes[name]), power)
+      )
+      for name, w in named.items()
+    }
+  except decimal.Overflow:
+    raise ConfigError(
+      f"temperature={task.temperature}: 1 / {task.temperature} is too large a "
+      "power of the sizes of the sources; 1 reads all samples equally often."
+    ) from None
   return {**dict.fromkeys(task.sources, 0), **_rounded(parts)}
 
 

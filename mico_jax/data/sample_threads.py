@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import queue
+import sys
 import threading
 from collections.abc import Callable, Sequence
 
@@ -124,6 +125,8 @@ class SampleThreads:
 
   def __del__(self) -> None:
     """Ends the threads once they are idle."""
+    if not sys or sys.is_finalizing():  # which ends them, and modules before
+      return
     with self._lock:
       for _ in range(self._threads):
         self._jobs.put((math.inf, next(self._numbers), None))

@@ -82,6 +82,7 @@ def check_inputs(config: Config) -> None:
       that crop the pictures of one sample differently, and for transforms that
       do not fit them.
   """
+  augmentation.check_windows(config.data.audio)
   for key, options in config.data.inputs.items():
     if key not in MODALITIES:
       raise ConfigError(

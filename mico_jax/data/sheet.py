@@ -51,10 +51,18 @@ def colour_map(x: Real[np.ndarray, "Y X"]) -> UInt8[np.ndarray, "Y X 3"]:
   return np.rint(rgb * 255).astype(np.uint8)
 
 
-def _tiles(
+def tiles_of(
   key: str, array: Shaped[np.ndarray, "T Y *X"]
-) -> list[tuple[str, np.ndarray]]:
-  """Titles and pictures of a modality, one per frame or slice."""
+) -> list[tuple[str, UInt8[np.ndarray, "..."]]]:
+  """Titles and pictures of a modality, one per frame or slice.
+
+  Args:
+    key: of the modality.
+    array: frames as the device gets them.
+
+  Returns:
+    Pictures [Y, X, 3], or what `Modality.draw` makes of a frame.
+  """
   modality, out = MODALITIES[key], []
   for t, frame in enumerate(array):
     name = key if len(array) == 1 else f"{key} {t + 1}"
@@ -62,8 +70,8 @@ def _tiles(
       name = f"{name} {frame.min():.3g}..{frame.max():.3g}"
     if modality.draw is not None:
       frame = modality.draw(frame)
-    if frame.ndim == 2:
-      frame = colour_map(frame)
+    if frame.ndim < 3:
+      frame = colour_map(np.atleast_2d(frame))
     out.append((name, frame))
   return out
 
@@ -107,7 +115,7 @@ def draw_records(
       for key in keys:
         head = by_letter(MODALITIES[key].head).key
         if key in inputs and (head == key or head not in inputs):
-          tiles += _tiles(key, inputs[key])
+          tiles += tiles_of(key, inputs[key])
     except DecodeError as error:
       lines += textwrap.wrap(f"broken: {error}", 60)
     rows.append((tiles, lines))

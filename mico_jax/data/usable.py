@@ -11,7 +11,7 @@ from typing import Any
 
 from mico_jax.config import Config
 from mico_jax.data.identity import tell
-from mico_jax.data.language import kinds_of, possible_texts
+from mico_jax.data.language import JOINED, kinds_of, possible_texts
 from mico_jax.data.presence import has
 from mico_jax.data.records import Record
 from mico_jax.data.samples import groups_of
@@ -58,8 +58,43 @@ def group_counts(
   ]
 
 
+def absent_texts(
+  config: Config, source: str, records: Sequence[Record]
+) -> list[str]:
+  """What the config asks of a source's captions that no record has.
+
+  Another kind takes the place of a missing one, so a misspelt name would pass.
+
+  Args:
+    config: of the run.
+    source: name of the source.
+    records: of it, at least one.
+
+  Returns:
+    Fields of the config, with the missing kind or field.
+  """
+  kinds = {kind for record in records for kind in record.captions}
+  fields = {name for record in records for name in record.fields}
+  absent = [
+    f"tasks.{name}.texts.{group}: no caption of kind {kind!r}"
+    for name, task in config.tasks.items()
+    if task.sources.get(source) and task.steps
+    for group, of in task.texts.items()
+    for kind, weight in of.items()
+    if weight and kind != JOINED and kind not in kinds
+  ]
+  named = config.data.sources[source].captions
+  return absent + [
+    f"data.sources.{source}.captions.{kind}: no field {field!r}"
+    for kind, field in named.items()
+    if field not in fields
+  ]
+
+
 def tell_groups(config: Config, sources: Mapping[str, Source]) -> None:
   """Says which groups some samples cannot be used for, by task and source.
+
+  Also which kinds of captions the config names, and no sample has.
 
   Up to `LOOKED` samples of a source are looked at, spread evenly; all of them
   by `mico-jax data inspect --config ... --source NAME --samples N`.
@@ -69,6 +104,13 @@ def tell_groups(config: Config, sources: Mapping[str, Source]) -> None:
       continue
     indices = chosen(len(source), LOOKED)
     records = list(filter(None, in_order(_reader(source), indices, _THREADS)))
+    absent = absent_texts(config, name, records) if records else []
+    if absent:
+      tell(
+        f"source {name!r}: none of {len(records)} samples looked at has what "
+        f"these ask for, and other captions take its place: "
+        f"{'; '.join(absent)}."
+      )
     short = [
       f"{row['group']} {row['usable']} (task {row['task']})"
       for row in group_counts(config, name, records)

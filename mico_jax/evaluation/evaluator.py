@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from mico_jax.config import Config
 from mico_jax.data.sources import Source
+from mico_jax.evaluation.examples import Examples
 from mico_jax.evaluation.features import Embedder, Gallery
 from mico_jax.evaluation.results import Protocol, Result
 
@@ -78,6 +79,7 @@ class Job:
     gallery: its items, read and embedded as the evaluators need.
     protocol: makes the results.
     cheap: the short form, as during training.
+    examples: collects single queries; None: nobody wants them.
   """
 
   embedder: Embedder
@@ -85,6 +87,7 @@ class Job:
   gallery: Gallery
   protocol: Protocol
   cheap: bool = False
+  examples: Examples | None = None
 
   @property
   def config(self) -> Config:

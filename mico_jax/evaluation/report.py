@@ -16,6 +16,7 @@ from etils import epath
 from mico_jax import files
 from mico_jax.evaluation.evaluator import SHARE, Measure
 from mico_jax.evaluation.evaluators import find_measure
+from mico_jax.evaluation.examples import EXAMPLES_FILE, Examples
 from mico_jax.evaluation.results import Result
 from mico_jax.json_text import dumps
 
@@ -128,9 +129,6 @@ def bar_chart(results: Sequence[Result], path: str, *, title: str = "") -> None:
     results: drawn from top to bottom, one or more.
     path: of the file.
     title: above the chart.
-
-  Raises:
-    ImportError: if matplotlib is not installed.
   """
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -154,11 +152,21 @@ def bar_chart(results: Sequence[Result], path: str, *, title: str = "") -> None:
 
 
 def write(
-  results: Sequence[Result], folder: str, *, name: str = "evaluation"
+  results: Sequence[Result],
+  folder: str,
+  *,
+  name: str = "evaluation",
+  examples: Examples | None = None,
 ) -> list[str]:
-  """Writes `<name>.json`, `<name>.txt` and, with matplotlib, `<name>.png`.
+  """Writes `<name>.json`, `<name>.txt` and a chart, `<name>.png`.
 
   The chart shows the headlines.
+
+  Args:
+    results: of an evaluation.
+    folder: made if missing.
+    name: of the files.
+    examples: of the evaluation, written as `examples.json`; None: none.
 
   Returns:
     The paths written.
@@ -170,9 +178,10 @@ def write(
   paths = [str(out / f"{name}.json"), str(out / f"{name}.txt")]
   shown = [r for r in results if _measure(r).headline]
   if shown:
-    try:
-      bar_chart(shown, str(out / f"{name}.png"), title=name)
-    except ImportError:
-      return paths  # the chart is an extra
+    bar_chart(shown, str(out / f"{name}.png"), title=name)
     paths.append(str(out / f"{name}.png"))
+  if examples is not None and examples.found:
+    contents = dumps(examples.contents, sort_keys=True) + "\n"
+    files.write_text(out / EXAMPLES_FILE, contents)
+    paths.append(str(out / EXAMPLES_FILE))
   return paths

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+import mico_jax
 from mico_jax.evaluation import metrics
 
 _DIGITS = 8  # of numbers in the JSON file
@@ -38,6 +39,8 @@ class Result:
     ceiling: best value that any model could expect; None: unknown.
     baseline: value of guessing; None: unknown.
     command: command line of the evaluation.
+    checkpoint_sha256: of the checkpoint's manifest; "": it has none.
+    version: of this package.
     values: per-item values, for paired comparisons; not written to JSON.
   """
 
@@ -54,6 +57,8 @@ class Result:
   ceiling: float | None = None
   baseline: float | None = None
   command: str = ""
+  checkpoint_sha256: str = ""
+  version: str = ""
   values: Float[np.ndarray, " N"] | None = dataclasses.field(
     default=None, repr=False, compare=False
   )
@@ -87,6 +92,7 @@ class Protocol:
     split: of the source.
     preprocessing_sha256: of modes, sizes and tokenizer.
     command: command line of the evaluation.
+    checkpoint_sha256: of the checkpoint's manifest; "": it has none.
     bootstrap: resamples of the intervals; 0: none.
     seed: of the resampling.
   """
@@ -95,6 +101,7 @@ class Protocol:
   split: str = ""
   preprocessing_sha256: str = ""
   command: str = ""
+  checkpoint_sha256: str = ""
   bootstrap: int = 1000
   seed: int = 0
 
@@ -136,6 +143,8 @@ class Protocol:
       ceiling=ceiling,
       baseline=baseline,
       command=self.command,
+      checkpoint_sha256=self.checkpoint_sha256,
+      version=mico_jax.__version__,
       values=values,
     )
 

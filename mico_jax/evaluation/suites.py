@@ -26,6 +26,7 @@ from mico_jax.data.sources.omniworld import OmniWorldSource
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.evaluation.evaluator import SHARE, Evaluator, Job, Needs
 from mico_jax.evaluation.evaluators import EVALUATORS, find_measure
+from mico_jax.evaluation.examples import Examples
 from mico_jax.evaluation.features import Embedder
 from mico_jax.evaluation.queries import evaluated_groups
 from mico_jax.evaluation.results import Protocol, Result
@@ -192,6 +193,8 @@ def evaluate(
   cheap: bool = False,
   command: str = "",
   workdir: str = "",
+  examples: Examples | None = None,
+  checkpoint_sha256: str = "",
 ) -> list[Result]:
   """Runs the suite of a config.
 
@@ -204,6 +207,8 @@ def evaluate(
     cheap: only the evaluators that take part during training.
     command: command line, stored in the results.
     workdir: of the run, where samples that stall are listed; "": nowhere.
+    examples: collects single queries and what they show; None: nothing.
+    checkpoint_sha256: of the checkpoint's manifest, stored in the results.
 
   Raises:
     ConfigError: for an unknown suite or source, or nothing to measure.
@@ -226,13 +231,20 @@ def evaluate(
       keys_of((*whole.embed, *whole.read))
     ),
     command=command,
+    checkpoint_sha256=checkpoint_sha256,
     bootstrap=settings.bootstrap,
     seed=config.seed,
   )
   # Parameters on one device are evaluated there, also on a host with several.
   with target.alone() if _on_one_device(params) else contextlib.nullcontext():
     job = _read_gallery(embedder, source, protocol, active, cheap=cheap)
-    return [r for e, _ in active for r in _measured(e, job)]
+    if examples is not None:
+      examples.count = settings.examples
+      job = dataclasses.replace(job, examples=examples)
+    results = [r for e, _ in active for r in _measured(e, job)]
+  if examples is not None:
+    examples.show(config, settings.source, job.gallery.records)
+  return results
 
 
 def _read_gallery(

@@ -223,6 +223,7 @@ AUDIO = Modality(
   caption=Caption("audio", fields=("audio_caption",), general=True),
   rated=True,
   draw=lambda x: x.T[::-1],  # time to the right, pitch upwards
+  play=lambda waveform, sizes: (waveform, sizes.audio.sample_rate),
   extensions=(
     *(".flac", ".wav", ".ogg", ".mp3", ".opus", ".m4a", ".aac", ".oga"),
     *(".aif", ".aiff", ".mka"),

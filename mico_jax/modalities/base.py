@@ -192,6 +192,8 @@ class Modality:
     units: of its values, one of which each source must name; (): none.
     rated: whether raw arrays come as (samples, sample rate).
     draw: maps a frame to what a sheet draws; None: as it is.
+    play: maps (decoded sample, geometry) to what a page plays, mono samples in
+      units of full scale and their rate in Hz; None: it makes no sound.
     notes: for tables.
   """
 
@@ -215,6 +217,7 @@ class Modality:
   units: tuple[str, ...] = ()
   rated: bool = False
   draw: Callable[[np.ndarray], np.ndarray] | None = None
+  play: Callable[[Any, Geometry], tuple[np.ndarray, int]] | None = None
   notes: str = ""
 
   @property

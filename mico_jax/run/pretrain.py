@@ -5,7 +5,8 @@ order that (seed, step) fixes, keeps at most `IN_FLIGHT` steps queued on the
 device, and fetches metrics only every `train.log_every` steps.
 
 Workdir: `config.json`, `metrics.jsonl`, `bad_samples.jsonl`, `checkpoints/`,
-`tensorboard/`, and at the end `evaluation.{json,txt,png}` and `report.png`.
+`tensorboard/`, and at the end `evaluation.{json,txt,png}`, `examples.json` and
+`report.png`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ from mico_jax import evaluation, files
 from mico_jax.checkpoint.manager import Manager
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.checkpoint.restore import step_folders
-from mico_jax.checkpoint.steps import CHECKPOINTS, list_steps
+from mico_jax.checkpoint.steps import (
+  CHECKPOINTS,
+  fingerprint_of,
+  list_steps,
+)
 from mico_jax.checkpoint.storage import host_copy
 from mico_jax.checkpoint.workdir import claim_workdir
 from mico_jax.config import Config, to_dict
@@ -36,11 +41,7 @@ from mico_jax.memory import release_memory
 from mico_jax.parallel import distributed, sharding
 from mico_jax.run.batches import Batches
 from mico_jax.run.checks import lower_is_better
-from mico_jax.run.cluster.agreement import (
-  StopVote,
-  check_agreement,
-  check_same_step,
-)
+from mico_jax.run.cluster import agreement
 from mico_jax.run.cluster.lock import WorkdirLock
 from mico_jax.run.cluster.signals import StopSignal
 from mico_jax.run.cluster.watchdog import Watchdog
@@ -108,7 +109,7 @@ class Trainer:
       CheckpointError: if there is nothing at `init`.
     """
     self._began = time.time()
-    check_agreement(config)
+    agreement.check_agreement(config)
     self.session = distributed.together(lambda: resolve(config))
     self.config = self.session.config
     self._rules = sharding.rules_by_name(self.config.parallel.rules)
@@ -143,15 +144,7 @@ class Trainer:
       step_folders(self.init)
     self.session.check_training()
     if self.main:
-      self._tell_data()
-
-  def _tell_data(self) -> None:
-    """Says what the tasks read, where that does not follow from the config."""
-    self.session.tell_groups()
-    for name, task in self.config.tasks.items():
-      if task.mixture:
-        counts = ", ".join(f"{k} {n}" for k, n in task.mixture.items())
-        say(f"task {name}: {counts}.")
+      self.session.tell_data()
 
   def _claim(self) -> None:
     """Process 0 locks the workdir and binds it to the config."""
@@ -176,7 +169,7 @@ class Trainer:
     parts = (session.model, self.config, session.mesh)
     like = abstract_state(*parts, optimizer=session.optimizer)
     restored = self.manager.restore(like)
-    check_same_step(-1 if restored is None else restored.step)
+    agreement.check_same_step(-1 if restored is None else restored.step)
     if restored is not None:
       for step, reason in restored.skipped:
         say(f"checkpoint {step} is skipped: {reason}")
@@ -325,7 +318,7 @@ class Trainer:
     """Trains from step `start` until the last step or a signal; saves."""
     config, train = self.config, self.config.train
     batches = Batches(self.session, start, self._open_pipeline)
-    vote = StopVote(state.step, delay=IN_FLIGHT + 1)
+    vote = agreement.StopVote(state.step, delay=IN_FLIGHT + 1)
     saved = -1
     with (
       Progress(
@@ -409,7 +402,11 @@ class Trainer:
     return jax.tree.map(host_copy, params)
 
   def evaluate(
-    self, state: TrainState, *, cheap: bool = False
+    self,
+    state: TrainState,
+    *,
+    cheap: bool = False,
+    examples: evaluation.Examples | None = None,
   ) -> list[evaluation.Result]:
     """Runs the suite of the config on a state's weights (averaged if kept)."""
     name = self.config.evaluation.source
@@ -427,6 +424,8 @@ class Trainer:
       cheap=cheap,
       command=self.command,
       workdir=str(self.workdir),
+      examples=examples,
+      checkpoint_sha256=fingerprint_of(self.manager.folder, int(state.step)),
     )
 
   def _evaluation_is_due(self, done: int) -> bool:
@@ -457,14 +456,15 @@ class Trainer:
     if self.config.evaluation.source:
       if self.main:
         say("evaluating ...")
-      results = self.evaluate(state)
+      examples = evaluation.Examples()
+      results = self.evaluate(state, examples=examples)
       if self.main:
-        evaluation.write(results, str(self.workdir))
+        evaluation.write(results, str(self.workdir), examples=examples)
       distributed.barrier()  # leaving earlier, the others would give up on it
     self.clock.evaluate = time.monotonic() - began
     seconds = {f"seconds/{k}": v for k, v in vars(self.clock).items()}
-    last = max(int(state.step) - 1, 0)
-    writer.write(last, {**seconds, "recompiles": self._compiles.count})
+    counts = {**seconds, "recompiles": self._compiles.count}
+    writer.write(max(int(state.step) - 1, 0), counts)
     writer.flush()
     if self.main:
       path = report.write_report(self.workdir)

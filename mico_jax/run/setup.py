@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from mico_jax import models
 from mico_jax.checkpoint.described import Extras, topology
 from mico_jax.config import Config, ConfigError, Stage, stages_of
+from mico_jax.data.language import check_lengths
 from mico_jax.data.order import Order
 from mico_jax.data.samples import (
   TextSlots,
@@ -45,6 +46,7 @@ from mico_jax.run.checks import (
   check_values,
   lower_is_better,
 )
+from mico_jax.run.monitor.progress import say
 from mico_jax.train.encode import make_plan
 from mico_jax.train.optimizer import Optimizer, make_optimizer
 from mico_jax.train.state import abstract_params, logical_axes
@@ -100,6 +102,7 @@ def check_tasks(config: Config) -> None:
   """
   if not config.tasks:
     raise ConfigError("the config has no tasks; set config.tasks.")
+  check_lengths(config)
   model = models.build(config.model)
   for name, task in config.tasks.items():
     # Matching mines its negatives by similarity, so it needs heads as well.
@@ -118,6 +121,11 @@ def check_tasks(config: Config) -> None:
         letters(group)
         if not group.startswith("t"):
           raise ValueError(f"group {group!r} has no text side 't'.")
+        if group not in groups_of(task):
+          raise ValueError(
+            f"{group!r} is no group of its objectives, so that nothing reads "
+            f"it; groups: {', '.join(groups_of(task))}."
+          )
       except ValueError as error:
         raise ConfigError(f"tasks.{name}.texts: {error}") from None
     _check_lengths(config, name)
@@ -218,9 +226,13 @@ class Session:
       self.config.train.steps,
     )
 
-  def tell_groups(self) -> None:
-    """Says which groups some samples cannot be used for."""
+  def tell_data(self) -> None:
+    """Says what the tasks read, where that does not follow from the config."""
     tell_groups(self.config, self.sources)
+    for name, task in self.config.tasks.items():
+      if task.mixture:
+        counts = ", ".join(f"{k} {n}" for k, n in task.mixture.items())
+        say(f"task {name}: {counts}.")
 
   def check_training(self) -> None:
     """Builds what a training needs, compiling nothing.

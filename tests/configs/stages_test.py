@@ -68,7 +68,7 @@ def test_an_unchanged_mixture_goes_on_in_its_order():
       r"stages\.a\.set: unknown.*'tasks.two",
     ),
     ({"a": (5, ("train.patch_dropout=2",))}, r"stages\.a\.set: .*patch_drop"),
-    ({"a": (5, ("train.patch_dropout",))}, r"write .*=VALUE"),
+    ({"a": (5, ("train.patch_dropout",))}, r"a\.set: .*write FIELD=VALUE"),
   ],
 )
 def test_wrong_stages(stages, message):

@@ -137,6 +137,26 @@ WRONG = {
   ),
   "sampling": (f"{INPUT}.sampling=every", r"sampling='every'.*chunk, fps"),
   "fps": (f"{INPUT}.fps=0", r"image\.fps=0: expected a number"),
+  "unread": (f"{INPUT}.fps=2.0", r"fps=2.0 has no effect with .*'chunk'"),
+  "stride": (
+    f"{INPUT}.sampling=fps",
+    f"{INPUT}.stride=2",
+    r"stride=2 has no effect with sampling='fps'; set sampling='dense'",
+  ),
+  "words": (
+    "data.inputs.subtitle={'dropout': 0.5}",
+    r"inputs\.subtitle: words have no frames and no dropout",
+  ),
+  "window": (
+    "data.audio.window_ms=0.1",
+    "data.audio.sample_rate=8000",
+    r"window_ms=0.1 is 1 samples at 8000 Hz, expected at least 2",
+  ),
+  "hop": (
+    "data.audio.sample_rate=1000",
+    "data.audio.hop_ms=0.1",
+    r"hop_ms=0.1 is 0 samples at 1000 Hz",
+  ),
 }
 
 

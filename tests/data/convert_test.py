@@ -139,7 +139,12 @@ def test_nothing_readable_and_other_conversions(tmp_path):
   spec = manifest_source(write_manifest(tmp_path, 2))
   source = _opened(spec)
   convert(source, spec, tmp_path / "out")
-  for changes, options in (({}, {"to": "webdataset"}), ({"size": 1}, {})):
+  for changes, options in (
+    ({}, {"to": "webdataset"}),
+    ({"size": 1}, {}),
+    ({"root": ".."}, {}),  # other files of the same names
+    ({"require": ("image",)}, {}),
+  ):
     other = dataclasses.replace(spec, **changes)
     with pytest.raises(ConfigError, match="of another conversion"):
       convert(_opened(other), other, tmp_path / "out", **options)
@@ -179,12 +184,13 @@ def test_arrays_of_omniworld(tmp_path):
 
 def test_frames_of_several_files_need_array_record(tmp_path):
   path = write_manifest(tmp_path, 2, video=[["0.png", "1.png"]] * 2)
-  spec = manifest_source(path)
+  spec = manifest_source(path, frame_rate=4.0)
   with pytest.raises(ConfigError, match="--to array_record"):
     convert(_opened(spec), spec, tmp_path / "out", to="webdataset")
   report = convert(_opened(spec), spec, tmp_path / "records")
   record = _opened(report.source).record(0)
   assert record.media["video"]() == [png(0), png(20)]
+  assert report.source.frame_rate == 4.0  # which the files do not hold
 
 
 def test_tar_members_are_what_others_read(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mico_jax.config import ConfigError
+from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.convert import convert
 from mico_jax.data.pipeline import Pipeline
 from mico_jax.data.samples import load_inputs
@@ -101,6 +101,45 @@ def test_where_selects(kind, tmp_path):
     open_source(nothing, "a")
   spec = dataclasses.replace(spec, where={}, size=2)
   assert len(open_source(config_of(a=spec), "a")) == 2
+
+
+SHARDS = ("webdataset", "energon", "array_record")
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_split_chooses_samples_or_that_is_told(kind, tmp_path, capsys):
+  rows = [
+    dataclasses.replace(s, extra=(("split", ("train", "val")[i % 2]),))
+    for i, s in enumerate(samples(4))
+  ]
+  source = open_source(config_of(a=WRITERS[kind](tmp_path / "x", rows)), "a")
+  chosen = len(_records(source)) == 2
+  said = "sample of split 'val' is read, although split='train'"
+  assert chosen is not (said in capsys.readouterr().err)
+  assert chosen is (kind not in SHARDS)
+
+
+@pytest.mark.parametrize(
+  ("kind", "fields", "message"),
+  [
+    ("manifest", {"imgae": "rgb"}, r"fields names 'imgae'; known: image, vid"),
+    ("webdataset", {"subtitle": "sub"}, r"'subtitle'.*texts.*\.captions"),
+    ("csv", {"label": "class"}, r"'label'.*a label in evaluation\.label"),
+    ("array_record", {"image": "rgb"}, r"holds its media by modality"),
+  ],
+)
+def test_fields_that_nothing_reads(kind, fields, message, tmp_path):
+  spec = WRITERS[kind](tmp_path / "x", samples(2))
+  spec = dataclasses.replace(spec, fields=fields)
+  with pytest.raises(ConfigError, match=message):
+    open_source(config_of(a=spec), "a")
+
+
+def test_scenes_are_not_mapped():
+  for field in ("fields", "captions"):
+    spec = SourceConfig(size=2, **{field: {"image": "x"}})
+    with pytest.raises(ConfigError, match="fields or captions; remove them"):
+      open_source(config_of(a=spec), "a")
 
 
 @pytest.mark.parametrize("kind", REPEATED)

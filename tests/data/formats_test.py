@@ -183,13 +183,14 @@ def _table(path, rows, delimiter=","):
 def test_rows_of_one_file_are_one_sample(tmp_path, capsys):
   for i in range(2):
     _write(tmp_path, **{f"Y-{i}.wav": wav(3000)})
-  rows = [["youtube_id", "start_time", "caption", "label"]]
-  rows += [[f"-{i}", 30, f"sound {i}, text {j}", i] for i in range(2)
-           for j in range(3)]  # fmt: skip
+  rows = [["id", "youtube_id", "start_time", "caption", "label"]]
+  rows += [[10 * i + j, f"-{i}", 30, f"sound {i}, text {j}", i]
+           for i in range(2) for j in range(3)]  # fmt: skip
   path = _table(tmp_path / "test.csv", rows)
   source = _open("csv", path, options={"files": {"audio": "Y{youtube_id}.wav"}})
   one, two = _records(source)
   assert one.captions["omni"] == tuple(f"sound 0, text {j}" for j in range(3))
+  assert (one.id, two.id) == ("0", "10")  # of the first rows
   assert (two.fields["label"], two.fields["start_time"]) == (1, "30")
   config = config_of(a=SourceConfig())
   assert load_inputs(config, two, "a", ("audio",), None)["audio"].any()
@@ -272,6 +273,18 @@ def test_coco_joins_captions_and_instances(tmp_path, capsys):
   source = _open("coco", captions, options={"images": "../val2017"})
   with pytest.raises(DecodeError, match=r"leaves the folder.*\.root"):
     _grey(source, 0)
+
+
+def test_coco_files_that_number_other_pictures(tmp_path):
+  paths = [
+    _coco(tmp_path, f"{name}.json", {
+      "images": [{"id": 1, "file_name": f"{name}.png"}],
+      "annotations": [{"image_id": 1, "caption": name}],
+    })
+    for name in ("a", "b")
+  ]  # fmt: skip
+  with pytest.raises(ConfigError, match=r"1 is 'b\.png', but 'a\.png' in"):
+    _open("coco", ",".join(map(str, paths)))
 
 
 def test_karpathy_splits(tmp_path):
@@ -363,6 +376,7 @@ def test_failed_downloads_are_left_out(tmp_path, capsys):
   said = capsys.readouterr().err
   assert "1 samples are left out, with status 'failed_to_download'" in said
   assert "1 samples are left out, with status 'failed_to_resize'" in said
+  assert "1 names have no medium and are left out: '00000_stats'." in said
 
   import pyarrow as pa
   import pyarrow.parquet as pq

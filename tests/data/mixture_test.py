@@ -36,6 +36,12 @@ def test_weights_of_a_temperature(temperature, weights, want):
   assert source_weights(task, SIZES) == want
 
 
+def test_a_power_that_cannot_be_computed():
+  task = TaskConfig(sources={"a": 1, "b": 1}, temperature=1e-300)
+  with pytest.raises(ConfigError, match=r"temperature=1e-300: .*too large a"):
+    source_weights(task, SIZES)
+
+
 def test_small_sources_keep_a_share_and_the_sum_is_kept():
   sizes = {f"s{i}": 1 for i in range(700)} | {"big": 10**12}
   task = TaskConfig(sources=dict.fromkeys(sizes, 1), temperature=1.0)
@@ -111,3 +117,15 @@ def test_groups_that_samples_cannot_serve_are_told(patchy, capsys):
   assert "ti 6 (task one), tia 5 (task one)" in capsys.readouterr().err
   main(["data", "inspect", "--from", "manifest", "--path", str(patchy)])
   assert "coverage\naudio + image + omni caption" in capsys.readouterr().out
+
+
+def test_captions_that_no_sample_has_are_told(patchy, capsys):
+  config = config_of(a=manifest_source(patchy, captions={"audio": "sound"}))
+  texts = {"ti": {"visoin": 0.5, "omni": 0.5, "joined": 1.0}}
+  task = dataclasses.replace(config.tasks["one"], texts=texts)
+  config = dataclasses.replace(config, tasks={"one": task})
+  tell_groups(config, {"a": open_source(config, "a")})
+  said = capsys.readouterr().err
+  assert "tasks.one.texts.ti: no caption of kind 'visoin'" in said
+  assert "data.sources.a.captions.audio: no field 'sound'" in said
+  assert "omni" not in said.partition("these groups")[0]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-
 import numpy as np
 import pytest
 
 from mico_jax.checkpoint.manifest import flatten, unflatten
 from mico_jax.interop.names import torch_modules
+from mico_jax.testing import torchvision_operators
 
 
 @pytest.fixture(scope="session")
@@ -33,19 +31,5 @@ def from_torch():
 
 @pytest.fixture(scope="session", autouse=True)
 def operators_of_torchvision():
-  """Stands in for what PyPI's torchvision lacks beside such a PyTorch.
-
-  Its compiled operators are linked against CUDA; without them it does not even
-  import, for want of two that it only describes. timm and open_clip import it
-  and call neither.
-  """
-  if not all(map(importlib.util.find_spec, ("torch", "torchvision"))):
-    return
-  from torch import library
-
-  arguments = "(Tensor dets, Tensor scores, float limit) -> Tensor"
-  try:
-    importlib.import_module("torchvision")
-  except RuntimeError:
-    for name in ("nms", "qnms"):
-      library.define(f"torchvision::{name}", arguments)
+  """Lets torchvision import."""
+  torchvision_operators.define()

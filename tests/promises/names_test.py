@@ -33,6 +33,7 @@ ROOMS = {
   "configs": "a recipe chooses modalities",
   "testing": "makes files and references of single modalities",
   "benchmarks": "measures one modality's path",
+  "harnesses": "the interfaces of others, which name modalities",
 }
 # File -> words it may say, and why.
 FILES: dict[str, tuple[str, str]] = {
@@ -65,6 +66,10 @@ FILES: dict[str, tuple[str, str]] = {
     "audio depth",
     "config.data.audio; config.model.*.depth, a number of blocks",
   ),
+  "interop/torch_template/sentence_mico.py": (
+    "image video audio",
+    "inputs of sentence-transformers",
+  ),
   "train/finetuning.py": ("image video audio", "settings of data sets"),
   # A number of blocks.
   "docs/tables.py": ("depth", "config.model.*.depth"),
@@ -73,6 +78,7 @@ FILES: dict[str, tuple[str, str]] = {
   "interop/importing/timm_vision.py": ("depth", "config.model.*.depth"),
   "models/staged.py": ("depth", "config.model.*.depth"),
   # A letter of something else.
+  "run/commands/result_page.py": ("n", "the number of items of a result"),
   "data/sources/tfds.py": ("i", "a kind of dtype"),
   "evaluation/ptb.py": ("n", "a letter of a word"),
   "interop/names/transformers_vision.py": ("v", "queries, keys, values"),

@@ -39,6 +39,8 @@ def mistake(*overrides: str) -> str:
     ("tasks.av.batch_size=0", "tasks.av.batch_size=0"),
     ("tasks.av.objectives={'matching': ('tq',)}", "no modality with letter"),
     ("tasks.av.objectives={'matching': ('tvv',)}", "group 'tvv' needs one or"),
+    ("tasks.av.texts={'tav': {'omni': 1.0}}", "'tav' is no group of its"),
+    ("data.tokenizer.max_length.visoin=8", "'visoin', which is no kind of"),
     ("train.patch_dropout=1.5", "at most 0.99"),
     ("evaluation.source=x", "no data source; known: test, train"),
     ("evaluation.probe_source=x", "no data source; known: test, train"),

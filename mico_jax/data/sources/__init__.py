@@ -26,6 +26,7 @@ from mico_jax.data.sources.parquet import ParquetSource
 from mico_jax.data.sources.tfds import TfdsSource
 from mico_jax.data.sources.vast import VastSource
 from mico_jax.data.sources.webdataset import WebDatasetSource
+from mico_jax.modalities import MODALITIES
 
 __all__ = [
   "SOURCES",
@@ -85,6 +86,15 @@ def check_source(name: str, spec: SourceConfig) -> None:
           f"{' or '.join(map(repr, readers))} reads it, and this source is of "
           f"kind {spec.kind!r}; remove it."
         )
+  known = [k for k, m in MODALITIES.items() if m.embedding != "text"]
+  for key in spec.fields:
+    if key not in known:
+      words = key in MODALITIES
+      raise ConfigError(
+        f"data.sources.{name}.fields names {key!r}; known: {', '.join(known)}. "
+        f"{'Its texts are' if words else 'A kind of caption is'} named in "
+        f"data.sources.{name}.captions, a label in evaluation.label."
+      )
   kind.options(name, spec)
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.faults import describe, guarded
+from mico_jax.data.identity import tell_split
 from mico_jax.data.index import chunks, riegeli
 from mico_jax.data.index import places as index_places
 from mico_jax.data.index.columns import Columns, Writer
@@ -43,13 +44,19 @@ class ArrayRecordSource(SourceKind):
     """Opens the files.
 
     Raises:
-      ConfigError: if there are none, or `where` is set (filter when building).
+      ConfigError: if there are none, or `where` or `fields` is set, which are
+        for building.
       TransientError: for storage that stays away.
     """
     if config.where:
       raise ConfigError(
         f"data.sources.{name}.where: ArrayRecord files are not filtered when "
         "read; build them from a filtered manifest."
+      )
+    if config.fields:
+      raise ConfigError(
+        f"data.sources.{name}.fields={dict(config.fields)}: a record holds its "
+        "media by modality, as the fields of the build said; remove it."
       )
     self._config, self._storage = config, storage
     self._lock = threading.Lock()
@@ -126,8 +133,10 @@ class ArrayRecordSource(SourceKind):
     Raises:
       DecodeError: if its bytes are damaged, or no packed sample.
     """
-    data = self._blob(int(index))
-    return guarded(lambda: unpack(data, self._config))
+    data, config = self._blob(int(index)), self._config
+    record = guarded(lambda: unpack(data, config))
+    tell_split(config.path, config.split, record.fields.get("split"))
+    return record
 
   def spans(self, index: int, keys: Sequence[str]) -> list[Span]:
     """See `SourceKind.spans`."""

@@ -85,13 +85,20 @@ class CocoSource(RowSource):
       if not isinstance(image, dict):
         raise self._error(path, f"an image is no object: {image!r:.60}.")
       number = image.get("id", image.get("cocoid", image.get("imgid")))
-      name = image.get("file_name", image.get("filename"))
+      name = _name(image)
       if not _is_id(number) or not isinstance(name, str):
         raise self._error(
           path, f"an image needs 'id' and 'file_name', got {image!r:.100}."
         )
       seen[number] += 1
-      self._images.setdefault(number, {**image, "id": number})
+      known = self._images.setdefault(number, {**image, "id": number})
+      if _name(known) != name:
+        raise self._error(
+          path,
+          f"image {number} is {name!r:.80}, but {_name(known)!r:.80} in a file "
+          "before it, whose captions it would get; make them sources of their "
+          "own.",
+        )
     repeated = [n for n, count in seen.items() if count > 1]
     if repeated:
       raise self._error(
@@ -157,13 +164,18 @@ class CocoSource(RowSource):
 
   def _media(self, row: int, fields: Mapping[str, Any]) -> Media:
     image = self._list[row]
-    name = image.get("file_name", image.get("filename"))
+    name = _name(image)
     if isinstance(image.get("filepath"), str) and "file_name" not in image:
       name = posixpath.join(image["filepath"], name)  # Karpathy's
     path = posixpath.join(self._folder, name)
     media = dict(super()._media(row, fields))
     media[_PICTURE] = lambda: self._storage.read(self._files.resolve(path))
     return media
+
+
+def _name(image: Mapping[str, Any]) -> Any:
+  """The name of an image's file, as COCO or as Karpathy writes it."""
+  return image.get("file_name", image.get("filename"))
 
 
 def _is_id(value: Any) -> bool:

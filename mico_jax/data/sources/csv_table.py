@@ -41,10 +41,10 @@ class CsvSource(RowSource):
 
   `fields` names columns that hold paths; `options.files` makes paths of cells
   (AudioCaps: `{"audio": "{youtube_id}.wav"}`). Rows that name the same file
-  are one sample, whose differing cells (captions) become lists. Empty cells
-  are missing fields; others are texts, except a whole number in the column
-  `label`. A start time is a field like any other: the file is used
-  from its beginning.
+  are one sample, whose differing cells (captions) become lists, and whose id is
+  that of its first row. Empty cells are missing fields; others are texts,
+  except a whole number in the column `label`. A start time is a field like any
+  other: the file is used from its beginning.
   """
 
   kind: ClassVar = "csv"
@@ -77,6 +77,8 @@ class CsvSource(RowSource):
       )
     for row in self._fields_of:
       row.pop(_FILES, None)
+      if isinstance(row.get("id"), list):  # of rows, such as one for a caption
+        row["id"] = row["id"][0]
     self._choose(len(self._fields_of))
     self._tell_repeated(lambda: (row.get("id") for row in self._fields_of))
 

@@ -118,18 +118,21 @@ class GroupedFilesSource(RowSource):
   def _tell_bare(self, bare: list[str]) -> None:
     """Reports the groups without media, by the status of their download."""
     reasons: Counter[str] = Counter()
+    plain: list[str] = []
     for key in bare:
       try:
         status = self._read_fields(self._members[key]).get(_STATUS)
       except DecodeError:
         status = None
-      reasons["" if status in (None, _SUCCESS) else str(status)[:60]] += 1
-    plain = reasons.pop("", 0)
+      if status in (None, _SUCCESS):
+        plain.append(key)
+      else:
+        reasons[str(status)[:60]] += 1
     for status, count in sorted(reasons.items()):
       self._note(f"{count} samples are left out, with status {status!r}.")
     if plain:
       self._note(
-        f"{plain} names have no medium and are left out: {some(bare)}."
+        f"{len(plain)} names have no medium and are left out: {some(plain)}."
       )
 
   # ------------------------------------------------------------------- samples

@@ -31,10 +31,16 @@ class OmniWorldSource(SourceKind):
     """Prepares a split of the world.
 
     Raises:
-      ConfigError: for an unknown version, split or fact, or a `where` filter.
+      ConfigError: for an unknown version, split or fact, a `where` filter, and
+        `fields` or `captions`.
     """
     if spec.where:
       raise ConfigError(f"data.sources.{name}.where: OmniWorld has no filter.")
+    if spec.fields or spec.captions:
+      raise ConfigError(
+        f"data.sources.{name}: scenes are not mapped by fields or captions; "
+        "remove them."
+      )
     if spec.depth_unit not in ("", "metre"):
       raise ConfigError(
         f"data.sources.{name}.depth_unit={spec.depth_unit!r}: OmniWorld "

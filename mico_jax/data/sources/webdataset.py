@@ -12,7 +12,7 @@ import numpy as np
 
 from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.faults import guarded
-from mico_jax.data.identity import tell, tell_repeated
+from mico_jax.data.identity import tell, tell_repeated, tell_split
 from mico_jax.data.index import places, samples, tars
 from mico_jax.data.index.columns import Columns
 from mico_jax.data.index.selection import select
@@ -301,6 +301,8 @@ class WebDatasetSource(SourceKind):
     }
     key = samples.id_of_key(samples.key_at(columns, sample))
     fields = self._fields(columns, path, members)
+    config = self._config
+    tell_split(config.path, config.split, fields.get("split"))
     return make_record(key, fields, media, self._config)
 
   def _reader(

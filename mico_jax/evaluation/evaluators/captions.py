@@ -13,6 +13,7 @@ from mico_jax.config import Config
 from mico_jax.evaluation.caption_metrics import score_captions
 from mico_jax.evaluation.captions import Writer
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
+from mico_jax.evaluation.examples import Entry
 from mico_jax.evaluation.queries import described_items, kind_of, trained
 from mico_jax.evaluation.results import Result
 
@@ -74,6 +75,15 @@ def _results(
   writer, protocol = Writer(job.embedder), job.protocol
   written = writer.captions(job.gallery, letters, items, kind)
   scores = score_captions(written, texts)
+  if job.examples is not None:
+    job.examples.add_written(
+      f"caption/{letters}",
+      letters,
+      [Entry(item=int(item)) for item in items],
+      written,
+      texts,
+      scores.cider_items,
+    )
   tokens = writer.token_accuracy(
     job.gallery,
     letters,

@@ -19,6 +19,7 @@ from mico_jax.data.records import Record
 from mico_jax.evaluation import metrics
 from mico_jax.evaluation.captions import Writer
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
+from mico_jax.evaluation.examples import Entry
 from mico_jax.evaluation.queries import trained
 from mico_jax.evaluation.results import Result
 from mico_jax.modalities import shown
@@ -103,10 +104,23 @@ def _accuracy(
   answers = [plain(answer) for _, _, answer in asked]
   writer = Writer(job.embedder)
   written = writer.answers(job.gallery, letters, items, questions)
+  right = metrics.accuracy(written, answers)
+  if job.examples is not None:
+    job.examples.add_written(
+      f"question/{letters}",
+      letters,
+      [
+        Entry(text=question, item=int(item))
+        for item, question in zip(items, questions, strict=True)
+      ],
+      written,
+      [[answer] for answer in answers],
+      right,
+    )
   most = Counter(answers).most_common(1)[0][1]
   return job.protocol.result(
     f"question/{letters}/accuracy",
-    metrics.accuracy(written, answers),
+    right,
     total=total,
     prompts=questions,
     baseline=most / len(answers),

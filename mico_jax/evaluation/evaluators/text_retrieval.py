@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from mico_jax.config import Config
 from mico_jax.evaluation import metrics
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
+from mico_jax.evaluation.examples import Entry, Examples
 from mico_jax.evaluation.features import Gallery
 from mico_jax.evaluation.queries import Queries, evaluated_groups, queries_of
 from mico_jax.evaluation.results import Protocol, Result
@@ -91,7 +92,34 @@ def _results(job: Job, queries: Queries, letters: str) -> list[Result]:
       total=total,
       prompts=queries.texts,
     )
+    if job.examples is not None:
+      _keep_examples(job.examples, queries, letters, suffix, forward, backward)
   return results
+
+
+def _keep_examples(
+  examples: Examples,
+  queries: Queries,
+  letters: str,
+  suffix: str,
+  forward: Scores,
+  backward: Scores,
+) -> None:
+  """Single queries of both ways."""
+  text = lambda i: Entry(text=queries.texts[i])
+  item = lambda i: Entry(item=int(queries.items[i]))
+  for name, scores, relevant, query, answer in (
+    (f"t->{letters}", forward, queries.relevant, text, item),
+    (f"{letters}->t", backward, queries.relevant.T, item, text),
+  ):
+    examples.add_ranking(
+      f"retrieval/{name}{suffix}",
+      letters,
+      metrics.ranks(scores, relevant),
+      lambda row, scores=scores, right=relevant: (scores[row], right[row]),
+      query,
+      answer,
+    )
 
 
 def _score_matrices(

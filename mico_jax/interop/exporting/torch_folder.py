@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 _Module = Any
 FORMAT = "mico_jax torch 1"
 MODULE = "modeling_mico.py"
+SENTENCE_MODULE = "sentence_mico.py"  # for sentence-transformers
 # Encoders and text towers of `MODULE`.
 ENCODERS = ("vit", "swin", "convnext", "unireplknet")
 TEXT_ENCODERS = ("bert", "causal")
@@ -148,21 +149,40 @@ def preprocessing_json(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
   }
 
 
-def template() -> str:
-  """The text of `modeling_mico.py`."""
+def template(name: str = MODULE) -> str:
+  """The text of a Python file of the folder."""
   folder = importlib.resources.files("mico_jax.interop") / "torch_template"
-  return (folder / MODULE).read_text()
+  return (folder / name).read_text()
 
 
 def write_code(folder: pathlib.Path) -> list[str]:
   """Writes the Python files; returns their names."""
-  (folder / MODULE).write_text(template())
+  for name in (MODULE, SENTENCE_MODULE):
+    (folder / name).write_text(template(name))
   decoders = torch_inputs.files()
   export.write_files(
     folder / torch_inputs.PACKAGE,
     {name: text.encode() for name, text in decoders.items()},
   )
-  return [MODULE, *(f"{torch_inputs.PACKAGE}/{name}" for name in decoders)]
+  inputs = [f"{torch_inputs.PACKAGE}/{name}" for name in decoders]
+  return [MODULE, SENTENCE_MODULE, *inputs]
+
+
+def _write_sentence_transformers(folder: pathlib.Path) -> list[str]:
+  """Writes what `SentenceTransformer(folder)` looks for; returns the names."""
+  module = f"{SENTENCE_MODULE.removesuffix('.py')}.MiCoModule"
+  contents: dict[str, Any] = {
+    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": module}],
+    "config_sentence_transformers.json": {
+      "model_type": "SentenceTransformer",
+      "prompts": {},
+      "default_prompt_name": None,
+      "similarity_fn_name": "cosine",
+    },
+  }
+  for name, content in contents.items():
+    export.write_json(folder / name, content)
+  return list(contents)
 
 
 def _check_classes(model: ModelConfig) -> None:
@@ -198,7 +218,8 @@ def write(
   """
   _check_classes(source.config.model)
   embeddings = torch_embeddings.files(source.config.model)
-  names = [*write_code(folder), *embeddings]
+  names = [*write_code(folder), *_write_sentence_transformers(folder)]
+  names += embeddings
   names += ["config.json", "preprocessing.json"]
   export.write_files(folder, {k: v.encode() for k, v in embeddings.items()})
   config = model_config(source.config, source.tokenizer)

@@ -1274,22 +1274,35 @@ class MiCo(nn.Module):
     input_items().check_finite(values.cpu().numpy(), rows, what)
     return values
 
+  def prepare(self, inputs: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
+    """Token ids and pixels by modality, of raw inputs, for `encode_all`."""
+    return {
+      key: self.tokens(key, values)
+      if self.modalities[key]["kind"] == "interface"
+      else self.pixels(key, values)
+      for key, values in inputs.items()
+    }
+
   def read(
     self, inputs: Mapping[str, Sequence[Any]]
   ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Tokens, pooled features and masks by letter, of raw inputs."""
+    return self.encode_all(self.prepare(inputs))
+
+  def encode_all(
+    self, inputs: Mapping[str, Tensor]
+  ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Tokens, pooled features and masks by letter, of prepared inputs."""
     tokens, pooled, masks = {}, {}, {}
     for key, values in inputs.items():
       letter = self.modalities[key]["letter"]
       if self.modalities[key]["kind"] == "interface":
-        ids = self.tokens(key, values)
-        tokens[letter] = self.encode_text(ids)
-        pooled[letter] = self.pool_text(tokens[letter], ids)
-        masks[letter] = ids != self.options["text"]["pad_id"]
+        tokens[letter] = self.encode_text(values)
+        pooled[letter] = self.pool_text(tokens[letter], values)
+        masks[letter] = values != self.options["text"]["pad_id"]
       else:
-        pixels = self.pixels(key, values)
-        valid = self.valid_tokens(key, pixels)
-        tokens[letter] = self.encode(key, pixels)
+        valid = self.valid_tokens(key, values)
+        tokens[letter] = self.encode(key, values)
         pooled[letter] = self.pool(key, tokens[letter], valid)
         if valid is not None:
           masks[letter] = valid

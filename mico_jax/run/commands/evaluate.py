@@ -9,6 +9,7 @@ from mico_jax import config as config_lib
 from mico_jax.config import Config, ConfigError
 from mico_jax.data.identity import tell
 from mico_jax.evaluation import Result, evaluate
+from mico_jax.evaluation.examples import Examples
 from mico_jax.inference.omni_model import OmniModel
 from mico_jax.run.checks import check_values
 
@@ -59,6 +60,7 @@ def evaluate_model(
   *,
   command: str = "",
   cheap: bool = False,
+  examples: Examples | None = None,
 ) -> list[Result]:
   """Runs the evaluation suite of a checkpoint's config.
 
@@ -68,6 +70,7 @@ def evaluate_model(
       on which data may change, never the model or its preprocessing.
     command: stored in the results.
     cheap: only the evaluators that take part during training.
+    examples: collects single queries; None: nothing.
 
   Raises:
     ConfigError: for another key, or if nothing is to be measured.
@@ -96,4 +99,6 @@ def evaluate_model(
     model.tokenizer,
     command=command,
     cheap=cheap,
+    examples=examples,
+    checkpoint_sha256=model.fingerprint,
   )

@@ -1,0 +1,147 @@
+"""The page of results, as `mico-jax report` writes it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from mico_jax.cli.main import main
+from mico_jax.config import override
+from mico_jax.evaluation import Examples, evaluate, results, write
+from mico_jax.inference.omni_model import load
+from mico_jax.testing import tiny_checkpoint
+
+_VOID = {"meta", "img", "br", "link", "input"}
+
+
+class _Page(HTMLParser):
+  """Checks that tags nest; collects addresses and texts."""
+
+  def __init__(self, text: str):
+    super().__init__()
+    self.open: list[str] = []
+    self.sources: list[str] = []
+    self.texts: list[str] = []
+    self.feed(text)
+    assert not self.open
+
+  def handle_starttag(self, tag, attrs):
+    self.sources += [v for k, v in attrs if k in ("src", "href")]
+    if tag not in _VOID:
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if self.open and self.open[-1] not in ("style", "script"):
+      self.texts.append(data)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+  """A folder as `evaluate --out` leaves it."""
+  root = tmp_path_factory.mktemp("page")
+  tiny_checkpoint.save_tiny(root / "run")
+  model = load(str(root / "run"), check="off")
+  config = override(
+    model.config,
+    [
+      "evaluation.size=6",
+      "evaluation.groups=('v','a')",
+      "evaluation.examples=4",
+    ],
+  )
+  examples = Examples()
+  found = evaluate(
+    model.model,
+    model.params,
+    config,
+    model.tokenizer,
+    examples=examples,
+  )
+  write(found, str(root / "out"), examples=examples)
+  return root / "out"
+
+
+def test_examples_hold_what_the_model_was_given(evaluated):
+  held = json.loads((evaluated / "examples.json").read_text())
+  names = {example["name"] for example in held["examples"]}
+  assert {"retrieval/t->v", "retrieval/v->t", "retrieval/t->a"} <= names
+  for item in held["items"].values():
+    for tile in item["tiles"]:
+      data = base64.b64decode(tile["jpeg"])
+      assert max(Image.open(io.BytesIO(data)).size) == 128
+    (sound,) = item["sounds"]
+    samples, _ = soundfile.read(io.BytesIO(base64.b64decode(sound["flac"])))
+    assert len(samples)
+    assert np.abs(samples).max() > 0
+
+
+def test_the_page_stands_alone(evaluated, tmp_path, capsys):
+  out = tmp_path / "sub" / "report.html"
+  assert main(["report", str(evaluated), "--out", str(out)]) == 0
+  assert capsys.readouterr().out.strip() == str(out)
+  text = out.read_text()
+  page = _Page(text)
+  assert page.sources
+  assert all(source.startswith("data:") for source in page.sources)
+  assert "default-src 'none'" in text
+  rows = json.loads((evaluated / "evaluation.json").read_text())["results"]
+  for row in rows:
+    assert row["name"] in page.texts
+    assert f"{row['value']:.3f}" in page.texts
+  # Marks of the answers agree with the ranks.
+  held = json.loads((evaluated / "examples.json").read_text())
+  best = [
+    example["answers"][0]["right"]
+    for example in held["examples"]
+    if example.get("rank")
+  ]
+  firsts = [t for t in page.texts if re.match(r"1\. (right|wrong)", t)]
+  assert [t.startswith("1. right") for t in firsts] == best
+
+
+def test_results_side_by_side(tmp_path, capsys):
+  protocol = results.Protocol(source="s", split="test", command="c <b>")
+  sure, unsure = np.ones(50), np.arange(50) % 2.0
+  for name, values in (("a", sure), ("b", unsure)):
+    rows = [
+      protocol.result("retrieval/t->va/R@1", values, total=100),
+      protocol.result("retrieval/t->va/R@5", values, total=50),
+    ]
+    write(rows, str(tmp_path / name / "eval"))
+  write(
+    [protocol.result("caption/v/CIDEr", sure, total=50)],
+    str(tmp_path / "c" / "eval"),
+  )
+  folders = [str(tmp_path / name / "eval") for name in "abc"]
+  out = tmp_path / "r.html"
+  assert main(["report", *folders, "--out", str(out)]) == 0
+  text = out.read_text()
+  page = _Page(text)
+  assert "a/eval" in page.texts
+  assert "text → video + audio" in page.texts
+  assert page.texts.count("not measured") == 4
+  assert "n/N 50/100, coverage 50.0%" in page.texts
+  assert text.count('<td class="best"><b>1.000') == 2
+  assert "<b>0.500" in text
+  assert '<td class="best"><b>0.500' not in text
+  assert "c <b>" in page.texts  # escaped
+
+
+def test_what_is_no_result_is_refused(tmp_path, capsys):
+  out = str(tmp_path / "r.html")
+  assert main(["report", str(tmp_path), "--out", out]) == 2
+  assert "mico-jax evaluate --out DIR" in capsys.readouterr().err
+  (tmp_path / "evaluation.json").write_text("[1, 2]")
+  assert main(["report", str(tmp_path), "--out", out]) == 2
+  assert "is no file of results" in capsys.readouterr().err
