@@ -6,7 +6,7 @@ import hashlib
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -100,7 +100,7 @@ class ParquetSource(ArrowSource):
     if self._id_column:
       self._tell_repeated(lambda: self._values(self._id_column))
 
-  def _successes(self, count: int) -> Iterable[int]:
+  def _successes(self, count: int) -> np.ndarray:
     """The rows of img2dataset's downloads that succeeded."""
     states = (state == SUCCESS for state in self._values(STATUS))
     rows = np.flatnonzero(np.fromiter(states, bool))

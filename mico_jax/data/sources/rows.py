@@ -140,7 +140,7 @@ class RowSource(SourceKind):
         yield row
 
   def _choose(
-    self, count: int, *, splits: bool = True, rows: Iterable[int] | None = None
+    self, count: int, *, splits: bool = True, rows: np.ndarray | None = None
   ) -> None:
     """Selects the rows of the source.
 
@@ -159,12 +159,12 @@ class RowSource(SourceKind):
         "in each process; to read them from a disk: mico-jax data convert "
         f"--from {self.kind} --path {config.path!r} --out DIR."
       )
-    everything = range(count) if rows is None else rows
+    everything: Any = range(count) if rows is None else rows
     if config.where or (splits and config.split):
       wanted = np.ones(count, bool)
       if rows is not None:
         wanted[:] = False
-        wanted[np.fromiter(rows, np.int64)] = True
+        wanted[rows] = True
       everything = (row for row in self._rows_where(count) if wanted[row])
     self._rows = (
       everything
