@@ -222,8 +222,11 @@ class Storage(RemoteReads):
       return None
     task, start = taken
     try:
-      with waiting():
-        data = io_threads().wait(task, self._timeout, short(span.path))
+      if task.future.done():
+        data = task.future.result()
+      else:
+        with waiting():
+          data = io_threads().wait(task, self._timeout, short(span.path))
     except BaseException as error:
       if not isinstance(error, Exception):
         raise
