@@ -27,7 +27,10 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import Image
 
-from mico_jax.modalities import MODALITIES, Geometry
+from mico_jax.modalities import Geometry
+from mico_jax.modalities.audio import AUDIO
+from mico_jax.modalities.image import IMAGE
+from mico_jax.modalities.video import VIDEO
 
 SIZE = 224  # pixels that the encoder sees
 FRAMES = 8  # of a video
@@ -91,7 +94,7 @@ def jpeg(side: int, mode: str, draft: float, count: int) -> dict[str, Any]:
     draft: see `InputConfig.draft`.
     count: turns.
   """
-  data, image = photo(side), MODALITIES["image"]
+  data, image = photo(side), IMAGE
   host = image.modes[mode].host
   sizes = {"whole": Geometry(1, SIZE), "draft": Geometry(1, SIZE, draft=draft)}
 
@@ -128,7 +131,7 @@ def video(data: bytes, count: int) -> dict[str, Any]:
     data: content of the file.
     count: turns.
   """
-  modality, geometry = MODALITIES["video"], Geometry(FRAMES, SIZE)
+  modality, geometry = VIDEO, Geometry(FRAMES, SIZE)
   total = len(modality.decode(data, geometry))
   indices = [int((i + 0.5) * total / FRAMES) for i in range(FRAMES)]
   runs: dict[str, Run] = {
@@ -166,7 +169,7 @@ def sound(count: int) -> dict[str, Any]:
   fading = 0.05 * 0.9 ** np.arange(60)  # louder below, as most sounds
   wave = np.convolve(rng.normal(size=5 * 44100), fading, "same")
   soundfile.write(out, wave, 44100, format="FLAC", subtype="PCM_16")
-  data, audio, geometry = out.getvalue(), MODALITIES["audio"], Geometry(1, SIZE)
+  data, audio, geometry = out.getvalue(), AUDIO, Geometry(1, SIZE)
 
   def make(mode: str) -> Run:
     host = audio.modes[mode].host

@@ -50,7 +50,7 @@ FILES: dict[str, tuple[str, str]] = {
   "interop/exporting/openclip_folder.py": ("image v", "a client of pictures"),
   "interop/exporting/timm_folder.py": ("image v depth", "a client of pictures"),
   "interop/importing/towers.py": ("image video", "towers of pictures"),
-  "data/build/hf.py": ("image", "a chat of transformers"),
+  "data/build/hf.py": ("image audio", "a chat of transformers"),
   "data/build/inputs/metadata.py": ("audio subtitle", "the columns of VAST"),
   "data/sources/omniworld.py": (
     "video depth normal",

@@ -191,10 +191,11 @@ def _values(config: Any) -> str:
 
 
 def _device(options: Mapping[str, Any]) -> Any:
-  import torch
+  """The device that is asked for, or a GPU where there is one."""
+  from transformers.utils import is_torch_cuda_available
 
-  found = torch.accelerator.current_accelerator(check_available=True)
-  return options.get("device") or found or "cpu"
+  found = "cuda" if is_torch_cuda_available() else "cpu"
+  return options.get("device") or found
 
 
 def _captioner(name: str, options: Mapping[str, Any]) -> Batch:
@@ -219,9 +220,13 @@ def _chat(name: str, options: Mapping[str, Any]) -> Batch:
   """Models of chats about a picture or a sound, which are asked the prompt."""
   import transformers
 
-  key = {"picture": "image", "sound": "audio"}[TASKS[options["task"]].takes]
-  table = {"image": "ImageTextToText", "audio": "MultimodalLM"}[key]
-  kind: Any = getattr(transformers, f"AutoModelFor{table}")
+  sees = TASKS[options["task"]].takes == "picture"
+  key = "image" if sees else "audio"
+  kind: Any = (
+    transformers.AutoModelForImageTextToText
+    if sees
+    else transformers.AutoModelForMultimodalLM
+  )
   process: Any = transformers.AutoProcessor.from_pretrained(name)
   if not getattr(process, "chat_template", None):
     raise ConfigError(
@@ -234,7 +239,7 @@ def _chat(name: str, options: Mapping[str, Any]) -> Batch:
   rate = getattr(extractor, "sampling_rate", None)
 
   def content(item: Any) -> Any:
-    if key == "image":
+    if sees:
       return Image.fromarray(item)
     samples, given = item
     if rate is not None and rate != given:
@@ -271,16 +276,13 @@ def _written(
   model: Any, inputs: dict[str, Any], options: Mapping[str, Any]
 ) -> Any:
   """The tokens that a model writes to a batch, on the CPU."""
-  import torch
-
   placed = {
     key: value.to(model.device, model.dtype)
     if value.is_floating_point()
     else value.to(model.device)
     for key, value in inputs.items()
   }
-  with torch.inference_mode():
-    return model.generate(**placed, **_words(options)).cpu()
+  return model.generate(**placed, **_words(options)).cpu()  # no gradients
 
 
 def _text(result: Any, task: str) -> str:

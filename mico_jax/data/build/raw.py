@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from mico_jax.config import AudioConfig
-from mico_jax.data.build import watch
+from mico_jax.data.build import pulse
 from mico_jax.modalities import DecodeError, Geometry, containers
 from mico_jax.modalities.audio import AUDIO
 from mico_jax.modalities.sound import decode_audio
@@ -62,12 +62,12 @@ class _Video(VideoClip):
           begin = next(frames, None)
           if begin is not None and begin[0] <= target + _EPSILON:
             for time, frame in itertools.chain([begin], frames):
-              watch.beat()
+              pulse.beat()
               yield time - first, frame
             return
     with self._open() as (container, stream):
       for time, frame in self._frames(container, stream):
-        watch.beat()
+        pulse.beat()
         yield time - first, frame
 
   def between(

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from mico_jax.config import ConfigError, SourceConfig
-from mico_jax.data.build import watch
+from mico_jax.data.build import pulse, watch
 from mico_jax.data.build.job import Job
 from mico_jax.data.build.rows import Row, Unit
 from mico_jax.data.build.stages import Stage
@@ -279,6 +279,6 @@ def _sha256(path: pathlib.Path) -> str:
   digest = hashlib.sha256()
   with open(path, "rb") as file:
     while block := file.read(1 << 20):
-      watch.beat()
+      pulse.beat()
       digest.update(block)
   return digest.hexdigest()

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mico_jax.data.guard import Guard
+from mico_jax.data.build import pulse
 from mico_jax.modalities import DecodeError
 
 if TYPE_CHECKING:
@@ -29,24 +29,6 @@ TRIES = 2  # of a row in a stage that hangs or crashes
 
 # Told (what, keys of rows) whenever a worker goes on to something else.
 Tell = Callable[[str, Sequence[str]], Any]
-
-
-class Pulse(Guard):
-  """Signs of life in shared memory, and whether a store is waited for."""
-
-  def __init__(self, memory: MutableSequence[int]):
-    """Takes two integers that the parent sees."""
-    super().__init__(1.0)
-    self._memory = memory
-
-  def beat(self) -> None:
-    """One sign of life."""
-    self._memory[0] += 1
-
-  def wait(self, begins: bool) -> None:
-    """See `Guard`; waits for stores have limits of their own."""
-    self._memory[1] += 1 if begins else -1
-    self.beat()
 
 
 class Tries:
@@ -74,8 +56,8 @@ class Tries:
   ) -> None:
     """Notes rows that a worker was at when it had to be replaced."""
     text = "".join(json.dumps([stage, key, reason]) + "\n" for key in keys)
-    with open(path, "a", encoding="utf-8") as file:
-      file.write(text)
+    with open(path, "ab") as file:
+      file.write(text.encode())
 
   def of(self, stage: str, row: Row) -> int:
     """How often a row hung or crashed in a stage."""
@@ -95,7 +77,6 @@ def key_of(row: Row) -> str:
 
 _tell: Tell = lambda what, keys: None
 _at: tuple[str, Sequence[str]] = ("start", ())
-_pulse: Pulse | None = None
 _tries = Tries()
 
 
@@ -108,9 +89,9 @@ def begin(tries: Tries) -> None:
 @contextmanager
 def telling(tell: Tell, memory: MutableSequence[int]) -> Iterator[None]:
   """Within, this process tells its parent what it is at."""
-  global _tell, _pulse
-  _tell, _pulse = tell, Pulse(memory)
-  with _pulse.watching():
+  global _tell
+  _tell = tell
+  with pulse.beating(memory):
     yield
 
 
@@ -145,9 +126,3 @@ def pausing(what: str) -> Iterator[None]:
 def alone(stage: str, row: Row) -> bool:
   """Whether a row hung or crashed here, maybe for another of its batch."""
   return _tries.of(stage, row) > 0
-
-
-def beat() -> None:
-  """A sign of life of what takes long and gets on."""
-  if _pulse is not None:
-    _pulse.beat()

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from mico_jax.data.build import watch
+from mico_jax.data.build import pulse, watch
 from mico_jax.data.build.rows import Row
 from mico_jax.data.faults import guarded
 from mico_jax.modalities import DecodeError
@@ -161,7 +161,7 @@ def each(
   call: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any]
 ) -> list[Any]:
   """What a call gives for each item; halves again what holds a bad one."""
-  watch.beat()
+  pulse.beat()
   try:
     results = list(guarded(lambda: call(items)))
     if len(results) != len(items):
