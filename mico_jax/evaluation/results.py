@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,8 @@ class Protocol:
     checkpoint_sha256: of the checkpoint's manifest; "": it has none.
     bootstrap: resamples of the intervals; 0: none.
     seed: of the resampling.
+    is_share: whether a named result is a number in [0, 1]; None: unknown, and
+      only values of 0 and 1 are taken for shares.
   """
 
   source: str = ""
@@ -105,6 +107,7 @@ class Protocol:
   checkpoint_sha256: str = ""
   bootstrap: int = 1000
   seed: int = 0
+  is_share: Callable[[str], bool | None] = lambda name: None
 
   def result(
     self,
@@ -171,15 +174,12 @@ class Protocol:
 
     Equal values bound the mean only where they are shares.
     """
-    # The table of evaluators, whose files import this one.
-    from mico_jax.evaluation.evaluators import find_measure
-
     if not self.bootstrap:
       return None
     options: Any = {"items": items, "num": self.bootstrap, "seed": self.seed}
-    measure = find_measure(name)
-    plain = bool(np.isin(values, (0.0, 1.0)).all())
-    share = plain if measure is None else measure.is_share
+    share = self.is_share(name)
+    if share is None:
+      share = bool(np.isin(values, (0.0, 1.0)).all())
     if share and values.min() >= 0 and values.max() <= 1:
       return tuple(metrics.share_interval(values, **options))
     if len(np.unique(values)) == 1:

@@ -25,7 +25,7 @@ from mico_jax.data.sources import Source, open_source
 from mico_jax.data.sources.omniworld import OmniWorldSource
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.evaluation.evaluator import SHARE, Evaluator, Job, Needs
-from mico_jax.evaluation.evaluators import EVALUATORS, find_measure
+from mico_jax.evaluation.evaluators import EVALUATORS, find_measure, is_share
 from mico_jax.evaluation.examples import Examples
 from mico_jax.evaluation.features import Embedder, Gallery
 from mico_jax.evaluation.queries import evaluated_groups
@@ -242,6 +242,7 @@ def evaluate(
     checkpoint_sha256=checkpoint_sha256,
     bootstrap=settings.bootstrap,
     seed=config.seed,
+    is_share=is_share,
   )
   # Parameters on one device are evaluated there, also on a host with several.
   with target.alone() if _on_one_device(params) else contextlib.nullcontext():

@@ -61,3 +61,9 @@ def find_measure(
     if evaluator.title == title and last in evaluator.measures:
       return evaluator.measures[last]
   return None
+
+
+def is_share(result: str) -> bool | None:
+  """Whether a named result is a number in [0, 1]; None: an unknown name."""
+  measure = find_measure(result)
+  return None if measure is None else measure.is_share
