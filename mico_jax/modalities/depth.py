@@ -157,15 +157,13 @@ def _level(x: Any, relative: bool, xp: Any) -> Any:
   return 2.0 * x - 1.0
 
 
-def _relief(x: Any, relative: bool, xp: Any) -> tuple[Any, Any]:
-  """Depth standardised within each map, and where there is a reading.
+def _relief(x: Any, relative: bool, xp: Any) -> Any:
+  """Depth standardised within each map, [*B, Y, X] in -3..3.
 
   Metric depth is compared by its logarithm, whose differences do not depend on
   the size of the scene; relative depth as it is, since it is known up to scale
-  and shift. Pixels without a reading are 0 and count nowhere.
-
-  Returns:
-    values in -3..3, and 1 where there is a reading, else 0; both [*B, Y, X].
+  and shift. Pixels without a reading are 0 and count nowhere; the level, which
+  is -1 there alone, tells them.
   """
   read = (x > 0).astype(xp.float32)
   x = x if relative else xp.log(xp.maximum(x, float(_SMALLEST)))
@@ -173,7 +171,7 @@ def _relief(x: Any, relative: bool, xp: Any) -> tuple[Any, Any]:
   count = xp.maximum(total(read), 1.0)
   x = (x - total(x) / count) * read
   deviation = xp.sqrt(xp.maximum(total(x * x) / count, float(_FLAT) ** 2))
-  return xp.clip(x / deviation, -3.0, 3.0), read
+  return xp.clip(x / deviation, -3.0, 3.0)
 
 
 def _mode(
@@ -209,8 +207,8 @@ def _mode(
     level = _level(x, relative, xp)
     if not standardised:
       return xp.broadcast_to(level[..., None], (*level.shape, 3))
-    relief, read = _relief(x, relative, xp)
-    return xp.stack([level, relief, 2.0 * read - 1.0], axis=-1)
+    relief = _relief(x, relative, xp)  # twice: most of what a map shows
+    return xp.stack([level, relief, relief], axis=-1)
 
   recipe: dict[str, Any] = {
     "kind": "depth",
@@ -220,7 +218,7 @@ def _mode(
     "far": 1.0 if relative else FAR,
   }
   if standardised:
-    recipe["channels"] = ("level", "standardised", "reading")
+    recipe["channels"] = ("level", "standardised", "standardised")
   unit = "relative" if relative else "metre"
   return _Mode(
     *(name, host, to_pixels),
@@ -285,7 +283,7 @@ DEPTH = Modality(
         place,
         relative=unit == "relative",
         standardised=True,
-        about=f"{unit}, the same standardised per map, reading or none{more}",
+        about=f"{unit}, and twice the same standardised per map{more}",
       )
       for unit in ("metric", "relative")
       for suffix, place, more in (

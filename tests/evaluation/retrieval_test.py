@@ -9,7 +9,12 @@ import pytest
 from mico_jax.config import ConfigError
 from mico_jax.data.records import Record
 from mico_jax.evaluation import linear_probe, queries, report, results
-from mico_jax.evaluation.evaluators import item_pairs, text_retrieval, zero_shot
+from mico_jax.evaluation.evaluators import (
+  is_share,
+  item_pairs,
+  text_retrieval,
+  zero_shot,
+)
 from mico_jax.evaluation.features import Gallery
 from mico_jax.testing.tiny_checkpoint import tiny_config
 
@@ -98,7 +103,7 @@ def test_items_that_are_lost_count_with_all_their_captions():
 
 
 def test_intervals_of_results():
-  protocol = results.Protocol(bootstrap=50)
+  protocol = results.Protocol(bootstrap=50, is_share=is_share)
   ten = np.ones(10)
   exact = pytest.approx((0.6915, 1.0), abs=1e-4)
   assert protocol.result("retrieval/t->v/R@1", ten, total=10).interval == exact

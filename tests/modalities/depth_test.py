@@ -47,7 +47,7 @@ def expected(values: np.ndarray, *, relative: bool) -> np.ndarray:
       level = np.log(1 + value) / np.log(1 + FAR)
       relief = np.log(value) if value > 0 else 0.0
     relief = np.clip((relief - mean) / deviation, -3, 3) if value > 0 else 0.0
-    out[index] = (2 * level - 1, relief, 1 if value > 0 else -1)
+    out[index] = (2 * level - 1, relief, relief)
   return out
 
 
@@ -86,9 +86,9 @@ def test_relief_is_that_of_the_shape():
 def test_flat_and_empty_maps():
   for name in ("metric_standardised", "relative_standardised"):
     flat = np.full((4, 4), 0.75, np.float32)
-    assert np.all(pixels(name, flat)[..., 1:] == (0, 1))
+    assert np.all(pixels(name, flat)[..., 1:] == 0)
     np.testing.assert_array_equal(
-      pixels(name, 0 * flat), np.broadcast_to([-1.0, 0.0, -1.0], (4, 4, 3))
+      pixels(name, 0 * flat), np.broadcast_to([-1.0, 0.0, 0.0], (4, 4, 3))
     )
 
 
