@@ -66,8 +66,8 @@ def config(tmp_path):
         objectives={"contrastive": ("i:d",)},
       )
     },
-    optimizer=OptimizerConfig(learning_rate=1e-2, warmup=0.0),
-    train=TrainConfig(steps=3, log_every=1, tensorboard=False),
+    optimizer=OptimizerConfig(learning_rate=3e-3, warmup=0.0),
+    train=TrainConfig(steps=16, log_every=1, tensorboard=False),
     evaluation=EvaluationConfig(
       source="all", size=0, batch_size=8, bootstrap=10
     ),
@@ -79,12 +79,12 @@ def test_samples_without_captions_train(config, tmp_path, monkeypatch, capfd):
     setup, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1])
   )
   summary = pretrain(config, tmp_path / "w")
-  assert summary.step == 3
+  assert summary.step == 16
   assert not (tmp_path / "w" / "bad_samples.jsonl").exists()
   lines = (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()
   losses = [json.loads(line).get("loss/contrastive/i:d") for line in lines]
   losses = [x for x in losses if x is not None]
-  assert losses[-1] < losses[0]
+  assert sum(losses[-4:]) / 4 < losses[0] - 0.05
   results = {result.name: result for result in summary.results}
   assert set(results) == {
     f"instance/{way}/R@{k}" for way in ("i->d", "d->i") for k in (1, 5)
