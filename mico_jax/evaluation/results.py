@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,8 @@ class Protocol:
     command: command line of the evaluation.
     bootstrap: resamples of the intervals; 0: none.
     seed: of the resampling.
+    is_share: says of a result's name whether its values are in [0, 1]; None, of
+      an unknown name or without it: if all values are 0 or 1.
   """
 
   source: str = ""
@@ -98,6 +100,7 @@ class Protocol:
   command: str = ""
   bootstrap: int = 1000
   seed: int = 0
+  is_share: Callable[[str], bool | None] | None = None
 
   def result(
     self,
@@ -162,15 +165,12 @@ class Protocol:
 
     Equal values bound the mean only where they are shares.
     """
-    # The table of evaluators, whose files import this one.
-    from mico_jax.evaluation.evaluators import find_measure
-
     if not self.bootstrap:
       return None
     options: Any = {"items": items, "num": self.bootstrap, "seed": self.seed}
-    measure = find_measure(name)
-    plain = bool(np.isin(values, (0.0, 1.0)).all())
-    share = plain if measure is None else measure.is_share
+    share = self.is_share(name) if self.is_share else None
+    if share is None:
+      share = bool(np.isin(values, (0.0, 1.0)).all())
     if share and values.min() >= 0 and values.max() <= 1:
       return tuple(metrics.share_interval(values, **options))
     if len(np.unique(values)) == 1:

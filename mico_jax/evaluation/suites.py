@@ -230,11 +230,18 @@ def evaluate(
     command=command,
     bootstrap=settings.bootstrap,
     seed=config.seed,
+    is_share=_is_share,
   )
   # Parameters on one device are evaluated there, also on a host with several.
   with target.alone() if _on_one_device(params) else contextlib.nullcontext():
     job = _read_gallery(embedder, source, protocol, active, cheap=cheap)
     return [r for e, _ in active for r in _measured(e, job)]
+
+
+def _is_share(name: str) -> bool | None:
+  """Whether the values of a result are in [0, 1]; None: unknown."""
+  measure = find_measure(name)
+  return None if measure is None else measure.is_share
 
 
 def _read_gallery(

@@ -8,7 +8,13 @@ import pytest
 
 from mico_jax.config import ConfigError
 from mico_jax.data.records import Record
-from mico_jax.evaluation import linear_probe, queries, report, results
+from mico_jax.evaluation import (
+  linear_probe,
+  queries,
+  report,
+  results,
+  suites,
+)
 from mico_jax.evaluation.evaluators import item_pairs, text_retrieval, zero_shot
 from mico_jax.evaluation.features import Gallery
 from mico_jax.testing.tiny_checkpoint import tiny_config
@@ -104,6 +110,7 @@ def test_intervals_of_results():
   assert protocol.result("retrieval/t->v/R@1", ten, total=10).interval == exact
   assert protocol.result("unknown/R@1", ten, total=10).interval == exact
   # Equal values of what is no share bound nothing.
+  protocol = dataclasses.replace(protocol, is_share=suites._is_share)
   assert protocol.result("caption/v/CIDEr", 0 * ten, total=10).interval is None
   table = report.table([protocol.result("zero-shot/v/accuracy", ten, total=10)])
   assert "0.692 .. 1.000" in table
