@@ -109,7 +109,6 @@ def test_intervals_of_results():
   assert protocol.result("retrieval/t->v/R@1", ten, total=10).interval == exact
   assert protocol.result("unknown/R@1", ten, total=10).interval == exact
   # Equal values of what is no share bound nothing.
-  protocol = dataclasses.replace(protocol, is_share=suites._is_share)
   assert protocol.result("caption/v/CIDEr", 0 * ten, total=10).interval is None
   table = report.table([protocol.result("zero-shot/v/accuracy", ten, total=10)])
   assert "0.692 .. 1.000" in table
