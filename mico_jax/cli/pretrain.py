@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
       )
     args.overrides.append(f"train.profile_steps=({first}, {last})")
   config = common.load_config(args)
-  from mico_jax.data.samples import check_inputs
+  from mico_jax.data.input_checks import check_inputs
   from mico_jax.parallel import distributed
   from mico_jax.parallel.backend import require_backend
   from mico_jax.run.checks import check_values

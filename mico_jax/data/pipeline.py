@@ -28,14 +28,10 @@ from mico_jax.data.batch_maker import BatchMaker
 from mico_jax.data.batches import batch_spec, empty_batch
 from mico_jax.data.gallery import evaluation_batches
 from mico_jax.data.guard import StalledDecoder
+from mico_jax.data.input_checks import check_inputs, check_unit
 from mico_jax.data.order import Order
 from mico_jax.data.sample_trace import TraceRow, sample_name, trace
-from mico_jax.data.samples import (
-  check_inputs,
-  check_unit,
-  groups_of,
-  keys_of,
-)
+from mico_jax.data.samples import groups_of, keys_of
 from mico_jax.data.sources import Source, open_sources
 from mico_jax.data.stalled import Stalled
 from mico_jax.data.text_classes import text_classes

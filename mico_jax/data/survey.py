@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 from mico_jax.config import Config
 from mico_jax.data.faults import guarded
 from mico_jax.data.guard import Guard, StalledDecoder
+from mico_jax.data.input_checks import check_unit
 from mico_jax.data.media_files import describe_medium
 from mico_jax.data.perceptual import difference_hash
 from mico_jax.data.records import Record
-from mico_jax.data.samples import check_unit, load_inputs
+from mico_jax.data.samples import load_inputs
 from mico_jax.data.sources import Source
 from mico_jax.modalities import MODALITIES, DecodeError
 

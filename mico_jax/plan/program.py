@@ -19,13 +19,8 @@ from mico_jax import models
 from mico_jax.aliases import Params, PyTree
 from mico_jax.config import Config, ConfigError, TaskConfig
 from mico_jax.data.batches import batch_spec
-from mico_jax.data.samples import (
-  ArrayShape,
-  check_inputs,
-  groups_of,
-  input_shape,
-  keys_of,
-)
+from mico_jax.data.input_checks import check_inputs
+from mico_jax.data.samples import ArrayShape, groups_of, input_shape, keys_of
 from mico_jax.data.tokenizer import TokenizerInfo
 from mico_jax.inference.self_check import model_params
 from mico_jax.modalities import (

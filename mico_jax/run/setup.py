@@ -20,16 +20,11 @@ from jax.sharding import Mesh
 from mico_jax import models
 from mico_jax.checkpoint.described import Extras, topology
 from mico_jax.config import Config, ConfigError, Stage, stages_of
+from mico_jax.data.input_checks import check_inputs
 from mico_jax.data.language import check_lengths
 from mico_jax.data.native_modes import pin_modes
 from mico_jax.data.order import Order
-from mico_jax.data.samples import (
-  TextSlots,
-  check_inputs,
-  groups_of,
-  input_shape,
-  keys_of,
-)
+from mico_jax.data.samples import TextSlots, groups_of, input_shape, keys_of
 from mico_jax.data.sources import Source, open_sources, pin_sources
 from mico_jax.data.text_classes import order_of, text_classes
 from mico_jax.data.text_lengths import Classes

@@ -12,9 +12,10 @@ from mico_jax.config import ConfigError, InputConfig, override
 from mico_jax.data.augmentation import TaskAugmentation
 from mico_jax.data.batch_maker import BatchMaker
 from mico_jax.data.cache import DecodedCache
+from mico_jax.data.input_checks import check_inputs
 from mico_jax.data.pipeline import Pipeline
 from mico_jax.data.records import Record
-from mico_jax.data.samples import check_inputs, load_inputs
+from mico_jax.data.samples import load_inputs
 from mico_jax.data.sources import open_source
 from mico_jax.data.stalled import Stalled
 from mico_jax.data.tokenizer import make_tokenizer

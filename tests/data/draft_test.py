@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from mico_jax.config import ConfigError, InputConfig
-from mico_jax.data.samples import check_inputs, load_inputs
+from mico_jax.data.input_checks import check_inputs
+from mico_jax.data.samples import load_inputs
 from mico_jax.data.sources import open_source
 from mico_jax.modalities import media
 from mico_jax.testing.tiny_data import config_of, manifest_source

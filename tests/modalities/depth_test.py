@@ -15,8 +15,8 @@ from mico_jax.config import (
   SourceConfig,
   TaskConfig,
 )
+from mico_jax.data.input_checks import check_unit
 from mico_jax.data.native_modes import pin_modes
-from mico_jax.data.samples import check_unit
 from mico_jax.modalities import MODALITIES, Geometry
 from mico_jax.modalities.depth import FAR
 from mico_jax.testing.tiny_checkpoint import tiny_config

@@ -1,0 +1,83 @@
+"""Checks of the modalities, modes and units that a config names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mico_jax.config import Config, ConfigError
+from mico_jax.data import augmentation
+from mico_jax.data.samples import geometry, groups_of, keys_of
+from mico_jax.modalities import MODALITIES, preprocessing
+
+
+def check_inputs(config: Config) -> None:
+  """Checks the modalities, modes and transforms that a config names.
+
+  Raises:
+    ConfigError: for an unknown modality, mode or transform, for modes of a task
+      that crop the pictures of one sample differently, and for transforms that
+      do not fit them.
+  """
+  augmentation.check_windows(config.data.audio)
+  for key, options in config.data.inputs.items():
+    if key not in MODALITIES:
+      raise ConfigError(
+        f"data.inputs names {key!r}; known: {', '.join(MODALITIES)}."
+      )
+    try:
+      preprocessing.mode_of(config, key, train=True)
+      preprocessing.mode_of(config, key, train=False)
+    except ValueError as error:
+      raise ConfigError(f"data.inputs.{key}: {error}") from error
+    augmentation.check_sampling(key, options)
+    augmentation.check_draft(key, options)
+  for name, task in config.tasks.items():
+    groups = groups_of(task)
+    keys = keys_of(groups)
+    for train in (True, False):
+      _check_alignment(config, name, keys, train=train)
+    augmentation.check(config, name, groups, keys)
+
+
+def _check_alignment(
+  config: Config, task: str, keys: Sequence[str], *, train: bool
+) -> None:
+  """Refuses modes that crop aligned pictures of a sample differently."""
+  modes = {k: preprocessing.mode_of(config, k, train=train) for k in keys}
+  places = {
+    k: mode.recipe["place"]
+    for k, mode in modes.items()
+    if mode.recipe
+    if "place" in mode.recipe
+  }
+  if len(set(places.values())) > 1:
+    kind = "mode" if train else "eval_mode"
+    settings = ", ".join(
+      f"data.inputs.{k}.{kind}={modes[k].name!r} ({place})"
+      for k, place in places.items()
+    )
+    raise ConfigError(
+      f"tasks.{task}: pictures of one sample are cut differently and do not "
+      f"align: {settings}. Choose modes that place alike."
+    )
+
+
+def check_unit(config: Config, source: str, key: str) -> None:
+  """Checks that a source has a unit for a modality, which its modes accept.
+
+  Raises:
+    ConfigError: otherwise, since no sample of the source could be read.
+  """
+  g = geometry(config, key, source)
+  *first, last = MODALITIES[key].units
+  if not g.depth_unit:
+    raise ConfigError(
+      f"data.sources.{source}.depth_unit is empty; {key} needs its unit: "
+      f"{', '.join(first)} or {last}."
+    )
+  example = MODALITIES[key].example(g, 0)
+  try:
+    for train in (True, False):
+      preprocessing.mode_of(config, key, train=train).host(example, g, None)
+  except ValueError as error:
+    raise ConfigError(f"data.sources.{source}.depth_unit: {error}") from error
