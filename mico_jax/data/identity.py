@@ -28,7 +28,7 @@ _SPLITS: set[tuple[str, str]] = set()  # path and split of what was told
 
 
 def tell_split(path: str, split: str, own: object) -> None:
-  """Reports once that a source of shards does not choose samples by `split`.
+  """Reports once that a source does not choose samples by `split`.
 
   Args:
     path: of the source.
@@ -41,8 +41,9 @@ def tell_split(path: str, split: str, own: object) -> None:
     _SPLITS.add((path, split))
     tell(
       f"{path[:200]}: a sample of split {own!r:.60} is read, although split="
-      f"{split!r}: shards are not filtered. Name those of one split in `path`, "
-      "use `where` if the kind has it, or set split='' if that is meant."
+      f"{split!r}: this kind does not choose samples by it. Name the files of "
+      "one split in `path`, use `where` if the kind has it, or set split='' if "
+      "that is meant."
     )
 
 

@@ -203,6 +203,7 @@ AUDIO = Modality(
       stages=(MIX, SOUND),
       recipe=_recipe(extra_slice=False, rounded=False),
       shape=device_fbank.slice_shape,
+      value_range=(-32768, 32767),
     ),
     Mode(
       "mico",

@@ -69,6 +69,7 @@ class Mode:
     description: one line for tables.
     dtype: of the array; "": that of `Modality.spec`.
     shape: of the array, by the geometry; None: that of `Modality.spec`.
+    value_range: of the array; None: that of `Modality.spec`.
     recipe: the preprocessing as plain data, for exported models, which run
       without this package; empty: it cannot be exported.
     unit: that it expects, for a modality whose values have `units`.
@@ -86,6 +87,7 @@ class Mode:
   unit: str = ""
   stages: tuple[str, ...] = ()
   shape: Callable[[Geometry], tuple[int, ...]] | None = None
+  value_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,13 @@ def test_mode(key, name):
   sample = modality.example(geometry, 3)
   sizes = {"T": 2, "Y": 32, "X": 32, "C": 3}
   shape = tuple(sizes[d] for d in modality.spec.dims)
+  if mode.shape is not None:
+    shape = mode.shape(geometry)
   for rng in (None, np.random.default_rng(0)):
     array = mode.host(sample, geometry, rng)
     assert array.shape == shape
     assert array.dtype == (mode.dtype or modality.spec.dtype)
-    low, high = modality.spec.value_range
+    low, high = mode.value_range or modality.spec.value_range
     assert low <= array.min() <= array.max() <= high
     pixels = mode.to_pixels(array[None], geometry=geometry, xp=np)
     assert pixels.shape == (1, 2, 32, 32, 3)

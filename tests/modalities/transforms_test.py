@@ -71,7 +71,7 @@ def test_every_transform_in_every_mode(name, key, mode):
     np.testing.assert_array_equal(one, two)
     assert one.shape == plain.shape
     assert one.dtype == (mode.dtype or modality.spec.dtype)
-    low, high = modality.spec.value_range
+    low, high = mode.value_range or modality.spec.value_range
     assert low <= one.min() <= one.max() <= high
     without = augmented(key, mode, {}, seed)
     changed += not np.array_equal(one, without)

@@ -20,6 +20,7 @@ from mico_jax.data.annotation_options import (
   check_options,
 )
 from mico_jax.data.faults import guarded
+from mico_jax.data.identity import tell_split
 from mico_jax.data.media_names import MediaNames
 from mico_jax.data.records import matches
 from mico_jax.data.references import FileReader
@@ -196,6 +197,8 @@ class AnnotationsSource(RowSource):
     if o.labels:
       fields["labels"] = self._labels(rows[0])
     plain = {k: v for k, v in rows[0].items() if _is_plain(v)}
+    if not o.where and not o.only.table.file:  # which say the split
+      tell_split(self._config.path, self._config.split, plain.get("split"))
     return {**fields, "annotation": plain}
 
   def _rows_where(self, count: int) -> Iterator[int]:
