@@ -9,6 +9,8 @@ from mico_jax.checkpoint.manifest import flatten, unflatten
 from mico_jax.interop.names import torch_modules
 from mico_jax.testing import torchvision_operators
 
+torchvision_operators.define()  # before tests import clients
+
 
 @pytest.fixture(scope="session")
 def from_torch():
@@ -27,9 +29,3 @@ def from_torch():
     return unflatten(flat)
 
   return parameters
-
-
-@pytest.fixture(scope="session", autouse=True)
-def operators_of_torchvision():
-  """Lets torchvision import."""
-  torchvision_operators.define()

@@ -23,6 +23,8 @@ pytestmark = [
 ]
 _USER = """
 import json, sys
+from mico_jax.testing import torchvision_operators
+torchvision_operators.define()  # the library imports torchvision
 import numpy as np
 from PIL import Image
 from sentence_transformers import SentenceTransformer
