@@ -15,7 +15,7 @@ def define() -> None:
   """
   if not all(map(importlib.util.find_spec, ("torch", "torchvision"))):
     return
-  library = importlib.import_module("torch.library")
+  library = vars(importlib.import_module("torch"))["library"]
   arguments = "(Tensor dets, Tensor scores, float limit) -> Tensor"
   try:
     importlib.import_module("torchvision")
