@@ -114,8 +114,7 @@ def test_heads_of_both_contexts_must_exist(config):
     setup.resolve(dataclasses.replace(config, model=model))
 
 
-def test_ranks_of_partners(monkeypatch):
-  monkeypatch.setattr("mico_jax.evaluation.evaluators.instance_pairs._BLOCK", 3)
+def test_ranks_of_partners():
   rng = np.random.default_rng(0)
   query, key = rng.standard_normal((2, 10, 4)).astype(np.float32)
   key[4] = key[7]  # a twin counts as ranked before

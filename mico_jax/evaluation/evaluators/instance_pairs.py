@@ -13,10 +13,10 @@ from mico_jax.config.fields import Groups
 from mico_jax.evaluation import metrics
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
 from mico_jax.evaluation.results import Result
+from mico_jax.evaluation.streamed_ranks import streamed_ranks
 from mico_jax.modalities import has_text, sides
 
 RECALLS = (1, 5)
-_BLOCK = 1024  # queries whose scores are held at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +96,7 @@ def partner_ranks(
   query: Float[np.ndarray, "N E"], key: Float[np.ndarray, "N E"]
 ) -> Int[np.ndarray, " N"]:
   """Rank from 1 of key i among all keys for query i."""
-  ranks = np.zeros(len(query), np.int64)
-  for start in range(0, len(query), _BLOCK):
-    rows = np.arange(start, min(start + _BLOCK, len(query)))
-    scores = (query[rows] @ key.T).astype(np.float64)
-    relevant = rows[:, None] == np.arange(len(key))[None, :]
-    ranks[rows] = metrics.ranks(scores, relevant)
-  return ranks
+  if not len(query):
+    return np.zeros(0, np.int64)  # the result says that none could be scored
+  partners = np.arange(len(query), dtype=np.int32)[:, None]
+  return streamed_ranks(query, key, partners)
