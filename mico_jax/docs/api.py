@@ -3,12 +3,14 @@
     pip install 'mico-jax[docs]'
     python -m mico_jax.docs.api site/
 
-There is a page per module, and a search over all pages.
+There is a page per module, and a search over all pages. A client of a public
+harness (`mico_jax.harnesses`) has a page where that harness is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import pathlib
 import pkgutil
 import warnings
@@ -26,6 +28,18 @@ def modules() -> list[str]:
   return ["mico_jax", *(n for n in names if not n.startswith(LEFT_OUT))]
 
 
+def without_harness(names: list[str]) -> dict[str, str]:
+  """Modules of public harnesses that are not installed, and why not."""
+  missing = {}
+  for name in names:
+    if name.startswith("mico_jax.harnesses."):
+      try:
+        importlib.import_module(name)
+      except ImportError as error:
+        missing[name] = str(error)
+  return missing
+
+
 def write(folder: pathlib.Path) -> int:
   """Writes the pages; returns their number.
 
@@ -40,9 +54,15 @@ def write(folder: pathlib.Path) -> int:
 
   pdoc.render.configure(docformat="google", show_source=False)
   names = modules()
+  missing = without_harness(names)
+  for name, why in missing.items():
+    print(f"no page for {name}: {why}")
+  names = [name for name in names if name not in missing]
+  # A package's name brings its modules; "!" leaves one out.
+  left_out = [f"!{name}" for name in (*LEFT_OUT, *missing)]
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    pdoc.pdoc(*names, output_directory=folder)
+    pdoc.pdoc(*names, *left_out, output_directory=folder)
   pages = list(folder.rglob("*.html"))
   if len(pages) <= len(names):  # there is also an index
     raise RuntimeError(f"{len(pages)} pages for {len(names)} modules.")
