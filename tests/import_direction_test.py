@@ -84,7 +84,11 @@ TORCH_ROOMS = {
   *("interop", "interop.files", "interop.exporting"),
   *("benchmarks", "harnesses"),
 }
-HARNESSES = ("mteb", "clip_benchmark")  # imported in their room only
+HARNESSES = (
+  "mteb",
+  "clip_benchmark",
+  "lmms_eval",
+)  # imported in their room only
 
 LEVEL = {room: i for i, rooms in enumerate(ROOMS) for room in rooms}
 

@@ -154,7 +154,7 @@ def _start(
   total = length + new
   if total > model.config.text.max_positions:
     raise ValueError(
-      f"prompt of {length} and max_new_tokens={new} exceed "
+      f"prompt of {length} and {new} more tokens exceed "
       f"config.model.text.max_positions={model.config.text.max_positions}."
     )
   slots = total - 1  # the last chosen token is never read
