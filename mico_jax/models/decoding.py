@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mico_jax.aliases import Params, TextIds
 from mico_jax.models import ContextKV, KVCache, MiCo
 from mico_jax.models.nucleus import Nucleus
+from mico_jax.models.selection import largest
 
 WORST = -1e9  # score of a beam that must not be chosen
 
@@ -313,7 +314,7 @@ def _one_beam(
     logits, cache = decoder.step(last, s["cache"], position)
     logits = logits.astype(jnp.float32)
     if nucleus is None:
-      choice = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+      choice = largest(logits, 1)[1][:, 0]
     else:
       choice = nucleus.draw(logits, s["step"])
     logprob = jnp.take_along_axis(
@@ -424,7 +425,7 @@ def _beam_step(
   vocabulary = logprobs.shape[-1]
   candidates = (logprobs + state["scores"][:, :, None]).reshape(batch, -1)
   # One beam ends at most once, so 2 x beams hold enough that go on.
-  scores, flat = jax.lax.top_k(candidates, 2 * beams)
+  scores, flat = largest(candidates, 2 * beams)
   source, token = flat // vocabulary, (flat % vocabulary).astype(jnp.int32)
   ended = token == tokens.sep
   at_end = jnp.arange(total)[None] == position + 1
