@@ -1,8 +1,8 @@
 """The largest values of rows, fast for a few of many on a CPU too.
 
-There XLA compiles `top_k` inside a loop to a sort of whole rows, and `argmax` to
-a reduction of pairs that is not vectorised: over the words of a vocabulary each
-took longer than the model. One maximum after another is a plain reduction.
+There XLA compiles `top_k` inside a loop to a sort of whole rows, and `argmax`
+to a reduction of pairs that is not vectorised: over the words of a vocabulary
+each took longer than the model. One maximum after another is a plain reduction.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _one_by_one(
   x: Float[Array, "B N"], *, count: int
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
   size = x.shape[-1]
-  columns = jnp.arange(size, dtype=jnp.int32)
+  columns = jnp.arange(size, dtype=jnp.int32)[None]
   values, places = [], []
   for _ in range(count):
     value = jnp.max(x, axis=-1, keepdims=True)

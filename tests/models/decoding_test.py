@@ -12,7 +12,7 @@ import pytest
 
 from mico_jax import models
 from mico_jax.config import ModelConfig
-from mico_jax.models import nucleus
+from mico_jax.models import nucleus, selection
 from mico_jax.models.decoding import (
   generate,
   make_generator,
@@ -252,3 +252,18 @@ def test_the_probability_of_a_text_is_that_of_its_tokens(setup):
   write = make_generator(model, tokens=Tokens(), max_new_tokens=3)
   found = write(params, context, jnp.asarray(prompt))
   assert weigh(found.sequences[:, 0, 3:])[1].all()
+
+
+def test_the_largest_values_are_those_of_a_sort():
+  rng = np.random.default_rng(0)
+  x = rng.integers(-3, 4, (5, 40)).astype(np.float32)  # ties
+  x[1, ::2], x[2] = -np.inf, -1e9
+  for count in (1, 6, 20):
+    values, places = jax.jit(selection.largest, static_argnums=1)(x, count)
+    order = np.argsort(-x, axis=1, kind="stable")[:, :count]
+    np.testing.assert_array_equal(places, order)
+    np.testing.assert_array_equal(values, np.take_along_axis(x, order, 1))
+  x[0, 7] = np.nan
+  values, places = selection.largest(jnp.asarray(x), 3)
+  assert np.isnan(values[0, 0])
+  assert (np.asarray(places) < 40).all()
