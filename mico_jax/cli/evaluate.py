@@ -103,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
   """Prints a table of results."""
   if args.list:
+    _refuse(args, ("protocol", "data", "out"), "is not for --list")
     return _list(args)
   if args.protocol:
     return _protocol(args)

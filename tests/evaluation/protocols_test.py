@@ -400,6 +400,9 @@ def test_the_list_of_protocols(run):
   assert len(lines) == len(ALL) + 1
   row = next(x for x in lines if x.startswith("msrvtt_1ka "))
   assert row.split()[1:5] == ["retrieval", "tva", "msrvtt_1ka_t2v_r1", "1000"]
+  status, _, said = run("--list", "--protocol", "msrvtt_1ka")
+  assert status == 2
+  assert "--protocol is not for --list" in said
 
 
 def test_other_data_by_one_command(run, tmp_path):

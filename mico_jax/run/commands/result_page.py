@@ -93,6 +93,8 @@ def _read_one(path: str, label: str) -> Evaluated:
   try:
     rows = json.loads(files.read_text(file))["results"]
     results = {_measured(row): row for row in rows}
+    for row in rows:
+      float(row["value"])  # one that is not finite stands as a text
   except FileNotFoundError:
     there = sorted(
       p.name
