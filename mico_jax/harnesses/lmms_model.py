@@ -38,7 +38,7 @@ try:
   from tqdm import tqdm
 except ImportError as error:
   raise ImportError(
-    f"lmms-eval cannot be loaded ({error}): pip install lmms-eval.",
+    f"lmms-eval cannot be loaded ({error}): pip install 'mico-jax[lmms]'.",
     name=error.name,
   ) from error
 

@@ -109,7 +109,8 @@ class MiCoEncoder(AbsEncoder):
       ValueError: for batches of modalities without a (joint) head.
     """
     del task_metadata, hf_split, hf_subset, prompt_type, kwargs
-    parts = [embed_rows(self.model, rows) for rows in batches(inputs, self)]
+    parts = [np.zeros((0, self.model.embed_dim), np.float32)]
+    parts += [embed_rows(self.model, rows) for rows in batches(inputs, self)]
     return np.concatenate(parts)
 
 
@@ -129,9 +130,9 @@ class MiCoReranker:
       name: in the results; "": that of the folder.
 
     Raises:
-      ValueError: if `top` is not positive.
+      ValueError: if `top` is no positive whole number.
     """
-    if top < 1:
+    if top != int(top) or top < 1:
       raise ValueError(f"{top=} candidates cannot be re-ranked; use 1 or more.")
     self.model, self.top = _open(model), top
     name = name or _name(model) or self.model.config.name
