@@ -84,7 +84,8 @@ TORCH_ROOMS = {
   *("interop", "interop.files", "interop.exporting"),
   *("benchmarks", "harnesses"),
 }
-HARNESSES = ("mteb", "clip_benchmark")  # imported in their room only
+# Imported in their room only.
+HARNESSES = ("mteb", "clip_benchmark", "lmms_eval")
 
 LEVEL = {room: i for i, rooms in enumerate(ROOMS) for room in rooms}
 

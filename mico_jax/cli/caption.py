@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mico_jax.cli import common
-from mico_jax.config import MAX_BEAMS
+from mico_jax.config import MAX_BEAMS, ConfigError
 
 if TYPE_CHECKING:
   from mico_jax.modalities import DecodeError
@@ -19,7 +19,8 @@ and left out, unless all are such.
 {common.TYPES}"""
 EXAMPLES = """\
   mico-jax caption --checkpoint runs/demo photo.jpg clip.mp4
-  mico-jax caption --checkpoint runs/demo --beams 3 --json sound.flac"""
+  mico-jax caption --checkpoint runs/demo --beams 3 --json sound.flac
+  mico-jax caption --checkpoint runs/demo --top-p 0.9 --seed 1 photo.jpg"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +46,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="X",
     help="exponent of the length in a beam's score (default: the checkpoint's)",
   )
+  parser.add_argument(
+    "--top-p",
+    type=float,
+    metavar="P",
+    help="draw each token from the most probable ones whose probabilities sum "
+    "to P (nucleus sampling), 0 draws none (default: the checkpoint's)",
+  )
+  parser.add_argument(
+    "--temperature",
+    type=float,
+    metavar="T",
+    help="divides the logits before a token is drawn (default: the "
+    "checkpoint's)",
+  )
+  parser.add_argument(
+    "--seed",
+    type=int,
+    metavar="N",
+    help="of what is drawn for each place in the list of files (default: the "
+    "checkpoint's)",
+  )
   common.add_json(parser)
 
 
@@ -56,6 +78,18 @@ def run(args: argparse.Namespace) -> int:
   common.parse_files(args.files)
   model = common.load_model(args)
   specs = common.parse_files(args.files, common.context_keys(model))
+  options = {
+    "max_new_tokens": args.max_tokens,
+    "num_beams": args.beams,
+    "length_penalty": args.length_penalty,
+    "top_p": args.top_p,
+    "temperature": args.temperature,
+    "seed": args.seed,
+  }
+  try:
+    model.check_writing(**options)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
   captions: dict[int, str | DecodeError] = {}
   for key in dict.fromkeys(spec.key for spec in specs):
     places = [i for i, spec in enumerate(specs) if spec.key == key]
@@ -64,15 +98,15 @@ def run(args: argparse.Namespace) -> int:
       for i in places
     ]
 
-    def write(some: Sequence[Any], key: str = key) -> list[str]:
+    def write(some: Sequence[tuple[int, Item]], key: str = key) -> list[str]:
       return model.caption(
-        max_new_tokens=args.max_tokens,
-        num_beams=args.beams,
-        length_penalty=args.length_penalty,
-        **{key: some},
+        rows=[place for place, _ in some],
+        **options,
+        **{key: [item for _, item in some]},
       )
 
-    captions.update(zip(places, _each(write, items), strict=True))
+    numbered = list(zip(places, items, strict=True))
+    captions.update(zip(places, _each(write, numbered), strict=True))
   good, failed = [], []
   for i, name in enumerate(args.files):
     text = captions[i]

@@ -22,13 +22,17 @@ naming your copy of its official files, or the shards that `mico-jax data build
 preprocessing, coverage and a 95% interval.
 
 What is measured, and on which data, may be changed with
---config.evaluation.KEY=VALUE and --config.data.sources.NAME.KEY=VALUE. What
-differs from a protocol is listed, and its metrics are renamed."""
+--config.evaluation.KEY=VALUE and --config.data.sources.NAME.KEY=VALUE; how
+texts are written with --config.generation.KEY=VALUE (num_beams, top_p, ...);
+which frames are taken with --config.data.inputs.MODALITY.KEY=VALUE (frames,
+sampling, fps, stride). What differs from a protocol is listed, and its metrics
+are renamed."""
 EXAMPLES = """\
   mico-jax evaluate --checkpoint runs/demo
   mico-jax evaluate --checkpoint runs/demo --config.evaluation.size=1000 \\
     --config.evaluation.rerank=20 --out runs/demo/evaluation
   mico-jax evaluate --checkpoint runs/demo --data manifest.jsonl --split test
+  mico-jax evaluate --checkpoint runs/demo --config.generation.num_beams=3
   mico-jax evaluate --list
   mico-jax evaluate --protocol msrvtt_1ka
   mico-jax evaluate --protocol msrvtt_1ka --data DIR --checkpoint runs/demo"""
@@ -84,8 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--out",
     metavar="DIR",
     help="also write evaluation.json, .txt and a bar chart .png there, or "
-    "NAME.json and .txt of a protocol, and single queries (examples.json) for "
-    "`mico-jax report`",
+    "NAME.json and .txt of a protocol, and single queries (examples.json, "
+    "NAME.examples.json) for `mico-jax report`",
   )
   parser.add_argument(
     "--cheap",
@@ -99,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
   """Prints a table of results."""
   if args.list:
+    _refuse(args, ("protocol", "data", "out"), "is not for --list")
     return _list(args)
   if args.protocol:
     return _protocol(args)
@@ -202,7 +207,10 @@ def _protocol(args: argparse.Namespace) -> int:
     note_steps(args.protocol, protocol)
     raise ConfigError(f"--data {args.data}: there is no such folder.")
   model = common.load_model(args)
+  from mico_jax.evaluation import Examples
+
   common.note("evaluating ...")
+  examples = Examples() if args.out else None
   try:
     found = evaluate_protocol(
       model,
@@ -211,12 +219,13 @@ def _protocol(args: argparse.Namespace) -> int:
       args.overrides,
       other_split=args.other_split,
       command=args.command_line,
+      examples=examples,
     )
   except MissingCopy:
     note_steps(args.protocol, protocol)
     raise
   if args.out:
-    for path in report.write(found, args.out):
+    for path in report.write(found, args.out, examples):
       common.note(f"written: {path}")
   if args.json:
     common.print_json(json.loads(report.to_json(found)))

@@ -183,6 +183,12 @@ class GenerationConfig:
   # exponent of the length in a beam's score
   length_penalty: Annotated[float, Range(-10.0, 10.0)] = 1.0
   max_new_tokens: Tokens = 30
+  # Nucleus sampling, with one beam: tokens are drawn from the most probable
+  # ones, whose probabilities sum to this. 0: the most probable one.
+  top_p: Fraction = 0.0
+  # by which logits are divided before a token is drawn
+  temperature: Annotated[float, Range(0.01, 100.0)] = 1.0
+  seed: Seed = 0  # of the drawn tokens
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """Captions and answers that the model writes.
 
 Both are written as `config.generation` says; the length penalty of answers is 1
-and their length that of answers in training. Generation runs in one compiled
-loop per batch size; texts are compared after decoding. Token accuracy is that
-of the captioning objective: the share of scored tokens that are predicted right
-from the true text to their left.
+and their length that of answers in training. What is drawn depends on the seed
+and the number of the item (of the question), not on batches. Generation runs in
+one compiled loop per batch size; texts are compared after decoding. Token
+accuracy is that of the captioning objective: the share of scored tokens that
+are predicted right from the true text to their left.
 """
 
 from __future__ import annotations
@@ -19,24 +20,27 @@ from jaxtyping import Array, Float, Int, Key
 
 from mico_jax import rng
 from mico_jax.aliases import Params
+from mico_jax.config import GenerationConfig
 from mico_jax.data.language import max_length
 from mico_jax.data.tokenizer import TokenizerInfo
 from mico_jax.evaluation.features import Embedder, Gallery
+from mico_jax.inference.writing import ANSWER_PENALTY
 from mico_jax.kernels.cross_entropy import IGNORE
-from mico_jax.models import ContextKV, MiCo
+from mico_jax.models import ContextKV, MiCo, nucleus
 from mico_jax.models.decoding import generate
 from mico_jax.objectives import sampling
 
-ANSWER_PENALTY = 1.0  # of the official protocol
 
-
-def _make_write(model: MiCo, info: TokenizerInfo, num_beams: int) -> Any:
-  """Compiled (params, context, prompt, max_new_tokens, penalty) -> ids."""
+def _make_write(
+  model: MiCo, info: TokenizerInfo, settings: GenerationConfig
+) -> Any:
+  """Compiled (params, context, prompt, rows, length, penalty) -> ids."""
 
   def write(
     params: Params,
     context: ContextKV,
     prompt: Int[Array, "B Q"] | None,
+    rows: Int[Array, " B"],
     max_new_tokens: int,
     penalty: float,
   ) -> Int[Array, "B L"]:
@@ -46,14 +50,15 @@ def _make_write(model: MiCo, info: TokenizerInfo, num_beams: int) -> Any:
       context,
       tokens=info,
       max_new_tokens=max_new_tokens,
-      num_beams=num_beams,
+      num_beams=settings.num_beams,
       length_penalty=penalty,
+      nucleus=nucleus.of(settings, rows),
       prompt=prompt,
     )
     skip = 1 if prompt is None else prompt.shape[1]
     return written.sequences[:, 0, skip:]
 
-  return jax.jit(write, static_argnums=(3, 4))
+  return jax.jit(write, static_argnums=(4, 5))
 
 
 def _make_hits(model: MiCo, info: TokenizerInfo, mask_prob: float) -> Any:
@@ -96,9 +101,9 @@ class Writer:
     self.embedder = embedder
     model, config = embedder.model, embedder.config
     info = embedder.tokenizer.info
-    beams = config.generation.num_beams
+    settings = config.generation
     self._write = embedder.compiled(
-      "write", lambda: _make_write(model, info, beams)
+      "write", lambda: _make_write(model, info, settings)
     )
     self._token_hits = embedder.compiled(
       "token_hits",
@@ -129,8 +134,9 @@ class Writer:
       here = range(start, start + embedder.batch_size)
       if wanted.isdisjoint(here):
         continue
+      rows = np.asarray(here, np.int32)
       ids = np.asarray(
-        self._write(embedder.params, context, None, length, penalty)
+        self._write(embedder.params, context, None, rows, length, penalty)
       )
       for i in wanted.intersection(here):
         written[i] = self._decode(ids[i - start])
@@ -169,11 +175,14 @@ class Writer:
         prompt[: len(rows), :-1] = asked[rows]
         places = np.zeros(size, np.int32)
         places[: len(rows)] = items[rows] - start
+        numbers = np.zeros(size, np.int32)
+        numbers[: len(rows)] = rows
         ids = np.asarray(
           self._write(
             embedder.params,
             context.take(jnp.asarray(places)),
             prompt,
+            numbers,
             length,
             ANSWER_PENALTY,
           )

@@ -25,7 +25,7 @@ from mico_jax.modalities import KNOWLEDGE, MODALITIES, DecodeError
 if TYPE_CHECKING:
   from mico_jax.config import Config
 
-EXAMPLES_FILE = "examples.json"
+EXAMPLES_FILE = "examples.json"  # of `evaluation.json`
 FIRST, WORST = "first", "worst"  # why a query was chosen
 
 _VERSION = 1  # of the file's layout
@@ -34,6 +34,11 @@ _TILES = 3  # pictures kept of a modality
 _SIDE = 128  # of a picture in pixels
 _SECONDS = 10.0  # kept of a sound
 _QUALITY = 80  # of JPEG
+
+
+def examples_file(name: str) -> str:
+  """The file of examples beside the results of a protocol, `<name>.json`."""
+  return f"{name}.{EXAMPLES_FILE}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +168,9 @@ class Examples:
       scores: of the written texts, higher is better.
     """
     # Equal scores have equal ranks: of 0/1 scores, the wrong ones are worst.
-    ranks = 1 + np.sum(np.asarray(scores)[:, None] < np.asarray(scores), axis=1)
+    values = np.asarray(scores)
+    better = np.searchsorted(np.sort(values), values, side="right")
+    ranks = 1 + len(values) - better
     for row, chosen in choose(ranks, self.count):
       texts = [Entry(written[row], score=float(scores[row]))]
       texts += [Entry(text, right=True) for text in true[row]]

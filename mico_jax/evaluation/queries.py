@@ -98,15 +98,43 @@ class Queries:
 
   Attributes:
     texts: distinct, in order of first appearance; or every text of every item.
-    relevant: whether a text is a caption of the item.
+    pairs: number of a text and column of an item that it is a caption of;
+      sorted, each once.
     items: indices of the items in their gallery, one per column.
     kind: caption kind.
   """
 
   texts: list[str]
-  relevant: Bool[np.ndarray, "Q G"]
+  pairs: Int[np.ndarray, "P 2"]
   items: Int[np.ndarray, " G"]
   kind: str
+
+  @property
+  def relevant(self) -> Bool[np.ndarray, "Q G"]:
+    """Whether a text is a caption of the item: for small galleries."""
+    out = np.zeros((len(self.texts), len(self.items)), bool)
+    out[self.pairs[:, 0], self.pairs[:, 1]] = True
+    return out
+
+  @property
+  def share(self) -> float:
+    """Of all pairs of text and item, those that belong together."""
+    return len(self.pairs) / (len(self.texts) * len(self.items))
+
+  def first(self, *, of_texts: bool) -> Int[np.ndarray, " N"]:
+    """The first item of each text, or the first text of each item."""
+    one, other = (0, 1) if of_texts else (1, 0)
+    _, places = np.unique(self.pairs[:, one], return_index=True)
+    return self.pairs[places, other]
+
+  def items_of(self, text: int) -> Int[np.ndarray, " R"]:
+    """Columns of the items of a text."""
+    ends = np.searchsorted(self.pairs[:, 0], [text, text + 1])
+    return self.pairs[ends[0] : ends[1], 1]
+
+  def texts_of(self, column: int) -> Int[np.ndarray, " R"]:
+    """Numbers of the texts of an item."""
+    return self.pairs[self.pairs[:, 1] == column, 0]
 
 
 def make_queries(
@@ -128,16 +156,15 @@ def make_queries(
   if each:
     flat = [text for captions in texts for text in captions]
     owner = np.repeat(np.arange(len(texts)), [len(t) for t in texts])
-    own = owner[:, None] == np.arange(len(items))
+    own = np.stack([np.arange(len(flat)), owner], axis=1)
     return Queries(flat, own, np.asarray(items), kind)
   index: dict[str, int] = {}
-  for captions in texts:
-    for text in captions:
-      index.setdefault(text, len(index))
-  relevant = np.zeros((len(index), len(items)), bool)
+  found: dict[tuple[int, int], None] = {}
   for column, captions in enumerate(texts):
-    relevant[[index[text] for text in captions], column] = True
-  return Queries(list(index), relevant, np.asarray(items), kind)
+    for text in captions:
+      found[index.setdefault(text, len(index)), column] = None
+  pairs = np.asarray(sorted(found), np.int64).reshape(-1, 2)
+  return Queries(list(index), pairs, np.asarray(items), kind)
 
 
 def queries_of(

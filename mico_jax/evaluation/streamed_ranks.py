@@ -8,9 +8,6 @@ Ranks are those of `metrics.ranks`: an irrelevant item with the same score is
 ranked before. For that, equal embeddings must have equal scores. XLA gives
 them; NumPy's products need not: where a matrix ends within a tile of the BLAS,
 its last rows can differ in the last bit, which breaks ties by position.
-
-Open point: the answers of `evaluate` come from a dense matrix of one byte per
-pair of query and item.
 """
 
 from __future__ import annotations
@@ -31,9 +28,22 @@ NONE = -1  # no further answer
 
 def answers_of(relevant: Bool[np.ndarray, "Q G"]) -> Int[np.ndarray, "Q R"]:
   """Indices of the relevant items of each query, then `NONE`."""
-  query, item = np.nonzero(relevant)
-  counts = np.bincount(query, minlength=len(relevant))
-  out = np.full((len(relevant), max(1, counts.max(initial=0))), NONE, np.int32)
+  return answers_from(np.argwhere(relevant), len(relevant))
+
+
+def answers_from(
+  pairs: Int[np.ndarray, "P 2"], queries: int
+) -> Int[np.ndarray, "Q R"]:
+  """Indices of the relevant items of each query, then `NONE`.
+
+  Args:
+    pairs: a query and an item that is relevant to it, each pair once.
+    queries: their number.
+  """
+  pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+  query, item = pairs[:, 0], pairs[:, 1]
+  counts = np.bincount(query, minlength=queries)
+  out = np.full((queries, max(1, counts.max(initial=0))), NONE, np.int32)
   place = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
   out[query, place] = item
   return out

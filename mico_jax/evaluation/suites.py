@@ -167,9 +167,15 @@ def check_evaluation(config: Config) -> None:
   except ValueError as error:
     raise ConfigError(f"config.evaluation: {error}") from None
   if not active:
-    raise ConfigError(
-      "nothing to evaluate: set evaluation.groups, e.g. ('v', 'a', 'va')."
-    )
+    settings = config.evaluation
+    reason = "set evaluation.groups, e.g. ('v', 'a', 'va')."
+    if settings.groups:
+      reason = (
+        f"evaluation.suite={settings.suite!r} measures only groups that a task "
+        "of the checkpoint trains for it, or needs options or another kind of "
+        "data; `mico-jax evaluate --help` describes each."
+      )
+    raise ConfigError(f"nothing to evaluate: {reason}")
 
 
 def _distinct_scenes(config: Config, source: Source) -> list[int]:

@@ -36,8 +36,9 @@ except ImportError as error:
     name=error.name,
   ) from error
 
+from mico_jax.harnesses.inputs import as_input
 from mico_jax.inference.omni_model import OmniModel, load
-from mico_jax.modalities import MODALITIES, sampling
+from mico_jax.modalities import MODALITIES
 
 # Columns of a batch, which mteb names as we name modalities.
 COLUMNS = ("text", "image", "video", "audio")
@@ -108,7 +109,8 @@ class MiCoEncoder(AbsEncoder):
       ValueError: for batches of modalities without a (joint) head.
     """
     del task_metadata, hf_split, hf_subset, prompt_type, kwargs
-    parts = [embed_rows(self.model, rows) for rows in batches(inputs, self)]
+    parts = [np.zeros((0, self.model.embed_dim), np.float32)]
+    parts += [embed_rows(self.model, rows) for rows in batches(inputs, self)]
     return np.concatenate(parts)
 
 
@@ -128,9 +130,9 @@ class MiCoReranker:
       name: in the results; "": that of the folder.
 
     Raises:
-      ValueError: if `top` is not positive.
+      ValueError: if `top` is no positive whole number.
     """
-    if top < 1:
+    if top != int(top) or top < 1:
       raise ValueError(f"{top=} candidates cannot be re-ranked; use 1 or more.")
     self.model, self.top = _open(model), top
     name = name or _name(model) or self.model.config.name
@@ -297,39 +299,8 @@ def batches(loader: Any, holder: MiCoEncoder | MiCoReranker) -> Iterable[Rows]:
       if missing:
         raise ValueError(f"row {missing[0]} of a batch has no {key!r}.")
       if values:
-        rows[key] = [_input(model, key, value) for value in values]
+        rows[key] = [as_input(model, key, value) for value in values]
     if not rows:
       known = ", ".join(COLUMNS)
       raise ValueError(f"a batch has {', '.join(batch)}; expected {known}.")
     yield rows
-
-
-def _input(model: OmniModel, key: str, value: Any) -> Any:
-  """A value of mteb as an input of `OmniModel.embed`."""
-  if isinstance(value, Mapping) and "sampling_rate" in value:
-    return np.asarray(value["array"], np.float32), int(value["sampling_rate"])
-  if isinstance(value, Mapping) and "bytes" in value:  # datasets, undecoded
-    return value["bytes"] if value["bytes"] is not None else value["path"]
-  if hasattr(value, "get_all_samples"):  # torchcodec.decoders.AudioDecoder
-    samples = value.get_all_samples()
-    return samples.data.numpy().T, int(samples.sample_rate)
-  if hasattr(value, "get_frames_at"):  # torchcodec.decoders.VideoDecoder
-    return _frames(model, key, value)
-  return value
-
-
-def _frames(model: OmniModel, key: str, decoder: Any) -> Any:
-  """The frames [T, Y, X, 3] of a video that the checkpoint would take.
-
-  Raises:
-    ValueError: for a checkpoint that takes frames by time.
-  """
-  geometry = model.preparer.geometry(key)
-  if geometry.sampling != sampling.CHUNK:
-    raise ValueError(
-      f"the checkpoint takes frames by {geometry.sampling!r}; of videos of "
-      f"mteb only {sampling.CHUNK!r} can."
-    )
-  indices = sampling.sample_frames(len(decoder), geometry.frames)
-  frames = decoder.get_frames_at([int(i) for i in indices]).data.numpy()
-  return np.moveaxis(frames, 1, -1) if frames.shape[1] == 3 else frames

@@ -1,4 +1,4 @@
-"""Inference with a checkpoint: load, embed, match, caption, score.
+"""Inference with a checkpoint: load, embed, match, caption, answer, score.
 
     model = mico_jax.load("runs/demo")
     z = model.embed(image=["a.jpg"], audio=["b.flac"], text=["a dog barks"])
@@ -19,26 +19,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import restore
 from mico_jax.checkpoint.manifest import CheckpointError
-from mico_jax.config import MAX_BEAMS, Config, to_dict
+from mico_jax.config import Config
 from mico_jax.data.tokenizer import Tokenizer, tokenizer_from_files
 from mico_jax.inference import scores
 from mico_jax.inference.prepare import Preparer, trained_contexts
 from mico_jax.inference.self_check import model_params, self_check
+from mico_jax.inference.text_methods import ContextBatch, TextMethods, pad_rows
+from mico_jax.inference.writing import TextWriter
 from mico_jax.kernels.compiler import forward_options
 from mico_jax.layers.stack import split_layers
 from mico_jax.modalities import MODALITIES, by_letter, items, played_by
 from mico_jax.models import build, forward
-from mico_jax.models.decoding import generate
 from mico_jax.models.text_tower import ContextKV
 from mico_jax.parallel.backend import require_backend
 
 
-class OmniModel:
+class OmniModel(TextMethods):
   """A model with its tokenizer and preprocessing, ready to use.
 
   Inputs are lists: paths, bytes or raw arrays of a modality (`image`, `video`,
@@ -97,7 +98,7 @@ class OmniModel:
     self._embed = jit(self._embed_batch, static_argnums=2)
     self._context = jit(self._context_batch, static_argnums=2)
     self._match = jit(functools.partial(forward.match_probability, self.model))
-    self._caption = functools.lru_cache(8)(self._make_caption)
+    self._texts = TextWriter(self.model, config, tokenizer)
 
   @property
   def modalities(self) -> tuple[str, ...]:
@@ -133,21 +134,6 @@ class OmniModel:
   ) -> ContextKV:
     encoded = self._encode(params, arrays)
     return forward.project(self.model, params, encoded, letters)
-
-  def _make_caption(
-    self, max_new_tokens: int, num_beams: int, length_penalty: float
-  ) -> Any:
-    return jax.jit(
-      lambda params, context: generate(
-        self.model,
-        params,
-        context,
-        tokens=self.tokenizer.info,
-        max_new_tokens=max_new_tokens,
-        num_beams=num_beams,
-        length_penalty=length_penalty,
-      )
-    )
 
   # --------------------------------------------------------------- batching
   def _batches(
@@ -317,48 +303,23 @@ class OmniModel:
       items.check_finite(rows[-1], part, "the matching probability")
     return np.concatenate(rows)
 
-  def caption(
-    self,
-    *,
-    max_new_tokens: int | None = None,
-    num_beams: int | None = None,
-    length_penalty: float | None = None,
-    **inputs: Any,
-  ) -> list[str]:
-    """Writes a caption for each row.
-
-    Options that are None default to the checkpoint's config.generation.
-
-    Args:
-      max_new_tokens: largest number of tokens of a caption.
-      num_beams: 1 is greedy, at most `mico_jax.config.MAX_BEAMS`.
-      length_penalty: exponent of the length in the score of a beam.
-      **inputs: aligned lists; several modalities form one context.
-
-    Raises:
-      ValueError: for a modality that the checkpoint lacks.
-      DecodeError: for an input that cannot be read, or whose score is not
-        finite.
-    """
-    letters = self._letters(inputs)
-    room = self.config.model.text.max_positions - 1
-    most, beams, penalty = items.search_options(
-      {**to_dict(self.config.generation), "most_beams": MAX_BEAMS},
-      max_new_tokens,
-      num_beams,
-      length_penalty,
-    )
-    write = self._caption(min(most, room), beams, penalty)
-    texts = []
-    for part, arrays in self._chunks(self._lists(inputs)):
+  def _contexts(
+    self, inputs: Mapping[str, Any], **texts: Sequence[Any] | None
+  ) -> Iterator[ContextBatch]:
+    """See `TextMethods`."""
+    letters, lists = self._letters(inputs), self._lists(inputs)
+    given = {key: rows for key, rows in texts.items() if rows is not None}
+    items.lengths_of({**given, **lists})
+    start = 0
+    for part, arrays in self._chunks(lists):
       for batch, real in self._batches(arrays):
+        place, prompt = slice(start, start + real), None
         context = self._context(self.params, batch, letters)
-        written = write(self.params, context)
-        sums = np.asarray(written.scores)[:real, 0]
-        items.check_finite(sums, part, "the caption's score")
-        ids = np.asarray(written.sequences)[:real, 0]
-        texts += [self.tokenizer.decode(row) for row in ids]
-    return texts
+        if "question" in given:
+          prompt = self._texts.prompts(given["question"][place])
+          prompt = pad_rows(prompt, context.keys.shape[1])
+        yield ContextBatch(part, context, prompt, place)
+        start += real
 
   def score(
     self, texts: Sequence[str], files: Sequence[Any], *, skip: bool = False
@@ -376,16 +337,6 @@ class OmniModel:
       DecodeError: for a text or file that cannot be used.
     """
     return scores.score(self, texts, files, skip=skip)
-
-
-def pad_rows(
-  array: Shaped[np.ndarray, "N ..."], size: int
-) -> Shaped[np.ndarray, "M ..."]:
-  """The array with its last row repeated until there are `size` rows."""
-  missing = size - len(array)
-  if missing <= 0:
-    return array
-  return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
 
 
 def context_order(letters: Sequence[str], config: Config) -> str:

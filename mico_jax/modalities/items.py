@@ -10,7 +10,7 @@ import numbers
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Shaped
@@ -217,39 +217,59 @@ def lengths_of(inputs: Mapping[str, Sequence[Any]]) -> int:
   return next(iter(sizes.values()))
 
 
-def search_options(
-  settings: Mapping[str, Any],
-  max_new_tokens: int | None,
-  num_beams: int | None,
-  length_penalty: float | None,
-) -> tuple[int, int, float]:
-  """Checked options of a beam search: tokens, beams and length penalty.
+class Search(NamedTuple):
+  """How a text is written; see `GenerationConfig` for the fields."""
+
+  max_new_tokens: int
+  num_beams: int
+  length_penalty: float
+  top_p: float
+  temperature: float
+  seed: int
+
+
+def search_options(settings: Mapping[str, Any], **given: Any) -> Search:
+  """Checked options of writing.
 
   Args:
-    settings: defaults of `max_new_tokens`, `num_beams` and `length_penalty`,
-      and `most_beams`.
-    max_new_tokens: at least 1; None, as for the others: the default.
-    num_beams: from 1 to `most_beams`.
-    length_penalty: a finite number.
+    settings: defaults of all fields, and `most_beams`.
+    **given: fields of `Search`; None: the default.
 
   Raises:
-    ValueError: for other values.
+    ValueError: for values that are not allowed: `max_new_tokens` is at least 1,
+      `num_beams` from 1 to `most_beams` and 1 with `top_p` above 0, `top_p` in
+      [0, 1], `temperature` above 0, `seed` from 0 to 2**32 - 1.
   """
-  counts = []
-  for name, value, most in (
-    ("max_new_tokens", max_new_tokens, math.inf),
-    ("num_beams", num_beams, settings["most_beams"]),
+  found = {
+    name: settings[name] if given.get(name) is None else given[name]
+    for name in Search._fields
+  }
+  for name, least, most in (
+    ("max_new_tokens", 1, math.inf),
+    ("num_beams", 1, settings["most_beams"]),
+    ("seed", 0, 2**32 - 1),
   ):
-    value = settings[name] if value is None else value
-    whole = int(value) if isinstance(value, numbers.Integral) else 0
-    if not 1 <= whole <= most:
+    value = found[name]
+    whole = int(value) if isinstance(value, numbers.Integral) else -1
+    if not least <= whole <= most:
       upper = "" if math.isinf(most) else f" and at most {most}"
       raise ValueError(
-        f"{name}={value!r}: must be a whole number of at least 1{upper}."
+        f"{name}={value!r}: must be a whole number of at least {least}{upper}."
       )
-    counts.append(whole)
-  penalty = settings["length_penalty"]
-  penalty = penalty if length_penalty is None else length_penalty
-  if not isinstance(penalty, numbers.Real) or not math.isfinite(penalty):
-    raise ValueError(f"length_penalty={penalty!r}: must be a finite number.")
-  return counts[0], counts[1], float(penalty)
+    found[name] = whole
+  for name, allowed, what in (
+    ("length_penalty", lambda x: True, "a finite number"),
+    ("top_p", lambda x: 0 <= x <= 1, "a number from 0 to 1"),
+    ("temperature", lambda x: x > 0, "a finite number above 0"),
+  ):
+    value = found[name]
+    real = isinstance(value, numbers.Real) and math.isfinite(value)
+    if not real or not allowed(value):
+      raise ValueError(f"{name}={value!r}: must be {what}.")
+    found[name] = float(value)
+  if found["top_p"] > 0 and found["num_beams"] > 1:
+    raise ValueError(
+      f"top_p={found['top_p']} draws tokens, which {found['num_beams']} beams "
+      "cannot; use num_beams=1, or top_p=0."
+    )
+  return Search(**found)

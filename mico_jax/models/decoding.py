@@ -1,4 +1,4 @@
-"""Decoding of captions and answers: greedy and beam search in a compiled loop.
+"""Decoding of captions and answers in a compiled loop: greedy, beams, nucleus.
 
 A step reads the last chosen token and keeps its keys and values. Behind it a
 masked language model reads a [MASK], whose prediction is chosen and which is
@@ -23,6 +23,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mico_jax.aliases import Params, TextIds
 from mico_jax.models import ContextKV, KVCache, MiCo
+from mico_jax.models.nucleus import Nucleus
+from mico_jax.models.selection import largest
 
 WORST = -1e9  # score of a beam that must not be chosen
 
@@ -34,7 +36,7 @@ class Generation(NamedTuple):
     sequences: prompt and chosen tokens, then pad ids.
     scores: summed log-probabilities over length ** length_penalty.
     steps: decoding steps taken.
-    step_logits: logits of each step (greedy, on request), else None.
+    step_logits: logits of each step (one beam, on request), else None.
   """
 
   sequences: Int[Array, "B R L"]
@@ -83,6 +85,7 @@ def generate(
   num_beams: int = 1,
   length_penalty: float = 1.0,
   num_return: int = 1,
+  nucleus: Nucleus | None = None,
   prompt: Int[Array, "B Q"] | None = None,
   prompt_mask: Bool[Array, "B Q"] | None = None,
   batch_size: int | None = None,
@@ -99,11 +102,13 @@ def generate(
     num_beams: beams kept; 1: greedy.
     length_penalty: exponent of the length in the score of a hypothesis.
     num_return: hypotheses per item, at most `num_beams`.
+    nucleus: draws the tokens, with one beam; None: the most probable ones. The
+      score is that of the text under the model, whatever the nucleus.
     prompt: tokens to continue (a question, then [CLS]), all but the last read
       with the tower's own attention; None: [CLS].
     prompt_mask: true at valid prompt tokens; None: not pad, the last always.
     batch_size: number of items, if there is neither context nor prompt.
-    return_logits: keep the logits of every step (greedy only).
+    return_logits: keep the logits of every step (one beam only).
 
   Raises:
     ValueError: for settings that do not fit together.
@@ -112,6 +117,34 @@ def generate(
     raise ValueError(f"{num_return=} is larger than {num_beams=}.")
   if return_logits and num_beams > 1:
     raise ValueError("return_logits is for num_beams=1.")
+  if nucleus is not None and num_beams > 1:
+    raise ValueError(f"a nucleus is sampled with num_beams=1, got {num_beams}.")
+  decoder, prompt, cache = _start(
+    (model, params, context, tokens),
+    prompt,
+    prompt_mask,
+    batch_size=batch_size,
+    new=max_new_tokens,
+    rows=num_beams,
+  )
+  if num_beams == 1:
+    return _one_beam(
+      decoder, prompt, cache, length_penalty, nucleus, return_logits
+    )
+  return _beam_search(decoder, prompt, cache, length_penalty, num_return)
+
+
+def _start(
+  parts: tuple[MiCo, Params, ContextKV | None, TextIds],
+  prompt: Int[Array, "B Q"] | None,
+  prompt_mask: Bool[Array, "B Q"] | None,
+  *,
+  batch_size: int | None,
+  new: int,
+  rows: int,
+) -> tuple[_Decoder, Int[Array, "B Q"], KVCache]:
+  """Decoder, prompt and cache before the first of `new` tokens."""
+  model, _, context, tokens = parts
   if prompt is None:
     batch = _batch_size(context, batch_size)
     prompt = jnp.full((batch, 1), tokens.cls)
@@ -119,20 +152,70 @@ def generate(
   if prompt_mask is None:
     prompt_mask = (prompt != tokens.pad).at[:, -1].set(True)
   length = prompt.shape[1]
-  total = length + max_new_tokens
+  total = length + new
   if total > model.config.text.max_positions:
     raise ValueError(
-      f"prompt of {length} and {max_new_tokens=} exceed "
+      f"prompt of {length} and {new} more tokens exceed "
       f"config.model.text.max_positions={model.config.text.max_positions}."
     )
   slots = total - 1  # the last chosen token is never read
   visible = jnp.pad(prompt_mask, ((0, 0), (0, slots - length)))
-  settings = (visible, length, total, num_beams)
-  decoder = _Decoder(model, params, context, tokens, *settings)
-  cache = _prefill(decoder, prompt, prompt_mask, slots)
-  if num_beams == 1:
-    return _greedy(decoder, prompt, cache, length_penalty, return_logits)
-  return _beam_search(decoder, prompt, cache, length_penalty, num_return)
+  decoder = _Decoder(*parts, visible, length, total, rows)
+  return decoder, prompt, _prefill(decoder, prompt, prompt_mask, slots)
+
+
+def text_log_probability(
+  model: MiCo,
+  params: Params,
+  context: ContextKV | None,
+  ids: Int[Array, "B L"],
+  *,
+  tokens: TextIds,
+  prompt: Int[Array, "B Q"] | None = None,
+) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
+  """Log-probability of given texts as what the model writes, in nats.
+
+  Args:
+    model: the model.
+    params: its parameters.
+    context: the context to describe; None: none.
+    ids: tokens of the texts behind the prompt, the final [SEP] included, then
+      pad ids, which count nothing.
+    tokens: special token ids.
+    prompt: see `generate`.
+
+  Returns:
+    The sum over the tokens of each text, and whether each of its tokens is the
+    most probable one behind those before it.
+
+  Raises:
+    ValueError: for a text beyond the tower's positions.
+  """
+  decoder, prompt, cache = _start(
+    (model, params, context, tokens),
+    prompt,
+    None,
+    batch_size=ids.shape[0],
+    new=ids.shape[1],
+    rows=1,
+  )
+  before = jnp.concatenate([prompt[:, -1:], ids[:, :-1]], axis=1)
+  first = decoder.prompt_length - 1
+
+  def read(
+    cache: KVCache, step: tuple[Array, Array, Array]
+  ) -> tuple[KVCache, tuple[Array, Array]]:
+    at, last, target = step
+    logits, cache = decoder.step(last, cache, first + at)
+    logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    value = jnp.take_along_axis(logprobs, target[:, None], axis=-1)[:, 0]
+    return cache, (value, jnp.argmax(logprobs, axis=-1) == target)
+
+  steps = (jnp.arange(ids.shape[1]), before.T, ids.T)
+  _, (values, best) = jax.lax.scan(read, cache, steps)
+  counts = tokens.pad != ids.T
+  total = jnp.sum(jnp.where(counts, values, 0.0), axis=0)
+  return total, jnp.all(best | ~counts, axis=0)
 
 
 def make_generator(model: MiCo, **options: Any) -> Callable[..., Generation]:
@@ -198,11 +281,12 @@ def _prefill(
   return jax.tree.map(lambda c: jnp.repeat(c, decoder.rows, axis=1), cache)
 
 
-def _greedy(
+def _one_beam(
   decoder: _Decoder,
   prompt: Int[Array, "B Q"],
   cache: KVCache,
   length_penalty: float,
+  nucleus: Nucleus | None,
   return_logits: bool,
 ) -> Generation:
   tokens, length = decoder.tokens, decoder.prompt_length
@@ -229,8 +313,13 @@ def _greedy(
     )
     logits, cache = decoder.step(last, s["cache"], position)
     logits = logits.astype(jnp.float32)
-    choice = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logprob = jnp.max(jax.nn.log_softmax(logits, axis=-1), axis=-1)
+    if nucleus is None:
+      choice = largest(logits, 1)[1][:, 0]
+    else:
+      choice = nucleus.draw(logits, s["step"])
+    logprob = jnp.take_along_axis(
+      jax.nn.log_softmax(logits, axis=-1), choice[:, None], axis=-1
+    )[:, 0]
     going = ~s["done"]
     choice = jnp.where(going, choice, tokens.pad)
     ended = choice == tokens.sep
@@ -336,7 +425,7 @@ def _beam_step(
   vocabulary = logprobs.shape[-1]
   candidates = (logprobs + state["scores"][:, :, None]).reshape(batch, -1)
   # One beam ends at most once, so 2 x beams hold enough that go on.
-  scores, flat = jax.lax.top_k(candidates, 2 * beams)
+  scores, flat = largest(candidates, 2 * beams)
   source, token = flat // vocabulary, (flat % vocabulary).astype(jnp.int32)
   ended = token == tokens.sep
   at_end = jnp.arange(total)[None] == position + 1

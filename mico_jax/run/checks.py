@@ -39,6 +39,12 @@ def check_values(config: Config) -> None:
         _check_keys(path, [value], (rule.table,), rule.also)
       elif isinstance(rule, Keys):
         _check_keys(path, config_lib.keys_in(value), rule.tables)
+  writing = config.generation
+  if writing.top_p > 0 and writing.num_beams > 1:
+    raise ConfigError(
+      f"generation.top_p={writing.top_p} draws tokens, which "
+      f"generation.num_beams={writing.num_beams} cannot; use one beam, or 0."
+    )
 
 
 def _check_keys(

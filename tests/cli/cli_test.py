@@ -183,6 +183,30 @@ def test_a_bad_file_costs_no_other_its_caption(here, capsys):
   assert "2 of 5 files skipped" in found.err
 
 
+def test_drawn_captions_keep_with_their_place(here, capsys):
+  def draw(files, *options):
+    words = ["caption", "--checkpoint", "run", "--check", "off", "--json"]
+    words += ["--max-tokens", "3", "--top-p", "1", "--seed", "3"]
+    assert main([*words, *options, *files]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    return [r["caption"] for r in rows if "caption" in r]
+
+  drawn = draw(["photo1.png", "photo1.png", "sound.wav", "photo1.png"])
+  assert len({drawn[0], drawn[1], drawn[3]}) > 1
+  # A broken file changes nothing of the others.
+  assert (
+    draw(["broken.png", "photo1.png", "sound.wav", "photo1.png"]) == (drawn[1:])
+  )
+  assert draw(["photo1.png"] * 2, "--seed", "4") != drawn[:2]
+  words = ("caption", "--checkpoint", "run", "--check", "off", "photo1.png")
+  for options, message in (
+    (("--top-p", "2"), "top_p=2.0: must be a number from 0 to 1"),
+    (("--length-penalty", "nan"), "length_penalty=nan: must be a finite"),
+    (("--top-p", "1", "--beams", "2"), "which 2 beams cannot"),
+  ):
+    assert message in mistake(capsys, *words, *options)
+
+
 def test_names_on_stdin_may_hold_anything(here, capsys, tmp_path, monkeypatch):
   loop = tmp_path / "loop.png"
   loop.symlink_to(loop)

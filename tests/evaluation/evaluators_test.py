@@ -169,6 +169,9 @@ def test_decoding_and_frames_may_change(checkpoint, tmp_path, capsys):
   assert found[0] != found[1]
   assert main([*words, "--config.generation.num_beams=2"]) == 0
   capsys.readouterr()
+  drawn = "--config.generation.top_p=0.9"
+  assert main([*words, drawn, "--config.generation.num_beams=2"]) == 2
+  assert "num_beams=2 cannot" in capsys.readouterr().err
   assert main([*words, "--config.data.inputs.video.mode=plain"]) == 2
   assert "frames, sampling, fps and stride" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mico_jax.config import ConfigError
+from mico_jax.config import ConfigError, GenerationConfig
 from mico_jax.data.records import Record
 from mico_jax.data.tokenizer import make_tokenizer
 from mico_jax.evaluation.captions import Writer
@@ -23,6 +23,7 @@ from mico_jax.evaluation.vqa_answers import (
   soft_accuracy,
   without_punctuation,
 )
+from mico_jax.inference.omni_model import OmniModel
 from mico_jax.models import build
 from mico_jax.testing import tiny_checkpoint
 
@@ -197,6 +198,37 @@ def test_an_answer_does_not_depend_on_what_is_asked_beside_it(job):
     for item, question in zip([0] * 5 + [2], questions, strict=True)
   ]
   assert together == alone
+
+
+def test_drawn_answers_are_those_of_the_loaded_checkpoint(job):
+  """By seed and number of the question, in batches of two or of four."""
+  embedder = job.embedder
+  config = dataclasses.replace(
+    embedder.config, generation=GenerationConfig(top_p=0.9, seed=4)
+  )
+  parts = (embedder.model, embedder.params, config, embedder.tokenizer)
+  drawing = Embedder(*parts, batch_size=2)
+  records = job.gallery.records
+  questions = [q[0] for q in records[0].questions] + ["what is 2 0?"]
+  items = [0] * 5 + [2]
+  drawn = Writer(drawing).answers(
+    job.gallery, "i", np.asarray(items), questions
+  )
+  model = OmniModel(config, *parts[1::2], batch_size=4)
+  batches = list(job.gallery.batches)  # the records draw anew
+  pictures = [batches[i // 2]["image"][i % 2].reshape(16, 16, 3) for i in items]
+  assert model.answer(question=questions, image=pictures) == drawn
+  assert model.answer(question=questions, image=pictures, seed=5) != drawn
+  last = model.answer(
+    question=questions[3:], image=pictures[3:], rows=(3, 4, 5)
+  )
+  assert last == drawn[3:]
+  greedy = Writer(embedder).answers(
+    job.gallery, "i", np.asarray(items), questions
+  )
+  assert model.answer(question=questions, image=pictures, top_p=0.0) == greedy
+  with pytest.raises(ValueError, match="same length"):
+    model.answer(question=questions[:2], image=pictures)
 
 
 @pytest.mark.parametrize("limit", [0, 2000])

@@ -22,6 +22,7 @@ from mico_jax.evaluation.evaluators import EVALUATORS, find_measure
 from mico_jax.evaluation.protocols import user_copy
 from mico_jax.inference.omni_model import OmniModel
 from mico_jax.models import build
+from mico_jax.run.commands.result_page import read_evaluated
 from mico_jax.testing import official_copies, tiny_checkpoint, tiny_data
 from mico_jax.testing.official_classes import WNIDS
 from mico_jax.testing.official_copies import write_copy
@@ -197,6 +198,18 @@ def test_a_checkpoint_is_measured_by_a_protocol(run, tmp_path, name, n, total):
   assert f"{n}/{total}" in table
   assert "differs from the protocol: 4 samples are listed" in table
   assert json.loads((tmp_path / "out" / f"{name}.json").read_text()) == found
+  # A page shows the examples of the protocol, not those of what lies beside it.
+  (tmp_path / "out" / "examples.json").write_text("{}")
+  (shown,) = read_evaluated([str(tmp_path / "out" / f"{name}.json")])
+  examples = tmp_path / "out" / f"{name}.examples.json"
+  kept = json.loads(examples.read_text()) if examples.exists() else {}
+  assert shown.examples == kept
+  assert bool(kept.get("examples")) == (protocol.task not in CLASSES)
+  names = {r["name"].rsplit("/", 1)[0] for r in found["results"]}
+  assert {e["name"] for e in kept.get("examples", ())} <= names
+
+
+CLASSES = ("zero_shot", "tagging")  # keep no examples
 
 
 def _with_counts(name, folder):
@@ -387,6 +400,9 @@ def test_the_list_of_protocols(run):
   assert len(lines) == len(ALL) + 1
   row = next(x for x in lines if x.startswith("msrvtt_1ka "))
   assert row.split()[1:5] == ["retrieval", "tva", "msrvtt_1ka_t2v_r1", "1000"]
+  status, _, said = run("--list", "--protocol", "msrvtt_1ka")
+  assert status == 2
+  assert "--protocol is not for --list" in said
 
 
 def test_other_data_by_one_command(run, tmp_path):

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import jax
 import numpy as np
 import pytest
 
 from mico_jax.evaluation import metrics
-from mico_jax.evaluation.streamed_ranks import answers_of, streamed_ranks
+from mico_jax.evaluation.queries import make_queries
+from mico_jax.evaluation.streamed_ranks import (
+  answers_from,
+  answers_of,
+  streamed_ranks,
+)
 
 
 def _case(queries: int, items: int, seed: int):
@@ -54,3 +61,25 @@ def test_broken_rows_are_named():
   relevant[2] = False
   with pytest.raises(ValueError, match="query 2 has no relevant item"):
     streamed_ranks(q, g, answers_of(relevant))
+
+
+def test_queries_hold_no_pair_of_a_large_gallery():
+  """50,000 texts of as many items: 2.5 GB as a matrix of bytes."""
+  count = 50_000
+  texts = [[f"text {i % (count - 7)}", f"of {i}"] for i in range(count)]
+  tracemalloc.start()
+  queries = make_queries(texts, np.arange(count), "omni")
+  answers = answers_from(queries.pairs, len(queries.texts))
+  back = answers_from(queries.pairs[:, ::-1], count)
+  share, first = queries.share, queries.first(of_texts=False)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < 2**28
+  assert len(queries.texts) == 2 * count - 7
+  assert share == 2 * count / len(queries.texts) / count
+  row = queries.texts.index("text 3")
+  np.testing.assert_array_equal(answers[row], [3, count - 4])
+  np.testing.assert_array_equal(queries.items_of(row), [3, count - 4])
+  np.testing.assert_array_equal(back[3], [row, queries.texts.index("of 3")])
+  np.testing.assert_array_equal(queries.texts_of(count - 4), back[count - 4])
+  np.testing.assert_array_equal(first, back[:, 0])

@@ -419,8 +419,12 @@ def test_user_mistakes(config, parts):
   with pytest.raises(c.ConfigError, match="no data source"):
     _run(with_settings(source="x"), parts)
   nothing = dataclasses.replace(with_settings(), tasks={})
-  with pytest.raises(c.ConfigError, match="nothing to evaluate"):
+  with pytest.raises(c.ConfigError, match="nothing to evaluate: set eval"):
     _run(nothing, parts)
+  untrained = with_settings(suite="captions", groups=("i",))
+  untrained = dataclasses.replace(untrained, tasks={})
+  with pytest.raises(c.ConfigError, match="'captions' measures only groups"):
+    _run(untrained, parts)
   pairs = with_settings(item_pairs=("i:a",), suite="retrieval", size=4)
   with pytest.raises(c.ConfigError, match=r"evaluation\.label"):
     _run(pairs, parts)

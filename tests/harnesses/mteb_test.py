@@ -158,6 +158,9 @@ def test_search_reorders_the_best_by_the_matching_head(model):
 
 def test_what_has_no_head_is_refused(model):
   encoder = MiCoEncoder(model)
+  assert encoder.encode([]).shape == (0, model.embed_dim)
+  with pytest.raises(ValueError, match="cannot be re-ranked"):
+    MiCoReranker(model, top=0)
   batch = {"image": [_image(0)], "audio": [_sound(0)]}
   with pytest.raises(ValueError, match=r"joint heads of the checkpoint: va"):
     encoder.encode([batch])

@@ -579,6 +579,33 @@ def test_captions_weigh_length_as_ours(models):
   assert not torch.allclose(*scores)
 
 
+def test_drawn_captions(models):
+  ours, theirs, *_ = models
+  image = [scene(), scene()[::-1].copy()]
+  draw = lambda **how: theirs.caption(image=image, num_beams=1, **how)
+  greedy = ours.caption(image=image, num_beams=1)
+  assert draw(top_p=1e-6) == draw(top_p=1.0, temperature=1e-7) == greedy
+  assert draw(top_p=1.0, seed=1) == draw(top_p=1.0, seed=1)
+  assert draw(top_p=1.0, seed=1) != draw(top_p=1.0, seed=2)
+
+
+def test_drawn_tokens_follow_the_nucleus(models):
+  """0.5 + 0.3 are less than 0.85; the third of four tokens completes it."""
+  module, rows = sys.modules[type(models[1]).__module__], 4000
+  special = {"sep": 0, "pad": 3, "cls": 3}
+  search = module.NucleusSearch(special, 1.0, torch.full((rows, 1), 3))
+  search.draw_from(0.85, 0.5, seed=0)
+  shares = torch.tensor([0.12, 0.5, 0.3, 0.08])
+  search.step((shares.log() * 0.5).tile(rows, 1, 1))
+  tokens = [row[0][-1] for row in search.sequences]
+  ended = sum(search.done)
+  found = np.array([ended, tokens.count(1), tokens.count(2)]) / rows
+  expected = np.array([0.12, 0.5, 0.3]) / 0.92
+  limit = 4 * np.sqrt(expected * (1 - expected) / rows)
+  assert (np.abs(found - expected) < limit).all()
+  assert found.sum() == 1.0
+
+
 @pytest.mark.parametrize(
   "options",
   [
@@ -587,12 +614,16 @@ def test_captions_weigh_length_as_ours(models):
     {"max_new_tokens": 0},
     {"max_new_tokens": -1},
     {"length_penalty": float("nan")},
+    {"top_p": 1.5},
+    {"temperature": 0},
+    {"seed": -1},
+    {"top_p": 0.5, "num_beams": 2},
   ],
 )
 def test_searches_are_bounded_alike(models, options):
   said = []
   for model in models[:2]:
-    with pytest.raises(ValueError, match="must be a") as error:
+    with pytest.raises(ValueError, match=r"must be a|2 beams") as error:
       model.caption(image=[scene()], **options)
     said.append(str(error.value))
   assert said[0] == said[1]

@@ -12,7 +12,12 @@ import pytest
 
 from mico_jax import models
 from mico_jax.config import ModelConfig
-from mico_jax.models.decoding import generate, make_generator
+from mico_jax.models import nucleus, selection
+from mico_jax.models.decoding import (
+  generate,
+  make_generator,
+  text_log_probability,
+)
 from mico_jax.testing.tiny_model import tiny_model
 
 CONFIG = tiny_model(
@@ -147,3 +152,118 @@ def test_a_prompt_may_be_padded_where_positions_count_tokens(setup):
   np.testing.assert_array_equal(
     padded.sequences[:, :, 5:], plain.sequences[:, :, 3:]
   )
+
+
+def _nucleus(logits: np.ndarray, top_p: float) -> np.ndarray:
+  """Probabilities of a nucleus in float64, token after token."""
+  out = np.zeros(len(logits))
+  p = np.exp(logits.astype(np.float64) - logits.max())
+  p /= p.sum()
+  total = 0.0
+  for token in sorted(range(len(p)), key=lambda i: (-p[i], i)):
+    if out.any() and total >= top_p:
+      break
+    out[token], total = p[token], total + p[token]
+  return out / out.sum()
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.8, 1.0])
+def test_drawn_tokens_follow_the_nucleus(top_p):
+  logits = np.array([0.3, 2.0, 1.7, -4.0, 1.7, 0.0, -30.0], np.float32)
+  draws, temperature = 20000, 0.7
+  sampled = nucleus.Nucleus(
+    top_p, temperature, nucleus.row_keys(5, jnp.arange(draws))
+  ).draw(jnp.tile(logits, (draws, 1)), jnp.int32(3))
+  found = np.bincount(np.asarray(sampled), minlength=len(logits)) / draws
+  expected = _nucleus(logits / np.float64(temperature), top_p)
+  assert (found[expected == 0] == 0).all()
+  # Four standard errors.
+  limit = 4 * np.sqrt(expected * (1 - expected) / draws)
+  assert (np.abs(found - expected) <= limit).all()
+
+
+def test_sampling_is_of_seed_and_row_and_ends_in_greedy(setup):
+  model, params, context = setup
+
+  options = {"tokens": Tokens(), "max_new_tokens": 6}
+  run = jax.jit(
+    lambda context, how: generate(
+      model, params, context, nucleus=how, return_logits=True, **options
+    )
+  )
+
+  def write(top_p, seed=0, rows=(0, 1, 2), temperature=1.0):
+    keys = nucleus.row_keys(seed, jnp.asarray(rows))
+    found = run(
+      context.take(jnp.asarray(rows)),
+      nucleus.Nucleus(top_p, temperature, keys),
+    )
+    return found, np.asarray(found.sequences[:, 0])
+
+  greedy = make_generator(model, **options)(params, context)
+  for near in (write(0.0)[1], write(1e-6)[1], write(1.0, temperature=1e-3)[1]):
+    np.testing.assert_array_equal(near, greedy.sequences[:, 0])
+  found, texts = write(1.0, seed=1)
+  np.testing.assert_array_equal(texts, write(1.0, seed=1)[1])
+  assert (texts != write(1.0, seed=2)[1]).any()
+  # A row draws the same wherever it stands.
+  order = [2, 0, 1]
+  np.testing.assert_array_equal(write(1.0, 1, order)[1], texts[order])
+  # The score is that of the text, of any nucleus.
+  logprobs = np.asarray(jax.nn.log_softmax(found.step_logits, axis=-1))
+  for row, text in enumerate(texts):
+    ends = np.flatnonzero(text == Tokens.sep)
+    stop = int(ends[0]) if len(ends) else len(text) - 1
+    total = sum(logprobs[row, t - 1, text[t]] for t in range(1, stop + 1))
+    length = stop if len(ends) else stop + 1
+    np.testing.assert_allclose(found.scores[row, 0], total / length, atol=1e-5)
+  with pytest.raises(ValueError, match="num_beams=1"):
+    generate(
+      model,
+      params,
+      context,
+      num_beams=2,
+      nucleus=nucleus.Nucleus(0.9, 1.0, nucleus.row_keys(0, jnp.arange(3))),
+      **options,
+    )
+
+
+def test_the_probability_of_a_text_is_that_of_its_tokens(setup):
+  model, params, context = setup
+  prompt = np.array([[4, 5, 1], [6, 4, 1], [5, 5, 1]], np.int32)
+  ids = np.array([[4, 6, 2], [5, 2, 0], [2, 0, 0]], np.int32)
+  step = _step(model, params, context)
+  expected = np.zeros(3)
+  greedy = np.ones(3, bool)
+  for t in range(ids.shape[1]):
+    read = np.concatenate([prompt, ids[:, :t]], axis=1)
+    logprobs, counts = step(read, 2), ids[:, t] != Tokens.pad
+    expected += np.where(counts, logprobs[np.arange(3), ids[:, t]], 0.0)
+    greedy &= ~counts | (logprobs.argmax(-1) == ids[:, t])
+  weigh = jax.jit(
+    lambda ids: text_log_probability(
+      model, params, context, ids, tokens=Tokens(), prompt=jnp.asarray(prompt)
+    )
+  )
+  total, best = weigh(jnp.asarray(ids))
+  np.testing.assert_allclose(total, expected, atol=1e-4)
+  np.testing.assert_array_equal(best, greedy)
+  # What greedy decoding writes is the best behind every token.
+  write = make_generator(model, tokens=Tokens(), max_new_tokens=3)
+  found = write(params, context, jnp.asarray(prompt))
+  assert weigh(found.sequences[:, 0, 3:])[1].all()
+
+
+def test_the_largest_values_are_those_of_a_sort():
+  rng = np.random.default_rng(0)
+  x = rng.integers(-3, 4, (5, 40)).astype(np.float32)  # ties
+  x[1, ::2], x[2] = -np.inf, -1e9
+  for count in (1, 6, 20):
+    values, places = jax.jit(selection.largest, static_argnums=1)(x, count)
+    order = np.argsort(-x, axis=1, kind="stable")[:, :count]
+    np.testing.assert_array_equal(places, order)
+    np.testing.assert_array_equal(values, np.take_along_axis(x, order, 1))
+  x[0, 7] = np.nan
+  values, places = selection.largest(jnp.asarray(x), 3)
+  assert np.isnan(values[0, 0])
+  assert (np.asarray(places) < 40).all()

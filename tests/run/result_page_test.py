@@ -170,3 +170,8 @@ def test_what_is_no_result_is_refused(tmp_path, capsys):
   (tmp_path / "evaluation.json").write_text("[1, 2]")
   assert main(["report", str(tmp_path), "--out", out]) == 2
   assert "is no file of results" in capsys.readouterr().err
+  for value in ("null", '"high"'):
+    row = f'{{"results": [{{"name": "a", "value": {value}}}]}}'
+    (tmp_path / "evaluation.json").write_text(row)
+    assert main(["report", str(tmp_path), "--out", out]) == 2
+    assert "is no file of results" in capsys.readouterr().err

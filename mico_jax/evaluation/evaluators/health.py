@@ -62,7 +62,7 @@ def _results(job: Job, letters: str) -> list[Result]:
   texts = job.embedder.embed_texts(queries.texts, queries.kind)
   texts = texts.astype(np.float64)
   items = job.gallery.embeddings[letters][queries.items].astype(np.float64)
-  own = texts[queries.relevant.argmax(axis=0)]
+  own = texts[queries.first(of_texts=False)]
   alignment = job.protocol.result(
     f"health/{letters}/alignment",
     np.square(items - own).sum(axis=1),

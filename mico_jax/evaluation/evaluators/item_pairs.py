@@ -140,8 +140,8 @@ def _to_text(job: Job, letters: str, labels: Sequence[Any]) -> Result:
   queries = queries_of(job.config, job.gallery, letters, 1)
   item_labels = [labels[i] for i in queries.items]
   meant = [
-    {item_labels[i] for i in np.flatnonzero(row)} - {None}
-    for row in queries.relevant
+    {item_labels[i] for i in queries.items_of(row)} - {None}
+    for row in range(len(queries.texts))
   ]
   rows = [i for i, label in enumerate(item_labels) if label is not None]
   relevant = np.asarray(

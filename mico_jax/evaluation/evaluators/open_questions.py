@@ -24,6 +24,7 @@ from mico_jax.data.records import Record
 from mico_jax.evaluation import metrics
 from mico_jax.evaluation.captions import Writer
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
+from mico_jax.evaluation.examples import Entry
 from mico_jax.evaluation.queries import trained
 from mico_jax.evaluation.results import Result
 from mico_jax.evaluation.vqa_answers import PEOPLE, soft_accuracy
@@ -80,6 +81,7 @@ class OpenQuestions(Evaluator):
       right = [plain(_record(records[i]).questions[n][1]) for i, n in asked]
       values = metrics.accuracy(written, right)
       values *= np.asarray([bool(text) for text in right])
+      true: Sequence[Sequence[str]] = [[text] for text in right]
       most = Counter(right).most_common(1)[0][1] / len(right)
     else:
       given = [_answers(_record(records[i]), n) for i, n in asked]
@@ -87,7 +89,19 @@ class OpenQuestions(Evaluator):
       values = np.asarray(
         [soft_accuracy(a, k) for a, k in zip(written, known, strict=True)]
       )
-      most = None
+      true, most = [list(dict.fromkeys(texts)) for texts in known], None
+    if job.examples is not None:
+      job.examples.add_written(
+        f"{self.title}/{letters}",
+        letters,
+        [
+          Entry(text=question, item=int(item))
+          for item, question in zip(items, questions, strict=True)
+        ],
+        written,
+        true,
+        values,
+      )
     return job.protocol.result(
       f"{self.title}/{letters}/{EXACT if self.score == 'exact' else SOFT}",
       values,

@@ -30,7 +30,7 @@ from mico_jax.evaluation.examples import Entry, Examples
 from mico_jax.evaluation.features import Gallery
 from mico_jax.evaluation.queries import Queries, evaluated_groups, queries_of
 from mico_jax.evaluation.results import Protocol, Result
-from mico_jax.evaluation.streamed_ranks import answers_of, streamed_ranks
+from mico_jax.evaluation.streamed_ranks import answers_from, streamed_ranks
 from mico_jax.world import shown_facts
 from mico_jax.world.ceiling import facts_key
 
@@ -95,7 +95,7 @@ def _results(job: Job, queries: Queries, letters: str) -> list[Result]:
   lost = (total - len(queries.items)) * usual_count(queries)
   ceiling = world_ceiling(job.gallery, queries, letters)
   results = []
-  chance = float(queries.relevant.mean())
+  chance = queries.share
   for suffix, forward, backward in _all_ranks(job, queries, letters):
     results += recall_results(
       job.protocol,
@@ -104,7 +104,7 @@ def _results(job: Job, queries: Queries, letters: str) -> list[Result]:
       candidates=len(queries.items),
       chance=chance,
       total=len(queries.texts) + lost,
-      items=queries.items[queries.relevant.argmax(axis=1)],
+      items=queries.items[queries.first(of_texts=True)],
       prompts=queries.texts,
       ceiling=ceiling,
     )
@@ -133,17 +133,18 @@ def _keep_examples(
   """Single queries of both directions."""
   text = lambda i: Entry(text=queries.texts[i])
   item = lambda i: Entry(item=int(queries.items[i]))
-  for name, found, relevant, query, answer in (
-    (f"t->{letters}", forward, queries.relevant, text, item),
-    (f"{letters}->t", backward, queries.relevant.T, item, text),
+  texts, items = len(queries.texts), len(queries.items)
+  for name, found, right, count, query, answer in (
+    (f"t->{letters}", forward, queries.items_of, items, text, item),
+    (f"{letters}->t", backward, queries.texts_of, texts, item, text),
   ):
     examples.add_ranking(
       f"retrieval/{name}{suffix}",
       letters,
       found.ranks,
-      lambda row, found=found, right=relevant: (
+      lambda row, found=found, right=right, count=count: (
         found.scores_of(row),
-        right[row],
+        np.isin(np.arange(count), right(row)),
       ),
       query,
       answer,
@@ -157,15 +158,16 @@ def _all_ranks(
   embedder, gallery = job.embedder, job.gallery
   texts = embedder.embed_texts(queries.texts, queries.kind)
   items = gallery.embeddings[letters][queries.items]
-  relevant = queries.relevant
+  of_texts = answers_from(queries.pairs, len(texts))
+  of_items = answers_from(queries.pairs[:, ::-1], len(items))
   yield (
     "",
     Ranking(
-      streamed_ranks(texts, items, answers_of(relevant)),
+      streamed_ranks(texts, items, of_texts),
       lambda row: (items @ texts[row]).astype(np.float64),
     ),
     Ranking(
-      streamed_ranks(items, texts, answers_of(relevant.T)),
+      streamed_ranks(items, texts, of_items),
       lambda row: (texts @ items[row]).astype(np.float64),
     ),
   )
@@ -177,6 +179,7 @@ def _all_ranks(
     pairs = np.stack([pairs[:, 0], queries.items[pairs[:, 1]]], axis=1)
     return embedder.match(gallery, letters, queries.texts, queries.kind, pairs)
 
+  relevant = queries.relevant
   scores = (texts @ items.T).astype(np.float64)
   forward = rerank(scores, top, match)
   backward = rerank(scores.T, top, lambda pairs: match(pairs[:, ::-1]))
@@ -215,7 +218,8 @@ def rerank(
 
 def usual_count(queries: Queries) -> int:
   """Texts that most items have; of equally frequent numbers the larger."""
-  numbers, items = np.unique(queries.relevant.sum(axis=0), return_counts=True)
+  texts = np.bincount(queries.pairs[:, 1], minlength=len(queries.items))
+  numbers, items = np.unique(texts, return_counts=True)
   return int(numbers[items == items.max()].max())
 
 
@@ -278,7 +282,8 @@ def world_ceiling(
   names = shown_facts(context, queries.kind)
   keys = [facts_key(scene, names) for scene in scenes]
   shares = []
-  for row in queries.relevant:
-    fitting = {keys[i] for i in np.flatnonzero(row)}
-    shares.append(row.sum() / sum(key in fitting for key in keys))
+  for row in range(len(queries.texts)):
+    own = queries.items_of(row)
+    fitting = {keys[i] for i in own}
+    shares.append(len(own) / sum(key in fitting for key in keys))
   return float(np.mean(shares))

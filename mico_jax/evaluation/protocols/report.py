@@ -13,6 +13,7 @@ from mico_jax import files
 from mico_jax.evaluation import report
 from mico_jax.evaluation.evaluator import SHARE
 from mico_jax.evaluation.evaluators import find_measure
+from mico_jax.evaluation.examples import Examples, examples_file
 from mico_jax.evaluation.protocols.schema import BenchmarkProtocol, Figure
 from mico_jax.evaluation.protocols.user_copy import Facts
 from mico_jax.evaluation.results import Result
@@ -192,14 +193,26 @@ def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
   return lines
 
 
-def write(found: ProtocolReport, folder: str) -> list[str]:
-  """Writes `<name>.json` and `<name>.txt`; returns the paths."""
+def write(
+  found: ProtocolReport, folder: str, examples: Examples | None = None
+) -> list[str]:
+  """Writes `<name>.json`, `.txt` and `.examples.json`; returns the paths.
+
+  Args:
+    found: what was measured.
+    folder: made if missing.
+    examples: of the evaluation; None, or none found: not written.
+  """
   out = epath.Path(folder)
   files.make_folder(out)
   name = epath.Path(found.name).stem
-  files.write_text(out / f"{name}.json", to_json(found))
-  files.write_text(out / f"{name}.txt", table(found) + "\n")
-  return [str(out / f"{name}.json"), str(out / f"{name}.txt")]
+  texts = {f"{name}.json": to_json(found), f"{name}.txt": table(found) + "\n"}
+  if examples is not None and examples.found:
+    contents = dumps(examples.contents, sort_keys=True) + "\n"
+    texts[examples_file(name)] = contents
+  for file, text in texts.items():
+    files.write_text(out / file, text)
+  return [str(out / file) for file in texts]
 
 
 def listed(

@@ -1193,6 +1193,9 @@ class MiCo(nn.Module):
     max_new_tokens: int | None = None,
     num_beams: int | None = None,
     length_penalty: float | None = None,
+    top_p: float | None = None,
+    temperature: float | None = None,
+    seed: int | None = None,
     **inputs: Any,
   ) -> list[str]:
     """A caption of each row of the inputs.
@@ -1203,19 +1206,33 @@ class MiCo(nn.Module):
       max_new_tokens: largest number of tokens of a caption.
       num_beams: 1 is greedy.
       length_penalty: exponent of the length in the score of a beam.
+      top_p: in (0, 1]: draws each token from the most probable ones whose
+        probabilities sum to this (nucleus sampling, one beam); 0: draws none.
+      temperature: by which logits are divided before a token is drawn.
+      seed: of what is drawn, by PyTorch: mico_jax draws others.
       **inputs: aligned lists.
     """
     rows = self.lists(inputs)
-    most, beams, penalty = input_items().search_options(
-      self.config["generation"], max_new_tokens, num_beams, length_penalty
+    search = input_items().search_options(
+      self.config["generation"],
+      max_new_tokens=max_new_tokens,
+      num_beams=num_beams,
+      length_penalty=length_penalty,
+      top_p=top_p,
+      temperature=temperature,
+      seed=seed,
     )
     if not input_items().lengths_of(rows):
       return []
+    room = self.options["text"]["max_positions"] - 1
     sequences, scores = self.generate(
       self.context_of(inputs),
-      max_new_tokens=min(most, self.options["text"]["max_positions"] - 1),
-      num_beams=beams,
-      length_penalty=penalty,
+      max_new_tokens=min(search.max_new_tokens, room),
+      num_beams=search.num_beams,
+      length_penalty=search.length_penalty,
+      top_p=search.top_p,
+      temperature=search.temperature,
+      seed=search.seed,
     )
     self._finite(scores[:, 0], rows, "the caption's score")
     return [self.tokenizer.decode(row[0].tolist()) for row in sequences]
@@ -1553,11 +1570,14 @@ class MiCo(nn.Module):
     num_beams: int = 1,
     length_penalty: float = 1.0,
     num_return: int = 1,
+    top_p: float = 0.0,
+    temperature: float = 1.0,
+    seed: int = 0,
     prompt: Tensor | None = None,
     prompt_mask: Tensor | None = None,
     batch_size: int | None = None,
   ) -> tuple[Tensor, Tensor]:
-    """Decodes texts: greedy (one beam) or beam search.
+    """Decodes texts: greedy (one beam), beam search or nucleus sampling.
 
     BERT predicts each token at a [MASK] after the chosen ones. The score of a
     hypothesis is its summed log-probability over length ** penalty; the length
@@ -1569,6 +1589,9 @@ class MiCo(nn.Module):
       num_beams: number of beams.
       length_penalty: exponent of the length.
       num_return: hypotheses per item, at most `num_beams`.
+      top_p: above 0 with one beam: draws the tokens, see `NucleusSearch`.
+      temperature: see `NucleusSearch`.
+      seed: see `NucleusSearch`.
       prompt: tokens [B, Q] to continue (a question, then [CLS]); attention
         among all but the last is that of the tower: bidirectional in BERT.
         None: [CLS].
@@ -1592,6 +1615,13 @@ class MiCo(nn.Module):
       prompt_mask = prompt != special["pad"]
       prompt_mask[:, -1] = True
     search = BeamSearch(special, num_beams, length_penalty, prompt)
+    if top_p > 0:
+      if num_beams > 1:
+        raise ValueError(
+          f"a nucleus is sampled with one beam, not {num_beams}."
+        )
+      search = NucleusSearch(special, length_penalty, prompt)
+      search.draw_from(top_p, temperature, seed)
     context = None if context is None else context.repeat(num_beams)
     visible = prompt_mask.repeat_interleave(num_beams, 0)
     for _ in range(max_new_tokens):
@@ -1729,6 +1759,47 @@ class BeamSearch:
       torch.tensor(captions, device=device),
       torch.tensor(scores, device=device),
     )
+
+
+class NucleusSearch(BeamSearch):
+  """One beam whose tokens are drawn from the most probable ones.
+
+  The nucleus is the smallest set of the most probable tokens whose
+  probabilities sum to `top_p` at least.
+
+  Source: arXiv:1904.09751.
+  """
+
+  def __init__(
+    self, special: Mapping[str, int], length_penalty: float, prompt: Tensor
+  ):
+    super().__init__(special, 1, length_penalty, prompt)
+
+  def draw_from(self, top_p: float, temperature: float, seed: int) -> None:
+    """Sets the nucleus; each row draws from (seed, row) alone."""
+    self.top_p, self.temperature = top_p, temperature
+    self.generators = [
+      torch.Generator().manual_seed((seed << 24) + row)
+      for row in range(len(self.prompt))
+    ]
+
+  def step(self, logits: Tensor) -> None:
+    """Extends every row by a drawn token; logits [B, 1, V]."""
+    rows = logits[:, 0].float()
+    logprobs = torch.log_softmax(rows, -1) + self.scores
+    probability = torch.softmax(rows / self.temperature, -1).cpu()
+    ordered, order = probability.sort(dim=-1, descending=True, stable=True)
+    inside = (ordered.cumsum(-1) - ordered) < self.top_p
+    inside[:, 0] = True
+    for item, generator in enumerate(self.generators):
+      weights = ordered[item] * inside[item]
+      place = torch.multinomial(weights, 1, generator=generator)
+      token = int(order[item, place])
+      score = float(logprobs[item, token])
+      # What follows an end is not read: padding.
+      self._extend(
+        item, [score] * 2, [token, self.special["pad"]], len(order[0])
+      )
 
 
 # -------------------------------------------------------------- raw inputs

@@ -16,6 +16,7 @@ from mico_jax.config import (
 )
 from mico_jax.data.identity import tell
 from mico_jax.evaluation import evaluate
+from mico_jax.evaluation.examples import Examples
 from mico_jax.evaluation.features import Gallery
 from mico_jax.evaluation.protocols import (
   TASKS,
@@ -32,8 +33,8 @@ from mico_jax.run.commands.evaluate import check_overrides
 
 SOURCE = "benchmark"  # name of its source in the config
 # Fields that do not change what is measured.
-_FREE = ("evaluation.bootstrap", "evaluation.batch_size", "data.num_",
-         "data.timeout")  # fmt: skip
+_FREE = ("evaluation.bootstrap", "evaluation.batch_size",
+         "evaluation.examples", "data.num_", "data.timeout")  # fmt: skip
 
 
 def protocol_config(
@@ -124,6 +125,7 @@ def evaluate_protocol(
   *,
   other_split: bool = False,
   command: str = "",
+  examples: Examples | None = None,
 ) -> ProtocolReport:
   """Measures a checkpoint by a protocol.
 
@@ -135,6 +137,7 @@ def evaluate_protocol(
       is listed in the report, and its metrics are renamed.
     other_split: go on where the copy lists other samples.
     command: stored in the results.
+    examples: collects single queries; None: nothing.
 
   Raises:
     ConfigError: for an unknown protocol, a copy that is not there or not the
@@ -165,6 +168,7 @@ def evaluate_protocol(
     source=copy.source,
     command=command,
     look=look,
+    examples=examples,
   )
   return ProtocolReport(
     name=name,

@@ -23,7 +23,7 @@ from mico_jax import files
 from mico_jax.config import ConfigError
 from mico_jax.evaluation.evaluator import SHARE, Measure
 from mico_jax.evaluation.evaluators import find_measure
-from mico_jax.evaluation.examples import EXAMPLES_FILE
+from mico_jax.evaluation.examples import EXAMPLES_FILE, examples_file
 from mico_jax.modalities import MODALITIES
 from mico_jax.run.commands.result_examples import example_section
 from mico_jax.run.monitor import metric_log, report
@@ -38,7 +38,7 @@ class Evaluated:
   Attributes:
     label: heads its column; differs from all others of the page.
     results: of `evaluation.json`, by what was measured on which data.
-    examples: of `examples.json`; empty: none.
+    examples: of its file of examples; empty: none.
     metrics: lines of `metrics.jsonl`; empty: no run.
   """
 
@@ -93,8 +93,14 @@ def _read_one(path: str, label: str) -> Evaluated:
   try:
     rows = json.loads(files.read_text(file))["results"]
     results = {_measured(row): row for row in rows}
+    for row in rows:
+      float(row["value"])  # one that is not finite stands as a text
   except FileNotFoundError:
-    there = sorted(p.name for p in folder.glob("*.json"))
+    there = sorted(
+      p.name
+      for p in folder.glob("*.json")
+      if not p.name.endswith(EXAMPLES_FILE)
+    )
     others = f" (it has {', '.join(there[:5])})" if there else ""
     raise ConfigError(
       f"{path}: there is no {file.name}{others}; expected a folder that "
@@ -106,11 +112,14 @@ def _read_one(path: str, label: str) -> Evaluated:
       "`mico-jax evaluate --out DIR` writes one."
     ) from None
   examples: dict[str, Any] = {}
-  if (folder / EXAMPLES_FILE).exists():
+  shown = folder / EXAMPLES_FILE
+  if file.name != report.EVALUATION_FILE:  # of a protocol
+    shown = folder / examples_file(file.stem)
+  if shown.exists():
     try:
-      examples = json.loads(files.read_text(folder / EXAMPLES_FILE))
+      examples = json.loads(files.read_text(shown))
     except ValueError as error:
-      raise ConfigError(f"{folder / EXAMPLES_FILE}: {error}") from None
+      raise ConfigError(f"{shown}: {error}") from None
   metrics: list[dict[str, Any]] = []
   if (folder / metric_log.METRICS_FILE).exists():
     metrics = metric_log.read_metrics(folder)

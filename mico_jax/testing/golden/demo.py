@@ -171,11 +171,12 @@ def _caption(
   yield Check(f"caption_ids.{key}", ids, want, 0.0)
   score = np.asarray(caption.scores).reshape(-1)
   yield Check(f"caption_score.{key}", score, outputs[f"caption_score.{key}"])
+  inputs: dict[str, Any] = {key: [file]}
   text = model.caption(
     max_new_tokens=settings["max_new_tokens"],
     num_beams=settings["num_beams"],
     length_penalty=settings["length_penalty"],
-    **{key: [file]},
+    **inputs,
   )
   texts = np.array(settings["captions"][key])
   yield Check(f"caption.{key}", np.array(text), texts, 0.0)
