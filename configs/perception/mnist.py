@@ -34,6 +34,6 @@ def get_config(
     groups={"ti": {"vision": 1.0}},
     inputs={"image": c.InputConfig(mode="shift")},
     batch_size=128,
-    steps=400,
+    steps=350,
   )
   return c.to_config_dict(config)

@@ -55,7 +55,7 @@ def get_config(
       "audio": c.InputConfig(frames=2, mode="speed_augment"),
     },
     batch_size=128,
-    steps=500,
+    steps=400,
     evaluation={
       "suite": "retrieval",
       "groups": ("i", "a"),

@@ -58,6 +58,6 @@ def get_config(
     # 64 frames are 0.64 seconds; 19 in 20 recordings are shorter.
     inputs={"audio": c.InputConfig(frames=1, mode="speed_augment")},
     batch_size=128,
-    steps=400,
+    steps=300,
   )
   return c.to_config_dict(config)
