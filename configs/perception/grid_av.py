@@ -6,7 +6,7 @@ Three seconds of sound are five slices of 64 frames of 10 ms. With 400 clips to
 learn from, faces are remembered sooner than words are heard: sound is
 augmented, and half of the samples come without their video. Behind a comma
 "validation": settings are chosen on a fifth of the training clips.
-"""  # noqa: E501
+"""
 
 import ml_collections
 
