@@ -30,6 +30,6 @@ def get_config(
     inputs={"image": c.InputConfig(mode="plain")},
     augment={"random_resized_crop": {"scale": (0.5, 1.0)}, "flip": {}},
     batch_size=128,
-    steps=400,
+    steps=300,
   )
   return c.to_config_dict(config)
