@@ -128,6 +128,8 @@ class SourceConfig:
   # all. Parts of the same `take_seed` are nested; with `take_by`, the record
   # field of the category, each category gives the same share.
   take: Annotated[float, Range(0.0, 1e12, "share or samples")] = 0.0
+  # Leaves out as much before that: skip=0.8 reads what take=0.8 does not.
+  skip: Annotated[float, Range(0.0, 1e12, "share or samples")] = 0.0
   take_by: Label = ""
   take_seed: Seed = 0
   seed: Seed = 0  # OmniWorld

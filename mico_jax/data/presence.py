@@ -70,7 +70,7 @@ class Having:
     check_names(name, spec.require)
     self._source, self.sha256 = source, source.sha256
     fields = to_dict(spec)
-    later = ("size", "take", "take_by", "take_seed")
+    later = ("size", "take", "skip", "take_by", "take_seed")
     for key in ("count", "sha256", "root", *later):
       fields.pop(key)
     wanted = tuple(dict.fromkeys(spec.require))

@@ -3,10 +3,13 @@
 `data.sources.NAME.take` reads a part of a source: a share (below 1) or a number
 of samples. With `take_by`, the record field of the category, each category
 gives the same share. A smaller subset of the same `take_seed` lies within a
-larger one, so runs on growing data differ by what was added only.
+larger one, so runs on growing data differ by what was added only. `skip` leaves
+a part out at the beginning: one source with `take=0.8` and one with `skip=0.8`
+share no sample and are all there is, a part to learn from and one to choose on.
 
 Each category is shuffled; the r-th of its n samples, from 0, comes at place
-(r + 1/2) / n of a common order, and a subset is the beginning of that.
+(r + 1/2) / n of a common order, and a subset is the beginning of that, or what
+follows on the part that is left out.
 
 Source: MiCo, arXiv:2406.09412, appendix, subsets of the scaling laws.
 """
@@ -64,17 +67,24 @@ class Subset:
         sample has.
     """
     total = len(source)
-    count = round(spec.take * total) if spec.take < 1 else int(spec.take)
-    if not 0 < count <= total:
+    first = _samples(spec.skip, total)
+    if not 0 <= first < total:
       raise ConfigError(
-        f"data.sources.{name}.take={spec.take!r}: {count} of {total} samples; "
-        f"expected a share below 1 that leaves some, or a number up to {total}."
+        f"data.sources.{name}.skip={spec.skip!r} leaves out {first} of {total} "
+        "samples; expected a share below 1 or a number that leaves some."
+      )
+    count = _samples(spec.take, total) if spec.take else total - first
+    if not 0 < count <= total - first:
+      raise ConfigError(
+        f"data.sources.{name}.take={spec.take!r}: {count} of {total - first} "
+        "samples; expected a share below 1 that leaves some, or a number up to "
+        f"{total - first}."
       )
     categories = [_UNKNOWN] * total
     if spec.take_by:
       categories = _categories(source, name, spec.take_by)
     order = nested_order(categories, spec.take_seed)
-    self._rows = np.sort(order[:count])
+    self._rows = np.sort(order[first : first + count])
     self._source = source
     digest = hashlib.sha256(source.sha256.encode())
     digest.update(self._rows.astype("<i8").tobytes())
@@ -111,6 +121,11 @@ class Subset:
     if name.startswith("_"):
       raise AttributeError(name)
     return getattr(self._source, name)
+
+
+def _samples(amount: float, total: int) -> int:
+  """A share of all samples, or a number of them."""
+  return round(amount * total) if amount < 1 else int(amount)
 
 
 def _categories(source: Any, name: str, field: str) -> list[str]:

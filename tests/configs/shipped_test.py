@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,49 +15,80 @@ from PIL import Image
 from mico_jax import config as config_lib
 from mico_jax.config import Config
 from mico_jax.data.pipeline import Pipeline, batch_spec
+from mico_jax.data.sources import open_source
 from mico_jax.objectives import compute
 from mico_jax.parallel import sharding
 from mico_jax.parallel.mesh import make_mesh
 from mico_jax.run import setup
+from mico_jax.run.pretrain import pretrain
 from mico_jax.testing.tiny_data import write_manifest
+from mico_jax.train import small_sets
 from mico_jax.train.state import abstract_params, init_state
 from mico_jax.train.step import make_train_step
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "configs"
 # Recipes for many chips (`mico_*`) are tested by their plans.
 NAMES = sorted(
-  path.stem
-  for path in FOLDER.glob("*.py")
+  path.relative_to(FOLDER).with_suffix("").as_posix()
+  for pattern in ("*.py", "perception/*.py")
+  for path in FOLDER.glob(pattern)
   if not path.stem.startswith(("_", "mico_"))
 )
 # Configs that take the path of a manifest, and the fields of its records.
-MANIFESTS = {
-  "omni_digits": {
+RECORDS = 16  # half for training, half for testing
+MANIFESTS: dict[str, dict[str, Any]] = {
+  "perception/caltech101": {"caption": "a photo of a thing {}"},
+  "perception/cifar10": {"caption": "a photo of a ship {}"},
+  "perception/coco_captions_mini": {
+    "captions": [[f"ships at sea {i}", "a harbour"] for i in range(RECORDS)],
+  },
+  "perception/esc10": {
+    "caption": "the sound of rain number {}",
+    "fold": [1, 1, 2, 2, 3, 3, 3, 3] + [4] * 8,
+  },
+  "perception/grid_av": {
+    "caption": "bin blue at {} now",
+    "video": "{}.png",
+    "speaker": ["s1", "s2"] * 8,
+  },
+  "perception/mnist": {"caption": "a handwritten {}", "image": "digits[{}]"},
+  "perception/omni_digits": {
     "image_caption": "the digit {}",
     "audio_caption": "a voice says {}",
-    "caption": "the number {}",
+    "class_name": "number {}",
     "pair": 0,
   },
-  "grid_av": {"caption": "bin blue at {} now", "video": "{}.png"},
-  "esc10": {"caption": "the sound of rain number {}"},
-  "rgbd_normal": {"rgb": "{}.png", "normal": "{}.png", "depth": "{}.d.png"},
+  "perception/omni_sound_image": {"class_name": "thing {}"},
+  "perception/rgbd_normal": {
+    "rgb": "{}.png",
+    "normal": "{}.png",
+    "depth": "{}.d.png",
+    "frame": [0, 3, 6, 564, 567, 600, 603, 699] + [900] * 8,
+  },
+  "perception/spoken_digits": {
+    "class_name": "digit {}",
+    "take": [5, 9, 10, 11, 12, 48, 49, 49] + [0] * 8,
+    "speaker": ["george", "jackson", "nicolas", "yweweler"] * 4,
+  },
 }
 
 
-def shipped(name: str, folder: pathlib.Path) -> Config:
+def shipped(name: str, folder: pathlib.Path, part: str = "") -> Config:
   """A shipped config, with a manifest of its form where it takes one."""
   if name not in MANIFESTS:
     return config_lib.load(name)
-  # Half of the records are for training, half for testing.
   extra: dict[str, list] = {"split": ["train"] * 8 + ["test"] * 8}
   for field, value in MANIFESTS[name].items():
-    text = isinstance(value, str)
-    extra[field] = [value.format(i) if text else value for i in range(16)]
-  path = write_manifest(folder / "set", 16, **extra)
-  for i in range(16):
+    if isinstance(value, str):
+      value = [value.format(i) for i in range(RECORDS)]
+    extra[field] = value if isinstance(value, list) else [value] * RECORDS
+  path = write_manifest(folder / "set", RECORDS, **extra)
+  for i in range(RECORDS):
     depth = np.full((32, 32), 500 + 10 * i, np.uint16)
     Image.fromarray(depth).save(folder / "set" / f"{i}.d.png")
-  return config_lib.load(name, arg=str(path))
+  digits = np.zeros((RECORDS, 28, 28), np.uint8)
+  np.savez(folder / "set" / "mnist.npz", digits=digits)
+  return config_lib.load(name, arg=f"{path}{part}")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -92,6 +124,62 @@ def test_first_batch_of_real_sets(name, tmp_path):
   size = session.config.tasks[task].batch_size
   assert batch["row"].shape == (size,)
   assert all(present.all() for present in batch["present"].values())
+
+
+@pytest.mark.parametrize("name", sorted(MANIFESTS))
+def test_settings_are_chosen_on_training_samples(name, tmp_path):
+  """Both parts are of the training split, and share no sample."""
+  if name in ("perception/omni_digits", "perception/omni_sound_image"):
+    with pytest.raises(config_lib.ConfigError, match="no part of its own"):
+      shipped(name, tmp_path, ",validation")
+    return
+  with pytest.raises(config_lib.ConfigError, match="'valid' behind the comma"):
+    shipped(name, tmp_path, ",valid")
+  config = shipped(name, tmp_path, ",validation")
+  found = {}
+  for part in ("train", "test"):
+    source = open_source(config, part)
+    records = [source.record(i) for i in range(len(source))]
+    assert {r.fields["split"] for r in records} == {"train"}
+    found[part] = {r.id for r in records}
+  assert found["train"]
+  assert found["test"]
+  assert not found["train"] & found["test"]
+
+
+def test_a_speaker_is_left_out(tmp_path):
+  config = shipped("perception/spoken_digits", tmp_path, ",without=jackson")
+  found = {}
+  for part in ("train", "test"):
+    source = open_source(config, part)
+    records = [source.record(i).fields for i in range(len(source))]
+    found[part] = {(r["speaker"], r["split"]) for r in records}
+  assert found["test"] == {("jackson", "train"), ("jackson", "test")}
+  others = ("george", "nicolas", "yweweler")
+  assert found["train"] == {(speaker, "train") for speaker in others}
+  with pytest.raises(config_lib.ConfigError, match="no speaker 'bob'"):
+    shipped("perception/spoken_digits", tmp_path, ",without=bob")
+
+
+def test_a_small_set_is_learned_and_measured(tmp_path):
+  """Two steps and all measures, with an encoder of two blocks."""
+  config = shipped("perception/omni_sound_image", tmp_path)
+  (task,) = config.tasks.values()
+  size = config.model.vision.image_size
+  vision = small_sets.convnet(size, 8, (1, 1), patch_size=size // 4)
+  config = dataclasses.replace(
+    config,
+    model=dataclasses.replace(config.model, vision=vision),
+    tasks={config.name: dataclasses.replace(task, batch_size=8)},
+    train=dataclasses.replace(config.train, steps=2, tensorboard=False),
+  )
+  results = pretrain(config, tmp_path / "run").results
+  names = {result.name for result in results}
+  for letter in config.evaluation.groups:
+    for measure in ("zero-shot", "linear probe", "nearest"):
+      assert f"{measure}/{letter}/accuracy" in names
+  for pair in config.evaluation.item_pairs:
+    assert any(pair.replace(":", "->") in n for n in names)
 
 
 def test_a_few_steps_of_the_demo_lower_its_loss():

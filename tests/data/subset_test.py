@@ -79,3 +79,23 @@ def test_a_run_is_pinned_to_its_part(opened, tmp_path):
   data = dataclasses.replace(config.data, sources={"a": other})
   with pytest.raises(ConfigError, match="changed: index SHA-256"):
     open_source(dataclasses.replace(config, data=data), "a")
+
+
+def test_what_is_skipped_and_what_is_taken_make_the_whole(opened):
+  for share in (0.8, 45):
+    first = opened(take=share, take_by="class")
+    rest = opened(skip=share, take_by="class")
+    assert not set(_ids(first)) & set(_ids(rest))
+    assert set(_ids(first)) | set(_ids(rest)) == set(_ids(opened()))
+  counts = Counter(rest.record(i).fields["class"] for i in range(len(rest)))
+  for name, kept in (("dog", 7), ("cat", 5), ("owl", 2)):
+    assert kept <= counts[name] <= kept + 1
+  part = opened(skip=45, take=5, take_by="class")
+  assert len(_ids(part)) == 5
+  assert set(_ids(part)) < set(_ids(rest))
+  for fields, message in (
+    ({"skip": 60}, "leaves out 60 of 60 samples"),
+    ({"skip": 0.5, "take": 31}, "a number up to 30"),
+  ):
+    with pytest.raises(ConfigError, match=message):
+      opened(**fields)

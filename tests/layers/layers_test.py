@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from mico_jax.kernels import target
-from mico_jax.layers import activations, dropout, embed, fusion, norm, pool
+from mico_jax.layers import (
+  activations,
+  conv,
+  dropout,
+  embed,
+  fusion,
+  norm,
+  pool,
+)
 from mico_jax.layers.norm import LayerNorm
 
 
@@ -194,3 +202,31 @@ def test_barriers_are_for_tpus_and_change_nothing(platform):
   assert ("optimization_barrier" in program) == (platform == "tpu")
   assert float(value) == 45.0
   np.testing.assert_array_equal(gradient, 18 * np.arange(3.0))
+
+
+@pytest.mark.parametrize(
+  ("rows", "cols", "size"), [(1, 1, 7), (2, 5, 7), (8, 8, 3), (13, 4, 5)]
+)
+def test_depthwise_convolution_is_the_sum_over_its_kernel(rows, cols, size):
+  """Both forms, and their gradients, against loops in float64."""
+  rng = np.random.default_rng(0)
+  x, g = rng.normal(size=(2, 2, rows, cols, 3))
+  kernel = rng.normal(size=(size, size, 1, 3))
+  reach = size // 2
+  pads = ((0, 0), (reach, reach), (reach, reach), (0, 0))
+  padded, want = np.pad(x, pads), np.zeros_like(x)
+  to_x, to_kernel = np.zeros_like(padded), np.zeros_like(kernel)
+  for i, j in np.ndindex(size, size):
+    at = (slice(None), slice(i, i + rows), slice(j, j + cols))
+    want += padded[at] * kernel[i, j, 0]
+    to_x[at] += g * kernel[i, j, 0]
+    to_kernel[i, j, 0] = (padded[at] * g).sum((0, 1, 2))
+  to_x = to_x[:, reach : reach + rows, reach : reach + cols]
+  args = [jnp.asarray(a, jnp.float32) for a in (x, kernel)]
+  for machine in ("cpu", "gpu"):
+    with target.use(target.Target(machine)):
+      got, back = jax.vjp(lambda *a: conv.depthwise(*a), *args)
+      got_x, got_kernel = back(jnp.asarray(g, jnp.float32))
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    np.testing.assert_allclose(got_x, to_x, atol=1e-4)
+    np.testing.assert_allclose(got_kernel, to_kernel, atol=1e-4)

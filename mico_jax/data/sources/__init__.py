@@ -126,7 +126,7 @@ def open_source(config: Config, name: str) -> Source:
     source = Having(source, name, spec)
   if 0 < spec.size < len(source):
     source = First(source, spec.size)
-  if spec.take:
+  if spec.take or spec.skip:
     source = Subset(source, name, spec)
   for what, old, new in (
     ("samples", spec.count, len(source)),

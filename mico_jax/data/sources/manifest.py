@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from mico_jax.config import ConfigError, SourceConfig
+from mico_jax.config.fields import NameMap
 from mico_jax.data.faults import guarded
 from mico_jax.data.identity import tell, tell_repeated
 from mico_jax.data.index import line_masks, lines, maps, places
@@ -24,6 +26,7 @@ from mico_jax.data.records import (
 )
 from mico_jax.data.references import FileReader, parent
 from mico_jax.data.sources.base import SourceKind
+from mico_jax.data.sources.templates import check_templates, fill
 from mico_jax.data.storage import Span, Storage, is_remote
 from mico_jax.modalities import DecodeError
 
@@ -32,9 +35,18 @@ SMALL = 8 << 20
 _PIECE = 1 << 20  # rows that are looked at at a time
 
 
+@dataclasses.dataclass(frozen=True)
+class ManifestOptions:
+  """How files are named that no field names whole."""
+
+  # modality -> name of its file, such as "digits.npz:{image}"
+  files: NameMap = dataclasses.field(default_factory=dict)
+
+
 class ManifestSource(SourceKind):
   """A jsonl file: one sample per line, with its texts and names of its files.
 
+  `options.files` makes names of fields that hold a part of one.
   Where the lines lie is read once and kept (`mico_jax.data.index`); they are
   parsed when read. A line that is no JSON object is a bad sample, of every
   split; a file without any such object is no manifest.
@@ -42,6 +54,7 @@ class ManifestSource(SourceKind):
 
   kind: ClassVar = "manifest"
   reads: ClassVar = ("root",)
+  Options: ClassVar = ManifestOptions
   form: ClassVar[lines.Form] = lines.LINES
   entry: ClassVar = "line"  # what holds a sample, in messages
   plural: ClassVar = "lines"
@@ -56,6 +69,8 @@ class ManifestSource(SourceKind):
     if not config.path:
       raise ConfigError(f"data.sources.{name}.path: name the manifest file.")
     self._name, self._config, self._storage = name, config, storage
+    self._templates = dict(self.options(name, config).files)
+    check_templates(self._templates, name)
     self._data: bytes | None = None  # of a small one
     try:
       self._index = self._load()
@@ -157,7 +172,9 @@ class ManifestSource(SourceKind):
     return matches(fields, self._config)
 
   def having(self, names: Sequence[str]) -> Iterator[np.ndarray] | None:
-    """See `SourceKind.having`."""
+    """See `SourceKind.having`; what templates name, the index cannot tell."""
+    if self._templates:
+      return None
     what = line_masks.wanted(self._index.meta, self._config, names)
     return None if what is None else self._having(what)
 
@@ -241,26 +258,34 @@ class ManifestSource(SourceKind):
     """
     return guarded(lambda: self._record(index))
 
+  def _references(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Modality -> its file."""
+    named = {
+      key: fields[field]
+      for key, field in media_fields(self._config).items()
+      if fields.get(field) is not None
+    }
+    for key, template in self._templates.items():
+      name = fill(template, fields)
+      if name is not None:
+        named[key] = name
+    return named
+
   def _record(self, index: int) -> Record:
     fields = self.fields(index)
-    media = {}
-    for key, name in media_fields(self._config).items():
-      if fields.get(name) is not None:
-        media[key] = _reader(self._files, fields[name])
+    media = {
+      key: lambda name=name: self._files.read(name)
+      for key, name in self._references(fields).items()
+    }
+    return make_record(self._id_of(fields, index), fields, media, self._config)
+
+  def _id_of(self, fields: Mapping[str, Any], index: int) -> str:
+    """The id of a sample; of one without, its place."""
     number = int(self._index["number"][self._selection.row(index)])
-    sample_id = id_of(fields, f"line{number}")
-    return make_record(sample_id, fields, media, self._config)
+    return id_of(fields, f"line{number}")
 
   def spans(self, index: int, keys: Sequence[str]) -> list[Span]:
     """See `SourceKind.spans`."""
-    fields = self.fields(index)
-    names = media_fields(self._config)
-    found: list[Span] = []
-    for key in keys:
-      if key in names and fields.get(names[key]) is not None:
-        found += self._files.spans(fields[names[key]])
-    return found
-
-
-def _reader(files: FileReader, reference: Any) -> Callable[[], Any]:
-  return lambda: files.read(reference)
+    names = self._references(self.fields(index))
+    wanted = [names[key] for key in keys if key in names]
+    return [span for name in wanted for span in self._files.spans(name)]

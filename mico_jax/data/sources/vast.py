@@ -12,16 +12,12 @@ from mico_jax.data.faults import guarded
 from mico_jax.data.index import lines
 from mico_jax.data.index.entries import entries
 from mico_jax.data.records import (
-  Record,
   id_of,
-  make_record,
   matches,
-  media_fields,
 )
 from mico_jax.data.sources.manifest import ManifestSource
 from mico_jax.data.sources.rows import present
-from mico_jax.data.sources.templates import check_templates, fill
-from mico_jax.data.storage import Span, Storage
+from mico_jax.data.storage import Storage
 from mico_jax.modalities import DecodeError
 
 _ID = "clip_id"
@@ -87,8 +83,6 @@ class VastSource(ManifestSource):
       ConfigError: if they are missing or no list of objects with `clip_id`.
       TransientError: for storage that stays away.
     """
-    self._templates = dict(self.options(name, config).files)
-    check_templates(self._templates, name)
     super().__init__(name, config, storage)
     if _ID not in self._index.meta["fields"]:
       raise ConfigError(
@@ -108,33 +102,8 @@ class VastSource(ManifestSource):
     return matches(fields, self._config)
 
   def having(self, names: Sequence[str]) -> None:
-    """See `SourceKind.having`: files are named by templates, not by fields."""
+    """See `SourceKind.having`: the index tells of no captions of entries."""
     del names
 
-  def _references(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Modality -> its file."""
-    named = {
-      key: fields[field]
-      for key, field in media_fields(self._config).items()
-      if fields.get(field) is not None
-    }
-    for key, template in self._templates.items():
-      name = fill(template, fields)
-      if name is not None:
-        named[key] = name
-    return named
-
-  def _record(self, index: int) -> Record:
-    fields = self.fields(index)
-    media = {
-      key: lambda name=name: self._files.read(name)
-      for key, name in self._references(fields).items()
-    }
-    sample_id = id_of(fields, f"row{self._selection.row(index)}")
-    return make_record(sample_id, fields, media, self._config)
-
-  def spans(self, index: int, keys: Sequence[str]) -> list[Span]:
-    """See `SourceKind.spans`."""
-    names = self._references(self.fields(index))
-    wanted = [names[key] for key in keys if key in names]
-    return [span for name in wanted for span in self._files.spans(name)]
+  def _id_of(self, fields: Mapping[str, Any], index: int) -> str:
+    return id_of(fields, f"row{self._selection.row(index)}")

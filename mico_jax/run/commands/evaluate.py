@@ -23,7 +23,7 @@ _MAY_CHANGE = re.compile(
 
 _INDEX = (  # fields of a source that say which samples it has
   *("kind", "path", "split", "where", "size", "seed", "version", "key_dot"),
-  *("options", "take", "take_by", "take_seed"),
+  *("options", "take", "skip", "take_by", "take_seed"),
 )
 
 

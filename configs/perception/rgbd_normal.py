@@ -1,17 +1,18 @@
 """Pictures, depth and normals of one room, aligned without any caption.
 
-    mico-jax pretrain --config rgbd_normal:PATH/rgbd_normal/manifest.jsonl
+    mico-jax pretrain --config perception/rgbd_normal:PATH/rgbd_normal/manifest.jsonl
 
 The set holds 234 frames of one room in `train` and 47 in `test`, and no texts
-at all: "i:d" contrasts images with depth maps, "i:n" with normals. The optional
-second part of the argument, "validation", trains on the first 190 frames and
-measures on the last 34 of `train`, with a gap between: settings are chosen
-there. 7-Scenes: Shotton et al., CVPR 2013.
-"""
+at all: "i:d" contrasts images with depth maps, "i:n" with normals. Behind a
+comma "validation": settings are chosen on the last 34 frames of `train`,
+trained on the first 190, with a gap between. 7-Scenes: Shotton et al., CVPR
+2013.
+"""  # noqa: E501
 
 import ml_collections
 
 from mico_jax import config as c
+from mico_jax.train import small_sets
 
 MODEL = c.ModelConfig(
   vision=c.VisionConfig(
@@ -27,7 +28,6 @@ MODEL = c.ModelConfig(
   frame_table={"video": 1, "depth": 1, "normal": 1},
 )
 STEP = 3  # every third frame of the recording is in the set
-VALIDATION = ("validation",)
 
 
 def get_config(
@@ -36,14 +36,9 @@ def get_config(
   """Config for a manifest in the form of rgbd_normal.
 
   Args:
-    argument: path of manifest.jsonl; behind a comma "validation", see above.
-
-  Raises:
-    ValueError: for anything else behind the comma.
+    argument: "MANIFEST" or "MANIFEST,validation".
   """
-  manifest, _, part = argument.partition(",")
-  if part not in ("", *VALIDATION):
-    raise ValueError(f"{part!r} behind the comma; known: {VALIDATION}.")
+  manifest, validation = small_sets.parse(argument)
 
   def source(split: str, frames: range | None = None) -> c.SourceConfig:
     return c.SourceConfig(
@@ -56,7 +51,7 @@ def get_config(
     )
 
   sources = {"train": source("train"), "test": source("test")}
-  if part:
+  if validation:
     sources = {
       "train": source("train", range(0, 570, STEP)),
       "test": source("train", range(600, 702, STEP)),

@@ -1,0 +1,1 @@
+"""Training from scratch on small labelled sets, one file a set."""
