@@ -2,10 +2,11 @@
 
     mico-jax pretrain --config demo
 
-Three tasks alternate: `align` contrasts video, audio and both with vision,
-audio and omni captions; `fuse` adds matching and captioning on their joint
-context; `space` brings in image, depth and normals with their own captions, and
-depth beside video and audio with omni captions.
+Three tasks alternate: `align` contrasts video, audio, both, and both with depth
+with vision, audio and omni captions; `fuse` adds matching and captioning on the
+joint context of video and audio; `space` brings in image, depth and normals
+with their own captions. Matching learns from random negatives first, and from
+texts that differ in one fact at last.
 """
 
 import ml_collections
@@ -27,14 +28,16 @@ MODEL = c.ModelConfig(
   ),
   embed_dim=96,
   scan=False,
-  frame_weights=True,  # motion is a stated fact
+  # Motion is a stated fact.
+  frame_weights=True,
+  frame_changes=("video",),
   heads=("t", "s", "v", "a", "d", "n", "va", "vad"),
   frame_table={"video": 2, "audio": 2, "depth": 1, "normal": 1},
 )
 
 TASKS = {
   "align": c.TaskConfig(
-    steps=6,
+    steps=5,
     sources={"train": 1},
     batch_size=64,
     objectives={"contrastive": ("tv", "ta", "tva", "tvad")},
@@ -51,10 +54,10 @@ TASKS = {
     },
   ),
   "space": c.TaskConfig(
-    steps=2,
+    steps=4,
     sources={"train": 1},
     batch_size=64,
-    objectives={"contrastive": ("ti", "td", "tn", "tvad")},
+    objectives={"contrastive": ("ti", "td", "tn")},
   ),
 }
 
@@ -120,7 +123,17 @@ def get_config() -> ml_collections.ConfigDict:
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(steps=704, log_every=11, checkpoint_every=352),
+    train=c.TrainConfig(steps=720, log_every=12, checkpoint_every=360),
+    stages={
+      # Negatives that are hard from the first step teach to say no.
+      "hard": c.StageConfig(
+        start=504,
+        set=(
+          "objectives.matching.floor=0.0001",
+          "objectives.matching.explicit_negatives=True",
+        ),
+      ),
+    },
     generation=c.GenerationConfig(3, length_penalty=0.6, max_new_tokens=41),
     evaluation=c.EvaluationConfig(
       suite="omniworld",
