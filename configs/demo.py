@@ -127,7 +127,7 @@ def get_config() -> ml_collections.ConfigDict:
     stages={
       # Negatives that are hard from the first step teach to say no.
       "hard": c.StageConfig(
-        start=504,
+        start=360,
         set=(
           "objectives.matching.floor=0.0001",
           "objectives.matching.explicit_negatives=True",
