@@ -549,7 +549,8 @@ def test_the_pooled_change_is_a_token_of_the_context(params):
   model = models.build(dataclasses.replace(CONFIG, frame_changes=("video",)))
   params = _completed(model, params)
   plain = models.build(CONFIG)
-  video, audio = (_encode(params, key, _pixels(2)) for key in ("video", "audio"))
+  pixels = _pixels(2)
+  video, audio = (_encode(params, k, pixels) for k in ("video", "audio"))
   tokens = {"v": video, "a": audio}
   want = plain.context(params, "va", tokens).values
   found = model.context(params, "va", tokens)
