@@ -152,8 +152,12 @@ class Matching(Objective):
     labels = jnp.broadcast_to(true[None], logits.shape[:2])
     values, correct = token_cross_entropy(logits, labels)
     counted = exists.astype(values.dtype)
-    count = counted.sum(axis=1)
-    per_row = (values * counted).sum(axis=1) / jnp.maximum(count, 1)
+    weight = counted
+    if self.config.balanced:
+      false = counted[:, 1:].sum(axis=1, keepdims=True)
+      weight = counted.at[:, :1].multiply(jnp.maximum(false, 1))
+    per_row = (values * weight).sum(axis=1)
+    per_row = per_row / jnp.maximum(weight.sum(axis=1), 1)
     correct, counted = (x.astype(jnp.float32) for x in (correct, counted))
     return Output(
       values=per_row,
