@@ -2,11 +2,10 @@
 
     mico-jax pretrain --config demo
 
-Three tasks alternate: `align` contrasts video, audio, both, and both with depth
-with vision, audio and omni captions; `fuse` adds matching and captioning on the
-joint context of video and audio; `space` brings in image, depth and normals
-with their own captions. Matching learns from random negatives first, and from
-texts that differ in one fact at last.
+Three tasks alternate: `align` contrasts video, image, audio, both of video and
+audio, and these with depth, with vision, audio and omni captions; `fuse` adds
+matching and captioning on the joint context of video and audio; `space` has
+depth and normals, which are learned late, with their own captions.
 """
 
 import ml_collections
@@ -37,11 +36,15 @@ MODEL = c.ModelConfig(
 
 TASKS = {
   "align": c.TaskConfig(
-    steps=5,
+    steps=4,
     sources={"train": 1},
     batch_size=64,
-    objectives={"contrastive": ("tv", "ta", "tva", "tvad")},
-    texts={"tv": {"vision": 0.5, "omni": 0.5}},
+    objectives={"contrastive": ("tv", "ti", "ta", "tva", "tvad")},
+    # The same texts, so that they are encoded once.
+    texts={
+      "tv": {"vision": 0.5, "omni": 0.5},
+      "ti": {"vision": 0.5, "omni": 0.5},
+    },
   ),
   "fuse": c.TaskConfig(
     steps=3,
@@ -54,10 +57,10 @@ TASKS = {
     },
   ),
   "space": c.TaskConfig(
-    steps=4,
+    steps=6,
     sources={"train": 1},
     batch_size=64,
-    objectives={"contrastive": ("ti", "td", "tn")},
+    objectives={"contrastive": ("td", "tn")},
   ),
 }
 
@@ -123,17 +126,7 @@ def get_config() -> ml_collections.ConfigDict:
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(steps=720, log_every=12, checkpoint_every=360),
-    stages={
-      # Negatives that are hard from the first step teach to say no.
-      "hard": c.StageConfig(
-        start=360,
-        set=(
-          "objectives.matching.floor=0.0001",
-          "objectives.matching.explicit_negatives=True",
-        ),
-      ),
-    },
+    train=c.TrainConfig(steps=910, log_every=13, checkpoint_every=455),
     generation=c.GenerationConfig(3, length_penalty=0.6, max_new_tokens=41),
     evaluation=c.EvaluationConfig(
       suite="omniworld",
@@ -142,6 +135,7 @@ def get_config() -> ml_collections.ConfigDict:
       groups=("v", "a", "i", "d", "n", "va", "vad"),
       captions=64,
       hard=128,
+      rerank_by="both",
     ),
   )
   return c.to_config_dict(config)

@@ -12,6 +12,7 @@ from mico_jax.config import Config
 from mico_jax.data.sources.omniworld import OmniWorldSource
 from mico_jax.evaluation import metrics
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
+from mico_jax.evaluation.features import joint_scores
 from mico_jax.evaluation.queries import (
   evaluated_groups,
   kind_of,
@@ -30,8 +31,8 @@ class HardGalleries(Evaluator):
 
   For those of `evaluation.groups` that have several letters and no subtitles,
   in `evaluation.hard` galleries; for contexts that tasks train matching on also
-  in the order of the matching head, which sees every scene of the gallery.
-  "pairs won" says for each fact how often the queried scene comes before the
+  in the order of the matching head, which sees every scene of the gallery, and
+  with `evaluation.rerank_by="both"` in that of both heads. "pairs won" says for each fact how often the queried scene comes before the
   one that differs from it in this fact.
   """
 
@@ -89,7 +90,12 @@ def _results(
     query = np.repeat(np.arange(count), size)
     pairs = np.stack([query, np.arange(count * size)], axis=1)
     found = job.embedder.match(gallery, context, texts, kind, pairs)
-    orders[f" (re-ranked {size})"] = found.reshape(count, size).astype(float)
+    found = found.reshape(count, size)
+    orders[f" (re-ranked {size})"] = found.astype(np.float64)
+    if job.config.evaluation.rerank_by == "both":
+      temperature = job.embedder.temperature(context)
+      both = joint_scores(found, orders[""], temperature)
+      orders[f" (re-ranked {size}, both)"] = both
   first = np.zeros((count, size), bool)
   first[:, 0] = True
   names = shown_facts(context, kind)
