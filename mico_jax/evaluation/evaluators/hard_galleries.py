@@ -32,8 +32,8 @@ class HardGalleries(Evaluator):
   For those of `evaluation.groups` that have several letters and no subtitles,
   in `evaluation.hard` galleries; for contexts that tasks train matching on also
   in the order of the matching head, which sees every scene of the gallery, and
-  with `evaluation.rerank_by="both"` in that of both heads. "pairs won" says for each fact how often the queried scene comes before the
-  one that differs from it in this fact.
+  with `evaluation.rerank_by="both"` in that of both heads. "pairs won" says for
+  each fact how often the queried scene comes before the one that differs in it.
   """
 
   name: ClassVar = "hard_galleries"
