@@ -2,10 +2,10 @@
 
     mico-jax pretrain --config demo
 
-Three tasks alternate: `align` contrasts video, audio and both with vision,
-audio and omni captions; `fuse` adds matching and captioning on their joint
-context; `space` brings in image, depth and normals with their own captions, and
-depth beside video and audio with omni captions.
+Three tasks alternate: `align` contrasts video, image, audio, both of video and
+audio, and these with depth, with vision, audio and omni captions; `fuse` adds
+matching and captioning on the joint context of video and audio; `space` has
+depth and normals, which are learned late, with their own captions.
 """
 
 import ml_collections
@@ -27,18 +27,24 @@ MODEL = c.ModelConfig(
   ),
   embed_dim=96,
   scan=False,
-  frame_weights=True,  # motion is a stated fact
+  # Motion is a stated fact.
+  frame_weights=True,
+  frame_changes=("video",),
   heads=("t", "s", "v", "a", "d", "n", "va", "vad"),
   frame_table={"video": 2, "audio": 2, "depth": 1, "normal": 1},
 )
 
 TASKS = {
   "align": c.TaskConfig(
-    steps=6,
+    steps=4,
     sources={"train": 1},
     batch_size=64,
-    objectives={"contrastive": ("tv", "ta", "tva", "tvad")},
-    texts={"tv": {"vision": 0.5, "omni": 0.5}},
+    objectives={"contrastive": ("tv", "ti", "ta", "tva", "tvad")},
+    # The same texts, so that they are encoded once.
+    texts={
+      "tv": {"vision": 0.5, "omni": 0.5},
+      "ti": {"vision": 0.5, "omni": 0.5},
+    },
   ),
   "fuse": c.TaskConfig(
     steps=3,
@@ -51,10 +57,10 @@ TASKS = {
     },
   ),
   "space": c.TaskConfig(
-    steps=2,
+    steps=6,
     sources={"train": 1},
     batch_size=64,
-    objectives={"contrastive": ("ti", "td", "tn", "tvad")},
+    objectives={"contrastive": ("td", "tn")},
   ),
 }
 
@@ -120,7 +126,7 @@ def get_config() -> ml_collections.ConfigDict:
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(steps=704, log_every=11, checkpoint_every=352),
+    train=c.TrainConfig(steps=910, log_every=13, checkpoint_every=455),
     generation=c.GenerationConfig(3, length_penalty=0.6, max_new_tokens=41),
     evaluation=c.EvaluationConfig(
       suite="omniworld",
@@ -129,6 +135,7 @@ def get_config() -> ml_collections.ConfigDict:
       groups=("v", "a", "i", "d", "n", "va", "vad"),
       captions=64,
       hard=128,
+      rerank_by="both",
     ),
   )
   return c.to_config_dict(config)

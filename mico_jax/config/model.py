@@ -119,7 +119,8 @@ class ModelConfig:
   frame_weights: bool = False
   # Context types whose pooled features also hold what changes from one frame to
   # the next: attention over the differences of tokens, as motion is lost in a
-  # mean over frames. The official model has none.
+  # mean over frames. It is a token of contexts, too. The official model has
+  # none.
   frame_changes: Names = ()
   pool_frames: bool = False  # context keeps [cls, mean of the rest] per frame
   # "depth": normals use depth's tables and head

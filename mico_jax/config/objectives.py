@@ -63,6 +63,10 @@ class MatchingConfig:
   # added to the mining probabilities
   floor: Annotated[float, Range(0.0, 1.0)] = 1e-4
   explicit_negatives: bool = True  # use the batch's negative_text as well
+  # A row's true pair weighs as much as all its false ones together; otherwise
+  # all pairs weigh the same, as in the original, and many false ones of nearly
+  # true texts teach to say no.
+  balanced: bool = False
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,9 @@ class EvaluationConfig:
   groups: Groups = ()
   # top-k re-ranked with the matching head
   rerank: Annotated[int, Range(0, 10**6, "items")] = 0
+  # "matching": by P(match) alone, as released; "both": by its log-odds plus
+  # similarity over temperature.
+  rerank_by: Annotated[str, Choice("matching", "both")] = "matching"
   captions: Count = 0  # samples captioned and scored with CIDEr
   questions: Count = 0  # samples asked one question each
   hard: Count = 0  # OmniWorld: galleries of eight nearly equal scenes

@@ -322,6 +322,10 @@ class Embedder:
     gallery.check_finite(source_name)
     return gallery
 
+  def temperature(self, letters: str) -> float:
+    """The divisor of similarities between texts and a context."""
+    return float(self.model.temperature(self.params, (letters,)))
+
   def contexts(
     self, gallery: Gallery, letters: str
   ) -> Iterable[tuple[int, ContextKV]]:
@@ -372,6 +376,25 @@ class Embedder:
         out[chosen[:valid]] = np.asarray(scores)[:valid]
     _check_rows(out[:, None], [texts[i] for i in pairs[:, 0]], "P(match)")
     return out
+
+
+def joint_scores(
+  matched: Float[np.ndarray, "*N"],
+  similarity: Float[np.ndarray, "*N"],
+  temperature: float,
+) -> Float[np.ndarray, "*N"]:
+  """Log-odds of a match plus similarity over temperature, in nats.
+
+  Both heads judge the same pair, as in BLIP's re-ranking (arXiv:2201.12086),
+  which adds the logit and the similarity itself.
+
+  Args:
+    matched: P(match), of float32: kept 1e-7 from 0 and 1.
+    similarity: of unit-norm embeddings.
+    temperature: that the contrastive loss divides by.
+  """
+  p = np.clip(np.asarray(matched, np.float64), 1e-7, 1 - 1e-7)
+  return np.log(p) - np.log1p(-p) + similarity / temperature
 
 
 def _check_rows(

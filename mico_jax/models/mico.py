@@ -196,12 +196,29 @@ class MiCo(TextModel):
       name = "mean"
     masks = {"token_mask": token_mask, "frame_mask": frame_mask}
     pooled = pool.pool_frames(name, tokens, frame_gain=gain, **masks)
+    changes = self._changes(params, kind, tokens, **masks)
+    return pooled if changes is None else pooled + changes[0][:, 0]
+
+  def _changes(
+    self,
+    params: Params,
+    kind: str,
+    tokens: Float[Array, "B ..."],
+    **masks: Any,
+  ) -> tuple[Float[Array, "B 1 D"], Bool[Array, "B 1"] | None] | None:
+    """What changes between frames, as one token, and whether there is one.
+
+    None: for context types that are not in `config.frame_changes`, and for a
+    single frame.
+    """
     if kind not in parameters.changing_types(self.config):
-      return pooled
+      return None
+    if tokens.ndim != 4 or tokens.shape[1] < 2:
+      return None
     changes, valid = pool.frame_changes(tokens, **masks)
     module = parameters.change_module(self.config)
-    weights = params["frame_change"][kind]
-    return pooled + apply(module, weights, changes, mask=valid)[:, 0]
+    token = apply(module, params["frame_change"][kind], changes, mask=valid)
+    return token, None if valid is None else valid.any(axis=1, keepdims=True)
 
   # ------------------------------------------------------------------ features
   def head(self, letters: str) -> str:
@@ -289,8 +306,7 @@ class MiCo(TextModel):
     values, valid = [], []
     for letter in letters:
       mask = (masks or {}).get(letter)
-      x = self._project(params, letter, tokens[letter], mask)
-      mask = self._context_mask(tokens[letter], mask, x.shape[1])
+      x, mask = self._context_of(params, letter, tokens[letter], mask)
       if sample_index is not None and letter in sample_index:
         x = x + self.sample_vectors(params, sample_index[letter], x.dtype)
       values.append(x)
@@ -312,6 +328,42 @@ class MiCo(TextModel):
       for x, mask in zip(values, valid, strict=True)
     ]
     return Context(context, jnp.concatenate(valid, axis=1))
+
+  def _context_of(
+    self,
+    params: Params,
+    letter: str,
+    tokens: Float[Array, "B ..."],
+    mask: Bool[Array, "B ..."] | None,
+  ) -> tuple[Float[Array, "B S W"], Bool[Array, "B S"] | None]:
+    """Context tokens of one letter, that of its changes last, and their mask.
+
+    Heads that read a context see of a change what contrastive heads see of it.
+    """
+    x = self._project(params, letter, tokens, mask)
+    valid = self._context_mask(tokens, mask, x.shape[1])
+    kind = self.context_type(letter)
+    masks: dict[str, Array] = {}
+    if mask is not None and mask.ndim > 1:
+      masks["frame_mask" if mask.ndim == 2 else "token_mask"] = mask
+    changes = self._changes(params, kind, tokens, **masks)
+    if changes is None:
+      return x, valid
+    token, there = changes
+    token = apply(self._projection(), params["project"][kind], token)
+    token = token + params["type_embed"][kind].astype(token.dtype)[None, None]
+    x = jnp.concatenate([x, token], axis=1)
+    if valid is None:
+      return x, None
+    some = jnp.any(valid, axis=1, keepdims=True)
+    there = some if there is None else some & there
+    return x, jnp.concatenate([valid, there], axis=1)
+
+  def _projection(self) -> parameters.Projection:
+    config = self.config
+    return parameters.Projection(
+      config.text.width, config.text.norm_eps, jnp.dtype(config.dtype)
+    )
 
   def _context_mask(
     self,
@@ -352,10 +404,7 @@ class MiCo(TextModel):
         if self.has_class_token
         else pool.token_mean(tokens, valid)[:, :, None]
       )
-    project = parameters.Projection(
-      config.text.width, config.text.norm_eps, jnp.dtype(config.dtype)
-    )
-    x = apply(project, params["project"][name], tokens)
+    x = apply(self._projection(), params["project"][name], tokens)
     if tokens.ndim == 4:
       length = config.frame_table[name]
       if length:

@@ -152,8 +152,8 @@ class Matching(Objective):
     labels = jnp.broadcast_to(true[None], logits.shape[:2])
     values, correct = token_cross_entropy(logits, labels)
     counted = exists.astype(values.dtype)
-    count = counted.sum(axis=1)
-    per_row = (values * counted).sum(axis=1) / jnp.maximum(count, 1)
+    weight = pair_weights(counted, balanced=self.config.balanced)
+    per_row = (values * weight).sum(axis=1)
     correct, counted = (x.astype(jnp.float32) for x in (correct, counted))
     return Output(
       values=per_row,
@@ -220,3 +220,21 @@ class Matching(Objective):
     )
     logits = inputs.model.matching_logits(inputs.params, hidden, flat)
     return logits.reshape(rows, pairs, 2)
+
+
+def pair_weights(
+  exists: Float[Array, "B pairs"], *, balanced: bool
+) -> Float[Array, "B pairs"]:
+  """Weights of the pairs of each row, with the sum 1 (0 where none exists).
+
+  Args:
+    exists: 1 for pairs that there are, else 0; the true pair first.
+    balanced: the true pair weighs as much as all false ones together; else all
+      pairs weigh the same (VAST, arXiv:2305.18500).
+  """
+  weight = exists
+  if balanced:
+    false = exists[:, 1:].sum(axis=1, keepdims=True)
+    true = exists[:, :1] * jnp.maximum(false, 1)
+    weight = jnp.concatenate([true, exists[:, 1:]], axis=1)
+  return weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1)

@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 
 import jax
 
-from mico_jax.config import Config
+from mico_jax.config import Config, ObjectivesConfig, to_json
 from mico_jax.data.pipeline import batch_spec
 from mico_jax.kernels.compiler import step_options
 from mico_jax.memory import release_memory
+from mico_jax.objectives import select
 from mico_jax.parallel import sharding
 from mico_jax.run.setup import Session
 from mico_jax.train.flops import count_flops, is_plain, trace_model
@@ -78,10 +79,41 @@ def programs_of(session: Session, start: int = 0) -> dict[Program, Session]:
 def compile_steps(
   session: Session, state: TrainState
 ) -> dict[Program, CompiledStep]:
-  """Compiles all that the steps from a state on run, ahead, in threads."""
+  """Compiles all that the steps from a state on run, ahead, in threads.
+
+  Programs of several stages that are the same are compiled once.
+  """
   programs = programs_of(session, int(state.step))
-  return compile_all(
-    list(programs), lambda program: _lower(programs[program], program, state)
+  first: dict[str, Program] = {}
+  same = {
+    program: first.setdefault(_content(part.config, program), program)
+    for program, part in programs.items()
+  }
+  compiled = compile_all(
+    list(first.values()),
+    lambda program: _lower(programs[program], program, state),
+  )
+  return {program: compiled[other] for program, other in same.items()}
+
+
+def _content(config: Config, program: Program) -> str:
+  """Text of all fields that a program depends on; equal ones are the same.
+
+  Left out are objectives of other tasks, and what tells only which batches are
+  read and when.
+  """
+  task = config.tasks[program.task]
+  rest = dataclasses.replace(
+    config, stages={}, tasks={}, objectives=ObjectivesConfig()
+  )
+  order = {"steps": 0, "sources": {}, "temperature": 0.0, "mixture": {}}
+  return repr(
+    (
+      program.length,
+      to_json(rest),
+      dataclasses.replace(task, **order),
+      select(config.objectives, task),
+    )
   )
 
 

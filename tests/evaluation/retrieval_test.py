@@ -52,6 +52,25 @@ def test_rerank_replaces_the_top_and_zeroes_the_rest():
     text_retrieval.rerank(scores, 0, match)
 
 
+def test_reranking_by_both_heads_multiplies_what_they_say():
+  """The order of P(match) / (1 - P(match)) * exp(similarity / temperature)."""
+  rng = np.random.default_rng(1)
+  scores, truth = rng.uniform(-1, 1, (2, 5, 8))
+  truth = (truth + 1) / 2
+  truth[0, :2] = 0, 1  # as float32 gives them: finite all the same
+  match = lambda pairs: truth[pairs[:, 0], pairs[:, 1]]
+  out = text_retrieval.rerank(scores, 3, match, temperature=0.1)
+  assert np.isfinite(out).all()
+  for q in range(1, 5):
+    best = np.argsort(-scores[q])
+    odds = truth[q] / (1 - truth[q]) * np.exp(scores[q] / 0.1)
+    want = sorted(best[:3], key=lambda g: -odds[g])
+    assert np.argsort(-out[q])[:3].tolist() == want
+    assert out[q, best[3:]].max() < out[q, best[:3]].min()
+  by_match = text_retrieval.rerank(scores, 3, match)
+  assert (np.argmax(out, axis=1) != np.argmax(by_match, axis=1)).any()
+
+
 def _gallery(embeddings: dict[str, np.ndarray]) -> Gallery:
   n = len(next(iter(embeddings.values())))
   records: list[Record | None] = [Record("r")] * n

@@ -24,7 +24,7 @@ from mico_jax.kernels import target
 from mico_jax.modalities import DecodeError
 from mico_jax.models import decoding
 from mico_jax.testing.tiny_model import tiny_model
-from mico_jax.world import ceilings
+from mico_jax.world import World, ceilings
 
 OBJECTIVES = {
   "contrastive": ("ti", "ta", "tva"),
@@ -120,7 +120,12 @@ def retrieval_names(groups: tuple[str, ...], rerank: int = 0) -> list[str]:
 
 
 MATCHING = ["matching/va/accuracy", "matching/va/mined accuracy"]
-HARD = ["hard/t->va/R@1", "hard/t->va (re-ranked 8)/R@1"]
+FACTS = "colour", "material", "motion", "place", "shape", "size", "strikes"
+HARD = [
+  f"hard/t->va{suffix}/{part}"
+  for suffix in ("", " (re-ranked 8)")
+  for part in ("R@1", *(f"{fact}/pairs won" for fact in FACTS))
+]
 WRITTEN = [
   "caption/va/CIDEr",
   "caption/va/BLEU-4",
@@ -175,7 +180,17 @@ def test_hard_galleries_alone(config, parts, monkeypatch):
   )
   results = _run(dataclasses.replace(config, evaluation=settings), parts)
   assert [r.name for r in results] == HARD
-  assert results[1].values.tolist() == [1.0, 0.0]
+  by_name = {r.name: r for r in results}
+  reranked = "hard/t->va (re-ranked 8)"
+  assert by_name[f"{reranked}/R@1"].values.tolist() == [1.0, 0.0]
+  # One pair is lost: that of the fact in which the last scene differs.
+  world = World(split="hard")
+  first, *_, last = world.hard_gallery(1)
+  (lost,) = {k for k, v in first.facts().items() if last.facts()[k] != v}
+  for fact in FACTS:
+    values = by_name[f"{reranked}/{fact}/pairs won"].values.tolist()
+    assert values.count(0.0) == (fact == lost[0])
+    assert values.count(1.0) == len(values) - values.count(0.0)
   pairs = [[i, 8 * i + k] for i in range(2) for k in range(8)]
   assert asked == [("va", 2, pairs)]
 

@@ -544,6 +544,46 @@ def test_changes_between_frames_are_pooled(params):
   np.testing.assert_allclose(pool(one), one[:, 0, 0], atol=1e-6)
 
 
+def test_the_pooled_change_is_a_token_of_the_context(params):
+  """Matching and captions see of a motion what contrastive heads see."""
+  model = models.build(dataclasses.replace(CONFIG, frame_changes=("video",)))
+  params = _completed(model, params)
+  plain = models.build(CONFIG)
+  pixels = _pixels(2)
+  video, audio = (_encode(params, k, pixels) for k in ("video", "audio"))
+  tokens = {"v": video, "a": audio}
+  want = plain.context(params, "va", tokens).values
+  found = model.context(params, "va", tokens)
+  at = video.shape[1] * video.shape[2]  # behind the video, before the sound
+  assert found.mask is None
+  np.testing.assert_allclose(
+    np.delete(found.values, at, axis=1), want, atol=1e-6
+  )
+  # By hand: what pooling adds, projected as any token of the video.
+  moved = model.pool(params, "video", video) - plain.pool(
+    params, "video", video
+  )
+  weights = jax.tree.map(np.asarray, params["project"]["video"])
+  y = np.asarray(moved) @ weights["dense"]["kernel"]
+  y = y + weights["dense"]["bias"]
+  y = y - y.mean(axis=-1, keepdims=True)
+  y = y / np.sqrt((y**2).mean(-1, keepdims=True) + CONFIG.text.norm_eps)
+  y = y * weights["norm"]["scale"] + weights["norm"]["bias"]
+  y = y + np.asarray(params["type_embed"]["video"])
+  np.testing.assert_allclose(found.values[:, at], y, atol=1e-4)
+  # Where a frame is missing there is no change; one frame has none at all.
+  mask = jnp.asarray([[True, True], [True, False]])
+  rows = {"v": video[:2]}
+  masked = model.context(params, "v", rows, masks={"v": mask})
+  assert np.asarray(masked.mask)[:, -1].tolist() == [True, False]
+  gone = jnp.asarray([True, False])
+  masked = model.context(params, "v", rows, masks={"v": gone})
+  assert np.asarray(masked.mask).all(axis=1).tolist() == [True, False]
+  assert not np.asarray(masked.mask)[1].any()
+  one = model.context(params, "v", {"v": video[:, :1]})
+  assert one.values.shape[1] == video.shape[2]
+
+
 def test_changes_need_two_frames():
   for name in ("depth", "nothing"):
     with pytest.raises(ValueError, match=f"frame_changes names '{name}'"):

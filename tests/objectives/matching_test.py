@@ -10,7 +10,7 @@ import pytest
 from mico_jax import rng
 from mico_jax.config import MatchingConfig
 from mico_jax.kernels.batch_sharding import BatchSharding
-from mico_jax.objectives.matching import Matching
+from mico_jax.objectives.matching import Matching, pair_weights
 from mico_jax.objectives.mining import (
   draw_from_all,
   draw_negatives,
@@ -169,3 +169,20 @@ def test_no_candidate_among_all_is_reported():
 def test_devices_that_share_a_group(rows, count, group, expected):
   objective = Matching(MatchingConfig(group_rows=group))
   assert objective._parts_of_group(rows, count) == expected
+
+
+def test_weights_of_pairs():
+  """True pair first; what does not exist weighs nothing."""
+  exists = np.array(
+    [[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], np.float32
+  )
+  weights = lambda b: np.asarray(pair_weights(jnp.asarray(exists), balanced=b))
+  np.testing.assert_allclose(
+    weights(False), [[1 / 4] * 4, [1 / 2, 1 / 2, 0, 0], [1, 0, 0, 0], [0] * 4]
+  )
+  part = 1 / 6  # a third of the half that is false
+  np.testing.assert_allclose(
+    weights(True),
+    [[1 / 2, *[part] * 3], [1 / 2, 1 / 2, 0, 0], [1, 0, 0, 0], [0] * 4],
+    rtol=1e-6,
+  )

@@ -6,20 +6,22 @@ import dataclasses
 from typing import ClassVar
 
 import numpy as np
+from jaxtyping import Float
 
 from mico_jax.config import Config
 from mico_jax.data.sources.omniworld import OmniWorldSource
 from mico_jax.evaluation import metrics
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
+from mico_jax.evaluation.features import joint_scores
 from mico_jax.evaluation.queries import (
   evaluated_groups,
   kind_of,
   texts_of,
   trained,
 )
-from mico_jax.evaluation.results import Result
+from mico_jax.evaluation.results import Protocol, Result
 from mico_jax.modalities import has_words
-from mico_jax.world import World, shown_facts
+from mico_jax.world import Scene, World, shown_facts
 from mico_jax.world.ceiling import facts_key
 
 
@@ -29,12 +31,17 @@ class HardGalleries(Evaluator):
 
   For those of `evaluation.groups` that have several letters and no subtitles,
   in `evaluation.hard` galleries; for contexts that tasks train matching on also
-  in the order of the matching head, which sees every scene of the gallery.
+  in the order of the matching head, which sees every scene of the gallery, and
+  with `evaluation.rerank_by="both"` in that of both heads. "pairs won" says for
+  each fact how often the queried scene comes before the one that differs in it.
   """
 
   name: ClassVar = "hard_galleries"
   title: ClassVar = "hard"
-  measures: ClassVar = {"R@1": Measure()}
+  measures: ClassVar = {
+    "R@1": Measure(),
+    "pairs won": Measure(headline=False),
+  }
   source_kind: ClassVar = "omniworld"
 
   def needs(self, config: Config) -> Needs | None:
@@ -42,7 +49,7 @@ class HardGalleries(Evaluator):
     return Needs() if config.evaluation.hard and _contexts(config) else None
 
   def measure(self, job: Job) -> list[Result]:
-    """R@1 of each group, by similarity and by the matching head."""
+    """R@1 and pairs of each group, by similarity and by the matching head."""
     if not isinstance(job.source, OmniWorldSource):
       raise TypeError(f"expected an OmniWorldSource, got {job.source!r}.")
     world = dataclasses.replace(job.source.world, split="hard")
@@ -61,7 +68,7 @@ def _contexts(config: Config) -> list[str]:
 def _results(
   job: Job, source: OmniWorldSource, world: World, context: str
 ) -> list[Result]:
-  """R@1 of one group, each query in a gallery of its own."""
+  """Results of one group, each query in a gallery of its own."""
   matched = context in trained(job.config, "matching")
   count = job.config.evaluation.hard
   galleries = [world.hard_gallery(i, letters=context) for i in range(count)]
@@ -83,21 +90,62 @@ def _results(
     query = np.repeat(np.arange(count), size)
     pairs = np.stack([query, np.arange(count * size)], axis=1)
     found = job.embedder.match(gallery, context, texts, kind, pairs)
-    orders[f" (re-ranked {size})"] = found.reshape(count, size).astype(float)
+    found = found.reshape(count, size)
+    orders[f" (re-ranked {size})"] = found.astype(np.float64)
+    if job.config.evaluation.rerank_by == "both":
+      temperature = job.embedder.temperature(context)
+      both = joint_scores(found, orders[""], temperature)
+      orders[f" (re-ranked {size}, both)"] = both
   first = np.zeros((count, size), bool)
   first[:, 0] = True
   names = shown_facts(context, kind)
   keys = [[facts_key(scene, names) for scene in g] for g in galleries]
+  ceiling = float(np.mean([1 / k.count(k[0]) for k in keys]))
   protocol = dataclasses.replace(job.protocol, split="hard")
+  results = []
+  for suffix, scores in orders.items():
+    name = f"hard/t->{context}{suffix}"
+    results.append(
+      protocol.result(
+        f"{name}/R@1",
+        metrics.recall_at(metrics.ranks(scores, first), 1),
+        total=count,
+        prompts=texts,
+        gallery=size,
+        ceiling=ceiling,
+        baseline=1 / size,
+      )
+    )
+    results += _pairs(protocol, name, galleries, scores, texts)
+  return results
+
+
+def _pairs(
+  protocol: Protocol,
+  name: str,
+  galleries: list[list[Scene]],
+  scores: Float[np.ndarray, "Q G"],
+  texts: list[str],
+) -> list[Result]:
+  """How often the first scene beats the one that differs in a fact; by fact."""
+  won: dict[str, list[float]] = {}
+  items: dict[str, list[int]] = {}
+  for i, (scene, *others) in enumerate(galleries):
+    facts = scene.facts()
+    for score, other in zip(scores[i, 1:], others, strict=True):
+      changed = other.facts()
+      fact = next(key[0] for key in facts if facts[key] != changed[key])
+      won.setdefault(fact, []).append(float(scores[i, 0] > score))
+      items.setdefault(fact, []).append(i)
   return [
     protocol.result(
-      f"hard/t->{context}{suffix}/R@1",
-      metrics.recall_at(metrics.ranks(scores, first), 1),
-      total=count,
+      f"{name}/{fact}/pairs won",
+      np.asarray(won[fact]),
+      total=len(won[fact]),
+      items=np.asarray(items[fact]),
       prompts=texts,
-      gallery=size,
-      ceiling=float(np.mean([1 / k.count(k[0]) for k in keys])),
-      baseline=1 / size,
+      gallery=2,
+      baseline=0.5,
     )
-    for suffix, scores in orders.items()
+    for fact in sorted(won)
   ]

@@ -9,7 +9,7 @@ resample items with all their captions.
 
 Re-ranking follows the official protocol: for each query the `top` best
 candidates by similarity get P(match) of the matching head as their score, all
-others 0.
+others 0. With `evaluation.rerank_by="both"` their similarity counts, too.
 
 Source: MiCo, arXiv:2406.09412; VAST, arXiv:2305.18500.
 """
@@ -27,7 +27,7 @@ from mico_jax.config import Config
 from mico_jax.evaluation import metrics
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
 from mico_jax.evaluation.examples import Entry, Examples
-from mico_jax.evaluation.features import Gallery
+from mico_jax.evaluation.features import Gallery, joint_scores
 from mico_jax.evaluation.queries import Queries, evaluated_groups, queries_of
 from mico_jax.evaluation.results import Protocol, Result
 from mico_jax.evaluation.streamed_ranks import answers_from, streamed_ranks
@@ -181,10 +181,13 @@ def _all_ranks(
 
   relevant = queries.relevant
   scores = (texts @ items.T).astype(np.float64)
-  forward = rerank(scores, top, match)
-  backward = rerank(scores.T, top, lambda pairs: match(pairs[:, ::-1]))
+  both = job.config.evaluation.rerank_by == "both"
+  options = {"temperature": embedder.temperature(letters)} if both else {}
+  turned = lambda pairs: match(pairs[:, ::-1])
+  forward = rerank(scores, top, match, **options)
+  backward = rerank(scores.T, top, turned, **options)
   yield (
-    f" (re-ranked {top})",
+    f" (re-ranked {top}{', both' * both})",
     Ranking(metrics.ranks(forward, relevant), lambda row: forward[row]),
     Ranking(metrics.ranks(backward, relevant.T), lambda row: backward[row]),
   )
@@ -194,13 +197,16 @@ def rerank(
   scores: Scores,
   top: int,
   match: Callable[[Int[np.ndarray, "P 2"]], Float[np.ndarray, " P"]],
+  *,
+  temperature: float = 0.0,
 ) -> Scores:
-  """Replaces the `top` best scores of each query, sets all others to 0.
+  """Replaces the `top` best scores of each query; all others come last.
 
   Args:
     scores: similarities; ties go to the earlier candidate.
     top: candidates kept per query; more than there are: all.
     match: P(match) of pairs (query, candidate).
+    temperature: > 0: new scores are `joint_scores`; 0: P(match), others 0.
 
   Raises:
     ValueError: if `top` is not positive.
@@ -211,8 +217,12 @@ def rerank(
   best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
   queries = np.repeat(np.arange(len(scores)), top)
   pairs = np.stack([queries, best.reshape(-1)], axis=1)
-  out = np.zeros(scores.shape, np.float64)
-  out[pairs[:, 0], pairs[:, 1]] = match(pairs)
+  at, found = (pairs[:, 0], pairs[:, 1]), match(pairs)
+  if temperature:
+    found = joint_scores(found, scores[at], temperature)
+  last = found.min() - 1 if temperature and found.size else 0.0
+  out = np.full(scores.shape, last, np.float64)
+  out[at] = found
   return out
 
 

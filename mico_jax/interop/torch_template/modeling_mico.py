@@ -1406,13 +1406,26 @@ class MiCo(nn.Module):
     if frames > 1 and entry["context"] in self.frame_gain:
       x = x * (1 + resize_frames(self.frame_gain[entry["context"]], frames))
     x = masked_mean(x, None if valid is None else valid.any(2), 1)
-    if frames > 1 and entry["context"] in self.frame_change:
-      both = (
-        None if valid is None else (valid[:, 1:] & valid[:, :-1]).flatten(1)
-      )
-      changes = (tokens[:, 1:] - tokens[:, :-1]).flatten(1, 2)
-      x = x + self.frame_change[entry["context"]](changes, both)[:, 0]
-    return x
+    changes = self._changes(entry["context"], tokens, valid)
+    return x if changes is None else x + changes[0][:, 0]
+
+  def _changes(
+    self, name: str, tokens: Tensor, valid: Tensor | None
+  ) -> tuple[Tensor, Tensor | None] | None:
+    """What changes between frames, one token [B, 1, D], and where there is one.
+
+    `valid` [B, T] of frames or [B, T, L] of tokens. None: nothing is pooled.
+    """
+    if name not in self.frame_change or tokens.ndim != 4 or len(tokens[0]) < 2:
+      return None
+    both = None
+    if valid is not None:
+      valid = valid[..., None] if valid.ndim == 2 else valid
+      both = (valid[:, 1:] & valid[:, :-1]).expand(-1, -1, tokens.shape[2])
+      both = both.flatten(1)
+    changes = (tokens[:, 1:] - tokens[:, :-1]).flatten(1, 2)
+    there = None if both is None else both.any(1, keepdim=True)
+    return self.frame_change[name](changes, both), there
 
   def features(self, letters: str, pooled: Mapping[str, Tensor]) -> Tensor:
     """Unit-norm embeddings [B, E] by the head of a letter or a group."""
@@ -1448,7 +1461,7 @@ class MiCo(nn.Module):
     """
     values, valid = [], []
     for letter in letters:
-      mask = (masks or {}).get(letter)
+      given = mask = (masks or {}).get(letter)
       x = self._project(letter, tokens[letter], mask)
       if mask is not None and mask.ndim == 3:
         mask = mask.any(2) if self.options["pool_frames"] else mask.flatten(1)
@@ -1458,6 +1471,7 @@ class MiCo(nn.Module):
         mask = mask.repeat_interleave(x.shape[1] // mask.shape[1], 1)
       elif mask is not None and not self.options["mask_subtitle_padding"]:
         mask = None
+      x, mask = self._with_changes(letter, tokens[letter], given, x, mask)
       if sample_index is not None and letter in sample_index:
         x = x + self._sample_vectors(sample_index[letter])
       values.append(x)
@@ -1494,6 +1508,28 @@ class MiCo(nn.Module):
         x = x + vectors[None, :, None]
       x = x.flatten(1, 2)
     return x + self.type_embed[name]
+
+  def _with_changes(
+    self,
+    letter: str,
+    tokens: Tensor,
+    given: Tensor | None,
+    x: Tensor,
+    mask: Tensor | None,
+  ) -> tuple[Tensor, Tensor | None]:
+    """Context tokens and their mask with the token of changes, if any, last."""
+    name = self.modalities[self.by_letter[letter]]["context"]
+    valid = None if given is None or given.ndim == 1 else given
+    changes = self._changes(name, tokens, valid)
+    if changes is None:
+      return x, mask
+    token, there = changes
+    token = self.project[name](token) + self.type_embed[name]
+    x = torch.cat([x, token], 1)
+    if mask is None:
+      return x, None
+    some = mask.any(1, keepdim=True)
+    return x, torch.cat([mask, some if there is None else some & there], 1)
 
   def _sample_vectors(self, index: Tensor | int) -> Tensor:
     index = torch.as_tensor(index, device=self.device)
