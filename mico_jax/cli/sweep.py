@@ -68,13 +68,15 @@ def _one(args: argparse.Namespace) -> int:
   """Trains a single run."""
   if args.config:
     raise ConfigError("--run takes its config from the folder; drop --config.")
+  from mico_jax.cli.pretrain import keep_compiled
   from mico_jax.parallel import distributed
   from mico_jax.parallel.backend import require_backend
   from mico_jax.run.sweep.worker import planned_config, work
 
-  planned_config(args.folder)
+  config = planned_config(args.folder)
   distributed.initialize_from_env()
   require_backend()
+  keep_compiled(config, args.folder)
   with common.warnings_as_lines():
     return work(args.folder, command=args.command_line)
 

@@ -40,9 +40,9 @@ class Law(NamedTuple):
   alpha: float
   unit: float
 
-  def error(self, x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+  def error(self, x: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
     """The error at sizes x."""
-    return self.floor + self.factor * (np.asarray(x) / self.unit) ** -self.alpha
+    return self.floor + self.factor * (x / self.unit) ** -self.alpha
 
 
 class Fit(NamedTuple):
@@ -72,7 +72,11 @@ class Fit(NamedTuple):
 
 
 def fit_law(
-  x: Float[np.ndarray, " P"], error: Float[np.ndarray, " P"], *, floor: bool
+  x: Float[np.ndarray, " P"],
+  error: Float[np.ndarray, " P"],
+  *,
+  floor: bool,
+  near: Law | None = None,
 ) -> Law:
   """The law of least squares.
 
@@ -80,13 +84,13 @@ def fit_law(
     x: sizes above 0, two or more that differ; three or more with `floor`.
     error: at each, above 0.
     floor: whether E is fitted; False: it is 0.
+    near: a law to start from; None: from several.
 
   Raises:
     ValueError: for too few sizes, or sizes that are not positive.
   """
   from scipy.optimize import least_squares  # slow to import
 
-  x, error = np.asarray(x, np.float64), np.asarray(error, np.float64)
   need = 3 if floor else 2
   if len(np.unique(x)) < need or (x <= 0).any():
     raise ValueError(
@@ -94,18 +98,19 @@ def fit_law(
     )
   unit = float(x.min())
   log_x = np.log(x / unit)
-
-  def residuals(p: Float[np.ndarray, " 3"]) -> Float[np.ndarray, " P"]:
-    return p[0] * floor + np.exp(p[1] - p[2] * log_x) - error
-
-  lowest = float(error.min())
-  found = []
-  for part in (0.0, 0.5, 0.9) if floor else (0.0,):
-    above = np.maximum(error - part * lowest, 1e-6)
-    slope, start = np.polyfit(log_x, np.log(above), 1)
-    first = [part * lowest, start, np.clip(-slope, 1e-3, _MAX_ALPHA - 1e-3)]
-    bounds = ([-1e-9, -20.0, 0.0], [1.0, 5.0, _MAX_ALPHA])
-    found.append(least_squares(residuals, first, bounds=bounds))
+  bounds = ([-1e-9, -20.0, 0.0], [1.0, 5.0, _MAX_ALPHA])
+  starts = _starts(log_x, error, floor)
+  if near is not None:
+    starts = [[near.floor, float(np.log(near.factor)), near.alpha]]
+  residuals = lambda p: p[0] * floor + np.exp(p[1] - p[2] * log_x) - error
+  found = [
+    least_squares(
+      residuals,
+      np.clip(start, *np.add(bounds, [[1e-9], [-1e-9]])),
+      bounds=bounds,
+    )
+    for start in starts
+  ]
   best = min(found, key=lambda result: result.cost).x
   return Law(
     float(max(best[0], 0.0)) if floor else 0.0,
@@ -113,6 +118,20 @@ def fit_law(
     float(best[2]),
     unit,
   )
+
+
+def _starts(
+  log_x: Float[np.ndarray, " P"], error: Float[np.ndarray, " P"], floor: bool
+) -> list[list[float]]:
+  """Lines in log-log above some floors: (E, log A, alpha) of each."""
+  starts = []
+  for part in (0.0, 0.5, 0.9) if floor else (0.0,):
+    lowest = part * float(error.min())
+    slope, height = np.polyfit(
+      log_x, np.log(np.maximum(error - lowest, 1e-6)), 1
+    )
+    starts.append([lowest, float(height), float(-slope)])
+  return starts
 
 
 def predict_largest(
@@ -139,17 +158,18 @@ def predict_largest(
     raise ValueError(f"{len(x)} sizes: a law needs two and one to predict.")
   floor = len(x) - 1 >= FLOOR_FROM
   law = fit_law(x[:-1], error[:-1], floor=floor)
-  laws = [fit_law(x[:-1], row[:-1], floor=floor) for row in draws]
+  laws = [fit_law(x[:-1], row[:-1], floor=floor, near=law) for row in draws]
   # What is measured at the largest is uncertain as well.
   noise = draws[:, -1] - draws[:, -1].mean()
-  predicted = np.asarray([one.error(x[-1]) for one in laws]) + noise
+  largest = x[-1:]
+  predicted = np.concatenate([one.error(largest) for one in laws]) + noise
   low, high = interval(predicted)
   return Fit(
     law=law,
     alpha=interval(np.asarray([one.alpha for one in laws])),
     floor=interval(np.asarray([one.floor for one in laws])) if floor else None,
     at=float(x[-1]),
-    predicted=float(law.error(x[-1])),
+    predicted=float(law.error(largest)[0]),
     interval=(low, high),
     measured=float(error[-1]),
     holds=bool(low <= error[-1] <= high),

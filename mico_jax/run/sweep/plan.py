@@ -206,7 +206,11 @@ def make_plan(
       points[panel, point] = tuple(called)
       for own, run in zip(called, made, strict=True):
         runs.setdefault(own, run._replace(name=own))
-  return Plan(_kept(sweep, points), runs, points)
+  # All points of a seed before the next one: the picture is whole early, and
+  # later seeds find their programs compiled.
+  order = {seed: i for i, seed in enumerate(sweep.seeds)}
+  named = sorted(runs.values(), key=lambda run: order[run.config.seed])
+  return Plan(_kept(sweep, points), {run.name: run for run in named}, points)
 
 
 def _kept(

@@ -294,7 +294,7 @@ def _fit(spec: PanelConfig, points: Sequence[Point]) -> Fit | None:
   if not spec.axis or len(sizes) < 3 or len(sizes) < len(points):
     return None
   return predict_largest(
-    np.asarray([point.x for point in points]),
+    np.asarray([point.x for point in points], np.float64),
     np.asarray([1.0 - point.mean for point in points]),
     np.stack([1.0 - point.draws for point in points], axis=1),
   )
