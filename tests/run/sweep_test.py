@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import textwrap
@@ -136,7 +137,7 @@ def test_the_shipped_sweep_fine_tunes_all_points_alike():
 # Stands in for a training run: a run of 10 steps fails until a file says that
 # it may not; the value measured grows with the steps.
 STAND_IN = """
-import hashlib, json, pathlib, sys
+import hashlib, json, os, pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[1])
 text = (folder / "sweep_config.json").read_text()
 config = json.loads(text)
@@ -146,6 +147,10 @@ with open(folder.parent / "trained", "a") as file:
 if steps == 10 and not (folder.parent / "mended").exists():
   print("no data for", folder.name)
   sys.exit(3)
+if steps == 40 and (folder.parent / "killed").exists():
+  (folder.parent / "killed").unlink()
+  os.kill(os.getppid(), signal.SIGTERM)
+  time.sleep(60)
 hits = [int(i < 10 * steps) for i in range(1000)]
 measured = {"values": hits, "items": list(range(1000))}
 result = {
@@ -161,7 +166,9 @@ result = {
 
 def stand_in(folder: str, log: Any) -> Any:
   command = [sys.executable, "-S", "-c", STAND_IN, folder]
-  return subprocess.Popen(command, stdout=log, stderr=log)
+  return subprocess.Popen(
+    command, stdout=log, stderr=log, start_new_session=True
+  )
 
 
 def train(made: plan.Plan, out: pathlib.Path, **options: Any) -> runner.Outcome:
@@ -197,6 +204,22 @@ def test_failed_runs_are_listed_and_the_others_go_on(path, tmp_path, fast):
   assert len(outcome.done) == 8
   assert not outcome.failed
   assert len(trained(out)) == 10  # only the two were trained again
+
+
+def test_a_sweep_that_was_stopped_goes_on(path, tmp_path, fast):
+  made, out = plan.make_plan(path, ["steps"]), tmp_path / "out"
+  out.mkdir()
+  for name in ("mended", "killed"):
+    (out / name).touch()
+  outcome = train(made, out)
+  assert outcome.stopped == 128 + signal.SIGTERM
+  assert not outcome.failed
+  assert outcome.done == ["steps.10.seed0", "steps.20.seed0"]
+  assert trained(out) == [*outcome.done, "steps.40.seed0"]
+  outcome = train(made, out)
+  assert not outcome.stopped
+  assert len(outcome.done) == 6
+  assert trained(out)[3:] == [n for n in made.runs if n not in trained(out)[:2]]
 
 
 def test_a_changed_config_is_refused_before_anything_starts(

@@ -9,6 +9,7 @@ up by the root of S / (S - 1).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ class Values(NamedTuple):
   items: Int[np.ndarray, " N"]
 
 
+@functools.lru_cache(maxsize=4)
 def item_weights(
   size: int, *, num: int = NUM, seed: int = 0
 ) -> Float[np.ndarray, "R I"]:
@@ -46,7 +48,9 @@ def item_weights(
   """
   rng = np.random.default_rng(seed)
   share = np.full(size, 1.0 / size)
-  return rng.multinomial(size, share, size=num).astype(np.float64)
+  weights = rng.multinomial(size, share, size=num).astype(np.float64)
+  weights.flags.writeable = False  # kept for the next call
+  return weights
 
 
 def drawn_means(
