@@ -13,6 +13,8 @@ tasks as well, so it compares points, too.
 Everything is small, so that a run takes about a minute of one CPU core.
 """
 
+from typing import Any
+
 import ml_collections
 
 from mico_jax import config as c
@@ -26,7 +28,7 @@ CONTEXTS = ("i", "v", "a", "d", "va", "vad")
 ALL = ("ti", "tv", "ta", "td", "tn", "tva", "tvad")
 
 
-def towers(width: int, heads: int) -> dict[str, object]:
+def towers(width: int, heads: int) -> dict[str, Any]:
   """Fields of both towers, by their width."""
   return {"width": width, "num_heads": heads, "mlp_dim": 4 * width}
 

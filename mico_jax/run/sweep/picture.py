@@ -119,9 +119,8 @@ def _law(axes: Axes, panel: Panel, places: Any) -> None:
 def _losses(axes: Axes, panel: Panel) -> None:
   """Mean loss of the last part of each point's training."""
   places = _places(panel)
-  losses = [point.loss for point in panel.points]
-  kept = [i for i, loss in enumerate(losses) if loss is not None]
-  axes.plot(places[kept], [losses[i] for i in kept], "s", color=COLORS[2])
+  losses = [np.nan if p.loss is None else p.loss for p in panel.points]
+  axes.plot(places, np.asarray(losses), "s", color=COLORS[2])
   axes.grid(alpha=0.3)
 
 

@@ -66,8 +66,8 @@ class Point:
   @property
   def loss(self) -> float | None:
     """Of the last part of the training, as its metrics; None: not logged."""
-    last = next(reversed(self.losses.values()), {})
-    return last.get("loss")
+    parts = list(self.losses.values())
+    return parts[-1].get("loss") if parts else None
 
 
 @dataclasses.dataclass(frozen=True)

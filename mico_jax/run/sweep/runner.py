@@ -141,10 +141,9 @@ def train(
       config.
   """
   outcome = Outcome()
-  waiting = []
-  for run in runs:
-    (outcome.done if is_done(run, root) else waiting).append(run)
-  outcome.done = [run.name for run in outcome.done]
+  done = {run.name for run in runs if is_done(run, root)}
+  waiting = [run for run in runs if run.name not in done]
+  outcome.done = [run.name for run in runs if run.name in done]
   if outcome.done:
     say(f"{len(outcome.done)} of {len(runs)} runs are done already.")
   if not waiting:
