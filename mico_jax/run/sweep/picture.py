@@ -120,7 +120,7 @@ def _losses(axes: Axes, panel: Panel) -> None:
   """Mean loss of the last part of each point's training."""
   places = _places(panel)
   losses = [np.nan if p.loss is None else p.loss for p in panel.points]
-  axes.plot(places, np.asarray(losses), "s", color=COLORS[2])
+  axes.plot(places, np.asarray(losses), "D", color=COLORS[2])
   axes.grid(alpha=0.3)
 
 
