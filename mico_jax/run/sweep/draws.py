@@ -1,7 +1,7 @@
 """Intervals of an average over several measurements, seeds and items.
 
 The runs of a point measure the same items, so a draw takes items once for all
-its seeds and, where measurements are of the same gallery, for all of these. It
+its seeds and, as measurements are of the same gallery, for all of these. It
 takes seeds with replacement, too. Of few seeds that spreads too little, by
 (S - 1) / S in variance, so what sets a seed apart from their mean is scaled
 up by the root of S / (S - 1).
@@ -71,7 +71,9 @@ def drawn_means(
       f"{[len(run) for run in runs]} measurements of the seeds: expected as "
       "many of each, one or more."
     )
-  means = np.stack([_means(run, num, seed) for run in runs], axis=1)
+  size = 1 + max(int(items.max()) for run in runs for _, items in run)
+  weights = item_weights(size, num=num, seed=seed)
+  means = np.stack([_means(run, weights) for run in runs], axis=1)
   count = len(runs)
   centre = means.mean(axis=1, keepdims=True)
   if count > 1:
@@ -81,13 +83,12 @@ def drawn_means(
 
 
 def _means(
-  run: Sequence[Values], num: int, seed: int
+  run: Sequence[Values], weights: Float[np.ndarray, "R I"]
 ) -> Float[np.ndarray, " R"]:
   """Draws of the average over the measurements of one run."""
-  total = np.zeros(num)
+  total = np.zeros(len(weights))
+  size = weights.shape[1]
   for values, items in run:
-    size = int(items.max()) + 1
-    weights = item_weights(size, num=num, seed=seed)
     sums = np.bincount(items, weights=values, minlength=size)
     counts = np.bincount(items, minlength=size).astype(np.float64)
     total += (weights @ sums) / np.maximum(weights @ counts, 1.0)

@@ -226,6 +226,11 @@ def _values(
         f"run {run} did not measure {name!r}; its results: "
         f"{', '.join(measured)}."
       )
+    if not measured[name].get("values"):
+      raise ConfigError(
+        f"{name!r} is no mean over items, which intervals are drawn from; "
+        "average another result."
+      )
     values = np.asarray(measured[name]["values"], np.float64)
     items = measured[name]["items"]
     items = np.arange(len(values)) if items is None else np.asarray(items)

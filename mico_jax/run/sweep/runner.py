@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from mico_jax import config as config_lib
+from mico_jax import files
 from mico_jax.config import ConfigError
 from mico_jax.run.cluster.signals import StopSignal
 from mico_jax.run.monitor.progress import format_seconds, say
@@ -138,8 +139,10 @@ def train(
 
   Raises:
     ConfigError: before anything starts, if a folder holds a run of another
-      config.
+      config, or `root` lies in a store.
   """
+  if not files.is_local(root):
+    raise ConfigError(f"--out {root}: expected a local folder.")
   outcome = Outcome()
   done = {run.name for run in runs if is_done(run, root)}
   waiting = [run for run in runs if run.name not in done]
