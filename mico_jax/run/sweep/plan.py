@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from mico_jax import config as config_lib
 from mico_jax import files
@@ -90,12 +90,10 @@ class Run(NamedTuple):
   Attributes:
     name: of its folder: panel.point.seedN of the first point that asks for it.
     config: of the run.
-    sha256: of that config.
   """
 
   name: str
   config: Config
-  sha256: str
 
 
 class Plan(NamedTuple):
@@ -197,11 +195,15 @@ def make_plan(
   wanted = chosen((*sweep.panels, *pairs), panels, "panel or point")
   runs: dict[str, Run] = {}
   points: dict[tuple[str, str], tuple[str, ...]] = {}
-  names: dict[str, str] = {}  # hash of a config -> its run
+  names: dict[str, str] = {}  # text of a config -> its run
   # All panels, also those left out: a run is always called the same.
   for label, (panel, point) in pairs.items():
     made = _runs_of(name, sweep, panel, point, overrides)
-    called = [names.setdefault(run.sha256, run.name) for run in made]
+    texts = [config_lib.to_json(run.config) for run in made]
+    called = [
+      names.setdefault(text, run.name)
+      for text, run in zip(texts, made, strict=True)
+    ]
     if panel in wanted or label in wanted:
       points[panel, point] = tuple(called)
       for own, run in zip(called, made, strict=True):
@@ -243,13 +245,21 @@ def _runs_of(
   runs = []
   for seed in sweep.seeds:
     seeded = replace(config, seed=seed)
-    runs.append(Run(f"{panel}.{point}.seed{seed}", seeded, hash_of(seeded)))
+    runs.append(Run(f"{panel}.{point}.seed{seed}", seeded))
   return runs
 
 
-def hash_of(config: Config) -> str:
-  """SHA-256 of a config as it was asked for."""
-  return hashlib.sha256(config_lib.to_json(config).encode()).hexdigest()
+def hash_text(text: str) -> str:
+  """SHA-256 of the text of a config."""
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
+  """A stored config with newer fields at their defaults."""
+  try:
+    return json.loads(config_lib.to_json(config_lib.from_dict(stored)))
+  except ConfigError:  # has a removed field, which the comparison names
+    return stored
 
 
 def is_done(run: Run, root: str) -> bool:
@@ -264,15 +274,15 @@ def is_done(run: Run, root: str) -> bool:
   """
   folder = files.place(root) / run.name
   try:
-    stored = json.loads(files.read_text(folder / CONFIG_FILE))
+    text = files.read_text(folder / CONFIG_FILE)
+    stored = _with_defaults(json.loads(text))
   except FileNotFoundError:
     return False
   except ValueError:
     raise ConfigError(
-      f"{folder / CONFIG_FILE} is no valid JSON; remove that folder."
+      f"{folder / CONFIG_FILE} is no config; remove that folder."
     ) from None
-  wanted = json.loads(config_lib.to_json(run.config))
-  lines = differences(stored, wanted)
+  lines = differences(stored, json.loads(config_lib.to_json(run.config)))
   if lines:
     more = f" ({len(lines) - 3} more)" if len(lines) > 3 else ""
     raise ConfigError(
@@ -285,7 +295,8 @@ def is_done(run: Run, root: str) -> bool:
     return False
   except ValueError:
     result = {}
-  if not isinstance(result, dict) or result.get("config_sha256") != run.sha256:
+  found = result.get("config_sha256") if isinstance(result, dict) else None
+  if found != hash_text(text):
     raise ConfigError(
       f"{folder / RESULT_FILE} is not the result of this run; remove it."
     )

@@ -23,7 +23,7 @@ from mico_jax import evaluation, files, json_text
 from mico_jax.config import Config, ConfigError, stages_of
 from mico_jax.run.monitor import metric_log
 from mico_jax.run.pretrain import Summary, Trainer
-from mico_jax.run.sweep.plan import CONFIG_FILE, RESULT_FILE, hash_of
+from mico_jax.run.sweep.plan import CONFIG_FILE, RESULT_FILE, hash_text
 from mico_jax.train.state import abstract_params
 
 # Of the logged steps of a part of the training, those whose mean loss is kept.
@@ -69,9 +69,12 @@ def work(folder: str, *, command: str = "") -> int:
   sizes = {
     "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
   }
-  result = describe(config, summary, sizes)
-  path = files.place(folder) / RESULT_FILE
-  files.write_text(path, json_text.dumps(result))
+  place = files.place(folder)
+  result = {
+    "config_sha256": hash_text(files.read_text(place / CONFIG_FILE)),
+    **describe(config, summary, sizes),
+  }
+  files.write_text(place / RESULT_FILE, json_text.dumps(result))
   return 0
 
 
@@ -86,7 +89,6 @@ def describe(
     sizes: of its model.
   """
   return {
-    "config_sha256": hash_of(config),
     "version": mico_jax.__version__,
     "seed": config.seed,
     **sizes,
