@@ -198,6 +198,9 @@ def test_failed_runs_are_listed_and_the_others_go_on(path, tmp_path, fast):
   found = results.gather(made, str(out))
   assert set(found.missing) == failed
   assert [p.name for p in found.panels[0].points] == ["20", "40"]
+  text = table.of_panels(found)
+  assert "not known yet, without 10" in text
+  assert "without a result: steps.10.seed0, steps.10.seed1" in text
 
   (out / "mended").touch()
   outcome = train(made, out)

@@ -86,8 +86,11 @@ def of_panel(panel: Panel) -> list[str]:
   lines += [_order(panel), *([] if panel.fit is None else [_law(panel.fit)])]
   for point in panel.points:
     if point.missing:
+      missing, number = len(point.missing), len(point.runs)
+      alone = "; the interval is over items alone"
       lines.append(
-        f"{point.name}: {len(point.missing)} of {len(point.runs)} seeds missing"
+        f"{point.name}: {missing} of {number} seeds missing"
+        f"{alone if number - missing == 1 else ''}"
       )
   return lines
 
@@ -95,6 +98,11 @@ def of_panel(panel: Panel) -> list[str]:
 def _short(metric: str) -> str:
   """A metric's name without the word before its first slash."""
   return metric.partition("/")[2] or metric
+
+
+def _names(panel: Panel) -> set[str]:
+  """Names of the points that have results."""
+  return {point.name for point in panel.points}
 
 
 def _label(panel: Panel, point: Point) -> str:
@@ -105,6 +113,9 @@ def _label(panel: Panel, point: Point) -> str:
 
 def _order(panel: Panel) -> str:
   """Whether the order is the expected one, and the ends are apart."""
+  absent = [name for name in panel.spec.points if name not in _names(panel)]
+  if absent:
+    return f"order: not known yet, without {', '.join(absent)}"
   wrong = panel.inversions
   text = "order: as expected"
   if wrong:
