@@ -13,7 +13,7 @@ import pathlib
 import platform
 import sys
 
-COMMANDS = ("pretrain",)
+COMMANDS = ("pretrain", "sweep")
 VARIABLE = "GLIBC_TUNABLES"
 TUNABLE = "glibc.malloc.hugetlb"
 _KERNEL = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")

@@ -32,6 +32,7 @@ from mico_jax.printing import escaped
 COMMANDS: dict[str, str] = {
   "pretrain": "train a model from a config, or resume a run",
   "evaluate": "measure a checkpoint: retrieval, matching, captions, ...",
+  "sweep": "train many configs, draw what they show, fit power laws",
   "report": "make one page of several evaluations",
   "embed": "write the embeddings of many files",
   "score": "compare texts with files",

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   common.add_json(parser)
 
 
-def _keep_compiled(config: Config, workdir: str) -> None:
+def keep_compiled(config: Config, workdir: str) -> None:
   """Names the folder from which a restart takes compiled programs.
 
   `train.compilation_cache` and JAX_COMPILATION_CACHE_DIR come first (an empty
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
   workdir = args.workdir or f"runs/{config.name}"
   distributed.initialize_from_env()  # set by launch/*.sh
   require_backend()
-  _keep_compiled(config, workdir)
+  keep_compiled(config, workdir)
   from mico_jax.run.pretrain import pretrain
 
   with common.warnings_as_lines():

@@ -91,8 +91,8 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
   return from_dict(values)
 
 
-def _get_config(path: pathlib.Path) -> Callable[..., Any]:
-  """The function `get_config` of a config file.
+def _function(path: pathlib.Path, name: str) -> Callable[..., Any]:
+  """A function of a config file.
 
   Raises:
     ConfigError: if the file cannot be run or has no such function.
@@ -105,9 +105,10 @@ def _get_config(path: pathlib.Path) -> Callable[..., Any]:
   module = importlib.util.module_from_spec(spec)
   with _named(path):
     spec.loader.exec_module(module)
-  if not callable(getattr(module, "get_config", None)):
-    raise ConfigError(f"{path}: has no function get_config().")
-  return module.get_config
+  found = getattr(module, name, None)
+  if not callable(found):
+    raise ConfigError(f"{path}: has no function {name}().")
+  return found
 
 
 @contextlib.contextmanager
@@ -134,6 +135,34 @@ def _named(path: pathlib.Path) -> Iterator[None]:
     raise ConfigError(f"{path}{where}: {reason}.") from error
 
 
+def call(
+  name: str, function: str, *, arg: str | None = None
+) -> tuple[pathlib.Path, Any]:
+  """Calls a function of a config file or packaged config.
+
+  Args:
+    name: path of a .py file or packaged name; "name:arg" passes `arg`.
+    function: such as "get_config".
+    arg: argument of the function; overrides the one in `name`.
+
+  Returns:
+    The file, and what the function gave.
+
+  Raises:
+    ConfigError: for a missing file or function, and errors in its code.
+  """
+  base, sep, suffix = name.partition(":")
+  if sep and arg is None:
+    arg = suffix
+  path = find(base)
+  found = _function(path, function)
+  with _named(path):
+    takes = inspect.signature(found).parameters
+    if arg is not None and not takes:
+      raise ConfigError(f"{name!r}: {function} of {path} takes no argument.")
+    return path, found() if arg is None else found(arg)
+
+
 def load(
   name: str, overrides: Sequence[str] = (), *, arg: str | None = None
 ) -> Config:
@@ -148,16 +177,7 @@ def load(
   Raises:
     ConfigError: for a missing file, an unknown key or a wrong type.
   """
-  base, sep, suffix = name.partition(":")
-  if sep and arg is None:
-    arg = suffix
-  path = find(base)
-  get_config = _get_config(path)
-  with _named(path):
-    takes = inspect.signature(get_config).parameters
-    if arg is not None and not takes:
-      raise ConfigError(f"{name!r}: get_config of {path} takes no argument.")
-    values = get_config() if arg is None else get_config(arg)
+  path, values = call(name, "get_config", arg=arg)
   if not hasattr(values, "to_dict"):
     raise ConfigError(
       f"{path}: get_config() must return a ConfigDict, such as "

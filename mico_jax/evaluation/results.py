@@ -43,6 +43,8 @@ class Result:
     checkpoint_sha256: of the checkpoint's manifest; "": it has none.
     version: of this package.
     values: per-item values, for paired comparisons; not written to JSON.
+    items: which item each value is of, as they were resampled; None: each is
+      of its own; not written to JSON.
   """
 
   name: str
@@ -63,13 +65,16 @@ class Result:
   values: Float[np.ndarray, " N"] | None = dataclasses.field(
     default=None, repr=False, compare=False
   )
+  items: Int[np.ndarray, " N"] | None = dataclasses.field(
+    default=None, repr=False, compare=False
+  )
 
   def as_dict(self) -> dict[str, Any]:
     """Plain values, rounded, without the per-item ones."""
     out = {
       f.name: getattr(self, f.name)
       for f in dataclasses.fields(self)
-      if f.name != "values"
+      if f.name not in ("values", "items")
     }
     out["coverage"] = self.n / self.total if self.total else 0.0
     return {key: _rounded(value) for key, value in out.items()}
@@ -162,6 +167,7 @@ class Protocol:
       checkpoint_sha256=self.checkpoint_sha256,
       version=mico_jax.__version__,
       values=values,
+      items=items,
     )
 
   def _interval(
