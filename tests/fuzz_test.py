@@ -181,7 +181,7 @@ UNITS = ("metre", "millimetre", "relative")
 
 def use(key: str, data: bytes, unit: str = "metre") -> None:
   """Decodes and preprocesses a file, as `embed` does."""
-  geometry = Geometry(frames=2, size=16, depth_unit=unit)
+  geometry = Geometry(frames=2, size=16, unit=unit)
   modality = MODALITIES[key]
   decoded = modality.decode(data, geometry)
   array = modality.mode(train=False).host(decoded, geometry, None)

@@ -12,6 +12,7 @@ from collections.abc import Collection
 
 from mico_jax.modalities.audio import AUDIO
 from mico_jax.modalities.base import (
+  UNSTATED,
   WHOLE,
   Alias,
   ArraySpec,
@@ -21,6 +22,7 @@ from mico_jax.modalities.base import (
   Geometry,
   Modality,
   Mode,
+  Stated,
 )
 from mico_jax.modalities.depth import DEPTH
 from mico_jax.modalities.files import FileSpec, parse_file
@@ -163,10 +165,10 @@ def by_extension(suffix: str) -> Modality | None:
 
 
 def file_spec(text: str) -> FileSpec:
-  """Modality and depth unit of a file named on the command line.
+  """Modality of a file named on the command line, and what is stated of it.
 
   The modality follows from the file's extension unless it is written in front:
-  "normal:FILE", "depth:mm:FILE".
+  "normal:FILE", "depth:mm:FILE", "imu:g,deg/s@50:FILE".
 
   Raises:
     ValueError: for an unknown file type, naming the known ones.
@@ -177,6 +179,7 @@ def file_spec(text: str) -> FileSpec:
 __all__ = [
   "KNOWLEDGE",
   "MODALITIES",
+  "UNSTATED",
   "WHOLE",
   "Alias",
   "ArraySpec",
@@ -187,6 +190,7 @@ __all__ = [
   "Geometry",
   "Modality",
   "Mode",
+  "Stated",
   "as_configured",
   "by_extension",
   "by_letter",
