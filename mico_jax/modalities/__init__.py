@@ -30,7 +30,9 @@ from mico_jax.modalities.image import IMAGE
 from mico_jax.modalities.normal import NORMAL
 from mico_jax.modalities.subtitle import SUBTITLE
 from mico_jax.modalities.text import TEXT
+from mico_jax.modalities.thermal import THERMAL
 from mico_jax.modalities.video import VIDEO
+from mico_jax.modalities.xray import XRAY
 
 MODALITIES: dict[str, Modality] = {
   "image": IMAGE,
@@ -38,6 +40,8 @@ MODALITIES: dict[str, Modality] = {
   "audio": AUDIO,
   "depth": DEPTH,
   "normal": NORMAL,
+  "thermal": THERMAL,
+  "xray": XRAY,
   "subtitle": SUBTITLE,
   "text": TEXT,
 }
