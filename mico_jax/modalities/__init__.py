@@ -24,13 +24,17 @@ from mico_jax.modalities.base import (
   Mode,
   Stated,
 )
+from mico_jax.modalities.biosignal import BIOSIGNAL
 from mico_jax.modalities.depth import DEPTH
 from mico_jax.modalities.files import FileSpec, parse_file
 from mico_jax.modalities.image import IMAGE
+from mico_jax.modalities.imu import IMU
 from mico_jax.modalities.normal import NORMAL
+from mico_jax.modalities.signal import SIGNAL
 from mico_jax.modalities.subtitle import SUBTITLE
 from mico_jax.modalities.text import TEXT
 from mico_jax.modalities.thermal import THERMAL
+from mico_jax.modalities.timeseries import TIMESERIES
 from mico_jax.modalities.video import VIDEO
 from mico_jax.modalities.xray import XRAY
 
@@ -42,6 +46,10 @@ MODALITIES: dict[str, Modality] = {
   "normal": NORMAL,
   "thermal": THERMAL,
   "xray": XRAY,
+  "imu": IMU,
+  "biosignal": BIOSIGNAL,
+  "timeseries": TIMESERIES,
+  "signal": SIGNAL,
   "subtitle": SUBTITLE,
   "text": TEXT,
 }
