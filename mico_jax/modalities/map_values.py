@@ -93,13 +93,15 @@ def channels_of(array: Any, low: float, high: float, xp: Any) -> Any:
   """
   x = array.astype(xp.float32)
   there = x > 0.9 * ABSENT  # which is exact in 16 bits; readings are above
-  x = (xp.where(there, x, low) - low) / (high - low)
-  level = xp.clip(2.0 * x - 1.0, -1.0, 1.0)
+  x = xp.where(there, x, low)
+  level = xp.clip(2.0 * (x - low) / (high - low) - 1.0, -1.0, 1.0)
   read = there.astype(xp.float32)
   total = lambda v: (v * read).sum(axis=(-2, -1), keepdims=True)
   count = xp.maximum(total(read), 1.0)
   moved = (x - total(x) / count) * read
-  floor = float(_FLAT) ** 2
+  # Again, since the first mean is rounded: flat maps have little else.
+  moved = (moved - total(moved) / count) * read
+  floor = float(_FLAT * (high - low)) ** 2
   deviation = xp.sqrt(xp.maximum(total(moved * moved) / count, floor))
   relief = xp.clip(moved / deviation, -_MOST, _MOST)
   return xp.stack([level, relief, relief], axis=-1)

@@ -117,9 +117,9 @@ class Maps:
       raise DecodeError(f"{self.key} of {array.dtype}; expected numbers.")
     if array.dtype.kind == "f" and np.isinf(array).any():
       raise DecodeError(f"{self.key} holds infinite values.")
-    x = self._values(array, unit, geometry.unit)
-    if not np.isfinite(x).any():
+    if not np.isfinite(array).any():
       raise DecodeError(f"{self.key} without any reading.")
+    x = self._values(array, unit, geometry.unit)
     return ArrayClip(x.astype(np.float32))
 
   def _frames(self, raw: Any, geometry: Geometry) -> Clip:

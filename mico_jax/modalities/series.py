@@ -134,13 +134,15 @@ class Series:
     names = series_values.agreed_names(
       read.channels, geometry.channels, self.key
     )
-    x = series_values.upright(x, len(names) or len(self.names), self.slots)
-    if read.channels and len(read.channels) != x.shape[1]:
-      raise DecodeError(
-        f"{len(read.channels)} names for {x.shape[1]} channels."
-      )
+    known = len(read.channels or geometry.channels or self.names)
+    x = series_values.upright(x, known)
     if read.channels:
       x = x[:, [read.channels.index(name) for name in names]]
+    if x.shape[1] > self.slots:
+      raise DecodeError(
+        f"a series of shape {list(x.shape)}; expected [samples, channels] with "
+        f"at most {self.slots} channels: name those to read (channels)."
+      )
     x, times = series_values.on_a_grid(x, read.times)
     x = self._placed(x, names) * self._factor(read.unit, geometry.unit)
     self._check_limits(x)
@@ -207,7 +209,7 @@ class Series:
         f"{self.key} {f'in unit {unit!r}' if unit else 'without a unit'}; "
         f"{state}data.sources.*.units. Known: {' | '.join(self.units)}."
       )
-    return np.broadcast_to(np.asarray(self.units[unit]), (self.slots,))
+    return np.broadcast_to(np.float64(self.units[unit]), (self.slots,))
 
   def _check_limits(self, x: Float[np.ndarray, "S C"]) -> None:
     """Raises DecodeError for values that cannot be in the stated unit."""

@@ -58,7 +58,7 @@ def agreed_names(
 
 
 def upright(
-  x: Float[np.ndarray, "..."], known: int, most: int
+  x: Float[np.ndarray, "..."], known: int
 ) -> Float[np.ndarray, "S C"]:
   """A series as [samples, channels].
 
@@ -66,7 +66,6 @@ def upright(
     x: [samples], [samples, channels] or, if the number of channels is known and
       no other axis has it, [channels, samples].
     known: number of channels; 0: unknown.
-    most: channels that there may be.
 
   Raises:
     DecodeError: for another number of channels.
@@ -84,11 +83,6 @@ def upright(
     raise DecodeError(
       f"a series of shape {list(x.shape)}; expected {known} channels, "
       f"[samples, {known}]. If it has others, state their names (channels)."
-    )
-  if x.shape[1] > most:
-    raise DecodeError(
-      f"a series of shape {list(x.shape)}; expected [samples, channels] with "
-      f"at most {most} channels."
     )
   return x
 

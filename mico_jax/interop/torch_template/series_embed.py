@@ -23,12 +23,16 @@ class SeriesEmbed(nn.Module):
     super().__init__()
     self.columns, self.channels, self.window = columns, channels, window
     self.proj = nn.Linear((window + 2) * frame[1], width)
+
+  def _positions(self, count: int) -> Tensor:
+    """Sinusoids [L, width], of the CPU."""
+    # No buffer: models are also made without memory, on the device "meta".
+    width = self.proj.out_features
     half = -(-width // 2)
-    rates = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
-    steps = torch.arange(frame[0] // window, dtype=torch.float64)
-    phases = steps[:, None] * rates
-    table = torch.cat([phases.sin(), phases.cos()], 1)[:, :width].float()
-    self.register_buffer("positions", table, persistent=False)
+    like = {"dtype": torch.float64, "device": "cpu"}
+    rates = 10_000.0 ** (-torch.arange(half, **like) / half)
+    phases = torch.arange(count, **like)[:, None] * rates
+    return torch.cat([phases.sin(), phases.cos()], 1)[:, :width]
 
   def forward(self, x: Tensor) -> Tensor:
     """Returns one token per window."""
@@ -41,7 +45,7 @@ class SeriesEmbed(nn.Module):
     before = wide[:, 0 : x.shape[1] : self.window, None]
     after = wide[:, self.window + 1 :: self.window, None]
     windows = torch.cat([before, inner, after], 2)
-    return self.proj(windows.flatten(2)) + self.positions.to(x.dtype)
+    return self.proj(windows.flatten(2)) + self._positions(inner.shape[1]).to(x)
 
   def valid(self, x: Tensor) -> Tensor:
     """Tokens with a value of any channel, [B, L]."""
