@@ -215,7 +215,10 @@ def use(key: str, data: bytes, unit: str = "metre") -> None:
   modality = MODALITIES[key]
   if key != "depth":
     unit = STATED.get(key, next(iter(modality.units), ""))
-  geometry = Geometry(frames=2, size=16, unit=unit, rate=modality.rate)
+  channels = ("a", "b") if modality.named and not modality.channels else ()
+  geometry = Geometry(
+    frames=2, size=16, unit=unit, rate=modality.rate, channels=channels
+  )
   decoded = modality.decode(data, geometry)
   array = modality.mode(train=False).host(decoded, geometry, None)
   assert isinstance(array, np.ndarray)

@@ -284,7 +284,7 @@ class Modality:
     """How units are written in names of files, the shortest of each."""
     names = {unit: unit for unit in self.units}
     for name, unit in self.unit_names.items():
-      names[unit] = min(name, names[unit], key=len)
+      names[unit] = min(names[unit], name, key=len)
     rate = "@RATE" if self.rate else ""
     return tuple(f"{name}{rate}" for name in names.values())
 

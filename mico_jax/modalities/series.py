@@ -13,7 +13,9 @@ Rules, since a shape or number has one meaning only:
   is refused.
 - Arrays are [samples, channels]; [channels, samples] is read where the number
   of channels is known and only the first axis has it. [samples] is one channel.
-- Without names, the channels are all of the record's, in its order.
+- Without names, the channels are all of the record's, in its order. Where a
+  record names none, the source says which named columns are read; arrays have
+  theirs in their order.
 - Other rates are resampled by a polyphase filter (`scipy.signal`); a sample of
   which the filter's centre lies at a gap is a gap.
 - Times must be regular; rows that are missing are a gap.
@@ -134,6 +136,12 @@ class Series:
     names = series_values.agreed_names(
       read.channels, geometry.channels, self.key
     )
+    if read.channels and not (geometry.channels or self.names):
+      raise DecodeError(
+        f"columns {', '.join(read.channels)[:200]}; state which of them are "
+        f"read, in their order: {self.key}:@@NAME,NAME:FILE, or "
+        f"data.sources.*.channels={{{self.key!r}: 'NAME,NAME'}}."
+      )
     known = len(read.channels or geometry.channels or self.names)
     x = series_values.upright(x, known)
     if read.channels:
@@ -209,7 +217,8 @@ class Series:
         f"{self.key} {f'in unit {unit!r}' if unit else 'without a unit'}; "
         f"{state}data.sources.*.units. Known: {' | '.join(self.units)}."
       )
-    return np.broadcast_to(np.float64(self.units[unit]), (self.slots,))
+    factor = np.asarray(self.units[unit], np.float64)
+    return np.broadcast_to(factor, (self.slots,))
 
   def _check_limits(self, x: Float[np.ndarray, "S C"]) -> None:
     """Raises DecodeError for values that cannot be in the stated unit."""

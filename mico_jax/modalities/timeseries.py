@@ -1,9 +1,12 @@
 """Time series of several variables, with dates: 512 steps, in tokens of 16.
 
 Steps are as long as the source has them (an hour, a day); up to 16 variables.
-Sources name the columns that are read, so that a variable keeps its place; a
-model is given the same ones. Dates become sines and cosines of the time of day,
-week and year beside the values.
+Sources name the columns that are read, so that a variable keeps its place, and
+a model reads the columns that its sources name alike. Dates become sines and
+cosines of the time of day, week and year beside the values.
+
+Open: sources of one run may name different columns, and steps of different
+lengths; nothing tells the model which it sees.
 """
 
 from __future__ import annotations

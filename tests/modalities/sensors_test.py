@@ -298,6 +298,7 @@ def test_dates_become_columns_and_missing_cells_gaps():
   mask = TIMESERIES.embedding.valid_tokens(frame[None], xp=np)[0]
   assert mask.tolist() == [True] * 4 + [False] * 28
   refused(TIMESERIES, data, stated("", 0.0, "oil"), "no column oil")
+  refused(TIMESERIES, data, stated(), "columns load, heat; state which")
   refused(TIMESERIES, np.zeros((7, 336)), stated(), "at most 16 channels")
 
 
@@ -456,7 +457,8 @@ def test_every_sample_of_the_real_sets(data_dir):
   lines = (small / "ETTh1.csv").read_bytes().splitlines(keepends=True)
   for first in range(0, 14400 - 336, 1200):
     data = b"".join([lines[0], *lines[1 + first : 337 + first]])
-    x = TIMESERIES.decode(data, stated())
+    names = lines[0].decode().strip().split(",")[1:]
+    x = TIMESERIES.decode(data, stated("", 0.0, *names))
     assert x.shape == (336, 22)
     there = np.isfinite(x).all(axis=0)
     assert np.flatnonzero(there).tolist() == [*range(7), *range(16, 22)]
