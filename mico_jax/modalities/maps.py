@@ -87,9 +87,8 @@ class Maps:
     """Maps of a file, a Pillow image, an array, or a list of frames.
 
     Raises:
-      DecodeError: for what cannot be read, has colours, or cannot be in the
-        unit.
-      ValueError: without a unit.
+      DecodeError: for what cannot be read, has colours, has no unit, or cannot
+        be in it.
     """
     if isinstance(raw, (list, tuple)):
       return self._frames(raw, geometry)
@@ -103,15 +102,13 @@ class Maps:
         )
     else:
       if geometry.unit not in self.units:
-        raise ValueError(
+        raise DecodeError(
           f"{self.key} without a unit ({geometry.unit!r}); write {self.key}:"
           f"UNIT:FILE, or set data.sources.*.units={{{self.key!r}: UNIT}}. "
           f"Known: {' | '.join(self.units)}."
         )
-      unit, array = (
-        self.units[geometry.unit],
-        map_values.read_map(raw, geometry, self.key),
-      )
+      unit = self.units[geometry.unit]
+      array = map_values.read_map(raw, geometry, self.key)
     array = as_maps(array)
     if array.dtype.kind not in "iuf":
       raise DecodeError(f"{self.key} of {array.dtype}; expected numbers.")

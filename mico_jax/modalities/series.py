@@ -2,9 +2,9 @@
 
 A decoded series is float32 [samples, columns] in the unit, rate and order of
 channels of its record; NaN is a missing value, and so is a channel that was not
-measured. What is sent is [T, length, 2 columns]: values, 0 where missing, and
-flags, 1 where there is a value. A token is a window of time; it is valid if any
-value in it is there.
+measured. Channels are standardised over the whole recording. What is sent is
+[T, length, 2 columns]: values, 0 where missing, and flags, 1 where there is a
+value. A token is a window of time; it is valid if any value in it is there.
 
 Rules, since a shape or number has one meaning only:
 

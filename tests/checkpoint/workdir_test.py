@@ -25,7 +25,9 @@ def test_fields_that_came_later_are_at_their_defaults(tmp_path):
   path.write_text(json.dumps(stored))
   with pytest.raises(ConfigError, match=r"sources\.train\.options\.delimiter"):
     claim_workdir(tmp_path, config)
-  stored["data"]["sources"]["train"] = {"colour": "red"}
+  stored["data"]["sources"]["train"] = {"background": "red"}
   path.write_text(json.dumps(stored))
-  with pytest.raises(ConfigError, match=r"sources\.train\.colour: 'red', now"):
+  with pytest.raises(
+    ConfigError, match=r"sources\.train\.background: 'red', now"
+  ):
     claim_workdir(tmp_path, config)
