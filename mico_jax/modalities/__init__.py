@@ -27,10 +27,10 @@ from mico_jax.modalities.base import (
 from mico_jax.modalities.biosignal import BIOSIGNAL
 from mico_jax.modalities.depth import DEPTH
 from mico_jax.modalities.files import FileSpec, parse_file
+from mico_jax.modalities.generic_signal import SIGNAL
 from mico_jax.modalities.image import IMAGE
 from mico_jax.modalities.imu import IMU
 from mico_jax.modalities.normal import NORMAL
-from mico_jax.modalities.signal import SIGNAL
 from mico_jax.modalities.subtitle import SUBTITLE
 from mico_jax.modalities.text import TEXT
 from mico_jax.modalities.thermal import THERMAL

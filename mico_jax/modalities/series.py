@@ -244,7 +244,10 @@ class Series:
     """A picture: a row for each channel, time to the right."""
     there = frame[:, self.columns : self.columns + self.slots] > 0
     values = np.where(there, frame[:, : self.slots], 0)
-    return values[:, there.any(axis=0)].T if there.any() else values.T
+    if not there.any():
+      return values.T
+    end = np.flatnonzero(there.any(axis=1))[-1] + 1  # the rest is padding
+    return values[:end, there.any(axis=0)].T
 
   def modes(self, *own: Mode, plain: str) -> dict[str, Mode]:
     """The modes that every series has.

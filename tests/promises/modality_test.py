@@ -75,7 +75,7 @@ def code_lines(path: pathlib.Path) -> int:
 
 SHORT = (
   *("image", "video", "normal", "sonar", "thermal", "xray"),
-  *("imu", "biosignal", "timeseries", "signal"),
+  *("imu", "biosignal", "timeseries", "generic_signal"),
 )
 
 

@@ -13,13 +13,15 @@ from PIL import Image
 import mico_jax
 from mico_jax import config as config_lib
 from mico_jax.cli import main as cli
-from mico_jax.config import ConfigError, InputConfig
+from mico_jax.config import ConfigError, DataConfig, InputConfig
 from mico_jax.data.batches import batch_spec
 from mico_jax.data.input_checks import check_stated
 from mico_jax.data.pipeline import Pipeline
+from mico_jax.data.references import FileReader
 from mico_jax.data.samples import load_inputs
 from mico_jax.data.sheet import draw_sheet
 from mico_jax.data.sources import open_source
+from mico_jax.data.storage import Storage
 from mico_jax.data.tokenizer import make_tokenizer
 from mico_jax.interop.exporting import export
 from mico_jax.interop.exporting import torch_folder as exporter
@@ -266,3 +268,15 @@ def test_sources_state_what_is_needed(saved):
   assert again.data.sources["all"].units == {}
   depth = sensors_config(manifest, units={"depth": "millimetre"})
   check_stated(depth, "all", "depth")
+
+
+def test_rows_of_a_table_are_a_table(tmp_path):
+  (tmp_path / "t.csv").write_bytes(b"a,b\n1,2\n\n3,4\n5,6")
+  reader = FileReader(str(tmp_path), "", Storage.of(DataConfig()), "all")
+  assert reader.read("t.csv:rows[1:3]") == b"a,b\n3,4\n5,6\n"
+  assert reader.spans("t.csv:rows[1:3]") == []
+  for rows in ("2:4", "1:1"):
+    with pytest.raises(DecodeError, match="the table has 3 rows"):
+      reader.read(f"t.csv:rows[{rows}]")
+  with pytest.raises(DecodeError, match="leaves the folder"):
+    reader.read("../t.csv:rows[0:1]")
