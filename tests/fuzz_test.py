@@ -220,7 +220,8 @@ def use(key: str, data: bytes, unit: str = "metre") -> None:
     frames=2, size=16, unit=unit, rate=modality.rate, channels=channels
   )
   decoded = modality.decode(data, geometry)
-  array = modality.mode(train=False).host(decoded, geometry, None)
+  name = modality.native_modes.get(unit, "") if key in STATED else ""
+  array = modality.mode(name, train=False).host(decoded, geometry, None)
   assert isinstance(array, np.ndarray)
 
 

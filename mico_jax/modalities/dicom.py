@@ -34,6 +34,8 @@ def read_dicom(
     signed = bool(data.PixelRepresentation)
     pixels = np.asarray(data.pixel_array)
     padding = data.get("PixelPaddingValue")
+  except MemoryError:
+    raise
   except Exception as error:  # a broken file can raise many kinds
     text = " ".join(str(error).split())[:200] or type(error).__name__
     raise DecodeError(f"not a readable DICOM picture: {text}") from error

@@ -98,7 +98,7 @@ def _npz(data: bytes) -> Columns:
       raise DecodeError(f".npz with an array of over {MAX_BYTES} bytes.")
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
       found = {k: arrays[k] for k in arrays.files}
-  except DecodeError:
+  except (DecodeError, MemoryError):
     raise
   except Exception as error:  # zipfile, zlib and NumPy raise many kinds
     text = " ".join(str(error).split())[:200]
@@ -218,6 +218,8 @@ def _edf(data: bytes) -> Columns:
     units = {s.physical_dimension for s in signals}
     names = tuple(s.label for s in signals)
     rows = [np.asarray(s.data, np.float64) for s in signals]
+  except MemoryError:
+    raise
   except Exception as error:  # a broken header can raise many kinds
     text = " ".join(str(error).split())[:200]
     raise DecodeError(f"not a readable EDF file: {text}") from error
