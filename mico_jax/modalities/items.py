@@ -93,7 +93,10 @@ def as_list(key: str, values: Any) -> Sequence[Any]:
     raise ValueError(
       f"{key} must be a list of inputs, got {type(values).__name__}."
     )
-  return [values] if _has_rate(MODALITIES[key], values) else values
+  modality = MODALITIES.get(key)  # an exported folder may lack a record
+  if modality is not None and _has_rate(modality, values):
+    return [values]
+  return values
 
 
 def _has_rate(modality: Modality, value: Any) -> bool:
