@@ -8,6 +8,7 @@ MICO_JAX_FUZZ=N makes N other ones of each kind.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -155,6 +156,26 @@ def rgb_files() -> dict[str, bytes]:
   }
 
 
+SERIES = [key for key, m in MODALITIES.items() if m.named]
+
+
+def series(key: str) -> dict[str, bytes]:
+  """Files of a series of 40 samples, with all channels that it may have."""
+  names = MODALITIES[key].channels or ("a", "b")
+  values = np.arange(40 * len(names)).reshape(40, -1) % 7 - 3.0
+  rows = [",".join(("time", *names))]
+  for i, row in enumerate(values):
+    time = i / (MODALITIES[key].rate or 1.0)
+    rows.append(",".join([f"{time:g}", *(f"{x:g}" for x in row)]))
+  out = io.BytesIO()
+  np.savez(out, values=values, channels=np.array(names))
+  return {
+    "npy": npy(values),
+    "npz": out.getvalue(),
+    "csv": "\n".join(rows).encode(),
+  }
+
+
 FILES: dict[str, Callable[[], dict[str, bytes]]] = {
   "image": rgb_files,
   "normal": lambda: {
@@ -176,15 +197,31 @@ FILES: dict[str, Callable[[], dict[str, bytes]]] = {
     "avi": media.file_of("avi", media.greys(range(0, 60, 10), (16, 16))),
   },
 }
+FILES |= {key: functools.partial(series, key) for key in SERIES}
+FILES |= {
+  "thermal": lambda: {
+    "tiff": picture("tiff", "I;16"),
+    "npy": npy(np.full((8, 9), 300, np.float32)),
+  },
+  "xray": lambda: {"png": picture("png", "I;16"), "tiff": picture("tiff", "L")},
+}
 UNITS = ("metre", "millimetre", "relative")
+# What is stated of the files of the other modalities.
+STATED = {"thermal": "counts", "xray": "monochrome1,16"}
 
 
 def use(key: str, data: bytes, unit: str = "metre") -> None:
   """Decodes and preprocesses a file, as `embed` does."""
-  geometry = Geometry(frames=2, size=16, depth_unit=unit)
   modality = MODALITIES[key]
+  if key != "depth":
+    unit = STATED.get(key, next(iter(modality.units), ""))
+  channels = ("a", "b") if modality.named and not modality.channels else ()
+  geometry = Geometry(
+    frames=2, size=16, unit=unit, rate=modality.rate, channels=channels
+  )
   decoded = modality.decode(data, geometry)
-  array = modality.mode(train=False).host(decoded, geometry, None)
+  name = modality.native_modes.get(unit, "") if key in STATED else ""
+  array = modality.mode(name, train=False).host(decoded, geometry, None)
   assert isinstance(array, np.ndarray)
 
 

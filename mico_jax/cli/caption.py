@@ -94,8 +94,9 @@ def run(args: argparse.Namespace) -> int:
   for key in dict.fromkeys(spec.key for spec in specs):
     places = [i for i, spec in enumerate(specs) if spec.key == key]
     items = [
-      Item(specs[i].path, specs[i].depth_unit, args.files[i], file=True)
+      Item(s.path, s.unit, args.files[i], True, s.rate, s.channels)
       for i in places
+      for s in (specs[i],)
     ]
 
     def write(some: Sequence[tuple[int, Item]], key: str = key) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mico_jax import json_text
-from mico_jax.cli import common, data_protocol
+from mico_jax.cli import common, data_protocol, source_arguments
 from mico_jax.config import ConfigError, SourceConfig, parse_override
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     "--depth-unit", default="", metavar="UNIT",
     help="manifest: metre, millimetre or relative",
   )  # fmt: skip
+  source_arguments.add_stated(parser)
   parser.add_argument(
     "--metadata", default="", metavar="PATTERN",
     help="videos: list of clips and captions (csv tsv json jsonl parquet)",
@@ -199,7 +200,10 @@ def _told(job: Job, report: BuildReport) -> dict[str, Any]:
       f"and {len(report.skipped) - NAMED} more; the others stand in "
       f"{job.out}/*.status.{job.status}"
     )
-  shown = ("kind", "path", "split", "fields", "captions", "depth_unit")
+  shown = (
+    *("kind", "path", "split", "fields", "captions", "depth_unit"),
+    *("units", "rates", "channels"),
+  )
   source = {
     name: value
     for name, value in dataclasses.asdict(report.source).items()
@@ -291,7 +295,10 @@ def _recipe(path: str) -> tuple[list[str], dict[str, dict[str, Any]]]:
 
 # What only one kind of input reads, by its flag.
 _READS = {
-  "manifest": ("root", "field", "drop", "depth_unit"),
+  "manifest": (
+    *("root", "field", "drop", "depth_unit"),
+    *("unit", "rate", "channels"),
+  ),
   "videos": ("metadata", "layout", "sidecars"),
   "tars": ("key_dot",),
 }
@@ -321,6 +328,7 @@ def _input(args: argparse.Namespace, staged: bool) -> Input:
       fields=_pairs("--field", args.field),
       captions=columns,
       depth_unit=args.depth_unit,
+      **source_arguments.stated_fields(args),
     )
     return ManifestInput(source, drop=tuple(args.drop), open_files=staged)
   if kind == "tars":

@@ -15,6 +15,7 @@ _OTHERS = {
   "require": "", "engine": "local", "processes": None, "split": "", "root": "",
   "field": [], "drop": [], "depth_unit": "", "metadata": "",
   "layout": "columns", "column": [], "sidecars": False, "key_dot": "first",
+  "unit": [], "rate": [], "channels": [],
 }  # fmt: skip
 
 

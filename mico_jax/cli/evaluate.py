@@ -137,7 +137,10 @@ def run(args: argparse.Namespace) -> int:
   return 0
 
 
-_OF_DATA = ("kind", "field", "where", "option", "caption", "root", "depth_unit")
+_OF_DATA = (
+  *("kind", "field", "where", "option", "caption", "root", "depth_unit"),
+  *("unit", "rate", "channels"),
+)
 
 
 def _data(

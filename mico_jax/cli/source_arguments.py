@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ def add_kind(parser: argparse.ArgumentParser, *, path: bool = True) -> None:
 
 
 def add_fields(parser: argparse.ArgumentParser) -> None:
-  """Adds --split, --field, --root and --depth-unit."""
+  """Adds --split, --field, --root and what is stated of samples."""
   parser.add_argument("--split", default="", help="default: all samples")
   parser.add_argument(
     "--field",
@@ -71,8 +72,46 @@ def add_fields(parser: argparse.ArgumentParser) -> None:
     "--depth-unit",
     choices=("metre", "millimetre", "relative"),
     default="",
-    help="of depth maps",
+    help="of depth maps: the same as --unit depth=UNIT",
   )
+  add_stated(parser)
+
+
+def add_stated(parser: argparse.ArgumentParser) -> None:
+  """Adds --unit, --rate and --channels."""
+  for flag, value, text in (
+    ("--unit", "UNIT", "unit of a modality's values, such as depth=millimetre"),
+    ("--rate", "HZ", "samples of a modality's series per second"),
+    ("--channels", "A,B,C", "names of its channels, in their order"),
+  ):
+    parser.add_argument(
+      flag,
+      action="append",
+      default=[],
+      metavar=f"KEY={value}",
+      help=f"{text}, where files do not say it; may be repeated",
+    )
+
+
+def stated_fields(args: argparse.Namespace) -> dict[str, Any]:
+  """Fields of `SourceConfig` that --unit, --rate and --channels set.
+
+  Raises:
+    ConfigError: for other texts than NAME=VALUE, and rates that are no numbers.
+  """
+  rates = {}
+  for key, text in pairs(args.rate, "--rate", parse=False).items():
+    try:
+      rates[key] = float(text)
+    except ValueError:
+      rates[key] = 0.0
+    if not 0 < rates[key] < math.inf:
+      raise ConfigError(f"--rate {key}={text}: no number of Hz above 0.")
+  return {
+    "units": pairs(args.unit, "--unit", parse=False),
+    "rates": rates,
+    "channels": pairs(args.channels, "--channels", parse=False),
+  }
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -163,6 +202,7 @@ def spec_of(
     fields=pairs(args.field, "--field", parse=False),
     captions=pairs(args.caption, "--caption", parse=False),
     depth_unit=args.depth_unit,
+    **stated_fields(args),
     options=pairs(args.option, "--option", parse=True),
   )
 

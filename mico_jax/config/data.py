@@ -120,6 +120,18 @@ class SourceConfig:
   captions: NameMap = field(default_factory=dict)
   # "metre" | "millimetre" | "relative"
   depth_unit: Annotated[str, Choice("", "metre", "millimetre", "relative")] = ""
+  # Modality -> unit of its values, such as {"thermal": "kelvin"}, where its
+  # files do not say it; docs/modalities.md lists the units.
+  units: Annotated[Mapping[Name, Label], Items(0, 64)] = field(
+    default_factory=dict
+  )
+  # Modality -> samples per second of its series, where files do not say it.
+  rates: Annotated[
+    Mapping[Name, Annotated[float, Range(1e-9, 1e9, "Hz")]], Items(0, 64)
+  ] = field(default_factory=dict)
+  # Modality -> names of the channels of its series, in the order of the arrays,
+  # joined by commas; of tables the columns that are read.
+  channels: NameMap = field(default_factory=dict)
   # Of clips that are stored as frames without times, for sampling "fps"; 0:
   # unknown.
   frame_rate: Annotated[float, Range(0.0, 1000.0, "frames per second")] = 0.0

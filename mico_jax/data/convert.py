@@ -329,6 +329,9 @@ class _Job:
       split=self._spec.split,
       fields=dict(fields),
       depth_unit=self._spec.depth_unit or SOURCES[self._spec.kind].depth_unit,
+      units=self._spec.units,
+      rates=self._spec.rates,
+      channels=self._spec.channels,
       frame_rate=self._spec.frame_rate,
     )
 

@@ -62,22 +62,27 @@ def _check_alignment(
     )
 
 
-def check_unit(config: Config, source: str, key: str) -> None:
-  """Checks that a source has a unit for a modality, which its modes accept.
+def check_stated(config: Config, source: str, key: str) -> None:
+  """Checks that a source states what a modality needs, and its modes accept.
 
   Raises:
     ConfigError: otherwise, since no sample of the source could be read.
   """
-  g = geometry(config, key, source)
-  *first, last = MODALITIES[key].units
-  if not g.depth_unit:
+  modality = MODALITIES[key]
+  if not modality.stated:
+    return
+  where, g = f"data.sources.{source}", geometry(config, key, source)
+  field = f"{where}.{modality.unit_field or f'units[{key!r}]'}"
+  if modality.units and not g.unit and not modality.in_file:
+    *first, last = modality.units
     raise ConfigError(
-      f"data.sources.{source}.depth_unit is empty; {key} needs its unit: "
-      f"{', '.join(first)} or {last}."
+      f"{field} is empty; {key} needs its unit: {', '.join(first)} or {last}."
     )
-  example = MODALITIES[key].example(g, 0)
+  if not g.unit:
+    return
+  example = modality.example(g, 0)
   try:
     for train in (True, False):
       preprocessing.mode_of(config, key, train=train).host(example, g, None)
   except ValueError as error:
-    raise ConfigError(f"data.sources.{source}.depth_unit: {error}") from error
+    raise ConfigError(f"{field}: {error}") from error

@@ -11,7 +11,7 @@ import dataclasses
 
 from mico_jax.config import Config
 from mico_jax.data.samples import groups_of, keys_of
-from mico_jax.data.sources import SOURCES
+from mico_jax.data.statements import stated
 from mico_jax.modalities import MODALITIES, preprocessing
 
 
@@ -24,12 +24,12 @@ def pin_modes(config: Config) -> Config:
   Args:
     config: of a run, its groups and sources checked.
   """
-  units = _units(config)
   groups = [g for task in config.tasks.values() for g in groups_of(task)]
   used = {*keys_of(groups), *config.data.inputs}
   inputs = dict(config.data.inputs)
   for key, modality in MODALITIES.items():
     options = preprocessing.input_config(config, key)
+    units = _units(config, key)
     modes = {modality.native_modes.get(unit, "") for unit in units}
     if key in used and not options.mode and len(modes) == 1 and "" not in modes:
       inputs[key] = dataclasses.replace(options, mode=modes.pop())
@@ -37,11 +37,10 @@ def pin_modes(config: Config) -> Config:
   return dataclasses.replace(config, data=data)
 
 
-def _units(config: Config) -> set[str]:
+def _units(config: Config, key: str) -> set[str]:
   """The units that the sources of the tasks and of the evaluation declare."""
   settings, sources = config.evaluation, config.data.sources
   names = {settings.source, settings.probe_source}
   names.update(*(task.sources for task in config.tasks.values()))
   specs = [sources[name] for name in names if name in sources]
-  declared = {s.depth_unit or SOURCES[s.kind].depth_unit for s in specs}
-  return declared - {""}
+  return {stated(spec, key).unit for spec in specs} - {""}

@@ -28,7 +28,7 @@ from mico_jax.data.batch_maker import BatchMaker
 from mico_jax.data.batches import batch_spec, empty_batch
 from mico_jax.data.gallery import evaluation_batches
 from mico_jax.data.guard import StalledDecoder
-from mico_jax.data.input_checks import check_inputs, check_unit
+from mico_jax.data.input_checks import check_inputs, check_stated
 from mico_jax.data.order import Order
 from mico_jax.data.sample_trace import TraceRow, sample_name, trace
 from mico_jax.data.samples import groups_of, keys_of
@@ -37,7 +37,7 @@ from mico_jax.data.stalled import Stalled
 from mico_jax.data.text_classes import text_classes
 from mico_jax.data.text_lengths import Classes
 from mico_jax.data.tokenizer import Tokenizer
-from mico_jax.modalities import MODALITIES, DecodeError
+from mico_jax.modalities import DecodeError
 
 __all__ = [
   "Pipeline",
@@ -148,8 +148,8 @@ class Pipeline:
         continue
       have = set(record.media) | set(record.captions)
       for key in keys:
-        if MODALITIES[key].units and key in record.media:
-          check_unit(self._config, name, key)
+        if key in record.media:
+          check_stated(self._config, name, key)
       if keys and not have & set(keys):
         raise ConfigError(
           f"tasks.{task} needs {' or '.join(keys)}, but samples of source "

@@ -1,7 +1,8 @@
 """What a manifest writes for a file, and how it is read.
 
-`photo.jpg`, `shard.tar:member`, `arrays.npz:name` or `arrays.npz:name[7]`, or a
-list of those (frames). Paths are relative to the manifest's folder and may not
+`photo.jpg`, `shard.tar:member`, `arrays.npz:name` or `arrays.npz:name[7]`,
+`table.csv:rows[0:336]` (its header and 336 lines), or a list of those (frames).
+Paths are relative to the manifest's folder and may not
 leave it, links included, unless the source's `root` names a wider folder.
 
 Open: an .npz in a store is not read ahead, as its directory tells where arrays
@@ -31,6 +32,10 @@ _TAR = re.compile(r"(?P<file>.+?\.tar):(?P<member>.+)")
 _NPZ = re.compile(
   r"(?P<file>.+?\.npz):(?P<name>\w+)(\[(?P<index>-?\d{1,18})\])?"
 )
+_ROWS = re.compile(
+  r"(?P<file>.+?\.csv):rows\[(?P<first>\d{1,18}):(?P<end>\d{1,18})\]"
+)
+_TABLES = 4  # tables kept in memory
 _ARRAY_BYTES = 2**30  # arrays of .npz files kept in memory
 
 
@@ -74,6 +79,7 @@ class FileReader:
     self._lock = threading.RLock()
     self._tars: dict[str, TarIndex] = {}
     self._arrays: OrderedDict[str, np.ndarray] = OrderedDict()
+    self._tables: OrderedDict[str, list[bytes]] = OrderedDict()
 
   def resolve(self, path: str) -> str:
     """The full path.
@@ -123,6 +129,14 @@ class FileReader:
           f"{short(reference)}: the array has {count} entries, counted from 0."
         )
       return array[index]
+    if match := _ROWS.fullmatch(reference):
+      first, end = int(match["first"]), int(match["end"])
+      head, *rows = self._table(match["file"])
+      if not first < end <= len(rows):
+        raise DecodeError(
+          f"{short(reference)}: the table has {len(rows)} rows, counted from 0."
+        )
+      return b"".join([head, *rows[first:end]])
     return self._storage.read(self.resolve(reference))
 
   def spans(self, reference: Any) -> list[Span]:
@@ -133,7 +147,9 @@ class FileReader:
     """
     if isinstance(reference, (list, tuple)):
       return [span for item in reference for span in self.spans(item)]
-    if not isinstance(reference, str) or _NPZ.fullmatch(reference):
+    if not isinstance(reference, str) or any(
+      pattern.fullmatch(reference) for pattern in (_NPZ, _ROWS)
+    ):
       return []
     if match := _TAR.fullmatch(reference):
       return [self.tar(match["file"]).span(match["member"])]
@@ -145,6 +161,22 @@ class FileReader:
       if path not in self._tars:
         self._tars[path] = TarIndex(self.resolve(path), self._storage)
       return self._tars[path]
+
+  def _table(self, path: str) -> list[bytes]:
+    """The lines of a table, the header first; a cell holds no line break."""
+    with self._lock:
+      if path not in self._tables:
+        data: bytes = self._storage.read(self.resolve(path))
+        lines = [x for x in data.splitlines(keepends=True) if x.strip()]
+        if not lines:
+          raise DecodeError(f"{short(path)}: the table is empty.")
+        if not lines[-1].endswith((b"\n", b"\r")):
+          lines[-1] += b"\n"
+        self._tables[path] = lines
+        while len(self._tables) > _TABLES:
+          self._tables.popitem(last=False)
+      self._tables.move_to_end(path)
+      return self._tables[path]
 
   def _array(self, path: str, name: str) -> np.ndarray:
     key = f"{path}:{name}"

@@ -19,7 +19,7 @@ from mico_jax.data.cache import DecodedCache
 from mico_jax.data.faults import guarded
 from mico_jax.data.order import generator
 from mico_jax.data.records import Record
-from mico_jax.data.sources import SOURCES
+from mico_jax.data.statements import stated, without_source
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import (
   MODALITIES,
@@ -70,20 +70,18 @@ def geometry(
   Args:
     config: of the run.
     key: modality.
-    source: data source, for its depth unit and frame rate; "": the unit of the
-      first one with a unit.
+    source: data source, for what it states of its samples; "": what the first
+      one that states something says.
     draft: as `preprocessing.geometry`.
   """
-  sources, rate = config.data.sources, 0.0
+  rate = 0.0
   if source:
-    spec = sources[source]
-    unit = spec.depth_unit or SOURCES[spec.kind].depth_unit
-    rate = spec.frame_rate
+    spec = config.data.sources[source]
+    said, rate = stated(spec, key), spec.frame_rate
   else:
-    units = [s.depth_unit for s in sources.values() if s.depth_unit]
-    unit = units[0] if units else "metre"
+    said = without_source(config, key)
   return preprocessing.geometry(
-    config, key, depth_unit=unit, frame_rate=rate, draft=draft
+    config, key, stated=said, frame_rate=rate, draft=draft
   )
 
 

@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 from mico_jax.config import Config
 from mico_jax.data.faults import guarded
 from mico_jax.data.guard import Guard, StalledDecoder
-from mico_jax.data.input_checks import check_unit
+from mico_jax.data.input_checks import check_stated
 from mico_jax.data.media_files import describe_medium
 from mico_jax.data.perceptual import difference_hash
 from mico_jax.data.records import Record
 from mico_jax.data.samples import load_inputs
 from mico_jax.data.sources import Source
-from mico_jax.modalities import MODALITIES, DecodeError
+from mico_jax.modalities import DecodeError
 
 T = TypeVar("T")
 
@@ -150,8 +150,7 @@ class Survey:
 
   def _decode(self, sample: Looked, record: Record) -> None:
     for key in record.media:
-      if MODALITIES[key].units:
-        check_unit(self.config, self.name, key)
+      check_stated(self.config, self.name, key)
       try:
         load_inputs(self.config, record, self.name, (key,), None)
       except DecodeError as error:

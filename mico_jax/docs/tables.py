@@ -58,7 +58,7 @@ def modalities_page() -> str:
   """The page about modalities and their preprocessing modes."""
   text = f"{HEAD}\n# Modalities\n\n"
   text += markdown_table(
-    ("key", "letter", "kind", "array", "unit", "files", "notes"),
+    ("key", "letter", "kind", "array", "unit", "files", "stated", "notes"),
     (
       (
         name,
@@ -67,10 +67,17 @@ def modalities_page() -> str:
         f"{m.spec.dtype} [{' '.join(m.spec.dims)}]",
         m.spec.unit,
         " ".join(m.extensions) or f"`{name}:FILE`",
+        _stated(m),
         m.notes,
       )
       for name, m in MODALITIES.items()
     ),
+  )
+  text += (
+    "\nWhat is stated stands in `data.sources.NAME.units`, `rates` and "
+    "`channels` (`--unit`, `--rate`, `--channels` of the commands), or before "
+    "a file: `KEY:UNIT@RATE@CHANNELS:FILE`, rates in Hz. A file that says it "
+    "itself needs no statement, and must not contradict one.\n"
   )
   text += "\n## Preprocessing modes\n\n`data.inputs.<key>.mode`:\n\n"
   text += markdown_table(
@@ -89,6 +96,16 @@ def modalities_page() -> str:
     ),
   )
   return text
+
+
+def _stated(modality: Modality) -> str:
+  """What sources state of a modality."""
+  parts = [f"unit: {', '.join(f'`{u}`' for u in modality.units)}"]
+  parts = parts if modality.units else []
+  parts += ["rate"] if modality.rate else []
+  parts += ["channels"] if modality.named else []
+  text = "; ".join(parts)
+  return f"{text} (or by the file)" if text and modality.in_file else text
 
 
 def _for_units(modality: Modality, mode: str) -> tuple[bool, str]:

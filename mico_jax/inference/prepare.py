@@ -7,6 +7,7 @@ the checkpoint's config, in its deterministic evaluation modes.
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from mico_jax.config import Config
 from mico_jax.data.faults import guarded
 from mico_jax.data.guard import Guard
+from mico_jax.data.statements import common_channels
 from mico_jax.data.storage import Storage
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import (
@@ -24,6 +26,7 @@ from mico_jax.modalities import (
   Geometry,
   Modality,
   Mode,
+  Stated,
   as_configured,
   has_text,
   letters,
@@ -34,9 +37,9 @@ from mico_jax.modalities.items import (
   Item,
   as_array,
   as_item,
-  check_bare_depth,
   name_of,
   not_finite,
+  stated_of,
 )
 
 _LENGTH = 40  # tokens of a text where the config states none
@@ -73,10 +76,20 @@ class Preparer:
     """The evaluation preprocessing of a modality."""
     return preprocessing.mode_of(self.config, key, train=False)
 
-  def geometry(self, key: str, depth_unit: str = "") -> Geometry:
-    """Sizes and units for decoding one sample of a modality."""
-    unit = depth_unit or self.mode(key).unit
-    return preprocessing.geometry(self.config, key, depth_unit=unit)
+  def geometry(self, key: str, stated: Stated | None = None) -> Geometry:
+    """Sizes, and what is stated, for decoding one sample of a modality.
+
+    Args:
+      key: modality.
+      stated: of the sample; None: what holds of bare arrays of floats.
+    """
+    modality = MODALITIES[key]
+    if stated is None:
+      stated = Stated(self.mode(key).unit, modality.rate)
+    if modality.named and not stated.channels:
+      channels = common_channels(self.config, key)
+      stated = dataclasses.replace(stated, channels=channels)
+    return preprocessing.geometry(self.config, key, stated=stated)
 
   def describe(self) -> dict[str, Any]:
     """Preprocessing of every modality, for the manifest."""
@@ -137,9 +150,8 @@ class Preparer:
     if modality.kind == "interface":
       text = modality.decode(raw, self.geometry(key))
       return self.tokenizer.encode(text, self.max_length(key))
-    if modality.units and not item.depth_unit:
-      check_bare_depth(item.value, self.mode(key).unit)
-    geometry = self.geometry(key, item.depth_unit)
+    stated = stated_of(modality, item, item.value, self.mode(key).unit)
+    geometry = self.geometry(key, stated)
     decoded = modality.decode(raw, geometry)
     return preprocessing.host_array(
       modality, self.mode(key), decoded, geometry, None

@@ -74,7 +74,9 @@ def score(
     raise ValueError("score takes paths of files; embed and match take data.")
   specs = [file_spec(os.fspath(f)) for f in files]
   items = [
-    Item(spec.path, spec.depth_unit, os.fspath(file), True)
+    Item(
+      *(spec.path, spec.unit, os.fspath(file), True, spec.rate, spec.channels)
+    )
     for spec, file in zip(specs, files, strict=True)
   ]
   return score_items(model, texts, [s.key for s in specs], items, skip=skip)

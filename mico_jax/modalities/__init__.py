@@ -12,6 +12,7 @@ from collections.abc import Collection
 
 from mico_jax.modalities.audio import AUDIO
 from mico_jax.modalities.base import (
+  UNSTATED,
   WHOLE,
   Alias,
   ArraySpec,
@@ -21,14 +22,21 @@ from mico_jax.modalities.base import (
   Geometry,
   Modality,
   Mode,
+  Stated,
 )
+from mico_jax.modalities.biosignal import BIOSIGNAL
 from mico_jax.modalities.depth import DEPTH
 from mico_jax.modalities.files import FileSpec, parse_file
+from mico_jax.modalities.generic_signal import SIGNAL
 from mico_jax.modalities.image import IMAGE
+from mico_jax.modalities.imu import IMU
 from mico_jax.modalities.normal import NORMAL
 from mico_jax.modalities.subtitle import SUBTITLE
 from mico_jax.modalities.text import TEXT
+from mico_jax.modalities.thermal import THERMAL
+from mico_jax.modalities.timeseries import TIMESERIES
 from mico_jax.modalities.video import VIDEO
+from mico_jax.modalities.xray import XRAY
 
 MODALITIES: dict[str, Modality] = {
   "image": IMAGE,
@@ -36,6 +44,12 @@ MODALITIES: dict[str, Modality] = {
   "audio": AUDIO,
   "depth": DEPTH,
   "normal": NORMAL,
+  "thermal": THERMAL,
+  "xray": XRAY,
+  "imu": IMU,
+  "biosignal": BIOSIGNAL,
+  "timeseries": TIMESERIES,
+  "signal": SIGNAL,
   "subtitle": SUBTITLE,
   "text": TEXT,
 }
@@ -163,10 +177,10 @@ def by_extension(suffix: str) -> Modality | None:
 
 
 def file_spec(text: str) -> FileSpec:
-  """Modality and depth unit of a file named on the command line.
+  """Modality of a file named on the command line, and what is stated of it.
 
   The modality follows from the file's extension unless it is written in front:
-  "normal:FILE", "depth:mm:FILE".
+  "normal:FILE", "depth:mm:FILE", "imu:g,deg/s@50:FILE".
 
   Raises:
     ValueError: for an unknown file type, naming the known ones.
@@ -177,6 +191,7 @@ def file_spec(text: str) -> FileSpec:
 __all__ = [
   "KNOWLEDGE",
   "MODALITIES",
+  "UNSTATED",
   "WHOLE",
   "Alias",
   "ArraySpec",
@@ -187,6 +202,7 @@ __all__ = [
   "Geometry",
   "Modality",
   "Mode",
+  "Stated",
   "as_configured",
   "by_extension",
   "by_letter",

@@ -35,13 +35,31 @@ class ArraySpec:
 
 
 @dataclass(frozen=True)
+class Stated:
+  """What is stated of a sample by its source, by a file's name or by a user.
+
+  Attributes:
+    unit: of the values, one of `Modality.units`; "": not stated.
+    rate: samples of a series per second, in Hz; 0: not stated.
+    channels: names of the channels in their order; (): not stated.
+  """
+
+  unit: str = ""
+  rate: float = 0.0
+  channels: tuple[str, ...] = ()
+
+
+UNSTATED = Stated()
+
+
+@dataclass(frozen=True)
 class Geometry:
   """Sizes that decoding and transforms need, resolved from the config."""
 
   frames: int  # T
   size: int  # Y = X: the encoder's image_size
   audio: AudioConfig = AudioConfig()
-  depth_unit: str = ""  # of the source: "metre" | "millimetre" | "relative"
+  unit: str = ""  # that is stated of the sample, one of `Modality.units`
   max_pixels: int = 120_000_000
   sampling: str = "chunk"  # key of `sampling.SAMPLINGS`
   fps: float = 1.0  # frames per second that sampling "fps" takes
@@ -50,6 +68,8 @@ class Geometry:
   draft: float = (
     0.0  # least shorter side of a reduced JPEG, in `size`; 0: whole
   )
+  rate: float = 0.0  # that is stated of a series, in Hz; 0: none
+  channels: tuple[str, ...] = ()  # that are stated of it, in order
 
 
 @dataclass(frozen=True)
@@ -199,6 +219,15 @@ class Modality:
     extensions: file types that imply this modality.
     default_input: options unless the config has `data.inputs` for it.
     units: of its values, one of which each source must name; (): none.
+    unit_names: other names of the units, in names of files ("depth:mm:FILE").
+    unit_field: field of a source's config that may name the unit, too; "":
+      `units` alone does.
+    rate: in Hz, to which its series are resampled, so that each source must
+      state theirs; 0: they are taken as they are, or are none.
+    channels: names of the channels of a series, in the order of its arrays.
+    named: whether sources may name the channels of their series.
+    in_file: whether its files may state unit, rate and channels themselves, so
+      that a source need not.
     rated: whether raw arrays come as (samples, sample rate).
     draw: maps a frame to what a sheet draws; None: as it is.
     play: maps (decoded sample, geometry) to what a page plays, mono samples in
@@ -224,6 +253,12 @@ class Modality:
   extensions: tuple[str, ...] = ()
   default_input: InputConfig = InputConfig()
   units: tuple[str, ...] = ()
+  unit_names: Mapping[str, str] = field(default_factory=dict)
+  unit_field: str = ""
+  rate: float = 0.0
+  channels: tuple[str, ...] = ()
+  named: bool = False
+  in_file: bool = False
   native_modes: Mapping[str, str] = field(default_factory=dict)
   rated: bool = False
   draw: Callable[[np.ndarray], np.ndarray] | None = None
@@ -234,6 +269,24 @@ class Modality:
   def head(self) -> str:
     """Letter of the contrastive head."""
     return self.head_letter or self.letter
+
+  @property
+  def stated(self) -> bool:
+    """Whether there is anything to state of a sample: unit, rate, channels."""
+    return bool(self.units or self.rate or self.named)
+
+  def unit_of(self, name: str) -> str:
+    """The unit of one of its names; "": there is none of that name."""
+    return name if name in self.units else self.unit_names.get(name, "")
+
+  @property
+  def statements(self) -> tuple[str, ...]:
+    """How units are written in names of files, the shortest of each."""
+    names = {unit: unit for unit in self.units}
+    for name, unit in self.unit_names.items():
+      names[unit] = min(names[unit], name, key=len)
+    rate = "@RATE" if self.rate else ""
+    return tuple(f"{name}{rate}" for name in names.values())
 
   @property
   def caption_kind(self) -> str:

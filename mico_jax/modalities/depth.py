@@ -125,7 +125,7 @@ def decode_depth(raw: Any, geometry: Geometry) -> Clip:
       metric values, and values that do not fit the declared unit.
     ValueError: without a unit.
   """
-  unit = geometry.depth_unit
+  unit = geometry.unit
   if unit not in UNITS:
     raise ValueError(
       f"depth without a unit (depth_unit={unit!r}); set the source's "
@@ -191,10 +191,10 @@ def _mode(
     *,
     augment: Augmentation | None = None,
   ) -> np.ndarray:
-    if relative != (geometry.depth_unit == "relative"):
+    if relative != (geometry.unit == "relative"):
       raise ValueError(
         f"depth mode {name!r} does not fit a source whose depth_unit is "
-        f"{geometry.depth_unit!r}; set data.inputs.depth.mode."
+        f"{geometry.unit!r}; set data.inputs.depth.mode."
       )
     frames, view = augmented_clip(
       *(clip, geometry, rng, place, resize_nearest, augment if seen else None)
@@ -236,10 +236,10 @@ def _official_host(
   *,
   augment: Augmentation | None = None,
 ) -> np.ndarray:
-  if geometry.depth_unit != "relative":
+  if geometry.unit != "relative":
     raise ValueError(
       "depth mode 'relative_mico_demo' takes relative depth, not "
-      f"{geometry.depth_unit!r}; write depth:relative:FILE."
+      f"{geometry.unit!r}; write depth:relative:FILE."
     )
 
   def resize(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -260,7 +260,7 @@ def example_depth(geometry: Geometry, seed: int) -> Clip:
   """A tilted plane with a bump, in the source's unit."""
   y, x = np.mgrid[0 : geometry.size, 0 : geometry.size] / geometry.size
   plane = 0.4 + 0.3 * y + 0.2 * np.sin(5 * x + seed)
-  plane = plane * (1.0 if geometry.depth_unit == "relative" else 6.0)
+  plane = plane * (1.0 if geometry.unit == "relative" else 6.0)
   return ArrayClip(np.repeat(plane[None], geometry.frames, 0).astype("float32"))
 
 
@@ -320,5 +320,7 @@ DEPTH = Modality(
   context_type="depth",
   caption=Caption("depth", fallback=("omni", "vision")),
   units=UNITS,
+  unit_names={"m": "metre", "mm": "millimetre"},
+  unit_field="depth_unit",
   notes="untyped 16-bit PNGs are refused: say depth:mm:FILE.png",
 )

@@ -16,7 +16,14 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 from PIL import Image
 
-from mico_jax.modalities import MODALITIES, DecodeError, file_spec
+from mico_jax.modalities import (
+  MODALITIES,
+  DecodeError,
+  Modality,
+  Stated,
+  file_spec,
+)
+from mico_jax.modalities.files import written
 
 
 @dataclass(frozen=True)
@@ -26,15 +33,21 @@ class Item:
   Attributes:
     value: path, bytes, raw array, Pillow image, text, or a function that
       returns one of these.
-    depth_unit: of a depth map: "metre", "millimetre" or "relative".
+    unit: of the values of a depth map ("metre", "millimetre", "relative") or of
+      another modality that has `Modality.units`.
     name: for error messages and tables.
     file: whether the value of a text modality is a path instead of the text.
+    rate: samples of a series per second, in Hz; 0: its file says it.
+    channels: names of its channels in their order; (): its file says them, or
+      they are those of the modality.
   """
 
   value: Any
-  depth_unit: str = ""
+  unit: str = ""
   name: str = ""
   file: bool = False
+  rate: float = 0.0
+  channels: tuple[str, ...] = ()
 
 
 def as_array(raw: Any) -> Any:
@@ -61,8 +74,8 @@ def as_list(key: str, values: Any) -> Sequence[Any]:
   """The inputs of a modality as a list.
 
   A single text, path, content of a file, Pillow image, (array, rate) pair of
-  sound, or array of one input becomes a list of one. An array of texts or paths
-  is a list.
+  a sound or series, or array of one input becomes a list of one. An array of
+  texts or paths is a list.
 
   Args:
     key: modality.
@@ -80,14 +93,20 @@ def as_list(key: str, values: Any) -> Sequence[Any]:
     raise ValueError(
       f"{key} must be a list of inputs, got {type(values).__name__}."
     )
-  if (
-    key == "audio"
-    and isinstance(values, tuple)
-    and len(values) == 2
-    and isinstance(values[1], numbers.Real)
-  ):
+  modality = MODALITIES.get(key)  # an exported folder may lack a record
+  if modality is not None and _has_rate(modality, values):
     return [values]
   return values
+
+
+def _has_rate(modality: Modality, value: Any) -> bool:
+  """Whether a value is (array, rate in Hz)."""
+  return (
+    modality.rated
+    and isinstance(value, tuple)
+    and len(value) == 2
+    and isinstance(value[1], numbers.Real)
+  )
 
 
 def _array_as_list(key: str, array: Shaped[np.ndarray, "..."]) -> Sequence[Any]:
@@ -96,7 +115,8 @@ def _array_as_list(key: str, array: Shaped[np.ndarray, "..."]) -> Sequence[Any]:
   modality = MODALITIES[key]
   # Axes of an input without frames; a sound is [samples].
   plain = 1 if key == "audio" else len(modality.spec.dims) - 1
-  channel = key == "depth" and array.ndim > 1 and array.shape[-1] == 1
+  maps = modality.spec.dims == ("T", "Y", "X") and not modality.rated
+  channel = maps and array.ndim > 1 and array.shape[-1] == 1
   several = array.ndim - channel > plain and len(array) > 1
   if several and (array.ndim - channel > plain + 1 or key != "video"):
     raise ValueError(
@@ -110,30 +130,37 @@ def as_item(key: str, value: Any) -> Item:
   """Wraps one entry of `embed(image=[...])`.
 
   Paths of depth maps start with their unit, "mm:d.png" or "depth:m:d.npy", also
-  in a list of frames.
+  in a list of frames; so do those of other modalities of which something is
+  stated ("imu:g,deg/s@50:walk.npy", see `mico_jax.modalities.files`).
 
   Args:
     key: modality.
     value: as the user wrote it.
 
   Raises:
-    ValueError: for the path of a depth map without a unit, and for frames of
+    ValueError: for the path of a map without a unit, and for frames of
       different units.
   """
   if isinstance(value, Item):
     return value
-  if MODALITIES[key].kind == "interface":
+  modality = MODALITIES[key]
+  if modality.kind == "interface":
     return Item(value, name=str(value)[:40])
   if isinstance(value, (str, os.PathLike)):
     text = os.fspath(value)
-    if key == "depth":
-      spec = file_spec(text if text.startswith("depth:") else f"depth:{text}")
-      return Item(spec.path, spec.depth_unit, spec.path)
-    return Item(text, name=text)
-  if key == "depth" and isinstance(value, (list, tuple)) and value:
+    if not modality.stated:
+      return Item(text, name=text)
+    spec = file_spec(text if text.startswith(f"{key}:") else f"{key}:{text}")
+    return Item(
+      *(spec.path, spec.unit, spec.path),
+      rate=spec.rate,
+      channels=spec.channels,
+    )
+  several = isinstance(value, (list, tuple)) and not modality.rated
+  if modality.units and several and value:
     frames = [as_item(key, v) for v in value]
-    if len(units := {f.depth_unit for f in frames}) > 1:
-      raise ValueError(f"frames of one depth clip differ in unit: {units}.")
+    if len(units := {f.unit for f in frames}) > 1:
+      raise ValueError(f"frames of one {key} clip differ in unit: {units}.")
     return Item([f.value for f in frames], units.pop(), frames[0].name)
   return Item(value, name=f"<{type(value).__name__}>")
 
@@ -148,25 +175,39 @@ def name_of(key: str, value: Any) -> str:
     return os.fspath(value)[:80] if plain else kind
 
 
-def check_bare_depth(value: Any, unit: str) -> None:
-  """Checks that depth without a unit is an array of floats, or a list of them.
+def stated_of(modality: Modality, item: Item, value: Any, unit: str) -> Stated:
+  """What is stated of an input, or holds of a bare array of floats.
+
+  Such an array is in the unit that the mode expects, and a series has the rate
+  of its modality and all its channels in their order, unless it says otherwise.
 
   Args:
-    value: of one input.
-    unit: "metre" or "relative": the unit that such arrays are taken to have.
+    modality: of the input.
+    item: the input.
+    value: of the item, or its content.
+    unit: that bare arrays are taken to have, such as "metre".
 
   Raises:
-    ValueError: for anything else.
+    ValueError: for anything else without a unit, unless its file may say it.
   """
-  arrays = value if isinstance(value, (list, tuple)) else [value]
-  floats = all(
+  stated = Stated(item.unit, item.rate, item.channels)
+  if item.unit or not (modality.units or modality.rate):
+    return stated
+  pair = _has_rate(modality, value)
+  several = isinstance(value, (list, tuple)) and not modality.rated
+  arrays = value[:1] if pair else value if several else [value]
+  if all(
     hasattr(x, "__array__") and as_array(x).dtype.kind == "f" for x in arrays
+  ):
+    rate = item.rate if pair else item.rate or modality.rate
+    return Stated(unit, rate, item.channels)
+  is_file = isinstance(value, (str, bytes, os.PathLike)) or callable(value)
+  if modality.in_file and is_file:
+    return stated
+  raise ValueError(
+    f"{modality.key} without a unit; write {written(modality)}, or give an "
+    f"array of floats in {unit} (an Item with a unit says another one)."
   )
-  if not floats:
-    raise ValueError(
-      "depth without a unit; write mm:FILE, m:FILE or relative:FILE, or give "
-      f"an array of floats in {unit} (an Item with a unit says another one)."
-    )
 
 
 def check_finite(

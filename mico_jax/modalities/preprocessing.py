@@ -15,11 +15,13 @@ from jaxtyping import Shaped
 from mico_jax.config import Config, InputConfig
 from mico_jax.modalities import (
   MODALITIES,
+  UNSTATED,
   CustomEmbedding,
   DecodeError,
   Geometry,
   Modality,
   Mode,
+  Stated,
 )
 from mico_jax.modalities.augmentation import Augmentation
 from mico_jax.modalities.sampling import CHUNK
@@ -46,7 +48,7 @@ def geometry(
   config: Config,
   key: str,
   *,
-  depth_unit: str = "",
+  stated: Stated = UNSTATED,
   frame_rate: float = 0.0,
   draft: bool = False,
 ) -> Geometry:
@@ -55,7 +57,7 @@ def geometry(
   Args:
     config: of the run.
     key: modality.
-    depth_unit: of the sample; needed for decoding only.
+    stated: of the sample; needed for decoding only.
     frame_rate: of its frames without times, per second; 0: unknown.
     draft: whether JPEG may be decoded at a reduced size, as in training.
   """
@@ -64,7 +66,9 @@ def geometry(
     frames=options.frames,
     size=config.model.vision.image_size,
     audio=config.data.audio,
-    depth_unit=depth_unit,
+    unit=stated.unit,
+    rate=stated.rate,
+    channels=stated.channels,
     max_pixels=config.data.max_pixels,
     sampling=options.sampling,
     fps=options.fps,

@@ -25,7 +25,7 @@ def test_fields_that_came_later_are_at_their_defaults(tmp_path):
   path.write_text(json.dumps(stored))
   with pytest.raises(ConfigError, match=r"sources\.train\.options\.delimiter"):
     claim_workdir(tmp_path, config)
-  stored["data"]["sources"]["train"] = {"colour": "red"}
+  stored["data"]["sources"]["train"] = {"blur": "red"}
   path.write_text(json.dumps(stored))
-  with pytest.raises(ConfigError, match=r"sources\.train\.colour: 'red', now"):
+  with pytest.raises(ConfigError, match=r"sources\.train\.blur: 'red', now"):
     claim_workdir(tmp_path, config)

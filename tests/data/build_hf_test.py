@@ -362,7 +362,7 @@ def test_a_build_by_models_of_every_kind(tmp_path):
     assert (how["values"], how["normalisation"], how["model"]) == (
       "inverse", "range of the clip", f"hf:{depth}",
     )  # fmt: skip
-    geometry = Geometry(frames=1, size=32, depth_unit="relative")
+    geometry = Geometry(frames=1, size=32, unit="relative")
     clip = MODALITIES["depth"].decode(record.media["depth"](), geometry)
     frame = next(
       f for t, f in raw_frames(tmp_path / "raw" / f"v00{i}.mp4") if t >= 0.49

@@ -550,7 +550,7 @@ def test_depth_and_normals_of_an_estimator(tmp_path, models):
     report = build.run(job)
     assert report.source.depth_unit == unit
     record = read(report)["v000"]
-    geometry = dataclasses.replace(GEOMETRY, depth_unit=unit)
+    geometry = dataclasses.replace(GEOMETRY, unit=unit)
     clip = MODALITIES["depth"].decode(record.media["depth"](), geometry)
     assert len(clip) == 2
     values = clip.take([0])[0]
@@ -654,7 +654,7 @@ def test_a_graph_of_onnx(tmp_path):
   job = job_of(raw, tmp_path / "out", "frames", "depth", options=options)
   report = build.run(job)
   record = read(report)["v001"]
-  geometry = dataclasses.replace(GEOMETRY, depth_unit="relative")
+  geometry = dataclasses.replace(GEOMETRY, unit="relative")
   values = MODALITIES["depth"].decode(record.media["depth"](), geometry)
   assert values.take([0]).shape == (1, 16, 24)
   frame = MODALITIES["video"].decode(record.media["video"](), GEOMETRY)

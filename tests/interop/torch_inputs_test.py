@@ -24,7 +24,7 @@ from mico_jax.data.tokenizer import (
 from mico_jax.inference.prepare import Item, Preparer
 from mico_jax.interop.exporting import export, torch_inputs
 from mico_jax.interop.exporting import torch_folder as exporter
-from mico_jax.modalities import DecodeError
+from mico_jax.modalities import DecodeError, Stated
 from mico_jax.testing.tiny_checkpoint import save_tiny, tiny_config
 
 torch = pytest.importorskip("torch")
@@ -51,18 +51,18 @@ class Sides:
     self.reader = self.module.Reader(settings)
 
   def ours(self, key: str, value: Any) -> np.ndarray:
-    unit = value.depth_unit if isinstance(value, Item) else ""
+    unit = value.unit if isinstance(value, Item) else ""
     if key == "depth" and isinstance(value, (str, pathlib.Path)):
       unit = "metre"  # only whether it is relative counts from here on
     array = self.preparer.prepare_one(key, value)
-    geometry = self.preparer.geometry(key, unit)
+    geometry = self.preparer.geometry(key, Stated(unit) if unit else None)
     mode = self.preparer.mode(key)
     return np.array(mode.to_pixels(array, geometry=geometry, xp=np))
 
   def theirs(self, key: str, value: Any) -> np.ndarray:
     if isinstance(value, Item):
       given = self.module.input_package().items
-      value = given.Item(value.value, value.depth_unit)
+      value = given.Item(value.value, value.unit)
     return self.reader.pixels(key, value).numpy()
 
   def read(self, key: str, value: Any) -> np.ndarray:

@@ -368,11 +368,13 @@ MODES = [
 @pytest.mark.parametrize(("key", "name"), MODES)
 def test_preprocessing(key, name, tmp_path):
   config = tiny_config()
-  unit = "relative" if "relative" in name else "metre"
+  read = MODALITIES[key]
   config = dataclasses.replace(
     config,
     model=dataclasses.replace(
       config.model,
+      heads=tuple(dict.fromkeys((*config.model.heads, read.head))),
+      frame_table={**config.model.frame_table, read.context_type: 2},
       vision=dataclasses.replace(config.model.vision, image_size=24),
     ),
     data=dataclasses.replace(
@@ -388,7 +390,12 @@ def test_preprocessing(key, name, tmp_path):
   raw: Any = rng.integers(0, 256, (3, 41, 30, 3), dtype=np.uint8)
   if key == "depth":
     raw = rng.random((41, 30)).astype(np.float32)
+    unit = "relative" if "relative" in name else "metre"
     assert common["inputs"][key]["unit"] == unit
+  elif key not in ("image", "video", "normal", "audio"):
+    raw = read.example(preparer.geometry(key), 1)
+    raw = raw if isinstance(raw, np.ndarray) else raw.take([0])[0]
+    assert common["inputs"][key].get("unit", "") == read.modes[name].unit
   elif key == "audio":
     raw = (rng.standard_normal(16000).astype(np.float32) * 0.1, 22050)
   mode = preparer.mode(key)

@@ -35,7 +35,7 @@ def picture(array: np.ndarray, kind: str = "png") -> bytes:
 
 def depth(raw, unit: str = "metre") -> np.ndarray:
   """Decoded depth, [T, Y, X]."""
-  clip = MODALITIES["depth"].decode(raw, Geometry(1, 32, depth_unit=unit))
+  clip = MODALITIES["depth"].decode(raw, Geometry(1, 32, unit=unit))
   return clip.take(range(len(clip)))
 
 
@@ -212,7 +212,7 @@ def peak():
   return int(re.search("VmHWM: *\\t *([0-9]+)", status)[1])
 data = open(sys.argv[1], "rb").read()
 start = peak()
-g = Geometry(1, 224, depth_unit="millimetre")
+g = Geometry(1, 224, unit="millimetre")
 depth = MODALITIES["depth"]
 x = depth.modes["metric"].host(depth.decode(data, g), g, None)
 print(peak() - start, x.shape, float(x[0, 100, 112]))
@@ -308,7 +308,7 @@ LIES = {
 @pytest.mark.parametrize("key", ["image", "depth", "normal"])
 def test_npy_files_are_not_taken_at_their_word(key, name):
   tracemalloc.start()
-  geometry = Geometry(1, 32, depth_unit="metre")
+  geometry = Geometry(1, 32, unit="metre")
   refused("npy file|shape|pixel|must be", MODALITIES[key].decode, LIES[name],
           geometry)  # fmt: skip
   assert tracemalloc.get_traced_memory()[1] < 8_000_000

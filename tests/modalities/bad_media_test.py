@@ -93,7 +93,7 @@ def test_truncated_image(kind):
 @pytest.mark.parametrize("key", ["image", "video", "audio", "depth", "normal"])
 @pytest.mark.parametrize("raw", [b"", b"this is no media file at all" * 40])
 def test_no_media(key, raw):
-  geometry = dataclasses.replace(GEOMETRY, depth_unit="metre")
+  geometry = dataclasses.replace(GEOMETRY, unit="metre")
   with pytest.raises(DecodeError) as error:
     _load(key, raw, geometry, "metric" if key == "depth" else "plain")
   _message(error)
@@ -103,7 +103,7 @@ def test_untyped_16_bit():
   data = _image(np.full((8, 8), 1500, np.uint16))
   with pytest.raises(DecodeError, match="depth:mm:FILE"):
     _load("image", data)
-  geometry = dataclasses.replace(GEOMETRY, depth_unit="millimetre")
+  geometry = dataclasses.replace(GEOMETRY, unit="millimetre")
   x = _load("depth", data, geometry, "metric")
   np.testing.assert_allclose(x, 1.5, rtol=1e-3)
 

@@ -15,7 +15,7 @@ from mico_jax.config import (
   SourceConfig,
   TaskConfig,
 )
-from mico_jax.data.input_checks import check_unit
+from mico_jax.data.input_checks import check_stated
 from mico_jax.data.native_modes import pin_modes
 from mico_jax.modalities import MODALITIES, Geometry
 from mico_jax.modalities.depth import FAR
@@ -93,8 +93,8 @@ def test_flat_and_empty_maps():
 
 
 def test_modes_check_the_unit():
-  clip = DEPTH.decode(room(), dataclasses.replace(GEOMETRY, depth_unit="metre"))
-  relative = dataclasses.replace(GEOMETRY, depth_unit="relative")
+  clip = DEPTH.decode(room(), dataclasses.replace(GEOMETRY, unit="metre"))
+  relative = dataclasses.replace(GEOMETRY, unit="relative")
   with pytest.raises(ValueError, match=r"inputs\.depth\.mode"):
     DEPTH.modes["metric_standardised"].host(clip, relative, None)
 
@@ -130,7 +130,7 @@ def test_new_runs_name_their_mode(units, want):
   assert pin_modes(pinned) == pinned
   if want == "" and len(units) > 1:
     with pytest.raises(ConfigError, match=r"s1\.depth_unit"):
-      check_unit(pinned, "s1", "depth")
+      check_stated(pinned, "s1", "depth")
 
 
 def test_a_named_mode_stays():

@@ -12,6 +12,7 @@ from mico_jax.config import ModelConfig
 from mico_jax.modalities import (
   KNOWLEDGE,
   MODALITIES,
+  CustomEmbedding,
   Geometry,
   as_configured,
   by_letter,
@@ -23,25 +24,30 @@ from mico_jax.modalities import (
   spatial,
 )
 
-GEOMETRY = Geometry(2, 32, depth_unit="metre")
+GEOMETRY = Geometry(2, 32, unit="metre")
+# Letter of an axis of patches -> its size.
+SIZES = {"T": 2, "Y": 32, "X": 32, "C": 3}
 CASES = [
   (key, name) for key in KNOWLEDGE for name in MODALITIES[key].modes
 ]  # fmt: skip
 
 
-def _geometry(name):
-  unit = "relative" if name.startswith("relative") else "metre"
-  return dataclasses.replace(GEOMETRY, depth_unit=unit)
+def _sizes(modality):
+  """(shape of what is sent, shape of its pixels) of a sample of two frames."""
+  dims = modality.spec.dims
+  if isinstance(modality.embedding, CustomEmbedding):
+    frame = modality.embedding.frame
+    return (2, *frame), (1, 2, *frame)
+  return tuple(SIZES[d] for d in dims), (1, 2, 32, 32, 3)
 
 
 @pytest.mark.parametrize(("key", "name"), CASES)
 def test_mode(key, name):
   modality = MODALITIES[key]
-  geometry = _geometry(name)
   mode = modality.modes[name]
+  geometry = dataclasses.replace(GEOMETRY, unit=mode.unit)
   sample = modality.example(geometry, 3)
-  sizes = {"T": 2, "Y": 32, "X": 32, "C": 3}
-  shape = tuple(sizes[d] for d in modality.spec.dims)
+  shape, want = _sizes(modality)
   if mode.shape is not None:
     shape = mode.shape(geometry)
   for rng in (None, np.random.default_rng(0)):
@@ -51,7 +57,7 @@ def test_mode(key, name):
     low, high = mode.value_range or modality.spec.value_range
     assert low <= array.min() <= array.max() <= high
     pixels = mode.to_pixels(array[None], geometry=geometry, xp=np)
-    assert pixels.shape == (1, 2, 32, 32, 3)
+    assert pixels.shape == want
     assert pixels.dtype == np.float32
     assert np.isfinite(pixels).all()
   again = mode.host(sample, geometry, np.random.default_rng(0))
@@ -96,7 +102,7 @@ def test_letters_are_unique():
   assert len(set(found)) == len(found)
   assert all(by_letter(m.letter) is m for m in MODALITIES.values())
   assert letters("tvas") == "vas"
-  for wrong in ("t", "tvv", "tx", "vt"):
+  for wrong in ("t", "tvv", "tz", "vt"):
     with pytest.raises(ValueError, match=r"group|letter"):
       letters(wrong)
 
@@ -108,7 +114,7 @@ def test_unknown_mode_lists_the_known():
 
 def test_file_types():
   assert file_spec("a/b.JPG").key == "image"
-  assert file_spec("depth:mm:x.png").depth_unit == "millimetre"
+  assert file_spec("depth:mm:x.png").unit == "millimetre"
   assert file_spec("normal:x.png") == modalities.FileSpec("normal", "x.png")
   with pytest.raises(ValueError, match="depth:mm:FILE"):
     file_spec("depth:x.png")
@@ -121,7 +127,7 @@ def test_aligned_modalities_share_the_crop():
   ramp = np.tile(
     np.arange(64, dtype=np.uint8)[None, None, :, None], (2, 64, 1, 3)
   )
-  geometry = Geometry(2, 32, depth_unit="metre")
+  geometry = Geometry(2, 32, unit="metre")
   video = MODALITIES["video"].modes["crop_flip_smooth"]
   depth = MODALITIES["depth"].modes["metric_crop_flip"]
   for seed in range(6):
@@ -152,14 +158,14 @@ def test_flip_mirrors_normals():
 def test_depth_units():
   png = np.array([[0, 1500]], np.uint16)
   for unit, want in (("millimetre", 1.5), ("relative", 1500 / 65535)):
-    geometry = dataclasses.replace(GEOMETRY, depth_unit=unit)
+    geometry = dataclasses.replace(GEOMETRY, unit=unit)
     clip = MODALITIES["depth"].decode(png, geometry)
     assert clip.take([0])[0, 0, 1] == pytest.approx(want)
   with pytest.raises(ValueError, match="depth_unit"):
     MODALITIES["depth"].decode(png, Geometry(1, 32))
   with pytest.raises(ValueError, match=r"inputs\.depth\.mode"):
     MODALITIES["depth"].modes["metric"].host(
-      clip, dataclasses.replace(GEOMETRY, depth_unit="relative"), None
+      clip, dataclasses.replace(GEOMETRY, unit="relative"), None
     )
 
 

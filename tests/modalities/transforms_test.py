@@ -20,7 +20,7 @@ from mico_jax.modalities.transforms import (
   make_transforms,
 )
 
-GEOMETRY = Geometry(2, 32, depth_unit="metre")
+GEOMETRY = Geometry(2, 32, unit="metre")
 # Numbers with which a transform changes nearly every sample.
 STRONG = {
   "random_resized_crop": {"scale": (0.2, 0.5), "interpolation": "bicubic"},
@@ -42,8 +42,8 @@ def drawn(augment, seed=0, other=None):
 
 def augmented(key, mode, augment, seed=0, clip=None, geometry=GEOMETRY):
   """What is sent of an example."""
-  unit = mode.unit or geometry.depth_unit
-  geometry = dataclasses.replace(geometry, depth_unit=unit)
+  unit = mode.unit or geometry.unit
+  geometry = dataclasses.replace(geometry, unit=unit)
   sample = MODALITIES[key].example(geometry, 1) if clip is None else clip
   other = MODALITIES["audio"].example(geometry, 2) if key == "audio" else None
   rng = np.random.default_rng(seed)
@@ -77,8 +77,8 @@ def test_every_transform_in_every_mode(name, key, mode):
     changed += not np.array_equal(one, without)
   assert changed
   # Without transforms a mode is what it was.
-  unit = mode.unit or GEOMETRY.depth_unit
-  geometry = dataclasses.replace(GEOMETRY, depth_unit=unit)
+  unit = mode.unit or GEOMETRY.unit
+  geometry = dataclasses.replace(GEOMETRY, unit=unit)
   sample = modality.example(geometry, 1)
   rngs = (np.random.default_rng(0), np.random.default_rng(0))
   bare = mode.host(sample, geometry, rngs[0])

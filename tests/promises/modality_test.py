@@ -1,8 +1,8 @@
 """Promise: a modality is one file and a table line; the rest follows.
 
-Two modalities that the package does not have are put into the table: `thermal`,
-a grid of pixels, and `imu`, a signal with a tokeniser of its own. They train,
-evaluate, embed, score and caption without a line elsewhere.
+Two modalities that the package does not have are put into the table: `sonar`,
+a grid of pixels, and `tactile`, a signal with a tokeniser of its own. They
+train, evaluate, embed, score and caption without a line elsewhere.
 """
 
 from __future__ import annotations
@@ -73,40 +73,45 @@ def code_lines(path: pathlib.Path) -> int:
   return len(used)
 
 
-@pytest.mark.parametrize("key", ["image", "video", "normal", "thermal"])
-def test_grid_like_modality_is_short(key):
-  folder = (
-    HERE if key == "thermal" else pathlib.Path(modalities.__file__).parent
-  )
+SHORT = (
+  *("image", "video", "normal", "sonar", "thermal", "xray"),
+  *("imu", "biosignal", "timeseries", "generic_signal"),
+)
+
+
+@pytest.mark.parametrize("key", SHORT)
+def test_a_modality_is_short(key):
+  package = pathlib.Path(modalities.__file__).parent
+  folder = HERE if key == "sonar" else package
   assert code_lines(folder / f"{key}.py") <= MAX_LINES
 
 
-def thermal_config(manifest: pathlib.Path) -> Any:
-  """Image, heat and motion of a manifest, all objectives on one context."""
+def sonar_config(manifest: pathlib.Path) -> Any:
+  """Image, sonar and touch of a manifest, all objectives on one context."""
   base = tiny_config()
   model = dataclasses.replace(
     base.model,
     vision=dataclasses.replace(base.model.vision, depth=1, width=16),
     text=dataclasses.replace(base.model.text, depth=1, width=16),
-    heads=("t", "v", "h", "m", "ihm"),
-    frame_table={"video": 1, "thermal": 1, "imu": 2},
+    heads=("t", "v", "w", "q", "iwq"),
+    frame_table={"video": 1, "sonar": 1, "tactile": 2},
   )
   data = dataclasses.replace(
     base.data,
     sources={"all": manifest_source(manifest)},
     inputs={
       "image": InputConfig(mode="crop_flip_smooth", eval_mode="plain"),
-      "thermal": InputConfig(mode="crop_flip"),
-      "imu": InputConfig(frames=2),
+      "sonar": InputConfig(mode="crop_flip"),
+      "tactile": InputConfig(frames=2),
     },
   )
   task = TaskConfig(
     sources={"all": 1},
     batch_size=4,
     objectives={
-      "contrastive": ("th", "tm", "tihm", "i:h"),
-      "matching": ("tihm",),
-      "captioning": ("tm",),
+      "contrastive": ("tw", "tq", "tiwq", "i:w"),
+      "matching": ("tiwq",),
+      "captioning": ("tq",),
     },
   )
   return dataclasses.replace(
@@ -118,7 +123,7 @@ def thermal_config(manifest: pathlib.Path) -> Any:
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.0),
     train=TrainConfig(steps=2, log_every=1, tensorboard=False),
     evaluation=EvaluationConfig(
-      source="all", size=8, batch_size=8, groups=("h", "m", "ihm"), bootstrap=10
+      source="all", size=8, batch_size=8, groups=("w", "q", "iwq"), bootstrap=10
     ),
   )
 
@@ -128,22 +133,22 @@ def trained(tmp_path_factory):
   """(folder of the files, config, workdir, summary) of a short run."""
   folder = tmp_path_factory.mktemp("new")
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(MODALITIES, "thermal", load("thermal"))
-    patch.setitem(MODALITIES, "imu", load("imu"))
+    patch.setitem(MODALITIES, "sonar", load("sonar"))
+    patch.setitem(MODALITIES, "tactile", load("tactile"))
     patch.setattr(
       setup, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1])
     )
     rng = np.random.default_rng(0)
     signals = rng.standard_normal((8, 32, 6)).astype(np.float32)
-    np.savez(folder / "imu.npz", imu=signals)
+    np.savez(folder / "tactile.npz", tactile=signals)
     for i in range(8):
-      (folder / f"{i}.heat").write_bytes(png(200 - 20 * i))
+      (folder / f"{i}.sonar").write_bytes(png(200 - 20 * i))
     path = write_manifest(
       folder,
-      thermal=[f"{i}.heat" for i in range(8)],
-      imu=[f"imu.npz:imu[{i}]" for i in range(8)],
+      sonar=[f"{i}.sonar" for i in range(8)],
+      tactile=[f"tactile.npz:tactile[{i}]" for i in range(8)],
     )
-    config = thermal_config(path)
+    config = sonar_config(path)
     summary = pretrain(config, folder / "w")
     yield folder, config, folder / "w", summary
 
@@ -151,9 +156,9 @@ def trained(tmp_path_factory):
 def test_batches_hold_them(trained):
   _, config, _, _ = trained
   inputs = batch_spec(config, "new")["inputs"]
-  assert inputs["thermal"].shape == (4, 1, 16, 16, 3)
-  assert inputs["imu"].shape == (4, 2, 32, 6)
-  assert inputs["imu"].dtype == "float16"
+  assert inputs["sonar"].shape == (4, 1, 16, 16, 3)
+  assert inputs["tactile"].shape == (4, 2, 32, 6)
+  assert inputs["tactile"].dtype == "float16"
 
 
 def test_they_train_and_evaluate(trained):
@@ -161,26 +166,26 @@ def test_they_train_and_evaluate(trained):
   assert summary.step == 2
   assert np.isfinite(summary.metrics["loss"])
   names = {result.name for result in summary.results}
-  assert {f"retrieval/t->{x}/R@1" for x in ("h", "m", "ihm")} <= names
-  assert {"instance/i->h/R@1", "instance/h->i/R@1"} <= names
+  assert {f"retrieval/t->{x}/R@1" for x in ("w", "q", "iwq")} <= names
+  assert {"instance/i->w/R@1", "instance/w->i/R@1"} <= names
 
 
 def test_they_embed_match_and_write(trained):
   folder, config, workdir, _ = trained
   model = mico_jax.load(str(workdir))
-  assert {"thermal", "imu"} <= set(model.modalities)
-  signals = np.load(folder / "imu.npz")["imu"]
+  assert {"sonar", "tactile"} <= set(model.modalities)
+  signals = np.load(folder / "tactile.npz")["tactile"]
   found = model.embed(
-    thermal=[str(folder / "0.heat"), str(folder / "1.heat")],
-    imu=list(signals[:2]),
+    sonar=[str(folder / "0.sonar"), str(folder / "1.sonar")],
+    tactile=list(signals[:2]),
   )
-  for key in ("thermal", "imu"):
+  for key in ("sonar", "tactile"):
     assert found[key].shape == (2, config.model.embed_dim)
     np.testing.assert_allclose(
       np.linalg.norm(found[key], axis=-1), 1.0, rtol=1e-5
     )
-  assert len(model.caption(imu=list(signals[:1]))) == 1
-  scores = model.match(text=["a cube"], thermal=[str(folder / "0.heat")])
+  assert len(model.caption(tactile=list(signals[:1]))) == 1
+  scores = model.match(text=["a cube"], sonar=[str(folder / "0.sonar")])
   assert np.all((np.asarray(scores) >= 0) & (np.asarray(scores) <= 1))
 
 
@@ -189,7 +194,7 @@ def test_they_export_to_pytorch(trained, tmp_path):
   source = export.open_source(str(trained[2]))
   exporter.write(source, tmp_path, export.ExportReport("torch", {}))
   gaps = exporter.compare(source, tmp_path)
-  for key in ("thermal", "imu"):
+  for key in ("sonar", "tactile"):
     mine = [gap for name, gap in gaps.items() if f"embed/{key}/" in name]
     assert len(mine) == 6
     assert max(mine) <= export.TOLERANCE
@@ -198,9 +203,9 @@ def test_they_export_to_pytorch(trained, tmp_path):
 
 def test_command_line_knows_them(trained, capsys):
   folder, _, workdir, _ = trained
-  files = [str(folder / "0.heat"), f"thermal:{folder / '1.png'}"]
+  files = [str(folder / "0.sonar"), f"sonar:{folder / '1.png'}"]
   argv = ["score", "--checkpoint", str(workdir), "--text", "a cube", "--json"]
   assert cli.main([*argv, *files]) == 0
   text = capsys.readouterr().out
-  assert "0.heat" in text
+  assert "0.sonar" in text
   assert json.loads(text)

@@ -49,7 +49,7 @@ FILES: dict[str, tuple[str, str]] = {
   ),
   "interop/exporting/openclip_folder.py": ("image v", "a client of pictures"),
   "interop/exporting/timm_folder.py": ("image v depth", "a client of pictures"),
-  "interop/importing/towers.py": ("image video", "towers of pictures"),
+  "interop/importing/towers.py": ("image video x", "towers of pictures"),
   "data/build/hf.py": ("image audio", "a chat of transformers"),
   "data/build/inputs/metadata.py": ("audio subtitle", "the columns of VAST"),
   "data/sources/omniworld.py": (
@@ -78,16 +78,25 @@ FILES: dict[str, tuple[str, str]] = {
   "interop/importing/timm_vision.py": ("depth", "config.model.*.depth"),
   "models/staged.py": ("depth", "config.model.*.depth"),
   # A letter of something else.
+  "checkpoint/placement.py": ("u", "a kind of dtype"),
+  "data/index/riegeli.py": ("r", "the mode of a file"),
+  "data/media_files.py": ("r", "the mode of a file"),
+  "interop/exporting/stablehlo.py": ("b", "a symbolic batch size"),
+  "parallel/rendezvous.py": ("r", "the mode of a file"),
+  "plan/gpu.py": ("x", "between two numbers"),
+  "plan/program.py": ("x", "between two numbers"),
+  "plan/topology.py": ("x", "between two numbers"),
+  "run/commands/sharding_view.py": ("x", "between two numbers"),
   "run/commands/result_page.py": ("n", "the number of items of a result"),
   "data/sources/tfds.py": ("i", "a kind of dtype"),
   "evaluation/ptb.py": ("n", "a letter of a word"),
   "evaluation/vqa_answers.py": ("a", "an article"),
   "interop/names/transformers_vision.py": ("v", "queries, keys, values"),
-  "models/presets.py": ("s", "a size of encoders"),
-  "models/swin.py": ("s", "a size of encoders"),
-  "models/unireplknet.py": ("a n s", "sizes of encoders"),
+  "models/presets.py": ("b h s", "sizes of encoders"),
+  "models/swin.py": ("b s", "sizes of encoders"),
+  "models/unireplknet.py": ("a b n s", "sizes of encoders"),
   "run/monitor/report.py": ("s", "a plural"),
-  "train/lora.py": ("a", "the first factor of a delta"),
+  "train/lora.py": ("a b", "the factors of a delta"),
 }
 
 

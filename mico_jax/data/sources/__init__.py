@@ -25,6 +25,7 @@ from mico_jax.data.sources.manifest import ManifestSource
 from mico_jax.data.sources.mds import MdsSource
 from mico_jax.data.sources.omniworld import OmniWorldSource
 from mico_jax.data.sources.parquet import ParquetSource
+from mico_jax.data.sources.stated_fields import check_statements
 from mico_jax.data.sources.tfds import TfdsSource
 from mico_jax.data.sources.vast import VastSource
 from mico_jax.data.sources.webdataset import WebDatasetSource
@@ -100,6 +101,7 @@ def check_source(name: str, spec: SourceConfig) -> None:
         f"{'Its texts are' if words else 'A kind of caption is'} named in "
         f"data.sources.{name}.captions, a label in evaluation.label."
       )
+  check_statements(name, spec, kind)
   kind.options(name, spec)
 
 

@@ -139,6 +139,8 @@ def preprocessing_json(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     }
     if mode.unit:
       inputs[key]["unit"] = mode.unit
+    if channels := preparer.geometry(key).channels:
+      inputs[key]["channels"] = list(channels)
     how = preprocessing.samplings(config, (key,))
     inputs[key].update(how.get("sampling", {}).get(key, {}))
   return {

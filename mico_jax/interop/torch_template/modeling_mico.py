@@ -1896,8 +1896,8 @@ class Reader:
     """Lists of inputs; a bare one is a list of one."""
     return {key: input_items().as_list(key, v) for key, v in inputs.items()}
 
-  def geometry(self, key: str, unit: str) -> Any:
-    """Sizes and units for decoding one input."""
+  def geometry(self, key: str, stated: Any) -> Any:
+    """Sizes, and what is stated, for decoding one input."""
     package, settings = input_package(), self.settings
     inputs = settings["inputs"][key]
     how = {k: inputs[k] for k in ("sampling", "fps", "stride") if k in inputs}
@@ -1905,7 +1905,9 @@ class Reader:
       frames=inputs["frames"],
       size=settings["image_size"],
       audio=package.config.AudioConfig(**settings["audio"]),
-      depth_unit=unit,
+      unit=stated.unit,
+      rate=stated.rate,
+      channels=stated.channels or tuple(inputs.get("channels", ())),
       max_pixels=settings["max_pixels"],
       **how,
     )
@@ -1932,12 +1934,11 @@ class Reader:
     item = input_items().as_item(key, value)
     settings = self.settings["inputs"][key]
     raw = contents(item.value() if callable(item.value) else item.value)
-    unit = settings.get("unit", "")
-    if unit and not item.depth_unit:
-      input_items().check_bare_depth(raw, unit)
     modality = input_package().MODALITIES[key]
+    unit = settings.get("unit", "")
+    stated = input_items().stated_of(modality, item, raw, unit)
     mode = modality.modes[settings["mode"]]
-    geometry = self.geometry(key, item.depth_unit or unit)
+    geometry = self.geometry(key, stated)
     array = mode.host(modality.decode(raw, geometry), geometry, None)
     return np.array(mode.to_pixels(array, geometry=geometry, xp=np))
 

@@ -187,7 +187,7 @@ def _open_job(
   """The job's folder, new or of an earlier part."""
   parts = path.with_name(f"{path.name}.parts")
   listed = json.dumps(
-    [{**e.describe(), "depth_unit": e.depth_unit} for e in entries]
+    [{**e.describe(), **e.statement()} for e in entries]
   ).encode()
   job = {
     "checkpoint": fingerprint,

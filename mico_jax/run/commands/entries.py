@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mico_jax.config import Config, ConfigError, DataConfig, SourceConfig
-from mico_jax.data.sources import SOURCES, open_source
+from mico_jax.data.sources import open_source
+from mico_jax.data.statements import stated
 from mico_jax.inference.prepare import Item
-from mico_jax.modalities import DecodeError, FileSpec
+from mico_jax.modalities import UNSTATED, DecodeError, FileSpec, Stated
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class EmbedItem:
     id: of the row in the output; ids may repeat.
     key: modality.
     path: of the file, or what the source has in its place.
-    depth_unit: of a depth map.
+    stated: of it: unit, rate, channels.
     read: gives the file's content; None: `path` is read.
     source: path of the data it is from; "" for a file given by name.
     index: of the sample in its source, or of the file in the command.
@@ -29,7 +30,7 @@ class EmbedItem:
   id: str
   key: str
   path: str
-  depth_unit: str = ""
+  stated: Stated = UNSTATED
   read: Callable[[], Any] | None = None
   source: str = ""
   index: int = 0
@@ -47,7 +48,17 @@ class EmbedItem:
   def item(self) -> Item:
     """The entry as an input of the model."""
     value = self.read or self.path
-    return Item(value, self.depth_unit, self.path, file=self.read is None)
+    stated, file = self.stated, self.read is None
+    return Item(
+      *(value, stated.unit, self.path, file, stated.rate, stated.channels)
+    )
+
+  def statement(self) -> dict[str, Any]:
+    """What is stated, for the note of a job; as before there were rates."""
+    told: dict[str, Any] = {"depth_unit": self.stated.unit}
+    if self.stated.rate or self.stated.channels:
+      told |= {"rate": self.stated.rate, "channels": self.stated.channels}
+    return told
 
 
 def writable(text: str) -> str:
@@ -63,7 +74,9 @@ def file_entries(specs: Sequence[FileSpec], first: int = 0) -> list[EmbedItem]:
     first: index of the first one.
   """
   return [
-    EmbedItem(s.path, s.key, s.path, s.depth_unit, index=i)
+    EmbedItem(
+      *(s.path, s.key, s.path, Stated(s.unit, s.rate, s.channels)), index=i
+    )
     for i, s in enumerate(specs, first)
   ]
 
@@ -83,7 +96,6 @@ def source_entries(
   """
   config = Config(data=DataConfig(sources={source.kind: source}))
   opened = open_source(config, source.kind)
-  unit = source.depth_unit or SOURCES[source.kind].depth_unit
   entries = []
   for i in range(len(opened)):
     try:
@@ -95,7 +107,9 @@ def source_entries(
       if key in keys:
         path = str(record.fields.get(source.fields.get(key, key), record.id))
         entries.append(
-          EmbedItem(record.id, key, path, unit, read, source.path, i)
+          EmbedItem(
+            *(record.id, key, path, stated(source, key), read, source.path, i)
+          )
         )
   if not entries:
     raise ConfigError(
@@ -116,4 +130,4 @@ def failing(reason: str) -> Callable[[], Any]:
 
 def _broken(source: str, index: int, key: str, reason: str) -> EmbedItem:
   name = f"sample {index}"
-  return EmbedItem(name, key, name, "", failing(reason), source, index)
+  return EmbedItem(name, key, name, UNSTATED, failing(reason), source, index)

@@ -156,7 +156,13 @@ class ManifestInput(Input):
   def source(self) -> dict[str, Any]:
     """See `Input`."""
     spec = self._source
-    return {"captions": dict(spec.captions), "depth_unit": spec.depth_unit}
+    return {
+      "captions": dict(spec.captions),
+      "depth_unit": spec.depth_unit,
+      "units": spec.units,
+      "rates": spec.rates,
+      "channels": spec.channels,
+    }
 
 
 def _bytes(media: Any) -> int:

@@ -1,4 +1,4 @@
-"""Heat images as 8-bit grey PNGs, 0..255 for 0..100 degrees Celsius."""
+"""Sonar pictures as 8-bit grey PNGs, 0..255 for 0..100 dB."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mico_jax.modalities.spatial import (
   squash,
 )
 
-THERMAL = Modality(
-  key="thermal",
-  letter="h",
+SONAR = Modality(
+  key="sonar",
+  letter="w",
   kind="knowledge",
-  spec=ArraySpec(("T", "Y", "X", "C"), "uint8", "0..100 C", (0, 255)),
+  spec=ArraySpec(("T", "Y", "X", "C"), "uint8", "0..100 dB", (0, 255)),
   decode=decode_frames,
   modes=modes(
     frame_mode("plain", squash, resize_smooth, HALF),
@@ -25,6 +25,6 @@ THERMAL = Modality(
   ),
   default_mode="plain",
   example=example_frames,
-  context_type="thermal",
-  extensions=(".heat",),
+  context_type="sonar",
+  extensions=(".sonar",),
 )

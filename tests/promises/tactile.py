@@ -1,4 +1,4 @@
-"""Inertial sensors: 32 samples of 6 channels, tokens of its own ("signal")."""
+"""Sensors of touch: 32 samples of 6 channels, tokens of its own ("signal")."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mico_jax.modalities.base import (
   Mode,
 )
 
-SHAPE = (32, 6)  # samples, channels: accelerations and rotations
+SHAPE = (32, 6)  # samples, channels: forces and torques
 
 
 def decode(raw: Any, geometry: Geometry) -> np.ndarray:
@@ -48,11 +48,11 @@ def example(geometry: Geometry, seed: int) -> np.ndarray:
   return wave.astype(np.float32)
 
 
-IMU = Modality(
-  key="imu",
-  letter="m",
+TACTILE = Modality(
+  key="tactile",
+  letter="q",
   kind="knowledge",
-  spec=ArraySpec(("T", "S", "C"), "float16", "g and rad/s", (-20, 20)),
+  spec=ArraySpec(("T", "S", "C"), "float16", "N and Nm", (-20, 20)),
   decode=decode,
   modes={"plain": Mode("plain", host, to_pixels)},
   default_mode="plain",
@@ -63,5 +63,5 @@ IMU = Modality(
     tokens=4,
     torch="mico_jax.interop.torch_template.signal_embed:SignalEmbed",
   ),
-  context_type="imu",
+  context_type="tactile",
 )
