@@ -165,7 +165,7 @@ def clips(manifest: str) -> PanelConfig:
   stage = {"start": 240, "set": CHANGE}
   return PanelConfig(
     title="Talking faces (real)",
-    config=f"grid_av:{manifest}",
+    config=f"perception/grid_av:{manifest}",
     set=(
       *width(48, 3),
       "model.vision.depth=2",

@@ -98,7 +98,7 @@ def test_a_number_of_devices(capsys, number):
 
 
 def test_a_vocabulary_that_the_data_makes(capsys):
-  arguments = ("inspect", "--config", "grid_av:/none/manifest.jsonl")
+  arguments = ("inspect", "--config", "perception/grid_av:/none/manifest.jsonl")
   refused(capsys, *arguments, say="vocab_size=0 takes that of the tokenizer")
 
 

@@ -59,7 +59,8 @@ class PanelConfig:
   """A panel: points in the order in which they should get better."""
 
   title: Label = ""
-  config: Label = ""  # base config of its own, such as "grid_av:PATH"; "": none
+  # Base config of its own, such as "perception/grid_av:PATH"; "": none
+  config: Label = ""
   set: Overrides = ()  # for all its points
   points: Annotated[Mapping[Name, PointConfig], Items(1, 64)] = field(
     default_factory=dict
