@@ -420,6 +420,15 @@ def test_a_law_that_breaks_is_said_to():
   assert not law.predict_largest(SIZES, error, noisy(error)).holds
 
 
+def test_what_all_sizes_share_makes_no_prediction_uncertain():
+  error = 0.9 * (SIZES[:3] / 1e2) ** -0.2
+  shared = 0.02 * np.random.default_rng(0).standard_normal((200, 1))
+  drawn = error + shared  # items that are hard for every size
+  low, high = law.predict_largest(SIZES[:3], error, drawn).interval
+  spread = np.subtract(*np.percentile(drawn[:, -1], [97.5, 2.5]))
+  assert high - low < 0.5 * spread
+
+
 def test_two_small_sizes_give_a_law_without_floor():
   error = 0.9 * (SIZES[:3] / 1e2) ** -0.2
   fit = law.predict_largest(SIZES[:3], error, noisy(error))

@@ -159,10 +159,11 @@ def predict_largest(
   floor = len(x) - 1 >= FLOOR_FROM
   law = fit_law(x[:-1], error[:-1], floor=floor)
   laws = [fit_law(x[:-1], row[:-1], floor=floor, near=law) for row in draws]
-  # What is measured at the largest is uncertain as well.
+  # What is measured at the largest is uncertain as well. A draw takes the same
+  # items everywhere, so it is the spread of the difference that counts.
   noise = draws[:, -1] - draws[:, -1].mean()
   largest = x[-1:]
-  predicted = np.concatenate([one.error(largest) for one in laws]) + noise
+  predicted = np.concatenate([one.error(largest) for one in laws]) - noise
   low, high = interval(predicted)
   return Fit(
     law=law,
