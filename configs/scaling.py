@@ -38,9 +38,43 @@ def world(split: str, size: int, seed: int = 0) -> c.SourceConfig:
   return c.SourceConfig(kind="omniworld", split=split, size=size, seed=seed)
 
 
+def data() -> c.DataConfig:
+  """OmniWorld for pretraining, fine-tuning, choosing and measuring."""
+  plain = lambda frames: c.InputConfig(frames=frames, mode="plain")
+  return c.DataConfig(
+    sources={
+      "train": world("train", SCENES),
+      "tune": world("train", 4096, seed=1),
+      # What settings are chosen on: --config.evaluation.source=val
+      "val": world("train", 10_000, seed=7),
+      "test": world("test", 10_000),
+    },
+    inputs={
+      "image": plain(1),
+      "video": plain(2),
+      "audio": plain(2),
+      "depth": c.InputConfig(frames=1),
+      "normal": plain(1),
+    },
+    audio=c.AudioConfig(hop_ms=16.0),
+    tokenizer=c.TokenizerConfig(
+      kind="omniworld",
+      max_length={
+        "default": 42,
+        "omni": 42,
+        "vision": 31,
+        "audio": 25,
+        "depth": 25,
+        "normal": 22,
+      },
+    ),
+    num_threads=1,
+    prefetch=8,
+  )
+
+
 def get_config() -> ml_collections.ConfigDict:
   """The point where all panels meet: all modalities, data and objectives."""
-  plain = lambda frames: c.InputConfig(frames=frames, mode="plain")
   config = c.Config(
     name="scaling",
     model=c.ModelConfig(
@@ -60,36 +94,7 @@ def get_config() -> ml_collections.ConfigDict:
       heads=("t", "v", "a", "d", "n", "va", "vad"),
       frame_table={"video": 2, "audio": 2, "depth": 1, "normal": 1},
     ),
-    data=c.DataConfig(
-      sources={
-        "train": world("train", SCENES),
-        "tune": world("train", 4096, seed=1),
-        # What settings are chosen on: --config.evaluation.source=val
-        "val": world("train", 10_000, seed=7),
-        "test": world("test", 10_000),
-      },
-      inputs={
-        "image": plain(1),
-        "video": plain(2),
-        "audio": plain(2),
-        "depth": c.InputConfig(frames=1),
-        "normal": plain(1),
-      },
-      audio=c.AudioConfig(hop_ms=16.0),
-      tokenizer=c.TokenizerConfig(
-        kind="omniworld",
-        max_length={
-          "default": 42,
-          "omni": 42,
-          "vision": 31,
-          "audio": 25,
-          "depth": 25,
-          "normal": 22,
-        },
-      ),
-      num_threads=1,
-      prefetch=8,
-    ),
+    data=data(),
     tasks={
       "pretrain": c.TaskConfig(
         sources={"train": 1}, batch_size=32, objectives=objectives(ALL)
