@@ -217,7 +217,7 @@ def get_sweep(manifest: str = "") -> SweepConfig:
       title="Data",
       axis="given",
       axis_label="scenes of pretraining",
-      points={str(n): size(n) for n in (16, 64, 256)}
+      points={str(n): size(n) for n in (16, 64, 256, 1024)}
       | {str(SCENES): point(x=SCENES)},
     ),
     "objectives": PanelConfig(
