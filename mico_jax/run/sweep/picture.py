@@ -127,9 +127,20 @@ def _losses(axes: Axes, panel: Panel) -> None:
 def _label_points(axes: Axes, panel: Panel) -> None:
   """Names, or sizes on a logarithmic axis."""
   if panel.spec.axis:
+    places = _places(panel)
     axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(places, [_short(float(x)) for x in places], fontsize=8)
     axes.set_xlabel(panel.spec.axis_label or panel.spec.axis)
     return
   names = [point.name for point in panel.points]
   axes.set_xticks(_places(panel), names, rotation=35, ha="right", fontsize=8)
   axes.margins(x=0.1)
+
+
+def _short(size: float) -> str:
+  """A size in three digits: 64, 4.1k, 182k."""
+  for factor, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    if size >= factor:
+      return f"{size / factor:.3g}{suffix}"
+  return f"{size:.3g}"
