@@ -27,6 +27,7 @@ from mico_jax.data.stalled import Stalled
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.evaluation.kept_inputs import KeptInputs
 from mico_jax.evaluation.results import hash_json
+from mico_jax.evaluation.sameness import Broken, Contents, merge_repeats
 from mico_jax.inference.prepare import NOT_FINITE, not_finite
 from mico_jax.kernels.compiler import forward_options
 from mico_jax.modalities import DecodeError, by_letter, preprocessing
@@ -46,6 +47,8 @@ class Gallery:
     batches: the host arrays, for contexts; empty unless asked for.
     silent: keys of modalities that an item may lack as long as it has another
       letter of a context; what it lacks is zeros, as in the official code.
+    contents: modality key -> hash of what each item shows; empty: unknown.
+    repeats: places of items that another one stands for, see `sameness`.
   """
 
   records: list[Record | None]
@@ -54,6 +57,15 @@ class Gallery:
   pooled: Mapping[str, Float[np.ndarray, "N _"]]
   batches: KeptInputs | Sequence[Mapping[str, Any]]
   silent: tuple[str, ...] = ()
+  contents: Mapping[str, Int[np.ndarray, " N"]] = dataclasses.field(
+    default_factory=dict
+  )
+  repeats: frozenset[int] = frozenset()
+
+  def count(self, limit: int = 0) -> int:
+    """Number of items asked for; of the first `limit` places if it is not 0."""
+    places = min(limit or len(self.records), len(self.records))
+    return places - sum(i < places for i in self.repeats)
 
   def usable(self, letters: str) -> Int[np.ndarray, " M"]:
     """Indices of the items that were read and have all modalities.
@@ -61,6 +73,7 @@ class Gallery:
     Of `silent` modalities they may lack all but one.
     """
     ok = np.asarray([record is not None for record in self.records], bool)
+    ok[list(self.repeats)] = False
     some = np.zeros(len(self.records), bool)
     for letter in letters:
       key = by_letter(letter).key
@@ -282,7 +295,8 @@ class Embedder:
     embedded: dict[str, list[np.ndarray]] = {c: [] for c in contexts}
     pooled: dict[str, list[np.ndarray]] = {}
     present: dict[str, list[np.ndarray]] = {key: [] for key in keys}
-    read = lambda: evaluation_batches(
+    broken, contents = Broken(source_name), Contents(keys)
+    read = lambda told=None: evaluation_batches(
       self.config,
       source_name,
       size=size,
@@ -293,9 +307,10 @@ class Embedder:
       indices=indices,
       records=records,
       stalled=self._stalled,
+      tell_broken=told,
     )
     kept = KeptInputs(lambda: (batch["inputs"] for batch, _ in read()))
-    for batch, group in read():
+    for batch, group in read(broken.add):
       n = len(group)
       rows, features = self._steps.embed(
         self.params, batch["inputs"], tuple(contexts), keep_pooled
@@ -306,18 +321,26 @@ class Embedder:
         pooled.setdefault(letter, []).append(np.asarray(value, np.float32)[:n])
       for key in keys:
         present[key].append(np.asarray(batch["present"][key][:n]))
+      contents.add(batch["inputs"], n)
       records_ += group
       if keep_batches:
         kept.add(batch["inputs"])
     if not records_:
       raise ValueError(f"data source {source_name!r} gave no samples.")
+    broken.tell(len(records_))
+    hashes, repeats = contents.arrays(), frozenset[int]()
+    there = {key: np.concatenate(x) for key, x in present.items()}
+    if records is None:
+      records_, repeats = merge_repeats(records_, hashes, there, source_name)
     gallery = Gallery(
       records=records_,
-      present={key: np.concatenate(x) for key, x in present.items()},
+      present=there,
       embeddings={c: np.concatenate(x) for c, x in embedded.items()},
       pooled={x: np.concatenate(v) for x, v in pooled.items()},
       batches=kept,
       silent=self.config.evaluation.silent,
+      contents=hashes,
+      repeats=repeats,
     )
     gallery.check_finite(source_name)
     return gallery

@@ -57,7 +57,7 @@ def training_gallery(job: Job) -> Gallery:
     if both:
       tell(
         f"evaluation.probe_source={name!r} holds {both} of the "
-        f"{len(job.gallery.records)} samples that are measured on; results "
+        f"{job.gallery.count()} samples that are measured on; results "
         "of probes say how well these were learnt by heart."
       )
   return job.shared[key]

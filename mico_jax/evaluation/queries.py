@@ -200,7 +200,9 @@ def queries_of(
 
 
 def labels_of(gallery: Gallery, field: str) -> list[Any]:
-  """A field of each record; None where it is no text or number."""
+  """A field of each record; None where it is no text or number, or NaN."""
   values = [None if r is None else r.fields.get(field) for r in gallery.records]
   # Any other value is no label, and its sample is left out.
-  return [x if isinstance(x, (str, int, float)) else None for x in values]
+  return [
+    x if isinstance(x, (str, int, float)) and x == x else None for x in values
+  ]

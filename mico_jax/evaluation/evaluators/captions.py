@@ -53,10 +53,11 @@ class Captions(Evaluator):
   def measure(self, job: Job) -> list[Result]:
     """Scores of each group that has an item with a caption."""
     results = []
-    total = min(job.config.evaluation.captions, len(job.gallery.records))
+    limit = job.config.evaluation.captions
+    total = job.gallery.count(limit)
     for context in trained(job.config, "captioning"):
       kind = kind_of(job.config, context)
-      items, texts = described_items(job.gallery, context, kind, 0, limit=total)
+      items, texts = described_items(job.gallery, context, kind, 0, limit=limit)
       worded = [any(map(ptb.tokenize, captions)) for captions in texts]
       items = items[np.asarray(worded, bool)]
       texts = [

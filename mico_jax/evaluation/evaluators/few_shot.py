@@ -101,7 +101,7 @@ class FewShot(Evaluator):
         job.protocol.result(
           f"{self.title}/{context}/{k} of each/accuracy",
           hits / self.draws,
-          total=len(job.gallery.records),
+          total=job.gallery.count(),
           gallery=len(classes),
           baseline=1 / len(classes),
         )

@@ -71,7 +71,7 @@ class LinearProbe(Evaluator):
     return job.protocol.result(
       f"{self.title}/{context}/accuracy",
       metrics.accuracy(predicted, test_labels),
-      total=len(job.gallery.records),
+      total=job.gallery.count(),
       gallery=len(classes),
       baseline=1 / len(classes),
     )

@@ -84,7 +84,7 @@ class Nearest(Evaluator):
       metrics.accuracy(
         [classes[i] if i >= 0 else None for i in chosen], targets
       ),
-      total=len(job.gallery.records),
+      total=job.gallery.count(),
       gallery=len(known),
       baseline=1 / len(classes),
     )

@@ -134,7 +134,7 @@ def _lost(job: Job, letters: str) -> int:
   records = job.gallery.records
   count = 0
   for i in range(len(records)):
-    if i not in usable:
+    if i not in usable and i not in job.gallery.repeats:
       try:
         count += max(1, len(job.source.record(i).questions))
       except DecodeError:

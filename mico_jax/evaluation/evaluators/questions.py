@@ -49,10 +49,11 @@ class Questions(Evaluator):
     """Accuracy of each group that has an item with a fitting question."""
     results = []
     records = job.gallery.records
-    total = min(job.config.evaluation.questions, len(records))
+    limit = job.config.evaluation.questions
+    total = job.gallery.count(limit)
     for context in trained(job.config, "question_answering"):
       items = job.gallery.usable(context)
-      asked = pick_questions(records, items[items < total], context)
+      asked = pick_questions(records, items[items < limit], context)
       if asked:
         results.append(_accuracy(job, context, asked, total))
     return results

@@ -91,7 +91,7 @@ class TextRetrieval(Evaluator):
 
 def _results(job: Job, queries: Queries, letters: str) -> list[Result]:
   """All results of one set of context letters."""
-  total = len(job.gallery.records)
+  total = job.gallery.count()
   lost = (total - len(queries.items)) * usual_count(queries)
   ceiling = world_ceiling(job.gallery, queries, letters)
   results = []
