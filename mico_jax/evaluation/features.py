@@ -24,13 +24,19 @@ from mico_jax.data.records import Record
 from mico_jax.data.samples import keys_of
 from mico_jax.data.sources import Source
 from mico_jax.data.stalled import Stalled
+from mico_jax.data.statements import stated
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.evaluation.kept_inputs import KeptInputs
 from mico_jax.evaluation.results import hash_json
 from mico_jax.evaluation.sameness import Broken, Contents, merge_repeats
 from mico_jax.inference.prepare import NOT_FINITE, not_finite
 from mico_jax.kernels.compiler import forward_options
-from mico_jax.modalities import DecodeError, by_letter, preprocessing
+from mico_jax.modalities import (
+  UNSTATED,
+  DecodeError,
+  by_letter,
+  preprocessing,
+)
 from mico_jax.models import ContextKV, MiCo, forward
 
 
@@ -203,9 +209,12 @@ class Embedder:
     self.batch_size = batch_size or config.evaluation.batch_size
     self._steps = _steps_of(model, config, tokenizer)
 
-  def preprocessing_sha256(self, keys: Sequence[str]) -> str:
-    """Hash of how these modalities and the texts are read."""
+  def preprocessing_sha256(self, keys: Sequence[str], source: str) -> str:
+    """Hash of how these modalities of a source, and texts, are read."""
     config = self.config
+    spec = config.data.sources[source]
+    told = {k: stated(spec, k) for k in keys}
+    units = {k: dataclasses.asdict(v) for k, v in told.items() if v != UNSTATED}
     modes = {k: preprocessing.mode_of(config, k, train=False) for k in keys}
     inputs = {k: preprocessing.input_config(config, k) for k in keys}
     return hash_json(
@@ -213,6 +222,7 @@ class Embedder:
         "modes": {k: mode.name for k, mode in modes.items()},
         "frames": {k: options.frames for k, options in inputs.items()},
         **preprocessing.samplings(config, keys),
+        **({"stated": units} if units else {}),
         "image_size": config.model.vision.image_size,
         "audio": dataclasses.asdict(config.data.audio),
         "tokenizer": self.tokenizer.sha256,

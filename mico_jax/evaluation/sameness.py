@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from mico_jax.data.identity import tell
 from mico_jax.data.records import Record
+
+if TYPE_CHECKING:
+  from mico_jax.evaluation.features import Gallery
 
 _NAMED = 3  # most samples of a note
 
@@ -95,6 +99,34 @@ def merge_repeats(
       "items, which no model can tell apart."
     )
   return out, frozenset(repeats)
+
+
+def gallery_hashes(gallery: Gallery, label: str) -> tuple[str, str]:
+  """SHA-256 of the samples that were read, in any order, and of their inputs.
+
+  The first is of ids, texts and labels, the second of what the samples show as
+  it was decoded and preprocessed.
+
+  Args:
+    gallery: read and embedded.
+    label: record field with the class, besides `label` and `labels`.
+  """
+  keys = sorted(gallery.contents)
+  named = sorted({"label", "labels", "answers", label} - {""})
+  said, shown = [], []
+  for i, record in enumerate(gallery.records):
+    if record is None or i in gallery.repeats:
+      continue
+    kinds = {k: list(v) for k, v in record.captions.items()}
+    fields = [record.fields.get(name) for name in named]
+    said.append([record.id, kinds, record.questions, fields])
+    shown.append([record.id, *(int(gallery.contents[key][i]) for key in keys)])
+  return _sorted_sha256(said), _sorted_sha256(shown)
+
+
+def _sorted_sha256(lines: Sequence[Any]) -> str:
+  texts = [json.dumps(line, sort_keys=True, default=str) for line in lines]
+  return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()
 
 
 def _merged(one: Record | None, other: Record) -> Record:

@@ -112,7 +112,10 @@ def _results(
     seed=protocol.seed,
   )
   result = lambda name, values: protocol.result(
-    f"caption/{letters}/{name}", values, total=total, prompts=written
+    f"caption/{letters}/{name}",
+    values,
+    total=total,
+    prompts=[text for captions in texts for text in captions],
   )
   accuracy = result("token accuracy", tokens)
 
