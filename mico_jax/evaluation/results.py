@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 import mico_jax
+from mico_jax.config import ConfigError
 from mico_jax.evaluation import metrics
 
 _DIGITS = 8  # of numbers in the JSON file
@@ -149,11 +150,12 @@ class Protocol:
       baseline: value of guessing.
 
     Raises:
-      ValueError: for no values, or values that are no numbers.
+      ConfigError: for no values.
+      ValueError: for values that are no numbers.
     """
     values = np.asarray(values, np.float64)
     if not len(values):
-      raise ValueError(f"{name}: no item could be scored (0 of {total}).")
+      raise ConfigError(f"{name}: no item could be scored (0 of {total}).")
     if not np.isfinite(values).all():
       bad = int((~np.isfinite(values)).sum())
       raise ValueError(

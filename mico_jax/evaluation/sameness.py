@@ -177,6 +177,6 @@ class Broken:
     for what, count in self._count.items():
       place, reason = self._reason[what]
       tell(
-        f"source {self._source!r}: {what} of {count} of {total} samples cannot "
-        f"be read and does not count; the first, number {place}: {reason:.300}"
+        f"source {self._source!r}: {what} cannot be read of {count} of {total} "
+        f"samples; the first, number {place}: {reason:.300}"
       )

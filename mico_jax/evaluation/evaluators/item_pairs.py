@@ -123,12 +123,13 @@ def between_items(
   scores[~allowed] = -np.inf
   name, total = f"class/{query}->{candidate}", gallery.count()
   ranks = metrics.ranks(scores, relevant)
+  chances = relevant.sum(axis=1) / np.maximum(allowed.sum(axis=1), 1)
   sizes: Any = {"total": total, "gallery": len(columns)}
   return [
     protocol.result(
       f"{name}/R@1",
       metrics.recall_at(ranks, 1),
-      baseline=float((relevant.sum(axis=1) / allowed.sum(axis=1)).mean()),
+      baseline=float(chances.mean()) if len(chances) else None,
       **sizes,
     ),
     protocol.result(

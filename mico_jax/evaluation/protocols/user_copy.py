@@ -94,6 +94,9 @@ def source_config(protocol: BenchmarkProtocol, folder: str) -> SourceConfig:
     split=protocol.split.name,
     captions=kind,
     depth_unit=protocol.depth_unit,
+    units=protocol.units,
+    rates=protocol.rates,
+    channels=protocol.channels,
     options=to_dict(protocol.annotations),
   )
 
@@ -198,6 +201,10 @@ def _differences(
       f"{split.sha256[:16]}..."
     )
   texts = max(1, protocol.texts.per_item) if protocol.texts.rule else 0
+  rule = protocol.texts.rule
+  again = source.listed_again(single=rule == "one") if rule else []
+  if again:
+    out.append(f"{len(again)} samples are listed again: {some(again)}")
   few = source.with_fewer_texts(texts) if texts else []
   if few:
     out.append(
@@ -284,6 +291,9 @@ def _reading_sha256(protocol: BenchmarkProtocol) -> str:
   names = ("annotations", "split", "classes", "texts", "depth_unit")
   whole = to_dict(protocol)
   parts = {name: whole[name] for name in names}
+  # Shards of protocols that state none of these keep their hash.
+  more = ("units", "rates", "channels")
+  parts |= {name: whole[name] for name in more if whole[name]}
   text = json.dumps(parts, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()
 

@@ -225,6 +225,12 @@ def write(
   prefix = "" if report.target == "mico" else f"{folder.name}/"
   report.add("mico", written, f"{prefix}ckpt/")
   report.add_file("mico", folder / "log/hps.json", f"{prefix}log/hps.json")
+  if source.config.generation.top_p:
+    report.notes.append(
+      f"generation.top_p={source.config.generation.top_p}: the official code "
+      "draws no tokens and will write with beam search, of "
+      f"{source.config.generation.num_beams}; --to torch keeps it"
+    )
   if _is_original(source) and (absent := left_out(source)):
     report.notes.append(
       "the folder for the official code holds only tensors of the imported "
