@@ -93,7 +93,7 @@ class Tagging(Evaluator):
           f"{len(self.names)} classes ({shown}); they are not asked for."
         )
       if job.examples is not None:
-        names = [n for n, there in zip(self.names, used, strict=True) if there]
+        names = [self.names[i] for i in np.flatnonzero(used)]
         _keep_examples(job.examples, context, names, items, scores, right[used])
       result = job.protocol.result(
         f"{self.title}/{context}/mAP",
