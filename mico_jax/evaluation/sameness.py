@@ -119,7 +119,7 @@ def gallery_hashes(gallery: Gallery, label: str) -> tuple[str, str]:
       continue
     kinds = {k: list(v) for k, v in record.captions.items()}
     fields = [record.fields.get(name) for name in named]
-    said.append([record.id, kinds, record.questions, fields])
+    said.append([record.id, kinds, list(map(list, record.questions)), fields])
     shown.append([record.id, *(int(gallery.contents[key][i]) for key in keys)])
   return _sorted_sha256(said), _sorted_sha256(shown)
 

@@ -333,7 +333,7 @@ def world_ceiling(
   names = shown_facts(context, queries.kind)
   keys = [facts_key(scene, names) for scene in scenes]
   shares = []
-  for row in queries.asked(of_texts=True):
+  for row in queries.asked(of_texts=True).tolist():
     own = queries.items_of(row)
     fitting = {keys[i] for i in own}
     shares.append(len(own) / sum(key in fitting for key in keys))
