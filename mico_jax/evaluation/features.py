@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mico_jax.aliases import Params
 from mico_jax.config import Config, to_json
+from mico_jax.data.identity import tell
 from mico_jax.data.language import max_length
 from mico_jax.data.pipeline import evaluation_batches
 from mico_jax.data.records import Record
@@ -159,6 +160,7 @@ class _Steps:
     )
 
 
+_CUT: set[tuple[str, int, int, int]] = set()  # what was told of cut texts
 _MAX_STEPS = 4
 _STEPS: dict[tuple[str, str], _Steps] = {}
 
@@ -248,7 +250,28 @@ class Embedder:
     """Token ids of texts of one caption kind."""
     length = max_length(self.config.data.tokenizer, (kind,))
     rows = [self.tokenizer.encode(text, length) for text in texts]
-    return np.asarray(rows, np.int32).reshape(-1, length)
+    ids = np.asarray(rows, np.int32).reshape(-1, length)
+    self._tell_cut(texts, ids, kind)
+    return ids
+
+  def _tell_cut(
+    self, texts: Sequence[str], ids: Int[np.ndarray, "N L"], kind: str
+  ) -> None:
+    """Says on stderr, once, how many texts are longer than what is read."""
+    length, pad = ids.shape[1], self.tokenizer.info.pad
+    longer = lambda i: (
+      self.tokenizer.encode(texts[i], length + 1)[length] != pad
+    )
+    full = np.flatnonzero(ids[:, -1] != pad)
+    cut = [int(i) for i in full if longer(int(i))]
+    told = (kind, length, len(cut), len(texts))
+    if cut and told not in _CUT:
+      _CUT.add(told)
+      tell(
+        f"{len(cut)} of {len(texts)} texts of kind {kind!r} are cut to "
+        f"{length} tokens, such as {texts[cut[0]]!r:.60}: what stands behind "
+        "does not count (data.tokenizer.max_length of the checkpoint)."
+      )
 
   def embed_texts(
     self, texts: Sequence[str], kind: str = "default"

@@ -12,16 +12,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from mico_jax.data.identity import tell
 from mico_jax.data.records import Record
-
-if TYPE_CHECKING:
-  from mico_jax.evaluation.features import Gallery
 
 _NAMED = 3  # most samples of a note
 
@@ -101,26 +98,33 @@ def merge_repeats(
   return out, frozenset(repeats)
 
 
-def gallery_hashes(gallery: Gallery, label: str) -> tuple[str, str]:
+def gallery_hashes(
+  records: Sequence[Record | None],
+  contents: Mapping[str, Int[np.ndarray, " N"]],
+  repeats: frozenset[int],
+  label: str,
+) -> tuple[str, str]:
   """SHA-256 of the samples that were read, in any order, and of their inputs.
 
   The first is of ids, texts and labels, the second of what the samples show as
   it was decoded and preprocessed.
 
   Args:
-    gallery: read and embedded.
+    records: of a gallery.
+    contents: modality -> hash of what each shows.
+    repeats: places that do not count.
     label: record field with the class, besides `label` and `labels`.
   """
-  keys = sorted(gallery.contents)
+  keys = sorted(contents)
   named = sorted({"label", "labels", "answers", label} - {""})
   said, shown = [], []
-  for i, record in enumerate(gallery.records):
-    if record is None or i in gallery.repeats:
+  for i, record in enumerate(records):
+    if record is None or i in repeats:
       continue
     kinds = {k: list(v) for k, v in record.captions.items()}
     fields = [record.fields.get(name) for name in named]
     said.append([record.id, kinds, list(map(list, record.questions)), fields])
-    shown.append([record.id, *(int(gallery.contents[key][i]) for key in keys)])
+    shown.append([record.id, *(int(contents[key][i]) for key in keys)])
   return _sorted_sha256(said), _sorted_sha256(shown)
 
 

@@ -286,7 +286,12 @@ def _read_gallery(
     keep_batches=needs.batches,
     keep_pooled=needs.pooled,
   )
-  samples, inputs = gallery_hashes(gallery, config.evaluation.label)
+  samples, inputs = gallery_hashes(
+    gallery.records,
+    gallery.contents,
+    gallery.repeats,
+    config.evaluation.label,
+  )
   protocol = dataclasses.replace(
     protocol, samples_sha256=samples, inputs_sha256=inputs
   )

@@ -141,6 +141,33 @@ def test_what_cannot_be_read_is_told_with_its_reason(run, rows):
   assert "depth without a unit" in said
 
 
+def test_texts_that_are_cut_are_told(run, rows):
+  long = [{**r, "caption": "the cube moves " * 30 + r["id"]} for r in rows[:2]]
+  _, _, said = run([*long, *rows[2:]], suite="text_retrieval")
+  assert "2 of 7 texts of kind 'vision' are cut to 40 tokens, such as" in said
+
+
+def test_probes_say_what_their_training_lacks_or_gives_away(
+  run, rows, tmp_path
+):
+  known = [{**r, "id": f"other {r['id']}"} for r in rows]  # the same files
+  (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, known)))
+  source = {"kind": "manifest", "path": str(tmp_path / "train.jsonl")}
+  source |= {"split": "", "root": "/"}
+  odd = [{**r, "label": 0} for r in rows[:2]]
+  _, (result,), said = run(
+    [*odd, *rows[2:]],
+    f"--config.data.sources.train2={source!r}",
+    suite="nearest",
+    probe_source="train2",
+  )
+  assert (result["n"], result["total"]) == (7, 7)
+  assert "'train2' holds 7 of the 7 samples that are measured on" in said
+  assert (
+    "nearest/i: 2 of 7 samples have a class that no training sample" in said
+  )
+
+
 # ------------------------------------------------------------------- labels
 def test_labels_that_mean_no_class(run, rows, tmp_path):
   names = tmp_path / "names.txt"
@@ -177,6 +204,12 @@ def test_a_label_that_is_not_a_number_is_none(run, rows):
   bad = [{**r, "label": float("nan")} for r in rows[:2]]
   options = {"suite": "item_pairs", "item_pairs": ("i:i",)}
   _, results, _ = run([*bad, *rows[2:]], **options)
+  _, _, said = run(
+    [{k: v for k, v in r.items() if k != "label"} for r in rows],
+    status=2,
+    **options,
+  )
+  assert "no sample has the field that evaluation.label names" in said
   # p2 and p5 are blue, p3 and p6 red, p4 is the only green one left.
   assert {(r["n"], r["total"]) for r in results} == {(4, 7)}
 

@@ -93,11 +93,19 @@ def between_items(
 
   Raises:
     ValueError: if `pair` is not of that form.
+    ConfigError: if no item has a label and the letters.
   """
   query, candidate = check_pair(pair)
   known = {i for i, label in enumerate(labels) if label is not None}
   rows = [i for i in gallery.usable(query) if i in known]
   columns = [i for i in gallery.usable(candidate) if i in known]
+  if not rows or not columns:
+    lack = (
+      f"no sample with a label has the modalities of {pair!r}"
+      if known
+      else "no sample has the field that evaluation.label names"
+    )
+    raise ConfigError(f"evaluation.item_pairs={pair!r}: {lack}.")
   values: Mapping[Any, int] = {
     label: i for i, label in enumerate(dict.fromkeys(labels))
   }

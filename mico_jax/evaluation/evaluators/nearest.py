@@ -70,6 +70,7 @@ class Nearest(Evaluator):
       for row, item in enumerate(rows)
     }
     classes = sorted(set(labels), key=str)
+    labelled.tell_unseen(f"{self.title}/{context}", targets, classes)
     votes = class_votes(
       asked,
       known,
