@@ -18,7 +18,6 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mico_jax.aliases import Params
 from mico_jax.config import Config, to_json
-from mico_jax.data.identity import tell
 from mico_jax.data.language import max_length
 from mico_jax.data.pipeline import evaluation_batches
 from mico_jax.data.records import Record
@@ -27,6 +26,7 @@ from mico_jax.data.sources import Source
 from mico_jax.data.stalled import Stalled
 from mico_jax.data.statements import stated
 from mico_jax.data.tokenizer import Tokenizer
+from mico_jax.evaluation.cut_texts import tell_cut
 from mico_jax.evaluation.kept_inputs import KeptInputs
 from mico_jax.evaluation.results import hash_json
 from mico_jax.evaluation.sameness import Broken, Contents, merge_repeats
@@ -70,9 +70,16 @@ class Gallery:
   repeats: frozenset[int] = frozenset()
 
   def count(self, limit: int = 0) -> int:
-    """Number of items asked for; of the first `limit` places if it is not 0."""
-    places = min(limit or len(self.records), len(self.records))
-    return places - sum(i < places for i in self.repeats)
+    """Number of items, at most `limit` if it is not 0."""
+    items = len(self.records) - len(self.repeats)
+    return min(limit or items, items)
+
+  def end(self, limit: int) -> int:
+    """The place behind the first `limit` items."""
+    items = [i for i in range(len(self.records)) if i not in self.repeats]
+    return (
+      items[limit - 1] + 1 if 0 < limit <= len(items) else len(self.records)
+    )
 
   def usable(self, letters: str) -> Int[np.ndarray, " M"]:
     """Indices of the items that were read and have all modalities.
@@ -160,7 +167,6 @@ class _Steps:
     )
 
 
-_CUT: set[tuple[str, int, int, int]] = set()  # what was told of cut texts
 _MAX_STEPS = 4
 _STEPS: dict[tuple[str, str], _Steps] = {}
 
@@ -251,27 +257,8 @@ class Embedder:
     length = max_length(self.config.data.tokenizer, (kind,))
     rows = [self.tokenizer.encode(text, length) for text in texts]
     ids = np.asarray(rows, np.int32).reshape(-1, length)
-    self._tell_cut(texts, ids, kind)
+    tell_cut(self.tokenizer, texts, ids, kind)
     return ids
-
-  def _tell_cut(
-    self, texts: Sequence[str], ids: Int[np.ndarray, "N L"], kind: str
-  ) -> None:
-    """Says on stderr, once, how many texts are longer than what is read."""
-    length, pad = ids.shape[1], self.tokenizer.info.pad
-    longer = lambda i: (
-      self.tokenizer.encode(texts[i], length + 1)[length] != pad
-    )
-    full = np.flatnonzero(ids[:, -1] != pad)
-    cut = [int(i) for i in full if longer(int(i))]
-    told = (kind, length, len(cut), len(texts))
-    if cut and told not in _CUT:
-      _CUT.add(told)
-      tell(
-        f"{len(cut)} of {len(texts)} texts of kind {kind!r} are cut to "
-        f"{length} tokens, such as {texts[cut[0]]!r:.60}: what stands behind "
-        "does not count (data.tokenizer.max_length of the checkpoint)."
-      )
 
   def embed_texts(
     self, texts: Sequence[str], kind: str = "default"

@@ -334,6 +334,19 @@ def test_a_sample_that_is_listed_again_is_another_split(tmp_path):
   assert f"1 samples are listed again: {ids[0]!r}" in copy.facts.other
 
 
+def test_a_question_that_stands_twice_is_told(tmp_path, capsys):
+  write_copy("vqav2", tmp_path)
+  path = tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json"
+  content = json.loads(path.read_text())
+  content["questions"][-1] = content["questions"][0]  # as many as before
+  path.write_text(json.dumps(content))
+  protocol = protocols.load_protocol("vqav2")
+  user_copy.open_copy(protocol, "vqav2", str(tmp_path), other_split=True)
+  assert "stands twice in 1 samples ('0'); each counts" in (
+    capsys.readouterr().err
+  )
+
+
 def test_a_protocol_states_units_of_any_modality(tmp_path):
   name = "msrvtt_1ka"
   write_copy(name, tmp_path)

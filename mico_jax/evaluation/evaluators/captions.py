@@ -53,11 +53,11 @@ class Captions(Evaluator):
   def measure(self, job: Job) -> list[Result]:
     """Scores of each group that has an item with a caption."""
     results = []
-    limit = job.config.evaluation.captions
-    total = job.gallery.count(limit)
+    total = job.gallery.count(job.config.evaluation.captions)
+    end = job.gallery.end(total)
     for context in trained(job.config, "captioning"):
       kind = kind_of(job.config, context)
-      items, texts = described_items(job.gallery, context, kind, 0, limit=limit)
+      items, texts = described_items(job.gallery, context, kind, 0, limit=end)
       worded = [any(map(ptb.tokenize, captions)) for captions in texts]
       items = items[np.asarray(worded, bool)]
       texts = [

@@ -27,6 +27,7 @@ from mico_jax.config import (
   to_dict,
 )
 from mico_jax.data import field_paths
+from mico_jax.data.identity import tell
 from mico_jax.data.records import Record
 from mico_jax.data.sources import Source, open_source
 from mico_jax.data.sources.annotations import AnnotationsSource
@@ -150,6 +151,12 @@ def _open_official(
   except ConfigError as error:
     raise MissingCopy(str(error)) from error
   ids = source.ids()
+  twice = source.listed_again(single=False) if source.questions() else []
+  if twice:
+    tell(
+      f"{folder}: a question with all its fields stands twice in {len(twice)} "
+      f"samples ({some(twice)}); each counts."
+    )
   lacking = {key: tuple(v) for key, v in source.lacking().items()}
   some_key = next(iter(lacking), None)
   absent = set(lacking[some_key]) if some_key is not None else set()
