@@ -114,7 +114,9 @@ class SourceConfig:
   require: Names = ()
   # WebDataset: keys end at the "first" or the "last" dot of a member's name.
   key_dot: Annotated[str, Choice("first", "last")] = "first"
-  # Modality -> record field, or ending of a member; unset: its own name.
+  # Modality -> record field, or ending of a member; unset: its own name. A
+  # field that no sample has leaves the modality out, where one of its name
+  # means something else.
   fields: NameMap = field(default_factory=dict)
   # Kind of caption -> record field; unset: by its usual names.
   captions: NameMap = field(default_factory=dict)

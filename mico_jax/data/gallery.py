@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -20,7 +20,9 @@ from mico_jax.data.stalled import EVALUATION, Stalled
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import DecodeError
 
-_Loaded = tuple[Record, dict[str, Any]]
+# The record and inputs, None of a broken sample; what could not be read -> why.
+_Loaded = tuple[tuple[Record, dict[str, Any]] | None, dict[str, str]]
+RECORD = "record"  # as a name of what could not be read
 _AHEAD = 64  # samples of a store that are asked for before they are needed
 
 
@@ -44,11 +46,11 @@ class _Loader:
   read: Callable[[int], Record]
   stalled: Stalled | None
 
-  def __call__(self, index: int) -> _Loaded | None:
-    """A record and its inputs; None if the sample is broken."""
+  def __call__(self, index: int) -> _Loaded:
+    """What could be read of a sample, and why not all."""
     stalled = self.stalled
     if stalled is not None and stalled.id(self.source_name, index) is not None:
-      return None
+      return None, {RECORD: "its decoder hung before"}
     guard = Guard(self.config.data.timeout)
     guard.at(self.source_name, index)
     try:
@@ -56,9 +58,10 @@ class _Loader:
     except StalledDecoder as error:
       if stalled is None or not stalled.note(error, EVALUATION):
         raise
-      return None
+      return None, {RECORD: str(error)}
 
-  def _load(self, index: int) -> _Loaded | None:
+  def _load(self, index: int) -> _Loaded:
+    broken: dict[str, str] = {}
     try:
       record = self.read(index)
       inputs = load_inputs(
@@ -67,11 +70,11 @@ class _Loader:
         self.source_name,
         self.keys,
         self.tokenizer,
-        broken={},
+        broken=broken,
       )
-    except DecodeError:
-      return None
-    return record, inputs
+    except DecodeError as error:
+      return None, broken or {RECORD: str(error)}
+    return (record, inputs), broken
 
 
 @dataclasses.dataclass
@@ -89,11 +92,11 @@ class _Ahead:
   source: SourceKind
   keys: Sequence[str]
   indices: Sequence[int]
-  load: Callable[[int], _Loaded | None]
+  load: Callable[[int], _Loaded]
   planned: int = 0
   _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
-  def __call__(self, place: int) -> _Loaded | None:
+  def __call__(self, place: int) -> _Loaded:
     """Loads the sample at a place of `indices`."""
     with self._lock:
       end = min(place + _AHEAD, len(self.indices))
@@ -109,19 +112,16 @@ class _Ahead:
 
 
 def _read_ahead(
-  load: Callable[[int], _Loaded | None], count: int, threads: int, buffer: int
-) -> Iterator[_Loaded | None]:
+  load: Callable[[int], _Loaded], count: int, threads: int, buffer: int
+) -> Iterator[_Loaded]:
   """Loads the samples at `count` places in Grain's threads, `buffer` ahead."""
-  # Grain drops elements that are None, hence the tuple.
-  samples = (
+  yield from (
     grain.MapDataset.range(count)
-    .map(lambda i: (load(int(i)),))
+    .map(lambda i: load(int(i)))
     .to_iter_dataset(
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
     )
   )
-  for (loaded,) in samples:
-    yield loaded
 
 
 def evaluation_batches(
@@ -136,6 +136,7 @@ def evaluation_batches(
   indices: Sequence[int] | None = None,
   records: Sequence[Record] | None = None,
   stalled: Stalled | None = None,
+  tell_broken: Callable[[int, Mapping[str, str]], None] | None = None,
 ) -> Iterator[tuple[dict[str, Any], list[Record | None]]]:
   """Batches of row, weight, inputs and present, in order, without augmentation.
 
@@ -154,6 +155,8 @@ def evaluation_batches(
     indices: samples to read instead of the first `size`.
     records: records to read instead of samples of the source.
     stalled: quarantined samples of the workdir, which count as broken.
+    tell_broken: gets the place of a sample and modality -> why it cannot be
+      read ("record": the sample itself); None: nobody wants to know.
 
   Raises:
     StalledDecoder: if a sample takes longer than `data.timeout`.
@@ -168,7 +171,7 @@ def evaluation_batches(
       indices = range(min(size or len(opened), len(opened)))
     read = opened.record
   load = _Loader(config, source_name, keys, tokenizer, read, stalled)
-  at: Callable[[int], _Loaded | None] = lambda i: load(int(indices[i]))
+  at: Callable[[int], _Loaded] = lambda i: load(int(indices[i]))
   if records is None and getattr(opened, "remote", False):
     at = _Ahead(opened, keys, indices, load)
   threads = config.data.num_threads
@@ -180,7 +183,9 @@ def evaluation_batches(
     batch["row"][:] = np.arange(start, start + batch_size)
     rows: list[Record | None] = []
     for i in range(min(batch_size, len(indices) - start)):
-      loaded = next(samples)
+      loaded, broken = next(samples)
+      if broken and tell_broken is not None:
+        tell_broken(start + i, broken)
       if loaded is None:
         rows.append(None)
         continue

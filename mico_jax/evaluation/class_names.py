@@ -15,8 +15,8 @@ _NAMED = 5
 def check_class_names(tokenizer: Tokenizer, names: Sequence[str]) -> None:
   """Refuses classes that no prompt can tell from the bare template.
 
-  Classes whose different names give the same tokens are named on stderr: the
-  first of them is always preferred, and the others score as wrong.
+  Classes whose names are equal, or give the same tokens, are named on stderr:
+  they share every score, so that none of them is ever right.
 
   Raises:
     ConfigError: naming classes without a token that the tokenizer knows.
@@ -29,8 +29,9 @@ def check_class_names(tokenizer: Tokenizer, names: Sequence[str]) -> None:
     ids = tuple(i for i in _ids(tokenizer, name) if i not in special)
     if not set(ids) - unknown:
       nothing.append(name)
-    elif seen.setdefault(ids, name) != name:
+    elif ids in seen:
       same.append(f"{seen[ids]!r} and {name!r}")
+    seen.setdefault(ids, name)
   if nothing:
     raise ConfigError(
       f"{len(nothing)} of {len(names)} class names have no token that the "
@@ -40,8 +41,8 @@ def check_class_names(tokenizer: Tokenizer, names: Sequence[str]) -> None:
     )
   if same:
     tell(
-      f"{len(same)} class names have the tokens of another: "
-      f"{'; '.join(same[:_NAMED])}."
+      f"{len(same)} class names have the tokens of another "
+      f"({'; '.join(same[:_NAMED])}); none of these is ever right."
     )
 
 

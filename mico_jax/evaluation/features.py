@@ -24,12 +24,20 @@ from mico_jax.data.records import Record
 from mico_jax.data.samples import keys_of
 from mico_jax.data.sources import Source
 from mico_jax.data.stalled import Stalled
+from mico_jax.data.statements import stated
 from mico_jax.data.tokenizer import Tokenizer
+from mico_jax.evaluation.cut_texts import tell_cut
 from mico_jax.evaluation.kept_inputs import KeptInputs
 from mico_jax.evaluation.results import hash_json
+from mico_jax.evaluation.sameness import Broken, Contents, merge_repeats
 from mico_jax.inference.prepare import NOT_FINITE, not_finite
 from mico_jax.kernels.compiler import forward_options
-from mico_jax.modalities import DecodeError, by_letter, preprocessing
+from mico_jax.modalities import (
+  UNSTATED,
+  DecodeError,
+  by_letter,
+  preprocessing,
+)
 from mico_jax.models import ContextKV, MiCo, forward
 
 
@@ -46,6 +54,8 @@ class Gallery:
     batches: the host arrays, for contexts; empty unless asked for.
     silent: keys of modalities that an item may lack as long as it has another
       letter of a context; what it lacks is zeros, as in the official code.
+    contents: modality key -> hash of what each item shows; empty: unknown.
+    repeats: places of items that another one stands for, see `sameness`.
   """
 
   records: list[Record | None]
@@ -54,6 +64,22 @@ class Gallery:
   pooled: Mapping[str, Float[np.ndarray, "N _"]]
   batches: KeptInputs | Sequence[Mapping[str, Any]]
   silent: tuple[str, ...] = ()
+  contents: Mapping[str, Int[np.ndarray, " N"]] = dataclasses.field(
+    default_factory=dict
+  )
+  repeats: frozenset[int] = frozenset()
+
+  def count(self, limit: int = 0) -> int:
+    """Number of items, at most `limit` if it is not 0."""
+    items = len(self.records) - len(self.repeats)
+    return min(limit or items, items)
+
+  def end(self, limit: int) -> int:
+    """The place behind the first `limit` items."""
+    items = [i for i in range(len(self.records)) if i not in self.repeats]
+    return (
+      items[limit - 1] + 1 if 0 < limit <= len(items) else len(self.records)
+    )
 
   def usable(self, letters: str) -> Int[np.ndarray, " M"]:
     """Indices of the items that were read and have all modalities.
@@ -61,6 +87,7 @@ class Gallery:
     Of `silent` modalities they may lack all but one.
     """
     ok = np.asarray([record is not None for record in self.records], bool)
+    ok[list(self.repeats)] = False
     some = np.zeros(len(self.records), bool)
     for letter in letters:
       key = by_letter(letter).key
@@ -190,9 +217,12 @@ class Embedder:
     self.batch_size = batch_size or config.evaluation.batch_size
     self._steps = _steps_of(model, config, tokenizer)
 
-  def preprocessing_sha256(self, keys: Sequence[str]) -> str:
-    """Hash of how these modalities and the texts are read."""
+  def preprocessing_sha256(self, keys: Sequence[str], source: str) -> str:
+    """Hash of how these modalities of a source, and texts, are read."""
     config = self.config
+    spec = config.data.sources[source]
+    told = {k: stated(spec, k) for k in keys}
+    units = {k: dataclasses.asdict(v) for k, v in told.items() if v != UNSTATED}
     modes = {k: preprocessing.mode_of(config, k, train=False) for k in keys}
     inputs = {k: preprocessing.input_config(config, k) for k in keys}
     return hash_json(
@@ -200,6 +230,7 @@ class Embedder:
         "modes": {k: mode.name for k, mode in modes.items()},
         "frames": {k: options.frames for k, options in inputs.items()},
         **preprocessing.samplings(config, keys),
+        **({"stated": units} if units else {}),
         "image_size": config.model.vision.image_size,
         "audio": dataclasses.asdict(config.data.audio),
         "tokenizer": self.tokenizer.sha256,
@@ -225,7 +256,9 @@ class Embedder:
     """Token ids of texts of one caption kind."""
     length = max_length(self.config.data.tokenizer, (kind,))
     rows = [self.tokenizer.encode(text, length) for text in texts]
-    return np.asarray(rows, np.int32).reshape(-1, length)
+    ids = np.asarray(rows, np.int32).reshape(-1, length)
+    tell_cut(self.tokenizer, texts, ids, kind)
+    return ids
 
   def embed_texts(
     self, texts: Sequence[str], kind: str = "default"
@@ -282,7 +315,8 @@ class Embedder:
     embedded: dict[str, list[np.ndarray]] = {c: [] for c in contexts}
     pooled: dict[str, list[np.ndarray]] = {}
     present: dict[str, list[np.ndarray]] = {key: [] for key in keys}
-    read = lambda: evaluation_batches(
+    broken, contents = Broken(source_name), Contents(keys)
+    read = lambda told=None: evaluation_batches(
       self.config,
       source_name,
       size=size,
@@ -293,9 +327,10 @@ class Embedder:
       indices=indices,
       records=records,
       stalled=self._stalled,
+      tell_broken=told,
     )
     kept = KeptInputs(lambda: (batch["inputs"] for batch, _ in read()))
-    for batch, group in read():
+    for batch, group in read(broken.add):
       n = len(group)
       rows, features = self._steps.embed(
         self.params, batch["inputs"], tuple(contexts), keep_pooled
@@ -306,18 +341,26 @@ class Embedder:
         pooled.setdefault(letter, []).append(np.asarray(value, np.float32)[:n])
       for key in keys:
         present[key].append(np.asarray(batch["present"][key][:n]))
+      contents.add(batch["inputs"], n)
       records_ += group
       if keep_batches:
         kept.add(batch["inputs"])
     if not records_:
       raise ValueError(f"data source {source_name!r} gave no samples.")
+    broken.tell(len(records_))
+    hashes, repeats = contents.arrays(), frozenset[int]()
+    there = {key: np.concatenate(x) for key, x in present.items()}
+    if records is None:
+      records_, repeats = merge_repeats(records_, hashes, there, source_name)
     gallery = Gallery(
       records=records_,
-      present={key: np.concatenate(x) for key, x in present.items()},
+      present=there,
       embeddings={c: np.concatenate(x) for c, x in embedded.items()},
       pooled={x: np.concatenate(v) for x, v in pooled.items()},
       batches=kept,
       silent=self.config.evaluation.silent,
+      contents=hashes,
+      repeats=repeats,
     )
     gallery.check_finite(source_name)
     return gallery

@@ -57,7 +57,7 @@ def training_gallery(job: Job) -> Gallery:
     if both:
       tell(
         f"evaluation.probe_source={name!r} holds {both} of the "
-        f"{len(job.gallery.records)} samples that are measured on; results "
+        f"{job.gallery.count()} samples that are measured on; results "
         "of probes say how well these were learnt by heart."
       )
   return job.shared[key]
@@ -66,21 +66,53 @@ def training_gallery(job: Job) -> Gallery:
 def same_items(job: Job, train: Gallery) -> dict[int, list[int]]:
   """Measured sample -> the training samples that are this sample.
 
-  Those of equal ids, where both sources read the same data.
+  Those that show the same to the bit, and those of equal ids where both sources
+  read the same data.
   """
+  found = _same_contents(job.gallery, train)
   sources, settings = job.config.data.sources, job.config.evaluation
   a, b = sources[job.protocol.source], sources[settings.probe_source]
   if (a.kind, a.path) != (b.kind, b.path):
-    return {}
+    return found
   places: dict[str, list[int]] = {}
   for place, record in enumerate(train.records):
     if record is not None:
       places.setdefault(record.id, []).append(place)
+  for i, record in enumerate(job.gallery.records):
+    if record is not None and record.id in places:
+      found[i] = sorted({*found.get(i, ()), *places[record.id]})
+  return found
+
+
+def _same_contents(measured: Gallery, train: Gallery) -> dict[int, list[int]]:
+  """Measured sample -> training samples with the same inputs."""
+  keys = sorted(set(measured.contents) & set(train.contents))
+  shown = lambda gallery, i: tuple(int(gallery.contents[k][i]) for k in keys)
+  there = lambda gallery, i: any(gallery.present[k][i] for k in keys)
+  places: dict[tuple[int, ...], list[int]] = {}
+  for i in range(len(train.records)):
+    if there(train, i):
+      places.setdefault(shown(train, i), []).append(i)
   return {
-    i: places[record.id]
-    for i, record in enumerate(job.gallery.records)
-    if record is not None and record.id in places
+    i: places[shown(measured, i)]
+    for i in range(len(measured.records))
+    if there(measured, i) and shown(measured, i) in places
   }
+
+
+def tell_unseen(
+  what: str, labels: Sequence[Any], classes: Sequence[Any]
+) -> None:
+  """Says on stderr how many measured classes no training sample has."""
+  unseen = [x for x in labels if x not in classes]
+  if unseen:
+    shown = ", ".join(map(repr, sorted(set(unseen), key=str)[:3]))
+    known = ", ".join(map(repr, list(classes)[:3]))
+    tell(
+      f"{what}: {len(unseen)} of {len(labels)} samples have a class that no "
+      f"training sample has ({shown}; known are such as {known}); they count "
+      "as wrong."
+    )
 
 
 def labelled_rows(

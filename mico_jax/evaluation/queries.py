@@ -121,8 +121,15 @@ class Queries:
     """Of all pairs of text and item, those that belong together."""
     return len(self.pairs) / (len(self.texts) * len(self.items))
 
+  def asked(self, *, of_texts: bool) -> Int[np.ndarray, " N"]:
+    """Numbers of the texts, or columns of the items, with a right answer."""
+    return np.unique(self.pairs[:, 0 if of_texts else 1])
+
   def first(self, *, of_texts: bool) -> Int[np.ndarray, " N"]:
-    """The first item of each text, or the first text of each item."""
+    """The first item of each text, or the first text of each item.
+
+    Of those that have one, as `asked` gives them.
+    """
     one, other = (0, 1) if of_texts else (1, 0)
     _, places = np.unique(self.pairs[:, one], return_index=True)
     return self.pairs[places, other]
@@ -167,6 +174,35 @@ def make_queries(
   return Queries(list(index), pairs, np.asarray(items), kind)
 
 
+def among(queries: Queries, texts: Sequence[str]) -> Queries:
+  """Queries whose texts are a given list instead of the items' captions.
+
+  A text is right for the items of which it is a caption, as `queries` has it;
+  spaces at its ends do not count.
+
+  Args:
+    queries: of the items.
+    texts: the list; of equal ones the first.
+
+  Raises:
+    ConfigError: if none is a caption of an item.
+  """
+  index = {text.strip(): i for i, text in enumerate(dict.fromkeys(texts))}
+  pairs = [
+    (index[text.strip()], int(column))
+    for row, text in enumerate(queries.texts)
+    if text.strip() in index
+    for column in queries.items_of(row)
+  ]
+  if not pairs:
+    raise ConfigError(
+      f"none of the {len(index)} texts, such as {texts[0]!r:.60}, is a caption "
+      f"of an item, such as {queries.texts[0]!r:.60}."
+    )
+  found = np.asarray(sorted(set(pairs)), np.int64)
+  return dataclasses.replace(queries, texts=list(index), pairs=found)
+
+
 def queries_of(
   config: Config,
   gallery: Gallery,
@@ -200,7 +236,9 @@ def queries_of(
 
 
 def labels_of(gallery: Gallery, field: str) -> list[Any]:
-  """A field of each record; None where it is no text or number."""
+  """A field of each record; None where it is no text or number, or NaN."""
   values = [None if r is None else r.fields.get(field) for r in gallery.records]
   # Any other value is no label, and its sample is left out.
-  return [x if isinstance(x, (str, int, float)) else None for x in values]
+  return [
+    x if isinstance(x, (str, int, float)) and x == x else None for x in values
+  ]

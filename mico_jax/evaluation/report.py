@@ -113,7 +113,12 @@ def _draw_bars(axes: Axes, results: Sequence[Result], unit: str) -> None:
       fontsize=7,
     )
   axes.set_yticks(places, [r.name for r in results], fontsize=8)
-  axes.set_xlim(0, 1.1 * max(1.0, float(values.max(initial=0.0))))
+  low = min(
+    values.min(initial=0.0),
+    *(r.interval[0] for r in results if r.interval),
+    0.0,
+  )
+  axes.set_xlim(1.1 * low, 1.1 * max(1.0, float(values.max(initial=0.0))))
   axes.margins(y=0.01)
   axes.set_xlabel(
     f"{unit or 'value'} (line: 95%; red: ceiling; dotted: chance)"

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 import mico_jax
+from mico_jax.config import ConfigError
 from mico_jax.evaluation import metrics
 
 _DIGITS = 8  # of numbers in the JSON file
@@ -35,8 +36,12 @@ class Result:
     gallery: items chosen from; 0: does not apply.
     source: name of the data source.
     split: of the source.
-    prompt_sha256: of all texts shown to the model.
-    preprocessing_sha256: of modes, sizes and tokenizer.
+    prompt_sha256: of all texts shown to the model, or that what it writes is
+      compared with.
+    preprocessing_sha256: of modes, sizes, stated units and tokenizer.
+    samples_sha256: of the samples that were read, in any order: ids, texts and
+      labels.
+    inputs_sha256: of what they show, as it was decoded and preprocessed.
     ceiling: best value that any model could expect; None: unknown.
     baseline: value of guessing; None: unknown.
     command: command line of the evaluation.
@@ -57,6 +62,8 @@ class Result:
   split: str = ""
   prompt_sha256: str = ""
   preprocessing_sha256: str = ""
+  samples_sha256: str = ""
+  inputs_sha256: str = ""
   ceiling: float | None = None
   baseline: float | None = None
   command: str = ""
@@ -96,7 +103,9 @@ class Protocol:
   Attributes:
     source: name of the data source.
     split: of the source.
-    preprocessing_sha256: of modes, sizes and tokenizer.
+    preprocessing_sha256: see `Result`.
+    samples_sha256: see `Result`.
+    inputs_sha256: see `Result`.
     command: command line of the evaluation.
     checkpoint_sha256: of the checkpoint's manifest; "": it has none.
     bootstrap: resamples of the intervals; 0: none.
@@ -108,6 +117,8 @@ class Protocol:
   source: str = ""
   split: str = ""
   preprocessing_sha256: str = ""
+  samples_sha256: str = ""
+  inputs_sha256: str = ""
   command: str = ""
   checkpoint_sha256: str = ""
   bootstrap: int = 1000
@@ -133,17 +144,18 @@ class Protocol:
       values: one per query, caption, ...; those of a share in [0, 1].
       total: values that the protocol asks for.
       items: which item each value is of; None: each is of its own.
-      prompts: texts shown to the model.
+      prompts: texts shown to the model, or true ones of what it writes.
       gallery: items chosen from.
       ceiling: best value that any model could expect.
       baseline: value of guessing.
 
     Raises:
-      ValueError: for no values, or values that are no numbers.
+      ConfigError: for no values.
+      ValueError: for values that are no numbers.
     """
     values = np.asarray(values, np.float64)
     if not len(values):
-      raise ValueError(f"{name}: no item could be scored (0 of {total}).")
+      raise ConfigError(f"{name}: no item could be scored (0 of {total}).")
     if not np.isfinite(values).all():
       bad = int((~np.isfinite(values)).sum())
       raise ValueError(
@@ -161,6 +173,8 @@ class Protocol:
       split=self.split,
       prompt_sha256=hash_texts(prompts),
       preprocessing_sha256=self.preprocessing_sha256,
+      samples_sha256=self.samples_sha256,
+      inputs_sha256=self.inputs_sha256,
       ceiling=ceiling,
       baseline=baseline,
       command=self.command,

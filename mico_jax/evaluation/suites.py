@@ -30,6 +30,7 @@ from mico_jax.evaluation.examples import Examples
 from mico_jax.evaluation.features import Embedder, Gallery
 from mico_jax.evaluation.queries import evaluated_groups
 from mico_jax.evaluation.results import Protocol, Result
+from mico_jax.evaluation.sameness import gallery_hashes
 from mico_jax.kernels import target
 from mico_jax.modalities import WHOLE, has_words
 from mico_jax.models import MiCo, build
@@ -242,7 +243,7 @@ def evaluate(
     source=settings.source,
     split=config.data.sources[settings.source].split,
     preprocessing_sha256=embedder.preprocessing_sha256(
-      keys_of((*whole.embed, *whole.read))
+      keys_of((*whole.embed, *whole.read)), settings.source
     ),
     command=command,
     checkpoint_sha256=checkpoint_sha256,
@@ -284,6 +285,15 @@ def _read_gallery(
     also_read=needs.read,
     keep_batches=needs.batches,
     keep_pooled=needs.pooled,
+  )
+  samples, inputs = gallery_hashes(
+    gallery.records,
+    gallery.contents,
+    gallery.repeats,
+    config.evaluation.label,
+  )
+  protocol = dataclasses.replace(
+    protocol, samples_sha256=samples, inputs_sha256=inputs
   )
   return Job(embedder, source, gallery, protocol, cheap)
 

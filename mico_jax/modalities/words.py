@@ -27,7 +27,7 @@ def decode_text(raw: Any, geometry: Geometry | None = None) -> str:
   del geometry
   if isinstance(raw, bytes):
     try:
-      raw = raw.decode("utf-8")
+      raw = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
       raise DecodeError(
         f"text is not UTF-8: byte {raw[error.start]:#04x} at {error.start}; "

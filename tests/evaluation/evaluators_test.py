@@ -81,7 +81,7 @@ class Evenness(Evaluator):
       ):
         results.append(
           job.protocol.result(
-            f"evenness/{letters}/{name}", values, total=len(job.gallery.records)
+            f"evenness/{letters}/{name}", values, total=job.gallery.count()
           )
         )
     return results

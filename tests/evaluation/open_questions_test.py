@@ -173,6 +173,24 @@ def test_every_question_of_every_item_is_asked(job, monkeypatch):
   assert soft.value == pytest.approx(4 / 6)
 
 
+def test_an_answer_of_nothing_is_never_right(job, monkeypatch):
+  """Not even where people's answers are nothing that can be written."""
+  blank = [
+    r
+    and dataclasses.replace(
+      r, fields={"answers": [[""] * 10] * len(r.questions)}
+    )
+    for r in job.gallery.records
+  ]
+  monkeypatch.setattr(
+    Writer, "answers", lambda self, gallery, letters, items, asked: [""] * 6
+  )
+  gallery = dataclasses.replace(job.gallery, records=blank)
+  asked = dataclasses.replace(job, gallery=gallery)
+  (soft,) = OpenQuestions(score="vqa").measure(asked)
+  assert (soft.value, soft.n) == (0.0, 6)
+
+
 def test_answers_of_too_few_people_are_an_error(job):
   few = dataclasses.replace(
     job.gallery.records[0], fields={"answers": [["cube"] * 9] * 5}

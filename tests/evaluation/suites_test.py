@@ -301,7 +301,7 @@ def test_classification_suite(config, parts, tmp_path):
 def test_manifest_with_classes_probe_and_pairs(config, parts, tmp_path):
   rows = []
   for i in range(10):
-    shade = (i % 2) * 200
+    shade = (i % 2) * 200 + i  # a picture that shows the same is no answer
     image = np.full((32, 32, 3), shade, np.uint8)
     Image.fromarray(image).save(tmp_path / f"{i}.png")
     rows.append(

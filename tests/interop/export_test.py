@@ -20,7 +20,7 @@ from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.cli import export as cli_export
 from mico_jax.cli import main as cli
-from mico_jax.config import ConfigError
+from mico_jax.config import ConfigError, GenerationConfig
 from mico_jax.inference import self_check
 from mico_jax.interop import exporter
 from mico_jax.interop.exporting import (
@@ -482,6 +482,18 @@ def test_names_of_the_originals_encoders(source, name, kind):
   assert settings["vision_encoder_type"] == (kind or "evaclip01_giant")
   assert ("tiny_vision" in settings) == (not kind)
   assert official_folder.encoder_type(PRESETS[name].vision) == kind
+
+
+def test_how_the_original_code_would_write_is_said(source):
+  said = lambda **given: official_folder.other_writing(
+    GenerationConfig(**given)
+  )
+  assert said(num_beams=3, length_penalty=0.6) == []
+  assert said(num_beams=1, length_penalty=1.0) == []
+  (note,) = said(top_p=0.9)
+  assert "generation.top_p=0.9: the official code draws no tokens" in note
+  (note,) = said(num_beams=3, length_penalty=1.0)
+  assert "length_penalty=1.0: the official demo writes with 0.6" in note
 
 
 def test_settings_of_the_original_name_unusual_sizes(source):

@@ -301,6 +301,28 @@ def test_a_lower_point_than_expected_is_named(path, tmp_path, fast):
   assert "not as expected (high below low)" in "\n".join(table.of_panel(panel))
 
 
+def test_nothing_right_in_few_items_is_not_certain(path, tmp_path, fast):
+  made, out = plan.make_plan(path, ["rate"]), tmp_path / "out"
+  train(made, out)
+
+  def intervals(hits):
+    for file in out.glob("*/sweep_result.json"):
+      result = json.loads(file.read_text())
+      measured = {"values": hits, "items": list(range(len(hits)))}
+      result["results"]["retrieval/t->v/R@1"] = measured
+      file.write_text(json.dumps(result))
+    (panel,) = results.gather(made, str(out)).panels
+    assert not panel.ends_apart
+    return [point.interval for point in panel.points]
+
+  # The exact interval of none of eight, by hand: 1 - 0.025**(1 / 8).
+  top = pytest.approx(1 - 0.025**0.125)
+  assert intervals([0] * 8) == [(0.0, top), (0.0, top)]
+  for low, high in intervals([1] + [0] * 7):
+    assert low >= 0
+    assert high >= 0.5265  # of one of eight (Clopper and Pearson)
+
+
 def test_a_metric_that_was_not_measured_is_named(path, tmp_path, fast):
   made, out = plan.make_plan(path, ["rate"]), tmp_path / "out"
   train(made, out)

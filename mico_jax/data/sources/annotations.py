@@ -315,6 +315,23 @@ class AnnotationsSource(RowSource):
     chosen = (self._samples[int(row)] for row in self._rows)
     return [name for name, rows in chosen if len(self._texts(rows)) < count]
 
+  def listed_again(self, *, single: bool) -> list[str]:
+    """Ids of the samples of which a row stands twice, with all its fields.
+
+    Args:
+      single: a sample has one row, so that any second one is too many.
+    """
+    found = []
+    for index in self._rows:
+      sample_id, rows = self._samples[int(index)]
+      texts = {
+        json.dumps({**row, field_paths.ROW: 0}, sort_keys=True, default=str)
+        for row in rows
+      }
+      if len(texts) < len(rows) or (single and len(rows) > 1):
+        found.append(sample_id)
+    return found
+
   def extra_table(self, table: Table) -> Found:
     """Rows of a further file of the folder, such as names of classes."""
     return read_table(table, self._files, lambda: self._names)

@@ -53,10 +53,11 @@ class Captions(Evaluator):
   def measure(self, job: Job) -> list[Result]:
     """Scores of each group that has an item with a caption."""
     results = []
-    total = min(job.config.evaluation.captions, len(job.gallery.records))
+    total = job.gallery.count(job.config.evaluation.captions)
+    end = job.gallery.end(total)
     for context in trained(job.config, "captioning"):
       kind = kind_of(job.config, context)
-      items, texts = described_items(job.gallery, context, kind, 0, limit=total)
+      items, texts = described_items(job.gallery, context, kind, 0, limit=end)
       worded = [any(map(ptb.tokenize, captions)) for captions in texts]
       items = items[np.asarray(worded, bool)]
       texts = [
@@ -111,7 +112,10 @@ def _results(
     seed=protocol.seed,
   )
   result = lambda name, values: protocol.result(
-    f"caption/{letters}/{name}", values, total=total, prompts=written
+    f"caption/{letters}/{name}",
+    values,
+    total=total,
+    prompts=[text for captions in texts for text in captions],
   )
   accuracy = result("token accuracy", tokens)
 

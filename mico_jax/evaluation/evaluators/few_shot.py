@@ -70,6 +70,7 @@ class FewShot(Evaluator):
     field = job.config.evaluation.label or "label"
     asked, targets, _ = labelled.labelled_rows(job.gallery, context, field)
     classes = sorted(set(labels), key=str)
+    labelled.tell_unseen(f"{self.title}/{context}", targets, classes)
     known, rows = unit(features), unit(asked)
     members = [
       np.asarray([i for i, x in enumerate(labels) if x == name])
@@ -101,7 +102,7 @@ class FewShot(Evaluator):
         job.protocol.result(
           f"{self.title}/{context}/{k} of each/accuracy",
           hits / self.draws,
-          total=len(job.gallery.records),
+          total=job.gallery.count(),
           gallery=len(classes),
           baseline=1 / len(classes),
         )

@@ -66,7 +66,7 @@ def _results(job: Job, letters: str) -> list[Result]:
   alignment = job.protocol.result(
     f"health/{letters}/alignment",
     np.square(items - own).sum(axis=1),
-    total=len(job.gallery.records),
+    total=job.gallery.count(),
     prompts=queries.texts,
   )
 

@@ -83,7 +83,7 @@ class InstancePairs(Evaluator):
           job.protocol.result(
             f"{self.title}/{name}/R@{k}",
             metrics.recall_at(ranks, k),
-            total=len(job.gallery.records),
+            total=job.gallery.count(),
             gallery=len(items),
             baseline=min(k / max(len(items), 1), 1.0),
           )

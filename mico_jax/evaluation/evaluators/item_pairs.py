@@ -14,6 +14,7 @@ from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
 from mico_jax.evaluation.features import Gallery
 from mico_jax.evaluation.queries import labels_of, queries_of
 from mico_jax.evaluation.results import Protocol, Result
+from mico_jax.modalities import by_letter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +22,8 @@ class ItemPairs(Evaluator):
   """Retrieval for `evaluation.item_pairs`, right if `evaluation.label` agrees.
 
   "a:i" is from sounds to images, "a:t" from sounds to the texts of items. An
-  item, or another one with its id, is no candidate for its own query where both
-  show a common modality, as in "i:i" and "va:v".
+  item, another one with its id, or one that shows the same, is no candidate for
+  its own query where both show a common modality, as in "i:i" and "va:v".
   """
 
   name: ClassVar = "item_pairs"
@@ -82,7 +83,7 @@ def between_items(
   """Item to item retrieval, right when the labels agree: class R@1 and mAP.
 
   Where both sides show a common modality, an item would find itself; it, and
-  others with its id, are then no candidates.
+  others with its id or that show the same to the bit, are then no candidates.
 
   Args:
     gallery: the items.
@@ -92,11 +93,19 @@ def between_items(
 
   Raises:
     ValueError: if `pair` is not of that form.
+    ConfigError: if no item has a label and the letters.
   """
   query, candidate = check_pair(pair)
   known = {i for i, label in enumerate(labels) if label is not None}
   rows = [i for i in gallery.usable(query) if i in known]
   columns = [i for i in gallery.usable(candidate) if i in known]
+  if not rows or not columns:
+    lack = (
+      f"no sample with a label has the modalities of {pair!r}"
+      if known
+      else "no sample has the field that evaluation.label names"
+    )
+    raise ConfigError(f"evaluation.item_pairs={pair!r}: {lack}.")
   values: Mapping[Any, int] = {
     label: i for i, label in enumerate(dict.fromkeys(labels))
   }
@@ -106,6 +115,11 @@ def between_items(
   if set(query) & set(candidate):
     ids = np.asarray([r.id if r else "" for r in gallery.records])
     allowed = ids[rows][:, None] != ids[columns][None, :]
+    common = [by_letter(x).key for x in sorted(set(query) & set(candidate))]
+    shown = [gallery.contents[k] for k in common if k in gallery.contents]
+    if shown:
+      same = [x[rows][:, None] == x[columns][None, :] for x in shown]
+      allowed &= ~np.logical_and.reduce(same)
   relevant = (row_labels[:, None] == column_labels[None, :]) & allowed
   kept = relevant.any(axis=1)
   rows, relevant = np.asarray(rows, int)[kept], relevant[kept]
@@ -115,18 +129,19 @@ def between_items(
     @ gallery.embeddings[candidate][np.asarray(columns, int)].T
   ).astype(np.float64)
   scores[~allowed] = -np.inf
-  name, total = f"class/{query}->{candidate}", len(gallery.records)
+  name, total = f"class/{query}->{candidate}", gallery.count()
   ranks = metrics.ranks(scores, relevant)
-  common: Any = {"total": total, "gallery": len(columns)}
+  chances = relevant.sum(axis=1) / np.maximum(allowed.sum(axis=1), 1)
+  sizes: Any = {"total": total, "gallery": len(columns)}
   return [
     protocol.result(
       f"{name}/R@1",
       metrics.recall_at(ranks, 1),
-      baseline=float((relevant.sum(axis=1) / allowed.sum(axis=1)).mean()),
-      **common,
+      baseline=float(chances.mean()) if len(chances) else None,
+      **sizes,
     ),
     protocol.result(
-      f"{name}/mAP", metrics.average_precision(scores, relevant), **common
+      f"{name}/mAP", metrics.average_precision(scores, relevant), **sizes
     ),
   ]
 
@@ -153,7 +168,7 @@ def _to_text(job: Job, letters: str, labels: Sequence[Any]) -> Result:
   return job.protocol.result(
     f"class/{letters}->t/R@1",
     metrics.recall_at(metrics.ranks(scores, relevant), 1),
-    total=len(job.gallery.records),
+    total=job.gallery.count(),
     prompts=queries.texts,
     gallery=len(queries.texts),
     baseline=float(relevant.mean()),

@@ -66,12 +66,13 @@ class LinearProbe(Evaluator):
     test_features, test_labels, _ = labelled.labelled_rows(
       job.gallery, context, job.config.evaluation.label or "label"
     )
+    labelled.tell_unseen(f"{self.title}/{context}", test_labels, classes)
     chosen = metrics.predictions(probe.logits(test_features))
     predicted: Sequence[Any] = [classes[i] if i >= 0 else None for i in chosen]
     return job.protocol.result(
       f"{self.title}/{context}/accuracy",
       metrics.accuracy(predicted, test_labels),
-      total=len(job.gallery.records),
+      total=job.gallery.count(),
       gallery=len(classes),
       baseline=1 / len(classes),
     )

@@ -75,7 +75,7 @@ def _accuracies(job: Job, letters: str) -> list[Result]:
       f"matching/{letters}/{name}",
       # One value per item: the mean over its true and its false text.
       (says["true"].astype(np.float64) + ~says[other]) / 2,
-      total=len(job.gallery.records),
+      total=job.gallery.count(),
       prompts=queries.texts,
       baseline=0.5,
     )

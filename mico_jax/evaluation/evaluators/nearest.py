@@ -70,6 +70,7 @@ class Nearest(Evaluator):
       for row, item in enumerate(rows)
     }
     classes = sorted(set(labels), key=str)
+    labelled.tell_unseen(f"{self.title}/{context}", targets, classes)
     votes = class_votes(
       asked,
       known,
@@ -84,7 +85,7 @@ class Nearest(Evaluator):
       metrics.accuracy(
         [classes[i] if i >= 0 else None for i in chosen], targets
       ),
-      total=len(job.gallery.records),
+      total=job.gallery.count(),
       gallery=len(known),
       baseline=1 / len(classes),
     )

@@ -89,6 +89,8 @@ class OpenQuestions(Evaluator):
       values = np.asarray(
         [soft_accuracy(a, k) for a, k in zip(written, known, strict=True)]
       )
+      # Nothing is no answer, though people's may be none that can be written.
+      values *= np.asarray([bool(text.strip()) for text in written])
       true, most = [list(dict.fromkeys(texts)) for texts in known], None
     if job.examples is not None:
       job.examples.add_written(
@@ -134,7 +136,7 @@ def _lost(job: Job, letters: str) -> int:
   records = job.gallery.records
   count = 0
   for i in range(len(records)):
-    if i not in usable:
+    if i not in usable and i not in job.gallery.repeats:
       try:
         count += max(1, len(job.source.record(i).questions))
       except DecodeError:

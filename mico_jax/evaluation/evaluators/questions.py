@@ -49,10 +49,11 @@ class Questions(Evaluator):
     """Accuracy of each group that has an item with a fitting question."""
     results = []
     records = job.gallery.records
-    total = min(job.config.evaluation.questions, len(records))
+    total = job.gallery.count(job.config.evaluation.questions)
+    end = job.gallery.end(total)
     for context in trained(job.config, "question_answering"):
       items = job.gallery.usable(context)
-      asked = pick_questions(records, items[items < total], context)
+      asked = pick_questions(records, items[items < end], context)
       if asked:
         results.append(_accuracy(job, context, asked, total))
     return results

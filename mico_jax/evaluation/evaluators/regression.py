@@ -76,7 +76,7 @@ class Regression(Evaluator):
     mae = job.protocol.result(
       f"{self.title}/{context}/MAE",
       np.abs(error),
-      total=len(job.gallery.records),
+      total=job.gallery.count(),
       baseline=float(np.abs(apart).mean()),
     )
     spread = float(np.square(targets - targets.mean()).sum())

@@ -21,20 +21,28 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
-from mico_jax.config import Config
+from mico_jax.config import Config, ConfigError
+from mico_jax.config.fields import Path
 from mico_jax.evaluation import metrics
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
+from mico_jax.evaluation.evaluators.zero_shot import read_lines
 from mico_jax.evaluation.examples import Entry, Examples
 from mico_jax.evaluation.features import Gallery, joint_scores
-from mico_jax.evaluation.queries import Queries, evaluated_groups, queries_of
+from mico_jax.evaluation.queries import (
+  Queries,
+  among,
+  evaluated_groups,
+  queries_of,
+)
 from mico_jax.evaluation.results import Protocol, Result
 from mico_jax.evaluation.streamed_ranks import answers_from, streamed_ranks
 from mico_jax.world import shown_facts
 from mico_jax.world.ceiling import facts_key
 
 RECALLS = (1, 5, 10)
+_FIXED = " (fixed texts)"  # behind the letters, where a file gives the texts
 Scores = Float[np.ndarray, "Q G"]
 Ranks = Int[np.ndarray, " Q"]
 
@@ -59,6 +67,10 @@ class TextRetrieval(Evaluator):
   With `evaluation.rerank` also in the order of the matching head.
   """
 
+  # file with a text per line to retrieve from, instead of the captions; a line
+  # is right for the items of which it is a caption, and items without one are
+  # left out and counted; "": the captions
+  texts: Path = ""
   # every caption of every item is a query, answered by its own item alone, as
   # the official protocols count; False: equal captions are one query, answered
   # by each item that has it
@@ -67,6 +79,17 @@ class TextRetrieval(Evaluator):
   title: ClassVar = "retrieval"
   measures: ClassVar = {f"R@{k}": Measure(headline=k == 1) for k in RECALLS}
   cheap: ClassVar = True
+
+  def check(self, config: Config) -> None:
+    """The file can be read."""
+    del config
+    if self.texts and self.each_text:
+      raise ConfigError(
+        f"evaluation.options.{self.name}: give `texts` or `each_text`, as the "
+        "lines of a file belong to no single item."
+      )
+    if self.texts:
+      read_lines(self.texts, f"evaluation.options.{self.name}.texts")
 
   def needs(self, config: Config) -> Needs | None:
     """The groups, and their arrays where they are re-ranked."""
@@ -85,40 +108,48 @@ class TextRetrieval(Evaluator):
         job.config.evaluation.texts_per_item,
         each=self.each_text,
       )
-      results += _results(job, queries, context)
+      mark = ""
+      if self.texts:
+        queries, mark = among(queries, read_lines(self.texts, "texts")), _FIXED
+      results += _results(job, queries, context, mark)
     return results
 
 
-def _results(job: Job, queries: Queries, letters: str) -> list[Result]:
+def _results(
+  job: Job, queries: Queries, letters: str, mark: str = ""
+) -> list[Result]:
   """All results of one set of context letters."""
-  total = len(job.gallery.records)
+  total = job.gallery.count()
   lost = (total - len(queries.items)) * usual_count(queries)
   ceiling = world_ceiling(job.gallery, queries, letters)
   results = []
-  chance = queries.share
+  texts, items = (queries.asked(of_texts=x) for x in (True, False))
+  pairs = len(queries.pairs)
   for suffix, forward, backward in _all_ranks(job, queries, letters):
     results += recall_results(
       job.protocol,
-      f"retrieval/t->{letters}{suffix}",
+      f"retrieval/t->{letters}{mark}{suffix}",
       forward.ranks,
       candidates=len(queries.items),
-      chance=chance,
-      total=len(queries.texts) + lost,
+      chance=pairs / (len(texts) * len(queries.items)),
+      total=len(texts) + lost,
       items=queries.items[queries.first(of_texts=True)],
       prompts=queries.texts,
       ceiling=ceiling,
     )
     results += recall_results(
       job.protocol,
-      f"retrieval/{letters}->t{suffix}",
+      f"retrieval/{letters}->t{mark}{suffix}",
       backward.ranks,
       candidates=len(queries.texts),
-      chance=chance,
+      chance=pairs / (len(items) * len(queries.texts)),
       total=total,
       prompts=queries.texts,
     )
     if job.examples is not None:
-      _keep_examples(job.examples, queries, letters, suffix, forward, backward)
+      _keep_examples(
+        job.examples, queries, letters, mark + suffix, forward, backward
+      )
   return results
 
 
@@ -134,19 +165,20 @@ def _keep_examples(
   text = lambda i: Entry(text=queries.texts[i])
   item = lambda i: Entry(item=int(queries.items[i]))
   texts, items = len(queries.texts), len(queries.items)
-  for name, found, right, count, query, answer in (
-    (f"t->{letters}", forward, queries.items_of, items, text, item),
-    (f"{letters}->t", backward, queries.texts_of, texts, item, text),
+  asked = [queries.asked(of_texts=x) for x in (True, False)]
+  for name, found, right, rows, count, query, answer in (
+    (f"t->{letters}", forward, queries.items_of, asked[0], items, text, item),
+    (f"{letters}->t", backward, queries.texts_of, asked[1], texts, item, text),
   ):
     examples.add_ranking(
       f"retrieval/{name}{suffix}",
       letters,
       found.ranks,
-      lambda row, found=found, right=right, count=count: (
+      lambda row, found=found, right=right, rows=rows, count=count: (
         found.scores_of(row),
-        np.isin(np.arange(count), right(row)),
+        np.isin(np.arange(count), right(int(rows[row]))),
       ),
-      query,
+      lambda row, query=query, rows=rows: query(rows[row]),
       answer,
     )
 
@@ -158,17 +190,18 @@ def _all_ranks(
   embedder, gallery = job.embedder, job.gallery
   texts = embedder.embed_texts(queries.texts, queries.kind)
   items = gallery.embeddings[letters][queries.items]
+  t, i = (queries.asked(of_texts=x) for x in (True, False))
   of_texts = answers_from(queries.pairs, len(texts))
   of_items = answers_from(queries.pairs[:, ::-1], len(items))
   yield (
     "",
     Ranking(
-      streamed_ranks(texts, items, of_texts),
-      lambda row: (items @ texts[row]).astype(np.float64),
+      streamed_ranks(_part(texts, t), items, _part(of_texts, t)),
+      lambda row: (items @ texts[t[row]]).astype(np.float64),
     ),
     Ranking(
-      streamed_ranks(items, texts, of_items),
-      lambda row: (texts @ items[row]).astype(np.float64),
+      streamed_ranks(_part(items, i), texts, _part(of_items, i)),
+      lambda row: (texts @ items[i[row]]).astype(np.float64),
     ),
   )
   top = 0 if job.cheap else job.config.evaluation.rerank
@@ -183,14 +216,22 @@ def _all_ranks(
   scores = (texts @ items.T).astype(np.float64)
   both = job.config.evaluation.rerank_by == "both"
   options = {"temperature": embedder.temperature(letters)} if both else {}
-  turned = lambda pairs: match(pairs[:, ::-1])
-  forward = rerank(scores, top, match, **options)
-  backward = rerank(scores.T, top, turned, **options)
+  of_text = lambda pairs: match(np.stack([t[pairs[:, 0]], pairs[:, 1]], axis=1))
+  of_item = lambda pairs: match(np.stack([pairs[:, 1], i[pairs[:, 0]]], axis=1))
+  forward = rerank(scores[t], top, of_text, **options)
+  backward = rerank(scores.T[i], top, of_item, **options)
   yield (
     f" (re-ranked {top}{', both' * both})",
-    Ranking(metrics.ranks(forward, relevant), lambda row: forward[row]),
-    Ranking(metrics.ranks(backward, relevant.T), lambda row: backward[row]),
+    Ranking(metrics.ranks(forward, relevant[t]), lambda row: forward[row]),
+    Ranking(metrics.ranks(backward, relevant.T[i]), lambda row: backward[row]),
   )
+
+
+def _part(
+  rows: Shaped[np.ndarray, "N ..."], chosen: Int[np.ndarray, " M"]
+) -> Shaped[np.ndarray, "M ..."]:
+  """Some rows in their order; all of them are not copied."""
+  return rows if len(chosen) == len(rows) else rows[chosen]
 
 
 def rerank(
@@ -292,7 +333,7 @@ def world_ceiling(
   names = shown_facts(context, queries.kind)
   keys = [facts_key(scene, names) for scene in scenes]
   shares = []
-  for row in range(len(queries.texts)):
+  for row in queries.asked(of_texts=True).tolist():
     own = queries.items_of(row)
     fitting = {keys[i] for i in own}
     shares.append(len(own) / sum(key in fitting for key in keys))

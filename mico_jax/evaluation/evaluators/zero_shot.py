@@ -20,9 +20,11 @@ from etils import epath
 from jaxtyping import Float
 
 from mico_jax.config import Config, ConfigError
+from mico_jax.data.identity import tell
 from mico_jax.evaluation import metrics
 from mico_jax.evaluation.class_names import check_class_names
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
+from mico_jax.evaluation.examples import Entry
 from mico_jax.evaluation.features import Embedder
 from mico_jax.evaluation.queries import (
   evaluated_groups,
@@ -70,21 +72,39 @@ class ZeroShot(Evaluator):
     settings = job.config.evaluation
     results = []
     for context in evaluated_groups(job.config):
+      labels = labels_of(job.gallery, settings.label or "label")
       if self.names:
         classes, templates = list(self.names), list(self.templates)
-        labels = labels_of(job.gallery, settings.label or "label")
-        if self.labels:
-          number = {label: i for i, label in enumerate(self.labels)}
-          labels = [number.get(str(label)) for label in labels]
       elif settings.classes:
         classes = read_lines(settings.classes, "evaluation.classes")
-        labels = labels_of(job.gallery, settings.label or "label")
         templates = read_prompts(settings.prompts)
       else:
         labels, classes = _caption_classes(job, context)
         templates = ["{}"]  # captions are sentences already
-      results.append(_accuracy(job, context, labels, classes, templates))
+      if self.names and self.labels:
+        number = {label: i for i, label in enumerate(self.labels)}
+        targets = [number.get(str(label)) for label in labels]
+      else:
+        targets = [class_index(label, classes) for label in labels]
+      tell_unknown(
+        f"{self.title}/{context}",
+        [x for x, t in zip(labels, targets, strict=True) if t is None],
+      )
+      results.append(
+        _accuracy(job, context, labels, targets, classes, templates)
+      )
     return results
+
+
+def tell_unknown(name: str, labels: Sequence[Any]) -> None:
+  """Says on stderr how many labels are no class; None is no label."""
+  unknown = [str(label) for label in labels if label is not None]
+  if unknown:
+    shown = ", ".join(map(repr, sorted(set(unknown))[:3]))
+    tell(
+      f"{name}: {len(unknown)} samples have a label that is no class "
+      f"({shown}); they do not count."
+    )
 
 
 def check_options(
@@ -121,7 +141,7 @@ def read_lines(path: str, field: str) -> list[str]:
     ConfigError: if it cannot be read, is not UTF-8 or is empty.
   """
   try:
-    text = epath.Path(path).read_bytes().decode("utf-8")
+    text = epath.Path(path).read_bytes().decode("utf-8-sig")
   except UnicodeDecodeError:
     raise ConfigError(f"{field}={path!r}: not UTF-8 text.") from None
   except OSError as error:
@@ -154,13 +174,26 @@ def read_prompts(path: str) -> list[str]:
 
 
 def class_index(label: Any, classes: Sequence[str]) -> int | None:
-  """Number of the class that a label means; None: unknown."""
+  """Number of the class that a label means; None: unknown.
+
+  Raises:
+    ConfigError: for a number that is the name of another class.
+  """
   if isinstance(label, str):
     if label in classes:
       return list(classes).index(label)
-    label = int(label) if label.isdigit() else -1
-  if isinstance(label, (int, np.integer)) and 0 <= label < len(classes):
-    return int(label)
+    label = int(label) if label.isdecimal() else -1
+  if isinstance(label, (int, np.integer)) and not isinstance(label, bool):
+    name = str(label)
+    if name in classes and (
+      label >= len(classes) or classes[int(label)] != name
+    ):
+      raise ConfigError(
+        f"label {label} is the number of a class, counted from 0, and the name "
+        f"of another one (number {list(classes).index(name)}); write labels as "
+        "texts, or give the option `labels` beside `names`."
+      )
+    return int(label) if 0 <= label < len(classes) else None
   return None
 
 
@@ -194,6 +227,7 @@ def _accuracy(
   job: Job,
   letters: str,
   labels: Sequence[Any],
+  targets: Sequence[int | None],
   classes: Sequence[str],
   templates: Sequence[str],
 ) -> Result:
@@ -202,7 +236,8 @@ def _accuracy(
   Args:
     job: the evaluation.
     letters: of the items, e.g. "a".
-    labels: of each item of the gallery; unknown ones are left out.
+    labels: of each item of the gallery.
+    targets: number of the class that each means; None: left out.
     classes: names.
     templates: with "{}".
 
@@ -210,7 +245,6 @@ def _accuracy(
     ConfigError: if no item has one of the classes.
   """
   weights, prompts = class_embeddings(job.embedder, classes, templates)
-  targets = [class_index(label, classes) for label in labels]
   items = [i for i in job.gallery.usable(letters) if targets[i] is not None]
   if not items:
     raise ConfigError(
@@ -219,12 +253,21 @@ def _accuracy(
       "evaluation.classes."
     )
   scores = job.gallery.embeddings[letters][items] @ weights.T
+  right = np.asarray([targets[i] for i in items])
+  if job.examples is not None:
+    relevant = right[:, None] == np.arange(len(classes))[None, :]
+    job.examples.add_ranking(
+      f"zero-shot/{letters}",
+      letters,
+      metrics.ranks(scores, relevant),
+      lambda row: (scores[row].astype(np.float64), relevant[row]),
+      lambda row: Entry(item=int(items[row])),
+      lambda column: Entry(text=classes[column]),
+    )
   return job.protocol.result(
     f"zero-shot/{letters}/accuracy",
-    metrics.accuracy(
-      metrics.predictions(scores), np.asarray([targets[i] for i in items])
-    ),
-    total=len(job.gallery.records),
+    metrics.accuracy(metrics.predictions(scores), right),
+    total=job.gallery.count(),
     prompts=prompts,
     gallery=len(classes),
     baseline=1 / len(classes),

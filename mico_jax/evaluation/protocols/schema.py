@@ -14,7 +14,15 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from mico_jax.config import ConfigError
-from mico_jax.config.fields import Choice, Frames, Group, Name, Names, Range
+from mico_jax.config.fields import (
+  Choice,
+  Frames,
+  Group,
+  Name,
+  NameMap,
+  Names,
+  Range,
+)
 from mico_jax.data import field_paths
 from mico_jax.data.annotation_files import Table
 from mico_jax.data.annotation_options import AnnotationsOptions, check_options
@@ -169,6 +177,9 @@ class BenchmarkProtocol:
       the letters, `{rerank}` for the mark of re-ranked results.
     note: choices that the published protocol leaves open.
     depth_unit: of its depth maps.
+    units: modality -> unit of other values, where files do not say it.
+    rates: modality -> samples of its series per second.
+    channels: modality -> names of the channels of its series, with commas.
     annotations: how the official files are read, see the source "annotations".
   """
 
@@ -191,6 +202,11 @@ class BenchmarkProtocol:
   figures: tuple[Figure, ...] = ()
   note: str = ""
   depth_unit: Annotated[str, Choice("", "metre", "millimetre", "relative")] = ""
+  units: NameMap = dataclasses.field(default_factory=dict)
+  rates: Mapping[Name, Annotated[float, Range(1e-9, 1e9, "Hz")]] = (
+    dataclasses.field(default_factory=dict)
+  )
+  channels: NameMap = dataclasses.field(default_factory=dict)
 
   @property
   def context(self) -> str:
@@ -256,7 +272,7 @@ def check(protocol: BenchmarkProtocol) -> None:
 
 
 def _check_modalities(protocol: BenchmarkProtocol) -> None:
-  for field in ("frames", "silent"):
+  for field in ("frames", "silent", "units", "rates", "channels"):
     for key in getattr(protocol, field):
       if key not in MODALITIES:
         raise ConfigError(

@@ -27,6 +27,7 @@ from mico_jax.config import (
   to_dict,
 )
 from mico_jax.data import field_paths
+from mico_jax.data.identity import tell
 from mico_jax.data.records import Record
 from mico_jax.data.sources import Source, open_source
 from mico_jax.data.sources.annotations import AnnotationsSource
@@ -94,6 +95,9 @@ def source_config(protocol: BenchmarkProtocol, folder: str) -> SourceConfig:
     split=protocol.split.name,
     captions=kind,
     depth_unit=protocol.depth_unit,
+    units=protocol.units,
+    rates=protocol.rates,
+    channels=protocol.channels,
     options=to_dict(protocol.annotations),
   )
 
@@ -147,6 +151,12 @@ def _open_official(
   except ConfigError as error:
     raise MissingCopy(str(error)) from error
   ids = source.ids()
+  twice = source.listed_again(single=False) if source.questions() else []
+  if twice:
+    tell(
+      f"{folder}: a question with all its fields stands twice in {len(twice)} "
+      f"samples ({some(twice)}); each counts."
+    )
   lacking = {key: tuple(v) for key, v in source.lacking().items()}
   some_key = next(iter(lacking), None)
   absent = set(lacking[some_key]) if some_key is not None else set()
@@ -198,6 +208,10 @@ def _differences(
       f"{split.sha256[:16]}..."
     )
   texts = max(1, protocol.texts.per_item) if protocol.texts.rule else 0
+  rule = protocol.texts.rule
+  again = source.listed_again(single=rule == "one") if rule else []
+  if again:
+    out.append(f"{len(again)} samples are listed again: {some(again)}")
   few = source.with_fewer_texts(texts) if texts else []
   if few:
     out.append(
@@ -284,6 +298,9 @@ def _reading_sha256(protocol: BenchmarkProtocol) -> str:
   names = ("annotations", "split", "classes", "texts", "depth_unit")
   whole = to_dict(protocol)
   parts = {name: whole[name] for name in names}
+  # Shards of protocols that state none of these keep their hash.
+  more = ("units", "rates", "channels")
+  parts |= {name: whole[name] for name in more if whole[name]}
   text = json.dumps(parts, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()
 

@@ -12,7 +12,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from mico_jax.aliases import Params
-from mico_jax.config import Config, ConfigError, ModelConfig, VisionConfig
+from mico_jax.config import (
+  Config,
+  ConfigError,
+  GenerationConfig,
+  ModelConfig,
+  VisionConfig,
+)
 from mico_jax.interop.exporting import export
 from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
 from mico_jax.interop.files import torch_writer
@@ -202,6 +208,27 @@ def check_sampling(config: Config) -> None:
     )
 
 
+def other_writing(settings: GenerationConfig) -> list[str]:
+  """In what the official code writes captions otherwise than these settings.
+
+  Its settings name the number of beams and the length alone.
+  """
+  notes = []
+  if settings.top_p:
+    notes.append(
+      f"generation.top_p={settings.top_p}: the official code draws no tokens, "
+      "it takes the most probable ones; --to torch writes as this model does"
+    )
+  elif settings.num_beams > 1:
+    penalty = mico_folder.LENGTH_PENALTY
+    if settings.length_penalty != penalty:
+      notes.append(
+        f"generation.length_penalty={settings.length_penalty}: the official "
+        f"demo writes with {penalty}; --to torch writes as this model does"
+      )
+  return notes
+
+
 def write(
   source: OpenedCheckpoint,
   folder: pathlib.Path,
@@ -225,6 +252,7 @@ def write(
   prefix = "" if report.target == "mico" else f"{folder.name}/"
   report.add("mico", written, f"{prefix}ckpt/")
   report.add_file("mico", folder / "log/hps.json", f"{prefix}log/hps.json")
+  report.notes += other_writing(source.config.generation)
   if _is_original(source) and (absent := left_out(source)):
     report.notes.append(
       "the folder for the official code holds only tensors of the imported "

@@ -337,11 +337,12 @@ def _clear_best(
 ) -> Mapping[str, Any] | None:
   """The result whose interval lies apart from all others, on the good side.
 
-  None where texts or galleries differ, which makes another task of it.
+  None where texts, samples or galleries differ, which is another task.
   """
   there = [x for x in found if x is not None]
   rows = [x for x in there if x.get("interval") and x["value"] is not None]
-  tasks = {(x.get("prompt_sha256"), x.get("gallery")) for x in there}
+  what = ("prompt_sha256", "samples_sha256", "gallery")
+  tasks = {tuple(x.get(key) for key in what) for x in there}
   if len(rows) < 2 or len(tasks) > 1:
     return None
   sign = -1.0 if _measure_of(rows[0]).lower_is_better else 1.0
@@ -384,6 +385,7 @@ _PROTOCOL = {
   "source": "source",
   "split": "split",
   "preprocessing_sha256": "preprocessing",
+  "samples_sha256": "samples",
   "checkpoint_sha256": "checkpoint",
   "version": "mico_jax",
   "command": "command",

@@ -262,7 +262,7 @@ def _point(
   return Point(
     name=name,
     mean=float(np.mean(each)),
-    interval=interval(draws),
+    interval=_interval(draws, list(values.values()), metrics),
     seeds=tuple(map(float, each)),
     metrics={
       metric: float(np.mean([own[i].values.mean() for own in values.values()]))
@@ -276,6 +276,31 @@ def _point(
     missing=tuple(run for run in runs if run not in found),
     draws=draws,
   )
+
+
+def _interval(
+  draws: Float[np.ndarray, " R"],
+  runs: Sequence[Sequence[Values]],
+  metrics: Sequence[str],
+) -> tuple[float, float]:
+  """The interval of a point; that of shares stays in [0, 1].
+
+  Where few items are right or wrong the draws spread too little, and not at all
+  where none is: then it is as wide as the exact one of as many items, too.
+  """
+  from mico_jax.evaluation.evaluators import is_share  # slow to import
+  from mico_jax.evaluation.metrics import FEW, exact_interval
+
+  low, high = interval(draws)
+  if not all(map(is_share, metrics)):
+    return low, high
+  low, high = max(low, 0.0), min(high, 1.0)
+  items = len(np.unique(np.concatenate([v.items for v in runs[0]])))
+  share = float(np.mean([v.values.mean() for run in runs for v in run]))
+  if items * min(share, 1 - share) < FEW:
+    exact = exact_interval(items * share, items)
+    low, high = min(low, exact.low), max(high, exact.high)
+  return low, high
 
 
 def _mean_losses(
