@@ -31,7 +31,7 @@ from mico_jax.inference.inside import InsideMethods
 from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.pure import PureFunctions
 from mico_jax.inference.self_check import model_params, self_check
-from mico_jax.inference.skipping import OnError, Skipped
+from mico_jax.inference.skipping import Skipped
 from mico_jax.inference.text_methods import (
   Call,
   ContextBatch,
@@ -191,7 +191,7 @@ class OmniModel(ZeroShotMethods, InsideMethods, TextMethods):
     self,
     *,
     groups: str | Sequence[str] = (),
-    on_error: OnError = "raise",
+    on_error: str = "raise",
     batch_size: int = 0,
     progress: bool | None = None,
     **inputs: Any,
@@ -258,7 +258,7 @@ class OmniModel(ZeroShotMethods, InsideMethods, TextMethods):
     self,
     *,
     text: Sequence[str],
-    on_error: OnError = "raise",
+    on_error: str = "raise",
     batch_size: int = 0,
     progress: bool | None = None,
     **inputs: Any,

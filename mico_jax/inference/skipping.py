@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float, Int
 from mico_jax.modalities import DecodeError
 from mico_jax.modalities.items import NOT_FINITE, name_of, not_finite
 
-OnError = Literal["raise", "skip"]
 _NAMED = 5  # in the warning
 
 
@@ -27,7 +26,7 @@ class Skipped:
     errors: row -> why it has no value.
   """
 
-  def __init__(self, on_error: OnError = "raise"):
+  def __init__(self, on_error: str = "raise"):
     """Takes what to do about them.
 
     Raises:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from mico_jax.config import Config
-from mico_jax.inference.skipping import OnError, Skipped
+from mico_jax.inference.skipping import Skipped
 from mico_jax.inference.writing import TextWriter
 from mico_jax.modalities import items
 from mico_jax.modalities.items import Search
@@ -35,7 +35,7 @@ class ContextBatch(NamedTuple):
 class Call(NamedTuple):
   """How a call deals with its inputs, see `OmniModel.embed`."""
 
-  on_error: OnError = "raise"
+  on_error: str = "raise"
   batch_size: int = 0
   progress: bool | None = None
 
@@ -86,7 +86,7 @@ class TextMethods:
     temperature: float | None = None,
     seed: int | None = None,
     rows: Sequence[int] | None = None,
-    on_error: OnError = "raise",
+    on_error: str = "raise",
     batch_size: int = 0,
     progress: bool | None = None,
     **inputs: Any,

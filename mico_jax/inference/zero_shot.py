@@ -12,7 +12,6 @@ from jaxtyping import Float
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.inference.batching import Batching
 from mico_jax.inference.class_names import check_class_names
-from mico_jax.inference.skipping import OnError
 from mico_jax.models import MiCo
 
 EmbedTexts = Callable[[list[str]], Float[np.ndarray, "P E"]]
@@ -132,7 +131,7 @@ class ZeroShotMethods(Batching):
     classes: Sequence[str] = (),
     templates: str | Sequence[str] = "{}",
     *,
-    on_error: OnError = "raise",
+    on_error: str = "raise",
     batch_size: int = 0,
     progress: bool | None = None,
     **inputs: Any,
