@@ -30,6 +30,7 @@ from mico_jax.inference import scores
 from mico_jax.inference.inside import InsideMethods
 from mico_jax.inference.prepare import Preparer
 from mico_jax.inference.pure import PureFunctions
+from mico_jax.inference.search import SearchMethods
 from mico_jax.inference.self_check import model_params, self_check
 from mico_jax.inference.skipping import Skipped
 from mico_jax.inference.text_methods import (
@@ -47,7 +48,7 @@ from mico_jax.models import build
 from mico_jax.parallel.backend import require_backend
 
 
-class OmniModel(ZeroShotMethods, InsideMethods, TextMethods):
+class OmniModel(ZeroShotMethods, SearchMethods, InsideMethods, TextMethods):
   """A model with its tokenizer and preprocessing, ready to use.
 
   Inputs are lists: paths, bytes or raw arrays of a modality (`image`, `video`,
