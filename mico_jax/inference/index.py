@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -115,7 +116,7 @@ class Index:
       )
 
   @classmethod
-  def open(cls, folder: str | pathlib.Path) -> Index:
+  def open(cls, folder: str | os.PathLike[str]) -> Index:
     """Opens an index; its arrays are mapped, not read.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ class SearchMethods(Batching):
 
   def search(
     self,
-    index: Index | str,
+    index: Index | str | os.PathLike[str],
     text: str | Sequence[str] | None = None,
     *,
     k: int = 10,
