@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
   from mico_jax.inference.prepare import Item
   from mico_jax.modalities import DecodeError
 
-  common.parse_files(args.files)
+  common.check_there(common.parse_files(args.files))
   model = common.load_model(args)
   specs = common.parse_files(args.files, common.context_keys(model))
   options = {

@@ -39,8 +39,8 @@ def names_of(args: argparse.Namespace) -> list[str]:
   """The names of a command, checked before a model is loaded.
 
   Raises:
-    ConfigError: if there is nothing, for unknown types or modalities, and for
-      files that are not there.
+    ConfigError: if there is nothing, for unknown types or modalities, and if
+      all files are missing.
   """
   from mico_jax.modalities import MODALITIES
 
@@ -52,7 +52,10 @@ def names_of(args: argparse.Namespace) -> list[str]:
   if args.kind or args.path:
     source_arguments.spec_of(args)
   names = [file for name in names for file in _expanded(name)]
-  common.parse_files([name for name in names if not name.endswith(".jsonl")])
+  files = [name for name in names if not name.endswith(".jsonl")]
+  specs = common.parse_files(files)
+  if len(files) == len(names) and not (args.kind or args.path):
+    common.check_there(specs)
   for key in args.modality or ():
     if key not in MODALITIES:
       raise ConfigError(

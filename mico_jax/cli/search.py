@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
 
   if args.text is None and not args.files:
     raise ConfigError("give --text, or files, to search with.")
-  entries = file_entries(common.parse_files(args.files))
+  specs = common.parse_files(args.files)
+  common.check_there(specs)
+  entries = file_entries(specs)
   keys = [entry.key for entry in entries]
   if len(set(keys)) < len(keys):
     raise ConfigError(
