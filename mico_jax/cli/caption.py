@@ -100,10 +100,9 @@ def run(args: argparse.Namespace) -> int:
     ]
 
     def write(some: Sequence[tuple[int, Item]], key: str = key) -> list[str]:
+      inputs: dict[str, Any] = {key: [item for _, item in some]}
       return model.caption(
-        rows=[place for place, _ in some],
-        **options,
-        **{key: [item for _, item in some]},
+        rows=[place for place, _ in some], **options, **inputs
       )
 
     numbered = list(zip(places, items, strict=True))

@@ -54,7 +54,7 @@ def keep_inference() -> None:
 
   if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
-  if jax.config.jax_compilation_cache_dir:
+  if getattr(jax.config, "jax_compilation_cache_dir", None):
     return
   from mico_jax.data.storage import user_cache
 

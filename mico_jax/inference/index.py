@@ -11,6 +11,7 @@ a block at a time, and equal scores rank in the order of the rows.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -65,12 +66,10 @@ def read_note(folder: pathlib.Path) -> dict[str, Any]:
   Raises:
     ConfigError: if the folder holds no index.
   """
-  try:
+  note: Any = None
+  with contextlib.suppress(OSError, ValueError):
     note = json.loads((folder / NOTE).read_text())
-    known = isinstance(note, dict) and note.get("format") == FORMAT
-  except (OSError, ValueError):
-    known = False
-  if not known:
+  if not isinstance(note, dict) or note.get("format") != FORMAT:
     raise ConfigError(
       f"{folder} holds no index of embeddings; `mico-jax index --out {folder}` "
       "makes one."

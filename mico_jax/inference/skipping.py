@@ -66,7 +66,7 @@ class Skipped:
       DecodeError: naming the first such input, unless inputs are skipped.
     """
     bad = not_finite(values)
-    for i in np.flatnonzero(bad):
+    for i in np.flatnonzero(bad).tolist():
       names = [name_of(key, inputs[i]) for key, inputs in part.items()]
       error = DecodeError(f"{' + '.join(names)}: {what} {NOT_FINITE}")
       self.add(int(rows[i]), error)
