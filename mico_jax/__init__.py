@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from mico_jax.checkpoint.manifest import CheckpointError
   from mico_jax.config import Config, ConfigError
+  from mico_jax.inference.index import Index
   from mico_jax.inference.omni_model import OmniModel, load
   from mico_jax.modalities import MODALITIES, DecodeError
   from mico_jax.models import build
@@ -28,6 +29,7 @@ _PUBLIC = {
   "Config": "mico_jax.config",
   "ConfigError": "mico_jax.config",
   "DecodeError": "mico_jax.modalities",
+  "Index": "mico_jax.inference.index",
   "OmniModel": "mico_jax.inference.omni_model",
   "build": "mico_jax.models",
   "list_encoders": "mico_jax.models.presets",
@@ -41,6 +43,7 @@ __all__ = [
   "Config",
   "ConfigError",
   "DecodeError",
+  "Index",
   "OmniModel",
   "__version__",
   "build",

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
   from mico_jax.inference.prepare import Item
   from mico_jax.modalities import DecodeError
 
-  common.parse_files(args.files)
+  common.check_there(common.parse_files(args.files))
   model = common.load_model(args)
   specs = common.parse_files(args.files, common.context_keys(model))
   options = {
@@ -100,10 +100,9 @@ def run(args: argparse.Namespace) -> int:
     ]
 
     def write(some: Sequence[tuple[int, Item]], key: str = key) -> list[str]:
+      inputs: dict[str, Any] = {key: [item for _, item in some]}
       return model.caption(
-        rows=[place for place, _ in some],
-        **options,
-        **{key: [item for _, item in some]},
+        rows=[place for place, _ in some], **options, **inputs
       )
 
     numbered = list(zip(places, items, strict=True))

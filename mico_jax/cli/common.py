@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import textwrap
 import warnings
@@ -146,9 +147,15 @@ def warnings_as_lines() -> Iterator[None]:
 
 
 def load_model(args: argparse.Namespace) -> OmniModel:
-  """The model of --checkpoint."""
+  """The model of --checkpoint; its compiled programs are kept."""
+  from mico_jax.cli.compiled import keep_inference
   from mico_jax.inference.omni_model import load
+  from mico_jax.parallel.backend import require_backend
 
+  require_backend()
+  keep_inference()
+  if sys.stderr.isatty():
+    note(f"loading {args.checkpoint} ...")
   with warnings_as_lines():
     return load(
       args.checkpoint,
@@ -189,6 +196,28 @@ def parse_files(
       )
     specs.append(spec)
   return specs
+
+
+def check_there(specs: Sequence[FileSpec]) -> None:
+  """Checks that there is a file to use, before a model is loaded.
+
+  Some that are missing are left out later and named; if all are, that is known
+  at once.
+
+  Raises:
+    ConfigError: if all files are local and missing.
+  """
+  missing = [
+    spec.path
+    for spec in specs
+    if "://" not in spec.path and not os.path.exists(spec.path)
+  ]
+  if specs and len(missing) == len(specs):
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    raise ConfigError(
+      f"no such file: {', '.join(missing[:3])}{more}; the folder is "
+      f"{os.getcwd()}."
+    )
 
 
 def print_compared(compared: Mapping[str, float]) -> None:

@@ -35,6 +35,8 @@ COMMANDS: dict[str, str] = {
   "sweep": "train many configs, draw what they show, fit power laws",
   "report": "make one page of several evaluations",
   "embed": "write the embeddings of many files",
+  "index": "make or change an index of embeddings to search",
+  "search": "find the items of an index by text or files",
   "score": "compare texts with files",
   "caption": "write a caption for each file",
   "import": "make a checkpoint of weights of other libraries",

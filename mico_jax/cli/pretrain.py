@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 
-from mico_jax.cli import common
-from mico_jax.config import Config, ConfigError
+from mico_jax.cli import common, compiled
+from mico_jax.config import ConfigError
 
 DESCRIPTION = """\
 Trains a model. The run lives in a workdir: the same command again resumes it
@@ -54,37 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   common.add_json(parser)
 
 
-def keep_compiled(config: Config, workdir: str) -> None:
-  """Names the folder from which a restart takes compiled programs.
-
-  `train.compilation_cache` and JAX_COMPILATION_CACHE_DIR come first (an empty
-  variable: none). Otherwise programs for accelerators lie in `compiled` beside
-  a remote workdir, since process 0 writes them for all hosts, or in the cache
-  folder of this user. They never lie in a workdir, which may come from someone
-  else, and programs for CPUs, whose instructions another machine that sees the
-  folder may lack, are not kept.
-  """
-  import jax
-
-  folder = config.train.compilation_cache
-  if not folder:
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-      return
-    if jax.default_backend() == "cpu":
-      return
-    from mico_jax.data.storage import user_cache
-
-    scheme, _, path = workdir.rstrip("/").rpartition("://")
-    parent = path.rpartition("/")[0]
-    if scheme and parent:  # a bucket itself has nothing beside it
-      folder = f"{scheme}://{parent}/compiled"
-    else:
-      folder = str(user_cache("compiled"))
-  jax.config.update("jax_compilation_cache_dir", folder)
-  # The small programs around a step count as well when it restarts.
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
 def run(args: argparse.Namespace) -> int:
   """Trains and prints the final results."""
   if args.profile_steps:
@@ -108,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
   workdir = args.workdir or f"runs/{config.name}"
   distributed.initialize_from_env()  # set by launch/*.sh
   require_backend()
-  keep_compiled(config, workdir)
+  compiled.keep_step(config, workdir)
   from mico_jax.run.pretrain import pretrain
 
   with common.warnings_as_lines():

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
   from mico_jax.inference.scores import score_items
   from mico_jax.run.commands.entries import file_entries, source_entries
 
-  common.parse_files(args.files)
+  common.check_there(common.parse_files(args.files))
   spec = None
   if args.kind or args.path:
     spec = source_arguments.spec_of(args)

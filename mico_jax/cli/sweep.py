@@ -68,7 +68,7 @@ def _one(args: argparse.Namespace) -> int:
   """Trains a single run."""
   if args.config:
     raise ConfigError("--run takes its config from the folder; drop --config.")
-  from mico_jax.cli.pretrain import keep_compiled
+  from mico_jax.cli.compiled import keep_step
   from mico_jax.parallel import distributed
   from mico_jax.parallel.backend import require_backend
   from mico_jax.run.sweep.worker import planned_config, work
@@ -76,7 +76,7 @@ def _one(args: argparse.Namespace) -> int:
   config = planned_config(args.folder)
   distributed.initialize_from_env()
   require_backend()
-  keep_compiled(config, args.folder)
+  keep_step(config, args.folder)
   with common.warnings_as_lines():
     return work(args.folder, command=args.command_line)
 

@@ -260,12 +260,13 @@ def embed_rows(model: OmniModel, rows: Rows) -> Float[np.ndarray, "N E"]:
   Raises:
     ValueError: without such a head.
   """
-  if len(rows) == 1:
-    ((key, values),) = rows.items()
-    return model.embed(**{key: values})[key]
-  group = joint_letters(model, rows)
+  inputs: dict[str, Any] = dict(rows)
+  if len(inputs) == 1:
+    (embedding,) = model.embed(**inputs).values()
+    return embedding
+  group = joint_letters(model, inputs)
   try:
-    return model.embed(groups=group, **rows)[group]
+    return model.embed(groups=group, **inputs)[group]
   except ValueError as error:
     joint = [head for head in model.config.model.heads if len(head) > 1]
     raise ValueError(

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import restore
@@ -27,19 +27,28 @@ from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.config import Config
 from mico_jax.data.tokenizer import Tokenizer, tokenizer_from_files
 from mico_jax.inference import scores
-from mico_jax.inference.prepare import Preparer, trained_contexts
+from mico_jax.inference.inside import InsideMethods
+from mico_jax.inference.prepare import Preparer
+from mico_jax.inference.pure import PureFunctions
+from mico_jax.inference.search import SearchMethods
 from mico_jax.inference.self_check import model_params, self_check
-from mico_jax.inference.text_methods import ContextBatch, TextMethods, pad_rows
+from mico_jax.inference.skipping import Skipped
+from mico_jax.inference.text_methods import (
+  Call,
+  ContextBatch,
+  TextMethods,
+  pad_rows,
+)
 from mico_jax.inference.writing import TextWriter
+from mico_jax.inference.zero_shot import ZeroShotMethods
 from mico_jax.kernels.compiler import forward_options
 from mico_jax.layers.stack import split_layers
 from mico_jax.modalities import MODALITIES, by_letter, items, played_by
-from mico_jax.models import build, forward
-from mico_jax.models.text_tower import ContextKV
+from mico_jax.models import build
 from mico_jax.parallel.backend import require_backend
 
 
-class OmniModel(TextMethods):
+class OmniModel(ZeroShotMethods, SearchMethods, InsideMethods, TextMethods):
   """A model with its tokenizer and preprocessing, ready to use.
 
   Inputs are lists: paths, bytes or raw arrays of a modality (`image`, `video`,
@@ -95,9 +104,20 @@ class OmniModel(TextMethods):
     self.model = build(dataclasses.replace(config.model, **options))
     self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), merged)
     jit = functools.partial(jax.jit, compiler_options=forward_options())
-    self._embed = jit(self._embed_batch, static_argnums=2)
-    self._context = jit(self._context_batch, static_argnums=2)
-    self._match = jit(functools.partial(forward.match_probability, self.model))
+    f = self.functions = PureFunctions(self.model, config, tokenizer.info.pad)
+    self._embed = jit(
+      lambda params, arrays, letters: f.embed(
+        params, f.pixels(arrays), letters
+      ),
+      static_argnums=2,
+    )
+    self._context = jit(
+      lambda params, arrays, letters: f.context(
+        params, f.pixels(arrays), letters
+      ),
+      static_argnums=2,
+    )
+    self._match = jit(f.match)
     self._texts = TextWriter(self.model, config, tokenizer)
 
   @property
@@ -110,88 +130,36 @@ class OmniModel(TextMethods):
     """Size of the joint space."""
     return self.config.model.embed_dim
 
-  # -------------------------------------------------------------- compiled
-  def _encode(
-    self, params: Any, arrays: Mapping[str, jax.Array]
-  ) -> forward.Encoded:
-    encoded = forward.encode_inputs(
-      self.model, self.config, params, arrays, pad=self.tokenizer.info.pad
-    )
-    for key in arrays:
-      letter, head = MODALITIES[key].letter, MODALITIES[key].head
-      if head not in encoded.tokens:
-        encoded = encoded.also(head, of=letter)
-    return encoded
-
-  def _embed_batch(
-    self, params: Any, arrays: Mapping[str, jax.Array], letters: str
-  ) -> Float[Array, "B E"]:
-    encoded = self._encode(params, arrays)
-    return forward.embed(self.model, params, encoded, (letters,))[letters]
-
-  def _context_batch(
-    self, params: Any, arrays: Mapping[str, jax.Array], letters: str
-  ) -> ContextKV:
-    encoded = self._encode(params, arrays)
-    return forward.project(self.model, params, encoded, letters)
-
-  # --------------------------------------------------------------- batching
-  def _batches(
-    self, arrays: Mapping[str, np.ndarray]
-  ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    """Batches of fixed sizes, the last padded; their numbers of real rows."""
-    count = len(next(iter(arrays.values())))
-    size = min(self.batch_size, 1 << max(count - 1, 0).bit_length())
-    for start in range(0, count, size):
-      batch = {k: v[start : start + size] for k, v in arrays.items()}
-      real = min(size, count - start)
-      yield {k: pad_rows(v, size) for k, v in batch.items()}, real
-
-  def _prepare(
-    self, inputs: Mapping[str, Sequence[Any]]
-  ) -> dict[str, np.ndarray]:
-    """Host arrays of aligned lists; the first broken input is an error."""
-    arrays = {}
-    for key, values in inputs.items():
-      array, _, errors = self.preparer.prepare(key, values)
-      if errors:
-        raise errors[0]
-      assert array is not None  # No input failed, and there is at least one.
-      arrays[key] = array
-    return arrays
-
-  def _chunks(
-    self, inputs: Mapping[str, Sequence[Any]]
-  ) -> Iterator[tuple[dict[str, Sequence[Any]], dict[str, np.ndarray]]]:
-    """Batches of inputs with their prepared arrays, one at a time."""
-    count = items.lengths_of(inputs)
-    for start in range(0, count, self.batch_size):
-      end = start + self.batch_size
-      part = {k: v[start:end] for k, v in inputs.items()}
-      yield part, self._prepare(part)
-
   def _embed_rows(
-    self, inputs: Mapping[str, Sequence[Any]], letters: str
+    self, inputs: Mapping[str, Sequence[Any]], letters: str, call: Call
   ) -> Float[np.ndarray, "N E"]:
-    rows = [np.zeros((0, self.embed_dim), np.float32)]
-    for part, arrays in self._chunks(inputs):
-      rows.append(self.embed_arrays(arrays, letters))
-      items.check_finite(rows[-1], part, "the embedding")
-    return np.concatenate(rows)
+    skipped = Skipped(call.on_error)
+    shape = items.lengths_of(inputs), self.embed_dim
+    values = np.full(shape, np.nan, np.float32)
+    for part, arrays, rows in self._chunks(inputs, call, "embed", skipped):
+      found = self.embed_arrays(arrays, letters, batch_size=call.batch_size)
+      good = skipped.finite(found, part, rows, "the embedding")
+      values[rows[good]] = found[good]
+    return values
 
   def embed_arrays(
-    self, arrays: Mapping[str, np.ndarray], letters: str
+    self,
+    arrays: Mapping[str, np.ndarray],
+    letters: str,
+    *,
+    batch_size: int = 0,
   ) -> Float[np.ndarray, "N E"]:
     """Embeddings of prepared inputs (see `Preparer`), for pipelines.
 
     Args:
       arrays: {modality: stacked rows}.
       letters: of the head: one letter, or those of a joint head.
+      batch_size: largest number of rows per compiled call; 0: of the model.
     """
     return np.concatenate(
       [
         np.asarray(self._embed(self.params, batch, letters))[:real]
-        for batch, real in self._batches(arrays)
+        for batch, real in self._batches(arrays, batch_size)
       ]
     )
 
@@ -221,44 +189,62 @@ class OmniModel(TextMethods):
 
   # ------------------------------------------------------------- public use
   def embed(
-    self, *, groups: str | Sequence[str] = (), **inputs: Any
+    self,
+    *,
+    groups: str | Sequence[str] = (),
+    on_error: str = "raise",
+    batch_size: int = 0,
+    progress: bool | None = None,
+    **inputs: Any,
   ) -> dict[str, Float[np.ndarray, "N E"]]:
     """Unit-norm embeddings in the joint space.
 
     Args:
       groups: joint heads to use, such as "va": aligned lists of those
         modalities give one embedding per row; empty: each modality alone.
+      on_error: "skip": the row of an input that cannot be used is NaN, and a
+        warning names it; "raise": it is an error.
+      batch_size: largest number of inputs per compiled call; 0: of the model.
+      progress: whether a bar is shown; None: in a terminal or notebook, to
+        calls of more than a few seconds.
       **inputs: lists by modality.
 
     Returns:
-      {modality or group: embeddings}.
+      {modality or group: embeddings}, one row for each input.
 
     Raises:
       ValueError: for a modality or head that the checkpoint lacks.
       DecodeError: for an input that cannot be read, or whose embedding is not
-        finite.
+        finite; of several that are skipped, if no other is left.
     """
     if not inputs:
       raise ValueError("no inputs to embed; give e.g. image=['photo.jpg'].")
     embeddings, lists = {}, self._lists(inputs)
+    call = Call(on_error, batch_size, progress)
     if not groups:
       for key, values in lists.items():
         letter = MODALITIES[key].letter
-        embeddings[key] = self._embed_rows({key: values}, letter)
+        embeddings[key] = self._embed_rows({key: values}, letter, call)
       return embeddings
     for group in [groups] if isinstance(groups, str) else groups:
       self.model.head(group)  # Raises for an unknown one.
       keys = dict.fromkeys(self._key_of(letter, lists) for letter in group)
       embeddings[group] = self._embed_rows(
-        {key: lists[key] for key in keys}, group
+        {key: lists[key] for key in keys}, group, call
       )
     return embeddings
 
-  def _lists(self, inputs: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
-    """A user's inputs as lists, checked to be of the model's modalities."""
-    for key in inputs:
-      self.preparer.check_key(key)
-    return {key: items.as_list(key, rows) for key, rows in inputs.items()}
+  def __repr__(self) -> str:
+    """Name, size, modalities and where it comes from."""
+    vision = self.config.model.vision
+    count = sum(x.size for x in jax.tree.leaves(self.params))
+    return (
+      f"OmniModel({self.config.name!r}, step {self.step}: "
+      f"{count / 1e6:.3g}M parameters, {vision.encoder} {vision.width} x "
+      f"{vision.depth}, {vision.image_size} pixels, joint space of "
+      f"{self.embed_dim}; takes {', '.join(self.modalities)}; heads "
+      f"{', '.join(self.config.model.heads)})"
+    )
 
   def _key_of(self, letter: str, inputs: Mapping[str, Any]) -> str:
     """The input for a letter; an image may serve as a video."""
@@ -269,22 +255,23 @@ class OmniModel(TextMethods):
       f"{', '.join(inputs)}."
     )
 
-  def _letters(self, inputs: Mapping[str, Any]) -> str:
-    """Context letters of the given modalities, in the table's order."""
-    if not inputs:
-      raise ValueError("no inputs given, e.g. image=['photo.jpg'].")
-    letters = [self.preparer.check_key(key).letter for key in inputs]
-    if "t" in letters:
-      raise ValueError("text=[...] cannot be its own context.")
-    return context_order(letters, self.config)
-
   def match(
-    self, *, text: Sequence[str], **inputs: Any
+    self,
+    *,
+    text: Sequence[str],
+    on_error: str = "raise",
+    batch_size: int = 0,
+    progress: bool | None = None,
+    **inputs: Any,
   ) -> Float[np.ndarray, " N"]:
     """Probability in [0, 1] that text i matches the inputs i.
 
     Args:
       text: one per row.
+      on_error: "skip": the probability of inputs that cannot be used is NaN,
+        and a warning names them; "raise": they are an error.
+      batch_size: see `embed`.
+      progress: see `embed`.
       **inputs: aligned lists; several modalities form one context.
 
     Raises:
@@ -294,31 +281,41 @@ class OmniModel(TextMethods):
     """
     letters = self._letters(inputs)
     lists = self._lists({"text": text, **inputs})
-    rows = [np.zeros((0,), np.float32)]
-    for part, arrays in self._chunks(lists):
-      for batch, real in self._batches(arrays):
+    call, skipped = Call(on_error, batch_size, progress), Skipped(on_error)
+    values = np.full(items.lengths_of(lists), np.nan, np.float32)
+    for part, arrays, rows in self._chunks(lists, call, "match", skipped):
+      found = []
+      for batch, real in self._batches(arrays, batch_size):
         ids = batch.pop("text")
         context = self._context(self.params, batch, letters)
-        rows.append(np.asarray(self._match(self.params, ids, context))[:real])
-      items.check_finite(rows[-1], part, "the matching probability")
-    return np.concatenate(rows)
+        found.append(np.asarray(self._match(self.params, ids, context))[:real])
+      matches = np.concatenate(found)
+      good = skipped.finite(matches, part, rows, "the matching probability")
+      values[rows[good]] = matches[good]
+    return values
 
   def _contexts(
-    self, inputs: Mapping[str, Any], **texts: Sequence[Any] | None
+    self,
+    inputs: Mapping[str, Any],
+    call: Call,
+    what: str,
+    skipped: Skipped,
+    **texts: Sequence[Any] | None,
   ) -> Iterator[ContextBatch]:
     """See `TextMethods`."""
     letters, lists = self._letters(inputs), self._lists(inputs)
     given = {key: rows for key, rows in texts.items() if rows is not None}
     items.lengths_of({**given, **lists})
-    start = 0
-    for part, arrays in self._chunks(lists):
-      for batch, real in self._batches(arrays):
-        place, prompt = slice(start, start + real), None
+    for part, arrays, places in self._chunks(lists, call, what, skipped):
+      start = 0
+      for batch, real in self._batches(arrays, call.batch_size):
+        rows, prompt = places[start : start + real], None
         context = self._context(self.params, batch, letters)
         if "question" in given:
-          prompt = self._texts.prompts(given["question"][place])
-          prompt = pad_rows(prompt, context.keys.shape[1])
-        yield ContextBatch(part, context, prompt, place)
+          asked = [given["question"][row] for row in rows]
+          prompt = pad_rows(self._texts.prompts(asked), context.keys.shape[1])
+        inputs_of = {k: v[start : start + real] for k, v in part.items()}
+        yield ContextBatch(inputs_of, context, prompt, rows)
         start += real
 
   def score(
@@ -337,21 +334,6 @@ class OmniModel(TextMethods):
       DecodeError: for a text or file that cannot be used.
     """
     return scores.score(self, texts, files, skip=skip)
-
-
-def context_order(letters: Sequence[str], config: Config) -> str:
-  """Letters of a context in the order of training.
-
-  A context concatenates its modalities, so with a position table their order
-  matters. It is that of the first trained group or head with the same letters,
-  else that of the table of modalities.
-  """
-  wanted = frozenset(letters)
-  for group in (*trained_contexts(config), *config.model.heads):
-    if frozenset(group) == wanted:
-      return group
-  order = [m.letter for m in MODALITIES.values()]
-  return "".join(sorted(wanted, key=order.index))
 
 
 def load(

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from mico_jax.config import Config
+from mico_jax.inference.skipping import Skipped
 from mico_jax.inference.writing import TextWriter
 from mico_jax.modalities import items
 from mico_jax.modalities.items import Search
@@ -22,13 +23,21 @@ class ContextBatch(NamedTuple):
     part: the inputs, aligned lists by modality.
     context: of the inputs; its last rows are padding.
     prompt: ids of the questions, padded likewise; None: none.
-    place: of the rows among all inputs.
+    rows: places of the inputs among all.
   """
 
   part: Mapping[str, Sequence[Any]]
   context: ContextKV
   prompt: Any
-  place: slice
+  rows: Int[np.ndarray, " N"]
+
+
+class Call(NamedTuple):
+  """How a call deals with its inputs, see `OmniModel.embed`."""
+
+  on_error: str = "raise"
+  batch_size: int = 0
+  progress: bool | None = None
 
 
 class TextMethods:
@@ -44,12 +53,20 @@ class TextMethods:
   _texts: TextWriter
 
   def _contexts(
-    self, inputs: Mapping[str, Any], **texts: Sequence[Any] | None
+    self,
+    inputs: Mapping[str, Any],
+    call: Call,
+    what: str,
+    skipped: Skipped,
+    **texts: Sequence[Any] | None,
   ) -> Iterator[ContextBatch]:
-    """Batches of inputs.
+    """Batches of the inputs that can be used.
 
     Args:
       inputs: lists by modality.
+      call: how the inputs are dealt with.
+      what: is done with them, for the progress bar.
+      skipped: takes those that cannot be used.
       **texts: lists aligned with the inputs; those of `question` become
         prompts.
 
@@ -69,8 +86,11 @@ class TextMethods:
     temperature: float | None = None,
     seed: int | None = None,
     rows: Sequence[int] | None = None,
+    on_error: str = "raise",
+    batch_size: int = 0,
+    progress: bool | None = None,
     **inputs: Any,
-  ) -> list[str]:
+  ) -> list[Any]:
     """Writes a caption for each row.
 
     Options that are None default to the checkpoint's config.generation.
@@ -84,6 +104,10 @@ class TextMethods:
       temperature: by which logits are divided before a token is drawn.
       seed: of what is drawn; the same seed and number give the same caption.
       rows: numbers of the inputs for the draws; None: 0, 1, ...
+      on_error: "skip": inputs that cannot be used have None for a caption, and
+        a warning names them; "raise": they are an error.
+      batch_size: see `OmniModel.embed`.
+      progress: see `OmniModel.embed`.
       **inputs: aligned lists; several modalities form one context.
 
     Raises:
@@ -100,7 +124,8 @@ class TextMethods:
       temperature=temperature,
       seed=seed,
     )
-    return self._write("caption", search, inputs, rows=rows)
+    call = Call(on_error, batch_size, progress)
+    return self._write("caption", search, inputs, call, rows=rows)
 
   def check_writing(self, **options: Any) -> None:
     """Checks options of `caption`.
@@ -110,7 +135,7 @@ class TextMethods:
     """
     self._texts.captioning(self.config.generation, **options)
 
-  def answer(self, *, question: Sequence[str], **inputs: Any) -> list[str]:
+  def answer(self, *, question: Sequence[str], **inputs: Any) -> list[Any]:
     """Answers a question about each row.
 
     Args:
@@ -127,37 +152,45 @@ class TextMethods:
     names = (*Search._fields, "rows")
     given = {name: inputs.pop(name) for name in names if name in inputs}
     rows = given.pop("rows", None)
+    call = Call(
+      **{name: inputs.pop(name) for name in Call._fields if name in inputs}
+    )
     search = self._texts.answering(self.config.generation, **given)
     questions = items.as_list("text", question)
-    return self._write("answer", search, inputs, questions, rows=rows)
+    return self._write("answer", search, inputs, call, questions, rows=rows)
 
   def _write(
     self,
     what: str,
     search: Search,
     inputs: Mapping[str, Any],
+    call: Call,
     questions: Sequence[str] | None = None,
     *,
     rows: Sequence[int] | None = None,
-  ) -> list[str]:
+  ) -> list[Any]:
     """Captions, or answers to questions, of aligned inputs."""
-    texts: list[str] = []
-    for part, context, prompt, place in self._contexts(
-      inputs, question=questions, rows=rows
+    skipped = Skipped(call.on_error)
+    texts: dict[int, str] = {}
+    count = 0
+    for part, context, prompt, places in self._contexts(
+      inputs, call, what, skipped, question=questions, rows=rows
     ):
-      numbers = np.arange(place.start, place.stop, dtype=np.int32)
-      if rows is not None:
-        numbers = np.asarray(rows, np.int32)[place]
-      real, size = len(numbers), context.keys.shape[1]
+      numbers = places if rows is None else np.asarray(rows)[places]
+      real, size = len(places), context.keys.shape[1]
       written = self._texts.write(
-        self.params, context, search, pad_rows(numbers, size), prompt
+        *(self.params, context, search),
+        *(pad_rows(numbers.astype(np.int32), size), prompt),
       )
       sums = np.asarray(written.scores)[:real, 0]
-      items.check_finite(sums, part, f"the {what}'s score")
+      good = skipped.finite(sums, part, places, f"the {what}'s score")
       ids = np.asarray(written.sequences)[:real, 0]
       skip = 1 if prompt is None else prompt.shape[1]
-      texts += self._texts.texts(ids, skip)
-    return texts
+      found = self._texts.texts(ids, skip)
+      texts |= {int(places[i]): found[i] for i in np.flatnonzero(good)}
+      count = max(count, int(places[-1]) + 1)
+    count = max(count, 1 + max(skipped.errors, default=-1))
+    return [texts.get(row) for row in range(count)]
 
   def text_log_probability(
     self,
@@ -184,17 +217,18 @@ class TextMethods:
     """
     texts = items.as_list("text", text)
     asked = None if question is None else items.as_list("text", question)
+    skipped = Skipped()
     sums = [np.zeros(0, np.float32)]
     best = [np.zeros(0, bool)]
-    for part, context, prompt, place in self._contexts(
-      inputs, question=asked, text=texts
+    for part, context, prompt, rows in self._contexts(
+      inputs, Call(), "score", skipped, question=asked, text=texts
     ):
-      ids = self._texts.targets(texts[place])
+      ids = self._texts.targets([texts[row] for row in rows])
       real, size = len(ids), context.keys.shape[1]
       total, greedy = self._texts.log_probability(
         self.params, context, pad_rows(ids, size), prompt
       )
-      items.check_finite(total[:real], part, "the text's log-probability")
+      skipped.finite(total[:real], part, rows, "the text's log-probability")
       sums.append(total[:real])
       best.append(greedy[:real])
     return np.concatenate(sums), np.concatenate(best)

@@ -30,6 +30,9 @@ from mico_jax.layers.rotary import rotate
 # Names for remat policies; a third, of the kernel, is ATTENTION_SUMS.
 ATTENTION_OUT = "attention_out"
 ATTENTION_QKV = "attention_qkv"
+# Flax collection of what is kept only for callers that make it mutable.
+INSPECTED = "intermediates"
+QUERIES_KEYS = "queries_keys"
 
 
 # Bias of a packed projection -> its meaning.
@@ -135,6 +138,26 @@ class PackedProjection(nn.Module):
     return tuple(p.reshape(heads) for p in jnp.split(y, self.num, axis=-1))
 
 
+def attention_weights(
+  q: Float[Array, "B L N H"],
+  k: Float[Array, "B S N H"],
+  mask: Bool[Array, "B S"] | None = None,
+) -> Float[Array, "B N L S"]:
+  """Softmax weights of queries and keys that `SelfAttention` keeps.
+
+  Args:
+    q: queries, as kept.
+    k: keys, as kept.
+    mask: true at the keys that may be attended to; None: all.
+  """
+  scale = folded_scale(q.shape[-1])[1]
+  scale = q.shape[-1] ** -0.5 if scale is None else scale
+  scores = jnp.einsum("blnh,bsnh->bnls", q, k).astype(jnp.float32) * scale
+  if mask is not None:
+    scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
+  return jax.nn.softmax(scores, axis=-1)
+
+
 class SelfAttention(nn.Module):
   """Multi-head self-attention.
 
@@ -194,6 +217,8 @@ class SelfAttention(nn.Module):
     q, k, v = qkv.split_heads(packed)
     if rotary is not None:
       q, k = rotate(q, *rotary), rotate(k, *rotary)
+    if self.is_mutable_collection(INSPECTED):
+      self.sow(INSPECTED, QUERIES_KEYS, (q, k))
     kv = (k, v)
     if cache is not None:
       kv, (k, v) = extend_cache(k, v, cache)

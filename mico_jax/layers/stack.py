@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from mico_jax import axes
 from mico_jax.aliases import PyTree
 from mico_jax.kernels.attention import ATTENTION_SUMS
-from mico_jax.layers.attention import ATTENTION_OUT, ATTENTION_QKV
+from mico_jax.layers.attention import ATTENTION_OUT, ATTENTION_QKV, INSPECTED
 from mico_jax.layers.fsdp_gather import split_tokens
 
 _policies = jax.checkpoint_policies
@@ -76,7 +76,7 @@ def stack(
     block = nn.remat(block, policy=REMAT[remat], prevent_cse=not scan)
   scanned = nn.scan(
     block,
-    variable_axes={"params": 0},
+    variable_axes={"params": 0, INSPECTED: 0},
     split_rngs={"params": True},
     in_axes=(0, nn.broadcast),
     out_axes=0,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -73,9 +73,9 @@ def as_array(raw: Any) -> Any:
 def as_list(key: str, values: Any) -> Sequence[Any]:
   """The inputs of a modality as a list.
 
-  A single text, path, content of a file, Pillow image, (array, rate) pair of
-  a sound or series, or array of one input becomes a list of one. An array of
-  texts or paths is a list.
+  A single text, path, URL, content of a file, open file, Pillow image, (array,
+  rate) pair of a sound or series, or array of one input becomes a list of one.
+  An array of texts or paths is a list. Open files are read to their end.
 
   Args:
     key: modality.
@@ -89,14 +89,35 @@ def as_list(key: str, values: Any) -> Sequence[Any]:
     return [values]
   if hasattr(values, "__array__"):  # also of JAX, PyTorch, pandas
     return _array_as_list(key, as_array(values))
-  if not isinstance(values, Sequence):
+  if _is_open_file(values):
+    return [_content(values)]
+  if not isinstance(values, Iterable) or isinstance(values, (Mapping, Set)):
     raise ValueError(
       f"{key} must be a list of inputs, got {type(values).__name__}."
     )
   modality = MODALITIES.get(key)  # an exported folder may lack a record
   if modality is not None and _has_rate(modality, values):
     return [values]
+  values = values if isinstance(values, Sequence) else list(values)
+  if any(map(_is_open_file, values)):
+    return [_content(v) if _is_open_file(v) else v for v in values]
   return values
+
+
+def _is_open_file(value: Any) -> bool:
+  """Whether a value is a file that is open for reading, or like one."""
+  return callable(getattr(value, "read", None))
+
+
+def _content(file: Any) -> Any:
+  """What is left to read of an open file, with its name if it has one."""
+  content = file.read()
+  if not isinstance(content, bytes):
+    raise ValueError(
+      f"an open file of {type(content).__name__}; open it in mode 'rb'."
+    )
+  name = getattr(file, "name", "")
+  return Item(content, name=name) if isinstance(name, str) and name else content
 
 
 def _has_rate(modality: Modality, value: Any) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
 from mico_jax.modalities.arrays import (
@@ -339,15 +339,25 @@ def as_rgb(
 ) -> UInt8[np.ndarray, "T Y X 3"]:
   """Frames of a raw array; a grey picture is repeated for R, G and B.
 
+  Floats are in [0, 1], as `matplotlib` and `torchvision` have them, and are
+  rounded to 255 steps. Channels may come first, where nothing else can be
+  meant.
+
   Args:
-    array: uint8 [Y, X], [Y, X, 3] or [T, Y, X, 3].
+    array: uint8 or float [Y, X], [Y, X, 3], [3, Y, X], or [T, ...] of the last
+      two.
 
   Raises:
-    DecodeError: for others, and for [Y, X] with so few columns that they are
-      rather channels.
+    DecodeError: for others, for floats beyond [0, 1], and for shapes that mean
+      several things, such as so few columns that they are rather channels.
   """
+  array = _channels_last(array)
+  if array.dtype.kind == "f":
+    array = _counts(array)
   if array.dtype != np.uint8:
-    raise DecodeError(f"frames must be uint8, got {array.dtype}.")
+    raise DecodeError(
+      f"frames must be uint8 in 0..255 or float in 0..1, got {array.dtype}."
+    )
   shape = array.shape
   if array.ndim == 2 and not shape[1] <= CHANNELS < shape[0]:
     array = np.repeat(array[..., None], 3, -1)
@@ -355,9 +365,46 @@ def as_rgb(
     array = array[None]
   if array.ndim != 4 or array.shape[-1] != 3 or 0 in shape:
     raise DecodeError(
-      f"frames must be [Y, X], [Y, X, 3] or [T, Y, X, 3], got {shape}."
+      "frames must be [Y, X], [Y, X, 3], [3, Y, X], or several of the last two "
+      f"[T, ...], got {shape}."
     )
   return array
+
+
+def _channels_last(
+  array: Shaped[np.ndarray, "..."],
+) -> Shaped[np.ndarray, "..."]:
+  """[3, Y, X] as [Y, X, 3], also behind an axis of frames."""
+  shape = array.shape
+  if array.ndim not in (3, 4) or shape[-3] != 3:
+    return array
+  if shape[-1] > CHANNELS:
+    return np.moveaxis(array, -3, -1)
+  if array.ndim == 4 and shape[-1] == 3:
+    raise DecodeError(
+      f"frames {list(shape)} may have their channels first or last; give "
+      "[T, Y, X, 3] of more than three rows."
+    )
+  return array
+
+
+def _counts(
+  array: Float[np.ndarray, "..."],
+) -> UInt8[np.ndarray, "..."]:
+  """Floats in [0, 1] as 0..255.
+
+  Raises:
+    DecodeError: for others: they are 0..255 as floats, or normalised already.
+  """
+  least, most = (
+    float(f(array)) if array.size else 0.0 for f in (np.min, np.max)
+  )
+  if not (least >= 0 and most <= 1):  # also where one is not a number
+    raise DecodeError(
+      f"float frames must be in 0..1, got {least:.3g} to {most:.3g}; give "
+      "0..255 as uint8, and pixels before any normalisation."
+    )
+  return np.rint(array * 255.0).astype(np.uint8)
 
 
 class ImageListClip:

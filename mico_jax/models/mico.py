@@ -122,7 +122,6 @@ class MiCo(TextModel):
       ValueError: for an unknown modality or frames of another size.
     """
     batch, frames = pixels.shape[:2]
-    flat = pixels.reshape(batch * frames, *pixels.shape[2:])
     options: dict[str, Any] = {"return_hidden": return_hidden}
     if train and row_keys is not None:
       options["row_keys"] = dropout.fold_frames(row_keys, frames)
@@ -133,17 +132,28 @@ class MiCo(TextModel):
         token_indices = jnp.repeat(token_indices, frames, axis=0)
       options["token_indices"] = token_indices.reshape(batch * frames, -1)
     subset = token_indices is not None
-    check_frames(self.config, key, flat.shape[1:], subset=subset)
-    if MODALITIES[key].embedding == "patch":
-      options["pixels"] = flat
-    else:
-      embedding = params["embedding"][key]
-      options |= custom_embedding.embed(self.config, embedding, key, flat)
+    options |= self.frame_inputs(params, key, pixels, subset=subset)
     tokens, hidden = apply(encoder, params["vision"], **options)
     tokens = tokens.reshape(batch, frames, *tokens.shape[1:])
     if not return_hidden:
       return tokens
     return tokens, [h.reshape(batch, frames, *h.shape[1:]) for h in hidden]
+
+  def frame_inputs(
+    self,
+    params: Params,
+    key: str,
+    pixels: Float[Array, "B T *frame"],
+    *,
+    subset: bool = False,
+  ) -> dict[str, Any]:
+    """Arguments of the encoder for the frames of a modality."""
+    flat = pixels.reshape(-1, *pixels.shape[2:])
+    check_frames(self.config, key, flat.shape[1:], subset=subset)
+    if MODALITIES[key].embedding == "patch":
+      return {"pixels": flat}
+    embedding = params["embedding"][key]
+    return custom_embedding.embed(self.config, embedding, key, flat)
 
   def valid_tokens(
     self, key: str, pixels: Float[Array, "B T ..."]

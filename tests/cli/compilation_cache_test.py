@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 
 import jax
+import numpy as np
 import pytest
 
 from mico_jax.cli.main import main
@@ -75,3 +77,34 @@ def test_what_the_user_says_comes_first(kept):
   assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "other"
   assert kept("tpu", own) == "own"
   assert not kept("tpu", JAX_COMPILATION_CACHE_DIR="")
+
+
+def test_commands_that_use_a_checkpoint_keep_their_programs(
+  tmp_path, monkeypatch, capsys
+):
+  before = {name: getattr(jax.config, name) for name in NAMES}
+  run, home = tmp_path / "run", tmp_path / "cache"
+  tiny_checkpoint.save_tiny(run)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  (tmp_path / "a.npy").write_bytes(npy(np.zeros((20, 20, 3), np.uint8)))
+  words = ["score", "--checkpoint", str(run), "--check", "off", "--text", "a"]
+  try:
+    jax.config.update(NAMES[0], None)
+    assert main([*words, f"image:{tmp_path / 'a.npy'}"]) == 0
+    folder = jax.config.jax_compilation_cache_dir
+    assert folder.startswith(str(home / "mico_jax" / "compiled" / "cpu-"))
+    other = [*words, str(tmp_path / "b.png"), str(tmp_path / "c.png")]
+    capsys.readouterr()
+    monkeypatch.setattr("mico_jax.inference.omni_model.load", None)
+    assert main(other) == 2  # before anything is loaded
+    assert "no such file" in capsys.readouterr().err
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
+
+
+def npy(array):
+  file = io.BytesIO()
+  np.save(file, array)
+  return file.getvalue()

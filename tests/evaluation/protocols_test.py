@@ -17,9 +17,9 @@ from mico_jax.data.samples import keys_of, load_inputs
 from mico_jax.data.sources import open_source
 from mico_jax.data.tokenizer import make_tokenizer
 from mico_jax.evaluation import protocols
-from mico_jax.evaluation.class_names import check_class_names
 from mico_jax.evaluation.evaluators import EVALUATORS, find_measure
 from mico_jax.evaluation.protocols import user_copy
+from mico_jax.inference.class_names import check_class_names
 from mico_jax.inference.omni_model import OmniModel
 from mico_jax.models import build
 from mico_jax.run.commands.result_page import read_evaluated

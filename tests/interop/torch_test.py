@@ -27,6 +27,7 @@ from mico_jax.data.tokenizer import (
   WordPieceTokenizer,
   read_omniworld_model,
 )
+from mico_jax.inference.omni_model import OmniModel
 from mico_jax.inference.prepare import Preparer
 from mico_jax.interop.exporting import export
 from mico_jax.interop.exporting import torch_folder as exporter
@@ -563,6 +564,39 @@ def check_any_batch(module: Any, *inputs: Any) -> None:
         torch.testing.assert_close(
           form(*rows), module(*rows), rtol=0, atol=LIMIT, msg=name
         )
+
+
+@pytest.mark.parametrize("kind", ["shared", "head"])
+def test_zero_shot_and_gradients(kind, tmp_path):
+  config = tiny_config()
+  config = dataclasses.replace(
+    config, model=dataclasses.replace(config.model, temperature=kind)
+  )
+  _, params, exported, tokenizer = make(config, tmp_path)
+  ours = OmniModel(config, params, tokenizer)
+  rng = np.random.default_rng(0)
+  frames = rng.integers(0, 256, (3, 20, 20, 3), dtype=np.uint8)
+  pictures, classes = list(frames), ("a red cube", "a blue ball")
+  templates = ("{}", "I see {}")
+  expected = ours.zero_shot(pictures, classes, templates).probability
+  found = exported.zero_shot(pictures, classes, templates)
+  np.testing.assert_allclose(found.numpy(), expected, atol=LIMIT)
+  floats = [torch.tensor(f / 255).permute(2, 0, 1) for f in frames]
+  again = exported.zero_shot(floats, classes, templates)
+  np.testing.assert_array_equal(again.numpy(), found.numpy())
+  assert not found.requires_grad
+  with pytest.raises(ValueError, match=r"no \{\}"):
+    exported.zero_shot(pictures, classes, "a photo")
+  exported.train()
+  exported.embed(image=pictures)["image"][0, 0].backward()
+  slope = exported.vision.patch_embed.proj.weight.grad
+  functions, leaves = ours.pure()
+  pixels = functions.pixels(ours.prepare(image=pictures))
+  expected = jax.grad(lambda p: functions.embed(p, pixels)[0, 0])(leaves)
+  kernel = np.asarray(jax.tree.leaves(expected["vision"]["patch_embed"])[-1])
+  np.testing.assert_allclose(
+    np.sort(slope.numpy().ravel()), np.sort(kernel.ravel()), atol=LIMIT
+  )
 
 
 @pytest.mark.parametrize("pair", ["plain"], indirect=True)

@@ -22,13 +22,11 @@ from mico_jax.config import Config, ConfigError
 from mico_jax.data.identity import tell
 from mico_jax.evaluation import metrics
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
-from mico_jax.evaluation.evaluators.zero_shot import (
-  check_options,
-  class_embeddings,
-)
+from mico_jax.evaluation.evaluators.zero_shot import check_options
 from mico_jax.evaluation.examples import Entry, Examples
 from mico_jax.evaluation.queries import evaluated_groups
 from mico_jax.evaluation.results import Result
+from mico_jax.inference.zero_shot import class_embeddings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +58,9 @@ class Tagging(Evaluator):
 
   def measure(self, job: Job) -> list[Result]:
     """MAP of each group."""
+    embedder = job.embedder
     weights, prompts = class_embeddings(
-      job.embedder, self.names, self.templates
+      *(embedder.embed_texts, embedder.tokenizer, self.names, self.templates)
     )
     number = {x: i for i, x in enumerate(self.labels or self.names)}
     results = []

@@ -17,15 +17,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float
 
 from mico_jax.config import Config, ConfigError
 from mico_jax.data.identity import tell
 from mico_jax.evaluation import metrics
-from mico_jax.evaluation.class_names import check_class_names
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
 from mico_jax.evaluation.examples import Entry
-from mico_jax.evaluation.features import Embedder
 from mico_jax.evaluation.queries import (
   evaluated_groups,
   kind_of,
@@ -33,6 +30,7 @@ from mico_jax.evaluation.queries import (
   texts_of,
 )
 from mico_jax.evaluation.results import Result
+from mico_jax.inference.zero_shot import class_embeddings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,22 +195,6 @@ def class_index(label: Any, classes: Sequence[str]) -> int | None:
   return None
 
 
-def class_embeddings(
-  embedder: Embedder, classes: Sequence[str], templates: Sequence[str]
-) -> tuple[Float[np.ndarray, "C E"], list[str]]:
-  """Unit-norm embedding of each class, and all prompts that made them.
-
-  Raises:
-    ConfigError: for names that the tokenizer reads as nothing.
-  """
-  check_class_names(embedder.tokenizer, classes)
-  prompts = [t.replace("{}", name) for name in classes for t in templates]
-  rows = embedder.embed_texts(prompts)
-  mean = rows.reshape(len(classes), len(templates), -1).mean(axis=1)
-  norm = np.linalg.norm(mean, axis=-1, keepdims=True)
-  return mean / np.maximum(norm, 1e-12), prompts
-
-
 def _caption_classes(
   job: Job, context: str
 ) -> tuple[list[str | None], list[str]]:
@@ -244,7 +226,10 @@ def _accuracy(
   Raises:
     ConfigError: if no item has one of the classes.
   """
-  weights, prompts = class_embeddings(job.embedder, classes, templates)
+  embedder = job.embedder
+  weights, prompts = class_embeddings(
+    embedder.embed_texts, embedder.tokenizer, classes, templates
+  )
   items = [i for i in job.gallery.usable(letters) if targets[i] is not None]
   if not items:
     raise ConfigError(

@@ -10,18 +10,21 @@ embeddings/, if a modality has a custom embedding.
 
     model = MiCo.from_folder(".")                   # .to("cuda") works
     z = model.embed(image=["a.jpg"], text=["a dog"])  # {modality: [N, E]}
+    c = model.zero_shot(["a.jpg"], ["cat", "dog"], "a photo of a {}")  # [N, C]
     p = model.match(text=["a dog barks"], audio=[(waveform, 44100)])
     s = model.caption(image=[frames], num_beams=3)
     f = torch.jit.trace(model.tower("image"), prepared)  # or torch.export, ONNX
+    model.train()                                   # now embed has gradients
 
 Raw inputs are paths, bytes, arrays or tensors; a single one counts as a list of
 one. Images and normals may be Pillow images or uint8 [Y, X, 3] or [T, Y, X, 3],
-normals also float unit vectors; sound is [N], [N, C] or [C, N] in units of full
-scale at the configured rate, or (samples, rate); depth is float [Y, X] or
-[T, Y, X] in the unit of preprocessing.json, and depth files have a unit in
-their name: "mm:d.png", "m:d.npy" or "relative:d.png". For another unit of an
-array use mico_inputs.items.Item(array, "millimetre"). An input that cannot be
-read, or has no finite output, raises a ValueError that names it.
+images also float in 0..1 and [3, Y, X], normals also float unit vectors; sound
+is [N], [N, C] or [C, N] in units of full scale at the configured rate, or
+(samples, rate); depth is float [Y, X] or [T, Y, X] in the unit of
+preprocessing.json, and depth files have a unit in their name: "mm:d.png",
+"m:d.npy" or "relative:d.png". For another unit of an array use
+mico_inputs.items.Item(array, "millimetre"). An input that cannot be read, or
+has no finite output, raises a ValueError that names it.
 
 Letters: t text, s subtitle, v video, i image, a audio, d depth, n normal; a
 group such as "va" is a context of several. In shapes, B is the batch, T frames,
@@ -1021,6 +1024,17 @@ def table(rows: int, width: int) -> nn.Parameter:
   return nn.Parameter(torch.zeros(rows, width))
 
 
+def _gradients_in_training(method: Any) -> Any:
+  """Computes without gradients unless the model is in `.train()` mode."""
+
+  @functools.wraps(method)
+  def wrapped(self: MiCo, *args: Any, **kwargs: Any) -> Any:
+    with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
+      return method(self, *args, **kwargs)
+
+  return wrapped
+
+
 class MiCo(nn.Module):
   """The model; build it with `MiCo.from_folder`.
 
@@ -1147,7 +1161,7 @@ class MiCo(nn.Module):
     return self.temperature.device
 
   # ------------------------------------------------------------- raw inputs
-  @torch.no_grad()
+  @_gradients_in_training
   def embed(
     self, *, groups: str | Sequence[str] = (), **inputs: Any
   ) -> dict[str, Tensor]:
@@ -1174,7 +1188,7 @@ class MiCo(nn.Module):
       )
     return embeddings
 
-  @torch.no_grad()
+  @_gradients_in_training
   def match(self, *, text: Any, **inputs: Any) -> Tensor:
     """Probability [N] in [0, 1] that text i matches the inputs i."""
     rows = self.lists({"text": text, **inputs})
@@ -1185,6 +1199,55 @@ class MiCo(nn.Module):
     hidden = self.encode_text(ids, context=context)
     probability = self.matching_logits(hidden, ids).softmax(-1)[:, 1]
     return self._finite(probability, rows, "the matching probability")
+
+  @_gradients_in_training
+  def zero_shot(
+    self,
+    images: Any = None,
+    classes: Sequence[str] = (),
+    templates: str | Sequence[str] = "{}",
+    **inputs: Any,
+  ) -> Tensor:
+    """Probabilities [N, C] of classes, from the similarity to their prompts.
+
+    A class is the mean of its prompts' embeddings, made unit-norm.
+
+    Args:
+      images: pictures; None: other modalities, such as `audio=[...]`.
+      classes: their names, one per column.
+      templates: prompts with "{}" where the name goes.
+      **inputs: aligned lists; several modalities use their joint head.
+    """
+    inputs = inputs if images is None else {"image": images, **inputs}
+    if isinstance(classes, str) or not classes:
+      raise ValueError(
+        "classes must be a list of names, such as ['cat', 'dog']."
+      )
+    templates = [templates] if isinstance(templates, str) else list(templates)
+    if wrong := [t for t in templates if "{}" not in t]:
+      raise ValueError(f"{wrong[0]!r} has no {{}} where the class name goes.")
+    prompts = [t.replace("{}", c) for c in classes for t in templates]
+    texts = self.embed(text=prompts)["text"]
+    texts = texts.unflatten(0, (len(classes), len(templates))).mean(1)
+    letters = self._letters_of(self.lists(inputs))
+    joint = {"groups": letters} if len(inputs) > 1 else {}
+    (rows,) = self.embed(**joint, **inputs).values()
+    similarity = rows @ functional.normalize(texts, dim=-1).T
+    return (similarity / self.divisor((letters,))).softmax(-1)
+
+  def divisor(self, contexts: Sequence[str] = ()) -> Tensor:
+    """The temperature by which similarities are divided.
+
+    Args:
+      contexts: that are compared; of a model with a factor for each head, the
+        geometric mean of theirs counts.
+    """
+    value = self.temperature
+    if hasattr(self, "temperature_log") and contexts:
+      names = [f"{self._head_of(c)}_temperature" for c in contexts]
+      logs = torch.stack([self.temperature_log[name] for name in names])
+      value = value * logs.mean().exp()
+    return value.clamp(min=self.options.get("temperature_min") or 0.0)
 
   @torch.no_grad()
   def caption(
@@ -1265,17 +1328,20 @@ class MiCo(nn.Module):
     """The context of raw inputs, in the order of training."""
     rows = self.lists(inputs)
     input_items().lengths_of(rows)
+    letters = self._letters_of(rows)
+    tokens, _, masks = self.read(rows)
+    return self.context(letters, tokens, masks)
+
+  def _letters_of(self, rows: Mapping[str, Any]) -> str:
+    """Letters of a context of the modalities, in the order of training."""
     wanted = {self.modalities[key]["letter"] for key in rows}
     if "t" in wanted:
       raise ValueError("text=[...] cannot be its own context.")
-    tokens, _, masks = self.read(rows)
-    order = "".join(m["letter"] for m in self.modalities.values())
-    letters = "".join(sorted(wanted, key=order.index))
     for group in self.config["groups"]:
       if set(group) == wanted:
-        letters = group
-        break
-    return self.context(letters, tokens, masks)
+        return group
+    order = "".join(m["letter"] for m in self.modalities.values())
+    return "".join(sorted(wanted, key=order.index))
 
   def _key_of(self, letter: str, inputs: Mapping[str, Any]) -> str:
     """The input for a letter; an image may serve as a video."""
@@ -1302,7 +1368,8 @@ class MiCo(nn.Module):
     self, values: Tensor, rows: Mapping[str, Sequence[Any]], what: str
   ) -> Tensor:
     """`values`, one per row; raises a ValueError unless all are finite."""
-    input_items().check_finite(values.cpu().numpy(), rows, what)
+    numbers = values.detach().cpu().numpy()
+    input_items().check_finite(numbers, rows, what)
     return values
 
   def prepare(self, inputs: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
@@ -1429,6 +1496,13 @@ class MiCo(nn.Module):
 
   def features(self, letters: str, pooled: Mapping[str, Tensor]) -> Tensor:
     """Unit-norm embeddings [B, E] by the head of a letter or a group."""
+    x = torch.cat([pooled[letter] for letter in letters], -1)
+    x = self.contrastive_head[self._head_of(letters)](x).float()
+    square = x.square().sum(-1, keepdim=True)
+    return x * square.clamp(min=1e-24).rsqrt()
+
+  def _head_of(self, letters: str) -> str:
+    """The contrastive head of a letter or a group."""
     name = letters
     if len(letters) == 1:
       name = self.modalities[self.by_letter[letters]]["head"]
@@ -1437,10 +1511,7 @@ class MiCo(nn.Module):
         f"no contrastive head for {letters!r}; there are "
         f"{', '.join(self.contrastive_head)}."
       )
-    x = torch.cat([pooled[letter] for letter in letters], -1)
-    x = self.contrastive_head[name](x).float()
-    square = x.square().sum(-1, keepdim=True)
-    return x * square.clamp(min=1e-24).rsqrt()
+    return name
 
   def context(
     self,

@@ -124,7 +124,8 @@ def _side(
   )
   tokens = model.model.encode(model.params, key, jnp.asarray(pixels))
   context = model.model.context(model.params, letter, {letter: tokens})
-  feature = model.embed(**{key: [file]})[key]
+  inputs: dict[str, Any] = {key: [file]}
+  feature = model.embed(**inputs)[key]
   scores = model.score(texts, [file])
   similarity = f"sim_t2{letter}"
   got = {
