@@ -176,6 +176,23 @@ def series(key: str) -> dict[str, bytes]:
   }
 
 
+def clouds() -> dict[str, bytes]:
+  """Files of a cloud of 40 points with colours; PLY where it can be read."""
+  x = np.arange(240).reshape(40, 6) * 7 % 31
+  out = io.BytesIO()
+  np.savez(out, points=x[:, :3], colors=x[:, 3:])
+  files = {"npy": npy(x), "npz": out.getvalue()}
+  with contextlib.suppress(ImportError):
+    import plyfile
+
+    rows = np.zeros(40, [(n, "f4") for n in "xyz"])
+    rows["x"], rows["y"], rows["z"] = x.T[:3]
+    out = io.BytesIO()
+    plyfile.PlyData([plyfile.PlyElement.describe(rows, "vertex")]).write(out)
+    files["ply"] = out.getvalue()
+  return files
+
+
 FILES: dict[str, Callable[[], dict[str, bytes]]] = {
   "image": rgb_files,
   "normal": lambda: {
@@ -204,6 +221,7 @@ FILES |= {
     "npy": npy(np.full((8, 9), 300, np.float32)),
   },
   "xray": lambda: {"png": picture("png", "I;16"), "tiff": picture("tiff", "L")},
+  "pointcloud": clouds,
 }
 UNITS = ("metre", "millimetre", "relative")
 # What is stated of the files of the other modalities.

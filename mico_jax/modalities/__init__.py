@@ -31,6 +31,7 @@ from mico_jax.modalities.generic_signal import SIGNAL
 from mico_jax.modalities.image import IMAGE
 from mico_jax.modalities.imu import IMU
 from mico_jax.modalities.normal import NORMAL
+from mico_jax.modalities.pointcloud import POINTCLOUD
 from mico_jax.modalities.subtitle import SUBTITLE
 from mico_jax.modalities.text import TEXT
 from mico_jax.modalities.thermal import THERMAL
@@ -50,6 +51,7 @@ MODALITIES: dict[str, Modality] = {
   "biosignal": BIOSIGNAL,
   "timeseries": TIMESERIES,
   "signal": SIGNAL,
+  "pointcloud": POINTCLOUD,
   "subtitle": SUBTITLE,
   "text": TEXT,
 }

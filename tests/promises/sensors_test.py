@@ -29,9 +29,12 @@ from mico_jax.modalities import MODALITIES, CustomEmbedding, DecodeError
 from mico_jax.testing.tiny_checkpoint import save_tiny, tiny_config
 from mico_jax.testing.tiny_data import manifest_source, write_manifest
 
-KEYS = ("thermal", "xray", "imu", "biosignal", "timeseries", "signal")
+KEYS = (
+  *("thermal", "xray", "imu", "biosignal", "timeseries", "signal"),
+  "pointcloud",
+)
 # Those without code in common; a model of all takes long to compile.
-MODELLED = ("thermal", "imu", "timeseries")
+MODELLED = ("thermal", "imu", "timeseries", "pointcloud")
 COUNT = 4
 UNITS = {"thermal": "kelvin", "xray": "monochrome1,12", "imu": "g,deg/s"}
 CHANNELS = {"timeseries": "oil,load"}
@@ -61,6 +64,7 @@ def write_sensors(folder: pathlib.Path) -> pathlib.Path:
     lines.append(f"{date},{k},{k % 5}")
   (folder / "grid.csv").write_text("\n".join(lines))
   np.savez(folder / "u.npz", x=rng.standard_normal((COUNT, 50, 3)))
+  np.savez(folder / "p.npz", x=rng.standard_normal((COUNT, 90, 3)))
   return write_manifest(
     folder,
     COUNT,
@@ -70,6 +74,7 @@ def write_sensors(folder: pathlib.Path) -> pathlib.Path:
     biosignal=[f"b{i}.npz" for i in range(COUNT)],
     timeseries=[f"grid.csv:rows[{40 * i}:{40 * i + 40}]" for i in range(COUNT)],
     signal=[f"u.npz:x[{i}]" for i in range(COUNT)],
+    pointcloud=[f"p.npz:x[{i}]" for i in range(COUNT)],
   )
 
 
@@ -150,11 +155,14 @@ def test_files_and_arrays_embed_alike(saved, model):
   grid = (folder / "grid.csv").read_text().splitlines()[:41]
   (folder / "part.csv").write_text("\n".join(grid))
   heat = np.load(folder / "t0.npy")
+  cloud = np.load(folder / "p.npz")["x"][0]
+  np.save(folder / "p0.npy", cloud)
   pairs = {
     "imu": (f"g,deg/s:{folder}/m0.csv", (si, 20.0)),
     "thermal": (f"kelvin:{folder}/t0.npy", heat - np.float32(273.15)),
     # The columns are those of the run, in its order.
     "timeseries": (f"{folder}/part.csv", f"@@oil,load:{folder}/part.csv"),
+    "pointcloud": (f"{folder}/p0.npy", 3 * cloud[::-1] + 5),
   }
   found = model.embed(**{k: list(v) for k, v in pairs.items()})
   for key, (one, two) in found.items():
@@ -230,6 +238,7 @@ def test_they_export_to_pytorch(saved, model, tmp_path):
     "imu": [f"g,deg/s:{folder}/m0.csv"],
     "timeseries": [f"{folder}/grid.csv"],
     "thermal": [f"kelvin:{folder}/t0.npy"],
+    "pointcloud": [np.load(folder / "p.npz")["x"][1]],
   }
   want, got = model.embed(**files), other.embed(**files)
   for key in files:
