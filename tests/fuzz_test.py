@@ -37,7 +37,7 @@ from mico_jax.data.tokenizer import read_omniworld_model, tokenizer_from_files
 from mico_jax.interop.files import safetensors_writer, torch_writer
 from mico_jax.interop.files.opening import open_tensors
 from mico_jax.interop.files.tensors import WeightsError, item
-from mico_jax.modalities import MODALITIES, DecodeError, Geometry
+from mico_jax.modalities import MODALITIES, DecodeError, Geometry, as_columns
 from mico_jax.testing import media, tiny_data
 
 # No strategy here does; threads that clients of stores keep draw from it while
@@ -222,6 +222,10 @@ FILES |= {
   },
   "xray": lambda: {"png": picture("png", "I;16"), "tiff": picture("tiff", "L")},
   "pointcloud": clouds,
+  "tabular": lambda: {
+    "csv": b"a,b\n1.5,x\n,y\n3,?\n",
+    "json": b'{"b": "x", "a": 2.5}',
+  },
 }
 UNITS = ("metre", "millimetre", "relative")
 # What is stated of the files of the other modalities.
@@ -234,8 +238,13 @@ def use(key: str, data: bytes, unit: str = "metre") -> None:
   if key != "depth":
     unit = STATED.get(key, next(iter(modality.units), ""))
   channels = ("a", "b") if modality.named and not modality.channels else ()
+  columns = as_columns((("a", 1, 2, 3), ("b", "x", "y")))
   geometry = Geometry(
-    frames=2, size=16, unit=unit, rate=modality.rate, channels=channels
+    *(2, 16),
+    unit=unit,
+    rate=modality.rate,
+    channels=channels,
+    columns=columns if modality.check_columns else (),
   )
   decoded = modality.decode(data, geometry)
   name = modality.native_modes.get(unit, "") if key in STATED else ""

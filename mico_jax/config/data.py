@@ -18,6 +18,7 @@ from mico_jax.config.fields import (
   Name,
   NameMap,
   Names,
+  Nested,
   Options,
   Path,
   Range,
@@ -163,6 +164,11 @@ class DataConfig:
   )
   inputs: Annotated[Mapping[Name, InputConfig], Items(0, 64)] = field(
     default_factory=dict
+  )
+  # Modality of tables -> its columns: their names with quantiles or categories
+  # of the training part, see `mico_jax.modalities.columns`.
+  columns: Annotated[Mapping[Name, Annotated[Any, Nested()]], Items(0, 64)] = (
+    field(default_factory=dict)
   )
   audio: AudioConfig = AudioConfig()
   tokenizer: TokenizerConfig = TokenizerConfig()

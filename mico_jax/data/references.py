@@ -2,6 +2,7 @@
 
 `photo.jpg`, `shard.tar:member`, `arrays.npz:name` or `arrays.npz:name[7]`,
 `table.csv:rows[0:336]` (its header and 336 lines), or a list of those (frames).
+A JSON object stands for a file that holds it.
 Paths are relative to the manifest's folder and may not
 leave it, links included, unless the source's `root` names a wider folder.
 
@@ -11,12 +12,14 @@ lie; once read, an array is kept for the samples that share it.
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import re
 import threading
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -113,6 +116,8 @@ class FileReader:
     """
     if isinstance(reference, (list, tuple)):
       return [self.read(item) for item in reference]
+    if isinstance(reference, Mapping):
+      return json.dumps(reference).encode()
     if not isinstance(reference, str) or not reference:
       raise DecodeError(
         f"expected a path or a list of them, got {reference!r:.80}."

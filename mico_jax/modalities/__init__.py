@@ -25,6 +25,7 @@ from mico_jax.modalities.base import (
   Stated,
 )
 from mico_jax.modalities.biosignal import BIOSIGNAL
+from mico_jax.modalities.columns import Column, as_columns
 from mico_jax.modalities.depth import DEPTH
 from mico_jax.modalities.files import FileSpec, parse_file
 from mico_jax.modalities.generic_signal import SIGNAL
@@ -33,6 +34,7 @@ from mico_jax.modalities.imu import IMU
 from mico_jax.modalities.normal import NORMAL
 from mico_jax.modalities.pointcloud import POINTCLOUD
 from mico_jax.modalities.subtitle import SUBTITLE
+from mico_jax.modalities.tabular import TABULAR
 from mico_jax.modalities.text import TEXT
 from mico_jax.modalities.thermal import THERMAL
 from mico_jax.modalities.timeseries import TIMESERIES
@@ -52,6 +54,7 @@ MODALITIES: dict[str, Modality] = {
   "timeseries": TIMESERIES,
   "signal": SIGNAL,
   "pointcloud": POINTCLOUD,
+  "tabular": TABULAR,
   "subtitle": SUBTITLE,
   "text": TEXT,
 }
@@ -198,6 +201,7 @@ __all__ = [
   "Alias",
   "ArraySpec",
   "Caption",
+  "Column",
   "CustomEmbedding",
   "DecodeError",
   "FileSpec",
@@ -205,6 +209,7 @@ __all__ = [
   "Modality",
   "Mode",
   "Stated",
+  "as_columns",
   "as_configured",
   "by_extension",
   "by_letter",

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mico_jax.config import AudioConfig, InputConfig
+from mico_jax.modalities.columns import Column
 
 WHOLE = "omni"  # caption kind of a whole sample
 
@@ -70,6 +71,7 @@ class Geometry:
   )
   rate: float = 0.0  # that is stated of a series, in Hz; 0: none
   channels: tuple[str, ...] = ()  # that are stated of it, in order
+  columns: tuple[Column, ...] = ()  # of tables, `data.columns`
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,8 @@ class Modality:
     in_file: whether its files may state unit, rate and channels themselves, so
       that a source need not.
     rated: whether raw arrays come as (samples, sample rate).
+    check_columns: checks the columns that `data.columns` states of its tables,
+      and raises ValueError; None: it has no tables.
     draw: maps a frame to what a sheet draws; None: as it is.
     play: maps (decoded sample, geometry) to what a page plays, mono samples in
       units of full scale and their rate in Hz; None: it makes no sound.
@@ -261,6 +265,7 @@ class Modality:
   in_file: bool = False
   native_modes: Mapping[str, str] = field(default_factory=dict)
   rated: bool = False
+  check_columns: Callable[[tuple[Column, ...]], None] | None = None
   draw: Callable[[np.ndarray], np.ndarray] | None = None
   play: Callable[[Any, Geometry], tuple[np.ndarray, int]] | None = None
   notes: str = ""

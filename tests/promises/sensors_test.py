@@ -31,12 +31,15 @@ from mico_jax.testing.tiny_data import manifest_source, write_manifest
 
 KEYS = (
   *("thermal", "xray", "imu", "biosignal", "timeseries", "signal"),
-  "pointcloud",
+  *("pointcloud", "tabular"),
 )
 # Those without code in common; a model of all takes long to compile.
-MODELLED = ("thermal", "imu", "timeseries", "pointcloud")
+MODELLED = ("thermal", "imu", "timeseries", "pointcloud", "tabular")
 COUNT = 4
 UNITS = {"thermal": "kelvin", "xray": "monochrome1,12", "imu": "g,deg/s"}
+COLUMNS = {
+  "tabular": (("age", 20.0, 30.0, 50.0), ("work", "field", "mill"), ("id",))
+}
 CHANNELS = {"timeseries": "oil,load"}
 
 
@@ -65,6 +68,10 @@ def write_sensors(folder: pathlib.Path) -> pathlib.Path:
   (folder / "grid.csv").write_text("\n".join(lines))
   np.savez(folder / "u.npz", x=rng.standard_normal((COUNT, 50, 3)))
   np.savez(folder / "p.npz", x=rng.standard_normal((COUNT, 90, 3)))
+  people = [
+    f"{i},{('mill', 'field')[i % 2]},{20 + 9 * i}" for i in range(COUNT)
+  ]
+  (folder / "k.csv").write_text("\n".join(["id,work,age", *people]))
   return write_manifest(
     folder,
     COUNT,
@@ -75,6 +82,10 @@ def write_sensors(folder: pathlib.Path) -> pathlib.Path:
     timeseries=[f"grid.csv:rows[{40 * i}:{40 * i + 40}]" for i in range(COUNT)],
     signal=[f"u.npz:x[{i}]" for i in range(COUNT)],
     pointcloud=[f"p.npz:x[{i}]" for i in range(COUNT)],
+    tabular=[
+      {"age": 20, "work": None},
+      *(f"k.csv:rows[{i}:{i + 1}]" for i in range(1, COUNT)),
+    ],
   )
 
 
@@ -97,6 +108,7 @@ def sensors_config(manifest: pathlib.Path, keys=KEYS, **source):
       "thermal": InputConfig(frames=1),
       "imu": InputConfig(frames=2, mode="jitter"),
     },
+    columns={k: v for k, v in COLUMNS.items() if k in keys},
   )
   task = dataclasses.replace(
     base.tasks["av"],
@@ -163,6 +175,7 @@ def test_files_and_arrays_embed_alike(saved, model):
     # The columns are those of the run, in its order.
     "timeseries": (f"{folder}/part.csv", f"@@oil,load:{folder}/part.csv"),
     "pointcloud": (f"{folder}/p0.npy", 3 * cloud[::-1] + 5),
+    "tabular": ({"age": 38, "work": "mill"}, np.array([38.0, 1.0])),
   }
   found = model.embed(**{k: list(v) for k, v in pairs.items()})
   for key, (one, two) in found.items():
@@ -239,6 +252,7 @@ def test_they_export_to_pytorch(saved, model, tmp_path):
     "timeseries": [f"{folder}/grid.csv"],
     "thermal": [f"kelvin:{folder}/t0.npy"],
     "pointcloud": [np.load(folder / "p.npz")["x"][1]],
+    "tabular": [{"age": None, "work": "mill"}, {"age": 60, "work": ""}],
   }
   want, got = model.embed(**files), other.embed(**files)
   for key in files:

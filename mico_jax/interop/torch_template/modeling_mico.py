@@ -1908,6 +1908,7 @@ class Reader:
       unit=stated.unit,
       rate=stated.rate,
       channels=stated.channels or tuple(inputs.get("channels", ())),
+      columns=package.as_columns(inputs.get("columns", ())),
       max_pixels=settings["max_pixels"],
       **how,
     )
