@@ -156,7 +156,7 @@ def rgb_files() -> dict[str, bytes]:
   }
 
 
-SERIES = [key for key, m in MODALITIES.items() if m.named]
+SERIES = [key for key, m in MODALITIES.items() if m.rated and m.named]
 
 
 def series(key: str) -> dict[str, bytes]:
@@ -174,6 +174,14 @@ def series(key: str) -> dict[str, bytes]:
     "npz": out.getvalue(),
     "csv": "\n".join(rows).encode(),
   }
+
+
+def cube() -> bytes:
+  """Reflectance of nine pixels in two bands."""
+  out = io.BytesIO()
+  values = np.full((3, 3, 2), 0.4, np.float32)
+  np.savez(out, cube=values, wavelengths=np.array([500.0, 900.0]))
+  return out.getvalue()
 
 
 def clouds() -> dict[str, bytes]:
@@ -222,6 +230,10 @@ FILES |= {
   },
   "xray": lambda: {"png": picture("png", "I;16"), "tiff": picture("tiff", "L")},
   "pointcloud": clouds,
+  "hyperspectral": lambda: {
+    "npy": npy(np.full((7, 7, 2), 0.5, np.float32)),
+    "npz": cube(),
+  },
   "tabular": lambda: {
     "csv": b"a,b\n1.5,x\n,y\n3,?\n",
     "json": b'{"b": "x", "a": 2.5}',
@@ -238,6 +250,8 @@ def use(key: str, data: bytes, unit: str = "metre") -> None:
   if key != "depth":
     unit = STATED.get(key, next(iter(modality.units), ""))
   channels = ("a", "b") if modality.named and not modality.channels else ()
+  if modality.needs_channels:
+    channels = ("500", "900")
   columns = as_columns((("a", 1, 2, 3), ("b", "x", "y")))
   geometry = Geometry(
     *(2, 16),

@@ -131,8 +131,11 @@ class SourceConfig:
     Mapping[Name, Annotated[float, Range(1e-9, 1e9, "Hz")]], Items(0, 64)
   ] = field(default_factory=dict)
   # Modality -> names of the channels of its series, in the order of the arrays,
-  # joined by commas; of tables the columns that are read.
-  channels: NameMap = field(default_factory=dict)
+  # joined by commas; of tables the columns that are read, of spectra the
+  # wavelengths in nm.
+  channels: Annotated[
+    Mapping[Name, Annotated[str, Text(1, 65_536, "names")]], Items(0, 64)
+  ] = field(default_factory=dict)
   # Of clips that are stored as frames without times, for sampling "fps"; 0:
   # unknown.
   frame_rate: Annotated[float, Range(0.0, 1000.0, "frames per second")] = 0.0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mico_jax.config import Config, ConfigError
 from mico_jax.data import augmentation
 from mico_jax.data.samples import geometry, groups_of, keys_of
+from mico_jax.data.statements import common_channels
 from mico_jax.modalities import MODALITIES, as_columns, preprocessing
 
 
@@ -92,6 +93,16 @@ def check_stated(config: Config, source: str, key: str) -> None:
     *first, last = modality.units
     raise ConfigError(
       f"{field} is empty; {key} needs its unit: {', '.join(first)} or {last}."
+    )
+  if modality.needs_channels and common_channels(config, key) != g.channels:
+    raise ConfigError(
+      f"{where}.channels[{key!r}] must name the channels, as all sources of "
+      f"{key} do: a model reads the same of all."
+    )
+  if modality.needs_channels and not g.channels:
+    raise ConfigError(
+      f"{where}.channels[{key!r}] is empty; {key} needs the names of its "
+      "channels."
     )
   if not g.unit:
     return

@@ -228,6 +228,8 @@ class Modality:
       state theirs; 0: they are taken as they are, or are none.
     channels: names of the channels of a series, in the order of its arrays.
     named: whether sources may name the channels of their series.
+    needs_channels: whether all sources must name the channels, and alike; a
+      model reads those only.
     in_file: whether its files may state unit, rate and channels themselves, so
       that a source need not.
     rated: whether raw arrays come as (samples, sample rate).
@@ -262,6 +264,7 @@ class Modality:
   rate: float = 0.0
   channels: tuple[str, ...] = ()
   named: bool = False
+  needs_channels: bool = False
   in_file: bool = False
   native_modes: Mapping[str, str] = field(default_factory=dict)
   rated: bool = False

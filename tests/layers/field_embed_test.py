@@ -76,7 +76,9 @@ def test_torch_agrees():
   from mico_jax.interop.torch_template.field_embed import FieldEmbed as Torch
 
   other = Torch(WIDTH, (FIELDS, 2 + BINS), rows=ROWS)
-  other.load_state_dict({k: torch.as_tensor(v.copy()) for k, v in leaves().items()})
+  other.load_state_dict(
+    {k: torch.as_tensor(v.copy()) for k, v in leaves().items()}
+  )
   x = frames(3.0)
   with torch.no_grad():
     got = other(torch.as_tensor(x)).numpy()

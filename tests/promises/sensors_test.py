@@ -31,16 +31,20 @@ from mico_jax.testing.tiny_data import manifest_source, write_manifest
 
 KEYS = (
   *("thermal", "xray", "imu", "biosignal", "timeseries", "signal"),
-  *("pointcloud", "tabular"),
+  *("pointcloud", "hyperspectral", "tabular"),
 )
 # Those without code in common; a model of all takes long to compile.
-MODELLED = ("thermal", "imu", "timeseries", "pointcloud", "tabular")
+MODELLED = ("thermal", "imu", "timeseries", "pointcloud", "hyperspectral")
+MODELLED += ("tabular",)
 COUNT = 4
-UNITS = {"thermal": "kelvin", "xray": "monochrome1,12", "imu": "g,deg/s"}
+UNITS = {
+  **{"thermal": "kelvin", "xray": "monochrome1,12", "imu": "g,deg/s"},
+  "hyperspectral": "reflectance,10000",
+}
 COLUMNS = {
   "tabular": (("age", 20.0, 30.0, 50.0), ("work", "field", "mill"), ("id",))
 }
-CHANNELS = {"timeseries": "oil,load"}
+CHANNELS = {"timeseries": "oil,load", "hyperspectral": "450,550,1600"}
 
 
 def write_sensors(folder: pathlib.Path) -> pathlib.Path:
@@ -67,6 +71,8 @@ def write_sensors(folder: pathlib.Path) -> pathlib.Path:
     lines.append(f"{date},{k},{k % 5}")
   (folder / "grid.csv").write_text("\n".join(lines))
   np.savez(folder / "u.npz", x=rng.standard_normal((COUNT, 50, 3)))
+  cube = rng.integers(0, 9999, (9, 9, 3))
+  np.savez(folder / "y.npz", cube=cube.astype(np.uint16))
   np.savez(folder / "p.npz", x=rng.standard_normal((COUNT, 90, 3)))
   people = [
     f"{i},{('mill', 'field')[i % 2]},{20 + 9 * i}" for i in range(COUNT)
@@ -82,6 +88,7 @@ def write_sensors(folder: pathlib.Path) -> pathlib.Path:
     timeseries=[f"grid.csv:rows[{40 * i}:{40 * i + 40}]" for i in range(COUNT)],
     signal=[f"u.npz:x[{i}]" for i in range(COUNT)],
     pointcloud=[f"p.npz:x[{i}]" for i in range(COUNT)],
+    hyperspectral=[f"y.npz:cube@{i},{2 * i}" for i in range(COUNT)],
     tabular=[
       {"age": 20, "work": None},
       *(f"k.csv:rows[{i}:{i + 1}]" for i in range(1, COUNT)),
@@ -167,6 +174,8 @@ def test_files_and_arrays_embed_alike(saved, model):
   grid = (folder / "grid.csv").read_text().splitlines()[:41]
   (folder / "part.csv").write_text("\n".join(grid))
   heat = np.load(folder / "t0.npy")
+  spectra = np.load(folder / "y.npz")["cube"][1:8, 1:8].astype(np.float32)
+  np.save(folder / "y0.npy", spectra.astype(np.uint16))
   cloud = np.load(folder / "p.npz")["x"][0]
   np.save(folder / "p0.npy", cloud)
   pairs = {
@@ -175,6 +184,7 @@ def test_files_and_arrays_embed_alike(saved, model):
     # The columns are those of the run, in its order.
     "timeseries": (f"{folder}/part.csv", f"@@oil,load:{folder}/part.csv"),
     "pointcloud": (f"{folder}/p0.npy", 3 * cloud[::-1] + 5),
+    "hyperspectral": (f"reflectance,10000:{folder}/y0.npy", spectra / 1e4),
     "tabular": ({"age": 38, "work": "mill"}, np.array([38.0, 1.0])),
   }
   found = model.embed(**{k: list(v) for k, v in pairs.items()})
@@ -190,6 +200,14 @@ def test_files_and_arrays_embed_alike(saved, model):
   ):
     with pytest.raises(DecodeError, match=words):
       model.embed(imu=[value])
+  for key, value, words in (
+    ("hyperspectral", spectra[..., :2] / 1e4, "2 bands, .* as in training"),
+    ("hyperspectral", f"counts@@450,550:{folder}/y0.npy", "trained on 3, 450"),
+    ("tabular", {"age": 3, "work": "sea"}, "unknown category 'sea'"),
+    ("tabular", {"age": 3, "eyes": "blue"}, "no column 'work'"),
+  ):
+    with pytest.raises(DecodeError, match=words):
+      model.embed(**{key: [value]})
 
 
 def test_command_line(saved, capsys, tmp_path):
@@ -199,9 +217,8 @@ def test_command_line(saved, capsys, tmp_path):
   assert cli.main(["score", *argv, "--text", "a cube", *files]) == 0
   scores = json.loads(capsys.readouterr().out)
   assert files[0] in json.dumps(scores)
-  source = ["--unit", "imu=g,deg/s", "--unit", "thermal=kelvin",
-            "--unit", "xray=monochrome1,12", "--channels",
-            "timeseries=oil,load"]  # fmt: skip
+  source = [f"--unit={key}={unit}" for key, unit in UNITS.items()]
+  source += [f"--channels={key}={names}" for key, names in CHANNELS.items()]
   out = str(tmp_path / "v.npz")
   manifest = str(folder / "manifest.jsonl")
   some = ["--modality", "imu", "--out", out]
@@ -252,6 +269,7 @@ def test_they_export_to_pytorch(saved, model, tmp_path):
     "timeseries": [f"{folder}/grid.csv"],
     "thermal": [f"kelvin:{folder}/t0.npy"],
     "pointcloud": [np.load(folder / "p.npz")["x"][1]],
+    "hyperspectral": [np.full((3, 3, 3), 0.3, np.float32)],
     "tabular": [{"age": None, "work": "mill"}, {"age": 60, "work": ""}],
   }
   want, got = model.embed(**files), other.embed(**files)

@@ -1900,6 +1900,9 @@ class Reader:
     """Sizes, and what is stated, for decoding one input."""
     package, settings = input_package(), self.settings
     inputs = settings["inputs"][key]
+    trained = tuple(inputs.get("channels", ()))
+    if package.MODALITIES[key].needs_channels:
+      package.items.check_channels(key, stated.channels, trained)
     how = {k: inputs[k] for k in ("sampling", "fps", "stride") if k in inputs}
     return package.Geometry(
       frames=inputs["frames"],
@@ -1907,7 +1910,7 @@ class Reader:
       audio=package.config.AudioConfig(**settings["audio"]),
       unit=stated.unit,
       rate=stated.rate,
-      channels=stated.channels or tuple(inputs.get("channels", ())),
+      channels=stated.channels or trained,
       columns=package.as_columns(inputs.get("columns", ())),
       max_pixels=settings["max_pixels"],
       **how,
