@@ -176,20 +176,30 @@ def series(key: str) -> dict[str, bytes]:
   }
 
 
+def npz(**arrays: np.ndarray) -> bytes:
+  out = io.BytesIO()
+  np.savez(out, **arrays)
+  return out.getvalue()
+
+
 def cube() -> bytes:
   """Reflectance of nine pixels in two bands."""
-  out = io.BytesIO()
   values = np.full((3, 3, 2), 0.4, np.float32)
-  np.savez(out, cube=values, wavelengths=np.array([500.0, 900.0]))
-  return out.getvalue()
+  return npz(cube=values, wavelengths=np.array([500.0, 900.0]))
+
+
+def graph() -> dict[str, list]:
+  """Three nodes in a row, with two features each."""
+  return {
+    "node_features": [[1, 2.5], [0, 1], [3, 4]],
+    "edge_index": [[0, 1], [1, 2]],
+  }
 
 
 def clouds() -> dict[str, bytes]:
   """Files of a cloud of 40 points with colours; PLY where it can be read."""
   x = np.arange(240).reshape(40, 6) * 7 % 31
-  out = io.BytesIO()
-  np.savez(out, points=x[:, :3], colors=x[:, 3:])
-  files = {"npy": npy(x), "npz": out.getvalue()}
+  files = {"npy": npy(x), "npz": npz(points=x[:, :3], colors=x[:, 3:])}
   with contextlib.suppress(ImportError):
     import plyfile
 
@@ -234,6 +244,10 @@ FILES |= {
     "npy": npy(np.full((7, 7, 2), 0.5, np.float32)),
     "npz": cube(),
   },
+  "graph": lambda: {
+    "json": json.dumps(graph()).encode(),
+    "npz": npz(**{k: np.array(v) for k, v in graph().items()}),
+  },
   "tabular": lambda: {
     "csv": b"a,b\n1.5,x\n,y\n3,?\n",
     "json": b'{"b": "x", "a": 2.5}',
@@ -241,7 +255,7 @@ FILES |= {
 }
 UNITS = ("metre", "millimetre", "relative")
 # What is stated of the files of the other modalities.
-STATED = {"thermal": "counts", "xray": "monochrome1,16"}
+STATED = {"thermal": "counts", "xray": "monochrome1,16", "graph": "features"}
 
 
 def use(key: str, data: bytes, unit: str = "metre") -> None:
@@ -251,7 +265,7 @@ def use(key: str, data: bytes, unit: str = "metre") -> None:
     unit = STATED.get(key, next(iter(modality.units), ""))
   channels = ("a", "b") if modality.named and not modality.channels else ()
   if modality.needs_channels:
-    channels = ("500", "900")
+    channels = ("500", "900") if key != "graph" else channels
   columns = as_columns((("a", 1, 2, 3), ("b", "x", "y")))
   geometry = Geometry(
     *(2, 16),

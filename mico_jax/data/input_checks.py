@@ -94,12 +94,13 @@ def check_stated(config: Config, source: str, key: str) -> None:
     raise ConfigError(
       f"{field} is empty; {key} needs its unit: {', '.join(first)} or {last}."
     )
-  if modality.needs_channels and common_channels(config, key) != g.channels:
+  named = g.unit in modality.needs_channels
+  if named and common_channels(config, key) != g.channels:
     raise ConfigError(
       f"{where}.channels[{key!r}] must name the channels, as all sources of "
       f"{key} do: a model reads the same of all."
     )
-  if modality.needs_channels and not g.channels:
+  if named and not g.channels:
     raise ConfigError(
       f"{where}.channels[{key!r}] is empty; {key} needs the names of its "
       "channels."

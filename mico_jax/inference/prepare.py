@@ -146,6 +146,8 @@ class Preparer:
     if modality.kind == "interface":
       return self._storage.read(item.value) if item.file else item.value
     value = item.value() if callable(item.value) else item.value
+    if isinstance(value, str) and item.unit in modality.inline:
+      return value.encode()
     return _contents(value, self._storage)
 
   def _prepared(self, modality: Modality, item: Item, raw: Any) -> np.ndarray:

@@ -29,6 +29,7 @@ from mico_jax.modalities.columns import Column, as_columns
 from mico_jax.modalities.depth import DEPTH
 from mico_jax.modalities.files import FileSpec, parse_file
 from mico_jax.modalities.generic_signal import SIGNAL
+from mico_jax.modalities.graph import GRAPH
 from mico_jax.modalities.hyperspectral import HYPERSPECTRAL
 from mico_jax.modalities.image import IMAGE
 from mico_jax.modalities.imu import IMU
@@ -56,6 +57,7 @@ MODALITIES: dict[str, Modality] = {
   "signal": SIGNAL,
   "pointcloud": POINTCLOUD,
   "hyperspectral": HYPERSPECTRAL,
+  "graph": GRAPH,
   "tabular": TABULAR,
   "subtitle": SUBTITLE,
   "text": TEXT,

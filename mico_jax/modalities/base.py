@@ -228,8 +228,9 @@ class Modality:
       state theirs; 0: they are taken as they are, or are none.
     channels: names of the channels of a series, in the order of its arrays.
     named: whether sources may name the channels of their series.
-    needs_channels: whether all sources must name the channels, and alike; a
-      model reads those only.
+    needs_channels: units of which sources must name the channels, and all
+      alike; a model reads those only.
+    inline: units whose values stand themselves where others name a file.
     in_file: whether its files may state unit, rate and channels themselves, so
       that a source need not.
     rated: whether raw arrays come as (samples, sample rate).
@@ -264,7 +265,8 @@ class Modality:
   rate: float = 0.0
   channels: tuple[str, ...] = ()
   named: bool = False
-  needs_channels: bool = False
+  needs_channels: tuple[str, ...] = ()
+  inline: tuple[str, ...] = ()
   in_file: bool = False
   native_modes: Mapping[str, str] = field(default_factory=dict)
   rated: bool = False

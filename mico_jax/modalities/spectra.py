@@ -92,7 +92,7 @@ class Spectra:
         **dict.fromkeys(LOGARITHMIC, "logarithmic"),
       },
       "named": True,
-      "needs_channels": True,
+      "needs_channels": (*LINEAR, *LOGARITHMIC),
     }
 
   @property

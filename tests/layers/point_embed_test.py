@@ -35,7 +35,7 @@ def params():
 
 
 def leaves():
-  """ "fc1/kernel" -> array."""
+  """Path, such as "fc1/kernel" -> array."""
   found = {}
   for path, x in jax.tree_util.tree_leaves_with_path(params()):
     names = [str(getattr(k, "key", k)) for k in path]
@@ -78,7 +78,7 @@ def test_padding_does_not_count():
 
   def loss(tree, x):
     tokens = module().apply(tree, x)
-    return jnp.sum(jnp.sin(tokens) * (x[:, :, 0, 7:] > 0.5))
+    return jnp.sum(jnp.where(x[:, :, 0, 7:] > 0.5, jnp.sin(tokens), 0))
 
   x = jnp.asarray(frames(99.0))
   slopes = jax.grad(loss, argnums=(0, 1))(params(), x)

@@ -1937,8 +1937,11 @@ class Reader:
   def _pixels(self, key: str, value: Any) -> np.ndarray:
     item = input_items().as_item(key, value)
     settings = self.settings["inputs"][key]
-    raw = contents(item.value() if callable(item.value) else item.value)
     modality = input_package().MODALITIES[key]
+    raw = item.value() if callable(item.value) else item.value
+    if isinstance(raw, str) and item.unit in modality.inline:
+      raw = raw.encode()
+    raw = contents(raw)
     unit = settings.get("unit", "")
     stated = input_items().stated_of(modality, item, raw, unit)
     mode = modality.modes[settings["mode"]]
