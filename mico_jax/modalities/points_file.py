@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import zipfile
 from typing import Any
 
@@ -23,6 +24,7 @@ from mico_jax.modalities.arrays import is_npy, read_npy
 from mico_jax.modalities.base import DecodeError
 
 MAX_BYTES = 2**31  # of an array in a .npz, unpacked
+_PACKED = 64  # bytes of points in a byte of a LAZ file, at most
 _CHANNELS = ("red", "green", "blue")
 
 
@@ -127,6 +129,10 @@ def _ply(data: bytes) -> Cloud:
   """See above."""
   import plyfile
 
+  head = data[: data.find(b"end_header")]
+  counts = re.findall(rb"^element +\w+ +(\d{1,20})", head, re.M)
+  if (told := sum(map(int, counts))) > len(data):  # before there is memory
+    raise DecodeError(f"a PLY of {len(data)} bytes that promises {told} rows.")
   try:
     rows = plyfile.PlyData.read(io.BytesIO(data))["vertex"].data
     names = rows.dtype.names or ()
@@ -147,7 +153,11 @@ def _las(data: bytes) -> Cloud:
   import laspy
 
   try:
-    read = laspy.read(io.BytesIO(data))
+    with laspy.open(io.BytesIO(data)) as file:
+      promised = file.header.point_count * file.header.point_format.size
+      if promised > _PACKED * len(data):  # before there is memory
+        raise ValueError(f"it promises {promised} bytes of points")
+      read = file.read()
     xyz = np.asarray(read.xyz, np.float64)
     colour = None
     if set(_CHANNELS) <= {*read.point_format.dimension_names}:

@@ -43,7 +43,7 @@ from mico_jax.modalities.spectra_file import read_cube
 # Unit -> what values are multiplied by, or largest value on a logarithmic scale
 # from 0, and largest value that there can be.
 LINEAR = {"reflectance": 1.0, "reflectance,10000": 1e-4}
-LOGARITHMIC = {"counts": 65535.0, "radiance": 1000.0}
+LOGARITHMIC = {"counts": 65535.0, "W/m2/sr/um": 1000.0}
 _MOST_SHARE = 2.0  # of light that is reflected, glints included
 _SHORTEST, _LONGEST = 100.0, 20_000.0  # nm
 _AGREE = 0.5  # nm
@@ -264,7 +264,7 @@ class Spectra:
           f"choose another in data.inputs.{self.key}.mode."
         )
       if eval_mode and rng is not None:
-        x = np.rot90(x, rng.integers(4))
+        x = np.rot90(x, int(rng.integers(4)))
         x = x[:: rng.choice([-1, 1])] * rng.uniform(1 - _GAIN, 1 + _GAIN)
       if kind is LINEAR:
         shown = 2 * x - 1

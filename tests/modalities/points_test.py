@@ -163,8 +163,16 @@ def test_ply_and_las_files():
     got = groups(out.getvalue())
     coloured = want if scale else groups(xyz)
     np.testing.assert_allclose(got, coloured, atol=1e-5)
-  for broken in (b"ply\nformat", b"LASF" + bytes(99)):
-    with pytest.raises(DecodeError, match="not a readable"):
+  head = b"ply\nformat ascii 1.0\nelement vertex 999999999\nend_header\n"
+  lying = bytearray(out.getvalue())
+  lying[107:111] = (2**31).to_bytes(4, "little")  # points of LAS 1.2
+  for broken, words in (
+    (b"ply\nformat", "not a readable PLY"),
+    (head, "promises 999999999 rows"),
+    (b"LASF" + bytes(99), "not a readable LAS"),
+    (bytes(lying), "it promises"),
+  ):
+    with pytest.raises(DecodeError, match=words):
       CLOUD.decode(broken, ONE)
 
 
