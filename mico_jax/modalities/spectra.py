@@ -12,7 +12,8 @@ Rules, since a number has one meaning only:
   many and in the order of the arrays; all sources of a run name the same, and
   no other number of bands is read. A file that holds them must agree.
 - Arrays have the bands last: [bands], or [Y, X, bands] around a pixel in the
-  middle, so that Y and X are odd. More pixels than needed are left out.
+  middle, so that Y and X are odd. More pixels than needed are left out, up to
+  15 x 15; a larger array is a scene, which does not say which pixel is meant.
 - Reflectance is linear, -1..1 for 0..1; counts and radiance have no scale that
   sensors share, so their logarithms are taken.
 
@@ -47,6 +48,7 @@ LOGARITHMIC = {"counts": 65535.0, "W/m2/sr/um": 1000.0}
 _MOST_SHARE = 2.0  # of light that is reflected, glints included
 _SHORTEST, _LONGEST = 100.0, 20_000.0  # nm
 _AGREE = 0.5  # nm
+_LARGEST = 15  # pixels of a side of a patch, as `arrays.window` cuts it
 _GAIN = 0.1  # of `jitter`
 _MOST = 20.0  # deviations
 
@@ -178,10 +180,10 @@ class Spectra:
         f"{count or f'at most {self.slots}'}, as in training."
       )
     cube = cube.reshape(1, 1, -1) if cube.ndim == 1 else cube
-    if cube.shape[0] % 2 == 0 or cube.shape[1] % 2 == 0:
+    if any(n % 2 == 0 or n > _LARGEST for n in cube.shape[:2]):
       raise DecodeError(
-        f"a patch of shape {shape} has no pixel in the middle; expected odd "
-        "numbers of rows and columns (file.npz:name@ROW,COLUMN cuts one)."
+        f"a patch of shape {shape}; expected a pixel in the middle, odd "
+        f"numbers of rows and columns up to {_LARGEST} (file.npz:name@ROW,COLUMN)."
       )
     return cube.astype(np.float64)
 

@@ -3,7 +3,8 @@
 A decoded table is float32 [rows, fields, 2 + bins], a field for each column
 that is read, in the order of `data.columns`: its state (0 none, 1 a number, 2 a
 category, 3 missing), the row of its category, and its number. What is sent is
-[T, fields, 2 + bins]; a row is a frame, and a field a token.
+[T, fields, 2 + bins]; a row is a frame, and a field a token. The last row is
+repeated where there are fewer than frames; more are an error.
 
 Rules, so that a cell has one meaning only:
 
@@ -40,7 +41,6 @@ from mico_jax.modalities.base import (
   Mode,
 )
 from mico_jax.modalities.columns import Column
-from mico_jax.modalities.sampling import choose_slices
 from mico_jax.modalities.spatial import modes
 from mico_jax.modalities.tables_file import read_rows
 
@@ -211,10 +211,10 @@ class Tables:
     return x.astype(np.float32)
 
   def example(self, geometry: Geometry, seed: int) -> Shaped[np.ndarray, "R F"]:
-    """Rows of zeros and ones, which any column can hold."""
+    """A row of zeros and ones, which any column can hold."""
     rng = np.random.default_rng(seed)
     count = len(_read(geometry.columns)) or 5
-    return rng.integers(0, 2, (geometry.frames, count))
+    return rng.integers(0, 2, (1, count))
 
   def modes(self) -> dict[str, Mode]:
     """The modes that every table has."""
@@ -232,7 +232,12 @@ class Tables:
     ) -> Float[np.ndarray, "T F C"]:
       if x.ndim < 3:  # an example
         x = self.decode(x, geometry)
-      frames = x[choose_slices(len(x), geometry, rng)]
+      if len(x) > geometry.frames:
+        raise DecodeError(
+          f"{len(x)} rows, but a sample has data.inputs.{self.key}.frames="
+          f"{geometry.frames}; name one by FILE.csv:rows[5:6], or give a list."
+        )
+      frames = x[np.minimum(np.arange(geometry.frames), len(x) - 1)]
       if eval_mode and rng is not None:
         some = rng.random(frames.shape[:2]) < _HIDDEN
         some &= frames[..., 0] != NONE

@@ -10,12 +10,22 @@ import json
 import numpy as np
 import pytest
 
-from mico_jax.config import Config, ConfigError, DataConfig, SourceConfig
+from mico_jax.config import (
+  Config,
+  ConfigError,
+  DataConfig,
+  InputConfig,
+  SourceConfig,
+)
 from mico_jax.data.input_checks import check_stated
 from mico_jax.data.sources import open_source
+from mico_jax.data.tokenizer import make_tokenizer
+from mico_jax.inference.prepare import Preparer
 from mico_jax.modalities import MODALITIES, DecodeError, FileSpec, Geometry
 from mico_jax.modalities import file_spec as spec_of
 from mico_jax.modalities.graphs import laplacian_places
+from mico_jax.modalities.items import Item
+from mico_jax.testing.tiny_checkpoint import tiny_config
 
 GRAPH = MODALITIES["graph"]
 NAMES = ("mass", "charge", "edge.length")
@@ -231,6 +241,26 @@ def test_fields_of_a_table_hold_smiles(tmp_path):
     raw = [source.record(i).read(("graph",))["graph"] for i in range(2)]
     assert raw == [b"CCO", b"OCC"]
     assert not source.spans(0, ("graph",))
+
+
+def test_smiles_stand_for_files():
+  pytest.importorskip("rdkit")
+  base = tiny_config()
+  inputs = {"graph": InputConfig(frames=1, mode="molecule_flip")}
+  model = dataclasses.replace(
+    base.model, heads=("t", "g"), frame_table={"graph": 1}
+  )
+  config = dataclasses.replace(
+    base, model=model, data=dataclasses.replace(base.data, inputs=inputs)
+  )
+  preparer = Preparer(config, make_tokenizer(base.data.tokenizer))
+  want = smiles("CCO")[None]
+  read = Item(lambda: b"OCC", "smiles")
+  for value in ("smiles:CCO", "graph:smiles:OCC", read):
+    got = preparer.prepare_one("graph", value)
+    np.testing.assert_array_equal(got, want)
+  with pytest.raises(DecodeError, match="C1CC: invalid SMILES"):
+    preparer.prepare_one("graph", "smiles:C1CC")
 
 
 def test_every_molecule_of_the_real_set(data_dir):

@@ -74,10 +74,11 @@ def test_rows_are_frames():
   table = HEAD + b"".join(b"m,%d,state,0\n" % age for age in (20, 30, 50))
   x = decode(table)
   mode = TABLE.mode()
-  np.testing.assert_array_equal(mode.host(x, stated(frames=2), None), x[[0, 2]])
-  np.testing.assert_array_equal(
-    mode.host(x[:1], stated(frames=2), None), x[[0, 0]]
-  )
+  np.testing.assert_array_equal(mode.host(x, stated(frames=3), None), x)
+  two = mode.host(x[:2], stated(frames=3), None)
+  np.testing.assert_array_equal(two, x[[0, 1, 1]])
+  with pytest.raises(DecodeError, match="3 rows, but a sample has"):
+    mode.host(x, stated(frames=2), None)
   mask = TABLE.embedding.valid_tokens(x, xp=np)
   assert mask.sum(axis=1).tolist() == [3, 3, 3]
   hide = TABLE.modes["hide"]
