@@ -249,7 +249,7 @@ FILES |= {
     "npz": npz(**{k: np.array(v) for k, v in graph().items()}),
   },
   "tabular": lambda: {
-    "csv": b"a,b\n1.5,x\n,y\n3,?\n",
+    "csv": b"a,b\n1.5,x\n,y\n",
     "json": b'{"b": "x", "a": 2.5}',
   },
 }

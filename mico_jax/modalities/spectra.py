@@ -183,7 +183,8 @@ class Spectra:
     if any(n % 2 == 0 or n > _LARGEST for n in cube.shape[:2]):
       raise DecodeError(
         f"a patch of shape {shape}; expected a pixel in the middle, odd "
-        f"numbers of rows and columns up to {_LARGEST} (file.npz:name@ROW,COLUMN)."
+        f"numbers of rows and columns up to {_LARGEST} (in manifests: "
+        "file.npz:name@ROW,COLUMN)."
       )
     return cube.astype(np.float64)
 
