@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 
 from mico_jax import axes
 from mico_jax.layers.parameter import parameter
-from mico_jax.modalities.tables import CATEGORY, MISSING, NUMBER
 
+NUMBER, CATEGORY, MISSING = 1, 2, 3  # states, as `modalities.tables` has them
 # Half of a token's variance says which field it is, half what stands in it.
 _INIT = nn.initializers.normal(0.7)
 

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mico_jax.layers import field_embed
 from mico_jax.layers.field_embed import FieldEmbed
+from mico_jax.modalities import tables
 
 WIDTH, FIELDS, BINS, ROWS = 5, 4, 3, 6
 
@@ -39,6 +41,11 @@ def leaves():
     str(path[1].key): np.asarray(x)
     for path, x in jax.tree_util.tree_leaves_with_path(params())
   }
+
+
+def test_states_are_those_of_tables():
+  for name in ("NUMBER", "CATEGORY", "MISSING"):
+    assert getattr(field_embed, name) == getattr(tables, name)
 
 
 def test_a_token_is_a_field_and_its_value():
