@@ -79,7 +79,11 @@ def modalities_page() -> str:
     "a file: `KEY:UNIT@RATE@CHANNELS:FILE`, rates in Hz. A file that says it "
     "itself needs no statement, and must not contradict one. Columns of tables "
     "are stated once, `data.columns`, with the quantiles and categories of the "
-    "training part: `python -m mico_jax.data.columns FILE.csv`.\n"
+    "training part: `python -m mico_jax.data.columns FILE.csv`.\n\nA manifest "
+    "names a file or a part of one: `set.tar:member`, `a.npz:name`, "
+    "`a.npz:name[7]`, `t.csv:rows[0:336]`, `cube.npz:name@ROW,COLUMN`. A JSON "
+    "object in its place is the content of a .json file; values of the unit "
+    "`smiles` stand themselves.\n"
   )
   text += "\n## Preprocessing modes\n\n`data.inputs.<key>.mode`:\n\n"
   text += markdown_table(
