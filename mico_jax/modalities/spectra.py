@@ -45,6 +45,17 @@ from mico_jax.modalities.spectra_file import read_cube
 # from 0, and largest value that there can be.
 LINEAR = {"reflectance": 1.0, "reflectance,10000": 1e-4}
 LOGARITHMIC = {"counts": 65535.0, "W/m2/sr/um": 1000.0}
+# Unit -> mode; units of one mode differ by a factor that decoding takes out.
+NATIVE = {
+  **dict.fromkeys(LINEAR, "linear"),
+  "counts": "logarithmic",
+  "W/m2/sr/um": "radiance",
+}
+_MODES = {
+  "linear": "0..1 as -1..1",
+  "logarithmic": "logarithms of counts of 16 bits as -1..1",
+  "radiance": "logarithms of up to 1000 W/m2/sr/um as -1..1",
+}
 _MOST_SHARE = 2.0  # of light that is reflected, glints included
 _SHORTEST, _LONGEST = 100.0, 20_000.0  # nm
 _AGREE = 0.5  # nm
@@ -89,10 +100,7 @@ class Spectra:
     """Fields of the record: what sources state of their spectra."""
     return {
       "units": (*LINEAR, *LOGARITHMIC),
-      "native_modes": {
-        **dict.fromkeys(LINEAR, "linear"),
-        **dict.fromkeys(LOGARITHMIC, "logarithmic"),
-      },
+      "native_modes": NATIVE,
       "named": True,
       "needs_channels": (*LINEAR, *LOGARITHMIC),
     }
@@ -237,42 +245,39 @@ class Spectra:
     return (0.4 + 0.3 * wave).astype(np.float32)
 
   def modes(self) -> dict[str, Mode]:
-    """The modes that every spectrum has."""
+    """The modes that every spectrum has; each has units of one scale."""
     turned = "turned, mirrored and up to 10% brighter or darker"
-    linear, log = next(iter(LINEAR)), next(iter(LOGARITHMIC))
-    return modes(
-      self._mode("linear", "0..1 as -1..1", linear),
-      self._mode(
-        "linear_jitter", f"linear; {turned}", linear, eval_mode="linear"
-      ),
-      self._mode("logarithmic", "logarithms as -1..1", log),
-      self._mode(
-        *("logarithmic_jitter", f"logarithmic; {turned}", log),
-        eval_mode="logarithmic",
-      ),
-    )
+    table = []
+    for name, about in _MODES.items():
+      units = tuple(unit for unit, mode in NATIVE.items() if mode == name)
+      table += [
+        self._mode(name, about, units),
+        self._mode(
+          f"{name}_jitter", f"{name}; {turned}", units, eval_mode=name
+        ),
+      ]
+    return modes(*table)
 
   def _mode(
-    self, name: str, about: str, unit: str, *, eval_mode: str = ""
+    self, name: str, about: str, units: tuple[str, ...], *, eval_mode: str = ""
   ) -> Mode:
     def host(
       x: Float[np.ndarray, "Y X L"],
       geometry: Geometry,
       rng: np.random.Generator | None = None,
     ) -> Shaped[np.ndarray, "T S C"]:
-      kind = LINEAR if unit in LINEAR else LOGARITHMIC
-      if geometry.unit and geometry.unit not in kind:
+      if geometry.unit and geometry.unit not in units:
         raise DecodeError(
-          f"mode {name!r} takes {' or '.join(kind)}, not {geometry.unit}; "
+          f"mode {name!r} takes {' or '.join(units)}, not {geometry.unit}; "
           f"choose another in data.inputs.{self.key}.mode."
         )
       if eval_mode and rng is not None:
         x = np.rot90(x, int(rng.integers(4)))
         x = x[:: rng.choice([-1, 1])] * rng.uniform(1 - _GAIN, 1 + _GAIN)
-      if kind is LINEAR:
+      if units[0] in LINEAR:
         shown = 2 * x - 1
       else:
-        most = LOGARITHMIC[geometry.unit or unit]
+        most = LOGARITHMIC[units[0]]
         shown = 2 * np.log1p(np.clip(x, 0, None)) / math.log1p(most) - 1
       frame = self._frame(shown, self.wavelengths(geometry))
       return np.repeat(frame[None], geometry.frames, axis=0)
@@ -281,7 +286,7 @@ class Spectra:
       del geometry
       return array.astype(xp.float32)
 
-    return Mode(name, host, to_pixels, eval_mode, about, unit=unit)
+    return Mode(name, host, to_pixels, eval_mode, about, unit=units[0])
 
   def _frame(
     self, x: Float[np.ndarray, "Y X L"], bands: Float[np.ndarray, " N"]

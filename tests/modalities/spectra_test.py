@@ -83,8 +83,12 @@ def test_units_are_one_after_decoding():
   order = counts.reshape(49, 5).T[[1, 0, 2, 3, 4]].astype(float)
   log = 2 * np.log1p(order) / math.log(65536) - 1
   np.testing.assert_allclose(got[:5, :49], log, atol=1e-3)
-  with pytest.raises(DecodeError, match=r"data\.inputs\.hyperspectral\.mode"):
-    frame(counts, stated("counts"))
+  light = frame(x, stated("W/m2/sr/um"), "radiance")[:5, :49]
+  sent = 2 * np.log1p(x.reshape(49, 5).T[[1, 0, 2, 3, 4]]) / math.log(1001) - 1
+  np.testing.assert_allclose(light, sent, atol=1e-3)
+  for unit, mode in (("counts", "linear"), ("W/m2/sr/um", "logarithmic")):
+    with pytest.raises(DecodeError, match=r"data\.inputs\.hyperspectral\.mode"):
+      frame(x, stated(unit), mode)
 
 
 def test_files_may_hold_wavelengths_and_agree():
