@@ -37,7 +37,7 @@ from mico_jax.data.tokenizer import read_omniworld_model, tokenizer_from_files
 from mico_jax.interop.files import safetensors_writer, torch_writer
 from mico_jax.interop.files.opening import open_tensors
 from mico_jax.interop.files.tensors import WeightsError, item
-from mico_jax.modalities import MODALITIES, DecodeError, Geometry
+from mico_jax.modalities import MODALITIES, DecodeError, Geometry, as_columns
 from mico_jax.testing import media, tiny_data
 
 # No strategy here does; threads that clients of stores keep draw from it while
@@ -156,7 +156,7 @@ def rgb_files() -> dict[str, bytes]:
   }
 
 
-SERIES = [key for key, m in MODALITIES.items() if m.named]
+SERIES = [key for key, m in MODALITIES.items() if m.rated and m.named]
 
 
 def series(key: str) -> dict[str, bytes]:
@@ -174,6 +174,41 @@ def series(key: str) -> dict[str, bytes]:
     "npz": out.getvalue(),
     "csv": "\n".join(rows).encode(),
   }
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+  out = io.BytesIO()
+  np.savez(out, **arrays)
+  return out.getvalue()
+
+
+def cube() -> bytes:
+  """Reflectance of nine pixels in two bands."""
+  values = np.full((3, 3, 2), 0.4, np.float32)
+  return npz(cube=values, wavelengths=np.array([500.0, 900.0]))
+
+
+def graph() -> dict[str, list]:
+  """Three nodes in a row, with two features each."""
+  return {
+    "node_features": [[1, 2.5], [0, 1], [3, 4]],
+    "edge_index": [[0, 1], [1, 2]],
+  }
+
+
+def clouds() -> dict[str, bytes]:
+  """Files of a cloud of 40 points with colours; PLY where it can be read."""
+  x = np.arange(240).reshape(40, 6) * 7 % 31
+  files = {"npy": npy(x), "npz": npz(points=x[:, :3], colors=x[:, 3:])}
+  with contextlib.suppress(ImportError):
+    import plyfile
+
+    rows = np.zeros(40, [(n, "f4") for n in "xyz"])
+    rows["x"], rows["y"], rows["z"] = x.T[:3]
+    out = io.BytesIO()
+    plyfile.PlyData([plyfile.PlyElement.describe(rows, "vertex")]).write(out)
+    files["ply"] = out.getvalue()
+  return files
 
 
 FILES: dict[str, Callable[[], dict[str, bytes]]] = {
@@ -204,10 +239,23 @@ FILES |= {
     "npy": npy(np.full((8, 9), 300, np.float32)),
   },
   "xray": lambda: {"png": picture("png", "I;16"), "tiff": picture("tiff", "L")},
+  "pointcloud": clouds,
+  "hyperspectral": lambda: {
+    "npy": npy(np.full((7, 7, 2), 0.5, np.float32)),
+    "npz": cube(),
+  },
+  "graph": lambda: {
+    "json": json.dumps(graph()).encode(),
+    "npz": npz(**{k: np.array(v) for k, v in graph().items()}),
+  },
+  "tabular": lambda: {
+    "csv": b"a,b\n1.5,x\n,y\n",
+    "json": b'{"b": "x", "a": 2.5}',
+  },
 }
 UNITS = ("metre", "millimetre", "relative")
 # What is stated of the files of the other modalities.
-STATED = {"thermal": "counts", "xray": "monochrome1,16"}
+STATED = {"thermal": "counts", "xray": "monochrome1,16", "graph": "features"}
 
 
 def use(key: str, data: bytes, unit: str = "metre") -> None:
@@ -216,8 +264,15 @@ def use(key: str, data: bytes, unit: str = "metre") -> None:
   if key != "depth":
     unit = STATED.get(key, next(iter(modality.units), ""))
   channels = ("a", "b") if modality.named and not modality.channels else ()
+  if modality.needs_channels:
+    channels = ("500", "900") if key != "graph" else channels
+  columns = as_columns((("a", 1, 2, 3), ("b", "x", "y")))
   geometry = Geometry(
-    frames=2, size=16, unit=unit, rate=modality.rate, channels=channels
+    *(2, 16),
+    unit=unit,
+    rate=modality.rate,
+    channels=channels,
+    columns=columns if modality.check_columns else (),
   )
   decoded = modality.decode(data, geometry)
   name = modality.native_modes.get(unit, "") if key in STATED else ""

@@ -24,7 +24,8 @@ TYPES = """\
 File types follow the extension (.jpg .png .webp image, .mp4 .webm video, .flac
 .wav .ogg audio); prefix other kinds: depth:mm:FILE, depth:m:FILE,
 depth:relative:FILE, normal:FILE, image:FILE; sensors with what their files do
-not say: thermal:kelvin:FILE, imu:g,deg/s@50:FILE (UNIT@RATE in Hz)."""
+not say: thermal:kelvin:FILE, imu:g,deg/s@50:FILE (UNIT@RATE in Hz);
+molecules by themselves: graph:smiles:CCO."""
 
 
 def say(line: str) -> None:

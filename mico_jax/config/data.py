@@ -18,6 +18,7 @@ from mico_jax.config.fields import (
   Name,
   NameMap,
   Names,
+  Nested,
   Options,
   Path,
   Range,
@@ -132,8 +133,11 @@ class SourceConfig:
     Mapping[Name, Annotated[float, Range(1e-9, 1e9, "Hz")]], Items(0, 64)
   ] = field(default_factory=dict)
   # Modality -> names of the channels of its series, in the order of the arrays,
-  # joined by commas; of tables the columns that are read.
-  channels: NameMap = field(default_factory=dict)
+  # joined by commas; of tables the columns that are read, of spectra the
+  # wavelengths in nm.
+  channels: Annotated[
+    Mapping[Name, Annotated[str, Text(1, 65_536, "names")]], Items(0, 64)
+  ] = field(default_factory=dict)
   # Of clips that are stored as frames without times, for sampling "fps"; 0:
   # unknown.
   frame_rate: Annotated[float, Range(0.0, 1000.0, "frames per second")] = 0.0
@@ -165,6 +169,11 @@ class DataConfig:
   )
   inputs: Annotated[Mapping[Name, InputConfig], Items(0, 64)] = field(
     default_factory=dict
+  )
+  # Modality of tables -> its columns: their names with quantiles or categories
+  # of the training part, see `mico_jax.modalities.columns`.
+  columns: Annotated[Mapping[Name, Annotated[Any, Nested()]], Items(0, 64)] = (
+    field(default_factory=dict)
   )
   audio: AudioConfig = AudioConfig()
   tokenizer: TokenizerConfig = TokenizerConfig()

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from mico_jax.config import Config, ConfigError
 from mico_jax.data import augmentation
 from mico_jax.data.samples import geometry, groups_of, keys_of
-from mico_jax.modalities import MODALITIES, preprocessing
+from mico_jax.data.statements import common_channels
+from mico_jax.modalities import MODALITIES, as_columns, preprocessing
 
 
 def check_inputs(config: Config) -> None:
@@ -19,6 +20,7 @@ def check_inputs(config: Config) -> None:
       do not fit them.
   """
   augmentation.check_windows(config.data.audio)
+  _check_columns(config)
   for key, options in config.data.inputs.items():
     if key not in MODALITIES:
       raise ConfigError(
@@ -37,6 +39,20 @@ def check_inputs(config: Config) -> None:
     for train in (True, False):
       _check_alignment(config, name, keys, train=train)
     augmentation.check(config, name, groups, keys)
+
+
+def _check_columns(config: Config) -> None:
+  """Refuses columns that are none, and those of other modalities."""
+  able = {k: m.check_columns for k, m in MODALITIES.items() if m.check_columns}
+  for key, entries in config.data.columns.items():
+    if key not in able:
+      raise ConfigError(
+        f"data.columns names {key!r}; known: {', '.join(able)}."
+      )
+    try:
+      able[key](as_columns(entries))
+    except (TypeError, ValueError) as error:
+      raise ConfigError(f"data.columns.{key}: {error}") from error
 
 
 def _check_alignment(
@@ -77,6 +93,17 @@ def check_stated(config: Config, source: str, key: str) -> None:
     *first, last = modality.units
     raise ConfigError(
       f"{field} is empty; {key} needs its unit: {', '.join(first)} or {last}."
+    )
+  named = g.unit in modality.needs_channels
+  if named and common_channels(config, key) != g.channels:
+    raise ConfigError(
+      f"{where}.channels[{key!r}] must name the channels, as all sources of "
+      f"{key} do: a model reads the same of all."
+    )
+  if named and not g.channels:
+    raise ConfigError(
+      f"{where}.channels[{key!r}] is empty; {key} needs the names of its "
+      "channels."
     )
   if not g.unit:
     return

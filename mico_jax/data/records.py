@@ -199,6 +199,15 @@ def media_fields(config: SourceConfig) -> dict[str, str]:
   }
 
 
+def inline_fields(config: SourceConfig) -> dict[str, str]:
+  """Modality -> record field, of those whose values stand in the field."""
+  return {
+    key: field
+    for key, field in media_fields(config).items()
+    if config.units.get(key) in MODALITIES[key].inline
+  }
+
+
 def parse_fields(text: str | bytes, name: str) -> dict[str, Any]:
   """The fields of a sample from the text of a JSON object.
 
@@ -259,9 +268,14 @@ def make_record(
   split = fields.get("split")
   if split is not None and not isinstance(split, (str, bytes)):
     raise DecodeError(f"split must be text, got {split!r:.60}.")
+  inline = {
+    key: lambda text=str(fields[field]): text.encode()
+    for key, field in inline_fields(config).items()
+    if fields.get(field) is not None
+  }
   return Record(
     id=sample_id,
-    media=media,
+    media={**media, **inline} if inline else media,
     captions=captions_of(fields, config),
     negatives=negatives_of(fields),
     questions=questions_of(fields),

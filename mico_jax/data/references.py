@@ -1,7 +1,9 @@
 """What a manifest writes for a file, and how it is read.
 
 `photo.jpg`, `shard.tar:member`, `arrays.npz:name` or `arrays.npz:name[7]`,
+`cube.npz:name@12,30` (the pixels around row 12, column 30; also of .mat),
 `table.csv:rows[0:336]` (its header and 336 lines), or a list of those (frames).
+A JSON object stands for a file that holds it.
 Paths are relative to the manifest's folder and may not
 leave it, links included, unless the source's `root` names a wider folder.
 
@@ -11,12 +13,15 @@ lie; once read, an array is kept for the samples that share it.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import posixpath
 import re
 import threading
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,11 +31,14 @@ from mico_jax.data.storage import Span, Storage, check_size, is_remote, short
 from mico_jax.data.tar import TarIndex
 from mico_jax.failures import TransientError
 from mico_jax.modalities import DecodeError
-from mico_jax.modalities.arrays import read_npy
+from mico_jax.modalities.arrays import read_npy, window
 
 _TAR = re.compile(r"(?P<file>.+?\.tar):(?P<member>.+)")
 _NPZ = re.compile(
   r"(?P<file>.+?\.npz):(?P<name>\w+)(\[(?P<index>-?\d{1,18})\])?"
+)
+_PLACE = re.compile(
+  r"(?P<file>.+?\.(npz|mat)):(?P<name>\w+)@(?P<row>\d{1,9}),(?P<column>\d{1,9})"
 )
 _ROWS = re.compile(
   r"(?P<file>.+?\.csv):rows\[(?P<first>\d{1,18}):(?P<end>\d{1,18})\]"
@@ -113,6 +121,8 @@ class FileReader:
     """
     if isinstance(reference, (list, tuple)):
       return [self.read(item) for item in reference]
+    if isinstance(reference, Mapping):
+      return json.dumps(reference).encode()
     if not isinstance(reference, str) or not reference:
       raise DecodeError(
         f"expected a path or a list of them, got {reference!r:.80}."
@@ -129,6 +139,12 @@ class FileReader:
           f"{short(reference)}: the array has {count} entries, counted from 0."
         )
       return array[index]
+    if match := _PLACE.fullmatch(reference):
+      array = self._array(match["file"], match["name"])
+      try:
+        return window(array, int(match["row"]), int(match["column"]))
+      except DecodeError as error:
+        raise DecodeError(f"{short(reference)}: {error}") from error
     if match := _ROWS.fullmatch(reference):
       first, end = int(match["first"]), int(match["end"])
       head, *rows = self._table(match["file"])
@@ -148,7 +164,7 @@ class FileReader:
     if isinstance(reference, (list, tuple)):
       return [span for item in reference for span in self.spans(item)]
     if not isinstance(reference, str) or any(
-      pattern.fullmatch(reference) for pattern in (_NPZ, _ROWS)
+      pattern.fullmatch(reference) for pattern in (_NPZ, _PLACE, _ROWS)
     ):
       return []
     if match := _TAR.fullmatch(reference):
@@ -185,7 +201,8 @@ class FileReader:
         full, limit = self.resolve(path), self._storage.max_file_bytes
         check_size(full, self._storage.stat(full).size, limit)
         with self._storage.open(full) as file:
-          self._arrays[key] = _read_npz(file, short(path), name, limit)
+          read = _read_mat if path.endswith(".mat") else _read_npz
+          self._arrays[key] = read(file, short(path), name, limit)
         while (
           len(self._arrays) > 1
           and sum(a.nbytes for a in self._arrays.values()) > _ARRAY_BYTES
@@ -229,4 +246,45 @@ def _read_npz(file: Any, path: str, name: str, limit: int) -> np.ndarray:
   except Exception as error:  # zipfile and zlib raise many kinds
     raise DecodeError(
       f"{path}: not a readable .npz: {describe(error)}"
+    ) from error
+
+
+def _read_mat(file: Any, path: str, name: str, limit: int) -> np.ndarray:
+  """One array out of a .mat file of MATLAB, up to version 7.
+
+  Args:
+    file: open for reading at any place.
+    path: of the file, for messages.
+    name: of the array.
+    limit: most bytes of the array; more are refused before they are unpacked.
+
+  Raises:
+    DecodeError: if there is no such array of numbers, or it is broken.
+  """
+  from scipy import io
+
+  try:
+    shapes = {n: (shape, kind) for n, shape, kind in io.whosmat(file)}
+    if name not in shapes:
+      raise DecodeError(
+        f"has no array {name!r}, but {', '.join(shapes)[:200]}."
+      )
+    shape, kind = shapes[name]
+    if limit and math.prod(shape) * 8 > limit:
+      raise DecodeError(
+        f"array {name!r} of shape {list(shape)} may exceed "
+        f"data.max_file_bytes={limit}."
+      )
+    file.seek(0)
+    array = io.loadmat(file, variable_names=[name])[name]
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
+      raise DecodeError(f"{name!r} is a {kind}; expected an array of numbers.")
+    return array
+  except DecodeError as error:
+    raise DecodeError(f"{path}: {error}") from error
+  except TransientError:
+    raise
+  except Exception as error:  # SciPy raises many kinds
+    raise DecodeError(
+      f"{path}: not a readable .mat of version 4 to 7: {describe(error)}"
     ) from error

@@ -77,7 +77,13 @@ def modalities_page() -> str:
     "\nWhat is stated stands in `data.sources.NAME.units`, `rates` and "
     "`channels` (`--unit`, `--rate`, `--channels` of the commands), or before "
     "a file: `KEY:UNIT@RATE@CHANNELS:FILE`, rates in Hz. A file that says it "
-    "itself needs no statement, and must not contradict one.\n"
+    "itself needs no statement, and must not contradict one. Columns of tables "
+    "are stated once, `data.columns`, with the quantiles and categories of the "
+    "training part: `python -m mico_jax.data.columns FILE.csv`.\n\nA manifest "
+    "names a file or a part of one: `set.tar:member`, `a.npz:name`, "
+    "`a.npz:name[7]`, `t.csv:rows[0:336]`, `cube.npz:name@ROW,COLUMN`. A JSON "
+    "object in its place is the content of a .json file; values of the unit "
+    "`smiles` stand themselves.\n"
   )
   text += "\n## Preprocessing modes\n\n`data.inputs.<key>.mode`:\n\n"
   text += markdown_table(
@@ -104,6 +110,7 @@ def _stated(modality: Modality) -> str:
   parts = parts if modality.units else []
   parts += ["rate"] if modality.rate else []
   parts += ["channels"] if modality.named else []
+  parts += ["columns"] if modality.check_columns else []
   text = "; ".join(parts)
   return f"{text} (or by the file)" if text and modality.in_file else text
 

@@ -37,6 +37,7 @@ from mico_jax.modalities.items import (
   Item,
   as_array,
   as_item,
+  check_channels,
   name_of,
   not_finite,
   stated_of,
@@ -89,6 +90,8 @@ class Preparer:
     if modality.named and not stated.channels:
       channels = common_channels(self.config, key)
       stated = dataclasses.replace(stated, channels=channels)
+    elif modality.needs_channels:
+      check_channels(key, stated.channels, common_channels(self.config, key))
     return preprocessing.geometry(self.config, key, stated=stated)
 
   def describe(self) -> dict[str, Any]:
@@ -143,6 +146,8 @@ class Preparer:
     if modality.kind == "interface":
       return self._storage.read(item.value) if item.file else item.value
     value = item.value() if callable(item.value) else item.value
+    if isinstance(value, str) and item.unit in modality.inline:
+      return value.encode()
     return _contents(value, self._storage)
 
   def _prepared(self, modality: Modality, item: Item, raw: Any) -> np.ndarray:

@@ -25,13 +25,18 @@ from mico_jax.modalities.base import (
   Stated,
 )
 from mico_jax.modalities.biosignal import BIOSIGNAL
+from mico_jax.modalities.columns import Column, as_columns
 from mico_jax.modalities.depth import DEPTH
 from mico_jax.modalities.files import FileSpec, parse_file
 from mico_jax.modalities.generic_signal import SIGNAL
+from mico_jax.modalities.graph import GRAPH
+from mico_jax.modalities.hyperspectral import HYPERSPECTRAL
 from mico_jax.modalities.image import IMAGE
 from mico_jax.modalities.imu import IMU
 from mico_jax.modalities.normal import NORMAL
+from mico_jax.modalities.pointcloud import POINTCLOUD
 from mico_jax.modalities.subtitle import SUBTITLE
+from mico_jax.modalities.tabular import TABULAR
 from mico_jax.modalities.text import TEXT
 from mico_jax.modalities.thermal import THERMAL
 from mico_jax.modalities.timeseries import TIMESERIES
@@ -50,6 +55,10 @@ MODALITIES: dict[str, Modality] = {
   "biosignal": BIOSIGNAL,
   "timeseries": TIMESERIES,
   "signal": SIGNAL,
+  "pointcloud": POINTCLOUD,
+  "hyperspectral": HYPERSPECTRAL,
+  "graph": GRAPH,
+  "tabular": TABULAR,
   "subtitle": SUBTITLE,
   "text": TEXT,
 }
@@ -196,6 +205,7 @@ __all__ = [
   "Alias",
   "ArraySpec",
   "Caption",
+  "Column",
   "CustomEmbedding",
   "DecodeError",
   "FileSpec",
@@ -203,6 +213,7 @@ __all__ = [
   "Modality",
   "Mode",
   "Stated",
+  "as_columns",
   "as_configured",
   "by_extension",
   "by_letter",

@@ -63,6 +63,38 @@ def read_npy(data: bytes) -> Shaped[np.ndarray, "..."]:
   return flat.reshape(shape, order="F" if fortran else "C")
 
 
+def window(
+  cube: Shaped[np.ndarray, "Y X ..."], row: int, column: int, reach: int = 7
+) -> Shaped[np.ndarray, "W W ..."]:
+  """The pixels around one of them, which is in the middle.
+
+  Args:
+    cube: of any values; what lies beyond its edges is NaN, and the values are
+      float32 then.
+    row: of the pixel, from 0.
+    column: of the pixel, from 0.
+    reach: pixels on either side.
+
+  Raises:
+    DecodeError: for a pixel outside.
+  """
+  shape = cube.shape
+  if cube.ndim < 2 or not (0 <= row < shape[0] and 0 <= column < shape[1]):
+    raise DecodeError(
+      f"there is no pixel {row},{column} in an array of shape {list(shape)}."
+    )
+  rows = slice(max(row - reach, 0), row + reach + 1)
+  columns = slice(max(column - reach, 0), column + reach + 1)
+  part = cube[rows, columns]
+  size = 2 * reach + 1
+  if part.shape[:2] == (size, size):
+    return part
+  out = np.full((size, size, *shape[2:]), np.nan, np.float32)
+  top, left = rows.start - row + reach, columns.start - column + reach
+  out[top : top + part.shape[0], left : left + part.shape[1]] = part
+  return out
+
+
 def as_maps(
   array: Shaped[np.ndarray, "..."],
 ) -> Shaped[np.ndarray, "T Y X"]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mico_jax.config import AudioConfig, InputConfig
+from mico_jax.modalities.columns import Column
 
 WHOLE = "omni"  # caption kind of a whole sample
 
@@ -70,6 +71,7 @@ class Geometry:
   )
   rate: float = 0.0  # that is stated of a series, in Hz; 0: none
   channels: tuple[str, ...] = ()  # that are stated of it, in order
+  columns: tuple[Column, ...] = ()  # of tables, `data.columns`
 
 
 @dataclass(frozen=True)
@@ -226,9 +228,14 @@ class Modality:
       state theirs; 0: they are taken as they are, or are none.
     channels: names of the channels of a series, in the order of its arrays.
     named: whether sources may name the channels of their series.
+    needs_channels: units of which sources must name the channels, and all
+      alike; a model reads those only.
+    inline: units whose values stand themselves where others name a file.
     in_file: whether its files may state unit, rate and channels themselves, so
       that a source need not.
     rated: whether raw arrays come as (samples, sample rate).
+    check_columns: checks the columns that `data.columns` states of its tables,
+      and raises ValueError; None: it has no tables.
     draw: maps a frame to what a sheet draws; None: as it is.
     play: maps (decoded sample, geometry) to what a page plays, mono samples in
       units of full scale and their rate in Hz; None: it makes no sound.
@@ -258,9 +265,12 @@ class Modality:
   rate: float = 0.0
   channels: tuple[str, ...] = ()
   named: bool = False
+  needs_channels: tuple[str, ...] = ()
+  inline: tuple[str, ...] = ()
   in_file: bool = False
   native_modes: Mapping[str, str] = field(default_factory=dict)
   rated: bool = False
+  check_columns: Callable[[tuple[Column, ...]], None] | None = None
   draw: Callable[[np.ndarray], np.ndarray] | None = None
   play: Callable[[Any, Geometry], tuple[np.ndarray, int]] | None = None
   notes: str = ""

@@ -231,6 +231,26 @@ def stated_of(modality: Modality, item: Item, value: Any, unit: str) -> Stated:
   )
 
 
+def check_channels(
+  key: str, said: Sequence[str], trained: Sequence[str]
+) -> None:
+  """Refuses channels other than those of the training.
+
+  Args:
+    key: of a modality with `needs_channels`.
+    said: that are stated of an input.
+    trained: of the model's sources; (): unknown.
+
+  Raises:
+    ValueError: if both are there and differ.
+  """
+  if said and trained and [*said] != [*trained]:
+    raise ValueError(
+      f"{key} with {len(said)} channels {', '.join(said)[:80]}; the model was "
+      f"trained on {len(trained)}, {', '.join(trained)[:80]}."
+    )
+
+
 def check_finite(
   values: Shaped[np.ndarray, "N ..."],
   inputs: Mapping[str, Sequence[Any]],

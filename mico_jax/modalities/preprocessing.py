@@ -22,6 +22,7 @@ from mico_jax.modalities import (
   Modality,
   Mode,
   Stated,
+  as_columns,
 )
 from mico_jax.modalities.augmentation import Augmentation
 from mico_jax.modalities.sampling import CHUNK
@@ -69,6 +70,7 @@ def geometry(
     unit=stated.unit,
     rate=stated.rate,
     channels=stated.channels,
+    columns=as_columns(config.data.columns.get(key, ())),
     max_pixels=config.data.max_pixels,
     sampling=options.sampling,
     fps=options.fps,

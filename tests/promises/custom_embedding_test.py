@@ -60,7 +60,7 @@ from mico_jax.train.step import make_train_step
 POINTS = 6  # tokens of a frame
 LIMIT = 1e-5  # of PyTorch
 SAME = 1e-6  # of sums of other lengths
-LETTER, KEY = "p", "cloud"
+LETTER, KEY = "q", "cloud"
 FILL = {"padding": 0.0}  # what `host` leaves where there is no point
 
 

@@ -91,11 +91,11 @@ FILES: dict[str, tuple[str, str]] = {
   "data/sources/tfds.py": ("i", "a kind of dtype"),
   "evaluation/ptb.py": ("n", "a letter of a word"),
   "evaluation/vqa_answers.py": ("a", "an article"),
-  "interop/names/transformers_vision.py": ("v", "queries, keys, values"),
+  "interop/names/transformers_vision.py": ("k v", "queries, keys, values"),
   "models/presets.py": ("b h s", "sizes of encoders"),
   "models/swin.py": ("b s", "sizes of encoders"),
-  "models/unireplknet.py": ("a b n s", "sizes of encoders"),
-  "run/monitor/report.py": ("s", "a plural"),
+  "models/unireplknet.py": ("a b n p s", "sizes of encoders"),
+  "run/monitor/report.py": ("s y", "a plural; an axis"),
   "train/lora.py": ("a b", "the factors of a delta"),
 }
 
@@ -105,9 +105,17 @@ def room_of(place: str) -> str:
 
 
 def literals(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-  """Line and text of the strings in a file's code."""
-  for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+  """Line and text of the strings in a file's code; formats are none."""
+  nodes = list(ast.walk(ast.parse(path.read_text())))
+  formats = {
+    id(part)
+    for node in nodes
+    if isinstance(node, ast.FormattedValue) and node.format_spec
+    for part in ast.walk(node.format_spec)
+  }
+  for node in nodes:
+    text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    if text and id(node) not in formats:
       yield node.lineno, node.value
 
 

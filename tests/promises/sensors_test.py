@@ -29,12 +29,38 @@ from mico_jax.modalities import MODALITIES, CustomEmbedding, DecodeError
 from mico_jax.testing.tiny_checkpoint import save_tiny, tiny_config
 from mico_jax.testing.tiny_data import manifest_source, write_manifest
 
-KEYS = ("thermal", "xray", "imu", "biosignal", "timeseries", "signal")
+KEYS = (
+  *("thermal", "xray", "imu", "biosignal", "timeseries", "signal"),
+  *("pointcloud", "hyperspectral", "tabular", "graph"),
+)
 # Those without code in common; a model of all takes long to compile.
-MODELLED = ("thermal", "imu", "timeseries")
+MODELLED = ("thermal", "imu", "timeseries", "pointcloud", "hyperspectral")
+MODELLED += ("tabular", "graph")
 COUNT = 4
-UNITS = {"thermal": "kelvin", "xray": "monochrome1,12", "imu": "g,deg/s"}
-CHANNELS = {"timeseries": "oil,load"}
+UNITS = {
+  **{"thermal": "kelvin", "xray": "monochrome1,12", "imu": "g,deg/s"},
+  "hyperspectral": "reflectance,10000",
+  "graph": "features",
+}
+COLUMNS = {
+  "tabular": (("age", 20.0, 30.0, 50.0), ("work", "field", "mill"), ("id",))
+}
+CHANNELS = {
+  "timeseries": "oil,load",
+  "hyperspectral": "450,550,1600",
+  "graph": "mass,edge.length",
+}
+
+
+def graph_of(seed: int) -> dict[str, list]:
+  """A path of some nodes, with a feature of each node and edge."""
+  rng = np.random.default_rng(seed)
+  count = 4 + seed
+  return {
+    "node_features": rng.standard_normal((count, 1)).tolist(),
+    "edge_index": [[*range(count - 1)], [*range(1, count)]],
+    "edge_features": rng.random((count - 1, 1)).tolist(),
+  }
 
 
 def write_sensors(folder: pathlib.Path) -> pathlib.Path:
@@ -49,6 +75,7 @@ def write_sensors(folder: pathlib.Path) -> pathlib.Path:
     rows = [",".join(("time", *names))]
     for k, row in enumerate(rng.standard_normal((60, 6))):
       rows.append(",".join(map(str, (k / 20, *row))))
+    (folder / f"g{i}.json").write_text(json.dumps(graph_of(i)))
     (folder / f"m{i}.csv").write_text("\n".join(rows))
     beat = rng.standard_normal((300, 2))
     np.savez(
@@ -61,6 +88,13 @@ def write_sensors(folder: pathlib.Path) -> pathlib.Path:
     lines.append(f"{date},{k},{k % 5}")
   (folder / "grid.csv").write_text("\n".join(lines))
   np.savez(folder / "u.npz", x=rng.standard_normal((COUNT, 50, 3)))
+  cube = rng.integers(0, 9999, (9, 9, 3))
+  np.savez(folder / "y.npz", cube=cube.astype(np.uint16))
+  np.savez(folder / "p.npz", x=rng.standard_normal((COUNT, 90, 3)))
+  people = [
+    f"{i},{('mill', 'field')[i % 2]},{20 + 9 * i}" for i in range(COUNT)
+  ]
+  (folder / "k.csv").write_text("\n".join(["id,work,age", *people]))
   return write_manifest(
     folder,
     COUNT,
@@ -70,6 +104,13 @@ def write_sensors(folder: pathlib.Path) -> pathlib.Path:
     biosignal=[f"b{i}.npz" for i in range(COUNT)],
     timeseries=[f"grid.csv:rows[{40 * i}:{40 * i + 40}]" for i in range(COUNT)],
     signal=[f"u.npz:x[{i}]" for i in range(COUNT)],
+    pointcloud=[f"p.npz:x[{i}]" for i in range(COUNT)],
+    hyperspectral=[f"y.npz:cube@{i},{2 * i}" for i in range(COUNT)],
+    graph=[f"g{i}.json" for i in range(COUNT - 1)] + [graph_of(COUNT)],
+    tabular=[
+      {"age": 20, "work": None},
+      *(f"k.csv:rows[{i}:{i + 1}]" for i in range(1, COUNT)),
+    ],
   )
 
 
@@ -92,6 +133,7 @@ def sensors_config(manifest: pathlib.Path, keys=KEYS, **source):
       "thermal": InputConfig(frames=1),
       "imu": InputConfig(frames=2, mode="jitter"),
     },
+    columns={k: v for k, v in COLUMNS.items() if k in keys},
   )
   task = dataclasses.replace(
     base.tasks["av"],
@@ -150,11 +192,20 @@ def test_files_and_arrays_embed_alike(saved, model):
   grid = (folder / "grid.csv").read_text().splitlines()[:41]
   (folder / "part.csv").write_text("\n".join(grid))
   heat = np.load(folder / "t0.npy")
+  spectra = np.load(folder / "y.npz")["cube"][1:8, 1:8].astype(np.float32)
+  np.save(folder / "y0.npy", spectra.astype(np.uint16))
+  cloud = np.load(folder / "p.npz")["x"][0]
+  np.save(folder / "p0.npy", cloud)
+  named = f"features@@mass,edge.length:{folder}/g0.json"
   pairs = {
     "imu": (f"g,deg/s:{folder}/m0.csv", (si, 20.0)),
     "thermal": (f"kelvin:{folder}/t0.npy", heat - np.float32(273.15)),
     # The columns are those of the run, in its order.
     "timeseries": (f"{folder}/part.csv", f"@@oil,load:{folder}/part.csv"),
+    "pointcloud": (f"{folder}/p0.npy", 3 * cloud[::-1] + 5),
+    "hyperspectral": (f"reflectance,10000:{folder}/y0.npy", spectra / 1e4),
+    "graph": (f"features:{folder}/g0.json", named),
+    "tabular": ({"age": 38, "work": "mill"}, np.array([38.0, 1.0])),
   }
   found = model.embed(**{k: list(v) for k, v in pairs.items()})
   for key, (one, two) in found.items():
@@ -169,6 +220,16 @@ def test_files_and_arrays_embed_alike(saved, model):
   ):
     with pytest.raises(DecodeError, match=words):
       model.embed(imu=[value])
+  for key, value, words in (
+    ("hyperspectral", spectra[..., :2] / 1e4, "2 bands, .* as in training"),
+    ("hyperspectral", f"counts@@450,550:{folder}/y0.npy", "trained on 3, 450"),
+    ("graph", f"features@@mass:{folder}/g0.json", "trained on 2, mass"),
+    ("graph", "smiles:CCO", "state no channels|molecule|mode 'plain'"),
+    ("tabular", {"age": 3, "work": "sea"}, "unknown category 'sea'"),
+    ("tabular", {"age": 3, "eyes": "blue"}, "no column 'work'"),
+  ):
+    with pytest.raises(DecodeError, match=words):
+      model.embed(**{key: [value]})
 
 
 def test_command_line(saved, capsys, tmp_path):
@@ -178,9 +239,8 @@ def test_command_line(saved, capsys, tmp_path):
   assert cli.main(["score", *argv, "--text", "a cube", *files]) == 0
   scores = json.loads(capsys.readouterr().out)
   assert files[0] in json.dumps(scores)
-  source = ["--unit", "imu=g,deg/s", "--unit", "thermal=kelvin",
-            "--unit", "xray=monochrome1,12", "--channels",
-            "timeseries=oil,load"]  # fmt: skip
+  source = [f"--unit={key}={unit}" for key, unit in UNITS.items()]
+  source += [f"--channels={key}={names}" for key, names in CHANNELS.items()]
   out = str(tmp_path / "v.npz")
   manifest = str(folder / "manifest.jsonl")
   some = ["--modality", "imu", "--out", out]
@@ -230,6 +290,10 @@ def test_they_export_to_pytorch(saved, model, tmp_path):
     "imu": [f"g,deg/s:{folder}/m0.csv"],
     "timeseries": [f"{folder}/grid.csv"],
     "thermal": [f"kelvin:{folder}/t0.npy"],
+    "pointcloud": [np.load(folder / "p.npz")["x"][1]],
+    "hyperspectral": [np.full((3, 3, 3), 0.3, np.float32)],
+    "graph": [f"features:{folder}/g1.json"],
+    "tabular": [{"age": None, "work": "mill"}, {"age": 60, "work": ""}],
   }
   want, got = model.embed(**files), other.embed(**files)
   for key in files:

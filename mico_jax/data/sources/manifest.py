@@ -19,6 +19,7 @@ from mico_jax.data.index.selection import select
 from mico_jax.data.records import (
   Record,
   id_of,
+  inline_fields,
   make_record,
   matches,
   media_fields,
@@ -287,5 +288,6 @@ class ManifestSource(SourceKind):
   def spans(self, index: int, keys: Sequence[str]) -> list[Span]:
     """See `SourceKind.spans`."""
     names = self._references(self.fields(index))
-    wanted = [names[key] for key in keys if key in names]
+    inline = inline_fields(self._config)
+    wanted = [names[k] for k in keys if k in names and k not in inline]
     return [span for name in wanted for span in self._files.spans(name)]

@@ -141,6 +141,8 @@ def preprocessing_json(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
       inputs[key]["unit"] = mode.unit
     if channels := preparer.geometry(key).channels:
       inputs[key]["channels"] = list(channels)
+    if columns := config.data.columns.get(key):
+      inputs[key]["columns"] = columns
     how = preprocessing.samplings(config, (key,))
     inputs[key].update(how.get("sampling", {}).get(key, {}))
   return {

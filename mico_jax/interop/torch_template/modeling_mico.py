@@ -1971,6 +1971,9 @@ class Reader:
     """Sizes, and what is stated, for decoding one input."""
     package, settings = input_package(), self.settings
     inputs = settings["inputs"][key]
+    trained = tuple(inputs.get("channels", ()))
+    if package.MODALITIES[key].needs_channels:
+      package.items.check_channels(key, stated.channels, trained)
     how = {k: inputs[k] for k in ("sampling", "fps", "stride") if k in inputs}
     return package.Geometry(
       frames=inputs["frames"],
@@ -1978,7 +1981,8 @@ class Reader:
       audio=package.config.AudioConfig(**settings["audio"]),
       unit=stated.unit,
       rate=stated.rate,
-      channels=stated.channels or tuple(inputs.get("channels", ())),
+      channels=stated.channels or trained,
+      columns=package.as_columns(inputs.get("columns", ())),
       max_pixels=settings["max_pixels"],
       **how,
     )
@@ -2004,8 +2008,11 @@ class Reader:
   def _pixels(self, key: str, value: Any) -> np.ndarray:
     item = input_items().as_item(key, value)
     settings = self.settings["inputs"][key]
-    raw = contents(item.value() if callable(item.value) else item.value)
     modality = input_package().MODALITIES[key]
+    raw = item.value() if callable(item.value) else item.value
+    if isinstance(raw, str) and item.unit in modality.inline:
+      raw = raw.encode()
+    raw = contents(raw)
     unit = settings.get("unit", "")
     stated = input_items().stated_of(modality, item, raw, unit)
     mode = modality.modes[settings["mode"]]
