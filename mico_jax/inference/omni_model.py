@@ -54,6 +54,8 @@ class OmniModel(TextMethods):
     step: of that run.
     params: parameters on the default device; on CPU the layers are unstacked
       (`mico_jax.layers.stack.split_layers`).
+    objective_params: what objectives trained beside the model, such as heads of
+      classes; see `mico_jax.objectives`.
     notes: steps skipped and problems tolerated while loading, one line each.
     fingerprint: hash of the checkpoint's manifest; "" without one.
   """
@@ -93,7 +95,9 @@ class OmniModel(TextMethods):
       options["scan"] = False
       merged = split_layers(merged)
     self.model = build(dataclasses.replace(config.model, **options))
-    self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), merged)
+    place = lambda x: jnp.asarray(x, jnp.float32)
+    self.params = jax.tree.map(place, merged)
+    self.objective_params = jax.tree.map(place, params.get("objective", {}))
     jit = functools.partial(jax.jit, compiler_options=forward_options())
     self._embed = jit(self._embed_batch, static_argnums=2)
     self._context = jit(self._context_batch, static_argnums=2)
