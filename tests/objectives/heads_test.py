@@ -15,7 +15,7 @@ from mico_jax.config import (
   TaskConfig,
 )
 from mico_jax.data.targets import read_target
-from mico_jax.modalities import DecodeError
+from mico_jax.modalities import DecodeError, by_letter
 from mico_jax.models import build
 from mico_jax.objectives import (
   Inputs,
@@ -24,6 +24,7 @@ from mico_jax.objectives import (
   select,
   total_loss,
 )
+from mico_jax.objectives.forecasting import Forecasting, layout_of
 from mico_jax.objectives.reidentification import batch_hard
 from mico_jax.testing.objective_contract import (
   TINY_MODEL,
@@ -350,3 +351,125 @@ def test_heads_train_whatever_becomes_of_the_tower(changes, tower):
   assert all(jax.tree.leaves(free.get("lora", {})))
   factors = make_optimizer(config.optimizer, shapes, 10).factors["objective"]
   assert all(factor == 1 for factor in jax.tree.leaves(factors))
+
+
+# ---------------------------------------------------------------- forecasting
+CONTEXT, HORIZON, CHANNELS = 32, 6, 2
+MEAN, SCALE = (1.0, -2.0), (3.0, 0.5)
+
+
+@pytest.fixture(scope="module")
+def forecast():
+  """(objective, layout, function of parameters, frames) of the tiny model."""
+  group = Forecasting.example_group("")
+  window = {"context": CONTEXT, "horizon": HORIZON, "mean": MEAN}
+  options = {"windows": {group: {**window, "scale": SCALE}}}
+  config = ObjectivesConfig(options={"forecasting": options})
+  chosen = select(config, TaskConfig(objectives={"forecasting": (group,)}))
+  objective, modality = chosen["forecasting"][0], by_letter(group)
+  model = build(tiny_config({"forecasting": (group,)}).model)
+
+  @jax.jit
+  def run(frames):
+    params = model.init(jax.random.key(0))
+    head = jax.tree.map(
+      lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape),
+      objective.init(jax.random.key(1), model.config),
+    )
+
+    def loss(head):
+      whole = {**params, "objective": {"forecasting": head}}
+      inputs = Inputs(
+        model=model,
+        params=whole,
+        batch={"weight": jnp.ones(len(frames))},
+        tokenizer=TOKENIZER,
+        row_keys=jax.vmap(jax.random.key)(jnp.arange(len(frames))),
+        train=False,
+        letters_to_key={group: modality.key},
+        pixels={modality.key: frames},
+      )
+      value, metrics, _ = total_loss(chosen, inputs)
+      return value, (metrics, objective.forecast(model, whole, group, frames))
+
+    found, grads = jax.value_and_grad(loss, has_aux=True)(head)
+    return head[group], found, grads[group]
+
+  return objective, layout_of(modality), run
+
+
+def series(layout, seed=3):
+  """Four samples of which parts are missing, the last without a future."""
+  rng = np.random.default_rng(seed)
+  frames = np.zeros((4, 1, layout.length, 2 * layout.columns), np.float32)
+  frames[:, 0, :50, :CHANNELS] = 5 + 2 * rng.standard_normal((4, 50, CHANNELS))
+  frames[:, 0, :50, layout.columns : layout.columns + CHANNELS] = 1
+  flags = frames[:, 0, :, layout.columns :]
+  flags[1, 4:9, 0] = flags[2, 33:36, 1] = flags[3, 31:] = 0
+  return frames
+
+
+def test_forecasts_and_their_error(forecast):
+  _, layout, run = forecast
+  frames = series(layout)
+  head, (value, (metrics, found)), grads = run(frames)
+  wide = lambda x: np.asarray(x, np.float64)
+  values = wide(frames[:, 0, :, :CHANNELS])
+  flags = wide(frames[:, 0, :, layout.columns :][..., :CHANNELS])
+  past, there = values[:, :CONTEXT], flags[:, :CONTEXT]
+  count = there.sum(axis=1, keepdims=True)
+  mean = (past * there).sum(axis=1, keepdims=True) / count
+  square = (((past - mean) * there) ** 2).sum(axis=1, keepdims=True)
+  spread = np.sqrt(square / count + 1e-5)
+  scaled = (past - mean) / spread * there
+  coming = slice(CONTEXT, CONTEXT + HORIZON)
+  known = flags[:, coming]
+  truth = (values[:, coming] - MEAN) / SCALE
+  np.testing.assert_allclose(found.truth, truth, rtol=1e-5)
+  # What the linear map alone adds to the forecast, and how the error moves it.
+  linear = np.einsum("btc,th->bhc", scaled, wide(head["linear"]["kernel"]))
+  rest = (wide(found.predicted) * SCALE + MEAN - mean) / spread - linear
+  error = (linear + rest) * spread + mean - MEAN
+  error = (error / SCALE - truth) * known
+  of_row = (error**2).sum(axis=(1, 2)) / np.maximum(known.sum(axis=(1, 2)), 1)
+  np.testing.assert_allclose(value, of_row[:3].mean(), rtol=1e-5)
+  slope = (
+    2 * error * spread / SCALE / known.sum(axis=(1, 2)).clip(1)[:, None, None]
+  )
+  slope = np.einsum("btc,bhc->th", scaled[:3], slope[:3]) / 3
+  np.testing.assert_allclose(
+    grads["linear"]["kernel"], slope, atol=2e-5, rtol=1e-3
+  )
+  assert np.any(grads["kernel"] != 0)
+  (group,) = {name.rpartition("/")[2] for name in metrics if "rows/" in name}
+  rows = compute(metrics[f"rows/forecasting/{group}"])
+  np.testing.assert_allclose(rows, 3 / 4)
+  naive = (mean - MEAN) / SCALE
+  np.testing.assert_allclose(
+    found.naive, np.broadcast_to(naive, truth.shape), rtol=1e-5
+  )
+
+
+def test_a_forecast_knows_nothing_of_the_future(forecast):
+  """Nothing behind the context reaches it, nor a value that is not there."""
+  _, layout, run = forecast
+  frames = series(layout)
+  other = frames.copy()
+  other[:, 0, CONTEXT:] = np.random.default_rng(9).random(
+    other[:, 0, CONTEXT:].shape
+  )
+  other[1, 0, 4:9, 0] = 77.0  # not there
+  first, second = (run(x)[1][1][1].predicted for x in (frames, other))
+  np.testing.assert_array_equal(first, second)
+
+
+def test_a_mode_that_tells_of_the_future_is_refused(forecast):
+  objective = forecast[0]
+  modality = by_letter(Forecasting.example_group(""))
+  for mode in modality.modes.values():
+    given = {modality.key: mode}
+    if mode.name.startswith("standardised"):
+      with pytest.raises(ConfigError, match="set mode='plain'"):
+        objective.check_modes(modality.letter, given)
+    else:
+      objective.check_modes(modality.letter, given)

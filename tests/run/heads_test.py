@@ -21,6 +21,7 @@ from mico_jax.config import (
 from mico_jax.data.sources import open_sources
 from mico_jax.data.targets import pin_targets
 from mico_jax.data.usable import tell_groups
+from mico_jax.evaluation.evaluators.reidentification import identity_ranks
 from mico_jax.models import build
 from mico_jax.run.commands.evaluate import evaluate_model
 from mico_jax.run.monitor import metric_log
@@ -188,3 +189,37 @@ def test_some_lack_a_label(manifest, capsys):
   told = capsys.readouterr().err
   assert "2 of 8 samples looked at count as broken" in told
   assert "'grey', none of the 2 known classes" in told
+
+
+@pytest.mark.parametrize("cameras", [False, True])
+def test_ranks_of_identities(cameras):
+  """Against a loop over queries that sorts what may be found."""
+  rng = np.random.default_rng(4)
+  rows = rng.standard_normal((12, 4))
+  identity = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 3, -1, -1])
+  camera = np.array([0, 1, 1, 2, 0, 0, 1, 0, 0, 0, 1, 1])
+  items = np.arange(10)  # the last two have no identity
+  ranks, precision = identity_ranks(
+    rows[items],
+    rows[items],
+    items,
+    items,
+    identity,
+    camera if cameras else None,
+  )
+  wanted = []
+  for q in items:
+    same = lambda g, q=q: identity[g] == identity[q]
+    kept = [
+      g
+      for g in items
+      if g != q and not (cameras and same(g) and camera[g] == camera[q])
+    ]
+    kept.sort(key=lambda g, q=q: -(rows[q] @ rows[g]))
+    hits = [i + 1 for i, g in enumerate(kept) if same(g)]
+    if hits:
+      part = np.mean([(n + 1) / place for n, place in enumerate(hits)])
+      wanted.append((hits[0], part))
+  assert len(wanted) == (7 if cameras else 9)
+  np.testing.assert_array_equal(ranks, [rank for rank, _ in wanted])
+  np.testing.assert_allclose(precision, [part for _, part in wanted])
