@@ -20,6 +20,9 @@ leading axis is the (global or per-process) batch:
                                       the same text, and the same negatives
   negative_text  {group: int32 [B, K, L]}  explicit negatives (absent if K = 0)
   question       int32 [B, L], answer int32 [B, L]  (absent without QA)
+  target         {"objective/group": [B, K]}   labels, see
+                                      `mico_jax.data.targets`; absent without
+  target_weight  {"objective/group": float32 [B, K]}   1 where there is one
 
 Text ids are padded with the tokenizer's pad id and start with its cls id and
 end with its sep id. The contents of a task's batch follow from the config alone

@@ -46,6 +46,7 @@ from mico_jax.config.objectives import (
   TaskConfig,
 )
 from mico_jax.config.stages import Stage, stage_at, stages_of
+from mico_jax.config.targets import TargetConfig, check_target
 from mico_jax.config.training import (
   MAX_BEAMS,
   Config,
@@ -78,12 +79,14 @@ __all__ = [
   "SourceConfig",
   "Stage",
   "StageConfig",
+  "TargetConfig",
   "TaskConfig",
   "TextConfig",
   "TokenizerConfig",
   "TrainConfig",
   "VisionConfig",
   "check",
+  "check_target",
   "config_dirs",
   "find",
   "from_config_dict",

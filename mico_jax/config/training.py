@@ -70,6 +70,9 @@ class OptimizerConfig:
   lora_rank: Annotated[int, Range(0, 65536)] = 0
   lora_alpha: Annotated[float, Range(0.0, 1e6)] = 16.0
   lora_targets: Patterns = (r"attn/(qkv|proj)/kernel$",)
+  # Path regexes that are trained whole beside deltas, such as the embedding of
+  # a new sensor; heads of objectives always are.
+  lora_also: Patterns = ()
 
 
 @dataclass(frozen=True)

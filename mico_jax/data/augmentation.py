@@ -20,6 +20,7 @@ from mico_jax.data import language
 from mico_jax.data.faults import guarded
 from mico_jax.data.order import fold, generator
 from mico_jax.data.records import Record
+from mico_jax.data.targets import targets_of
 from mico_jax.modalities import (
   MODALITIES,
   DecodeError,
@@ -181,6 +182,11 @@ def check(
       problem = (
         f"goes with tasks of {only!r} alone and without {_QUESTIONS}; groups "
         f"here: {', '.join(groups)}."
+      )
+    elif transform.stage == MIX and targets_of(config, config.tasks[name]):
+      problem = (
+        "mixes the sounds of two samples, but labels are those of one; remove "
+        "it, or the objectives that learn labels."
       )
     elif transform.stage == MIX and config.data.text_buckets:
       problem = (

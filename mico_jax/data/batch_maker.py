@@ -35,6 +35,7 @@ from mico_jax.data.samples import (
 )
 from mico_jax.data.sources import Source, open_source
 from mico_jax.data.stalled import REASON, Stalled
+from mico_jax.data.targets import load_targets, targets_of
 from mico_jax.data.text_lengths import Classes
 from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.modalities import DecodeError
@@ -80,6 +81,10 @@ class BatchMaker:
     self._augment = {
       name: TaskAugmentation(self._config, name) for name in self._config.tasks
     }
+    self._targets = {
+      name: targets_of(self._config, task)
+      for name, task in self._config.tasks.items()
+    }
     self._lock = threading.Lock()
     # Of several processes each decodes in two threads: one long sample shall
     # not stop all.
@@ -94,7 +99,7 @@ class BatchMaker:
   def __getstate__(self) -> dict[str, Any]:
     hidden = (
       *("_sources", "_order", "_lock", "_threads", "_buffers", "_remote"),
-      *("_known", "_planned", "_mixing", "_augment"),
+      *("_known", "_planned", "_mixing", "_augment", "_targets"),
     )
     return {k: v for k, v in self.__dict__.items() if k not in hidden}
 
@@ -295,7 +300,12 @@ class BatchMaker:
     except DecodeError as error:
       read.broken["text"] = str(error)
       raise
-    return {"inputs": inputs, **texts}
+    try:
+      labels = load_targets(record, self._targets[task])
+    except DecodeError as error:
+      read.broken["label"] = str(error)
+      raise
+    return {"inputs": inputs, **texts, **labels}
 
   def _key(self, row: Row) -> tuple[Any, ...]:
     """Keys what is drawn for a row's sample."""

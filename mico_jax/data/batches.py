@@ -17,6 +17,7 @@ from mico_jax.data.samples import (
   input_shape,
   keys_of,
 )
+from mico_jax.data.targets import shape_of, targets_of
 from mico_jax.modalities import MODALITIES
 
 
@@ -72,6 +73,10 @@ def batch_spec(
   if slots.asking:
     out["question"] = tokens(slots.question)
     out["answer"] = tokens(slots.answer)
+  for name, target in targets_of(config, spec).items():
+    shape, dtype = shape_of(target)
+    for part, kind in (("target", dtype), ("target_weight", "float32")):
+      out.setdefault(part, {})[name] = ArrayShape((size, *shape), kind)
   return out
 
 

@@ -17,6 +17,7 @@ from mico_jax.data.records import Record
 from mico_jax.data.samples import groups_of
 from mico_jax.data.sources import Source
 from mico_jax.data.survey import chosen, in_order
+from mico_jax.data.targets import tell_targets
 from mico_jax.modalities import DecodeError, by_letter, has_text, letters
 
 LOOKED = 512  # samples of a source that are looked at when a run starts
@@ -94,16 +95,21 @@ def absent_texts(
 def tell_groups(config: Config, sources: Mapping[str, Source]) -> None:
   """Says which groups some samples cannot be used for, by task and source.
 
-  Also which kinds of captions the config names, and no sample has.
+  Also which kinds of captions the config names, and no sample has, and how many
+  samples lack a label.
 
   Up to `LOOKED` samples of a source are looked at, spread evenly; all of them
   by `mico-jax data inspect --config ... --source NAME --samples N`.
+
+  Raises:
+    ConfigError: if none of them has a label that a task learns.
   """
   for name, source in sources.items():
     if not any(spec.sources.get(name) for spec in config.tasks.values()):
       continue
     indices = chosen(len(source), LOOKED)
     records = list(filter(None, in_order(_reader(source), indices, _THREADS)))
+    tell_targets(config, name, records)
     absent = absent_texts(config, name, records) if records else []
     if absent:
       tell(

@@ -35,6 +35,7 @@ from mico_jax.modalities.transforms import TRANSFORMS
 from mico_jax.models import build, parameters
 from mico_jax.models.presets import PRESETS, VISION
 from mico_jax.objectives import FIELDS, OBJECTIVES
+from mico_jax.objectives.forecasting import WindowConfig
 
 HEAD = "<!-- Made by `python -m mico_jax.docs.tables`; do not edit. -->\n"
 
@@ -161,7 +162,10 @@ def transforms_page() -> str:
 
 def objectives_page() -> str:
   """The page about objectives."""
-  return f"{HEAD}\n# Objectives\n\n" + markdown_table(
+  options = {n: o.options() for n, o in OBJECTIVES.items() if n not in FIELDS}
+  # What stands in their options by group.
+  parts = {"targets.GROUP": config.TargetConfig, "windows.GROUP": WindowConfig}
+  text = f"{HEAD}\n# Objectives\n\n" + markdown_table(
     ("name", "what it is", "needs", "options"),
     (
       (
@@ -177,6 +181,7 @@ def objectives_page() -> str:
       for name, cls in OBJECTIVES.items()
     ),
   )
+  return text + _options_of("objectives.options", options | parts)
 
 
 def evaluators_page() -> str:

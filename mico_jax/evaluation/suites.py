@@ -34,6 +34,7 @@ from mico_jax.evaluation.sameness import gallery_hashes
 from mico_jax.kernels import target
 from mico_jax.modalities import WHOLE, has_words
 from mico_jax.models import MiCo, build
+from mico_jax.train import lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,9 @@ SUITES: dict[str, Suite] = {
   ),
   "probing": Suite(("linear_probe", "nearest", "few_shot", "regression")),
   "embeddings": Suite(("health",)),
+  "heads": Suite(
+    ("classifier", "regressor", "forecasting", "reidentification")
+  ),
 }
 
 
@@ -214,7 +218,7 @@ def evaluate(
 
   Args:
     model: from `mico_jax.models.build`.
-    params: its parameters.
+    params: its parameters, with deltas and those of objectives, if any.
     config: of the run; `config.evaluation` says what is measured.
     tokenizer: of the run.
     source: the open source; None: opened here.
@@ -237,6 +241,7 @@ def evaluate(
     return []
   if source is None:
     source = open_source(config, settings.source)
+  params = lora.merge(params, alpha=config.optimizer.lora_alpha)
   embedder = Embedder(model, params, config, tokenizer, workdir=workdir)
   whole = _all_needs(active_evaluators(config))
   protocol = Protocol(

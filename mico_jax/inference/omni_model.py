@@ -63,6 +63,8 @@ class OmniModel(ZeroShotMethods, SearchMethods, InsideMethods, TextMethods):
     step: of that run.
     params: parameters on the default device; on CPU the layers are unstacked
       (`mico_jax.layers.stack.split_layers`).
+    objective_params: what objectives trained beside the model, such as heads of
+      classes; see `mico_jax.objectives`.
     notes: steps skipped and problems tolerated while loading, one line each.
     fingerprint: hash of the checkpoint's manifest; "" without one.
   """
@@ -102,7 +104,9 @@ class OmniModel(ZeroShotMethods, SearchMethods, InsideMethods, TextMethods):
       options["scan"] = False
       merged = split_layers(merged)
     self.model = build(dataclasses.replace(config.model, **options))
-    self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), merged)
+    place = lambda x: jnp.asarray(x, jnp.float32)
+    self.params = jax.tree.map(place, merged)
+    self.objective_params = jax.tree.map(place, params.get("objective", {}))
     jit = functools.partial(jax.jit, compiler_options=forward_options())
     f = self.functions = PureFunctions(self.model, config, tokenizer.info.pad)
     self._embed = jit(

@@ -45,7 +45,8 @@ def model_params(params: Mapping[str, Any], config: Config) -> dict[str, Any]:
   """A run's parameters as the model takes them, with merged low-rank deltas.
 
   Args:
-    params: as trained; may hold low-rank deltas and parameters of objectives.
+    params: as trained; may hold low-rank deltas, and parameters of objectives,
+      which are left out.
     config: of the run, for the scale of the deltas.
   """
   merged = lora.merge(params, alpha=config.optimizer.lora_alpha)

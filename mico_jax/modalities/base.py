@@ -97,6 +97,8 @@ class Mode:
     unit: that it expects, for a modality whose values have `units`.
     stages: of the transforms that may augment it (`augmentation`); a mode that
       draws by itself leaves out those that would draw again.
+    whole: whether values are relative to those of the whole sample, so that the
+      beginning of a series tells of its end.
   """
 
   name: str
@@ -110,6 +112,7 @@ class Mode:
   stages: tuple[str, ...] = ()
   shape: Callable[[Geometry], tuple[int, ...]] | None = None
   value_range: tuple[float, float] | None = None
+  whole: bool = False
 
 
 @dataclass(frozen=True)

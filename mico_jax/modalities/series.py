@@ -305,7 +305,9 @@ class Series:
       del geometry
       return array.astype(xp.float32)
 
-    return Mode(name, host, to_pixels, eval_mode, about, unit=unit)
+    return Mode(
+      name, host, to_pixels, eval_mode, about, unit=unit, whole=standardise
+    )
 
   def _scaled(
     self, x: Float[np.ndarray, "S c"], *, standardise: bool

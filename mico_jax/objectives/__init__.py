@@ -28,10 +28,14 @@ from mico_jax.objectives.base import (
   total_loss,
 )
 from mico_jax.objectives.captioning import Captioning
+from mico_jax.objectives.classification import Classification
 from mico_jax.objectives.contrastive import Contrastive
+from mico_jax.objectives.forecasting import Forecasting
 from mico_jax.objectives.masked_modelling import MaskedModelling
 from mico_jax.objectives.matching import Matching
 from mico_jax.objectives.question_answering import QuestionAnswering
+from mico_jax.objectives.regression import Regression
+from mico_jax.objectives.reidentification import Reidentification
 
 OBJECTIVES: dict[str, type[Objective]] = {
   "contrastive": Contrastive,
@@ -39,6 +43,10 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "captioning": Captioning,
   "question_answering": QuestionAnswering,
   "masked_modelling": MaskedModelling,
+  "classification": Classification,
+  "regression": Regression,
+  "forecasting": Forecasting,
+  "reidentification": Reidentification,
 }
 
 

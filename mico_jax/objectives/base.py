@@ -32,15 +32,23 @@ from typing import (
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt32
 
 from mico_jax import rng
 from mico_jax.aliases import Batch, Params, SpecialIds
 from mico_jax.config import ConfigError, ModelConfig
 from mico_jax.kernels.batch_sharding import BatchSharding
-from mico_jax.modalities import has_text, letters
+from mico_jax.modalities import Mode, has_text, letters, sides
 
-Need = Literal["features", "context", "text", "question_answer", "pixels"]
+Need = Literal[
+  "features",
+  "context",
+  "text",
+  "question_answer",
+  "pixels",
+  "pooled",
+  "target",
+]
 
 
 class Mean(NamedTuple):
@@ -111,6 +119,8 @@ class Inputs:
     features: context letters ("va") -> unit-norm embeddings [B E].
     text: group ("tva") -> its text side.
     contexts: context letters -> projected keys and values of the context.
+    pooled: context letters -> pooled features of the encoder [B D], those of
+      several letters side by side.
     negatives: group -> embeddings of its explicit negatives [B K E], and which
       of them there are [B K].
     partition: how the rows lie on the mesh; None: on one device, or the
@@ -128,6 +138,7 @@ class Inputs:
   features: Mapping[str, Float[Array, "B E"]] = field(default_factory=dict)
   text: Mapping[str, TextSlot] = field(default_factory=dict)
   contexts: Mapping[str, Any] = field(default_factory=dict)
+  pooled: Mapping[str, Float[Array, "B _"]] = field(default_factory=dict)
   negatives: Mapping[str, tuple[Float[Array, "B K E"], Bool[Array, "B K"]]] = (
     field(default_factory=dict)
   )
@@ -153,6 +164,13 @@ class Inputs:
       if present is not None:
         weight = weight * present.astype(jnp.float32)
     return weight
+
+  def target(
+    self, objective: str, group: str
+  ) -> tuple[Shaped[Array, "B K"], Float[Array, "B K"]]:
+    """The labels of a group, and 1 where there is one, else 0."""
+    name = f"{objective}/{group}"
+    return self.batch["target"][name], self.batch["target_weight"][name]
 
   def text_weight(self, ids: Int[Array, "B L"]) -> Float[Array, " B"]:
     """1 where a row has a token besides its start and its end, else 0."""
@@ -196,6 +214,17 @@ class Objective(abc.ABC):
     """The dataclass of its options, that of its default."""
     return type(cls().config)  # pyrefly: ignore[missing-argument]
 
+  @classmethod
+  def example_group(cls, group: str) -> str:
+    """A group to test it with: the given one with a text, if it can be."""
+    return group
+
+  @classmethod
+  def example(cls, group: str) -> dict[str, Any]:
+    """Options to test it with, where the defaults leave it nothing to learn."""
+    del group
+    return {}
+
   @abc.abstractmethod
   def __call__(self, inputs: Inputs, group: str) -> Output:
     """Per-row values, weights and metrics of one group."""
@@ -205,6 +234,8 @@ class Objective(abc.ABC):
     weights = inputs.row_weight(group)
     if "text" in self.needs and has_text(group):
       weights = weights * inputs.text_weight(inputs.batch["text"][group])
+    if "target" in self.needs:
+      weights = weights * inputs.target(self.name, group)[1].max(axis=1)
     return weights
 
   def global_arrays(self, inputs: Inputs, group: str) -> Mapping[str, Array]:
@@ -220,6 +251,14 @@ class Objective(abc.ABC):
     """Those of its groups whose explicit negatives must be embedded."""
     del groups
     return ()
+
+  def sides(self, group: str) -> tuple[str, ...]:
+    """The text ("t") and contexts of a group whose features it needs.
+
+    Raises:
+      ValueError: for a group that does not say what they are.
+    """
+    return sides(group)
 
   def check_group(self, group: str) -> None:
     """Checks that a group has what it trains on.
@@ -241,6 +280,18 @@ class Objective(abc.ABC):
         f"of {group!r}."
       )
 
+  def check_modes(self, group: str, modes: Mapping[str, Mode]) -> None:
+    """Checks how the modalities of a group are preprocessed.
+
+    Args:
+      group: of a task.
+      modes: modality key -> its mode in training, or in evaluation.
+
+    Raises:
+      ConfigError: for a mode that it cannot learn from.
+    """
+    del group, modes
+
   def check_rows(self, rows: int, micro: int | None = None) -> None:
     """Checks its options against the rows that it will see.
 
@@ -260,6 +311,13 @@ class Objective(abc.ABC):
     """
     del rows
     return None
+
+  def learns(self, group: str) -> Any:
+    """What the parameters of a group stand for; None: nothing of their own.
+
+    Those of a checkpoint that stand for something else are no start for them.
+    """
+    del group
 
   def init(self, key: Key[Array, ""], model: ModelConfig) -> Params:
     """Parameters of the objective, kept under params["objective"][name]."""

@@ -25,6 +25,7 @@ from mico_jax.config import MaskedModellingConfig, ModelConfig
 from mico_jax.kernels.attention import attention
 from mico_jax.modalities import MODALITIES, letters
 from mico_jax.objectives.base import Inputs, Need, Objective, Output
+from mico_jax.objectives.heads import dense, normed
 
 HEAD_DIM = 32  # of the decoder's attention
 
@@ -53,19 +54,6 @@ def normalise_patches(patches: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
   return centred * jax.lax.rsqrt(variance + 1e-6)
 
 
-def _normed(x: Float[Array, "*B D"], params: Params) -> Float[Array, "*B D"]:
-  mean = x.mean(axis=-1, keepdims=True)
-  variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
-  x = (x - mean) * jax.lax.rsqrt(variance + 1e-6)
-  width = (1,) * (x.ndim - 1) + (-1,)
-  return x * params["scale"].reshape(width) + params["bias"].reshape(width)
-
-
-def _dense(x: Float[Array, "*B I"], params: Params) -> Float[Array, "*B O"]:
-  bias = params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
-  return x @ params["kernel"].astype(x.dtype) + bias.astype(x.dtype)
-
-
 def decode(
   params: Params,
   tokens: Float[Array, "B K D"],
@@ -82,20 +70,20 @@ def decode(
   """
   position = params["position"]
   total, width = position.shape
-  seen = _dense(tokens, params["embed"])
+  seen = dense(tokens, params["embed"])
   rows = jnp.arange(tokens.shape[0])[:, None]
   empty = params["mask_token"].astype(seen.dtype)[None, None, :]
   x = jnp.broadcast_to(empty, (tokens.shape[0], total, width))
   x = x.at[rows, indices].set(seen)
   x = x + position.astype(x.dtype)[None]
   heads = max(1, width // HEAD_DIM)
-  qkv = _dense(_normed(x, params["norm1"]), params["qkv"])
+  qkv = dense(normed(x, params["norm1"]), params["qkv"])
   q, k, v = jnp.split(qkv.reshape(*x.shape[:2], 3 * heads, -1), 3, axis=2)
   mixed = attention(q, k, v).reshape(x.shape)
-  x = x + _dense(mixed, params["proj"])
-  hidden = jax.nn.gelu(_dense(_normed(x, params["norm2"]), params["fc1"]))
-  x = x + _dense(hidden, params["fc2"])
-  return _dense(_normed(x, params["norm"]), params["head"])
+  x = x + dense(mixed, params["proj"])
+  hidden = jax.nn.gelu(dense(normed(x, params["norm2"]), params["fc1"]))
+  x = x + dense(hidden, params["fc2"])
+  return dense(normed(x, params["norm"]), params["head"])
 
 
 @dataclass(frozen=True)
@@ -125,7 +113,7 @@ class MaskedModelling(Objective):
     pixels = vision.patch_size**2 * 3
     keys = iter(jax.random.split(key, 8))
 
-    def dense(inputs: int, outputs: int) -> Params:
+    def linear(inputs: int, outputs: int) -> Params:
       kernel = jax.random.normal(next(keys), (inputs, outputs))
       kernel = kernel * (inputs**-0.5)
       return {"kernel": kernel, "bias": jnp.zeros((outputs,))}
@@ -134,17 +122,17 @@ class MaskedModelling(Objective):
       return {"scale": jnp.ones((width,)), "bias": jnp.zeros((width,))}
 
     return {
-      "embed": dense(vision.width, width),
+      "embed": linear(vision.width, width),
       "mask_token": 0.02 * jax.random.normal(next(keys), (width,)),
       "position": 0.02 * jax.random.normal(next(keys), (total, width)),
       "norm1": norm(),
-      "qkv": dense(width, 3 * width),
-      "proj": dense(width, width),
+      "qkv": linear(width, 3 * width),
+      "proj": linear(width, width),
       "norm2": norm(),
-      "fc1": dense(width, 4 * width),
-      "fc2": dense(4 * width, width),
+      "fc1": linear(width, 4 * width),
+      "fc2": linear(4 * width, width),
       "norm": norm(),
-      "head": dense(width, pixels),
+      "head": linear(width, pixels),
     }
 
   def __call__(self, inputs: Inputs, group: str) -> Output:

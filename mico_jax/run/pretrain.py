@@ -184,6 +184,7 @@ class Trainer:
         self.init,
         tokenizer_sha256=session.tokenizer.sha256,
         preprocessing=self.manager.extras.preprocessing,
+        objectives=self.config.objectives,
       )
       for line in (*done.lines(), *notes):
         say(f"--init {self.init}: {line}")

@@ -26,6 +26,7 @@ from mico_jax.data.native_modes import pin_modes
 from mico_jax.data.order import Order
 from mico_jax.data.samples import TextSlots, groups_of, input_shape, keys_of
 from mico_jax.data.sources import Source, open_sources, pin_sources
+from mico_jax.data.targets import pin_targets
 from mico_jax.data.text_classes import order_of, text_classes
 from mico_jax.data.text_lengths import Classes
 from mico_jax.data.tokenizer import Tokenizer, make_tokenizer
@@ -38,6 +39,7 @@ from mico_jax.modalities import (
   DecodeError,
   has_text,
   letters,
+  preprocessing,
   sides,
 )
 from mico_jax.objectives import OBJECTIVES, make_objective, select
@@ -120,6 +122,7 @@ def check_tasks(config: Config) -> None:
             model.head(side)
       except ValueError as error:
         raise ConfigError(f"tasks.{name}: group {group!r}: {error}") from None
+    _check_heads(config, name, model)
     for group in task.texts:
       try:
         letters(group)
@@ -135,6 +138,26 @@ def check_tasks(config: Config) -> None:
     _check_lengths(config, name)
   if model.tower.next_token:
     _check_masking(config)
+
+
+def _check_heads(config: Config, name: str, model: models.MiCo) -> None:
+  """Checks the contexts that a task embeds, and the modes of its objectives."""
+  task = config.tasks[name]
+  selected = select(config.objectives, task)
+  for context in make_plan(selected).features:
+    try:
+      model.head(context)
+    except ValueError as error:
+      raise ConfigError(f"tasks.{name}: {error}") from None
+  for objective, groups in selected.values():
+    for group in groups:
+      for train in (True, False):
+        modes = {
+          key: preprocessing.mode_of(config, key, train=train)
+          for key in keys_of((group,))
+          if MODALITIES[key].kind == "knowledge"
+        }
+        objective.check_modes(group, modes)
 
 
 def _check_masking(config: Config) -> None:
@@ -308,7 +331,7 @@ def resolve(config: Config) -> Session:
     check_inputs(part)
   config = pin_modes(config)
   sources = open_sources(config)
-  config = pin_sources(config, sources)
+  config = pin_targets(pin_sources(config, sources), sources)
   tokenizer = make_tokenizer(
     config.data.tokenizer, training_captions(config, sources)
   )

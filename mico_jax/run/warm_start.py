@@ -17,11 +17,13 @@ from etils import epath
 
 from mico_jax.aliases import Params
 from mico_jax.checkpoint import manifest, restore
+from mico_jax.config import Config, ObjectivesConfig
 from mico_jax.models.resize import (
   resize_frames,
   resize_table,
   resize_text_positions,
 )
+from mico_jax.objectives import OBJECTIVES, make_objective
 from mico_jax.train import lora
 
 RESIZERS: Mapping[str, restore.Resizer] = {
@@ -50,6 +52,7 @@ def warm_start(
   *,
   tokenizer_sha256: str = "",
   preprocessing: Mapping[str, Mapping[str, Any]] | None = None,
+  objectives: ObjectivesConfig | None = None,
 ) -> tuple[dict[str, Any], restore.LoadReport, list[str]]:
   """Puts a checkpoint's parameters into freshly initialised ones.
 
@@ -62,10 +65,13 @@ def warm_start(
     tokenizer_sha256: of the new run's tokenizer; "": not compared.
     preprocessing: of the new run, by modality, as manifests describe it; None:
       not compared.
+    objectives: of the new run; heads of other classes stay fresh. None: not
+      compared.
 
   Returns:
     Host parameters of the new run's shapes, what was done, and notes: newer
-    checkpoints that were skipped, another tokenizer or preprocessing mode.
+    checkpoints that were skipped, another tokenizer or preprocessing mode,
+    heads of other classes.
 
   Raises:
     CheckpointError: if the checkpoint does not verify or does not fit.
@@ -95,6 +101,9 @@ def warm_start(
     source = manifest.unflatten(
       {path: flat[path] for path in flat if path not in fresh}
     )
+  if objectives is not None:
+    source, others = _same_heads(source, checkpoint.config, objectives)
+    notes += others
   loaded, report = restore.partial_load(
     jax.tree.map(np.asarray, params),
     source,
@@ -102,3 +111,35 @@ def warm_start(
     may_be_new=(*MAY_BE_NEW, *(f"^{re.escape(path)}$" for path in fresh)),
   )
   return loaded, report, notes
+
+
+def _same_heads(
+  source: Params, config: Config, objectives: ObjectivesConfig
+) -> tuple[Params, list[str]]:
+  """A checkpoint's parameters without heads that learned something else.
+
+  Args:
+    source: parameters of the checkpoint.
+    config: of the checkpoint.
+    objectives: of the new run.
+
+  Returns:
+    The parameters, and a note for each head that is left out.
+  """
+  kept, notes = {}, []
+  for name, tensors in source.get("objective", {}).items():
+    kept[name] = dict(tensors)
+    if name not in OBJECTIVES:
+      continue
+    then, now = (
+      make_objective(x, name) for x in (config.objectives, objectives)
+    )
+    for group in tensors:
+      before, after = then.learns(group), now.learns(group)
+      if None not in (before, after) and before != after:
+        del kept[name][group]
+        notes.append(
+          f"its head objective/{name}/{group} learned something else (other "
+          "classes, scales or steps); that of this run starts anew."
+        )
+  return {**source, "objective": kept} if kept else source, notes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -21,10 +21,14 @@ from mico_jax.config import (
   Config,
   InputConfig,
   ModelConfig,
+  ObjectivesConfig,
+  TargetConfig,
   TaskConfig,
   TrainConfig,
 )
+from mico_jax.data.targets import OPTION, shape_of
 from mico_jax.data.tokenizer import TokenizerInfo
+from mico_jax.modalities import CustomEmbedding, by_letter, letters
 from mico_jax.models import build
 from mico_jax.objectives import OBJECTIVES
 from mico_jax.testing.tiny_model import tiny_model
@@ -52,8 +56,17 @@ def tiny_config(
       "captioning": ("tv", "tva"),
     }
   task = TaskConfig(batch_size=batch_size, objectives=objectives)
+  options = {
+    name: OBJECTIVES[name].example(group)
+    for name, (group, *_) in objectives.items()
+  }
   config = Config(
-    model=model, tasks={"main": task}, train=TrainConfig(steps=20)
+    model=_with_contexts(model, [g for x in objectives.values() for g in x]),
+    tasks={"main": task},
+    objectives=ObjectivesConfig(
+      options={name: given for name, given in options.items() if given}
+    ),
+    train=TrainConfig(steps=20),
   )
   inputs = {"video": InputConfig(frames=2), "audio": InputConfig(frames=2)}
   data = dataclasses.replace(config.data, inputs=inputs)
@@ -90,6 +103,13 @@ def fake_batch(
     key: rng.standard_normal(shape(count)).astype(np.float32)
     for key, count in frames.items()
   }
+  for group in groups:
+    for modality in map(by_letter, letters(group)):
+      embedding = modality.embedding
+      if isinstance(embedding, CustomEmbedding):
+        frames[modality.key] = 1
+        values = rng.standard_normal((rows, 1, *embedding.frame))
+        pixels[modality.key] = values.astype(np.float32)
   batch: dict[str, Any] = {
     "row": np.arange(rows, dtype=np.int32),
     "weight": np.ones(rows, np.float32),
@@ -107,7 +127,39 @@ def fake_batch(
       )
       for group in groups
     }
-  return batch
+  return batch | fake_targets(groups, rows, rng)
+
+
+def fake_targets(
+  groups: Sequence[str], rows: int, rng: np.random.Generator
+) -> dict[str, dict[str, Any]]:
+  """Labels of every objective that learns some, as its example says."""
+  targets: dict[str, Any] = {}
+  for group in groups:
+    for name, kind in OBJECTIVES.items():
+      given = kind.example(letters(group)).get(OPTION, {})
+      for of, stated in given.items():
+        target = TargetConfig(**stated)
+        shape, dtype = shape_of(target)
+        shape = (rows, *shape)
+        value = rng.standard_normal(shape)
+        if target.kind != "number":
+          high = len(target.classes) if target.kind == "class" else 2
+          value = rng.integers(0, high, shape)
+        targets[f"{name}/{of}"] = value.astype(dtype)
+  if not targets:
+    return {}
+  ones = {n: np.ones(x.shape, np.float32) for n, x in targets.items()}
+  return {"target": targets, "target_weight": ones}
+
+
+def _with_contexts(model: ModelConfig, groups: Iterable[str]) -> ModelConfig:
+  """The model with frame tables of all modalities of some groups."""
+  used = {by_letter(x).context_type for g in groups for x in letters(g)}
+  new = dict.fromkeys(used.difference(model.frame_table, [""]), 1)
+  if not new:
+    return model
+  return dataclasses.replace(model, frame_table={**model.frame_table, **new})
 
 
 @functools.cache
@@ -131,31 +183,37 @@ class ObjectiveContract:
 
   def run(self, name: str, batch: Batch) -> tuple[Any, dict[str, Any], Params]:
     """Loss, metrics and gradients of one objective on one group."""
-    function, params = _setup(name, self.group)
+    function, params = _setup(name, self.group_of(name))
     (loss, (metrics, _)), grads = function(params, batch)
     return loss, metrics, grads
 
-  def batch(self) -> dict[str, Any]:
-    """A batch that every objective can use."""
-    return fake_batch((self.group,))
+  def group_of(self, name: str) -> str:
+    """The group that an objective is tested with."""
+    return OBJECTIVES[name].example_group(self.group)
+
+  def batch(self, name: str, seed: int = 0) -> dict[str, Any]:
+    """A batch that an objective can use."""
+    return fake_batch((self.group_of(name),), seed=seed)
 
   def test_finite_with_gradient(self, name: str) -> None:
     """Loss and gradients are finite, and some gradient is not zero."""
-    loss, metrics, grads = self.run(name, self.batch())
+    loss, metrics, grads = self.run(name, self.batch(name))
     assert np.isfinite(loss)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     assert any(np.any(g != 0) for g in jax.tree.leaves(grads))
-    assert f"loss/{name}/{self.group}" in metrics
+    group = self.group_of(name)
+    assert f"loss/{name}/{group}" in metrics
     for curve in OBJECTIVES[name].curves:
-      assert f"{curve}/{name}/{self.group}" in metrics
+      assert f"{curve}/{name}/{group}" in metrics
 
   def test_deterministic(self, name: str) -> None:
     """The same batch and step give the same loss to the bit."""
-    assert self.run(name, self.batch())[0] == self.run(name, self.batch())[0]
+    first, again = self.batch(name), self.batch(name)
+    assert self.run(name, first)[0] == self.run(name, again)[0]
 
   def test_rows_of_weight_zero_do_not_matter(self, name: str) -> None:
     """The content of padding rows changes neither loss nor gradients."""
-    first, second = self.batch(), fake_batch((self.group,), seed=1)
+    first, second = self.batch(name), self.batch(name, seed=1)
     for batch in (first, second):
       batch["weight"][5:] = 0
     take = lambda a, b: np.concatenate([a[:5], b[5:]])
@@ -175,11 +233,11 @@ class ObjectiveContract:
 
   def test_absent_modality_is_masked(self, name: str) -> None:
     """Rows without a modality of the group take no part."""
-    batch = self.batch()
-    batch["present"]["audio"][:] = False
+    batch, group = self.batch(name), self.group_of(name)
+    batch["present"][by_letter(group[-1]).key][:] = False
     loss, metrics, grads = self.run(name, batch)
     assert loss == 0
-    assert metrics[f"rows/{name}/{self.group}"].total == 0
+    assert metrics[f"rows/{name}/{group}"].total == 0
     assert all(np.all(g == 0) for g in jax.tree.leaves(grads))
 
   def test_declares_itself(self, name: str) -> None:

@@ -25,7 +25,6 @@ from mico_jax.modalities import (
   has_text,
   letters,
   preprocessing,
-  sides,
 )
 from mico_jax.models import MiCo, forward
 from mico_jax.objectives import Inputs, Mean, Selected, TextSlot, sampling
@@ -43,6 +42,7 @@ class EncodePlan:
     texts: groups whose text slot is needed.
     text_features: groups whose text embedding is needed.
     encoded: modality keys that must go through the encoder.
+    pooled: context letters whose pooled features are needed.
     negatives: groups whose explicit negatives must be embedded.
     same: group -> the first one that holds the same texts, which are encoded
       once; itself where it is not listed.
@@ -54,6 +54,7 @@ class EncodePlan:
   texts: tuple[str, ...]
   text_features: tuple[str, ...]
   encoded: tuple[str, ...]
+  pooled: tuple[str, ...] = ()
   negatives: tuple[str, ...] = ()
   same: Mapping[str, str] = field(default_factory=dict)
 
@@ -89,16 +90,23 @@ def make_plan(selected: Selected, task: TaskConfig | None = None) -> EncodePlan:
     negatives.update(dict.fromkeys(objective.negative_groups(groups)))
   text_groups = tuple(filter(has_text, groups_of("text")))
   feature_groups = groups_of("features")
-  compared = dict.fromkeys(s for g in feature_groups for s in sides(g))
+  compared = dict.fromkeys(
+    side
+    for objective, groups in selected.values()
+    if "features" in objective.needs
+    for group in groups
+    for side in objective.sides(group)
+  )
   features = tuple(side for side in compared if side != "t")
-  contexts = contexts_of("context")
+  contexts, pooled = contexts_of("context"), contexts_of("pooled")
   return EncodePlan(
-    keys=keys_of((*features, *contexts, *contexts_of("pixels"))),
+    keys=keys_of((*features, *contexts, *pooled, *contexts_of("pixels"))),
     features=features,
     contexts=contexts,
     texts=text_groups,
     text_features=tuple(g for g in text_groups if g in feature_groups),
-    encoded=keys_of((*features, *contexts)),
+    encoded=keys_of((*features, *contexts, *pooled)),
+    pooled=pooled,
     negatives=tuple(negatives),
     same={} if task is None else same_texts(task, text_groups),
   )
@@ -127,10 +135,10 @@ def _share_texts(batch: Batch, same: Mapping[str, str]) -> Batch:
 
 
 def features_only(plan: EncodePlan) -> EncodePlan:
-  """The plan without contexts, and without encodings for contexts alone."""
+  """The plan with the encodings of its features alone."""
   used = {by_letter(letter).key for c in plan.features for letter in c}
   encoded = tuple(key for key in plan.encoded if key in used)
-  return dataclasses.replace(plan, contexts=(), encoded=encoded)
+  return dataclasses.replace(plan, contexts=(), pooled=(), encoded=encoded)
 
 
 def temperatures(
@@ -225,6 +233,10 @@ def prepare(
     inputs,
     features=forward.embed(model, params, encoded, plan.features),
     text=text_slots(batch, plan, features, pad=tokenizer.pad),
+    pooled={
+      context: jnp.concatenate([encoded.pooled[x] for x in context], axis=-1)
+      for context in plan.pooled
+    },
     contexts={
       c: forward.project(model, params, encoded, c) for c in plan.contexts
     },

@@ -218,6 +218,7 @@ STATE_DTYPES = ("float32", "bfloat16")
 # blocks that a stage repeats (none of both for encoders without stages).
 _BLOCK = re.compile(r"^vision/(?:stage(\d+)/)?blocks/(?:block(\d+)/)?")
 _STAGE = re.compile(r"^vision/stage(\d+)/")
+_HEADS = r"^objective/"  # parameters of objectives
 _BEFORE = (
   "vision/patch_embed",
   "vision/stem",
@@ -273,6 +274,9 @@ def _layer_factors(config: OptimizerConfig, params: Params) -> PyTree:
 def trainable(config: OptimizerConfig, params: Params) -> PyTree:
   """True where a leaf is updated: not frozen, and a delta if there are any.
 
+  Beside deltas, what objectives bring themselves is trained, as it has no
+  given weights, and what `lora_also` names.
+
   Raises:
     ConfigError: if a pattern matches nothing, or nothing is left to train.
   """
@@ -280,10 +284,14 @@ def trainable(config: OptimizerConfig, params: Params) -> PyTree:
   selection.check_patterns(
     config.lr_multipliers, params, field="optimizer.lr_multipliers"
   )
+  selection.check_patterns(
+    config.lora_also, params, field="optimizer.lora_also"
+  )
+  beside = (rf"^{lora.KEY}/", _HEADS, *config.lora_also)
 
   def free(path: str, leaf: Any) -> bool:
     del leaf
-    if config.lora_rank > 0 and not path.startswith(f"{lora.KEY}/"):
+    if config.lora_rank > 0 and not selection.matches(beside, path):
       return False
     if selection.matches(config.freeze, path):
       return False

@@ -47,6 +47,7 @@ def sources(
   root: str = "",
   test: Mapping[str, Any] | None = None,
   files: Mapping[str, str] | None = None,
+  stated: Mapping[str, Any] | None = None,
 ) -> dict[str, c.SourceConfig]:
   """Sources "train" and "test" of a manifest.
 
@@ -62,6 +63,7 @@ def sources(
     root: of the manifest's files, see `SourceConfig`.
     test: what `where` keeps of the test split.
     files: modality -> name of its file, made of record fields.
+    stated: further fields of the sources, such as units and rates.
 
   Raises:
     ConfigError: see `parse`.
@@ -74,6 +76,7 @@ def sources(
     split="train",
     captions=captions,
     options={"files": files} if files else {},
+    **(stated or {}),
   )
   change = dataclasses.replace
   if not validation:
@@ -121,6 +124,7 @@ def make(
   frame_table: Mapping[str, int] | None = None,
   heads: tuple[str, ...] = (),
   evaluation: Mapping[str, Any] | None = None,
+  learned: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> c.Config:
   """The config of a set.
 
@@ -139,12 +143,14 @@ def make(
     frame_table: frames of each context; of those that differ from one.
     heads: of the text and of each context.
     evaluation: fields that differ from all measures of each group.
+    learned: objectives with a head beside the contrast, and their options, of
+      which `targets` or `windows` name the groups.
   """
   contexts = tuple(sides(group)[1] for group in groups)
   measured: dict[str, Any] = {
     "source": "test",
     "size": 0,
-    "suite": "classification,nearest",
+    "suite": "classification,nearest" + (",heads" if learned else ""),
     "groups": contexts,
     "label": "label",
     "probe_source": "train",
@@ -176,20 +182,29 @@ def make(
       audio=audio or c.AudioConfig(),
       cache_mib=512,
       tokenizer=c.TokenizerConfig(
-        kind="sentencepiece", max_length={"default": 24}
+        # Without captions there is nothing to train a vocabulary on.
+        kind="sentencepiece" if groups else "omniworld",
+        max_length={"default": 24},
       ),
     ),
     tasks={
       name: c.TaskConfig(
         sources={"train": 1},
         batch_size=batch_size,
-        objectives={"contrastive": tuple(groups)},
+        objectives={
+          "contrastive": tuple(groups),
+          **{
+            name: tuple(options.get("targets", options.get("windows", ())))
+            for name, options in (learned or {}).items()
+          },
+        },
         texts=groups,
         augment=augment or {},
       )
     },
     objectives=c.ObjectivesConfig(
-      contrastive=c.ContrastiveConfig(label_smoothing=label_smoothing)
+      contrastive=c.ContrastiveConfig(label_smoothing=label_smoothing),
+      options=learned or {},
     ),
     optimizer=c.OptimizerConfig(
       learning_rate=learning_rate,

@@ -55,7 +55,8 @@ def make_config(objectives, micro_batches, group_rows=2, **text):
     model=model,
     optimizer=OptimizerConfig(learning_rate=1e-3, freeze=("frame_embed",)),
   )
-  options = ObjectivesConfig(
+  options = dataclasses.replace(
+    config.objectives,
     contrastive=ContrastiveConfig(explicit_negatives=("tva",)),
     matching=MatchingConfig(weight=1.0, group_rows=group_rows),
   )
@@ -134,6 +135,20 @@ def test_all_objectives_in_four_parts(wanted):
 @pytest.mark.multidevice
 def test_all_objectives_in_two_parts_on_eight_devices(wanted):
   check_equal(in_parts(make_config(ALL, 2), make_batch(), 8), wanted)
+
+
+@pytest.mark.multidevice
+def test_labels_in_two_parts_on_eight_devices():
+  """Each row alone, and identities over the whole batch."""
+  names = ("classification", "regression", "reidentification")
+  objectives = {name: ("va",) for name in names}
+  batch = make_batch(("va",))
+  batch["target_weight"]["classification/va"][:5] = 0
+  batch["target_weight"]["regression/va"][9:20, 1] = 0
+  batch["target_weight"]["reidentification/va"][30:] = 0
+  wanted = direct(make_config(objectives, 1), batch)
+  assert float(compute(wanted[0][1][0]["paired/reidentification/va"])) > 0.5
+  check_equal(in_parts(make_config(objectives, 2), batch, 8), wanted)
 
 
 @pytest.mark.multidevice

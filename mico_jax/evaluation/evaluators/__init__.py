@@ -12,7 +12,9 @@ from collections.abc import Iterable
 
 from mico_jax.evaluation.evaluator import Evaluator, Measure
 from mico_jax.evaluation.evaluators.captions import Captions
+from mico_jax.evaluation.evaluators.classifier import Classifier
 from mico_jax.evaluation.evaluators.few_shot import FewShot
+from mico_jax.evaluation.evaluators.forecasting import Forecasting
 from mico_jax.evaluation.evaluators.hard_galleries import HardGalleries
 from mico_jax.evaluation.evaluators.health import Health
 from mico_jax.evaluation.evaluators.instance_pairs import InstancePairs
@@ -23,6 +25,8 @@ from mico_jax.evaluation.evaluators.nearest import Nearest
 from mico_jax.evaluation.evaluators.open_questions import OpenQuestions
 from mico_jax.evaluation.evaluators.questions import Questions
 from mico_jax.evaluation.evaluators.regression import Regression
+from mico_jax.evaluation.evaluators.regressor import Regressor
+from mico_jax.evaluation.evaluators.reidentification import Reidentification
 from mico_jax.evaluation.evaluators.tagging import Tagging
 from mico_jax.evaluation.evaluators.text_retrieval import TextRetrieval
 from mico_jax.evaluation.evaluators.zero_shot import ZeroShot
@@ -42,6 +46,10 @@ EVALUATORS: dict[str, type[Evaluator]] = {
   "nearest": Nearest,
   "few_shot": FewShot,
   "regression": Regression,
+  "classifier": Classifier,
+  "regressor": Regressor,
+  "forecasting": Forecasting,
+  "reidentification": Reidentification,
   "health": Health,
 }
 

@@ -265,8 +265,19 @@ def failures(compared: Mapping[str, float]) -> list[str]:
 
 
 def new_report(target: str, source: OpenedCheckpoint) -> ExportReport:
-  """An empty report about a checkpoint."""
+  """An empty report about a checkpoint.
+
+  Parameters of objectives, such as heads of classes, are in no export.
+  """
   checkpoint = source.checkpoint
+  paths = checkpoint.manifest["items"]["params"]
+  heads = {
+    "/".join(p.split("/")[:3]) for p in paths if p.startswith("objective/")
+  }
+  notes = [
+    f"left out: {', '.join(sorted(heads))}, which serve training and "
+    "`mico-jax evaluate` alone."
+  ]
   return ExportReport(
     target,
     {
@@ -275,6 +286,7 @@ def new_report(target: str, source: OpenedCheckpoint) -> ExportReport:
       "weights": "ema" if checkpoint.source == "ema" else "raw",
       "fingerprint": manifest_lib.fingerprint(checkpoint.folder),
     },
+    notes=notes if heads else [],
   )
 
 

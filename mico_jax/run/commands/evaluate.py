@@ -161,7 +161,7 @@ def evaluate_model(
   config = dataclasses.replace(config, model=model.model.config)
   return evaluate(
     model.model,
-    model.params,
+    {**model.params, "objective": model.objective_params},
     config,
     model.tokenizer,
     command=command,

@@ -1,0 +1,107 @@
+"""Classes of samples by the trained heads of the objective `classification`.
+
+Of one class of a sample the accuracy is measured; a score that several classes
+share is right for none of them. Of several classes of a sample the mean average
+precision over the classes that at least one sample has, as in `tagging`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from mico_jax.config import Config
+from mico_jax.evaluation import metrics
+from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
+from mico_jax.evaluation.heads import (
+  head_needs,
+  head_of,
+  predicted,
+  trained_groups,
+)
+from mico_jax.evaluation.results import Result
+
+OBJECTIVE = "classification"
+_TOP = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier(Evaluator):
+  """Accuracy, or mAP, of the heads that `classification` trains.
+
+  For each of its groups; samples without a label, or of a class that the head
+  does not know, are left out and counted.
+  """
+
+  name: ClassVar = "classifier"
+  title: ClassVar = "classifier"
+  measures: ClassVar = {
+    "accuracy": Measure(),
+    "top-5": Measure(headline=False),
+    "mAP": Measure(),
+  }
+  cheap: ClassVar = True
+
+  def needs(self, config: Config) -> Needs | None:
+    """Pooled features of the groups."""
+    return head_needs(config, OBJECTIVE)
+
+  def measure(self, job: Job) -> list[Result]:
+    """Accuracy and top-5, or mAP, of each group."""
+    head = head_of(job, OBJECTIVE)
+    results = []
+    for group in trained_groups(job.config, OBJECTIVE):
+      logits, labels, _ = predicted(job, head, group)
+      one = head.target(group).kind == "class"
+      results += (self._one if one else self._several)(
+        job, group, logits, labels
+      )
+    return results
+
+  def _one(
+    self,
+    job: Job,
+    group: str,
+    logits: Float[np.ndarray, "N K"],
+    labels: Shaped[np.ndarray, "N 1"],
+  ) -> list[Result]:
+    """Accuracy, and of more than five classes whether it is among the best."""
+    count = logits.shape[1]
+    own = np.arange(count) == labels
+    ranks = metrics.ranks(logits, own)
+    return [
+      job.protocol.result(
+        f"{self.title}/{group}/{name}",
+        metrics.recall_at(ranks, k),
+        total=len(job.gallery.records),
+        gallery=count,
+        baseline=k / count,
+      )
+      for name, k in (("accuracy", 1), (f"top-{_TOP}", _TOP))
+      if k == 1 or count > _TOP
+    ]
+
+  def _several(
+    self,
+    job: Job,
+    group: str,
+    logits: Float[np.ndarray, "N K"],
+    labels: Shaped[np.ndarray, "N K"],
+  ) -> list[Result]:
+    """The mean over classes, so n counts classes."""
+    right = labels.T > 0
+    used = right.any(axis=1)
+    return [
+      job.protocol.result(
+        f"{self.title}/{group}/mAP",
+        metrics.average_precision(
+          logits.T[used].astype(np.float64), right[used]
+        ),
+        total=len(used),
+        gallery=len(logits),
+        baseline=float(right[used].mean()),
+      )
+    ]
