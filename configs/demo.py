@@ -66,7 +66,7 @@ TASKS = {
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """The demo: about nine minutes on two CPU cores, under 4 GB."""
+  """The demo: about ten minutes on two CPU cores, under 4 GB."""
   world = lambda split, size, **more: c.SourceConfig(
     kind="omniworld", split=split, size=size, **more
   )
