@@ -351,7 +351,13 @@ class Embedder:
     hashes, repeats = contents.arrays(), frozenset[int]()
     there = {key: np.concatenate(x) for key, x in present.items()}
     if records is None:
-      records_, repeats = merge_repeats(records_, hashes, there, source_name)
+      records_, repeats = merge_repeats(
+        records_,
+        hashes,
+        there,
+        source_name,
+        label=self.config.evaluation.label,
+      )
     gallery = Gallery(
       records=records_,
       present=there,

@@ -104,7 +104,8 @@ def tell_unseen(
   what: str, labels: Sequence[Any], classes: Sequence[Any]
 ) -> None:
   """Says on stderr how many measured classes no training sample has."""
-  unseen = [x for x in labels if x not in classes]
+  there = set(classes)
+  unseen = [x for x in labels if x not in there]
   if unseen:
     shown = ", ".join(map(repr, sorted(set(unseen), key=str)[:3]))
     known = ", ".join(map(repr, list(classes)[:3]))

@@ -45,7 +45,7 @@ def _hash(value: Any, row: int) -> int:
   digest = hashlib.blake2b(digest_size=8)
   parts = value.values() if isinstance(value, Mapping) else (value,)
   for part in parts:
-    digest.update(np.ascontiguousarray(part[row]).data)
+    digest.update(np.asarray(part[row]).tobytes())
   return int.from_bytes(digest.digest(), "little", signed=True)
 
 
@@ -54,14 +54,17 @@ def merge_repeats(
   contents: Mapping[str, Int[np.ndarray, " N"]],
   present: Mapping[str, Bool[np.ndarray, " N"]],
   source: str,
+  *,
+  label: str = "",
 ) -> tuple[list[Record | None], frozenset[int]]:
-  """Makes one item of the samples of one id that show the same.
+  """Makes one item of the samples of one id and label that show the same.
 
   Args:
     records: of the samples; None: it could not be read.
     contents: modality -> hash of what each sample shows.
     present: modality -> whether a sample has it; one without any is its own.
     source: name of the source, for the notes on stderr.
+    label: record field with the class, besides `label` and `labels`.
 
   Returns:
     The records, the first of each item with the texts of all, and the places of
@@ -71,17 +74,22 @@ def merge_repeats(
   first: dict[Any, int] = {}
   shown: dict[Any, int] = {}
   other: list[str] = []
+  labels: list[str] = []
   for i, record in enumerate(records):
     if record is None or not any(has[i] for has in present.values()):
       continue
     content = tuple(int(hashes[i]) for hashes in contents.values())
-    at = first.setdefault((record.id, content), i)
+    meant = json.dumps(_labels(record, label), default=str)
+    at = first.setdefault((record.id, content, meant), i)
     if at != i:
       out[at] = _merged(out[at], record)
       repeats.add(i)
     elif shown.setdefault(content, i) != i:
       same = records[shown[content]]
-      other.append(f"{record.id!r} = {same.id if same else ''!r}")
+      if same is not None and same.id != record.id:
+        other.append(f"{record.id!r} = {same.id!r}")
+      else:
+        labels.append(repr(record.id))
   if repeats:
     names = dict.fromkeys(r.id for i in sorted(repeats) if (r := records[i]))
     tell(
@@ -95,7 +103,19 @@ def merge_repeats(
       f"shows, under another id ({_some(other)}); they count as different "
       "items, which no model can tell apart."
     )
+  if labels:
+    tell(
+      f"source {source!r}: {len(labels)} samples repeat another one with its "
+      f"id ({_some(labels)}) and have another label; they count as different "
+      "items."
+    )
   return out, frozenset(repeats)
+
+
+def _labels(record: Record, label: str) -> list[Any]:
+  """What a record says of its classes."""
+  named = sorted({"label", "labels", label} - {""})
+  return [record.fields.get(name) for name in named]
 
 
 def gallery_hashes(
@@ -116,14 +136,14 @@ def gallery_hashes(
     label: record field with the class, besides `label` and `labels`.
   """
   keys = sorted(contents)
-  named = sorted({"label", "labels", "answers", label} - {""})
   said, shown = [], []
   for i, record in enumerate(records):
     if record is None or i in repeats:
       continue
     kinds = {k: list(v) for k, v in record.captions.items()}
-    fields = [record.fields.get(name) for name in named]
-    said.append([record.id, kinds, list(map(list, record.questions)), fields])
+    asked = list(map(list, record.questions))
+    answers = record.fields.get("answers")
+    said.append([record.id, kinds, asked, answers, _labels(record, label)])
     shown.append([record.id, *(int(contents[key][i]) for key in keys)])
   return _sorted_sha256(said), _sorted_sha256(shown)
 

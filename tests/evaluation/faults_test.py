@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 
 from mico_jax.cli.main import main
+from mico_jax.data.records import Record
 from mico_jax.data.tokenizer import make_tokenizer
 from mico_jax.evaluation import metrics, protocols
 from mico_jax.evaluation.evaluators import tagging
 from mico_jax.evaluation.features import Embedder
 from mico_jax.evaluation.protocols import user_copy
+from mico_jax.evaluation.sameness import merge_repeats
 from mico_jax.inference.omni_model import OmniModel
 from mico_jax.models import build
 from mico_jax.testing import tiny_checkpoint
@@ -111,6 +113,26 @@ def test_a_clip_of_several_rows_is_one_item(run, rows, model):
   scores = _similarities(model, texts, rows)
   assert again["retrieval/t->i/R@1"] == pytest.approx(_recall(scores, own))
   assert again["retrieval/i->t/R@1"] == pytest.approx(_recall(scores.T, own.T))
+
+
+def test_a_sample_of_two_labels_stays_two_items(capsys):
+  records = [
+    Record("a", captions={"omni": ("x",)}, fields={"label": 1}),
+    Record("a", captions={"omni": ("y",)}, fields={"label": 2}),
+    Record("a", captions={"omni": ("z", "x")}, fields={"label": 1}),
+    None,
+  ]
+  contents = {"image": np.array([5, 5, 5, 5])}
+  there = {"image": np.ones(4, bool)}
+  found, repeats = merge_repeats(records, contents, there, "s")
+  assert repeats == {2}
+  assert found[0] is not None
+  assert found[0].captions == {"omni": ("x", "z")}
+  assert found[1:] == records[1:]
+  said = capsys.readouterr().err
+  assert "1 samples repeat another one with its id ('a') and have another" in (
+    said
+  )
 
 
 def test_a_copy_under_another_id_is_no_answer_to_itself(run, rows):
