@@ -49,7 +49,7 @@ def targets_of(config: Config, task: TaskConfig) -> dict[str, TargetConfig]:
   """The targets of a task's batches by name, "objective/group"."""
   found = {}
   for name, groups in task.objectives.items():
-    stated = config.objectives.options.get(name, {}).get(OPTION)
+    stated: Any = config.objectives.options.get(name, {}).get(OPTION)
     for group in groups if isinstance(stated, Mapping) else ():
       if group in stated:
         where = f"objectives.options.{name}.{OPTION}.{group}"

@@ -43,7 +43,7 @@ class Classification(Head):
   @classmethod
   def example(cls, group: str) -> dict[str, Any]:
     """See `Objective`."""
-    return {"targets": {group: {"classes": ("a", "b", "c")}}}
+    return {"targets": {group: {"classes": ("cat", "dog", "cow")}}}
 
   def check_group(self, group: str) -> None:
     """See `Head`: label smoothing goes with one class of a sample."""

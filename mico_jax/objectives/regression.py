@@ -43,7 +43,7 @@ class Regression(Head):
   def example(cls, group: str) -> dict[str, Any]:
     """See `Objective`."""
     target = {
-      "fields": ("x", "y"),
+      "fields": ("height", "width"),
       "kind": "number",
       "mean": (0.0, 1.0),
       "scale": (1.0, 2.0),

@@ -66,7 +66,7 @@ class Reidentification(Head):
   @classmethod
   def example(cls, group: str) -> dict[str, Any]:
     """See `Objective`."""
-    return {"targets": {group: {"classes": ("a", "b", "c")}}}
+    return {"targets": {group: {"classes": ("cat", "dog", "cow")}}}
 
   def sides(self, group: str) -> tuple[str, ...]:
     """See `Objective`: "va" is one joint context, "v:a" are two."""

@@ -100,7 +100,7 @@ class Classifier(Evaluator):
         metrics.average_precision(
           logits.T[used].astype(np.float64), right[used]
         ),
-        total=len(used),
+        total=labels.shape[1],
         gallery=len(logits),
         baseline=float(right[used].mean()),
       )

@@ -53,15 +53,12 @@ class Regressor(Evaluator):
       found = predicted(job, head, group)
       for i, name in enumerate(target.fields):
         rows = found.weights[:, i] > 0
-        scale, mean = target.scale[i], target.mean[i]
+        outputs, labels = (
+          x[rows, i].astype(np.float64) * target.scale[i] + target.mean[i]
+          for x in (found.outputs, found.labels)
+        )
         results += self._errors(
-          job,
-          f"{self.title}/{group}/{name}",
-          *(
-            np.asarray(x[rows, i], np.float64) * scale + mean
-            for x in (found.outputs, found.labels)
-          ),
-          mean,
+          job, f"{self.title}/{group}/{name}", outputs, labels, target.mean[i]
         )
     return results
 
@@ -83,12 +80,12 @@ class Regressor(Evaluator):
     )
     mae = make("MAE", np.abs(error), np.abs(apart).mean())
     squared = make("RMSE", np.square(error), np.square(apart).mean())
-    root = lambda x: None if x is None else math.sqrt(x)
+    ends = squared.interval
     rmse = dataclasses.replace(
       squared,
       value=math.sqrt(squared.value),
-      interval=squared.interval and tuple(map(math.sqrt, squared.interval)),
-      baseline=root(squared.baseline),
+      interval=ends and (math.sqrt(ends[0]), math.sqrt(ends[1])),
+      baseline=float(np.sqrt(np.square(apart).mean())),
       values=None,
     )
     spread = float(np.square(numbers - numbers.mean()).sum())
