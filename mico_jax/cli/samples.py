@@ -8,16 +8,16 @@ from mico_jax.cli import common
 
 DESCRIPTION = """\
 Writes example files: scenes of OmniWorld as pictures (.png), clips (.mp4),
-sounds (.flac), depth maps (16-bit .png in millimetres) and maps of normals
-(.png), with a manifest that lists them and their captions. Nothing is
-downloaded, and the same command gives the same files."""
+sounds (.flac), depth maps (.npy, float32 metres) and maps of normals (.png),
+with a manifest that lists them and their captions. Nothing is downloaded, and
+the same command gives the same files."""
 EXAMPLES = """\
   mico-jax samples --out samples
   mico-jax index   --checkpoint runs/demo --out idx samples
   mico-jax score   --checkpoint runs/demo --text "a large red cube" \\
-    samples/image-0.png samples/audio-0.flac depth:mm:samples/depth-0.png
+    samples/image-0.png samples/audio-0.flac depth:m:samples/depth-0.npy
   mico-jax evaluate --checkpoint runs/demo --data samples/manifest.jsonl \\
-    --caption vision=caption_vision --unit depth=millimetre"""
+    --caption vision=caption_vision --unit depth=metre"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

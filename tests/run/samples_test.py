@@ -41,7 +41,7 @@ def test_files_are_those_of_the_scenes(tmp_path, capsys):
     "video": ("", "video", 0.05),  # compressed, half the resolution of colours
     "audio": ("", "audio", 2e-3),  # 16 bits
     "normal": ("", "normal", 2e-2),  # 8 bits
-    "depth": ("mm:", "depth", 1e-3),
+    "depth": ("m:", "depth", 1e-6),
   }
   for key, (prefix, name, limit) in same.items():
     files = [prefix + file(i, name) for i in range(3)]

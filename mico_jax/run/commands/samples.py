@@ -27,8 +27,6 @@ from mico_jax.world.sound import SAMPLE_RATE
 
 MANIFEST = "manifest.jsonl"
 _FRAMES = 8  # of a clip, within its second
-# Depth as cameras store it: millimetres in a 16-bit PNG.
-_MILLIMETRES = 1000.0
 
 
 def write_samples(
@@ -88,10 +86,16 @@ def _file(name: str, array: np.ndarray) -> tuple[str, bytes]:
   if name == "audio":
     return ".flac", flac(array, SAMPLE_RATE)
   if name == "depth":
-    return ".png", _png(np.rint(array[0] * _MILLIMETRES).astype(np.uint16))
+    return ".npy", _npy(array[0])  # beyond the 65 m of 16 bits
   if name == "normal":
     return ".png", _png(np.rint(127.5 + 127.5 * array[0]).astype(np.uint8))
   return ".png", _png(array[0])
+
+
+def _npy(array: np.ndarray) -> bytes:
+  file = io.BytesIO()
+  np.save(file, array)
+  return file.getvalue()
 
 
 def _png(array: np.ndarray) -> bytes:
