@@ -34,6 +34,7 @@ COMMANDS: dict[str, str] = {
   "evaluate": "measure a checkpoint: retrieval, matching, captions, ...",
   "sweep": "train many configs, draw what they show, fit power laws",
   "report": "make one page of several evaluations",
+  "samples": "write example pictures, clips, sounds and maps",
   "embed": "write the embeddings of many files",
   "index": "make or change an index of embeddings to search",
   "search": "find the items of an index by text or files",

@@ -56,6 +56,10 @@ FILES: dict[str, tuple[str, str]] = {
     "video depth normal",
     "the arrays of OmniWorld",
   ),
+  "run/commands/samples.py": (
+    "video audio depth normal",
+    "the arrays of OmniWorld, as files",
+  ),
   "data/sources/coco.py": ("image", "the pictures of COCO"),
   "data/sources/imagefolder.py": ("image", "a folder of pictures"),
   "data/sources/vast.py": ("video audio", "the captions and clips of VAST"),
