@@ -76,7 +76,7 @@ class Classifier(Evaluator):
       job.protocol.result(
         f"{self.title}/{group}/{name}",
         metrics.recall_at(ranks, k),
-        total=len(job.gallery.records),
+        total=job.gallery.count(),
         gallery=count,
         baseline=k / count,
       )

@@ -95,7 +95,7 @@ class Forecasting(Evaluator):
       job.protocol.result(
         f"{self.title}/{group}/{name}",
         rows[name][0][usable],
-        total=len(job.gallery.records),
+        total=job.gallery.count(),
         baseline=float(rows[name][1][usable].mean()),
       )
       for name in ("MSE", "MAE")

@@ -75,7 +75,7 @@ class Regressor(Evaluator):
     make = lambda measure, values, baseline: job.protocol.result(
       f"{name}/{measure}",
       values,
-      total=len(job.gallery.records),
+      total=job.gallery.count(),
       baseline=float(baseline),
     )
     mae = make("MAE", np.abs(error), np.abs(apart).mean())

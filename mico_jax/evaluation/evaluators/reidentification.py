@@ -106,7 +106,7 @@ class Reidentification(Evaluator):
       job.protocol.result(
         f"{self.title}/{query}->{other}/{name}",
         values,
-        total=len(gallery.records),
+        total=gallery.count(),
         gallery=len(known),
       )
       for name, values in (*rows.items(), ("mAP", precision))
