@@ -66,9 +66,11 @@ FILES: dict[str, tuple[str, str]] = {
   # A section of the config.
   "evaluation/features.py": ("audio", "config.data.audio"),
   "interop/exporting/torch_folder.py": ("audio", "config.data.audio"),
+  "inference/zero_shot.py": ("image", "the first argument, as of others"),
   "interop/torch_template/modeling_mico.py": (
-    "audio depth",
-    "config.data.audio; config.model.*.depth, a number of blocks",
+    "audio depth image",
+    "config.data.audio; config.model.*.depth, a number of blocks; the first "
+    "argument of zero_shot",
   ),
   "interop/torch_template/sentence_mico.py": (
     "image video audio",
@@ -85,6 +87,9 @@ FILES: dict[str, tuple[str, str]] = {
   "checkpoint/placement.py": ("u", "a kind of dtype"),
   "data/index/riegeli.py": ("r", "the mode of a file"),
   "data/media_files.py": ("r", "the mode of a file"),
+  "inference/index.py": ("r", "the mode of a file"),
+  "run/commands/index.py": ("r", "the mode of a file"),
+  "run/sweep/picture.py": ("k", "thousands"),
   "interop/exporting/stablehlo.py": ("b", "a symbolic batch size"),
   "parallel/rendezvous.py": ("r", "the mode of a file"),
   "plan/gpu.py": ("x", "between two numbers"),
