@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mico_jax import config as config_lib
-from mico_jax.docs.tables import HEAD, markdown_table
+from mico_jax.docs.markdown import HEAD, markdown_table
 
 CONFIGS = ("mico_b16", "mico_l14", "mico_g14")
 TOPOLOGIES = ("v5e:16x16", "v5p:4x4x4", "v6e:16x16", "h100:8", "h200:8")

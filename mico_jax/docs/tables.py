@@ -8,20 +8,14 @@ a config field is its comment in `mico_jax/config/`.
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import math
 import pathlib
-import re
-import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
-
-import jax
-import numpy as np
+from collections.abc import Callable, Mapping
 
 from mico_jax import config
 from mico_jax.data.sources import SOURCES
+from mico_jax.docs.config_page import config_page, field_comments, options_of
+from mico_jax.docs.markdown import HEAD, first_paragraph, markdown_table
+from mico_jax.docs.models_page import models_page
 from mico_jax.evaluation import EVALUATORS, SUITES
 from mico_jax.evaluation.protocols import (
   TASKS,
@@ -32,27 +26,8 @@ from mico_jax.evaluation.protocols import (
 from mico_jax.modalities import MODALITIES, Modality
 from mico_jax.modalities.sampling import SAMPLINGS
 from mico_jax.modalities.transforms import TRANSFORMS
-from mico_jax.models import build, parameters
-from mico_jax.models.presets import PRESETS, VISION
 from mico_jax.objectives import FIELDS, OBJECTIVES
 from mico_jax.objectives.forecasting import WindowConfig
-
-HEAD = "<!-- Made by `python -m mico_jax.docs.tables`; do not edit. -->\n"
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-  """Formats a Markdown table."""
-  cells = [header, ["---"] * len(header), *rows]
-  lines = (
-    "| " + " | ".join(str(c).replace("|", "\\|") for c in row) + " |"
-    for row in cells
-  )
-  return "\n".join(lines) + "\n"
-
-
-def _first(doc: str | None) -> str:
-  """The first paragraph of a docstring as one line."""
-  return " ".join((doc or "").strip().partition("\n\n")[0].split())
 
 
 def modalities_page() -> str:
@@ -149,12 +124,12 @@ def transforms_page() -> str:
       for name, cls in TRANSFORMS.items()
     ),
   )
-  text += _options_of("tasks.*.augment", TRANSFORMS)
+  text += options_of("tasks.*.augment", TRANSFORMS)
   text += "\n## Frames\n\n`data.inputs.<key>.sampling`:\n\n"
   return text + markdown_table(
     ("name", "which frames or slices"),
     (
-      (f"`{name}`", _first(function.__doc__))
+      (f"`{name}`", first_paragraph(function.__doc__))
       for name, function in SAMPLINGS.items()
     ),
   )
@@ -170,7 +145,7 @@ def objectives_page() -> str:
     (
       (
         f"`{name}`",
-        _first(cls.__doc__),
+        first_paragraph(cls.__doc__),
         ", ".join(sorted(cls.needs)),
         f"`objectives.{name}` in [config](config.md)"
         if name in FIELDS
@@ -181,7 +156,7 @@ def objectives_page() -> str:
       for name, cls in OBJECTIVES.items()
     ),
   )
-  return text + _options_of("objectives.options", options | parts)
+  return text + options_of("objectives.options", options | parts)
 
 
 def evaluators_page() -> str:
@@ -201,7 +176,7 @@ def evaluators_page() -> str:
     (
       (
         f"`{name}`",
-        _first(cls.__doc__),
+        first_paragraph(cls.__doc__),
         f"`{cls.title}/.../` {', '.join(cls.measures)}",
         cls.source_kind or "any",
         "yes" if cls.cheap else "no",
@@ -209,7 +184,7 @@ def evaluators_page() -> str:
       for name, cls in EVALUATORS.items()
     ),
   )
-  return text + _options_of("evaluation.options", EVALUATORS)
+  return text + options_of("evaluation.options", EVALUATORS)
 
 
 _PROTOCOLS = """
@@ -288,7 +263,11 @@ def sources_page() -> str:
   text += markdown_table(
     ("kind", "what it reads", "fields of its own"),
     (
-      (f"`{kind}`", _first(cls.__doc__), ", ".join(f"`{f}`" for f in cls.reads))
+      (
+        f"`{kind}`",
+        first_paragraph(cls.__doc__),
+        ", ".join(f"`{f}`" for f in cls.reads),
+      )
       for kind, cls in SOURCES.items()
     ),
   )
@@ -296,191 +275,7 @@ def sources_page() -> str:
     "\nThe other fields of [data.sources.NAME](config.md) are for every kind.\n"
   )
   options = {kind: cls.Options for kind, cls in SOURCES.items()}
-  return text + _options_of("data.sources.*.options", options, "kind")
-
-
-def _options_of(
-  path: str, table: Mapping[str, type], header: str = "name"
-) -> str:
-  """A section about the options of entries of a table; "" without options."""
-  rows = [
-    (
-      *(f"`{name}`", f"`{f.name}`", _default(f), _declared(hint)),
-      field_comments(cls).get(f.name, ""),
-    )
-    for name, cls in table.items()
-    for f in dataclasses.fields(cls)
-    for hint in [typing.get_type_hints(cls, include_extras=True)[f.name]]
-  ]
-  if not rows:
-    return ""
-  head = f"\n## Options\n\n`{path}`:\n\n"
-  return head + markdown_table(
-    (header, "option", "default", "may be", "meaning"), rows
-  )
-
-
-def _millions(tree: Any) -> str:
-  """Number of parameters of a tree of shapes."""
-  total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-  return f"{total / 1e6:,.1f} M"
-
-
-def _encoder_cells(vision: config.VisionConfig) -> tuple[Any, ...]:
-  """Size and pixels of an encoder."""
-  if vision.stage_depths:
-    widths, depths = (
-      " ".join(map(str, x)) for x in (vision.stage_widths, vision.stage_depths)
-    )
-    return f"{vision.encoder}: {widths} x {depths}", vision.image_size
-  size = f"{vision.width} x {vision.depth}, {vision.num_heads} heads"
-  return f"{size}, patch {vision.patch_size}", vision.image_size
-
-
-def _model_row(name: str, model: config.ModelConfig) -> tuple[Any, ...]:
-  text, shapes = model.text, build(model).abstract_params()
-  return (
-    f"`{name}`",
-    *_encoder_cells(model.vision),
-    f"{text.width} x {text.depth}, {text.num_heads} heads",
-    model.embed_dim,
-    _millions(shapes["vision"]),
-    _millions(shapes),
-  )
-
-
-def _encoder_row(name: str, vision: config.VisionConfig) -> tuple[Any, ...]:
-  encoder, _ = parameters.towers(config.ModelConfig(vision=vision))
-  pixels = np.zeros((1, vision.image_size, vision.image_size, 3), np.float32)
-  shapes = jax.eval_shape(encoder.init, jax.random.key(0), pixels)
-  sizes = {"image_size", "patch_size", "width", "depth", "num_heads", "mlp_dim"}
-  default = config.VisionConfig()
-  options = (
-    f"`{f.name}={getattr(vision, f.name)!r}`"
-    for f in dataclasses.fields(vision)
-    if f.name not in sizes
-    and not f.name.startswith("stage_")
-    and getattr(vision, f.name) != getattr(default, f.name)
-  )
-  return (
-    f"`{name}`",
-    *_encoder_cells(vision),
-    _millions(shapes["params"]),
-    " ".join(options),
-  )
-
-
-def models_page() -> str:
-  """The page about the packaged models and encoders."""
-  text = f"{HEAD}\n# Models\n\n`mico_jax.list_models()`:\n\n"
-  text += markdown_table(
-    (
-      "name",
-      "encoder",
-      "pixels",
-      "text tower",
-      "joint",
-      "of encoder",
-      "of all",
-    ),
-    (_model_row(name, model) for name, model in PRESETS.items()),
-  )
-  text += (
-    "\n## Encoders\n\n`mico_jax.list_encoders()`; use one as `model.vision` of "
-    "any config (`mico_jax.models.VISION[name]`):\n\n"
-  )
-  return text + markdown_table(
-    ("name", "size", "pixels", "parameters", "options"),
-    (_encoder_row(name, vision) for name, vision in VISION.items()),
-  )
-
-
-def field_comments(cls: type) -> dict[str, str]:
-  """The comment of each field, on its line and in the lines above it."""
-  comments: dict[str, str] = {}
-  above: list[str] = []
-  for line in inspect.getsource(cls).splitlines():
-    text = line.strip()
-    if text.startswith("#"):
-      above.append(text.lstrip("# "))
-      continue
-    match = re.match(r"(\w+): ", text) if line.startswith("  ") else None
-    if match and not line.startswith("   "):
-      beside = text.partition("  # ")[2]
-      comments[match[1]] = " ".join([*above, beside]).strip()
-    above = []
-  return comments
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-  value = field.default
-  if value is dataclasses.MISSING and field.default_factory is not (
-    dataclasses.MISSING
-  ):
-    value = field.default_factory()
-  return f"`{value!r}`"
-
-
-def _declared(hint: Any) -> str:
-  """Values that a field accepts, from its type hint."""
-  if typing.get_origin(hint) is typing.Annotated:
-    base, *rules = typing.get_args(hint)
-  else:
-    base, rules = hint, []
-  if base is bool:
-    return "True or False"
-  texts = [rule.short for rule in rules]
-  args = typing.get_args(base)
-  if typing.get_origin(base) is tuple:
-    texts.append(f"each {_declared(args[0])}")
-  elif args and dataclasses.is_dataclass(args[1]):
-    texts.append(f"name -> {args[1].__name__}")
-  elif args:
-    texts.append(f"{_declared(args[0])} -> {_declared(args[1])}")
-  return "; ".join(texts)
-
-
-def config_page() -> str:
-  """The page about config fields: defaults, ranges and meanings."""
-  parts = [f"{HEAD}\n# Config\n\nOverride any of them: "]
-  parts.append("`--config.train.steps=200`.\n")
-  sections: dict[type, str] = {}
-
-  def visit(cls: type, path: str) -> None:
-    sections[cls] = path
-    for field in dataclasses.fields(cls):
-      name = f"{path}.{field.name}".lstrip(".")
-      if dataclasses.is_dataclass(field.default):
-        visit(type(field.default), name)
-    entries = {
-      "data": (("sources", config.SourceConfig), ("inputs", config.InputConfig))
-    }
-    for name, entry in entries.get(path, ()):
-      visit(entry, f"{path}.{name}.NAME")
-    if not path:
-      visit(config.TaskConfig, "tasks.NAME")
-
-  visit(config.Config, "")
-  for cls, path in sections.items():
-    comments = field_comments(cls)
-    hints = typing.get_type_hints(cls, include_extras=True)
-    parts.append(f"\n## {path or 'top level'}\n\n{_first(cls.__doc__)}\n\n")
-    parts.append(
-      markdown_table(
-        ("field", "default", "may be", "meaning"),
-        (
-          (
-            f"`{f.name}`",
-            _default(f),
-            _declared(hints[f.name]),
-            comments.get(f.name, ""),
-          )
-          for f in dataclasses.fields(cls)
-          if not dataclasses.is_dataclass(f.default)
-        ),
-      )
-    )
-  return "".join(parts)
+  return text + options_of("data.sources.*.options", options, "kind")
 
 
 PAGES: Mapping[str, Callable[[], str]] = {

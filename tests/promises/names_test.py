@@ -78,7 +78,7 @@ FILES: dict[str, tuple[str, str]] = {
   ),
   "train/finetuning.py": ("image video audio", "settings of data sets"),
   # A number of blocks.
-  "docs/tables.py": ("depth", "config.model.*.depth"),
+  "docs/models_page.py": ("depth", "config.model.*.depth"),
   "interop/importing/transformers_vision.py": ("depth", "config.model.*.depth"),
   "interop/names/mico_vision.py": ("depth", "config.model.*.depth"),
   "interop/importing/timm_vision.py": ("depth", "config.model.*.depth"),
