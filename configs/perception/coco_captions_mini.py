@@ -5,8 +5,6 @@
 84 photos are too few to learn captions from: this shows real texts, galleries
 with five captions a photo, and what overfitting looks like. Behind a comma
 "validation": settings are chosen on a fifth of the training photos.
-
-Open: not measured yet.
 """  # noqa: E501
 
 import ml_collections

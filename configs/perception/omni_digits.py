@@ -5,8 +5,6 @@
 Evaluated on the test records with `pair` = 0: sound against picture (right
 when the digit is the same), and both against their captions. Its recordings
 and pictures are those of spoken_digits and mnist, and so are the settings.
-
-Open: not measured since its encoder is a ConvNeXt.
 """  # noqa: E501
 
 import ml_collections

@@ -5,8 +5,6 @@
 The 96 clips of the training part are those of esc10, the photos those of
 caltech101. There is no part of its own to choose settings on: they are those of
 these two sets.
-
-Open: not measured yet.
 """  # noqa: E501
 
 import ml_collections

@@ -137,7 +137,7 @@ def absurd(hint: Any) -> Iterator[str]:
       yield from ("3.0", "1e3")
   elif base is str:
     yield from ("3", "True", "('a',)", "'a\\n\\x1b[31mb'", "'\\ud800'")
-    yield f"'{'x' * 5000}'"
+    yield f"'{'x' * (1 + getattr(rules[0], 'high', 4999))}'"
     if not rules[0].accepts("") or isinstance(rules[0], fields.Key):
       yield "''"
     if isinstance(rules[0], (fields.Choice, fields.Key)):
