@@ -113,8 +113,8 @@ class InsideMethods(Batching):
 
     Returns:
       {modality: [N T gy gx]}, with `heads` [N T heads gy gx]: weights on the
-      patches of each frame, row by row (a sound: frequency by time, as
-      `PureFunctions.pixels` has it); [N T L] of tokens that are no patches.
+      patches of each frame, row by row (of a sound the rows are time, the
+      columns mel bands); [N T L] of tokens that are no patches.
       What goes to the class token is left out, so a map sums to at most 1.
 
     Raises:
