@@ -216,8 +216,8 @@ def check_there(specs: Sequence[FileSpec]) -> None:
   if specs and len(missing) == len(specs):
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     raise ConfigError(
-      f"no such file: {', '.join(missing[:3])}{more}; the folder is "
-      f"{os.getcwd()}."
+      f"{', '.join(missing[:3])}{more}: No such file or directory (in "
+      f"{os.getcwd()})."
     )
 
 

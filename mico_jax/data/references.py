@@ -3,8 +3,8 @@
 `photo.jpg`, `shard.tar:member`, `arrays.npz:name` or `arrays.npz:name[7]`,
 `cube.npz:name@12,30` (the pixels around row 12, column 30; also of .mat),
 `table.csv:rows[0:336]` (its header and 336 lines), or a list of those (frames).
-A JSON object stands for a file that holds it.
-Paths are relative to the manifest's folder and may not
+A JSON object stands for a file that holds it, of modalities with
+`Modality.objects`. Paths are relative to the manifest's folder and may not
 leave it, links included, unless the source's `root` names a wider folder.
 
 Open: an .npz in a store is not read ahead, as its directory tells where arrays
@@ -111,8 +111,12 @@ class FileReader:
       )
     return full
 
-  def read(self, reference: Any) -> Any:
+  def read(self, reference: Any, *, objects: bool = False) -> Any:
     """Bytes of a file, an array, or a list of those.
+
+    Args:
+      reference: as the module says.
+      objects: whether a JSON object stands for a file.
 
     Raises:
       DecodeError: for missing files, members or arrays, and for paths that
@@ -120,8 +124,8 @@ class FileReader:
       TransientError: for storage that stays away.
     """
     if isinstance(reference, (list, tuple)):
-      return [self.read(item) for item in reference]
-    if isinstance(reference, Mapping):
+      return [self.read(item, objects=objects) for item in reference]
+    if objects and isinstance(reference, Mapping):
       return json.dumps(reference).encode()
     if not isinstance(reference, str) or not reference:
       raise DecodeError(

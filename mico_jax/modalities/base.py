@@ -234,6 +234,7 @@ class Modality:
     needs_channels: units of which sources must name the channels, and all
       alike; a model reads those only.
     inline: units whose values stand themselves where others name a file.
+    objects: whether a JSON object in a record stands for a file that holds it.
     in_file: whether its files may state unit, rate and channels themselves, so
       that a source need not.
     rated: whether raw arrays come as (samples, sample rate).
@@ -270,6 +271,7 @@ class Modality:
   named: bool = False
   needs_channels: tuple[str, ...] = ()
   inline: tuple[str, ...] = ()
+  objects: bool = False
   in_file: bool = False
   native_modes: Mapping[str, str] = field(default_factory=dict)
   rated: bool = False

@@ -17,6 +17,7 @@ GRAPH = Modality(
   example=GRAPHS.example,
   embedding=GRAPHS.embedding,
   context_type="graph",
+  objects=True,
   draw=GRAPHS.draw,
   notes="graph:smiles:TEXT; channels name features, edge.NAME those of edges",
   **GRAPHS.stated,

@@ -471,8 +471,13 @@ def decode_normals(raw: Any, geometry: Geometry) -> Clip:
     return ImageListClip(raw, geometry, decode_normals)
   if isinstance(raw, bytes) and is_npy(raw):
     raw = read_npy(raw)
-  if isinstance(raw, np.ndarray) and raw.dtype.kind == "f":
-    raw = encode_normals(raw)
+  if isinstance(raw, np.ndarray):
+    if raw.dtype.kind == "f":
+      raw = encode_normals(raw)
+    elif raw.ndim > 2 and raw.shape[-1] != 3:  # not components first
+      raise DecodeError(
+        f"frames must be [Y, X, 3] or [T, Y, X, 3], got {raw.shape}."
+      )
   clip = decode_frames(raw, geometry)
   frames = clip.take(range(len(clip)))
   if frames.min() != frames.max() and (frames == frames[..., :1]).all():

@@ -17,6 +17,7 @@ TABULAR = Modality(
   example=TABLES.example,
   embedding=TABLES.embedding,
   context_type="tabular",
+  objects=True,
   check_columns=TABLES.check,
   draw=TABLES.draw,
   notes="names, quantiles and categories of columns: `data.columns`",

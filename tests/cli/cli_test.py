@@ -108,7 +108,7 @@ def test_module_runs_as_program():
   )  # fmt: skip
   assert done.returncode == 2
   assert done.stdout == ""
-  assert done.stderr.splitlines()[-1].startswith("mico-jax: error: no such")
+  assert done.stderr.splitlines()[-1].startswith("mico-jax: error: a.jpg: No")
   assert "Traceback" not in done.stderr
 
 

@@ -98,7 +98,7 @@ def test_commands_that_use_a_checkpoint_keep_their_programs(
     capsys.readouterr()
     monkeypatch.setattr("mico_jax.inference.omni_model.load", None)
     assert main(other) == 2  # before anything is loaded
-    assert "no such file" in capsys.readouterr().err
+    assert "No such file" in capsys.readouterr().err
   finally:
     for name, value in before.items():
       jax.config.update(name, value)

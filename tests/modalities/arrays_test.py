@@ -78,14 +78,29 @@ def test_no_shapes_of_depth(shape):
 @pytest.mark.parametrize(
   "shape",
   [
-    (3, 24, 32), (24, 32, 4), (24, 32, 1), (24, 3), (24, 4), (5, 24, 32),
-    (2, 5, 24, 32, 3), (5, 3, 24, 32), (0, 24, 3), (24,),
+    (24, 32, 4), (24, 32, 1), (24, 3), (24, 4), (5, 24, 32),
+    (2, 5, 24, 32, 3), (0, 24, 3), (24,),
   ],
 )  # fmt: skip
 @pytest.mark.parametrize("key", ["image", "video", "normal"])
 def test_no_shapes_of_pictures(key, shape):
   decode = MODALITIES[key].decode
   refused("frames must be", decode, np.ones(shape, np.uint8), Geometry(1, 32))
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 32), (5, 3, 24, 32)])
+def test_channels_first(shape):
+  array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+  last = np.moveaxis(array, -3, -1)
+  for key in ("image", "video"):
+    decode = MODALITIES[key].decode
+    found, expected = (
+      decode(array, Geometry(1, 32)),
+      decode(last, Geometry(1, 32)),
+    )
+    places = range(len(expected))
+    np.testing.assert_array_equal(found.take(places), expected.take(places))
+  refused("frames must be", MODALITIES["normal"].decode, array, Geometry(1, 32))
 
 
 def test_shapes_of_pictures():

@@ -29,7 +29,7 @@ from mico_jax.data.references import FileReader, parent
 from mico_jax.data.sources.base import SourceKind
 from mico_jax.data.sources.templates import check_templates, fill
 from mico_jax.data.storage import Span, Storage, is_remote
-from mico_jax.modalities import DecodeError
+from mico_jax.modalities import MODALITIES, DecodeError
 
 # Manifests up to this size are read into memory: as safe from changes as fast.
 SMALL = 8 << 20
@@ -275,7 +275,9 @@ class ManifestSource(SourceKind):
   def _record(self, index: int) -> Record:
     fields = self.fields(index)
     media = {
-      key: lambda name=name: self._files.read(name)
+      key: lambda name=name, key=key: self._files.read(
+        name, objects=MODALITIES[key].objects
+      )
       for key, name in self._references(fields).items()
     }
     return make_record(self._id_of(fields, index), fields, media, self._config)

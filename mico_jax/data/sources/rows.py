@@ -26,7 +26,7 @@ from mico_jax.data.records import (
 )
 from mico_jax.data.references import FileReader
 from mico_jax.data.sources.base import SourceKind
-from mico_jax.modalities import DecodeError
+from mico_jax.modalities import MODALITIES, DecodeError
 
 Media = Mapping[str, Callable[[], Any]]
 _NAMED = 3  # most items listed in a message
@@ -120,7 +120,7 @@ class RowSource(SourceKind):
     """Modality -> reader; here: references in the fields of `config.fields`."""
     del row
     return {
-      key: _reader(self._files, fields[name])
+      key: _reader(self._files, fields[name], key)
       for key, name in media_fields(self._config).items()
       if fields.get(name) is not None
     }
@@ -223,5 +223,5 @@ def _of_rows(values: Iterable[Any], rows: range | np.ndarray) -> Iterator[Any]:
     before = int(row) + 1
 
 
-def _reader(files: FileReader, reference: Any) -> Callable[[], Any]:
-  return lambda: files.read(reference)
+def _reader(files: FileReader, reference: Any, key: str) -> Callable[[], Any]:
+  return lambda: files.read(reference, objects=MODALITIES[key].objects)
