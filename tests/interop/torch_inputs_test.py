@@ -183,11 +183,12 @@ def test_frames_as_arrays_tensors_and_lists(sides):
 
 
 PICTURES_REFUSED = {
-  "floats": lambda: scene() / 255,
+  "floats of bytes": lambda: scene().astype(np.float32),
+  "normalised floats": lambda: scene() / 127.5 - 1,
   "bool": lambda: scene() > 9,
   "complex": lambda: scene() * 1j,
   "four channels": lambda: np.zeros((8, 8, 4), np.uint8),
-  "channels first": lambda: np.zeros((3, 8, 8), np.uint8),
+  "channels first or last": lambda: np.zeros((2, 3, 3, 3), np.uint8),
   "no rows": lambda: np.zeros((0, 8, 3), np.uint8),
   "sixteen bits": lambda: file_of(
     Image.fromarray(np.full((8, 8), 999, np.uint16)), "png"
@@ -207,6 +208,12 @@ PICTURES_REFUSED = {
 @pytest.mark.parametrize("name", PICTURES_REFUSED)
 def test_refused_pictures(sides, name):
   sides.refuse("image", PICTURES_REFUSED[name]())
+
+
+def test_colours_as_floats_and_channels_first(sides):
+  expected = sides.read("image", scene())
+  for value in (scene() / 255, np.moveaxis(scene() / 255, -1, 0)):
+    np.testing.assert_array_equal(sides.read("image", value), expected)
 
 
 def test_an_opened_png_of_unknown_bits_is_refused(sides):
