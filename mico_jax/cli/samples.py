@@ -17,7 +17,7 @@ EXAMPLES = """\
   mico-jax score   --checkpoint runs/demo --text "a large red cube" \\
     samples/image-0.png samples/audio-0.flac depth:m:samples/depth-0.npy
   mico-jax evaluate --checkpoint runs/demo --data samples/manifest.jsonl \\
-    --caption vision=caption_vision --unit depth=metre"""
+    --unit depth=metre"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

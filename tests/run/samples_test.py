@@ -26,7 +26,7 @@ def test_files_are_those_of_the_scenes(tmp_path, capsys):
     for line in (out / "manifest.jsonl").read_text().splitlines()
   ]
   world = World(split="test")
-  assert [r["caption_omni"] for r in records] == [
+  assert [r["captions"]["omni"] for r in records] == [
     caption(world.scene(i), "omni", 0) for i in range(3)
   ]
   tiny_checkpoint.save_tiny(tmp_path / "run")

@@ -71,7 +71,7 @@ def write_samples(
       suffix, data = _file(name, arrays[name])
       record[name] = f"{name}-{index}{suffix}"
       (folder / f"{name}-{index}{suffix}").write_bytes(data)
-    record |= {f"caption_{kind}": caption(scene, kind, 0) for kind in STATED}
+    record["captions"] = {kind: caption(scene, kind, 0) for kind in STATED}
     lines.append(json.dumps(record))
     if progress is not None:
       progress(index + 1, count)
