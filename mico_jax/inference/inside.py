@@ -139,6 +139,7 @@ class InsideMethods(Batching):
   def _prepared(
     self, key: str, values: Any, what: str, progress: bool | None
   ) -> Iterator[dict[str, np.ndarray]]:
+    self.preparer.check_key(key)
     rows: Sequence[Any] = items.as_list(key, values)
     if not rows:
       raise ValueError(f"{key}: the list is empty.")

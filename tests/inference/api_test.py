@@ -196,6 +196,8 @@ def test_tokens_are_those_of_each_block(model):
     text.patches()
   with pytest.raises(ValueError, match="2 blocks"):
     model.tokens(image=pictures, block=2)
+  with pytest.raises(ValueError, match="takes no 'smell' input"):
+    model.tokens(smell=picture())
   with pytest.raises(ValueError, match="block=None"):
     model.tokens(text=["a"], block=0)
 

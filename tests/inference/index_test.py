@@ -160,6 +160,29 @@ def test_files_come_change_and_go(run, tmp_path, capsys):
   assert listed == {f"emb_{part['number']}.npy" for part in parts}
 
 
+def test_a_row_means_one_file_from_any_folder(
+  run, tmp_path, capsys, monkeypatch
+):
+  picture(tmp_path / "a.png", 0)
+  picture(tmp_path / "b.png", 1)
+  (tmp_path / "deep").mkdir()
+  out = str(tmp_path / "idx")
+  index = ("index", "--checkpoint", run, "--check", "off", "--out", out)
+  monkeypatch.chdir(tmp_path)
+  command(capsys, *index, "a.png", "b.png")
+  monkeypatch.chdir(tmp_path / "deep")
+  report, _ = command(capsys, *index, "../a.png", str(tmp_path / "a.png"))
+  assert (report["items"], report["unchanged"]) == (2, 1)
+  report, _ = command(capsys, "index", "--out", out, "--prune")
+  assert (report["items"], report["removed"]) == (2, 0)
+  report, _ = command(capsys, "index", "--out", out, "--remove", "../b.png")
+  assert (report["items"], report["removed"]) == (1, 1)
+  np.save(tmp_path / "d.npy", np.full((20, 20), 500, np.uint16))
+  files = ("depth:mm:../d.npy", "depth:m:../d.npy")
+  assert main([*index, *files]) == 2
+  assert "given twice" in capsys.readouterr().err
+
+
 def test_search_from_the_command_line(run, tmp_path, capsys):
   for i in range(4):
     picture(tmp_path / f"{i}.png", i)

@@ -4,11 +4,12 @@ New files are embedded by the job of `embed` into a part of their own, so a
 killed command run again goes on. `index.json` is replaced last: until then the
 index is what it was. A row is known by modality, path, source and index; a file
 whose size, time of change or statement (unit, rate, channels) differs from its
-row's is embedded again.
+row's is embedded again. Paths of local files are absolute.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -89,7 +90,14 @@ def update_index(
   folder = pathlib.Path(out)
   note = _open_or_new(folder, model, checkpoint)
   known = {_key(row): row for row in _rows(folder, note)}
-  wanted = {_key(row): (entry, row) for entry, row in map(_described, entries)}
+  wanted: dict[Any, tuple[EmbedItem, Row]] = {}
+  for entry, row in map(_described, entries):
+    other = wanted.setdefault(_key(row), (entry, row))[1]
+    if other["stated"] != row["stated"]:
+      raise ConfigError(
+        f"{row['path']} is given twice, as {other['stated']} and "
+        f"{row['stated']}; give it once."
+      )
   changed = [
     key
     for key, (_, row) in wanted.items()
@@ -143,7 +151,7 @@ def remove_from_index(
 
   Args:
     out: folder of the index.
-    paths: as the rows have them.
+    paths: of files.
     missing: whether to remove rows of local files that are not there any more.
 
   Raises:
@@ -152,16 +160,16 @@ def remove_from_index(
   folder = pathlib.Path(out)
   note = read_note(folder)
   rows = _rows(folder, note)
-  unknown = set(paths) - {row["path"] for row in rows}
+  wanted = {_absolute(path) for path in paths}
+  unknown = wanted - {row["path"] for row in rows}
   if unknown:
     raise ConfigError(
-      f"{folder}: no row of {', '.join(map(repr, sorted(unknown)[:5]))}; paths "
-      "are those that were indexed."
+      f"{folder}: no row of {', '.join(map(repr, sorted(unknown)[:5]))}."
     )
   gone = {
     _key(row)
     for row in rows
-    if row["path"] in set(paths)
+    if row["path"] in wanted
     or (missing and row["size"] >= 0 and not os.path.exists(row["path"]))
   }
   note = _without(folder, note, gone)
@@ -177,9 +185,14 @@ def _key(row: Row) -> tuple[str, str, str, int]:
 
 
 def _described(entry: EmbedItem) -> tuple[EmbedItem, Row]:
-  """An entry with its row, the state of its file included."""
+  """An entry with its row, the state of its file included.
+
+  The paths of local files are made absolute: a row means one file, from
+  whatever folder and by whatever name a command is given.
+  """
   size, modified = -1, -1
   if not entry.source:
+    entry = dataclasses.replace(entry, path=_absolute(entry.path))
     try:
       found = os.stat(entry.path)
       size, modified = found.st_size, found.st_mtime_ns
@@ -188,6 +201,11 @@ def _described(entry: EmbedItem) -> tuple[EmbedItem, Row]:
   stated = json.dumps(entry.statement(), sort_keys=True)
   state = {"stated": stated, "size": size, "modified": modified}
   return entry, {**entry.describe(), **state}
+
+
+def _absolute(path: str) -> str:
+  """The absolute path of a local file; others stay as they are."""
+  return path if "://" in path else os.path.abspath(path)
 
 
 def _open_or_new(
@@ -208,7 +226,7 @@ def _open_or_new(
   folder.mkdir(parents=True, exist_ok=True)
   return {
     "format": FORMAT,
-    "checkpoint": checkpoint,
+    "checkpoint": _absolute(checkpoint),
     "fingerprint": model.fingerprint,
     "width": model.embed_dim,
     "next": 0,
