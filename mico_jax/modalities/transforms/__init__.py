@@ -14,7 +14,14 @@ from typing import Any
 from mico_jax.config import ConfigError, from_dict
 from mico_jax.modalities.augmentation import Augmentation, Transform, View
 from mico_jax.modalities.transforms.color import ColorJitter, RandAugment
-from mico_jax.modalities.transforms.sound import Gain, Mixup, SpecAugment
+from mico_jax.modalities.transforms.sound import (
+  Equalize,
+  Gain,
+  Mixup,
+  Shift,
+  SpecAugment,
+  Speed,
+)
 from mico_jax.modalities.transforms.space import (
   Flip,
   RandomErasing,
@@ -28,6 +35,9 @@ TRANSFORMS: dict[str, type[Transform]] = {
   "rand_augment": RandAugment,
   "random_erasing": RandomErasing,
   "mixup": Mixup,
+  "speed": Speed,
+  "shift": Shift,
+  "equalize": Equalize,
   "gain": Gain,
   "spec_augment": SpecAugment,
 }
