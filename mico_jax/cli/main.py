@@ -24,7 +24,7 @@ from mico_jax import failures
 from mico_jax.cli import ending
 from mico_jax.cli.huge_pages import restart_with_huge_pages
 from mico_jax.config import ConfigError
-from mico_jax.printing import escaped
+from mico_jax.printing import escaped, known_names
 
 # Name -> one line of help. Each has a module in this folder (`module_of`) with
 # `DESCRIPTION`, `EXAMPLES`, `add_arguments` and `run`, imported when chosen;
@@ -73,19 +73,25 @@ def module_of(command: str) -> str:
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Separates the "--config.a.b=value" arguments from the others.
+  """Separates "--config.a.b=value" and "--config.a.b value" from the others.
 
   Returns:
     The other arguments, and the texts "a.b=value".
   """
   rest, overrides = [], []
-  for i, arg in enumerate(argv):
+  left = list(argv)
+  while left:
+    arg = left.pop(0)
     if arg == "--":
-      return [*rest, *argv[i:]], overrides
-    if arg.startswith("--config."):
-      overrides.append(arg.removeprefix("--config."))
-    else:
+      return [*rest, arg, *left], overrides
+    if not arg.startswith("--config."):
       rest.append(arg)
+      continue
+    override = arg.removeprefix("--config.")
+    # As in other programs, the value may stand behind a space.
+    if "=" not in override and left and not left[0].startswith("--"):
+      override += f"={left.pop(0)}"
+    overrides.append(override)
   return rest, overrides
 
 
@@ -362,6 +368,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     restart_with_huge_pages(command)
     ending.leave(_status(arguments))
+  if command is not None and command not in COMMANDS:
+    _say(f"error: no command {command!r}; {known_names(command, COMMANDS)}")
+    return 2
   try:
     parser = make_parser(command)
     parsed: Any = parser.parse_args(args)

@@ -37,6 +37,7 @@ from mico_jax.interop.exporting.export import (
 from mico_jax.interop.files import folders
 from mico_jax.interop.importing import source_tensors
 from mico_jax.interop.names import torch_modules
+from mico_jax.printing import known_names
 
 SMALL = 400_000_000  # parameters
 ONE_FILE = ("timm", "openclip")  # clients that read no shards
@@ -178,7 +179,7 @@ def check(target: str, options: Options) -> None:
   """
   if target not in TARGETS:
     raise ConfigError(
-      f"cannot export to {target!r}; known: {', '.join(TARGETS)}."
+      f"cannot export to {target!r}; {known_names(target, TARGETS)}"
     )
   if target in ONE_FILE and options.max_shard_size != SHARD_SIZE:
     raise ConfigError(

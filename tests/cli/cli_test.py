@@ -80,7 +80,17 @@ def test_version_and_no_command(capsys):
   assert mico_jax.__version__ in ok(capsys, "--version")
   assert main([]) == 2
   assert main(["retrain"]) == 2
-  assert "invalid choice" in capsys.readouterr().err
+  error = capsys.readouterr().err
+  assert "no command 'retrain'; known: pretrain, evaluate" in error
+  assert error.endswith("doctor. Did you mean 'pretrain'?\n")
+
+
+def test_near_names_are_proposed(capsys):
+  assert main(["inspect", "--config", "demmo"]) == 2
+  assert "no config 'demmo'. Did you mean 'demo'?" in capsys.readouterr().err
+  words = ["inspect", "--config", "demo", "--config.data.inputs.vidoe.frames=2"]
+  assert main(words) == 2
+  assert "Did you mean 'video'?" in capsys.readouterr().err
 
 
 def test_every_command_has_a_module_and_is_listed(capsys):
@@ -98,6 +108,11 @@ def test_overrides_are_taken_out():
     ["pretrain", "--config", "x", "--json"],
     ["train.steps=3"],
   )
+  args = ["--config.a.b", "-3", "x", "--config.c", "--json", "--config.d"]
+  assert split_overrides(args) == (["x", "--json"], ["a.b=-3", "c", "d"])
+  args = ["--config.a=1", "2", "--", "--config.b", "3"]
+  rest, overrides = split_overrides(args)
+  assert (rest, overrides) == (["2", "--", "--config.b", "3"], ["a=1"])
 
 
 def test_module_runs_as_program():

@@ -27,6 +27,7 @@ from mico_jax.modalities.transforms.space import (
   RandomErasing,
   RandomResizedCrop,
 )
+from mico_jax.printing import known_names
 
 TRANSFORMS: dict[str, type[Transform]] = {
   "random_resized_crop": RandomResizedCrop,
@@ -58,7 +59,7 @@ def make_transforms(
   for name in augment:
     if name not in TRANSFORMS:
       raise ConfigError(
-        f"{where} names {name!r}; known: {', '.join(TRANSFORMS)}."
+        f"{where} names {name!r}; {known_names(name, TRANSFORMS)}"
       )
   return tuple(
     from_dict(augment[name], kind, where=f"{where}.{name}")

@@ -24,6 +24,7 @@ from mico_jax.data.records import as_texts
 from mico_jax.data.sources.shards import expand
 from mico_jax.data.storage import Storage, short
 from mico_jax.modalities import DecodeError
+from mico_jax.printing import known_names
 
 # Layout -> role -> column.
 LAYOUTS: dict[str, dict[str, str]] = {
@@ -58,7 +59,7 @@ def read_metadata(
     ConfigError: for files that are no such list, or columns that none has.
   """
   if layout not in LAYOUTS:
-    raise ConfigError(f"layout={layout!r}; known: {', '.join(LAYOUTS)}.")
+    raise ConfigError(f"layout={layout!r}; {known_names(layout, LAYOUTS)}")
   roles = LAYOUTS[layout] | dict(columns)
   if not {"stem", "file"} & roles.keys() and layout != "vast":
     raise ConfigError(
