@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tarfile
@@ -385,6 +386,10 @@ def test_inspect(here, capsys):
   out = ok(capsys, "inspect", "--config", "tiny.py",
            "--config.model.vision.depth=3")  # fmt: skip
   assert "vision.blocks.attn.qkv.kernel" in out
+  first = out[: out.index("{")]
+  assert re.search(r"^name +tiny$", first, re.MULTILINE)
+  assert re.search(r"^vision +vit 32 x 3, ", first, re.MULTILINE)
+  assert re.search(r"^task \w+ +.*; batch of \d+$", first, re.MULTILINE)
   assert "(3, 32, 96)" in out
 
 
