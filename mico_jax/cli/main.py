@@ -24,6 +24,7 @@ from mico_jax import failures
 from mico_jax.cli import ending
 from mico_jax.cli.huge_pages import restart_with_huge_pages
 from mico_jax.config import ConfigError
+from mico_jax.extras import EXTRAS, install
 from mico_jax.printing import escaped, known_names
 
 # Name -> one line of help. Each has a module in this folder (`module_of`) with
@@ -184,19 +185,6 @@ def _say(text: str) -> None:
   print(f"mico-jax: {escaped(text)}", file=sys.stderr)
 
 
-# Optional package -> the extra of mico-jax that installs it.
-EXTRAS: dict[str, str] = {
-  "gcsfs": "gcs",
-  "google": "gcs",
-  "huggingface_hub": "hub",
-  "pyarrow": "eval",
-  "s3fs": "s3",
-  "timm": "parity",
-  "torch": "torch",
-  "wandb": "wandb",
-}
-
-
 def _missing_extra(error: BaseException | None) -> str:
   """The optional package whose absence an error is about; "": none."""
   while error is not None:
@@ -293,8 +281,7 @@ def _failure(error: Exception) -> int | None:
   """
   if package := _missing_extra(error):
     _say(
-      f"error: this needs the package {package}: pip install "
-      f"'mico-jax[{EXTRAS[package]}]'."
+      f"error: this needs the package {package}: {install(EXTRAS[package])}."
     )
     return 2
   if _lacks_credentials(error):
