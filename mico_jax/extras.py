@@ -21,6 +21,7 @@ EXTRAS: dict[str, str] = {
   "huggingface_hub": "hub",
   "pyarrow": "eval",
   "s3fs": "s3",
+  "shtab": "completion",
   "timm": "parity",
   "torch": "torch",
   "wandb": "wandb",

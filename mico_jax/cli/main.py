@@ -49,6 +49,7 @@ COMMANDS: dict[str, str] = {
   "data": "look at data, pack it, make a tokenizer",
   "bench": "measure kernels, on a device or by the TPU compiler",
   "doctor": "show versions, devices and optional packages",
+  "completion": "print a script that completes commands in a shell",
 }
 
 # Commands whose names Python or a module of its library has taken.
@@ -96,8 +97,15 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   return rest, overrides
 
 
-def make_parser(command: str | None) -> argparse.ArgumentParser:
-  """The parser; only the chosen command's module is imported."""
+def make_parser(
+  command: str | None, *, whole: bool = False
+) -> argparse.ArgumentParser:
+  """The parser; only the chosen command's module is imported.
+
+  Args:
+    command: that is chosen.
+    whole: all commands have their arguments, for tools that read them.
+  """
   parser = _Parser(
     prog="mico-jax",
     description="Omni-modal pretraining in JAX.",
@@ -112,7 +120,7 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
     dest="command", metavar="COMMAND", required=True
   )
   for name, text in COMMANDS.items():
-    if name != command:
+    if name != command and not whole:
       commands.add_parser(name, help=text, add_help=False)
       continue
     module = importlib.import_module(module_of(name))
