@@ -89,8 +89,10 @@ def test_version_and_no_command(capsys):
 # What the shell would offer behind words, with the script that is printed.
 _COMPLETE = """\
 source {script}
-offer() {{ COMP_WORDS=(mico-jax "$@"); COMP_CWORD=$#; _shtab_mico_jax 2>/dev/null
-  echo "${{COMPREPLY[*]}}"; }}
+offer() {{
+  COMP_WORDS=(mico-jax "$@"); COMP_CWORD=$#; _shtab_mico_jax 2>/dev/null
+  echo "${{COMPREPLY[*]}}"
+}}
 offer s
 offer embed --batch
 offer score --check f
