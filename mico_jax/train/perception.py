@@ -14,12 +14,14 @@ text is read; the text tower is that of the checkpoint.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from mico_jax import config as c
+from mico_jax.data.build.sets import manifest
 from mico_jax.models.presets import PRESETS
-from mico_jax.modalities import MODALITIES, by_letter, letters
+from mico_jax.modalities import MODALITIES, as_configured, by_letter, letters
 from mico_jax.train.finetuning import Setting
 from mico_jax.train.finetuning import make as finetune
 
@@ -93,6 +95,30 @@ def parse(argument: str, name: str) -> tuple[str, str, str]:
   return folder or name, vocabulary or "vocab.txt", preset
 
 
+def built_sources(
+  name: str, folder: str, *, test: str = "test", **stated: Any
+) -> tuple[dict[str, c.SourceConfig], dict[str, Any]]:
+  """Sources "train" and "test" of a manifest, and what stands beside it.
+
+  Args:
+    name: of the set.
+    folder: that `mico-jax data build --protocol NAME` wrote.
+    test: split that is measured.
+    **stated: further fields of the sources, such as units and rates.
+
+  Raises:
+    ConfigError: saying how the manifest is built, if it is not there.
+  """
+  note = manifest.read_note(name, folder)
+  source = c.SourceConfig(
+    kind="manifest", path=os.path.join(folder, manifest.MANIFEST), **stated
+  )
+  return {
+    "train": source,
+    "test": dataclasses.replace(source, split=test),
+  }, note
+
+
 def make(
   paper: PaperSet,
   sources: Mapping[str, c.SourceConfig],
@@ -100,6 +126,7 @@ def make(
   vocabulary: str,
   preset: str,
   learned: Mapping[str, Any],
+  samples: int = 0,
   inputs: Mapping[str, c.InputConfig] | None = None,
   augment: Mapping[str, Mapping[str, Any]] | None = None,
   options: Mapping[str, Any] | None = None,
@@ -114,6 +141,7 @@ def make(
     vocabulary: WordPiece file, or "omniworld" for the shipped tokenizer.
     preset: the model, whose sizes `--init` gives.
     learned: options of the objective.
+    samples: to train on, where the copy says it; 0: those of the row.
     inputs: how each modality reaches the encoder; those left out as usual.
     augment: transforms of the training samples.
     options: of evaluators, by name.
@@ -130,7 +158,7 @@ def make(
     4e-3 if large else 5e-5,
     4096 if large else 512,
     90 if large else paper.epochs,
-    paper.samples,
+    samples or paper.samples,
   )
   config = finetune(
     paper.name,
@@ -149,7 +177,12 @@ def make(
       "warmup": 5 / 90 if large else 0.0,
     },
   )
-  frames = {key: c.InputConfig(frames=paper.frames) for key in _keys(paper.group)}
+  shown = {
+    key: dataclasses.replace(
+      config.data.inputs.get(key, c.InputConfig()), frames=paper.frames
+    )
+    for key in _keys(paper.group)
+  }
   (task,) = config.tasks.values()
   learn = dict.fromkeys((name for name in sources if name != "test"), 1)
   return dataclasses.replace(
@@ -157,7 +190,7 @@ def make(
     data=dataclasses.replace(
       config.data,
       sources=dict(sources),
-      inputs={**frames, **(inputs or {})},
+      inputs={**shown, **(inputs or {})},
       columns=columns or {},
     ),
     tasks={
@@ -180,7 +213,6 @@ def _with_heads(model: c.ModelConfig, group: str) -> c.ModelConfig:
   for key in _keys(group):
     modality = MODALITIES[key]
     tables.setdefault(modality.context_type, 1)
-    heads[modality.letter] = None
-  return dataclasses.replace(
-    model, heads=tuple(heads), frame_table=tables
-  )
+    if as_configured(modality, model) is modality:
+      heads[modality.letter] = None
+  return dataclasses.replace(model, heads=tuple(heads), frame_table=tables)

@@ -82,7 +82,9 @@ def training_classes(name: str, folder: str) -> tuple[str, ...]:
     return classes.labels or classes.names
   table = classes.table if classes.table.file else protocol.annotations.table
   label = classes.label or protocol.annotations.label
-  found = [field_paths.fill(label, row) for row in _rows(protocol, folder, table)]
+  found = [
+    field_paths.fill(label, row) for row in _rows(protocol, folder, table)
+  ]
   if classes.table.file:
     return tuple(x for x in found if x)
   return tuple(sorted({x for x in found if x}))

@@ -59,7 +59,7 @@ class Ego4DImu(OfficialSet):
   )
 
   def lines(self, copy: Copy) -> Iterator[dict[str, Any]]:
-    """See `OfficialSet`."""
+    """See `OfficialSet`; facts: `scenarios`, all of those that are read."""
     recorded = {
       name.removesuffix(".csv")
       for name in copy.files("imu")
@@ -93,6 +93,7 @@ class Ego4DImu(OfficialSet):
           "scenario": scenarios[video],
           "video": video,
         }
+    copy.facts = {"scenarios": sorted({scenarios[v] for v in videos})}
     if other:
       tell(
         f"{len(other)} videos whose acceleration is not about 9.8 m/s2 are "
