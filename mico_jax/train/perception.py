@@ -20,8 +20,8 @@ from typing import Any
 
 from mico_jax import config as c
 from mico_jax.data.build.sets import manifest
-from mico_jax.models.presets import PRESETS
 from mico_jax.modalities import MODALITIES, as_configured, by_letter, letters
+from mico_jax.models.presets import PRESETS
 from mico_jax.train.finetuning import Setting
 from mico_jax.train.finetuning import make as finetune
 

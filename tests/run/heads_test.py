@@ -199,7 +199,7 @@ def test_ranks_of_identities(cameras):
   identity = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 3, -1, -1])
   camera = np.array([0, 1, 1, 2, 0, 0, 1, 0, 0, 0, 1, 1])
   items = np.arange(10)  # the last two have no identity
-  ranks, precision = identity_ranks(
+  _, ranks, precision = identity_ranks(
     rows[items],
     rows[items],
     items,

@@ -33,7 +33,8 @@ class Classifier(Evaluator):
   """Accuracy, or mAP, of the heads that `classification` trains.
 
   For each of its groups; samples without a label, or of a class that the head
-  does not know, are left out and counted.
+  does not know, are left out and counted. Where there are two classes, F1 of
+  the second: a sample is of it where its score is the higher one.
   """
 
   name: ClassVar = "classifier"
@@ -42,6 +43,7 @@ class Classifier(Evaluator):
     "accuracy": Measure(),
     "top-5": Measure(headline=False),
     "mAP": Measure(),
+    "F1": Measure(headline=False),
   }
   cheap: ClassVar = True
 
@@ -59,6 +61,8 @@ class Classifier(Evaluator):
       results += (self._one if one else self._several)(
         job, group, logits, labels
       )
+      if one and logits.shape[1] == 2:
+        results += self._f1(job, group, logits, labels)
     return results
 
   def _one(
@@ -103,5 +107,38 @@ class Classifier(Evaluator):
         total=labels.shape[1],
         gallery=len(logits),
         baseline=float(right[used].mean()),
+      )
+    ]
+
+  def _f1(
+    self,
+    job: Job,
+    group: str,
+    logits: Float[np.ndarray, "N 2"],
+    labels: Shaped[np.ndarray, "N 1"],
+  ) -> list[Result]:
+    """F1 of the second class; none where nothing is of it or taken for it.
+
+    It is 2 J / (1 + J), where J is the share that is both, among the samples
+    that are of the class or taken for it; so is its interval.
+    """
+    true, taken = labels[:, 0] == 1, logits[:, 1] > logits[:, 0]
+    either = true | taken
+    if not either.any():
+      return []
+    name = f"{self.title}/{group}/F1"
+    both = (true & taken)[either].astype(np.float64)
+    share = job.protocol.result(name, both, total=job.gallery.count())
+    f1 = lambda x: 2 * x / (1 + x)
+    ends = share.interval
+    return [
+      dataclasses.replace(
+        share,
+        value=f1(share.value),
+        interval=ends and (f1(ends[0]), f1(ends[1])),
+        n=len(logits),
+        gallery=2,
+        baseline=f1(float(true.mean())),
+        values=None,
       )
     ]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ class CreditCardFraud(OfficialSet):
   def lines(self, copy: Copy) -> Iterator[dict[str, Any]]:
     """See `OfficialSet`; facts: `columns`, quantiles of the training part."""
     labels, times = self._labels(copy)
-    if any(a > b for a, b in zip(times, times[1:], strict=False)):
+    if any(a > b for a, b in itertools.pairwise(times)):
       raise copy.wrong(f"{_TABLE}: payments do not stand in order of time.")
     count = round(self.share * len(labels))
     for split, part in (("train", labels[:count]), ("test", labels[count:])):
