@@ -34,6 +34,11 @@ SET = perception.PaperSet(
 )
 
 
+def paper() -> perception.PaperSet:
+  """The row of the paper's table, for the reference page."""
+  return SET
+
+
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Config of "FOLDER,VOCABULARY,PRESET"; see `perception.parse`."""
   folder, vocabulary, preset = perception.parse(argument, SET.name)

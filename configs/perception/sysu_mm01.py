@@ -36,6 +36,11 @@ SET = perception.PaperSet(
 GALLERIES = {"camera": "camera", "place": "place", "shots": 1, "trials": 10}
 
 
+def paper() -> perception.PaperSet:
+  """The row of the paper's table, for the reference page."""
+  return SET
+
+
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Config of "FOLDER,VOCABULARY,PRESET"; see `perception.parse`."""
   folder, vocabulary, preset = perception.parse(argument, SET.name)

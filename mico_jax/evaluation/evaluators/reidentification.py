@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 
 from mico_jax.config import Config, ConfigError
 from mico_jax.config.fields import Label, Range, Seed
+from mico_jax.data.samples import keys_of
 from mico_jax.evaluation import metrics
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
 from mico_jax.evaluation.heads import trained_groups
@@ -126,11 +127,18 @@ class Reidentification(Evaluator):
         f"{job.protocol.source!r} has another one of the same {field!r}."
       )
     means = np.nanmean(table[:, answered], axis=0)
+    # A sample of the other side alone is no query that is missing.
+    keys = keys_of((query,))
+    without = sum(
+      record is not None and not all(key in record.media for key in keys)
+      for i, record in enumerate(gallery.records)
+      if i not in gallery.repeats
+    )
     return [
       job.protocol.result(
         f"{self.title}/{query}->{other}/{name}",
         means[:, column],
-        total=gallery.count(),
+        total=gallery.count() - without,
         gallery=size,
       )
       for column, name in enumerate(self.measures)
