@@ -65,6 +65,7 @@ def _manifest(
     common.note("expected in the folder of --from:")
     for line in reader.layout:
       common.note(f"  {line}")
+    common.note(f"chosen: {reader.note}")
     raise ConfigError("--from DIR: name the folder with these files.")
   options = {}
   for text in args.set:

@@ -133,7 +133,8 @@ def indian_pines(f: Folder) -> None:
 
   truth = np.zeros((12, 12), np.uint8)
   truth[:4], truth[4:7, 2:], truth[9:, 9:] = 2, 11, 16
-  cube = RNG(0).integers(900, 1100, (12, 12, 200)) + 300 * truth[..., None]
+  cube = RNG(0).integers(900, 1100, (12, 12, 200))
+  cube += 300 * truth[..., None].astype(int)
   for name, key, array in (
     ("Indian_pines_corrected", "indian_pines_corrected", cube),
     ("Indian_pines_gt", "indian_pines_gt", truth),

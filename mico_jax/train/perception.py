@@ -25,6 +25,20 @@ from mico_jax.models.presets import PRESETS
 from mico_jax.train.finetuning import Setting
 from mico_jax.train.finetuning import make as finetune
 
+# The configs, in the order of the paper's table.
+SETS = (
+  "imagenet_1k",
+  "kinetics700",
+  "nyu_d_scenes",
+  "audioset",
+  "sysu_mm01",
+  "regdb",
+  "ego4d_imu",
+  "pcqm4mv2",
+  "global_temperature",
+  "indian_pines",
+  "credit_card_fraud",
+)
 LARGE = "mico_l14"  # preset with the paper's settings of ViT-L
 ERASING = {"random_erasing": {"probability": 0.25}}
 CROPS = {

@@ -15,6 +15,7 @@ from mico_jax import files
 from mico_jax.config import ConfigError, DataConfig, SourceConfig
 from mico_jax.data import field_paths
 from mico_jax.data.annotation_files import Table, read_table
+from mico_jax.data.build.sets.base import expected
 from mico_jax.data.references import FileReader
 from mico_jax.data.samples import keys_of
 from mico_jax.data.storage import Storage
@@ -100,7 +101,6 @@ def _rows(
   try:
     return read_table(table, reader, lambda: there).rows
   except ConfigError as error:
-    lines = "\n".join(f"  {line}" for line in protocol.copy.layout)
     raise ConfigError(
-      f"{folder}: {error} Expected in the copy of {protocol.title}:\n{lines}"
+      f"{folder}: {error} {expected(protocol.copy.layout)}"
     ) from error

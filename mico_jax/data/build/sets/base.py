@@ -52,8 +52,7 @@ class Copy:
 
   def wrong(self, text: str) -> ConfigError:
     """An error about the copy that says what is expected."""
-    lines = "\n".join(f"  {line}" for line in self._layout)
-    return ConfigError(f"{self._folder}: {text} Expected:\n{lines}")
+    return ConfigError(f"{self._folder}: {text} {expected(self._layout)}")
 
   def path(self, name: str) -> str:
     """The full path of a file that must be there.
@@ -120,6 +119,11 @@ class Copy:
   def hashes(self) -> Mapping[str, str]:
     """SHA-256 of each index file that was read."""
     return self._hashes
+
+
+def expected(layout: Sequence[str]) -> str:
+  """A layout as the end of a message of one line."""
+  return f"Expected: {'; '.join(' '.join(x.split()) for x in layout)}."
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,10 @@ left out. Videos are divided by the hash of their name, four fifths to learn
 from, so that no window of a video that is measured was seen.
 
 Times jitter around 200 Hz. Values are interpolated to that rate exactly; where
-no reading is near there is a gap, and windows with gaps in more than a tenth
-are left out. Readings are taken as m/s2 and rad/s, as the cameras give them; a
-video whose acceleration is not about that of gravity is left out, since its
-unit is another.
+no reading is near there is a gap, and windows with gaps in more than a tenth of
+the channels that the recording has are left out. Readings are taken as m/s2 and
+rad/s, as the cameras give them; a video whose acceleration is not about that of
+gravity is left out, since its unit is another.
 
 Source: Grauman et al., arXiv:2110.07058; the windows: arXiv:2305.05665,
 section 4.
@@ -72,7 +72,7 @@ class Ego4DImu(OfficialSet):
         f"of {len(recorded)} files in imu/ and {len(scenarios)} videos of one "
         "scenario none belong together."
       )
-    other, cut = [], 0
+    other, cut, named = [], 0, set()
     copy.total = len(videos)
     for copy.done, video in enumerate(videos):
       times, values = self._recording(copy, video)
@@ -84,6 +84,7 @@ class Ego4DImu(OfficialSet):
       cut += lost
       if not len(windows):
         continue
+      named.add(scenarios[video])
       np.savez(copy.place(f"motion/{video}.npz"), windows=windows)
       for i in range(len(windows)):
         yield {
@@ -93,7 +94,7 @@ class Ego4DImu(OfficialSet):
           "scenario": scenarios[video],
           "video": video,
         }
-    copy.facts = {"scenarios": sorted({scenarios[v] for v in videos})}
+    copy.facts = {"scenarios": sorted(named)}
     if other:
       tell(
         f"{len(other)} videos whose acceleration is not about 9.8 m/s2 are "
@@ -170,5 +171,6 @@ def windows_of(
     near &= (grid >= moments[0]) & (grid <= moments[-1])
     out[:, i] = np.where(near, np.interp(grid, moments, column[there]), np.nan)
   windows = out.reshape(-1, length, values.shape[1])
-  whole = np.isnan(windows).mean(axis=(1, 2)) <= _GAPS
+  measured = np.isfinite(values).any(axis=0)
+  whole = np.isnan(windows[..., measured]).mean(axis=(1, 2)) <= _GAPS
   return windows[whole], int((~whole).sum())
