@@ -13,9 +13,11 @@ from mico_jax.cli.main import main
 from mico_jax.config import ConfigError
 from mico_jax.config.loading import call
 from mico_jax.data.build.sets import SETS
+from mico_jax.data.sources import open_source
 from mico_jax.evaluation.evaluators import find_measure
 from mico_jax.run.pretrain import pretrain
-from mico_jax.testing import official_sets
+from mico_jax.testing import official_copies, official_sets
+from mico_jax.testing.official_classes import WNIDS
 from mico_jax.testing.official_sets import write_set
 from mico_jax.train import perception
 
@@ -125,9 +127,7 @@ def test_settings_are_those_of_the_paper(tmp_path):
     ("audioset", "class_labels_indices.csv", "balanced_train_segments"),
   ],
 )
-def test_a_missing_list_of_classes_tells_the_layout(
-  name, lost, words, tmp_path
-):
+def test_a_missing_list_of_classes_is_named(name, lost, words, tmp_path):
   copy = write_set(name, tmp_path)
   (copy / lost).unlink()
   with pytest.raises(ConfigError, match=f"none of these files: {lost}") as said:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
 
 import jax
 import numpy as np
@@ -23,11 +22,12 @@ from mico_jax.data.records import Record
 from mico_jax.data.sources import open_sources
 from mico_jax.data.targets import pin_targets
 from mico_jax.data.usable import tell_groups
-from mico_jax.evaluation.evaluators.classifier import Classifier
+from mico_jax.evaluation.evaluators.classifier import second_class_f1
 from mico_jax.evaluation.evaluators.reidentification import (
   Reidentification,
   identity_ranks,
 )
+from mico_jax.evaluation.features import Gallery
 from mico_jax.evaluation.results import Protocol
 from mico_jax.models import build
 from mico_jax.run.commands.evaluate import evaluate_model
@@ -241,26 +241,20 @@ def test_places_and_galleries_that_are_drawn():
   place = np.array([0, 0, 1, 2])[camera]
   records = [
     Record(str(i), fields={"who": int(p), "cam": int(c), "place": int(o)},
-           media={"image": None} if c else {"thermal": None})
+           media={"image" if c else "thermal": dict})
     for i, (p, c, o) in enumerate(zip(person, camera, place, strict=True))
   ]  # fmt: skip
   usable = {"i": np.flatnonzero(camera > 0), "h": np.flatnonzero(camera == 0)}
-  gallery = types.SimpleNamespace(
-    records=records,
-    repeats={},
-    embeddings={"i": rows, "h": rows},
-    usable=usable.__getitem__,
-    count=lambda: 40,
-  )
-  target = {"targets": {"i:h": {"fields": ("who",)}}}
-  config = config_of("m.jsonl", options={"reidentification": target})
-  job = types.SimpleNamespace(
-    config=config, gallery=gallery, protocol=Protocol(bootstrap=0)
-  )
+  present = {"image": camera > 0, "thermal": camera == 0}
+  gallery = Gallery(records, present, {"i": rows, "h": rows}, {}, [])
   measure = Reidentification(
     camera="cam", place="place", shots=1, trials=4, seed=7
   )
-  found = {r.name: r for r in measure.measure(job)}
+  found = {
+    result.name: result
+    for sides in (("h", "i"), ("i", "h"))
+    for result in measure.direction(gallery, Protocol(), *sides, "who")
+  }
   firsts = []
   for trial in range(4):
     draw = np.random.default_rng([7, trial])
@@ -282,16 +276,14 @@ def test_places_and_galleries_that_are_drawn():
 
 def test_f1_of_the_second_class():
   logits = np.array([[0, 1], [0, 1], [1, 0], [0, 1], [1, 0], [1, 1.0]])
-  labels = np.array([[1], [0], [1], [1], [0], [1]])
-  job = types.SimpleNamespace(
-    protocol=Protocol(bootstrap=10),
-    gallery=types.SimpleNamespace(count=lambda: 7),
+  labels = np.array([1, 0, 1, 1, 0, 1])
+  make = lambda true, taken: second_class_f1(
+    "f1", true, taken, protocol=Protocol(bootstrap=10), total=7
   )
-  (result,) = Classifier()._f1(job, "i", logits, labels)
+  (result,) = make(labels == 1, logits[:, 1] > logits[:, 0])
   precision, recall = 2 / 3, 2 / 4  # a tie is not taken for the class
   want = 2 * precision * recall / (precision + recall)
   assert result.value == pytest.approx(want)
   assert (result.n, result.total) == (6, 7)
   assert result.interval[0] < want < result.interval[1]
-  nothing = np.array([[1.0, 0], [1.0, 0]])
-  assert not Classifier()._f1(job, "i", nothing, np.zeros((2, 1), int))
+  assert not make(labels == 3, labels == 4)

@@ -28,9 +28,10 @@ from mico_jax.config.fields import Label, Range, Seed
 from mico_jax.data.samples import keys_of
 from mico_jax.evaluation import metrics
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
+from mico_jax.evaluation.features import Gallery
 from mico_jax.evaluation.heads import trained_groups
 from mico_jax.evaluation.queries import labels_of
-from mico_jax.evaluation.results import Result
+from mico_jax.evaluation.results import Protocol, Result
 from mico_jax.objectives import make_objective
 
 OBJECTIVE = "reidentification"
@@ -89,14 +90,29 @@ class Reidentification(Evaluator):
     """R@1, R@5, R@10 and mAP of each direction."""
     results = []
     for pair in self._pairs(job.config):
-      results += self._direction(job, *pair)
+      results += self.direction(job.gallery, job.protocol, *pair)
     return results
 
-  def _direction(
-    self, job: Job, query: str, other: str, field: str
+  def direction(
+    self,
+    gallery: Gallery,
+    protocol: Protocol,
+    query: str,
+    other: str,
+    field: str,
   ) -> list[Result]:
-    """Those from one side to another, or within one."""
-    gallery = job.gallery
+    """Those from one side to another, or within one.
+
+    Args:
+      gallery: with embeddings of both sides.
+      protocol: makes results.
+      query: letters of the side that asks.
+      other: of the side that is searched.
+      field: record field with the identity.
+
+    Raises:
+      ConfigError: if no query has an answer.
+    """
     labels = labels_of(gallery, field)
     cameras, places = (
       _numbered(labels_of(gallery, name)) if name else None
@@ -124,7 +140,7 @@ class Reidentification(Evaluator):
     if not answered.any():
       raise ConfigError(
         f"re-identification of {query}->{other}: no sample of "
-        f"{job.protocol.source!r} has another one of the same {field!r}."
+        f"{protocol.source!r} has another one of the same {field!r}."
       )
     means = np.nanmean(table[:, answered], axis=0)
     # A sample of the other side alone is no query that is missing.
@@ -135,7 +151,7 @@ class Reidentification(Evaluator):
       if i not in gallery.repeats
     )
     return [
-      job.protocol.result(
+      protocol.result(
         f"{self.title}/{query}->{other}/{name}",
         means[:, column],
         total=gallery.count() - without,
