@@ -12,7 +12,8 @@ calls it an MAE; the 7.602 that it compares with is the MSE of UniRepLKNet.
 The paper names the data set. Chosen here: hours and split of Corrformer (Nature
 Machine Intelligence 5, 2023); each station is a series of its own, with the
 time of day and year, where the published models see all stations at once;
-windows begin at every 24th hour, where published errors are of every hour.
+windows begin at every 24th hour, where published errors are of every hour. The
+part "val" is for choosing settings: `--config.data.sources.test.split=val`.
 """
 
 import ml_collections

@@ -9,6 +9,10 @@ pictures. The global batch is the paper's and wants many chips; on one, set
 
 Classes, identities and numbers are learned by heads beside nothing else, so no
 text is read; the text tower is that of the checkpoint.
+
+Settings of one's own are chosen on training samples, never on what is measured:
+`data.sources.train.take=0.9`, `data.sources.test.skip=0.9` and the split of
+"train" for "test".
 """
 
 from __future__ import annotations
@@ -62,7 +66,7 @@ class PaperSet:
     metric: full name of the measure.
     result: name of the evaluator's result.
     published: the paper's figure of ViT-g, in the unit of the result.
-    samples: to train on.
+    samples: to train on; 0: the copy says it.
     epochs: over these.
     choice: what the paper leaves open and is chosen here, with its source.
     frames: of a sample.

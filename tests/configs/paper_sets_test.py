@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,13 +14,21 @@ from mico_jax.cli.main import main
 from mico_jax.config import ConfigError
 from mico_jax.config.loading import call
 from mico_jax.data.build.sets import SETS
+from mico_jax.data.pipeline import Pipeline
 from mico_jax.data.sources import open_source
 from mico_jax.evaluation.evaluators import find_measure
-from mico_jax.run.pretrain import pretrain
+from mico_jax.evaluation.results import Result
+from mico_jax.evaluation.suites import evaluate
+from mico_jax.objectives import compute
+from mico_jax.parallel import sharding
+from mico_jax.parallel.mesh import make_mesh
+from mico_jax.run import setup
 from mico_jax.testing import official_copies, official_sets
 from mico_jax.testing.official_classes import WNIDS
 from mico_jax.testing.official_sets import write_set
 from mico_jax.train import perception
+from mico_jax.train.state import init_state
+from mico_jax.train.step import make_train_step
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "configs" / "perception"
 # Samples, or classes, that are measured, and that there are.
@@ -37,6 +46,7 @@ MEASURED = {
   "credit_card_fraud": (4, 4),
 }
 SMALL = (
+  "model.vision.image_size=16",
   "model.vision.width=16",
   "model.vision.depth=1",
   "model.vision.num_heads=2",
@@ -46,7 +56,7 @@ SMALL = (
   "model.text.num_heads=2",
   "model.text.mlp_dim=16",
   "model.embed_dim=8",
-  "evaluation.batch_size=4",
+  "evaluation.batch_size=8",
   "evaluation.bootstrap=10",
   "train.steps=2",
   "train.tensorboard=False",
@@ -62,9 +72,30 @@ def build(name: str, folder: pathlib.Path, *more: str) -> int:
 def load(name: str, folder: pathlib.Path, *more: str) -> config_lib.Config:
   return config_lib.load(
     f"perception/{name}",
-    (*SMALL, f"tasks.{name}.batch_size=4", *more),
+    (*SMALL, f"tasks.{name}.batch_size=8", *more),
     arg=f"{folder},omniworld,mico_tiny",
   )
+
+
+def measured(config: config_lib.Config) -> list[Result]:
+  """What is measured after two steps, on one device."""
+  session = setup.resolve(config)
+  session.check_training()
+  config = session.config
+  (task,) = config.tasks.values()
+  mesh = make_mesh(config.parallel, jax.devices()[:1])
+  state = init_state(session.model, config, mesh, optimizer=session.optimizer)
+  step = make_train_step(
+    *(session.model, config, task, session.tokenizer.info, mesh),
+    optimizer=session.optimizer,
+  )
+  sources = dict(session.sources)
+  for _, _, batch in Pipeline(
+    config, session.tokenizer, end_step=2, sources=sources
+  ):
+    state, metrics = step(state, sharding.put_batch(batch, mesh))
+    assert np.isfinite(float(compute(metrics["loss"])))
+  return evaluate(session.model, state.params, config, session.tokenizer)
 
 
 def test_every_set_has_a_config_and_a_stand_in():
@@ -87,14 +118,29 @@ def test_official_files_are_trained_on_and_measured(name, tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert f"perception/{name}:{copy}" in told["train"]
   _, paper = call(f"perception/{name}", "paper")
-  outcome = pretrain(load(name, copy), tmp_path / "run")
-  found = {result.name: result for result in outcome.results}
+  found = {result.name: result for result in measured(load(name, copy))}
   result = found[paper.result]
   assert np.isfinite(result.value)
   assert (result.n, result.total) == MEASURED[name]
   measure = find_measure(result.name)
   assert measure is not None
   assert measure.lower_is_better == paper.lower_is_better
+
+
+def test_the_command_that_a_build_tells(tmp_path, capsys):
+  """Of a manifest elsewhere, whose files only the command lets be read."""
+  copy = write_set("credit_card_fraud", tmp_path / "copy")
+  more = ("--other-split", "--out", tmp_path / "out")
+  assert build("credit_card_fraud", copy, *more) == 0
+  words = json.loads(capsys.readouterr().out)["train"].split()
+  assert words[:2] == ["mico-jax", "pretrain"]
+  where = words.index("--config") + 1
+  words[where] += ",omniworld,mico_tiny"
+  small = (*SMALL, "tasks.credit_card_fraud.batch_size=8")
+  argv = [*words[1:], *(f"--config.{text}" for text in small)]
+  assert main([*argv, "--workdir", str(tmp_path / "run")]) == 0
+  (path,) = (tmp_path / "run").rglob("evaluation.json")
+  assert "classifier/k/F1" in path.read_text()
 
 
 def test_settings_are_those_of_the_paper(tmp_path):

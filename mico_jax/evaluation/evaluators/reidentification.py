@@ -252,4 +252,8 @@ def identity_ranks(
     answered.append(start + np.flatnonzero(rows))
     ranks.append(metrics.ranks(scores[rows], relevant[rows]))
     precision.append(metrics.average_precision(scores[rows], relevant[rows]))
-  return tuple(map(np.concatenate, (answered, ranks, precision)))
+  return (
+    np.concatenate(answered),
+    np.concatenate(ranks),
+    np.concatenate(precision),
+  )
