@@ -34,8 +34,7 @@ class Classifier(Evaluator):
   """Accuracy, or mAP, of the heads that `classification` trains.
 
   For each of its groups; samples without a label, or of a class that the head
-  does not know, are left out and counted. Where there are two classes, F1 of
-  the second: a sample is of it where its score is the higher one.
+  does not know, are left out and counted.
   """
 
   name: ClassVar = "classifier"
@@ -44,7 +43,7 @@ class Classifier(Evaluator):
     **MEASURES,
     "top-5": Measure(headline=False),
     "mAP": Measure(),
-    "F1": Measure(headline=False),
+    "F1": Measure(headline=False),  # of the second of two classes
   }
   cheap: ClassVar = True
 
