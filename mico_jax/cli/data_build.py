@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="NAME",
     default="",
     help="benchmark (all: mico-jax evaluate --list) whose official files lie "
-    "in --from DIR; evaluate --protocol NAME --data OUT reads the shards",
+    "in --from DIR; evaluate --protocol NAME --data OUT reads the shards. Or a "
+    "set such as sysu_mm01 (all: --list) of which --out gets a manifest",
   )
   parser.add_argument(
     "--from",
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--other-split",
     action="store_true",
-    help="protocol: build a copy whose samples are not the protocol's",
+    help="protocol: build a copy whose samples are not those published",
   )
   parser.add_argument("--list", action="store_true", help="stages and options")
   parser.add_argument("--out", metavar="DIR")
@@ -117,7 +118,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_input(parser: argparse.ArgumentParser) -> None:
   """Adds what is said of the raw material."""
-  parser.add_argument("--split", default="", help="default: all samples")
+  parser.add_argument(
+    "--split",
+    default="",
+    help="default: all samples; protocol: a part to train on, such as train",
+  )
   parser.add_argument(
     "--root", default="", help="manifest: folder its paths may not leave"
   )
@@ -346,15 +351,17 @@ def _input(args: argparse.Namespace, staged: bool) -> Input:
 
 
 def _listed() -> dict[str, Any]:
-  """Stages with what they do, their options and defaults."""
+  """Stages and sets with what they do, their options and defaults."""
+  from mico_jax.data.build.sets import SETS
   from mico_jax.data.build.stages import STAGES
 
-  return {
-    name: {
-      "does": stage.summary(),
-      "options": {
-        field.name: field.default for field in dataclasses.fields(stage.Options)
-      },
-    }
+  defaults = lambda cls: {f.name: f.default for f in dataclasses.fields(cls)}
+  stages = {
+    name: {"does": stage.summary(), "options": defaults(stage.Options)}
     for name, stage in STAGES.items()
   }
+  sets = {
+    f"--protocol {name}": {"does": reader.title, "options": defaults(reader)}
+    for name, reader in SETS.items()
+  }
+  return stages | sets

@@ -12,6 +12,8 @@ import pathlib
 from collections.abc import Callable, Mapping
 
 from mico_jax import config
+from mico_jax.config.loading import call
+from mico_jax.data.build.sets import SETS
 from mico_jax.data.sources import SOURCES
 from mico_jax.docs.config_page import config_page, field_comments, options_of
 from mico_jax.docs.markdown import HEAD, first_paragraph, markdown_table
@@ -23,11 +25,12 @@ from mico_jax.evaluation.protocols import (
   load_protocol,
   protocols,
 )
-from mico_jax.modalities import MODALITIES, Modality
+from mico_jax.modalities import MODALITIES, Modality, by_letter, letters
 from mico_jax.modalities.sampling import SAMPLINGS
 from mico_jax.modalities.transforms import TRANSFORMS
 from mico_jax.objectives import FIELDS, OBJECTIVES
 from mico_jax.objectives.forecasting import WindowConfig
+from mico_jax.train import perception
 
 
 def modalities_page() -> str:
@@ -205,7 +208,9 @@ N. A retrieval counts every caption as one query that its own item alone
 answers. Shards of `data build` give the same numbers. The hash of the ids of
 your copy stands in the result; a copy whose list differs from the protocol's is
 refused, unless `--other-split` is given. What differs from the protocol is
-listed, and its metrics end in `_changed`.
+listed, and its metrics end in `_changed`. Some protocols name parts to train
+on, of which `data build --split PART` makes shards; [configs](perception.md)
+fine-tune on them.
 """
 
 
@@ -257,6 +262,60 @@ def _samples(protocol: BenchmarkProtocol) -> str:
   return ", ".join(x for x in (count, asked) if x)
 
 
+_PERCEPTION = """
+Configs that fine-tune a checkpoint on the data sets of the paper's
+single-modality table, where it names the data but hardly a protocol. Each reads
+your copy of the official files; of those marked with *, `data build` makes a
+manifest first, which names parts of the files and copies none that it can name.
+
+```bash
+mico-jax pretrain --config perception/imagenet_1k:COPY --init CKPT
+mico-jax data build --protocol sysu_mm01            # how to get its files
+mico-jax data build --protocol sysu_mm01 --from COPY
+mico-jax pretrain --config perception/sysu_mm01:COPY --init CKPT
+```
+
+Behind commas stand the vocabulary of the checkpoint and its preset, vocab.txt
+and mico_g14 unless told. Learning rate, batch and epochs are those of the
+paper's appendix, and want many chips. Figures of the paper are those of ViT-g;
+none of them was measured here. Choose settings of your own on training samples:
+`--config.data.sources.train.take=0.9 --config.data.sources.test.skip=0.9
+--config.data.sources.test.split=train`.
+"""
+
+
+def perception_page() -> str:
+  """The page about configs of the paper's single-modality table."""
+  text = f"{HEAD}\n# Data sets of the paper\n{_PERCEPTION}\n"
+  papers = [call(f"perception/{name}", "paper")[1] for name in perception.SETS]
+  text += markdown_table(
+    ("config", "data set", "modality", "objective", "metric", "result",
+     "paper", "chosen here"),
+    (
+      (
+        f"`perception/{p.name}`{'*' if p.name in SETS else ''}",
+        p.title,
+        " and ".join(by_letter(x).key for x in letters(p.group)),
+        f"`{p.objective}`",
+        p.metric,
+        f"`{p.result}`",
+        p.published,
+        p.choice,
+      )
+      for p in papers
+    ),
+  )  # fmt: skip
+  text += "\n## Layouts\n"
+  for p in papers:
+    known = SETS.get(p.name)
+    copy = load_protocol(p.name).copy if known is None else known
+    lines = "\n".join(copy.layout)
+    text += f"\n`{p.name}`, from <{copy.source}>"
+    text += f"; {known.note}" if known and known.note else ""
+    text += f":\n\n```\n{lines}\n```\n"
+  return text
+
+
 def sources_page() -> str:
   """The page about kinds of data sources."""
   text = f"{HEAD}\n# Data sources\n\n`data.sources.NAME.kind`:\n\n"
@@ -284,6 +343,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
   "objectives.md": objectives_page,
   "evaluators.md": evaluators_page,
   "protocols.md": protocols_page,
+  "perception.md": perception_page,
   "sources.md": sources_page,
   "models.md": models_page,
   "config.md": config_page,

@@ -51,6 +51,13 @@ FILES: dict[str, tuple[str, str]] = {
   "interop/exporting/timm_folder.py": ("image v depth", "a client of pictures"),
   "interop/importing/towers.py": ("image video x", "towers of pictures"),
   "data/build/hf.py": ("image audio", "a chat of transformers"),
+  "data/build/sets/credit_card_fraud.py": ("tabular", "one data set"),
+  "data/build/sets/ego4d_imu.py": ("imu", "one data set"),
+  "data/build/sets/global_temperature.py": ("timeseries", "one data set"),
+  "data/build/sets/indian_pines.py": ("hyperspectral", "one data set"),
+  "data/build/sets/pcqm4mv2.py": ("graph", "one data set"),
+  "data/build/sets/regdb.py": ("image thermal", "one data set"),
+  "data/build/sets/sysu_mm01.py": ("image thermal", "one data set"),
   "data/build/inputs/metadata.py": ("audio subtitle", "the columns of VAST"),
   "data/sources/omniworld.py": (
     "video depth normal",

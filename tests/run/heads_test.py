@@ -18,10 +18,17 @@ from mico_jax.config import (
   TaskConfig,
   TrainConfig,
 )
+from mico_jax.data.records import Record
 from mico_jax.data.sources import open_sources
 from mico_jax.data.targets import pin_targets
 from mico_jax.data.usable import tell_groups
-from mico_jax.evaluation.evaluators.reidentification import identity_ranks
+from mico_jax.evaluation.evaluators.classifier import second_class_f1
+from mico_jax.evaluation.evaluators.reidentification import (
+  Reidentification,
+  identity_ranks,
+)
+from mico_jax.evaluation.features import Gallery
+from mico_jax.evaluation.results import Protocol
 from mico_jax.models import build
 from mico_jax.run.commands.evaluate import evaluate_model
 from mico_jax.run.monitor import metric_log
@@ -199,7 +206,7 @@ def test_ranks_of_identities(cameras):
   identity = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 3, -1, -1])
   camera = np.array([0, 1, 1, 2, 0, 0, 1, 0, 0, 0, 1, 1])
   items = np.arange(10)  # the last two have no identity
-  ranks, precision = identity_ranks(
+  _, ranks, precision = identity_ranks(
     rows[items],
     rows[items],
     items,
@@ -223,3 +230,60 @@ def test_ranks_of_identities(cameras):
   assert len(wanted) == (7 if cameras else 9)
   np.testing.assert_array_equal(ranks, [rank for rank, _ in wanted])
   np.testing.assert_allclose(precision, [part for _, part in wanted])
+
+
+def test_places_and_galleries_that_are_drawn():
+  """Against a loop that draws and sorts; camera 0 and 1 hang in one place."""
+  rng = np.random.default_rng(1)
+  rows = rng.standard_normal((40, 4)).astype(np.float32)
+  rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+  person, camera = np.arange(40) % 5, np.arange(40) // 5 % 4
+  place = np.array([0, 0, 1, 2])[camera]
+  records = [
+    Record(str(i), fields={"who": int(p), "cam": int(c), "place": int(o)},
+           media={"image" if c else "thermal": dict})
+    for i, (p, c, o) in enumerate(zip(person, camera, place, strict=True))
+  ]  # fmt: skip
+  usable = {"i": np.flatnonzero(camera > 0), "h": np.flatnonzero(camera == 0)}
+  present = {"image": camera > 0, "thermal": camera == 0}
+  gallery = Gallery(records, present, {"i": rows, "h": rows}, {}, [])
+  measure = Reidentification(
+    camera="cam", place="place", shots=1, trials=4, seed=7
+  )
+  found = {
+    result.name: result
+    for sides in (("h", "i"), ("i", "h"))
+    for result in measure.direction(gallery, Protocol(), *sides, "who")
+  }
+  firsts = []
+  for trial in range(4):
+    draw = np.random.default_rng([7, trial])
+    kinds = {}
+    for i in usable["i"]:
+      kinds.setdefault((person[i], camera[i]), []).append(i)
+    shown = [draw.permutation(v)[0] for v in kinds.values()]
+    assert len(shown) == 15
+    for q in usable["h"]:
+      kept = [g for g in shown if place[g] != place[q]]
+      best = max(kept, key=lambda g, q=q: rows[q] @ rows[g])
+      firsts.append(person[best] == person[q])
+  result = found["re-id/h->i/R@1"]
+  assert result.value == pytest.approx(np.mean(firsts))
+  assert (result.n, result.total, result.gallery) == (10, 10, 15)
+  # Back, pictures of camera 1 find nobody who is elsewhere.
+  assert (found["re-id/i->h/R@1"].n, found["re-id/i->h/R@1"].total) == (20, 30)
+
+
+def test_f1_of_the_second_class():
+  logits = np.array([[0, 1], [0, 1], [1, 0], [0, 1], [1, 0], [1, 1.0]])
+  labels = np.array([1, 0, 1, 1, 0, 1])
+  make = lambda true, taken: second_class_f1(
+    "f1", true, taken, protocol=Protocol(bootstrap=10), total=7
+  )
+  (result,) = make(labels == 1, logits[:, 1] > logits[:, 0])
+  precision, recall = 2 / 3, 2 / 4  # a tie is not taken for the class
+  want = 2 * precision * recall / (precision + recall)
+  assert result.value == pytest.approx(want)
+  assert (result.n, result.total) == (6, 7)
+  assert result.interval[0] < want < result.interval[1]
+  assert not make(labels == 3, labels == 4)

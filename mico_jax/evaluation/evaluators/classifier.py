@@ -11,7 +11,7 @@ import dataclasses
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from mico_jax.config import Config
 from mico_jax.evaluation import metrics
@@ -23,7 +23,7 @@ from mico_jax.evaluation.heads import (
   predicted,
   trained_groups,
 )
-from mico_jax.evaluation.results import Result
+from mico_jax.evaluation.results import Protocol, Result
 
 OBJECTIVE = "classification"
 _TOP = 5
@@ -43,6 +43,7 @@ class Classifier(Evaluator):
     **MEASURES,
     "top-5": Measure(headline=False),
     "mAP": Measure(),
+    "F1": Measure(headline=False),  # of the second of two classes
   }
   cheap: ClassVar = True
 
@@ -60,6 +61,14 @@ class Classifier(Evaluator):
       results += (self._one if one else self._several)(
         job, group, logits, labels
       )
+      if one and logits.shape[1] == 2:
+        results += second_class_f1(
+          f"{self.title}/{group}/F1",
+          labels[:, 0] == 1,
+          logits[:, 1] > logits[:, 0],
+          protocol=job.protocol,
+          total=job.gallery.count(),
+        )
     return results
 
   def _one(
@@ -110,3 +119,44 @@ class Classifier(Evaluator):
         baseline=float(right[used].mean()),
       )
     ]
+
+
+def second_class_f1(
+  name: str,
+  true: Bool[np.ndarray, " N"],
+  taken: Bool[np.ndarray, " N"],
+  *,
+  protocol: Protocol,
+  total: int,
+) -> list[Result]:
+  """F1 of a class; no result where nothing is of it or taken for it.
+
+  It is 2 J / (1 + J), where J is the share that is both, among the samples that
+  are of the class or taken for it; so is its interval.
+
+  Args:
+    name: of the result.
+    true: whether a sample is of the class.
+    taken: whether it is taken for one.
+    protocol: makes results.
+    total: samples that there are.
+  """
+  either = true | taken
+  if not either.any():
+    return []
+  share = protocol.result(
+    name, (true & taken)[either].astype(np.float64), total=total
+  )
+  f1 = lambda x: 2 * x / (1 + x)
+  ends = share.interval
+  return [
+    dataclasses.replace(
+      share,
+      value=f1(share.value),
+      interval=ends and (f1(ends[0]), f1(ends[1])),
+      n=len(true),
+      gallery=2,
+      baseline=f1(float(true.mean())),  # of taking all for it
+      values=None,
+    )
+  ]

@@ -2,27 +2,36 @@
 
 Every sample with an identity is a query among all others; it is never its own
 hit. With `camera`, samples of the query's identity and camera are left out too,
-as in the protocols of Market-1501 and SYSU-MM01. A query that has no other
-sample of its identity is not asked, and counted as missing.
+as in the protocols of Market-1501 and SYSU-MM01; with `place`, all samples of
+its place. A query that has no other sample of its identity is not asked, and
+counted as missing.
 
-Source: the measures of Market-1501 (Zheng et al., ICCV 2015), section 5.1.
+With `shots`, a gallery holds as many samples of each identity (and camera),
+drawn by the seed and the number of the trial; values of a query are its mean
+over the trials.
+
+Source: the measures of Market-1501 (Zheng et al., ICCV 2015), section 5.1; of
+galleries that are drawn, SYSU-MM01 (Wu et al., ICCV 2017), section 6.1.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from mico_jax.config import Config, ConfigError
-from mico_jax.config.fields import Label
+from mico_jax.config.fields import Label, Range, Seed
+from mico_jax.data.samples import keys_of
 from mico_jax.evaluation import metrics
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
+from mico_jax.evaluation.features import Gallery
 from mico_jax.evaluation.heads import trained_groups
 from mico_jax.evaluation.queries import labels_of
-from mico_jax.evaluation.results import Result
+from mico_jax.evaluation.results import Protocol, Result
 from mico_jax.objectives import make_objective
 
 OBJECTIVE = "reidentification"
@@ -42,6 +51,13 @@ class Reidentification(Evaluator):
   """
 
   camera: Label = ""
+  # record field; samples of the query's place do not count, whoever they show
+  place: Label = ""
+  # samples of each identity (and camera) in a gallery; 0: all
+  shots: Annotated[int, Range(0, 10**6, "samples")] = 0
+  # galleries that are drawn, where `shots` is set
+  trials: Annotated[int, Range(1, 1000)] = 10
+  seed: Seed = 0
 
   name: ClassVar = "reidentification"
   title: ClassVar = "re-id"
@@ -74,43 +90,110 @@ class Reidentification(Evaluator):
     """R@1, R@5, R@10 and mAP of each direction."""
     results = []
     for pair in self._pairs(job.config):
-      results += self._direction(job, *pair)
+      results += self.direction(job.gallery, job.protocol, *pair)
     return results
 
-  def _direction(
-    self, job: Job, query: str, other: str, field: str
+  def direction(
+    self,
+    gallery: Gallery,
+    protocol: Protocol,
+    query: str,
+    other: str,
+    field: str,
   ) -> list[Result]:
-    """Those from one side to another, or within one."""
-    gallery = job.gallery
+    """Those from one side to another, or within one.
+
+    Args:
+      gallery: with embeddings of both sides.
+      protocol: makes results.
+      query: letters of the side that asks.
+      other: of the side that is searched.
+      field: record field with the identity.
+
+    Raises:
+      ConfigError: if no query has an answer.
+    """
     labels = labels_of(gallery, field)
-    cameras = labels_of(gallery, self.camera) if self.camera else None
+    cameras, places = (
+      _numbered(labels_of(gallery, name)) if name else None
+      for name in (self.camera, self.place)
+    )
     named = lambda side: np.asarray(
       [i for i in gallery.usable(side) if labels[i] is not None], np.int64
     )
-    asked, known = named(query), named(other)
-    ranks, precision = identity_ranks(
-      gallery.embeddings[query][asked],
-      gallery.embeddings[other][known],
-      asked,
-      known,
-      _numbered(labels),
-      None if cameras is None else _numbered(cameras),
-    )
-    if not len(ranks):
+    asked, all_known = named(query), named(other)
+    identity = _numbered(labels)
+    tallies, size = [], len(all_known)
+    for known in self._galleries(all_known, identity, cameras):
+      size = len(known)
+      tallies.append(
+        _tally(
+          gallery.embeddings[query][asked],
+          gallery.embeddings[other][known],
+          asked,
+          known,
+          (identity, cameras, places),
+        )
+      )
+    table = np.stack(tallies)  # [trials, queries, measures], NaN: not asked
+    answered = np.isfinite(table[..., 0]).any(axis=0)
+    if not answered.any():
       raise ConfigError(
         f"re-identification of {query}->{other}: no sample of "
-        f"{job.protocol.source!r} has another one of the same {field!r}."
+        f"{protocol.source!r} has another one of the same {field!r}."
       )
-    rows = {f"R@{k}": metrics.recall_at(ranks, k) for k in RECALLS}
+    means = np.nanmean(table[:, answered], axis=0)
+    # A sample of the other side alone is no query that is missing.
+    keys = keys_of((query,))
+    without = sum(
+      record is not None and not all(key in record.media for key in keys)
+      for i, record in enumerate(gallery.records)
+      if i not in gallery.repeats
+    )
     return [
-      job.protocol.result(
+      protocol.result(
         f"{self.title}/{query}->{other}/{name}",
-        values,
-        total=gallery.count(),
-        gallery=len(known),
+        means[:, column],
+        total=gallery.count() - without,
+        gallery=size,
       )
-      for name, values in (*rows.items(), ("mAP", precision))
+      for column, name in enumerate(self.measures)
     ]
+
+  def _galleries(
+    self,
+    known: Int[np.ndarray, " G"],
+    identity: Int[np.ndarray, " N"],
+    cameras: Int[np.ndarray, " N"] | None,
+  ) -> Iterator[Int[np.ndarray, " g"]]:
+    """The samples of each gallery."""
+    if not self.shots:
+      yield known
+      return
+    kinds: dict[tuple[int, int], list[int]] = {}
+    for i in known.tolist():
+      camera = -1 if cameras is None else int(cameras[i])
+      kinds.setdefault((int(identity[i]), camera), []).append(i)
+    for trial in range(self.trials):
+      rng = np.random.default_rng([self.seed, trial])
+      drawn = [rng.permutation(items)[: self.shots] for items in kinds.values()]
+      yield np.sort(np.concatenate(drawn))
+
+
+def _tally(
+  query: Float[np.ndarray, "Q E"],
+  key: Float[np.ndarray, "G E"],
+  asked: Int[np.ndarray, " Q"],
+  known: Int[np.ndarray, " G"],
+  kinds: tuple[Any, Any, Any],
+) -> Float[np.ndarray, "Q M"]:
+  """R@k and average precision of each query; NaN where it has no answer."""
+  rows, ranks, precision = identity_ranks(query, key, asked, known, *kinds)
+  out = np.full((len(asked), len(RECALLS) + 1), np.nan)
+  for column, k in enumerate(RECALLS):
+    out[rows, column] = metrics.recall_at(ranks, k)
+  out[rows, -1] = precision
+  return out
 
 
 def _numbered(labels: list[Any]) -> Int[np.ndarray, " N"]:
@@ -132,7 +215,10 @@ def identity_ranks(
   known: Int[np.ndarray, " G"],
   identity: Int[np.ndarray, " N"],
   camera: Int[np.ndarray, " N"] | None,
-) -> tuple[Int[np.ndarray, " A"], Float[np.ndarray, " A"]]:
+  place: Int[np.ndarray, " N"] | None = None,
+) -> tuple[
+  Int[np.ndarray, " A"], Int[np.ndarray, " A"], Float[np.ndarray, " A"]
+]:
   """Rank of the first sample of the same identity, and average precision.
 
   Args:
@@ -141,11 +227,15 @@ def identity_ranks(
     asked: which samples the queries are.
     known: which samples the gallery holds.
     identity: of every sample.
-    camera: of every sample; None: they are not told apart.
+    camera: of every sample; samples of the query's identity and camera do not
+      count. None: they are not told apart.
+    place: of every sample; samples of the query's place do not count. None:
+      likewise.
 
   Returns:
-    Of the queries that have an answer. Ties count against it.
+    Which queries have an answer, and both of these. Ties count against a query.
   """
+  answered = [np.zeros(0, np.int64)]
   ranks, precision = [np.zeros(0, np.int64)], [np.zeros(0)]
   for start in range(0, len(asked), _BLOCK):
     items = asked[start : start + _BLOCK, None]
@@ -154,9 +244,16 @@ def identity_ranks(
     left_out = items == known
     if camera is not None:
       left_out |= same & (camera[items] == camera[known])
+    if place is not None:
+      left_out |= place[items] == place[known]
     relevant = same & ~left_out
     rows = relevant.any(axis=1)
     scores[left_out] = -np.inf  # behind all others
+    answered.append(start + np.flatnonzero(rows))
     ranks.append(metrics.ranks(scores[rows], relevant[rows]))
     precision.append(metrics.average_precision(scores[rows], relevant[rows]))
-  return np.concatenate(ranks), np.concatenate(precision)
+  return (
+    np.concatenate(answered),
+    np.concatenate(ranks),
+    np.concatenate(precision),
+  )

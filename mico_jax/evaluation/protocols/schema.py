@@ -13,7 +13,7 @@ import string
 from collections.abc import Mapping
 from typing import Annotated
 
-from mico_jax.config import ConfigError
+from mico_jax.config import ConfigError, from_dict, to_dict
 from mico_jax.config.fields import (
   Choice,
   Frames,
@@ -21,6 +21,7 @@ from mico_jax.config.fields import (
   Name,
   NameMap,
   Names,
+  Options,
   Range,
 )
 from mico_jax.data import field_paths
@@ -77,6 +78,23 @@ class Split:
   ids: str = ""
   sha256: str = ""
   md5: Mapping[Name, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """A part of the copy that models are fine-tuned on, and never measured.
+
+  Attributes:
+    name: as configs and shards call it; that of no other part.
+    count: samples that its publisher lists.
+    ids: where the list of ids stands.
+    annotations: fields of the protocol's `annotations` that are others here.
+  """
+
+  name: Name = "train"
+  count: Annotated[int, Range(0, 10**9, "samples")] = 0
+  ids: str = ""
+  annotations: Options = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +200,7 @@ class BenchmarkProtocol:
     rates: modality -> samples of its series per second.
     channels: modality -> names of the channels of its series, with commas.
     annotations: how the official files are read, see the source "annotations".
+    train: parts that models are fine-tuned on.
   """
 
   title: str
@@ -208,6 +227,28 @@ class BenchmarkProtocol:
     dataclasses.field(default_factory=dict)
   )
   channels: NameMap = dataclasses.field(default_factory=dict)
+  train: tuple[Training, ...] = ()
+
+  def of_part(self, name: str) -> BenchmarkProtocol:
+    """The same of a part that models are fine-tuned on, in place of the split.
+
+    Raises:
+      ConfigError: for a name of no part, and fields that annotations lack.
+    """
+    parts = {part.name: part for part in self.train}
+    if name not in parts:
+      known = ", ".join(parts) or "it has none"
+      raise ConfigError(f"no part {name!r} to train on; known: {known}.")
+    part = parts[name]
+    fields = {**to_dict(self.annotations), **part.annotations}
+    return dataclasses.replace(
+      self,
+      split=Split(name, (part.count,), ids=part.ids),
+      annotations=from_dict(
+        fields, AnnotationsOptions, where=f"train.{name}.annotations"
+      ),
+      train=(),
+    )
 
   @property
   def context(self) -> str:
@@ -270,6 +311,11 @@ def check(protocol: BenchmarkProtocol) -> None:
   _check_copy(protocol)
   _check_texts(protocol)
   _check_classes(protocol)
+  names = [protocol.split.name, *(part.name for part in protocol.train)]
+  if len(set(names)) < len(names):
+    raise ConfigError(f"train: parts of equal names: {', '.join(names)}.")
+  for part in protocol.train:
+    check(protocol.of_part(part.name))
 
 
 def _check_modalities(protocol: BenchmarkProtocol) -> None:

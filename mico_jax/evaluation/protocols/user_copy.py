@@ -335,9 +335,36 @@ def write_shards_note(
   return path
 
 
-def _open_shards(
-  protocol: BenchmarkProtocol, name: str, folder: str, config: Config | None
-) -> UserCopy:
+@dataclasses.dataclass(frozen=True)
+class ShardsNote:
+  """What `write_shards_note` wrote.
+
+  Attributes:
+    spec: config of a source that reads the shards where they lie now.
+    facts: of the copy that they were made from.
+    names: of the classes.
+    labels: that mean them.
+  """
+
+  spec: SourceConfig
+  facts: Facts
+  names: tuple[str, ...]
+  labels: tuple[str, ...]
+
+
+def read_shards_note(
+  protocol: BenchmarkProtocol, name: str, folder: str
+) -> ShardsNote:
+  """What stands beside shards.
+
+  Args:
+    protocol: loaded.
+    name: of the protocol.
+    folder: of the shards.
+
+  Raises:
+    ConfigError: for shards of another protocol, or one that reads otherwise.
+  """
   path = posixpath.join(folder, SHARDS)
   try:
     content = json.loads(files.read_text(path))
@@ -358,10 +385,17 @@ def _open_shards(
     )
   pattern = posixpath.join(glob.escape(folder), spec.path)
   spec = dataclasses.replace(spec, path=pattern)
-  source = _opened(config, name, spec)
-  if len(source) != facts.count:
+  return ShardsNote(spec, facts, names, labels)
+
+
+def _open_shards(
+  protocol: BenchmarkProtocol, name: str, folder: str, config: Config | None
+) -> UserCopy:
+  note = read_shards_note(protocol, name, folder)
+  source = _opened(config, name, note.spec)
+  if len(source) != note.facts.count:
     raise ConfigError(
-      f"{folder}: the shards hold {len(source)} samples, {facts.count} were "
-      "built; copy them again."
+      f"{folder}: the shards hold {len(source)} samples, {note.facts.count} "
+      "were built; copy them again."
     )
-  return UserCopy(spec, source, facts, names, labels)
+  return UserCopy(note.spec, source, note.facts, note.names, note.labels)
