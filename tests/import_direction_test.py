@@ -20,6 +20,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "mico_jax"
 ROOMS: tuple[tuple[str, ...], ...] = (
   ("printing",),
   ("aliases", "axes", "config", "failures", "json_text", "memory", "rng"),
+  ("pretrained",),
   ("files",),
   ("modalities",),
   ("world",),
@@ -42,6 +43,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
   ("run.cluster",),
   ("run", "benchmarks"),
   ("run.commands",),
+  ("pretrained.make",),
   ("plan",),
   ("testing", "docs"),
   ("testing.golden", "testing.endurance"),
@@ -69,7 +71,7 @@ ONLY = {
   "parallel": {"aliases", "axes", "config", "failures"},
   "checkpoint": {
     *("aliases", "axes", "config", "failures", "files", "memory"),
-    "parallel",
+    *("parallel", "pretrained", "printing"),
   },
   "aot": {"kernels"},
 }
