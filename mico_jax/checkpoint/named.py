@@ -69,7 +69,12 @@ def converted(folder: pathlib.Path) -> pathlib.Path:
   Raises:
     CheckpointError: if its weights do not fit this version.
   """
-  state = hashlib.sha256(repr(files.stamp(folder)).encode()).hexdigest()
+  states = [
+    (parts, (at := os.stat(folder.joinpath(*parts))).st_size, at.st_mtime_ns)
+    for parts in files.walk(folder)
+    if not parts[0].startswith(".")  # notes of the library that fetched it
+  ]
+  state = hashlib.sha256(repr(states).encode()).hexdigest()
   out = files.user_cache(CACHE) / f"{folder.name}-{state[:16]}"
   if not files.exists(out):
     module = importlib.import_module(_IMPORTER)

@@ -94,7 +94,8 @@ def step_folders(path: epath.PathLike) -> list[Any]:
     )
   raise CheckpointError(
     f"{str(path)!r} holds no checkpoint; give a workdir (with checkpoints/) "
-    "or a step folder such as runs/demo/checkpoints/1000."
+    "or a step folder such as runs/demo/checkpoints/1000. Exports and weights "
+    "of others are read by mico-jax import."
   )
 
 

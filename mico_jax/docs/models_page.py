@@ -10,12 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from mico_jax import config
-from mico_jax import pretrained
+from mico_jax import config, pretrained
 from mico_jax.docs.markdown import HEAD, markdown_table
 from mico_jax.models import build, parameters
 from mico_jax.models.presets import PRESETS, VISION
-
 
 # Results of packaged weights that the page shows: R@1 of a text's scene.
 _RECALL = re.compile(r"retrieval/t->(\w+)/R@1")
@@ -94,11 +92,11 @@ def _weights_row(name: str) -> tuple[Any, ...]:
 def weights_section() -> str:
   """The part of the page about weights that can be loaded."""
   text = (
-    "\n## Weights\n\n`mico_jax.list_pretrained()`: these come with the package, "
-    'and `mico_jax.load("NAME")`, `--checkpoint NAME` and `--init NAME` take '
-    "them (a file or folder of that name comes first). They are unpacked into "
-    "the cache folder of the user. Scores are R@1 on the test scenes; letters "
-    "are those of the [modalities](modalities.md).\n\n"
+    "\n## Weights\n\n`mico_jax.list_pretrained()`: these come with the "
+    'package, and `mico_jax.load("NAME")`, `--checkpoint NAME` and `--init '
+    "NAME` take them (a file or folder of that name comes first). They are "
+    "unpacked into the cache folder of the user. Scores are R@1 on the test "
+    "scenes; letters are those of the [modalities](modalities.md).\n\n"
   )
   text += markdown_table(
     ("name", "size", "modalities", "data", "licence", "scores", "commands"),

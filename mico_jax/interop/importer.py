@@ -25,8 +25,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import hub, restore, streamed
+from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint.described import Extras
 from mico_jax.config import Config, ConfigError, ModelConfig
 from mico_jax.data.tokenizer import Tokenizer

@@ -1,4 +1,4 @@
-"""Weights of others that `mico-jax import` reads: where they are, on what terms.
+"""Weights of others that `mico-jax import` reads: where, and on what terms.
 
 Nothing here is fetched unless a user gives the address. Licences are those that
 the authors state for the weights; whoever uses them should read them there.

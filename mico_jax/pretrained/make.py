@@ -1,6 +1,6 @@
-"""Packages the last checkpoint of a run as weights that come with mico_jax.
+r"""Packages the last checkpoint of a run as weights that come with mico_jax.
 
-    python -m mico_jax.pretrained.make runs/demo --name omniworld-tiny \\
+    python -m mico_jax.pretrained.make runs/demo --name omniworld-tiny \
       --command "mico-jax pretrain --config demo" --commit HASH
 
 Parameters are rounded to bfloat16 (averaged ones where the run has them) and
@@ -187,9 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     prog="python -m mico_jax.pretrained.make",
     description="Packages the last checkpoint of a run.",
   )
-  parser.add_argument(
-    "run", metavar="RUN", help="workdir, evaluated at its end"
-  )
+  parser.add_argument("run", metavar="RUN", help="workdir, with evaluation")
   parser.add_argument("--name", required=True, help="that `load` will take")
   parser.add_argument(
     "--command", required=True, metavar="TEXT", help="command that made the run"

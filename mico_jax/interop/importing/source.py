@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from mico_jax.config import Config
-from mico_jax.interop.files.tensors import Tensors
 from mico_jax.data.tokenizer import Tokenizer
+from mico_jax.interop.files.tensors import Tensors
 
 
 @runtime_checkable
