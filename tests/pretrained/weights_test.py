@@ -96,7 +96,7 @@ def test_a_run_starts_from_it(cache):
   like = build(source.config.model).abstract_params()
   zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
   params, report, notes = warm_start(zeros, NAME)
-  assert not (report.new or report.unused or report.resized or notes)
+  assert not (*report.new, *report.unused, *report.resized, *notes)
   jax.tree.map(np.testing.assert_array_equal, params, source.params)
 
 
@@ -109,9 +109,8 @@ def test_an_index_keeps_the_name(cache, model, tmp_path, monkeypatch, capsys):
     Image.new("RGB", (32, 32), (255 * i, 0, 0)).save(f"{i}.png")
   argv = ["index", "--checkpoint", NAME, "--out", "idx", "0.png", "1.png"]
   assert main(argv) == 0
-  assert (
-    json.loads(pathlib.Path("idx/index.json").read_text())["checkpoint"] == NAME
-  )
+  note = json.loads(pathlib.Path("idx/index.json").read_text())
+  assert note["checkpoint"] == NAME
   assert main(["search", "--index", "idx", "--text", "a red cube"]) == 0
 
 
@@ -213,11 +212,11 @@ def hub(tmp_path, monkeypatch):
       matches = lambda key, part=part: any(
         fnmatch.fnmatch(part, pattern) for pattern in options[key]
       )
-      if file.is_file() and matches("allow_patterns"):
-        if not matches("ignore_patterns"):
-          target = pathlib.Path(local_dir, part)
-          target.parent.mkdir(parents=True, exist_ok=True)
-          shutil.copy2(file, target)
+      wanted = matches("allow_patterns") and not matches("ignore_patterns")
+      if file.is_file() and wanted:
+        target = pathlib.Path(local_dir, part)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, target)
     return local_dir
 
   fake = types.SimpleNamespace(snapshot_download=snapshot_download)
