@@ -23,6 +23,7 @@ PATTERNS = (
   "*.bin",
   "*.json",
   "vocab.txt",  # *.json holds config, preprocessing and tokenizers
+  "tokenizer/*",  # of what `export --to torch` wrote
 )
 # Of a workdir or step folder, without the optimizer's state, and of a folder
 # that `export --to torch` wrote. A star stands for several parts of a path.

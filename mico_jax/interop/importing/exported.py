@@ -164,8 +164,8 @@ def _check_units(
   for key, one in about["inputs"].items():
     try:
       unit = MODALITIES[key].mode(config.data.inputs[key].mode).unit
-    except ValueError as error:
-      raise WeightsError(f"{folder}: {error}") from error
+    except (KeyError, ValueError) as error:
+      raise WeightsError(f"{folder}: input {key}: {error}") from error
     if unit != one.get("unit", ""):
       raise WeightsError(
         f"{folder}: {key} in {one.get('unit')!r}, but its mode {one['mode']!r} "
