@@ -10,7 +10,7 @@ import pathlib
 import re
 from typing import Any
 
-from mico_jax import files
+from mico_jax import extras, files
 from mico_jax.config import ConfigError
 
 SCHEME = "hf://"
@@ -83,7 +83,7 @@ def _fetch(path: str, **options: Any) -> pathlib.Path:
     import huggingface_hub
   except ImportError as error:
     raise ConfigError(
-      f"{path}: needs huggingface_hub: pip install 'mico-jax[hub]', or give a "
+      f"{path}: needs huggingface_hub: {extras.install('hub')}, or give a "
       "local path."
     ) from error
   try:

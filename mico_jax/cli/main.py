@@ -24,6 +24,7 @@ from mico_jax import failures
 from mico_jax.cli import ending
 from mico_jax.cli.huge_pages import restart_with_huge_pages
 from mico_jax.config import ConfigError
+from mico_jax.extras import EXTRAS, install
 from mico_jax.printing import escaped, known_names
 
 # Name -> one line of help. Each has a module in this folder (`module_of`) with
@@ -48,6 +49,7 @@ COMMANDS: dict[str, str] = {
   "data": "look at data, pack it, make a tokenizer",
   "bench": "measure kernels, on a device or by the TPU compiler",
   "doctor": "show versions, devices and optional packages",
+  "completion": "print a script that completes commands in a shell",
 }
 
 # Commands whose names Python or a module of its library has taken.
@@ -95,8 +97,15 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   return rest, overrides
 
 
-def make_parser(command: str | None) -> argparse.ArgumentParser:
-  """The parser; only the chosen command's module is imported."""
+def make_parser(
+  command: str | None, *, whole: bool = False
+) -> argparse.ArgumentParser:
+  """The parser; only the chosen command's module is imported.
+
+  Args:
+    command: that is chosen.
+    whole: all commands have their arguments, for tools that read them.
+  """
   parser = _Parser(
     prog="mico-jax",
     description="Omni-modal pretraining in JAX.",
@@ -111,7 +120,7 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
     dest="command", metavar="COMMAND", required=True
   )
   for name, text in COMMANDS.items():
-    if name != command:
+    if name != command and not whole:
       commands.add_parser(name, help=text, add_help=False)
       continue
     module = importlib.import_module(module_of(name))
@@ -182,19 +191,6 @@ class _Parser(argparse.ArgumentParser):
 def _say(text: str) -> None:
   """One line on stderr."""
   print(f"mico-jax: {escaped(text)}", file=sys.stderr)
-
-
-# Optional package -> the extra of mico-jax that installs it.
-EXTRAS: dict[str, str] = {
-  "gcsfs": "gcs",
-  "google": "gcs",
-  "huggingface_hub": "hub",
-  "pyarrow": "eval",
-  "s3fs": "s3",
-  "timm": "parity",
-  "torch": "torch",
-  "wandb": "wandb",
-}
 
 
 def _missing_extra(error: BaseException | None) -> str:
@@ -293,8 +289,7 @@ def _failure(error: Exception) -> int | None:
   """
   if package := _missing_extra(error):
     _say(
-      f"error: this needs the package {package}: pip install "
-      f"'mico-jax[{EXTRAS[package]}]'."
+      f"error: this needs the package {package}: {install(EXTRAS[package])}."
     )
     return 2
   if _lacks_credentials(error):

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from mico_jax import extras
 from mico_jax.checkpoint.manifest import flatten
 from mico_jax.config import ConfigError
 from mico_jax.interop.exporting import (
@@ -94,7 +95,7 @@ def _absent(target: str) -> str:
   if not absent:
     return ""
   extra = "torch" if target == "torch" else "clients"
-  return f"needs {', '.join(absent)}: pip install 'mico-jax[{extra}]'"
+  return f"needs {', '.join(absent)}: {extras.install(extra)}"
 
 
 def _torch(

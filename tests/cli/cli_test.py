@@ -86,6 +86,32 @@ def test_version_and_no_command(capsys):
   assert error.endswith("doctor. Did you mean 'pretrain'?\n")
 
 
+# What the shell would offer behind words, with the script that is printed.
+_COMPLETE = """\
+source {script}
+offer() {{
+  COMP_WORDS=(mico-jax "$@"); COMP_CWORD=$#; _shtab_mico_jax 2>/dev/null
+  echo "${{COMPREPLY[*]}}"
+}}
+offer s
+offer embed --batch
+offer score --check f
+"""
+
+
+def test_completion_completes_in_bash(capsys, tmp_path):
+  script = tmp_path / "mico-jax.bash"
+  script.write_text(ok(capsys, "completion", "bash"))
+  done = subprocess.run(
+    ["bash", "-c", _COMPLETE.format(script=script)],
+    capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  commands, option, value = done.stdout.splitlines()
+  assert commands.split() == ["sweep", "samples", "search", "score"]
+  assert option.split() == ["--batch-size"]
+  assert value.split() == ["full", "fast"]
+
+
 def test_near_names_are_proposed(capsys):
   assert main(["inspect", "--config", "demmo"]) == 2
   assert "no config 'demmo'. Did you mean 'demo'?" in capsys.readouterr().err

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mico_jax import json_text
+from mico_jax import extras, json_text
 from mico_jax.config import ConfigError
 from mico_jax.data.build.rows import Entry, Span
 from mico_jax.data.records import as_texts
@@ -116,7 +116,7 @@ def _lines(path: str) -> Iterator[dict[str, Any]]:
     yield from rows
   except ImportError as error:
     raise ConfigError(
-      f"{short(path)}: {error}; pip install 'mico-jax[eval]'."
+      f"{short(path)}: {error}; {extras.install('eval')}."
     ) from error
   except (DecodeError, ValueError, csv.Error, RecursionError) as error:
     text = " ".join(str(error).split())[:200]
