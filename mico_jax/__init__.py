@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   from mico_jax.modalities import MODALITIES, DecodeError
   from mico_jax.models import build
   from mico_jax.models.presets import list_encoders, list_models
+  from mico_jax.pretrained import list_pretrained
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ _PUBLIC = {
   "build": "mico_jax.models",
   "list_encoders": "mico_jax.models.presets",
   "list_models": "mico_jax.models.presets",
+  "list_pretrained": "mico_jax.pretrained",
   "load": "mico_jax.inference.omni_model",
 }
 
@@ -49,6 +51,7 @@ __all__ = [
   "build",
   "list_encoders",
   "list_models",
+  "list_pretrained",
   "load",
 ]
 

@@ -31,6 +31,12 @@ def is_local(path: epath.PathLike) -> bool:
   return "://" not in os.fspath(path)
 
 
+def user_cache(name: str) -> pathlib.Path:
+  """A folder of this user for what can be made again."""
+  home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  return pathlib.Path(home).expanduser() / "mico_jax" / name
+
+
 def place(path: epath.PathLike) -> Any:
   """A local or remote path.
 

@@ -18,8 +18,9 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "mico_jax"
 # import each other, except where ALSO says so. "a.b" is a folder within a room,
 # and "a" then what lies beside it.
 ROOMS: tuple[tuple[str, ...], ...] = (
-  ("printing",),
+  ("extras", "printing"),
   ("aliases", "axes", "config", "failures", "json_text", "memory", "rng"),
+  ("pretrained",),
   ("files",),
   ("modalities",),
   ("world",),
@@ -42,6 +43,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
   ("run.cluster",),
   ("run", "benchmarks"),
   ("run.commands",),
+  ("pretrained.make",),
   ("plan",),
   ("testing", "docs"),
   ("testing.golden", "testing.endurance"),
@@ -57,6 +59,7 @@ ONLY = {
     "aliases",
     "axes",
     "config",
+    "extras",
     "failures",
     "files",
     "modalities",
@@ -66,12 +69,12 @@ ONLY = {
   "kernels": {"aliases"},
   "layers": {"aliases", "axes", "kernels"},
   "objectives": {"aliases", "axes", "config", "modalities", "kernels", "rng"},
-  "parallel": {"aliases", "axes", "config", "failures"},
+  "parallel": {"aliases", "axes", "config", "failures", "printing"},
   "checkpoint": {
     *("aliases", "axes", "config", "failures", "files", "memory"),
-    "parallel",
+    *("extras", "parallel", "pretrained", "printing"),
   },
-  "aot": {"kernels"},
+  "aot": {"extras", "kernels"},
 }
 # What runs on a device without the training stack.
 LEAN = ("kernels", "layers", "models")

@@ -60,6 +60,15 @@ def test_data_files_are_packaged(project, repository):
   assert present <= packaged, sorted(map(str, present - packaged))
 
 
+def test_packaged_weights_stay_small(repository):
+  sizes = {
+    path.name: path.stat().st_size
+    for path in (repository / "mico_jax" / "pretrained").glob("*.zip")
+  }
+  assert sizes.keys() == {f"{name}.zip" for name in mico_jax.list_pretrained()}
+  assert sum(sizes.values()) < 3 * 2**20
+
+
 def test_configs_are_found():
   folders = config.config_dirs()
   if not folders:

@@ -21,7 +21,7 @@ from etils import epath
 from mico_jax import config as config_lib
 from mico_jax import files as files_lib
 from mico_jax.checkpoint import manifest as manifest_lib
-from mico_jax.checkpoint import mirror, sharded, storage
+from mico_jax.checkpoint import mirror, named, sharded, storage
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.checkpoint.steps import CHECKPOINTS, list_steps
 from mico_jax.config import Config
@@ -75,12 +75,13 @@ def step_folders(path: epath.PathLike) -> list[Any]:
   """Step folders that a path names, newest first.
 
   Args:
-    path: a workdir, its `checkpoints` folder or a step folder.
+    path: a workdir, its `checkpoints` folder or a step folder; or a name or
+      address, see `checkpoint.named`.
 
   Raises:
     CheckpointError: if there is no checkpoint.
   """
-  root = files_lib.place(path)
+  root = files_lib.place(named.resolve(path))
   if {"manifest", "params"} & set(files_lib.names(root)):
     return [root]
   for folder in (root / CHECKPOINTS, root):
@@ -88,10 +89,13 @@ def step_folders(path: epath.PathLike) -> list[Any]:
     if steps:
       return [folder / str(step) for step in reversed(steps)]
   if not files_lib.exists(root):
-    raise CheckpointError(f"no such workdir or checkpoint: {str(path)!r}.")
+    raise CheckpointError(
+      f"no such workdir or checkpoint: {str(path)!r}{named.other_names(path)}"
+    )
   raise CheckpointError(
     f"{str(path)!r} holds no checkpoint; give a workdir (with checkpoints/) "
-    "or a step folder such as runs/demo/checkpoints/1000."
+    "or a step folder such as runs/demo/checkpoints/1000. Exports and weights "
+    "of others are read by mico-jax import."
   )
 
 

@@ -83,7 +83,8 @@ def add_checkpoint(
     "--checkpoint",
     required=required,
     metavar="PATH",
-    help="workdir of a run, or one of its checkpoints/STEP folders",
+    help="workdir of a run, one of its checkpoints/STEP folders, packaged "
+    "weights (omniworld-tiny), or hf://owner/name",
   )
   parser.add_argument(
     "--check",

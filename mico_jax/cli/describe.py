@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds this command's arguments."""
   what = parser.add_mutually_exclusive_group(required=True)
   what.add_argument(
-    "--checkpoint", metavar="PATH", help="workdir or step folder"
+    "--checkpoint",
+    metavar="PATH",
+    help="workdir or step folder, packaged weights (omniworld-tiny), or "
+    "hf://owner/name",
   )
   what.add_argument(
     "--config",

@@ -42,8 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--init",
     metavar="CKPT",
-    help="start from the parameters of this workdir or checkpoint; position "
-    "and frame tables are resized, new heads listed",
+    help="start from the parameters of this workdir or checkpoint (a path, "
+    "packaged weights or hf://owner/name); position and frame tables are "
+    "resized, new heads listed",
   )
   parser.add_argument(
     "--profile-steps",

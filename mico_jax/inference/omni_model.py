@@ -351,7 +351,9 @@ def load(
   """Loads a checkpoint for use; needs no mesh and no target tree.
 
   Args:
-    path: a workdir (its newest checkpoint that verifies) or a step folder.
+    path: a workdir (its newest checkpoint that verifies) or a step folder; a
+      name of `mico_jax.list_pretrained()`; or hf://owner/name, a folder that
+      a run or `mico-jax export --to torch` wrote.
     check: "full": content hashes and the self-check's outputs; "fast": hashes
       only; "off": neither.
     strict: false turns mismatches into warnings.

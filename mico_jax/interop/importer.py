@@ -25,8 +25,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from mico_jax.checkpoint import hub, restore, streamed
 from mico_jax.checkpoint import manifest as manifest_lib
-from mico_jax.checkpoint import restore, streamed
 from mico_jax.checkpoint.described import Extras
 from mico_jax.config import Config, ConfigError, ModelConfig
 from mico_jax.data.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ from mico_jax.inference.self_check import SMALL, make_self_check, model_params
 from mico_jax.interop.exporting import export, torch_folder
 from mico_jax.interop.files import folders, safetensors_writer
 from mico_jax.interop.files.tensors import Item, WeightsError, record
-from mico_jax.interop.importing import convert, formats, hub, run_config
+from mico_jax.interop.importing import convert, formats, run_config
 from mico_jax.interop.importing.formats import FORMATS
 from mico_jax.interop.importing.source import ForeignWeights
 from mico_jax.interop.names import mico_vision

@@ -8,10 +8,10 @@ from mico_jax.data.storage.paths import (
   check_size,
   is_remote,
   short,
-  user_cache,
 )
 from mico_jax.data.storage.storage import Storage
 from mico_jax.data.storage.stores import Stamp
+from mico_jax.files import user_cache
 
 __all__ = [
   "MAX_FILE_BYTES",

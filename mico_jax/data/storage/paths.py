@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import stat
 
 from mico_jax.modalities import DecodeError
@@ -22,12 +21,6 @@ _KINDS = (
 def is_remote(path: str) -> bool:
   """Whether a path carries a scheme."""
   return "://" in path
-
-
-def user_cache(name: str) -> pathlib.Path:
-  """A folder of this user for what can be made again."""
-  home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  return pathlib.Path(home).expanduser() / "mico_jax" / name
 
 
 def short(path: str) -> str:

@@ -29,11 +29,11 @@ from mico_jax.data.storage.paths import (
   check_size,
   is_remote,
   short,
-  user_cache,
 )
 from mico_jax.data.storage.range_file import RangeFile
 from mico_jax.data.storage.remote_reads import RemoteReads, store
 from mico_jax.data.storage.stores import Stamp
+from mico_jax.files import user_cache
 from mico_jax.modalities import DecodeError
 
 _SCAN = 1 << 20  # bytes of one read of a file that is read as a whole

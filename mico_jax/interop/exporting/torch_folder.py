@@ -33,6 +33,7 @@ from mico_jax.inference.self_check import (
 )
 from mico_jax.interop.exporting import export, torch_embeddings, torch_inputs
 from mico_jax.interop.exporting.export import ExportReport, OpenedCheckpoint
+from mico_jax.interop.importing.exported import FORMAT
 from mico_jax.interop.names import torch_modules
 from mico_jax.modalities import (
   MODALITIES,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
 # Of a class in a folder's copy of `MODULE`, whose types no module has.
 _Module = Any
-FORMAT = "mico_jax torch 1"
 MODULE = "modeling_mico.py"
 SENTENCE_MODULE = "sentence_mico.py"  # for sentence-transformers
 # Encoders and text towers of `MODULE`.

@@ -18,6 +18,7 @@ from mico_jax.interop.importing import (
   bert,
   clip,
   evaclip,
+  exported,
   mico_folder,
   recognise,
   timm_vision,
@@ -67,6 +68,9 @@ FORMATS: dict[str, Format] = {
     "folders of Hugging Face: CLIP, SigLIP, DINOv2, ViT, ConvNeXt V2, Swin",
   ),
   "bert": Format(bert.read, bert.table, "BERT of Hugging Face: the text tower"),
+  "torch": Format(
+    exported.read, exported.table, "a folder of mico-jax export --to torch"
+  ),
 }
 
 
@@ -92,7 +96,7 @@ def settle(form: str, path: pathlib.Path) -> str:
   Raises:
     WeightsError: for weights that cannot be read, naming model and advice.
   """
-  if form == "mico":
+  if form in ("mico", "torch"):
     return form
   folder = path if path.is_dir() else path.parent
   settings = towers.read_json(folder / "config.json")

@@ -15,6 +15,7 @@ from mico_jax.data.tokenizer import (
   tokenizer_from_files,
 )
 from mico_jax.interop.importing import vocabulary as vocabularies
+from mico_jax.interop.importing.exported import StoredTokenizer
 from mico_jax.interop.importing.source import ForeignWeights
 from mico_jax.modalities import MODALITIES
 
@@ -136,7 +137,8 @@ def tokenizer(
   """
   if path is None and base is not None and not source.holds("text"):
     return tokenizer_from_files(base.tokenizer_files())
-  if config.data.tokenizer.kind != "wordpiece" and path is None:
+  shipped = config.data.tokenizer.kind != "wordpiece" and path is None
+  if shipped and not isinstance(source.vocabulary, StoredTokenizer):
     return make_tokenizer(config.data.tokenizer)
   if path is None and source.vocabulary is None:
     raise ConfigError(

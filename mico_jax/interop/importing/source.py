@@ -5,10 +5,20 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from mico_jax.config import Config
+from mico_jax.data.tokenizer import Tokenizer
 from mico_jax.interop.files.tensors import Tensors
-from mico_jax.interop.importing.vocabulary import Vocabulary
+
+
+@runtime_checkable
+class Words(Protocol):
+  """What a tokenizer is made of."""
+
+  def tokenizer(self) -> Tokenizer:
+    """The tokenizer; a ValueError where it cannot be made."""
+    ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class ForeignWeights:
   ignored: Mapping[str, str] = field(default_factory=dict)
   optional: tuple[str, ...] = ()
   ties: Mapping[str, str] = field(default_factory=dict)
-  vocabulary: Vocabulary | None = None
+  vocabulary: Words | None = None
   hint: str = ""
   positions: str = "bilinear"
   notes: tuple[str, ...] = ()

@@ -16,10 +16,12 @@ from mico_jax import axes
 from mico_jax.aliases import Params
 from mico_jax.checkpoint.manifest import flatten
 from mico_jax.interop.files.tensors import Item
+from mico_jax.interop.names.weight_map import Entry
 from mico_jax.models import MiCo
 
 STACKED = "blocks"  # part of a path whose arrays are stacked over layers
 LEAVES = {"kernel": "weight", "scale": "weight"}
+_KERNELS = {2: "linear", 4: "filter"}  # axes -> kind of `weight_map.Entry`
 
 
 def _turn(array: np.ndarray, leaf: str) -> np.ndarray:
@@ -41,14 +43,36 @@ def names(path: str, layers: int) -> list[str]:
   Raises:
     ValueError: for a stacked parameter outside of any "blocks".
   """
+  name = _template(path, stacked=bool(layers))
+  return [name.format(i=i) for i in range(max(layers, 1))]
+
+
+def _template(path: str, *, stacked: bool) -> str:
+  """The name of a parameter in PyTorch, with `{i}` for the layer."""
   parts = path.split("/")
   parts[-1] = LEAVES.get(parts[-1], parts[-1])
-  if not layers:
-    return [".".join(parts)]
-  if STACKED not in parts:
-    raise ValueError(f"{path} is stacked but has no part {STACKED!r}.")
-  at = len(parts) - parts[::-1].index(STACKED)
-  return [".".join([*parts[:at], str(i), *parts[at:]]) for i in range(layers)]
+  if stacked:
+    if STACKED not in parts:
+      raise ValueError(f"{path} is stacked but has no part {STACKED!r}.")
+    parts.insert(len(parts) - parts[::-1].index(STACKED), "{i}")
+  return ".".join(parts)
+
+
+def entries(model: MiCo) -> Iterator[Entry]:
+  """The weight map of this layout: the inverse of `items`.
+
+  Raises:
+    ValueError: for a kernel that is no matrix and no filter of two axes.
+  """
+  shapes = flatten(model.abstract_params())
+  for path, stack in stacked_layers(model).items():
+    kind, axes_of_one = "same", shapes[path].ndim - bool(stack)
+    if path.endswith("/kernel") and axes_of_one > 1:
+      if axes_of_one not in _KERNELS:
+        raise ValueError(f"{path} has {axes_of_one} axes, expected 2 or 4.")
+      kind = _KERNELS[axes_of_one]
+    names_of = (_template(path, stacked=bool(stack)),)
+    yield Entry(tuple(path.split("/")), names_of, kind, layers=stack)
 
 
 def stacked_layers(model: MiCo) -> dict[str, int]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from mico_jax.checkpoint.named import is_name
 from mico_jax.config import ConfigError
 from mico_jax.inference.index import (
   COLUMNS,
@@ -204,8 +205,12 @@ def _described(entry: EmbedItem) -> tuple[EmbedItem, Row]:
 
 
 def _absolute(path: str) -> str:
-  """The absolute path of a local file; others stay as they are."""
-  return path if "://" in path else os.path.abspath(path)
+  """The absolute path of a local file; others stay as they are.
+
+  So does the name of packaged weights, which is no path.
+  """
+  keep = "://" in path or is_name(path)
+  return path if keep else os.path.abspath(path)
 
 
 def _open_or_new(
