@@ -53,7 +53,7 @@ FILES: dict[str, tuple[str, str]] = {
   "data/build/hf.py": ("image audio", "a chat of transformers"),
   "data/build/inputs/metadata.py": ("audio subtitle", "the columns of VAST"),
   "data/sources/omniworld.py": (
-    "video depth normal",
+    "video depth normal thermal",
     "the arrays of OmniWorld",
   ),
   "run/commands/samples.py": (
