@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -47,8 +48,12 @@ TURN_NOISE = 0.004  # rad/s, largest
 _TABLE = 4096  # samples of noise
 
 
-def eased(time: float) -> float:
-  """Progress from -1 to 1 at times from -1 to 1; equal at -1, 0 and 1."""
+def eased(time: Any) -> Any:
+  """Progress from -1 to 1 at times from -1 to 1; equal at -1, 0 and 1.
+
+  Args:
+    time: a number or an array.
+  """
   s = (time + 1.0) / 2.0
   return 2.0 * (s * s * s * (10.0 + s * (6.0 * s - 15.0))) - 1.0
 
@@ -63,9 +68,11 @@ def position(
     solid: its number from the left.
     seconds: of the clip, from 0 to 1; it rests before and after.
   """
-  times = [eased(2.0 * s - 1.0) for s in np.clip(seconds, 0.0, 1.0).tolist()]
-  centre = bodies(scene, times)[solid].centre[:, :, 0, 0].astype(np.float64)
-  return centre[[0, 2, 1]].T * metres_per_unit(scene)
+  x, y, z = bodies(scene, (0.0,))[solid].centre[:, 0, 0, 0].tolist()
+  right, up = MOTION_STEP[scene.solids[solid].motion]
+  moved = eased(2.0 * np.clip(seconds, 0.0, 1.0) - 1.0)[:, None]
+  places = np.array([x, z, y]) + moved * np.array([right, 0.0, up])
+  return places * metres_per_unit(scene)
 
 
 def acceleration(

@@ -27,7 +27,7 @@ MATERIAL_HEAT = {
   "metal": (342.0, 0.5),
   "stone": (326.0, 3.0),
   "glass": (312.0, 5.0),
-  "wood": (300.0, 8.0),
+  "wood": (300.0, 7.0),
 }
 SPREAD = 4.0  # kelvin between the coldest and warmest of a material
 WALL, FLOOR = (286.0, 290.0), (288.0, 292.0)  # kelvin, coldest and warmest
