@@ -1,4 +1,4 @@
-"""The source of OmniWorld v2: its sensors by the way that every sample takes."""
+"""The source of OmniWorld v2: its sensors by the way of every sample."""
 
 from __future__ import annotations
 
