@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -21,6 +22,8 @@ from mico_jax.evaluation.evaluators.instance_pairs import (
 )
 from mico_jax.evaluation.features import Gallery
 from mico_jax.modalities import MODALITIES, by_letter, sides
+from mico_jax.parallel.mesh import make_mesh
+from mico_jax.run import setup
 from mico_jax.run.pretrain import pretrain
 
 UNTYPED = getattr(InstancePairs.measure, "__wrapped__", InstancePairs.measure)
@@ -105,7 +108,10 @@ def test_facts_that_a_pair_shares():
   assert recall.value == np.mean([keys.count(k) == 1 for k in keys])
 
 
-def test_two_steps_and_an_unmet_pair(tmp_path):
+def test_two_steps_and_an_unmet_pair(tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    setup, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1])
+  )
   config = config_lib.load("any_to_any")
   shrink = lambda part: dataclasses.replace(
     part, depth=1, width=24, num_heads=1, mlp_dim=24
