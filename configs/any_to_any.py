@@ -141,7 +141,7 @@ def get_config() -> ml_collections.ConfigDict:
       weight_decay=0.05,
       clip_norm=1.0,
     ),
-    train=c.TrainConfig(steps=1400, log_every=14, checkpoint_every=700),
+    train=c.TrainConfig(steps=1120, log_every=14, checkpoint_every=280),
     evaluation=c.EvaluationConfig(
       suite="omniworld",
       source="test",
