@@ -151,7 +151,8 @@ class SourceConfig:
   take_by: Label = ""
   take_seed: Seed = 0
   seed: Seed = 0  # OmniWorld
-  version: Annotated[str, Choice("v1")] = "v1"  # OmniWorld
+  # OmniWorld: "v2" adds sensors to the scenes of "v1"
+  version: Annotated[str, Choice("v1", "v2")] = "v1"
   # OmniWorld: facts that explicit negatives change; (): every stated one.
   negative_facts: Names = ()
   options: Options = field(default_factory=dict)  # of the kind itself

@@ -15,11 +15,12 @@ def stated(spec: SourceConfig, key: str) -> Stated:
   """What a source states of its samples of a modality."""
   field = MODALITIES[key].unit_field
   own = getattr(spec, field) if field else ""
-  usual = getattr(SOURCES[spec.kind], field, "") if field else ""
+  kind = SOURCES[spec.kind]
+  usual, old = kind.usual(spec, key), getattr(kind, field, "") if field else ""
   names = spec.channels.get(key, "")
   return Stated(
-    unit=spec.units.get(key, "") or own or usual,
-    rate=spec.rates.get(key, 0.0),
+    unit=spec.units.get(key, "") or own or old or usual.unit,
+    rate=spec.rates.get(key, 0.0) or usual.rate,
     channels=tuple(names.split(",")) if names else (),
   )
 

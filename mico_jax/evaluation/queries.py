@@ -15,6 +15,7 @@ from mico_jax.data.records import Record
 from mico_jax.data.samples import groups_of
 from mico_jax.evaluation.features import Gallery
 from mico_jax.modalities import DecodeError, has_text, letters
+from mico_jax.world import Scene
 
 
 def trained(config: Config, objective: str) -> tuple[str, ...]:
@@ -233,6 +234,16 @@ def queries_of(
       f"are: {', '.join(there) or 'none'}. Set evaluation.groups."
     )
   return make_queries(texts, items, kind, each=each)
+
+
+def scenes_of(
+  gallery: Gallery, items: Sequence[int] | Int[np.ndarray, " G"]
+) -> list[Scene] | None:
+  """The OmniWorld scenes that items show; None: not all show one."""
+  records = [gallery.records[item] for item in items]
+  scenes = [r.fields.get("scene") for r in records if r is not None]
+  found = [scene for scene in scenes if isinstance(scene, Scene)]
+  return found if found and len(found) == len(records) else None
 
 
 def labels_of(gallery: Gallery, field: str) -> list[Any]:

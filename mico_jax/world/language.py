@@ -1,8 +1,8 @@
 """Sentences about a scene: captions, questions, and negatives with one error.
 
 Sentences are short and have a small vocabulary. Each caption kind has three
-phrasings that state the same facts (`mico_jax.world.scene.STATED`). The first
-is the plainest; scenes of different facts have different first phrasings.
+phrasings that state the same facts (`mico_jax.world.scene.STATED_V2`). The
+first is the plainest; scenes of different facts have different first phrasings.
 """
 
 from __future__ import annotations
@@ -51,17 +51,20 @@ _SOUND = {
 }
 _COUNT = ("one", "two", "three")
 _WAY = {"still": "nowhere"}
+# Kinds whose solids follow one another, instead of being there at once.
+_ONE_BY_ONE = ("audio", "imu")
 
 
 def _noun(solid: Solid, stated: tuple[str, ...], phrasing: int) -> str:
-  """An article, the stated attributes and the shape."""
-  size = _BIG[solid.size] if phrasing == 2 else solid.size
-  words = ["a", size]
+  """An article, the stated attributes and the shape, if it is stated."""
+  words = ["a"]
+  if "size" in stated:
+    words.append(_BIG[solid.size] if phrasing == 2 else solid.size)
   if "colour" in stated:
     words.append(solid.colour)
   if "material" in stated and phrasing != 2:
     words.append(solid.material)
-  words.append(solid.shape)
+  words.append(solid.shape if "shape" in stated else "solid")
   if "material" in stated and phrasing == 2:
     words += ["of", solid.material]
   return " ".join(words)
@@ -72,7 +75,7 @@ def _clause(solid: Solid, stated: tuple[str, ...], phrasing: int) -> str:
   words = [_noun(solid, stated, phrasing)]
   if "motion" in stated:
     words.append(_VERBS[phrasing == 2][solid.motion])
-  elif "material" in stated and phrasing == 1:
+  elif {"material", "strikes"} <= {*stated} and phrasing == 1:
     words.append(_SOUND[solid.material])
   if "place" in stated:
     place = _PLACE[solid.place]
@@ -85,21 +88,23 @@ def caption(scene: Scene, kind: str, phrasing: int = 0) -> str:
 
   Args:
     scene: what to describe.
-    kind: key of `mico_jax.world.scene.STATED`.
+    kind: key of `mico_jax.world.scene.STATED_V2`.
     phrasing: 0, 1 or 2; the same facts in other words.
   """
-  stated = facts.STATED[kind]
+  stated = facts.STATED_V2[kind]
   if kind == "subtitle":
     return (
       f"this is the story of {scene.name}",
       f"my name is {scene.name}",
       f"{scene.name} tells this story",
     )[phrasing]
-  joint = " then " if kind == "audio" else " and "
+  joint = " then " if kind in _ONE_BY_ONE else " and "
   text = joint.join(_clause(s, stated, phrasing) for s in scene.solids)
   if "strikes" in stated:
     verb = "hit" if phrasing == 2 else "struck"
-    text = f"{text} {verb} {scene.strikes}"
+    struck = f"{verb} {scene.strikes}"
+    first = kind == "imu" and phrasing == 1
+    text = f"{struck} {text}" if first else f"{text} {struck}"
   if kind == "audio" and phrasing == 2:
     text = f"the sound of {text}"
   if "setting" in stated:
@@ -185,7 +190,7 @@ def negatives(
     names: facts that may change; if the kind states none of them, all stated
       facts may.
   """
-  every = tuple(f for f in facts.STATED[kind] if f != "count")
+  every = tuple(f for f in facts.STATED_V2[kind] if f != "count")
   stated = tuple(f for f in every if f in names) or every
   if kind == "subtitle":
     number = 1
@@ -205,17 +210,19 @@ class Language:
   Attributes:
     scene: of the sentences.
     index: seeds the negatives.
+    kinds: of the captions.
   """
 
   scene: Scene
   index: int
+  kinds: tuple[str, ...] = tuple(facts.STATED)
 
   @cached_property
   def captions(self) -> Mapping[str, list[str]]:
     """Caption kind -> phrasings, the plainest first."""
     return {
       kind: [caption(self.scene, kind, p) for p in range(NUM_PHRASINGS)]
-      for kind in facts.STATED
+      for kind in self.kinds
     }
 
   @cached_property
@@ -227,7 +234,7 @@ class Language:
   def negatives(self) -> Mapping[str, list[str]]:
     """Caption kind -> false captions, each with one fact changed."""
     return {
-      kind: negatives(self.scene, kind, self.index) for kind in facts.STATED
+      kind: negatives(self.scene, kind, self.index) for kind in self.kinds
     }
 
 

@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-VERSIONS = ("v1",)
+# v2 has the scenes of v1 and all that is rendered of them, but solids that
+# start and stop (`mico_jax.world.motion`), and further sensors and sentences.
+VERSIONS = ("v1", "v2")
 SPLITS = ("train", "test", "hard")
 
 SHAPES = ("sphere", "cube", "cylinder", "cone")
@@ -80,23 +82,25 @@ SCENE_FACTS: Mapping[str, tuple[str, ...]] = {
 }
 
 # Fact -> sets of modality letters, each of which suffices to observe it. `v`
-# is several frames; image, depth and normal are one frame. "count" is the
-# number of solids, "place" one of left, middle and right. The order of the
-# solids is also heard, since they are struck from left to right.
+# is several frames; image, depth, normal and thermal (`h`) are one frame, `m`
+# are the recordings of an inertial sensor on each solid, `p` is a point cloud
+# in the unit sphere. "count" is the number of solids, "place" one of left,
+# middle and right. The order of the solids is also heard, since they are struck
+# from left to right, and recorded in this order.
 OBSERVABLE: Mapping[str, tuple[frozenset[str], ...]] = {
-  "count": tuple(frozenset(x) for x in "viadn"),
-  "shape": tuple(frozenset(x) for x in "viadn"),
-  "size": tuple(frozenset(x) for x in "viadn"),
-  "colour": (frozenset("v"), frozenset("i")),
-  "place": tuple(frozenset(x) for x in "vidn"),
-  "motion": (frozenset("v"),),
-  "material": (frozenset("a"),),
-  "strikes": (frozenset("a"),),
+  "count": tuple(frozenset(x) for x in "viadnhmp"),
+  "shape": tuple(frozenset(x) for x in "viadnhp"),
+  "size": tuple(frozenset(x) for x in "viadnhp"),
+  "colour": tuple(frozenset(x) for x in "vip"),
+  "place": tuple(frozenset(x) for x in "vidnhp"),
+  "motion": tuple(frozenset(x) for x in "vm"),
+  "material": tuple(frozenset(x) for x in "ah"),
+  "strikes": tuple(frozenset(x) for x in "am"),
   "setting": (frozenset("d"),),
   "name": (frozenset("s"),),
 }
 
-# Caption kind -> facts that its captions state.
+# Caption kind of v1 -> facts that its captions state.
 STATED: Mapping[str, tuple[str, ...]] = {
   "vision": ("count", "shape", "colour", "size", "place", "motion"),
   "audio": ("count", "shape", "size", "material", "strikes"),
@@ -126,6 +130,14 @@ STATED: Mapping[str, tuple[str, ...]] = {
     "setting",
     "name",
   ),
+}
+
+# The kinds of v2: those of v1, and what each further sensor can tell.
+STATED_V2: Mapping[str, tuple[str, ...]] = {
+  **STATED,
+  "thermal": ("count", "shape", "size", "material", "place"),
+  "imu": ("count", "motion", "strikes"),
+  "pointcloud": ("count", "shape", "colour", "size", "place"),
 }
 
 # Entries of `Scene.look`: uniform in [0, 1), multiples of 1/256.

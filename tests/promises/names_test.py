@@ -60,7 +60,7 @@ FILES: dict[str, tuple[str, str]] = {
   "data/build/sets/sysu_mm01.py": ("image thermal", "one data set"),
   "data/build/inputs/metadata.py": ("audio subtitle", "the columns of VAST"),
   "data/sources/omniworld.py": (
-    "video depth normal",
+    "video depth normal thermal",
     "the arrays of OmniWorld",
   ),
   "run/commands/samples.py": (

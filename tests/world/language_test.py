@@ -8,7 +8,8 @@ from mico_jax.world import language
 from mico_jax.world import scene as facts
 from mico_jax.world.ceiling import facts_key
 
-KINDS = tuple(world.STATED)
+KINDS = tuple(world.STATED_V2)
+V2 = world.World(version="v2")
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +23,14 @@ def test_caption_and_stated_facts_determine_each_other(scenes, kind, phrasing):
   by_text, by_facts = {}, {}
   for scene in scenes:
     text = world.caption(scene, kind, phrasing)
-    key = facts_key(scene, world.STATED[kind])
+    key = facts_key(scene, world.STATED_V2[kind])
     assert by_text.setdefault(text, key) == key
     assert by_facts.setdefault(key, text) == text
 
 
 def test_phrasings_differ(scenes):
   for scene in scenes[:50]:
-    for texts in world.World().language(scene, 0).captions.values():
+    for texts in V2.language(scene, 0).captions.values():
       assert len(set(texts)) == language.NUM_PHRASINGS
 
 
@@ -48,7 +49,7 @@ def test_vocabulary_is_small_and_complete(scenes):
   known = set(world.vocabulary())
   assert 80 <= len(known) <= 150
   for i, scene in enumerate(scenes[:300]):
-    words = world.World().language(scene, i)
+    words = V2.language(scene, i)
     texts = [t for ts in words.captions.values() for t in ts]
     texts += [t for q in words.questions for t in q[:2]]
     texts += [t for ts in words.negatives.values() for t in ts]
@@ -59,7 +60,7 @@ def test_vocabulary_is_small_and_complete(scenes):
 
 def test_subtitle_name_is_nowhere_in_the_omni_caption(scenes):
   for scene in scenes[:100]:
-    captions = world.World().language(scene, 0).captions
+    captions = V2.language(scene, 0).captions
     for kind, texts in captions.items():
       named = kind in ("subtitle", "story")
       assert all((scene.name in t.split()) == named for t in texts)
@@ -76,7 +77,7 @@ def test_negatives_are_false_and_change_one_fact(scenes, kind):
     one_fact = {
       world.caption(scene.with_fact(fact, value), kind)
       for fact in facts.changes(
-        scene, [f for f in world.STATED[kind] if f != "count"]
+        scene, [f for f in world.STATED_V2[kind] if f != "count"]
       )
       for value in scene.alternatives(fact)
     }

@@ -16,6 +16,7 @@ import numpy as np
 from mico_jax.config import Config, SourceConfig, from_dict
 from mico_jax.data.records import Record
 from mico_jax.data.storage import Span, Storage
+from mico_jax.modalities import UNSTATED, Stated
 
 
 @runtime_checkable
@@ -96,6 +97,17 @@ class SourceKind(abc.ABC):
     return from_dict(
       spec.options, cls.Options, where=f"data.sources.{name}.options"
     )
+
+  @classmethod
+  def usual(cls, spec: SourceConfig, key: str) -> Stated:
+    """What holds of the samples of a modality where the config states nothing.
+
+    Args:
+      spec: of the source.
+      key: of the modality.
+    """
+    del spec, key
+    return UNSTATED
 
   @abc.abstractmethod
   def __len__(self) -> int:

@@ -11,9 +11,9 @@ import numpy as np
 from mico_jax.config import Config, ConfigError, SourceConfig
 from mico_jax.data.records import Lazy, Record
 from mico_jax.data.sources.base import SourceKind
-from mico_jax.modalities import MODALITIES
+from mico_jax.modalities import MODALITIES, UNSTATED, Stated
 from mico_jax.printing import known_names
-from mico_jax.world import FIELDS, STATED, Scene, World, negatives
+from mico_jax.world import FIELDS_OF, RATES, UNITS, Scene, World, negatives
 from mico_jax.world.language import NUM_PHRASINGS, caption
 from mico_jax.world.scene import SCENE_FACTS, SOLID_FACTS
 
@@ -32,8 +32,9 @@ class OmniWorldSource(SourceKind):
     """Prepares a split of the world.
 
     Raises:
-      ConfigError: for an unknown version, split or fact, a `where` filter, and
-        `fields` or `captions`.
+      ConfigError: for an unknown version, split or fact, a `where` filter,
+        `fields` or `captions`, and for units and rates that are not those of
+        the scenes.
     """
     if spec.where:
       raise ConfigError(f"data.sources.{name}.where: OmniWorld has no filter.")
@@ -47,6 +48,7 @@ class OmniWorldSource(SourceKind):
         f"data.sources.{name}.depth_unit={spec.depth_unit!r}: OmniWorld "
         "measures in metres."
       )
+    _check_stated(name, spec)
     facts = [*SOLID_FACTS, *SCENE_FACTS]
     for fact in spec.negative_facts:
       if fact not in facts:
@@ -67,7 +69,7 @@ class OmniWorldSource(SourceKind):
       key: config.data.inputs[key].frames
       if key in config.data.inputs
       else MODALITIES[key].default_input.frames
-      for key in ("video", "depth", "normal")
+      for key in ("video", "depth", "normal", "thermal")
     }
     text = f"omniworld {spec.version} {spec.seed} {spec.split} {self._size}"
     self.sha256 = hashlib.sha256(text.encode()).hexdigest()
@@ -78,6 +80,13 @@ class OmniWorldSource(SourceKind):
   ) -> OmniWorldSource:
     """Prepares a split of the world for the input sizes of a config."""
     return cls(name, spec, config)
+
+  @classmethod
+  def usual(cls, spec: SourceConfig, key: str) -> Stated:
+    """Units and rates of what the version has."""
+    if key not in FIELDS_OF.get(spec.version, ()):
+      return UNSTATED
+    return Stated(UNITS.get(key, ""), RATES.get(key, 0.0))
 
   def __len__(self) -> int:
     """Number of scenes."""
@@ -124,13 +133,27 @@ class OmniWorldSource(SourceKind):
 
     return Record(
       id=sample_id,
-      media={key: _one(read_many, key) for key in FIELDS},
-      captions=Lazy(tuple(STATED), captions),
-      negatives=Lazy(tuple(STATED), opposites),
+      media={key: _one(read_many, key) for key in self.world.fields},
+      captions=Lazy(tuple(self.world.stated), captions),
+      negatives=Lazy(tuple(self.world.stated), opposites),
       questions=_Questions(language),
       fields={"scene": scene},
       read_many=read_many,
     )
+
+
+def _check_stated(name: str, spec: SourceConfig) -> None:
+  """Raises ConfigError for a unit or rate that is not that of the scenes."""
+  for field, told, own in (
+    ("units", spec.units, UNITS),
+    ("rates", spec.rates, RATES),
+  ):
+    for key, value in told.items():
+      if value != own.get(key, value):
+        raise ConfigError(
+          f"data.sources.{name}.{field}[{key!r}]={value!r}: OmniWorld has "
+          f"{own[key]!r}; remove it."
+        )
 
 
 def _one(read_many: Any, key: str) -> Any:

@@ -35,6 +35,7 @@ from mico_jax.evaluation.queries import (
   among,
   evaluated_groups,
   queries_of,
+  scenes_of,
 )
 from mico_jax.evaluation.results import Protocol, Result
 from mico_jax.evaluation.streamed_ranks import answers_from, streamed_ranks
@@ -323,13 +324,9 @@ def world_ceiling(
   A text fits every item that agrees in the facts that it states and the
   modalities show, and a perfect model picks one of them at random.
   """
-  scenes = []
-  for item in queries.items:
-    record = gallery.records[item]
-    scene = None if record is None else record.fields.get("scene")
-    if scene is None:
-      return None
-    scenes.append(scene)
+  scenes = scenes_of(gallery, queries.items)
+  if scenes is None:
+    return None
   names = shown_facts(context, queries.kind)
   keys = [facts_key(scene, names) for scene in scenes]
   shares = []
