@@ -1,8 +1,10 @@
 """Classes of samples by the trained heads of the objective `classification`.
 
 Of one class of a sample the accuracy is measured; a score that several classes
-share is right for none of them. Of several classes of a sample the mean average
-precision over the classes that at least one sample has, as in `tagging`.
+share is right for none of them. If there are two classes, the area under the
+ROC curve stands beside it, which is the same for either. Of several classes of
+a sample the mean average precision over the classes that at least one sample
+has, as in `tagging`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ _TOP = 5
 
 @dataclasses.dataclass(frozen=True)
 class Classifier(Evaluator):
-  """Accuracy, or mAP, of the heads that `classification` trains.
+  """Accuracy and ROC AUC, or mAP, of the heads that `classification` trains.
 
   For each of its groups; samples without a label, or of a class that the head
   does not know, are left out and counted.
@@ -41,6 +43,7 @@ class Classifier(Evaluator):
   title: ClassVar = "classifier"
   measures: ClassVar = {
     **MEASURES,
+    "ROC AUC": Measure(),
     "top-5": Measure(headline=False),
     "mAP": Measure(),
     "F1": Measure(headline=False),  # of the second of two classes
@@ -78,15 +81,16 @@ class Classifier(Evaluator):
     logits: Float[np.ndarray, "N K"],
     labels: Shaped[np.ndarray, "N 1"],
   ) -> list[Result]:
-    """Accuracy, and of more than five classes whether it is among the best."""
+    """Accuracy; of two classes ROC AUC, of more than five those of the best."""
     count, name = logits.shape[1], f"{self.title}/{group}"
+    own = np.arange(count) == labels
     predicted = metrics.predictions(logits).tolist()
     true = labels[:, 0].tolist()
     results = class_results(
       job, name, predicted, true, classes=count, gallery=count
     )
     if count > _TOP:
-      ranks = metrics.ranks(logits, np.arange(count) == labels)
+      ranks = metrics.ranks(logits, own)
       results.append(
         job.protocol.result(
           f"{name}/top-{_TOP}",
@@ -94,6 +98,19 @@ class Classifier(Evaluator):
           total=job.gallery.count(),
           gallery=count,
           baseline=_TOP / count,
+        )
+      )
+    if count == 2 and own.any(axis=0).all():
+      odds = logits[:, 1] - logits[:, 0]
+      area, interval = metrics.roc_auc(odds, own[:, 1])
+      results.append(
+        dataclasses.replace(
+          results[0],
+          name=f"{self.title}/{group}/ROC AUC",
+          value=area,
+          interval=tuple(interval) if job.protocol.bootstrap else None,
+          baseline=0.5,
+          values=None,  # it is no mean over items
         )
       )
     return results
