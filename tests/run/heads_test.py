@@ -256,6 +256,10 @@ def test_places_and_galleries_that_are_drawn():
     for sides in (("h", "i"), ("i", "h"))
     for result in measure.direction(gallery, Protocol(), *sides, "who")
   }
+  with pytest.raises(ConfigError, match="no sample has a field 'spot'"):
+    Reidentification(place="spot").direction(
+      gallery, Protocol(), "h", "i", "who"
+    )
   firsts = []
   for trial in range(4):
     draw = np.random.default_rng([7, trial])
