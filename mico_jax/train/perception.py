@@ -165,35 +165,8 @@ def make(
     options: of evaluators, by name.
     columns: of tables.
   """
-  model = PRESETS[preset]
-  large = preset == LARGE
-  rate = 0.2 if large else 0.25
-  if model.vision.encoder == "vit":
-    vision = dataclasses.replace(model.vision, drop_path_rate=rate)
-    model = dataclasses.replace(model, vision=vision)
-  setting = Setting(
-    paper.group,
-    4e-3 if large else 5e-5,
-    4096 if large else 512,
-    90 if large else paper.epochs,
-    samples or paper.samples,
-  )
-  config = finetune(
-    paper.name,
-    setting,
-    "",
-    vocabulary,
-    _with_heads(model, paper.group),
-    objectives={paper.objective: (paper.group,)},
-    max_length={"default": 20},
-    augment=augment or {},
-    evaluation={"suite": "heads", "groups": (), "options": options or {}},
-    optimizer={
-      "name": "adamw",
-      "schedule": "cosine",
-      "weight_decay": 0.05 if large else 1e-8,
-      "warmup": 5 / 90 if large else 0.0,
-    },
+  config = _finetuned(
+    paper, preset, vocabulary, samples or paper.samples, augment or {}, options
   )
   shown = {
     key: dataclasses.replace(
@@ -217,6 +190,47 @@ def make(
       )
     },
     objectives=c.ObjectivesConfig(options={paper.objective: dict(learned)}),
+  )
+
+
+def _finetuned(
+  paper: PaperSet,
+  preset: str,
+  vocabulary: str,
+  samples: int,
+  augment: Mapping[str, Mapping[str, Any]],
+  options: Mapping[str, Any] | None,
+) -> c.Config:
+  """The paper's settings of a preset, for a row; see `make`."""
+  model = PRESETS[preset]
+  large = preset == LARGE
+  rate = 0.2 if large else 0.25
+  if model.vision.encoder == "vit":
+    vision = dataclasses.replace(model.vision, drop_path_rate=rate)
+    model = dataclasses.replace(model, vision=vision)
+  setting = Setting(
+    paper.group,
+    4e-3 if large else 5e-5,
+    4096 if large else 512,
+    90 if large else paper.epochs,
+    samples,
+  )
+  return finetune(
+    paper.name,
+    setting,
+    "",
+    vocabulary,
+    _with_heads(model, paper.group),
+    objectives={paper.objective: (paper.group,)},
+    max_length={"default": 20},
+    augment=augment,
+    evaluation={"suite": "heads", "groups": (), "options": options or {}},
+    optimizer={
+      "name": "adamw",
+      "schedule": "cosine",
+      "weight_decay": 0.05 if large else 1e-8,
+      "warmup": 5 / 90 if large else 0.0,
+    },
   )
 
 

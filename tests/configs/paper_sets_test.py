@@ -56,6 +56,7 @@ SMALL = (
   "model.text.num_heads=2",
   "model.text.mlp_dim=16",
   "model.embed_dim=8",
+  "model.scan=False",
   "evaluation.batch_size=8",
   "evaluation.bootstrap=10",
   "train.steps=2",

@@ -165,7 +165,7 @@ def test_windows_of_motion(tmp_path):
 
 def test_videos_of_ego4d(tmp_path, capsys):
   lines, note = built("ego4d_imu", tmp_path)
-  videos = {k: {x["video"] for x in v} for k, v in lines.items()}
+  videos = {k: {x["video_uid"] for x in v} for k, v in lines.items()}
   assert not videos["train"] & videos["test"]
   # One video has two scenarios, another's acceleration is in feet.
   assert videos["train"] | videos["test"] == set("abcdefg")

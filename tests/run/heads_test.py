@@ -115,6 +115,7 @@ def test_heads_are_trained_stored_and_measured(run):
   found = {result.name: result for result in results}
   assert set(found) == {
     "classifier/i/accuracy",
+    "classifier/i/mean per class",  # the classes differ in size
     *(f"regressor/i/size/{x}" for x in ("MAE", "RMSE", "R2")),
     *(f"re-id/i->i/{x}" for x in ("R@1", "R@5", "R@10", "mAP")),
   }
@@ -255,6 +256,10 @@ def test_places_and_galleries_that_are_drawn():
     for sides in (("h", "i"), ("i", "h"))
     for result in measure.direction(gallery, Protocol(), *sides, "who")
   }
+  with pytest.raises(ConfigError, match="no sample has a field 'spot'"):
+    Reidentification(place="spot").direction(
+      gallery, Protocol(), "h", "i", "who"
+    )
   firsts = []
   for trial in range(4):
     draw = np.random.default_rng([7, trial])

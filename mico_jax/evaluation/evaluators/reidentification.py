@@ -115,8 +115,7 @@ class Reidentification(Evaluator):
     """
     labels = labels_of(gallery, field)
     cameras, places = (
-      _numbered(labels_of(gallery, name)) if name else None
-      for name in (self.camera, self.place)
+      self._kinds(gallery, name) for name in (self.camera, self.place)
     )
     named = lambda side: np.asarray(
       [i for i in gallery.usable(side) if labels[i] is not None], np.int64
@@ -143,22 +142,31 @@ class Reidentification(Evaluator):
         f"{protocol.source!r} has another one of the same {field!r}."
       )
     means = np.nanmean(table[:, answered], axis=0)
-    # A sample of the other side alone is no query that is missing.
-    keys = keys_of((query,))
-    without = sum(
-      record is not None and not all(key in record.media for key in keys)
-      for i, record in enumerate(gallery.records)
-      if i not in gallery.repeats
-    )
+    asks = _with_files(gallery, query)
     return [
       protocol.result(
         f"{self.title}/{query}->{other}/{name}",
         means[:, column],
-        total=gallery.count() - without,
+        total=asks,
         gallery=size,
       )
       for column, name in enumerate(self.measures)
     ]
+
+  def _kinds(self, gallery: Gallery, name: str) -> Any:
+    """A number for each value of a record field; None: there is none to ask.
+
+    Raises:
+      ConfigError: if no sample has the field.
+    """
+    if not name:
+      return None
+    labels = labels_of(gallery, name)
+    if all(x is None for x in labels):
+      raise ConfigError(
+        f"evaluation.options.{self.name}: no sample has a field {name!r}."
+      )
+    return _numbered(labels)
 
   def _galleries(
     self,
@@ -178,6 +186,19 @@ class Reidentification(Evaluator):
       rng = np.random.default_rng([self.seed, trial])
       drawn = [rng.permutation(items)[: self.shots] for items in kinds.values()]
       yield np.sort(np.concatenate(drawn))
+
+
+def _with_files(gallery: Gallery, side: str) -> int:
+  """Items that have files of a side, or could not be read.
+
+  An item of the other side alone is no query that is missing.
+  """
+  keys = keys_of((side,))
+  return sum(
+    record is None or all(key in record.media for key in keys)
+    for i, record in enumerate(gallery.records)
+    if i not in gallery.repeats
+  )
 
 
 def _tally(
@@ -230,7 +251,7 @@ def identity_ranks(
     camera: of every sample; samples of the query's identity and camera do not
       count. None: they are not told apart.
     place: of every sample; samples of the query's place do not count. None:
-      likewise.
+      likewise; -1: unknown.
 
   Returns:
     Which queries have an answer, and both of these. Ties count against a query.
@@ -245,7 +266,7 @@ def identity_ranks(
     if camera is not None:
       left_out |= same & (camera[items] == camera[known])
     if place is not None:
-      left_out |= place[items] == place[known]
+      left_out |= (place[items] == place[known]) & (place[items] >= 0)
     relevant = same & ~left_out
     rows = relevant.any(axis=1)
     scores[left_out] = -np.inf  # behind all others

@@ -92,7 +92,7 @@ class Ego4DImu(OfficialSet):
           "split": split_of(video),
           "imu": f"motion/{video}.npz:windows[{i}]",
           "scenario": scenarios[video],
-          "video": video,
+          "video_uid": video,
         }
     copy.facts = {"scenarios": sorted(named)}
     if other:

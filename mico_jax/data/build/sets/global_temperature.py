@@ -64,8 +64,8 @@ class GlobalTemperature(OfficialSet):
     ]
     (count,) = stations
     copy.total = count * len(starts)
-    hours = _START + np.arange(ends[-1]) * np.timedelta64(1, "h")
-    dates = np.datetime_as_string(hours, "m").tolist()
+    hours = _START + 60 * np.arange(ends[-1])  # in minutes
+    dates = np.datetime_as_string(hours).tolist()
     for station in range(count):
       name = f"stations/{station:05d}.csv"
       series = np.concatenate([x[:, station] for x in parts]).tolist()
