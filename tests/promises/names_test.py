@@ -66,6 +66,7 @@ FILES: dict[str, tuple[str, str]] = {
   # A section of the config.
   "evaluation/features.py": ("audio", "config.data.audio"),
   "interop/exporting/torch_folder.py": ("audio", "config.data.audio"),
+  "interop/importing/exported.py": ("audio", "config.data.audio"),
   "inference/zero_shot.py": ("image", "the first argument, as of others"),
   "interop/torch_template/modeling_mico.py": (
     "audio depth image",
