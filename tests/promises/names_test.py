@@ -60,6 +60,7 @@ FILES: dict[str, tuple[str, str]] = {
     "video audio depth normal",
     "the arrays of OmniWorld, as files",
   ),
+  "run/commands/describe.py": ("k", "thousands of parameters"),
   "data/sources/coco.py": ("image", "the pictures of COCO"),
   "data/sources/imagefolder.py": ("image", "a folder of pictures"),
   "data/sources/vast.py": ("video audio", "the captions and clips of VAST"),
