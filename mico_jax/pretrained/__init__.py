@@ -73,7 +73,9 @@ class Weights:
   @classmethod
   def of(cls, values: Mapping[str, Any]) -> Weights:
     """From the content of NAME.json."""
-    return cls(**{**values, "modalities": tuple(values["modalities"])})
+    given: dict[str, Any] = dict(values)
+    given["modalities"] = tuple(values["modalities"])
+    return cls(**given)
 
   def content(self) -> bytes:
     """The packaged zip file, verified.

@@ -58,13 +58,6 @@ FOREIGN: Sequence[Foreign] = (
   ),
   Foreign("hf://openai/clip-vit-base-patch32", "hf", 151, "400 M pairs", "MIT"),
   Foreign(
-    "hf://laion/CLIP-ViT-B-16-laion2B-s34B-b88K",
-    "clip",
-    150,
-    "LAION-2B, English",
-    "MIT",
-  ),
-  Foreign(
     "hf://google/siglip-base-patch16-224", "hf", 203, "WebLI", "Apache-2.0"
   ),
   Foreign("hf://facebook/dinov2-base", "hf", 87, "LVD-142M", "Apache-2.0"),

@@ -35,6 +35,7 @@ from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import restore
 from mico_jax.checkpoint.described import Extras
 from mico_jax.checkpoint.manager import Manager
+from mico_jax.checkpoint.mirror import COMMIT
 from mico_jax.checkpoint.steps import CHECKPOINTS
 from mico_jax.config import ConfigError
 from mico_jax.data.tokenizer import tokenizer_from_files
@@ -103,7 +104,10 @@ def archive(folder: pathlib.Path) -> bytes:
         info = zipfile.ZipInfo(name, _DAY)
         info.compress_type = zipfile.ZIP_DEFLATED
         info.external_attr = 0o644 << 16
-        target.writestr(info, path.read_bytes(), compresslevel=9)
+        # Orbax writes there where the folder lay on this machine.
+        done = path.name == COMMIT
+        data = b"complete" if done else path.read_bytes()
+        target.writestr(info, data, compresslevel=9)
   return buffer.getvalue()
 
 

@@ -67,12 +67,14 @@ FILES: dict[str, tuple[str, str]] = {
     "video audio depth normal",
     "the arrays of OmniWorld, as files",
   ),
+  "run/commands/describe.py": ("k", "thousands of parameters"),
   "data/sources/coco.py": ("image", "the pictures of COCO"),
   "data/sources/imagefolder.py": ("image", "a folder of pictures"),
   "data/sources/vast.py": ("video audio", "the captions and clips of VAST"),
   # A section of the config.
   "evaluation/features.py": ("audio", "config.data.audio"),
   "interop/exporting/torch_folder.py": ("audio", "config.data.audio"),
+  "interop/importing/exported.py": ("audio", "config.data.audio"),
   "inference/zero_shot.py": ("image", "the first argument, as of others"),
   "interop/torch_template/modeling_mico.py": (
     "audio depth image",

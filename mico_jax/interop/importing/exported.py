@@ -15,6 +15,7 @@ from typing import Any
 from mico_jax import config as config_lib
 from mico_jax.config import Config, ConfigError, ModelConfig
 from mico_jax.data.tokenizer import Tokenizer, tokenizer_from_files
+from mico_jax.inference.prepare import enabled_keys
 from mico_jax.interop.files.opening import INDEX, open_tensors
 from mico_jax.interop.files.tensors import MALFORMED, WeightsError
 from mico_jax.interop.importing import towers
@@ -76,7 +77,7 @@ def read(path: pathlib.Path) -> ForeignWeights:
       f"{folder}: config.json or preprocessing.json does not fit this version "
       f"of mico_jax: {type(error).__name__}: {error}"
     ) from error
-  _check_units(config, about, folder)
+  _check_inputs(config, about, folder)
   files = {
     one.name: one.read_bytes()
     for one in sorted((folder / "tokenizer").glob("*"))
@@ -153,14 +154,25 @@ def _lengths(settings: Mapping[str, Any]) -> dict[str, int]:
   }
 
 
-def _check_units(
+def _check_inputs(
   config: Config, about: Mapping[str, Any], folder: pathlib.Path
 ) -> None:
-  """Compares the units of measured values with those of the modes here.
+  """Compares what preprocessing.json says with the model, and its units.
 
   Raises:
-    WeightsError: for another unit, or an unknown mode.
+    WeightsError: for an input that it leaves out, another unit, or an unknown
+      mode.
   """
+  missing = [
+    key
+    for key in enabled_keys(config)
+    if MODALITIES[key].kind == "knowledge" and key not in about["inputs"]
+  ]
+  if missing:
+    raise WeightsError(
+      f"{folder}: preprocessing.json says nothing of {', '.join(missing)}; "
+      "export the checkpoint again."
+    )
   for key, one in about["inputs"].items():
     try:
       unit = MODALITIES[key].mode(config.data.inputs[key].mode).unit
