@@ -7,8 +7,10 @@ line break could forge a message of this program.
 
 from __future__ import annotations
 
+import difflib
 import json
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 # Control, format (zero-width, bidirectional), surrogate, unassigned; line and
@@ -60,3 +62,23 @@ def shown(value: Any, longest: int = 80) -> str:
   except (ValueError, RecursionError):  # integers of thousands of digits inside
     return f"a {type(value).__name__}"
   return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def did_you_mean(name: object, names: Iterable[object]) -> str:
+  """The sentence " Did you mean 'video'?" where a name is near; else ""."""
+  known = [str(n) for n in names]
+  close = difflib.get_close_matches(str(name)[:200], known, n=1)
+  return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def known_names(name: object, names: Iterable[object]) -> str:
+  """What an error about an unknown name says: the known ones, and a near one.
+
+  "known: image, video. Did you mean 'video'?"
+
+  Args:
+    name: that was given.
+    names: that there are, in the order in which they are listed.
+  """
+  known = [str(n) for n in names]
+  return f"known: {', '.join(known) or 'none'}.{did_you_mean(name, known)}"

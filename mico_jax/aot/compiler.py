@@ -1,6 +1,6 @@
 """The TPU compiler (libtpu) on a machine without a TPU.
 
-Needs `pip install mico-jax[aot]` (libtpu, x86-64 Linux; no TPU, no root).
+Needs the extra `aot` (libtpu, x86-64 Linux; no TPU, no root).
 
 libtpu reads its flags when it is loaded, so call `prepare` before the first
 compilation of a process; a process dumps into one folder. Flags set by the user
@@ -27,6 +27,7 @@ import numpy as np
 from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mico_jax import extras
 from mico_jax.aot.chips import CHIPS, chip
 
 _DUMP_FLAGS = (
@@ -41,7 +42,7 @@ _folder: pathlib.Path | None = None
 def missing() -> str | None:
   """The reason why nothing can be compiled here, or None."""
   if importlib.util.find_spec("libtpu") is None:
-    return "libtpu is not installed; pip install mico-jax[aot]"
+    return f"libtpu is not installed; {extras.install('aot')}"
   return None
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mico_jax import extras
 from mico_jax.benchmarks.shapes import Shape
 
 # Encoder of this package -> timm's model of the same sizes.
@@ -31,12 +32,12 @@ def missing(*, towers: bool) -> str | None:
   try:
     import torch  # noqa: F401
   except ImportError:
-    return "PyTorch is not installed; pip install mico-jax[torch]"
+    return f"PyTorch is not installed; {extras.install('torch')}"
   if towers:
     try:
       import timm  # noqa: F401
     except ImportError:
-      return "timm is not installed; pip install mico-jax[parity]"
+      return f"timm is not installed; {extras.install('parity')}"
   return None
 
 

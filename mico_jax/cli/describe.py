@@ -8,8 +8,9 @@ from mico_jax.cli import common
 from mico_jax.config import ConfigError, to_json
 
 DESCRIPTION = """\
-Shows what a checkpoint or a config holds: config, parameter table with counts,
-versions, preprocessing. Reads no arrays and allocates none."""
+Shows what a checkpoint or a config holds: a summary, the whole config, a table
+of parameters with counts, versions, preprocessing. Reads no arrays and
+allocates none."""
 EXAMPLES = """\
   mico-jax inspect --checkpoint runs/demo
   mico-jax inspect --config demo --config.model.vision.depth=12
@@ -91,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
   if args.json:
     common.print_json(description.as_dict())
     return 0
+  common.say_page(common.table(description.summary()))
+  common.say("")
   common.say_page(to_json(description.config))
   if not args.no_table:
     common.say_page(description.overview())

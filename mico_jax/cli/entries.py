@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mico_jax.cli import common, source_arguments
 from mico_jax.config import ConfigError
+from mico_jax.printing import known_names
 
 if TYPE_CHECKING:
   from mico_jax.inference.omni_model import OmniModel
@@ -59,7 +60,7 @@ def names_of(args: argparse.Namespace) -> list[str]:
   for key in args.modality or ():
     if key not in MODALITIES:
       raise ConfigError(
-        f"--modality {key}: unknown; known: {', '.join(MODALITIES)}."
+        f"--modality {key}: unknown; {known_names(key, MODALITIES)}"
       )
   return names
 

@@ -24,7 +24,8 @@ from mico_jax import failures
 from mico_jax.cli import ending
 from mico_jax.cli.huge_pages import restart_with_huge_pages
 from mico_jax.config import ConfigError
-from mico_jax.printing import escaped
+from mico_jax.extras import EXTRAS, install
+from mico_jax.printing import escaped, known_names
 
 # Name -> one line of help. Each has a module in this folder (`module_of`) with
 # `DESCRIPTION`, `EXAMPLES`, `add_arguments` and `run`, imported when chosen;
@@ -48,6 +49,7 @@ COMMANDS: dict[str, str] = {
   "data": "look at data, pack it, make a tokenizer",
   "bench": "measure kernels, on a device or by the TPU compiler",
   "doctor": "show versions, devices and optional packages",
+  "completion": "print a script that completes commands in a shell",
 }
 
 # Commands whose names Python or a module of its library has taken.
@@ -73,24 +75,37 @@ def module_of(command: str) -> str:
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Separates the "--config.a.b=value" arguments from the others.
+  """Separates "--config.a.b=value" and "--config.a.b value" from the others.
 
   Returns:
     The other arguments, and the texts "a.b=value".
   """
   rest, overrides = [], []
-  for i, arg in enumerate(argv):
+  left = list(argv)
+  while left:
+    arg = left.pop(0)
     if arg == "--":
-      return [*rest, *argv[i:]], overrides
-    if arg.startswith("--config."):
-      overrides.append(arg.removeprefix("--config."))
-    else:
+      return [*rest, arg, *left], overrides
+    if not arg.startswith("--config."):
       rest.append(arg)
+      continue
+    override = arg.removeprefix("--config.")
+    # As in other programs, the value may stand behind a space.
+    if "=" not in override and left and not left[0].startswith("--"):
+      override += f"={left.pop(0)}"
+    overrides.append(override)
   return rest, overrides
 
 
-def make_parser(command: str | None) -> argparse.ArgumentParser:
-  """The parser; only the chosen command's module is imported."""
+def make_parser(
+  command: str | None, *, whole: bool = False
+) -> argparse.ArgumentParser:
+  """The parser; only the chosen command's module is imported.
+
+  Args:
+    command: that is chosen.
+    whole: all commands have their arguments, for tools that read them.
+  """
   parser = _Parser(
     prog="mico-jax",
     description="Omni-modal pretraining in JAX.",
@@ -105,7 +120,7 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
     dest="command", metavar="COMMAND", required=True
   )
   for name, text in COMMANDS.items():
-    if name != command:
+    if name != command and not whole:
       commands.add_parser(name, help=text, add_help=False)
       continue
     module = importlib.import_module(module_of(name))
@@ -176,19 +191,6 @@ class _Parser(argparse.ArgumentParser):
 def _say(text: str) -> None:
   """One line on stderr."""
   print(f"mico-jax: {escaped(text)}", file=sys.stderr)
-
-
-# Optional package -> the extra of mico-jax that installs it.
-EXTRAS: dict[str, str] = {
-  "gcsfs": "gcs",
-  "google": "gcs",
-  "huggingface_hub": "hub",
-  "pyarrow": "eval",
-  "s3fs": "s3",
-  "timm": "parity",
-  "torch": "torch",
-  "wandb": "wandb",
-}
 
 
 def _missing_extra(error: BaseException | None) -> str:
@@ -287,8 +289,7 @@ def _failure(error: Exception) -> int | None:
   """
   if package := _missing_extra(error):
     _say(
-      f"error: this needs the package {package}: pip install "
-      f"'mico-jax[{EXTRAS[package]}]'."
+      f"error: this needs the package {package}: {install(EXTRAS[package])}."
     )
     return 2
   if _lacks_credentials(error):
@@ -362,6 +363,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     restart_with_huge_pages(command)
     ending.leave(_status(arguments))
+  if command is not None and command not in COMMANDS:
+    _say(f"error: no command {command!r}; {known_names(command, COMMANDS)}")
+    return 2
   try:
     parser = make_parser(command)
     parsed: Any = parser.parse_args(args)

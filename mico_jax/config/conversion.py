@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import typing
@@ -12,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from mico_jax.config.fields import ConfigError, Declaration, Keys
 from mico_jax.config.training import Config
-from mico_jax.printing import escaped, shown
+from mico_jax.printing import did_you_mean, escaped, shown
 
 if typing.TYPE_CHECKING:
   import ml_collections
@@ -123,8 +122,7 @@ def _build(cls: type[T], values: Any, path: str) -> T:
   unknown = [k for k in values if k not in hints]
   if unknown:
     name = str(unknown[0])
-    close = difflib.get_close_matches(name[:200], hints, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = did_you_mean(name, hints)
     raise ConfigError(
       f"unknown config key {shown(f'{path}.{name}'.lstrip('.'))}.{hint} "
       f"Known keys here: {', '.join(sorted(hints))}."

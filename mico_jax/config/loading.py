@@ -15,6 +15,7 @@ from typing import Any
 from mico_jax.config.conversion import from_config_dict, from_dict, to_dict
 from mico_jax.config.fields import ConfigError
 from mico_jax.config.training import Config
+from mico_jax.printing import did_you_mean
 
 
 def config_dirs() -> list[pathlib.Path]:
@@ -48,8 +49,8 @@ def find(name: str) -> pathlib.Path:
     if p.stem not in ("__init__", "base")
   )
   raise ConfigError(
-    f"no config {name!r}. Packaged configs: {', '.join(known)}; "
-    "or give the path of a .py file."
+    f"no config {name!r}.{did_you_mean(name, known)} Packaged configs: "
+    f"{', '.join(known)}; or give the path of a .py file."
   )
 
 
@@ -81,9 +82,9 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     node = values
     for i, part in enumerate(parents):
       if not isinstance(node.get(part), dict):
-        known = ", ".join(sorted(node))
+        known, near = ", ".join(sorted(node)), did_you_mean(part, node)
         raise ConfigError(
-          f"unknown config key {'.'.join(parents[: i + 1])!r}. "
+          f"unknown config key {'.'.join(parents[: i + 1])!r}.{near} "
           f"Known keys here: {known}."
         )
       node = node[part]

@@ -32,6 +32,7 @@ from mico_jax.data.unmapped import (
   unmapped_members,
 )
 from mico_jax.modalities import DecodeError
+from mico_jax.printing import known_names
 
 _NAMED = 1000  # most skipped samples kept by name for each shard
 
@@ -95,7 +96,7 @@ def convert(
     TransientError: for storage that stays unreachable.
   """
   if to not in WRITERS:
-    raise ConfigError(f"to={to!r}; known: {', '.join(WRITERS)}.")
+    raise ConfigError(f"to={to!r}; {known_names(to, WRITERS)}")
   job = _Job(source, spec, pathlib.Path(out), to, shard_samples, strict)
   with job.locked():
     return job.run(progress)

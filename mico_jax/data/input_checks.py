@@ -9,6 +9,7 @@ from mico_jax.data import augmentation
 from mico_jax.data.samples import geometry, groups_of, keys_of
 from mico_jax.data.statements import common_channels
 from mico_jax.modalities import MODALITIES, as_columns, preprocessing
+from mico_jax.printing import known_names
 
 
 def check_inputs(config: Config) -> None:
@@ -24,7 +25,7 @@ def check_inputs(config: Config) -> None:
   for key, options in config.data.inputs.items():
     if key not in MODALITIES:
       raise ConfigError(
-        f"data.inputs names {key!r}; known: {', '.join(MODALITIES)}."
+        f"data.inputs names {key!r}; {known_names(key, MODALITIES)}"
       )
     try:
       preprocessing.mode_of(config, key, train=True)
@@ -46,9 +47,7 @@ def _check_columns(config: Config) -> None:
   able = {k: m.check_columns for k, m in MODALITIES.items() if m.check_columns}
   for key, entries in config.data.columns.items():
     if key not in able:
-      raise ConfigError(
-        f"data.columns names {key!r}; known: {', '.join(able)}."
-      )
+      raise ConfigError(f"data.columns names {key!r}; {known_names(key, able)}")
     try:
       able[key](as_columns(entries))
     except (TypeError, ValueError) as error:

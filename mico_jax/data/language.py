@@ -27,6 +27,7 @@ from mico_jax.modalities import (
   shown,
 )
 from mico_jax.modalities.words import decode_text
+from mico_jax.printing import known_names
 
 ALT_TEXT = "alt_text"  # alternative text of a picture on a web page
 JOINED = "joined"  # the captions of the single modalities, one after another
@@ -98,7 +99,7 @@ def check_lengths(config: Config) -> None:
     if kind not in known:
       raise ConfigError(
         f"data.tokenizer.max_length names {kind!r}, which is no kind of text "
-        f"here; known: {', '.join(dict.fromkeys(known))}."
+        f"here; {known_names(kind, dict.fromkeys(known))}"
       )
 
 

@@ -37,6 +37,7 @@ from jaxtyping import Int
 from mico_jax.config import Config, ConfigError
 from mico_jax.data.mixture import source_weights
 from mico_jax.data.text_lengths import Classes
+from mico_jax.printing import known_names
 
 SUBSTITUTES = 20  # samples tried for a row until reading it is an error
 
@@ -163,7 +164,7 @@ class Order:
       if name not in self._sizes:
         raise ConfigError(
           f"tasks.{task}.sources names {name!r}, which data.sources lacks; "
-          f"known: {', '.join(sorted(self._sizes))}."
+          f"{known_names(name, sorted(self._sizes))}"
         )
       if self._sizes[name] < 1:
         raise ConfigError(

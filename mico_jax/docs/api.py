@@ -1,6 +1,7 @@
 """Writes the API reference from docstrings, as HTML pages.
 
-    pip install 'mico-jax[docs]'
+Needs the extra `docs`:
+
     python -m mico_jax.docs.api site/
 
 There is a page per module, and a search over all pages. A client of a public

@@ -17,6 +17,8 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
+from mico_jax import extras
+
 _MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 
 
@@ -33,7 +35,7 @@ def _folder() -> pathlib.Path:
   spec = importlib.util.find_spec("pycocoevalcap")
   if spec is None or not spec.submodule_search_locations:
     raise Unavailable(
-      "pycocoevalcap is not installed: pip install 'mico-jax[captions]'."
+      f"pycocoevalcap is not installed: {extras.install('captions')}."
     )
   if shutil.which("java") is None:
     raise Unavailable("no Java runtime: `java` is not on the PATH.")

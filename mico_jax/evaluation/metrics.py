@@ -13,7 +13,7 @@ ten; there the exact interval of a share stands.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -110,6 +110,26 @@ def accuracy(
     raise ValueError(f"{len(predicted)} predictions for {len(target)} targets.")
   pairs = zip(predicted, target, strict=True)
   return np.asarray([float(p == t) for p, t in pairs])
+
+
+def class_means(
+  values: Float[np.ndarray, " N"], classes: Sequence[Any] | np.ndarray
+) -> Float[np.ndarray, " C"]:
+  """The mean of the values of each class, in the order of first sight.
+
+  Args:
+    values: of each item.
+    classes: of each item.
+
+  Raises:
+    ValueError: for unequal lengths.
+  """
+  if len(values) != len(classes):
+    raise ValueError(f"{len(values)} values for {len(classes)} classes.")
+  members: dict[Any, list[float]] = {}
+  for value, name in zip(values.tolist(), classes, strict=True):
+    members.setdefault(name, []).append(value)
+  return np.asarray([np.mean(rows) for rows in members.values()])
 
 
 def predictions(scores: Float[np.ndarray, "N C"]) -> Int[np.ndarray, " N"]:

@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 _BLOCK_BYTES = 2**27  # of the scores of a block on one device
+_EXACT = 2**24  # the largest count that float32 holds
 NONE = -1  # no further answer
 
 
@@ -60,7 +61,9 @@ def _block_ranks(
   given = answers >= 0
   found = jnp.take_along_axis(scores, jnp.maximum(answers, 0), axis=1)
   best = jnp.max(jnp.where(given, found, -jnp.inf), axis=1, keepdims=True)
-  before = jnp.sum(scores >= best, axis=1, dtype=jnp.int32)
+  # XLA's CPU sums float32 in vectors and integers one by one; ones are exact.
+  count = jnp.float32 if len(items) <= _EXACT else jnp.int32
+  before = jnp.sum((scores >= best).astype(count), axis=1).astype(jnp.int32)
   return 1 + before - jnp.sum(given & (found >= best), axis=1, dtype=jnp.int32)
 
 

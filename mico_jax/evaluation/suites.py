@@ -34,6 +34,7 @@ from mico_jax.evaluation.sameness import gallery_hashes
 from mico_jax.kernels import target
 from mico_jax.modalities import WHOLE, has_words
 from mico_jax.models import MiCo, build
+from mico_jax.printing import known_names
 from mico_jax.train import lora
 
 
@@ -158,7 +159,7 @@ def check_evaluation(config: Config) -> None:
   for name in config.evaluation.options:
     if name not in EVALUATORS:
       raise ConfigError(
-        f"evaluation.options names {name!r}; known: {', '.join(EVALUATORS)}."
+        f"evaluation.options names {name!r}; {known_names(name, EVALUATORS)}"
       )
   try:
     for name in EVALUATORS:

@@ -32,13 +32,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from mico_jax import extras
+
 try:
   from lmms_eval.api.instance import GenerationResult
   from lmms_eval.api.model import lmms
   from tqdm import tqdm
 except ImportError as error:
   raise ImportError(
-    f"lmms-eval cannot be loaded ({error}): pip install 'mico-jax[lmms]'.",
+    f"lmms-eval cannot be loaded ({error}): {extras.install('lmms')}.",
     name=error.name,
   ) from error
 

@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from mico_jax import extras
+
 try:
   from mteb._create_dataloaders import create_dataloader
   from mteb.models.abs_encoder import AbsEncoder
@@ -32,7 +34,7 @@ try:
   from mteb.types import PromptType
 except ImportError as error:
   raise ImportError(
-    f"mteb cannot be loaded ({error}): pip install 'mico-jax[mteb]'.",
+    f"mteb cannot be loaded ({error}): {extras.install('mteb')}.",
     name=error.name,
   ) from error
 

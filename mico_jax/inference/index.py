@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from mico_jax import extras
 from mico_jax.config import ConfigError
 
 FORMAT = "mico_jax index 1"
@@ -213,7 +214,7 @@ def read_tables(
     import pyarrow.parquet as pq
   except ImportError:
     raise ConfigError(
-      "an index needs pyarrow: pip install 'mico-jax[eval]'."
+      f"an index needs pyarrow: {extras.install('eval')}."
     ) from None
   tables = []
   for part in note["parts"]:

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from mico_jax import extras
 from mico_jax.checkpoint.manifest import flatten
 from mico_jax.config import ConfigError
 from mico_jax.interop.exporting import (
@@ -37,6 +38,7 @@ from mico_jax.interop.exporting.export import (
 from mico_jax.interop.files import folders
 from mico_jax.interop.importing import source_tensors
 from mico_jax.interop.names import torch_modules
+from mico_jax.printing import known_names
 
 SMALL = 400_000_000  # parameters
 ONE_FILE = ("timm", "openclip")  # clients that read no shards
@@ -93,7 +95,7 @@ def _absent(target: str) -> str:
   if not absent:
     return ""
   extra = "torch" if target == "torch" else "clients"
-  return f"needs {', '.join(absent)}: pip install 'mico-jax[{extra}]'"
+  return f"needs {', '.join(absent)}: {extras.install(extra)}"
 
 
 def _torch(
@@ -178,7 +180,7 @@ def check(target: str, options: Options) -> None:
   """
   if target not in TARGETS:
     raise ConfigError(
-      f"cannot export to {target!r}; known: {', '.join(TARGETS)}."
+      f"cannot export to {target!r}; {known_names(target, TARGETS)}"
     )
   if target in ONE_FILE and options.max_shard_size != SHARD_SIZE:
     raise ConfigError(

@@ -43,6 +43,7 @@ from mico_jax.interop.names.weight_map import Entry
 from mico_jax.models import MiCo, build
 from mico_jax.models.resize import resize_frames, resize_table
 from mico_jax.parallel.backend import require_backend
+from mico_jax.printing import known_names
 
 Table = Callable[[ModelConfig], Sequence[Entry]]
 REPORT = "import_report.json"
@@ -151,7 +152,7 @@ def import_checkpoint(
     ConfigError: if the arguments cannot be used.
   """
   if form not in FORMATS:
-    raise ConfigError(f"unknown form {form!r}; known: {', '.join(FORMATS)}.")
+    raise ConfigError(f"unknown form {form!r}; {known_names(form, FORMATS)}")
   folders.check_new(pathlib.Path(out))
   require_backend()
   place = hub.local(str(path))

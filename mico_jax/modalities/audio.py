@@ -36,7 +36,12 @@ from mico_jax.modalities.base import (
   Mode,
 )
 from mico_jax.modalities.sampling import choose_slices
-from mico_jax.modalities.sound import decode_audio, fbank, num_frames
+from mico_jax.modalities.sound import (
+  at_other_speed,
+  decode_audio,
+  fbank,
+  num_frames,
+)
 from mico_jax.modalities.spatial import modes, resize_axis
 
 STAGES = (MIX, SOUND, LOG_MEL)
@@ -96,17 +101,6 @@ def _host(
   return slices.astype(dtype)
 
 
-def _at_other_speed(
-  waveform: Float[np.ndarray, " N"], speed: float
-) -> Float[np.ndarray, " M"]:
-  """A sound played `speed` times as fast, which also changes the pitch."""
-  if len(waveform) < 2:
-    return waveform
-  old = np.arange(len(waveform))
-  new = np.arange(0, len(waveform) - 1, speed)
-  return np.interp(new, old, waveform).astype(np.float32)
-
-
 def _augment(
   waveform: Float[np.ndarray, " N"],
   geometry: Geometry,
@@ -131,7 +125,7 @@ def _augment(
     return _host(waveform, geometry)
   config = geometry.audio
   if speed:
-    waveform = _at_other_speed(waveform, rng.uniform(1 - speed, 1 + speed))
+    waveform = at_other_speed(waveform, rng.uniform(1 - speed, 1 + speed))
   covered = geometry.frames * geometry.size * config.hop_ms / 1000
   reach = int(0.1 * min(covered * config.sample_rate, len(waveform)))
   offset = int(rng.integers(-reach, reach + 1))

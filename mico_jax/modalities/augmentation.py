@@ -151,7 +151,7 @@ class Augmentation:
     """Frames in other colours."""
     return self._apply(COLOR, frames)
 
-  def sound(self, waveform: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+  def sound(self, waveform: Float[np.ndarray, " N"]) -> Float[np.ndarray, " M"]:
     """A waveform, mixed with the other one and changed."""
     mixing = any(t.stage == MIX for t in self._transforms)
     if self._other is not None and mixing:

@@ -20,6 +20,7 @@ from jaxtyping import Int
 from mico_jax import axes
 from mico_jax.aliases import Batch, PyTree
 from mico_jax.config import ConfigError
+from mico_jax.printing import known_names
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
@@ -32,7 +33,7 @@ def rules_by_name(name: str) -> Rules:
   """
   if name not in axes.RULES:
     raise ConfigError(
-      f"parallel.rules={name!r} is unknown; known: {', '.join(axes.RULES)}."
+      f"parallel.rules={name!r} is unknown; {known_names(name, axes.RULES)}"
     )
   return axes.RULES[name]
 
@@ -51,7 +52,7 @@ def spec(logical: Sequence[str | None], rules: Rules) -> PartitionSpec:
   for name in logical:
     if name is not None and name not in table:
       raise ValueError(
-        f"logical axis {name!r} has no rule; known: {', '.join(table)}. Add "
+        f"logical axis {name!r} has no rule; {known_names(name, table)} Add "
         "it to mico_jax.axes and to each table of axes.RULES."
       )
     target = table[name] if name is not None else None

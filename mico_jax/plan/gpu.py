@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mico_jax import extras
+
 # Share of a device's memory for XLA; CUDA, NCCL and cuDNN use the rest. Set
 # XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 for a run.
 USABLE = 0.92
@@ -109,8 +111,8 @@ def missing() -> str | None:
       if importlib.util.find_spec(f"jax_plugins.{name}") is not None:
         return None
   return (
-    "JAX's CUDA plugin is not installed: pip install 'mico-jax[cuda]' (Linux; "
-    "no GPU needed)."
+    f"JAX's CUDA plugin is not installed: {extras.install('cuda')} (Linux; no "
+    "GPU needed)."
   )
 
 

@@ -23,6 +23,7 @@ from mico_jax.evaluation.evaluators import EVALUATORS, find_measure
 from mico_jax.models import ENCODERS
 from mico_jax.objectives import OBJECTIVES
 from mico_jax.parallel import sharding
+from mico_jax.printing import known_names
 from mico_jax.train.state import HOST, OFFLOADABLE
 
 
@@ -61,7 +62,7 @@ def _check_keys(
   for value in values:
     if value not in known:
       raise ConfigError(
-        f"{path}={value!r} is unknown; known: {', '.join(known)}."
+        f"{path}={value!r} is unknown; {known_names(value, known)}"
       )
 
 
@@ -175,7 +176,7 @@ def _check_offload(config: Config) -> None:
   for part in config.parallel.offload:
     if part not in OFFLOADABLE:
       raise ConfigError(
-        f"parallel.offload names {part!r}; known: {', '.join(OFFLOADABLE)}."
+        f"parallel.offload names {part!r}; {known_names(part, OFFLOADABLE)}"
       )
   kinds = {m.kind for m in jax.local_devices()[0].addressable_memories()}
   if config.parallel.offload and HOST not in kinds:

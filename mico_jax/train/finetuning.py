@@ -15,6 +15,7 @@ from typing import Any
 
 from mico_jax import config as c
 from mico_jax.models.presets import PRESETS
+from mico_jax.printing import known_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ def parse(
   for what, value, known in (("set", name, table), ("preset", preset, PRESETS)):
     if value not in known:
       raise c.ConfigError(
-        f"no {what} {value!r} to fine-tune; known: {', '.join(known)}."
+        f"no {what} {value!r} to fine-tune; {known_names(value, known)}"
       )
   manifest = parts[1] or f"{name}/manifest.jsonl"
   return name, table[name], manifest, parts[2] or "vocab.txt", PRESETS[preset]

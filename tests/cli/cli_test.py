@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tarfile
@@ -80,7 +81,43 @@ def test_version_and_no_command(capsys):
   assert mico_jax.__version__ in ok(capsys, "--version")
   assert main([]) == 2
   assert main(["retrain"]) == 2
-  assert "invalid choice" in capsys.readouterr().err
+  error = capsys.readouterr().err
+  assert "no command 'retrain'; known: pretrain, evaluate" in error
+  assert error.endswith("doctor. Did you mean 'pretrain'?\n")
+
+
+# What the shell would offer behind words, with the script that is printed.
+_COMPLETE = """\
+source {script}
+offer() {{
+  COMP_WORDS=(mico-jax "$@"); COMP_CWORD=$#; _shtab_mico_jax 2>/dev/null
+  echo "${{COMPREPLY[*]}}"
+}}
+offer s
+offer embed --batch
+offer score --check f
+"""
+
+
+def test_completion_completes_in_bash(capsys, tmp_path):
+  script = tmp_path / "mico-jax.bash"
+  script.write_text(ok(capsys, "completion", "bash"))
+  done = subprocess.run(
+    ["bash", "-c", _COMPLETE.format(script=script)],
+    capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  commands, option, value = done.stdout.splitlines()
+  assert commands.split() == ["sweep", "samples", "search", "score"]
+  assert option.split() == ["--batch-size"]
+  assert value.split() == ["full", "fast"]
+
+
+def test_near_names_are_proposed(capsys):
+  assert main(["inspect", "--config", "demmo"]) == 2
+  assert "no config 'demmo'. Did you mean 'demo'?" in capsys.readouterr().err
+  words = ["inspect", "--config", "demo", "--config.data.inputs.vidoe.frames=2"]
+  assert main(words) == 2
+  assert "Did you mean 'video'?" in capsys.readouterr().err
 
 
 def test_every_command_has_a_module_and_is_listed(capsys):
@@ -98,6 +135,11 @@ def test_overrides_are_taken_out():
     ["pretrain", "--config", "x", "--json"],
     ["train.steps=3"],
   )
+  args = ["--config.a.b", "-3", "x", "--config.c", "--json", "--config.d"]
+  assert split_overrides(args) == (["x", "--json"], ["a.b=-3", "c", "d"])
+  args = ["--config.a=1", "2", "--", "--config.b", "3"]
+  rest, overrides = split_overrides(args)
+  assert (rest, overrides) == (["2", "--", "--config.b", "3"], ["a=1"])
 
 
 def test_module_runs_as_program():
@@ -370,6 +412,10 @@ def test_inspect(here, capsys):
   out = ok(capsys, "inspect", "--config", "tiny.py",
            "--config.model.vision.depth=3")  # fmt: skip
   assert "vision.blocks.attn.qkv.kernel" in out
+  first = out[: out.index("{")]
+  assert re.search(r"^name +tiny$", first, re.MULTILINE)
+  assert re.search(r"^vision +vit 32 x 3, ", first, re.MULTILINE)
+  assert re.search(r"^task \w+ +.*; batch of \d+$", first, re.MULTILINE)
   assert "(3, 32, 96)" in out
 
 

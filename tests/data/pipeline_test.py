@@ -223,10 +223,10 @@ def test_stalled_decoder_names_the_sample(tmp_path, tokenizer):
   files = sources["a"]._files
   read = files.read
 
-  def slow(reference):
+  def slow(reference, **options):
     if reference == "3.png":
       time.sleep(3)
-    return read(reference)
+    return read(reference, **options)
 
   files.read = slow
   with pytest.raises(StalledDecoder, match=r"s3 .*data\.timeout"):

@@ -11,6 +11,7 @@ import shlex
 import pytest
 
 import mico_jax
+from mico_jax import extras
 from mico_jax.cli.main import main
 from mico_jax.testing import raw_videos
 from mico_jax.testing.tiny_data import write_manifest, write_tar
@@ -49,7 +50,7 @@ def _run(command: str, capsys) -> str:
   status = main(argv)
   text = capsys.readouterr()
   if "--engine ray" in command and importlib.util.find_spec("ray") is None:
-    assert (status, "mico-jax[ray]" in text.err) == (2, True)
+    assert (status, extras.install("ray") in text.err) == (2, True)
     return ""
   assert status == 0, text.err
   return text.out

@@ -11,7 +11,7 @@ from PIL import Image
 from mico_jax import config as c
 from mico_jax.cli.main import main
 from mico_jax.data.records import Record
-from mico_jax.evaluation import labelled
+from mico_jax.evaluation import labelled, metrics
 from mico_jax.evaluation.evaluator import Job
 from mico_jax.evaluation.evaluators import (
   few_shot,
@@ -176,7 +176,7 @@ def test_few_shot_and_nearest_classes(capsys):
   ]
   assert "50 of each cannot be drawn" in capsys.readouterr().err
   assert 0.4 < some[0].value < some[1].value
-  (vote,) = nearest.Nearest(k=15).measure(job)
+  vote = nearest.Nearest(k=15).measure(job)[0]
   assert vote.value > 0.6
   # All features alike: no class wins by its place.
   flat = _job(
@@ -185,6 +185,28 @@ def test_few_shot_and_nearest_classes(capsys):
     "label",
   )
   assert few_shot.FewShot(shots=(2,)).measure(flat)[0].value == 0.0
+
+
+def test_classes_of_unequal_size_also_count_alike():
+  """Always saying the large class is half right in the mean over two."""
+  rng = np.random.default_rng(3)
+  train = rng.standard_normal((40, 4))
+  labels = ["large"] * 30 + ["small"] * 10
+  train[:30, 0] += 20
+  train[30:, 0] -= 20
+  asked = rng.standard_normal((20, 4))
+  asked[:, 0] += 20  # all of them look like the large class
+  targets = ["large"] * 15 + ["small"] * 5
+  job = _job(
+    _gallery(train, label=labels), _gallery(asked, label=targets), "label"
+  )
+  for kind in (linear_probe.LinearProbe(), nearest.Nearest()):
+    accuracy, mean = kind.measure(job)
+    assert (accuracy.name.split("/")[-1], accuracy.value) == ("accuracy", 0.75)
+    assert (mean.name.split("/")[-1], mean.value) == ("mean per class", 0.5)
+    assert (mean.n, mean.total, mean.baseline) == (2, 2, 0.5)
+  with pytest.raises(ValueError, match="2 values for 1 classes"):
+    metrics.class_means(np.ones(2), ["a"])
 
 
 def test_numbers_are_predicted():

@@ -330,7 +330,7 @@ def test_manifest_with_classes_probe_and_pairs(config, parts, tmp_path):
     probe_source="m",
   )
   config = dataclasses.replace(config, data=data, tasks={}, evaluation=settings)
-  zero, probe = _run(config, parts)
+  zero, _, probe, _ = _run(config, parts)
   assert (zero.n, zero.total, zero.baseline) == (9, 10, 0.5)
   assert probe.name == "linear probe/i/accuracy"
   assert probe.value == 1.0

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mico_jax import extras
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint.manifest import CheckpointError
 from mico_jax.cli import export as cli_export
@@ -177,7 +178,7 @@ def test_comparing_what_cannot_run_is_refused(
   monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
   status, _, err = run_cli(capsys, *argv, "--to", "timm", *on)
   assert status == 2
-  assert "needs timm, torch: pip install 'mico-jax[clients]'" in err
+  assert f"needs timm, torch: {extras.install('clients')}" in err
   monkeypatch.undo()
   size = ("--max-shard-size", "1MB")
   status, _, err = run_cli(capsys, *argv, "--to", "timm", *size)

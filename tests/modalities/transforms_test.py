@@ -338,6 +338,77 @@ def test_gain_is_in_decibels():
   assert 1.85 < max(levels) < 2.0
 
 
+def tone(hertz, seconds=1.0, rate=16_000):
+  """A sine, and its loudest frequency by the spectrum is `hertz`."""
+  t = np.arange(int(seconds * rate)) / rate
+  return np.sin(2 * np.pi * hertz * t).astype(np.float32)
+
+
+def loudest(waveform, rate=16_000):
+  spectrum = np.abs(np.fft.rfft(waveform))
+  return spectrum.argmax() * rate / len(waveform)
+
+
+def test_speed_changes_length_and_pitch_alike():
+  sound = tone(1000)
+  for seed in range(50):
+    faster = drawn({"speed": {"change": 0.2}}, seed).sound(sound)
+    speed = len(sound) / len(faster)
+    assert 0.79 < speed < 1.21
+    assert loudest(faster) == pytest.approx(1000 * speed, abs=2)
+  speeds = [
+    16_000 / len(drawn({"speed": {"change": 0.2}}, s).sound(sound))
+    for s in range(100)
+  ]
+  assert min(speeds) < 0.83
+  assert max(speeds) > 1.17
+
+
+def test_shift_keeps_the_end():
+  sound = np.arange(1, 101, dtype=np.float32)
+  shifts = []
+  for seed in range(100):
+    moved = drawn({"shift": {"share": 0.2}}, seed).sound(sound)
+    later = len(moved) - 100
+    shifts.append(later)
+    assert not moved[: max(later, 0)].any()
+    np.testing.assert_array_equal(
+      moved[max(later, 0) :], sound[-later:] if later < 0 else sound
+    )
+  assert (min(shifts), max(shifts)) == (-20, 20)
+
+
+def test_equalizer_changes_levels_and_no_frequency():
+  for hertz in (100, 1000, 6000):
+    sound, levels = tone(hertz), []
+    for seed in range(200):
+      other = drawn({"equalize": {"decibels": 6.0}}, seed).sound(sound)
+      assert len(other) == len(sound)
+      assert other.dtype == np.float32
+      assert loudest(other) == hertz
+      levels.append(20 * np.log10(np.abs(other).max() / np.abs(sound).max()))
+    assert -6.05 < min(levels) < -4.0
+    assert 4.0 < max(levels) < 6.05
+  # Neighbouring frequencies differ little, far ones are drawn by themselves.
+  mixture = tone(100) + tone(110) + tone(6000)
+  gains = np.array(
+    [
+      np.abs(np.fft.rfft(drawn({"equalize": {}}, s).sound(mixture)))[
+        [100, 110, 6000]
+      ]
+      for s in range(200)
+    ]
+  )
+  near = np.log(gains[:, 0] / gains[:, 1])
+  far = np.log(gains[:, 0] / gains[:, 2])
+  assert near.std() < 0.15 * far.std()
+
+
+def test_sounds_without_samples_stay_so():
+  for name in ("speed", "shift", "equalize"):
+    assert len(drawn({name: {}}).sound(np.zeros(1, "f4"))) == 1
+
+
 def test_sounds_take_what_the_stages_say():
   stages = MODALITIES["audio"].modes["plain"].stages
   assert {MIX, LOG_MEL} < set(stages)

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 import pytest
 
+from mico_jax import extras
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.checkpoint import restore
 from mico_jax.cli import main as cli
@@ -497,7 +499,7 @@ def test_unknown_best_metric_is_said(tmp_path, capsys):
 
 def test_missing_wandb_is_one_line(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "wandb", None)
-  with pytest.raises(ConfigError, match="pip install 'mico-jax"):
+  with pytest.raises(ConfigError, match=re.escape(extras.install("wandb"))):
     pretrain(tiny(steps=2, wandb=True), tmp_path / "w")
 
 

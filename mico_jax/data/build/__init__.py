@@ -25,6 +25,7 @@ from mico_jax.data.build.status import STATUSES, Summary
 from mico_jax.data.build.unit import PART, Names
 from mico_jax.data.shard_writers import WRITERS
 from mico_jax.modalities import DecodeError
+from mico_jax.printing import known_names
 
 __all__ = ["BuildReport", "Job", "build", "run"]
 
@@ -112,7 +113,7 @@ def run(
     ConfigError, DecodeError, TransientError: as `build`.
   """
   if engine not in ENGINES:
-    raise ConfigError(f"engine={engine!r}; known: {', '.join(ENGINES)}.")
+    raise ConfigError(f"engine={engine!r}; {known_names(engine, ENGINES)}")
   i, n = part
   if not 0 <= i < n:
     raise ConfigError(f"shard {i}/{n}: expected i/n with i from 0 to n - 1.")

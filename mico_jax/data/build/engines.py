@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mico_jax import failures
+from mico_jax import extras, failures
 from mico_jax.config import ConfigError
 from mico_jax.data.build.job import Job
 from mico_jax.data.build.rows import Unit
@@ -66,7 +66,7 @@ def ray_data(
     import ray.data
   except ImportError as error:
     raise ConfigError(
-      f"engine=ray: {error}; pip install 'mico-jax[ray]'."
+      f"engine=ray: {error}; {extras.install('ray')}."
     ) from error
   if not ray.is_initialized():
     ray.init(log_to_driver=False)

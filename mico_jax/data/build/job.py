@@ -19,6 +19,7 @@ from mico_jax.data.build.status import STATUSES
 from mico_jax.data.shard_writers import WRITERS
 from mico_jax.data.storage import is_remote
 from mico_jax.modalities import MODALITIES
+from mico_jax.printing import known_names
 
 NOTE = "build.json"
 # Packages whose versions decide the bytes that come out.
@@ -86,7 +87,7 @@ class Job:
       ("status", self.status, STATUSES),
     ):
       if value not in table:
-        raise ConfigError(f"{name}={value!r}; known: {', '.join(table)}.")
+        raise ConfigError(f"{name}={value!r}; {known_names(value, table)}")
     if is_remote(self.out):
       raise ConfigError(
         f"out={self.out!r} is remote; build into a local or mounted folder and "

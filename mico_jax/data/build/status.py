@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from mico_jax import extras
 from mico_jax.config import ConfigError
 
 _META = "mico_jax.build"  # key of the summary in a file
@@ -110,8 +111,8 @@ class Parquet(StatusFile):
       import pyarrow.parquet  # noqa: F401
     except ImportError as error:
       raise ConfigError(
-        f"the status tables are parquet: {error}; pip install "
-        "'mico-jax[eval]', or say --status jsonl."
+        f"the status tables are parquet: {error}; "
+        f"{extras.install('eval')}, or say --status jsonl."
       ) from error
 
   @classmethod

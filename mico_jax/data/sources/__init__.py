@@ -31,6 +31,7 @@ from mico_jax.data.sources.vast import VastSource
 from mico_jax.data.sources.webdataset import WebDatasetSource
 from mico_jax.data.subset import Subset
 from mico_jax.modalities import MODALITIES
+from mico_jax.printing import known_names
 
 __all__ = [
   "SOURCES",
@@ -97,7 +98,7 @@ def check_source(name: str, spec: SourceConfig) -> None:
     if key not in known:
       words = key in MODALITIES
       raise ConfigError(
-        f"data.sources.{name}.fields names {key!r}; known: {', '.join(known)}. "
+        f"data.sources.{name}.fields names {key!r}; {known_names(key, known)} "
         f"{'Its texts are' if words else 'A kind of caption is'} named in "
         f"data.sources.{name}.captions, a label in evaluation.label."
       )
@@ -119,7 +120,7 @@ def open_source(config: Config, name: str) -> Source:
   data = config.data
   if name not in data.sources:
     raise ConfigError(
-      f"no data source {name!r}; known: {', '.join(sorted(data.sources))}."
+      f"no data source {name!r}; {known_names(name, sorted(data.sources))}"
     )
   spec = data.sources[name]
   check_source(name, spec)

@@ -12,6 +12,7 @@ from mico_jax.config import Config, ConfigError, SourceConfig
 from mico_jax.data.records import Lazy, Record
 from mico_jax.data.sources.base import SourceKind
 from mico_jax.modalities import MODALITIES, UNSTATED, Stated
+from mico_jax.printing import known_names
 from mico_jax.world import FIELDS_OF, RATES, UNITS, Scene, World, negatives
 from mico_jax.world.language import NUM_PHRASINGS, caption
 from mico_jax.world.scene import SCENE_FACTS, SOLID_FACTS
@@ -53,7 +54,7 @@ class OmniWorldSource(SourceKind):
       if fact not in facts:
         raise ConfigError(
           f"data.sources.{name}.negative_facts: {fact!r} is not a fact of "
-          f"OmniWorld; known: {', '.join(facts)}."
+          f"OmniWorld; {known_names(fact, facts)}"
         )
     self._negative_facts = spec.negative_facts
     try:

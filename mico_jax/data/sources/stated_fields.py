@@ -5,6 +5,7 @@ from __future__ import annotations
 from mico_jax.config import ConfigError, SourceConfig
 from mico_jax.data.sources.base import SourceKind
 from mico_jax.modalities import MODALITIES
+from mico_jax.printing import known_names
 
 
 def check_statements(
@@ -31,13 +32,13 @@ def check_statements(
     for key in getattr(spec, field):
       if key not in known:
         raise ConfigError(
-          f"{where}.{field} names {key!r}; known: {', '.join(known)}."
+          f"{where}.{field} names {key!r}; {known_names(key, known)}"
         )
   for key, unit in spec.units.items():
     modality = MODALITIES[key]
     if unit not in modality.units:
       raise ConfigError(
-        f"{where}.units[{key!r}]={unit!r}; known: {', '.join(modality.units)}."
+        f"{where}.units[{key!r}]={unit!r}; {known_names(unit, modality.units)}"
       )
     field = modality.unit_field
     own = [getattr(x, field, "") for x in (spec, kind) if field]

@@ -8,6 +8,7 @@ from typing import Any
 
 from mico_jax.config import ConfigError
 from mico_jax.modalities import MODALITIES, DecodeError
+from mico_jax.printing import known_names
 
 
 def check_templates(templates: Mapping[str, str], name: str) -> None:
@@ -24,7 +25,7 @@ def check_templates(templates: Mapping[str, str], name: str) -> None:
     where = f"data.sources.{name}.options.files.{key}"
     if key not in MODALITIES:
       raise ConfigError(
-        f"{where}: unknown modality; known: {', '.join(MODALITIES)}."
+        f"{where}: unknown modality; {known_names(key, MODALITIES)}"
       )
     try:
       parts = list(string.Formatter().parse(template))

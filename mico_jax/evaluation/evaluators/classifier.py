@@ -15,6 +15,7 @@ from jaxtyping import Float, Shaped
 
 from mico_jax.config import Config
 from mico_jax.evaluation import metrics
+from mico_jax.evaluation.class_accuracy import MEASURES, class_results
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
 from mico_jax.evaluation.heads import (
   head_needs,
@@ -39,7 +40,7 @@ class Classifier(Evaluator):
   name: ClassVar = "classifier"
   title: ClassVar = "classifier"
   measures: ClassVar = {
-    "accuracy": Measure(),
+    **MEASURES,
     "top-5": Measure(headline=False),
     "mAP": Measure(),
   }
@@ -69,20 +70,24 @@ class Classifier(Evaluator):
     labels: Shaped[np.ndarray, "N 1"],
   ) -> list[Result]:
     """Accuracy, and of more than five classes whether it is among the best."""
-    count = logits.shape[1]
-    own = np.arange(count) == labels
-    ranks = metrics.ranks(logits, own)
-    return [
-      job.protocol.result(
-        f"{self.title}/{group}/{name}",
-        metrics.recall_at(ranks, k),
-        total=job.gallery.count(),
-        gallery=count,
-        baseline=k / count,
+    count, name = logits.shape[1], f"{self.title}/{group}"
+    predicted = metrics.predictions(logits).tolist()
+    true = labels[:, 0].tolist()
+    results = class_results(
+      job, name, predicted, true, classes=count, gallery=count
+    )
+    if count > _TOP:
+      ranks = metrics.ranks(logits, np.arange(count) == labels)
+      results.append(
+        job.protocol.result(
+          f"{name}/top-{_TOP}",
+          metrics.recall_at(ranks, _TOP),
+          total=job.gallery.count(),
+          gallery=count,
+          baseline=_TOP / count,
+        )
       )
-      for name, k in (("accuracy", 1), (f"top-{_TOP}", _TOP))
-      if k == 1 or count > _TOP
-    ]
+    return results
 
   def _several(
     self,

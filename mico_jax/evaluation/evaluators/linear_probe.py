@@ -18,7 +18,8 @@ from mico_jax.config import Config
 from mico_jax.config.fields import Items, Range
 from mico_jax.data.identity import tell
 from mico_jax.evaluation import labelled, metrics
-from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
+from mico_jax.evaluation.class_accuracy import MEASURES, class_results
+from mico_jax.evaluation.evaluator import Evaluator, Job, Needs
 from mico_jax.evaluation.linear_probe import fit_probe
 from mico_jax.evaluation.queries import evaluated_groups
 from mico_jax.evaluation.results import Result
@@ -34,7 +35,7 @@ class LinearProbe(Evaluator):
 
   name: ClassVar = "linear_probe"
   title: ClassVar = "linear probe"
-  measures: ClassVar = {"accuracy": Measure()}
+  measures: ClassVar = MEASURES
 
   # L2 penalties to choose from; one: that one
   penalties: Annotated[
@@ -53,9 +54,10 @@ class LinearProbe(Evaluator):
 
   def measure(self, job: Job) -> list[Result]:
     """Accuracy of each group."""
-    return [self._accuracy(job, c) for c in evaluated_groups(job.config)]
+    groups = evaluated_groups(job.config)
+    return [r for group in groups for r in self._accuracy(job, group)]
 
-  def _accuracy(self, job: Job, context: str) -> Result:
+  def _accuracy(self, job: Job, context: str) -> list[Result]:
     """Accuracy of one group."""
     features, labels, _ = labelled.labelled_training(job, context, self.title)
     classes = sorted(set(labels), key=str)
@@ -69,12 +71,13 @@ class LinearProbe(Evaluator):
     labelled.tell_unseen(f"{self.title}/{context}", test_labels, classes)
     chosen = metrics.predictions(probe.logits(test_features))
     predicted: Sequence[Any] = [classes[i] if i >= 0 else None for i in chosen]
-    return job.protocol.result(
-      f"{self.title}/{context}/accuracy",
-      metrics.accuracy(predicted, test_labels),
-      total=job.gallery.count(),
+    return class_results(
+      job,
+      f"{self.title}/{context}",
+      predicted,
+      test_labels,
+      classes=len(classes),
       gallery=len(classes),
-      baseline=1 / len(classes),
     )
 
   def _chosen(

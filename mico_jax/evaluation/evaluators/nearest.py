@@ -20,7 +20,8 @@ from jaxtyping import Float
 from mico_jax.config import Config
 from mico_jax.config.fields import Range
 from mico_jax.evaluation import labelled, metrics
-from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
+from mico_jax.evaluation.class_accuracy import MEASURES, class_results
+from mico_jax.evaluation.evaluator import Evaluator, Job, Needs
 from mico_jax.evaluation.queries import evaluated_groups
 from mico_jax.evaluation.results import Result
 
@@ -37,7 +38,7 @@ class Nearest(Evaluator):
 
   name: ClassVar = "nearest"
   title: ClassVar = "nearest"
-  measures: ClassVar = {"accuracy": Measure()}
+  measures: ClassVar = MEASURES
 
   # samples that vote, at most
   k: Annotated[int, Range(1, 10**6, "samples")] = 20
@@ -54,9 +55,10 @@ class Nearest(Evaluator):
 
   def measure(self, job: Job) -> list[Result]:
     """Accuracy of each group."""
-    return [self._accuracy(job, c) for c in evaluated_groups(job.config)]
+    groups = evaluated_groups(job.config)
+    return [r for group in groups for r in self._accuracy(job, group)]
 
-  def _accuracy(self, job: Job, context: str) -> Result:
+  def _accuracy(self, job: Job, context: str) -> list[Result]:
     """Accuracy of one group."""
     known, labels, columns = labelled.labelled_training(
       job, context, self.title
@@ -80,14 +82,13 @@ class Nearest(Evaluator):
       excluded=own,
     )
     chosen = metrics.predictions(votes)
-    return job.protocol.result(
-      f"{self.title}/{context}/accuracy",
-      metrics.accuracy(
-        [classes[i] if i >= 0 else None for i in chosen], targets
-      ),
-      total=job.gallery.count(),
+    return class_results(
+      job,
+      f"{self.title}/{context}",
+      [classes[i] if i >= 0 else None for i in chosen],
+      targets,
+      classes=len(classes),
       gallery=len(known),
-      baseline=1 / len(classes),
     )
 
 

@@ -21,7 +21,8 @@ from etils import epath
 from mico_jax.config import Config, ConfigError
 from mico_jax.data.identity import tell
 from mico_jax.evaluation import metrics
-from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
+from mico_jax.evaluation.class_accuracy import MEASURES, class_results
+from mico_jax.evaluation.evaluator import Evaluator, Job, Needs
 from mico_jax.evaluation.examples import Entry
 from mico_jax.evaluation.queries import (
   evaluated_groups,
@@ -50,7 +51,7 @@ class ZeroShot(Evaluator):
   templates: tuple[str, ...] = ("{}",)
   name: ClassVar = "zero_shot"
   title: ClassVar = "zero-shot"
-  measures: ClassVar = {"accuracy": Measure()}
+  measures: ClassVar = MEASURES
   cheap: ClassVar = True
 
   def check(self, config: Config) -> None:
@@ -88,9 +89,7 @@ class ZeroShot(Evaluator):
         f"{self.title}/{context}",
         [x for x, t in zip(labels, targets, strict=True) if t is None],
       )
-      results.append(
-        _accuracy(job, context, labels, targets, classes, templates)
-      )
+      results += _accuracy(job, context, labels, targets, classes, templates)
     return results
 
 
@@ -212,7 +211,7 @@ def _accuracy(
   targets: Sequence[int | None],
   classes: Sequence[str],
   templates: Sequence[str],
-) -> Result:
+) -> list[Result]:
   """Zero-shot accuracy of one set of letters.
 
   Args:
@@ -249,11 +248,12 @@ def _accuracy(
       lambda row: Entry(item=int(items[row])),
       lambda column: Entry(text=classes[column]),
     )
-  return job.protocol.result(
-    f"zero-shot/{letters}/accuracy",
-    metrics.accuracy(metrics.predictions(scores), right),
-    total=job.gallery.count(),
-    prompts=prompts,
+  return class_results(
+    job,
+    f"zero-shot/{letters}",
+    metrics.predictions(scores).tolist(),
+    right.tolist(),
+    classes=len(classes),
     gallery=len(classes),
-    baseline=1 / len(classes),
+    prompts=prompts,
   )

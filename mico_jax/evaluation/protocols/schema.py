@@ -27,6 +27,7 @@ from mico_jax.data import field_paths
 from mico_jax.data.annotation_files import Table
 from mico_jax.data.annotation_options import AnnotationsOptions, check_options
 from mico_jax.modalities import MODALITIES, letters
+from mico_jax.printing import known_names
 
 # Task -> the evaluator that measures it, and the objective that a task which
 # trains it has, by which evaluators know their group.
@@ -276,7 +277,7 @@ def _check_modalities(protocol: BenchmarkProtocol) -> None:
     for key in getattr(protocol, field):
       if key not in MODALITIES:
         raise ConfigError(
-          f"{field} names {key!r}; known: {', '.join(MODALITIES)}."
+          f"{field} names {key!r}; {known_names(key, MODALITIES)}"
         )
 
 

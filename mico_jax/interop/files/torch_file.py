@@ -20,6 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mico_jax import extras
 from mico_jax.interop.files import torchscript_file
 from mico_jax.interop.files.dtypes import MAX_AXES
 from mico_jax.interop.files.tensors import Tensor, Tensors, WeightsError
@@ -48,8 +49,8 @@ def open_tensors(path: str | pathlib.Path) -> Tensors:
     import torch
   except ImportError as error:
     raise WeightsError(
-      f"{path}: reading PyTorch files needs torch: pip install "
-      "'mico-jax[torch]' (.safetensors files need no torch)."
+      f"{path}: reading PyTorch files needs torch: "
+      f"{extras.install('torch')} (.safetensors files need no torch)."
     ) from error
   _check_version(path, torch.__version__)
   try:

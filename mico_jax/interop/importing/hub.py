@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import re
 
+from mico_jax import extras
 from mico_jax.config import ConfigError
 
 SCHEME = "hf://"
@@ -39,7 +40,7 @@ def local(path: str) -> pathlib.Path:
     import huggingface_hub
   except ImportError as error:
     raise ConfigError(
-      f"{path}: needs huggingface_hub: pip install 'mico-jax[hub]', or give a "
+      f"{path}: needs huggingface_hub: {extras.install('hub')}, or give a "
       "local path."
     ) from error
   try:

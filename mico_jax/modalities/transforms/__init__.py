@@ -14,12 +14,20 @@ from typing import Any
 from mico_jax.config import ConfigError, from_dict
 from mico_jax.modalities.augmentation import Augmentation, Transform, View
 from mico_jax.modalities.transforms.color import ColorJitter, RandAugment
-from mico_jax.modalities.transforms.sound import Gain, Mixup, SpecAugment
+from mico_jax.modalities.transforms.sound import (
+  Equalize,
+  Gain,
+  Mixup,
+  Shift,
+  SpecAugment,
+  Speed,
+)
 from mico_jax.modalities.transforms.space import (
   Flip,
   RandomErasing,
   RandomResizedCrop,
 )
+from mico_jax.printing import known_names
 
 TRANSFORMS: dict[str, type[Transform]] = {
   "random_resized_crop": RandomResizedCrop,
@@ -28,6 +36,9 @@ TRANSFORMS: dict[str, type[Transform]] = {
   "rand_augment": RandAugment,
   "random_erasing": RandomErasing,
   "mixup": Mixup,
+  "speed": Speed,
+  "shift": Shift,
+  "equalize": Equalize,
   "gain": Gain,
   "spec_augment": SpecAugment,
 }
@@ -48,7 +59,7 @@ def make_transforms(
   for name in augment:
     if name not in TRANSFORMS:
       raise ConfigError(
-        f"{where} names {name!r}; known: {', '.join(TRANSFORMS)}."
+        f"{where} names {name!r}; {known_names(name, TRANSFORMS)}"
       )
   return tuple(
     from_dict(augment[name], kind, where=f"{where}.{name}")

@@ -11,9 +11,11 @@ from jaxtyping import Float
 
 from mico_jax.config.fields import Fraction, Range
 from mico_jax.modalities.augmentation import LOG_MEL, MIX, SOUND, Transform
+from mico_jax.modalities.sound import at_other_speed
 
 Waveform = Float[np.ndarray, " N"]
 _Masks = Annotated[int, Range(0, 64, "masks")]
+_LOWEST = 1 / 256  # of the highest frequency: where the scale of gains begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,69 @@ class Gain(Transform):
     """A waveform of another level."""
     level = rng.uniform(-self.decibels, self.decibels)
     return value * np.float32(10 ** (level / 20))
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed(Transform):
+  """Plays the sound faster or slower, which changes its pitch as well.
+
+  Linear interpolation between samples. Source: Ko et al., Audio Augmentation
+  for Speech Recognition, Interspeech 2015.
+  """
+
+  name: ClassVar[str] = "speed"
+  stage: ClassVar[str] = SOUND
+  # largest relative change, either way
+  change: Annotated[float, Range(0.0, 0.9)] = 0.1
+
+  def __call__(
+    self, value: Waveform, rng: np.random.Generator
+  ) -> Float[np.ndarray, " M"]:
+    """A waveform of another length."""
+    speed = rng.uniform(1 - self.change, 1 + self.change)
+    return at_other_speed(value, speed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift(Transform):
+  """Begins later, after silence, or cuts the beginning off."""
+
+  name: ClassVar[str] = "shift"
+  stage: ClassVar[str] = SOUND
+  share: Fraction = 0.1  # of the sound's length: the largest shift, either way
+
+  def __call__(
+    self, value: Waveform, rng: np.random.Generator
+  ) -> Float[np.ndarray, " M"]:
+    """A waveform with another beginning and the same end."""
+    most = int(self.share * len(value))
+    later = int(rng.integers(-most, most + 1))
+    return np.pad(value, (later, 0)) if later > 0 else value[-later:]
+
+
+@dataclasses.dataclass(frozen=True)
+class Equalize(Transform):
+  """Makes some frequencies louder and others softer, as another room would.
+
+  The gain in decibels is a line through random points, evenly apart on a
+  logarithmic scale of frequency from a 256th of the highest one on.
+  """
+
+  name: ClassVar[str] = "equalize"
+  stage: ClassVar[str] = SOUND
+  # largest change of a frequency, either way
+  decibels: Annotated[float, Range(0.0, 60.0, "dB")] = 6.0
+  points: Annotated[int, Range(2, 64, "points")] = 6
+
+  def __call__(self, value: Waveform, rng: np.random.Generator) -> Waveform:
+    """The filtered waveform."""
+    levels = rng.uniform(-self.decibels, self.decibels, self.points)
+    spectrum = np.fft.rfft(value)
+    share = np.linspace(0.0, 1.0, len(spectrum))  # of the highest frequency
+    height = 1 + np.log2(np.maximum(share, _LOWEST)) / -np.log2(_LOWEST)
+    gain = np.interp(height, np.linspace(0.0, 1.0, self.points), levels)
+    changed = np.fft.irfft(spectrum * 10 ** (gain / 20), len(value))
+    return changed.astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

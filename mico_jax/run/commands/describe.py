@@ -40,6 +40,43 @@ class Inspection:
       counts[top] = counts.get(top, 0) + size
     return {**counts, "total": sum(counts.values())}
 
+  def summary(self) -> list[tuple[str, str]]:
+    """What it is in a few rows, (name, value)."""
+    config, counts = self.config, self.counts()
+    parts = [f"{k} {_short(v)}" for k, v in counts.items() if k != "total"]
+    vision, text = config.model.vision, config.model.text
+    rows = [("name", config.name)]
+    if "step" in self.about:
+      rows.append(("step", f"{self.about['step']} of {config.train.steps}"))
+    rows += [
+      ("parameters", f"{_short(counts['total'])}: {', '.join(parts)}"),
+      (
+        "vision",
+        f"{vision.encoder} {vision.width} x {vision.depth}, "
+        f"{vision.image_size} pixels, patches of {vision.patch_size}",
+      ),
+      ("text", f"{text.width} x {text.depth}, {text.vocab_size or '?'} tokens"),
+      (
+        "joint space",
+        f"{config.model.embed_dim} numbers; heads "
+        f"{', '.join(config.model.heads)}",
+      ),
+    ]
+    for name, source in config.data.sources.items():
+      where = source.path or f"{source.size:,} samples"
+      split = f" ({source.split})" if source.split else ""
+      rows.append((f"source {name}", f"{source.kind} {where}{split}"))
+    for name, task in config.tasks.items():
+      learned = "; ".join(
+        f"{objective} {', '.join(groups)}"
+        for objective, groups in task.objectives.items()
+        if groups
+      )
+      rows.append((f"task {name}", f"{learned}; batch of {task.batch_size}"))
+    rate, steps = config.optimizer.learning_rate, config.train.steps
+    rows.append(("training", f"{steps:,} steps, learning rate {rate:g}"))
+    return rows
+
   def overview(self) -> str:
     """The parameter table."""
     from clu import parameter_overview
@@ -62,6 +99,14 @@ class Inspection:
       "params": {k: dict(v) for k, v in self.params.items()},
       "counts": self.counts(),
     }
+
+
+def _short(count: int) -> str:
+  """A number of parameters as one says it: "1.2M"."""
+  for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+    if count >= size:
+      return f"{count / size:.3g}{unit}"
+  return str(count)
 
 
 def of_config(config: Config) -> Inspection:

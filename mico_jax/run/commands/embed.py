@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from mico_jax import extras
 from mico_jax.checkpoint import manifest as manifest_lib
 from mico_jax.config import ConfigError
 from mico_jax.data.guard import StalledDecoder
@@ -83,7 +84,7 @@ def check_out(
       import pyarrow  # noqa: F401
     except ImportError:
       raise ConfigError(
-        "--out x.parquet needs pyarrow: pip install 'mico-jax[eval]', or write "
+        f"--out x.parquet needs pyarrow: {extras.install('eval')}, or write "
         ".npy."
       ) from None
   rows = _rows_path(path)

@@ -25,7 +25,7 @@ from typing import Any
 
 from etils import epath
 
-from mico_jax import failures, files
+from mico_jax import extras, failures, files
 from mico_jax.config import ConfigError, TrainConfig
 from mico_jax.json_text import dumps, plain
 from mico_jax.run.monitor import progress
@@ -186,8 +186,8 @@ def check_packages(config: TrainConfig) -> None:
     importlib.import_module("wandb")
   except ImportError:
     raise ConfigError(
-      "train.wandb=True needs the package wandb: pip install "
-      "'mico-jax[wandb]', or set train.wandb=False."
+      "train.wandb=True needs the package wandb: "
+      f"{extras.install('wandb')}, or set train.wandb=False."
     ) from None
 
 

@@ -12,7 +12,6 @@ whose configs are equal are one run.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -35,6 +34,7 @@ from mico_jax.config.fields import (
   Text,
 )
 from mico_jax.config.loading import call
+from mico_jax.printing import known_names
 
 CONFIG_FILE = "sweep_config.json"  # of a run: the config that was asked for
 RESULT_FILE = "sweep_result.json"  # of a run: what it gave
@@ -165,11 +165,7 @@ def chosen(known: Iterable[str], names: Sequence[str], what: str) -> list[str]:
   known = list(known)
   for name in names:
     if name not in known:
-      close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-      meant = f" Did you mean {close[0]!r}?" if close else ""
-      raise ConfigError(
-        f"unknown {what} {name!r}.{meant} Known: {', '.join(known)}."
-      )
+      raise ConfigError(f"unknown {what} {name!r}; {known_names(name, known)}")
   return [name for name in known if not names or name in names]
 
 

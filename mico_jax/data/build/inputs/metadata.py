@@ -17,13 +17,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mico_jax import json_text
+from mico_jax import extras, json_text
 from mico_jax.config import ConfigError
 from mico_jax.data.build.rows import Entry, Span
 from mico_jax.data.records import as_texts
 from mico_jax.data.sources.shards import expand
 from mico_jax.data.storage import Storage, short
 from mico_jax.modalities import DecodeError
+from mico_jax.printing import known_names
 
 # Layout -> role -> column.
 LAYOUTS: dict[str, dict[str, str]] = {
@@ -58,7 +59,7 @@ def read_metadata(
     ConfigError: for files that are no such list, or columns that none has.
   """
   if layout not in LAYOUTS:
-    raise ConfigError(f"layout={layout!r}; known: {', '.join(LAYOUTS)}.")
+    raise ConfigError(f"layout={layout!r}; {known_names(layout, LAYOUTS)}")
   roles = LAYOUTS[layout] | dict(columns)
   if not {"stem", "file"} & roles.keys() and layout != "vast":
     raise ConfigError(
@@ -115,7 +116,7 @@ def _lines(path: str) -> Iterator[dict[str, Any]]:
     yield from rows
   except ImportError as error:
     raise ConfigError(
-      f"{short(path)}: {error}; pip install 'mico-jax[eval]'."
+      f"{short(path)}: {error}; {extras.install('eval')}."
     ) from error
   except (DecodeError, ValueError, csv.Error, RecursionError) as error:
     text = " ".join(str(error).split())[:200]

@@ -22,6 +22,7 @@ from mico_jax.data.build.stages.maps import Depth, Normal
 from mico_jax.data.build.stages.omni import Omni
 from mico_jax.data.build.stages.shots import Shots
 from mico_jax.data.build.stages.subtitles import Subtitles
+from mico_jax.printing import known_names
 
 __all__ = ["STAGES", "BatchStage", "Stage", "make_stages"]
 
@@ -58,7 +59,7 @@ def make_stages(
   """
   for name in names:
     if name not in STAGES:
-      raise ConfigError(f"no stage {name!r}; known: {', '.join(STAGES)}.")
+      raise ConfigError(f"no stage {name!r}; {known_names(name, STAGES)}")
   if len(set(names)) < len(names):
     raise ConfigError(f"stages={','.join(names)}: each may stand once.")
   for name in options:

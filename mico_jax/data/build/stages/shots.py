@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from mico_jax import extras
 from mico_jax.config import ConfigError
 from mico_jax.config.fields import Choice, Range
 from mico_jax.data.build.rows import Row
@@ -45,7 +46,7 @@ class Shots(Stage):
         import scenedetect.detectors  # noqa: F401
       except ImportError as error:
         raise ConfigError(
-          f"shots.detector=scenedetect: {error}; pip install 'mico-jax[shots]'."
+          f"shots.detector=scenedetect: {error}; {extras.install('shots')}."
         ) from error
 
   def one(self, row: Row) -> Iterable[Row]:
