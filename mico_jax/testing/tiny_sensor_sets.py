@@ -13,6 +13,7 @@ import os
 import pathlib
 import shlex
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def _arrays(
     most: largest value of integers; 0: floats.
   """
   rng = np.random.default_rng(0)
-  arrays: dict[str, np.ndarray] = {"classes": np.array(classes)}
+  arrays: dict[str, Any] = {"classes": np.array(classes)}
   for split, count in (("train", 10), ("test", 4)):
     values = rng.standard_normal((count, *shape)).astype(np.float32)
     if most:
