@@ -15,6 +15,7 @@ import pprint
 from collections.abc import Collection, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from mico_jax.modalities.tables import MISSING_CELLS
 from mico_jax.modalities.tables_file import read_rows
@@ -33,7 +34,9 @@ def columns_of(
 
   A column is numerical if all its cells that are not missing are numbers and it
   is not named in `categorical`. Its quantiles are those of equal shares of the
-  rows, equal ones once, so a value that is frequent has one place.
+  rows, where a value that more rows than a share have is one of them, and the
+  others share what is left: zeros, of which some columns are full, leave places
+  for the values that differ from them.
 
   Args:
     path: of the training part alone, with a header.
@@ -73,8 +76,27 @@ def _values(cells: Sequence[str], categorical: bool, bins: int) -> Entry:
     numbers = []
   if not numbers:
     return tuple(sorted(set(cells)))
-  quantiles = np.quantile(numbers, np.linspace(0, 1, bins + 1))
-  return tuple(np.unique(quantiles).tolist())
+  return tuple(_quantiles(np.asarray(numbers), bins).tolist())
+
+
+def _quantiles(
+  numbers: Float[np.ndarray, " N"], bins: int
+) -> Float[np.ndarray, " K"]:
+  """At most `bins` + 1 increasing numbers, the least and the largest too."""
+  values, counts = np.unique(numbers, return_counts=True)
+  knots, left = {values[0], values[-1]}, bins - 1
+  while left > 0 and len(values):
+    often = counts > counts.sum() / (left + 1)
+    if len({*values} - knots) <= left:
+      often[:] = True
+    if not often.any():
+      rest = np.repeat(values, counts)
+      knots.update(np.quantile(rest, np.linspace(0, 1, left + 2)[1:-1]))
+      break
+    left -= len({*values[often]} - knots)
+    knots.update(values[often])
+    values, counts = values[~often], counts[~often]
+  return np.array(sorted(knots))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

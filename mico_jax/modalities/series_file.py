@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import datetime
+import functools
 import io
 import zipfile
 from typing import Any
@@ -30,6 +31,7 @@ from mico_jax.modalities.base import DecodeError
 MAX_BYTES = 2**31  # of an array in a .npz, unpacked
 _TIMES = ("time", "timestamp", "datetime", "date")
 _MISSING = ("", "nan", "na", "null", "none")
+_LINES = 2**15  # lines of tables whose values are kept: windows overlap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,15 +138,18 @@ def _as_seconds(
 def _csv(data: bytes) -> Columns:
   """See above."""
   try:
-    rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")))
+    text = data.decode("utf-8-sig")
+    lines = io.StringIO(text, newline="")
+    # Without quotes a line is a row, and one of many windows is parsed once.
+    rows = list(csv.reader(lines)) if '"' in text else map(_cells, lines)
+    rows = [tuple(row) for row in rows if row]
   except (UnicodeDecodeError, csv.Error) as error:
     raise DecodeError(
       f"not a readable series (.npy, .npz, .csv, EDF): {error}"
     ) from error
-  rows = [row for row in rows if row]
   if len(rows) < 2:
     raise DecodeError(f"a table of {len(rows)} lines; expected a header first.")
-  head = [name.strip() for name in rows[0]]
+  head = tuple(name.strip() for name in rows[0])
   if all(_is_number(name) for name in head):
     raise DecodeError("a table without a header; name its columns in line 1.")
   if len(set(head)) < len(head):
@@ -155,18 +160,34 @@ def _csv(data: bytes) -> Columns:
         f"line {number} has {len(row)} cells; the header has {len(head)}."
       )
   at = next((i for i, n in enumerate(head) if n.lower() in _TIMES), None)
-  names = [i for i in range(len(head)) if i != at]
-  values = np.array(
-    [[_cell(row[i], head[i]) for i in names] for row in rows[1:]], np.float64
-  )
+  names = [name for i, name in enumerate(head) if i != at]
+  values = np.array([_values(row, head, at) for row in rows[1:]], np.float64)
   times, dated = None, False
   if at is not None:
     times, dated = _csv_times([row[at] for row in rows[1:]], head[at])
   return Columns(
     values.reshape(len(rows) - 1, len(names)),
-    channels=tuple(head[i] for i in names),
+    channels=tuple(names),
     times=times,
     dated=dated,
+  )
+
+
+@functools.lru_cache(_LINES)
+def _cells(line: str) -> tuple[str, ...]:
+  """The cells of a line without quotes."""
+  return tuple(next(csv.reader([line]), ()))
+
+
+@functools.lru_cache(_LINES)
+def _values(
+  row: tuple[str, ...], head: tuple[str, ...], at: int | None
+) -> tuple[float, ...]:
+  """The numbers of a row; `at` is the column of its time."""
+  return tuple(
+    _cell(text, name)
+    for i, (text, name) in enumerate(zip(row, head, strict=True))
+    if i != at
   )
 
 
@@ -194,17 +215,26 @@ def _csv_times(
   if all(_is_number(text) for text in texts):
     return np.array([float(text) for text in texts]), False
   try:
-    moments = [datetime.datetime.fromisoformat(text.strip()) for text in texts]
+    moments = [_moment(text) for text in texts]
   except ValueError as error:
     raise DecodeError(
       f"column {name!r}: neither seconds nor dates by ISO 8601 ({error})."
     ) from error
-  if len({m.tzinfo is None for m in moments}) > 1:
+  seconds, zones = zip(*moments, strict=True)
+  if len(set(zones)) > 1:
     raise DecodeError(f"column {name!r}: some dates have a time zone.")
+  return np.array(seconds), True
+
+
+@functools.lru_cache(_LINES)
+def _moment(text: str) -> tuple[float, bool]:
+  """Seconds since 1970 by the clock as written, and whether it has a zone.
+
+  The hour of a day is local, so the zone itself does not count.
+  """
+  moment = datetime.datetime.fromisoformat(text.strip())
   utc = datetime.UTC
-  # Clocks as written: the hour of a day is local.
-  plain = [m.replace(tzinfo=utc) for m in moments]
-  return np.array([m.timestamp() for m in plain]), True
+  return moment.replace(tzinfo=utc).timestamp(), moment.tzinfo is not None
 
 
 def _edf(data: bytes) -> Columns:

@@ -125,6 +125,8 @@ def make(
   heads: tuple[str, ...] = (),
   evaluation: Mapping[str, Any] | None = None,
   learned: Mapping[str, Mapping[str, Any]] | None = None,
+  optimizer: Mapping[str, Any] | None = None,
+  columns: Mapping[str, Any] | None = None,
 ) -> c.Config:
   """The config of a set.
 
@@ -145,6 +147,8 @@ def make(
     evaluation: fields that differ from all measures of each group.
     learned: objectives with a head beside the contrast, and their options, of
       which `targets` or `windows` name the groups.
+    optimizer: fields that differ from those below.
+    columns: of tables, see `DataConfig`.
   """
   contexts = tuple(sides(group)[1] for group in groups)
   measured: dict[str, Any] = {
@@ -179,6 +183,7 @@ def make(
     data=c.DataConfig(
       sources=data,
       inputs=inputs,
+      columns=columns or {},
       audio=audio or c.AudioConfig(),
       cache_mib=512,
       tokenizer=c.TokenizerConfig(
@@ -206,12 +211,15 @@ def make(
       contrastive=c.ContrastiveConfig(label_smoothing=label_smoothing),
       options=learned or {},
     ),
-    optimizer=c.OptimizerConfig(
-      learning_rate=learning_rate,
-      schedule="cosine",
-      warmup=0.1,
-      weight_decay=0.05,
-      clip_norm=1.0,
+    optimizer=dataclasses.replace(
+      c.OptimizerConfig(
+        learning_rate=learning_rate,
+        schedule="cosine",
+        warmup=0.1,
+        weight_decay=0.05,
+        clip_norm=1.0,
+      ),
+      **(optimizer or {}),
     ),
     train=c.TrainConfig(steps=steps, log_every=20, checkpoint_every=10_000),
     evaluation=c.EvaluationConfig(**measured),

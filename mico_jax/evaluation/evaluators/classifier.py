@@ -1,8 +1,10 @@
 """Classes of samples by the trained heads of the objective `classification`.
 
 Of one class of a sample the accuracy is measured; a score that several classes
-share is right for none of them. Of several classes of a sample the mean average
-precision over the classes that at least one sample has, as in `tagging`.
+share is right for none of them. If there are two classes, the area under the
+ROC curve stands beside it, which is the same for either. Of several classes of
+a sample the mean average precision over the classes that at least one sample
+has, as in `tagging`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ _TOP = 5
 
 @dataclasses.dataclass(frozen=True)
 class Classifier(Evaluator):
-  """Accuracy, or mAP, of the heads that `classification` trains.
+  """Accuracy and ROC AUC, or mAP, of the heads that `classification` trains.
 
   For each of its groups; samples without a label, or of a class that the head
   does not know, are left out and counted.
@@ -41,6 +43,7 @@ class Classifier(Evaluator):
   measures: ClassVar = {
     "accuracy": Measure(),
     "top-5": Measure(headline=False),
+    "ROC AUC": Measure(),
     "mAP": Measure(),
   }
   cheap: ClassVar = True
@@ -68,11 +71,11 @@ class Classifier(Evaluator):
     logits: Float[np.ndarray, "N K"],
     labels: Shaped[np.ndarray, "N 1"],
   ) -> list[Result]:
-    """Accuracy, and of more than five classes whether it is among the best."""
+    """Accuracy; of two classes ROC AUC, of more than five those of the best."""
     count = logits.shape[1]
     own = np.arange(count) == labels
     ranks = metrics.ranks(logits, own)
-    return [
+    results = [
       job.protocol.result(
         f"{self.title}/{group}/{name}",
         metrics.recall_at(ranks, k),
@@ -83,6 +86,20 @@ class Classifier(Evaluator):
       for name, k in (("accuracy", 1), (f"top-{_TOP}", _TOP))
       if k == 1 or count > _TOP
     ]
+    if count == 2 and own.any(axis=0).all():
+      odds = logits[:, 1] - logits[:, 0]
+      area, interval = metrics.roc_auc(odds, own[:, 1])
+      results.append(
+        dataclasses.replace(
+          results[0],
+          name=f"{self.title}/{group}/ROC AUC",
+          value=area,
+          interval=tuple(interval) if job.protocol.bootstrap else None,
+          baseline=0.5,
+          values=None,  # it is no mean over items
+        )
+      )
+    return results
 
   def _several(
     self,
