@@ -1,9 +1,10 @@
-"""Income above or below 50,000 dollars from a census (UCI Adult).
+r"""Income above or below 50,000 dollars from a census (UCI Adult).
 
     cd FOLDER  # with adult_train.csv and adult_test.csv
-    for SPLIT in train test; do python -m mico_jax.data.parts rows \
-        adult_$SPLIT.csv --media tabular --field income --split $SPLIT; done \
-        > adult.jsonl
+    python -m mico_jax.data.parts rows adult_train.csv --media tabular \
+        --field income --split train > adult.jsonl
+    python -m mico_jax.data.parts rows adult_test.csv --media tabular \
+        --field income --split test >> adult.jsonl
     mico-jax pretrain --config perception/adult:FOLDER/adult.jsonl
 
 A line names a row: {"tabular": "adult_train.csv:rows[0:1]", "income": "<=50K",
@@ -35,10 +36,17 @@ def get_config(
   """
   manifest, _ = small_sets.parse(argument)
   table = os.path.join(os.path.dirname(manifest), "adult_train.csv")
+  try:
+    columns = columns_of(table, unread=(TARGET,))
+  except (OSError, ValueError) as error:
+    raise c.ConfigError(
+      f"adult takes its columns from adult_train.csv beside the manifest: "
+      f"{error}"
+    ) from error
   config = small_sets.make(
     "adult",
     small_sets.sources(argument, captions={}, by=TARGET),
-    columns={"tabular": columns_of(table, unread=(TARGET,))},
+    columns={"tabular": columns},
     vision=c.VisionConfig(
       image_size=16,
       patch_size=8,

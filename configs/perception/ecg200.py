@@ -1,4 +1,4 @@
-"""Heartbeats of one electrode, normal or of an infarction (ECG200 of UCR).
+r"""Heartbeats of one electrode, normal or of an infarction (ECG200 of UCR).
 
     cd FOLDER  # with ecg200.npz
     python -m mico_jax.data.parts entries ecg200.npz --splits train test \

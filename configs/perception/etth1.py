@@ -1,6 +1,10 @@
-"""Load and oil temperature of a transformer (ETTh1): 336 hours to the next 96.
+r"""Load and oil temperature of a transformer (ETTh1): 336 hours to the next 96.
 
-    mico-jax pretrain --config perception/etth1:PATH/manifest.jsonl
+    cd FOLDER  # with ETTh1.csv
+    python -m mico_jax.data.parts windows ETTh1.csv --media timeseries \
+        --length 432 --rows train=0:8640 --rows val=8304:11520 \
+        --rows test=11184:14400 > etth1.jsonl
+    mico-jax pretrain --config perception/etth1:FOLDER/etth1.jsonl
 
 A line of the manifest is a window of the table, 336 hours and the 96 behind
 them: {"timeseries": "ETTh1.csv:rows[0:432]", "split": "train"}. The usual
@@ -23,7 +27,7 @@ SCALE = (5.812749, 2.090105, 5.518794, 1.926379, 1.023523, 0.630237, 9.176491)
 
 
 def get_config(
-  argument: str = "etth1/manifest.jsonl",
+  argument: str = "etth1.jsonl",
 ) -> ml_collections.ConfigDict:
   """Config for a manifest in the form of etth1.
 

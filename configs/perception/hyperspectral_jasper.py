@@ -1,4 +1,4 @@
-"""What covers a pixel of Jasper Ridge: trees, water, soil or a road (AVIRIS).
+r"""What covers a pixel of Jasper Ridge: trees, water, soil or a road (AVIRIS).
 
     cd FOLDER  # with hyperspectral_jasper.npz
     python -m mico_jax.data.parts pixels hyperspectral_jasper.npz \

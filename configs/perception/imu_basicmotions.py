@@ -1,13 +1,19 @@
-"""Activities from a smart watch (BasicMotions of the UEA archive), by a head.
+r"""Activities from a smart watch (BasicMotions of the UEA archive), by a head.
 
-    mico-jax pretrain --config perception/imu_basicmotions:PATH/manifest.jsonl
+    cd FOLDER  # with imu_basicmotions.npz
+    python -m mico_jax.data.parts entries imu_basicmotions.npz \
+        --splits train test --media imu={split}_x \
+        --field class_name={split}_y --names class_name=classes \
+        --captions "a person standing still" "a person running" \
+        "a person walking" "a person playing badminton" > imu_basicmotions.jsonl
+    mico-jax pretrain --config perception/imu_basicmotions:FOLDER/imu_basicmotions.jsonl
 
 A line of the manifest names an array of [6, 100], accelerometer and gyroscope
 at 10 Hz: {"imu": "imu_basicmotions.npz:train_x[0]", "class_name": "Walking",
 "caption": "a person walking", "split": "train"}. A head learns the class beside
 the contrast with the caption, so that both answers can be compared. Behind a
 comma "validation": settings are chosen on a fifth of the training samples.
-"""
+"""  # noqa: E501
 
 import ml_collections
 
@@ -16,7 +22,7 @@ from mico_jax.train import small_sets
 
 
 def get_config(
-  argument: str = "imu_basicmotions/manifest.jsonl",
+  argument: str = "imu_basicmotions.jsonl",
 ) -> ml_collections.ConfigDict:
   """Config for a manifest in the form of imu_basicmotions.
 

@@ -1,4 +1,4 @@
-"""Chairs and monitors of ModelNet10 as clouds of points.
+r"""Chairs and monitors of ModelNet10 as clouds of points.
 
     cd FOLDER  # with shapes_chair_monitor.npz
     python -m mico_jax.data.parts entries shapes_chair_monitor.npz \

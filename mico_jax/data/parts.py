@@ -1,4 +1,4 @@
-"""Lines of a manifest for the parts of a file: arrays, pixels, windows, rows.
+r"""Lines of a manifest for the parts of a file: arrays, pixels, windows, rows.
 
 Sets of sensors often are one file: samples along the first axis of arrays,
 pixels of a scene, windows of a long series, rows of a table. A manifest names

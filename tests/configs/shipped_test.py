@@ -21,6 +21,7 @@ from mico_jax.parallel import sharding
 from mico_jax.parallel.mesh import make_mesh
 from mico_jax.run import setup
 from mico_jax.run.pretrain import pretrain
+from mico_jax.testing import tiny_sensor_sets
 from mico_jax.testing.tiny_data import write_manifest
 from mico_jax.train import small_sets
 from mico_jax.train.state import abstract_params, init_state
@@ -46,19 +47,10 @@ MANIFESTS: dict[str, dict[str, Any]] = {
     "caption": "the sound of rain number {}",
     "fold": [1, 1, 2, 2, 3, 3, 3, 3] + [4] * 8,
   },
-  "perception/etth1": {
-    "timeseries": [f"table.csv:rows[{i}:{i + 432}]" for i in range(RECORDS)],
-    "split": ["train"] * 8 + ["val"] * 4 + ["test"] * 4,
-  },
   "perception/grid_av": {
     "caption": "bin blue at {} now",
     "video": "{}.png",
     "speaker": ["s1", "s2"] * 8,
-  },
-  "perception/imu_basicmotions": {
-    "imu": "watch.npz:x[{}]",
-    "class_name": ["Walking", "Running"] * 8,
-    "caption": ["a person walking", "a person running"] * 8,
   },
   "perception/mnist": {"caption": "a handwritten {}", "image": "digits[{}]"},
   "perception/omni_digits": {
@@ -79,23 +71,16 @@ MANIFESTS: dict[str, dict[str, Any]] = {
     "take": [5, 9, 10, 11, 12, 48, 49, 49] + [0] * 8,
     "speaker": ["george", "jackson", "nicolas", "yweweler"] * 4,
   },
+  "perception/thermal_road": {"rgb": "{}.png", "thermal": "{}.png"},
 }
-
-
-def series_table(rows: int) -> str:
-  """Hours of the columns of ETTh1."""
-  first = np.datetime64("2016-07-01T00:00:00")
-  lines = ["date,HUFL,HULL,MUFL,MULL,LUFL,LULL,OT"]
-  for i in range(rows):
-    date = str(first + np.timedelta64(i, "h")).replace("T", " ")
-    lines.append(
-      ",".join([date, *(f"{np.sin(i / k):.3f}" for k in range(1, 8))])
-    )
-  return "\n".join(lines) + "\n"
+REAL_SETS = sorted({*MANIFESTS, *tiny_sensor_sets.FILES})
 
 
 def shipped(name: str, folder: pathlib.Path, part: str = "") -> Config:
   """A shipped config, with a manifest of its form where it takes one."""
+  if name in tiny_sensor_sets.FILES:
+    path = tiny_sensor_sets.write_set(name, folder / "set", FOLDER)
+    return config_lib.load(name, arg=f"{path}{part}")
   if name not in MANIFESTS:
     return config_lib.load(name)
   extra: dict[str, list] = {"split": ["train"] * 8 + ["test"] * 8}
@@ -109,9 +94,6 @@ def shipped(name: str, folder: pathlib.Path, part: str = "") -> Config:
     Image.fromarray(depth).save(folder / "set" / f"{i}.d.png")
   digits = np.zeros((RECORDS, 28, 28), np.uint8)
   np.savez(folder / "set" / "mnist.npz", digits=digits)
-  waves = np.sin(np.arange(RECORDS * 600) / 7).reshape(RECORDS, 6, 100)
-  np.savez(folder / "set" / "watch.npz", x=waves)
-  (folder / "set" / "table.csv").write_text(series_table(448))
   return config_lib.load(name, arg=f"{path}{part}")
 
 
@@ -134,7 +116,7 @@ def test_config_resolves_and_has_a_model(name, tmp_path):
   assert session.config.evaluation.source in session.config.data.sources
 
 
-@pytest.mark.parametrize("name", sorted(MANIFESTS))
+@pytest.mark.parametrize("name", REAL_SETS)
 def test_first_batch_of_real_sets(name, tmp_path):
   session = setup.resolve(shipped(name, tmp_path))
   (_, task, batch), *_ = list(
@@ -150,7 +132,7 @@ def test_first_batch_of_real_sets(name, tmp_path):
   assert all(present.all() for present in batch["present"].values())
 
 
-@pytest.mark.parametrize("name", sorted(MANIFESTS))
+@pytest.mark.parametrize("name", REAL_SETS)
 def test_settings_are_chosen_on_training_samples(name, tmp_path):
   """No part is of the test split, and they share no sample."""
   if name in ("perception/omni_digits", "perception/omni_sound_image"):

@@ -158,3 +158,30 @@ def test_paired_bootstrap():
   assert none.interval.low < 0 < none.interval.high
   with pytest.raises((ValueError, TypeError)):
     metrics.paired_bootstrap(base, base[:2])
+
+
+def test_roc_auc_against_pairs():
+  """The area by counting pairs; the interval by resampling items."""
+  rng = np.random.default_rng(0)
+  positive = rng.random(300) < 0.3
+  scores = np.round(rng.normal(size=300) + positive, 1)  # with ties
+
+  def counted(rows):
+    up, down = scores[rows][positive[rows]], scores[rows][~positive[rows]]
+    above = up[:, None] > down[None]
+    return np.mean(above + 0.5 * (up[:, None] == down[None]))
+
+  area, interval = metrics.roc_auc(scores, positive)
+  assert area == pytest.approx(counted(np.arange(300)))
+  drawn = [counted(rng.integers(300, size=300)) for _ in range(1000)]
+  np.testing.assert_allclose(
+    interval, np.percentile(drawn, [2.5, 97.5]), atol=0.015
+  )
+  assert metrics.roc_auc(-scores, ~positive)[0] == pytest.approx(area)
+  assert metrics.roc_auc(np.zeros(9), np.arange(9) < 4)[0] == 0.5
+  exact = metrics.exact_interval(4, 4)
+  assert metrics.roc_auc(np.arange(9.0), np.arange(9) > 4) == (1.0, exact)
+  with pytest.raises(ValueError, match="0 positive and 3 negative"):
+    metrics.roc_auc(np.zeros(3), np.zeros(3, bool))
+  with pytest.raises(ValueError, match="not finite"):
+    metrics.roc_auc(np.array([1.0, np.nan]), np.array([True, False]))

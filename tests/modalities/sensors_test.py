@@ -437,6 +437,28 @@ def test_dicom_says_its_unit():
   refused(XRAY, data[:300], stated(), "DICOM")
 
 
+def test_windows_of_one_table_are_its_rows():
+  """Lines are parsed once; what follows them in a window does not matter."""
+  said = stated("", 0.0, "a", "b")
+  lines = [f"2020-01-01 {h:02d}:00:00,{h},{h / 3}" for h in range(24)]
+  whole = TIMESERIES.decode("\n".join(["date,a,b", *lines]).encode(), said)
+  for first in (0, 3, 5):
+    part = "\n".join(["date,a,b", *lines[first : first + 16]]).encode()
+    quoted = part.replace(b"date", b'"date"')
+    for data in (part, quoted, part.replace(b"\n", b"\r\n")):
+      got = TIMESERIES.decode(data, said)
+      np.testing.assert_array_equal(got, whole[first : first + 16])
+  # The same line under another header is another row.
+  turned = "\n".join(["date,b,a", *lines]).encode()
+  np.testing.assert_array_equal(
+    TIMESERIES.decode(turned, said)[:, :2], whole[:, 1::-1]
+  )
+  lines[20] = lines[20].replace("20,", "?,")
+  refused(
+    TIMESERIES, "\n".join(["date,a,b", *lines]).encode(), said, "'\\?' is no"
+  )
+
+
 # ------------------------------------------------------------------- real sets
 def test_every_sample_of_the_real_sets(data_dir):
   small = data_dir / "small_modalities"

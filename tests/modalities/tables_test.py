@@ -172,6 +172,23 @@ def test_columns_of_the_training_part(tmp_path, capsys):
   assert as_columns(stored.data.columns["tabular"]) == as_columns(found)
 
 
+def test_a_frequent_value_leaves_places_for_others(tmp_path):
+  """Of nine tenths zeros and 100 other values not two knots, but all."""
+  path = tmp_path / "train.csv"
+  gain = [0] * 900 + list(range(1, 101))
+  few = [i % 7 for i in range(1000)]
+  lines = [f"{a},{b}" for a, b in zip(gain, few, strict=True)]
+  path.write_text("\n".join(["gain,few", *lines]))
+  (_, *knots), (_, *all_of_few) = columns_of(path, bins=8)
+  assert all_of_few == list(range(7))
+  assert len(knots) == 9
+  assert knots[:2] == [0, pytest.approx(100 / 8, abs=1)]
+  assert knots[-1] == 100
+  # The rows that differ from zero have equal shares.
+  shares = np.histogram(range(1, 101), [1, *knots[1:-1], 101])[0]
+  assert shares.max() - shares.min() <= 2
+
+
 def test_every_row_of_the_real_set(data_dir):
   small = data_dir / "small_modalities"
   geometry = stated(*columns_of(small / "adult_train.csv", unread=["income"]))

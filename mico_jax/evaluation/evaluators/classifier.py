@@ -42,8 +42,8 @@ class Classifier(Evaluator):
   title: ClassVar = "classifier"
   measures: ClassVar = {
     "accuracy": Measure(),
-    "top-5": Measure(headline=False),
     "ROC AUC": Measure(),
+    "top-5": Measure(headline=False),
     "mAP": Measure(),
   }
   cheap: ClassVar = True
