@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from mico_jax.benchmarks.sensor_transfer_table import gain_of
 from mico_jax.checkpoint import restore
 from mico_jax.checkpoint.described import Extras
 from mico_jax.checkpoint.manager import Manager
-from mico_jax.config import ConfigError
+from mico_jax.config import Config, ConfigError
 from mico_jax.evaluation.metrics import exact_interval
 from mico_jax.models import build
 from mico_jax.run.setup import resolve
@@ -43,10 +44,21 @@ NAME = "imu_basicmotions"
 RATES = (0.01, 0.1)
 
 
+def former() -> Config:
+  """The config of a checkpoint that knows no sensor; one narrow layer."""
+  config, narrow = tiny_config(), {"width": 16, "depth": 1, "mlp_dim": 32}
+  towers = {
+    name: dataclasses.replace(getattr(config.model, name), **narrow)
+    for name in ("vision", "text")
+  }
+  model = dataclasses.replace(config.model, **towers)
+  return dataclasses.replace(config, model=model)
+
+
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory) -> tuple[str, Any]:
-  """(workdir, parameters) of a checkpoint that knows no sensor."""
-  config = tiny_config()
+  """(workdir, parameters) of the checkpoint."""
+  config = former()
   params = jax.device_get(build(config.model).init(jax.random.key(3)))
   folder = tmp_path_factory.mktemp("pretrained")
   keeper = Manager(folder, config=config, extras=Extras())
@@ -70,7 +82,7 @@ def settings(pretrained, tmp_path_factory) -> Settings:
   )
   return Settings(
     init=pretrained[0],
-    like=tiny_config(),
+    like=former(),
     sets=(f"perception/{NAME}:{path}",),
     rates=RATES,
     seeds=(0, 1),
