@@ -62,6 +62,7 @@ def get_config(
     batch_size=128,
     steps=600,
     learning_rate=1e-3,
+    optimizer={"ema": 0.99},
     learned={"classification": {"targets": {"k": {"fields": (TARGET,)}}}},
     evaluation={"suite": "heads", "probe_source": ""},
   )

@@ -53,7 +53,7 @@ def get_config(
       tokenizer=c.TokenizerConfig(kind="omniworld", max_length={"default": 16}),
     ),
     tasks={
-      "pairs": c.TaskConfig(
+      "thermal_road": c.TaskConfig(
         sources={"train": 1},
         batch_size=64,
         objectives={"contrastive": ("i:h",)},

@@ -235,7 +235,7 @@ class Series:
 
   def example(self, geometry: Geometry, seed: int) -> Float[np.ndarray, "S C"]:
     """Waves of several frequencies, shorter than the frames."""
-    count = len(geometry.channels) if not self.names else 0
+    count = len(geometry.channels)  # those of the source; 0: all
     time = np.arange(geometry.frames * self.length - self.length // 3)[:, None]
     pitch = 0.02 * (seed % 7 + 1) * np.arange(1, (count or self.slots) + 1)
     return (0.7 * np.sin(pitch * time + seed) + 0.1).astype(np.float32)

@@ -13,10 +13,12 @@ import os
 import pathlib
 import shlex
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from mico_jax.data import parts
+from mico_jax.testing.tiny_data import write_manifest
 
 _TOOL = "python -m mico_jax.data.parts "
 CENSUS = (
@@ -30,6 +32,8 @@ CENSUS = (
 def run_commands(text: str, folder: pathlib.Path) -> list[pathlib.Path]:
   """Runs the commands of `mico_jax.data.parts` in a text; what they wrote.
 
+  Windows of a table begin at every 400th row, as they are too many otherwise.
+
   Args:
     text: with commands that end in "> FILE" or ">> FILE".
     folder: which they are run in.
@@ -42,6 +46,8 @@ def run_commands(text: str, folder: pathlib.Path) -> list[pathlib.Path]:
     *argv, arrow, name = shlex.split(line.strip().removeprefix(_TOOL))
     if arrow not in (">", ">>"):
       raise ValueError(f"{line.strip()!r} writes no file.")
+    if argv[0] == "windows":
+      argv += ["--step", "400"]
     out = io.StringIO()
     before = os.getcwd()
     os.chdir(folder)
@@ -73,7 +79,7 @@ def _arrays(
     most: largest value of integers; 0: floats.
   """
   rng = np.random.default_rng(0)
-  arrays: dict[str, np.ndarray] = {"classes": np.array(classes)}
+  arrays: dict[str, Any] = {"classes": np.array(classes)}
   for split, count in (("train", 10), ("test", 4)):
     values = rng.standard_normal((count, *shape)).astype(np.float32)
     if most:
@@ -139,6 +145,17 @@ def _hours(folder: pathlib.Path) -> None:
       file.write(",".join([date, *cells]) + "\n")
 
 
+def _roads(folder: pathlib.Path) -> None:
+  """Pairs of grey pictures, and their manifest."""
+  write_manifest(
+    folder,
+    14,
+    rgb=[f"{i}.png" for i in range(14)],
+    thermal=[f"{i}.png" for i in range(14)],
+    split=["train"] * 10 + ["test"] * 4,
+  )
+
+
 def _molecules(folder: pathlib.Path) -> None:
   chains = [f"{'C' * n}{end}" for n in (1, 2, 3, 4) for end in ("", "O", "=O")]
   rings = ["c1ccccc1", "C1CCCCC1", "c1ccncc1", "CC(=O)[O-]"]
@@ -158,6 +175,7 @@ FILES: dict[str, Callable[[pathlib.Path], None]] = {
   "perception/hyperspectral_jasper": _scene,
   "perception/imu_basicmotions": _activities,
   "perception/shapes_chair_monitor": _shapes,
+  "perception/thermal_road": _roads,
 }
 
 
@@ -175,4 +193,5 @@ def write_set(
   FILES[name](folder)
   source = (configs / f"{name}.py").read_text()
   written = run_commands(source.split('"""')[1], folder)
-  return written[-1] if written else next(folder.glob("*.csv"))
+  files = [*written, *folder.glob("*.jsonl"), *folder.glob("*.csv")]
+  return files[0]

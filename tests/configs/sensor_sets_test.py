@@ -24,7 +24,15 @@ MEASURES = {
   "hyperspectral_jasper": ("classifier/y/accuracy", "zero-shot/y/accuracy"),
   "imu_basicmotions": ("classifier/m/accuracy", "nearest/m/accuracy"),
   "shapes_chair_monitor": ("classifier/p/accuracy", "zero-shot/p/accuracy"),
+  "thermal_road": ("instance/i->h/R@1", "instance/h->i/R@1"),
 }
+# Small towers of each kind.
+_BLOCK = ("model.vision.width=16", "model.vision.depth=1")
+VIT = (*_BLOCK, "model.vision.num_heads=2", "model.vision.mlp_dim=16")
+CONVNET = (
+  *(*_BLOCK, "model.vision.stage_depths=(1,)"),
+  *("model.vision.stage_widths=(16,)", "model.vision.mlp_dim=64"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -42,10 +50,7 @@ def test_files_become_a_trained_and_measured_model(name, tmp_path):
     [
       "train.steps=2",
       "train.tensorboard=False",
-      "model.vision.width=16",
-      "model.vision.depth=1",
-      "model.vision.num_heads=2",
-      "model.vision.mlp_dim=16",
+      *(CONVNET if name == "thermal_road" else VIT),
       "model.text.width=16",
       "model.text.mlp_dim=16",
       f"tasks.{name}.batch_size=8",

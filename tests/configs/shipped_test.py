@@ -71,7 +71,6 @@ MANIFESTS: dict[str, dict[str, Any]] = {
     "take": [5, 9, 10, 11, 12, 48, 49, 49] + [0] * 8,
     "speaker": ["george", "jackson", "nicolas", "yweweler"] * 4,
   },
-  "perception/thermal_road": {"rgb": "{}.png", "thermal": "{}.png"},
 }
 REAL_SETS = sorted({*MANIFESTS, *tiny_sensor_sets.FILES})
 
