@@ -1,8 +1,8 @@
 """`pretrain --init CKPT`: start from the parameters of another run.
 
-Position and frame tables are resized (those of texts, too), heads and tables
-that the checkpoint lacks keep their fresh values and are listed, everything
-else must fit.
+Position and frame tables are resized (those of texts, too); heads, tables and
+embeddings of sensors that the checkpoint lacks keep their fresh values and are
+listed; everything else must fit.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ MAY_BE_NEW = (
   r"^contrastive_head/",
   r"^matching_head/",
   r"^project/",
+  r"^embedding/",
   r"^frame_(embed|gain)/",
   r"^(temperature_log|frame_change)/",
   r"^type_embed/",

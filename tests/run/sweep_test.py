@@ -15,9 +15,19 @@ import numpy as np
 import pytest
 
 from mico_jax import config as config_lib
+from mico_jax.checkpoint import manifest
 from mico_jax.cli.main import main
 from mico_jax.config import ConfigError
-from mico_jax.run.sweep import draws, law, plan, results, runner, table, worker
+from mico_jax.run.sweep import (
+  draws,
+  law,
+  plan,
+  results,
+  runner,
+  start,
+  table,
+  worker,
+)
 from mico_jax.run.sweep.draws import Values
 from mico_jax.run.sweep.written import write
 from mico_jax.testing.tiny_checkpoint import tiny_config
@@ -254,6 +264,40 @@ def test_a_run_of_an_earlier_version_stays_done(path, tmp_path, fast):
     (out / name / plan.RESULT_FILE).write_text(json.dumps(result))
   assert len(train(made, out).done) == 2
   assert len(trained(out)) == 2
+
+
+def test_runs_start_from_the_checkpoint_that_was_planned(
+  path, tmp_path, fast, capsys
+):
+  def step(text):
+    folder = tmp_path / "former" / "manifest"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / manifest.MANIFEST_HASH).write_text(text)
+    return str(folder.parent)
+
+  folder, out = step("first"), tmp_path / "out"
+  text = pathlib.Path(path).read_text()
+  old = 'PointConfig(("train.steps=20",)),'
+  tuned = f'{old} "tuned": {old[:-2]}, init={folder!r}),'
+  assert old in text
+  pathlib.Path(path).write_text(text.replace(old, tuned))
+  made = plan.make_plan(path, ["rate.low", "rate.tuned"])
+  assert len(made.runs) == 4  # the configs of the two points are equal
+  train(made, out)
+  run = out / "rate.tuned.seed0"
+  assert start.planned_start(run) == folder
+  assert start.planned_start(out / made.points["rate", "low"][0]) is None
+  assert len(train(made, out).done) == 4
+  assert len(trained(out)) == 4
+
+  step("second")
+  with pytest.raises(ConfigError, match=f"started from {folder}, now"):
+    train(made, out)
+  assert main(["sweep", "--run", str(run)]) == 2
+  assert "another checkpoint than when" in capsys.readouterr().err
+  (run / start.START_FILE).write_text("{}")
+  with pytest.raises(ConfigError, match="names no checkpoint"):
+    train(made, out)
 
 
 def test_a_launcher_that_is_not_there_is_named(path, tmp_path):

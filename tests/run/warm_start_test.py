@@ -98,6 +98,32 @@ def test_tables_are_resized_and_new_heads_listed(base, source):
   )
 
 
+def test_a_sensor_that_the_checkpoint_lacks_brings_fresh_values(base, source):
+  table = {**base.model.frame_table, "imu": 1}
+  model = dataclasses.replace(
+    base.model, frame_table=table, heads=(*base.model.heads, "m")
+  )
+  target = fresh(dataclasses.replace(base, model=model))
+  found, report, _ = warm_start(target, source[0])
+  assert {path.rpartition("/")[0] for path in report.new} == {
+    "embedding/imu/proj",
+    "project/imu/dense",
+    "project/imu/norm",
+    "contrastive_head/m",
+    "type_embed",
+    "frame_embed",
+  }
+  for path in ("embedding", "type_embed"):
+    jax.tree.map(
+      np.testing.assert_array_equal, found[path]["imu"], target[path]["imu"]
+    )
+  jax.tree.map(
+    np.testing.assert_array_equal, found["vision"], source[1]["vision"]
+  )
+  (told,) = [line for line in report.lines() if line.startswith("new: ")]
+  assert "embedding/imu/proj/kernel" in told
+
+
 def test_another_preprocessing_is_told(base, source, tmp_path):
   then = {"depth": {"train": "metric"}, "image": {"train": "plain"}}
   keeper = Manager(tmp_path, config=base, extras=Extras(preprocessing=then))

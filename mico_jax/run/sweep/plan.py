@@ -6,8 +6,8 @@ A config file describes a sweep beside its base config:
     def get_sweep() -> SweepConfig: ...   # panels, points, seeds, metrics
 
 An argument, "scaling:ARG", is that of `get_sweep` alone. A point is the base
-config with some fields set, as on the command line. Points of several panels
-whose configs are equal are one run.
+config with some fields set, as on the command line, and perhaps a checkpoint to
+start from. Points of several panels that agree in both are one run.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ from mico_jax.config.fields import (
   Label,
   Name,
   Names,
+  Path,
   Range,
   Seed,
   Text,
 )
 from mico_jax.config.loading import call
 from mico_jax.printing import known_names
+from mico_jax.run.sweep.start import start_of, stored_start
 
 CONFIG_FILE = "sweep_config.json"  # of a run: the config that was asked for
 RESULT_FILE = "sweep_result.json"  # of a run: what it gave
@@ -48,6 +50,7 @@ class PointConfig:
   """A point of a panel."""
 
   set: Overrides = ()  # fields and values: "data.sources.train.size=256"
+  init: Path = ""  # checkpoint that its runs start from; "": from scratch
   # size of what the panel scales; 0: it scales nothing, or counted by the run
   x: Annotated[float, Range(0.0, 1e30)] = 0.0
   # the published figure of this point, in percent; 0: there is none
@@ -91,10 +94,12 @@ class Run(NamedTuple):
   Attributes:
     name: of its folder: panel.point.seedN of the first point that asks for it.
     config: of the run.
+    init: checkpoint that it starts from; "": none.
   """
 
   name: str
   config: Config
+  init: str = ""
 
 
 class Plan(NamedTuple):
@@ -119,7 +124,7 @@ def load_sweep(name: str) -> SweepConfig:
       its `get_sweep`.
 
   Raises:
-    ConfigError: for a file without one, and unknown fields, names or values.
+    ConfigError: for a file without one.
   """
   path, values = call(name, "get_sweep")
   if not isinstance(values, SweepConfig):
@@ -127,8 +132,6 @@ def load_sweep(name: str) -> SweepConfig:
       f"{path}: get_sweep() must return a mico_jax.run.sweep.plan.SweepConfig; "
       f"got {type(values).__name__}."
     )
-  config_lib.check(values)
-  _check_names(values)
   return values
 
 
@@ -185,21 +188,43 @@ def make_plan(
   Raises:
     ConfigError: for an unknown panel, point, key or value.
   """
-  sweep = load_sweep(name)
+  base = name.partition(":")[0]
+  return plan_of(load_sweep(name), panels, base=base, overrides=overrides)
+
+
+def plan_of(
+  sweep: SweepConfig,
+  panels: Sequence[str] = (),
+  *,
+  base: str = "",
+  overrides: Sequence[str] = (),
+) -> Plan:
+  """The runs of a sweep that is described by code.
+
+  Args:
+    sweep: its description.
+    panels: see `make_plan`.
+    base: config of the panels that name none.
+    overrides: fields of every run.
+
+  Raises:
+    ConfigError: for an unknown panel, point, key or value.
+  """
+  config_lib.check(sweep)
+  _check_names(sweep)
   pairs = {
     f"{p}.{q}": (p, q) for p, s in sweep.panels.items() for q in s.points
   }
   wanted = chosen((*sweep.panels, *pairs), panels, "panel or point")
   runs: dict[str, Run] = {}
   points: dict[tuple[str, str], tuple[str, ...]] = {}
-  names: dict[str, str] = {}  # text of a config -> its run
+  names: dict[tuple[str, str], str] = {}  # what makes a run -> its name
   # All panels, also those left out: a run is always called the same.
   for label, (panel, point) in pairs.items():
-    made = _runs_of(name, sweep, panel, point, overrides)
-    texts = [config_lib.to_json(run.config) for run in made]
+    made = _runs_of(base, sweep, panel, point, overrides)
     called = [
-      names.setdefault(text, run.name)
-      for text, run in zip(texts, made, strict=True)
+      names.setdefault((config_lib.to_json(run.config), run.init), run.name)
+      for run in made
     ]
     if panel in wanted or label in wanted:
       points[panel, point] = tuple(called)
@@ -225,24 +250,24 @@ def _kept(
 
 
 def _runs_of(
-  name: str,
+  base: str,
   sweep: SweepConfig,
   panel: str,
   point: str,
   overrides: Sequence[str],
 ) -> list[Run]:
   """The runs of a point, one for each seed."""
-  spec = sweep.panels[panel]
-  fields = (*spec.set, *spec.points[point].set)
+  spec, setting = sweep.panels[panel], sweep.panels[panel].points[point]
+  fields = (*spec.set, *setting.set)
   try:
-    base = config_lib.load(spec.config or name.partition(":")[0], overrides)
-    config = config_lib.override(base, fields)
+    config = config_lib.load(spec.config or base, overrides)
+    config = config_lib.override(config, fields)
   except ConfigError as error:
     raise ConfigError(f"panels.{panel}.points.{point}: {error}") from None
   runs = []
   for seed in sweep.seeds:
     seeded = replace(config, seed=seed)
-    runs.append(Run(f"{panel}.{point}.seed{seed}", seeded))
+    runs.append(Run(f"{panel}.{point}.seed{seed}", seeded, setting.init))
   return runs
 
 
@@ -267,7 +292,8 @@ def is_done(run: Run, root: str) -> bool:
     root: folder of the sweep.
 
   Raises:
-    ConfigError: if its folder holds a run of another config.
+    ConfigError: if its folder holds a run of another config, or one that
+      started from another checkpoint.
   """
   folder = files.place(root) / run.name
   try:
@@ -280,6 +306,10 @@ def is_done(run: Run, root: str) -> bool:
       f"{folder / CONFIG_FILE} is no config; remove that folder."
     ) from None
   lines = differences(stored, json.loads(config_lib.to_json(run.config)))
+  then, now = stored_start(folder), start_of(run.init)
+  if then.get("sha256") != now.get("sha256"):  # wherever it lies
+    from_ = [x.get("checkpoint", "scratch") for x in (then, now)]
+    lines.append(f"started from {from_[0]}, now from {from_[1]}")
   if lines:
     more = f" ({len(lines) - 3} more)" if len(lines) > 3 else ""
     raise ConfigError(

@@ -7,6 +7,7 @@ its newest checkpoint. A run that fails is noted, and the others go on.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import pathlib
@@ -26,6 +27,7 @@ from mico_jax.config import ConfigError
 from mico_jax.run.cluster.signals import StopSignal
 from mico_jax.run.monitor.progress import format_seconds, say
 from mico_jax.run.sweep.plan import CONFIG_FILE, RESULT_FILE, Run, is_done
+from mico_jax.run.sweep.start import START_FILE, start_of
 
 LOG_FILE = "sweep.log"
 POLL = 0.2  # seconds between two looks at the processes
@@ -156,6 +158,9 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / CONFIG_FILE
     path.write_text(config_lib.to_json(run.config), encoding="utf-8")
+    if origin := start_of(run.init):
+      text = json.dumps(origin)
+      (folder / START_FILE).write_text(text, encoding="utf-8")
   with StopSignal() as stop, shared_compilations() as environment:
     start = start or starter(launcher, environment)
     _Pool(waiting, root, jobs, start, outcome).run(stop)

@@ -3,7 +3,8 @@
     mico-jax sweep --run runs/scaling/data.256.seed0
 
 The folder is a workdir like any other. Beside its files lies the config that
-the sweep asked for, and at the end the result: every measured number with its
+the sweep asked for, the checkpoint that it starts from if any, and at the end
+the result: every measured number with its
 value for each item, losses, size and time.
 """
 
@@ -24,6 +25,7 @@ from mico_jax.config import Config, ConfigError, stages_of
 from mico_jax.run.monitor import metric_log
 from mico_jax.run.pretrain import Summary, Trainer
 from mico_jax.run.sweep.plan import CONFIG_FILE, RESULT_FILE, hash_text
+from mico_jax.run.sweep.start import planned_start
 from mico_jax.train.state import abstract_params
 
 # Of the logged steps of a part of the training, those whose mean loss is kept.
@@ -61,7 +63,7 @@ def work(folder: str, *, command: str = "") -> int:
     ConfigError: for a folder without a plan, and whatever `pretrain` raises.
   """
   config = planned_config(folder)
-  trainer = Trainer(config, folder, command=command)
+  trainer = Trainer(config, folder, init=planned_start(folder), command=command)
   shapes = abstract_params(trainer.session.model, trainer.session.config)
   summary = trainer.run()
   if summary.exit_code:
