@@ -266,7 +266,9 @@ def _labels(panel: Panel) -> tuple[list[str], str]:
   if len(first) == 1 and all(map(has_text, names)):
     shared = f"{first.pop()} against"
     if all(text.startswith(shared) for text in words):
-      return [text.removeprefix(f"{shared} ") for text in words], f"{shared} ..."
+      return [
+        text.removeprefix(f"{shared} ") for text in words
+      ], f"{shared} ..."
   return words, ""
 
 
@@ -325,13 +327,28 @@ def draw_panel(
     axes.axvline(step, color=ALARM, linewidth=0.8, alpha=0.6, linestyle=":")
   _set_limits(axes, panel, last)
   if any(labels) and named:
+    if panel.smooth and len(curves) > 4 and not panel.log and size < 10:
+      axes.set_ylim(top=1.5 * axes.get_ylim()[1])  # room for the names
     small = 6.5 if size < 10 else 7
     axes.legend(
-      fontsize=small, frameon=False, title=heading, title_fontsize=small
+      fontsize=small,
+      title=heading,
+      title_fontsize=small,
+      handlelength=1.2,
+      edgecolor="none",
+      framealpha=0.7,
     )
   elif any(labels):
     note = "colours as on the left"
-    axes.text(0.97, 0.05, note, transform=axes.transAxes, ha="right", fontsize=7, color=GREY)
+    axes.text(
+      0.97,
+      0.05,
+      note,
+      transform=axes.transAxes,
+      ha="right",
+      fontsize=7,
+      color=GREY,
+    )
 
 
 def _set_limits(axes: Axes, panel: Panel, last: float) -> None:

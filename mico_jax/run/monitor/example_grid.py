@@ -165,9 +165,7 @@ def _rows(examples: Sequence[Mapping[str, Any]], width: float) -> list[_Row]:
   return [_row_of(example, width, columns) for example in examples]
 
 
-def ranked_height(
-  examples: Sequence[Mapping[str, Any]], width: float
-) -> float:
+def ranked_height(examples: Sequence[Mapping[str, Any]], width: float) -> float:
   """Inches that `draw_ranked` needs."""
   if not examples:
     return 0.0

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +46,7 @@ class Bar:
   chance: float | None = None
   ceiling: float | None = None
   gallery: int = 0
-  measure: Measure = Measure()
+  measure: Measure = field(default_factory=Measure)
 
   @property
   def words(self) -> str:

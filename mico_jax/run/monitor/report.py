@@ -12,10 +12,12 @@ import contextlib
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 
 from mico_jax import files
 from mico_jax.evaluation.examples import EXAMPLES_FILE
@@ -28,70 +30,24 @@ from mico_jax.run.monitor.curves import (
   draw_panel,
   overview,
 )
+from mico_jax.run.monitor.page import MARGIN, WIDTH, Page, axes_at
 
 if TYPE_CHECKING:
-  from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
 REPORT_FILE = "report.png"
 EVALUATION_FILE = "evaluation.json"
 
+_INNER = WIDTH - 2 * MARGIN
 _COLUMNS = 3  # of `draw_curves`
-_WIDTH, _MARGIN = 10.0, 0.2  # of a report, in inches
-_GAP = 0.25  # between its parts
 _DPI = 130
 _COLOURS = 256  # of the file
 
 
-class _Page:
-  """Parts of a figure from top to bottom, placed in inches.
-
-  Placed by hand, as the layout engines of matplotlib take seconds for as many
-  axes and texts.
-  """
-
-  def __init__(self) -> None:
-    self._parts: list[tuple[float, Callable[[Figure, float, float], None]]] = []
-
-  def add(
-    self, height: float, draw: Callable[[Figure, float, float], None]
-  ) -> None:
-    """Adds a part; `draw` gets the figure, its top and the page's height."""
-    self._parts.append((height, draw))
-
-  def figure(self) -> Figure:
-    from matplotlib.figure import Figure
-
-    total = 2 * _MARGIN + sum(height + _GAP for height, _ in self._parts)
-    figure = Figure(figsize=(_WIDTH, total))
-    top = total - _MARGIN
-    for height, draw in self._parts:
-      draw(figure, top, total)
-      top -= height + _GAP
-    return figure
-
-
-def _axes(
-  figure: Figure, left: float, top: float, size: tuple[float, float]
-) -> Axes:
-  """Axes whose upper left corner and size are given in inches."""
-  width, height = figure.get_size_inches()
-  box = (
-    left / width,
-    (top - size[1]) / height,
-    size[0] / width,
-    size[1] / height,
-  )
-  return figure.add_axes(box)
-
-
-_INNER = _WIDTH - 2 * _MARGIN
-
-
-def _add_title(page: _Page, title: str, note: str) -> None:
-  def draw(figure: Figure, top: float, _: float) -> None:
+def _add_title(page: Page, title: str, note: str) -> None:
+  def draw(figure: Figure, top: float) -> None:
     canvas = example_grid.Canvas(
-      _axes(figure, _MARGIN, top, (_INNER, 0.45)), _INNER, 0.45
+      axes_at(figure, MARGIN, top, (_INNER, 0.45)), _INNER, 0.45
     )
     canvas.text(0, 0, title, fontsize=14, weight="bold")
     canvas.text(0, 0.28, note, fontsize=8.5, color=GREY)
@@ -99,14 +55,14 @@ def _add_title(page: _Page, title: str, note: str) -> None:
   page.add(0.4, draw)
 
 
-def _add_numbers(page: _Page, evaluation: Mapping[str, Any]) -> None:
+def _add_numbers(page: Page, evaluation: Mapping[str, Any]) -> None:
   """Numbers on top, then bars of all shares beside the facts confused."""
   top_numbers = headlines.cards(evaluation)
   if top_numbers:
     page.add(
       1.15,
-      lambda figure, top, _: headlines.draw_cards(
-        _axes(figure, _MARGIN, top, (_INNER, 1.1)), top_numbers
+      lambda figure, top: headlines.draw_cards(
+        axes_at(figure, MARGIN, top, (_INNER, 1.1)), top_numbers
       ),
     )
   shown = headlines.bars(evaluation)
@@ -115,23 +71,23 @@ def _add_numbers(page: _Page, evaluation: Mapping[str, Any]) -> None:
     return
   rows = max(len(shown) * 0.18, 0.3 * len(next(iter(found.values()), ())), 0.4)
 
-  def draw(figure: Figure, top: float, _: float) -> None:
-    left = _MARGIN + 3.0
-    right = 3.4 if found else _WIDTH - left - 0.7
+  def draw(figure: Figure, top: float) -> None:
+    left = MARGIN + 3.0
+    right = 3.4 if found else WIDTH - left - 0.7
     if shown:
       headlines.draw_bars(
-        _axes(figure, left, top - 0.25, (right - 0.9, rows)), shown
+        axes_at(figure, left, top - 0.25, (right - 0.9, rows)), shown
       )
     if found:
-      left = _WIDTH - 2.85 if shown else left
+      left = WIDTH - 2.85 if shown else left
       below = 0.25 + 0.14 * len(found)
-      size = (_WIDTH - left - 0.2, rows - 0.14 * len(found))
-      headlines.draw_facts(_axes(figure, left, top - below, size), found)
+      size = (WIDTH - left - 0.2, rows - 0.14 * len(found))
+      headlines.draw_facts(axes_at(figure, left, top - below, size), found)
 
   page.add(rows + 0.6, draw)
 
 
-def _add_examples(page: _Page, contents: Mapping[str, Any]) -> None:
+def _add_examples(page: Page, contents: Mapping[str, Any]) -> None:
   items = contents.get("items") or {}
   for choose, height_of, paint in (
     (
@@ -153,39 +109,37 @@ def _add_examples(page: _Page, contents: Mapping[str, Any]) -> None:
     def draw(
       figure: Figure,
       top: float,
-      _: float,
       chosen: Any = chosen,
       height: float = height,
       paint: Any = paint,
     ) -> None:
-      axes = _axes(figure, _MARGIN, top, (_INNER, height))
+      axes = axes_at(figure, MARGIN, top, (_INNER, height))
       paint(example_grid.Canvas(axes, _INNER, height), chosen, items)
 
     page.add(height, draw)
 
 
 def _add_curves(
-  page: _Page, panels: Sequence[Panel], events: Sequence[float], last: float
+  page: Page, panels: Sequence[Panel], events: Sequence[float], last: float
 ) -> None:
   large, small = overview(panels)
-  columns = 4 if len(large) > 3 else max(len(large), 2)
-  for group, columns, height in ((large, columns, 1.75), (small, 5, 0.9)):
+  wide = 4 if len(large) > 3 else max(len(large), 2)
+  for group, columns, height in ((large, wide, 1.75), (small, 5, 0.9)):
     for start in range(0, len(group), columns):
       row = group[start : start + columns]
 
       def draw(
         figure: Figure,
         top: float,
-        _: float,
         row: Sequence[Panel] = row,
         columns: int = columns,
         height: float = height,
       ) -> None:
         width = _INNER / columns
         for index, panel in enumerate(row):
-          left = _MARGIN + index * width + 0.35
+          left = MARGIN + index * width + 0.35
           size = (width - 0.55, height)
-          axes = _axes(figure, left, top - 0.25, size)
+          axes = axes_at(figure, left, top - 0.25, size)
           before = row[index - 1] if index else None
           named = before is None or list(before.curves) != list(panel.curves)
           draw_panel(axes, panel, events, last, size=8.5, named=named)
@@ -221,7 +175,7 @@ def draw(
     raise ValueError(
       "nothing to draw: no values in metrics.jsonl and no evaluation.json."
     )
-  page = _Page()
+  page = Page()
   _add_title(page, title or "run", note)
   _add_numbers(page, evaluation or {})
   _add_examples(page, examples or {})
@@ -284,6 +238,35 @@ def _note(lines: Sequence[Mapping[str, Any]], evaluation: Any) -> str:
   return "   ".join(parts)
 
 
+def pictures(workdir: epath.PathLike) -> dict[str, UInt8[np.ndarray, "Y X 3"]]:
+  """The parts of a report that TensorBoard and W&B show.
+
+  Args:
+    workdir: folder of a run that was evaluated.
+
+  Returns:
+    Pictures by name; none of a run without an evaluation.
+  """
+  folder = epath.Path(workdir)
+  evaluation = _parsed(folder / EVALUATION_FILE) or {}
+  contents = _parsed(folder / EXAMPLES_FILE) or {}
+  pages = {"final/numbers": Page(), "final/examples": Page()}
+  _add_numbers(pages["final/numbers"], evaluation)
+  _add_examples(pages["final/examples"], contents)
+  return {
+    name: _pixels(page.figure()) for name, page in pages.items() if len(page)
+  }
+
+
+def _pixels(figure: Figure, dpi: int = _DPI) -> UInt8[np.ndarray, "Y X 3"]:
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+  figure.set_dpi(dpi)
+  canvas = FigureCanvasAgg(figure)
+  canvas.draw()
+  return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
 def _parsed(path: Any) -> Any:
   """A JSON file; None: there is none."""
   with contextlib.suppress(FileNotFoundError):
@@ -321,10 +304,9 @@ def to_png(figure: Figure, *, dpi: int = _DPI) -> bytes:
   """
   from PIL import Image
 
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", dpi=dpi)
-  with Image.open(buffer) as image:
-    few = image.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+  few = Image.fromarray(_pixels(figure, dpi)).quantize(
+    _COLOURS, dither=Image.Dither.NONE
+  )
   out = io.BytesIO()
   few.save(out, "PNG", optimize=True)
   return out.getvalue()
