@@ -37,17 +37,18 @@ def shown_keys(item: Mapping[str, Any], letters: str) -> set[str]:
 
 
 def one_tile_each(
-  item: Mapping[str, Any], letters: str
+  item: Mapping[str, Any], letters: str, field: str = "tiles"
 ) -> list[Mapping[str, Any]]:
   """The first picture of each modality of a measurement, in its order.
 
   Args:
     item: of `examples.json`.
     letters: of the measurement.
+    field: of the item: "tiles", or "attention", which few items have.
   """
   first: dict[str, Mapping[str, Any]] = {}
   wanted = shown_keys(item, letters)
-  for tile in item.get("tiles") or ():
+  for tile in item.get(field) or ():
     if tile["modality"] in wanted:
       head = MODALITIES[tile["modality"]].head
       first.setdefault(head, tile)

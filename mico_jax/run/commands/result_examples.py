@@ -84,7 +84,7 @@ def _item(item: Mapping[str, Any], letters: str) -> str:
     f'<figure><img alt="{escape(tile["title"])}" '
     f'src="data:image/jpeg;base64,{escape(tile["jpeg"])}">'
     f"<figcaption>{escape(tile['title'])}</figcaption></figure>"
-    for tile in item.get("tiles") or ()
+    for tile in (*(item.get("tiles") or ()), *(item.get("attention") or ()))
     if tile["modality"] in keys
   )
   sounds = "".join(

@@ -28,6 +28,7 @@ _SIDE = 0.55  # inches, of a tile beside a text
 _GAP = 0.05
 _QUERIES = 4  # drawn of a measurement
 _WRITTEN = 3
+_MODALITIES = 3  # shown beside a text
 
 
 def ranked(contents: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -296,15 +297,20 @@ def draw_written(
   """
   title = result_in_words(str(examples[0]["name"]))
   canvas.text(0, 0, f"{title}: written and true texts", fontsize=10)
+  if any(x.get("attention") for x in items.values()):
+    note = "darkened: what the encoder attends to stays bright"
+    canvas.text(*(canvas.width, 0.02, note), ha="right", fontsize=8, color=GREY)
   for index, example in enumerate(examples):
     y = 0.3 + index * (_SIDE + 0.12)
     letters, x = str(example["letters"]), 0.0
     if example["query"].get("item") is not None:
       item = items.get(str(example["query"]["item"]), {})
-      count = max(1, min(len(one_tile_each(item, letters)), 4))
-      x = count * (_SIDE + _GAP)
-      inner = (0.0, y, x, _SIDE)
-      _draw_entry(canvas, inner, example["query"], items, letters)
+      tiles = one_tile_each(item, letters)
+      tiles += one_tile_each(item, letters, "attention")
+      x = _SIDE + _GAP if not tiles else 0.0
+      for tile in tiles[: 2 * _MODALITIES]:
+        canvas.picture(x, y, _SIDE, tile)
+        x += _SIDE + _GAP
       x += 0.1
     true = [a for a in example["answers"] if a.get("right")]
     wrote = [a for a in example["answers"] if not a.get("right")]
