@@ -30,8 +30,8 @@ from mico_jax.modalities import (
 
 CELL = 112  # side of a tile in pixels
 GAP = 6  # pixels
-_TEXT = 400  # width of the captions in pixels
-_LETTERS = 64  # of a line of captions
+_TEXT = 480  # width of the captions in pixels
+_LETTERS = 78  # of a line of captions
 _HEAD = 16  # height of a title in pixels
 _LABELS = 30  # width of the labels beside a tile in pixels
 _TEXT_SIZE, _SMALL, _LINE = 11, 9, 15  # of fonts and lines in pixels
@@ -335,5 +335,5 @@ def draw_sheet(
       records.append((name, Record(f"{name}[{i}]: {error}")))
   path = pathlib.Path(out)
   path.parent.mkdir(parents=True, exist_ok=True)
-  draw_records(config, records).save(path)
+  draw_records(config, records).save(path, optimize=True)
   return path

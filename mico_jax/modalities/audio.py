@@ -183,8 +183,8 @@ def _scale(geometry: Geometry, mode: Mode) -> Scale:
   bins = config.mel_bins or size
   places = [(mel_place(f, bins, config.sample_rate), f) for f in _MARKS]
   inside = [(x, f"{f:g}") for x, f in places if 0.02 < x < 0.98]
-  middle = len(inside) // 2
-  few = inside[:: max(1, middle)][:3]
+  ends = {0, len(inside) // 2, len(inside) - 1}
+  few = [inside[i] for i in sorted(ends) if 0 <= i < len(inside)]
   seconds = size * config.hop_ms / 1000
   return Scale(
     right=Axis("s", ((0.0, "0"), (1.0, f"{seconds:.3g}"))),

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +30,11 @@ from mico_jax import extras, files
 from mico_jax.config import ConfigError, TrainConfig
 from mico_jax.json_text import dumps, plain
 from mico_jax.run.monitor import progress
-from mico_jax.run.monitor.tensorboard import add_settings, open_events
+from mico_jax.run.monitor.tensorboard import (
+  add_settings,
+  open_events,
+  tag_of,
+)
 
 METRICS_FILE = "metrics.jsonl"
 _SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -132,7 +137,7 @@ def _wandb(workdir: Any, name: str, config: Mapping[str, Any]) -> Any:
   try:
     run_id = files.read_text(path).strip()
   except FileNotFoundError:
-    run_id = wandb.util.generate_id()
+    run_id = secrets.token_hex(4)
     files.write_text(path, run_id)
   return wandb.init(
     project="mico_jax",
@@ -232,7 +237,7 @@ class MetricsWriter:
       for name, value in scalars.items():
         # tensorboardX warns of each value that is not finite.
         if math.isfinite(value):
-          self._tensorboard.add_scalar(name, value, step)
+          self._tensorboard.add_scalar(tag_of(name), value, step)
     if self._wandb is not None:
       self._wandb.log(scalars, step=step)
 
@@ -289,10 +294,11 @@ class MetricsWriter:
     }
     if self._tensorboard is not None:
       for name, value in named.items():
-        self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.add_scalar(tag_of(name), value, step)
       for name, picture in pictures.items():
         self._tensorboard.add_image(name, picture, step, dataformats="HWC")
-      add_settings(self._tensorboard, settings, named)
+      tags = {tag_of(name): value for name, value in named.items()}
+      add_settings(self._tensorboard, settings, tags)
     if self._wandb is not None:
       image = importlib.import_module("wandb").Image
       shown = {name: image(picture) for name, picture in pictures.items()}

@@ -6,6 +6,7 @@ Errors of its files do not end a run.
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -89,6 +90,20 @@ def open_events(workdir: epath.Path, start_step: int) -> Any:
   purge = start_step if start_step else None
   return tensorboardX.SummaryWriter(
     f"{_EVENTS_PREFIX}{workdir / 'tensorboard'}", purge_step=purge
+  )
+
+
+def tag_of(name: str) -> str:
+  """A name in the characters that TensorBoard's tags have.
+
+  Args:
+    name: such as "retrieval/t->va/R@1".
+
+  Returns:
+    Such as "retrieval/t_to_va/R_at_1"; any other character becomes "_".
+  """
+  return re.sub(
+    r"[^-/\w.]", "_", name.replace("->", "_to_").replace("@", "_at_")
   )
 
 
