@@ -20,11 +20,13 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
 
 RIGHT, WRONG = "#1A7F4B", "#B3261E"
-_LETTER = 0.0078  # inches, mean width of a letter of 1 pt
+_LETTER = 0.0074  # inches, mean width of a letter of 1 pt
 _LINE = 0.165  # inches from line to line
 _TILE = 0.72  # inches, the largest side of a tile
 _LEAST = 0.4  # inches, the smallest one that can be recognised
 _SIDE = 0.55  # inches, of a tile beside a text
+_TEXT_ROW = 0.8  # inches, of written and true text in two lines each
+_TOLD = 1.5  # inches for a score at the right
 _GAP = 0.05
 _QUERIES = 4  # drawn of a measurement
 _WRITTEN = 3
@@ -280,7 +282,7 @@ def written_height(
 ) -> float:
   """Inches that `draw_written` needs, of any width."""
   del width
-  return 0.3 + len(examples) * (_SIDE + 0.12) if examples else 0.0
+  return 0.3 + len(examples) * _TEXT_ROW if examples else 0.0
 
 
 def draw_written(
@@ -301,7 +303,7 @@ def draw_written(
     note = "darkened: what the encoder attends to stays bright"
     canvas.text(*(canvas.width, 0.02, note), ha="right", fontsize=8, color=GREY)
   for index, example in enumerate(examples):
-    y = 0.3 + index * (_SIDE + 0.12)
+    y = top = 0.3 + index * _TEXT_ROW
     letters, x = str(example["letters"]), 0.0
     if example["query"].get("item") is not None:
       item = items.get(str(example["query"]["item"]), {})
@@ -318,14 +320,14 @@ def draw_written(
     for name, answers in (("written", wrote), ("true", true)):
       if not answers:
         continue
-      width = canvas.width - x - 0.7
+      width = canvas.width - x - 0.6 - _TOLD
       color = INK if name == "true" else "#0072B2"
       canvas.text(x, y, name, fontsize=8, color=GREY)
       text = _wrap(str(answers[0].get("text", "")), width, 2)
       canvas.text(x + 0.6, y, text, color=color)
       y += _LINE * (1 + text.count("\n")) + 0.03
     score = wrote[0].get("score") if wrote else None
-    told = [worst] * bool(worst)
-    if score is not None:
-      told.insert(0, f"score {score:.3f}")
-    canvas.text(x + 0.6, y, ", ".join(told), fontsize=7.5, color=GREY)
+    told = [f"score {score:.3f}"] if score is not None else []
+    told += [worst] * bool(worst)
+    style = {"ha": "right", "fontsize": 8, "color": GREY}
+    canvas.text(canvas.width, top, "\n".join(told), **style)

@@ -305,7 +305,10 @@ def to_png(figure: Figure, *, dpi: int = _DPI) -> bytes:
   from PIL import Image
 
   few = Image.fromarray(_pixels(figure, dpi)).quantize(
-    _COLOURS, dither=Image.Dither.NONE
+    # the method that keeps the hues of thin lines beside those of photos
+    _COLOURS,
+    method=Image.Quantize.FASTOCTREE,
+    dither=Image.Dither.NONE,
   )
   out = io.BytesIO()
   few.save(out, "PNG", optimize=True)
