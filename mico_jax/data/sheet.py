@@ -208,9 +208,14 @@ class _Pen:
     """Writes lines; `anchor` as in Pillow."""
     font = self._fonts[_SMALL if small else _TEXT_SIZE]
     fill = _GREY if small else "black"
-    many = {"spacing": _LINE - _TEXT_SIZE - 2} if "\n" in text else {}
-    anchor = None if many else anchor
-    self._draw.text((x, y), text, fill=fill, font=font, anchor=anchor, **many)
+    spacing = _LINE - _TEXT_SIZE - 2
+    self._draw.text(
+      *((x, y), text),
+      fill=fill,
+      font=font,
+      anchor=None if "\n" in text else anchor,
+      spacing=spacing,
+    )
 
   def line(self, *ends: tuple[float, float]) -> None:
     """Draws a thin line."""

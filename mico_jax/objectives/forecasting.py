@@ -128,7 +128,6 @@ class Forecasting(Objective):
 
   config: ForecastingConfig = field(default_factory=ForecastingConfig)
   name: ClassVar[str] = "forecasting"
-  unit: ClassVar[str] = ""
   needs: ClassVar[frozenset[Need]] = frozenset({"pixels"})
   curves: ClassVar[tuple[str, ...]] = ("absolute_error",)
   lower_is_better: ClassVar[frozenset[str]] = frozenset({"absolute_error"})

@@ -96,7 +96,6 @@ class MaskedModelling(Objective):
 
   config: MaskedModellingConfig = field(default_factory=MaskedModellingConfig)
   name: ClassVar[str] = "masked_modelling"
-  unit: ClassVar[str] = ""
   needs: ClassVar[frozenset[Need]] = frozenset({"pixels"})
   drops_patches: ClassVar[bool] = True
 

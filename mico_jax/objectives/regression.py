@@ -35,7 +35,6 @@ class Regression(Head):
 
   config: RegressionConfig = field(default_factory=RegressionConfig)
   name: ClassVar[str] = "regression"
-  unit: ClassVar[str] = ""
   kinds: ClassVar[tuple[str, ...]] = ("number",)
   curves: ClassVar[tuple[str, ...]] = ("absolute_error",)
   lower_is_better: ClassVar[frozenset[str]] = frozenset({"absolute_error"})

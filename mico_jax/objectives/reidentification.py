@@ -58,7 +58,6 @@ class Reidentification(Head):
 
   config: ReidentificationConfig = field(default_factory=ReidentificationConfig)
   name: ClassVar[str] = "reidentification"
-  unit: ClassVar[str] = ""
   needs: ClassVar[frozenset[Need]] = frozenset({"features", "target"})
   kinds: ClassVar[tuple[str, ...]] = ("class",)
   whole_batch: ClassVar[bool] = True

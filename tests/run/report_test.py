@@ -18,6 +18,7 @@ from mico_jax.run.monitor import (
   headlines,
   metric_log,
   outcome,
+  panels,
   report,
 )
 
@@ -48,27 +49,27 @@ def write_run(folder, steps=40):
 
 def test_panels(tmp_path):
   write_run(tmp_path)
-  panels = {
-    p.title: p for p in curves.collect(metric_log.read_metrics(tmp_path))
+  found = {
+    p.title: p for p in panels.collect(metric_log.read_metrics(tmp_path))
   }
-  assert list(panels)[:3] == [
+  assert list(found)[:3] == [
     "loss (weighted sum)",
     "contrastive loss (nats)",
     "matching loss (nats)",
   ]
-  assert set(panels["contrastive loss (nats)"].curves) == {"tv", "tva"}
-  assert set(panels["matching accuracy"].curves) == {"tva"}
-  assert set(panels["matching loss (nats)"].curves) == {"tva"}
+  assert set(found["contrastive loss (nats)"].curves) == {"tv", "tva"}
+  assert set(found["matching accuracy"].curves) == {"tva"}
+  assert set(found["matching loss (nats)"].curves) == {"tva"}
   assert (
-    len(panels["loss (weighted sum)"].curves[""][0]) == 39
+    len(found["loss (weighted sum)"].curves[""][0]) == 39
   )  # without the non-finite one
-  assert panels["gradient norm"].log
-  assert "unknown" not in str(list(panels))
+  assert found["gradient norm"].log
+  assert "unknown" not in str(list(found))
 
 
 def test_an_objective_that_is_not_in_the_table_is_drawn():
   lines = [{"step": s, "loss/new_one/tv": 1.0 / (s + 1)} for s in range(6)]
-  (panel,) = curves.collect(lines)
+  (panel,) = panels.collect(lines)
   assert panel.title == "new one loss"
   assert set(panel.curves) == {"tv"}
   assert panel.smooth
@@ -76,7 +77,7 @@ def test_an_objective_that_is_not_in_the_table_is_drawn():
 
 def test_loss_per_task():
   lines = [{"step": s, "task": "ab"[s % 2], "loss": float(s)} for s in range(6)]
-  (panel,) = curves.collect(lines)
+  (panel,) = panels.collect(lines)
   assert set(panel.curves) == {"a", "b"}
 
 
@@ -246,7 +247,7 @@ def test_curves_name_what_they_compare(tmp_path):
   assert "retrieval" not in found
   assert any("text against video + audio" in text for text in found)
   assert found.count("step") == len([a for a in figure.axes if a.lines])
-  (panel, *_), small = curves.overview(curves.collect(lines))
+  (panel, *_), small = panels.overview(panels.collect(lines))
   assert panel.title == "evaluation while training"
   assert [p.title for p in small][:2] == [
     "loss (weighted sum)",

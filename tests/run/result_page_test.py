@@ -8,6 +8,7 @@ import json
 import re
 from html.parser import HTMLParser
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -115,7 +116,8 @@ def test_examples_show_what_the_encoder_attends_to(evaluated):
     train=False,
     xp=np,
   )
-  weights = attention(model.model, model.params, "video", pixels["video"])
+  frames = jnp.asarray(pixels["video"])
+  weights = attention(model.model, model.params, "video", frames)
   weights = np.asarray(weights)[0, 0].mean(axis=0)
   (tile,) = (t for t in shown["attention"] if t["modality"] == "video")
   assert tile["title"].startswith("attention on video")

@@ -244,7 +244,7 @@ def _draw_mark(
     *(x, y + 0.04, text),
     fontsize=8,
     color=RIGHT if right else WRONG,
-    weight="bold" if right else "normal",
+    **({"weight": "bold"} if right else {}),
   )
   if score is not None:
     canvas.text(x + 0.75, y + 0.04, f"{score:.3f}", fontsize=8, color=GREY)

@@ -247,7 +247,7 @@ def draw_facts(
       markersize=4,
       label=name.partition(", ")[2],
     )
-  chances = {b.chance for s in found.values() for b in s.values()} - {None}
+  chances = {b.chance for b in _all(found) if b.chance is not None}
   for chance in chances:
     axes.axvline(chance, color=_CHANCE, linewidth=2)
   axes.set_yticks(range(len(order)), order)

@@ -3,7 +3,7 @@
 On top a few numbers, then all shares of the final evaluation and the facts that
 are confused, retrieved items and written texts, and the curves that matter,
 from `metrics.jsonl` and, where present, `evaluation.json` and `examples.json`.
-`draw_curves` draws every curve there is (`mico_jax.run.monitor.curves`).
+`draw_curves` draws every curve there is (`mico_jax.run.monitor.panels`).
 """
 
 from __future__ import annotations
@@ -22,15 +22,9 @@ from jaxtyping import UInt8
 from mico_jax import files
 from mico_jax.evaluation.examples import EXAMPLES_FILE
 from mico_jax.run.monitor import example_grid, headlines, metric_log
-from mico_jax.run.monitor.curves import (
-  GREY,
-  INK,
-  Panel,
-  collect,
-  draw_panel,
-  overview,
-)
+from mico_jax.run.monitor.curves import GREY, INK, draw_panel
 from mico_jax.run.monitor.page import MARGIN, WIDTH, Page, axes_at
+from mico_jax.run.monitor.panels import Panel, collect, overview
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
