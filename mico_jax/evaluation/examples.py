@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from mico_jax.data.records import Record
 from mico_jax.data.samples import geometry, keys_of, load_inputs
-from mico_jax.data.sheet import drawable, tiles_of
+from mico_jax.data.sheet import drawable, scale_of, tiles_of
 from mico_jax.modalities import KNOWLEDGE, MODALITIES, DecodeError
 
 if TYPE_CHECKING:
@@ -258,10 +258,12 @@ def _shown(
   try:
     inputs = load_inputs(config, record, source, keys, None, broken={})
     out["tiles"] = [
-      {"modality": key, "title": title, "jpeg": _jpeg(picture)}
+      {"modality": key, "title": title, "jpeg": as_jpeg(picture)}
       for key in inputs
       for title, picture in _some(
-        tiles_of(key, drawable(config, key, inputs[key]))
+        tiles_of(
+          key, drawable(config, key, inputs[key]), scale_of(config, key).values
+        )
       )
     ]
     sounds = [_sound(config, source, record, key) for key in inputs]
@@ -271,20 +273,13 @@ def _shown(
   return out
 
 
-def _pictures(
-  config: Config, key: str, array: np.ndarray
-) -> list[tuple[str, Any]]:
-  """Titles and pictures of an input."""
-  return tiles_of(key, drawable(config, key, array))
-
-
 def _some(tiles: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
   """At most `_TILES` of a list, evenly spaced."""
   picks = np.linspace(0, len(tiles) - 1, min(_TILES, len(tiles)))
   return [tiles[round(i)] for i in picks]
 
 
-def _jpeg(picture: np.ndarray) -> str:
+def as_jpeg(picture: UInt8[np.ndarray, "Y X *C"]) -> str:
   """A small JPEG in base64."""
   from PIL import Image
 

@@ -24,6 +24,7 @@ from mico_jax.data.samples import keys_of
 from mico_jax.data.sources import Source, open_source
 from mico_jax.data.sources.omniworld import OmniWorldSource
 from mico_jax.data.tokenizer import Tokenizer
+from mico_jax.evaluation.attention_tiles import add_attention
 from mico_jax.evaluation.evaluator import SHARE, Evaluator, Job, Needs
 from mico_jax.evaluation.evaluators import EVALUATORS, find_measure, is_share
 from mico_jax.evaluation.examples import Examples
@@ -266,8 +267,10 @@ def evaluate(
       examples.count = settings.examples
       job = dataclasses.replace(job, examples=examples)
     results = [r for e, _ in active for r in _measured(e, job)]
-  if examples is not None:
-    examples.show(config, settings.source, job.gallery.records)
+    if examples is not None:
+      records = job.gallery.records
+      examples.show(config, settings.source, records)
+      add_attention(examples.contents, embedder, settings.source, records)
   return results
 
 

@@ -30,16 +30,19 @@ from mico_jax.modalities.augmentation import (
 )
 from mico_jax.modalities.base import (
   ArraySpec,
+  Axis,
   Caption,
   Geometry,
   Modality,
   Mode,
+  Scale,
 )
 from mico_jax.modalities.sampling import choose_slices
 from mico_jax.modalities.sound import (
   at_other_speed,
   decode_audio,
   fbank,
+  mel_place,
   num_frames,
 )
 from mico_jax.modalities.spatial import modes, resize_axis
@@ -171,6 +174,26 @@ def example_audio(geometry: Geometry, seed: int) -> Float[np.ndarray, " N"]:
   return wave.astype(np.float32)
 
 
+_MARKS = (100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)  # Hz
+
+
+def _scale(geometry: Geometry, mode: Mode) -> Scale:
+  """Seconds to the right, from the start of a slice, and Hz upwards."""
+  config, size = geometry.audio, geometry.size
+  bins = config.mel_bins or size
+  places = [(mel_place(f, bins, config.sample_rate), f) for f in _MARKS]
+  inside = [(x, f"{f:g}") for x, f in places if 0.02 < x < 0.98]
+  ends = {0, len(inside) // 2, len(inside) - 1}
+  few = [inside[i] for i in sorted(ends) if 0 <= i < len(inside)]
+  seconds = size * config.hop_ms / 1000
+  return Scale(
+    right=Axis("s", ((0.0, "0"), (1.0, f"{seconds:.3g}"))),
+    up=Axis("Hz", tuple(few)),
+    # where the device filters, what is drawn are its pixels
+    values="nats" if mode.shape is None else "",
+  )
+
+
 AUDIO = Modality(
   key="audio",
   letter="a",
@@ -237,6 +260,7 @@ AUDIO = Modality(
   caption=Caption("audio", fields=("audio_caption",), general=True),
   rated=True,
   draw=lambda x: x.T[::-1],  # time to the right, pitch upwards
+  scale=_scale,
   play=lambda waveform, sizes: (waveform, sizes.audio.sample_rate),
   extensions=(
     *(".flac", ".wav", ".ogg", ".mp3", ".opus", ".m4a", ".aac", ".oga"),

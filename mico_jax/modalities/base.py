@@ -116,6 +116,34 @@ class Mode:
 
 
 @dataclass(frozen=True)
+class Axis:
+  """An axis of a drawn frame.
+
+  Attributes:
+    unit: of the labels.
+    ticks: places, from 0 at the left or lower edge to 1, and their labels.
+  """
+
+  unit: str
+  ticks: tuple[tuple[float, str], ...]
+
+
+@dataclass(frozen=True)
+class Scale:
+  """What the axes and colours of a drawn frame mean.
+
+  Attributes:
+    right: axis along the columns; None: as in a photo.
+    up: axis along the rows, upwards.
+    values: unit of the values that colours stand for; "": none, or not known.
+  """
+
+  right: Axis | None = None
+  up: Axis | None = None
+  values: str = ""
+
+
+@dataclass(frozen=True)
 class Caption:
   """Captions that describe one modality.
 
@@ -241,6 +269,8 @@ class Modality:
     check_columns: checks the columns that `data.columns` states of its tables,
       and raises ValueError; None: it has no tables.
     draw: maps a frame to what a sheet draws; None: as it is.
+    scale: (geometry, mode) -> the axes and the unit of a drawn frame; None: it
+      has none, or frames have different ones.
     play: maps (decoded sample, geometry) to what a page plays, mono samples in
       units of full scale and their rate in Hz; None: it makes no sound.
     notes: for tables.
@@ -277,6 +307,7 @@ class Modality:
   rated: bool = False
   check_columns: Callable[[tuple[Column, ...]], None] | None = None
   draw: Callable[[np.ndarray], np.ndarray] | None = None
+  scale: Callable[[Geometry, Mode], Scale] | None = None
   play: Callable[[Any, Geometry], tuple[np.ndarray, int]] | None = None
   notes: str = ""
 

@@ -16,6 +16,7 @@ from mico_jax.modalities.base import (
   DecodeError,
   Geometry,
   Modality,
+  Scale,
 )
 from mico_jax.modalities.base import Mode as _Mode
 from mico_jax.modalities.media import open_image
@@ -320,6 +321,7 @@ DEPTH = Modality(
   context_type="depth",
   caption=Caption("depth", fallback=("omni", "vision")),
   units=UNITS,
+  scale=lambda _, mode: Scale(values="m" if mode.unit == "metre" else ""),
   unit_names={"m": "metre", "mm": "millimetre"},
   unit_field="depth_unit",
   notes="untyped 16-bit PNGs are refused: say depth:mm:FILE.png",

@@ -267,6 +267,23 @@ def mel_filters(
   return np.pad(filters, ((0, 1), (0, 0))).astype(np.float32)
 
 
+def mel_place(hz: float, bins: int, rate: int) -> float:
+  """Where a frequency lies among the centres of `mel_filters`.
+
+  Args:
+    hz: the frequency.
+    bins: number of filters.
+    rate: of the sound, in Hz.
+
+  Returns:
+    From 0 at the lower edge of the first of the bins to 1 at the upper edge of
+    the last; its centre is half a bin inside. Outside for other frequencies.
+  """
+  mel = lambda f: 1127.0 * math.log(1.0 + f / 700.0)
+  step = (mel(rate / 2) - mel(_LOW_HZ)) / (bins + 1)
+  return ((mel(hz) - mel(_LOW_HZ)) / step - 0.5) / bins
+
+
 @functools.lru_cache(maxsize=16)
 def _filter_bands(
   bins: int, fft_size: int, rate: int

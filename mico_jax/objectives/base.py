@@ -90,7 +90,7 @@ class Output(NamedTuple):
   """Result of an objective for one group.
 
   Attributes:
-    values: per row, in nats (or squared pixels); the base averages.
+    values: per row, in `Objective.unit`; the base averages.
     weights: per row, the row weights of the group, possibly scaled (captioning
       scales by the number of scored tokens).
     metrics: further means to report, e.g. accuracy.
@@ -192,6 +192,7 @@ class Objective(abc.ABC):
     row_indices: names of those `global_arrays` that are indices of rows.
     drops_patches: whether it encodes a part of the patches, which not every
       encoder can do.
+    unit: of its values; "": none, or not known.
     curves: those of its metrics that a report draws, besides its loss.
     lower_is_better: those of its metrics that improve downwards, as its loss
       does.
@@ -205,6 +206,7 @@ class Objective(abc.ABC):
   whole_batch: ClassVar[bool] = False
   row_indices: ClassVar[frozenset[str]] = frozenset()
   drops_patches: ClassVar[bool] = False
+  unit: ClassVar[str] = ""
   curves: ClassVar[tuple[str, ...]] = ()
   lower_is_better: ClassVar[frozenset[str]] = frozenset()
   masking_options: ClassVar[tuple[str, ...]] = ()

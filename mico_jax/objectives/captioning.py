@@ -41,6 +41,7 @@ class Captioning(Objective):
 
   config: Any = field(default_factory=CaptioningConfig)
   name: ClassVar[str] = "captioning"
+  unit: ClassVar[str] = "nats"
   needs: ClassVar[frozenset[Need]] = frozenset({"text", "context"})
   curves: ClassVar[tuple[str, ...]] = ("token_accuracy",)
   masking_options: ClassVar[tuple[str, ...]] = ("mask_prob",)

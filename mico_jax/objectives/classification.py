@@ -37,6 +37,7 @@ class Classification(Head):
 
   config: ClassificationConfig = field(default_factory=ClassificationConfig)
   name: ClassVar[str] = "classification"
+  unit: ClassVar[str] = "nats"
   kinds: ClassVar[tuple[str, ...]] = ("class", "classes")
   curves: ClassVar[tuple[str, ...]] = ("accuracy",)
 

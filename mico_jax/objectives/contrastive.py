@@ -48,6 +48,7 @@ class Contrastive(Objective):
 
   config: ContrastiveConfig = field(default_factory=ContrastiveConfig)
   name: ClassVar[str] = "contrastive"
+  unit: ClassVar[str] = "nats"
   needs: ClassVar[frozenset[Need]] = frozenset({"features", "text"})
   whole_batch: ClassVar[bool] = True
   curves: ClassVar[tuple[str, ...]] = ("accuracy_to_context",)

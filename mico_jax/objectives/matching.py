@@ -56,6 +56,7 @@ class Matching(Objective):
 
   config: MatchingConfig = field(default_factory=MatchingConfig)
   name: ClassVar[str] = "matching"
+  unit: ClassVar[str] = "nats"
   needs: ClassVar[frozenset[Need]] = frozenset({"features", "text", "context"})
   curves: ClassVar[tuple[str, ...]] = ("accuracy",)
   row_indices: ClassVar[frozenset[str]] = frozenset({"context_index"})

@@ -46,11 +46,11 @@ from mico_jax.run.cluster.lock import WorkdirLock
 from mico_jax.run.cluster.signals import StopSignal
 from mico_jax.run.cluster.watchdog import Watchdog
 from mico_jax.run.compile import CompiledStep, compile_steps
-from mico_jax.run.monitor import metric_log, report
 from mico_jax.run.monitor.goodput import GoodputLog
 from mico_jax.run.monitor.instruments import CompileCounter, StepProfiler
 from mico_jax.run.monitor.meter import Clock, Meter
-from mico_jax.run.monitor.metric_log import MetricsWriter
+from mico_jax.run.monitor.metric_log import MetricsWriter, check_packages
+from mico_jax.run.monitor.outcome import write_outcome
 from mico_jax.run.monitor.progress import Progress, format_seconds, say
 from mico_jax.run.monitor.step_log import StepLog
 from mico_jax.run.setup import Session, resolve
@@ -139,7 +139,7 @@ class Trainer:
 
   def _check(self) -> None:
     if self.main:
-      metric_log.check_packages(self.config.train)
+      check_packages(self.config.train)
     if self.init and not list_steps(self.workdir / CHECKPOINTS):
       step_folders(self.init)
     self.session.check_training()
@@ -464,12 +464,12 @@ class Trainer:
     self.clock.evaluate = time.monotonic() - began
     seconds = {f"seconds/{k}": v for k, v in vars(self.clock).items()}
     counts = {**seconds, "recompiles": self._compiles.count}
-    writer.write(max(int(state.step) - 1, 0), counts)
-    writer.flush()
+    step = max(int(state.step) - 1, 0)
+    writer.write(step, counts)
     if self.main:
-      path = report.write_report(self.workdir)
+      path = write_outcome(writer, self.workdir, self.config, step, results)
       say(
-        f"done in {format_seconds(self.clock.total)}: {path}, "
+        f"done in {format_seconds(self.clock.total)}: {path or self.workdir}, "
         f"checkpoint {self.manager.folder / str(int(state.step))}"
       )
     return results

@@ -18,7 +18,7 @@ from mico_jax.evaluation import EVALUATORS, find_measure
 from mico_jax.evaluation.evaluator import Evaluator, Job, Measure, Needs
 from mico_jax.evaluation.queries import evaluated_groups
 from mico_jax.evaluation.results import Result
-from mico_jax.run.monitor import metric_log, report
+from mico_jax.run.monitor import headlines, metric_log, panels, report
 from mico_jax.testing import tiny_checkpoint
 
 
@@ -136,11 +136,11 @@ def test_an_evaluator_is_a_class_and_a_line(run, tmp_path, capsys):
 def test_its_results_are_drawn_in_the_report_of_a_run(run, tmp_path):
   assert run("suite=evenness") == 0
   final = json.loads((tmp_path / "evaluation.json").read_text())
-  assert [bar.name for bar in report.bars(final)] == ["evenness/va/apart"]
+  assert [bar.name for bar in headlines.bars(final)] == ["evenness/va/apart"]
   values = {row["name"]: row["value"] for row in final["results"]}
   with metric_log.MetricsWriter(tmp_path, tensorboard=False) as writer:
     writer.write(1, values, prefix="eval")
-  (panel,) = report.collect(metric_log.read_metrics(tmp_path))
+  (panel,) = panels.collect(metric_log.read_metrics(tmp_path))
   assert list(panel.curves) == ["evenness/va/potential", "evenness/va/apart"]
   with Image.open(report.write_report(tmp_path)) as image:
     assert np.asarray(image.convert("L")).std() > 10

@@ -28,7 +28,8 @@ from mico_jax.objectives.base import (
   weighted_mean,
 )
 from mico_jax.plan import parts
-from mico_jax.run.monitor import metric_log, report
+from mico_jax.run.monitor import metric_log
+from mico_jax.run.monitor import panels as panels_lib
 from mico_jax.run.pretrain import pretrain
 from mico_jax.testing.tiny_checkpoint import tiny_config
 
@@ -106,7 +107,7 @@ def test_an_objective_is_a_class_and_a_line(config, tmp_path, micro_batches):
     assert line["loss/agreement/tv"] == pytest.approx(
       1.0 - line["cosine/agreement/tv"], abs=1e-5
     )
-  panels = {p.title: p for p in report.collect(lines)}
+  panels = {p.title: p for p in panels_lib.collect(lines)}
   assert set(panels["agreement loss"].curves) == {"tv", "tva"}
   assert set(panels["agreement cosine"].curves) == {"tv", "tva"}
   stored = json.loads((tmp_path / "config.json").read_text())

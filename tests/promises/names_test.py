@@ -113,7 +113,8 @@ FILES: dict[str, tuple[str, str]] = {
   "models/presets.py": ("b h s", "sizes of encoders"),
   "models/swin.py": ("b s", "sizes of encoders"),
   "models/unireplknet.py": ("a b n p s", "sizes of encoders"),
-  "run/monitor/report.py": ("s y", "a plural; an axis"),
+  "run/monitor/headlines.py": ("y", "an axis"),
+  "run/monitor/report.py": ("s", "a plural"),
   "train/lora.py": ("a b", "the factors of a delta"),
 }
 

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import io
 import json
 import math
+import struct
 import subprocess
 import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
+from tensorboardX.proto.plugin_hparams_pb2 import (
+  HParamsPluginData as PluginData,
+)
 
 from mico_jax.config import ConfigError
 from mico_jax.run.monitor import metric_log
@@ -80,6 +86,87 @@ def test_tensorboard(tmp_path):
   assert b"loss" in data
   assert b"nothing learned" in data
   assert b"bad" not in data
+
+
+def events_of(folder):
+  """The summaries of an events file, as TensorBoard reads its records."""
+  from tensorboardX.proto.event_pb2 import Event
+
+  (path,) = folder.iterdir()
+  data, values = path.read_bytes(), []
+  while data:
+    (length,) = struct.unpack("<Q", data[:8])
+    event = Event.FromString(data[12 : 12 + length])
+    values += [(event.step, value) for value in event.summary.value]
+    data = data[16 + length :]
+  return values
+
+
+def test_outcome_in_tensorboard(tmp_path):
+  picture = np.zeros((4, 6, 3), np.uint8)
+  picture[1, 2] = (255, 0, 128)
+  with metric_log.MetricsWriter(tmp_path) as writer:
+    assert writer.shows_pictures
+    writer.outcome(
+      9,
+      {"retrieval/t->va/R@1": 0.75, "lost": math.nan},
+      settings={"optimizer.learning_rate": 1e-3, "name": "x", "on": True},
+      pictures={"final/examples": picture},
+    )
+  found = {
+    value.tag: (step, value)
+    for step, value in events_of(tmp_path / "tensorboard")
+  }
+  step, value = found["final/retrieval/t_to_va/R_at_1"]
+  assert (step, value.simple_value) == (9, 0.75)
+  assert "final/lost" not in found
+  _, shown = found["final/examples"]
+  with Image.open(io.BytesIO(shown.image.encoded_image_string)) as image:
+    np.testing.assert_array_equal(np.asarray(image.convert("RGB")), picture)
+  plugin = PluginData.FromString(
+    found["_hparams_/session_start_info"][1].metadata.plugin_data.content
+  )
+  settings = plugin.session_start_info.hparams
+  assert settings["optimizer.learning_rate"].number_value == 1e-3
+  assert settings["name"].string_value == "x"
+  assert settings["on"].bool_value
+  plugin = PluginData.FromString(
+    found["_hparams_/experiment"][1].metadata.plugin_data.content
+  )
+  (metric,) = plugin.experiment.metric_infos
+  assert metric.name.tag == "final/retrieval/t_to_va/R_at_1"
+
+
+def test_wandb_offline(tmp_path, monkeypatch):
+  pytest.importorskip("wandb")
+  monkeypatch.setenv("WANDB_MODE", "offline")
+  monkeypatch.setenv("WANDB_SILENT", "true")
+  picture = np.full((4, 6, 3), 200, np.uint8)
+  for start in (0, 2):  # the second continues the first
+    with metric_log.MetricsWriter(
+      *(tmp_path,),
+      start_step=start,
+      tensorboard=False,
+      wandb=True,
+      name="night",
+      config={"seed": 3},
+    ) as writer:
+      writer.write(start, {"loss": 2.5 - start})
+      if start:
+        writer.outcome(
+          *(start, {"matching/va/accuracy": 0.5}),
+          settings={},
+          pictures={"final/examples": picture},
+        )
+  runs = sorted((tmp_path / "wandb").glob("offline-run-*"))
+  ident = (tmp_path / "wandb_id").read_text().strip()
+  assert {run.name.rpartition("-")[2] for run in runs} == {ident}
+  stored = b"".join(f.read_bytes() for r in runs for f in r.glob("*.wandb"))
+  for text in (b"night", b"seed", b"loss", b"final/matching/va/accuracy"):
+    assert text in stored
+  (media,) = (p for r in runs for p in r.rglob("*.png"))
+  with Image.open(media) as image:
+    np.testing.assert_array_equal(np.asarray(image.convert("RGB")), picture)
 
 
 def test_tensorboard_imports_neither_tensorflow_nor_torch(tmp_path):

@@ -483,7 +483,10 @@ def test_keep_best_profile_tensorboard_and_files(tmp_path, monkeypatch):
   assert "mico-jax test" in json.dumps(results)
   for name in ("evaluation.txt", "evaluation.png", "report.png"):
     assert (workdir / name).stat().st_size > 0
-  assert list((workdir / "tensorboard").glob("events.*"))
+  (events,) = (workdir / "tensorboard").glob("events.*")
+  found = events.read_bytes()
+  for tag in (b"final/retrieval/", b"final/numbers", b"_hparams_/experiment"):
+    assert tag in found
   assert list((workdir / "profile").rglob("*.xplane.pb"))
 
 

@@ -8,6 +8,7 @@ import json
 import re
 from html.parser import HTMLParser
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -15,8 +16,18 @@ from PIL import Image
 
 from mico_jax.cli.main import main
 from mico_jax.config import override
-from mico_jax.evaluation import Examples, evaluate, results, write
+from mico_jax.data.samples import load_inputs
+from mico_jax.data.sources import open_source
+from mico_jax.evaluation import (
+  Examples,
+  attention_tiles,
+  evaluate,
+  results,
+  write,
+)
 from mico_jax.inference.omni_model import load
+from mico_jax.modalities import preprocessing
+from mico_jax.models.inspection import attention
 from mico_jax.testing import tiny_checkpoint
 
 _VOID = {"meta", "img", "br", "link", "input"}
@@ -84,6 +95,50 @@ def test_examples_hold_what_the_model_was_given(evaluated):
     samples, _ = soundfile.read(io.BytesIO(base64.b64decode(sound["flac"])))
     assert len(samples)
     assert np.abs(samples).max() > 0
+
+
+def test_examples_show_what_the_encoder_attends_to(evaluated):
+  held = json.loads((evaluated / "examples.json").read_text())
+  first = held["examples"][0]["answers"][0]["item"]  # the first one found
+  shown = held["items"][str(first)]
+  with_maps = [i for i, x in held["items"].items() if x.get("attention")]
+  assert str(first) in with_maps
+  assert len(with_maps) <= attention_tiles.ITEMS
+  model = load(str(evaluated.parent / "run"), check="off")
+  name = model.config.evaluation.source
+  source = open_source(model.config, name)
+  index = next(i for i in range(6) if source.record(i).id == shown["id"])
+  inputs = load_inputs(
+    *(model.config, source.record(index), name, ("video",), None)
+  )
+  pixels = preprocessing.to_pixels(
+    *(model.config, {"video": inputs["video"][None]}, ("video",)),
+    train=False,
+    xp=np,
+  )
+  frames = jnp.asarray(pixels["video"])
+  weights = attention(model.model, model.params, "video", frames)
+  weights = np.asarray(weights)[0, 0].mean(axis=0)
+  (tile,) = (t for t in shown["attention"] if t["modality"] == "video")
+  assert tile["title"].startswith("attention on video")
+  data = base64.b64decode(tile["jpeg"])
+  dark = np.asarray(Image.open(io.BytesIO(data)).convert("L"), np.float64)
+  plain = next(t for t in shown["tiles"] if t["modality"] == "video")
+  data = base64.b64decode(plain["jpeg"])
+  light = np.asarray(Image.open(io.BytesIO(data)).convert("L"), np.float64)
+  side = round(len(weights) ** 0.5)
+  mean = lambda x: x.reshape(side, 128 // side, side, -1).mean((1, 3)).ravel()
+  share = mean(dark) / mean(light)
+  expected = 0.2 + 0.8 * weights / weights.max()
+  np.testing.assert_allclose(share, expected, atol=0.05)
+
+
+def test_shaded_keeps_what_has_all_the_weight():
+  picture = np.full((3, 5, 3), 100, np.uint8)
+  weights = np.array([[0.0, 0.5], [0.25, 1.0]], np.float32)
+  out = attention_tiles.shaded(picture, weights)
+  assert out.shape == (6, 6, 3)
+  np.testing.assert_array_equal(out[::3, ::3, 0], [[20, 60], [40, 100]])
 
 
 def test_the_page_stands_alone(evaluated, tmp_path, capsys):

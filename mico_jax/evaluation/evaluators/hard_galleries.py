@@ -24,6 +24,8 @@ from mico_jax.modalities import has_words
 from mico_jax.world import Scene, World, shown_facts
 from mico_jax.world.ceiling import facts_key
 
+PAIRS_WON = "pairs won"  # last part of the names of results by fact
+
 
 @dataclasses.dataclass(frozen=True)
 class HardGalleries(Evaluator):
@@ -40,7 +42,7 @@ class HardGalleries(Evaluator):
   title: ClassVar = "hard"
   measures: ClassVar = {
     "R@1": Measure(),
-    "pairs won": Measure(headline=False),
+    PAIRS_WON: Measure(headline=False),
   }
   source_kind: ClassVar = "omniworld"
 
@@ -139,7 +141,7 @@ def _pairs(
       items.setdefault(fact, []).append(i)
   return [
     protocol.result(
-      f"{name}/{fact}/pairs won",
+      f"{name}/{fact}/{PAIRS_WON}",
       np.asarray(won[fact]),
       total=len(won[fact]),
       items=np.asarray(items[fact]),

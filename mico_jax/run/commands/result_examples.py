@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from mico_jax.evaluation.examples import WORST
-from mico_jax.modalities import MODALITIES, by_letter
+from mico_jax.evaluation.shown_items import shown_keys
 
 
 def example_section(label: str, contents: Mapping[str, Any]) -> Iterable[str]:
@@ -79,19 +79,12 @@ def _answer(
 
 def _item(item: Mapping[str, Any], letters: str) -> str:
   """Pictures and sounds of an item, of the modalities of a measurement."""
-  keys = {key for key, m in MODALITIES.items() if m.letter in letters}
-  there = {tile["modality"] for tile in item.get("tiles") or ()}
-  # What serves where the modality itself is missing, as an image for a video.
-  keys |= {
-    key
-    for key, m in MODALITIES.items()
-    if m.head in letters and by_letter(m.head).key not in there
-  }
+  keys = shown_keys(item, letters)
   tiles = "".join(
     f'<figure><img alt="{escape(tile["title"])}" '
     f'src="data:image/jpeg;base64,{escape(tile["jpeg"])}">'
     f"<figcaption>{escape(tile['title'])}</figcaption></figure>"
-    for tile in item.get("tiles") or ()
+    for tile in (*(item.get("tiles") or ()), *(item.get("attention") or ()))
     if tile["modality"] in keys
   )
   sounds = "".join(

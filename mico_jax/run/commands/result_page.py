@@ -24,7 +24,7 @@ from mico_jax.config import ConfigError
 from mico_jax.evaluation.evaluator import SHARE, Measure
 from mico_jax.evaluation.evaluators import find_measure
 from mico_jax.evaluation.examples import EXAMPLES_FILE, examples_file
-from mico_jax.modalities import MODALITIES
+from mico_jax.modalities.wording import in_words
 from mico_jax.run.commands.result_examples import example_section
 from mico_jax.run.monitor import metric_log, report
 
@@ -281,7 +281,7 @@ def _first_cell(row: Mapping[str, Any]) -> str:
   """What was measured, with letters in words, and on which data."""
   name = str(row["name"])
   code = name.partition("/")[2].partition("/")[0].partition(" ")[0]
-  words = [_in_words(part) for part in code.split("->")]
+  words = [in_words(part) for part in code.split("->")]
   notes = [" &rarr; ".join(words)] if all(words) else []
   if row.get("metric"):
     notes.append(escape(name))
@@ -289,14 +289,6 @@ def _first_cell(row: Mapping[str, Any]) -> str:
   notes.append(escape(data))
   small = "".join(f"<small>{note}</small>" for note in notes if note)
   return f"<td>{escape(str(row.get('metric') or name))}{small}</td>"
-
-
-def _in_words(code: str) -> str:
-  """Letters as names of modalities, "va" as "video + audio"; "": no letters."""
-  names = {m.letter: key for key, m in MODALITIES.items()}
-  if not code or not set(code) <= set(names):
-    return ""
-  return " + ".join(names[letter] for letter in code)
 
 
 def _cell(row: Mapping[str, Any] | None, best: bool) -> str:
@@ -370,7 +362,7 @@ def _curve_sections(evaluated: Sequence[Evaluated]) -> Iterable[str]:
   for one in evaluated:
     if not one.metrics:
       continue
-    figure = report.draw(one.metrics, title=one.label)
+    figure = report.draw_curves(one.metrics, title=one.label)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -14,26 +14,31 @@ tensorboardX and so needs no TensorFlow.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import math
-import sys
+import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 
-from mico_jax import extras, failures, files
+from mico_jax import extras, files
 from mico_jax.config import ConfigError, TrainConfig
 from mico_jax.json_text import dumps, plain
 from mico_jax.run.monitor import progress
+from mico_jax.run.monitor.tensorboard import (
+  add_settings,
+  open_events,
+  tag_of,
+)
 
 METRICS_FILE = "metrics.jsonl"
 _SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _REMOTE_FLUSH_SECONDS = 60.0
-_EVENTS_PREFIX = "mico_jax:"
 
 
 def _special(value: Any) -> Any:
@@ -107,73 +112,6 @@ class _JsonLines:
     self._dirty = False
 
 
-class _PatientEvents:
-  """A local file of TensorBoard's events, as tensorboardX writes to it.
-
-  The writer thread of tensorboardX ends at the first error of its file, and
-  later writes block for ever. Here a passing error is waited out, and any other
-  ends the curves but not the run: `metrics.jsonl` has the same values.
-  """
-
-  def __init__(self, path: str):
-    self._path = path.removeprefix(_EVENTS_PREFIX)
-    self._data, self._size, self._ended = b"", 0, False
-
-  def write(self, data: bytes) -> None:
-    if not self._ended:
-      self._data += data
-
-  def flush(self) -> None:
-    if self._ended or not self._data:
-      return
-    try:
-      self._size = files.append(self._path, self._data, self._size)
-    except OSError as error:
-      self._ended = True
-      progress.say(f"no further TensorBoard events: {failures.describe(error)}")
-    self._data = b""
-
-  def close(self) -> None:
-    self.flush()
-
-
-class _EventsFactory:
-  """Opens the files of tensorboardX whose path has `_EVENTS_PREFIX`."""
-
-  def directory_check(self, path: str) -> None:
-    files.make_folder(path.removeprefix(_EVENTS_PREFIX))
-
-  def open(self, path: str) -> _PatientEvents:
-    return _PatientEvents(path)
-
-
-@contextlib.contextmanager
-def _without_torch() -> Iterator[None]:
-  """Hides torch, which tensorboardX would import without using it."""
-  hide = "torch" not in sys.modules
-  if hide:
-    sys.modules["torch"] = None  # type: ignore[assignment]
-  try:
-    yield
-  finally:
-    if hide:
-      del sys.modules["torch"]
-
-
-def _tensorboard(workdir: Any, start_step: int) -> Any:
-  with _without_torch():
-    import tensorboardX
-    from tensorboardX import record_writer
-  record_writer.register_writer_factory(
-    _EVENTS_PREFIX.removesuffix(":"), _EventsFactory()
-  )
-  # Steps from `start_step` on are written again; TensorBoard drops the old.
-  purge = start_step if start_step else None
-  return tensorboardX.SummaryWriter(
-    f"{_EVENTS_PREFIX}{workdir / 'tensorboard'}", purge_step=purge
-  )
-
-
 def check_packages(config: TrainConfig) -> None:
   """Checks that what the run is to be logged with can be imported.
 
@@ -199,7 +137,7 @@ def _wandb(workdir: Any, name: str, config: Mapping[str, Any]) -> Any:
   try:
     run_id = files.read_text(path).strip()
   except FileNotFoundError:
-    run_id = wandb.util.generate_id()
+    run_id = secrets.token_hex(4)
     files.write_text(path, run_id)
   return wandb.init(
     project="mico_jax",
@@ -255,7 +193,7 @@ class MetricsWriter:
       self._wandb = _wandb(folder, name, config or {})
     self._lines = _JsonLines(folder / METRICS_FILE, start_step)
     if tensorboard and files.is_local(folder):
-      self._tensorboard = _tensorboard(folder, start_step)
+      self._tensorboard = open_events(folder, start_step)
     elif tensorboard:
       progress.say(f"no TensorBoard files: {folder} is not a local folder.")
 
@@ -299,7 +237,7 @@ class MetricsWriter:
       for name, value in scalars.items():
         # tensorboardX warns of each value that is not finite.
         if math.isfinite(value):
-          self._tensorboard.add_scalar(name, value, step)
+          self._tensorboard.add_scalar(tag_of(name), value, step)
     if self._wandb is not None:
       self._wandb.log(scalars, step=step)
 
@@ -324,6 +262,47 @@ class MetricsWriter:
     self._lines.add({**line, **fields})
     if self._tensorboard is not None:
       self._tensorboard.add_text(f"event/{name}", message, step)
+
+  @property
+  def shows_pictures(self) -> bool:
+    """Whether `outcome` has a place for pictures."""
+    return self._tensorboard is not None or self._wandb is not None
+
+  def outcome(
+    self,
+    step: int,
+    results: Mapping[str, float],
+    *,
+    settings: Mapping[str, Any],
+    pictures: Mapping[str, UInt8[np.ndarray, "Y X 3"]],
+  ) -> None:
+    """Writes the final evaluation to TensorBoard and W&B.
+
+    `metrics.jsonl` does without it: `evaluation.json` tells more.
+
+    Args:
+      step: index of the last step.
+      results: by name; they become the scalars "final/<name>".
+      settings: of the run, for the page HPARAMS of TensorBoard; W&B has the
+        whole config.
+      pictures: by name.
+    """
+    named = {
+      f"final/{name}": float(value)
+      for name, value in results.items()
+      if math.isfinite(value)
+    }
+    if self._tensorboard is not None:
+      for name, value in named.items():
+        self._tensorboard.add_scalar(tag_of(name), value, step)
+      for name, picture in pictures.items():
+        self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+      tags = {tag_of(name): value for name, value in named.items()}
+      add_settings(self._tensorboard, settings, tags)
+    if self._wandb is not None:
+      image = importlib.import_module("wandb").Image
+      shown = {name: image(picture) for name, picture in pictures.items()}
+      self._wandb.log({**named, **shown}, step=step)
 
   def flush(self) -> None:
     """Brings everything to disk or to the store."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mico_jax.run.monitor.report import COLORS
+from mico_jax.run.monitor.curves import COLORS
 from mico_jax.run.sweep.results import Found, Panel
 
 if TYPE_CHECKING:
