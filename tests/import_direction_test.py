@@ -43,6 +43,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
   ("run", "benchmarks"),
   ("run.commands",),
   ("plan",),
+  ("app",),
   ("testing", "docs"),
   ("testing.golden", "testing.endurance"),
   ("cli", "__main__"),
