@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import mimetypes
 import threading
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 from mico_jax.app import previews
 from mico_jax.app.gallery import Gallery
@@ -18,6 +22,7 @@ from mico_jax.inference.omni_model import OmniModel
 from mico_jax.inference.prepare import Preparer
 from mico_jax.modalities import MODALITIES, DecodeError, preprocessing
 
+EACH = "each"  # in place of a modality: of all of them
 _KEPT = 256  # previews
 _KEPT_BYTES = 32 * 2**20
 
@@ -96,10 +101,12 @@ class Engine:
 
     Args:
       asked: a text, an upload, or the sum of both.
-      k: how many.
-      only: modality of the items; "": any.
+      k: how many; with `EACH`, of each modality.
+      only: modality of the items; "": any; `EACH`: all, one after the other, as
+        items of the question's own modality are nearer to it than others.
       match: whether the matching head says how probable it is that the question
-        and each item belong together; only where one of the two is a text.
+        and each item belong together, where one of the two is a text; and how
+        a text and an upload do that were both given, as `pair`.
 
     Raises:
       Refused: for too many, or a modality that the gallery lacks.
@@ -108,18 +115,21 @@ class Engine:
     if not 1 <= k <= self.limits.hits:
       raise Refused(400, f"k={k}: expected 1 to {self.limits.hits}.")
     known = self.gallery.index.modalities
-    if only and only not in known:
+    if only and only != EACH and only not in known:
       raise Refused(
         400, f"no {only[:40]!r} here; there are {', '.join(known)}."
       )
     query = self.model.query(**asked.inputs())
-    (rows,), (scores,) = self.gallery.index.nearest(query, k, only)
-    hits = [
-      self._hit(int(row), float(score))
-      for row, score in zip(rows, scores, strict=True)
-    ]
-    if match:
-      self._add_matches(asked, hits)
+    hits = []
+    for key in known if only == EACH else (only,):
+      (rows,), (scores,) = self.gallery.index.nearest(query, k, key)
+      hits += [
+        self._hit(int(row), float(score))
+        for row, score in zip(rows, scores, strict=True)
+      ]
+    if not match:
+      return {"hits": hits}
+    self._add_matches(asked, hits)
     return {"hits": hits} | self._pair(asked)
 
   def _hit(self, row: int, score: float) -> dict[str, Any]:
@@ -149,44 +159,42 @@ class Engine:
     """Adds `match` to hits; None where there is none to compute."""
     for hit in hits:
       hit["match"] = None
-    pairs: dict[str, list[tuple[dict[str, Any], str, Any]]] = {}
-    for hit in hits:
-      key, text = hit["modality"], hit["text"]
-      if asked.text and asked.item is None and not text:
-        try:
-          item = self.gallery.item(hit["row"])
-        except DecodeError:
-          continue
-        pairs.setdefault(key, []).append((hit, asked.text, item))
-      elif asked.item is not None and not asked.text and text:
-        pairs.setdefault(asked.key, []).append((hit, text, asked.item))
-    for key, rows in pairs.items():
-      if MODALITIES[key].kind == "interface":
-        continue
-      found = self._matches(key, [t for _, t, _ in rows], [i for *_, i in rows])
-      for (hit, *_), value in zip(rows, found, strict=True):
-        hit["match"] = value
+    if asked.text and asked.item is None:
+      for key in dict.fromkeys(hit["modality"] for hit in hits):
+        if MODALITIES[key].kind != "interface":
+          self._match_items(
+            asked.text, key, [hit for hit in hits if hit["modality"] == key]
+          )
+    elif asked.item is not None and not asked.text:
+      texts = [hit for hit in hits if hit["text"]]
+      if texts:
+        array = self.model.preparer.prepare_one(asked.key, asked.item)
+        found = self._match([h["text"] for h in texts], asked.key, [array])
+        for hit, value in zip(texts, found[0], strict=True):
+          hit["match"] = float(value)
 
-  def _matches(
-    self, key: str, texts: list[str], items: list[Any]
-  ) -> list[float | None]:
-    """Probabilities; None for items that cannot be read any more."""
-    arrays: list[Any] = []
-    for item in items:
-      try:
+  def _match_items(
+    self, text: str, key: str, hits: list[dict[str, Any]]
+  ) -> None:
+    """Adds `match` to hits of a modality, except those that cannot be read."""
+    arrays, read = [], []
+    for hit in hits:
+      with contextlib.suppress(DecodeError):
+        item = self.gallery.item(hit["row"])
         arrays.append(self._files.prepare_one(key, item))
-      except DecodeError:
-        arrays.append(None)
-    out: list[float | None] = [None] * len(items)
-    for i, array in enumerate(arrays):
-      if array is None:
-        continue
-      ids = self._files.prepare_one("text", texts[i])
-      value = self.model.match_arrays(
-        ids[None], {key: array[None]}, MODALITIES[key].letter
-      )
-      out[i] = float(value[0, 0])
-    return out
+        read.append(hit)
+    if arrays:
+      found = self._match([text], key, arrays)
+      for hit, value in zip(read, found[:, 0], strict=True):
+        hit["match"] = float(value)
+
+  def _match(
+    self, texts: list[str], key: str, arrays: list[np.ndarray]
+  ) -> Float[np.ndarray, "N Q"]:
+    """Probability that each prepared input and each text belong together."""
+    ids = np.stack([self._files.prepare_one("text", text) for text in texts])
+    letter = MODALITIES[key].letter
+    return self.model.match_arrays(ids, {key: np.stack(arrays)}, letter)
 
   def _pair(self, asked: Question) -> dict[str, Any]:
     """How a text and an upload that were given together match."""

@@ -78,6 +78,7 @@ function modalityOf(name, type) {
 function take(blob, name) {
   if (!about) return say("the checkpoint is not loaded yet; wait a moment.");
   drop();
+  clear();
   say("");
   const most = about.limits.upload_bytes;
   if (blob.size > most) {
@@ -89,6 +90,10 @@ function take(blob, name) {
   at("modality").value = modalityOf(name, blob.type);
   stated();
   preview();
+  if (!at("modality").value) {
+    say("say what the file is.");
+    at("modality").focus();
+  }
 }
 
 function drop() {
@@ -126,6 +131,11 @@ function preview() {
   const tag = { image: "img", audio: "audio", video: "video" }[kind];
   if (!tag) return serverPreview("show");
   show(tag, upload.url, () => serverPreview(tag === "img" ? "show" : "play"));
+}
+
+// What the browser did not show may be shown now that more is said of it.
+function missing() {
+  if (upload && !at("preview").firstChild) serverPreview("show");
 }
 
 function show(tag, url, otherwise) {
@@ -245,17 +255,24 @@ async function post(path, fields, signal) {
   throw new Error(reason);
 }
 
-async function ask(path, fields, done) {
+const WORKING = "working ... (the first question of a kind is compiled)";
+
+// Answers one question; a later one ends it. `more` may ask on after `done`.
+async function ask(path, fields, done, more) {
   if (!about) return;
   running?.abort();
   const mine = new AbortController();
   running = mine;
   say("");
-  busy("working ... (the first question of a kind is compiled)");
+  busy(WORKING);
   try {
     done(await (await post(path, fields, mine.signal)).json());
+    if (more) await more(mine.signal);
   } catch (error) {
-    if (error.name !== "AbortError") say(error.message);
+    if (error.name !== "AbortError") {
+      clear();
+      say(error.message);
+    }
   } finally {
     if (running === mine) {
       busy("");
@@ -269,17 +286,29 @@ function search() {
   if (!text && !upload) return say("type a text, or choose a file.");
   if (!at("k").reportValidity()) return;
   const k = Number(at("k").value);
-  const fields = { text, k, only: at("only").value, match: "1" };
-  ask("search", fields, (found) => {
+  const fields = { text, k, only: at("only").value };
+  const show = ({ hits }) => {
     clear();
-    const { pair } = found;
+    if (!hits.length) write("", "nothing is there to find");
+    list(hits);
+  };
+  // Items come first: how they match takes a pass of the model for each.
+  const matches = async (signal) => {
+    busy("matching ...");
+    const answer = await post("search", { ...fields, match: "1" }, signal);
+    const { hits, pair } = await answer.json();
     if (pair) {
       write(`cosine ${pair.score.toFixed(3)}, match ${pair.match.toFixed(3)}`,
         "the text with the file");
     }
-    at("hits").replaceChildren(...found.hits.map(card));
-  });
+    for (const { row, match } of hits) {
+      if (match != null) at(`match-${row}`).textContent = told(match);
+    }
+  };
+  ask("search", fields, show, matches);
 }
+
+const told = (match) => `match ${match.toFixed(3)}`;
 
 const QUESTIONS = {
   caption: () => ask("caption", {}, ({ caption }) => {
@@ -316,7 +345,7 @@ function write(text, what) {
   at("written").append(line);
 }
 
-function frame({ title, picture, overlay, most }) {
+function frame({ title, picture, overlay, least, most }) {
   const figure = made("figure");
   const stack = made("div", "", "stack");
   for (const url of [picture, overlay]) {
@@ -325,13 +354,27 @@ function frame({ title, picture, overlay, most }) {
     image.alt = url === picture ? `what the model sees: ${title}` : "attention";
     stack.append(image);
   }
-  figure.append(stack, made("figcaption", `${title}; at most ${most.toFixed(3)}`));
+  figure.append(stack, made("figcaption",
+    `${title}; weights ${least.toFixed(3)} to ${most.toFixed(3)}`));
   return figure;
 }
 
 function fade() {
   for (const image of document.querySelectorAll("#frames img + img")) {
     image.style.opacity = at("opacity").value;
+  }
+}
+
+// A list, or with "each kind" one list below each heading.
+function list(hits) {
+  const apart = at("only").value === "each";
+  const kinds = apart ? [...new Set(hits.map((hit) => hit.modality))] : [""];
+  for (const kind of kinds) {
+    const mine = hits.filter((hit) => !kind || hit.modality === kind);
+    const items = made("ol");
+    items.append(...mine.map(card));
+    if (kind) at("hits").append(made("h2", kind));
+    at("hits").append(items);
   }
 }
 
@@ -350,15 +393,14 @@ function card(hit) {
     image.src = `item/${hit.row}/thumbnail`;
     media.append(image);
   }
-  const told = made("div", "", "told");
-  told.append(made("b", hit.modality), made("span", hit.score.toFixed(3)));
+  const line = made("div", "", "told");
+  line.append(made("b", hit.modality), made("span", hit.score.toFixed(3)));
   const meter = made("meter");
   [meter.min, meter.max, meter.value] = [0, 1, Math.max(0, hit.score)];
   meter.title = "cosine";
-  item.append(media, told, meter, made("span", hit.name, "name"));
-  if (hit.match != null) {
-    item.append(made("small", `match ${hit.match.toFixed(3)}`));
-  }
+  const match = made("small");
+  match.id = `match-${hit.row}`;
+  item.append(media, line, meter, made("span", hit.name, "name"), match);
   if (hit.plays) item.append(player(hit, media, item));
   return item;
 }
@@ -412,7 +454,12 @@ at("remove").addEventListener("click", () => {
   drop();
   at("file").focus();
 });
-at("modality").addEventListener("change", stated);
+at("modality").addEventListener("change", () => {
+  say("");
+  stated();
+  missing();
+});
+at("unit").addEventListener("change", missing);
 at("opacity").addEventListener("input", fade);
 for (const name of ["dragenter", "dragover"]) {
   document.addEventListener(name, (event) => {

@@ -33,7 +33,7 @@ _SECONDS = 20.0  # of a preview, at most
 _ARRAY_FRAMES = 32  # of a clip that is an array
 _QUALITY = 85  # of JPEG
 _LEAST = 128  # pixels, to which smaller pictures are enlarged
-_HEAT = (255, 90, 0)  # sRGB of full attention
+_DARK = 0.15  # brightness that is left where a model attends least
 
 Picture = UInt8[np.ndarray, "Y X 3"]
 
@@ -186,8 +186,8 @@ def overlays(
     side: the larger one of a picture in pixels.
 
   Returns:
-    For each frame `title`, `picture` and `overlay` (data URLs), and the largest
-    weight, `most`.
+    For each frame `title`, `picture` and `overlay` (data URLs; the brighter,
+    the more weight), and the `least` and `most` weight.
   """
   array = drawable(preparer.config, key, preparer.prepare_one(key, value))
   draw, found = MODALITIES[key].draw, []
@@ -201,7 +201,8 @@ def overlays(
       {
         "title": title,
         "picture": data_url(JPEG, jpeg(picture, side)),
-        "overlay": data_url(JPEG, jpeg(_blended(picture, heat), side)),
+        "overlay": data_url(JPEG, jpeg(_lit(picture, heat), side)),
+        "least": float(weights.min()),
         "most": float(weights.max()),
       }
     )
@@ -211,15 +212,15 @@ def overlays(
 def _spread(
   weights: Float[np.ndarray, "gy gx"], size: tuple[int, int]
 ) -> Float[np.ndarray, "Y X"]:
-  """Weights of patches for each pixel, from 0 to 1 for the largest."""
-  most = float(weights.max())
-  scaled = (weights / most if most > 0 else weights).astype(np.float32)
-  image = Image.fromarray(scaled).resize(size[::-1], Image.Resampling.BILINEAR)
+  """Weights of patches for each pixel, from 0 for the least to 1."""
+  low, high = float(weights.min()), float(weights.max())
+  scaled = (weights - low) / (high - low) if high > low else 0 * weights + 1
+  image = Image.fromarray(scaled.astype(np.float32))
+  image = image.resize(size[::-1], Image.Resampling.BILINEAR)
   return np.clip(np.asarray(image), 0.0, 1.0)
 
 
-def _blended(picture: Picture, heat: Float[np.ndarray, "Y X"]) -> Picture:
-  """A grey picture under the colour of heat."""
-  grey = picture.astype(np.float32).mean(-1, keepdims=True) * 0.7
-  mixed = grey + heat[..., None] * (np.float32(_HEAT) - grey) * 0.8
-  return np.rint(np.clip(mixed, 0, 255)).astype(np.uint8)
+def _lit(picture: Picture, light: Float[np.ndarray, "Y X"]) -> Picture:
+  """A picture that is dark where there is no light."""
+  share = _DARK + (1.0 - _DARK) * light[..., None]
+  return np.rint(picture * share).astype(np.uint8)

@@ -103,6 +103,9 @@ def question(
       known = ", ".join(modality.statements) or "nothing"
       raise Refused(400, f"{key} states {known}; got {stated[:40]!r}.")
     told = parsed
+  if modality.units and not (modality.in_file or told.unit):
+    known = ", ".join(modality.statements)
+    raise Refused(400, f"say the unit of the {key}: stated={known}.")
   check_length(data, limits.seconds)
   item = Item(data, told.unit, UPLOAD, False, told.rate, told.channels)
   return Question(text, key, item)

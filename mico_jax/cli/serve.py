@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
 from mico_jax.cli import common
@@ -119,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
   opened = serving.listen(args.host, args.port)
   address = _address(args.host, opened.getsockname()[1])
   common.say(f"{address} (Ctrl-C ends it)")
+  sys.stdout.flush()  # a program that started this one waits for it
   if not serving.is_local(args.host):
     common.note(
       f"{args.host}: anybody who reaches it may use the page and see its items."
