@@ -161,8 +161,8 @@ class WorldGallery:
     for done, key in enumerate(keys):
       if progress is not None:
         progress(done, len(keys))
-      rows = [self._item(key, i) for i in range(scenes)]
-      parts.append(model.embed(**{key: rows}, progress=False)[key])
+      given: dict[str, Any] = {key: [self._item(key, i) for i in range(scenes)]}
+      parts.append(model.embed(**given, progress=False)[key])
     ids = [f"{self._records[i].id} {key}" for key, i in self._rows]
     columns: dict[str, Sequence[Any]] = {
       "id": ids,

@@ -95,7 +95,7 @@ def jpeg(picture: UInt8[np.ndarray, "..."], side: int) -> bytes:
   """
   image = Image.fromarray(picture).convert("RGB")
   scale = min(side, max(_LEAST, *image.size)) / max(image.size)
-  size = tuple(max(1, round(x * scale)) for x in image.size)
+  size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
   kind = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
   out = io.BytesIO()
   image.resize(size, kind).save(out, "JPEG", quality=_QUALITY)

@@ -106,8 +106,6 @@ def make_app(service: Service, hosts: Sequence[str]) -> Any:
       refused, so that no foreign page reaches it under a name of its own.
   """
   from starlette.applications import Starlette
-  from starlette.middleware import Middleware
-  from starlette.middleware.trustedhost import TrustedHostMiddleware
   from starlette.responses import Response
   from starlette.routing import Route
 
@@ -140,17 +138,16 @@ def make_app(service: Service, hosts: Sequence[str]) -> Any:
   ]
   app = Starlette(
     routes=routes,
-    middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[*hosts])],
     exception_handlers={404: _not_found, 405: _not_found},
   )
-  return _Guarded(app)
+  return _Guarded(app, frozenset(hosts))
 
 
 class _Guarded:
   """Adds the security headers; refuses what pages of others send."""
 
-  def __init__(self, app: Any):
-    self._app = app
+  def __init__(self, app: Any, hosts: frozenset[str]):
+    self._app, self._hosts = app, hosts
 
   async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] != "http":
@@ -166,11 +163,19 @@ class _Guarded:
     headers = dict(scope["headers"])
     origin = headers.get(b"origin", b"").decode("latin-1")
     here = headers.get(b"host", b"").decode("latin-1")
-    if origin and urlsplit(origin).netloc != here:
-      refused = _error(403, "this page may not ask from another site.")
-      await refused(scope, receive, headed)
-      return
-    await self._app(scope, receive, headed)
+    answer = self._app
+    if not (self._hosts & {"*", _name_of(here)}):
+      answer = _error(400, "this server is not asked under that name.")
+    elif origin and urlsplit(origin).netloc != here:
+      answer = _error(403, "pages of other sites may not ask this server.")
+    await answer(scope, receive, headed)
+
+
+def _name_of(host: str) -> str:
+  """The name in "NAME:PORT"; "" if there is none."""
+  with contextlib.suppress(ValueError):  # of brackets that do not fit
+    return urlsplit(f"//{host}").hostname or ""
+  return ""
 
 
 # ------------------------------------------------------------- questions

@@ -76,7 +76,7 @@ def is_local(host: str) -> bool:
 def allowed_hosts(host: str) -> list[str]:
   """Names under which a server may be asked."""
   if is_local(host):
-    return ["localhost", "127.0.0.1", "[::1]", host]
+    return ["localhost", "127.0.0.1", "::1", host]
   return ["*"]
 
 

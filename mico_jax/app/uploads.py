@@ -35,13 +35,13 @@ class Question:
   key: str = ""
   item: Item | None = None
 
-  def inputs(self) -> dict[str, list[Any]]:
+  def inputs(self) -> dict[str, Any]:
     """As inputs of `OmniModel.embed`.
 
     Raises:
       Refused: if there is nothing.
     """
-    found: dict[str, list[Any]] = {}
+    found: dict[str, Any] = {}
     if self.text:
       found["text"] = [Item(self.text, name="text")]
     if self.item is not None:
@@ -50,7 +50,7 @@ class Question:
       raise Refused(400, "give a text, or upload a file and name its modality.")
     return found
 
-  def upload(self) -> dict[str, list[Any]]:
+  def upload(self) -> dict[str, Any]:
     """The upload alone.
 
     Raises:
@@ -88,7 +88,11 @@ def question(
   if not data and not key:
     return Question(text)
   if not key:
-    raise Refused(400, f"name the modality of the upload: {_known(preparer)}.")
+    raise Refused(
+      400,
+      f"name the modality of the upload: {_known(preparer)} (a text goes as "
+      "JSON, of type application/json).",
+    )
   if key not in preparer.keys or MODALITIES[key].kind == "interface":
     raise Refused(
       400, f"no uploads of {key[:40]!r}; known: {_known(preparer)}."

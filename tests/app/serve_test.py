@@ -378,7 +378,10 @@ def test_other_sites_and_names_are_refused(client):
   assert send(Origin=f"http://127.0.0.1:{client.port}") == 200
   assert send(Origin="http://evil.example") == 403
   assert send(Origin="null") == 403
-  assert send(Host=f"evil.example:{client.port}") == 400
+  assert send(Host=f"localhost:{client.port}") == 200
+  assert send(Host=f"[::1]:{client.port}") == 200
+  for host in (f"evil.example:{client.port}", "[", "127.0.0.1.evil.example"):
+    assert send(Host=host) == 400
 
 
 def test_fifty_at_once(client):
