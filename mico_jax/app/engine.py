@@ -341,7 +341,7 @@ def limited(preparer: Preparer, limits: Limits) -> Preparer:
 def _upload(key: str) -> dict[str, Any]:
   """What a page must know to upload a file of a modality."""
   modality = MODALITIES[key]
-  types = {mimetypes.guess_type(f"x{s}")[0] for s in modality.extensions}
+  types = {mimetypes.guess_type(f"file{s}")[0] for s in modality.extensions}
   return {
     "modality": key,
     "extensions": list(modality.extensions),

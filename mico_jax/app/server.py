@@ -27,9 +27,8 @@ from mico_jax.app.limits import Limits, Refused
 from mico_jax.app.waiting import Line
 from mico_jax.config import ConfigError
 from mico_jax.failures import TransientError
-from mico_jax.modalities import DecodeError
 
-if TYPE_CHECKING:  # they bring JAX, and the page is to be there before
+if TYPE_CHECKING:  # they take seconds to import, and the page comes first
   from mico_jax.app.engine import Engine
   from mico_jax.app.uploads import Question
 
@@ -343,6 +342,8 @@ async def _respond(work: Callable[[], Any]) -> Any:
   """The response of what `work` gives or raises."""
   from starlette.requests import ClientDisconnect
   from starlette.responses import Response
+
+  from mico_jax.modalities import DecodeError
 
   try:
     found = await work()
