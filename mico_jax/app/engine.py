@@ -75,6 +75,9 @@ class Engine:
         "step": self.model.step,
         "fingerprint": self.model.fingerprint,
         "embed_dim": self.model.embed_dim,
+        "objectives": sorted(
+          {x for t in self.model.config.tasks.values() for x in t.objectives}
+        ),
       },
       "gallery": {
         "title": self.gallery.title,

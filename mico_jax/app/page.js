@@ -314,6 +314,7 @@ const QUESTIONS = {
   caption: () => ask("caption", {}, ({ caption }) => {
     clear();
     write(caption, "caption");
+    untrained("captioning", "write captions");
   }),
   answer: () => {
     const text = at("text").value.trim();
@@ -321,6 +322,7 @@ const QUESTIONS = {
     ask("answer", { text }, ({ answer }) => {
       clear();
       write(answer, text);
+      untrained("question_answering", "answer questions");
     });
   },
   attention: () => ask("attention", {}, ({ frames }) => {
@@ -330,6 +332,14 @@ const QUESTIONS = {
     fade();
   }),
 };
+
+// Says that what was written means little. Objectives may be unknown.
+function untrained(objective, what) {
+  const { objectives } = about.checkpoint;
+  if (!objectives.length || objectives.includes(objective)) return;
+  at("written").append(
+    made("small", `This checkpoint was not trained to ${what}.`));
+}
 
 // ------------------------------------------------------------- answers
 function clear() {
