@@ -22,8 +22,10 @@ EXTRAS: dict[str, str] = {
   "pyarrow": "eval",
   "s3fs": "s3",
   "shtab": "completion",
+  "starlette": "app",
   "timm": "parity",
   "torch": "torch",
+  "uvicorn": "app",
   "wandb": "wandb",
 }
 

@@ -45,6 +45,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
   ("run.commands",),
   ("pretrained.make",),
   ("plan",),
+  ("app",),
   ("testing", "docs"),
   ("testing.golden", "testing.endurance"),
   ("cli", "__main__"),

@@ -39,6 +39,7 @@ COMMANDS: dict[str, str] = {
   "embed": "write the embeddings of many files",
   "index": "make or change an index of embeddings to search",
   "search": "find the items of an index by text or files",
+  "serve": "serve a page to search, caption and ask in a browser",
   "score": "compare texts with files",
   "caption": "write a caption for each file",
   "import": "make a checkpoint of weights of other libraries",

@@ -148,8 +148,7 @@ class Index:
 
   def __repr__(self) -> str:
     """Its size and modalities."""
-    kinds = {key: int(mask.sum()) for key, mask in self._masks.items()}
-    listed = ", ".join(f"{count} {key}" for key, count in kinds.items())
+    listed = ", ".join(f"{n} {key}" for key, n in self.modalities.items())
     return f"Index({len(self)} x {self.width}: {listed or 'empty'})"
 
   @functools.cached_property
@@ -162,13 +161,13 @@ class Index:
     """What a row is."""
     return Hit(score, *(self._columns[name][row] for name in COLUMNS))
 
-  def search(
+  def nearest(
     self,
     queries: Float[np.ndarray, "Q E"],
     k: int = 10,
     modality: str = "",
-  ) -> list[list[Hit]]:
-    """The k items with the largest cosine, best first, for each query.
+  ) -> tuple[list[Int[np.ndarray, " K"]], list[Float[np.ndarray, " K"]]]:
+    """Rows and cosines of the k most similar items, best first, by query.
 
     Args:
       queries: embeddings, unit-norm.
@@ -191,14 +190,30 @@ class Index:
         f"no {modality!r} in the index; it has {', '.join(self._masks)}."
       )
     mask = self._masks[modality] if modality else None
-    rows, scores = _best(self._parts, queries.astype(np.float32), k, mask)
+    return _best(self._parts, queries.astype(np.float32), k, mask)
+
+  def search(
+    self,
+    queries: Float[np.ndarray, "Q E"],
+    k: int = 10,
+    modality: str = "",
+  ) -> list[list[Hit]]:
+    """The k items with the largest cosine, best first, for each query.
+
+    See `nearest`, which gives their rows.
+    """
     return [
       [
         self.hit(int(row), float(score))
         for row, score in zip(r, s, strict=True)
       ]
-      for r, s in zip(rows, scores, strict=True)
+      for r, s in zip(*self.nearest(queries, k, modality), strict=True)
     ]
+
+  @property
+  def modalities(self) -> dict[str, int]:
+    """Modality -> number of items."""
+    return {key: int(mask.sum()) for key, mask in self._masks.items()}
 
 
 def read_tables(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,11 +130,36 @@ class Preparer:
     Raises:
       DecodeError: in one line that starts with the input's name.
     """
+    return self._of_one(key, value, self._prepared)
+
+  def decode_one(self, key: str, value: Any) -> tuple[Any, Geometry]:
+    """Decodes one input of a knowledge modality, to look at or listen to.
+
+    Returns:
+      What `Modality.decode` gives, and the sizes that it was given.
+
+    Raises:
+      DecodeError: in one line that starts with the input's name.
+    """
+    return self._of_one(key, value, self._decoded)
+
+  def content_of(self, key: str, value: Any) -> Any:
+    """The bytes of an input that is a file; another one as it is.
+
+    Raises:
+      DecodeError: in one line that starts with the input's name.
+    """
+    return self._of_one(key, value, lambda modality, item, raw: raw)
+
+  def _of_one(
+    self, key: str, value: Any, work: Callable[[Modality, Item, Any], Any]
+  ) -> Any:
+    """The result of `work` on an input that is read; its errors name it."""
     modality = self.check_key(key)
     try:
       item = guarded(lambda: as_item(key, value))
       raw = guarded(lambda: self._read(modality, item), reads=True)
-      return guarded(lambda: self._prepared(modality, item, raw))
+      return guarded(lambda: work(modality, item, raw))
     except DecodeError as error:
       name, text = name_of(key, value), str(error)
       if text.startswith(f"{name}: "):
@@ -155,12 +180,18 @@ class Preparer:
     if modality.kind == "interface":
       text = modality.decode(raw, self.geometry(key))
       return self.tokenizer.encode(text, self.max_length(key))
-    stated = stated_of(modality, item, item.value, self.mode(key).unit)
-    geometry = self.geometry(key, stated)
-    decoded = modality.decode(raw, geometry)
+    decoded, geometry = self._decoded(modality, item, raw)
     return preprocessing.host_array(
       modality, self.mode(key), decoded, geometry, None
     )
+
+  def _decoded(
+    self, modality: Modality, item: Item, raw: Any
+  ) -> tuple[Any, Geometry]:
+    key = modality.key
+    stated = stated_of(modality, item, item.value, self.mode(key).unit)
+    geometry = self.geometry(key, stated)
+    return modality.decode(raw, geometry), geometry
 
   def prepare(
     self, key: str, values: Sequence[Any]

@@ -66,10 +66,24 @@ class SearchMethods(Batching):
         "Embeddings of different checkpoints are not comparable."
       )
     given = inputs if text is None else {"text": text, **inputs}
-    rows = {key: items.as_list(key, values) for key, values in given.items()}
+    return found.search(self.query(**given), k, modality)
+
+  def query(self, **inputs: Any) -> Float[np.ndarray, "N E"]:
+    """Unit-norm embeddings to search with.
+
+    Args:
+      **inputs: lists by modality, aligned: a query is the sum of the embeddings
+        of its row.
+
+    Raises:
+      ValueError: for no inputs, a modality that the checkpoint lacks, or inputs
+        that cancel each other.
+      DecodeError: for an input that cannot be read.
+    """
+    rows = {key: items.as_list(key, values) for key, values in inputs.items()}
     items.lengths_of(rows)
     total = np.add.reduce(list(self.embed(**rows).values()))
     norm = np.linalg.norm(total, axis=1, keepdims=True)
     if not (norm > 1e-6).all():
       raise ValueError("the inputs of a query cancel each other; use fewer.")
-    return found.search(total / norm, k, modality)
+    return total / norm

@@ -93,6 +93,7 @@ FILES: dict[str, tuple[str, str]] = {
   "interop/importing/timm_vision.py": ("depth", "config.model.*.depth"),
   "models/staged.py": ("depth", "config.model.*.depth"),
   # A letter of something else.
+  "app/server.py": ("k", "how many hits are asked for"),
   "checkpoint/placement.py": ("u", "a kind of dtype"),
   "data/index/riegeli.py": ("r", "the mode of a file"),
   "data/media_files.py": ("r", "the mode of a file"),
