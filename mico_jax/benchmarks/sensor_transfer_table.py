@@ -24,8 +24,8 @@ from mico_jax.config import ConfigError
 from mico_jax.docs.markdown import markdown_table
 from mico_jax.evaluation.evaluators import find_measure
 from mico_jax.evaluation.metrics import FEW, exact_interval
+from mico_jax.run.monitor.curves import COLORS
 from mico_jax.run.monitor.progress import format_seconds
-from mico_jax.run.monitor.report import COLORS
 from mico_jax.run.sweep.draws import Values, drawn_means, interval
 from mico_jax.run.sweep.plan import RESULT_FILE, Plan
 from mico_jax.run.sweep.results import Found
