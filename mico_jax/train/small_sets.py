@@ -18,6 +18,14 @@ from mico_jax.modalities import sides
 from mico_jax.models.staged import staged_config
 
 VALIDATION = "validation"
+# Other voices and rooms, out of few.
+SOUNDS: Mapping[str, Mapping[str, Any]] = {
+  "speed": {"change": 0.2},
+  "shift": {},
+  "equalize": {"decibels": 9.0},
+  "gain": {},
+  "spec_augment": {"time_width": 16, "frequency_width": 12},
+}
 
 
 def parse(argument: str) -> tuple[str, bool]:
