@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from mico_jax import failures
 from mico_jax.aliases import Params
 from mico_jax.config import Config
+from mico_jax.data.identity import tell
 from mico_jax.data.records import Record
 from mico_jax.data.samples import load_inputs
 from mico_jax.data.sheet import drawable, tiles_of
@@ -63,6 +65,9 @@ def add_attention(
     except DecodeError:
       continue
     except ValueError:  # an encoder without attention
+      return
+    except Exception as error:  # such as memory: numbers matter more
+      tell(f"no attention in the examples: {failures.describe(error)}")
       return
 
 
