@@ -198,7 +198,7 @@ def test_comparing_what_cannot_run_is_refused(
   assert any("libtorch.so is missing" in note for note in report.notes)
   monkeypatch.undo()
   monkeypatch.setitem(sys.modules, "torch", None)
-  with pytest.raises(ConfigError, match=r"needs torch.*mico-jax\[torch\]"):
+  with pytest.raises(ConfigError, match=r"needs torch.*\[torch\]"):
     exporter.run(source, "torch", tmp_path / "o", on)
   assert not (tmp_path / "o").exists()
 
