@@ -183,7 +183,7 @@ def test_a_missing_engine_or_table_is_said_up_front(
   folder, tmp_path, monkeypatch
 ):
   monkeypatch.setitem(sys.modules, "ray", None)
-  with pytest.raises(ConfigError, match=r"mico-jax\[ray\]"):
+  with pytest.raises(ConfigError, match=r"\[ray\]"):
     engines.ray_data(job_of(folder, tmp_path / "a"), [], 0, 1, print)
   monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
   with pytest.raises(ConfigError, match=r"eval.*--status jsonl"):
