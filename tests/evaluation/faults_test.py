@@ -177,7 +177,7 @@ def test_probes_say_what_their_training_lacks_or_gives_away(
   source = {"kind": "manifest", "path": str(tmp_path / "train.jsonl")}
   source |= {"split": "", "root": "/"}
   odd = [{**r, "label": 0} for r in rows[:2]]
-  _, (result,), said = run(
+  _, (result, *_), said = run(
     [*odd, *rows[2:]],
     f"--config.data.sources.train2={source!r}",
     suite="nearest",
@@ -196,14 +196,14 @@ def test_labels_that_mean_no_class(run, rows, tmp_path):
   # A mark of the order of bytes, and Windows line ends.
   names.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(CLASSES).encode())
   options = {"suite": "zero_shot", "classes": str(names)}
-  found, (whole,), _ = run(rows, **options)
+  found, (whole, *_), _ = run(rows, **options)
   assert (whole["n"], whole["gallery"]) == (7, 3)
   given, _, _ = run(
     rows, suite="zero_shot", options={"zero_shot": {"names": CLASSES}}
   )
   assert given == found
   odd = [{**r, "label": r["label"].upper()} for r in rows[:2]]
-  _, (result,), said = run([*odd, *rows[2:]], **options)
+  _, (result, *_), said = run([*odd, *rows[2:]], **options)
   assert (result["n"], result["total"]) == (5, 7)
   assert "2 samples have a label that is no class ('GREEN CONE', 'RED" in said
   names.write_text("red cube\ngreen cone\nred cube\nblue sphere\n")
@@ -218,7 +218,7 @@ def test_a_number_that_is_the_name_of_another_class(run, rows):
   assert "label 1 is the number of a class, counted from 0, and" in said
   digits = [{**r, "label": r["label"] - 1} for r in numbers]
   options = {"zero_shot": {"names": ("0", "1", "2")}}
-  _, (result,), _ = run(digits, suite="zero_shot", options=options)
+  _, (result, *_), _ = run(digits, suite="zero_shot", options=options)
   assert result["n"] == 7
 
 
