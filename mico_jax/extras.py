@@ -16,10 +16,15 @@ NAME = "mico-jax"
 
 # Optional package -> the extra that installs it.
 EXTRAS: dict[str, str] = {
+  "edfio": "medical",
   "gcsfs": "gcs",
   "google": "gcs",
   "huggingface_hub": "hub",
+  "laspy": "pointcloud",
+  "plyfile": "pointcloud",
   "pyarrow": "eval",
+  "pydicom": "medical",
+  "rdkit": "molecules",
   "s3fs": "s3",
   "shtab": "completion",
   "starlette": "app",

@@ -4,7 +4,8 @@ The content of a sample can make a library raise any error. Such an error
 becomes a DecodeError of one line, and the sample is logged, counted and
 replaced. Three kinds of error pass through instead:
 
-- ConfigError: a mistake of the user.
+- ConfigError: a mistake of the user; an optional package that is missing is
+  one as well, since no other sample could be read either.
 - TransientError, and errors of a read that `mico_jax.failures.is_transient`
   accepts. An unreachable store is waited for: replacing its samples would make
   the data depend on chance.
@@ -25,6 +26,7 @@ from mico_jax import failures
 from mico_jax.config import ConfigError
 from mico_jax.data.guard import waiting
 from mico_jax.data.memory import memory_is_short
+from mico_jax.extras import EXTRAS, install
 from mico_jax.failures import TransientError
 from mico_jax.modalities import DecodeError
 
@@ -68,6 +70,12 @@ def guarded(call: Callable[[], T], what: str = "", *, reads: bool = False) -> T:
   except (ConfigError, TransientError):
     raise
   except Exception as error:
+    package = getattr(error, "name", None) or ""
+    if isinstance(error, ImportError) and package in EXTRAS:
+      raise ConfigError(
+        f"{what or 'a sample'} needs the package {package}: "
+        f"{install(EXTRAS[package])}."
+      ) from error
     text = f"{what}: {describe(error)}" if what else describe(error)
     content = not reads or isinstance(error, DecodeError)
     if not content and failures.is_transient(error):

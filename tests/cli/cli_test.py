@@ -83,7 +83,7 @@ def test_version_and_no_command(capsys):
   assert main(["retrain"]) == 2
   error = capsys.readouterr().err
   assert "no command 'retrain'; known: pretrain, evaluate" in error
-  assert error.endswith("doctor. Did you mean 'pretrain'?\n")
+  assert error.endswith(". Did you mean 'pretrain'?\n")
 
 
 # What the shell would offer behind words, with the script that is printed.
@@ -107,7 +107,7 @@ def test_completion_completes_in_bash(capsys, tmp_path):
     capture_output=True, text=True, check=True,
   )  # fmt: skip
   commands, option, value = done.stdout.splitlines()
-  assert commands.split() == ["sweep", "samples", "search", "score"]
+  assert commands.split() == ["sweep", "samples", "search", "serve", "score"]
   assert option.split() == ["--batch-size"]
   assert value.split() == ["full", "fast"]
 
@@ -123,7 +123,7 @@ def test_near_names_are_proposed(capsys):
 def test_every_command_has_a_module_and_is_listed(capsys):
   out = ok(capsys, "--help")
   for name in COMMANDS:
-    assert f"    {name} " in out
+    assert re.search(rf"^    {name}( |$)", out, re.MULTILINE)
     module = importlib.import_module(module_of(name))
     assert callable(module.run)
     assert callable(module.add_arguments)

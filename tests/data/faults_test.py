@@ -10,7 +10,7 @@ import os
 import numpy as np
 import pytest
 
-from mico_jax import failures
+from mico_jax import extras, failures
 from mico_jax.config import ConfigError
 from mico_jax.data import faults
 from mico_jax.data.bad_samples import read_bad_samples
@@ -173,3 +173,18 @@ def test_a_decoder_that_raises_is_a_bad_sample(tmp_path, monkeypatch, error):
   (entry,) = read_bad_samples(str(tmp_path / "run"))
   assert entry["reason"].startswith(f"image: {type(error).__name__}")
   assert entry["modalities"] == ["image"]
+
+
+def test_a_missing_package_is_no_broken_sample():
+  def lacking(name):
+    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+  with pytest.raises(ConfigError) as error:
+    guarded(lambda: lacking("rdkit"), "graph")
+  hint = extras.install("molecules")
+  assert str(error.value) == f"graph needs the package rdkit: {hint}."
+  # What no extra brings is a matter of the sample's content.
+  with pytest.raises(
+    DecodeError, match="image: ModuleNotFoundError: No module"
+  ):
+    guarded(lambda: lacking("anything"), "image")

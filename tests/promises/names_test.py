@@ -50,6 +50,7 @@ FILES: dict[str, tuple[str, str]] = {
   "interop/exporting/openclip_folder.py": ("image v", "a client of pictures"),
   "interop/exporting/timm_folder.py": ("image v depth", "a client of pictures"),
   "interop/importing/towers.py": ("image video x", "towers of pictures"),
+  "extras.py": ("pointcloud", "the extra of its files' readers"),
   "data/build/hf.py": ("image audio", "a chat of transformers"),
   "data/build/sets/credit_card_fraud.py": ("tabular", "one data set"),
   "data/build/sets/ego4d_imu.py": ("imu", "one data set"),
