@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import re
 import shlex
@@ -62,10 +61,8 @@ def test_a_package_of_a_broken_record_came_from_an_index(monkeypatch):
   class Broken:
     def read_text(self, name):
       assert name == "direct_url.json"
-      return "{"
+      return "{"  # no JSON
 
-  with pytest.raises(json.JSONDecodeError):
-    json.loads(Broken().read_text("direct_url.json"))
   monkeypatch.setattr("importlib.metadata.distribution", lambda name: Broken())
   extras._origin.cache_clear()
   try:
